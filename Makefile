@@ -1,0 +1,58 @@
+# make train   sets up .venv and runs the main job on the embedded default; options in ARGS="--train.steps 4 ..."
+# make test    sets up .venv and runs the tests                             options in ARGS="-k packaging ..."
+# make lint    ruff, import contracts, types
+# make tiny    makes the embedded model again
+# make clean   removes what was built, and .venv; never runs/
+
+PYTHON ?= python3
+NPROC ?= 1
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+LOCK := requirements/$(if $(filter 0,$(HAS_GPU)),cpu,cuda).txt
+STAMP := $(VENV)/$(notdir $(basename $(LOCK))).stamp
+
+# The environment holds what the lock names and nothing of the machine's.
+unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
+export PYTHONNOUSERSITE := 1
+
+TORCH_CUDA = import importlib.util as u, runpy, sys; \
+	sys.exit(runpy.run_path(u.find_spec("torch").submodule_search_locations[0] + "/version.py")["cuda"] is not None)
+
+.PHONY: setup train test lint tiny clean
+
+setup: $(STAMP)
+
+$(STAMP): $(LOCK) pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "capo_fast needs Python 3.11 or newer as '$(PYTHON)'; name another with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "'$(PYTHON)' cannot make virtual environments: install its venv package (Debian: apt install python3-venv)" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps -r $(LOCK)
+ifeq ($(LOCK),requirements/cpu.txt)
+	@$(BIN)/python -c '$(TORCH_CUDA)' || { \
+		echo "No NVIDIA GPU here, but the package index handed out a CUDA torch: set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels, remove $(VENV), and run make again" >&2; exit 1; }
+endif
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+train: setup
+	$(BIN)/torchrun --standalone --nproc-per-node=$(NPROC) -m capo_fast.train $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+tiny: setup
+	$(BIN)/python -m capo_fast.tiny
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks

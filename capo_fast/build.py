@@ -1,0 +1,211 @@
+"""A configuration -> the parts of a run, put together in the one order that works."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from capo_fast.checkpoint import Checkpointer
+from capo_fast.config import Config, ConfigError
+from capo_fast.credit.critic import load_template
+from capo_fast.credit.verify import VerifierPool
+from capo_fast.data import PromptOrder, load_problems, render_prompts
+from capo_fast.engine.base import Engine
+from capo_fast.learner import Learner
+from capo_fast.metrics import Recorder, RunFolder, Stopwatch
+from capo_fast.paths import resolve_model, resolve_path
+from capo_fast.policy import DTYPES, load_model, shard_policy
+from capo_fast.progress import Progress
+from capo_fast.records import Prompt
+from capo_fast.report import Console, open_console
+from capo_fast.runtime import StopSignal, seed_everything, start_ranks
+from capo_fast.settings import config_as_dict, dump_config, flatten, read_file
+from capo_fast.sync import Sync, check_same_architecture
+
+
+@dataclass
+class Parts:
+    """Everything that the loop uses."""
+
+    config: Config
+    folder: Path
+    rank: int
+    world: int
+    prompts: list[Prompt]
+    heldout: list[Prompt]
+    order: PromptOrder
+    tokenizer: Any
+    template: str
+    engine: Engine
+    learner: Learner
+    sync: Sync
+    pool: VerifierPool
+    checkpointer: Checkpointer
+    progress: Progress
+    recorder: Recorder
+    console: Console
+    clock: Stopwatch
+    stop: StopSignal
+    started: float
+
+    def wall_seconds(self) -> float:
+        """Seconds of the run so far, over all its starts."""
+        return time.monotonic() - self.started
+
+    def close(self) -> None:
+        self.console.close()
+        self.recorder.close()
+        self.pool.close()
+        self.engine.close()
+        dist.destroy_process_group()
+
+
+def build(config: Config, engine: Engine | None = None) -> Parts:
+    """All parts of a run, resumed from its newest checkpoint if there is one. A collective on all ranks.
+
+    `engine`: one to use instead of vLLM. Raises ConfigError for what can't be used, before anything is written.
+    """
+    started = time.monotonic()
+    device = start_ranks()
+    seed_everything(config.seed)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    model_path = resolve_model(config.model.path)
+    tokenizer = load_tokenizer(model_path)
+    prompts, heldout = load_prompts(config, tokenizer)
+    template = load_template(resolve_path(config.critic.prompt))
+    folder = run_folder(config)
+    checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint.keep)
+    if engine is None:
+        engine = start_engine(model_path, config)
+    learner, critic_weights = load_learner(model_path, config, device)
+    progress = Progress()
+    if (newest := checkpointer.newest()) is not None:
+        progress = Progress(**checkpointer.load(newest, learner))
+    recorder = Recorder()
+    if rank == 0:
+        recorder = RunFolder(folder, config.run.keep_rollouts, config.run.wandb, config_as_dict(config))
+        recorder.cut_back(progress.step)
+    console = open_console(config.train.steps, rank, progress.step)
+    return Parts(
+        config=config,
+        folder=folder,
+        rank=rank,
+        world=world,
+        prompts=prompts,
+        heldout=heldout,
+        order=PromptOrder(len(prompts), config.seed),
+        tokenizer=tokenizer,
+        template=template,
+        engine=engine,
+        learner=learner,
+        sync=Sync(engine, learner, critic_weights, prompts, config),
+        pool=VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn),
+        checkpointer=checkpointer,
+        progress=progress,
+        recorder=recorder,
+        console=console,
+        clock=Stopwatch(console.stage),
+        stop=StopSignal(),
+        started=started - progress.wall_seconds,
+    )
+
+
+def load_tokenizer(model_path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path: no tokenizer can be loaded from {model_path}") from error
+
+
+def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts, each short enough to leave room for its answer."""
+    room = config.engine.max_model_len - config.rollout.max_tokens
+    system = config.data.system_prompt
+    assert config.data.path is not None  # a rule of the configuration
+    prompts = render_prompts(load_problems(config.data.path, config.data), tokenizer, system, room)
+    if config.eval.path is None:
+        return prompts, []
+    problems = load_problems(config.eval.path, config.data)[: config.eval.limit]
+    return prompts, render_prompts(problems, tokenizer, system, room)
+
+
+def start_engine(model_path: str, config: Config) -> Engine:
+    from capo_fast.engine.vllm import VllmEngine
+
+    return VllmEngine(model_path, config.engine)
+
+
+def load_learner(
+    model_path: str, config: Config, device: torch.device
+) -> tuple[Learner, Mapping[str, torch.Tensor]]:
+    """The learner, with a frozen reference where the loss has a KL term, and the critic's weights on the host."""
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    attention, untested = config.policy.attention, config.model.untested
+    model = load_model(model_path, attention, untested)
+    critic_weights = {}
+    if config.credit.process != "none":
+        critic = model
+        if config.critic.path is not None:
+            critic = load_model(resolve_model(config.critic.path), attention, untested)
+            check_same_architecture(critic.state_dict(), model.state_dict())
+        dtype = DTYPES[config.engine.dtype]
+        critic_weights = {name: weight.to(dtype, copy=True) for name, weight in critic.state_dict().items()}
+    reference = None
+    if config.loss.kl_coef > 0:
+        frozen = load_model(model_path, attention, untested).requires_grad_(False)
+        reference = shard_policy(frozen, config.policy, mesh)
+    return Learner(shard_policy(model.train(), config.policy, mesh), reference, config), critic_weights
+
+
+RESUMABLE = ("resume", "run.", "train.steps", "checkpoint.", "eval.every")
+"""Settings that may differ between the starts of one run."""
+
+
+def run_folder(config: Config) -> Path:
+    """The run's folder, ready to be written to. Rank 0 makes it; all ranks get the same.
+
+    With `resume = never` a folder that is there moves aside. Raises ConfigError where a resumed run's settings differ.
+    """
+    answer: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [_make_folder(config)]
+        except (ConfigError, OSError) as error:
+            answer = [error]
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], Exception):
+        raise ConfigError(f"run.dir: {answer[0]}" if isinstance(answer[0], OSError) else str(answer[0]))
+    return answer[0]
+
+
+def _make_folder(config: Config) -> Path:
+    folder = Path(config.run.dir or f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
+    saved = folder / "config.yaml"
+    if folder.exists() and config.resume == "never":
+        aside = next(path for i in range(1, 10**6) if not (path := folder.with_name(f"{folder.name}.old-{i}")).exists())
+        os.replace(folder, aside)
+    if saved.exists():
+        _check_same_settings(config, saved)
+    folder.mkdir(parents=True, exist_ok=True)
+    saved.write_text(dump_config(config))
+    return folder
+
+
+def _check_same_settings(config: Config, saved: Path) -> None:
+    before, now = read_file(saved), flatten(config_as_dict(config))
+    for key in now:
+        if not key.startswith(RESUMABLE) and now[key] != before.get(key):
+            raise ConfigError(
+                f"{key}: {now[key]!r}, but the run in {saved.parent} was started with {before.get(key)!r}; "
+                "resume it with the same settings, or take another run.dir, or --resume never"
+            )

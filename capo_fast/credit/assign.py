@@ -1,0 +1,103 @@
+"""Verdicts and votes of whole groups -> the credit of every token.
+
+The token reward is the paper's Eq. 1, `R = C * outcome - P * wrong`; a group's statistics (Eq. 2 and its variants) come
+from `capo_kernels.credit_stats`, so that the loss kernel and the files on disk speak of the same advantages.
+
+Letters: T response tokens of all samples, B samples, S steps, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import capo_kernels as ck
+import torch
+
+from capo_fast.config import Config
+from capo_fast.records import CreditedSample, Rollout, Sample
+from capo_fast.rules import overlong_buffer, std_floor
+
+
+def assign_credit(samples: Sequence[Sample], config: Config) -> list[CreditedSample]:
+    """The credit of samples that make up whole groups, in their order.
+
+    A sample whose check timed out, or that the length limit cut under `train.truncated = mask`, is not trained on and
+    does not enter its group's statistics.
+    """
+    if not samples:
+        return []
+    groups = {group: row for row, group in enumerate(dict.fromkeys(sample.rollout.group for sample in samples))}
+    group_B = torch.tensor([groups[sample.rollout.group] for sample in samples])
+    outcomes = [outcome_reward(sample, config) for sample in samples]
+    wrong = [step_penalties(sample, config.credit.process) for sample in samples]
+    trained = [is_trained(sample, config.train.truncated) for sample in samples]
+    lengths = [len(sample.rollout.token_ids) for sample in samples]
+    credit = ck.Credit(
+        step_starts=torch.tensor([start for s in samples for start in s.rollout.steps.starts], dtype=torch.bool),
+        step_wrong=torch.tensor([w for steps in wrong for w in steps], dtype=torch.float32),
+        outcome=torch.tensor(outcomes, dtype=torch.float32),
+        group=group_B,
+        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
+        outcome_weight=config.credit.outcome_weight,
+        process_weight=config.credit.process_weight,
+        norm=config.credit.norm,
+        std_floor=std_floor(config),
+    )
+    mask_T = torch.tensor(trained).repeat_interleave(torch.tensor(lengths))
+    stats_G4 = ck.credit_stats(credit, mask_T)
+    advantages_T = ck.token_advantages(replace(credit, stats=stats_G4), mask_T)
+    parts = zip(samples, trained, outcomes, wrong, stats_G4[group_B].tolist(), advantages_T.split(lengths), strict=True)
+    return [
+        CreditedSample(sample, keep, outcome, steps, tuple(stats), tuple(advantages.tolist()))
+        for sample, keep, outcome, steps, stats, advantages in parts
+    ]
+
+
+def outcome_reward(sample: Sample, config: Config) -> float:
+    r"""What the outcome weight C multiplies: the verdict, the format bonus (per C) and DAPO's length penalty.
+
+    [us] The bonus is added where the response has a `\boxed{}`. With `credit.process = prefix` a wrong answer starts from
+    0.5 (VPPO, arXiv 2601.18984).
+    """
+    reward = sample.outcome or 0.0
+    if config.credit.process == "prefix" and reward < 1:
+        reward = 0.5
+    if "\\boxed{" in sample.rollout.text:
+        reward += config.reward.format_bonus / config.credit.outcome_weight
+    if config.train.truncated == "penalise":
+        reward -= overlong_penalty(sample.rollout, config.rollout.max_tokens, overlong_buffer(config))
+    return reward
+
+
+def overlong_penalty(rollout: Rollout, max_tokens: int, buffer: int) -> float:
+    """DAPO's soft penalty in [0, 1] (arXiv 2503.14476, Eq. 13): it grows over the last `buffer` tokens before the limit.
+
+    [us] A rollout that the limit cut always gets 1.
+    """
+    over = len(rollout.token_ids) - (max_tokens - buffer)
+    return min(max(over / buffer, 0.0), 1.0) if rollout.finished else 1.0
+
+
+def step_penalties(sample: Sample, process: str) -> tuple[float, ...]:
+    """[S], what the process weight P multiplies.
+
+    steps: the votes (CAPO). prefix: 1 from the first step voted wrong on, in wrong answers alone (VPPO). none: zeros.
+    """
+    votes = sample.step_wrong
+    if process == "steps":
+        return votes
+    if process == "none" or sample.outcome == 1:
+        return (0.0,) * len(votes)
+    first = next((k for k, vote in enumerate(votes) if vote > 0), len(votes))
+    return tuple(float(k >= first) for k in range(len(votes)))
+
+
+def is_trained(sample: Sample, truncated: str) -> bool:
+    """Whether the sample enters the loss."""
+    return sample.outcome is not None and (sample.rollout.finished or truncated != "mask")
+
+
+def informative_groups(credited: Sequence[CreditedSample]) -> set[int]:
+    """The groups with an advantage that is not 0 (dynamic sampling keeps these)."""
+    return {c.sample.rollout.group for c in credited if any(c.advantages)}

@@ -1,0 +1,1 @@
+"""Generation engines: requests in, finished answers out as they come."""

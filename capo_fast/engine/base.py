@@ -1,0 +1,70 @@
+"""What the trainer asks of an engine, and the checksum both sides of a weight push agree on.
+
+Letters: N rows and K columns of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from capo_fast.records import Completion, Request
+
+CHECKSUM_ROWS = 8192
+
+
+class Engine(Protocol):
+    """A generation engine whose weights are pushed from outside.
+
+    Requests enter with `add` at any time, also between two `step`s; each `step` returns the answers that ended in it.
+    """
+
+    def add(self, request: Request) -> None: ...
+
+    def step(self) -> list[Completion]: ...
+
+    def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Replace all weights by one whole version, in Hugging Face names, and forget every cached prefix."""
+
+    def checksums(self) -> dict[str, float]:
+        """`checksum` of every weight the engine computes with, by its Hugging Face name."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-prob of each token after the first, natural log, temperature 1."""
+
+    def close(self) -> None:
+        """Give back what the engine holds; it can't be used afterwards."""
+
+
+def run_requests(engine: Engine, requests: Iterable[Request]) -> dict[str, Completion]:
+    """All answers, by request id. Requests enter in the order given: the same order repeats the same answers."""
+    waiting: set[str] = set()
+    for request in requests:
+        engine.add(request)
+        waiting.add(request.id)
+    completions: dict[str, Completion] = {}
+    while waiting:
+        for completion in engine.step():
+            completions[completion.id] = completion
+            waiting.discard(completion.id)
+    return completions
+
+
+def signs(size: int, device: torch.device | None = None) -> torch.Tensor:
+    """float64 [size] of fixed, irregular +1 and -1."""
+    return torch.sin(torch.arange(1, size + 1, dtype=torch.float64, device=device) ** 2).sign()
+
+
+def checksum(weight: torch.Tensor) -> float:
+    """`signs(N) . W . signs(K)` of a matrix, `signs(N) . w` of a vector, in float64.
+
+    It depends on every entry's place, and an engine that keeps a matrix packed can still give it: as its layer's answer
+    to the input `signs(K)`.
+    """
+    if weight.ndim == 1:
+        return float(weight.double() @ signs(len(weight), weight.device))
+    signs_K = signs(weight.shape[1], weight.device)
+    response_N = torch.cat([rows.double() @ signs_K for rows in weight.split(CHECKSUM_ROWS)])
+    return float(response_N @ signs(len(response_N), weight.device))

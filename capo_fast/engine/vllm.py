@@ -1,0 +1,161 @@
+"""vLLM in the trainer's process: the only import of vllm.
+
+The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, with tensor-parallel size 1. Weights are
+pushed as one whole version through one `reload_weights` (several reloads a version corrupt it, SkyRL).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from capo_fast.config import EngineConfig
+from capo_fast.engine.base import checksum, signs
+from capo_fast.records import Completion, Request
+
+
+class VllmEngine:
+    """One in-process vLLM engine. `torch.distributed` must be initialised before it is built."""
+
+    def __init__(self, model_path: str, config: EngineConfig) -> None:
+        """model_path: folder or hub id; its weights are only placeholders until the first `load`."""
+        self._llm = _start(model_path, config)
+        self._tokenizer = self._llm.get_tokenizer()
+
+    def add(self, request: Request) -> None:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            max_tokens=request.max_tokens,
+            seed=request.seed,
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._llm.llm_engine.add_request(request.id, TokensPrompt(prompt_token_ids=list(request.prompt_ids)), params)
+
+    def step(self) -> list[Completion]:
+        return [self._completion(output) for output in self._llm.llm_engine.step() if output.finished]
+
+    def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self._llm.reset_prefix_cache()
+
+    def checksums(self) -> dict[str, float]:
+        return self._llm.apply_model(_checksums)[0]
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        return [
+            [at[token].logprob for token, at in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
+            for sequence, output in zip(sequences, outputs, strict=True)
+        ]
+
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def _completion(self, output: Any) -> Completion:
+        answer = output.outputs[0]
+        token_ids = tuple(answer.token_ids)
+        return Completion(
+            id=output.request_id,
+            token_ids=token_ids,
+            logprobs=tuple(at[token].logprob for token, at in zip(token_ids, answer.logprobs, strict=True)),
+            text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+            finished=answer.finish_reason == "stop",
+        )
+
+
+def _start(model_path: str, config: EngineConfig) -> Any:
+    """Build vLLM's `LLM` and leave this process's random generators as they were: vLLM reseeds them."""
+    on_cpu = not torch.cuda.is_available()
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # At WARNING, vLLM writes dozens of lines at the start and one at each weight push.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if on_cpu and config.enforce_eager:
+        # vLLM compiles two sampling helpers even when eager: 20 s and a C++ compiler for nothing.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        from vllm import LLM
+
+    llm = LLM(
+        model_path,
+        distributed_executor_backend="external_launcher",
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        kv_cache_memory_bytes=int(config.kv_cache_gb * 2**30),
+        enforce_eager=config.enforce_eager,
+        logprobs_mode="processed_logprobs",
+        use_tqdm_on_load=False,
+        disable_log_stats=True,
+        seed=0,
+        **_cpu_prefill(config.max_model_len) if on_cpu else {},
+    )
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    return llm
+
+
+def _cpu_prefill(max_model_len: int) -> dict[str, Any]:
+    """vLLM 0.32 on a CPU fails when a seeded request's prefill is cut in two ("CPU Generator does not use offset")."""
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(16384, max_model_len)}
+
+
+@torch.no_grad()
+def _checksums(model: Any) -> dict[str, float]:
+    """`checksum` of every weight that the engine computes with, by Hugging Face name."""
+    found: dict[str, float] = {}
+    for name, module in model.named_modules():
+        if not isinstance(getattr(module, "weight", None), torch.Tensor):
+            continue
+        parent, _, leaf = name.rpartition(".")
+        parts = model.packed_modules_mapping.get(leaf)
+        names = [f"{parent}.{part}" for part in parts] if parts else [name]
+        sizes = module.output_sizes if parts else None
+        found |= zip((f"{part}.weight" for part in names), _weight_checksums(module, sizes), strict=True)
+        if isinstance(getattr(module, "bias", None), torch.Tensor):
+            pieces = module.bias.split(sizes or len(module.bias))
+            found |= zip((f"{part}.bias" for part in names), map(checksum, pieces), strict=True)
+    return found
+
+
+def _weight_checksums(module: Any, sizes: list[int] | None) -> list[float]:
+    """Of a matrix through the very kernel that computes with it: vLLM's CPU kernels keep only a packed copy."""
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    if isinstance(module, LinearBase):
+        response_N = _response(module, module.input_size)
+    elif isinstance(module, ParallelLMHead):
+        response_N = _response(module, module.embedding_dim)[: module.org_vocab_size]
+    elif isinstance(module, VocabParallelEmbedding):
+        return [checksum(module.weight[: module.org_vocab_size])]
+    else:
+        return [checksum(module.weight)]
+    return [float(piece @ signs(len(piece), piece.device)) for piece in response_N.split(sizes or len(response_N))]
+
+
+def _response(module: Any, columns: int) -> torch.Tensor:
+    """float64 [N], the layer's answer to `signs(K)`, without bias."""
+    probe_1K = signs(columns, module.weight.device).to(module.weight.dtype)[None]
+    return module.quant_method.apply(module, probe_1K, None)[0].double()

@@ -1,0 +1,59 @@
+"""The figures of one training step, from its samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from capo_fast.evaluate import PassRate
+from capo_fast.metrics import peak_memory_gb
+from capo_fast.records import CreditedSample
+
+
+def step_figures(
+    credited: Sequence[CreditedSample], dropped: int, stages: Mapping[str, float], rate: PassRate | None
+) -> dict[str, float]:
+    """What the metrics of a step say of its rollouts, critiques, time and memory."""
+    samples = [each.sample for each in credited]
+    figures = {**_rollouts(credited), **_critiques(credited), "groups/dropped": dropped}
+    figures |= {f"time/{stage}": seconds for stage, seconds in stages.items()}
+    tokens = sum(len(sample.rollout.token_ids) for sample in samples)
+    figures["tokens_per_s"] = tokens / sum(stages.values())
+    figures["memory_gb"] = peak_memory_gb()
+    if rate is not None:
+        figures |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
+    return figures
+
+
+def _rollouts(credited: Sequence[CreditedSample]) -> dict[str, float]:
+    if not credited:
+        return {"rollouts": 0}
+    rollouts = [each.sample.rollout for each in credited]
+    outcomes = [each.sample.outcome for each in credited]
+    return {
+        "rollouts": len(rollouts),
+        "policy_version": rollouts[0].version,
+        "reward_mean": fmean(each.outcome for each in credited),
+        "pass_rate": _mean([outcome for outcome in outcomes if outcome is not None]),
+        "verify/timeouts": outcomes.count(None),
+        "response_tokens_mean": fmean(len(rollout.token_ids) for rollout in rollouts),
+        "truncated_frac": fmean(not rollout.finished for rollout in rollouts),
+        "steps_mean": fmean(len(rollout.steps.texts) for rollout in rollouts),
+    }
+
+
+def _critiques(credited: Sequence[CreditedSample]) -> dict[str, float]:
+    critiques = [critique for each in credited for critique in each.sample.critiques]
+    votes = [vote for each in credited for vote in each.sample.step_wrong]
+    return {
+        "wrong_step_rate": _mean(votes),
+        "critic/critiques": len(critiques),
+        "critic/abstained": sum(critique.abstained for critique in critiques),
+        "critic/out_of_range": sum(critique.dropped for critique in critiques),
+        "critic/truncated": sum(critique.truncated for critique in critiques),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else math.nan

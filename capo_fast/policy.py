@@ -1,0 +1,105 @@
+"""The policy: a Hugging Face decoder under FSDP2 with the loss as its head. The only import of transformers' models.
+
+Letters: N packed tokens, T response tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import capo_kernels as ck
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from capo_fast.config import ConfigError, PolicyConfig
+from capo_fast.records import PackedBatch
+
+TESTED = ("qwen2", "qwen3", "llama")
+"""Dense architectures whose names vLLM's loader knows; transformers 5 fuses MoE experts under names that it doesn't."""
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Policy(nn.Module):
+    """A causal language model that maps packed batches to log-probs or to a policy-gradient loss.
+
+    The head is applied to the rows that predict response tokens alone, inside the sharded module's forward, where its
+    weight is whole.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: PackedBatch, spec: ck.LossSpec, loss: bool) -> tuple[torch.Tensor, ...] | torch.Tensor:
+        """`loss=False`: log-probs float32 [T]. `loss=True`: (loss, log-probs [T], metrics) of `ck.linear_policy_loss`."""
+        hidden_TH = self._hidden(batch)
+        head = self.model.get_output_embeddings()
+        if not loss:
+            return ck.linear_token_logprobs(
+                hidden_TH, head.weight, batch.targets, bias=head.bias, temperature=spec.temperature
+            )
+        result = ck.linear_policy_loss(
+            hidden_TH,
+            head.weight,
+            batch.targets,
+            bias=head.bias,
+            weights=batch.weights,
+            credit=batch.credit,
+            old_logprobs=batch.old_logprobs,
+            ref_logprobs=batch.ref_logprobs,
+            rollout_logprobs=batch.rollout_logprobs,
+            cu_seqlens=batch.credit.cu_seqlens,
+            spec=spec,
+        )
+        return result.loss, result.logprobs, result.metrics
+
+    def _hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """[T, H]. Without a mask and a cache, position ids that start again at 0 keep packed sequences apart."""
+        output = self.model.model(
+            input_ids=batch.input_ids[None], position_ids=batch.position_ids[None], use_cache=False
+        )
+        return output.last_hidden_state[0, batch.rows]
+
+
+def load_model(path: str, attention: str, untested: bool = False) -> Any:
+    """The model in float32 on the host. Raises ConfigError for a missing model or an architecture outside `TESTED`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model_type = AutoConfig.from_pretrained(path).model_type
+    except OSError as error:
+        raise ConfigError(f"model.path: {path} is neither a model folder nor an id that can be fetched") from error
+    if model_type not in TESTED and not untested:
+        raise ConfigError(
+            f"model.path: {path} is a {model_type} model, want one of {', '.join(TESTED)} (or set model.untested true)"
+        )
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+
+
+def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
+    """The model under FSDP2: float32 shards by decoder layer, computed in `policy.dtype`, reduced in float32."""
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    precision = MixedPrecisionPolicy(param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    policy = Policy(model)
+    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    return policy
+
+
+def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight whole, one at a time, in Hugging Face names, cast to `dtype`; a collective on all ranks.
+
+    A tied head comes twice, as embedding and as head: vLLM's CPU kernels keep a packed copy of each.
+    """
+    for name, weight in policy.model.state_dict().items():
+        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        yield name, whole.detach().to(dtype)

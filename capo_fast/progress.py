@@ -1,0 +1,57 @@
+"""How far a run is: the part of its state that is not tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from capo_fast.config import Config
+from capo_fast.evaluate import PassRate
+
+
+@dataclass
+class Progress:
+    """Kept in every checkpoint as JSON."""
+
+    step: int = 0
+    """Finished training steps; the version of the policy."""
+    cursor: int = 0
+    """Prompts drawn so far."""
+    wall_seconds: float = 0.0
+    """Over all starts of the run."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall seconds by stage."""
+    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+    """`PassRate` by step."""
+    best_step: int | None = None
+    """Step of the best evaluation."""
+
+    def note(self, step: int, rate: PassRate | None) -> None:
+        """Keep an evaluation; the best step is the first with the highest rate."""
+        if rate is None:
+            return
+        self.evaluations[str(step)] = vars(rate)
+        if self.best_step is None or rate.rate > self.evaluations[str(self.best_step)]["rate"]:
+            self.best_step = step
+
+    def add_seconds(self, stages: Mapping[str, float]) -> None:
+        for stage, seconds in stages.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def summary(self, config: Config) -> dict[str, Any]:
+        """What `summary.json` holds."""
+        before, after = self.evaluations.get("0"), self.evaluations.get(str(self.step))
+        return {
+            "algorithm": config.algorithm,
+            "seed": config.seed,
+            "steps": self.step,
+            "pass@1_before": before and before["rate"],
+            "pass@1_before_stderr": before and before["stderr"],
+            "pass@1_after": after and after["rate"],
+            "pass@1_after_stderr": after and after["stderr"],
+            "heldout_problems": after and after["problems"],
+            "best_step": self.best_step,
+            "wall_seconds": self.wall_seconds,
+            "seconds_by_stage": self.seconds,
+        }

@@ -1,0 +1,183 @@
+"""The nouns of the house: small immutable records that pass from one stage to the next.
+
+Letters: L response tokens of one rollout, S its steps, N all tokens of a packed batch, T its response tokens, B its
+sequences, G the groups of a training step.
+
+The way from critiques to token advantages, for a group of two rollouts (C = 2, P = 1):
+
+    rollout 0: right answer, 3 steps of 2 tokens; rollout 1: wrong answer, 2 steps of 2 tokens
+    critiques of rollout 0: {1}, {1, 2}  -> intersection vote -> step_wrong (0, 1, 0)
+    critiques of rollout 1: {0}, abstained -> step_wrong (1, 0)
+    token reward R = C * outcome - P * wrong: rollout 0: 2 2 1 1 2 2; rollout 1: -1 -1 0 0
+    advantage (R - mean) / std over the group's 10 tokens: mean 0.8, std 1.166
+        -> 1.03 1.03 0.17 0.17 1.03 1.03 | -1.54 -1.54 -0.69 -0.69
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import capo_kernels as ck
+import torch
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem, as the data has it and as the policy sees it.
+
+    >>> Prompt(id="gsm8k-7", problem="1+1=?", answer="2", solution=None, token_ids=(5, 9, 5))
+    """
+
+    id: str
+    problem: str
+    answer: str
+    solution: str | None
+    token_ids: tuple[int, ...]
+    """The rendered prompt (chat template and system prompt applied)."""
+
+
+@dataclass(frozen=True)
+class StepSpans:
+    """The steps of one response, cut on its own generated tokens.
+
+    >>> StepSpans(starts=(True, False, True), texts=("a=1", "A:1"))
+    """
+
+    starts: tuple[bool, ...]
+    """[L], True on the first token of each step."""
+    texts: tuple[str, ...]
+    """[S], the text of each step, as the critic is shown it."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled solution of a prompt."""
+
+    prompt: Prompt
+    group: int
+    """Index of the prompt in its training step: rollouts with the same `group` are one group."""
+    sample: int
+    """Index of the rollout in its group."""
+    version: int
+    """Version of the policy that wrote it."""
+    token_ids: tuple[int, ...]
+    """[L], the response, with its end-of-sequence token if it wrote one."""
+    logprobs: tuple[float, ...]
+    """[L], natural log, under the engine at the sampling temperature."""
+    text: str
+    finished: bool
+    """False where the length limit cut it."""
+    steps: StepSpans
+
+
+@dataclass(frozen=True)
+class Critique:
+    """One answer of the critic, parsed. An abstained critique has no say in the vote.
+
+    >>> Critique(abstained=False, wrong_steps=frozenset({0, 3}), dropped=0)
+    """
+
+    abstained: bool
+    wrong_steps: frozenset[int]
+    dropped: int
+    """Indices outside [0, S) that the list named."""
+    text: str = ""
+    truncated: bool = False
+    """The length limit cut the answer before its list was closed."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A rollout with everything that credit needs."""
+
+    rollout: Rollout
+    outcome: float | None
+    """The verdict on the final answer in [0, 1]; None where the check timed out (such a rollout is not trained on)."""
+    critiques: tuple[Critique, ...]
+    step_wrong: tuple[float, ...]
+    """[S] in [0, 1], the vote on each step."""
+
+
+@dataclass(frozen=True)
+class CreditedSample:
+    """A sample with its credit, computed over its whole group."""
+
+    sample: Sample
+    trained: bool
+    """False: out of the loss and out of its group's statistics (verifier time-out, masked truncation)."""
+    outcome: float
+    """What the outcome weight multiplies: the verdict with the format bonus and length penalty worked in."""
+    step_wrong: tuple[float, ...]
+    """[S] in [0, 1], what the process weight multiplies."""
+    stats: tuple[float, ...]
+    """Outcome shift and scale, process shift and scale of its group (`capo_kernels.credit_stats`)."""
+    advantages: tuple[float, ...]
+    """[L]"""
+
+    def step_advantages(self) -> list[float]:
+        """[S], the advantage of each step's tokens."""
+        return [a for a, start in zip(self.advantages, self.sample.rollout.steps.starts, strict=True) if start]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One generation request to the engine. The seed makes its answer repeatable."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    seed: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The engine's finished answer to one request."""
+
+    id: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """One micro-batch: whole sequences end to end, without padding.
+
+    `rows` picks, out of the N packed positions, the T ones that predict a response token; every [T] tensor is aligned
+    with it.
+    """
+
+    input_ids: torch.Tensor
+    """int64 [N]"""
+    position_ids: torch.Tensor
+    """int64 [N], from 0 in each sequence"""
+    rows: torch.Tensor
+    """int64 [T], indices into N"""
+    targets: torch.Tensor
+    """int64 [T]"""
+    weights: torch.Tensor
+    """float32 [T], the share of each token in the loss; 0 where it is not trained"""
+    credit: ck.Credit
+    """Steps, votes, outcomes and the statistics of whole groups; its `cu_seqlens` int32 [B + 1] cut the T rows"""
+    rollout_logprobs: torch.Tensor
+    """float32 [T], the engine's"""
+    old_logprobs: torch.Tensor | None = None
+    """float32 [T], of the policy before the batch's first update; None: ratio 1"""
+    ref_logprobs: torch.Tensor | None = None
+    """float32 [T], of the reference; None without a KL term"""
+
+    def to(self, device: torch.device) -> PackedBatch:
+        return _to(self, device)
+
+
+def _to(record: Any, device: torch.device) -> Any:
+    tensors = {f.name: getattr(record, f.name) for f in fields(record)}
+    moved = {name: x.to(device, non_blocking=True) for name, x in tensors.items() if isinstance(x, torch.Tensor)}
+    if "credit" in tensors:
+        moved["credit"] = _to(tensors["credit"], device)
+    return replace(record, **moved)

@@ -1,0 +1,140 @@
+"""What a configuration must satisfy beyond the type of each value: bounds of one setting, and rules between several.
+
+The settings whose `None` or 0 stands for a value worked out from others are worked out here too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+
+from capo_fast.config import Config, ConfigError
+
+
+def validate(config: Config) -> Config:
+    """The same configuration, or a `ConfigError` about the first rule that it breaks."""
+    for rules in (_bounds, _data, _lengths, _credit, _loss, _train):
+        for broken, message in rules(config):
+            if broken:
+                raise ConfigError(message)
+    return config
+
+
+def std_floor(config: Config) -> float:
+    """Smallest std that advantages are divided by, with `credit.std_floor: None` worked out."""
+    if config.credit.std_floor is not None:
+        return config.credit.std_floor
+    return 0.25 if config.algorithm == "capo" and config.credit.norm == "group-sequence" else 0.0
+
+
+def overlong_buffer(config: Config) -> int:
+    """Tokens over which the length penalty grows; `train.overlong_buffer: 0` is DAPO's fifth of the longest answer."""
+    return config.train.overlong_buffer or max(1, config.rollout.max_tokens // 5)
+
+
+Rules = Iterator[tuple[bool, str]]
+"""Pairs (is it broken, what to say then)."""
+
+BOUNDS: list[tuple[Callable[[float], bool], str, str]] = [
+    (
+        lambda v: v >= 1,
+        "at least 1",
+        "run.keep_rollouts rollout.prompts rollout.n rollout.max_tokens engine.max_model_len engine.max_num_seqs "
+        "critic.votes critic.max_tokens reward.workers train.epochs train.minibatches train.micro_tokens "
+        "train.max_rounds train.max_bad_updates eval.n eval.limit checkpoint.keep sync.probe_sequences "
+        "sync.probe_tokens",
+    ),
+    (
+        lambda v: v >= 0,
+        "0 or more",
+        "train.steps train.warmup_steps train.overlong_buffer train.lr train.weight_decay eval.every checkpoint.every "
+        "critic.temperature eval.temperature credit.outcome_weight credit.process_weight credit.std_floor "
+        "reward.format_bonus loss.clip_high loss.kl_coef loss.entropy_coef loss.is_low",
+    ),
+    (
+        lambda v: v > 0,
+        "more than 0",
+        "rollout.temperature engine.kv_cache_gb reward.timeout_s train.grad_clip loss.is_high sync.max_logprob_gap",
+    ),
+    (lambda v: 0 < v <= 1, "more than 0 and at most 1", "rollout.top_p critic.top_p eval.top_p"),
+    (lambda v: 0 <= v <= 1, "between 0 and 1", "loss.clip_low"),
+    (lambda v: v == -1 or v >= 1, "-1 (off) or at least 1", "rollout.top_k"),
+    (lambda v: 0 <= v < 2**63, "0 or more and below 2**63", "seed"),
+]
+"""Bounds of single settings: the test, its wording, the settings. Words and None, where a type allows them, pass."""
+
+
+def _bounds(config: Config) -> Rules:
+    for inside, wanted, keys in BOUNDS:
+        for key in keys.split():
+            value = attrgetter(key)(config)
+            if isinstance(value, int | float):
+                yield not inside(value), f"{key}: found {value}, wanted {wanted}"
+
+
+def _data(config: Config) -> Rules:
+    yield not config.data.path, "data.path: missing; wanted a JSONL, JSONL.gz or Parquet file, or a dataset id"
+    function = re.fullmatch(r"\w+(\.\w+)*:\w+", config.reward.fn)
+    yield function is None, f"reward.fn: found {config.reward.fn!r}, wanted package.module:function"
+
+
+def _lengths(config: Config) -> Rules:
+    longest = config.engine.max_model_len
+    for key in ("rollout.max_tokens", "critic.max_tokens"):
+        tokens = attrgetter(key)(config)
+        yield (
+            tokens >= longest,
+            f"{key}: found {tokens}, wanted less than engine.max_model_len ({longest}), which holds the prompt as well",
+        )
+
+
+def _credit(config: Config) -> Rules:
+    credit, bonus = config.credit, config.reward.format_bonus
+    outcome, process = credit.outcome_weight, credit.process_weight
+    yield (
+        credit.process == "steps" and outcome <= process and not credit.allow_process_dominance,
+        f"credit.process_weight: found P = {process:g} with C = {outcome:g} (credit.outcome_weight), wanted C > P: "
+        "else a right answer by a wrong step no longer beats a wrong answer by sound steps, and the policy learns "
+        "long, easy steps while accuracy falls; credit.allow_process_dominance: true accepts that",
+    )
+    yield (
+        0 < bonus >= outcome - process,
+        f"reward.format_bonus: found {bonus:g}, wanted less than C - P = {outcome - process:g}: "
+        "else the format outweighs the answer",
+    )
+    votes = config.critic.votes
+    yield (
+        config.critic.voting == "greedy" and votes != 1,
+        f"critic.votes: found {votes}, wanted 1 with critic.voting: greedy (one critique at temperature 0)",
+    )
+
+
+def _loss(config: Config) -> Rules:
+    loss = config.loss
+    yield (
+        config.policy.old == "rollout" and loss.is_mode is not None,
+        f"loss.is_mode: found {loss.is_mode}, wanted none with policy.old: rollout, where the ratio to the engine's "
+        "log-probs is the loss's own ratio already",
+    )
+    yield (
+        loss.dual_clip is not None and loss.dual_clip <= 1 + loss.clip_high,
+        f"loss.dual_clip: found {loss.dual_clip}, wanted none or more than 1 + loss.clip_high = {1 + loss.clip_high:g}",
+    )
+    yield loss.is_high < loss.is_low, f"loss.is_high: found {loss.is_high}, wanted at least loss.is_low ({loss.is_low})"
+
+
+def _train(config: Config) -> Rules:
+    train, rollout = config.train, config.rollout
+    yield (
+        train.minibatches > rollout.prompts,
+        f"train.minibatches: found {train.minibatches}, wanted at most rollout.prompts ({rollout.prompts}): "
+        "groups are dealt whole",
+    )
+    yield (
+        train.overlong_buffer > rollout.max_tokens,
+        f"train.overlong_buffer: found {train.overlong_buffer}, wanted at most rollout.max_tokens "
+        f"({rollout.max_tokens})",
+    )
+    betas = ", ".join(map(str, train.betas))
+    yield not all(0 <= b < 1 for b in train.betas), f"train.betas: found {betas}, wanted both in [0, 1)"

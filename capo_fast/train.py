@@ -1,0 +1,218 @@
+"""The loop: `torchrun -m capo_fast.train`, or `capo_fast.train.run(config)`.
+
+    prompts -> rollouts -> (answers verified | critiques) -> votes -> credit -> packed batches -> updates -> engine
+
+Weights go round once a step: the policy into the engine for the rollouts, the frozen critic for the critiques.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+from capo_fast.batch import pack_update, split_minibatches
+from capo_fast.build import Parts, build
+from capo_fast.checkpoint import CheckpointError, export_model
+from capo_fast.config import Config, ConfigError
+from capo_fast.credit.assign import assign_credit, informative_groups
+from capo_fast.credit.verify import VerifierError
+from capo_fast.credit.vote import vote
+from capo_fast.engine.base import Engine
+from capo_fast.evaluate import PassRate, evaluate
+from capo_fast.figures import step_figures
+from capo_fast.learner import TrainingDiverged, gather
+from capo_fast.metrics import RecordError, rollout_row
+from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample
+from capo_fast.report import write_summary
+from capo_fast.runtime import Interrupted
+from capo_fast.sampling import critique_rollouts, sample_rollouts
+from capo_fast.settings import load_config
+from capo_fast.sync import SyncError
+
+FAILURES = (ConfigError, SyncError, TrainingDiverged, CheckpointError, RecordError, VerifierError)
+"""What ends a run with one line instead of a traceback."""
+
+
+def run(config: Config, engine: Engine | None = None) -> dict[str, object]:
+    """Train as configured; every rank calls it. Returns what `summary.json` holds. Raises `FAILURES`, Interrupted."""
+    parts = build(config, engine)
+    try:
+        return Trainer(parts).train()
+    finally:
+        parts.close()
+
+
+class Trainer:
+    """One run. All state that a checkpoint must hold is in `parts.learner` and `parts.progress`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.config = parts.config
+        self.progress = parts.progress
+        self.clock = parts.clock
+
+    def train(self) -> dict[str, object]:
+        try:
+            if self.progress.step == 0:
+                self.progress.note(0, self.evaluate())
+                self.save()
+            while self.progress.step < self.config.train.steps:
+                self.step()
+        except Interrupted:
+            self.save()
+            raise Interrupted(f"step {self.progress.step} is saved in {self.parts.folder}") from None
+        return self.finish()
+
+    def step(self) -> None:
+        """One training step. Until the first update nothing has changed: an interrupted step leaves no trace."""
+        step = self.progress.step + 1
+        samples, cursor, dropped = self.collect(step)
+        minibatches = split_minibatches(samples, self.config.train.minibatches)
+        self.parts.stop.check()
+        with self.clock("learn"):
+            batches = [pack_update(m, self.config, self.parts.rank, self.parts.world) for m in minibatches]
+            updates = self.parts.learner.train_batch(batches)
+        self.progress.step, self.progress.cursor = step, cursor
+        rate = self.evaluate() if self.evaluation_due(step) else None
+        self.progress.note(step, rate)
+        self.record(step, samples, dropped, updates, rate)
+        if step % self.config.checkpoint.every == 0 or step == self.config.train.steps:
+            self.save()
+        self.parts.stop.check()
+
+    def collect(self, step: int) -> tuple[list[CreditedSample], int, int]:
+        """The step's credited samples of all ranks, the data cursor after them, and how many groups were dropped.
+
+        Under `train.dynamic_sampling` groups without any advantage are dropped and others sampled in their place.
+        """
+        kept: list[CreditedSample] = []
+        cursor, groups, dropped = self.progress.cursor, 0, 0
+        wanted = self.config.rollout.prompts
+        for _ in range(self.config.train.max_rounds):
+            indices, cursor = self.parts.order.take(cursor, wanted)
+            prompts = {groups + i: self.parts.prompts[index] for i, index in enumerate(indices)}
+            groups += len(prompts)
+            credited = assign_credit(self.sample(step, prompts), self.config)
+            if not self.config.train.dynamic_sampling:
+                return credited, cursor, 0
+            alive = informative_groups(credited)
+            kept += [sample for sample in credited if sample.sample.rollout.group in alive]
+            dropped += len(prompts) - len(alive)
+            wanted -= len(alive)
+            if wanted == 0:
+                break
+        return kept, cursor, dropped
+
+    def sample(self, step: int, prompts: dict[int, Prompt]) -> list[Sample]:
+        """Rollouts of these groups with their verdicts and votes, of all ranks, in the order (group, sample)."""
+        rank, world = self.parts.rank, self.parts.world
+        mine = {group: prompt for i, (group, prompt) in enumerate(prompts.items()) if i % world == rank}
+        with self.clock("sync"):
+            self.parts.sync.push_policy(self.progress.step)
+        self.parts.stop.check()
+        with self.clock("rollout"):
+            rollouts = sample_rollouts(self.parts.engine, self.parts.tokenizer, mine, step, self.config)
+        self.parts.stop.check()
+        judged = self.judge(rollouts)
+        return sorted(gather(judged), key=lambda sample: (sample.rollout.group, sample.rollout.sample))
+
+    def judge(self, rollouts: Sequence[Rollout]) -> list[Sample]:
+        """Answers are verified in workers while the critic reads the solutions."""
+        pairs = [(rollout.text, rollout.prompt.answer) for rollout in rollouts]
+        with ThreadPoolExecutor(1) as thread:
+            checking = thread.submit(self.parts.pool.check, pairs)
+            critiques = self.critique(rollouts)
+            with self.clock("verify"):
+                verdicts = checking.result()
+        mode = self.config.critic.voting
+        return [
+            Sample(
+                rollout,
+                outcome=None if verdict is None else float(verdict),
+                critiques=opinions,
+                step_wrong=tuple(vote(opinions, len(rollout.steps.texts), mode)),
+            )
+            for rollout, verdict, opinions in zip(rollouts, verdicts, critiques, strict=True)
+        ]
+
+    def critique(self, rollouts: Sequence[Rollout]) -> list[tuple[Critique, ...]]:
+        if self.config.credit.process == "none":
+            return [()] * len(rollouts)
+        with self.clock("sync"):
+            self.parts.sync.push_critic()
+        with self.clock("critique"):
+            engine, tokenizer, template = self.parts.engine, self.parts.tokenizer, self.parts.template
+            return critique_rollouts(engine, tokenizer, template, rollouts, self.config)
+
+    def evaluation_due(self, step: int) -> bool:
+        every = self.config.eval.every
+        return step == self.config.train.steps or (every > 0 and step % every == 0)
+
+    def evaluate(self) -> PassRate | None:
+        """pass@1 of the current policy on the held-out problems; None without any."""
+        if not self.parts.heldout:
+            return None
+        with self.clock("sync"):
+            self.parts.sync.push_policy(self.progress.step)
+        with self.clock("eval"):
+            parts = self.parts
+            return evaluate(parts.engine, parts.pool, parts.heldout, self.config, parts.rank, parts.world)
+
+    def record(
+        self,
+        step: int,
+        samples: Sequence[CreditedSample],
+        dropped: int,
+        updates: dict[str, float],
+        rate: PassRate | None,
+    ) -> None:
+        """The step's line of metrics and its file of rollouts."""
+        stages = self.clock.lap()
+        self.progress.add_seconds(stages)
+        metrics = step_figures(samples, dropped, stages, rate) | updates
+        self.parts.recorder.record(step, metrics)
+        self.parts.recorder.write_rollouts(step, (rollout_row(c.sample, c.step_advantages()) for c in samples))
+        self.parts.console.step(step, metrics)
+
+    def save(self) -> None:
+        with self.clock("checkpoint"):
+            self.progress.wall_seconds = self.parts.wall_seconds()
+            self.parts.checkpointer.save(self.progress.step, self.parts.learner, asdict(self.progress))
+
+    def finish(self) -> dict[str, object]:
+        """Export the policy and write the summary."""
+        with self.clock("export"):
+            dtype = self.config.checkpoint.export_dtype
+            export_model(self.parts.learner, self.parts.tokenizer, self.parts.folder / "model", dtype)
+        self.progress.add_seconds(self.clock.lap())
+        self.progress.wall_seconds = self.parts.wall_seconds()
+        summary = self.progress.summary(self.config)
+        if self.parts.rank == 0:
+            write_summary(self.parts.folder, summary)
+        self.parts.console.finish(summary, self.parts.folder)
+        return summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit status: 0 done, 1 failed with one line, 2 wrong settings, 130 interrupted and saved."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        run(load_config(arguments))
+    except Interrupted as stop:
+        return _say(f"interrupted: {stop}; the same command with --resume auto goes on from there", 130)
+    except FAILURES as error:
+        return _say(f"error: {error}", 2 if isinstance(error, ConfigError) else 1)
+    return 0
+
+
+def _say(line: str, status: int) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"capo_fast: {line}", file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

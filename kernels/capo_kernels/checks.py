@@ -1,0 +1,79 @@
+"""Argument checks. Every message reads `argument: got what was found, want what is wanted`."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INTS = (torch.int32, torch.int64)
+LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def debugging() -> bool:
+    """CAPO_DEBUG=1 allows the checks that read values, which make the host wait for the device."""
+    return os.environ.get("CAPO_DEBUG") == "1"
+
+
+def token_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """The dtypes of [T] arguments beside logits of `dtype`: a log-prob in bfloat16 has a ratio error of 1-3 %."""
+    return (torch.float32, torch.float64) if dtype == torch.float64 else (torch.float32,)
+
+
+def check_tensor(
+    name: str, x: Any, dims: Mapping[str, int | None], dtypes: tuple[torch.dtype, ...], device: torch.device | None
+) -> None:
+    """Checks type, dtype, shape and device. `dims` names each dimension and gives its size, None for any."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: got {type(x).__name__}, want a tensor")
+    if x.dtype not in dtypes:
+        raise TypeError(f"{name}: got {_short(x.dtype)}, want {' or '.join(map(_short, dtypes))}")
+    if x.dim() != len(dims) or any(want not in (None, got) for got, want in zip(x.shape, dims.values(), strict=True)):
+        wanted = ", ".join(letter if size is None else f"{letter} = {size}" for letter, size in dims.items())
+        raise ValueError(f"{name}: got shape {list(x.shape)}, want [{wanted}]")
+    if device is not None and x.device != device:
+        raise ValueError(f"{name}: got device {x.device}, want {device} like the other arguments")
+
+
+def check_number(name: str, x: Any, low: float = -math.inf, *, above: bool = False, optional: bool = False) -> None:
+    """Checks for a finite int or float, at least `low` (above it with `above`), or None where that is allowed."""
+    if x is None and optional:
+        return
+    bound = "" if low == -math.inf else f" {'>' if above else '>='} {low:g}"
+    wanted = f"a finite number{bound}{' or None' if optional else ''}"
+    if isinstance(x, bool) or not isinstance(x, int | float):
+        raise TypeError(f"{name}: got {type(x).__name__}, want {wanted}")
+    if not math.isfinite(x) or x < low or (above and x == low):
+        raise ValueError(f"{name}: got {x}, want {wanted}")
+
+
+def check_choice(name: str, x: Any, choices: tuple[str | None, ...]) -> None:
+    if x not in choices:
+        raise ValueError(f"{name}: got {x!r}, want one of {', '.join(map(repr, choices))}")
+
+
+def check_bool(name: str, x: Any) -> None:
+    if not isinstance(x, bool):
+        raise TypeError(f"{name}: got {type(x).__name__}, want True or False")
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> None:
+    """The values of cu_seqlens; only with CAPO_DEBUG=1."""
+    ends = cu_seqlens.tolist()
+    if ends[0] != 0 or ends[-1] != tokens or ends != sorted(ends):
+        raise ValueError(f"cu_seqlens: got {ends}, want non-decreasing offsets from 0 to T = {tokens}")
+
+
+def check_range(name: str, x: Tensor, low: float, high: float) -> None:
+    """Every value in [low, high]; only with CAPO_DEBUG=1."""
+    bad = x[~((x >= low) & (x <= high))]
+    if bad.numel():
+        raise ValueError(f"{name}: got {bad[0].item()}, want values in [{low:g}, {high:g}]")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,179 @@
+"""What a loss is (LossSpec), what it is made from (LossInputs) and what it gives back (PolicyLoss).
+
+Letters: T packed tokens, B sequences, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .checks import (
+    check_bool,
+    check_choice,
+    check_cu_seqlens,
+    check_number,
+    check_range,
+    check_tensor,
+    debugging,
+    token_dtypes,
+)
+from .credit import Credit
+
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "objective": ("ppo", "cispo", "reinforce"),
+    "ratio": ("token", "sequence"),
+    "kl_estimator": ("k1", "k2", "k3"),
+    "is_mode": (None, "truncate", "mask"),
+    "is_level": ("token", "sequence"),
+}
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """The objective, in numbers and names; frozen, so that `dataclasses.replace` anneals a coefficient.
+
+    Per token, with `z = logits / temperature`, `logp = z[target] - logsumexp(z)`, `d = clamp(logp - old, -20, 20)` and
+    `rho = exp(d)`:
+
+        ppo        l = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)            PPO, GRPO, DAPO, CAPO
+        cispo      l = -sg(min(rho, 1 + clip_high)) A logp                              CISPO
+        reinforce  l = -A logp
+        loss = sum_t weights_t (w_t l_t + kl_coef KL_t - entropy_coef H_t)
+
+    Raises ValueError or TypeError, naming the field, for a value that has no meaning.
+
+    >>> LossSpec(clip_low=0.2, clip_high=0.28).ratio
+    'token'
+    """
+
+    objective: Literal["ppo", "cispo", "reinforce"] = "ppo"
+    ratio: Literal["token", "sequence"] = "token"
+    """`sequence`: GSPO-token, `rho_t = sg(s_i) exp(logp_t - sg(logp_t))`, `s_i = exp(mean of logp - old)`."""
+    clip_low: float = 0.2
+    """>= 0."""
+    clip_high: float = 0.2
+    """>= 0 for ppo, >= -1 else: cispo's cap is `1 + clip_high`."""
+    dual_clip: float | None = None
+    """ppo only, > 1 + clip_high: where A < 0, `l = min(l, -dual_clip A)` bounds the loss of a token."""
+    kl_coef: float = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """With `x = ref - logp`: k1 `-x`, k2 `x^2 / 2`, k3 `exp(x) - x - 1` (there x is clamped to [-20, 20])."""
+    kl_ratio: bool = False
+    """KL times rho, with gradient through rho: unbiased for samples of the old policy (DeepSeek-V3.2)."""
+    entropy_coef: float = 0.0
+    temperature: float = 1.0
+    softcap: float | None = None
+    """`logits = softcap tanh(logits / softcap)`, before the temperature."""
+    is_mode: Literal["truncate", "mask"] | None = None
+    """Weight w of the policy term against engine-trainer mismatch, `w = exp(clamp(old - rollout, -20, 20))`, without
+    gradient: `truncate` is `min(w, is_high)`; `mask` is w where `is_low <= w <= is_high`, 0 elsewhere."""
+    is_level: Literal["token", "sequence"] = "token"
+    """`sequence`: the difference is summed over the sequence's trained tokens."""
+    is_low: float = 0.0
+    is_high: float | None = 2.0
+    """None: no upper bound."""
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        check_bool("kl_ratio", self.kl_ratio)
+        check_number("kl_coef", self.kl_coef, 0)
+        check_number("entropy_coef", self.entropy_coef)
+        check_number("temperature", self.temperature, 0, above=True)
+        check_number("softcap", self.softcap, 0, above=True, optional=True)
+        check_number("is_low", self.is_low, 0)
+        check_number("is_high", self.is_high, self.is_low, optional=True)
+        self._check_clips()
+
+    def _check_clips(self) -> None:
+        check_number("clip_low", self.clip_low, 0)
+        check_number("clip_high", self.clip_high, 0 if self.objective == "ppo" else -1)
+        check_number("dual_clip", self.dual_clip, 1 + self.clip_high, above=True, optional=True)
+        if self.dual_clip is not None and self.objective != "ppo":
+            raise ValueError(f"dual_clip: got {self.dual_clip} with objective={self.objective!r}, want objective='ppo'")
+
+    @property
+    def needs_sequences(self) -> bool:
+        return self.ratio == "sequence" or (self.is_mode is not None and self.is_level == "sequence")
+
+
+@dataclass(frozen=True, eq=False)
+class LossInputs:
+    """The per-token arguments of a loss as the caller gave them; no implementation sees them unchecked."""
+
+    weights: Tensor
+    advantages: Tensor | None
+    credit: Credit | None
+    old_logprobs: Tensor | None
+    ref_logprobs: Tensor | None
+    rollout_logprobs: Tensor | None
+    cu_seqlens: Tensor | None
+
+    def check(self, rows: Tensor, spec: LossSpec) -> None:
+        """`rows`: the logits [T, V] or hidden states [T, H] that the tokens stand beside."""
+        if not isinstance(spec, LossSpec):
+            raise TypeError(f"spec: got {type(spec).__name__}, want LossSpec")
+        dims, dtypes = {"T": rows.shape[0]}, token_dtypes(rows.dtype)
+        check_tensor("weights", self.weights, dims, dtypes, rows.device)
+        for name in ("advantages", "old_logprobs", "ref_logprobs", "rollout_logprobs"):
+            if getattr(self, name) is not None:
+                check_tensor(name, getattr(self, name), dims, dtypes, rows.device)
+        self._check_credit(rows)
+        self._check_needs(spec)
+        self._check_cu_seqlens(rows)
+
+    def _check_credit(self, rows: Tensor) -> None:
+        if (self.advantages is None) == (self.credit is None):
+            found = "neither" if self.credit is None else "both"
+            raise ValueError(f"advantages, credit: got {found}, want exactly one of them")
+        if self.credit is None:
+            return
+        if not isinstance(self.credit, Credit):
+            raise TypeError(f"credit: got {type(self.credit).__name__}, want Credit")
+        check_tensor("credit.step_starts", self.credit.step_starts, {"T": rows.shape[0]}, (torch.bool,), rows.device)
+
+    def _check_needs(self, spec: LossSpec) -> None:
+        if spec.kl_coef > 0 and self.ref_logprobs is None:
+            raise ValueError(f"ref_logprobs: got None with kl_coef={spec.kl_coef}, want a float tensor [T]")
+        if spec.is_mode is not None and self.rollout_logprobs is None:
+            raise ValueError(f"rollout_logprobs: got None with is_mode={spec.is_mode!r}, want a float tensor [T]")
+        if spec.needs_sequences and self.cu_seqlens is None:
+            reason = "ratio='sequence'" if spec.ratio == "sequence" else "is_level='sequence'"
+            raise ValueError(f"cu_seqlens: got None with {reason}, want an int32 tensor [B + 1]")
+
+    def _check_cu_seqlens(self, rows: Tensor) -> None:
+        if self.cu_seqlens is None:
+            return
+        size = None if self.credit is None else self.credit.cu_seqlens.shape[0]
+        check_tensor("cu_seqlens", self.cu_seqlens, {"B + 1": size}, (torch.int32,), rows.device)
+        if self.cu_seqlens.shape[0] == 0:
+            raise ValueError("cu_seqlens: got shape [0], want [B + 1]")
+        if debugging():
+            check_cu_seqlens(self.cu_seqlens, rows.shape[0])
+            if self.credit is not None and not torch.equal(self.cu_seqlens, self.credit.cu_seqlens):
+                raise ValueError("cu_seqlens: got other offsets than credit.cu_seqlens, want the same")
+
+    def check_targets(self, targets: Tensor, vocab: int) -> None:
+        """The values of the trained rows' targets; only with CAPO_DEBUG=1."""
+        if debugging():
+            check_range("targets", targets[self.weights != 0], 0, vocab - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyLoss:
+    """What a loss call gives back."""
+
+    loss: Tensor
+    """0-d float32 (float64 for float64 inputs), differentiable."""
+    logprobs: Tensor
+    """[T] natural log, detached; 0 in rows of weight 0."""
+    entropy: Tensor
+    """[T] nats, detached; 0 in rows of weight 0."""
+    metrics: dict[str, Tensor]
+    """0-d tensors on the inputs' device, always the same keys (metrics.py explains them); unused ones are NaN."""
+    impl: str
+    """The implementation that ran."""

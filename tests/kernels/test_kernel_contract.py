@@ -1,0 +1,123 @@
+"""The public face: names, signatures, implementations, and what the package may bring along."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import capo_kernels as ck
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+
+SIGNATURES = {
+    "credit_stats": "credit mask",
+    "token_advantages": "credit mask",
+    "token_weights": "cu_seqlens mask mode denominator=None",
+    "token_logprobs": "logits targets * temperature=1.0 entropy=False impl='auto'",
+    "linear_token_logprobs": "hidden weight targets * bias=None temperature=1.0 entropy=False chunk_tokens=None impl='auto'",
+    "policy_loss": "logits targets * weights advantages=None credit=None old_logprobs=None ref_logprobs=None "
+    "rollout_logprobs=None cu_seqlens=None spec=LossSpec inplace=False impl='auto'",
+    "linear_policy_loss": "hidden weight targets * weights bias=None chunk_tokens=None advantages=None credit=None "
+    "old_logprobs=None ref_logprobs=None rollout_logprobs=None cu_seqlens=None spec=LossSpec impl='auto'",
+    "status": "",
+    "Credit": "step_starts step_wrong outcome group cu_seqlens outcome_weight=2.0 process_weight=1.0 "
+    "norm='group-token' std_floor=0.0 stats=None",
+    "LossSpec": "objective='ppo' ratio='token' clip_low=0.2 clip_high=0.2 dual_clip=None kl_coef=0.0 kl_estimator='k3' "
+    "kl_ratio=False entropy_coef=0.0 temperature=1.0 softcap=None is_mode=None is_level='token' is_low=0.0 is_high=2.0",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures(name: str) -> None:
+    words, keyword_only = [], False
+    for p in inspect.signature(getattr(ck, name)).parameters.values():
+        if p.kind == p.KEYWORD_ONLY and not keyword_only:
+            words.append("*")
+            keyword_only = True
+        default = "LossSpec" if p.default == ck.LossSpec() else repr(p.default)
+        words.append(p.name if p.default is p.empty else f"{p.name}={default}")
+    assert " ".join(words) == SIGNATURES[name]
+
+
+def test_every_public_name_says_what_it_does() -> None:
+    assert set(ck.__all__) >= {*SIGNATURES, "PolicyLoss"}
+    for name in ck.__all__:
+        assert len((getattr(ck, name).__doc__ or "").split()) >= 5, name
+
+
+def test_records_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        ck.LossSpec().clip_low = 0.3
+
+
+def run(impl: str, dtype: torch.dtype = torch.float32) -> ck.PolicyLoss:
+    ones = torch.ones(2)
+    return ck.policy_loss(
+        torch.zeros(2, 3, dtype=dtype), torch.zeros(2).long(), weights=ones, advantages=ones, impl=impl
+    )
+
+
+def test_status_names_every_implementation() -> None:
+    assert set(ck.status()) == {"reference", "triton", "cuda", "cpu"}
+    assert ck.status()["reference"] == "available"
+    assert all(reason for reason in ck.status().values())
+
+
+@pytest.mark.parametrize("impl", ["reference", "triton", "cuda", "cpu"])
+@pytest.mark.parametrize("op", ["policy_loss", "linear_policy_loss", "token_logprobs", "linear_token_logprobs"])
+def test_a_named_implementation_runs_or_raises_with_its_reason(op: str, impl: str) -> None:
+    extra = [torch.zeros(3, 3)] if op.startswith("linear") else []
+    beside = {"weights": torch.ones(2), "advantages": torch.ones(2)} if op.endswith("loss") else {}
+
+    def call():
+        return getattr(ck, op)(torch.zeros(2, 3), *extra, torch.zeros(2).long(), impl=impl, **beside)
+
+    if ck.status()[impl] == "available":
+        call()
+    else:
+        with pytest.raises(RuntimeError, match=f"impl='{impl}' cannot run: {re.escape(ck.status()[impl])}"):
+            call()
+
+
+def test_auto_says_what_it_took() -> None:
+    assert ck.status()[run("auto").impl] == "available"
+    assert run("auto", torch.float64).impl == "reference"
+    assert run("reference").impl == "reference"
+
+
+def test_the_folder_holds_no_module_beside_the_package() -> None:
+    """A file here would make `kernels` shadow the package of that name which transformers looks for."""
+    assert not list(KERNELS.glob("*.py"))
+    assert [p.name for p in KERNELS.iterdir() if p.is_dir() and list(p.glob("*.py"))] == ["capo_kernels"]
+
+
+def test_torch_alone_is_imported() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); import capo_kernels;"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "capo_kernels" in out
+    assert set(out) <= {"capo_kernels", "torch"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", ["", ".status", ".spec", ".metrics"])
+def test_the_docstrings_examples_run(module: str) -> None:
+    result = doctest.testmod(sys.modules["capo_kernels" + module])
+    assert result.failed == 0
+    assert result.attempted > 0
+
+
+def test_the_readme_examples_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (KERNELS / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    names: dict = {}
+    for block in blocks:
+        exec(block, names)
