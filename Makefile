@@ -15,7 +15,7 @@ LOCK := requirements/$(if $(filter 0,$(HAS_GPU)),cpu,cuda).txt
 STAMP := $(VENV)/$(notdir $(basename $(LOCK))).stamp
 
 # The environment holds what the lock names and nothing of the machine's.
-unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE PIP_USER PIP_TARGET PIP_PREFIX
 export PYTHONNOUSERSITE := 1
 
 TORCH_CUDA = import importlib.util as u, runpy, sys; \
@@ -25,18 +25,20 @@ TORCH_CUDA = import importlib.util as u, runpy, sys; \
 
 setup: $(STAMP)
 
+# --no-compile: a run imports a fifth of the installed files, and Python compiles those at the first import.
 $(STAMP): $(LOCK) pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "capo_fast needs Python 3.11 or newer as '$(PYTHON)'; name another with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "'$(PYTHON)' cannot make virtual environments: install its venv package (Debian: apt install python3-venv)" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --no-deps -r $(LOCK)
+	$(BIN)/python -m pip install --quiet $$(grep '^pip==' $(LOCK))
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r $(LOCK)
 ifeq ($(LOCK),requirements/cpu.txt)
 	@$(BIN)/python -c '$(TORCH_CUDA)' || { \
 		echo "No NVIDIA GPU here, but the package index handed out a CUDA torch: set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels, remove $(VENV), and run make again" >&2; exit 1; }
 endif
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
 
 train: setup

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import capo_kernels as ck
 import torch
 
+import capo_kernels as ck
 from capo_fast.config import Config
 from capo_fast.records import CreditedSample, PackedBatch
 

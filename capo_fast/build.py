@@ -65,7 +65,8 @@ class Parts:
         self.recorder.close()
         self.pool.close()
         self.engine.close()
-        dist.destroy_process_group()
+        if dist.is_initialized():  # vLLM's shutdown destroys the groups, the default one included
+            dist.destroy_process_group()
 
 
 def build(config: Config, engine: Engine | None = None) -> Parts:
@@ -145,9 +146,7 @@ def start_engine(model_path: str, config: Config) -> Engine:
     return VllmEngine(model_path, config.engine)
 
 
-def load_learner(
-    model_path: str, config: Config, device: torch.device
-) -> tuple[Learner, Mapping[str, torch.Tensor]]:
+def load_learner(model_path: str, config: Config, device: torch.device) -> tuple[Learner, Mapping[str, torch.Tensor]]:
     """The learner, with a frozen reference where the loss has a KL term, and the critic's weights on the host."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     attention, untested = config.policy.attention, config.model.untested

@@ -1,8 +1,8 @@
 """Checkpoints of a run: complete or absent, never torn.
 
-A checkpoint holds the sharded model and optimizer (torch.distributed.checkpoint), and as JSON the schedule, every rank's
-random generators and the run's progress. It is written beside its place and renamed into it, so a crash at any point
-leaves the last good one.
+A checkpoint holds the sharded model and optimizer (torch.distributed.checkpoint), and as JSON the schedule, every
+rank's random generators and the run's progress. It is written beside its place and renamed into it, so a crash at any
+point leaves the last good one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Checkpointer:
                 _write_json(temporary / "progress.json", {**extra, "progress": progress})
         except (OSError, CheckpointException) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(f"checkpoint of step {step} not written, earlier ones stand: {_cause(error)}") from error
+            raise CheckpointError(f"step {step} not saved, earlier checkpoints stand: {_cause(error)}") from error
         dist.barrier()
         if dist.get_rank() == 0:
             self._publish(temporary, step, progress.get("best_step"))
@@ -113,11 +113,11 @@ def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str) -> 
 
 def rng_state() -> dict[str, Any]:
     """Every random generator of this process, as JSON."""
-    name, keys, *rest = np.random.get_state()
+    name, keys, *rest = np.random.get_state(legacy=True)
     cuda = [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
     return {
         "python": random.getstate(),
-        "numpy": [name, keys.tolist(), *rest],
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
         "torch": torch.get_rng_state().tolist(),
         "cuda": cuda,
     }

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from capo_fast.config import Config
 from capo_fast.credit.verify import VerifierPool
 from capo_fast.engine.base import Engine, run_requests
-from capo_fast.learner import gather
 from capo_fast.records import Prompt, Request
+from capo_fast.runtime import gather
 from capo_fast.sampling import request_seed
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import capo_kernels as ck
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+import capo_kernels as ck
 from capo_fast.config import Config
 from capo_fast.policy import Policy
 from capo_fast.records import PackedBatch
+from capo_fast.runtime import gather
 
 
 class TrainingDiverged(RuntimeError):
@@ -66,7 +66,7 @@ class Learner:
         for epoch in range(self.config.train.epochs):
             for i, minibatch in enumerate(prepared):
                 updates.append(self._update(minibatch, parts, gaps if epoch == i == 0 else []))
-        return summarise(updates, gather(parts), gather(gaps)) | {"lr": self.schedule.get_last_lr()[0]}
+        return summarise(updates, gather(parts), gather(gaps)) | {"lr": self.optimizer.param_groups[0]["lr"]}
 
     def _init_optimizer_state(self) -> None:
         """AdamW's state from the start, so that a checkpoint always has the same entries to load into."""
@@ -110,7 +110,7 @@ class Learner:
     def _step(self, loss_sum: torch.Tensor) -> Update:
         dist.all_reduce(loss_sum)
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
-        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters]))
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         finite = math.isfinite(loss_sum.item()) and math.isfinite(norm.item())
         if finite:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.grad_clip, norm)
@@ -162,13 +162,6 @@ def lr_factor(update: int, schedule: str, warmup: int, total: int) -> float:
 
 def whole(norm: torch.Tensor) -> torch.Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def gather(items: list[Any]) -> list[Any]:
-    """The lists of all ranks, end to end."""
-    lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(lists, items)
-    return [item for part in lists for item in part]
 
 
 def summarise(

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import capo_kernels as ck
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+import capo_kernels as ck
 from capo_fast.config import ConfigError, PolicyConfig
 from capo_fast.records import PackedBatch
 
@@ -35,8 +35,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: PackedBatch, spec: ck.LossSpec, loss: bool) -> tuple[torch.Tensor, ...] | torch.Tensor:
-        """`loss=False`: log-probs float32 [T]. `loss=True`: (loss, log-probs [T], metrics) of `ck.linear_policy_loss`."""
+    def forward(self, batch: PackedBatch, spec: ck.LossSpec, loss: bool) -> Any:
+        """Log-probs float32 [T], or with `loss` the (loss, log-probs [T], metrics) of `ck.linear_policy_loss`."""
         hidden_TH = self._hidden(batch)
         head = self.model.get_output_embeddings()
         if not loss:
@@ -87,7 +87,10 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
     """The model under FSDP2: float32 shards by decoder layer, computed in `policy.dtype`, reduced in float32."""
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    precision = MixedPrecisionPolicy(param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32)
+    # FSDP would cast the batch's weights, votes and log-probs to bfloat16 as well: it looks into dataclasses.
+    precision = MixedPrecisionPolicy(
+        param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     policy = Policy(model)

@@ -18,8 +18,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import capo_kernels as ck
 import torch
+
+import capo_kernels as ck
 
 
 @dataclass(frozen=True)

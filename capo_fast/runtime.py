@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,13 @@ def start_ranks() -> torch.device:
     torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timedelta(minutes=30))
     return device
+
+
+def gather(items: list[Any]) -> list[Any]:
+    """The lists of all ranks, end to end. A collective."""
+    lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, items)
+    return [item for part in lists for item in part]
 
 
 def seed_everything(seed: int) -> None:

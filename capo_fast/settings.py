@@ -77,8 +77,8 @@ def config_as_dict(config: Config) -> dict[str, Any]:
 
 
 def dump_config(config: Config) -> str:
-    """YAML text that loads back to an equal configuration."""
-    return yaml.safe_dump(config_as_dict(config), sort_keys=False, allow_unicode=True)
+    """YAML text that loads back to an equal configuration; ASCII, as PyYAML misreads some of its own Unicode output."""
+    return yaml.safe_dump(config_as_dict(config), sort_keys=False)
 
 
 def read_arguments(argv: Sequence[str]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Policy weights -> engine, with a canary after every push.
 
-Two things must agree between trainer and engine, else the run stops with both numbers: a checksum of every weight as the
-engine computes with it, and the log-probs of a fixed probe batch. TRL's reload of the base model after a sync (trl#5312)
-and vLLM's CPU kernels, which keep an old packed head when a tied head isn't pushed beside its embedding, are caught so.
+Two things must agree between trainer and engine, else the run stops with both numbers: a checksum of every weight as
+the engine computes with it, and the log-probs of a fixed probe batch. So TRL's reload of the base model after a sync
+(trl#5312) is caught, and an old packed head of vLLM's CPU kernels where a tied head is not pushed as well.
 """
 
 from __future__ import annotations

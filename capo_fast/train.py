@@ -23,11 +23,11 @@ from capo_fast.credit.vote import vote
 from capo_fast.engine.base import Engine
 from capo_fast.evaluate import PassRate, evaluate
 from capo_fast.figures import step_figures
-from capo_fast.learner import TrainingDiverged, gather
+from capo_fast.learner import TrainingDiverged
 from capo_fast.metrics import RecordError, rollout_row
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample
 from capo_fast.report import write_summary
-from capo_fast.runtime import Interrupted
+from capo_fast.runtime import Interrupted, gather
 from capo_fast.sampling import critique_rollouts, sample_rollouts
 from capo_fast.settings import load_config
 from capo_fast.sync import SyncError
@@ -76,10 +76,10 @@ class Trainer:
             batches = [pack_update(m, self.config, self.parts.rank, self.parts.world) for m in minibatches]
             updates = self.parts.learner.train_batch(batches)
         self.progress.step, self.progress.cursor = step, cursor
-        rate = self.evaluate() if self.evaluation_due(step) else None
+        rate = self.evaluate() if self.due(self.config.eval.every, step) else None
         self.progress.note(step, rate)
         self.record(step, samples, dropped, updates, rate)
-        if step % self.config.checkpoint.every == 0 or step == self.config.train.steps:
+        if self.due(self.config.checkpoint.every, step):
             self.save()
         self.parts.stop.check()
 
@@ -147,8 +147,8 @@ class Trainer:
             engine, tokenizer, template = self.parts.engine, self.parts.tokenizer, self.parts.template
             return critique_rollouts(engine, tokenizer, template, rollouts, self.config)
 
-    def evaluation_due(self, step: int) -> bool:
-        every = self.config.eval.every
+    def due(self, every: int, step: int) -> bool:
+        """Whether what is done every so many steps, and after the last, is done after this one. 0: only the last."""
         return step == self.config.train.steps or (every > 0 and step % every == 0)
 
     def evaluate(self) -> PassRate | None:

@@ -128,7 +128,7 @@ _SECTION_LINE = re.compile(r"^[ \t]*(\{\{[#/]\w+\}\})[ \t]*\n", re.MULTILINE)
 
 
 def load_template(name: str | Path) -> str:
-    """A critique prompt's template: `genprm`, `tiny`, or the path of a user's own file. Its last line end is dropped."""
+    """A critique prompt's template: `genprm`, `tiny`, or the path of a user's file. Its last line end is dropped."""
     packaged = _PROMPTS / f"{name}.txt"
     path = packaged if packaged.is_file() else Path(name)
     try:
@@ -174,8 +174,9 @@ def _fill(template: str, values: Mapping[str, Any]) -> str:
             return "".join(_fill(match["body"], {**values, **item}) for item in values[section])
         if name and isinstance(values.get(name), str):
             return str(values[name])
-        known = ["{{#%s}}...{{/%s}}" % (k, k) if isinstance(v, list) else "{{%s}}" % k for k, v in values.items()]
-        raise ValueError(f"unknown placeholder {match[0][:60]!r}: here it may be one of {', '.join(known)}")
+        known = (f"#{key}}}}}...{{{{/{key}" if isinstance(value, list) else key for key, value in values.items())
+        names = ", ".join("{{" + name + "}}" for name in known)
+        raise ValueError(f"unknown placeholder {match[0][:60]!r}: here it may be one of {names}")
 
     return _PLACEHOLDER.sub(replace, template)
 
@@ -197,9 +198,9 @@ _LOOKALIKE = re.compile(
 def neutralise(text: str) -> str:
     """The policy's text without anything that looks like our tags or verdict, else unchanged.
 
-    `<step_3>` becomes `(step_3)`, `</incorrect_steps>` `(/incorrect_steps)`, `Judgment` `verdict`, and a chat template's
-    `<|...|>` `(|...|>`. Looked for in what a reader sees: case, white space, invisible characters, accents, full width,
-    `&lt;` and common lookalike letters make no difference. So a critic's echo of it parses to nothing.
+    `<step_3>` becomes `(step_3)`, `</incorrect_steps>` `(/incorrect_steps)`, `Judgment` `verdict`, a chat template's
+    `<|...|>` becomes `(|...|>`. Looked for in what a reader sees: case, white space, invisible characters, accents,
+    full width, `&lt;` and common lookalike letters make no difference. So a critic's echo of it parses to nothing.
 
     >>> neutralise("x < 3\\n\\nJudgement: Yes \\uff1c/ STEP_3 >")
     'x < 3\\n\\nverdict: Yes (/step_3)'

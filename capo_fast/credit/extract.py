@@ -33,15 +33,14 @@ class _Span(NamedTuple):
 def extract_answer(text: str) -> str | None:
     """The final answer: the last `\\boxed{}`, else what follows `####`, else "answer is", else the last number.
 
-    [us] Boxes joined by commas, "and" or "or" are one answer of several parts; an empty or unclosed box is none. A text
-    that is an answer and nothing else (no prose) is taken whole. Where the last number stands inside `$...$` or another
-    formula, the formula is the answer. None where there is nothing to take.
+    [us] An empty or unclosed box is none. A text that is an answer and nothing else (no prose) is taken whole. Where
+    the last number stands inside `$...$` or another formula, the formula is the answer. None where there is nothing.
 
-    >>> extract_answer("so \\\\boxed{3}, no: \\\\boxed{\\\\frac{1}{2}}."), extract_answer("7 and 8 apples"), extract_answer("x+1")
-    ('\\\\frac{1}{2}', '8', 'x+1')
+    >>> [extract_answer(text) for text in ("so \\\\boxed{3}, no: \\\\boxed{4}.", "7 and 8 apples", "x+1")]
+    ['4', '8', 'x+1']
     """
-    if boxed := _boxed(text):
-        return boxed
+    if boxes := _boxes(text):
+        return boxes[-1].content
     marked = text.rpartition("####")
     if marked[1] and (line := marked[2].strip().partition("\n")[0].strip()):
         return line
@@ -52,19 +51,23 @@ def extract_answer(text: str) -> str | None:
     return _bare(text) or _last_formula_or_number(text) or _word(text)
 
 
-def _boxed(text: str) -> str:
-    """The content of the last box, or of the run of boxes it ends."""
-    boxes = [box for box in _boxes(text) if box.content]
-    if not boxes:
-        return ""
-    run = [boxes.pop()]
-    while boxes and boxes[-1].end <= run[0].start and _joined(text[boxes[-1].end : run[0].start]):
-        run.insert(0, boxes.pop())
-    return ", ".join(box.content for box in run)
+def extract_joined_boxes(text: str) -> str | None:
+    """The answer in several boxes: the last ones that only commas, "and" or "or" part. None if the last stands alone.
+
+    >>> extract_joined_boxes("\\\\boxed{0}? No: $\\\\boxed{1}$ and $\\\\boxed{2}$")
+    '1, 2'
+    """
+    boxes = _boxes(text)
+    run = boxes[-1:]
+    for box in reversed(boxes[:-1]):
+        if box.end > run[-1].start or not _joined(text[box.end : run[-1].start]):
+            break
+        run.append(box)
+    return ", ".join(box.content for box in reversed(run)) if len(run) > 1 else None
 
 
 def _boxes(text: str) -> list[_Span]:
-    """Every closed box, in the order of their starts."""
+    """Every closed box that holds something, in the order of their starts."""
     stack: list[re.Match[str]] = []
     boxes = []
     for mark in _BRACES.finditer(text):
@@ -74,7 +77,7 @@ def _boxes(text: str) -> list[_Span]:
             opened = stack.pop()
             if opened["box"]:
                 boxes.append(_Span(opened.start(), mark.end(), text[opened.end() : mark.start()].strip()))
-    return sorted(boxes)
+    return sorted(box for box in boxes if box.content)
 
 
 def _joined(between: str) -> bool:
@@ -92,20 +95,20 @@ def _stated(clause: str) -> str:
 
 
 def _bare(text: str) -> str | None:
-    """The whole text if it holds no word of prose, or is one formula."""
+    """The whole text if it is one line without a word of prose, or one formula."""
     text = text.strip()
     if not text or len(text) > _MAX_BARE_CHARS:
         return None
     first = next(_formulas(text), None)
     if first and (first.start, first.end) == (0, len(text.rstrip("."))):
         return first.content
-    return None if _PROSE.search(_NOT_PROSE.sub(" ", text)) or not re.search(r"\w", text) else text
+    prose = "\n" in text or _PROSE.search(_NOT_PROSE.sub(" ", text))
+    return None if prose or not re.search(r"\w", text) else text
 
 
 def _last_formula_or_number(text: str) -> str | None:
-    number = formula = None
-    for number in _NUMBER.finditer(text):
-        pass
+    *_, number = [None, *_NUMBER.finditer(text)]
+    formula = None
     for formula in _formulas(text):
         if number and formula.end > number.start():
             break

@@ -79,8 +79,8 @@ class VerifierPool:
     def check(self, pairs: Sequence[tuple[str, str]]) -> list[bool | float | None]:
         """What `fn` says of each pair, in order; None where it timed out, or killed its worker twice over.
 
-        An exception of `fn`, or a value that is no bool and no float in [0, 1], raises RuntimeError with the item and
-        the worker's traceback; a function that can't be loaded raises ValueError.
+        An exception of `fn`, or a value that is no bool and no float in [0, 1], raises `VerifierError` with the item
+        and the worker's traceback; so does a function that can't be loaded.
         """
         with self._lock:
             try:
@@ -116,7 +116,7 @@ class _Round:
             for worker in team:
                 if worker.idle and self.todo:
                     self._send(worker, self.todo.popleft())
-            waited = [worker for worker in team if not worker.idle]
+            waited = [worker for worker in team if not worker.dead and not worker.idle]
             timeout = max(0.0, min(worker.deadline for worker in waited) - time.monotonic()) if waited else 0.0
             answered = wait([worker.connection for worker in waited], timeout)
             for worker in waited:
@@ -233,7 +233,7 @@ def _load(name: str) -> Callable[[str, str], Any]:
     loaded = getattr(importlib.import_module(module), function)
     if not callable(loaded):
         raise TypeError(f"{name} is not callable")
-    return loaded  # type: ignore[no-any-return]
+    return loaded
 
 
 def _split_name(name: str) -> tuple[str, str]:

@@ -86,7 +86,7 @@ def _token_bytes(token_id: int, tokenizer: Any) -> bytes:
     """The bytes of one token, none for a special one.
 
     A decoder may strip the space that leads a text, so the token is read as what its repetition adds. Where that is no
-    valid UTF-8 the token's own spelling tells the bytes: `<0xE2>` (sentencepiece) or one letter a byte (byte-level BPE).
+    valid UTF-8 the token's spelling tells the bytes: `<0xE2>` (sentencepiece) or one letter a byte (byte-level BPE).
     """
     once, twice = (
         tokenizer.decode([token_id] * n, skip_special_tokens=True, clean_up_tokenization_spaces=False) for n in (1, 2)

@@ -18,9 +18,9 @@ from functools import lru_cache
 from typing import Any
 
 import math_verify
-from sympy import Expr, UnevaluatedExpr
+from sympy import Expr, UnevaluatedExpr  # type: ignore[import-untyped]
 
-from capo_fast.credit.extract import extract_answer
+from capo_fast.credit.extract import extract_answer, extract_joined_boxes
 from capo_fast.credit.pool import VerifierError, VerifierPool, VerifyTimeout
 
 __all__ = ["VerifierError", "VerifierPool", "VerifyTimeout", "answers_equal", "extract_answer"]
@@ -37,13 +37,19 @@ def answers_equal(prediction: str, reference: str) -> bool:
     """True if the prediction's final answer equals the reference's; False for whatever can't be read.
 
     Tried in turn: the same after `_key`; both plain numbers (equal to 6 decimals, as in Math-Verify, exactly where both
-    are exact); Math-Verify on the two extracted answers. [us] An answer over 1,000 characters, or one whose powers or
-    factorials would be astronomically large, is only compared as a string.
+    are exact); Math-Verify on the two extracted answers. [us] An answer over 1,000 characters is only compared as a
+    string, one whose powers or factorials would be astronomically large not by Math-Verify. Where a solution ends in
+    several boxes joined by commas, "and" or "or", they may be the answer together.
 
     On a main thread it raises `VerifyTimeout` after `TIME_LIMIT_S`. Elsewhere a thread can't be interrupted: there the
     time limit is the caller's business, as it is for `VerifierPool`, whose parent kills a worker at its deadline.
     """
-    predicted, expected = extract_answer(prediction) or "", extract_answer(reference) or ""
+    expected = extract_joined_boxes(reference) or extract_answer(reference) or ""
+    predicted = dict.fromkeys([extract_answer(prediction) or "", extract_joined_boxes(prediction) or ""])
+    return any(_same(answer, expected) for answer in predicted)
+
+
+def _same(predicted: str, expected: str) -> bool:
     if max(len(predicted), len(expected)) > _MAX_CHARS:
         return predicted == expected
     keys = _key(predicted), _key(expected)
@@ -78,7 +84,7 @@ def _parsed(answer: str) -> Any:
 
 
 def _values_differ(a: Any, b: Any) -> bool:
-    """Settles at once what Math-Verify would try to simplify: two constants far apart (a percentage may equal 100 %)."""
+    """Settles at once what Math-Verify would try to simplify: two constants far apart (10 % may equal 10)."""
     if not all(isinstance(x, Expr) and x.is_number and not x.has(UnevaluatedExpr) for x in (a, b)):
         return False
     x, y = complex(a.evalf(15)), complex(b.evalf(15))
@@ -94,7 +100,7 @@ _SPELLINGS = [
     (re.compile(r"\\[dt]frac"), r"\\frac"),
     (re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf)|mbox)\s*\{([^{}]*)\}"), r" \1 "),
     (re.compile(r"(?<=\d)\{,\}(?=\d)"), ","),
-    (re.compile(r"(?<!\d)\s+|\s+(?!\d)"), ""),
+    (re.compile(r"\s+(?!\d)|(?<![\d,])\s+|(?<=,)\s+(?!\d{3}(?!\d))"), ""),
     (re.compile(r"\.$|^\((?=\w\)$)|(?<=^\(\w)\)$"), ""),
 ]
 

@@ -61,6 +61,13 @@ def check_bool(name: str, x: Any) -> None:
         raise TypeError(f"{name}: got {type(x).__name__}, want True or False")
 
 
+def check_offsets(cu_seqlens: Any, size: int | None, device: torch.device) -> None:
+    """The shape of cu_seqlens; even a batch without sequences has one offset."""
+    check_tensor("cu_seqlens", cu_seqlens, {"B + 1": size}, (torch.int32,), device)
+    if cu_seqlens.shape[0] == 0:
+        raise ValueError("cu_seqlens: got shape [0], want [B + 1]")
+
+
 def check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> None:
     """The values of cu_seqlens; only with CAPO_DEBUG=1."""
     ends = cu_seqlens.tolist()

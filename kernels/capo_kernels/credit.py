@@ -11,7 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .checks import INTS, check_choice, check_cu_seqlens, check_number, check_range, check_tensor, debugging
+from .checks import (
+    INTS,
+    check_choice,
+    check_cu_seqlens,
+    check_number,
+    check_offsets,
+    check_range,
+    check_tensor,
+    debugging,
+)
 from .norms import NORMS, Rewards
 from .segments import segment_sum, sequence_of_tokens
 
@@ -54,7 +63,7 @@ class Credit:
         check_tensor("step_wrong", self.step_wrong, {"S": None}, (torch.float32,), device)
         check_tensor("outcome", self.outcome, {"B": None}, (torch.float32,), device)
         check_tensor("group", self.group, {"B": self.outcome.shape[0]}, INTS, device)
-        check_tensor("cu_seqlens", self.cu_seqlens, {"B + 1": self.outcome.shape[0] + 1}, (torch.int32,), device)
+        check_offsets(self.cu_seqlens, self.outcome.shape[0] + 1, device)
         check_choice("norm", self.norm, tuple(NORMS))
         check_number("outcome_weight", self.outcome_weight, 0)
         check_number("process_weight", self.process_weight, 0)
@@ -107,13 +116,13 @@ def token_advantages(credit: Credit, mask: Tensor) -> Tensor:
 def token_weights(cu_seqlens: Tensor, mask: Tensor, mode: str, denominator: float | Tensor | None = None) -> Tensor:
     """float32 [T], the share of each token in the loss, 0 outside the mask (bool [T]).
 
-    `sequence-mean` (paper, Eq. 3): 1 / (sequences with a trained token * trained tokens of its sequence);
+    `sequence-mean` (the paper): 1 / (sequences with a trained token * trained tokens of its sequence);
     `token-mean` (DAPO): 1 / trained tokens; `constant` (Dr.GRPO): 1 / denominator. An explicit denominator (a number
     or a 0-d tensor > 0) stands for the number of sequences or tokens of the whole batch, so that micro-batches and
     ranks add up exactly. Raises ValueError where `constant` has none.
     """
     check_tensor("mask", mask, {"T": None}, (torch.bool,), None)
-    check_tensor("cu_seqlens", cu_seqlens, {"B + 1": None}, (torch.int32,), mask.device)
+    check_offsets(cu_seqlens, None, mask.device)
     check_choice("mode", mode, ("sequence-mean", "token-mean", "constant"))
     _check_denominator(denominator, mode)
     if debugging():

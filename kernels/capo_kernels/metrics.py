@@ -40,10 +40,7 @@ _DERIVED = (*_MEANS, "ess")
 
 
 def combine_metrics(parts: Sequence[Mapping[str, Tensor]]) -> Metrics:
-    """The metrics of several calls (micro-batches, ranks) as if they had been one. Raises ValueError on no parts.
-
-    >>> combine_metrics([loss.metrics for loss in micro_batches])["ratio_mean"]  # doctest: +SKIP
-    """
+    """The metrics of several calls (micro-batches, ranks) as if they had been one. Raises ValueError on no parts."""
     if not parts:
         raise ValueError("parts: got none, want the metrics of at least one call")
     raw = {key: _combine(key, [part[key] for part in parts]) for key in parts[0] if key not in _DERIVED}

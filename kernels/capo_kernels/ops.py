@@ -71,7 +71,7 @@ def policy_loss(
     inplace: bool = False,
     impl: str = "auto",
 ) -> PolicyLoss:
-    """The weighted policy-gradient loss of LossSpec (CAPO: arXiv 2508.02298, Eq. 2 and 3), differentiable by logits.
+    """The weighted policy-gradient loss of LossSpec (CAPO: arXiv 2508.02298), differentiable by logits.
 
     logits: bfloat16, float16, float32 or float64 [T, V], rows may be strided; targets: int [T].
     weights: float32 [T], the share of each token in the loss (`token_weights`). A row of weight 0 is not read: it may

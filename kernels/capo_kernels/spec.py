@@ -16,6 +16,7 @@ from .checks import (
     check_choice,
     check_cu_seqlens,
     check_number,
+    check_offsets,
     check_range,
     check_tensor,
     debugging,
@@ -149,9 +150,7 @@ class LossInputs:
         if self.cu_seqlens is None:
             return
         size = None if self.credit is None else self.credit.cu_seqlens.shape[0]
-        check_tensor("cu_seqlens", self.cu_seqlens, {"B + 1": size}, (torch.int32,), rows.device)
-        if self.cu_seqlens.shape[0] == 0:
-            raise ValueError("cu_seqlens: got shape [0], want [B + 1]")
+        check_offsets(self.cu_seqlens, size, rows.device)
         if debugging():
             check_cu_seqlens(self.cu_seqlens, rows.shape[0])
             if self.credit is not None and not torch.equal(self.cu_seqlens, self.credit.cu_seqlens):

@@ -180,6 +180,7 @@ BAD_OTHERS = [
     (lambda: ck.token_advantages({}, MASK), TypeError, "credit: got dict, want Credit"),
     (lambda: ck.token_weights(CU, MASK.int(), "token-mean"), TypeError, "mask: got int32, want bool"),
     (lambda: ck.token_weights(CU.long(), MASK, "token-mean"), TypeError, "cu_seqlens: got int64, want int32"),
+    (lambda: ck.token_weights(CU[:0], MASK, "token-mean"), ValueError, r"cu_seqlens: got shape \[0\], want \[B \+ 1\]"),
     (lambda: ck.token_weights(CU, MASK, "mean"), ValueError, "mode: got 'mean', want one of 'sequence-mean', "),
     (lambda: ck.token_weights(CU, MASK, "constant"), ValueError, "denominator: got None with mode='constant', want"),
     (lambda: ck.token_weights(CU, MASK, "constant", 0), ValueError, "denominator: got 0, want a finite number > 0"),

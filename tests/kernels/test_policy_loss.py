@@ -80,7 +80,7 @@ def test_any_case(seed, lengths, vocab, objective, ratio, old, options, entropy_
     ids=["ppo", "dual", "reinforce"],
 )
 def test_gradcheck_where_nothing_is_stopped(fixed: dict, kl: dict) -> None:
-    case = random_case(5)
+    case = random_case(5, (3, 1))
     arguments, targets = case.arguments(), torch.tensor(case.targets)
     logits = torch.tensor(case.logits, dtype=torch.float64, requires_grad=True)
     spec = ck.LossSpec(**fixed, **kl)

@@ -48,10 +48,10 @@ def test_both_paths_are_the_log_softmax(tokens, vocab, temperature, chunk, seed)
         torch.testing.assert_close(grad, want, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 100])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
 @pytest.mark.parametrize("which", ["logp", "entropy", "both"])
 def test_gradcheck_of_the_linear_path(chunk: int, which: str) -> None:
-    hidden, weight, bias, targets = problem()
+    hidden, weight, bias, targets = problem(tokens=4, vocab=4)
     keep = {"logp": slice(0, 1), "entropy": slice(1, 2), "both": slice(0, 2)}[which]
 
     def outputs(hidden, weight, bias):

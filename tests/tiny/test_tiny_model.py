@@ -112,11 +112,11 @@ def test_remaking_is_repeatable_and_learns(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        losses = [make(tmp_path / name, steps=20, seed=7) for name in "ab"]
+        losses = [make(tmp_path / name, steps=12, seed=7) for name in "ab"]
     finally:
         torch.set_num_threads(threads)
     assert losses[0] == losses[1]
-    assert losses[0][-1] < 0.5 * losses[0][0]
+    assert losses[0][-1] < 0.6 * losses[0][0]
     made = [file.relative_to(tmp_path / "a") for file in (tmp_path / "a").rglob("*") if file.is_file()]
     assert len(made) == 7
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in made)

@@ -1,0 +1,60 @@
+"""The vote on each step."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capo_fast.credit.vote import MODES, vote
+from capo_fast.records import Critique
+
+
+def critique(*wrong: int) -> Critique:
+    return Critique(abstained=False, wrong_steps=frozenset(wrong), dropped=0)
+
+
+ABSTAINED = Critique(abstained=True, wrong_steps=frozenset(), dropped=0)
+FOUR = [critique(0, 1, 2), critique(1, 2), critique(1), critique(1)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("intersection", [0, 1, 0, 0]),
+        ("majority", [0, 1, 1, 0]),  # 2 of 4 counts
+        ("union", [1, 1, 1, 0]),
+        ("average", [0.25, 1, 0.5, 0]),
+    ],
+)
+def test_modes(mode: str, expected: list[float]) -> None:
+    assert vote(FOUR, 4, mode) == expected
+    assert vote([ABSTAINED, *FOUR, ABSTAINED], 4, mode) == expected
+
+
+def test_greedy_is_the_single_critique() -> None:
+    assert vote([critique(1)], 3, "greedy") == [0, 1, 0]
+    assert vote([ABSTAINED], 3, "greedy") == [0, 0, 0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_valid_critique_means_no_penalty(mode: str) -> None:
+    assert vote([], 2, mode) == vote([ABSTAINED, ABSTAINED], 2, mode) == [0.0, 0.0]
+    assert vote([critique()], 0, mode) == []
+
+
+def test_an_empty_critique_empties_the_intersection() -> None:
+    assert vote([critique(0), critique()], 1, "intersection") == [0]
+
+
+def test_unknown_mode_names_the_modes() -> None:
+    with pytest.raises(ValueError, match=r"'median'.*intersection, majority, union, average, greedy"):
+        vote([], 0, "median")
+
+
+@given(st.lists(st.one_of(st.just(ABSTAINED), st.sets(st.integers(0, 5)).map(lambda s: critique(*s))), max_size=8))
+def test_modes_are_ordered(critiques: list[Critique]) -> None:
+    by_mode = {mode: vote(critiques, 6, mode) for mode in MODES}
+    for i in range(6):
+        assert by_mode["intersection"][i] <= by_mode["majority"][i] <= by_mode["union"][i]
+        assert by_mode["intersection"][i] <= by_mode["average"][i] <= by_mode["union"][i]

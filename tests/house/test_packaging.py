@@ -1,0 +1,145 @@
+"""What is installed: a complete wheel, a kernel library that needs torch alone, imports without side effects."""
+
+from __future__ import annotations
+
+import email
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXTRAS = ["accelerate", "datasets", "math_verify", "numpy", "peft", "pyarrow", "pydantic", "rich", "tensorboard"]
+EXTRAS += ["transformers", "triton", "vllm", "yaml"]
+
+
+def python(code: str, cwd: Path) -> str:
+    """Runs code in a new interpreter outside the checkout, without the environment's PYTHONPATH."""
+    done = subprocess.run([sys.executable, "-E", "-c", code], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from a copy, so that the checkout's own build folder neither helps nor suffers."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in ("capo_fast", "configs", "kernels"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / file, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", str(out), str(source)], check=True)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory) -> Path:
+    """The wheel, unpacked as an installer would."""
+    site = tmp_path_factory.mktemp("site")
+    zipfile.ZipFile(wheel).extractall(site)
+    return site
+
+
+def test_wheel_holds_every_file_of_the_packages(wheel):
+    homes = {"capo_fast": ROOT / "capo_fast", "capo_kernels": ROOT / "kernels/capo_kernels"}
+    wanted = {
+        f"{name}/{path.relative_to(home).as_posix()}"
+        for name, home in homes.items()
+        for path in home.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    wanted |= {f"capo_fast/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    missing = wanted - set(zipfile.ZipFile(wheel).namelist())
+    assert not missing, "add these to package_data in setup.py"
+    assert {"capo_fast/tiny/model/model.safetensors", "capo_fast/configs/tiny.yaml"} <= wanted
+
+
+def test_wheel_holds_nothing_else(wheel):
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"capo_fast", "capo_kernels"}
+
+
+def test_torch_is_the_only_requirement(wheel):
+    archive = zipfile.ZipFile(wheel)
+    metadata = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    needs = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
+    assert [need for need in needs if "extra ==" not in need] == ["torch"]
+
+
+def test_kernels_work_from_the_wheel_with_torch_alone(site, tmp_path):
+    code = f"""
+import sys
+sys.modules |= dict.fromkeys({EXTRAS!r})  # as if not installed
+sys.path.insert(0, {str(site)!r})
+import torch, capo_kernels as ck
+assert ck.__file__.startswith({str(site)!r}), ck.__file__
+assert ck.status()["reference"] == "available", ck.status()
+logits = torch.randn(4, 8, requires_grad=True)
+weights = ck.token_weights(torch.tensor([0, 4], dtype=torch.int32), torch.ones(4, dtype=torch.bool), "token-mean")
+loss = ck.policy_loss(logits, torch.arange(4), weights=weights, advantages=torch.ones(4)).loss
+loss.backward()
+assert logits.grad.abs().sum() > 0
+"""
+    python(code, tmp_path)
+
+
+@pytest.mark.parametrize("installed", ["wheel", "this environment"])
+def test_configs_are_found(installed, site, tmp_path):
+    path = str(site) if installed == "wheel" else None
+    code = f"""
+import sys
+sys.path[:0] = [{path!r}] * {path is not None}
+from importlib import resources
+print((resources.files("capo_fast.configs") / "tiny.yaml").read_text(encoding="utf-8"), end="")
+"""
+    assert python(code, tmp_path) == (ROOT / "configs/tiny.yaml").read_text(encoding="utf-8")
+
+
+def test_importing_capo_fast_loads_nothing(tmp_path):
+    code = """
+import sys
+before = set(sys.modules)
+import capo_fast
+print(*sorted(set(sys.modules) - before))
+"""
+    assert python(code, tmp_path).split() == ["capo_fast"]
+
+
+def test_importing_the_trainer_starts_nothing(tmp_path):
+    """All its modules: no engine is loaded, no setting, torch random state or thread of the process is touched."""
+    code = """
+import os, pkgutil, sys, threading
+import torch, transformers
+transformers.Qwen2ForCausalLM  # what others set up themselves is not asked here
+import capo_fast
+
+def state():
+    return {
+        "environ": dict(os.environ), "sys.path": list(sys.path), "threads": threading.active_count(),
+        "torch threads": torch.get_num_threads(), "dtype": torch.get_default_dtype(),
+        "random state": torch.get_rng_state().tolist(),
+    }
+
+before = state()
+for module in pkgutil.walk_packages(capo_fast.__path__, "capo_fast."):
+    if not module.name.endswith("__main__"):
+        __import__(module.name)
+changed = [name for name, value in state().items() if value != before[name]]
+assert not changed, changed
+assert "vllm" not in sys.modules
+"""
+    python(code, tmp_path)
+
+
+def test_importing_kernels_does_not_import_triton(tmp_path):
+    code = """
+import sys, torch
+before = set(sys.modules)
+import capo_kernels
+print(*{name.split(".")[0] for name in set(sys.modules) - before} & {"triton", "transformers", "vllm", "capo_fast"})
+"""
+    assert python(code, tmp_path).split() == []

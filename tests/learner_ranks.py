@@ -1,0 +1,85 @@
+"""A learner on fixed samples: imported by its tests, and run by them under torchrun with the file to write."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from capo_fast.batch import pack_update, split_minibatches
+from capo_fast.config import Config, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
+from capo_fast.credit.assign import assign_credit
+from capo_fast.learner import Learner
+from capo_fast.policy import full_weights, load_model, shard_policy
+from capo_fast.records import Prompt, Rollout, Sample
+from capo_fast.runtime import start_ranks
+from capo_fast.credit.steps import step_spans
+from scripted_world import MODEL, answer, tokenizer
+from capo_fast.records import Request
+from torch.distributed.device_mesh import init_device_mesh
+
+TRAIN = TrainConfig(steps=4, epochs=1, minibatches=1, lr=1e-3, schedule="constant", grad_clip=1e9)
+
+
+def make_sample(group: int, i: int) -> Sample:
+    question = ["9*2-9-9+9", "3+4*2", "1-5+2*7*3-4"][group]
+    prompt_ids = tuple(tokenizer().encode(question + "\n", add_special_tokens=False))
+    completion = answer(Request("", prompt_ids, 10 * group + i, 1.0, 1.0, -1, 64))
+    steps = step_spans(completion.token_ids, tokenizer())
+    rollout = Rollout(
+        Prompt(question, question, "0", None, prompt_ids),
+        group,
+        i,
+        0,
+        completion.token_ids,
+        completion.logprobs,
+        completion.text,
+        True,
+        steps,
+    )
+    wrong = tuple(float((i + k) % 3 == 0) for k in range(len(steps.texts)))
+    return Sample(rollout, outcome=float(i % 2), critiques=(), step_wrong=wrong)
+
+
+SAMPLES = assign_credit([make_sample(group, i) for group in range(3) for i in range(4)], Config())
+
+
+def make_learner(config: Config) -> Learner:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return Learner(shard_policy(load_model(MODEL, "sdpa").train(), config.policy, mesh), None, config)
+
+
+def with_plain_gradient_steps(learner: Learner) -> Learner:
+    """Adam divides by the gradient's size, which makes rounding noise of entries near 0 as large as a step."""
+    learner.optimizer = torch.optim.SGD(learner.policy.parameters(), lr=0.02)
+    return learner
+
+
+def train(learner: Learner, config: Config) -> dict[str, float]:
+    minibatches = split_minibatches(SAMPLES, config.train.minibatches)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    return learner.train_batch([pack_update(minibatch, config, rank, world) for minibatch in minibatches])
+
+
+def main(out: Path) -> None:
+    start_ranks()
+    config = Config(
+        policy=PolicyConfig(dtype="float32"),
+        loss=LossConfig(kl_coef=0.0),
+        train=replace(TRAIN, epochs=2, minibatches=3, micro_tokens=40),
+        rollout=RolloutConfig(temperature=1.0),
+    )
+    learner = with_plain_gradient_steps(make_learner(config))
+    metrics = train(learner, config)
+    weights = {name: weight.clone() for name, weight in full_weights(learner.policy, torch.float32)}
+    if dist.get_rank() == 0:
+        torch.save(weights, out)
+        out.with_suffix(".json").write_text(json.dumps(metrics))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

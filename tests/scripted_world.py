@@ -1,0 +1,64 @@
+"""The tiny world without vLLM: a scripted engine that writes solutions and critiques from each request's seed alone.
+
+Its answers don't depend on the weights, but its `score` does (through transformers), so the canary is the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from random import Random
+
+import torch
+from capo_fast.engine.scripted import ScriptedEngine
+from capo_fast.paths import resolve_model
+from capo_fast.records import Completion, Request
+from capo_fast.settings import load_config
+from capo_fast.tiny.critique import critique_text
+from capo_fast.tiny.task import World
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+MODEL = resolve_model("pkg://capo_fast.tiny/model")
+SMALL = ["--rollout.prompts", "4", "--rollout.n", "4", "--eval.limit", "8", "--checkpoint.every", "2"]
+
+
+def scripted_config(*arguments: str):
+    return load_config([*SMALL, *arguments])
+
+
+@cache
+def tokenizer():
+    return AutoTokenizer.from_pretrained(MODEL)
+
+
+def scripted_engine() -> ScriptedEngine:
+    return ScriptedEngine(answer, scorer=score_with(MODEL))
+
+
+def answer(request: Request) -> Completion:
+    """A solution in which every fifth step or so is wrong, or the true critique of one."""
+    prompt = tokenizer().decode(request.prompt_ids).strip()
+    question, _, solution = prompt.partition("\n")
+    if solution:
+        steps = [step for piece in solution.split("</step_")[:-1] for step in [piece.split(">")[-1]]]
+        text = critique_text(question, steps)
+    else:
+        text = "\n\n".join(World.from_seed(7).solution(Random(request.seed), question))
+    token_ids = (*tokenizer().encode(text, add_special_tokens=False), tokenizer().eos_token_id)[: request.max_tokens]
+    finished = token_ids[-1] == tokenizer().eos_token_id
+    text = tokenizer().decode(token_ids, skip_special_tokens=True)
+    return Completion(request.id, tuple(token_ids), (-0.5,) * len(token_ids), text, finished)
+
+
+def score_with(model_path: str):
+    """Log-probs under whatever weights the engine was last given."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path), dtype=torch.float32).eval()
+
+    @torch.no_grad()
+    def score(weights: dict[str, torch.Tensor], sequence: Sequence[int]) -> list[float]:
+        model.load_state_dict(weights)
+        ids = torch.tensor([sequence])
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1)
+        return logprobs.gather(1, ids[0, 1:, None])[:, 0].tolist()
+
+    return score
