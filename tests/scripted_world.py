@@ -19,11 +19,17 @@ from capo_fast.tiny.task import World
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 MODEL = resolve_model("pkg://capo_fast.tiny/model")
-SMALL = ["--rollout.prompts", "4", "--rollout.n", "4", "--eval.limit", "8", "--checkpoint.every", "2"]
+SMALL = {"--rollout.prompts": "4", "--rollout.n": "4", "--eval.limit": "8", "--checkpoint.every": "2"}
+
+
+def small_arguments(*arguments: str) -> list[str]:
+    """The flags of a quick run, with others (`--key value` pairs) in place of or beside them."""
+    pairs = SMALL | dict(zip(arguments[::2], arguments[1::2], strict=True))
+    return [word for pair in pairs.items() for word in pair]
 
 
 def scripted_config(*arguments: str):
-    return load_config([*SMALL, *arguments])
+    return load_config(small_arguments(*arguments))
 
 
 @cache

@@ -22,7 +22,7 @@ CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
     loss=LossConfig(kl_coef=0.0),
     train=TRAIN,
-    rollout=RolloutConfig(temperature=1.0),
+    rollout=RolloutConfig(temperature=1.0, max_tokens=64),
 )
 
 
@@ -45,8 +45,8 @@ def test_micro_batches_that_split_groups_make_the_step_of_one_big_batch(aggregat
         metrics = train(learner, config)
         results[budget] = weights_of(learner), metrics
     (whole, of_whole), (split, of_split) = results.values()
-    assert difference(whole, start) > 1e-4
-    assert difference(whole, split) < 2e-6
+    assert difference(whole, start) > 1e-5
+    assert difference(whole, split) < 1e-6
     assert of_whole["loss/loss"] == pytest.approx(of_split["loss/loss"], abs=1e-6)
     assert of_whole["loss/entropy"] == pytest.approx(of_split["loss/entropy"], abs=1e-5)
 

@@ -208,6 +208,14 @@ honest_answer = st.one_of(
 )
 
 
+@pytest.mark.parametrize(
+    "text", ["<\nincorrect_steps>1</incorrect_steps>", "Judgment\n: No\n" + boxed("1"), "Judgment:\nYes"]
+)
+def test_nothing_is_joined_across_lines(text: str) -> None:
+    assert outcome(text) == ({1} if boxed("1") in text else ABSTAIN)
+    assert outcome(text.replace(": No", ": Yes")) == ({1} if boxed("1") in text else ABSTAIN)
+
+
 def parsed(text: str, finished: bool) -> Critique:
     return replace(parse_critique(text, STEPS, finished), text="")
 

@@ -167,13 +167,15 @@ def test_workers_die_with_a_killed_parent_but_not_of_ctrl_c(what: str, tmp_path:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
-        workers = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(workers) == 2
-        for pid in workers:
-            os.kill(pid, signal.SIGINT)
-        time.sleep(0.3)
-        assert all(alive(pid) for pid in workers)
-        parent.kill()
+        try:
+            workers = [int(pid) for pid in parent.stdout.readline().split()]
+            assert len(workers) == 2
+            for pid in workers:
+                os.kill(pid, signal.SIGINT)
+            time.sleep(0.3)
+            assert all(alive(pid) for pid in workers)
+        finally:
+            parent.kill()
     assert all(gone(pid) for pid in workers)
 
 

@@ -160,6 +160,20 @@ def test_a_difference_beyond_20_is_clamped_and_gives_no_gradient(far: float) -> 
     assert result.metrics["active_frac"] == 0
 
 
+@pytest.mark.parametrize("far", [-50.0, 50.0])
+def test_the_clamp_of_a_sequence_is_on_its_mean_and_on_its_sum(far: float) -> None:
+    """Ratio: mean of (3 far, -far) is far, beyond 20. Importance weight: each token 15, the sum 30."""
+    case = replace(random_case(2, (2,)), weights=[1.0, 1.0])
+    near = oracle(case, ck.LossSpec())["logp"]
+    fifteen = math.copysign(15, far)
+    case = replace(case, old=[near[0] - 3 * far, near[1] + far])
+    case = replace(case, rollout=[x - fifteen for x in case.old])
+    spec = ck.LossSpec(ratio="sequence", is_mode="truncate", is_level="sequence", is_high=None)
+    metrics = case.run(spec)[0].metrics
+    limit = math.exp(math.copysign(20, far))
+    assert [metrics[k].item() for k in ("ratio_min", "ratio_max", "is_weight_mean")] == pytest.approx([limit] * 3)
+
+
 def test_every_objective_is_homogeneous_in_the_advantage() -> None:
     """So a ready-made importance ratio may be multiplied into the advantages."""
     case = random_case(3)

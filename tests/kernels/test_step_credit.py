@@ -101,8 +101,9 @@ def test_the_floor_bounds_the_std_from_below() -> None:
 @pytest.mark.parametrize("floor", [0.0, 0.25])
 @pytest.mark.parametrize("norm", [n for n in NORMS if n != "none"])
 def test_equal_rewards_give_exactly_0(norm: str, floor: float) -> None:
-    """1/3 is no float: the group's mean must not leave rounding noise."""
-    credit = make_credit([(1 / 3, 0, [1 / 3] * n) for n in (7, 11, 3)], norm=norm, std_floor=floor)
+    """1.7 and 0.3 are no floats: neither the sums in float64 nor the difference in float32 may leave rounding noise."""
+    sequences = [(1 / 3, 0, [1 / 3] * n) for n in (7, 11, 3)]
+    credit = make_credit(sequences, norm=norm, std_floor=floor, outcome_weight=1.7, process_weight=0.3)
     assert ck.token_advantages(credit, everything(credit)).tolist() == [0.0] * 21
 
 

@@ -1,0 +1,80 @@
+"""The command `capo_fast.train` on the scripted engine, in a process of its own that can be told where to die.
+
+    python scripted_run.py [--die PLACE] [settings ...]
+
+PLACE is `rollout`, `critique`, `load`, `learn`, `publish`, `published`, `recorded`, followed by `:N` for its N-th time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import capo_fast.checkpoint as checkpoint
+import capo_fast.train as train
+from capo_fast.engine.scripted import ScriptedEngine
+from scripted_world import MODEL, answer, score_with, small_arguments
+
+
+class Doom:
+    """Kills this process, or has it interrupted, the N-th time that `place` is reached."""
+
+    def __init__(self, order: str) -> None:
+        self.place, _, rest = order.partition(":")
+        number, _, name = rest.partition(":")
+        self.left, self.signal = int(number or 0), getattr(signal, name or "SIGKILL")
+
+    def reached(self, place: str) -> None:
+        if place == self.place:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), self.signal)
+
+
+class DoomedEngine(ScriptedEngine):
+    def __init__(self, doom: Doom) -> None:
+        super().__init__(answer, score_with(MODEL))
+        self.doom = doom
+
+    def step(self):
+        completions = super().step()
+        for completion in completions:
+            self.doom.reached(completion.id.partition("-")[0])
+        return completions
+
+    def load(self, weights):
+        super().load(weights)
+        self.doom.reached("load")
+
+
+def main(arguments: list[str]) -> int:
+    doom = Doom("")
+    if arguments[0] == "--die":
+        doom, arguments = Doom(arguments[1]), arguments[2:]
+    publish, save, learn = os.replace, train.Trainer.save, train.Trainer.record
+
+    def doomed_publish(source, target):
+        if "step_" in str(target):
+            doom.reached("publish")
+        publish(source, target)
+        if "step_" in str(target):
+            doom.reached("published")
+
+    def doomed_save(self):
+        doom.reached("recorded")
+        save(self)
+
+    def doomed_record(self, *rest):
+        doom.reached("learn")
+        learn(self, *rest)
+
+    checkpoint.os.replace = doomed_publish
+    train.Trainer.save, train.Trainer.record = doomed_save, doomed_record
+    original = train.run
+    train.run = lambda config: original(config, DoomedEngine(doom))
+    return train.main(small_arguments(*arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,123 @@
+"""The command as users call it, with the real engine: killed and resumed, and on other models, data and ranks."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from capo_fast.paths import resolve_path
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+pytestmark = pytest.mark.slow
+GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl.gz"
+TINY = "--train.steps 3 --rollout.prompts 4 --eval.limit 16 --checkpoint.every 1".split()
+
+
+def command(folder, *arguments, ranks=1):
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "capo_fast.train"]
+    return [sys.executable, *start, "--run.dir", str(folder), *arguments]
+
+
+def lines(folder):
+    path = folder / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_run_killed_with_the_real_engine_ends_with_the_same_bits(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole, *TINY), check=True, timeout=300)
+    process = subprocess.Popen(command(killed, *TINY), start_new_session=True)
+    while len(lines(killed)) < 2 and process.poll() is None:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "summary.json").exists(), "it was killed too late to tell anything"
+    subprocess.run(command(killed, *TINY), check=True, timeout=300)
+    one, two = (load_file(folder / "model" / "model.safetensors") for folder in (whole, killed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert len(lines(killed)) == 3
+    for step in (1, 2, 3):
+        name = f"rollouts/{step:06d}.jsonl.gz"
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+
+
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+FAMILIES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}
+
+
+def problems():
+    """Word problems: the real ones where they lie beside the project, else a few made here."""
+    if GSM8K.exists():
+        with gzip.open(GSM8K, "rt") as file:
+            return [json.loads(line) for _, line in zip(range(64), file, strict=False)]
+    made = [(f"Ann has {a} apples and buys {b} more. How many are there?", str(a + b)) for a in range(8) for b in (3, 5)]
+    return [{"id": f"made-{i}", "problem": question, "answer": answer} for i, (question, answer) in enumerate(made)]
+
+
+def make_model(family, folder, texts):
+    """A random model with a byte-level tokenizer trained on the problems, as a folder that transformers loads."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|end|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|pad|>")
+    fast.chat_template = CHAT
+    fast.save_pretrained(folder)
+    configuration, model = FAMILIES[family]
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"num_key_value_heads": 1, "head_dim": 32, "vocab_size": len(fast), "eos_token_id": 0, "bos_token_id": None}
+    model(configuration(**shape, **sizes, max_position_embeddings=2048)).save_pretrained(folder)
+
+
+@pytest.mark.parametrize(("family", "ranks", "dtype"), [("qwen2", 2, "float32"), ("llama", 1, "bfloat16")])
+def test_other_models_and_data(family, ranks, dtype, tmp_path):
+    rows = problems()
+    data = tmp_path / "problems.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make_model(family, tmp_path / "model", [row["problem"] for row in rows])
+    settings = {
+        "config": Path(__file__).parent / "random_model.yaml",
+        "model.path": tmp_path / "model",
+        "data.path": data,
+        "policy.dtype": dtype,
+        "engine.dtype": dtype,
+    }
+    arguments = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
+    subprocess.run(command(tmp_path / "run", *arguments, ranks=ranks), check=True, timeout=300)
+    steps = [json.loads(line) for line in lines(tmp_path / "run")]
+    assert [step["step"] for step in steps] == [1, 2]
+    assert all(step["rollouts"] == 16 and step["updates"] == 4 for step in steps)
+    assert steps[0]["gap/mean"] < (1e-4 if dtype == "float32" else 0.1)
+    assert steps[0]["loss/ref_kl"] == pytest.approx(0, abs=1e-4)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert exported.dtype == torch.bfloat16
+
+
+def test_the_default_configuration_names_files_that_exist():
+    for name in ("model", "train.jsonl.gz", "heldout.jsonl"):
+        assert resolve_path(f"pkg://capo_fast.tiny/{name}").exists()
