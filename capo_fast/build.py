@@ -26,7 +26,7 @@ from capo_fast.policy import DTYPES, load_model, shard_policy
 from capo_fast.progress import Progress
 from capo_fast.records import Prompt
 from capo_fast.report import Console, open_console
-from capo_fast.runtime import StopSignal, seed_everything, start_ranks
+from capo_fast.runtime import StopSignal, seed_everything
 from capo_fast.settings import config_as_dict, dump_config, flatten, read_file
 from capo_fast.sync import Sync, check_same_architecture
 
@@ -65,27 +65,22 @@ class Parts:
         self.recorder.close()
         self.pool.close()
         self.engine.close()
-        if dist.is_initialized():  # vLLM's shutdown destroys the groups, the default one included
-            dist.destroy_process_group()
 
 
-def build(config: Config, engine: Engine | None = None) -> Parts:
+def build(config: Config, device: torch.device, engine: Engine | None = None) -> Parts:
     """All parts of a run, resumed from its newest checkpoint if there is one. A collective on all ranks.
 
-    `engine`: one to use instead of vLLM. Raises ConfigError for what can't be used, before anything is written.
+    `engine`: one to use instead of vLLM. Raises ConfigError for what can't be used, before the engine is started.
     """
     started = time.monotonic()
-    device = start_ranks()
     seed_everything(config.seed)
     rank, world = dist.get_rank(), dist.get_world_size()
     model_path = resolve_model(config.model.path)
     tokenizer = load_tokenizer(model_path)
     prompts, heldout = load_prompts(config, tokenizer)
-    template = load_template(resolve_path(config.critic.prompt))
+    template = load_critic_template(config)
     folder = run_folder(config)
     checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint.keep)
-    if engine is None:
-        engine = start_engine(model_path, config)
     learner, critic_weights = load_learner(model_path, config, device)
     progress = Progress()
     if (newest := checkpointer.newest()) is not None:
@@ -94,6 +89,8 @@ def build(config: Config, engine: Engine | None = None) -> Parts:
     if rank == 0:
         recorder = RunFolder(folder, config.run.keep_rollouts, config.run.wandb, config_as_dict(config))
         recorder.cut_back(progress.step)
+    if engine is None:
+        engine = start_engine(model_path, config)
     console = open_console(config.train.steps, rank, progress.step)
     return Parts(
         config=config,
@@ -117,6 +114,13 @@ def build(config: Config, engine: Engine | None = None) -> Parts:
         stop=StopSignal(),
         started=started - progress.wall_seconds,
     )
+
+
+def load_critic_template(config: Config) -> str:
+    try:
+        return load_template(resolve_path(config.critic.prompt))
+    except ValueError as error:
+        raise ConfigError(f"critic.prompt: {error}") from error
 
 
 def load_tokenizer(model_path: str) -> Any:

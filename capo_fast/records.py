@@ -15,7 +15,7 @@ The way from critiques to token advantages, for a group of two rollouts (C = 2, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class Critique:
     wrong_steps: frozenset[int]
     dropped: int
     """Indices outside [0, S) that the list named."""
-    text: str = ""
+    text: str = field(default="", compare=False)
     truncated: bool = False
     """The length limit cut the answer before its list was closed."""
 

@@ -6,6 +6,8 @@ import os
 import random
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -39,10 +41,23 @@ class StopSignal:
             raise Interrupted
 
 
-def start_ranks() -> torch.device:
-    """Join torchrun's process group, or be a group of one without it; returns this rank's device."""
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+@contextmanager
+def ranks() -> Iterator[torch.device]:
+    """This rank's device, inside torchrun's process group; without torchrun, inside a group of one."""
+    alone = {} if "RANK" in os.environ else dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+    if alone:
+        alone["MASTER_PORT"] = _free_port()
+    os.environ.update(alone)
+    try:
+        yield _join()
+    finally:
+        if dist.is_initialized():  # vLLM's shutdown destroys every group, the default one included
+            dist.destroy_process_group()
+        for name in alone:
+            del os.environ[name]
+
+
+def _join() -> torch.device:
     if not torch.cuda.is_available():
         dist.init_process_group("gloo", timeout=timedelta(minutes=30))
         return torch.device("cpu")

@@ -27,7 +27,7 @@ from capo_fast.learner import TrainingDiverged
 from capo_fast.metrics import RecordError, rollout_row
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample
 from capo_fast.report import write_summary
-from capo_fast.runtime import Interrupted, gather
+from capo_fast.runtime import Interrupted, gather, ranks
 from capo_fast.sampling import critique_rollouts, sample_rollouts
 from capo_fast.settings import load_config
 from capo_fast.sync import SyncError
@@ -38,11 +38,12 @@ FAILURES = (ConfigError, SyncError, TrainingDiverged, CheckpointError, RecordErr
 
 def run(config: Config, engine: Engine | None = None) -> dict[str, object]:
     """Train as configured; every rank calls it. Returns what `summary.json` holds. Raises `FAILURES`, Interrupted."""
-    parts = build(config, engine)
-    try:
-        return Trainer(parts).train()
-    finally:
-        parts.close()
+    with ranks() as device:
+        parts = build(config, device, engine)
+        try:
+            return Trainer(parts).train()
+        finally:
+            parts.close()
 
 
 class Trainer:

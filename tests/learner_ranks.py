@@ -15,7 +15,7 @@ from capo_fast.credit.assign import assign_credit
 from capo_fast.learner import Learner
 from capo_fast.policy import full_weights, load_model, shard_policy
 from capo_fast.records import Prompt, Rollout, Sample
-from capo_fast.runtime import start_ranks
+from capo_fast.runtime import ranks
 from capo_fast.credit.steps import step_spans
 from scripted_world import MODEL, answer, tokenizer
 from capo_fast.records import Request
@@ -65,7 +65,6 @@ def train(learner: Learner, config: Config) -> dict[str, float]:
 
 
 def main(out: Path) -> None:
-    start_ranks()
     config = Config(
         policy=PolicyConfig(dtype="float32"),
         loss=LossConfig(kl_coef=0.0),
@@ -78,8 +77,8 @@ def main(out: Path) -> None:
     if dist.get_rank() == 0:
         torch.save(weights, out)
         out.with_suffix(".json").write_text(json.dumps(metrics))
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with ranks():
+        main(Path(sys.argv[1]))

@@ -77,8 +77,8 @@ def test_a_run_leaves_its_whole_story(tmp_path):
 
 def test_dynamic_sampling_fills_the_batch_with_informative_groups(tmp_path):
     folder = tmp_path / "run"
-    arguments = ["--run.dir", str(folder), "--train.steps", "2", "--train.dynamic_sampling", "true"]
-    run(scripted_config(*arguments, "--rollout.n", "2"), scripted_engine())
+    arguments = ["--run.dir", str(folder), "--train.steps", "2", "--algorithm", "grpo", "--rollout.n", "2"]
+    run(scripted_config(*arguments, "--train.dynamic_sampling", "true"), scripted_engine())
     for line in metrics_of(folder):
         rows = rollouts_of(folder, line["step"])
         groups = {row["group"] for row in rows}
@@ -179,7 +179,7 @@ def test_other_settings_do_not_resume_a_run(undisturbed, capsys):
         (["--data.path", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--data.path", "{tmp}/broken.jsonl"], "broken.jsonl, line 2"),
         (["--data.answer_field", "solutoin"], "solutoin"),
-        (["--engine.max_model_len", "60"], "prompts are longer than"),
+        (["--engine.max_model_len", "60", "--critic.max_tokens", "20"], "prompts are longer than 12 tokens"),
         (["--credit.outcome_weight", "1"], "credit."),
         (["--model.path", "/nowhere/model"], "/nowhere/model"),
         (["--critic.prompt", "{tmp}/template.txt"], "template.txt"),

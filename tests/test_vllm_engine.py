@@ -10,6 +10,7 @@ import torch
 from capo_fast.config import EngineConfig
 from capo_fast.engine.base import checksum, run_requests
 from capo_fast.records import Request
+from capo_fast.runtime import ranks
 from scripted_world import MODEL, tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -24,14 +25,13 @@ def rng_fingerprint():
 @pytest.fixture(scope="module")
 def engine():
     from capo_fast.engine.vllm import VllmEngine
-    from capo_fast.runtime import start_ranks
 
-    start_ranks()
-    before = rng_fingerprint()
-    engine = VllmEngine(MODEL, CONFIG)
-    assert rng_fingerprint() == before, "building the engine moved a random generator"
-    yield engine
-    engine.close()
+    with ranks():
+        before = rng_fingerprint()
+        engine = VllmEngine(MODEL, CONFIG)
+        assert rng_fingerprint() == before, "building the engine moved a random generator"
+        yield engine
+        engine.close()
 
 
 def model_of(seed: int):

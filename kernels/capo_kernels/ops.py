@@ -47,12 +47,13 @@ def linear_token_logprobs(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`token_logprobs` of `hidden @ weight.T + bias`, of which no more than [chunk_tokens, V] is ever held.
 
-    hidden: float [T, H]; weight [V, H] and bias [V] in the dtype of hidden; chunk_tokens: None takes 4,096 on CUDA and
-    256 elsewhere. Gradients by hidden, weight and bias; that by weight is summed in float32 and returned in its dtype.
+    hidden: float [T, H]; weight [V, H] and bias [V] in the dtype of hidden; chunk_tokens: None takes 4,096 on CUDA,
+    elsewhere 2^25 / V and at least 256. Gradients by hidden, weight and bias; that by weight is summed in float32 and
+    returned in its dtype.
     """
     _check_linear(hidden, weight, bias, targets)
     _check_head(targets, weight.shape[0], temperature, entropy)
-    module, chunk = choose(impl, hidden), _chunk(chunk_tokens, hidden)
+    module, chunk = choose(impl, hidden), _chunk(chunk_tokens, hidden, weight.shape[0])
     return _unpack(module.linear_logprobs(hidden, weight, bias, targets, module.Head(temperature), entropy, chunk))
 
 
@@ -119,7 +120,7 @@ def linear_policy_loss(
     inputs = LossInputs(weights, advantages, credit, old_logprobs, ref_logprobs, rollout_logprobs, cu_seqlens)
     inputs.check(hidden, spec)
     inputs.check_targets(targets, weight.shape[0])
-    chunk = _chunk(chunk_tokens, hidden)
+    chunk = _chunk(chunk_tokens, hidden, weight.shape[0])
     return choose(impl, hidden).linear_policy_loss(hidden, weight, bias, targets, inputs, spec, chunk)
 
 
@@ -147,9 +148,10 @@ def _check_head(targets: Tensor, vocab: int, temperature: float, entropy: bool) 
         check_range("targets", targets, 0, vocab - 1)
 
 
-def _chunk(chunk_tokens: int | None, hidden: Tensor) -> int:
+def _chunk(chunk_tokens: int | None, hidden: Tensor, vocab: int) -> int:
     if chunk_tokens is None:
-        return 4096 if hidden.device.type == "cuda" else 256
+        # 256 rows at a vocabulary of 128k; small vocabularies pay by the call, not by the row.
+        return 4096 if hidden.device.type == "cuda" else max(256, 2**25 // vocab)
     if isinstance(chunk_tokens, bool) or not isinstance(chunk_tokens, int):
         raise TypeError(f"chunk_tokens: got {type(chunk_tokens).__name__}, want an int >= 1 or None")
     if chunk_tokens < 1:
