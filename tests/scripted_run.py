@@ -1,13 +1,14 @@
 """The command `capo_fast.train` on the scripted engine, in a process of its own that can be told where to die.
 
-    python scripted_run.py [--die PLACE] [settings ...]
+    python scripted_run.py [--die PLACE:N[:SIGNAL]] [settings ...]
 
-PLACE is `rollout`, `critique`, `load`, `learn`, `publish`, `published`, `recorded`, followed by `:N` for its N-th time.
+PLACE is `rollout`, `critique`, `load`, `learn`, `publish`, `published` or `recorded`; N says the how manyth time.
 """
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 
@@ -46,6 +47,16 @@ class DoomedEngine(ScriptedEngine):
     def load(self, weights):
         super().load(weights)
         self.doom.reached("load")
+
+
+def child(arguments: list[str], log: str, largest_file: int | None) -> None:
+    """`main` in a process that was forked with everything imported; its output goes to a file."""
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.exit(main(arguments))
 
 
 def main(arguments: list[str]) -> int:
