@@ -33,7 +33,9 @@ def run_arm(algorithm: str, seed: int, runs: Path) -> dict[str, float]:
     found = {"pass@1 at step 0": summary["pass@1_before"]}
     found |= {f"pass@1 at step {line['step']}": line["eval/pass@1"] for line in lines if "eval/pass@1" in line}
     stages = summary["seconds_by_stage"]
-    found["training seconds"] = sum(stages.get(stage, 0.0) for stage in ("sync", "rollout", "critique", "verify", "learn"))
+    found["training seconds"] = sum(
+        stages.get(stage, 0.0) for stage in ("sync", "rollout", "critique", "verify", "learn")
+    )
     return found
 
 

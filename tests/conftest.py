@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from capo_fast.runtime import ranks
 
+from capo_fast.runtime import ranks
 
 # Small tensors, and other processes on the same cores: more threads only wait for each other.
 torch.set_num_threads(1)

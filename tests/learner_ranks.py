@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from scripted_world import MODEL, answer, tokenizer
+from torch.distributed.device_mesh import init_device_mesh
+
 from capo_fast.batch import pack_update, split_minibatches
 from capo_fast.config import Config, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
 from capo_fast.credit.assign import assign_credit
+from capo_fast.credit.steps import step_spans
 from capo_fast.learner import Learner
 from capo_fast.policy import full_weights, load_model, shard_policy
-from capo_fast.records import Prompt, Rollout, Sample
+from capo_fast.records import Prompt, Request, Rollout, Sample
 from capo_fast.runtime import ranks
-from capo_fast.credit.steps import step_spans
-from scripted_world import MODEL, answer, tokenizer
-from capo_fast.records import Request
-from torch.distributed.device_mesh import init_device_mesh
 
 TRAIN = TrainConfig(steps=4, epochs=1, minibatches=1, lr=1e-3, schedule="constant", grad_clip=1e9)
 

@@ -12,10 +12,11 @@ import resource
 import signal
 import sys
 
+from scripted_world import MODEL, answer, score_with, small_arguments
+
 import capo_fast.checkpoint as checkpoint
 import capo_fast.train as train
 from capo_fast.engine.scripted import ScriptedEngine
-from scripted_world import MODEL, answer, score_with, small_arguments
 
 
 class Doom:

@@ -10,13 +10,14 @@ from functools import cache
 from random import Random
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
 from capo_fast.engine.scripted import ScriptedEngine
 from capo_fast.paths import resolve_model
 from capo_fast.records import Completion, Request
 from capo_fast.settings import load_config
 from capo_fast.tiny.critique import critique_text
 from capo_fast.tiny.task import World
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 MODEL = resolve_model("pkg://capo_fast.tiny/model")
 SMALL = {"--rollout.prompts": "4", "--rollout.n": "4", "--eval.limit": "8", "--checkpoint.every": "2"}

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
+
 from capo_fast.config import Config, CreditConfig, RewardConfig, RolloutConfig, TrainConfig
 from capo_fast.credit.assign import assign_credit, informative_groups
 from capo_fast.credit.vote import vote
@@ -43,7 +44,8 @@ def test_the_trace_of_the_records_from_critiques_to_advantages():
 
 
 def test_groups_do_not_mix_and_a_tied_group_has_no_advantage():
-    found = assign_credit([sample(1.0, [0], 5), sample(0.0, [0], 5), sample(1.0, [0], 9), sample(1.0, [0], 9)], Config())
+    tied = [sample(1.0, [0], 9), sample(1.0, [0], 9)]
+    found = assign_credit([sample(1.0, [0], 5), sample(0.0, [0], 5), *tied], Config())
     assert [c.advantages for c in found] == [(1.0, 1.0), (-1.0, -1.0), (0.0, 0.0), (0.0, 0.0)]
     assert informative_groups(found) == {5}
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from capo_fast.batch import deal, pack, pack_update, sequence_length, split_minibatches
 from capo_fast.config import Config, LossConfig, RolloutConfig, TrainConfig
 from capo_fast.records import CreditedSample, Prompt, Rollout, Sample, StepSpans
-from hypothesis import given
-from hypothesis import strategies as st
 
 CONFIG = Config()
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from capo_fast.paths import resolve_path
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -25,9 +24,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from capo_fast.paths import resolve_path
+
 pytestmark = pytest.mark.slow
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl.gz"
-TINY = "--train.steps 3 --rollout.prompts 4 --eval.limit 16 --checkpoint.every 1".split()
+TINY = ["--train.steps", "3", "--rollout.prompts", "4", "--eval.limit", "16", "--checkpoint.every", "1"]
 
 
 def command(folder, *arguments, ranks=1):
@@ -70,7 +71,9 @@ def problems():
     if GSM8K.exists():
         with gzip.open(GSM8K, "rt") as file:
             return [json.loads(line) for _, line in zip(range(64), file, strict=False)]
-    made = [(f"Ann has {a} apples and buys {b} more. How many are there?", str(a + b)) for a in range(8) for b in (3, 5)]
+    made = [
+        (f"Ann has {a} apples and buys {b} more. How many are there?", str(a + b)) for a in range(8) for b in (3, 5)
+    ]
     return [{"id": f"made-{i}", "problem": question, "answer": answer} for i, (question, answer) in enumerate(made)]
 
 

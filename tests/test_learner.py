@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from learner_ranks import SAMPLES, TRAIN, make_learner, train, with_plain_gradient_steps
+from scripted_world import MODEL
+from torch.distributed.device_mesh import init_device_mesh
+
 from capo_fast.batch import pack_update
 from capo_fast.config import Config, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
 from capo_fast.learner import Learner, TrainingDiverged, lr_factor
 from capo_fast.policy import full_weights, load_model, shard_policy
-from learner_ranks import SAMPLES, TRAIN, make_learner, train, with_plain_gradient_steps
-from scripted_world import MODEL
-from torch.distributed.device_mesh import init_device_mesh
 
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
@@ -87,7 +88,9 @@ def test_several_updates_measure_the_ratio_against_the_policy_before_the_first(o
 
 
 def test_old_logprobs_of_the_rollout_are_the_engines_own(one_rank):
-    config = replace(CONFIG, policy=PolicyConfig(dtype="float32", old="rollout"), train=replace(TRAIN, epochs=2, lr=1e-6))
+    config = replace(
+        CONFIG, policy=PolicyConfig(dtype="float32", old="rollout"), train=replace(TRAIN, epochs=2, lr=1e-6)
+    )
     trainers = replace(config, policy=PolicyConfig(dtype="float32"))
     assert train(make_learner(config), config)["loss/ratio_mean"] != pytest.approx(1, abs=0.05)
     assert train(make_learner(trainers), trainers)["loss/ratio_mean"] == pytest.approx(1, abs=0.05)

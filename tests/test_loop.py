@@ -14,10 +14,11 @@ from multiprocessing import forkserver
 import pytest
 import scripted_run
 import torch
-from capo_fast.train import main, run
 from safetensors.torch import load_file
 from scripted_world import scripted_config, scripted_engine, small_arguments, tokenizer
 from transformers import AutoModelForCausalLM
+
+from capo_fast.train import main, run
 
 ALGORITHMS = ["capo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "prefix"]
 

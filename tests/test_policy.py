@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import capo_kernels as ck
 import pytest
 import torch
-from capo_fast.batch import pack
-from capo_fast.config import Config, ConfigError, PolicyConfig
-from capo_fast.policy import full_weights, load_model, shard_policy
 from test_batch import credited
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import (
@@ -21,6 +17,11 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+import capo_kernels as ck
+from capo_fast.batch import pack
+from capo_fast.config import Config, ConfigError, PolicyConfig
+from capo_fast.policy import full_weights, load_model, shard_policy
 
 SHAPE = {
     "vocab_size": 2000,

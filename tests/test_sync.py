@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from learner_ranks import SAMPLES, make_learner
+from scripted_world import MODEL, answer, score_with, scripted_config, tokenizer
+
 from capo_fast.batch import pack_update
 from capo_fast.config import ConfigError
 from capo_fast.data import load_problems, render_prompts
 from capo_fast.engine.scripted import ScriptedEngine
 from capo_fast.policy import full_weights
 from capo_fast.sync import Sync, SyncError, check_same_architecture, probe_sequences
-from learner_ranks import SAMPLES, make_learner
-from scripted_world import answer, score_with, scripted_config, tokenizer
-from scripted_world import MODEL
 
 CONFIG = scripted_config("--train.lr", "1e-3")
 

@@ -7,12 +7,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from scripted_world import MODEL, tokenizer
+from transformers import AutoModelForCausalLM
+
 from capo_fast.config import EngineConfig
 from capo_fast.engine.base import checksum, run_requests
 from capo_fast.records import Request
 from capo_fast.runtime import ranks
-from scripted_world import MODEL, tokenizer
-from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.slow
 CONFIG = EngineConfig(dtype="float32", max_model_len=256, kv_cache_gb=0.25, enforce_eager=True)
@@ -54,7 +55,8 @@ def base(engine):
 def requests(count=8, *, prefix="r", temperature=1.0, top_p=1.0, max_tokens=40):
     prompts = [tokenizer().encode(f"{i}*7-2+{i}*3\n", add_special_tokens=False) for i in range(count)]
     return [
-        Request(f"{prefix}{i}", tuple(ids), 1000 + i, temperature, top_p, -1, max_tokens) for i, ids in enumerate(prompts)
+        Request(f"{prefix}{i}", tuple(ids), 1000 + i, temperature, top_p, -1, max_tokens)
+        for i, ids in enumerate(prompts)
     ]
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import capo_kernels as ck
 import torch
 
+import capo_kernels as ck
 from capo_fast.config import Config
 from capo_fast.records import CreditedSample, Rollout, Sample
 from capo_fast.rules import overlong_buffer, std_floor
@@ -57,8 +57,8 @@ def assign_credit(samples: Sequence[Sample], config: Config) -> list[CreditedSam
 def outcome_reward(sample: Sample, config: Config) -> float:
     r"""What the outcome weight C multiplies: the verdict, the format bonus (per C) and DAPO's length penalty.
 
-    [us] The bonus is added where the response has a `\boxed{}`. With `credit.process = prefix` a wrong answer starts from
-    0.5 (VPPO, arXiv 2601.18984).
+    [us] The bonus is added where the response has a `\boxed{}`. With `credit.process = prefix` a wrong answer starts
+    from 0.5 (VPPO, arXiv 2601.18984).
     """
     reward = sample.outcome or 0.0
     if config.credit.process == "prefix" and reward < 1:
@@ -71,7 +71,7 @@ def outcome_reward(sample: Sample, config: Config) -> float:
 
 
 def overlong_penalty(rollout: Rollout, max_tokens: int, buffer: int) -> float:
-    """DAPO's soft penalty in [0, 1] (arXiv 2503.14476, Eq. 13): it grows over the last `buffer` tokens before the limit.
+    """DAPO's soft penalty in [0, 1] (arXiv 2503.14476, Eq. 13), growing over the last `buffer` tokens before the limit.
 
     [us] A rollout that the limit cut always gets 1.
     """
