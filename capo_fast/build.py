@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from capo_fast.credit.verify import VerifierPool
 from capo_fast.data import PromptOrder, load_problems, render_prompts
 from capo_fast.engine.base import Engine
 from capo_fast.learner import Learner
-from capo_fast.metrics import Recorder, RunFolder, Stopwatch
+from capo_fast.metrics import Recorder, RecordError, RunFolder, Stopwatch, replacing
 from capo_fast.paths import resolve_model, resolve_path
 from capo_fast.policy import DTYPES, load_model, shard_policy
 from capo_fast.progress import Progress
@@ -28,7 +28,7 @@ from capo_fast.records import Prompt
 from capo_fast.report import Console, open_console
 from capo_fast.runtime import StopSignal, seed_everything
 from capo_fast.settings import config_as_dict, dump_config, flatten, read_file
-from capo_fast.sync import Sync, check_same_architecture
+from capo_fast.sync import FrozenCritic, Sync, check_same_architecture, freeze_critic, probe_sequences
 
 
 @dataclass
@@ -65,6 +65,7 @@ class Parts:
         self.recorder.close()
         self.pool.close()
         self.engine.close()
+        self.stop.close()
 
 
 def build(config: Config, device: torch.device, engine: Engine | None = None) -> Parts:
@@ -81,7 +82,8 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     template = load_critic_template(config)
     folder = run_folder(config)
     checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint.keep)
-    learner, critic_weights = load_learner(model_path, config, device)
+    probe = probe_sequences(prompts, config.sync.probe_sequences, config.sync.probe_tokens)
+    learner, critic = load_learner(model_path, config, device, probe)
     progress = Progress()
     if (newest := checkpointer.newest()) is not None:
         progress = Progress(**checkpointer.load(newest, learner))
@@ -91,6 +93,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         recorder.cut_back(progress.step)
     if engine is None:
         engine = start_engine(model_path, config)
+    sync = Sync(engine, learner, critic, probe, config)
     console = open_console(config.train.steps, rank, progress.step)
     return Parts(
         config=config,
@@ -104,7 +107,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         template=template,
         engine=engine,
         learner=learner,
-        sync=Sync(engine, learner, critic_weights, prompts, config),
+        sync=sync,
         pool=VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn),
         checkpointer=checkpointer,
         progress=progress,
@@ -140,7 +143,7 @@ def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Pro
     prompts = render_prompts(load_problems(config.data.path, config.data), tokenizer, system, room)
     if config.eval.path is None:
         return prompts, []
-    problems = load_problems(config.eval.path, config.data)[: config.eval.limit]
+    problems = load_problems(config.eval.path, replace(config.data, split=config.eval.split))[: config.eval.limit]
     return prompts, render_prompts(problems, tokenizer, system, room)
 
 
@@ -150,28 +153,30 @@ def start_engine(model_path: str, config: Config) -> Engine:
     return VllmEngine(model_path, config.engine)
 
 
-def load_learner(model_path: str, config: Config, device: torch.device) -> tuple[Learner, Mapping[str, torch.Tensor]]:
-    """The learner, with a frozen reference where the loss has a KL term, and the critic's weights on the host."""
+def load_learner(
+    model_path: str, config: Config, device: torch.device, probe: Sequence[tuple[int, ...]]
+) -> tuple[Learner, FrozenCritic | None]:
+    """The learner, with a frozen reference where the loss has a KL term, and the critic where credit needs one."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     attention, untested = config.policy.attention, config.model.untested
     model = load_model(model_path, attention, untested)
-    critic_weights = {}
+    critic = None
     if config.credit.process != "none":
-        critic = model
+        judge = model
         if config.critic.path is not None:
-            critic = load_model(resolve_model(config.critic.path), attention, untested)
-            check_same_architecture(critic.state_dict(), model.state_dict())
-        dtype = DTYPES[config.engine.dtype]
-        critic_weights = {name: weight.to(dtype, copy=True) for name, weight in critic.state_dict().items()}
+            judge = load_model(resolve_model(config.critic.path), attention, untested)
+            check_same_architecture(judge.config.to_dict(), model.config.to_dict())
+        critic = freeze_critic(judge, probe, DTYPES[config.engine.dtype])
     reference = None
     if config.loss.kl_coef > 0:
         frozen = load_model(model_path, attention, untested).requires_grad_(False)
         reference = shard_policy(frozen, config.policy, mesh)
-    return Learner(shard_policy(model.train(), config.policy, mesh), reference, config), critic_weights
+    return Learner(shard_policy(model.train(), config.policy, mesh), reference, config), critic
 
 
-RESUMABLE = ("resume", "run.", "train.steps", "checkpoint.", "eval.every")
-"""Settings that may differ between the starts of one run."""
+RESUMABLE = ("resume", "run.", "train.steps", "checkpoint.", "eval.every", "reward.workers", "reward.timeout_s")
+CAPACITY = ("engine.kv_cache_gb", "engine.max_num_seqs", "train.micro_tokens")
+"""Settings that may differ between the starts of one run; the second kind changes rounding, so not to the bit."""
 
 
 def run_folder(config: Config) -> Path:
@@ -183,11 +188,13 @@ def run_folder(config: Config) -> Path:
     if dist.get_rank() == 0:
         try:
             answer = [_make_folder(config)]
-        except (ConfigError, OSError) as error:
+        except (ConfigError, RecordError, OSError) as error:
             answer = [error]
     dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], OSError):
+        raise ConfigError(f"run.dir: {answer[0]}")
     if isinstance(answer[0], Exception):
-        raise ConfigError(f"run.dir: {answer[0]}" if isinstance(answer[0], OSError) else str(answer[0]))
+        raise answer[0]
     return answer[0]
 
 
@@ -197,17 +204,18 @@ def _make_folder(config: Config) -> Path:
     if folder.exists() and config.resume == "never":
         aside = next(path for i in range(1, 10**6) if not (path := folder.with_name(f"{folder.name}.old-{i}")).exists())
         os.replace(folder, aside)
-    if saved.exists():
+    if Checkpointer(folder / "checkpoints", config.checkpoint.keep).newest() is not None:
         _check_same_settings(config, saved)
     folder.mkdir(parents=True, exist_ok=True)
-    saved.write_text(dump_config(config))
+    with replacing(saved) as file:
+        file.write(dump_config(config).encode())
     return folder
 
 
 def _check_same_settings(config: Config, saved: Path) -> None:
     before, now = read_file(saved), flatten(config_as_dict(config))
     for key in now:
-        if not key.startswith(RESUMABLE) and now[key] != before.get(key):
+        if not key.startswith(RESUMABLE + CAPACITY) and now[key] != before.get(key):
             raise ConfigError(
                 f"{key}: {now[key]!r}, but the run in {saved.parent} was started with {before.get(key)!r}; "
                 "resume it with the same settings, or take another run.dir, or --resume never"

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from capo_fast.learner import Learner
@@ -48,27 +49,39 @@ class Checkpointer:
         if step in self._steps():
             return
         temporary = self.folder / f".step_{step:06d}.tmp"
-        if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        dist.barrier()
         try:
-            dcp.save(_tensors(learner), checkpoint_id=temporary)
-            _write_json(temporary / f"rng_{dist.get_rank()}.json", rng_state())
+            self._write(temporary, learner, progress)
             if dist.get_rank() == 0:
-                extra = {"schedule": learner.schedule.state_dict(), "bad_in_a_row": learner.bad_in_a_row}
-                _write_json(temporary / "progress.json", {**extra, "progress": progress})
+                self._publish(temporary, step, progress.get("best_step"))
         except (OSError, CheckpointException) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"step {step} not saved, earlier checkpoints stand: {_cause(error)}") from error
-        dist.barrier()
-        if dist.get_rank() == 0:
-            self._publish(temporary, step, progress.get("best_step"))
         dist.barrier()
 
     def load(self, step: int, learner: Learner) -> dict[str, Any]:
         """Restore learner and random generators in place; returns the progress that was saved."""
         path = self.folder / f"step_{step:06d}"
+        try:
+            return self._read(path, learner)
+        except (OSError, ValueError, KeyError, CheckpointException) as error:
+            raise CheckpointError(
+                f"{path} can't be read: {_cause(error)}; without it the one before is used"
+            ) from error
+
+    def _write(self, temporary: Path, learner: Learner, progress: dict[str, Any]) -> None:
+        if dist.get_rank() == 0:
+            for torn in self.folder.glob(".step_*.tmp"):
+                shutil.rmtree(torn)
+            temporary.mkdir(parents=True)
+        dist.barrier()
+        dcp.save(_tensors(learner), checkpoint_id=temporary)
+        _write_json(temporary / f"rng_{dist.get_rank()}.json", rng_state())
+        if dist.get_rank() == 0:
+            extra = {"schedule": learner.schedule.state_dict(), "bad_in_a_row": learner.bad_in_a_row}
+            _write_json(temporary / "progress.json", {**extra, "progress": progress})
+        dist.barrier()
+
+    def _read(self, path: Path, learner: Learner) -> dict[str, Any]:
         tensors = _tensors(learner)
         dcp.load(tensors, checkpoint_id=path)
         learner.policy.load_state_dict(tensors["model"])
@@ -88,7 +101,10 @@ class Checkpointer:
         _fsync(self.folder)
         kept = {*self._steps()[-self._keep :], best_step}
         for old in set(self._steps()) - kept:
-            shutil.rmtree(self.folder / f"step_{old:06d}")
+            # Under its temporary name first: a kill half-way must not leave a torn checkpoint.
+            torn = self.folder / f".step_{old:06d}.tmp"
+            os.replace(self.folder / f"step_{old:06d}", torn)
+            shutil.rmtree(torn)
 
     def _steps(self) -> list[int]:
         names = [path.name for path in self.folder.glob("step_*")] if self.folder.is_dir() else []
@@ -96,19 +112,31 @@ class Checkpointer:
 
 
 def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str) -> None:
-    """Write the policy as a folder that transformers loads (safetensors, config, tokenizer). A collective."""
-    weights = {name: weight.cpu() for name, weight in full_weights(learner.policy, DTYPES[dtype])}
+    """Write the policy as a folder that transformers loads (safetensors, config, tokenizer). A collective.
+
+    Raises CheckpointError; an older export stands until the new one is whole.
+    """
+    weights = {}
+    for name, weight in full_weights(learner.policy, DTYPES[dtype]):
+        if dist.get_rank() == 0:
+            weights[name] = weight.cpu()
     if dist.get_rank() == 0:
-        temporary = folder.with_name(f".{folder.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        model = learner.policy.model
-        model.save_pretrained(temporary, state_dict=weights)
-        config = json.loads((temporary / "config.json").read_text())
-        _write_json(temporary / "config.json", config | {"dtype": dtype})
-        tokenizer.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        try:
+            _write_model(learner.policy.model, weights, tokenizer, folder, dtype)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} not written, the checkpoints stand: {error}") from error
     dist.barrier()
+
+
+def _write_model(model: Any, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path, dtype: str) -> None:
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary, state_dict=weights)
+    config = json.loads((temporary / "config.json").read_text())
+    _write_json(temporary / "config.json", config | {"dtype": dtype})
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
 
 
 def rng_state() -> dict[str, Any]:

@@ -211,6 +211,8 @@ class TrainConfig:
 class EvalConfig:
     path: str | None = None
     """Held-out problems, in the format of data.path; None: no evaluation."""
+    split: str = "test"
+    """Split, for a Hugging Face dataset."""
     every: int = 0
     """Evaluate every N steps beside first and last; 0: only those two."""
     n: int = 1

@@ -19,7 +19,8 @@ def step_figures(
     figures = {**_rollouts(credited), **_critiques(credited), "groups/dropped": dropped}
     figures |= {f"time/{stage}": seconds for stage, seconds in stages.items()}
     tokens = sum(len(sample.rollout.token_ids) for sample in samples)
-    figures["tokens_per_s"] = tokens / sum(stages.values())
+    seconds = sum(seconds for stage, seconds in stages.items() if stage not in ("eval", "checkpoint"))
+    figures["tokens_per_s"] = tokens / seconds
     figures["memory_gb"] = peak_memory_gb()
     if rate is not None:
         figures |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
@@ -34,7 +35,7 @@ def _rollouts(credited: Sequence[CreditedSample]) -> dict[str, float]:
     return {
         "rollouts": len(rollouts),
         "policy_version": rollouts[0].version,
-        "reward_mean": fmean(each.outcome for each in credited),
+        "reward_mean": _mean([each.outcome for each in credited if each.trained]),
         "pass_rate": _mean([outcome for outcome in outcomes if outcome is not None]),
         "verify/timeouts": outcomes.count(None),
         "response_tokens_mean": fmean(len(rollout.token_ids) for rollout in rollouts),
@@ -49,6 +50,7 @@ def _critiques(credited: Sequence[CreditedSample]) -> dict[str, float]:
     return {
         "wrong_step_rate": _mean(votes),
         "critic/critiques": len(critiques),
+        "critic/parsed": sum(not critique.abstained for critique in critiques),
         "critic/abstained": sum(critique.abstained for critique in critiques),
         "critic/out_of_range": sum(critique.dropped for critique in critiques),
         "critic/truncated": sum(critique.truncated for critique in critiques),

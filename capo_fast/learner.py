@@ -63,10 +63,11 @@ class Learner:
         parts: list[dict[str, torch.Tensor]] = []
         gaps: list[torch.Tensor] = []
         updates = []
+        lr = self.optimizer.param_groups[0]["lr"]
         for epoch in range(self.config.train.epochs):
             for i, minibatch in enumerate(prepared):
                 updates.append(self._update(minibatch, parts, gaps if epoch == i == 0 else []))
-        return summarise(updates, gather(parts), gather(gaps)) | {"lr": self.optimizer.param_groups[0]["lr"]}
+        return summarise(updates, gather(parts), gather(gaps)) | {"lr": lr}
 
     def _init_optimizer_state(self) -> None:
         """AdamW's state from the start, so that a checkpoint always has the same entries to load into."""
@@ -167,7 +168,11 @@ def whole(norm: torch.Tensor) -> torch.Tensor:
 def summarise(
     updates: Sequence[Update], parts: Sequence[dict[str, torch.Tensor]], gaps: Sequence[torch.Tensor]
 ) -> dict[str, float]:
-    """The metrics of one step. `gap/*` is |trainer - engine| log-prob before the step's first update."""
+    """The metrics of one step. `gap/*` is |trainer - engine| log-prob before the step's first update.
+
+    The engine's log-probs are those it sampled from: with top-p or top-k they are normalised over the nucleus, and the
+    gap includes that.
+    """
     if not updates:
         return {"updates": 0, "updates_skipped": 0}
     metrics = ck.combine_metrics(parts)

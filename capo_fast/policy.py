@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -80,7 +81,10 @@ def load_model(path: str, attention: str, untested: bool = False) -> Any:
         raise ConfigError(
             f"model.path: {path} is a {model_type} model, want one of {', '.join(TESTED)} (or set model.untested true)"
         )
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"model.path: the weights in {path} can't be read: {error}") from error
 
 
 def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,8 @@ class Progress:
         if rate is None:
             return
         self.evaluations[str(step)] = vars(rate)
-        if self.best_step is None or rate.rate > self.evaluations[str(self.best_step)]["rate"]:
+        best = math.nan if self.best_step is None else self.evaluations[str(self.best_step)]["rate"]
+        if rate.rate > best or (math.isnan(best) and not math.isnan(rate.rate)):
             self.best_step = step
 
     def add_seconds(self, stages: Mapping[str, float]) -> None:

@@ -25,13 +25,17 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _ask(self, number: int, frame: object) -> None:
         self._asked = True
         # A second Ctrl-C ends at once.
         signal.signal(number, signal.SIG_DFL)
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def check(self) -> None:
         """Raise Interrupted if any rank was asked to stop. A collective."""

@@ -7,7 +7,10 @@ the engine computes with it, and the log-probs of a fixed probe batch. So TRL's 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,73 +21,75 @@ from capo_fast.learner import Learner
 from capo_fast.policy import DTYPES, full_weights
 from capo_fast.records import CreditedSample, Prompt, Rollout, Sample, StepSpans
 
-CHECKSUM_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-"""Of a weight's norm: what rounding in the engine's own matrix product can make of a checksum."""
+CHECKSUM_TOLERANCE = 1e-9
+"""Of a weight's norm: both sides sum the same rounded numbers in float64."""
 
 LOGPROB_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
-"""Mean |difference| of the probe's log-probs, in nats."""
+"""Mean |difference| of the probe's log-probs, in nats, by the coarser dtype of trainer and engine."""
 
 
 class SyncError(RuntimeError):
     """Trainer and engine don't hold the same weights."""
 
 
+@dataclass(frozen=True)
+class FrozenCritic:
+    """The critic's weights, on the host in `engine.dtype` by Hugging Face name, and its log-probs of the probe."""
+
+    weights: Mapping[str, torch.Tensor]
+    probe_logprobs: torch.Tensor
+
+
 class Sync:
-    """Pushes the policy, and the frozen critic, into one engine and knows which of them it holds."""
+    """Pushes the policy, or the frozen critic, into one engine."""
 
     def __init__(
         self,
         engine: Engine,
         learner: Learner,
-        critic_weights: Mapping[str, torch.Tensor],
-        prompts: Sequence[Prompt],
+        critic: FrozenCritic | None,
+        probe: Sequence[tuple[int, ...]],
         config: Config,
     ) -> None:
-        """critic_weights: Hugging Face names to tensors, on the host in `engine.dtype`; empty without a critic."""
         self.engine = engine
         self._learner = learner
-        self._critic_weights = critic_weights
-        self._config = config
-        self._dtype = "float32" if config.engine.dtype == "float32" else "bfloat16"
-        self._probe = probe_sequences(prompts, config.sync.probe_sequences, config.sync.probe_tokens)
-        self._batch = pack([_as_sample(tokens) for tokens in self._probe], None, config).to(learner.device)
-        self._holds: str | None = None
+        self._critic = critic
+        self._dtype = DTYPES[config.engine.dtype]
+        self._probe = probe
+        self._batch = pack([_as_sample(tokens) for tokens in probe], None, config).to(learner.device)
+        coarser = "bfloat16" if "bfloat16" in (config.engine.dtype, config.policy.dtype) else "float32"
+        self._limit = config.sync.max_logprob_gap or LOGPROB_TOLERANCE[coarser]
 
-    def push_policy(self, version: int) -> None:
-        """Make the engine hold this version of the policy. A collective on all ranks. Raises SyncError."""
-        if self._holds == f"policy {version}":
-            return
-        self._push(full_weights(self._learner.policy, DTYPES[self._config.engine.dtype]))
-        self._check_probe()
-        self._holds = f"policy {version}"
+    def push_policy(self) -> None:
+        """Make the engine hold the policy as it is now. A collective on all ranks. Raises SyncError."""
+        self._push(full_weights(self._learner.policy, self._dtype))
+        self._check_probe(self._learner.logprobs_at(self._batch, temperature=1.0).cpu())
 
     def push_critic(self) -> None:
         """Make the engine hold the frozen critic. Raises SyncError."""
-        if self._holds != "critic":
-            self._push(self._critic_weights.items())
-            self._holds = "critic"
+        assert self._critic is not None  # a run without a critic never asks for one
+        self._push(self._critic.weights.items())
+        self._check_probe(self._critic.probe_logprobs)
 
     def _push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        self._holds = None
         pushed: dict[str, tuple[float, float]] = {}
         self.engine.load(_watched(weights, pushed))
         found = self.engine.checksums()
-        for name, (wanted, norm) in pushed.items():
-            if not abs(found.get(name, float("nan")) - wanted) <= CHECKSUM_TOLERANCE[self._dtype] * norm:
+        for name in pushed | found:
+            wanted, norm = pushed.get(name, (math.nan, math.nan))
+            if not abs(found.get(name, math.nan) - wanted) <= CHECKSUM_TOLERANCE * norm:
                 raise SyncError(
                     f"sync canary: {name} has checksum {wanted:.9g} in the trainer and "
-                    f"{found.get(name, float('nan')):.9g} in the engine"
+                    f"{found.get(name, math.nan):.9g} in the engine"
                 )
 
-    def _check_probe(self) -> None:
-        ours = self._learner.logprobs_at(self._batch, temperature=1.0).cpu()
+    def _check_probe(self, ours: torch.Tensor) -> None:
         theirs = torch.tensor([logprob for sequence in self.engine.score(self._probe) for logprob in sequence])
         gap = (ours - theirs).abs().mean().item()
-        limit = self._config.sync.max_logprob_gap or LOGPROB_TOLERANCE[self._dtype]
-        if not gap <= limit:
+        if not gap <= self._limit:
             raise SyncError(
                 f"sync canary: the probe's mean log-prob is {ours.mean():.6f} in the trainer and {theirs.mean():.6f} "
-                f"in the engine (mean difference {gap:.2g}, at most {limit:.2g} is allowed)"
+                f"in the engine (mean difference {gap:.2g}, at most {self._limit:.2g} is allowed)"
             )
 
 
@@ -93,14 +98,30 @@ def probe_sequences(prompts: Sequence[Prompt], count: int, tokens: int) -> list[
     return [prompt.token_ids[-tokens:] for prompt in prompts[:count] if len(prompt.token_ids) > 1]
 
 
-def check_same_architecture(critic: Mapping[str, torch.Tensor], policy: Mapping[str, torch.Tensor]) -> None:
-    """Raise ConfigError with the first weight in which a critic differs from the policy whose engine it shares."""
+@torch.no_grad()
+def freeze_critic(model: Any, probe: Sequence[tuple[int, ...]], dtype: torch.dtype) -> FrozenCritic:
+    """A copy of a plain transformers model, with its own log-probs of the probe."""
+    weights = {name: weight.to(dtype, copy=True) for name, weight in model.state_dict().items()}
+    logprobs = []
+    for sequence in probe:
+        ids = torch.tensor([sequence])
+        logits = model(ids, use_cache=False).logits[0, :-1].float()
+        logprobs.append(logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0])
+    return FrozenCritic(weights, torch.cat(logprobs))
+
+
+def check_same_architecture(critic: Mapping[str, Any], policy: Mapping[str, Any]) -> None:
+    """Raise ConfigError with the first entry in which a critic's config differs from that of the policy.
+
+    They share one engine. Entries that don't enter the arithmetic (names, dtype, token ids, versions) may differ.
+    """
     for name in [*policy, *critic]:
-        shapes = [tuple(side[name].shape) if name in side else "none" for side in (critic, policy)]
-        if shapes[0] != shapes[1]:
-            raise ConfigError(
-                f"critic.path: {name} has shape {shapes[0]}, want the policy's {shapes[1]}: they share one engine"
-            )
+        theirs, ours = critic.get(name), policy.get(name)
+        if theirs != ours and not name.startswith("_") and not name.endswith(INESSENTIAL):
+            raise ConfigError(f"critic.path: its {name} is {theirs}, want the policy's {ours}: they share one engine")
+
+
+INESSENTIAL = ("dtype", "_token_id", "_version", "use_cache", "architectures", "initializer_range", "_dropout")
 
 
 def _watched(

@@ -20,7 +20,7 @@ from capo_fast.config import Config, ConfigError
 from capo_fast.credit.assign import assign_credit, informative_groups
 from capo_fast.credit.verify import VerifierError
 from capo_fast.credit.vote import vote
-from capo_fast.engine.base import Engine
+from capo_fast.engine.base import Engine, EngineError
 from capo_fast.evaluate import PassRate, evaluate
 from capo_fast.figures import step_figures
 from capo_fast.learner import TrainingDiverged
@@ -32,7 +32,7 @@ from capo_fast.sampling import critique_rollouts, sample_rollouts
 from capo_fast.settings import load_config
 from capo_fast.sync import SyncError
 
-FAILURES = (ConfigError, SyncError, TrainingDiverged, CheckpointError, RecordError, VerifierError)
+FAILURES = (ConfigError, EngineError, SyncError, TrainingDiverged, CheckpointError, RecordError, VerifierError)
 """What ends a run with one line instead of a traceback."""
 
 
@@ -60,11 +60,12 @@ class Trainer:
             if self.progress.step == 0:
                 self.progress.note(0, self.evaluate())
                 self.save()
+                self.progress.add_seconds(self.clock.lap())
             while self.progress.step < self.config.train.steps:
                 self.step()
         except Interrupted:
             self.save()
-            raise Interrupted(f"step {self.progress.step} is saved in {self.parts.folder}") from None
+            raise Interrupted(f"step {self.progress.step} is saved; --run.dir {self.parts.folder} goes on") from None
         return self.finish()
 
     def step(self) -> None:
@@ -80,7 +81,7 @@ class Trainer:
         rate = self.evaluate() if self.due(self.config.eval.every, step) else None
         self.progress.note(step, rate)
         self.record(step, samples, dropped, updates, rate)
-        if self.due(self.config.checkpoint.every, step):
+        if self.due(self.config.checkpoint.every, step) or self.progress.best_step == step:
             self.save()
         self.parts.stop.check()
 
@@ -112,7 +113,7 @@ class Trainer:
         rank, world = self.parts.rank, self.parts.world
         mine = {group: prompt for i, (group, prompt) in enumerate(prompts.items()) if i % world == rank}
         with self.clock("sync"):
-            self.parts.sync.push_policy(self.progress.step)
+            self.parts.sync.push_policy()
         self.parts.stop.check()
         with self.clock("rollout"):
             rollouts = sample_rollouts(self.parts.engine, self.parts.tokenizer, mine, step, self.config)
@@ -157,7 +158,7 @@ class Trainer:
         if not self.parts.heldout:
             return None
         with self.clock("sync"):
-            self.parts.sync.push_policy(self.progress.step)
+            self.parts.sync.push_policy()
         with self.clock("eval"):
             parts = self.parts
             return evaluate(parts.engine, parts.pool, parts.heldout, self.config, parts.rank, parts.world)
@@ -185,6 +186,8 @@ class Trainer:
 
     def finish(self) -> dict[str, object]:
         """Export the policy and write the summary."""
+        if str(self.progress.step) not in self.progress.evaluations:
+            self.progress.note(self.progress.step, self.evaluate())
         with self.clock("export"):
             dtype = self.config.checkpoint.export_dtype
             export_model(self.parts.learner, self.parts.tokenizer, self.parts.folder / "model", dtype)
@@ -203,15 +206,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(load_config(arguments))
     except Interrupted as stop:
-        return _say(f"interrupted: {stop}; the same command with --resume auto goes on from there", 130)
+        return _say(f"interrupted: {stop}", 130)
     except FAILURES as error:
         return _say(f"error: {error}", 2 if isinstance(error, ConfigError) else 1)
     return 0
 
 
 def _say(line: str, status: int) -> int:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"capo_fast: {line}", file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", "0")
+    print(f"capo_fast: {line}" if rank == "0" else f"capo_fast, rank {rank}: {line}", file=sys.stderr, flush=True)
     return status
 
 

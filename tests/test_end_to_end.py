@@ -111,7 +111,8 @@ def test_other_models_and_data(family, ranks, dtype, tmp_path):
         "engine.dtype": dtype,
     }
     arguments = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
-    subprocess.run(command(tmp_path / "run", *arguments, ranks=ranks), check=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run(command(tmp_path / "run", *arguments, ranks=ranks), check=True, timeout=300, env=environment)
     steps = [json.loads(line) for line in lines(tmp_path / "run")]
     assert [step["step"] for step in steps] == [1, 2]
     assert all(step["rollouts"] == 16 and step["updates"] == 4 for step in steps)

@@ -15,7 +15,7 @@ import pytest
 import scripted_run
 import torch
 from safetensors.torch import load_file
-from scripted_world import scripted_config, scripted_engine, small_arguments, tokenizer
+from scripted_world import MODEL, scripted_config, scripted_engine, small_arguments, tokenizer
 from transformers import AutoModelForCausalLM
 
 from capo_fast.train import main, run
@@ -76,7 +76,8 @@ def test_every_algorithm_trains(algorithm, tmp_path):
     reads_critic = algorithm in ("capo", "prefix")
     assert lines[0]["critic/critiques"] == (16 if reads_critic else 0)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    assert not torch.equal(model.state_dict()["model.norm.weight"], torch.ones(96))
+    shipped = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).state_dict()
+    assert not torch.equal(model.state_dict()["model.norm.weight"], shipped["model.norm.weight"])
 
 
 def test_a_run_leaves_its_whole_story(tmp_path):
@@ -153,7 +154,7 @@ def test_a_signal_saves_the_last_finished_step_and_ends(place, undisturbed, tmp_
     stopped = process(folder, "--train.steps", "5", "--checkpoint.every", "0", die=place)
     finished = 1 if place.startswith("critique") else 3
     assert stopped.returncode == 130, stopped.stderr
-    assert f"capo_fast: interrupted: step {finished} is saved in {folder}" in stopped.stderr
+    assert f"capo_fast: interrupted: step {finished} is saved; --run.dir {folder} goes on" in stopped.stderr
     assert (folder / "checkpoints" / f"step_{finished:06d}").is_dir()
     assert process(folder, "--train.steps", "5", "--checkpoint.every", "0").returncode == 0
     same_run(undisturbed, folder)

@@ -114,7 +114,7 @@ def test_weights_go_there_and_back(engine, base):
         found = engine.checksums()
         assert set(found) == set(model.state_dict())
         for name, weight in model.state_dict().items():
-            assert found[name] == pytest.approx(checksum(weight), abs=1e-5 * weight.norm().item())
+            assert found[name] == pytest.approx(checksum(weight), abs=1e-9 * weight.norm().item())
         answers = run_requests(engine, requests(8, prefix=f"w{len(seen)}-", temperature=0.0))
         seen.append([completion.token_ids for completion in answers.values()])
     assert seen[0] == seen[2] != seen[1]
@@ -138,7 +138,7 @@ def test_requests_may_enter_while_others_run(engine, base):
     while len(ended) < 2:
         ended |= {completion.id: completion for completion in engine.step()}
     alone = run_requests(engine, requests(2, prefix="q"))
-    assert [c.token_ids for c in ended.values()] and ended["s0"].token_ids == alone["q0"].token_ids
+    assert [ended[f"s{i}"].token_ids for i in range(2)] == [alone[f"q{i}"].token_ids for i in range(2)]
 
 
 def test_the_length_limit_cuts(engine, base):

@@ -202,6 +202,8 @@ def serve() -> None:
     """A worker's life: load the function, then answer pairs until the parent is gone."""
     descriptor, parent, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     _die_with(parent)
+    # A signal to the whole process group is the parent's to answer: it saves its step first.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection: Connection[Any, Any] = Connection(descriptor)
     try:
         fn = _load(name)

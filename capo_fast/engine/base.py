@@ -15,6 +15,10 @@ from capo_fast.records import Completion, Request
 CHECKSUM_ROWS = 8192
 
 
+class EngineError(RuntimeError):
+    """The engine could not be started."""
+
+
 class Engine(Protocol):
     """A generation engine whose weights are pushed from outside.
 
@@ -60,8 +64,7 @@ def signs(size: int, device: torch.device | None = None) -> torch.Tensor:
 def checksum(weight: torch.Tensor) -> float:
     """`signs(N) . W . signs(K)` of a matrix, `signs(N) . w` of a vector, in float64.
 
-    It depends on every entry's place, and an engine that keeps a matrix packed can still give it: as its layer's answer
-    to the input `signs(K)`.
+    It depends on every entry and on its place; of bfloat16 and float32 weights it is exact to float64's rounding.
     """
     if weight.ndim == 1:
         return float(weight.double() @ signs(len(weight), weight.device))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from capo_fast.config import EngineConfig
-from capo_fast.engine.base import checksum, signs
+from capo_fast.engine.base import EngineError, checksum
 from capo_fast.records import Completion, Request
 
 
@@ -25,7 +25,10 @@ class VllmEngine:
 
     def __init__(self, model_path: str, config: EngineConfig) -> None:
         """model_path: folder or hub id; its weights are only placeholders until the first `load`."""
-        self._llm = _start(model_path, config)
+        try:
+            self._llm = _start(model_path, config)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise EngineError(f"vLLM did not start with {model_path}: {error}") from error
         self._tokenizer = self._llm.get_tokenizer()
 
     def add(self, request: Request) -> None:
@@ -91,28 +94,29 @@ def _start(model_path: str, config: EngineConfig) -> Any:
     if on_cpu and config.enforce_eager:
         # vLLM compiles two sampling helpers even when eager: 20 s and a C++ compiler for nothing.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    with warnings.catch_warnings():
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         from vllm import LLM
 
-    llm = LLM(
-        model_path,
-        distributed_executor_backend="external_launcher",
-        dtype=config.dtype,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        kv_cache_memory_bytes=int(config.kv_cache_gb * 2**30),
-        enforce_eager=config.enforce_eager,
-        logprobs_mode="processed_logprobs",
-        use_tqdm_on_load=False,
-        disable_log_stats=True,
-        seed=0,
-        **_cpu_prefill(config.max_model_len) if on_cpu else {},
-    )
+        llm = LLM(
+            model_path,
+            distributed_executor_backend="external_launcher",
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            kv_cache_memory_bytes=int(config.kv_cache_gb * 2**30),
+            # Not used for the cache's size then, but vLLM refuses to start where less than this share is free.
+            gpu_memory_utilization=0.05,
+            enforce_eager=config.enforce_eager,
+            logprobs_mode="processed_logprobs",
+            use_tqdm_on_load=False,
+            disable_log_stats=True,
+            seed=0,
+            **_cpu_prefill(config.max_model_len) if on_cpu else {},
+        )
     random.setstate(states[0])
     np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
     return llm
 
 
@@ -140,22 +144,22 @@ def _checksums(model: Any) -> dict[str, float]:
 
 
 def _weight_checksums(module: Any, sizes: list[int] | None) -> list[float]:
-    """Of a matrix through the very kernel that computes with it: vLLM's CPU kernels keep only a packed copy."""
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
-    if isinstance(module, LinearBase):
-        response_N = _response(module, module.input_size)
-    elif isinstance(module, ParallelLMHead):
-        response_N = _response(module, module.embedding_dim)[: module.org_vocab_size]
-    elif isinstance(module, VocabParallelEmbedding):
-        return [checksum(module.weight[: module.org_vocab_size])]
-    else:
-        return [checksum(module.weight)]
-    return [float(piece @ signs(len(piece), piece.device)) for piece in response_N.split(sizes or len(response_N))]
+    weight = module.weight
+    if hasattr(module, "cpu_linear") and isinstance(module, LinearBase):
+        weight = _unpacked(module, module.input_size)
+    elif hasattr(module, "cpu_linear") and isinstance(module, ParallelLMHead):
+        weight = _unpacked(module, module.embedding_dim)
+    if isinstance(module, VocabParallelEmbedding):
+        weight = weight[: module.org_vocab_size]
+    return [checksum(piece) for piece in weight.split(sizes or len(weight))]
 
 
-def _response(module: Any, columns: int) -> torch.Tensor:
-    """float64 [N], the layer's answer to `signs(K)`, without bias."""
-    probe_1K = signs(columns, module.weight.device).to(module.weight.dtype)[None]
-    return module.quant_method.apply(module, probe_1K, None)[0].double()
+def _unpacked(module: Any, columns: int) -> torch.Tensor:
+    """[N, K], the matrix that vLLM's CPU kernel computes with: it keeps only a packed copy.
+
+    Each output of the kernel for the identity is one product, so this is exact in any dtype.
+    """
+    return module.quant_method.apply(module, torch.eye(columns, dtype=module.weight.dtype), None).t()
