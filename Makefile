@@ -42,7 +42,7 @@ endif
 	@touch $@
 
 train: setup
-	$(BIN)/torchrun --standalone --nproc-per-node=$(NPROC) -m capo_fast.train $(ARGS)
+	$(BIN)/torchrun --standalone --nproc-per-node=$(NPROC) --shutdown-timeout 600 -m capo_fast.train $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Sequence
@@ -80,6 +81,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     tokenizer = load_tokenizer(model_path)
     prompts, heldout = load_prompts(config, tokenizer)
     template = load_critic_template(config)
+    check_reward_function(config.reward.fn)
     folder = run_folder(config)
     checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint.keep)
     probe = probe_sequences(prompts, config.sync.probe_sequences, config.sync.probe_tokens)
@@ -117,6 +119,15 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         stop=StopSignal(),
         started=started - progress.wall_seconds,
     )
+
+
+def check_reward_function(name: str) -> None:
+    """Import it here once, so that a bad name stops the run now and not in a worker after the engine's start."""
+    module, _, function = name.partition(":")
+    try:
+        getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"reward.fn: {name} can't be loaded: {error}") from error
 
 
 def load_critic_template(config: Config) -> str:

@@ -51,6 +51,8 @@ class PolicyConfig:
 class DataConfig:
     path: str | None = None
     """Training problems: a JSONL, JSONL.gz or Parquet file, or a Hugging Face dataset id."""
+    name: str | None = None
+    """Configuration of a Hugging Face dataset that has several (openai/gsm8k: main)."""
     split: str = "train"
     """Split, for a Hugging Face dataset."""
     id_field: str = "id"

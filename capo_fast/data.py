@@ -51,7 +51,7 @@ def load_problems(path: str, fields: DataConfig) -> list[Problem]:
     """
     seen: dict[str, str] = {}
     problems = []
-    for index, (where, row) in enumerate(_rows(path, fields.split)):
+    for index, (where, row) in enumerate(_rows(path, fields.name, fields.split)):
         problem = _problem(where, row, index, fields)
         if problem.id in seen:
             raise DataError(
@@ -116,7 +116,7 @@ class PromptOrder:
         return order[start : start + count], end
 
 
-def _rows(path: str, split: str) -> Iterator[Row]:
+def _rows(path: str, name: str | None, split: str) -> Iterator[Row]:
     file = resolve_path(path)
     if file.is_dir():
         return _saved_rows(file, split)
@@ -128,7 +128,7 @@ def _rows(path: str, split: str) -> Iterator[Row]:
         raise DataError(f"{path}: unknown format; wanted .jsonl, .jsonl.gz, .parquet or a saved data set's folder")
     if path.startswith(PACKAGED) or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path):
         raise DataError(f"{path}: no such file")
-    return _hub_rows(path, split)
+    return _hub_rows(path, name, split)
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
@@ -178,14 +178,14 @@ def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
     return ((f"{folder}, row {index}", row) for index, row in enumerate(data))
 
 
-def _hub_rows(name: str, split: str) -> Iterator[Row]:
+def _hub_rows(path: str, name: str | None, split: str) -> Iterator[Row]:
     from datasets import load_dataset
 
     try:
-        data = load_dataset(name, split=split)
+        data = load_dataset(path, name, split=split)
     except (OSError, ValueError) as error:
-        raise DataError(f"{name}: no such file, and as a Hugging Face data set: {_one_line(error)}") from None
-    return ((f"{name}, row {index}", row) for index, row in enumerate(data))
+        raise DataError(f"{path}: no such file, and as a Hugging Face data set: {_one_line(error)}") from None
+    return ((f"{path}, row {index}", row) for index, row in enumerate(data))
 
 
 def _problem(where: str, row: Any, index: int, fields: DataConfig) -> Problem:

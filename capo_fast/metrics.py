@@ -18,6 +18,7 @@ at all, and opening the folder again cuts what a power cut or a SIGKILL has torn
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
@@ -81,6 +82,7 @@ class RunFolder(Recorder):
         self._views: list[_View] = []
         with _naming(self.rollouts):
             self.rollouts.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.folder)
         self._wandb = _Wandb(self.folder, wandb, settings or {}) if wandb else None
         self.cut_back(math.inf)  # nothing, except what an earlier process left torn
 
@@ -116,6 +118,7 @@ class RunFolder(Recorder):
         self._views = [events, self._wandb] if self._wandb else [events]
 
     def close(self) -> None:
+        self._lock.close()
         if self._wandb:
             self._wandb.close()
 
@@ -281,6 +284,17 @@ def finite(value: float | int | None) -> float | int | None:
 def json_line(row: Mapping[str, Any]) -> bytes:
     """One line of a JSONL file, newline included."""
     return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def lock(folder: Path) -> BinaryIO:
+    """Keep other runs out of the folder until the file is closed, or this process is gone. Raises RecordError."""
+    file = (folder / ".lock").open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RecordError(f"{folder}: another process is at work on this run") from None
+    return file
 
 
 def append(path: Path, data: bytes) -> None:

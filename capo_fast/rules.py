@@ -121,6 +121,10 @@ def _loss(config: Config) -> Rules:
         loss.dual_clip is not None and loss.dual_clip <= 1 + loss.clip_high,
         f"loss.dual_clip: found {loss.dual_clip}, wanted none or more than 1 + loss.clip_high = {1 + loss.clip_high:g}",
     )
+    yield (
+        loss.dual_clip is not None and loss.objective != "ppo",
+        f"loss.dual_clip: found {loss.dual_clip} with loss.objective: {loss.objective}, wanted none: it is part of ppo",
+    )
     yield loss.is_high < loss.is_low, f"loss.is_high: found {loss.is_high}, wanted at least loss.is_low ({loss.is_low})"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
+PR_SET_PDEATHSIG = 1
 
 
 class Interrupted(Exception):
@@ -69,6 +73,12 @@ def _join() -> torch.device:
     torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timedelta(minutes=30))
     return device
+
+
+def die_with_launcher() -> None:
+    """Under torchrun: be killed when it is killed. A rank that went on alone would write beside the resumed run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def gather(items: list[Any]) -> list[Any]:

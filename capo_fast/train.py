@@ -27,7 +27,7 @@ from capo_fast.learner import TrainingDiverged
 from capo_fast.metrics import RecordError, rollout_row
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample
 from capo_fast.report import write_summary
-from capo_fast.runtime import Interrupted, gather, ranks
+from capo_fast.runtime import Interrupted, die_with_launcher, gather, ranks
 from capo_fast.sampling import critique_rollouts, sample_rollouts
 from capo_fast.settings import load_config
 from capo_fast.sync import SyncError
@@ -203,6 +203,7 @@ class Trainer:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit status: 0 done, 1 failed with one line, 2 wrong settings, 130 interrupted and saved."""
     arguments = sys.argv[1:] if argv is None else argv
+    die_with_launcher()
     try:
         run(load_config(arguments))
     except Interrupted as stop:
