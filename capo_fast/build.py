@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
@@ -20,8 +20,9 @@ from capo_fast.credit.critic import load_template
 from capo_fast.credit.verify import VerifierPool
 from capo_fast.data import PromptOrder, load_problems, render_prompts
 from capo_fast.engine.base import Engine
+from capo_fast.files import RecordError, lock, replacing
 from capo_fast.learner import Learner
-from capo_fast.metrics import Recorder, RecordError, RunFolder, Stopwatch, replacing
+from capo_fast.metrics import Recorder, RunFolder, Stopwatch
 from capo_fast.paths import resolve_model, resolve_path
 from capo_fast.policy import DTYPES, load_model, shard_policy
 from capo_fast.progress import Progress
@@ -51,6 +52,8 @@ class Parts:
     pool: VerifierPool
     checkpointer: Checkpointer
     progress: Progress
+    guard: BinaryIO | None
+    """Keeps other processes out of the folder (rank 0)."""
     recorder: Recorder
     console: Console
     clock: Stopwatch
@@ -64,6 +67,8 @@ class Parts:
     def close(self) -> None:
         self.console.close()
         self.recorder.close()
+        if self.guard is not None:
+            self.guard.close()
         self.pool.close()
         self.engine.close()
         self.stop.close()
@@ -89,8 +94,9 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     progress = Progress()
     if (newest := checkpointer.newest()) is not None:
         progress = Progress(**checkpointer.load(newest, learner))
-    recorder = Recorder()
+    guard, recorder = None, Recorder()
     if rank == 0:
+        guard = lock(folder)
         recorder = RunFolder(folder, config.run.keep_rollouts, config.run.wandb, config_as_dict(config))
         recorder.cut_back(progress.step)
     if engine is None:
@@ -113,6 +119,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         pool=VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn),
         checkpointer=checkpointer,
         progress=progress,
+        guard=guard,
         recorder=recorder,
         console=console,
         clock=Stopwatch(console.stage),

@@ -63,7 +63,7 @@ class Checkpointer:
         path = self.folder / f"step_{step:06d}"
         try:
             return self._read(path, learner)
-        except (OSError, ValueError, KeyError, CheckpointException) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, CheckpointException) as error:
             raise CheckpointError(
                 f"{path} can't be read: {_cause(error)}; without it the one before is used"
             ) from error

@@ -18,33 +18,27 @@ at all, and opening the folder again cuts what a power cut or a SIGKILL has torn
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import io
 import json
 import math
-import os
 import resource
 import secrets
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from capo_fast.config import ConfigError
+from capo_fast.files import TEMPORARY, RecordError, append, finite, json_line, naming, replacing
 
 if TYPE_CHECKING:
     from capo_fast.records import Sample
 
 Metrics = Mapping[str, float | int | None]
-
-
-class RecordError(RuntimeError):
-    """The run can't keep its records (a full disk, a damaged file): one line that names the file and what is wrong."""
 
 
 class Recorder:
@@ -80,9 +74,8 @@ class RunFolder(Recorder):
         self._keep = keep_rollouts
         self._last = -1
         self._views: list[_View] = []
-        with _naming(self.rollouts):
+        with naming(self.rollouts):
             self.rollouts.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.folder)
         self._wandb = _Wandb(self.folder, wandb, settings or {}) if wandb else None
         self.cut_back(math.inf)  # nothing, except what an earlier process left torn
 
@@ -111,14 +104,13 @@ class RunFolder(Recorder):
         with replacing(self.metrics) as file:
             file.writelines(json_line(line) for line in kept)
         self._remove(late for late in self._steps() if late > step)
-        for torn in self.rollouts.glob(f"*{_TEMPORARY}"):
+        for torn in self.rollouts.glob(f"*{TEMPORARY}"):
             torn.unlink()
         self._last = kept[-1]["step"] if kept else -1
         events = _TensorBoard(self.folder / "tensorboard")
         self._views = [events, self._wandb] if self._wandb else [events]
 
     def close(self) -> None:
-        self._lock.close()
         if self._wandb:
             self._wandb.close()
 
@@ -223,7 +215,7 @@ class _TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._Event, self._SessionLog, self._Summary, self._RecordWriter = Event, SessionLog, Summary, RecordWriter
-        with _naming(folder):
+        with naming(folder):
             folder.mkdir(exist_ok=True)
         # TensorBoard reads a folder's files in the order of their names; a count, unlike a clock, only goes up.
         self._path = folder / f"events.out.tfevents.{len(list(folder.iterdir())):06d}"
@@ -268,73 +260,3 @@ class _Wandb:
 
     def close(self) -> None:
         self._run.finish()
-
-
-def finite(value: float | int | None) -> float | int | None:
-    """The number as JSON may have it: an int stays one, NaN ("unused") and infinities become None.
-
-    >>> [finite(3), finite(0.5), finite(float("nan")), finite(None)]
-    [3, 0.5, None, None]
-    """
-    if value is None or isinstance(value, int):
-        return value
-    return float(value) if math.isfinite(value) else None
-
-
-def json_line(row: Mapping[str, Any]) -> bytes:
-    """One line of a JSONL file, newline included."""
-    return json.dumps(row, allow_nan=False).encode() + b"\n"
-
-
-def lock(folder: Path) -> BinaryIO:
-    """Keep other runs out of the folder until the file is closed, or this process is gone. Raises RecordError."""
-    file = (folder / ".lock").open("wb")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise RecordError(f"{folder}: another process is at work on this run") from None
-    return file
-
-
-def append(path: Path, data: bytes) -> None:
-    """Add `data` to the end of the file, whole or not at all, past every buffer of this process."""
-    with _naming(path), path.open("ab", buffering=0) as file:
-        size = file.seek(0, os.SEEK_END)
-        try:
-            while data:  # a disk that fills up takes a part first and refuses the rest after
-                data = data[os.write(file.fileno(), data) :]
-        except BaseException:
-            with suppress(OSError):  # the refusal to write is the news
-                file.truncate(size)
-            raise
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when it is whole and on disk; after an error nothing is left."""
-    temporary = path.with_name(path.name + _TEMPORARY)
-    try:
-        with _naming(path):
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-_TEMPORARY = ".tmp"
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into one line that names the file and the space left."""
-    try:
-        yield
-    except OSError as error:
-        place = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
-        free = shutil.disk_usage(place).free / 2**30
-        raise RecordError(f"can't write {path}: {error.strerror or error} ({free:.2f} GiB free there)") from error

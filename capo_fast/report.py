@@ -28,7 +28,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from capo_fast.metrics import Metrics, finite, json_line, replacing
+from capo_fast.files import finite, json_line, replacing
+from capo_fast.metrics import Metrics
 
 RATES = {
     "pass_rate": ".3f",

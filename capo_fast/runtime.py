@@ -49,20 +49,23 @@ class StopSignal:
             raise Interrupted
 
 
+GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
 @contextmanager
 def ranks() -> Iterator[torch.device]:
     """This rank's device, inside torchrun's process group; without torchrun, inside a group of one."""
-    alone = {} if "RANK" in os.environ else dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-    if alone:
-        alone["MASTER_PORT"] = _free_port()
-    os.environ.update(alone)
+    before = dict(os.environ)
+    if "RANK" not in os.environ:
+        os.environ |= dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
     try:
         yield _join()
     finally:
         if dist.is_initialized():  # vLLM's shutdown destroys every group, the default one included
             dist.destroy_process_group()
-        for name in alone:
-            del os.environ[name]
+        for name in GROUP_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ |= {name: before[name] for name in GROUP_VARIABLES if name in before}
 
 
 def _join() -> torch.device:

@@ -23,8 +23,9 @@ from capo_fast.credit.vote import vote
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.evaluate import PassRate, evaluate
 from capo_fast.figures import step_figures
+from capo_fast.files import RecordError
 from capo_fast.learner import TrainingDiverged
-from capo_fast.metrics import RecordError, rollout_row
+from capo_fast.metrics import rollout_row
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample
 from capo_fast.report import write_summary
 from capo_fast.runtime import Interrupted, die_with_launcher, gather, ranks

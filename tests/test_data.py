@@ -97,15 +97,16 @@ def test_a_split_is_chosen_by_name(tmp_path: Path) -> None:
 def test_a_hub_data_set_is_loaded_by_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    def load(name: str, split: str) -> list[Any]:
+    def load(name: str, config: str | None, split: str) -> list[Any]:
         if name == "some/where":
             raise datasets.exceptions.DatasetNotFoundError("Dataset 'some/where' doesn't exist\non the Hub")
-        return ROWS if (name, split) == ("some/maths", "train") else []
+        return ROWS if (name, config, split) == ("some/maths", "main", "train") else []
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert load_problems("some/maths", FIELDS) == PROBLEMS
+    assert load_problems("some/maths", replace(FIELDS, name="main")) == PROBLEMS
+    assert "no problems in it" in refused(load_problems, "some/maths", FIELDS)
     assert "some/where: no such file, and as a Hugging Face data set: " in refused(load_problems, "some/where", FIELDS)
-    assert "no problems in it" in refused(load_problems, "some/maths", replace(FIELDS, split="test"))
+    assert "no problems in it" in refused(load_problems, "some/maths", replace(FIELDS, name="main", split="test"))
 
 
 def test_the_embedded_problems_load() -> None:

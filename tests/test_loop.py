@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from scripted_world import MODEL, scripted_config, scripted_engine, small_arguments, tokenizer
 from transformers import AutoModelForCausalLM
 
+from capo_fast.files import lock
 from capo_fast.train import main, run
 
 ALGORITHMS = ["capo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "prefix"]
@@ -188,6 +189,13 @@ def test_resume_never_moves_the_old_folder_aside(undisturbed):
     assert metrics_of(undisturbed) == []
     os.rename(undisturbed, undisturbed.with_name("empty"))
     os.rename(aside, undisturbed)
+
+
+def test_a_run_has_one_writer(undisturbed, capsys):
+    with lock(undisturbed):
+        assert main(small_arguments("--run.dir", str(undisturbed), "--train.steps", "9")) == 1
+    assert f"capo_fast: error: {undisturbed}: another process is at work on this run" in capsys.readouterr().err
+    assert len(metrics_of(undisturbed)) == 5
 
 
 def test_other_settings_do_not_resume_a_run(undisturbed, capsys):

@@ -24,16 +24,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import capo_fast
 from capo_fast.config import ConfigError
+from capo_fast.files import RecordError, finite, json_line, replacing
 from capo_fast.metrics import (
     Recorder,
-    RecordError,
     RunFolder,
     Stopwatch,
-    finite,
-    json_line,
     peak_memory_gb,
     read_metrics,
-    replacing,
     rollout_row,
 )
 from capo_fast.records import Critique, Prompt, Rollout, Sample, StepSpans
@@ -43,9 +40,13 @@ ROOT = Path(capo_fast.__file__).parents[1]
 
 def child(script: str, *arguments: object) -> subprocess.Popen[str]:
     """A real process that runs `script` with `folder` set to its first argument."""
-    head = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom capo_fast.metrics import *\nfolder = Path(sys.argv[1])\n"
-    )
+    head = """
+import os, sys, time
+from pathlib import Path
+from capo_fast.files import *
+from capo_fast.metrics import *
+folder = Path(sys.argv[1])
+"""
     return subprocess.Popen(
         [sys.executable, "-c", head + textwrap.dedent(script), *map(str, arguments)],
         cwd=ROOT,

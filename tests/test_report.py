@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console as Terminal
 
 import capo_fast
-from capo_fast.metrics import RecordError
+from capo_fast.files import RecordError
 from capo_fast.report import Console, LineConsole, LiveConsole, open_console, seconds_by_stage, write_summary
 
 ROOT = Path(capo_fast.__file__).parents[1]

@@ -1,0 +1,87 @@
+"""Files that are whole or absent: what a run writes survives a kill at any point, and a full disk."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+class RecordError(RuntimeError):
+    """The run can't keep its records (a full disk, a damaged file): one line that names the file and what is wrong."""
+
+
+def finite(value: float | int | None) -> float | int | None:
+    """The number as JSON may have it: an int stays one, NaN ("unused") and infinities become None.
+
+    >>> [finite(3), finite(0.5), finite(float("nan")), finite(None)]
+    [3, 0.5, None, None]
+    """
+    if value is None or isinstance(value, int):
+        return value
+    return float(value) if math.isfinite(value) else None
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """One line of a JSONL file, newline included."""
+    return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def lock(folder: Path) -> BinaryIO:
+    """Keep other runs out of the folder until the file is closed, or this process is gone. Raises RecordError."""
+    file = (folder / ".lock").open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RecordError(f"{folder}: another process is at work on this run") from None
+    return file
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add `data` to the end of the file, whole or not at all, past every buffer of this process."""
+    with naming(path), path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            while data:  # a disk that fills up takes a part first and refuses the rest after
+                data = data[os.write(file.fileno(), data) :]
+        except BaseException:
+            with suppress(OSError):  # the refusal to write is the news
+                file.truncate(size)
+            raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when it is whole and on disk; after an error nothing is left."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        with naming(path):
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+TEMPORARY = ".tmp"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into one line that names the file and the space left."""
+    try:
+        yield
+    except OSError as error:
+        place = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+        free = shutil.disk_usage(place).free / 2**30
+        raise RecordError(f"can't write {path}: {error.strerror or error} ({free:.2f} GiB free there)") from error
