@@ -102,6 +102,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     if engine is None:
         engine = start_engine(model_path, config)
     sync = Sync(engine, learner, critic, probe, config)
+    progress.add_seconds({"start": time.monotonic() - started})
     console = open_console(config.train.steps, rank, progress.step)
     return Parts(
         config=config,

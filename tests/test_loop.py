@@ -87,7 +87,7 @@ def test_a_run_leaves_its_whole_story(tmp_path):
     summary = run(config, scripted_engine())
     assert {"pass@1_before", "pass@1_after", "steps", "wall_seconds", "seconds_by_stage"} <= set(summary)
     assert set(summary["seconds_by_stage"]) == {
-        "sync", "rollout", "critique", "verify", "learn", "eval", "checkpoint", "export",
+        "start", "sync", "rollout", "critique", "verify", "learn", "eval", "checkpoint", "export",
     }  # fmt: skip
     assert ["eval/pass@1" in line for line in metrics_of(folder)] == [False, True, True]
     rows = rollouts_of(folder, 2)
