@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from capo_fast.config import Config, ConfigError
 from capo_fast.credit.critic import load_template
 from capo_fast.credit.verify import VerifierPool
 from capo_fast.data import PromptOrder, load_problems, render_prompts
-from capo_fast.engine.base import Engine
+from capo_fast.engine.base import Engine, EngineError
 from capo_fast.files import RecordError, lock, replacing
 from capo_fast.learner import Learner
 from capo_fast.metrics import Recorder, RunFolder, Stopwatch
@@ -169,6 +170,8 @@ def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Pro
 def start_engine(model_path: str, config: Config) -> Engine:
     from capo_fast.engine.vllm import VllmEngine
 
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineError("vllm is not installed: pip install 'capo_fast[cuda]', or make setup, which also knows CPUs")
     return VllmEngine(model_path, config.engine)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
+import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.batch import pack_update, split_minibatches
 from capo_fast.build import Parts, build
 from capo_fast.checkpoint import CheckpointError, export_model

@@ -1,0 +1,10 @@
+"""Imported first by the trainer's entry points: names in one line what a plain `pip install` left out."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+NEEDED = ("math_verify", "pydantic", "rich", "tensorboard", "transformers", "yaml")
+
+if missing := [name for name in NEEDED if find_spec(name) is None]:
+    raise ImportError(f"the trainer needs {', '.join(missing)}: pip install 'capo_fast[train]' (capo_kernels does not)")
