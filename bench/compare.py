@@ -1,6 +1,6 @@
 """CAPO and GRPO on the embedded default, at equal rollouts, over several seeds.
 
-    python bench/compare.py [--seeds 3] [--out bench/results/tiny]
+    .venv/bin/python bench/compare.py [--seeds 3] [--out bench/results/tiny] [--runs runs/compare]
 
 Each arm is one `capo_fast.train` process; an arm that has finished is not run again. Writes `compare.json` and
 `compare.md` with the mean and the standard deviation over seeds.
@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -49,14 +50,17 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="at least 2")
     parser.add_argument("--out", type=Path, default=Path("bench/results/tiny"))
     parser.add_argument("--runs", type=Path, default=Path("runs/compare"))
     arguments = parser.parse_args()
+    if arguments.seeds < 2:
+        parser.error("--seeds: a spread needs at least 2")
     seeds = range(arguments.seeds)
     results = {name: [run_arm(name, seed, arguments.runs) for seed in seeds] for name in ALGORITHMS}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    machine = {"machine": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()}
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    machine |= {package: version(package) for package in ("torch", "transformers")}
     (arguments.out / "compare.json").write_text(json.dumps({**machine, "results": results}, indent=1) + "\n")
     (arguments.out / "compare.md").write_text(table(results))
     print(table(results))

@@ -1,24 +1,30 @@
 #!/usr/bin/env bash
 # What needs a GPU and has never had one: bash bench/gpu.sh [FOLDER]. No network, no vLLM; needs torch with CUDA,
-# transformers, pydantic, PyYAML, math-verify, tensorboard, rich, pytest and hypothesis. A failed part does not stop the rest.
+# transformers, setuptools (it installs this checkout in the Python that it finds, or in $PYTHON), pydantic, PyYAML, math-verify, tensorboard, rich, pytest and hypothesis. A failed part does not stop the rest.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out="${1:-$(mktemp -d)}"
 mkdir -p "$out"
+python="${PYTHON:-python3}"
 export PYTHONPATH=tests TMPDIR="$out"
 
 part() { # part NAME COMMAND...: runs it by itself and says how it ended
     local name="$1"
     shift
-    "$@" >"$out/$name.log" 2>&1 && echo "ok      $name" || { echo "FAILED  $name ($out/$name.log)"; tail -n 5 "$out/$name.log"; }
+    "$@" >"$out/$name.log" 2>&1 && echo "ok      $name" && return
+    echo "FAILED  $name ($out/$name.log)"
+    tail -n 5 "$out/$name.log"
+    failed=1
 }
+failed=0
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-python3 -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
-part install python3 -m pip install --no-index --no-deps --no-build-isolation -e .
+$python -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
+part install $python -m pip install --no-index --no-deps --no-build-isolation -e .
 # The loop, FSDP and the learner on the device, with the scripted engine in vLLM's place; the canary compares both.
-part train-float32 python3 tests/scripted_run.py --run.dir "$out/float32" --train.steps 4
-part train-bfloat16 python3 tests/scripted_run.py --run.dir "$out/bfloat16" --train.steps 4 \
+part train-float32 $python tests/scripted_run.py --run.dir "$out/float32" --train.steps 4 --resume never
+part train-bfloat16 $python tests/scripted_run.py --run.dir "$out/bfloat16" --train.steps 4 --resume never \
     --policy.dtype bfloat16 --engine.dtype bfloat16 --loss.kl_coef 0.01
-part resume python3 tests/scripted_run.py --run.dir "$out/float32" --train.steps 6
-part tests python3 -m pytest -q -p no:cacheprovider tests/kernels tests/test_policy.py tests/test_learner.py tests/test_checkpoint.py
+part resume $python tests/scripted_run.py --run.dir "$out/float32" --train.steps 6
+part tests $python -m pytest -q -p no:cacheprovider tests/kernels tests/test_policy.py tests/test_learner.py tests/test_checkpoint.py
+exit "$failed"

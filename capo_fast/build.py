@@ -88,16 +88,15 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     prompts, heldout = load_prompts(config, tokenizer)
     template = load_critic_template(config)
     check_reward_function(config.reward.fn)
-    folder = run_folder(config)
+    folder, guard = run_folder(config)
     checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint.keep)
     probe = probe_sequences(prompts, config.sync.probe_sequences, config.sync.probe_tokens)
     learner, critic = load_learner(model_path, config, device, probe)
     progress = Progress()
     if (newest := checkpointer.newest()) is not None:
         progress = Progress(**checkpointer.load(newest, learner))
-    guard, recorder = None, Recorder()
+    recorder = Recorder()
     if rank == 0:
-        guard = lock(folder)
         recorder = RunFolder(folder, config.run.keep_rollouts, config.run.wandb, config_as_dict(config))
         recorder.cut_back(progress.step)
     if engine is None:
@@ -163,7 +162,9 @@ def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Pro
     prompts = render_prompts(load_problems(config.data.path, config.data), tokenizer, system, room)
     if config.eval.path is None:
         return prompts, []
-    problems = load_problems(config.eval.path, replace(config.data, split=config.eval.split))[: config.eval.limit]
+    problems = load_problems(config.eval.path, replace(config.data, name=config.eval.name, split=config.eval.split))[
+        : config.eval.limit
+    ]
     return prompts, render_prompts(problems, tokenizer, system, room)
 
 
@@ -171,7 +172,7 @@ def start_engine(model_path: str, config: Config) -> Engine:
     from capo_fast.engine.vllm import VllmEngine
 
     if importlib.util.find_spec("vllm") is None:
-        raise EngineError("vllm is not installed: pip install 'capo_fast[cuda]', or make setup, which also knows CPUs")
+        raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
     return VllmEngine(model_path, config.engine)
 
 
@@ -201,15 +202,17 @@ CAPACITY = ("engine.kv_cache_gb", "engine.max_num_seqs", "train.micro_tokens")
 """Settings that may differ between the starts of one run; the second kind changes rounding, so not to the bit."""
 
 
-def run_folder(config: Config) -> Path:
-    """The run's folder, ready to be written to. Rank 0 makes it; all ranks get the same.
+def run_folder(config: Config) -> tuple[Path, BinaryIO | None]:
+    """The run's folder, ready to be written to, and on rank 0, which makes it, the lock that keeps others out.
 
-    With `resume = never` a folder that is there moves aside. Raises ConfigError where a resumed run's settings differ.
+    With `resume = never` a folder that is there moves aside. Raises ConfigError where a resumed run's settings differ,
+    RecordError where another process is at work there.
     """
+    guard: BinaryIO | None = None
     answer: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            answer = [_make_folder(config)]
+            answer[0], guard = _make_folder(config)
         except (ConfigError, RecordError, OSError) as error:
             answer = [error]
     dist.broadcast_object_list(answer, src=0)
@@ -217,21 +220,23 @@ def run_folder(config: Config) -> Path:
         raise ConfigError(f"run.dir: {answer[0]}")
     if isinstance(answer[0], Exception):
         raise answer[0]
-    return answer[0]
+    return answer[0], guard
 
 
-def _make_folder(config: Config) -> Path:
+def _make_folder(config: Config) -> tuple[Path, BinaryIO]:
     folder = Path(config.run.dir or f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
     saved = folder / "config.yaml"
     if folder.exists() and config.resume == "never":
         aside = next(path for i in range(1, 10**6) if not (path := folder.with_name(f"{folder.name}.old-{i}")).exists())
-        os.replace(folder, aside)
+        with lock(folder):
+            os.replace(folder, aside)
+    folder.mkdir(parents=True, exist_ok=True)
+    guard = lock(folder)
     if Checkpointer(folder / "checkpoints", config.checkpoint.keep).newest() is not None:
         _check_same_settings(config, saved)
-    folder.mkdir(parents=True, exist_ok=True)
     with replacing(saved) as file:
         file.write(dump_config(config).encode())
-    return folder
+    return folder, guard
 
 
 def _check_same_settings(config: Config, saved: Path) -> None:

@@ -65,7 +65,7 @@ class Checkpointer:
             return self._read(path, learner)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, CheckpointException) as error:
             raise CheckpointError(
-                f"{path} can't be read: {_cause(error)}; without it the one before is used"
+                f"{path} can't be read: {_cause(error)}; move it away to go on from the one before"
             ) from error
 
     def _write(self, temporary: Path, learner: Learner, progress: dict[str, Any]) -> None:

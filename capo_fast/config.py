@@ -44,7 +44,10 @@ class PolicyConfig:
     gradient_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass to save memory."""
     old: Literal["trainer", "rollout"] = "trainer"
-    """Old log-probs when a batch gets several updates: a forward pass before the first, or the engine's own."""
+    """Old log-probs when a batch gets several updates: a forward pass before the first, or the engine's own.
+
+    The engine's are those it sampled from: with top-p or top-k they are normalised over the nucleus.
+    """
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,8 @@ class TrainConfig:
 class EvalConfig:
     path: str | None = None
     """Held-out problems, in the format of data.path; None: no evaluation."""
+    name: str | None = None
+    """Configuration of a Hugging Face dataset that has several."""
     split: str = "test"
     """Split, for a Hugging Face dataset."""
     every: int = 0
@@ -250,7 +255,7 @@ class SyncConfig:
 @dataclass(frozen=True)
 class Config:
     algorithm: Literal["capo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = "capo"
-    """Named algorithm: sets the keys of `ALGORITHMS`, any of which may be overridden after it."""
+    """Named algorithm: sets the keys listed above, any of which may be overridden after it."""
     seed: int = 0
     """Every random draw of the run comes from it."""
     resume: Literal["auto", "never"] = "auto"
@@ -314,4 +319,4 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "credit.norm": "sequence-center",
     },
 }
-"""What each algorithm sets (algorithm.md's siblings): nothing but what defines it."""
+"""What each algorithm sets: nothing but what defines it."""

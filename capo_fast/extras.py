@@ -7,4 +7,6 @@ from importlib.util import find_spec
 NEEDED = ("math_verify", "pydantic", "rich", "tensorboard", "transformers", "yaml")
 
 if missing := [name for name in NEEDED if find_spec(name) is None]:
-    raise ImportError(f"the trainer needs {', '.join(missing)}: pip install 'capo_fast[train]' (capo_kernels does not)")
+    raise ImportError(
+        f"the trainer needs {', '.join(missing)}: make setup, or pip install '.[train]' (capo_kernels does not)"
+    )

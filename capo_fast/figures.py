@@ -12,19 +12,28 @@ from capo_fast.records import CreditedSample
 
 
 def step_figures(
-    credited: Sequence[CreditedSample], dropped: int, stages: Mapping[str, float], rate: PassRate | None
+    kept: Sequence[CreditedSample],
+    sampled: Sequence[CreditedSample],
+    stages: Mapping[str, float],
+    rate: PassRate | None,
 ) -> dict[str, float]:
-    """What the metrics of a step say of its rollouts, critiques, time and memory."""
-    samples = [each.sample for each in credited]
-    figures = {**_rollouts(credited), **_critiques(credited), "groups/dropped": dropped}
+    """What the metrics of a step say of all its rollouts and critiques, its time and its memory.
+
+    `kept`: what was trained on, which under dynamic sampling is less than `sampled`.
+    """
+    figures = {**_rollouts(sampled), **_critiques(sampled), "groups/dropped": _groups(sampled) - _groups(kept)}
     figures |= {f"time/{stage}": seconds for stage, seconds in stages.items()}
-    tokens = sum(len(sample.rollout.token_ids) for sample in samples)
+    tokens = sum(len(each.sample.rollout.token_ids) for each in sampled)
     seconds = sum(seconds for stage, seconds in stages.items() if stage not in ("eval", "checkpoint"))
     figures["tokens_per_s"] = tokens / seconds
     figures["memory_gb"] = peak_memory_gb()
     if rate is not None:
         figures |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
     return figures
+
+
+def _groups(credited: Sequence[CreditedSample]) -> int:
+    return len({each.sample.rollout.group for each in credited})
 
 
 def _rollouts(credited: Sequence[CreditedSample]) -> dict[str, float]:

@@ -168,7 +168,7 @@ def whole(norm: torch.Tensor) -> torch.Tensor:
 def summarise(
     updates: Sequence[Update], parts: Sequence[dict[str, torch.Tensor]], gaps: Sequence[torch.Tensor]
 ) -> dict[str, float]:
-    """The metrics of one step. `gap/*` is |trainer - engine| log-prob before the step's first update.
+    """The metrics of one step. `gap/*` is |trainer - engine| log-prob of its first minibatch, before any update.
 
     The engine's log-probs are those it sampled from: with top-p or top-k they are normalised over the nucleus, and the
     gap includes that.
@@ -176,12 +176,13 @@ def summarise(
     if not updates:
         return {"updates": 0, "updates_skipped": 0}
     metrics = ck.combine_metrics(parts)
+    taken = [update for update in updates if not update.skipped] or updates
     keys = ("ratio_mean", "clip_low_frac", "clip_high_frac", "approx_kl", "ref_kl", "entropy", "active_frac")
     gap = torch.cat(list(gaps)).abs()
     return {
         **{f"loss/{key}": metrics[key].item() for key in (*keys, "is_weight_mean", "ess")},
-        "loss/loss": sum(update.loss for update in updates) / len(updates),
-        "grad_norm": sum(update.grad_norm for update in updates) / len(updates),
+        "loss/loss": sum(update.loss for update in taken) / len(taken),
+        "grad_norm": sum(update.grad_norm for update in taken) / len(taken),
         "updates": len(updates),
         "updates_skipped": sum(update.skipped for update in updates),
         "gap/mean": gap.mean().item(),

@@ -85,6 +85,8 @@ def load_model(path: str, attention: str, untested: bool = False) -> Any:
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"model.path: the weights in {path} can't be read: {error}") from error
+    except ImportError as error:
+        raise ConfigError(f"policy.attention: {attention} can't run here: {error}") from error
 
 
 def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:

@@ -73,8 +73,8 @@ class Trainer:
     def step(self) -> None:
         """One training step. Until the first update nothing has changed: an interrupted step leaves no trace."""
         step = self.progress.step + 1
-        samples, cursor, dropped = self.collect(step)
-        minibatches = split_minibatches(samples, self.config.train.minibatches)
+        kept, sampled, cursor = self.collect(step)
+        minibatches = split_minibatches(kept, self.config.train.minibatches)
         self.parts.stop.check()
         with self.clock("learn"):
             batches = [pack_update(m, self.config, self.parts.rank, self.parts.world) for m in minibatches]
@@ -82,33 +82,34 @@ class Trainer:
         self.progress.step, self.progress.cursor = step, cursor
         rate = self.evaluate() if self.due(self.config.eval.every, step) else None
         self.progress.note(step, rate)
-        self.record(step, samples, dropped, updates, rate)
+        self.record(step, kept, sampled, updates, rate)
         if self.due(self.config.checkpoint.every, step) or self.progress.best_step == step:
             self.save()
         self.parts.stop.check()
 
-    def collect(self, step: int) -> tuple[list[CreditedSample], int, int]:
-        """The step's credited samples of all ranks, the data cursor after them, and how many groups were dropped.
+    def collect(self, step: int) -> tuple[list[CreditedSample], list[CreditedSample], int]:
+        """Of all ranks: the credited samples to train on, all that were sampled, and the data cursor after them.
 
         Under `train.dynamic_sampling` groups without any advantage are dropped and others sampled in their place.
         """
         kept: list[CreditedSample] = []
-        cursor, groups, dropped = self.progress.cursor, 0, 0
+        sampled: list[CreditedSample] = []
+        cursor, groups = self.progress.cursor, 0
         wanted = self.config.rollout.prompts
         for _ in range(self.config.train.max_rounds):
             indices, cursor = self.parts.order.take(cursor, wanted)
             prompts = {groups + i: self.parts.prompts[index] for i, index in enumerate(indices)}
             groups += len(prompts)
             credited = assign_credit(self.sample(step, prompts), self.config)
+            sampled += credited
             if not self.config.train.dynamic_sampling:
-                return credited, cursor, 0
+                return sampled, sampled, cursor
             alive = informative_groups(credited)
             kept += [sample for sample in credited if sample.sample.rollout.group in alive]
-            dropped += len(prompts) - len(alive)
             wanted -= len(alive)
             if wanted == 0:
                 break
-        return kept, cursor, dropped
+        return kept, sampled, cursor
 
     def sample(self, step: int, prompts: dict[int, Prompt]) -> list[Sample]:
         """Rollouts of these groups with their verdicts and votes, of all ranks, in the order (group, sample)."""
@@ -168,17 +169,17 @@ class Trainer:
     def record(
         self,
         step: int,
-        samples: Sequence[CreditedSample],
-        dropped: int,
+        kept: Sequence[CreditedSample],
+        sampled: Sequence[CreditedSample],
         updates: dict[str, float],
         rate: PassRate | None,
     ) -> None:
         """The step's line of metrics and its file of rollouts."""
         stages = self.clock.lap()
         self.progress.add_seconds(stages)
-        metrics = step_figures(samples, dropped, stages, rate) | updates
+        metrics = step_figures(kept, sampled, stages, rate) | updates
         self.parts.recorder.record(step, metrics)
-        self.parts.recorder.write_rollouts(step, (rollout_row(c.sample, c.step_advantages()) for c in samples))
+        self.parts.recorder.write_rollouts(step, (rollout_row(c.sample, c.step_advantages()) for c in sampled))
         self.parts.console.step(step, metrics)
 
     def save(self) -> None:

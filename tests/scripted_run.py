@@ -2,7 +2,7 @@
 
     python scripted_run.py [--die PLACE:N[:SIGNAL]] [settings ...]
 
-PLACE is `rollout`, `critique`, `load`, `learn`, `publish`, `published` or `recorded`; N says the how manyth time.
+PLACE is `rollout`, `critique`, `load`, `learn`, `publish`, `published` or `recorded`; N says which time.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import capo_fast.train
 """
     done = subprocess.run([sys.executable, "-c", plain_install], capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: the trainer needs math_verify, rich: pip install 'capo_fast[train]'")
+    assert last.startswith("ImportError: the trainer needs math_verify, rich: make setup, or pip install '.[train]'")
 
 
 def test_a_missing_vllm_is_named(monkeypatch):
