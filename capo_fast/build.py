@@ -162,9 +162,8 @@ def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Pro
     prompts = render_prompts(load_problems(config.data.path, config.data), tokenizer, system, room)
     if config.eval.path is None:
         return prompts, []
-    problems = load_problems(config.eval.path, replace(config.data, name=config.eval.name, split=config.eval.split))[
-        : config.eval.limit
-    ]
+    fields = replace(config.data, name=config.eval.name, split=config.eval.split)
+    problems = load_problems(config.eval.path, fields)[: config.eval.limit]
     return prompts, render_prompts(problems, tokenizer, system, room)
 
 
