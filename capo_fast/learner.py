@@ -53,6 +53,8 @@ class Learner:
             self.optimizer, lambda update: lr_factor(update, train.schedule, train.warmup_steps, updates)
         )
         self.bad_in_a_row = 0
+        self.loss_kernel: str | None = None
+        """The implementation of capo_kernels that the last loss ran on."""
 
     def train_batch(self, minibatches: Sequence[Sequence[PackedBatch]]) -> dict[str, float]:
         """All updates of one batch of rollouts: `train.epochs` passes over its minibatches.
@@ -100,12 +102,13 @@ class Learner:
     ) -> Update:
         loss_sum = torch.zeros((), device=self.device)
         for micro in minibatch:
-            loss, logprobs, metrics = self.policy(micro, self.spec, loss=True)
+            loss, result = self.policy(micro, self.spec, loss=True)
+            self.loss_kernel = result.impl
             # FSDP averages gradients over ranks; the weights' denominators already span them.
             (loss * dist.get_world_size()).backward()
             loss_sum += loss.detach()
-            parts.append({key: value.cpu() for key, value in metrics.items()})
-            gaps.append((logprobs - micro.rollout_logprobs)[micro.weights != 0].cpu())
+            parts.append({key: value.cpu() for key, value in result.metrics.items()})
+            gaps.append((result.logprobs - micro.rollout_logprobs)[micro.weights != 0].cpu())
         return self._step(loss_sum)
 
     def _step(self, loss_sum: torch.Tensor) -> Update:

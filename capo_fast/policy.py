@@ -37,7 +37,7 @@ class Policy(nn.Module):
         self.model = model
 
     def forward(self, batch: PackedBatch, spec: ck.LossSpec, loss: bool) -> Any:
-        """Log-probs float32 [T], or with `loss` the (loss, log-probs [T], metrics) of `ck.linear_policy_loss`."""
+        """Log-probs float32 [T], or with `loss` the loss, where FSDP looks for it, and the whole `ck.PolicyLoss`."""
         hidden_TH = self._hidden(batch)
         head = self.model.get_output_embeddings()
         if not loss:
@@ -57,7 +57,7 @@ class Policy(nn.Module):
             cu_seqlens=batch.credit.cu_seqlens,
             spec=spec,
         )
-        return result.loss, result.logprobs, result.metrics
+        return result.loss, result
 
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
         """[T, H]. Without a mask and a cache, position ids that start again at 0 keep packed sequences apart."""

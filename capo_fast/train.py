@@ -196,7 +196,7 @@ class Trainer:
             export_model(self.parts.learner, self.parts.tokenizer, self.parts.folder / "model", dtype)
         self.progress.add_seconds(self.clock.lap())
         self.progress.wall_seconds = self.parts.wall_seconds()
-        summary = self.progress.summary(self.config)
+        summary = self.progress.summary(self.config) | {"loss_kernel": self.parts.learner.loss_kernel}
         if self.parts.rank == 0:
             write_summary(self.parts.folder, summary)
         self.parts.console.finish(summary, self.parts.folder)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from scripted_world import MODEL, scripted_config, scripted_engine, small_arguments, tokenizer
 from transformers import AutoModelForCausalLM
 
+import capo_kernels as ck
 from capo_fast.files import lock
 from capo_fast.train import main, run
 
@@ -86,6 +87,7 @@ def test_a_run_leaves_its_whole_story(tmp_path):
     config = scripted_config("--run.dir", str(folder), "--train.steps", "3", "--eval.every", "2")
     summary = run(config, scripted_engine())
     assert {"pass@1_before", "pass@1_after", "steps", "wall_seconds", "seconds_by_stage"} <= set(summary)
+    assert summary["loss_kernel"] == ("cpu" if ck.status()["cpu"] == "available" else "reference")
     assert set(summary["seconds_by_stage"]) == {
         "start", "sync", "rollout", "critique", "verify", "learn", "eval", "checkpoint", "export",
     }  # fmt: skip

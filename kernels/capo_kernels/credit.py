@@ -102,15 +102,25 @@ def token_advantages(credit: Credit, mask: Tensor) -> Tensor:
     """
     _check_mask(mask, credit)
     sequence_T = sequence_of_tokens(credit.cu_seqlens, mask.shape[0])
-    row_B = credit.group.long()
-    stats_G4 = credit.stats
-    if stats_G4 is None:
-        # The ids' places in sorted order: a row per group in [0, B) without asking the device for the highest id.
-        row_B = torch.searchsorted(credit.group.sort().values, credit.group)
-        stats_G4 = _stats(credit, mask, row_B, credit.group.shape[0])
-    shift0_T, scale0_T, shift1_T, scale1_T = stats_G4[row_B[sequence_T]].unbind(-1)
+    shift0_T, scale0_T, shift1_T, scale1_T = sequence_stats(credit, mask)[sequence_T].unbind(-1)
     outcome_T, process_T = _rewards(credit, sequence_T, torch.float32)
     return ((outcome_T - shift0_T) * scale0_T + (process_T - shift1_T) * scale1_T).where(mask, 0.0)
+
+
+def sequence_stats(credit: Credit, mask: Tensor) -> Tensor:
+    """float32 [B, 4], the row of `credit_stats` that each sequence's group has."""
+    if credit.stats is not None:
+        return credit.stats[credit.group.long()]
+    # The ids' places in sorted order: a row per group in [0, B) without asking the device for the highest id.
+    row_B = torch.searchsorted(credit.group.sort().values, credit.group)
+    return _stats(credit, mask, row_B, credit.group.shape[0])[row_B]
+
+
+def step_of_tokens(credit: Credit, sequence_T: Tensor) -> Tensor:
+    """int64 [T], the index of each token's step; S for a token before its sequence's first step."""
+    seen_T = credit.step_starts.cumsum(0)
+    seen_before_B = torch.nn.functional.pad(seen_T, (1, 0))[credit.cu_seqlens[:-1].long()]
+    return (seen_T - 1).where(seen_T > seen_before_B[sequence_T], credit.step_wrong.shape[0])
 
 
 def token_weights(cu_seqlens: Tensor, mask: Tensor, mode: str, denominator: float | Tensor | None = None) -> Tensor:
@@ -151,11 +161,7 @@ def _stats(credit: Credit, mask_T: Tensor, row_B: Tensor, rows: int) -> Tensor:
 
 def _rewards(credit: Credit, sequence_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """C outcome and -P wrong, [T] each."""
-    seen_T = credit.step_starts.cumsum(0)
-    seen_before_B = torch.nn.functional.pad(seen_T, (1, 0))[credit.cu_seqlens[:-1].long()]
-    steps = credit.step_wrong.shape[0]
-    step_T = (seen_T - 1).where(seen_T > seen_before_B[sequence_T], steps)
-    wrong_T = torch.nn.functional.pad(credit.step_wrong, (0, 1))[step_T]
+    wrong_T = torch.nn.functional.pad(credit.step_wrong, (0, 1))[step_of_tokens(credit, sequence_T)]
     outcome_T = credit.outcome[sequence_T].to(dtype)
     return credit.outcome_weight * outcome_T, -credit.process_weight * wrong_T.to(dtype)
 

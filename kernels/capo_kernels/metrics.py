@@ -14,18 +14,34 @@ Raw figures, which ranks and micro-batches combine by adding (`*_min`, `*_max`: 
 
 Derived from them: ratio_mean, clip_low_frac, clip_high_frac, approx_kl, ref_kl, entropy, is_weight_mean, active_frac
 (each sum or count / tokens) and ess = is_weight_sum^2 / (tokens is_weight_sq_sum). No trained row: NaN.
+
+Letters: M raw figures, N calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
 
 import torch
 from torch import Tensor
 
 Metrics = dict[str, Tensor]
 
+RAW = (
+    "tokens",
+    "ratio_sum",
+    "ratio_min",
+    "ratio_max",
+    "clip_low_count",
+    "clip_high_count",
+    "approx_kl_sum",
+    "ref_kl_sum",
+    "entropy_sum",
+    "is_weight_sum",
+    "is_weight_sq_sum",
+    "is_weight_max",
+    "active_count",
+)
 _MEANS = {
     "ratio_mean": "ratio_sum",
     "clip_low_frac": "clip_low_count",
@@ -36,20 +52,21 @@ _MEANS = {
     "is_weight_mean": "is_weight_sum",
     "active_frac": "active_count",
 }
-_DERIVED = (*_MEANS, "ess")
 
 
 def combine_metrics(parts: Sequence[Mapping[str, Tensor]]) -> Metrics:
     """The metrics of several calls (micro-batches, ranks) as if they had been one. Raises ValueError on no parts."""
     if not parts:
         raise ValueError("parts: got none, want the metrics of at least one call")
-    raw = {key: _combine(key, [part[key] for part in parts]) for key in parts[0] if key not in _DERIVED}
-    return derive(raw)
+    columns = {key: torch.stack([part[key] for part in parts]) for key in RAW}
+    return derive(torch.stack([_combine(key, column_N) for key, column_N in columns.items()]))
 
 
-def derive(raw: Metrics) -> Metrics:
-    """The raw figures with the means and fractions that follow from them."""
-    means = {name: raw[key] / raw["tokens"] for name, key in _MEANS.items()}
+def derive(raw_M: Tensor) -> Metrics:
+    """The raw figures, in the order of RAW, by name, with the means and fractions that follow from them."""
+    raw = dict(zip(RAW, raw_M.unbind(), strict=True))
+    shares = dict(zip(RAW, (raw_M / raw["tokens"]).unbind(), strict=True))
+    means = {name: shares[key] for name, key in _MEANS.items()}
     ess = raw["is_weight_sum"] ** 2 / (raw["tokens"] * raw["is_weight_sq_sum"])
     return {**raw, **means, "ess": ess}
 
@@ -65,10 +82,9 @@ def maximum(x_T: Tensor, keep_T: Tensor) -> Tensor:
     return -minimum(-x_T, keep_T)
 
 
-def _combine(key: str, values: list[Tensor]) -> Tensor:
-    # fmin and fmax pass over the NaN of a call without trained rows, whose sums are 0.
+def _combine(key: str, column_N: Tensor) -> Tensor:
+    # A call without trained rows has NaN for extremes and 0 for sums.
+    known_N = ~column_N.isnan()
     if key.endswith("_min"):
-        return reduce(torch.fmin, values)
-    if key.endswith("_max"):
-        return reduce(torch.fmax, values)
-    return torch.stack(values).sum(0)
+        return minimum(column_N, known_N)
+    return maximum(column_N, known_N) if key.endswith("_max") else column_N.sum()

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .checks import INTS, LOGIT_DTYPES, check_bool, check_number, check_range, check_tensor, debugging
+from .checks import INTS, LOGIT_DTYPES, check_bool, check_choice, check_number, check_range, check_tensor, debugging
 from .credit import Credit
-from .spec import LossInputs, LossSpec, PolicyLoss
+from .spec import Head, LossInputs, LossSpec, PolicyLoss
 from .status import choose
 
 
@@ -30,8 +31,8 @@ def token_logprobs(
     """
     _check_logits(logits, targets)
     _check_head(targets, logits.shape[1], temperature, entropy)
-    module = choose(impl, logits)
-    return _unpack(module.logprobs(logits, targets, module.Head(temperature), entropy))
+    module = choose(impl, logits.device, logits.dtype, logits.shape[1])
+    return _unpack(module.logprobs(logits, targets, Head(temperature), entropy))
 
 
 def linear_token_logprobs(
@@ -43,18 +44,22 @@ def linear_token_logprobs(
     temperature: float = 1.0,
     entropy: bool = False,
     chunk_tokens: int | None = None,
+    logits_dtype: str | None = None,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`token_logprobs` of `hidden @ weight.T + bias`, of which no more than [chunk_tokens, V] is ever held.
 
     hidden: float [T, H]; weight [V, H] and bias [V] in the dtype of hidden; chunk_tokens: None takes 4,096 on CUDA,
-    elsewhere 2^25 / V and at least 256. Gradients by hidden, weight and bias; that by weight is summed in float32 and
-    returned in its dtype.
+    elsewhere 2^25 / V and at least 256. logits_dtype: "float32" keeps the logits of bfloat16 inputs unrounded; None:
+    the dtype of hidden. Gradients by hidden, weight and bias; that by weight is summed in float32 and returned in its
+    dtype.
     """
     _check_linear(hidden, weight, bias, targets)
     _check_head(targets, weight.shape[0], temperature, entropy)
-    module, chunk = choose(impl, hidden), _chunk(chunk_tokens, hidden, weight.shape[0])
-    return _unpack(module.linear_logprobs(hidden, weight, bias, targets, module.Head(temperature), entropy, chunk))
+    wide, vocab = _is_wide(logits_dtype, hidden), weight.shape[0]
+    module = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
+    head, chunk = Head(temperature), _chunk(chunk_tokens, hidden, vocab)
+    return _unpack(module.linear_logprobs(hidden, weight, bias, targets, head, entropy, chunk, wide))
 
 
 def policy_loss(
@@ -91,7 +96,10 @@ def policy_loss(
     check_bool("inplace", inplace)
     if inplace and logits.requires_grad and logits.is_leaf:
         raise ValueError("inplace: got True for logits that are a leaf that requires grad, want a computed tensor")
-    return choose(impl, logits).policy_loss(logits, targets, inputs, spec, inplace)
+    if inplace and logits.stride(1) != 1 and logits.shape[1] > 1:
+        raise ValueError(f"inplace: got True for logits with strides {logits.stride()}, want contiguous rows")
+    module = choose(impl, logits.device, logits.dtype, logits.shape[1])
+    return module.policy_loss(logits, targets, inputs, spec, inplace)
 
 
 def linear_policy_loss(
@@ -102,6 +110,8 @@ def linear_policy_loss(
     weights: Tensor,
     bias: Tensor | None = None,
     chunk_tokens: int | None = None,
+    logits_dtype: str | None = None,
+    rows: Tensor | None = None,
     advantages: Tensor | None = None,
     credit: Credit | None = None,
     old_logprobs: Tensor | None = None,
@@ -113,15 +123,21 @@ def linear_policy_loss(
 ) -> PolicyLoss:
     """`policy_loss` of `hidden @ weight.T + bias`, of which no more than [chunk_tokens, V] is ever held.
 
-    hidden, weight, bias, chunk_tokens: as in `linear_token_logprobs`; the rest as in `policy_loss`. Rows of hidden with
-    weight 0 are not read and get gradient 0. What does not require grad (a frozen head) costs no gradient.
+    hidden, weight, bias, chunk_tokens, logits_dtype: as in `linear_token_logprobs`; the rest as in `policy_loss`. Rows
+    of hidden with weight 0 are not read and get gradient 0. What does not require grad (a frozen head) costs nothing.
+    rows: int64 [R], ascending, the rows to compute; the others count as if their weight were 0, and no GEMM sees them.
+    None: all on a GPU, where the weights can't be read without a wait; those with weight on a CPU.
     """
     _check_linear(hidden, weight, bias, targets)
     inputs = LossInputs(weights, advantages, credit, old_logprobs, ref_logprobs, rollout_logprobs, cu_seqlens)
     inputs.check(hidden, spec)
-    inputs.check_targets(targets, weight.shape[0])
-    chunk = _chunk(chunk_tokens, hidden, weight.shape[0])
-    return choose(impl, hidden).linear_policy_loss(hidden, weight, bias, targets, inputs, spec, chunk)
+    wide, vocab = _is_wide(logits_dtype, hidden), weight.shape[0]
+    if rows is not None:
+        inputs = inputs.restricted_to(_check_rows(rows, hidden))
+    inputs.check_targets(targets, vocab)
+    chunk = _chunk(chunk_tokens, hidden, vocab)
+    module = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
+    return module.linear_policy_loss(hidden, weight, bias, targets, inputs, spec, rows, chunk, wide)
 
 
 def _check_logits(logits: Any, targets: Any) -> None:
@@ -157,6 +173,20 @@ def _chunk(chunk_tokens: int | None, hidden: Tensor, vocab: int) -> int:
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens: got {chunk_tokens}, want an int >= 1 or None")
     return chunk_tokens
+
+
+def _is_wide(logits_dtype: str | None, hidden: Tensor) -> bool:
+    check_choice("logits_dtype", logits_dtype, (None, "float32"))
+    return logits_dtype == "float32" and hidden.dtype in (torch.bfloat16, torch.float16)
+
+
+def _check_rows(rows: Tensor, hidden: Tensor) -> Tensor:
+    check_tensor("rows", rows, {"R": None}, (torch.int64,), hidden.device)
+    if debugging():
+        check_range("rows", rows, 0, hidden.shape[0] - 1)
+        if not bool((rows.diff() > 0).all()):
+            raise ValueError("rows: got indices that do not ascend, want each row once, in order")
+    return rows
 
 
 def _unpack(outputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, Tensor]:

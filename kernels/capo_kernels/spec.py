@@ -5,8 +5,9 @@ Letters: T packed tokens, B sequences, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from .checks import (
     token_dtypes,
 )
 from .credit import Credit
+from .fused.rows import Scalars
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "objective": ("ppo", "cispo", "reinforce"),
@@ -31,6 +33,13 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
     "is_mode": (None, "truncate", "mask"),
     "is_level": ("token", "sequence"),
 }
+
+
+class Head(NamedTuple):
+    """What lies between raw logits and log-probs."""
+
+    temperature: float = 1.0
+    softcap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,9 @@ class LossSpec:
     is_low: float = 0.0
     is_high: float | None = 2.0
     """None: no upper bound."""
+    numbers: Tensor = field(init=False, repr=False, compare=False)
+    """float32 [9] on the CPU, `Scalars`: a graph that reads its numbers here is not compiled again when one changes."""
+    needs_ref: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -89,6 +101,8 @@ class LossSpec:
         check_number("is_low", self.is_low, 0)
         check_number("is_high", self.is_high, self.is_low, optional=True)
         self._check_clips()
+        object.__setattr__(self, "numbers", torch.tensor(self._scalars()))
+        object.__setattr__(self, "needs_ref", self.kl_coef > 0)
 
     def _check_clips(self) -> None:
         check_number("clip_low", self.clip_low, 0)
@@ -96,6 +110,19 @@ class LossSpec:
         check_number("dual_clip", self.dual_clip, 1 + self.clip_high, above=True, optional=True)
         if self.dual_clip is not None and self.objective != "ppo":
             raise ValueError(f"dual_clip: got {self.dual_clip} with objective={self.objective!r}, want objective='ppo'")
+
+    def _scalars(self) -> Scalars:
+        return Scalars(
+            ratio_low=1 - self.clip_low,
+            ratio_high=1 + self.clip_high,
+            dual_clip=math.inf if self.dual_clip is None else self.dual_clip,
+            kl_coef=self.kl_coef,
+            entropy_coef=self.entropy_coef,
+            is_low=self.is_low,
+            is_high=math.inf if self.is_high is None else self.is_high,
+            temperature=self.temperature,
+            softcap=self.softcap or 0.0,
+        )
 
     @property
     def needs_sequences(self) -> bool:
@@ -138,7 +165,7 @@ class LossInputs:
         check_tensor("credit.step_starts", self.credit.step_starts, {"T": rows.shape[0]}, (torch.bool,), rows.device)
 
     def _check_needs(self, spec: LossSpec) -> None:
-        if spec.kl_coef > 0 and self.ref_logprobs is None:
+        if spec.needs_ref and self.ref_logprobs is None:
             raise ValueError(f"ref_logprobs: got None with kl_coef={spec.kl_coef}, want a float tensor [T]")
         if spec.is_mode is not None and self.rollout_logprobs is None:
             raise ValueError(f"rollout_logprobs: got None with is_mode={spec.is_mode!r}, want a float tensor [T]")
@@ -155,6 +182,10 @@ class LossInputs:
             check_cu_seqlens(self.cu_seqlens, rows.shape[0])
             if self.credit is not None and not torch.equal(self.cu_seqlens, self.credit.cu_seqlens):
                 raise ValueError("cu_seqlens: got other offsets than credit.cu_seqlens, want the same")
+
+    def restricted_to(self, rows: Tensor) -> LossInputs:
+        """The same with weight 0 outside these rows, int64 [R]."""
+        return replace(self, weights=torch.zeros_like(self.weights).index_copy(0, rows, self.weights[rows]))
 
     def check_targets(self, targets: Tensor, vocab: int) -> None:
         """The values of the trained rows' targets; only with CAPO_DEBUG=1."""

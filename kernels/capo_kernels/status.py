@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from types import ModuleType
 
-from torch import Tensor
+import torch
 
 from . import reference
 from .checks import check_choice
+from .fused.implementation import Fused
+from .fused.native import CpuRows, CudaRows
+from .fused.rows import RowKernels
 
-BUILT: dict[str, ModuleType] = {"reference": reference}
-"""An implementation is a module with the functions of reference.py and `refuses(x)`: why it can't take tensors like
-x, or None."""
+Implementation = ModuleType | Fused
 
-NOT_BUILT = {
-    name: f"not built: this version of capo_kernels has no {name} implementation" for name in ("triton", "cuda", "cpu")
-}
+
+def _triton() -> RowKernels:
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise OSError("no CUDA device (TRITON_INTERPRET=1 runs it, slowly, on a CPU)")
+    from .fused.triton_rows import TritonRows
+
+    return TritonRows()
+
+
+def _cuda() -> RowKernels:
+    if not torch.cuda.is_available():
+        raise OSError("no CUDA device")
+    return CudaRows()
+
+
+def _build() -> tuple[dict[str, Implementation], dict[str, str]]:
+    """The implementations that can run here, and why the others can't."""
+    built: dict[str, Implementation] = {"reference": reference}
+    missing = {}
+    makers: dict[str, Callable[[], RowKernels]] = {"triton": _triton, "cuda": _cuda, "cpu": CpuRows}
+    for name, make in makers.items():
+        try:
+            built[name] = Fused.of(make())
+        except (ImportError, OSError) as error:
+            missing[name] = str(error)
+    return built, missing
+
+
+BUILT, MISSING = _build()
 
 AUTO = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
-"""`auto` by device type: the first that is built and takes the tensor. Other devices run on `reference`."""
+"""`auto` by device type: the first that is built and takes the tensors. Other devices run on `reference`."""
 
 
 def status() -> dict[str, str]:
@@ -27,16 +56,16 @@ def status() -> dict[str, str]:
     >>> status()["reference"]
     'available'
     """
-    return {"reference": "available", **NOT_BUILT}
+    return {name: MISSING.get(name, "available") for name in ("reference", "triton", "cuda", "cpu")}
 
 
-def choose(impl: str, x: Tensor) -> ModuleType:
-    """The implementation to run on tensors like x. A named one that can't raises RuntimeError with the reason."""
+def choose(impl: str, device: torch.device, dtype: torch.dtype, vocab: int) -> Implementation:
+    """The implementation to run on logits like these. A named one that can't raises RuntimeError with the reason."""
     check_choice("impl", impl, ("auto", *status()))
     if impl == "auto":
-        order = [BUILT[name] for name in AUTO.get(x.device.type, ("reference",)) if name in BUILT]
-        return next(module for module in order if module.refuses(x) is None)
-    reason = BUILT[impl].refuses(x) if impl in BUILT else status()[impl]
+        order = [BUILT[name] for name in AUTO.get(device.type, ("reference",)) if name in BUILT]
+        return next(each for each in order if each.refuses(device, dtype, vocab) is None)
+    reason = BUILT[impl].refuses(device, dtype, vocab) if impl in BUILT else MISSING[impl]
     if reason is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {reason}")
     return BUILT[impl]

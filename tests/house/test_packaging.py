@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email
+import os
 import shutil
 import subprocess
 import sys
@@ -23,25 +24,32 @@ def python(code: str, cwd: Path) -> str:
     return done.stdout
 
 
+def build_wheel(folder: Path, compilers: dict[str, str]) -> Path:
+    """A wheel built from a copy, so that the checkout's own build folder neither helps nor suffers."""
+    source, out = folder / "source", folder / "wheel"
+    for name in ("capo_fast", "configs", "csrc", "kernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "lib"))
+    for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--wheel-dir", str(out), str(source)], check=True, env=os.environ | compilers)
+    return next(out.glob("*.whl"))
+
+
+def unpack(wheel: Path, site: Path) -> Path:
+    """The wheel, unpacked as an installer would."""
+    zipfile.ZipFile(wheel).extractall(site)
+    return site
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """A wheel built from a copy, so that the checkout's own build folder neither helps nor suffers."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for folder in ("capo_fast", "configs", "kernels"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
-        shutil.copy(ROOT / file, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--wheel-dir", str(out), str(source)], check=True)
-    return next(out.glob("*.whl"))
+    return build_wheel(tmp_path_factory.mktemp("build"), {"NVCC": "no-nvcc"})
 
 
 @pytest.fixture(scope="module")
 def site(wheel, tmp_path_factory) -> Path:
-    """The wheel, unpacked as an installer would."""
-    site = tmp_path_factory.mktemp("site")
-    zipfile.ZipFile(wheel).extractall(site)
-    return site
+    return unpack(wheel, tmp_path_factory.mktemp("site"))
 
 
 def test_wheel_holds_every_file_of_the_packages(wheel):
@@ -50,7 +58,7 @@ def test_wheel_holds_every_file_of_the_packages(wheel):
         f"{name}/{path.relative_to(home).as_posix()}"
         for name, home in homes.items()
         for path in home.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and not {"__pycache__", "lib"} & set(path.parts)
     }
     wanted |= {f"capo_fast/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     missing = wanted - set(zipfile.ZipFile(wheel).namelist())
@@ -77,7 +85,7 @@ sys.modules |= dict.fromkeys({EXTRAS!r})  # as if not installed
 sys.path.insert(0, {str(site)!r})
 import torch, capo_kernels as ck
 assert ck.__file__.startswith({str(site)!r}), ck.__file__
-assert ck.status()["reference"] == "available", ck.status()
+assert ck.status()["reference"] == ck.status()["cpu"] == "available", ck.status()
 logits = torch.randn(4, 8, requires_grad=True)
 weights = ck.token_weights(torch.tensor([0, 4], dtype=torch.int32), torch.ones(4, dtype=torch.bool), "token-mean")
 loss = ck.policy_loss(logits, torch.arange(4), weights=weights, advantages=torch.ones(4)).loss
@@ -85,6 +93,39 @@ loss.backward()
 assert logits.grad.abs().sum() > 0
 """
     python(code, tmp_path)
+
+
+def test_one_wheel_serves_every_python_and_torch(wheel, site):
+    """The libraries know nothing of Python or torch: a wheel for the platform alone."""
+    assert "-py3-none-" in wheel.name
+    libraries = sorted(path.name for path in (site / "capo_kernels/lib").iterdir())
+    assert libraries == ["libcapo_cpu.so", "libcapo_cuda.missing"]
+    needed = subprocess.run(
+        ["readelf", "-d", site / "capo_kernels/lib/libcapo_cpu.so"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "libgomp" in needed
+    assert not [word for word in ("python", "torch", "c10") if word in needed]
+
+
+def test_without_compilers_the_rest_installs_and_status_says_why(tmp_path):
+    site = unpack(build_wheel(tmp_path, {"NVCC": "no-nvcc", "CXX": "no-cxx"}), tmp_path / "site")
+    code = f"""
+import sys
+sys.path.insert(0, {str(site)!r})
+import torch, capo_kernels as ck
+print(ck.status()["cpu"])
+print(ck.token_logprobs(torch.zeros(1, 2), torch.zeros(1).long()).tolist())
+"""
+    status, logprobs = python(code, tmp_path).splitlines()
+    assert status == "not built at the installation: no compiler 'no-cxx' (set CXX to name another)"
+    assert logprobs.startswith("[-0.693")
+
+
+def test_this_environment_has_what_its_compilers_can_build():
+    library = ROOT / "kernels/capo_kernels/lib"
+    for compiler, name in (("c++", "libcapo_cpu"), ("nvcc", "libcapo_cuda")):
+        if shutil.which(compiler):
+            assert (library / f"{name}.so").exists(), (library / f"{name}.missing").read_text()
 
 
 @pytest.mark.parametrize("installed", ["wheel", "this environment"])

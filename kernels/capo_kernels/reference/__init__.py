@@ -1,13 +1,13 @@
 """The definition of every operation, in plain PyTorch: float32, or float64 for float64 inputs; any device."""
 
-from torch import Tensor
+import torch
 
-from .logprobs import Head, linear_logprobs, logprobs
+from .logprobs import linear_logprobs, logprobs
 from .loss import linear_policy_loss, policy_loss
 
-__all__ = ["Head", "linear_logprobs", "linear_policy_loss", "logprobs", "policy_loss", "refuses"]
+__all__ = ["linear_logprobs", "linear_policy_loss", "logprobs", "policy_loss", "refuses"]
 
 
-def refuses(x: Tensor) -> str | None:
-    """Why it can't take tensors like x: it takes them all."""
+def refuses(device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
+    """Why it can't take such logits: it takes them all."""
     return None

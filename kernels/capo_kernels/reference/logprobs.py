@@ -5,18 +5,13 @@ Letters: T packed tokens, H hidden, V vocabulary, c tokens of one chunk.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
-class Head(NamedTuple):
-    """What lies between raw logits and log-probs."""
-
-    temperature: float = 1.0
-    softcap: float | None = None
+from ..spec import Head
 
 
 def logprobs(logits_TV: Tensor, targets_T: Tensor, head: Head, entropy: bool) -> tuple[Tensor, ...]:
@@ -42,9 +37,11 @@ def linear_logprobs(
     head: Head,
     entropy: bool,
     chunk: int,
+    wide_logits: bool = False,
 ) -> tuple[Tensor, ...]:
-    """`logprobs` of `hidden @ weight.T + bias`, of which no more than [chunk, V] is ever held."""
-    return _LinearLogprobs.apply(hidden_TH, weight_VH, bias_V, targets_T, head, entropy, chunk)
+    """`logprobs` of `hidden @ weight.T + bias`, of which no more than [chunk, V] is ever held; `wide_logits`: in
+    float32 or wider."""
+    return _LinearLogprobs.apply(hidden_TH, weight_VH, bias_V, targets_T, head, entropy, chunk, wide_logits)
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -60,13 +57,14 @@ class _LinearLogprobs(torch.autograd.Function):
         head: Head,
         entropy: bool,
         chunk: int,
+        wide: bool,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, targets_T)
         ctx.set_materialize_grads(False)
-        ctx.head, ctx.chunk = head, chunk
+        ctx.head, ctx.chunk, ctx.wide = head, chunk, wide
         chunks = []
         for rows in _chunks(targets_T.shape[0], chunk):
-            logits_cV = _linear(hidden_TH[rows], weight_VH, bias_V)
+            logits_cV = _linear(hidden_TH[rows], weight_VH, bias_V, wide)
             chunks.append(logprobs(logits_cV, targets_T[rows], head, entropy))
         return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
@@ -74,7 +72,7 @@ class _LinearLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads_T: Tensor | None) -> tuple[Tensor | None, ...]:
         if all(grad is None for grad in grads_T):
-            return (None,) * 7
+            return (None,) * 8
         hidden_TH, weight_VH, bias_V, targets_T = ctx.saved_tensors
         wide = torch.promote_types(weight_VH.dtype, torch.float32)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -82,7 +80,7 @@ class _LinearLogprobs(torch.autograd.Function):
         dweight_VH = torch.zeros_like(weight_VH, dtype=wide) if need_weight else None
         dbias_V = torch.zeros_like(bias_V, dtype=wide) if need_bias else None
         for rows in _chunks(targets_T.shape[0], ctx.chunk):
-            logits_cV = _linear(hidden_TH[rows], weight_VH, bias_V).to(wide)
+            logits_cV = _linear(hidden_TH[rows], weight_VH, bias_V, ctx.wide).to(wide)
             dlogits_cV = _dlogits(logits_cV, targets_T[rows], ctx.head, [g if g is None else g[rows] for g in grads_T])
             if dhidden_TH is not None:
                 dhidden_TH[rows] = dlogits_cV.to(weight_VH.dtype) @ weight_VH
@@ -92,14 +90,20 @@ class _LinearLogprobs(torch.autograd.Function):
                 dbias_V += dlogits_cV.sum(0)
         dweight_VH = None if dweight_VH is None else dweight_VH.to(weight_VH.dtype)
         dbias_V = None if dbias_V is None else dbias_V.to(bias_V.dtype)
-        return dhidden_TH, dweight_VH, dbias_V, None, None, None, None
+        return dhidden_TH, dweight_VH, dbias_V, *(None,) * 5
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _chunks(tokens: int, chunk: int) -> list[slice]:
     return [slice(start, start + chunk) for start in range(0, max(tokens, 1), chunk)]
 
 
-def _linear(hidden_cH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+def _linear(hidden_cH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, wide: bool) -> Tensor:
+    if wide:
+        hidden_cH, weight_VH, bias_V = _wide(hidden_cH), _wide(weight_VH), None if bias_V is None else _wide(bias_V)
     # Autocast reaches forward but not backward: the two would form different logits.
     with torch.autocast(hidden_cH.device.type, enabled=False):
         return torch.nn.functional.linear(hidden_cH, weight_VH, bias_V)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..metrics import derive, maximum, minimum
-from ..spec import LossInputs, LossSpec, PolicyLoss
-from .logprobs import Head, linear_logprobs, logprobs
+from ..metrics import RAW, derive, maximum, minimum
+from ..spec import Head, LossInputs, LossSpec, PolicyLoss
+from .logprobs import linear_logprobs, logprobs
 from .objective import Terms, Tokens, loss_terms, masked_tokens
 
 
@@ -38,13 +38,16 @@ def linear_policy_loss(
     targets_T: Tensor,
     inputs: LossInputs,
     spec: LossSpec,
+    rows_R: Tensor | None,
     chunk: int,
+    wide_logits: bool,
 ) -> PolicyLoss:
+    """`rows_R` says nothing that the weights don't say."""
     trained_T = inputs.weights != 0
     hidden_TH = hidden_TH.where(trained_T.unsqueeze(-1), 0.0)
     head = Head(spec.temperature, spec.softcap)
     targets_T = targets_T.where(trained_T, 0)
-    logp_T, entropy_T = linear_logprobs(hidden_TH, weight_VH, bias_V, targets_T, head, True, chunk)
+    logp_T, entropy_T = linear_logprobs(hidden_TH, weight_VH, bias_V, targets_T, head, True, chunk, wide_logits)
     return _loss(logp_T, entropy_T, inputs, spec)
 
 
@@ -87,7 +90,7 @@ def _metrics(terms: Terms, entropy_T: Tensor, moves_T: Tensor, t: Tokens, spec: 
         "is_weight_max": total(None) if w_T is None else maximum(w_T, t.trained_T),
         "active_count": total(moves_T),
     }
-    return derive({key: value.detach() for key, value in raw.items()})
+    return derive(torch.stack([raw[key] for key in RAW]).detach())
 
 
 def _overwrite(logits_TV: Tensor, targets_T: Tensor, inputs: LossInputs, spec: LossSpec) -> PolicyLoss:

@@ -1,0 +1,193 @@
+"""The row kernels of csrc/, libcapo_cpu and libcapo_cuda, through ctypes: pointers and sizes, no torch headers.
+
+Letters: T tokens (rows), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .rows import Modes, Scalars, TokenArguments
+
+LIBRARIES = Path(__file__).parents[1] / "lib"
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class _Logits(ctypes.Structure):
+    """capo_logits."""
+
+    _fields_ = (
+        ("logits", c_void_p),
+        ("grad", c_void_p),
+        ("targets", c_void_p),
+        ("weight", c_void_p),
+        ("tokens", c_int64),
+        ("vocab", c_int64),
+        ("stride", c_int64),
+        ("grad_stride", c_int64),
+        ("temperature", c_float),
+        ("softcap", c_float),
+        ("dtype", c_int32),
+    )
+
+
+class _Tokens(ctypes.Structure):
+    """capo_tokens."""
+
+    _fields_ = tuple((name, c_void_p) for name in TokenArguments._fields if name != "weight")
+
+
+class _Spec(ctypes.Structure):
+    """capo_spec."""
+
+    _fields_ = (
+        *((name, c_int32) for name in Modes._fields),
+        *((name, c_float) for name in Scalars._fields if name not in ("temperature", "softcap")),
+    )
+
+
+class NativeRows:
+    """The row kernels of one library."""
+
+    def __init__(self, name: str) -> None:
+        """Raises OSError where the library was not built or can't be loaded."""
+        self.name = name
+        self._library = _load(f"libcapo_{name}")
+        tail = c_int if name == "cpu" else c_void_p
+        self._loss = self._function("loss", POINTER(_Tokens), POINTER(_Spec), c_void_p, tail)
+        self._logprobs = self._function("logprobs", c_void_p, c_void_p, c_void_p, tail)
+        self._dlogits = self._function("dlogits", c_void_p, c_void_p, c_void_p, c_void_p, tail)
+
+    def _function(self, name: str, *arguments: Any) -> ctypes._NamedFuncPointer:
+        function = self._library[f"capo_{self.name}_{name}"]
+        function.argtypes, function.restype = (POINTER(_Logits), *arguments), c_int
+        return function
+
+    def logprobs(
+        self, logits: Tensor, targets: Tensor, weight: Tensor | None, temperature: float, softcap: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        matrix = _matrix(logits, targets, weight, temperature, softcap, None)
+        logp, entropy, lse = (logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(3))
+        self._call(self._logprobs, logits, byref(matrix), _pointer(logp), _pointer(entropy), _pointer(lse))
+        return logp, entropy, lse
+
+    def dlogits(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        lse: Tensor,
+        entropy: Tensor,
+        dlogp: Tensor,
+        dentropy: Tensor | None,
+        temperature: float,
+        softcap: float,
+        grad: Tensor,
+    ) -> None:
+        matrix = _matrix(logits, targets, None, temperature, softcap, grad)
+        self._call(self._dlogits, logits, byref(matrix), *map(_pointer, (lse, entropy, dlogp, dentropy)))
+
+    def loss(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        tokens: TokenArguments,
+        modes: Modes,
+        scalars: Scalars,
+        terms: Tensor,
+        grad: Tensor | None,
+    ) -> None:
+        matrix = _matrix(logits, targets, tokens.weight, scalars.temperature, scalars.softcap, grad)
+        beside = _Tokens(*map(_pointer, tokens[1:]))
+        spec = _Spec(*modes, *scalars[:-2])
+        self._call(self._loss, logits, byref(matrix), byref(beside), byref(spec), _pointer(terms))
+
+    def _call(self, function: ctypes._NamedFuncPointer, logits: Tensor, *arguments: object) -> None:
+        raise NotImplementedError
+
+
+class CpuRows(NativeRows):
+    """libcapo_cpu: SIMD, on torch's number of threads."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self._library.capo_cpu_isa.restype = c_char_p
+        self.isa = self._library.capo_cpu_isa().decode()
+
+    def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
+        if device.type != "cpu":
+            return f"cpu takes tensors on the CPU, not on {device.type}"
+        return None if dtype in (torch.float32, torch.bfloat16) else f"cpu takes float32 and bfloat16, not {dtype}"
+
+    def scale_(self, grad: Tensor, factor: Tensor) -> None:
+        if factor.item() != 1:
+            grad.mul_(factor.item())
+
+    def _call(self, function: ctypes._NamedFuncPointer, logits: Tensor, *arguments: object) -> None:
+        code = function(*arguments, torch.get_num_threads())
+        if code != 0:
+            raise RuntimeError(f"libcapo_cpu: error {code}")
+
+
+class CudaRows(NativeRows):
+    """libcapo_cuda, sm_90a, on torch's current stream. Has compiled; has never run on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__("cuda")
+        self._library.capo_cuda_error.restype = c_char_p
+        self._library.capo_cuda_max_vocab.restype = c_int64
+        self._scale = self._function("scale", c_void_p, c_void_p)
+        self._widest = {dtype: self._library.capo_cuda_max_vocab(code) for dtype, code in DTYPES.items()}
+
+    def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
+        if device.type != "cuda":
+            return f"cuda takes tensors on an NVIDIA GPU, not on {device.type}"
+        if torch.cuda.get_device_capability(device) != (9, 0):
+            return f"cuda is built for sm_90a, not for {torch.cuda.get_device_name(device)}"
+        if not 0 < vocab <= self._widest.get(dtype, 0):
+            return f"cuda takes rows of {dtype} up to {self._widest.get(dtype, 0)} wide, not {vocab}"
+        return None
+
+    def scale_(self, grad: Tensor, factor: Tensor) -> None:
+        rows = grad if grad.dim() == 2 else grad.unsqueeze(0)
+        matrix = _Logits(None, _pointer(rows), None, None, *rows.shape, 0, rows.stride(0), 1, 0, DTYPES[rows.dtype])
+        self._call(self._scale, rows, byref(matrix), _pointer(factor))
+
+    def _call(self, function: ctypes._NamedFuncPointer, logits: Tensor, *arguments: object) -> None:
+        with torch.cuda.device(logits.device):
+            code = function(*arguments, torch.cuda.current_stream().cuda_stream)
+        if code != 0:
+            raise RuntimeError(f"libcapo_cuda: {self._library.capo_cuda_error(code).decode()}")
+
+
+def _load(name: str) -> ctypes.CDLL:
+    library, reason = LIBRARIES / f"{name}.so", LIBRARIES / f"{name}.missing"
+    if not library.exists():
+        raise OSError(reason.read_text(encoding="utf-8").strip() if reason.exists() else f"{name} was not built")
+    return ctypes.CDLL(str(library))
+
+
+def _matrix(
+    logits: Tensor, targets: Tensor, weight: Tensor | None, temperature: float, softcap: float, grad: Tensor | None
+) -> _Logits:
+    return _Logits(
+        _pointer(logits),
+        _pointer(grad),
+        _pointer(targets),
+        _pointer(weight),
+        *logits.shape,
+        logits.stride(0),
+        0 if grad is None else grad.stride(0),
+        temperature,
+        softcap,
+        DTYPES[logits.dtype],
+    )
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()

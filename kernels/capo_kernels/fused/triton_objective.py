@@ -1,0 +1,141 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs
+"""The scalar part of the loss in Triton, as csrc/row.h has it: one row's terms and the derivatives of its loss.
+
+`tokens`, `scalars` and MODES are the TokenArguments, Scalars and Modes of rows.py. What returns a pair returns a value
+and its derivative by logp. A new objective is a new function here.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(math.log2(math.e))
+LOG2_E_REST = tl.constexpr(math.log2(math.e) - 1.44269502162933349609375)  # what float32 loses of it
+LN_2 = tl.constexpr(math.log(2))
+LIMIT = tl.constexpr(20.0)
+"""Differences of log-probs are clamped to it before they enter an exp; a clamped row has derivative 0 there."""
+
+
+@triton.jit
+def _exp(x):
+    """exp2 of the rounded product x log2(e), times what the rounding lost (1e-6 of the result at x = 20)."""
+    high = x * LOG2_E
+    lost = tl.fma(x, LOG2_E, -high) + x * LOG2_E_REST
+    return tl.exp2(high) * (1.0 + lost * LN_2)
+
+
+@triton.jit
+def _clamp(x):
+    return tl.where(x < -LIMIT, -LIMIT, tl.where(x > LIMIT, LIMIT, x))
+
+
+@triton.jit
+def _clamped_exp(x):
+    value = _exp(_clamp(x))
+    return value, tl.where(tl.abs(x) > LIMIT, 0.0, value)
+
+
+@triton.jit
+def _advantage(row, tokens):
+    if tokens.advantage is None:
+        reward = tokens.reward + 5 * tl.load(tokens.sequence + row).to(tl.int64)
+        process = tl.load(tokens.process + tl.load(tokens.step + row))
+        outcome = (tl.load(reward) - tl.load(reward + 1)) * tl.load(reward + 2)
+        return outcome + (process - tl.load(reward + 3)) * tl.load(reward + 4)
+    else:
+        return tl.load(tokens.advantage + row)
+
+
+@triton.jit
+def _ppo(rho, rho_slope, advantage, scalars):
+    bound = tl.where(advantage > 0, scalars.ratio_high, scalars.ratio_low)
+    held = tl.where(advantage > 0, rho > bound, rho < bound)
+    ratio = tl.where(held, bound, rho)
+    dual = (advantage < 0) & (ratio > scalars.dual_clip)
+    ratio = tl.where(dual, scalars.dual_clip, ratio)
+    return -ratio * advantage, tl.where(held | dual, 0.0, -rho_slope * advantage)
+
+
+@triton.jit
+def _policy(rho, rho_slope, advantage, logp, scalars, OBJECTIVE: tl.constexpr):
+    if OBJECTIVE == 0:
+        return _ppo(rho, rho_slope, advantage, scalars)
+    elif OBJECTIVE == 1:
+        slope = -tl.where(rho > scalars.ratio_high, scalars.ratio_high, rho) * advantage
+        return slope * logp, slope
+    else:
+        return -advantage * logp, -advantage
+
+
+@triton.jit
+def _kl(logp, ref, rho, rho_slope, ESTIMATOR: tl.constexpr, RATIO: tl.constexpr):
+    x = ref - logp
+    if ESTIMATOR == 0:
+        value, slope = -x, 1.0
+    elif ESTIMATOR == 1:
+        value, slope = 0.5 * x * x, -x
+    else:
+        e = _exp(_clamp(x))
+        value, slope = e - _clamp(x) - 1.0, tl.where(tl.abs(x) > LIMIT, 0.0, 1.0 - e)
+    if RATIO:
+        value, slope = value * rho, slope * rho + value * rho_slope
+    return value, slope
+
+
+@triton.jit
+def _importance(row, old_logp, tokens, scalars, MODE: tl.constexpr, SEQUENCE: tl.constexpr):
+    if MODE == 0:
+        return 1.0
+    else:
+        x = tl.load(tokens.importance + row)
+        if not SEQUENCE:
+            x = old_logp - x
+        w = _exp(_clamp(x))
+        if MODE == 1:
+            return tl.where(w > scalars.is_high, scalars.is_high, w)
+        else:
+            return tl.where((w < scalars.is_low) | (w > scalars.is_high), 0.0, w)
+
+
+@triton.jit
+def loss_terms(row, weight, logp, entropy, terms, tokens, scalars, MODES: tl.constexpr):
+    """Writes the terms of a row; returns the derivatives of its loss by logp and by the entropy."""
+    advantage = _advantage(row, tokens)
+    old_logp = logp
+    if tokens.old_logp is not None:
+        old_logp = tl.load(tokens.old_logp + row)
+    token, token_slope = _clamped_exp(logp - old_logp)
+    rho, rho_slope = token, token_slope
+    if tokens.sequence_log_ratio is not None:
+        rho = _exp(tl.load(tokens.sequence_log_ratio + row))
+        rho_slope = rho
+    w = _importance(row, old_logp, tokens, scalars, MODES.is_mode, MODES.is_sequence)
+    policy, slope = _policy(rho, rho_slope, advantage, logp, scalars, MODES.objective)
+    loss, slope = w * policy, w * slope
+    kl = 0.0
+    if tokens.ref_logp is not None:
+        kl, kl_slope = _kl(logp, tl.load(tokens.ref_logp + row), rho, rho_slope, MODES.kl_estimator, MODES.kl_ratio)
+        loss += tl.where(scalars.kl_coef != 0, scalars.kl_coef * kl, 0.0)
+        slope += tl.where(scalars.kl_coef != 0, scalars.kl_coef * kl_slope, 0.0)
+    loss -= tl.where(scalars.entropy_coef != 0, scalars.entropy_coef * entropy, 0.0)
+    slope *= weight
+    tl.store(terms + 0, logp)
+    tl.store(terms + 1, entropy)
+    tl.store(terms + 2, weight * loss)
+    tl.store(terms + 3, 1.0)
+    tl.store(terms + 4, rho)
+    tl.store(terms + 5, tl.where((advantage < 0) & (rho < scalars.ratio_low), 1.0, 0.0))
+    tl.store(terms + 6, tl.where((advantage > 0) & (rho > scalars.ratio_high), 1.0, 0.0))
+    tl.store(terms + 7, token - _clamp(logp - old_logp) - 1.0)
+    tl.store(terms + 8, kl)
+    tl.store(terms + 9, w)
+    tl.store(terms + 10, w * w)
+    tl.store(terms + 11, tl.where((slope != 0) | (scalars.entropy_coef != 0), 1.0, 0.0))
+    tl.store(terms + 12, advantage)
+    tl.store(terms + 13, -rho)
+    tl.store(terms + 14, rho)
+    tl.store(terms + 15, w)
+    return slope, -weight * scalars.entropy_coef
