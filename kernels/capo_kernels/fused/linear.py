@@ -29,7 +29,7 @@ from .summary import untrained_terms
 class Matmuls:
     """The three GEMMs of a head over some rows of `hidden`, chunk by chunk; dweight and dbias sum up in float32.
 
-    No more than one [chunk, V] of logits is alive: the buffer is used again.
+    No more than one [chunk, V] of logits is alive: the buffer is used again. `weight_R`: the rows' weights in the loss.
     """
 
     def __init__(
@@ -37,12 +37,13 @@ class Matmuls:
         hidden_TH: Tensor,
         weight_VH: Tensor,
         bias_V: Tensor | None,
+        weight_R: Tensor | None,
         rows_R: Tensor | None,
         chunk: int,
         wide_logits: bool,
         needs: Sequence[bool],
     ) -> None:
-        self.hidden_TH, self.rows_R = hidden_TH, rows_R
+        self.hidden_TH, self.weight_R, self.rows_R = hidden_TH, weight_R, rows_R
         self.size = hidden_TH.shape[0] if rows_R is None else rows_R.shape[0]
         self.chunk = min(chunk, max(self.size, 1))
         self.weight_VH, self.bias_V = weight_VH, bias_V
@@ -58,8 +59,15 @@ class Matmuls:
         """(rows of the R, their hidden states [c, H], their logits [c, V])."""
         for start in range(0, self.size, self.chunk):
             rows = slice(start, min(start + self.chunk, self.size))
-            hidden_cH = self.hidden_TH[rows] if self.rows_R is None else self.hidden_TH[self.rows_R[rows]]
+            hidden_cH = self._hidden(rows)
             yield rows, hidden_cH, self._logits(hidden_cH)
+
+    def _hidden(self, rows: slice) -> Tensor:
+        hidden_cH = self.hidden_TH[rows] if self.rows_R is None else self.hidden_TH[self.rows_R[rows]]
+        if self.weight_R is None:
+            return hidden_cH
+        # Gradient 0 times the NaN that a row of weight 0 may hold would be NaN in dweight.
+        return hidden_cH.where((self.weight_R[rows] != 0).unsqueeze(1), 0)
 
     def _logits(self, hidden_cH: Tensor) -> Tensor:
         logits_cV = self.buffer_cV[: hidden_cH.shape[0]]
@@ -129,8 +137,8 @@ def linear_loss_op(
     """(terms [T, 16], gradients by hidden, weight and bias; empty where `needs` says that nobody wants them)."""
     arguments, scalars, choices = TokenArguments._make(tokens), Scalars._make(numbers.tolist()), Modes._make(modes)
     rows = trained_rows(arguments.weight, rows)
-    matmuls = Matmuls(hidden, weight, bias, rows, chunk, wide_logits, needs)
     targets, arguments = take(targets, rows), arguments.take(rows)
+    matmuls = Matmuls(hidden, weight, bias, arguments.weight, rows, chunk, wide_logits, needs)
     terms = targets.new_empty(targets.shape[0], len(TERMS), dtype=torch.float32)
     for part, hidden_cH, logits_cV in matmuls.chunks():
         grad_cV = logits_cV if any(needs) else None
@@ -164,8 +172,8 @@ def linear_logprobs_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(logp, entropy, lse), [T] each; 0 where the token's weight is 0."""
     rows = trained_rows(token_weight, rows)
-    matmuls = Matmuls(hidden, weight, bias, rows, chunk, wide_logits, (False,) * 3)
     targets, token_weight = take(targets, rows), take(token_weight, rows)
+    matmuls = Matmuls(hidden, weight, bias, token_weight, rows, chunk, wide_logits, (False,) * 3)
     results = torch.empty(3, targets.shape[0], device=hidden.device)
     for part, _, logits_cV in matmuls.chunks():
         weight_c = None if token_weight is None else token_weight[part]
@@ -201,7 +209,7 @@ def linear_logprobs_backward_op(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by hidden, weight and bias."""
-    matmuls = Matmuls(hidden, weight, bias, None, chunk, wide_logits, needs)
+    matmuls = Matmuls(hidden, weight, bias, None, None, chunk, wide_logits, needs)
     for part, hidden_cH, logits_cV in matmuls.chunks():
         known = (lse[part], entropy[part], dlogp[part], None if dentropy is None else dentropy[part])
         KERNELS[impl].dlogits(logits_cV, targets[part], *known, temperature, softcap, logits_cV)

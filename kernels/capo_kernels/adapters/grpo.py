@@ -1,0 +1,176 @@
+"""What the adapters for TRL and Liger share: GRPO as those two define it, on padded completions.
+
+Letters: B sequences, T completion tokens with padding, N trained tokens of all sequences, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import check_choice
+from ..ops import linear_policy_loss, linear_token_logprobs
+from ..spec import LossSpec
+
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
+BATCH_TYPES = ("dapo", "cispo")
+"""Those that divide by the tokens of the whole batch, of which a call sees only a part."""
+
+
+def grpo_spec(
+    *,
+    loss_type: str,
+    importance_sampling_level: str,
+    epsilon_low: float,
+    epsilon_high: float,
+    delta: float | None,
+    beta: float,
+    use_bias_correction_kl: bool,
+    temperature: float,
+    softcap: float | None = None,
+) -> LossSpec:
+    """The peers' settings as a LossSpec. Raises ValueError, naming the setting, for what it does not offer."""
+    check_choice("loss_type", loss_type, LOSS_TYPES)
+    check_choice("importance_sampling_level", importance_sampling_level, ("token", "sequence"))
+    cispo = loss_type == "cispo"
+    if delta is not None and not cispo and delta <= 1 + epsilon_high:
+        raise ValueError(f"delta: got {delta}, want more than 1 + epsilon_high = {1 + epsilon_high:g}")
+    return LossSpec(
+        objective="cispo" if cispo else "ppo",
+        ratio="sequence" if importance_sampling_level == "sequence" else "token",
+        clip_low=epsilon_low,
+        # The peers' cispo takes epsilon_high for the cap itself.
+        clip_high=epsilon_high - 1 if cispo else epsilon_high,
+        dual_clip=None if cispo else delta,
+        kl_coef=beta,
+        kl_ratio=use_bias_correction_kl,
+        temperature=temperature,
+        softcap=softcap,
+    )
+
+
+def token_shares(loss_type: str, mask_BT: Tensor, max_completion_length: int | None) -> Tensor:
+    """[B, 1], the share in the loss of each of a sequence's tokens; 1 for BATCH_TYPES, for the caller to divide."""
+    sequences, length_B1 = mask_BT.shape[0], mask_BT.sum(-1, keepdim=True).clamp(min=1).float()
+    if loss_type == "grpo":
+        return 1 / (sequences * length_B1)
+    if loss_type == "bnpo":
+        return torch.ones_like(length_B1) / mask_BT.sum().clamp(min=1)
+    if loss_type == "dr_grpo":
+        assert max_completion_length is not None  # both adapters see to it
+        return torch.full_like(length_B1, 1 / (sequences * max_completion_length))
+    return torch.ones_like(length_B1)
+
+
+def as_rows(name: str, x: Tensor, mask_BT: Tensor) -> Tensor:
+    """[B, 1] for [B]; [B, 1] and [B, T] as they are."""
+    x_BT = x.unsqueeze(1) if x.dim() == 1 else x
+    sequences, tokens = mask_BT.shape
+    if x_BT.shape not in ((sequences, 1), (sequences, tokens)):
+        wanted = f"[{sequences}], [{sequences}, 1] or [{sequences}, {tokens}]"
+        raise ValueError(f"{name}: got shape {list(x.shape)}, want {wanted}")
+    return x_BT
+
+
+@dataclass(frozen=True, eq=False)
+class Completions:
+    """A padded batch. What lies outside the mask is not read."""
+
+    hidden_BTH: Tensor
+    """Hidden state t of a completion is the one that predicts its token t."""
+    targets_BT: Tensor
+    mask_BT: Tensor
+    """bool."""
+    advantages: Tensor
+    """[B, 1] or [B, T]."""
+    share_B1: Tensor
+    old_BT: Tensor | None
+    ref_BT: Tensor | None
+    importance: Tensor | None
+    """[B, 1] or [B, T], a factor of the policy term; not of the KL."""
+
+
+class GRPOLoss(NamedTuple):
+    loss: Tensor
+    entropy_BT: Tensor
+    ratio: Tensor
+    """[B, T], or [B, 1] for sequence ratios."""
+    kl_BT: Tensor | None
+
+
+def grpo_loss(batch: Completions, weight_VH: Tensor, bias_V: Tensor | None, spec: LossSpec) -> GRPOLoss:
+    """The loss through the linear head, differentiable by hidden states, weight and bias; the rest is detached.
+
+    With sequence ratios and one advantage for each token the gradient is GSPO-token's (arXiv 2507.18071, section 4.3):
+    each token keeps its own credit. That of the peers would give every token of a sequence the mean credit; the two
+    agree where the advantage is constant over the sequence.
+    """
+    mask_BT = batch.mask_BT
+    dtype = torch.promote_types(batch.hidden_BTH.dtype, torch.float32)
+
+    def pack(x: Tensor) -> Tensor:
+        return x.expand_as(mask_BT)[mask_BT].to(dtype)
+
+    kl_apart = spec.ratio == "sequence" and spec.kl_ratio and spec.kl_coef != 0
+    result = linear_policy_loss(
+        batch.hidden_BTH[mask_BT],
+        weight_VH,
+        batch.targets_BT[mask_BT],
+        weights=pack(batch.share_B1),
+        bias=bias_V,
+        advantages=pack(batch.advantages if batch.importance is None else batch.advantages * batch.importance),
+        old_logprobs=None if batch.old_BT is None else pack(batch.old_BT),
+        ref_logprobs=None if batch.ref_BT is None else pack(batch.ref_BT),
+        cu_seqlens=torch.nn.functional.pad(mask_BT.sum(-1).cumsum(0), (1, 0)).int(),
+        spec=replace(spec, kl_coef=0.0) if kl_apart else spec,
+    )
+    loss = result.loss + _sequence_kl(batch, weight_VH, bias_V, spec) if kl_apart else result.loss
+    ratio, kl_BT = _ratio_and_kl(_unpack(result.logprobs, mask_BT), batch, spec)
+    return GRPOLoss(loss, _unpack(result.entropy, mask_BT), ratio, kl_BT)
+
+
+def token_logprobs_BT(
+    hidden_BTH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    targets_BT: Tensor,
+    mask_BT: Tensor,
+    temperature: float,
+) -> Tensor:
+    """[B, T], 0 outside the mask."""
+    logp_N = linear_token_logprobs(
+        hidden_BTH[mask_BT], weight_VH, targets_BT[mask_BT], bias=bias_V, temperature=temperature
+    )
+    assert isinstance(logp_N, Tensor)  # entropy=False
+    return _unpack(logp_N, mask_BT)
+
+
+def _sequence_kl(batch: Completions, weight_VH: Tensor, bias_V: Tensor | None, spec: LossSpec) -> Tensor:
+    """KL times a sequence's ratio, which the peers differentiate through all tokens of the sequence. GSPO-token's
+    gradient is the same for the policy term, but not here, where KL differs between tokens; so this term takes another
+    pass through the head."""
+    if spec.softcap is not None:
+        raise ValueError(f"use_bias_correction_kl: got True for sequence ratios and softcap={spec.softcap}, want False")
+    logp_BT = token_logprobs_BT(batch.hidden_BTH, weight_VH, bias_V, batch.targets_BT, batch.mask_BT, spec.temperature)
+    _, kl_BT = _ratio_and_kl(logp_BT, batch, spec)
+    assert kl_BT is not None  # both adapters see to a reference where kl_coef != 0
+    return spec.kl_coef * (batch.share_B1 * kl_BT).sum()
+
+
+def _unpack(x_N: Tensor, mask_BT: Tensor) -> Tensor:
+    return x_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, x_N)
+
+
+def _ratio_and_kl(logp_BT: Tensor, batch: Completions, spec: LossSpec) -> tuple[Tensor, Tensor | None]:
+    old_BT = logp_BT.detach() if batch.old_BT is None else batch.old_BT
+    diff_BT = (logp_BT - old_BT).where(batch.mask_BT, 0.0)
+    ratio = diff_BT.exp()
+    if spec.ratio == "sequence":
+        ratio = (diff_BT.sum(-1, keepdim=True) / batch.mask_BT.sum(-1, keepdim=True).clamp(min=1)).exp()
+    if batch.ref_BT is None:
+        return ratio, None
+    x_BT = (batch.ref_BT - logp_BT).where(batch.mask_BT, 0.0)
+    return ratio, (x_BT.exp() - x_BT - 1) * (ratio if spec.kl_ratio else 1.0)

@@ -1,0 +1,17 @@
+"""OpenRLHF: its log-prob helper. Written from the source of OpenRLHF 0.11.2, which imports deepspeed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..ops import token_logprobs
+
+
+def log_probs_from_logits(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """openrlhf/models/utils.py, `log_probs_from_logits`: logits [..., V], labels [...] -> log-probs [...], float32.
+
+    OpenRLHF divides the caller's logits by the temperature in place and in their dtype; here they stay as they are.
+    """
+    logp_T = token_logprobs(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), temperature=temperature)
+    assert isinstance(logp_T, Tensor)  # entropy=False
+    return logp_T.view(labels.shape)

@@ -1,0 +1,41 @@
+"""TRL's and Liger's losses beside ours, on two ranks with different batches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl_world import SETTINGS, save_model
+
+pytestmark = pytest.mark.slow
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each rank wrote."""
+    folder, script = tmp_path_factory.mktemp("ranks"), Path(__file__).parent / "adapter_ranks.py"
+    model, out = save_model(folder / "model"), folder / "rank"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), model, str(out)]
+    subprocess.run([sys.executable, *command], check=True, timeout=300)
+    return [json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_trl_under_ddp(found: list[dict[str, Any]]) -> None:
+    for setting, *ranks in zip(SETTINGS, *(each["trl"] for each in found), strict=True):
+        assert ranks[0]["grad"] == ranks[1]["grad"]
+        for rank in ranks:
+            assert rank["setting"] == str(setting)
+            assert all(rank[name] < TOLERANCE for name in ("loss", "gradient", "metrics")), setting
+
+
+def test_liger_divides_by_the_tokens_of_all_ranks(found: list[dict[str, Any]]) -> None:
+    for each in found:
+        for ours, theirs in each["liger"]:
+            difference = torch.tensor(ours) - torch.tensor(theirs)
+            assert difference.norm() < TOLERANCE * torch.tensor(theirs).norm()

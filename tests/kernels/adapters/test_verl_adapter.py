@@ -1,0 +1,84 @@
+"""verl is not installed here: its names, argument orders and defaults are written down, its values are torch's."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from capo_kernels.adapters import verl
+
+SHAPES = [(7,), (2, 3)]
+
+
+def in_float64(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logq = logits.log_softmax(-1)
+    return logq.gather(-1, labels[..., None])[..., 0], -(logq.exp() * logq).sum(-1)
+
+
+def signature(function) -> str:
+    parameters = inspect.signature(function).parameters.values()
+    return " ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
+
+
+def test_signatures() -> None:
+    assert signature(verl.logprobs_from_logits) == "logits labels inplace_backward=True"
+    linear = "hidden weight labels temperature=1.0 reduction='none' dist_process_group=None"
+    assert signature(verl.linear_cross_entropy) == linear
+    assert signature(verl.FusedLinearForPPO) == "chunk_size=512 impl_backend='torch'"
+    forward = "hidden_states vocab_weights input_ids temperature=1.0"
+    assert signature(verl.FusedLinearForPPO().forward) == forward
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logprobs_from_logits(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(*shape, 40, requires_grad=True), torch.randint(40, shape)
+    upstream, before = torch.randn(shape), logits.detach().clone()
+    exact = logits.detach().double().requires_grad_()
+
+    logp = verl.logprobs_from_logits(logits, labels)
+    (logp * upstream).sum().backward()
+    wanted, _ = in_float64(exact, labels)
+    (wanted * upstream).sum().backward()
+
+    assert logp.shape == shape and logp.dtype == torch.float32
+    assert (logp - wanted).abs().max() < 1e-6
+    assert (logits.grad - exact.grad).abs().max() < 1e-6
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("name", ["linear_cross_entropy", "FusedLinearForPPO"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_log_probs_and_entropies_of_a_linear_head(shape: tuple[int, ...], name: str) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(*shape, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    labels, upstream = torch.randint(40, shape, dtype=torch.int32), torch.randn(2, *shape)
+    exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
+
+    if name == "linear_cross_entropy":
+        outputs = verl.linear_cross_entropy(hidden, weight, labels, 0.7, "none")
+        assert [x.shape for x in outputs] == [(labels.numel(),)] * 2
+    else:
+        outputs = verl.FusedLinearForPPO(chunk_size=4)(hidden, weight, labels, temperature=0.7)
+        assert [x.shape for x in outputs] == [shape] * 2
+    found = torch.stack(outputs).view_as(upstream)
+    (found * upstream).sum().backward()
+    wanted = torch.stack(in_float64(exact_hidden @ exact_weight.T / 0.7, labels.long()))
+    (wanted * upstream).sum().backward()
+
+    assert found.dtype == torch.float32
+    assert (found - wanted).abs().max() < 1e-5
+    assert (hidden.grad - exact_hidden.grad).abs().max() < 1e-5
+    assert (weight.grad - exact_weight.grad).abs().max() < 1e-5
+
+
+def test_what_is_not_offered_is_refused_by_name() -> None:
+    tensors = torch.zeros(2, 8), torch.zeros(40, 8), torch.zeros(2).long()
+    with pytest.raises(ValueError, match=r"^reduction: got 'mean'"):
+        verl.linear_cross_entropy(*tensors, reduction="mean")
+    with pytest.raises(ValueError, match=r"^dist_process_group: got "):
+        verl.linear_cross_entropy(*tensors, dist_process_group=object())
+    with pytest.raises(ValueError, match=r"^impl_backend: got 'liger'"):
+        verl.FusedLinearForPPO(impl_backend="liger")
