@@ -22,17 +22,23 @@ from .status import choose
 
 
 def token_logprobs(
-    logits: Tensor, targets: Tensor, *, temperature: float = 1.0, entropy: bool = False, impl: str = "auto"
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    entropy: bool = False,
+    impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The natural log-prob of each target under `softmax(logits / temperature)`, differentiable.
 
-    logits: float [T, V], rows may be strided; targets: int [T] in [0, V).
+    logits: float [T, V], rows may be strided; targets: int [T] in [0, V); softcap: as in LossSpec.
     Returns float32 [T] (float64 for float64 logits); with `entropy` also the entropy of each row in nats, the same.
     """
     _check_logits(logits, targets)
-    _check_head(targets, logits.shape[1], temperature, entropy)
+    _check_head(targets, logits.shape[1], temperature, softcap, entropy)
     module = choose(impl, logits.device, logits.dtype, logits.shape[1])
-    return _unpack(module.logprobs(logits, targets, Head(temperature), entropy))
+    return _unpack(module.logprobs(logits, targets, Head(temperature, softcap), entropy))
 
 
 def linear_token_logprobs(
@@ -42,6 +48,7 @@ def linear_token_logprobs(
     *,
     bias: Tensor | None = None,
     temperature: float = 1.0,
+    softcap: float | None = None,
     entropy: bool = False,
     chunk_tokens: int | None = None,
     logits_dtype: str | None = None,
@@ -55,10 +62,10 @@ def linear_token_logprobs(
     dtype.
     """
     _check_linear(hidden, weight, bias, targets)
-    _check_head(targets, weight.shape[0], temperature, entropy)
+    _check_head(targets, weight.shape[0], temperature, softcap, entropy)
     wide, vocab = _is_wide(logits_dtype, hidden), weight.shape[0]
     module = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
-    head, chunk = Head(temperature), _chunk(chunk_tokens, hidden, vocab)
+    head, chunk = Head(temperature, softcap), _chunk(chunk_tokens, hidden, vocab)
     return _unpack(module.linear_logprobs(hidden, weight, bias, targets, head, entropy, chunk, wide))
 
 
@@ -157,8 +164,9 @@ def _check_linear(hidden: Any, weight: Any, bias: Any, targets: Any) -> None:
     check_tensor("targets", targets, {"T": hidden.shape[0]}, INTS, hidden.device)
 
 
-def _check_head(targets: Tensor, vocab: int, temperature: float, entropy: bool) -> None:
+def _check_head(targets: Tensor, vocab: int, temperature: float, softcap: float | None, entropy: bool) -> None:
     check_number("temperature", temperature, 0, above=True)
+    check_number("softcap", softcap, 0, above=True, optional=True)
     check_bool("entropy", entropy)
     if debugging():
         check_range("targets", targets, 0, vocab - 1)

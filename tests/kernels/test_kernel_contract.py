@@ -21,8 +21,8 @@ SIGNATURES = {
     "credit_stats": "credit mask",
     "token_advantages": "credit mask",
     "token_weights": "cu_seqlens mask mode denominator=None",
-    "token_logprobs": "logits targets * temperature=1.0 entropy=False impl='auto'",
-    "linear_token_logprobs": "hidden weight targets * bias=None temperature=1.0 entropy=False "
+    "token_logprobs": "logits targets * temperature=1.0 softcap=None entropy=False impl='auto'",
+    "linear_token_logprobs": "hidden weight targets * bias=None temperature=1.0 softcap=None entropy=False "
     "chunk_tokens=None logits_dtype=None impl='auto'",
     "policy_loss": "logits targets * weights advantages=None credit=None old_logprobs=None ref_logprobs=None "
     "rollout_logprobs=None cu_seqlens=None spec=LossSpec inplace=False impl='auto'",

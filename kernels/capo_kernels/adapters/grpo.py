@@ -139,10 +139,16 @@ def token_logprobs_BT(
     targets_BT: Tensor,
     mask_BT: Tensor,
     temperature: float,
+    softcap: float | None = None,
 ) -> Tensor:
     """[B, T], 0 outside the mask."""
     logp_N = linear_token_logprobs(
-        hidden_BTH[mask_BT], weight_VH, targets_BT[mask_BT], bias=bias_V, temperature=temperature
+        hidden_BTH[mask_BT],
+        weight_VH,
+        targets_BT[mask_BT],
+        bias=bias_V,
+        temperature=temperature,
+        softcap=softcap,
     )
     assert isinstance(logp_N, Tensor)  # entropy=False
     return _unpack(logp_N, mask_BT)
@@ -152,9 +158,8 @@ def _sequence_kl(batch: Completions, weight_VH: Tensor, bias_V: Tensor | None, s
     """KL times a sequence's ratio, which the peers differentiate through all tokens of the sequence. GSPO-token's
     gradient is the same for the policy term, but not here, where KL differs between tokens; so this term takes another
     pass through the head."""
-    if spec.softcap is not None:
-        raise ValueError(f"use_bias_correction_kl: got True for sequence ratios and softcap={spec.softcap}, want False")
-    logp_BT = token_logprobs_BT(batch.hidden_BTH, weight_VH, bias_V, batch.targets_BT, batch.mask_BT, spec.temperature)
+    head = (spec.temperature, spec.softcap)
+    logp_BT = token_logprobs_BT(batch.hidden_BTH, weight_VH, bias_V, batch.targets_BT, batch.mask_BT, *head)
     _, kl_BT = _ratio_and_kl(logp_BT, batch, spec)
     assert kl_BT is not None  # both adapters see to a reference where kl_coef != 0
     return spec.kl_coef * (batch.share_B1 * kl_BT).sum()

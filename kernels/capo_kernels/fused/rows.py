@@ -141,4 +141,4 @@ class RowKernels(Protocol):
         """Writes terms, float32 [T, 16] (TERMS), and the gradient of sum(terms[:, loss]) unless grad is None."""
 
     def scale_(self, grad: Tensor, factor: Tensor) -> None:
-        """grad [T, V] or [V] *= factor (float32, 0-d, on the same device), without a sync; for nothing where it is 1."""
+        """grad [T, V] or [V] *= factor (float32, 0-d, same device), without a sync; for nothing where it is 1."""
