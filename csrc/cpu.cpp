@@ -62,7 +62,7 @@ class Logits {
   explicit Logits(const capo_logits &logits)
       : l(logits),
         size(l.dtype == CAPO_F32 ? 4 : 2),
-        head{1 / l.temperature, l.softcap},
+        head{l.temperature, l.softcap},
         rows(choose_isa().rows) {}
 
   int refuses(int threads) const {
@@ -86,11 +86,11 @@ class Logits {
     return row;
   }
 
-  float lse(const Row &row) const { return (float)((double)row.most * head.inverse_temperature + row.log_sum); }
+  float lse(const Row &row) const { return (float)((double)row.most / l.temperature + row.log_sum); }
 
   void write(int64_t t, const Row &row, capo_slopes by) const {
     if (by.logp == 0 && by.entropy == 0) return zero(t);
-    const double scale = head.inverse_temperature, a = scale / row.sum * (by.entropy * row.mean - by.logp);
+    const double scale = 1 / (double)l.temperature, a = scale / row.sum * (by.entropy * row.mean - by.logp);
     kernels().write(logit(t, 0), grad(t, 0), l.vocab, head, row.most, (float)a, (float)(-scale / row.sum * by.entropy));
     if (!in_vocab(t)) return;
     const double p = exp(row.logp), spread = p == 0 ? 0 : p * (row.logp + row.entropy);
@@ -110,7 +110,7 @@ class Logits {
     if (team == 0) return;
 #pragma omp parallel num_threads(team) if (team > 1)
     {
-      FlushDenormals flush;
+      [[maybe_unused]] FlushDenormals flush;
 #pragma omp for schedule(dynamic)
       for (int64_t s = 0; s < steps; ++s)
         for (int64_t t = s * step; t < l.tokens && t < (s + 1) * step; ++t) f(t);
@@ -138,9 +138,10 @@ class Logits {
   /* The first touch of a fresh gradient costs more than its computation, by far, in pages of 4 KB. */
   void want_huge_pages() const {
 #if defined(MADV_HUGEPAGE)
-    const uintptr_t page = 1 << 21, begin = ((uintptr_t)l.grad + page - 1) & -page;
-    const uintptr_t end = (uintptr_t)grad(l.tokens, 0) & -page;
-    if (l.tokens > 0 && begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+    if (l.tokens == 0) return;
+    const uintptr_t page = 1 << 21, begin = ((uintptr_t)grad(0, 0) + page - 1) & -page;
+    const uintptr_t end = (uintptr_t)grad(l.tokens - 1, l.vocab) & -page;
+    if (begin < end) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
 #endif
   }
 };
@@ -179,8 +180,8 @@ int capo_cpu_logprobs(const capo_logits *l, float *logp, float *entropy, float *
   return 0;
 }
 
-/* Forms the sums of a row again, which costs no memory traffic: lse, rounded to float, would make every p wrong by up to
- * its half ulp, 5e-7 at 12 and 5e-4 at 1e4. */
+/* Forms the sums of a row again, which costs no memory traffic: lse, rounded to float, would make every p wrong by up
+ * to its half ulp, 5e-7 at 12 and 5e-4 at 1e4. */
 int capo_cpu_dlogits(const capo_logits *l, const float *, const float *, const float *dlogp, const float *dentropy,
                      int threads) {
   const Logits logits(*l);

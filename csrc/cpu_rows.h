@@ -6,9 +6,9 @@
 #include <stdint.h>
 
 struct CapoHead {
-  float inverse_temperature;
-  float softcap;           /* 0: none */
-  float lowest_d = -88.f;  /* e is 0 there. No constant: GCC makes a maximum with one from two instructions. */
+  float temperature;
+  float softcap;          /* 0: none */
+  float lowest_d = -88.f; /* e is 0 there. No constant: GCC makes a maximum with one from two instructions. */
 };
 
 struct CapoSums {
@@ -18,7 +18,8 @@ struct CapoSums {
 };
 
 struct CapoEntry {
-  float d, slope; /* slope: du_j/dlogit_j */
+  double d;
+  float slope; /* du_j/dlogit_j */
 };
 
 struct CapoRows {

@@ -4,98 +4,101 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loss_cases import random_case
+from problems import Problem, logits_problem
 
 import capo_kernels as ck
 
-CASE = random_case(1)
 SPEC = ck.LossSpec(kl_coef=0.1, entropy_coef=0.1)
 
 
-def run(logits: torch.Tensor, inplace: bool = True) -> ck.PolicyLoss:
-    arguments = CASE.arguments(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-    return ck.policy_loss(logits, torch.tensor(CASE.targets), spec=SPEC, inplace=inplace, **arguments)
+def leaf(problem: Problem) -> torch.Tensor:
+    return problem.leaves["logits"].clone().requires_grad_()
 
 
-def leaf(dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.tensor(CASE.logits, dtype=dtype, requires_grad=True)
+def run(logits: torch.Tensor, impl: str, inplace: bool = True) -> ck.PolicyLoss:
+    problem = logits_problem(SPEC, logits.dtype)
+    return problem.call(impl, {"logits": logits}, inplace=inplace)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_same_loss_and_gradient_and_the_storage_holds_it(dtype: torch.dtype) -> None:
-    want_leaf, got_leaf = leaf(dtype), leaf(dtype)
-    want = run(want_leaf * 1, inplace=False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_loss_and_gradient_and_the_storage_holds_it(dtype: torch.dtype, impl: str) -> None:
+    problem = logits_problem(SPEC, dtype)
+    want_leaf, got_leaf = leaf(problem), leaf(problem)
+    want = run(want_leaf * 1, impl, inplace=False)
     want.loss.backward()
     logits = got_leaf * 1
     address = logits.data_ptr()
-    got = run(logits)
-    assert torch.equal(logits.detach(), want_leaf.grad)
+    got = run(logits, impl)
     assert logits.data_ptr() == address
-    got.loss.backward()
-    assert torch.equal(got.loss, want.loss)
-    assert torch.equal(got_leaf.grad, want_leaf.grad)
-    assert torch.equal(got.logprobs, want.logprobs)
-    assert torch.equal(got.entropy, want.entropy)
+    assert torch.equal(logits.detach(), want_leaf.grad)
+    (arrived,) = torch.autograd.grad(got.loss, logits, retain_graph=False)
+    assert arrived.data_ptr() == address
+    assert torch.equal(arrived, want_leaf.grad)
+    for name in ("loss", "logprobs", "entropy"):
+        assert torch.equal(getattr(got, name), getattr(want, name)), name
     for key, value in want.metrics.items():
         torch.testing.assert_close(got.metrics[key], value, rtol=0, atol=0, equal_nan=True, msg=key)
 
 
-def test_the_loss_may_be_scaled() -> None:
-    """As gradient accumulation and loss scaling do: the factor reaches the gradient without the host."""
-    plain, scaled = leaf(), leaf()
-    run(plain * 1, inplace=False).loss.backward()
-    (run(scaled * 1).loss * 0.25 + 3).backward()
+def test_the_gradient_goes_on_to_what_the_logits_came_from(impl: str) -> None:
+    plain, scaled = leaf(logits_problem(SPEC)), leaf(logits_problem(SPEC))
+    run(plain * 2, impl, inplace=False).loss.backward()
+    (run(scaled * 2, impl).loss * 0.25 + 3).backward()
+    assert plain.grad.abs().max() > 0
     torch.testing.assert_close(scaled.grad, plain.grad / 4)
 
 
-def test_a_view_of_strided_rows_is_overwritten_alone() -> None:
-    x = leaf()
-    wide = torch.cat([x, x, x], 1) * 1
-    before = wide.detach().clone()
-    run(wide[:, 5:10]).loss.backward()
-    other = leaf()
-    run(other, inplace=False).loss.backward()
-    assert torch.equal(wide.detach()[:, :5], before[:, :5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_view_of_strided_rows_is_overwritten_alone(dtype: torch.dtype, impl: str) -> None:
+    problem = logits_problem(SPEC, dtype)
+    x, other = leaf(problem), leaf(problem)
+    ones = torch.ones_like(x.detach())[:, :3]
+    wide = torch.cat([ones, x, ones], 1)
+    run(wide[:, 3:-3], impl).loss.backward()
+    run(other, impl, inplace=False).loss.backward()
+    assert torch.equal(wide.detach()[:, :3], ones)
+    assert torch.equal(wide.detach()[:, -3:], ones)
     torch.testing.assert_close(x.grad, other.grad)
 
 
-def test_a_leaf_that_requires_grad_is_refused() -> None:
+def test_a_leaf_that_requires_grad_is_refused(impl: str) -> None:
     with pytest.raises(ValueError, match="inplace: got True for logits that are a leaf"):
-        run(leaf())
+        run(leaf(logits_problem(SPEC)), impl)
 
 
 @pytest.mark.parametrize("option", ["retain_graph", "create_graph"])
-def test_retain_graph_and_double_backward_are_refused(option: str) -> None:
-    x = leaf()
-    result = run(x * 1)
+def test_retain_graph_and_double_backward_are_refused(option: str, impl: str) -> None:
+    x = leaf(logits_problem(SPEC))
+    result = run(x * 1, impl)
     with pytest.raises(RuntimeError, match="want a single backward"):
         torch.autograd.grad(result.loss, x, **{option: True})
 
 
-def test_a_second_backward_is_refused() -> None:
-    result = run(leaf() * 1)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_second_backward_is_refused(inplace: bool, impl: str) -> None:
+    result = run(leaf(logits_problem(SPEC)) * 1, impl, inplace)
     result.loss.backward()
     with pytest.raises(RuntimeError, match="second time"):
         result.loss.backward()
 
 
-def test_autograd_sees_the_write() -> None:
+def test_autograd_sees_the_write(impl: str) -> None:
     """exp saved its output, which is gone: an error, not a wrong gradient. So is a write after ours."""
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        run(leaf().exp()).loss.backward()
-    logits = leaf() * 1
-    result = run(logits)
+        run(leaf(logits_problem(SPEC)).exp(), impl).loss.backward()
+    logits = leaf(logits_problem(SPEC)) * 1
+    result = run(logits, impl)
     logits.detach().zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.loss.backward()
 
 
-def test_where_no_gradient_is_wanted_nothing_is_overwritten() -> None:
-    logits = leaf().detach()
-    result = run(logits)
-    assert not result.loss.requires_grad
-    assert torch.equal(logits, leaf().detach())
+def test_where_no_gradient_is_wanted_nothing_is_overwritten(impl: str) -> None:
+    before = logits_problem(SPEC).leaves["logits"]
+    logits = before.clone()
+    assert not run(logits, impl).loss.requires_grad
     with torch.no_grad():
-        computed = leaf() * 1
-        assert not run(computed).loss.requires_grad
-    assert torch.equal(computed, leaf().detach())
+        computed = leaf(logits_problem(SPEC)) * 1
+        assert not run(computed, impl).loss.requires_grad
+    for x in (logits, computed):
+        torch.testing.assert_close(x, before, rtol=0, atol=0, equal_nan=True)

@@ -27,7 +27,8 @@ SIGNATURES = {
     "policy_loss": "logits targets * weights advantages=None credit=None old_logprobs=None ref_logprobs=None "
     "rollout_logprobs=None cu_seqlens=None spec=LossSpec inplace=False impl='auto'",
     "linear_policy_loss": "hidden weight targets * weights bias=None chunk_tokens=None logits_dtype=None rows=None "
-    "advantages=None credit=None old_logprobs=None ref_logprobs=None rollout_logprobs=None cu_seqlens=None spec=LossSpec impl='auto'",
+    "advantages=None credit=None old_logprobs=None ref_logprobs=None rollout_logprobs=None cu_seqlens=None "
+    "spec=LossSpec impl='auto'",
     "status": "",
     "Credit": "step_starts step_wrong outcome group cu_seqlens outcome_weight=2.0 process_weight=1.0 "
     "norm='group-token' std_floor=0.0 stats=None",

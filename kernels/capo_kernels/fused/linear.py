@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..spec import Head, LossInputs, LossSpec
 from .arguments import modes, needs_logprobs, token_arguments
-from .logits import Outputs, int32, outputs, scaled, slopes
+from .logits import Outputs, int32, outputs, refuse_double_backward, scaled, slopes
 from .ops import KERNELS
 from .rows import TERMS, Modes, Scalars, TokenArguments
 from .summary import untrained_terms
@@ -272,8 +271,8 @@ class _LinearLogprobs(torch.autograd.Function):
         return logp_T, entropy_T
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
         *saved, lse_T, entropy_T = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         dlogp_T, dentropy_T = slopes(dlogp_T, dentropy_T, lse_T)
@@ -346,8 +345,8 @@ class _LinearPolicyLoss(torch.autograd.Function):
         return loss, logp_T, entropy_T, raw_M
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
         wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         grads = (scaled(grad, dloss, ctx.impl) if need else None for grad, need in wanted)
         return *grads, *(None,) * (5 + len(TokenArguments._fields))

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..spec import Head, LossInputs, LossSpec
 from . import ops
@@ -38,8 +37,8 @@ class _Logprobs(torch.autograd.Function):
         return logp_T, entropy_T
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
         logits_TV, targets_T, lse_T, entropy_T = ctx.saved_tensors
         dlogp_T, dentropy_T = slopes(dlogp_T, dentropy_T, lse_T)
         dlogits_TV = ops.dlogits(logits_TV, targets_T, lse_T, entropy_T, dlogp_T, dentropy_T, *ctx.constants)
@@ -95,11 +94,11 @@ class _PolicyLoss(torch.autograd.Function):
         return loss, logp_T, entropy_T, raw_M
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        (dlogits_TV,) = ctx.saved_tensors
         if ctx.inplace and keeps_graph():
             raise RuntimeError("inplace=True: got retain_graph or create_graph, want a single backward")
+        refuse_double_backward()
+        (dlogits_TV,) = ctx.saved_tensors
         return scaled(dlogits_TV, dloss, ctx.impl), *(None,) * (5 + len(TokenArguments._fields))
 
 
@@ -120,6 +119,12 @@ def scaled(grad: Tensor, factor: Tensor, impl: str) -> Tensor:
 def keeps_graph() -> bool:
     """Whether the backward that runs now may run again over the same saved tensors."""
     return not torch.compiler.is_compiling() and torch._C._autograd._get_current_graph_task_keep_graph()
+
+
+def refuse_double_backward() -> None:
+    """The gradient's own gradient would be lost without a word: only `reference` has it."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("create_graph: got True, want False (impl='reference' has second derivatives)")
 
 
 def rows_contiguous(x: Tensor) -> Tensor:

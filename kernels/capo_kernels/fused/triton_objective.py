@@ -13,18 +13,18 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(math.log2(math.e))
-LOG2_E_REST = tl.constexpr(math.log2(math.e) - 1.44269502162933349609375)  # what float32 loses of it
-LN_2 = tl.constexpr(math.log(2))
+LN_2_HIGH = tl.constexpr(0.693359375)  # of few bits, so that its products with small integers are exact
+LN_2_LOW = tl.constexpr(math.log(2) - 0.693359375)
 LIMIT = tl.constexpr(20.0)
 """Differences of log-probs are clamped to it before they enter an exp; a clamped row has derivative 0 there."""
 
 
 @triton.jit
 def _exp(x):
-    """exp2 of the rounded product x log2(e), times what the rounding lost (1e-6 of the result at x = 20)."""
-    high = x * LOG2_E
-    lost = tl.fma(x, LOG2_E, -high) + x * LOG2_E_REST
-    return tl.exp2(high) * (1.0 + lost * LN_2)
+    """2^n exp(x - n ln 2) with n next to x log2(e): exp2 of the rounded x log2(e) would lose 1e-6 at x = 20."""
+    n = tl.floor(x * LOG2_E + 0.5)
+    rest = (x - n * LN_2_HIGH) - n * LN_2_LOW
+    return tl.exp2(rest * LOG2_E) * tl.exp2(n)
 
 
 @triton.jit

@@ -341,6 +341,7 @@ def _scale(grad, factor_ptr, rows, width, stride, BLOCK: tl.constexpr):
 
 VECTOR_BYTES = 16
 THREAD_BYTES = 32  # of a block: two loads in flight for each thread
+SCALE_BLOCK = 4096  # elements
 BLOCK_BYTES = (2048, 8192, 32768)  # with 2, 8 and 32 warps; a row takes the first that holds it, else the last
 
 
@@ -432,5 +433,6 @@ class TritonRows:
     def scale_(self, grad: Tensor, factor: Tensor) -> None:
         whole = grad.is_contiguous()
         rows, width, stride = (1, grad.numel(), 0) if whole else (*grad.shape, grad.stride(0))
+        programs = min(1024, rows * triton.cdiv(width, SCALE_BLOCK))
         with torch.cuda.device_of(grad):
-            _scale[(1024,)](grad, factor, rows, width, stride, BLOCK=4096, num_warps=8)
+            _scale[(programs,)](grad, factor, rows, width, stride, BLOCK=SCALE_BLOCK, num_warps=8)

@@ -1,0 +1,169 @@
+/* What cuda.cu needs of an sm_90a device: numbers, barriers, copies, conversions, launches. No arithmetic of the loss.
+ * It has compiled and never run on a GPU. The tests put a CPU's version in its place (CAPO_DEVICE in cuda.cu): keep
+ * the two alike. */
+#pragma once
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "capo.h"
+
+constexpr int CONSUMERS = 384;               // threads that compute; one warp more copies
+constexpr int RESIDENT = 2;                  // blocks that share a multiprocessor, where their memory allows
+constexpr int SHARED_BYTES = 227 << 10;      // the most that one block gets
+constexpr int SHARED_BYTES_EACH = 113 << 10; // and each of two: 228 KB less 1 KB that the system takes of each
+
+__device__ inline uint32_t shared_address(const void *p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+// A barrier in shared memory. A phase ends when `count` arrivals and all promised bytes are in.
+struct Barrier {
+  uint64_t state;
+
+  __device__ uint32_t address() const { return shared_address(&state); }
+
+  __device__ void init(int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address()), "r"(count));
+  }
+
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(address()) : "memory");
+  }
+
+  // One arrival, and a promise of `bytes`.
+  __device__ void expect(uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
+  }
+
+  // *shared = value and 16 bytes to this barrier, both in block `rank` of the cluster. No fence: gradient stores that
+  // are still under way hold nothing up.
+  __device__ void send(float4 *shared, float4 value, int rank) {
+    asm volatile(
+        "{ .reg .b32 slot, barrier; mapa.shared::cluster.u32 slot, %0, %2; mapa.shared::cluster.u32 barrier, %1, %2;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [slot], {%3, %4, %5, %6}, [barrier]; }" ::"r"(
+            shared_address(shared)),
+        "r"(address()), "r"(rank), "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w)
+        : "memory");
+  }
+
+  // Until the phase of this parity has ended; the one before the first counts as ended.
+  __device__ void wait(int parity) {
+    uint32_t done = 0;
+    while (!done)
+      asm volatile(
+          "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 p, [%1], %2; selp.b32 %0, 1, 0, p; }"
+          : "=r"(done)
+          : "r"(address()), "r"(parity)
+          : "memory");
+  }
+
+  // The same, where other blocks send.
+  __device__ void wait_cluster(int parity) {
+    uint32_t done = 0;
+    while (!done)
+      asm volatile(
+          "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+          "selp.b32 %0, 1, 0, p; }"
+          : "=r"(done)
+          : "r"(address()), "r"(parity)
+          : "memory");
+  }
+
+  // `bytes` from device memory into this block's shared memory and to this barrier; all multiples of 16.
+  __device__ void copy(void *shared, const void *global, uint32_t bytes) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(shared)),
+                 "l"(global), "r"(bytes), "r"(address())
+                 : "memory");
+  }
+};
+
+// After Barrier::init, before cluster_sync.
+__device__ inline void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ inline void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+#define CAPO_REGISTER(name, special)                                                                                   \
+  __device__ inline int name() {                                                                                       \
+    int value;                                                                                                         \
+    asm("mov.u32 %0, %%" special ";" : "=r"(value));                                                                   \
+    return value;                                                                                                      \
+  }
+CAPO_REGISTER(cluster_rank, "cluster_ctarank") // of this block in its cluster
+CAPO_REGISTER(cluster_size, "cluster_nctarank")
+CAPO_REGISTER(cluster_index, "clusterid.x") // of this cluster in the grid
+CAPO_REGISTER(cluster_count, "nclusterid.x")
+
+__device__ inline char *shared_memory() {
+  extern __shared__ __align__(128) char memory[];
+  return memory;
+}
+
+__device__ inline float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(0xffffffff, x, lanes); }
+__device__ inline void warp_sync() { __syncwarp(); }
+
+// Read once or written once, and not soon again.
+__device__ inline uint4 load_vector(const uint4 *p) { return __ldcs(p); }
+__device__ inline void store_vector(uint4 *p, uint4 x) { __stcs(p, x); }
+
+// 2^x within 2 ulp, which is 2^-22: under the criterion's 2^-21, and half of the work of exp2f.
+__device__ inline float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Two elements of 16 bits and the floats that they stand for; rounding is to nearest even.
+template <int DTYPE> __device__ float2 unpack(uint32_t pair) {
+  if (DTYPE == CAPO_BF16) return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
+  float2 x;
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high; }"
+      : "=f"(x.x), "=f"(x.y)
+      : "r"(pair));
+  return x;
+}
+
+template <int DTYPE> __device__ uint32_t pack(float2 x) {
+  uint32_t pair;
+  if (DTYPE == CAPO_BF16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(x.y), "f"(x.x));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(x.y), "f"(x.x));
+  }
+  return pair;
+}
+
+struct Launch {
+  int cluster, threads, shared; // blocks that stand together, threads and bytes of shared memory of each
+  void *stream;
+
+  // A cudaError_t.
+  template <typename... Parameters, typename... Arguments>
+  int operator()(void (*kernel)(Parameters...), int64_t clusters, const Arguments &...arguments) const {
+    cudaLaunchAttribute size;
+    cudaLaunchConfig_t config = configure(size, clusters);
+    return cudaLaunchKernelEx(&config, kernel, arguments...);
+  }
+
+  // The same, with no more clusters than the device holds at a time: each of them loops over its rows.
+  template <typename... Parameters, typename... Arguments>
+  int persistent(void (*kernel)(Parameters...), int64_t rows, const Arguments &...arguments) const {
+    const void *entry = reinterpret_cast<const void *>(kernel);
+    cudaLaunchAttribute size;
+    cudaLaunchConfig_t config = configure(size, 1);
+    int resident = 0;
+    cudaError_t error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&resident, entry, &config);
+    return error == cudaSuccess ? (*this)(kernel, rows < resident ? rows : resident, arguments...) : error;
+  }
+
+private:
+  cudaLaunchConfig_t configure(cudaLaunchAttribute &size, int64_t clusters) const {
+    size.id = cudaLaunchAttributeClusterDimension;
+    size.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    return {static_cast<unsigned>(clusters * cluster), static_cast<unsigned>(threads), static_cast<size_t>(shared),
+            static_cast<cudaStream_t>(stream), &size, 1};
+  }
+};
+
+inline const char *device_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }

@@ -1,0 +1,229 @@
+// A GPU for csrc/cuda.cu on the CPU: the names of csrc/cuda_device.cuh, with a fiber for each thread. Fibers switch
+// where threads wait, in random order; shared memory starts as NaN; one cluster runs at a time. So wrong indices, wrong
+// sums, deadlocks and most missing barriers show. What only
+// hardware knows doesn't: speed, spills, the order of its copies.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "capo.h"
+
+#define __device__
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(...)
+
+// Small, so that small rows need several chunks, several slots and several blocks.
+constexpr int CONSUMERS = 64, RESIDENT = 2, SHARED_BYTES = 24 << 10, SHARED_BYTES_EACH = 11 << 10, CLUSTERS = 2;
+
+struct float2 {
+  float x, y;
+};
+struct float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+inline void require(bool holds, const char *what) {
+  if (!holds) throw std::logic_error(what);
+}
+
+// ---- threads ----
+
+struct Warp {
+  int arrived = 0, syncs = 0;
+  float lanes[2][32];
+};
+struct Block {
+  alignas(128) char memory[SHARED_BYTES];
+  std::vector<Warp> warps;
+};
+struct Cluster {
+  std::vector<std::unique_ptr<Block>> blocks;
+  int index, count, threads, arrived = 0, syncs = 0;
+};
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  int thread, rank;
+  bool done = false;
+};
+
+inline Cluster *cluster;
+inline Fiber *fiber;
+inline ucontext_t scheduler;
+inline std::function<void()> kernel_call;
+inline std::string failure;
+inline bool moved; // whether any fiber has done more than wait
+
+struct Index {
+  int x;
+};
+#define threadIdx (Index{fiber->thread})
+#define blockIdx (Index{cluster->index * cluster_size() + fiber->rank})
+#define gridDim (Index{cluster->count * cluster_size()})
+
+template <typename Holds> void wait_until(Holds holds) {
+  while (!holds()) swapcontext(&fiber->context, &scheduler);
+  moved = true;
+}
+
+inline int cluster_rank() { return fiber->rank; }
+inline int cluster_size() { return static_cast<int>(cluster->blocks.size()); }
+inline int cluster_index() { return cluster->index; }
+inline int cluster_count() { return cluster->count; }
+inline char *shared_memory() { return cluster->blocks[fiber->rank]->memory; }
+inline void publish_barriers() {}
+
+template <typename Group> void meet(Group &group, int all) {
+  const int now = group.syncs;
+  if (++group.arrived == all) group.arrived = 0, ++group.syncs;
+  wait_until([&] { return group.syncs != now; });
+}
+inline void cluster_sync() { meet(*cluster, cluster->threads * cluster_size()); }
+inline Warp &warp() { return cluster->blocks[fiber->rank]->warps[fiber->thread / 32]; }
+inline void warp_sync() { meet(warp(), 32); }
+inline float shuffle_xor(float x, int lanes) {
+  float(&all)[32] = warp().lanes[warp().syncs & 1];
+  all[fiber->thread % 32] = x;
+  warp_sync();
+  return all[fiber->thread % 32 ^ lanes];
+}
+
+inline void run_fiber() {
+  try {
+    kernel_call();
+  } catch (const std::exception &error) {
+    failure = error.what();
+  }
+  fiber->done = moved = true;
+  setcontext(&scheduler);
+}
+
+inline void run(Cluster &all, std::mt19937 &random) {
+  std::vector<Fiber> fibers(all.threads * all.blocks.size());
+  std::vector<Fiber *> alive;
+  cluster = &all;
+  for (size_t i = 0; i < fibers.size(); ++i) {
+    constexpr size_t STACK = 64 << 10;
+    Fiber &each = fibers[i];
+    each.thread = static_cast<int>(i) % all.threads, each.rank = static_cast<int>(i) / all.threads;
+    each.stack.reset(new char[STACK]);
+    getcontext(&each.context);
+    each.context.uc_stack.ss_sp = each.stack.get(), each.context.uc_stack.ss_size = STACK;
+    makecontext(&each.context, run_fiber, 0);
+    alive.push_back(&each);
+  }
+  while (!alive.empty() && failure.empty()) {
+    moved = false;
+    std::shuffle(alive.begin(), alive.end(), random);
+    for (Fiber *each : alive) fiber = each, swapcontext(&scheduler, &each->context);
+    alive.erase(std::remove_if(alive.begin(), alive.end(), [](Fiber *each) { return each->done; }), alive.end());
+    if (!moved) failure = "deadlock";
+  }
+}
+
+// ---- barriers and copies ----
+
+template <typename T> T *remote(T *shared, int rank) {
+  return reinterpret_cast<T *>(cluster->blocks[rank]->memory + (reinterpret_cast<char *>(shared) - shared_memory()));
+}
+
+struct Barrier {
+  int count, pending, bytes, phase; // arrivals of a phase; those and the bytes that are yet to come
+
+  void init(int arrivals) { count = pending = arrivals, bytes = phase = 0; }
+  void add(int arrivals, int promised) {
+    pending -= arrivals, bytes += promised;
+    require(pending >= 0, "more arrivals than a barrier counts");
+    if (!pending && !bytes) pending = count, ++phase;
+  }
+  void arrive() { add(1, 0); }
+  void expect(int promised) { add(1, promised); }
+  void wait(int parity) {
+    wait_until([&] { return (phase & 1) != parity; });
+  }
+  void wait_cluster(int parity) { wait(parity); }
+  void send(float4 *shared, float4 value, int rank) {
+    *remote(shared, rank) = value;
+    remote(this, rank)->add(0, -static_cast<int>(sizeof value));
+  }
+  void copy(void *shared, const void *global, int size) {
+    for (uintptr_t x : {reinterpret_cast<uintptr_t>(shared), reinterpret_cast<uintptr_t>(global), uintptr_t(size)})
+      require(x % 16 == 0, "a bulk copy of what is no multiple of 16 bytes");
+    memcpy(shared, global, size);
+    add(0, -size);
+  }
+};
+
+inline uint4 load_vector(const uint4 *p) {
+  require(reinterpret_cast<uintptr_t>(p) % 16 == 0, "a vector that is not aligned");
+  return *p;
+}
+inline void store_vector(uint4 *p, uint4 x) {
+  require(reinterpret_cast<uintptr_t>(p) % 16 == 0, "a vector that is not aligned");
+  *p = x;
+}
+
+// ---- arithmetic ----
+
+inline float exp2_fast(float x) { return exp2f(x); }
+
+template <typename To, typename From> To bits(From x) {
+  To y;
+  static_assert(sizeof x == sizeof y);
+  memcpy(&y, &x, sizeof y);
+  return y;
+}
+template <int DTYPE> float widen(uint16_t x) {
+  return DTYPE == CAPO_BF16 ? bits<float>(uint32_t(x) << 16) : float(bits<_Float16>(x));
+}
+template <int DTYPE> uint16_t narrow(float x) {
+  if (DTYPE == CAPO_F16) return bits<uint16_t>(_Float16(x));
+  const uint32_t all = bits<uint32_t>(x);
+  return x == x ? (all + 0x7fff + (all >> 16 & 1)) >> 16 : 0x7fff;
+}
+template <int DTYPE> float2 unpack(uint32_t pair) { return {widen<DTYPE>(pair), widen<DTYPE>(pair >> 16)}; }
+template <int DTYPE> uint32_t pack(float2 x) { return narrow<DTYPE>(x.x) | uint32_t(narrow<DTYPE>(x.y)) << 16; }
+
+// ---- launches ----
+
+struct Launch {
+  int size, threads, shared;
+  void *stream;
+
+  template <typename... Parameters, typename... Arguments>
+  int operator()(void (*kernel)(Parameters...), int64_t count, const Arguments &...arguments) const {
+    std::mt19937 random(0);
+    failure.clear();
+    kernel_call = [&] { kernel(arguments...); };
+    for (int i = 0; i < count && failure.empty(); ++i) {
+      Cluster all{{}, i, static_cast<int>(count), threads};
+      for (int rank = 0; rank < size; ++rank) {
+        all.blocks.emplace_back(new Block());
+        memset(all.blocks.back()->memory, 0xff, shared); // NaN
+        all.blocks.back()->warps.resize(threads / 32);
+      }
+      run(all, random);
+    }
+    return failure.empty() ? 0 : 1;
+  }
+  template <typename... Parameters, typename... Arguments>
+  int persistent(void (*kernel)(Parameters...), int64_t rows, const Arguments &...arguments) const {
+    return (*this)(kernel, std::min<int64_t>(rows, CLUSTERS), arguments...);
+  }
+};
+
+inline const char *device_error(int) { return failure.c_str(); }

@@ -1,0 +1,161 @@
+"""The operators under torch.compile(fullgraph=True), and their registration."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from implementations import DEVICE
+from problems import TOKENS, Problem, linear_problem, logits_problem
+from torch._dynamo.backends.registry import lookup_backend
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+import capo_kernels as ck
+
+SPEC = ck.LossSpec(ratio="sequence", kl_coef=0.1, entropy_coef=0.1, softcap=20.0, is_mode="mask", is_level="sequence")
+PROBLEMS = [logits_problem, linear_problem]
+
+
+@pytest.fixture(autouse=True)
+def fused(impl: str, monkeypatch) -> None:
+    """`reference` is eager code. Another test's TORCHDYNAMO_DISABLE would make torch.compile do nothing."""
+    if impl == "reference":
+        pytest.skip("eager code, not an operator")
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    torch._dynamo.reset()
+
+
+class Counted:
+    """A backend that counts the graphs that it is given."""
+
+    def __init__(self) -> None:
+        self.backend, self.graphs = lookup_backend("aot_eager"), 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return self.backend(graph, inputs)
+
+
+def results(problem: Problem, impl: str, wrap=lambda f: f, **options) -> list[torch.Tensor]:
+    """The loss times 3, what comes with it, and the gradients."""
+    leaves = {name: x.clone().requires_grad_() for name, x in problem.leaves.items()}
+    op = ck.linear_policy_loss if problem.linear else ck.policy_loss
+
+    def step(leaves: dict, beside: dict, spec: ck.LossSpec) -> tuple:
+        # In place the logits may not be a leaf.
+        computed = {name: x * 1 for name, x in leaves.items()}
+        result = op(**computed, **beside, spec=spec, impl=impl, **options)
+        return result.loss * 3, result.logprobs, result.entropy, result.metrics
+
+    loss, logprobs, entropy, metrics = wrap(step)(leaves, problem.beside, problem.spec)
+    loss.backward()
+    return [loss.detach(), logprobs, entropy, *metrics.values(), *(x.grad for x in leaves.values())]
+
+
+def credit_of(problem: Problem) -> ck.Credit:
+    starts = torch.arange(TOKENS, device=DEVICE) % 5 == 0
+    wrong = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0], device=DEVICE)
+    outcome, group = torch.tensor([1.0, 0.0, 1.0, 0.0], device=DEVICE), torch.tensor([0, 0, 1, 1], device=DEVICE)
+    return ck.Credit(starts, wrong, outcome, group, problem.beside["cu_seqlens"])
+
+
+def same(got: list[torch.Tensor], want: list[torch.Tensor]) -> None:
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_the_loss_in_one_graph_that_annealing_keeps(make, impl: str) -> None:
+    counted, compiled, losses = Counted(), [], set()
+
+    def once(step):
+        compiled.append(torch.compile(step, fullgraph=True, backend=counted))
+        return compiled[0]
+
+    for coef in (0.1, 0.05, 0.02, 0.01):
+        problem = replace(make(SPEC), spec=replace(SPEC, entropy_coef=coef, kl_coef=2 * coef))
+        got = results(problem, impl, once)
+        same(got, results(problem, impl))
+        losses.add(got[0].item())
+    assert counted.graphs == 1
+    assert len(losses) == 4
+
+
+def test_the_loss_in_place_with_credit_in_one_graph(impl: str) -> None:
+    plain = logits_problem(SPEC)
+    beside = {name: x for name, x in plain.beside.items() if name != "advantages"}
+    problem = replace(plain, beside={**beside, "credit": credit_of(plain)})
+    counted = Counted()
+    got = results(problem, impl, lambda step: torch.compile(step, fullgraph=True, backend=counted), inplace=True)
+    same(got, results(problem, impl, inplace=True))
+    assert counted.graphs == 1
+
+
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_log_probs_in_one_graph(make, impl: str) -> None:
+    problem = make().tidy()
+    targets = problem.beside["targets"].clamp(min=0)
+    op = ck.linear_token_logprobs if problem.linear else ck.token_logprobs
+
+    def run(wrap=lambda f: f):
+        leaves = {name: x.clone().requires_grad_() for name, x in problem.leaves.items()}
+
+        def step(leaves):
+            logp, entropy = op(**leaves, targets=targets, temperature=0.7, entropy=True, impl=impl)
+            return (logp.sin() + 2 * entropy).sum()
+
+        loss = wrap(step)(leaves)
+        return loss.detach(), *torch.autograd.grad(loss, list(leaves.values()))
+
+    counted = Counted()
+    for x, y in zip(run(lambda f: torch.compile(f, fullgraph=True, backend=counted)), run(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    assert counted.graphs == 1
+
+
+def test_through_inductor(impl: str) -> None:
+    """What comes after the operator becomes a kernel of inductor's: one, for compiling it takes seconds."""
+    if DEVICE.type == "cpu" and shutil.which("c++") is None:
+        pytest.skip("inductor needs a C++ compiler")
+    logits, targets = logits_problem().leaves["logits"].nan_to_num(0.0), torch.arange(TOKENS, device=DEVICE)
+
+    def run(wrap):
+        leaf = logits.clone().requires_grad_()
+        loss = wrap(lambda x: ck.token_logprobs(x, targets, impl=impl).sum())(leaf)
+        return loss.detach(), *torch.autograd.grad(loss, leaf)
+
+    for x, y in zip(run(torch.compile(fullgraph=True)), run(lambda f: f), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+
+
+class Calls(TorchDispatchMode):
+    """The calls of our operators, with their arguments as they were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "capo":
+            self.seen.append((func, tree_map_only(torch.Tensor, torch.clone, args), kwargs))
+        return func(*args, **(kwargs or {}))
+
+
+def test_every_operator_is_what_its_registration_says(impl: str) -> None:
+    """Schema (what is written to, what may alias), shapes without values, and the traced operator against itself."""
+    with Calls() as calls:
+        for problem in (logits_problem(SPEC).tidy(), linear_problem(SPEC).tidy()):
+            results(problem, impl)
+            op = ck.linear_token_logprobs if problem.linear else ck.token_logprobs
+            leaves = {name: x.clone().requires_grad_() for name, x in problem.leaves.items()}
+            targets = problem.beside["targets"].clamp(min=0)
+            sum(op(**leaves, targets=targets, entropy=True, impl=impl)).sum().backward()
+        results(logits_problem(SPEC).tidy(), impl, inplace=True)
+    defined = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("capo::")}
+    assert {func.name() for func, _, _ in calls.seen} == defined
+    for func in {func for func, _, _ in calls.seen}:
+        _, args, kwargs = next(call for call in calls.seen if call[0] == func)
+        torch.library.opcheck(func, args, kwargs)

@@ -1,0 +1,109 @@
+"""The logic of csrc/cuda.cu without a GPU: the same source, compiled for the CPU over cuda_emulated.h.
+
+The emulated blocks are small, so that these vocabularies take all that a GPU's do: several chunks, slots that are used
+again, clusters of 1, 2, 4 and 8 blocks, rows that no vector begins at. `exp2` is the CPU's, not a GPU's approximation.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from criterion import check_logprobs, check_loss, loss_results
+from problems import logits_problem
+
+import capo_kernels as ck
+from capo_kernels.fused import native
+from capo_kernels.fused.implementation import Fused
+from capo_kernels.fused.ops import KERNELS
+
+ROOT = Path(__file__).parents[2]
+BUILD = 'g++ -O1 -std=c++17 -shared -fPIC -Wall -Werror -Wno-unknown-pragmas -DCAPO_DEVICE="cuda_emulated.h" -x c++'
+CLUSTERS = {1: 4_001, 2: 8_111, 4: 16_001, 8: 32_003}
+"""A width for each number of blocks to a row, of bfloat16; of half as many float32."""
+
+EVERYTHING = ck.LossSpec(kl_coef=0.1, entropy_coef=0.1, temperature=0.8, is_mode="truncate")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+
+
+class EmulatedCuda(native.CudaRows):
+    def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
+        return None if 0 < vocab <= self._widest[dtype] else f"too wide: {vocab}"
+
+    def _call(self, function, logits, *arguments) -> None:
+        code = function(*arguments, None)
+        if code != 0:
+            raise RuntimeError(self._library.capo_cuda_error(code).decode())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def emulated_cuda(tmp_path_factory):
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    folder = tmp_path_factory.mktemp("lib")
+    include = [f"-I{ROOT / 'csrc'}", f"-I{Path(__file__).parent}"]
+    command = [*BUILD.split(), str(ROOT / "csrc" / "cuda.cu"), *include, "-o", str(folder / "libcapo_cuda.so")]
+    subprocess.run(command, check=True)
+    status = sys.modules["capo_kernels.status"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "LIBRARIES", folder)
+        patch.setitem(KERNELS, "cuda", KERNELS.get("cuda"))
+        patch.setitem(status.BUILT, "cuda", Fused.of(EmulatedCuda()))
+        yield
+
+
+@DTYPES
+@pytest.mark.parametrize("blocks", CLUSTERS)
+def test_loss_on_clusters_of_any_size(blocks: int, dtype: torch.dtype) -> None:
+    vocab = CLUSTERS[blocks] // (2 if dtype == torch.float32 else 1)
+    check_loss(logits_problem(EVERYTHING, dtype, lengths=(7,), vocab=vocab), "cuda")
+
+
+@DTYPES
+@pytest.mark.parametrize("vocab", [1, 2, 7, 8, 13, 1_031])
+def test_any_vocabulary(vocab: int, dtype: torch.dtype) -> None:
+    check_loss(logits_problem(EVERYTHING, dtype, lengths=(9,), vocab=vocab), "cuda")
+
+
+@DTYPES
+def test_softcap(dtype: torch.dtype) -> None:
+    spec = ck.LossSpec(softcap=2.5, temperature=1.6, entropy_coef=0.2, objective="reinforce")
+    check_loss(logits_problem(spec, dtype, vocab=5_003, lengths=(5,)), "cuda")
+
+
+@DTYPES
+def test_log_probs_and_their_gradients(dtype: torch.dtype) -> None:
+    logits = torch.randn(6, 9_001, generator=torch.Generator().manual_seed(0)) * 2
+    check_logprobs({"logits": logits.to(dtype)}, torch.arange(6) * 1_800, "cuda", temperature=0.7)
+
+
+@DTYPES
+@pytest.mark.parametrize("inplace", [False, True])
+def test_anywhere_in_memory_the_same_bits(dtype: torch.dtype, inplace: bool) -> None:
+    """Rows that begin at any of the 16 bytes of a vector, beside NaN that is neither used nor overwritten."""
+    problem = logits_problem(EVERYTHING, dtype, lengths=(7,), vocab=10_007)
+    want = loss_results(problem, "cuda")["gradient by logits"]
+    place = torch.full((7, 10_107), torch.nan, dtype=dtype)
+    inside = place[:, 5:-95]
+    leaf = problem.leaves["logits"].clone().requires_grad_()
+    problem.call("cuda", {"logits": _Moved.apply(leaf, inside)}, inplace=inplace).loss.backward()
+    assert torch.equal(leaf.grad, want)
+    assert torch.equal(inside, want) == inplace
+    assert place[:, :5].isnan().all()
+    assert place[:, -95:].isnan().all()
+
+
+class _Moved(torch.autograd.Function):
+    """The same values at another place."""
+
+    @staticmethod
+    def forward(ctx, x, place):
+        return place.copy_(x).detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.clone(), None

@@ -1,0 +1,19 @@
+"""The common tests that interpreted.py names, for the Triton kernels under Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+
+from capo_kernels import status
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+
+@pytest.mark.skipif(status()["triton"] == "available", reason="Triton runs in this process: the common tests judge it")
+def test_the_common_tests_under_the_interpreter(interpreter) -> None:
+    process, output = interpreter
+    process.wait()
+    output.seek(0)
+    report = output.read()
+    print(report)
+    assert process.returncode == 0, report
