@@ -63,17 +63,15 @@ enum {
 
 /* libcapo_cpu. 0, or a negative number for an argument it does not take. `threads` >= 1. */
 int capo_cpu_loss(const capo_logits *, const capo_tokens *, const capo_spec *, float *terms, int threads);
-int capo_cpu_logprobs(const capo_logits *, float *logp, float *entropy, float *lse, int threads);
+int capo_cpu_logprobs(const capo_logits *, float *logp, float *entropy, int threads);
 /* slope = dlogp, entropy_slope = dentropy (NULL: 0); a row where both are 0 is not read and gets 0. */
-int capo_cpu_dlogits(const capo_logits *, const float *lse, const float *entropy, const float *dlogp,
-                     const float *dentropy, int threads);
+int capo_cpu_dlogits(const capo_logits *, const float *dlogp, const float *dentropy, int threads);
 const char *capo_cpu_isa(void); /* "avx512", "avx2" or "portable": what runs on this machine */
 
 /* libcapo_cuda, sm_90a. A cudaError_t, or a negative number for an argument it does not take. Asynchronous. */
 int capo_cuda_loss(const capo_logits *, const capo_tokens *, const capo_spec *, float *terms, void *stream);
-int capo_cuda_logprobs(const capo_logits *, float *logp, float *entropy, float *lse, void *stream);
-int capo_cuda_dlogits(const capo_logits *, const float *lse, const float *entropy, const float *dlogp,
-                      const float *dentropy, void *stream);
+int capo_cuda_logprobs(const capo_logits *, float *logp, float *entropy, void *stream);
+int capo_cuda_dlogits(const capo_logits *, const float *dlogp, const float *dentropy, void *stream);
 /* grad *= *factor, a device pointer; for nothing where it is 1. Reads grad, tokens, vocab, grad_stride and dtype. */
 int capo_cuda_scale(const capo_logits *, const float *factor, void *stream);
 int64_t capo_cuda_max_vocab(int32_t dtype); /* the widest row that a cluster holds */

@@ -86,8 +86,6 @@ class Logits {
     return row;
   }
 
-  float lse(const Row &row) const { return (float)((double)row.most / l.temperature + row.log_sum); }
-
   void write(int64_t t, const Row &row, capo_slopes by) const {
     if (by.logp == 0 && by.entropy == 0) return zero(t);
     const double scale = 1 / (double)l.temperature, a = scale / row.sum * (by.entropy * row.mean - by.logp);
@@ -168,22 +166,21 @@ int capo_cpu_loss(const capo_logits *l, const capo_tokens *tokens, const capo_sp
   return 0;
 }
 
-int capo_cpu_logprobs(const capo_logits *l, float *logp, float *entropy, float *lse, int threads) {
+int capo_cpu_logprobs(const capo_logits *l, float *logp, float *entropy, int threads) {
   const Logits logits(*l);
   if (int refused = logits.refuses(threads)) return refused;
   logits.for_each(threads, [&](int64_t t) {
-    logp[t] = entropy[t] = lse[t] = 0;
+    logp[t] = entropy[t] = 0;
     if (!logits.trained(t)) return;
     const Row row = logits.read(t);
-    logp[t] = (float)row.logp, entropy[t] = (float)row.entropy, lse[t] = logits.lse(row);
+    logp[t] = (float)row.logp, entropy[t] = (float)row.entropy;
   });
   return 0;
 }
 
-/* Forms the sums of a row again, which costs no memory traffic: lse, rounded to float, would make every p wrong by up
- * to its half ulp, 5e-7 at 12 and 5e-4 at 1e4. */
-int capo_cpu_dlogits(const capo_logits *l, const float *, const float *, const float *dlogp, const float *dentropy,
-                     int threads) {
+/* Forms the sums of a row again, which costs no memory traffic: a log-sum that logprobs had left, rounded to float, would
+ * make every p wrong by up to its half ulp, 5e-7 at 12 and 5e-4 at 1e4. */
+int capo_cpu_dlogits(const capo_logits *l, const float *dlogp, const float *dentropy, int threads) {
   const Logits logits(*l);
   if (int refused = logits.refuses(threads)) return refused;
   logits.for_each(threads, [&](int64_t t) {

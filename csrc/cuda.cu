@@ -216,7 +216,7 @@ struct Loss {
             tokens.ref_logp ? tokens.ref_logp[row] : 0.f, tokens.importance ? tokens.importance[row] : 0.f};
   }
 
-  __device__ capo_slopes finish(const Row &x, int64_t row, float weight, float logp, float entropy, float,
+  __device__ capo_slopes finish(const Row &x, int64_t row, float weight, float logp, float entropy,
                                 bool writes) const {
     // Where old or ref are absent logp stands for them, and the pointers are never NULL: a pointer that may or may not
     // be to a local variable would force that variable out of its register.
@@ -237,7 +237,7 @@ struct Loss {
 
 struct Logprobs {
   const float *weights;
-  float *logp, *entropy, *lse;
+  float *logp, *entropy;
 
   struct Row {};
 
@@ -245,15 +245,16 @@ struct Logprobs {
 
   __device__ Row read(int64_t) const { return {}; }
 
-  __device__ capo_slopes finish(Row, int64_t row, float, float logp_, float entropy_, float lse_, bool writes) const {
-    if (writes) logp[row] = logp_, entropy[row] = entropy_, lse[row] = lse_;
+  __device__ capo_slopes finish(Row, int64_t row, float, float logp_, float entropy_, bool writes) const {
+    if (writes) logp[row] = logp_, entropy[row] = entropy_;
     return {0.f, 0.f};
   }
 
-  __device__ void skip(int64_t row) const { logp[row] = entropy[row] = lse[row] = 0.f; }
+  __device__ void skip(int64_t row) const { logp[row] = entropy[row] = 0.f; }
 };
 
-// The sums are formed again rather than taken from lse: rounded to float32 it makes every p wrong by up to 2^-25 |lse|.
+// The sums are formed again: a log-sum that logprobs had left, rounded to float32, would make every p wrong by up to
+// 2^-25 of its size.
 struct Slopes {
   const float *dlogp, *dentropy;
 
@@ -266,7 +267,7 @@ struct Slopes {
 
   __device__ Row read(int64_t row) const { return {dlogp[row], dentropy ? dentropy[row] : 0.f}; }
 
-  __device__ capo_slopes finish(Row x, int64_t, float, float, float, float, bool) const { return x; }
+  __device__ capo_slopes finish(Row x, int64_t, float, float, float, bool) const { return x; }
 
   __device__ void skip(int64_t) const {}
 };
@@ -386,8 +387,8 @@ __device__ void consume(const capo_logits &a, const Result &result, Shared &shar
     total.merge_warp(k);
 
     const float log_sum = logf(total.sum), mean = total.weighted / total.sum, entropy = log_sum - LN2 * mean;
-    const float logp = (y_target - total.top) / a.temperature - log_sum, lse = total.top / a.temperature + log_sum;
-    const capo_slopes slopes = result.finish(scalars, rows.row, rows.weight, logp, entropy, lse, first);
+    const float logp = (y_target - total.top) / a.temperature - log_sum;
+    const capo_slopes slopes = result.finish(scalars, rows.row, rows.weight, logp, entropy, first);
     if (!grad) {
       ring = summed;
       continue;
@@ -516,14 +517,13 @@ int capo_cuda_loss(const capo_logits *a, const capo_tokens *tokens, const capo_s
   return launch_rows(a, Loss{a->weight, *tokens, *spec, terms}, stream);
 }
 
-int capo_cuda_logprobs(const capo_logits *a, float *logp, float *entropy, float *lse, void *stream) {
+int capo_cuda_logprobs(const capo_logits *a, float *logp, float *entropy, void *stream) {
   capo_logits read_only = *a;
   read_only.grad = nullptr;
-  return launch_rows(&read_only, Logprobs{a->weight, logp, entropy, lse}, stream);
+  return launch_rows(&read_only, Logprobs{a->weight, logp, entropy}, stream);
 }
 
-int capo_cuda_dlogits(const capo_logits *a, const float *, const float *, const float *dlogp, const float *dentropy,
-                      void *stream) {
+int capo_cuda_dlogits(const capo_logits *a, const float *dlogp, const float *dentropy, void *stream) {
   return a->grad || a->tokens == 0 ? launch_rows(a, Slopes{dlogp, dentropy}, stream) : NO_GRAD;
 }
 

@@ -168,26 +168,26 @@ def linear_logprobs_op(
     impl: str,
     chunk: int,
     wide_logits: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(logp, entropy, lse), [T] each; 0 where the token's weight is 0."""
+) -> tuple[Tensor, Tensor]:
+    """(logp, entropy), [T] each; 0 where the token's weight is 0."""
     rows = trained_rows(token_weight, rows)
     targets, token_weight = take(targets, rows), take(token_weight, rows)
     matmuls = Matmuls(hidden, weight, bias, token_weight, rows, chunk, wide_logits, (False,) * 3)
-    results = torch.empty(3, targets.shape[0], device=hidden.device)
+    results = torch.empty(2, targets.shape[0], device=hidden.device)
     for part, _, logits_cV in matmuls.chunks():
         weight_c = None if token_weight is None else token_weight[part]
         outputs = KERNELS[impl].logprobs(logits_cV, targets[part], weight_c, temperature, softcap)
         for result, output in zip(results, outputs, strict=True):
             result[part] = output
     if rows is not None:
-        results = results.new_zeros(3, hidden.shape[0]).index_copy_(1, rows, results)
-    logp, entropy, lse = (result.clone() for result in results)
-    return logp, entropy, lse
+        results = results.new_zeros(2, hidden.shape[0]).index_copy_(1, rows, results)
+    logp, entropy = (result.clone() for result in results)
+    return logp, entropy
 
 
 @linear_logprobs_op.register_fake
 def _(hidden, weight, bias, targets, token_weight, rows, temperature, softcap, impl, chunk, wide_logits):  # type: ignore[no-untyped-def]
-    return tuple(hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(3))
+    return tuple(hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(2))
 
 
 @torch.library.custom_op("capo::linear_logprobs_backward", mutates_args=())
@@ -196,8 +196,6 @@ def linear_logprobs_backward_op(
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
     dlogp: Tensor,
     dentropy: Tensor | None,
     temperature: float,
@@ -210,14 +208,14 @@ def linear_logprobs_backward_op(
     """Gradients by hidden, weight and bias."""
     matmuls = Matmuls(hidden, weight, bias, None, None, chunk, wide_logits, needs)
     for part, hidden_cH, logits_cV in matmuls.chunks():
-        known = (lse[part], entropy[part], dlogp[part], None if dentropy is None else dentropy[part])
-        KERNELS[impl].dlogits(logits_cV, targets[part], *known, temperature, softcap, logits_cV)
+        slopes_c = (dlogp[part], None if dentropy is None else dentropy[part])
+        KERNELS[impl].dlogits(logits_cV, targets[part], *slopes_c, temperature, softcap, logits_cV)
         matmuls.backward(part, hidden_cH, logits_cV)
     return matmuls.gradients()
 
 
 @linear_logprobs_backward_op.register_fake
-def _(hidden, weight, bias, targets, lse, entropy, dlogp, dentropy, temperature, softcap, impl, chunk, wide, needs):  # type: ignore[no-untyped-def]
+def _(hidden, weight, bias, targets, dlogp, dentropy, temperature, softcap, impl, chunk, wide, needs):  # type: ignore[no-untyped-def]
     return _fake_gradients(hidden, weight, bias, needs)
 
 
@@ -264,8 +262,8 @@ class _LinearLogprobs(torch.autograd.Function):
         ctx: Any, hidden_TH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_T: Tensor, head: Head, plan: Plan
     ) -> tuple[Tensor, Tensor]:
         run = (*head, plan.impl, plan.chunk, plan.wide_logits)
-        logp_T, entropy_T, lse_T = linear_logprobs_op(hidden_TH, weight_VH, bias_V, targets_T, None, None, *run)
-        ctx.save_for_backward(hidden_TH, weight_VH, bias_V, targets_T, lse_T, entropy_T)
+        logp_T, entropy_T = linear_logprobs_op(hidden_TH, weight_VH, bias_V, targets_T, None, None, *run)
+        ctx.save_for_backward(hidden_TH, weight_VH, bias_V, targets_T)
         ctx.set_materialize_grads(False)
         ctx.run = run
         return logp_T, entropy_T
@@ -273,10 +271,9 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
-        *saved, lse_T, entropy_T = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
-        dlogp_T, dentropy_T = slopes(dlogp_T, dentropy_T, lse_T)
-        grads = linear_logprobs_backward_op(*saved, lse_T, entropy_T, dlogp_T, dentropy_T, *ctx.run, needs)
+        dlogp_T, dentropy_T = slopes(dlogp_T, dentropy_T)
+        grads = linear_logprobs_backward_op(*ctx.saved_tensors, dlogp_T, dentropy_T, *ctx.run, needs)
         return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None, None, None
 
 
@@ -294,7 +291,7 @@ def linear_policy_loss(
     if needs_logprobs(inputs, spec):
         run = (spec.temperature, spec.softcap or 0.0, plan.impl, plan.chunk, plan.wide_logits)
         detached = (None if x is None else x.detach() for x in (hidden_TH, weight_VH, bias_V))
-        logp_T, _, _ = linear_logprobs_op(*detached, targets_T, inputs.weights.detach().contiguous(), rows_R, *run)
+        logp_T, _ = linear_logprobs_op(*detached, targets_T, inputs.weights.detach().contiguous(), rows_R, *run)
     tokens = token_arguments(inputs, spec, logp_T)
     constants = (targets_T, rows_R, modes(spec), spec.numbers, plan)
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (hidden_TH, weight_VH, bias_V)):

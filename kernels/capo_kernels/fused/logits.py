@@ -30,8 +30,8 @@ class _Logprobs(torch.autograd.Function):
     def forward(
         ctx: Any, logits_TV: Tensor, targets_T: Tensor, temperature: float, softcap: float, impl: str
     ) -> tuple[Tensor, Tensor]:
-        logp_T, entropy_T, lse_T = ops.logprobs(logits_TV, targets_T, None, temperature, softcap, impl)
-        ctx.save_for_backward(logits_TV, targets_T, lse_T, entropy_T)
+        logp_T, entropy_T = ops.logprobs(logits_TV, targets_T, None, temperature, softcap, impl)
+        ctx.save_for_backward(logits_TV, targets_T)
         ctx.set_materialize_grads(False)
         ctx.constants = temperature, softcap, impl
         return logp_T, entropy_T
@@ -39,16 +39,18 @@ class _Logprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
-        logits_TV, targets_T, lse_T, entropy_T = ctx.saved_tensors
-        dlogp_T, dentropy_T = slopes(dlogp_T, dentropy_T, lse_T)
-        dlogits_TV = ops.dlogits(logits_TV, targets_T, lse_T, entropy_T, dlogp_T, dentropy_T, *ctx.constants)
+        logits_TV, targets_T = ctx.saved_tensors
+        dlogp_T, dentropy_T = slopes(dlogp_T, dentropy_T)
+        dlogits_TV = ops.dlogits(logits_TV, targets_T, dlogp_T, dentropy_T, *ctx.constants)
         return dlogits_TV, None, None, None, None
 
 
-def slopes(dlogp_T: Tensor | None, dentropy_T: Tensor | None, like_T: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The derivatives as the kernels take them."""
-    dlogp_T = torch.zeros_like(like_T) if dlogp_T is None else dlogp_T.contiguous()
-    return dlogp_T, None if dentropy_T is None else dentropy_T.contiguous()
+def slopes(dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The derivatives as the kernels take them. One of the two is given."""
+    if dlogp_T is None:
+        assert dentropy_T is not None  # else autograd would not have called
+        dlogp_T = torch.zeros_like(dentropy_T)
+    return dlogp_T.contiguous(), None if dentropy_T is None else dentropy_T.contiguous()
 
 
 def policy_loss(
@@ -58,7 +60,7 @@ def policy_loss(
     logp_T = None
     if needs_logprobs(inputs, spec):
         weight_T, head = inputs.weights.detach().contiguous(), (spec.temperature, spec.softcap or 0.0)
-        logp_T, _, _ = ops.logprobs(logits_TV.detach(), targets_T, weight_T, *head, impl)
+        logp_T, _ = ops.logprobs(logits_TV.detach(), targets_T, weight_T, *head, impl)
     tokens = token_arguments(inputs, spec, logp_T)
     if torch.is_grad_enabled() and logits_TV.requires_grad:
         return _PolicyLoss.apply(logits_TV, inplace, targets_T, modes(spec), spec.numbers, impl, *tokens)

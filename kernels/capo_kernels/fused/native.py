@@ -61,8 +61,8 @@ class NativeRows:
         self._library = _load(f"libcapo_{name}")
         tail = c_int if name == "cpu" else c_void_p
         self._loss = self._function("loss", POINTER(_Tokens), POINTER(_Spec), c_void_p, tail)
-        self._logprobs = self._function("logprobs", c_void_p, c_void_p, c_void_p, tail)
-        self._dlogits = self._function("dlogits", c_void_p, c_void_p, c_void_p, c_void_p, tail)
+        self._logprobs = self._function("logprobs", c_void_p, c_void_p, tail)
+        self._dlogits = self._function("dlogits", c_void_p, c_void_p, tail)
 
     def _function(self, name: str, *arguments: Any) -> ctypes._NamedFuncPointer:
         function = self._library[f"capo_{self.name}_{name}"]
@@ -71,18 +71,16 @@ class NativeRows:
 
     def logprobs(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None, temperature: float, softcap: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         matrix = _matrix(logits, targets, weight, temperature, softcap, None)
-        logp, entropy, lse = (logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(3))
-        self._call(self._logprobs, logits, byref(matrix), _pointer(logp), _pointer(entropy), _pointer(lse))
-        return logp, entropy, lse
+        logp, entropy = (logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(2))
+        self._call(self._logprobs, logits, byref(matrix), _pointer(logp), _pointer(entropy))
+        return logp, entropy
 
     def dlogits(
         self,
         logits: Tensor,
         targets: Tensor,
-        lse: Tensor,
-        entropy: Tensor,
         dlogp: Tensor,
         dentropy: Tensor | None,
         temperature: float,
@@ -90,7 +88,7 @@ class NativeRows:
         grad: Tensor,
     ) -> None:
         matrix = _matrix(logits, targets, None, temperature, softcap, grad)
-        self._call(self._dlogits, logits, byref(matrix), *map(_pointer, (lse, entropy, dlogp, dentropy)))
+        self._call(self._dlogits, logits, byref(matrix), _pointer(dlogp), _pointer(dentropy))
 
     def loss(
         self,

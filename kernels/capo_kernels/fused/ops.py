@@ -20,21 +20,19 @@ KERNELS: dict[str, RowKernels] = {}
 @torch.library.custom_op("capo::logprobs", mutates_args=())
 def logprobs(
     logits: Tensor, targets: Tensor, weight: Tensor | None, temperature: float, softcap: float, impl: str
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     return KERNELS[impl].logprobs(logits, targets, weight, temperature, softcap)
 
 
 @logprobs.register_fake
 def _(logits, targets, weight, temperature, softcap, impl):  # type: ignore[no-untyped-def]
-    return tuple(logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(3))
+    return tuple(logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(2))
 
 
 @torch.library.custom_op("capo::dlogits", mutates_args=())
 def dlogits(
     logits: Tensor,
     targets: Tensor,
-    lse: Tensor,
-    entropy: Tensor,
     dlogp: Tensor,
     dentropy: Tensor | None,
     temperature: float,
@@ -42,12 +40,12 @@ def dlogits(
     impl: str,
 ) -> Tensor:
     grad = _like(logits)
-    KERNELS[impl].dlogits(logits, targets, lse, entropy, dlogp, dentropy, temperature, softcap, grad)
+    KERNELS[impl].dlogits(logits, targets, dlogp, dentropy, temperature, softcap, grad)
     return grad
 
 
 @dlogits.register_fake
-def _(logits, targets, lse, entropy, dlogp, dentropy, temperature, softcap, impl):  # type: ignore[no-untyped-def]
+def _(logits, targets, dlogp, dentropy, temperature, softcap, impl):  # type: ignore[no-untyped-def]
     return _like(logits)
 
 

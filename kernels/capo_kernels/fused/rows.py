@@ -110,23 +110,22 @@ class RowKernels(Protocol):
 
     def logprobs(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None, temperature: float, softcap: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(logp, entropy, lse), float32 [T] each; 0 in rows of weight 0, which are not read. One read."""
+    ) -> tuple[Tensor, Tensor]:
+        """(logp, entropy), float32 [T] each; 0 in rows of weight 0, which are not read. One read."""
 
     def dlogits(
         self,
         logits: Tensor,
         targets: Tensor,
-        lse: Tensor,
-        entropy: Tensor,
         dlogp: Tensor,
         dentropy: Tensor | None,
         temperature: float,
         softcap: float,
         grad: Tensor,
     ) -> None:
-        """Writes the gradient for derivatives by logp and by the entropy, float32 [T] each. One read, one write. A row
-        whose two derivatives are 0 is not read and gets 0."""
+        """Writes the gradient for derivatives by logp and by the entropy, float32 [T] each. A row whose two derivatives
+        are 0 is not read and gets 0. The row's sums are formed again: kept from `logprobs` in float32, their logarithm
+        would cost the gradient digits at large logits."""
 
     def loss(
         self,

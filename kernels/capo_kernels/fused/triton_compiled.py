@@ -93,7 +93,7 @@ def _cases() -> Iterator[tuple[str, Any]]:
         return lambda: kernels.logprobs(x_TV, i_T, None, 1.0, cap)
 
     def dlogits(x_TV: Tensor, cap: float = 0.0) -> Any:
-        return lambda: kernels.dlogits(x_TV, i_T, f_T, f_T, f_T, f_T, 1.0, cap, x_TV)
+        return lambda: kernels.dlogits(x_TV, i_T, f_T, f_T, 1.0, cap, x_TV)
 
     bfloat16, float16, float32 = torch.bfloat16, torch.float16, torch.float32
     for dtype in (bfloat16, float32):

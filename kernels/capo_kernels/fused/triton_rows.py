@@ -249,14 +249,13 @@ def _loss(
         _write_gradient(grad_ptr, row_ptr, lead, vocab, target, at_target, m, a, b, k, softcap, SOFTCAP, N, W)
 
 
-@triton.jit(do_not_specialize_on_alignment=["targets", "weights", "logps", "entropies", "lses"])
+@triton.jit(do_not_specialize_on_alignment=["targets", "weights", "logps", "entropies"])
 def _logprobs(
     logits,
     targets,
     weights,
     logps,
     entropies,
-    lses,
     stride,
     vocab,
     temperature,
@@ -271,23 +270,20 @@ def _logprobs(
     weight = 1.0
     if weights is not None:
         weight = tl.load(weights + row)
-    logp, entropy, lse = 0.0, 0.0, 0.0
+    logp, entropy = 0.0, 0.0
     if weight != 0:
         y = _target(row_ptr, lead, vocab, tl.load(targets + row), softcap, SOFTCAP)
         m, s, e = _statistics(row_ptr, lead, vocab, LOG2_E / temperature, softcap, SOFTCAP, N, W)
-        logp, entropy, log_s = _logp_entropy(y, m, s, e, temperature)
-        lse = m / temperature + log_s
+        logp, entropy, _ = _logp_entropy(y, m, s, e, temperature)
     tl.store(logps + row, logp)
     tl.store(entropies + row, entropy)
-    tl.store(lses + row, lse)
 
 
-@triton.jit(do_not_specialize_on_alignment=["targets", "entropies", "dlogps", "dentropies"])
+@triton.jit(do_not_specialize_on_alignment=["targets", "dlogps", "dentropies"])
 def _dlogits(
     logits,
     grad,
     targets,
-    entropies,
     dlogps,
     dentropies,
     stride,
@@ -312,12 +308,9 @@ def _dlogits(
     k = LOG2_E / temperature
     if (slope != 0) | (entropy_slope != 0):
         y = _target(row_ptr, lead, vocab, target, softcap, SOFTCAP)
-        # Not from the log-sum that `logprobs` gave: rounded to float32, at logits of 4,096 it has three digits left.
-        m, s, _ = _statistics(row_ptr, lead, vocab, k, softcap, SOFTCAP, N, W)
-        entropy = tl.load(entropies + row)
-        a, b, at_target = _coefficients(
-            y, m, s, tl.log(s), entropy, slope, entropy_slope, temperature, softcap, SOFTCAP
-        )
+        m, s, e = _statistics(row_ptr, lead, vocab, k, softcap, SOFTCAP, N, W)
+        _, entropy, log_s = _logp_entropy(y, m, s, e, temperature)
+        a, b, at_target = _coefficients(y, m, s, log_s, entropy, slope, entropy_slope, temperature, softcap, SOFTCAP)
     _write_gradient(grad_ptr, row_ptr, lead, vocab, target, at_target, m, a, b, k, softcap, SOFTCAP, N, W)
 
 
@@ -382,22 +375,20 @@ class TritonRows:
 
     def logprobs(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None, temperature: float, softcap: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         tokens, vocab = logits.shape
-        logp, entropy, lse = (logits.new_empty(tokens, dtype=torch.float32) for _ in range(3))
+        logp, entropy = (logits.new_empty(tokens, dtype=torch.float32) for _ in range(2))
         with torch.cuda.device_of(logits):
             _logprobs[(tokens,)](
-                logits, targets, weight, logp, entropy, lse, logits.stride(0), vocab, temperature, softcap,
+                logits, targets, weight, logp, entropy, logits.stride(0), vocab, temperature, softcap,
                 SOFTCAP=softcap != 0, **_blocks(logits),
             )  # fmt: skip
-        return logp, entropy, lse
+        return logp, entropy
 
     def dlogits(
         self,
         logits: Tensor,
         targets: Tensor,
-        lse: Tensor,
-        entropy: Tensor,
         dlogp: Tensor,
         dentropy: Tensor | None,
         temperature: float,
@@ -408,7 +399,7 @@ class TritonRows:
         strides = logits.stride(0), grad.stride(0)
         with torch.cuda.device_of(logits):
             _dlogits[(tokens,)](
-                logits, grad, targets, entropy, dlogp, dentropy, *strides, vocab, temperature, softcap,
+                logits, grad, targets, dlogp, dentropy, *strides, vocab, temperature, softcap,
                 SOFTCAP=softcap != 0, **_blocks(logits, grad),
             )  # fmt: skip
 
