@@ -115,7 +115,12 @@ class CpuRows(NativeRows):
     def __init__(self) -> None:
         super().__init__("cpu")
         self._library.capo_cpu_isa.restype = c_char_p
-        self.isa = self._library.capo_cpu_isa().decode()
+        if self.isa() not in ("avx512", "avx2", "portable"):
+            raise OSError(self.isa())
+
+    def isa(self) -> str:
+        """The instruction set that runs: the best of this machine, or what the environment's CAPO_CPU_ISA names."""
+        return self._library.capo_cpu_isa().decode()
 
     def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
         if device.type != "cpu":
