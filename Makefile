@@ -26,7 +26,7 @@ TORCH_CUDA = import importlib.util as u, runpy, sys; \
 setup: $(STAMP)
 
 # --no-compile: a run imports a fifth of the installed files, and Python compiles those at the first import.
-$(STAMP): $(LOCK) pyproject.toml setup.py
+$(STAMP): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "capo_fast needs Python 3.11 or newer as '$(PYTHON)'; name another with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
@@ -57,4 +57,4 @@ tiny: setup
 	$(BIN)/python -m capo_fast.tiny
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist kernels/capo_kernels/lib *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks

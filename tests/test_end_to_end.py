@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,22 +42,18 @@ def lines(folder):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_a_run_killed_with_the_real_engine_ends_with_the_same_bits(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole, *TINY), check=True, timeout=300)
-    process = subprocess.Popen(command(killed, *TINY, ranks=1))
-    while len(lines(killed)) < 2 and process.poll() is None:
+def whole_run(folder):
+    subprocess.run(command(folder, *TINY), check=True, timeout=300)
+
+
+def killed_run(folder):
+    process = subprocess.Popen(command(folder, *TINY, ranks=1))
+    while len(lines(folder)) < 2 and process.poll() is None:
         time.sleep(0.02)
     process.kill()  # torchrun: its rank must not live on and write beside the resumed run
     process.wait()
-    assert not (killed / "summary.json").exists(), "it was killed too late to tell anything"
-    subprocess.run(command(killed, *TINY), check=True, timeout=300)
-    one, two = (load_file(folder / "model" / "model.safetensors") for folder in (whole, killed))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert len(lines(killed)) == 3
-    for step in (1, 2, 3):
-        name = f"rollouts/{step:06d}.jsonl.gz"
-        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    assert not (folder / "summary.json").exists(), "it was killed too late to tell anything"
+    subprocess.run(command(folder, *TINY), check=True, timeout=300)
 
 
 CHAT = (
@@ -96,29 +94,64 @@ def make_model(family, folder, texts):
     model(configuration(**shape, **sizes, max_position_embeddings=2048)).save_pretrained(folder)
 
 
-@pytest.mark.parametrize(("family", "ranks", "dtype"), [("qwen2", 2, "float32"), ("llama", None, "bfloat16")])
-def test_other_models_and_data(family, ranks, dtype, tmp_path):
+def random_model_run(folder, family, ranks, dtype):
     rows = problems()
-    data = tmp_path / "problems.jsonl"
+    data, model = folder.with_name("problems.jsonl"), folder.with_name("model")
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    make_model(family, tmp_path / "model", [row["problem"] for row in rows])
+    make_model(family, model, [row["problem"] for row in rows])
     settings = {
         "config": Path(__file__).parent / "random_model.yaml",
-        "model.path": tmp_path / "model",
+        "model.path": model,
         "data.path": data,
         "policy.dtype": dtype,
         "engine.dtype": dtype,
     }
     arguments = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    subprocess.run(command(tmp_path / "run", *arguments, ranks=ranks), check=True, timeout=300, env=environment)
-    steps = [json.loads(line) for line in lines(tmp_path / "run")]
+    subprocess.run(command(folder, *arguments, ranks=ranks), check=True, timeout=300, env=environment)
+
+
+RUNS = {
+    "killed": killed_run,
+    "whole": whole_run,
+    "qwen2": partial(random_model_run, family="qwen2", ranks=2, dtype="float32"),
+    "llama": partial(random_model_run, family="llama", ranks=None, dtype="bfloat16"),
+}
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory):
+    """The folder of a run of RUNS, once it is done. Two go at a time, as a run that starts leaves most cores idle."""
+    with ThreadPoolExecutor(2) as pool:
+        folders = {name: tmp_path_factory.mktemp(name) / "run" for name in RUNS}
+        done = {name: pool.submit(run, folders[name]) for name, run in RUNS.items()}
+
+        def wait(name):
+            done[name].result()
+            return folders[name]
+
+        yield wait
+
+
+def test_a_run_killed_with_the_real_engine_ends_with_the_same_bits(run_of):
+    whole, killed = run_of("whole"), run_of("killed")
+    one, two = (load_file(folder / "model" / "model.safetensors") for folder in (whole, killed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert len(lines(killed)) == 3
+    for step in (1, 2, 3):
+        name = f"rollouts/{step:06d}.jsonl.gz"
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+
+
+@pytest.mark.parametrize(("family", "gap"), [("qwen2", 1e-4), ("llama", 0.1)])
+def test_other_models_and_data(family, gap, run_of):
+    folder = run_of(family)
+    steps = [json.loads(line) for line in lines(folder)]
     assert [step["step"] for step in steps] == [1, 2]
     assert all(step["rollouts"] == 8 and step["updates"] == 2 for step in steps)
-    assert steps[0]["gap/mean"] < (1e-4 if dtype == "float32" else 0.1)
+    assert steps[0]["gap/mean"] < gap
     assert 0 <= steps[0]["loss/ref_kl"] < 0.01
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
-    assert exported.dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(folder / "model").dtype == torch.bfloat16
 
 
 def test_the_default_configuration_names_files_that_exist():

@@ -48,4 +48,4 @@ def summarise(terms_TK: Tensor, has_ref: bool, has_is: bool) -> tuple[Tensor, Te
             total["active"],
         ]
     )
-    return total["loss"], raw_M
+    return total["loss"].clone(), raw_M  # no view: a caller may scale its loss in place

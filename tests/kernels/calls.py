@@ -1,0 +1,45 @@
+"""Calls of the tests at the edges, and everything that they give back."""
+
+from __future__ import annotations
+
+import torch
+from implementations import thinned
+from problems import Problem, linear_problem, logits_problem
+
+import capo_kernels as ck
+
+EVERYTHING = ck.LossSpec(
+    ratio="sequence",
+    kl_coef=0.1,
+    kl_ratio=True,
+    entropy_coef=0.1,
+    softcap=20.0,
+    dual_clip=3.0,
+    is_mode="mask",
+    is_level="sequence",
+)
+"""Each term, and each [T] argument."""
+SPECS = [ck.LossSpec(), EVERYTHING]
+PROBLEMS = thinned([logits_problem, linear_problem], step=2)
+DTYPES = [torch.float32, torch.bfloat16]
+NORMS = ["group-token", "group-sequence", "separate", "center", "sequence-center", "none"]
+
+
+def same_in_every_bit(got: dict, want: dict) -> None:
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def call(problem: Problem, impl: str, **options) -> dict:
+    """Results and metrics."""
+    leaves = {name: x.detach().requires_grad_() for name, x in problem.leaves.items()}
+    result = problem.call(impl, leaves, **options)
+    grads = torch.autograd.grad(result.loss, list(leaves.values()))
+    found = dict(zip(leaves, grads, strict=True))
+    return {**figures(result), **found}
+
+
+def figures(result: ck.PolicyLoss) -> dict:
+    outputs = {"loss": result.loss.detach(), "logprobs": result.logprobs, "entropies": result.entropy}
+    return {**outputs, **result.metrics}
