@@ -6,6 +6,7 @@ again, clusters of 1, 2, 4 and 8 blocks, rows that no vector begins at. `exp2` i
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -107,3 +108,15 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad.clone(), None
+
+
+def test_what_nvcc_built_spills_nothing() -> None:
+    """A stack is memory traffic that the bounds don't count."""
+    library = ROOT / "kernels/capo_kernels/lib/libcapo_cuda.so"
+    if not library.exists():
+        pytest.skip(library.with_suffix(".missing").read_text())
+    cuobjdump = pytest.importorskip("triton").knobs.nvidia.cuobjdump.path
+    usage = subprocess.run([cuobjdump, "--dump-resource-usage", library], capture_output=True, text=True, check=True)
+    stacks = re.findall(r"STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage.stdout)
+    assert len(stacks) > 20
+    assert set(stacks) == {("0", "0")}
