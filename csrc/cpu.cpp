@@ -191,5 +191,7 @@ int capo_cpu_dlogits(const capo_logits *l, const float *dlogp, const float *dent
   return 0;
 }
 
+int capo_cpu_abi(void) { return CAPO_ABI; }
+
 const char *capo_cpu_isa(void) { return choose_isa().name; }
 }

@@ -539,6 +539,8 @@ int capo_cuda_scale(const capo_logits *a, const float *factor, void *stream) {
   });
 }
 
+int capo_cuda_abi(void) { return CAPO_ABI; }
+
 int64_t capo_cuda_max_vocab(int32_t dtype) {
   return int64_t(MAX_CLUSTER) * slots_within(SHARED_BYTES) * CHUNK * (dtype == CAPO_F32 ? 4 : 8);
 }

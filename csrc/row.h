@@ -44,7 +44,8 @@ CAPO_ROW capo_dual capo_policy(const capo_spec *s, capo_dual rho, float advantag
     capo_dual out = {-capped * advantage * logp, -capped * advantage};
     return out;
   }
-  int held = advantage > 0 ? rho.value > s->ratio_high : rho.value < s->ratio_low;
+  /* Of a NaN neither: its gradient is NaN too. */
+  int held = advantage > 0 ? rho.value > s->ratio_high : advantage <= 0 && rho.value < s->ratio_low;
   float ratio = held ? (advantage > 0 ? s->ratio_high : s->ratio_low) : rho.value;
   if (advantage < 0 && ratio > s->dual_clip) {
     held = 1;

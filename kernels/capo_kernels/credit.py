@@ -117,10 +117,10 @@ def sequence_stats(credit: Credit, mask: Tensor) -> Tensor:
 
 
 def step_of_tokens(credit: Credit, sequence_T: Tensor) -> Tensor:
-    """int64 [T], the index of each token's step; S for a token before its sequence's first step."""
+    """int64 [T], the index of each token's step; -1 for a token before its sequence's first step."""
     seen_T = credit.step_starts.cumsum(0)
     seen_before_B = torch.nn.functional.pad(seen_T, (1, 0))[credit.cu_seqlens[:-1].long()]
-    return (seen_T - 1).where(seen_T > seen_before_B[sequence_T], credit.step_wrong.shape[0])
+    return (seen_T - 1).where(seen_T > seen_before_B[sequence_T], -1)
 
 
 def token_weights(cu_seqlens: Tensor, mask: Tensor, mode: str, denominator: float | Tensor | None = None) -> Tensor:
@@ -161,7 +161,7 @@ def _stats(credit: Credit, mask_T: Tensor, row_B: Tensor, rows: int) -> Tensor:
 
 def _rewards(credit: Credit, sequence_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """C outcome and -P wrong, [T] each."""
-    wrong_T = torch.nn.functional.pad(credit.step_wrong, (0, 1))[step_of_tokens(credit, sequence_T)]
+    wrong_T = torch.nn.functional.pad(credit.step_wrong, (1, 0))[step_of_tokens(credit, sequence_T) + 1]
     outcome_T = credit.outcome[sequence_T].to(dtype)
     return credit.outcome_weight * outcome_T, -credit.process_weight * wrong_T.to(dtype)
 

@@ -101,10 +101,8 @@ def policy_loss(
     inputs.check(logits, spec)
     inputs.check_targets(targets, logits.shape[1])
     check_bool("inplace", inplace)
-    if inplace and logits.requires_grad and logits.is_leaf:
-        raise ValueError("inplace: got True for logits that are a leaf that requires grad, want a computed tensor")
-    if inplace and logits.stride(1) != 1 and logits.shape[1] > 1:
-        raise ValueError(f"inplace: got True for logits with strides {logits.stride()}, want contiguous rows")
+    if inplace:
+        _check_overwritable(logits)
     module = choose(impl, logits.device, logits.dtype, logits.shape[1])
     return module.policy_loss(logits, targets, inputs, spec, inplace)
 
@@ -152,6 +150,19 @@ def _check_logits(logits: Any, targets: Any) -> None:
     if logits.shape[1] == 0:
         raise ValueError(f"logits: got shape {list(logits.shape)}, want V >= 1")
     check_tensor("targets", targets, {"T": logits.shape[0]}, INTS, logits.device)
+
+
+def _check_overwritable(logits: Tensor) -> None:
+    if logits.requires_grad and logits.is_leaf:
+        raise ValueError("inplace: got True for logits that are a leaf that requires grad, want a computed tensor")
+    base = None if torch.compiler.is_compiling() else logits._base
+    if base is not None and base.requires_grad and base.is_leaf:
+        raise ValueError("inplace: got True for a view of a leaf that requires grad, want a computed tensor")
+    apart, step = logits.stride()
+    if (step != 1 and logits.shape[1] > 1) or (apart < logits.shape[1] and logits.shape[0] > 1):
+        raise ValueError(
+            f"inplace: got True for logits with strides {logits.stride()}, want contiguous rows apart"
+        )
 
 
 def _check_linear(hidden: Any, weight: Any, bias: Any, targets: Any) -> None:

@@ -6,8 +6,8 @@ Letters: T packed tokens, B sequences, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,9 +86,10 @@ class LossSpec:
     is_low: float = 0.0
     is_high: float | None = 2.0
     """None: no upper bound."""
-    numbers: Tensor = field(init=False, repr=False, compare=False)
+    # Derived, and set for each spec: ClassVar keeps them out of the fields, of `asdict` and of `==`.
+    numbers: ClassVar[Tensor]
     """float32 [9] on the CPU, `Scalars`: a graph that reads its numbers here is not compiled again when one changes."""
-    needs_ref: bool = field(init=False, repr=False, compare=False)
+    needs_ref: ClassVar[bool]
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -101,7 +102,7 @@ class LossSpec:
         check_number("is_low", self.is_low, 0)
         check_number("is_high", self.is_high, self.is_low, optional=True)
         self._check_clips()
-        object.__setattr__(self, "numbers", torch.tensor(self._scalars()))
+        object.__setattr__(self, "numbers", torch.tensor(self._scalars(), dtype=torch.float32, device="cpu"))
         object.__setattr__(self, "needs_ref", self.kl_coef > 0)
 
     def _check_clips(self) -> None:

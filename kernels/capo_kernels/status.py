@@ -18,17 +18,21 @@ Implementation = ModuleType | Fused
 
 
 def _triton() -> RowKernels:
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        raise OSError("no CUDA device (TRITON_INTERPRET=1 runs it, slowly, on a CPU)")
+    if torch.version.cuda is None and not _interpreted():
+        raise OSError("this torch has no CUDA (TRITON_INTERPRET=1 runs it, slowly, on a CPU)")
     from .fused.triton_rows import TritonRows
 
     return TritonRows()
 
 
 def _cuda() -> RowKernels:
-    if not torch.cuda.is_available():
-        raise OSError("no CUDA device")
+    if torch.version.cuda is None:
+        raise OSError("this torch has no CUDA")
     return CudaRows()
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _build() -> tuple[dict[str, Implementation], dict[str, str]]:
@@ -39,8 +43,10 @@ def _build() -> tuple[dict[str, Implementation], dict[str, str]]:
     for name, make in makers.items():
         try:
             built[name] = Fused.of(make())
-        except (ImportError, OSError) as error:
+        except OSError as error:
             missing[name] = str(error)
+        except Exception as error:  # another Triton than the kernels are written for: the rest must be importable
+            missing[name] = f"{type(error).__name__}: {error}"
     return built, missing
 
 
@@ -56,7 +62,11 @@ def status() -> dict[str, str]:
     >>> status()["reference"]
     'available'
     """
-    return {name: MISSING.get(name, "available") for name in ("reference", "triton", "cuda", "cpu")}
+    missing = MISSING
+    if not torch.cuda.is_available():
+        # Asked here and not at the import, which must leave the driver alone: a process may still fork.
+        missing = dict.fromkeys(("cuda",) if _interpreted() else ("cuda", "triton"), "no CUDA device") | MISSING
+    return {name: missing.get(name, "available") for name in ("reference", "triton", "cuda", "cpu")}
 
 
 def choose(impl: str, device: torch.device, dtype: torch.dtype, vocab: int) -> Implementation:

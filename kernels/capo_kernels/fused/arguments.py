@@ -67,10 +67,13 @@ def _credit_arguments(
         return None, None, None, None
     sequence_T = sequence_of_tokens(credit.cu_seqlens, trained_T.shape[0])
     step_T = step_of_tokens(credit, sequence_T)
-    process_S = torch.nn.functional.pad(-credit.process_weight * credit.step_wrong, (0, 1))
+    steps = credit.step_wrong.shape[0]
+    process_S = torch.nn.functional.pad(-credit.process_weight * credit.step_wrong, (1, 0))
+    # A step without a vote (S != step_starts.sum()) must not be read from beyond the votes: its advantage is NaN.
+    process_S = torch.nn.functional.pad(process_S, (0, 1), value=torch.nan)
     outcome_B1 = (credit.outcome_weight * credit.outcome).unsqueeze(1)
     reward_B5 = torch.cat([outcome_B1, sequence_stats(credit, trained_T)], dim=1)
-    return step_T.int(), sequence_T.int(), process_S, reward_B5
+    return (step_T + 1).clamp(max=steps + 1).int(), sequence_T.int(), process_S, reward_B5
 
 
 def _importance(inputs: LossInputs, spec: LossSpec, old_T: Tensor | None) -> Tensor | None:

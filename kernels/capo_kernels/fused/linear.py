@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ from .summary import untrained_terms
 class Matmuls:
     """The three GEMMs of a head over some rows of `hidden`, chunk by chunk; dweight and dbias sum up in float32.
 
-    No more than one [chunk, V] of logits is alive: the buffer is used again. `weight_R`: the rows' weights in the loss.
+    No more than one [chunk, V] of logits is alive: the buffer is used again. `weight_R`: the rows' weights in the loss,
+    None where none is 0.
     """
 
     def __init__(
@@ -48,11 +50,14 @@ class Matmuls:
         self.weight_VH, self.bias_V = weight_VH, bias_V
         dtype = torch.float32 if wide_logits else hidden_TH.dtype
         self.buffer_cV = hidden_TH.new_empty(self.chunk, weight_VH.shape[0], dtype=dtype)
+        # A GPU multiplies narrow numbers into wide ones; on a CPU the head is widened, once.
+        self.head_VH = weight_VH if weight_VH.is_cuda else weight_VH.to(dtype)
         # Rows that are left out have gradient 0.
         fresh = torch.empty_like if rows_R is None else torch.zeros_like
         self.dhidden_TH = fresh(hidden_TH, memory_format=torch.contiguous_format) if needs[0] else None
-        self.dweight_VH = torch.zeros_like(weight_VH, dtype=torch.float32) if needs[1] else None
-        self.dbias_V = torch.zeros_like(bias_V, dtype=torch.float32) if needs[2] and bias_V is not None else None
+        zeros = partial(torch.zeros_like, dtype=torch.float32, memory_format=torch.contiguous_format)
+        self.dweight_VH = zeros(weight_VH) if needs[1] else None
+        self.dbias_V = zeros(bias_V) if needs[2] and bias_V is not None else None
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(rows of the R, their hidden states [c, H], their logits [c, V])."""
@@ -71,8 +76,8 @@ class Matmuls:
     def _logits(self, hidden_cH: Tensor) -> Tensor:
         logits_cV = self.buffer_cV[: hidden_cH.shape[0]]
         if self.bias_V is not None and self.bias_V.dtype == logits_cV.dtype:
-            return torch.addmm(self.bias_V, hidden_cH, self.weight_VH.T, out=logits_cV)
-        matmul(hidden_cH, self.weight_VH.T, out=logits_cV)
+            return torch.addmm(self.bias_V, hidden_cH, self.head_VH.T, out=logits_cV)
+        matmul(hidden_cH, self.head_VH.T, out=logits_cV)
         return logits_cV if self.bias_V is None else logits_cV.add_(self.bias_V)
 
     def backward(self, rows: slice, hidden_cH: Tensor, dlogits_cV: Tensor) -> None:
@@ -135,9 +140,10 @@ def linear_loss_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(terms [T, 16], gradients by hidden, weight and bias; empty where `needs` says that nobody wants them)."""
     arguments, scalars, choices = TokenArguments._make(tokens), Scalars._make(numbers.tolist()), Modes._make(modes)
-    rows = trained_rows(arguments.weight, rows)
+    rows, all_trained = trained_rows(arguments.weight, rows)
     targets, arguments = take(targets, rows), arguments.take(rows)
-    matmuls = Matmuls(hidden, weight, bias, arguments.weight, rows, chunk, wide_logits, needs)
+    weight_R = None if all_trained else arguments.weight
+    matmuls = Matmuls(hidden, weight, bias, weight_R, rows, chunk, wide_logits, needs)
     terms = targets.new_empty(targets.shape[0], len(TERMS), dtype=torch.float32)
     for part, hidden_cH, logits_cV in matmuls.chunks():
         grad_cV = logits_cV if any(needs) else None
@@ -170,10 +176,11 @@ def linear_logprobs_op(
     wide_logits: bool,
 ) -> tuple[Tensor, Tensor]:
     """(logp, entropy), [T] each; 0 where the token's weight is 0."""
-    rows = trained_rows(token_weight, rows)
+    rows, all_trained = trained_rows(token_weight, rows)
     targets, token_weight = take(targets, rows), take(token_weight, rows)
-    matmuls = Matmuls(hidden, weight, bias, token_weight, rows, chunk, wide_logits, (False,) * 3)
-    results = torch.empty(2, targets.shape[0], device=hidden.device)
+    weight_R = None if all_trained else token_weight
+    matmuls = Matmuls(hidden, weight, bias, weight_R, rows, chunk, wide_logits, (False,) * 3)
+    results = hidden.new_empty(2, targets.shape[0], dtype=torch.float32)
     for part, _, logits_cV in matmuls.chunks():
         weight_c = None if token_weight is None else token_weight[part]
         outputs = KERNELS[impl].logprobs(logits_cV, targets[part], weight_c, temperature, softcap)
@@ -227,12 +234,13 @@ def _fake_gradients(hidden, weight, bias, needs):  # type: ignore[no-untyped-def
     )
 
 
-def trained_rows(weight_T: Tensor | None, rows: Tensor | None) -> Tensor | None:
-    """The rows to compute, None for all. On a CPU the weights say it; on a device reading them would stop the host."""
-    if rows is not None or weight_T is None or weight_T.device.type != "cpu":
-        return rows
+def trained_rows(weight_T: Tensor | None, rows: Tensor | None) -> tuple[Tensor | None, bool]:
+    """The rows to compute, None for all; and whether it is known that all of them have a weight. On a CPU the weights
+    say both (they are 0 outside `rows`); on a device reading them would stop the host."""
+    if weight_T is None or weight_T.device.type != "cpu":
+        return rows, weight_T is None
     rows = weight_T.nonzero().squeeze(1)
-    return None if rows.shape[0] == weight_T.shape[0] else rows
+    return None if rows.shape[0] == weight_T.shape[0] else rows, True
 
 
 def take(x: Tensor | None, rows: Tensor | None) -> Any:

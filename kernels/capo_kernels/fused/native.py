@@ -16,6 +16,8 @@ from torch import Tensor
 from .rows import Modes, Scalars, TokenArguments
 
 LIBRARIES = Path(__file__).parents[1] / "lib"
+ABI = 1
+"""CAPO_ABI of csrc/capo.h, which this file mirrors."""
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -59,6 +61,8 @@ class NativeRows:
         """Raises OSError where the library was not built or can't be loaded."""
         self.name = name
         self._library = _load(f"libcapo_{name}")
+        if self._library[f"capo_{name}_abi"]() != ABI:
+            raise OSError(f"libcapo_{name} was built from other sources than this version's: install it again")
         tail = c_int if name == "cpu" else c_void_p
         self._loss = self._function("loss", POINTER(_Tokens), POINTER(_Spec), c_void_p, tail)
         self._logprobs = self._function("logprobs", c_void_p, c_void_p, tail)
@@ -150,10 +154,12 @@ class CudaRows(NativeRows):
     def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
         if device.type != "cuda":
             return f"cuda takes tensors on an NVIDIA GPU, not on {device.type}"
+        if dtype not in DTYPES:
+            return f"cuda takes float32, bfloat16 and float16, not {dtype}"
         if torch.cuda.get_device_capability(device) != (9, 0):
             return f"cuda is built for sm_90a, not for {torch.cuda.get_device_name(device)}"
-        if not 0 < vocab <= self._widest.get(dtype, 0):
-            return f"cuda takes rows of {dtype} up to {self._widest.get(dtype, 0)} wide, not {vocab}"
+        if vocab > self._widest[dtype]:
+            return f"cuda takes rows of {dtype} up to {self._widest[dtype]} wide, not {vocab}"
         return None
 
     def scale_(self, grad: Tensor, factor: Tensor) -> None:

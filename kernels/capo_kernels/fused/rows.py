@@ -19,11 +19,11 @@ class TokenArguments(NamedTuple):
     advantage: Tensor | None
     """float32 [T], or else the four of credit:"""
     step: Tensor | None
-    """int32 [T], index into `process`; S where a token belongs to no step."""
+    """int32 [T], index into `process`; 0 where a token belongs to no step."""
     sequence: Tensor | None
     """int32 [T], index into `reward`."""
     process: Tensor | None
-    """float32 [S + 1], -P wrong; the last one 0."""
+    """float32 [S + 2]: 0, -P wrong of each step, NaN for a step without a vote."""
     reward: Tensor | None
     """float32 [B, 5]: C outcome, outcome shift and scale, process shift and scale.
     A = (reward0 - reward1) reward2 + (process - reward3) reward4."""

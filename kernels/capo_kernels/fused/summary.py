@@ -15,7 +15,7 @@ _MAXIMA = TERMS.index("neg_ratio_max")
 
 def untrained_terms(tokens: int, device: torch.device) -> Tensor:
     """float32 [T, 16], the terms of rows of weight 0."""
-    terms_TK = torch.zeros(tokens, len(TERMS), device=device)
+    terms_TK = torch.zeros(tokens, len(TERMS), dtype=torch.float32, device=device)
     terms_TK[:, _MAXIMA:] = -torch.inf
     return terms_TK
 

@@ -52,7 +52,7 @@ def _advantage(row, tokens):
 @triton.jit
 def _ppo(rho, rho_slope, advantage, scalars):
     bound = tl.where(advantage > 0, scalars.ratio_high, scalars.ratio_low)
-    held = tl.where(advantage > 0, rho > bound, rho < bound)
+    held = tl.where(advantage > 0, rho > bound, (advantage <= 0) & (rho < bound))  # of a NaN neither
     ratio = tl.where(held, bound, rho)
     dual = (advantage < 0) & (ratio > scalars.dual_clip)
     ratio = tl.where(dual, scalars.dual_clip, ratio)
