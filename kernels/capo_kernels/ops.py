@@ -160,9 +160,7 @@ def _check_overwritable(logits: Tensor) -> None:
         raise ValueError("inplace: got True for a view of a leaf that requires grad, want a computed tensor")
     apart, step = logits.stride()
     if (step != 1 and logits.shape[1] > 1) or (apart < logits.shape[1] and logits.shape[0] > 1):
-        raise ValueError(
-            f"inplace: got True for logits with strides {logits.stride()}, want contiguous rows apart"
-        )
+        raise ValueError(f"inplace: got True for logits with strides {logits.stride()}, want contiguous rows apart")
 
 
 def _check_linear(hidden: Any, weight: Any, bias: Any, targets: Any) -> None:
