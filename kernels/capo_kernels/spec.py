@@ -26,13 +26,14 @@ from .checks import (
 from .credit import Credit
 from .fused.rows import Scalars
 
-_CHOICES: dict[str, tuple[str | None, ...]] = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "objective": ("ppo", "cispo", "reinforce"),
     "ratio": ("token", "sequence"),
     "kl_estimator": ("k1", "k2", "k3"),
     "is_mode": (None, "truncate", "mask"),
     "is_level": ("token", "sequence"),
 }
+"""Of the fields that choose, in the order of the numbers that the row kernels know them by (`Modes`)."""
 
 
 class Head(NamedTuple):
@@ -92,7 +93,7 @@ class LossSpec:
     needs_ref: ClassVar[bool]
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         check_bool("kl_ratio", self.kl_ratio)
         check_number("kl_coef", self.kl_coef, 0)

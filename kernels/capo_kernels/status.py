@@ -62,11 +62,16 @@ def status() -> dict[str, str]:
     >>> status()["reference"]
     'available'
     """
-    missing = MISSING
+    return {name: _missing(name) or "available" for name in ("reference", "triton", "cuda", "cpu")}
+
+
+def _missing(name: str) -> str | None:
+    if name in MISSING or name in ("reference", "cpu") or (name == "triton" and _interpreted()):
+        return MISSING.get(name)
+    # Asked here and not at the import, which must leave the driver alone: a process may still fork.
     if not torch.cuda.is_available():
-        # Asked here and not at the import, which must leave the driver alone: a process may still fork.
-        missing = dict.fromkeys(("cuda",) if _interpreted() else ("cuda", "triton"), "no CUDA device") | MISSING
-    return {name: missing.get(name, "available") for name in ("reference", "triton", "cuda", "cpu")}
+        return "no CUDA device"
+    return BUILT[name].refuses(torch.device("cuda"), torch.float32, 1)
 
 
 def choose(impl: str, device: torch.device, dtype: torch.dtype, vocab: int) -> Implementation:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import doctest
 import inspect
+import os
 import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from implementations import refusal
+from implementations import judged, refusal
 
 import capo_kernels as ck
 
@@ -76,11 +77,13 @@ def test_status_names_every_implementation() -> None:
 @pytest.mark.parametrize("impl", ["reference", "triton", "cuda", "cpu"])
 @pytest.mark.parametrize("op", ["policy_loss", "linear_policy_loss", "token_logprobs", "linear_token_logprobs"])
 def test_a_named_implementation_runs_or_raises_with_its_reason(op: str, impl: str) -> None:
-    extra = [torch.zeros(3, 3)] if op.startswith("linear") else []
-    beside = {"weights": torch.ones(2), "advantages": torch.ones(2)} if op.endswith("loss") else {}
+    device = "cuda" if impl in ("triton", "cuda") and torch.cuda.is_available() else "cpu"
+    zeros, ones = torch.zeros(3, 3, device=device), torch.ones(2, device=device)
+    extra = [zeros] if op.startswith("linear") else []
+    beside = {"weights": ones, "advantages": ones} if op.endswith("loss") else {}
 
     def call():
-        return getattr(ck, op)(torch.zeros(2, 3), *extra, torch.zeros(2).long(), impl=impl, **beside)
+        return getattr(ck, op)(zeros[:2], *extra, zeros[0, :2].long(), impl=impl, **beside)
 
     if ck.status()[impl] == "available":
         call()
@@ -89,11 +92,12 @@ def test_a_named_implementation_runs_or_raises_with_its_reason(op: str, impl: st
             call()
 
 
+@pytest.mark.skipif("CAPO_TEST_IMPL" in os.environ, reason="CAPO_TEST_IMPL chooses what is judged")
 @pytest.mark.parametrize("impl", ck.status())
-def test_the_common_tests_judge_it_here(impl: str) -> None:
-    """Not a test but a word to the reader: which implementations the parametrised tests of this folder miss."""
+def test_the_common_tests_judge_what_runs_here(impl: str) -> None:
     if reason := refusal(impl):
         pytest.skip(reason)
+    assert impl in judged()
 
 
 def test_auto_says_what_it_took() -> None:

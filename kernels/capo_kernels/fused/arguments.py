@@ -9,25 +9,19 @@ import torch
 from torch import Tensor
 
 from ..credit import Credit, sequence_stats, step_of_tokens
+from ..reference.objective import LIMIT
 from ..segments import segment_sum, sequence_of_tokens
-from ..spec import LossInputs, LossSpec
+from ..spec import CHOICES, LossInputs, LossSpec
 from .rows import Modes, TokenArguments
-
-LIMIT = 20.0
-"""As in the reference: differences of log-probs are clamped to this before they enter an exp."""
-
-OBJECTIVES = ("ppo", "cispo", "reinforce")
-KL_ESTIMATORS = ("k1", "k2", "k3")
-IS_MODES = (None, "truncate", "mask")
 
 
 def modes(spec: LossSpec) -> Modes:
     return Modes(
-        OBJECTIVES.index(spec.objective),
-        KL_ESTIMATORS.index(spec.kl_estimator),
-        int(spec.kl_ratio),
-        IS_MODES.index(spec.is_mode),
-        int(spec.is_mode is not None and spec.is_level == "sequence"),
+        objective=CHOICES["objective"].index(spec.objective),
+        kl_estimator=CHOICES["kl_estimator"].index(spec.kl_estimator),
+        kl_ratio=int(spec.kl_ratio),
+        is_mode=CHOICES["is_mode"].index(spec.is_mode),
+        is_sequence=int(spec.is_mode is not None and spec.is_level == "sequence"),
     )
 
 
