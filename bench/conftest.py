@@ -1,0 +1,131 @@
+"""`pytest bench/`: measures what fits this machine. Options: --suite cuda | cpu | dry, --time-limit SECONDS.
+
+The providers of a case are timed in turns, by clocks of ours (on a GPU: events); what pytest-benchmark gets is a clock
+that plays the measured seconds back, for its tables, comparisons and JSON.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+import torch
+
+import capo_kernels as ck
+from bench.measure import Bench, Measurement, Provider, Unavailable
+from bench.suites import SUITES, Case
+
+PACKAGES = ("torch", "triton", "liger-kernel", "trl", "transformers", "flash-attn", "quack-kernels", "numpy")
+
+
+class Playback:
+    """The clock for pytest-benchmark, which asks it twice a round."""
+
+    def __init__(self) -> None:
+        self._times: Iterator[float] = iter(())
+
+    def load(self, seconds: list[float]) -> None:
+        self._times = iter([time for each in seconds for time in (0.0, each)])
+
+    def __call__(self) -> float:
+        return next(self._times)
+
+
+PLAYBACK = Playback()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("capo")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    group.addoption("--suite", default=default, choices=SUITES, help="default: %(default)s")
+    group.addoption("--time-limit", type=float, metavar="SECONDS", help="begin no case after that many")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.started = time.monotonic()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    cases = SUITES[metafunc.config.option.suite].cases[metafunc.module.KERNEL]
+    metafunc.parametrize("case", cases, ids=str, scope="module")
+    metafunc.parametrize("provider", metafunc.module.PROVIDERS, ids=str)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=PLAYBACK))
+
+
+@pytest.fixture(scope="module")
+def measured(request: pytest.FixtureRequest, case: Case) -> Bench:
+    """The case, with the measurements of all providers that this session asks for."""
+    options, module = request.config.option, request.module
+    if options.time_limit and time.monotonic() - request.config.started > options.time_limit:
+        pytest.skip(f"{case}: not begun within the time limit of {options.time_limit:g} s")
+    suite = SUITES[options.suite]
+    problem = module.Problem(case, suite.device)
+    bench = Bench(module.KERNEL, case, suite, problem, module.cost(problem))
+    params = [item.callspec.params for item in request.session.items if item.module is module]
+    bench.run([each["provider"] for each in params if each["case"] is case])
+    return bench
+
+
+@pytest.fixture
+def record(benchmark, measured: Bench, provider: Provider):
+    """Hands a provider's measurement to pytest-benchmark; skips or fails with what stood in its way."""
+
+    def run() -> None:
+        found = measured.found[provider]
+        if isinstance(found, Unavailable):
+            pytest.skip(f"{provider.name}: {found}")
+        if isinstance(found, Exception) and not provider.ours:
+            pytest.skip(f"{provider.name}, not timed: {type(found).__name__}: {found}")
+        if isinstance(found, Exception):
+            raise found
+        assert isinstance(found, Measurement)
+        benchmark.group = f"{measured.kernel} {measured.case}"
+        benchmark.extra_info.update(measured.figures(provider))
+        PLAYBACK.load(found.seconds)
+        benchmark.pedantic(lambda: None, rounds=len(found.seconds))
+
+    return run
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """The device and the versions in place of the host's name."""
+    suite = config.option.suite
+    for key in ("node", "release", "python_build"):
+        machine_info.pop(key, None)
+    machine_info |= {
+        "suite": suite,
+        "device": torch.cuda.get_device_name() if SUITES[suite].device == "cuda" else _processor(machine_info),
+        "driver": _driver() if SUITES[suite].device == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "kernels": ck.status(),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _processor(machine_info: dict) -> str:
+    cpu = machine_info.get("cpu", {})
+    return f"{cpu.get('count', '?')} cores of {cpu.get('brand_raw', platform.machine())}"
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
