@@ -1,5 +1,6 @@
 # make train   sets up .venv and runs the main job on the embedded default; options in ARGS="--train.steps 4 ..."
-# make test    sets up .venv and runs the tests                             options in ARGS="-k packaging ..."
+# make test    sets up .venv and runs the tests in two processes            options in ARGS="-n 0 -k packaging ..."
+# make bench   sets up .venv and measures the kernels (minutes)             options in ARGS="--suite dry -k linear ..."
 # make lint    ruff, import contracts, types
 # make tiny    makes the embedded model again
 # make clean   removes what was built, and .venv; never runs/
@@ -21,7 +22,7 @@ export PYTHONNOUSERSITE := 1
 TORCH_CUDA = import importlib.util as u, runpy, sys; \
 	sys.exit(runpy.run_path(u.find_spec("torch").submodule_search_locations[0] + "/version.py")["cuda"] is not None)
 
-.PHONY: setup train test lint tiny clean
+.PHONY: setup train test bench lint tiny clean
 
 setup: $(STAMP)
 
@@ -45,7 +46,10 @@ train: setup
 	$(BIN)/torchrun --standalone --nproc-per-node=$(NPROC) --shutdown-timeout 600 -m capo_fast.train $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+bench: setup
+	$(BIN)/python -m pytest bench/ $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check

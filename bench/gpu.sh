@@ -1,40 +1,81 @@
 #!/usr/bin/env bash
-# What needs a GPU and has never had one: bash bench/gpu.sh [FOLDER]. No network, no vLLM; needs torch with CUDA,
-# transformers, setuptools (it installs this checkout in the Python that it finds, or in $PYTHON), pydantic, PyYAML, math-verify, tensorboard, rich, pytest and hypothesis. A failed part does not stop the rest.
+# All that needs an NVIDIA GPU, in under 8 minutes: bash bench/gpu.sh [FOLDER] [--dry]
+#
+# Correctness first (in parallel), then speed (alone), the most important first; each part is a process of its own with
+# a deadline, and one that fails does not stop the rest. FOLDER gets results.json, results.md and logs.tar.gz.
+# Needs no network and no installation: torch with CUDA, triton, nvcc, g++, setuptools, transformers, pytest,
+# pytest-benchmark, hypothesis. Wheels of peers in $PEERS (bench/peers) are unpacked beside the results; a peer that is
+# not there says so. --dry runs the same on a CPU with toy shapes, to find silly mistakes before a GPU is at hand.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out="${1:-$(mktemp -d)}"
-mkdir -p "$out"
-python="${PYTHON:-python3}"
-export PYTHONPATH=tests TMPDIR="$out"
-
-part() { # part NAME COMMAND...: runs it by itself and says how it ended
-    local name="$1"
-    shift
-    "$@" >"$out/$name.log" 2>&1 && echo "ok      $name" && return
-    echo "FAILED  $name ($out/$name.log)"
-    tail -n 5 "$out/$name.log"
-    failed=1
-}
-failed=0
-
-nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-$python -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)'
-part install $python -m pip install --no-index --no-deps --no-build-isolation -e .
-# capo_kernels first: triton and cuda have never run on a GPU. cuda is built by the install where nvcc is (for sm_90a).
-$python -c 'import capo_kernels; print(capo_kernels.status())'
-export CAPO_TEST_DEVICE=cuda
-for impl in cuda triton; do
-    part "kernels-$impl" env CAPO_TEST_IMPL=$impl $python -m pytest -q -p no:cacheprovider tests/kernels \
-        --ignore tests/kernels/adapters --ignore tests/kernels/test_triton_interpreted.py \
-        --ignore tests/kernels/test_cuda_emulated.py
+out="$PWD/runs/gpu" suite=cuda device=cuda impls="cuda triton" patience=1
+for argument in "$@"; do
+    if [ "$argument" = --dry ]; then suite=dry device=cpu impls=cpu patience=20; else out="$(realpath -m "$argument")"; fi
 done
-unset CAPO_TEST_DEVICE
-part registers $python -m capo_kernels.fused.triton_compiled
-# The loop, FSDP and the learner on the device, with the scripted engine in vLLM's place; the canary compares both.
-part train-float32 $python tests/scripted_run.py --run.dir "$out/float32" --train.steps 4 --resume never
-part train-bfloat16 $python tests/scripted_run.py --run.dir "$out/bfloat16" --train.steps 4 --resume never \
-    --policy.dtype bfloat16 --engine.dtype bfloat16 --loss.kl_coef 0.01
-part resume $python tests/scripted_run.py --run.dir "$out/float32" --train.steps 6
-part tests $python -m pytest -q -p no:cacheprovider tests/test_policy.py tests/test_learner.py tests/test_checkpoint.py
-exit "$failed"
+python="${PYTHON:-python3}"
+work="$(mktemp -d)"
+mkdir -p "$out" "$work/logs" "$work/parts" "$work/site"
+trap 'rm -rf "$work"' EXIT
+export PYTHONPATH="$PWD:$PWD/kernels:$PWD/tests:$work/site" PYTHONDONTWRITEBYTECODE=1
+
+part() { # part NAME SECONDS COMMAND...: runs it and notes how it ended
+    local name="$1" limit=$(($2 * patience)) start="$SECONDS" ended
+    shift 2
+    timeout --kill-after 10 "$limit" "$@" >"$work/logs/$name.log" 2>&1
+    ended=$?
+    echo "$ended $((SECONDS - start)) $name" >"$work/parts/$name"
+    [ "$ended" = 0 ] && echo "ok      $name ($((SECONDS - start)) s)" && return
+    echo "FAILED  $name: exit status $ended after $((SECONDS - start)) s"
+    grep -aE '^(FAILED|ERROR|E  )|Error:' "$work/logs/$name.log" | head -n 8 | cut -c 1-240
+}
+
+beside() { # the same, beside others: at most one a core
+    while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n; done
+    part "$@" &
+}
+
+bench() { # bench NAME SECONDS: begins no case in the last third of its time
+    part "bench-$1" "$2" $python -m pytest -q "bench/bench_$1.py" --suite "$suite" --time-limit $(($2 * patience * 2 / 3)) \
+        --benchmark-json "$work/bench-$1.json"
+}
+
+[ $suite = dry ] || nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || exit 1
+$python -c 'import torch, triton; print("torch", torch.__version__, "CUDA", torch.version.cuda, "triton", triton.__version__)'
+peers=("${PEERS:-bench/peers}"/*.whl)
+[ -e "${peers[0]}" ] && part peers 60 $python -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "${peers[@]}"
+part build 150 $python setup.py -q build_ext --inplace
+$python -c 'import capo_kernels; print(capo_kernels.status())'
+
+export TMPDIR="$work"
+tests="$(ls tests/kernels/test_*.py | grep -vE 'triton_|emulated|instruction_sets')"  # those judge nothing on a GPU
+[ $suite = dry ] && tests=tests/kernels/test_token_logprobs.py
+for impl in $impls; do
+    for file in $tests; do
+        beside "$impl-$(basename "$file" .py)" 170 env CAPO_TEST_IMPL=$impl CAPO_TEST_DEVICE=$device \
+            $python -m pytest -q -p no:cacheprovider "$file"
+    done
+done
+beside registers 120 $python -m capo_kernels.fused.triton_compiled
+wait
+
+bench policy_loss 75
+bench linear_policy_loss 110
+bench train_step 75
+bench token_logprobs 30
+bench linear_token_logprobs 30
+
+# The loop on the device, with the scripted engine in vLLM's place; the canary compares both.
+run="$python tests/scripted_run.py --run.dir $work/run --train.steps"
+if $python -c 'import pydantic, math_verify, tensorboard, rich' 2>"$work/logs/trainer.log"; then
+    part train-float32 60 $run 2 --resume never
+    part train-resume 60 $run 3
+    part train-bfloat16 60 $run 2 --resume never --policy.dtype bfloat16 --engine.dtype bfloat16 --loss.kl_coef 0.01
+else
+    echo "left out: the trainer ($(tail -n 1 "$work/logs/trainer.log"))"
+fi
+
+$python -m bench.gather "$work" "$out" --seconds "$SECONDS"
+ended=$?
+tar -C "$work" -czf "$out/logs.tar.gz" logs
+echo "all: $SECONDS s; results in $out"
+exit $ended

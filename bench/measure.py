@@ -40,10 +40,6 @@ class Provider:
     def __str__(self) -> str:
         return self.name.replace(" ", "_")
 
-    @property
-    def ours(self) -> bool:
-        return self.name.startswith("capo")
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -85,8 +81,8 @@ class Bench:
             try:
                 calls[provider], errors[provider] = self._admit(provider)
             except Exception as error:  # one that fails must not take the others' figures with it
-                # A traceback would hold the tensors that a peer ran out of memory with.
-                self.found[provider] = error if provider.ours else error.with_traceback(None)
+                out_of_memory = isinstance(error, torch.OutOfMemoryError)  # its traceback would hold the tensors
+                self.found[provider] = error.with_traceback(None) if out_of_memory else error
         self.problem.forget()
         seconds = self._interleave(calls)
         for provider, call in calls.items():

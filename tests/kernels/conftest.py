@@ -1,7 +1,6 @@
 """Fixtures of the kernels' tests."""
 
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))  # lets tests import their helpers under every import mode of pytest
 
-import interpreted
 from implementations import judged, refusal
 
 
@@ -18,17 +16,6 @@ from implementations import judged, refusal
 def impl(request) -> str:
     """Each implementation that runs here (implementations.py)."""
     return request.param
-
-
-@pytest.fixture(scope="session", autouse=True)
-def interpreter(request):
-    """The process of interpreted.py and its output, where its test is to run: on another core beside the others."""
-    if not any(item.path.name == "test_triton_interpreted.py" for item in request.session.items):
-        yield None
-        return
-    with tempfile.TemporaryFile("w+") as output, interpreted.start(output) as process:
-        yield process, output
-        process.kill()
 
 
 @pytest.fixture(scope="module", autouse=True)

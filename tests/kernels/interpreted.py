@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO
 
 TESTS = {
     "test_against_float64": (
@@ -59,8 +58,10 @@ TESTS = {
 }
 
 
-def start(output: IO[str]) -> subprocess.Popen:
+def run() -> subprocess.CompletedProcess[str]:
     names = [f"{file}.py::{name}" for file, names in TESTS.items() for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--durations=5", "-p", "no:cacheprovider", *names]
     env = {**os.environ, "TRITON_INTERPRET": "1", "CAPO_TEST_IMPL": "triton", "CAPO_TEST_DEVICE": "cpu"}
-    return subprocess.Popen(command, cwd=Path(__file__).parent, env=env, stdout=output, stderr=subprocess.STDOUT)
+    return subprocess.run(
+        command, cwd=Path(__file__).parent, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import interpreted
 import pytest
 
 from capo_kernels import status
@@ -9,11 +10,9 @@ from capo_kernels import status
 pytest.importorskip("triton", reason="Triton is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(status()["triton"] == "available", reason="Triton runs in this process: the common tests judge it")
-def test_the_common_tests_under_the_interpreter(interpreter) -> None:
-    process, output = interpreter
-    process.wait()
-    output.seek(0)
-    report = output.read()
-    print(report)
-    assert process.returncode == 0, report
+def test_the_common_tests_under_the_interpreter() -> None:
+    ended = interpreted.run()
+    print(ended.stdout)
+    assert ended.returncode == 0, ended.stdout
