@@ -27,7 +27,7 @@ TORCH_CUDA = import importlib.util as u, runpy, sys; \
 setup: $(STAMP)
 
 # --no-compile: a run imports a fifth of the installed files, and Python compiles those at the first import.
-$(STAMP): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*)
+$(STAMP): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "capo_fast needs Python 3.11 or newer as '$(PYTHON)'; name another with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \

@@ -3,7 +3,7 @@
 #
 # Correctness first (in parallel), then speed (alone), the most important first; each part is a process of its own with
 # a deadline, and one that fails does not stop the rest. FOLDER gets results.json, results.md and logs.tar.gz.
-# Needs no network and no installation: torch with CUDA, triton, nvcc, g++, setuptools, transformers, pytest,
+# Needs no network and no installation: torch with CUDA, triton, nvcc, g++, transformers, pytest,
 # pytest-benchmark, hypothesis. Wheels of peers in $PEERS (bench/peers) are unpacked beside the results; a peer that is
 # not there says so. --dry runs the same on a CPU with toy shapes, to find silly mistakes before a GPU is at hand.
 set -uo pipefail
@@ -43,7 +43,7 @@ bench() { # bench NAME SECONDS: begins no case in the last third of its time
 $python -c 'import torch, triton; print("torch", torch.__version__, "CUDA", torch.version.cuda, "triton", triton.__version__)'
 peers=("${PEERS:-bench/peers}"/*.whl)
 [ -e "${peers[0]}" ] && part peers 60 $python -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "${peers[@]}"
-part build 150 $python setup.py -q build_ext --inplace
+part build 150 $python csrc/libraries.py kernels/capo_kernels/lib
 $python -c 'import capo_kernels; print(capo_kernels.status())'
 
 export TMPDIR="$work"
