@@ -22,14 +22,15 @@ see the tokens a response.
 
 Not equal. capo_fast moves the weights into its engine and checks them there, by a checksum of each tensor and the
 log-probs of a probe batch on both sides (sync); takes each sampled token's log-prob from the engine and compares it
-with the trainer's; checks answers in a killable process; writes the step's rollouts and metrics to disk; trains under
-FSDP2, on rows packed to micro-batches of at most 2,048 tokens, whose attention is masked to each rollout. TRL generates
-with the trained module itself; checks answers in its own process; writes nothing here; pads an update's 64 rollouts
-into one batch, takes them at random from the 128 (capo_fast: whole groups), and takes the token mean over both updates.
-TRL's stages are timed by a subclass. `learn` is old log-probs, loss, backward, clip and optimizer on both sides, `rest`
-what is left of a step.
+with the trainer's; checks answers in a killable process, in capo while the critic reads; writes the step's rollouts and
+metrics to disk; trains under FSDP2, on rollouts packed into rows of at most 2,048 tokens. On a CPU attention works out
+a whole row squared and masks it to each rollout: a large part of `learn` at these lengths. TRL generates with the
+trained module itself; checks answers in its own process; writes nothing here; pads an update's 64 rollouts into one
+batch, takes them at random from the 128 (capo_fast: whole groups), and takes the token mean over both updates. TRL's
+stages are timed by a subclass. `learn` is old log-probs, loss, backward, clip and optimizer on both sides, `rest` what
+is left of a step.
 
-The vocabulary is 64: the model decides what `learn` costs, hardly the loss. bench/cpu_loss.py has it at 151,936.
+The vocabulary is 64: most of `learn` is the model, little the loss. bench/cpu_loss.py has the loss at 151,936.
 """
 
 from __future__ import annotations
