@@ -25,7 +25,7 @@ from capo_fast.files import RecordError, lock, replacing
 from capo_fast.learner import Learner
 from capo_fast.metrics import Recorder, RunFolder, Stopwatch
 from capo_fast.paths import resolve_model, resolve_path
-from capo_fast.policy import DTYPES, load_model, shard_policy
+from capo_fast.policy import DTYPES, check_loss_kernel, load_model, shard_policy
 from capo_fast.progress import Progress
 from capo_fast.records import Prompt
 from capo_fast.report import Console, open_console
@@ -182,6 +182,7 @@ def load_learner(
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     attention, untested = config.policy.attention, config.model.untested
     model = load_model(model_path, attention, untested)
+    check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
     critic = None
     if config.credit.process != "none":
         judge = model
@@ -197,7 +198,7 @@ def load_learner(
 
 
 RESUMABLE = ("resume", "run.", "train.steps", "checkpoint.", "eval.every", "reward.workers", "reward.timeout_s")
-CAPACITY = ("engine.kv_cache_gb", "engine.max_num_seqs", "train.micro_tokens")
+CAPACITY = ("engine.kv_cache_gb", "engine.max_num_seqs", "train.micro_tokens", "policy.loss_kernel")
 """Settings that may differ between the starts of one run; the second kind changes rounding, so not to the bit."""
 
 

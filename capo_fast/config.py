@@ -41,6 +41,11 @@ class PolicyConfig:
     """Compute type of forward and backward; the master weights and the optimizer are float32 always."""
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
     """Attention kernel of the trainer."""
+    loss_kernel: Literal["auto", "reference", "cpu", "triton", "cuda"] = "auto"
+    """Implementation of capo_kernels for log-probs and loss; auto: the fastest that runs here; reference: plain torch.
+
+    One that can't run here is refused at the start, with the reason.
+    """
     gradient_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass to save memory."""
     old: Literal["trainer", "rollout"] = "trainer"

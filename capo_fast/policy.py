@@ -32,9 +32,10 @@ class Policy(nn.Module):
     weight is whole.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, loss_kernel: str) -> None:
         super().__init__()
         self.model = model
+        self.loss_kernel = loss_kernel
 
     def forward(self, batch: PackedBatch, spec: ck.LossSpec, loss: bool) -> Any:
         """Log-probs float32 [T], or with `loss` the loss, where FSDP looks for it, and the whole `ck.PolicyLoss`."""
@@ -42,7 +43,12 @@ class Policy(nn.Module):
         head = self.model.get_output_embeddings()
         if not loss:
             return ck.linear_token_logprobs(
-                hidden_TH, head.weight, batch.targets, bias=head.bias, temperature=spec.temperature
+                hidden_TH,
+                head.weight,
+                batch.targets,
+                bias=head.bias,
+                temperature=spec.temperature,
+                impl=self.loss_kernel,
             )
         result = ck.linear_policy_loss(
             hidden_TH,
@@ -56,6 +62,7 @@ class Policy(nn.Module):
             rollout_logprobs=batch.rollout_logprobs,
             cu_seqlens=batch.credit.cu_seqlens,
             spec=spec,
+            impl=self.loss_kernel,
         )
         return result.loss, result
 
@@ -89,6 +96,15 @@ def load_model(path: str, attention: str, untested: bool = False) -> Any:
         raise ConfigError(f"policy.attention: {attention} can't run here: {error}") from error
 
 
+def check_loss_kernel(config: PolicyConfig, vocab: int, device: torch.device) -> None:
+    """Raises ConfigError where `policy.loss_kernel` can't run on this device, in this type, at this vocabulary."""
+    logits = torch.zeros(1, vocab, dtype=DTYPES[config.dtype], device=device)
+    try:
+        ck.token_logprobs(logits, torch.zeros(1, dtype=torch.int64, device=device), impl=config.loss_kernel)
+    except RuntimeError as error:
+        raise ConfigError(f"policy.loss_kernel: {error}") from error
+
+
 def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
     """The model under FSDP2: float32 shards by decoder layer, computed in `policy.dtype`, reduced in float32."""
     if config.gradient_checkpointing:
@@ -99,7 +115,7 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
     )
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
-    policy = Policy(model)
+    policy = Policy(model, config.loss_kernel)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
     return policy
 

@@ -22,6 +22,8 @@ import capo_kernels as ck
 from capo_fast.files import lock
 from capo_fast.train import main, run
 
+ELSEWHERE = "cpu" if torch.cuda.is_available() else "cuda"
+"""A loss kernel that can't run on this machine's policy."""
 ALGORITHMS = ["capo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "prefix"]
 
 
@@ -221,6 +223,7 @@ def test_other_settings_do_not_resume_a_run(undisturbed, capsys):
         (["--model.path", "/nowhere/model"], "/nowhere/model"),
         (["--critic.prompt", "{tmp}/template.txt"], "template.txt"),
         (["--reward.fn", "no_such_module:f"], "no_such_module"),
+        (["--policy.loss_kernel", ELSEWHERE], f"policy.loss_kernel: impl='{ELSEWHERE}' cannot run: "),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, line, tmp_path, capsys):

@@ -21,7 +21,7 @@ from transformers import (
 import capo_kernels as ck
 from capo_fast.batch import pack
 from capo_fast.config import Config, ConfigError, PolicyConfig
-from capo_fast.policy import full_weights, load_model, shard_policy
+from capo_fast.policy import check_loss_kernel, full_weights, load_model, shard_policy
 
 SHAPE = {
     "vocab_size": 2000,
@@ -47,9 +47,10 @@ def model_path(request, tmp_path):
     return str(tmp_path)
 
 
-def make_policy(path: str, dtype: str = "float32"):
+def make_policy(path: str, dtype: str = "float32", loss_kernel: str = "auto"):
     mesh = init_device_mesh("cpu", (1,))
-    return shard_policy(load_model(path, "sdpa").train(), PolicyConfig(dtype=dtype), mesh)
+    config = PolicyConfig(dtype=dtype, loss_kernel=loss_kernel)
+    return shard_policy(load_model(path, "sdpa").train(), config, mesh)
 
 
 def test_a_packed_batch_gives_each_sequence_its_own_logprobs(model_path, one_rank):
@@ -81,6 +82,20 @@ def test_bfloat16_computes_in_bfloat16_over_float32_master_weights(model_path, o
     exact = make_policy(model_path)(batch, PLAIN, loss=False)
     assert {p.dtype for p in policy.parameters()} == {p.grad.dtype for p in policy.parameters()} == {torch.float32}
     assert 1e-6 < (result.logprobs - exact).abs().max() < 0.1
+
+
+def test_the_named_loss_kernel_runs(model_path, one_rank, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ck, "linear_token_logprobs", lambda *args, impl, **kwargs: asked.append(impl))
+    policy, batch = make_policy(model_path, loss_kernel="reference"), pack([credited(5, 7)], 1.0, Config())
+    policy(batch, PLAIN, loss=False)
+    assert [*asked, policy(batch, PLAIN, loss=True)[1].impl] == ["reference", "reference"]
+
+
+def test_a_loss_kernel_that_cannot_run_is_one_line():
+    with pytest.raises(ConfigError, match=r"^policy\.loss_kernel: impl='cuda' cannot run: .+$"):
+        check_loss_kernel(PolicyConfig(loss_kernel="cuda"), 64, torch.device("cpu"))
+    check_loss_kernel(PolicyConfig(loss_kernel="reference"), 64, torch.device("cpu"))
 
 
 def test_an_untested_architecture_is_refused_by_name(tmp_path, one_rank):
