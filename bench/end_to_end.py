@@ -23,8 +23,7 @@ see the tokens a response.
 Not equal. capo_fast moves the weights into its engine and checks them there, by a checksum of each tensor and the
 log-probs of a probe batch on both sides (sync); takes each sampled token's log-prob from the engine and compares it
 with the trainer's; checks answers in a killable process, in capo while the critic reads; writes the step's rollouts and
-metrics to disk; trains under FSDP2, on rollouts packed into rows of at most 2,048 tokens. On a CPU attention works out
-a whole row squared and masks it to each rollout: a large part of `learn` at these lengths. TRL generates with the
+metrics to disk; trains under FSDP2, on rollouts packed into rows of at most 2,048 tokens. TRL generates with the
 trained module itself; checks answers in its own process; writes nothing here; pads an update's 64 rollouts into one
 batch, takes them at random from the 128 (capo_fast: whole groups), and takes the token mean over both updates. TRL's
 stages are timed by a subclass. `learn` is old log-probs, loss, backward, clip and optimizer on both sides, `rest` what

@@ -85,6 +85,7 @@ def pack(samples: Sequence[CreditedSample], denominator: float | None, config: C
     return PackedBatch(
         input_ids=torch.tensor([t for r in rollouts for t in (*r.prompt.token_ids, *r.token_ids)]),
         position_ids=position_N - starts_B.repeat_interleave(prompt_B + response_B),
+        sequence_lengths=tuple((prompt_B + response_B).tolist()),
         rows=(starts_B + prompt_B - 1).repeat_interleave(response_B) + offset_T,
         targets=torch.tensor([t for r in rollouts for t in r.token_ids]),
         weights=ck.token_weights(cu_seqlens, mask_T, config.loss.aggregation, denominator=denominator or 1.0),

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import capo_kernels as ck
+from capo_fast.attention import use_packed_sdpa
 from capo_fast.config import ConfigError, PolicyConfig
 from capo_fast.records import PackedBatch
 
@@ -67,9 +68,13 @@ class Policy(nn.Module):
         return result.loss, result
 
     def _hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """[T, H]. Without a mask and a cache, position ids that start again at 0 keep packed sequences apart."""
+        """[T, H]. `sequence_lengths` keeps the sequences apart under sdpa; under flash attention position ids that
+        start again at 0 do, as long as there is neither a mask nor a cache."""
         output = self.model.model(
-            input_ids=batch.input_ids[None], position_ids=batch.position_ids[None], use_cache=False
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            sequence_lengths=batch.sequence_lengths,
         )
         return output.last_hidden_state[0, batch.rows]
 
@@ -106,13 +111,21 @@ def check_loss_kernel(config: PolicyConfig, vocab: int, device: torch.device) ->
 
 
 def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
-    """The model under FSDP2: float32 shards by decoder layer, computed in `policy.dtype`, reduced in float32."""
+    """The model under FSDP2: float32 shards by decoder layer, computed in `policy.dtype`, reduced in float32.
+
+    Raises ConfigError for a sliding window under `policy.attention: sdpa`.
+    """
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # FSDP would cast the batch's weights, votes and log-probs to bfloat16 as well: it looks into dataclasses.
     precision = MixedPrecisionPolicy(
         param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False
     )
+    if config.attention == "sdpa":
+        try:
+            use_packed_sdpa(model)
+        except ValueError as error:
+            raise ConfigError(f"policy.attention: {error}; want flash_attention_2") from error
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     policy = Policy(model, config.loss_kernel)

@@ -157,6 +157,8 @@ class PackedBatch:
     """int64 [N]"""
     position_ids: torch.Tensor
     """int64 [N], from 0 in each sequence"""
+    sequence_lengths: tuple[int, ...]
+    """Prompt and response together; their sum is N"""
     rows: torch.Tensor
     """int64 [T], indices into N"""
     targets: torch.Tensor

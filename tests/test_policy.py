@@ -108,3 +108,10 @@ def test_an_untested_architecture_is_refused_by_name(tmp_path, one_rank):
 def test_a_missing_model_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"^model\.path: .*nowhere is neither a model folder nor an id"):
         load_model(str(tmp_path / "nowhere"), "sdpa")
+
+
+def test_a_sliding_window_is_refused_under_sdpa(tmp_path, one_rank):
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
+    Qwen2ForCausalLM(Qwen2Config(**SHAPE, **window)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"policy\.attention: the model has a sliding window of 8 tokens"):
+        make_policy(str(tmp_path))
