@@ -1,5 +1,6 @@
 """BENCHMARKS.md from the results of `pytest bench/`: tables, plots, and what has changed.
 
+    mkdir -p bench/results/h200
     pytest bench/ --benchmark-json bench/results/h200/2026-11-21.json      # on the machine to measure
     python -m bench.report                                                 # anywhere
 
@@ -9,8 +10,10 @@ what a change of a kernel did, measure before and after into two files (`-k benc
 the report; to publish, commit the new file and remove the old one, or keep both to keep the marks.
 
 Marked is a change of more than 5 % of the time over the bound's of the same run: what slows the whole machine slows the
-bound too. Plots go to bench/results/<device>/plots/, which is emptied first. Left out, and named, are dry runs and
-other JSON. Exit status 1 where nothing is found or a file is broken.
+bound too. "Within the spread" stands where the middle halves of both runs' rounds overlap all the same.
+
+Plots go to bench/results/<device>/plots/, which is emptied first. Left out, and named, are dry runs and other JSON.
+Exit status 1 where nothing is found or a file is broken.
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ repeat: `pytest bench/ --benchmark-json bench/results/<device>/<name>.json`, the
   the same step with head and loss in float32); *error* is the largest relative one. What is off by more than
   bench/measure.py allows is not timed.
 - **Change** is against the run before it on the same device: of the time over the bound's in the same run, ▲ slower or
-  ▼ faster where it is more than 5 %; where a run has no bound, and for the bound itself, "time" and the plain change.
+  ▼ faster where it is more than 5 %, "within the spread" where the middle halves of both runs' rounds overlap all the
+  same; where a run has no bound, and for the bound itself, "time" and the plain change.
 """
 
 

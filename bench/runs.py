@@ -54,6 +54,14 @@ class Row:
     def median(self) -> float:
         return statistics.median(self.seconds)
 
+    def over_bound(self) -> tuple[float, float]:
+        """The quartiles of its times over the bound's median; of one round, that twice."""
+        assert self.share_of_bound
+        seconds = self.seconds if len(self.seconds) > 1 else 2 * self.seconds
+        least, _, most = statistics.quantiles(seconds, n=4, method="inclusive")
+        bound = self.share_of_bound * self.median
+        return least / bound, most / bound
+
     @property
     def ours(self) -> bool:
         return self.provider.startswith("capo")
@@ -102,6 +110,8 @@ class Change:
 
     share: float
     against_bound: bool
+    within_spread: bool = False
+    """Whether the middle halves of both runs' rounds overlap, each over its bound's median."""
 
     @property
     def marked(self) -> bool:
@@ -142,7 +152,9 @@ class Measured:
         _, old = self.before[row.provider]
         if row.is_bound or not row.share_of_bound or not old.share_of_bound:
             return Change(row.median / old.median - 1, against_bound=False)
-        return Change(old.share_of_bound / row.share_of_bound - 1, against_bound=True)
+        (low, high), (old_low, old_high) = row.over_bound(), old.over_bound()
+        overlap = low <= old_high and old_low <= high
+        return Change(old.share_of_bound / row.share_of_bound - 1, against_bound=True, within_spread=overlap)
 
 
 @dataclass(frozen=True)
@@ -205,7 +217,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BrokenResults(f"{path}: no JSON ({error}); was the run that writes it cut short?") from error
+        raise BrokenResults(f"{path}: no JSON ({error}); was the run cut short, or is it still at work?") from error
 
 
 def is_run(content: Any) -> bool:

@@ -24,7 +24,7 @@ def number(x: float) -> str:
 
 
 def percent(x: float) -> str:
-    return f"{100 * x:.3g} %" if abs(x) < 0.1 else f"{100 * x:.0f} %"
+    return f"{100 * x:.2g} %" if abs(x) < 0.1 else f"{100 * x:.0f} %"
 
 
 def milliseconds(row: Row) -> str:
@@ -37,13 +37,17 @@ def change_text(change: Change | None) -> str:
     """
     >>> change_text(Change(0.071, True)), change_text(Change(-0.02, True)), change_text(Change(0.3, False))
     ('▲ 7.1 % slower', '-2.0 %', 'time +30.0 %')
+    >>> change_text(Change(-0.06, against_bound=True, within_spread=True))
+    '▼ 6.0 % faster (within the spread)'
     """
     if change is None:
         return NONE
     if not change.against_bound:
         return f"time {100 * change.share:+.1f} %"
+    if not change.marked:
+        return f"{100 * change.share:+.1f} %"
     sign, word = ("▲", "slower") if change.share > 0 else ("▼", "faster")
-    return f"{sign} {abs(100 * change.share):.1f} % {word}" if change.marked else f"{100 * change.share:+.1f} %"
+    return f"{sign} {abs(100 * change.share):.1f} % {word}" + " (within the spread)" * change.within_spread
 
 
 @dataclass
@@ -60,7 +64,10 @@ class Notes:
         return superscript(1 + self.texts.index(text))
 
     def lines(self) -> list[str]:
-        return ["", *(f"- {superscript(i)} computes less than ours: {text}" for i, text in enumerate(self.texts, 1))]
+        """After an empty line; none where there are no footnotes."""
+        return [""] * bool(self.texts) + [
+            f"- {superscript(i)} computes less than ours: {text}" for i, text in enumerate(self.texts, 1)
+        ]
 
 
 def superscript(n: int) -> str:
@@ -87,7 +94,7 @@ def columns(measured: Measured, notes: Notes) -> list[Column]:
         ("tokens/s", lambda row: number(row.tokens / row.median) if row.is_step and not row.is_bound else NONE),
         ("extra MiB", lambda row: number(row.extra_bytes / MIB)),
         ("of the logits", lambda row: NONE if row.is_step else percent(row.extra_bytes / row.logits_bytes)),
-        ("error", lambda row: optional("{:.1e}".format, row.error)),
+        ("error", lambda row: optional(lambda x: f"{x:.1e}" if x else "0", row.error)),
         ("hot ms", lambda row: optional(lambda x: number(1e3 * x), row.hot_seconds)),
         ("host ms", lambda row: optional(lambda x: number(1e3 * x), row.host_seconds)),
         ("change", lambda row: change_text(measured.change(row))),
@@ -160,6 +167,6 @@ def marked_changes(cases: Iterable[Measured]) -> list[str]:
         for row in measured.rows
         if (change := measured.change(row)) and change.marked
     ]
-    lines = [f"{row.kernel} {row.case}, {row.provider}: {text} against the bound" for row, text in marked if row.ours]
+    lines = [f"{row.kernel} {row.case}, {row.provider} against the bound: {text}" for row, text in marked if row.ours]
     peers = len(marked) - len(lines)
     return [*lines, f"and {peers} of the peers' times by more than 5 %: see the tables"] if peers else lines
