@@ -47,6 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.started = time.monotonic()
+    if results := config.option.benchmark_json:  # pytest-benchmark would miss the folder when all is measured
+        results.parent.mkdir(parents=True, exist_ok=True)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

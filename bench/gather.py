@@ -1,7 +1,8 @@
-"""One JSON and one table of the parts of bench/gpu.sh: `python -m bench.gather WORK OUT --seconds S`.
+"""One JSON and one page of tables from the parts of bench/gpu.sh: `python -m bench.gather WORK OUT --seconds S`.
 
-WORK holds `parts/NAME` ("exit-status seconds NAME") and the benches' `bench-NAME.json`; OUT gets `results.json` in
-pytest-benchmark's format, with the parts beside it, and `results.md`. Exit status 1 where a part failed.
+WORK holds `parts/NAME` ("exit-status seconds NAME") and the benches' `bench-NAME.json`; OUT gets `results.json`, in
+pytest-benchmark's format with the parts beside it, for bench/results/<device>/, and `results.md`. Exit status 1 where
+a part failed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HEADER = "| case | provider | ms | of the bound | GB/s | TFLOP/s | extra MiB | error |\n" + "|---" * 8 + "|"
+from bench.runs import Machine, read_run
+from bench.tables import Notes, case_table, case_title, overview
 
 
 def parts_of(work: Path) -> list[dict[str, Any]]:
@@ -23,33 +25,17 @@ def parts_of(work: Path) -> list[dict[str, Any]]:
 def merged(work: Path) -> dict[str, Any]:
     """The benches' results as if one session had run them; empty where none ended."""
     found = [json.loads(path.read_text()) for path in sorted(work.glob("bench-*.json")) if path.stat().st_size]
-    benchmarks = [each for one in found for each in one["benchmarks"]]
-    return {**(found[0] if found else {}), "benchmarks": benchmarks}
+    return {**found[0], "benchmarks": [each for one in found for each in one["benchmarks"]]} if found else {}
 
 
-def table(benchmarks: list[dict[str, Any]]) -> str:
-    """Markdown, fastest first within a case."""
-    lines, group = [HEADER], None
-    for each in sorted(benchmarks, key=lambda each: (each["group"], each["stats"]["median"])):
-        info = each["extra_info"]
-        cells = [
-            each["group"] if each["group"] != group else "",
-            info["provider"],
-            f"{each['stats']['median'] * 1e3:.3f}",
-            _number(info["share_of_bound"], 1, ".0%"),
-            _number(info["bytes_per_second"], 1e-9, ".0f"),
-            _number(info["flops_per_second"], 1e-12, ".2f"),
-            _number(info["extra_bytes"], 2**-20, ".0f"),
-            _number(info["error"], 1, ".1e"),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-        group = each["group"]
-    return "\n".join(lines)
-
-
-def _number(value: float | None, factor: float, form: str) -> str:
-    """Empty where there is nothing to say: not measured, or a kernel that the unit does not fit."""
-    return format(value * factor, form) if value else ""
+def page(results: dict[str, Any], out: Path) -> str:
+    """The overview first, then a table a case."""
+    machine = Machine(out, (read_run(out / "results.json", results),))
+    notes, lines = Notes(), overview(machine)
+    for cases in machine.kernels().values():
+        for measured in cases:
+            lines += ["", f"{measured.first.kernel}: {case_title(measured.first)}", "", *case_table(measured, notes)]
+    return "\n".join([*lines, *notes.lines()])
 
 
 def main() -> int:
@@ -58,12 +44,13 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seconds", type=int, required=True, help="that all parts took")
     arguments = parser.parse_args()
-    results = merged(arguments.work) | {"parts": parts_of(arguments.work), "seconds": arguments.seconds}
-    (arguments.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = table(results["benchmarks"])
+    results, parts = merged(arguments.work), parts_of(arguments.work)
+    text = page(results, arguments.out) if results else "no bench ended"
+    content = results | {"parts": parts, "seconds": arguments.seconds}
+    (arguments.out / "results.json").write_text(json.dumps(content, indent=1) + "\n")
     (arguments.out / "results.md").write_text(text + "\n")
-    failed = [part["name"] for part in results["parts"] if part["exit_status"]]
-    print(f"{text}\n\n{len(results['parts'])} parts, {len(failed)} failed{': ' * bool(failed)}{', '.join(failed)}")
+    failed = [part["name"] for part in parts if part["exit_status"]]
+    print(f"{text}\n\n{len(parts)} parts, {len(failed)} failed{': ' * bool(failed)}{', '.join(failed)}")
     return 1 if failed else 0
 
 
