@@ -1,0 +1,193 @@
+"""The rollouts of a run -> those that the page shows, and how outcome and process agreed in all of them.
+
+A run keeps more text than a page can hold, so rollouts are drawn. Three pools each have their share of the room; what
+one leaves goes to the others:
+
+    disagreement  1/2   outcome and process contradict each other, "right answer, wrong step" first
+    ends          1/4   the other rollouts of the first and the last step on disk
+    others        1/4   all others
+
+Inside a pool the order is a hash of (seed, step, group, sample): the same run gives the same page.
+"""
+
+from __future__ import annotations
+
+import gzip
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from capo_fast.files import RecordError, finite
+
+KINDS = {
+    "right-flagged": "right answer, wrong step",
+    "wrong-sound": "wrong answer, no wrong step",
+    "wrong-flagged": "wrong answer, wrong step",
+    "right-sound": "right answer, no wrong step",
+    "right": "right answer, no valid critique",
+    "wrong": "wrong answer, no valid critique",
+    "unchecked": "answer not checked (time-out)",
+}
+"""What outcome and process say of a rollout, the contradictions first."""
+DISAGREEMENTS = ("right-flagged", "wrong-sound")
+SHARES = {"disagreement": 0.5, "ends": 0.25, "others": 0.25}
+RULE = (
+    "Half of the room goes to rollouts in which outcome and process disagree (right answer with a wrong step first), a "
+    "quarter to others of the first and the last step on disk, a quarter to the rest; what one part leaves goes to the "
+    "others. Within each part the choice is random with seed {seed}."
+)
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much of a page its rollouts may fill."""
+
+    rollouts: int
+    bytes: int
+    """Of JSON."""
+
+
+@dataclass
+class CreditMap:
+    """What the page has of one run's rollouts."""
+
+    shown: list[dict[str, Any]] = field(default_factory=list)
+    """By step, group, sample; the fields are those of `entry`."""
+    total: int = 0
+    """Rollouts on disk."""
+    unreadable: int = 0
+    """Of them without the texts of their steps (runs of an older version)."""
+    kinds: dict[int, Counter[str]] = field(default_factory=dict)
+    """By step: how many rollouts of each kind, over all rollouts on disk."""
+
+
+def read_credit_map(files: Mapping[int, Path], room: Room, seed: int) -> CreditMap:
+    """Reads every rollout once and holds no more of them than fits. Raises RecordError for a damaged file."""
+    found = CreditMap()
+    pools = {name: Pool(room) for name in SHARES}
+    ends = (min(files), max(files)) if files else ()
+    for step, path in files.items():
+        entries = []
+        for row in _rows(path):
+            found.total += 1
+            if "steps" in row:
+                entries.append(entry(row, step))
+            else:
+                found.unreadable += 1
+        found.kinds[step] = Counter(each["kind"] for each in entries)
+        for each in _with_group_figures(entries):
+            pools[_pool(each, ends)].add(_order(each, seed), each)
+    found.shown = sorted(draw(pools, room), key=lambda each: (each["step"], each["group"], each["sample"]))
+    return found
+
+
+def entry(row: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """A line of a rollouts file as the page has it: tokens counted by step, numbers short, what it was judged."""
+    starts = [at for at, start in enumerate(row["step_starts"]) if start]
+    ends = [*starts[1:], len(row["step_starts"])]
+    return {
+        "step": step,
+        **{key: row[key] for key in ("group", "sample", "prompt_id", "problem", "answer", "steps")},
+        **{key: row[key] for key in ("trained", "stop_reason")},
+        "outcome": _short(row["outcome"]),
+        "reward": _short(row["reward"]),
+        "votes": [_short(vote) for vote in row["votes"]],
+        "advantages": [_short(advantage) for advantage in row["advantages"]],
+        "tokens": [end - start for start, end in zip(starts, ends, strict=False)],
+        "critiques": row["critiques"],
+        "kind": kind(row["outcome"], row["votes"], row["critiques"]),
+    }
+
+
+def kind(outcome: float | None, votes: Sequence[float], critiques: Sequence[Mapping[str, Any]]) -> str:
+    """One of `KINDS`. An answer is right from 0.5 on, a step wrong from a vote of 0.5 on.
+
+    >>> kind(1.0, [0.0, 1.0], [{"abstained": False}]), kind(1.0, [0.0, 0.0], [{"abstained": True}])
+    ('right-flagged', 'right')
+    """
+    if outcome is None:
+        return "unchecked"
+    answer = "right" if outcome >= 0.5 else "wrong"
+    if all(critique["abstained"] for critique in critiques):
+        return answer
+    return f"{answer}-flagged" if any(vote >= 0.5 for vote in votes) else f"{answer}-sound"
+
+
+class Pool:
+    """The first entries in their order, up to the one that does not fit any more, whatever order they come in."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._bytes = 0
+        self._heap: list[tuple[tuple[int, ...], int, dict[str, Any]]] = []  # the last in order on top
+        self._end: tuple[int, ...] | None = None  # of what did not fit, the first in order
+
+    def add(self, order: tuple[int, ...], each: dict[str, Any]) -> None:
+        place = tuple(-part for part in order)
+        if self._end is not None and place < self._end:
+            return
+        size = len(json.dumps(each)) + 2  # and the comma
+        heapq.heappush(self._heap, (place, size, each))
+        self._bytes += size
+        while len(self._heap) > self._room.rollouts or self._bytes > self._room.bytes:
+            self._end, size, _ = heapq.heappop(self._heap)
+            self._bytes -= size
+
+    def in_order(self) -> list[tuple[int, dict[str, Any]]]:
+        """(bytes, entry)"""
+        return [(size, each) for _, size, each in sorted(self._heap, key=lambda item: item[0], reverse=True)]
+
+
+def draw(pools: Mapping[str, Pool], room: Room) -> list[dict[str, Any]]:
+    """Each pool's share, then what still fits, pool by pool."""
+    waiting = {name: pool.in_order() for name, pool in pools.items()}
+    drawn: list[dict[str, Any]] = []
+    left, count = room.bytes, room.rollouts
+    for shares in (SHARES, dict.fromkeys(SHARES, 1.0)):
+        for name, share in shares.items():
+            bytes_left, count_left = min(left, room.bytes * share), min(count, int(room.rollouts * share))
+            while waiting[name] and count_left >= 1 and waiting[name][0][0] <= bytes_left:
+                size, each = waiting[name].pop(0)
+                drawn.append(each)
+                bytes_left, count_left = bytes_left - size, count_left - 1
+                left, count = left - size, count - 1
+    return drawn
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            yield from map(json.loads, file)
+    except (OSError, EOFError, ValueError) as error:
+        raise RecordError(f"{path} is damaged: {error}") from error
+
+
+def _with_group_figures(entries: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Each entry with how many of its group there are and were right: its advantages are relative to the group."""
+    sizes = Counter(each["group"] for each in entries)
+    right = Counter(each["group"] for each in entries if each["kind"].startswith("right"))
+    for each in entries:
+        yield each | {"group_size": sizes[each["group"]], "group_right": right[each["group"]]}
+
+
+def _pool(each: Mapping[str, Any], ends: Sequence[int]) -> str:
+    if each["kind"] in DISAGREEMENTS:
+        return "disagreement"
+    return "ends" if each["step"] in ends else "others"
+
+
+def _order(each: Mapping[str, Any], seed: int) -> tuple[int, ...]:
+    key = repr((seed, each["step"], each["group"], each["sample"])).encode()
+    number = int.from_bytes(blake2b(key, digest_size=8).digest(), "big")
+    return (each["kind"] != "right-flagged", number, each["step"], each["group"], each["sample"])
+
+
+def _short(number: float | None) -> float | None:
+    """Four digits after the point: more than the eye has use for."""
+    value = finite(number)
+    return None if value is None else round(value, 4)
