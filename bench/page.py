@@ -2,9 +2,10 @@
 
     .venv/bin/python bench/page.py [--steps 500] [--rollouts 200] [--opens 7] [--folder runs/page]
 
-Writes a synthetic run (words of a small vocabulary: 300 tokens a rollout, 4 critiques each) with the trainer's own
-recorder unless the folder has it already, makes its page, and opens that in headless Chromium as a file, each time in a
-new window. Opening ends when the rollouts are listed and every chart on the screen is drawn.
+Writes a synthetic run (words of a small vocabulary: 300 tokens a rollout, 4 critiques each; the rollouts of 20 steps,
+again and again) with the trainer's own recorder unless the folder has it already, makes its page, and opens that in
+headless Chromium as a file, each time in a new window. Opening ends when the rollouts are listed and every chart on the
+screen is drawn.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from playwright.sync_api import sync_playwright
 from capo_fast.metrics import RunFolder, rollout_row
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
 
-STEP_TOKENS, STEPS, VOTES, GROUP = 30, 10, 4, 8
+STEP_TOKENS, STEPS, VOTES, GROUP, DIFFERENT = 30, 10, 4, 8, 20
 WORDS = [
     f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "st", "ld", "ving", "= 3x", "+ y")
 ]
@@ -65,8 +66,12 @@ def make_run(folder: Path, steps: int, rollouts: int) -> None:
     figures += ("gap/mean", "gap/p99", "loss/clip_high_frac", "eval/pass@1", "truncated_frac")
     stages = ("sync", "rollout", "critique", "verify", "learn", "checkpoint")
     for step in range(1, steps + 1):
-        rows = [rollout_row(rollout(random, n // GROUP, n % GROUP)) for n in range(rollouts)]
-        recorder.write_rollouts(step, rows)
+        if step <= DIFFERENT:
+            rows = [rollout_row(rollout(random, n // GROUP, n % GROUP)) for n in range(rollouts)]
+            recorder.write_rollouts(step, rows)
+        else:
+            source = recorder.rollouts / f"{(step - 1) % DIFFERENT + 1:06d}.jsonl.gz"
+            shutil.copy(source, recorder.rollouts / f"{step:06d}.jsonl.gz")
         times = {f"time/{stage}": 10 * random.random() for stage in stages}
         recorder.record(step, {name: random.random() for name in figures} | times | {"critic/critiques": 4 * rollouts})
     (folder / "config.yaml").write_text(f"algorithm: capo\ntrain:\n  steps: {steps}\n")

@@ -18,13 +18,15 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console as Terminal
 from rich.live import Live
+from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
@@ -136,6 +138,13 @@ def open_console(total_steps: int, rank: int = 0, done: int = 0) -> Console:
     # FORCE_COLOR and its like make rich call any pipe a terminal: ask the file as well.
     live = Terminal().is_interactive and sys.stdout.isatty()
     return (LiveConsole if live else LineConsole)(total_steps, done)
+
+
+def progress(what: str) -> Callable[[Iterable[int]], Iterable[int]]:
+    """Passes things on and shows on a terminal's standard error how far it is; gone at the end."""
+    terminal = Terminal(stderr=True)
+    quiet = not terminal.is_terminal
+    return lambda things: track(things, escape(what), console=terminal, transient=True, disable=quiet)
 
 
 def write_summary(folder: str | Path, summary: Mapping[str, Any]) -> Path:

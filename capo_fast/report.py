@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.console import progress
 from capo_fast.files import RecordError, replacing
 from capo_fast.page.credit_map import Room, read_credit_map
 from capo_fast.page.html import render
@@ -25,7 +26,7 @@ def write_report(folders: Sequence[Path], out: Path, seed: int = 0) -> str:
     """Write the page and return a line about it. Raises RecordError."""
     runs = load_runs(folders)
     room = Room(ROLLOUTS // len(runs), MEGABYTES * 1_000_000 // len(runs))
-    maps = [read_credit_map(run.rollout_files(), room, seed) for run in runs]
+    maps = [read_credit_map(run.rollout_files(), room, seed, progress(f"rollouts of {run.name}")) for run in runs]
     page = render(runs, maps, room, seed).encode()
     with replacing(out) as file:
         file.write(page)

@@ -16,7 +16,7 @@ import gzip
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -66,41 +66,54 @@ class CreditMap:
     """By step: how many rollouts of each kind, over all rollouts on disk."""
 
 
-def read_credit_map(files: Mapping[int, Path], room: Room, seed: int) -> CreditMap:
-    """Reads every rollout once and holds no more of them than fits. Raises RecordError for a damaged file."""
+def read_credit_map(
+    files: Mapping[int, Path], room: Room, seed: int, watch: Callable[[Iterable[int]], Iterable[int]] = iter
+) -> CreditMap:
+    """Reads every rollout once and holds no more of them than fits. Raises RecordError for a damaged file.
+
+    `watch` passes the steps on, and may show how far the reading is.
+    """
     found = CreditMap()
     pools = {name: Pool(room) for name in SHARES}
     ends = (min(files), max(files)) if files else ()
-    for step, path in files.items():
-        entries = []
-        for row in _rows(path):
-            found.total += 1
-            if "steps" in row:
-                entries.append(entry(row, step))
-            else:
-                found.unreadable += 1
-        found.kinds[step] = Counter(each["kind"] for each in entries)
-        for each in _with_group_figures(entries):
-            pools[_pool(each, ends)].add(_order(each, seed), each)
+    for step in watch(files):
+        for row, judged, group in _judged(files[step], step, found):
+            pool = pools["disagreement" if judged in DISAGREEMENTS else "ends" if step in ends else "others"]
+            order = _order(judged, seed, step, row["group"], row["sample"])
+            if pool.is_open(order):
+                pool.add(order, entry(row, step, judged) | group)
     found.shown = sorted(draw(pools, room), key=lambda each: (each["step"], each["group"], each["sample"]))
     return found
 
 
-def entry(row: Mapping[str, Any], step: int) -> dict[str, Any]:
+def _judged(path: Path, step: int, found: CreditMap) -> Iterator[tuple[dict[str, Any], str, dict[str, int]]]:
+    """The step's rows that the page can show, each with its kind and its group's figures; counts all in `found`."""
+    rows = list(_rows(path))
+    readable = [row for row in rows if "steps" in row]
+    kinds = [kind(row["outcome"], row["votes"], row["critiques"]) for row in readable]
+    found.total += len(rows)
+    found.unreadable += len(rows) - len(readable)
+    found.kinds[step] = Counter(kinds)
+    sizes = Counter(row["group"] for row in readable)
+    right = Counter(row["group"] for row, judged in zip(readable, kinds, strict=True) if judged.startswith("right"))
+    for row, judged in zip(readable, kinds, strict=True):
+        yield row, judged, {"group_size": sizes[row["group"]], "group_right": right[row["group"]]}
+
+
+def entry(row: Mapping[str, Any], step: int, judged: str) -> dict[str, Any]:
     """A line of a rollouts file as the page has it: tokens counted by step, numbers short, what it was judged."""
     starts = [at for at, start in enumerate(row["step_starts"]) if start]
     ends = [*starts[1:], len(row["step_starts"])]
+    kept = ("group", "sample", "prompt_id", "problem", "answer", "steps", "trained", "stop_reason", "critiques")
     return {
         "step": step,
-        **{key: row[key] for key in ("group", "sample", "prompt_id", "problem", "answer", "steps")},
-        **{key: row[key] for key in ("trained", "stop_reason")},
+        "kind": judged,
+        **{key: row[key] for key in kept},
         "outcome": _short(row["outcome"]),
         "reward": _short(row["reward"]),
         "votes": [_short(vote) for vote in row["votes"]],
         "advantages": [_short(advantage) for advantage in row["advantages"]],
-        "tokens": [end - start for start, end in zip(starts, ends, strict=False)],
-        "critiques": row["critiques"],
-        "kind": kind(row["outcome"], row["votes"], row["critiques"]),
+        "tokens": [end - start for start, end in zip(starts, ends, strict=True)],
     }
 
 
@@ -127,12 +140,15 @@ class Pool:
         self._heap: list[tuple[tuple[int, ...], int, dict[str, Any]]] = []  # the last in order on top
         self._end: tuple[int, ...] | None = None  # of what did not fit, the first in order
 
+    def is_open(self, order: tuple[int, ...]) -> bool:
+        """Whether an entry of this order may still get in."""
+        return self._end is None or _last_first(order) > self._end
+
     def add(self, order: tuple[int, ...], each: dict[str, Any]) -> None:
-        place = tuple(-part for part in order)
-        if self._end is not None and place < self._end:
+        if not self.is_open(order):
             return
         size = len(json.dumps(each)) + 2  # and the comma
-        heapq.heappush(self._heap, (place, size, each))
+        heapq.heappush(self._heap, (_last_first(order), size, each))
         self._bytes += size
         while len(self._heap) > self._room.rollouts or self._bytes > self._room.bytes:
             self._end, size, _ = heapq.heappop(self._heap)
@@ -167,24 +183,13 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         raise RecordError(f"{path} is damaged: {error}") from error
 
 
-def _with_group_figures(entries: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Each entry with how many of its group there are and were right: its advantages are relative to the group."""
-    sizes = Counter(each["group"] for each in entries)
-    right = Counter(each["group"] for each in entries if each["kind"].startswith("right"))
-    for each in entries:
-        yield each | {"group_size": sizes[each["group"]], "group_right": right[each["group"]]}
+def _order(judged: str, seed: int, step: int, group: int, sample: int) -> tuple[int, ...]:
+    digest = blake2b(repr((seed, step, group, sample)).encode(), digest_size=8).digest()
+    return (judged != "right-flagged", int.from_bytes(digest, "big"), step, group, sample)
 
 
-def _pool(each: Mapping[str, Any], ends: Sequence[int]) -> str:
-    if each["kind"] in DISAGREEMENTS:
-        return "disagreement"
-    return "ends" if each["step"] in ends else "others"
-
-
-def _order(each: Mapping[str, Any], seed: int) -> tuple[int, ...]:
-    key = repr((seed, each["step"], each["group"], each["sample"])).encode()
-    number = int.from_bytes(blake2b(key, digest_size=8).digest(), "big")
-    return (each["kind"] != "right-flagged", number, each["step"], each["group"], each["sample"])
+def _last_first(order: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(-part for part in order)
 
 
 def _short(number: float | None) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,25 +10,10 @@ from typing import Any
 import plotly.graph_objects as go
 
 from capo_fast.files import finite
+from capo_fast.page.charts import COLOURS, DASHES, as_json, as_text
 from capo_fast.page.credit_map import CreditMap
 from capo_fast.page.runs import Run
-
-COLOURS = ("#3b82c4", "#dd7a2f", "#2c9c75", "#bf62a6", "#a88f14", "#7a70d6", "#2f9fbf", "#87878f")
-"""By the run's place on the command line: adding a run at the end changes no other's."""
-DASHES = ("solid", "dot", "dash")
-"""By the line's place in its chart; and a run past the eighth has its colour again, dashed."""
-STAGES = {
-    "rollout": "#3b82c4",
-    "critique": "#dd7a2f",
-    "learn": "#2c9c75",
-    "eval": "#bf62a6",
-    "sync": "#a88f14",
-    "verify": "#7a70d6",
-    "checkpoint": "#2f9fbf",
-}
-OTHER_STAGE = "#87878f"
-BARS = 100
-"""At most so many bars in a chart of stage times."""
+from capo_fast.page.stages import stage_charts
 
 Line = dict[str, Any]
 
@@ -171,90 +155,11 @@ def evaluated(run: Run) -> list[Line]:
     return [{"step": 0} | before, *run.metrics]
 
 
-def as_json(title: str, note: str, text: str, figure: go.Figure) -> dict[str, Any]:
-    """A chart for the page; the template is the page's own, there once for light and once for dark."""
-    spec = figure.to_plotly_json()
-    spec["layout"].pop("template", None)
-    last = [] if figure.data[0].type == "bar" else [_last(trace, text) for trace in figure.data]
-    return {"title": title, "note": note, "last": last, "data": spec["data"], "layout": spec["layout"]}
-
-
-def _last(trace: go.Scatter, text: str) -> dict[str, str]:
-    """The last value of a line, for those who see no chart."""
-    value = next((y for y in reversed(trace.y) if y is not None), None)
-    return {"name": html.unescape(trace.name), "colour": trace.line.color, "value": as_text(value, text)}
-
-
-def as_text(value: float | None, text: str) -> str:
-    """As d3 writes it under the format `text`, near enough."""
-    if value is None:
-        return "–"
-    if text.endswith("%"):
-        return f"{value:.1%}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
 def _rest(runs: Sequence[Run]) -> list[Chart]:
     """A chart for every metric that no other chart shows."""
     known = {key for charts in SECTIONS.values() for chart in charts for key in chart.keys} | UNDRAWN
     keys = {key: None for run in runs for line in run.metrics for key in line if key not in known}
     return [_chart(key, "", key) for key in keys if not key.startswith("time/")]
-
-
-# ---- stage times -----------------------------------------------------------------------------------------------------
-
-
-def stage_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Stacked seconds of each step, one chart a run, all on one scale."""
-    stacks = [_stack(run) for run in runs]
-    highest = max((sum(times) for stack in stacks for times in zip(*stack[1].values(), strict=True)), default=0.0)
-    return [
-        as_json(f"Stage times, {run.name}", _stack_note(size), ".3~s", _stack_figure(x, stack, place, highest))
-        for place, (run, (x, stack, size)) in enumerate(zip(runs, stacks, strict=True))
-        if stack
-    ]
-
-
-def stage_names(runs: Sequence[Run]) -> list[str]:
-    """All stages of the runs, the known ones first and in their order."""
-    found = {
-        key.removeprefix("time/") for run in runs for line in run.metrics for key in line if key.startswith("time/")
-    }
-    return [name for name in STAGES if name in found] + sorted(found - STAGES.keys())
-
-
-def _stack(run: Run) -> tuple[list[float], dict[str, list[float]], int]:
-    """The middle step of each bar, mean seconds by stage, and how many steps a bar stands for."""
-    size = max(math.ceil(len(run.metrics) / BARS), 1)
-    bars = [run.metrics[at : at + size] for at in range(0, len(run.metrics), size)]
-    x = [(bar[0]["step"] + bar[-1]["step"]) / 2 for bar in bars]
-    stages = stage_names([run])
-    return (
-        x,
-        {s: [math.fsum(finite(n.get(f"time/{s}")) or 0.0 for n in bar) / len(bar) for bar in bars] for s in stages},
-        size,
-    )
-
-
-def _stack_note(size: int) -> str:
-    return "seconds a step" if size == 1 else f"seconds a step, a bar is the mean of {size} steps"
-
-
-def _stack_figure(x: Sequence[float], stack: dict[str, list[float]], place: int, highest: float) -> go.Figure:
-    figure = go.Figure(layout={"barmode": "stack", "bargap": 0.08, "yaxis": {"range": [0, highest * 1.05]}})
-    for stage, seconds in stack.items():
-        colour = STAGES.get(stage, OTHER_STAGE)
-        figure.add_trace(
-            go.Bar(
-                x=x,
-                y=seconds,
-                name=html.escape(stage),
-                meta={"run": place, "bars": True},
-                marker={"color": colour, "line": {"width": 0}},
-                hovertemplate="%{y:.3~s} s",
-            )
-        )
-    return figure
 
 
 # ---- outcome against process -----------------------------------------------------------------------------------------
@@ -274,35 +179,3 @@ def disagreement(runs: Sequence[Run], maps: Sequence[CreditMap]) -> dict[str, An
                 figure.add_trace(_trace(f"{run.name}: {name}", place, number, points, chart))
     note = "right answer with a wrong step; wrong answer without one (dotted): share of judged rollouts"
     return as_json(chart.title, note, chart.text, figure) if figure.data else None
-
-
-# ---- the page's two looks --------------------------------------------------------------------------------------------
-
-
-def template(ink: str, faint: str, grid: str, surface: str) -> dict[str, Any]:
-    """The look of all charts under one theme."""
-    axis = {
-        "gridcolor": grid,
-        "linecolor": grid,
-        "zeroline": False,
-        "exponentformat": "e",
-        "tickfont": {"color": faint, "size": 11},
-    }
-    layout = go.Layout(
-        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": ink},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 46, "r": 8, "t": 6, "b": 26},
-        xaxis=axis | {"showgrid": False, "nticks": 6},
-        yaxis=axis | {"nticks": 5},
-        showlegend=False,
-        hovermode="x unified",
-        hoverlabel={"bgcolor": surface, "bordercolor": grid, "font": {"color": ink, "size": 12}, "namelength": 40},
-    )
-    return {"layout": layout.to_plotly_json()}
-
-
-TEMPLATES = {
-    "light": template("#1c2330", "#5b6675", "#e3e6eb", "#ffffff"),
-    "dark": template("#e4e8ee", "#98a3b3", "#2c333d", "#1b2028"),
-}

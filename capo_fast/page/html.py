@@ -18,19 +18,23 @@ from plotly.offline import get_plotlyjs
 
 from capo_fast import __version__
 from capo_fast.files import finite
-from capo_fast.page import curves
+from capo_fast.page.charts import COLOURS, TEMPLATES
 from capo_fast.page.credit_map import KINDS, RULE, CreditMap, Room
+from capo_fast.page.curves import sections as sections_of
 from capo_fast.page.runs import Run
+from capo_fast.page.stages import OTHER_STAGE, STAGES, stage_names, stage_seconds
 
-SCRIPTS = ("curves.js", "rollout.js", "credit.js")
+FIRST, LAST = ("page.js", "rollout.js", "credit.js"), ("curves.js",)
+"""Scripts before and after plotly's, which is nearly all there is to load: the credit map need not wait for it."""
 
 
 def render(runs: Sequence[Run], maps: Sequence[CreditMap], room: Room, seed: int) -> str:
     """The page. `room` and `seed` are what the credit maps were read with."""
     assets = PackageLoader("capo_fast.page", "assets")
     environment = Environment(loader=assets, autoescape=True, undefined=StrictUndefined)
-    scripts = [get_plotlyjs(), *(assets.get_source(environment, name)[0] for name in SCRIPTS)]
-    sections = curves.sections(runs, maps)
+    first, last = ([assets.get_source(environment, name)[0] for name in names] for names in (FIRST, LAST))
+    scripts = [*first, get_plotlyjs(), *last]
+    sections = sections_of(runs, maps)
     charts = [chart for section in sections for chart in section["charts"]]
     for index, chart in enumerate(charts):
         chart["index"] = index
@@ -62,7 +66,7 @@ def embedded(data: Any) -> str:
 def _data(runs: Sequence[Run], charts: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "runs": [{"name": run.name, "clock": _clock(run)} for run in runs],
-        "templates": curves.TEMPLATES,
+        "templates": TEMPLATES,
         "charts": [{key: chart[key] for key in ("data", "layout")} for chart in charts],
         "kinds": KINDS,
         "scale": advantage_scale(shown),
@@ -95,11 +99,11 @@ def advantage_scale(shown: Sequence[dict[str, Any]]) -> float:
 def _overview(run: Run, place: int, found: CreditMap) -> dict[str, Any]:
     settings, summary = run.settings, run.summary
     wanted = settings.get("train.steps")
-    seconds = summary.get("wall_seconds") or sum(_stage_seconds(run).values())
+    seconds = summary.get("wall_seconds") or sum(stage_seconds(run).values())
     return {
         "name": run.name,
         "folder": str(run.folder),
-        "colour": curves.COLOURS[place % len(curves.COLOURS)],
+        "colour": COLOURS[place % len(COLOURS)],
         "algorithm": settings.get("algorithm", "?"),
         "policy": settings.get("model.path", "?"),
         "steps": str(run.step) if wanted is None else f"{run.step} of {wanted}",
@@ -123,23 +127,18 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
-def _stage_seconds(run: Run) -> dict[str, float]:
-    stages = curves.stage_names([run])
-    return {s: sum(finite(line.get(f"time/{s}")) or 0.0 for line in run.metrics) for s in stages}
-
-
 def _stage_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Seconds of all steps by stage, and its share of them."""
-    seconds = [_stage_seconds(run) for run in runs]
+    seconds = [stage_seconds(run) for run in runs]
     rows = []
-    for stage in curves.stage_names(runs):
+    for stage in stage_names(runs):
         cells = [
             {"seconds": f"{found[stage]:,.1f} s", "share": f"{found[stage] / (sum(found.values()) or 1.0):.0%}"}
             if stage in found
             else {"seconds": "–", "share": ""}
             for found in seconds
         ]
-        rows.append({"name": stage, "colour": curves.STAGES.get(stage, curves.OTHER_STAGE), "cells": cells})
+        rows.append({"name": stage, "colour": STAGES.get(stage, OTHER_STAGE), "cells": cells})
     return rows
 
 

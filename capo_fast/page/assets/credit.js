@@ -1,7 +1,7 @@
 "use strict";
 // The list of rollouts: sorted, filtered, searched, linked, moved through by keys.
 
-const CHUNK = 100; // list items that enter the document at a time
+const CHUNK = 50; // list items that enter the document at a time
 const kinds = Object.keys(page.kinds);
 const flaggedSteps = (rollout) => rollout.votes.filter((_, step) => flagged(rollout, step)).length;
 const SORTS = {

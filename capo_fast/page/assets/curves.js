@@ -1,8 +1,7 @@
 "use strict";
-// The page's data, its theme, and the charts: each is drawn when it comes near the screen.
+// The charts: each is drawn when it comes near the screen. Comes last, after plotly, which takes a second to load.
 
-const page = JSON.parse(document.getElementById("data").textContent);
-const view = { axis: "step", smooth: 1, hidden: new Set(), theme: null };
+const view = { axis: "step", smooth: 1, hidden: new Set() };
 const figures = [...document.querySelectorAll("figure[data-chart]")];
 const drawn = new Set();
 
@@ -10,7 +9,7 @@ function draw(figure) {
   const chart = page.charts[Number(figure.dataset.chart)];
   const data = chart.data.filter((trace) => !view.hidden.has(trace.meta.run)).flatMap(lines);
   const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page
-  const layout = { ...chart.layout, template: page.templates[view.theme], dragmode: touch ? false : "zoom" };
+  const layout = { ...chart.layout, template: page.templates[page.theme], dragmode: touch ? false : "zoom" };
   drawn.add(figure);
   return Plotly.react(figure.querySelector(".plot"), data, layout, { responsive: true, displayModeBar: false });
 }
@@ -32,17 +31,6 @@ function trailingMean(values, size) {
   });
 }
 
-function setTheme(theme) {
-  view.theme = theme;
-  document.documentElement.dataset.theme = theme;
-  document.getElementById("theme").textContent = theme === "dark" ? "Light" : "Dark";
-  drawn.forEach(draw);
-}
-
-function otherTheme() {
-  setTheme(view.theme === "dark" ? "light" : "dark");
-}
-
 function toggleRun(button) {
   const run = Number(button.dataset.run);
   const shown = view.hidden.delete(run);
@@ -51,10 +39,7 @@ function toggleRun(button) {
   drawn.forEach(draw);
 }
 
-const dark = matchMedia("(prefers-color-scheme: dark)");
-setTheme(dark.matches ? "dark" : "light");
-dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
-document.getElementById("theme").addEventListener("click", otherTheme);
+addEventListener("theme", () => drawn.forEach(draw));
 for (const [id, read] of [["axis", String], ["smooth", Number]]) {
   document.getElementById(id)?.addEventListener("change", (event) => {
     view[id] = read(event.target.value);
@@ -64,14 +49,17 @@ for (const [id, read] of [["axis", String], ["smooth", Number]]) {
 document.querySelectorAll("button.run").forEach((button) => button.addEventListener("click", () => toggleRun(button)));
 
 const near = new IntersectionObserver((entries) => {
-  entries.filter((entry) => entry.isIntersecting && !drawn.has(entry.target)).forEach((entry) => draw(entry.target));
-}, { rootMargin: "400px" });
+  for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
+    near.unobserve(target);
+    setTimeout(() => drawn.has(target) || draw(target)); // the screen is painted in between
+  }
+}, { rootMargin: "150px" });
 figures.forEach((figure) => near.observe(figure));
 
 // On paper: all charts, in light colours.
 let before = null;
 addEventListener("beforeprint", () => {
-  before = view.theme;
+  before = page.theme;
   setTheme("light");
   figures.filter((figure) => !drawn.has(figure)).forEach(draw);
 });
