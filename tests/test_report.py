@@ -171,7 +171,8 @@ def test_what_was_not_measured_is_said_and_is_no_zero(tmp_path):
     titles = re.findall(r"<figcaption><b>(.*?)</b>", text)
     assert "Pass rate of rollouts" in titles
     assert "Stage times, run" in titles
-    assert not {"pass@1, held out", "Steps voted wrong", "KL to the reference", "Learning rate"} & set(titles)
+    assert not {"pass@1, held out", "KL to the reference", "Learning rate"} & set(titles)
+    assert "Steps voted wrong" not in text, "nothing was judged: its rate of 0 in the metrics is none"
     assert "KL to the reference" in re.search(r"Not measured: (.*?)</p>", text[text.index('id="policy"') :])[1]
     assert "The same throughout: Learning rate 1e-05." in text
     assert "not finished" in text
