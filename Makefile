@@ -1,5 +1,6 @@
 # make train   sets up .venv and runs the main job on the embedded default; options in ARGS="--train.steps 4 ..."
 # make test    sets up .venv and runs the tests in two processes            options in ARGS="-n 0 -k packaging ..."
+#              as root it installs Debian's chromium where there is none: the report is tested in it
 # make bench   sets up .venv and measures the kernels (minutes)             options in ARGS="--suite dry -k linear ..."
 # make lint    ruff, import contracts, types
 # make tiny    makes the embedded model again
@@ -22,7 +23,7 @@ export PYTHONNOUSERSITE := 1
 TORCH_CUDA = import importlib.util as u, runpy, sys; \
 	sys.exit(runpy.run_path(u.find_spec("torch").submodule_search_locations[0] + "/version.py")["cuda"] is not None)
 
-.PHONY: setup train test bench lint tiny clean
+.PHONY: setup chromium train test bench lint tiny clean
 
 setup: $(STAMP)
 
@@ -45,7 +46,14 @@ endif
 train: setup
 	$(BIN)/torchrun --standalone --nproc-per-node=$(NPROC) --shutdown-timeout 600 -m capo_fast.train $(ARGS)
 
-test: setup
+# The report's page is tested in a real browser. Without one those tests fail, in one line; the others run.
+chromium:
+	@command -v chromium >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing Chromium, in which the tests open the report"; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
+	else echo "make test opens the report in Chromium: install it (Debian: sudo apt-get install chromium)" >&2; fi
+
+test: setup chromium
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: setup

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from capo_fast.checkpoint import Checkpointer
 from capo_fast.config import Config, ConfigError
+from capo_fast.console import Console, open_console
 from capo_fast.credit.critic import load_template
 from capo_fast.credit.verify import VerifierPool
 from capo_fast.data import PromptOrder, load_problems, render_prompts
@@ -28,7 +29,6 @@ from capo_fast.paths import resolve_model, resolve_path
 from capo_fast.policy import DTYPES, check_loss_kernel, load_model, shard_policy
 from capo_fast.progress import Progress
 from capo_fast.records import Prompt
-from capo_fast.report import Console, open_console
 from capo_fast.runtime import StopSignal, seed_everything
 from capo_fast.settings import config_as_dict, dump_config, flatten, read_file
 from capo_fast.sync import FrozenCritic, Sync, check_same_architecture, freeze_critic, probe_sequences

@@ -26,7 +26,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +36,7 @@ from capo_fast.config import ConfigError
 from capo_fast.files import TEMPORARY, RecordError, append, finite, json_line, naming, replacing
 
 if TYPE_CHECKING:
-    from capo_fast.records import Sample
+    from capo_fast.records import CreditedSample
 
 Metrics = Mapping[str, float | int | None]
 
@@ -122,22 +122,28 @@ class RunFolder(Recorder):
             (self.rollouts / f"{step:06d}.jsonl.gz").unlink()
 
 
-def rollout_row(sample: Sample, advantages: Sequence[float]) -> dict[str, Any]:
-    """One line of a rollouts file. `advantages` [S], one a step; `step_starts` [L] is True on a step's first token.
+def rollout_row(credited: CreditedSample) -> dict[str, Any]:
+    """One line of a rollouts file. `steps`, `votes`, `advantages` [S]; `step_starts` [L], True on a step's first token.
 
-    `outcome` is null where the check of the answer timed out.
+    `outcome` is the verdict, null where the check of the answer timed out; `reward` is what the outcome weight
+    multiplied. The steps' texts, as the critic saw them, repeat `text`: gzip makes them nearly free.
     """
-    rollout = sample.rollout
+    sample, rollout = credited.sample, credited.sample.rollout
     return {
         "prompt_id": rollout.prompt.id,
         "group": rollout.group,
         "sample": rollout.sample,
         "policy_version": rollout.version,
+        "problem": rollout.prompt.problem,
+        "answer": rollout.prompt.answer,
         "text": rollout.text,
+        "steps": list(rollout.steps.texts),
         "outcome": finite(sample.outcome),
+        "reward": finite(credited.outcome),
+        "trained": credited.trained,
         "stop_reason": "stop" if rollout.finished else "length",
         "votes": [finite(vote) for vote in sample.step_wrong],
-        "advantages": [finite(advantage) for advantage in advantages],
+        "advantages": [finite(advantage) for advantage in credited.step_advantages()],
         "critiques": [asdict(each) | {"wrong_steps": sorted(each.wrong_steps)} for each in sample.critiques],
         "token_ids": list(rollout.token_ids),
         "step_starts": list(rollout.steps.starts),

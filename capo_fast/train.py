@@ -18,6 +18,7 @@ from capo_fast.batch import pack_update, split_minibatches
 from capo_fast.build import Parts, build
 from capo_fast.checkpoint import CheckpointError, export_model
 from capo_fast.config import Config, ConfigError
+from capo_fast.console import write_summary
 from capo_fast.credit.assign import assign_credit, informative_groups
 from capo_fast.credit.verify import VerifierError
 from capo_fast.credit.vote import vote
@@ -28,7 +29,6 @@ from capo_fast.files import RecordError
 from capo_fast.learner import TrainingDiverged
 from capo_fast.metrics import rollout_row
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample
-from capo_fast.report import write_summary
 from capo_fast.runtime import Interrupted, die_with_launcher, gather, ranks
 from capo_fast.sampling import critique_rollouts, sample_rollouts
 from capo_fast.settings import load_config
@@ -179,7 +179,7 @@ class Trainer:
         self.progress.add_seconds(stages)
         metrics = step_figures(kept, sampled, stages, rate) | updates
         self.parts.recorder.record(step, metrics)
-        self.parts.recorder.write_rollouts(step, (rollout_row(c.sample, c.step_advantages()) for c in sampled))
+        self.parts.recorder.write_rollouts(step, map(rollout_row, sampled))
         self.parts.console.step(step, metrics)
 
     def save(self) -> None:

@@ -33,7 +33,7 @@ from capo_fast.metrics import (
     read_metrics,
     rollout_row,
 )
-from capo_fast.records import Critique, Prompt, Rollout, Sample, StepSpans
+from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
 
 ROOT = Path(capo_fast.__file__).parents[1]
 
@@ -245,14 +245,20 @@ def sample() -> Sample:
 
 
 def test_a_rollout_row_says_everything(tmp_path):
-    row = rollout_row(sample(), [1.25, math.nan])
+    credited = CreditedSample(sample(), False, 0.25, (0.5, 1.0), (0.0, 1.0, 0.0, 1.0), (1.25, 1.25, math.nan))
+    row = rollout_row(credited)
     assert row == {
         "prompt_id": "gsm8k-7",
         "group": 4,
         "sample": 2,
         "policy_version": 11,
+        "problem": "1+1=?",
+        "answer": "2",
         "text": "a=1\n\nA:1",
+        "steps": ["a=1", "A:1"],
         "outcome": None,
+        "reward": 0.25,
+        "trained": False,
         "stop_reason": "length",
         "votes": [0.5, 1.0],
         "advantages": [1.25, None],

@@ -1,318 +1,385 @@
-"""What a run shows: plain lines in a pipe, one live row on a terminal, a table at the end, summary.json."""
+"""The report: what of a run reaches the page, what is drawn of its rollouts, and the page in a real browser."""
 
 from __future__ import annotations
 
-import io
+import gzip
 import json
-import math
-import os
-import pty
 import re
-import struct
-import subprocess
-import sys
-import termios
-import textwrap
-from fcntl import ioctl
+import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console as Terminal
+from hypothesis import given
+from hypothesis import strategies as st
+from page_runs import HOSTILE, all_kinds, critique, make_run, row
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-import capo_fast
-from capo_fast.files import RecordError
-from capo_fast.report import Console, LineConsole, LiveConsole, open_console, seconds_by_stage, write_summary
+from capo_fast.page.credit_map import SHARES, Pool, Room, draw, entry, kind, read_credit_map
+from capo_fast.page.html import advantage_scale, embedded
+from capo_fast.page.runs import load_runs, unique_names
+from capo_fast.report import main
 
-ROOT = Path(capo_fast.__file__).parents[1]
-STEP = {
-    "pass_rate": 0.40625,
-    "reward_mean": 0.8,
-    "wrong_step_rate": 0.13,
-    "tokens_per_s": 1519.6,
-    "critic/critiques": 128,
-    "critic/abstained": 3,
-    "verify/timeouts": 0,
-    "loss/ref_kl": math.nan,
-    "time/rollout": 4.0,
-    "time/learn": 2.0,
-}
-LINE = (
-    "step 3/10 pass_rate=0.406 reward_mean=0.800 wrong_step_rate=0.130 tokens_per_s=1520 critic/abstained=3/128"
-    " seconds=6.0 eta=0:42"
+ASSETS = Path(__file__).parents[1] / "capo_fast" / "page" / "assets"
+ROOMY = Room(10_000, 10_000_000)
+
+
+def report(*runs: Path, out: Path) -> str:
+    """The page's text, without plotly's script."""
+    assert main([*map(str, runs), "--out", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    return text.replace(re.search(r"<script>(/\*\*\n\* plotly\.js.*?)</script>", text, re.DOTALL)[1], "")
+
+
+def data_of(text: str) -> dict:
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+def test_names_are_as_short_as_they_can_be():
+    assert unique_names([Path("/r/a/capo"), Path("/r/b/capo"), Path("/r/b/grpo")]) == ["a/capo", "b/capo", "grpo"]
+    assert unique_names([Path("/capo"), Path("/x/capo")]) == ["//capo", "x/capo"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda run: shutil.rmtree(run), "is not the folder of a run: no such folder"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "is not the folder of a run: it has no metrics.jsonl"),
+        (lambda run: (run / "metrics.jsonl").write_text("{oh\n"), "metrics.jsonl, line 1, is not JSON"),
+        (lambda run: (run / "config.yaml").write_text("a: [1\nb: }"), "config.yaml can't be read: while parsing"),
+        (lambda run: (run / "summary.json").write_text("[]"), "summary.json holds list, want a mapping"),
+        (lambda run: (run / "rollouts/000002.jsonl.gz").write_bytes(b"\x1f\x8b torn"), "000002.jsonl.gz is damaged: "),
+        (
+            lambda run: (run / "rollouts/000002.jsonl.gz").write_bytes(gzip.compress(b"{")),
+            "000002.jsonl.gz is damaged: ",
+        ),
+    ],
 )
-SUMMARY = {
-    "pass@1_before": 0.3,
-    "pass@1_after": 0.86,
-    "heldout_problems": 400,
-    "steps": 16,
-    "wall_seconds": 100.0,
-    "seconds_by_stage": {"learn": 30.0, "rollout": 45.0},
-}
-SCRIPT = """
-import os, sys, time
-from pathlib import Path
-from capo_fast.report import open_console
-with open_console(2) as console:
-    for step in (1, 2):
-        for stage in ("rollout", "learn"):
-            console.stage(stage)
-            os.write(2, f"raw line {step} {stage}\\n".encode())
-            print("python line", step, stage)
-            print("error line", step, stage, file=sys.stderr)
-        console.step(step, {"pass_rate": step / 10, "time/rollout": 30.0})
-        time.sleep(0.6)
-    if len(sys.argv) > 1:
-        raise SystemExit(sys.argv[1])
-console.finish({"pass@1_before": 0.3, "pass@1_after": 0.8, "steps": 2, "wall_seconds": 9.0,
-                "seconds_by_stage": {}}, Path("runs/x"))
-"""
+def test_what_can_not_be_read_is_one_line(tmp_path, capsys, spoil, said):
+    run = make_run(tmp_path / "run", rows=all_kinds())
+    spoil(run)
+    assert main([str(run), "--out", str(tmp_path / "page.html")]) == 1
+    line = capsys.readouterr().err
+    assert re.fullmatch(rf"capo_fast: error: .*{re.escape(said)}.*\n", line), line
+    assert not (tmp_path / "page.html").exists()
 
 
-def shown(console: LineConsole) -> str:
-    return console._out.file.getvalue()
+def test_a_run_named_twice_is_one_line(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    assert main([str(run), str(tmp_path / "x" / ".." / "run")]) == 1
+    assert "named twice" in capsys.readouterr().err
 
 
-def lines(total: int = 10, done: int = 0) -> LineConsole:
-    return LineConsole(total, done, Terminal(file=io.StringIO(), width=60))
+# ---- which rollouts --------------------------------------------------------------------------------------------------
 
 
-def screen(text: str) -> list[str]:
-    """The rows that a wide terminal shows after `text`: as much of one as the live row needs."""
-    rows, row, column = [""], 0, 0
-    for token in re.findall(r"\x1b\[\??[\d;]*[a-zA-Z]|[\r\n]|[^\x1b\r\n]", text):
-        if token == "\r":
-            column = 0
-        elif token == "\n":
-            row += 1
-            rows += [""] * (row + 1 - len(rows))
-        elif token == "\x1b[2K":
-            rows[row] = ""
-        elif token == "\x1b[1A":
-            row -= 1
-        elif token.startswith("\x1b"):
-            assert token[-1] in "mhl", f"a control code that moves the cursor: {token!r}"
-        else:
-            rows[row] = rows[row][:column].ljust(column) + token + rows[row][column + 1 :]
-            column += 1
-    return rows
+def test_kinds():
+    assert [kind(each["outcome"], each["votes"], each["critiques"]) for each in all_kinds()] == [
+        "right-sound", "wrong-sound", "right-flagged", "wrong-flagged", "right", "wrong", "unchecked",
+    ]  # fmt: skip
+    assert kind(0.5, [0.25, 0.5], [{"abstained": False}]) == "right-flagged"
+    assert kind(0.49, [0.49], [{"abstained": False}, {"abstained": True}]) == "wrong-sound"
 
 
-def on_terminal(*arguments: str, **environment: str) -> bytes:
-    """What `SCRIPT` writes to a real pseudo-terminal of 80 columns."""
-    ours, theirs = pty.openpty()
-    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    environment = {**os.environ, "TERM": "xterm", **environment}
-    environment.pop("COLUMNS", None)
-    run = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *arguments],
-        cwd=ROOT,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment,
+def test_an_entry_counts_the_tokens_of_each_step():
+    each = row(0, 1.0, (0, 1), (0.123456, -1.0), [critique(1)])
+    each["step_starts"] = [True, False, False, False, True]
+    found = entry(each, 9, "right-flagged")
+    assert (found["tokens"], found["advantages"], found["step"]) == ([4, 1], [0.1235, -1.0], 9)
+
+
+sizes = st.lists(st.integers(1, 60), max_size=40)
+
+
+@given(sizes, st.integers(1, 12), st.integers(1, 400), st.randoms(use_true_random=False))
+def test_a_pool_keeps_the_first_that_fit_whatever_order_they_come_in(sizes, count, room, random):
+    entries = [("x" * size, order) for order, size in enumerate(sizes)]
+    wanted, used = [], 0
+    for text, _ in entries[:count]:
+        used += len(json.dumps(text)) + 2
+        if used > room:
+            break
+        wanted.append(text)
+    pool = Pool(Room(count, room))
+    random.shuffle(entries)
+    for text, order in entries:
+        pool.add((order,), text)
+    assert [text for _, text in pool.in_order()] == wanted
+
+
+@given(st.tuples(sizes, sizes, sizes), st.integers(1, 60), st.integers(20, 2000))
+def test_a_draw_fills_the_room_and_never_more(pools, count, bytes_):
+    room = Room(count, bytes_)
+    filled = {}
+    for (name, _), sizes in zip(SHARES.items(), pools, strict=True):
+        filled[name] = Pool(room)
+        for order, size in enumerate(sizes):
+            filled[name].add((order,), f"{name}-{order}-" + "x" * size)
+    drawn = draw(filled, room)
+    used = sum(len(json.dumps(text)) + 2 for text in drawn)
+    assert len(set(drawn)) == len(drawn) <= count
+    assert used <= bytes_
+    everything = [text for pool in filled.values() for _, text in pool.in_order()]
+    left = sorted(len(json.dumps(text)) + 2 for text in set(everything) - set(drawn))
+    assert not left or len(drawn) == count or used + left[-1] > bytes_
+
+
+def test_half_the_room_is_for_disagreement_and_the_choice_is_the_seeds(tmp_path):
+    rows = [row(i, i % 2, (0, i % 3 == 0), (0.1, 0.2), [critique()], group=i // 8) for i in range(40)]
+    run = load_runs([make_run(tmp_path / "run", steps=5, rows=rows)])[0]
+    room = Room(40, 10_000_000)
+    found = read_credit_map(run.rollout_files(), room, seed=0)
+    assert (found.total, len(found.shown)) == (200, 40)
+    kinds = Counter(each["kind"] for each in found.shown)
+    assert kinds["right-flagged"] == 20, "those come first: there are 35"
+    quiet = [each for each in found.shown if each["kind"] != "right-flagged"]
+    assert sum(each["step"] in (1, 5) for each in quiet) == 10
+    assert {each["group_size"] for each in found.shown} == {8}
+    assert {each["group_right"] for each in found.shown} == {4}
+    assert found.shown == read_credit_map(run.rollout_files(), room, seed=0).shown
+    assert found.shown != read_credit_map(run.rollout_files(), room, seed=1).shown
+
+
+def test_the_page_says_what_it_shows_and_by_what_rule(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", rows=all_kinds())
+    everything = report(run, out=tmp_path / "page.html")
+    assert "28 of 28 rollouts on disk (steps 1 to 4) are shown." in everything
+    assert "Half of the room" not in everything
+    monkeypatch.setattr("capo_fast.report.ROLLOUTS", 10)
+    some = report(run, out=tmp_path / "page.html")
+    assert "10 of 28 rollouts on disk (steps 1 to 4) are shown." in some
+    assert "A run has room for 10 rollouts and 10.0 MB here. Half of the room goes to rollouts" in some
+    assert len(data_of(some)["rollouts"]) == 10
+
+
+def test_rollouts_of_an_older_version_are_counted(tmp_path):
+    old = [{key: value for key, value in each.items() if key != "steps"} for each in all_kinds()]
+    text = report(make_run(tmp_path / "run", rows=[*old, *all_kinds()]), out=tmp_path / "page.html")
+    assert "28 of 56 rollouts on disk (steps 1 to 4) are shown. 28 lack the texts of their steps" in text
+
+
+# ---- what is on the page ---------------------------------------------------------------------------------------------
+
+
+def test_what_was_not_measured_is_said_and_is_no_zero(tmp_path):
+    run = make_run(tmp_path / "run", algorithm="grpo", finished=False)
+    text = report(run, out=tmp_path / "page.html")
+    titles = re.findall(r"<figcaption><b>(.*?)</b>", text)
+    assert "Pass rate of rollouts" in titles
+    assert "Stage times, run" in titles
+    assert not {"pass@1, held out", "KL to the reference", "Learning rate"} & set(titles)
+    assert "Steps voted wrong" not in text, "nothing was judged: its rate of 0 in the metrics is none"
+    assert "KL to the reference" in re.search(r"Not measured: (.*?)</p>", text[text.index('id="policy"') :])[1]
+    assert "The same throughout: Learning rate 1e-05." in text
+    assert "not finished" in text
+
+
+def test_a_run_without_a_step_has_a_page(tmp_path):
+    text = report(make_run(tmp_path / "run", steps=0, finished=False), out=tmp_path / "page.html")
+    assert "No step is finished yet" in text
+    assert "no rollouts on disk" in text
+
+
+def test_runs_side_by_side(tmp_path):
+    capo = make_run(tmp_path / "a" / "run", rows=all_kinds())
+    grpo = make_run(tmp_path / "b" / "run", algorithm="grpo", rows=[row(0, 1.0, (0,), (0.5,), [])])
+    text = report(capo, grpo, out=tmp_path / "page.html")
+    data = data_of(text)
+    assert [run["name"] for run in data["runs"]] == ["a/run", "b/run"]
+    assert data["runs"][0]["clock"] == {"0": 0.0, "1": 1.5, "2": 3.5, "3": 6.0, "4": 9.0}
+    colours = {
+        (trace["name"], trace["line"]["color"])
+        for chart in data["charts"]
+        for trace in chart["data"]
+        if "line" in trace
+    }
+    assert {name for name, _ in colours} >= {"a/run", "b/run"}
+    assert len({colour for name, colour in colours if name == "a/run"}) == 1
+    differing = re.search(r"<th>Differs</th>.*?</table>", text, re.DOTALL)[0]
+    assert re.findall(r"<code>(.*?)</code>", differing) == ["algorithm"]
+    evaluation = next(chart for chart in data["charts"] if chart["data"][0]["y"] == [0.25])
+    assert evaluation["data"][0]["x"] == [0], "the evaluation before training is in the summary alone"
+
+
+def test_the_colours_end_where_nearly_all_advantages_do():
+    shown = [{"advantages": [0.1, -1.0, None]}] * 98 + [{"advantages": [50.0]}]
+    assert advantage_scale(shown) == 1.0
+    assert advantage_scale([{"advantages": [0.0]}]) == 0.1
+    assert advantage_scale([]) == 1.0
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5))
+def test_data_can_not_end_its_script_element(value):
+    assert json.loads(embedded(value)) == value
+    assert "<" not in embedded(value)
+    assert embedded(value).isascii()
+
+
+def test_the_scripts_make_no_markup_of_data():
+    sources = "".join(path.read_text() for path in ASSETS.glob("*.js"))
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", sources)
+
+
+# ---- in a browser ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.fail("the report's page is tested in Chromium: make chromium, or as root apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory) -> str:
+    """A page of two runs, one of them with hostile texts and name, as a file."""
+    folder = tmp_path_factory.mktemp("page")
+    hostile = make_run(folder / "<img src=x onerror=pwned=1> 100%#é", rows=all_kinds(HOSTILE))
+    plain = make_run(folder / "grpo", algorithm="grpo", rows=[row(0, 1.0, (0,), (0.5,), [])])
+    assert main([str(hostile), str(plain), "--out", str(folder / "page.html")]) == 0
+    return (folder / "page.html").as_uri()
+
+
+@pytest.fixture
+def opened(browser, address) -> Iterator[Page]:
+    """The page in a fresh window; at the end nothing was asked of the network and the console is empty."""
+    said: list[str] = []
+    with browser.new_context(
+        viewport={"width": 1280, "height": 900}, color_scheme="light", reduced_motion="reduce"
+    ) as context:
+        page = context.new_page()
+        page.route("**", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
+        page.on(
+            "request", lambda r: said.append(r.url) if r.url.split("#")[0] != address and r.url[:5] != "data:" else None
+        )
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(address)
+        yield page
+        assert page.evaluate("window.pwned") is None
+    assert said == []
+
+
+def listed(page: Page) -> list[tuple[int, int, int]]:
+    """(run, step, sample) of the list's items, in order."""
+    return [tuple(each) for each in page.evaluate("rows.map((r) => [r.run, r.step, r.sample])")]
+
+
+def first_kinds(page: Page, count: int) -> list[str]:
+    return page.locator("#list .item .kind").all_text_contents()[:count]
+
+
+def test_charts_follow_axis_smoothing_theme_and_runs_and_all_are_printed(opened):
+    chart = opened.locator("figure").first
+    expect(chart.locator("svg.main-svg").first).to_be_visible()
+    trace = "document.querySelector('.plot').data"
+    assert opened.evaluate(f"{trace}.map((t) => t.x)") == [[0], [0]]
+    rate = opened.locator("figure", has_text="Pass rate of rollouts").locator(".plot")
+    opened.select_option("#axis", "time")
+    assert rate.evaluate("node => node.data[0].x") == [1.5, 3.5, 6, 9]
+    opened.select_option("#smooth", "5")
+    assert rate.evaluate("node => node.data.map((t) => t.y[3])") == pytest.approx([0.8, 0.5, 0.8, 0.5])
+    opened.get_by_role("button", name="grpo").click()
+    assert rate.evaluate("node => node.data.length") == 2
+    ink = rate.evaluate("node => node._fullLayout.font.color")
+    ground = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+    opened.get_by_role("button", name="Dark").click()
+    assert rate.evaluate("node => node._fullLayout.font.color") != ink
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") != ground
+    opened.keyboard.press("t")
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == ground
+    opened.emulate_media(color_scheme="dark")
+    expect(opened.get_by_role("button", name="Light")).to_be_visible()
+    assert opened.locator(".plot:not(:has(svg))").count() > 0, "those far below are drawn when they come near"
+    assert opened.pdf().startswith(b"%PDF")
+    assert opened.locator(".plot:not(:has(svg))").count() == 0
+    assert opened.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_the_list_sorts_filters_and_searches(opened):
+    assert len(listed(opened)) == 32
+    assert listed(opened)[:5] == [(0, 4, 2), (0, 3, 2), (0, 2, 2), (0, 1, 2), (0, 4, 1)]
+    assert first_kinds(opened, 5) == ["right answer, wrong step"] * 4 + ["wrong answer, no wrong step"]
+    opened.select_option("#sort", "advantage spread")
+    assert [sample for _, _, sample in listed(opened)[:8]] == [2] * 4 + [3] * 4
+    opened.select_option("#sort", "reward, lowest first")
+    assert {sample for _, _, sample in listed(opened)[:16]} == {1, 3, 5, 6}
+    opened.select_option("#sort", "length, longest first")
+    assert {sample for _, _, sample in listed(opened)[:8]} == {1, 2}
+    opened.select_option("#sort", "step, first first")
+    assert [step for _, step, _ in listed(opened)] == [1] * 8 + [2] * 8 + [3] * 8 + [4] * 8
+    opened.select_option("#kind", "wrong-flagged")
+    assert {sample for _, _, sample in listed(opened)} == {3}
+    opened.select_option("#kind", "")
+    opened.select_option("#run", "1")
+    assert {run for run, _, _ in listed(opened)} == {1}
+    expect(opened.locator("#detail")).to_contain_text("This rollout has no critiques")
+    opened.fill("#search", "no such text")
+    expect(opened.locator("#count")).to_have_text("0 of 32 rollouts")
+
+
+def test_the_text_has_its_colours_and_critiques_by_mouse_and_by_keys_whatever_it_holds(opened):
+    assert HOSTILE in opened.locator("#problem").text_content()
+    assert opened.locator("main img, main script").count() == 0
+    assert "<img src=x onerror=pwned=1> 100%#é" in opened.title()
+    steps = opened.locator("#detail .step")
+    expect(steps).to_have_count(3)
+    weights = steps.locator(".text").evaluate_all(
+        "nodes => nodes.map((n) => [n.classList.contains('neg'), +n.style.getPropertyValue('--w')])"
     )
-    os.close(theirs)
-    data = b""
-    try:
-        while piece := os.read(ours, 65536):
-            data += piece
-    except OSError:  # Linux says EIO when the other side has closed
-        pass
-    os.close(ours)
-    run.wait()
-    return data
+    assert weights == [[False, 0.75], [True, 0.15], [False, 0.75]]
+    note = opened.get_by_role("tooltip")
+    expect(note).to_be_hidden()
+    steps.nth(1).hover()
+    expect(note).to_contain_text("step_1 is wrong </script><script>window.pwned")
+    expect(note).to_contain_text("2 of 2 valid critiques against it, vote 1")
+    opened.keyboard.press("Escape")
+    expect(note).to_be_hidden()
+    opened.focus("#list")
+    opened.keyboard.press("ArrowRight")
+    expect(steps.nth(0)).to_be_focused()
+    opened.keyboard.press("ArrowRight")
+    expect(steps.nth(1)).to_be_focused()
+    expect(note).to_contain_text("✗ wrong · critique 2")
+    opened.keyboard.press("ArrowRight")
+    expect(note).to_contain_text("1 of 2 valid critiques against it, vote 0")
+    for width in (1280, 390):
+        opened.set_viewport_size({"width": width, "height": 844})
+        assert opened.evaluate("document.documentElement.scrollWidth") <= width
+        assert note.bounding_box()["x"] + note.bounding_box()["width"] <= width
 
 
-# ---- lines -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_step_is_one_plain_line_however_narrow_the_output():
-    console = lines()
-    console.stage("rollout")
-    console.step(3, STEP)
-    console.close()
-    assert shown(console) == LINE + "\n"
-
-
-def test_what_a_step_lacks_is_not_shown_and_what_went_wrong_is():
-    console = lines()
-    console.step(1, {"pass_rate": 0.5, "reward_mean": math.nan, "verify/timeouts": 2, "updates_skipped": 1})
-    assert shown(console) == "step 1/10 pass_rate=0.500 verify/timeouts=2 updates_skipped=1 seconds=0.0 eta=0:00\n"
-
-
-def test_an_evaluation_is_shown_on_its_step():
-    console = lines()
-    console.step(10, {"eval/pass@1": 0.5124})
-    assert "eval/pass@1=0.512" in shown(console)
-
-
-def test_time_left_follows_the_pace_of_the_last_ten_steps():
-    console = lines(total=1000)
-    for step in range(1, 31):
-        console.step(step, {"time/rollout": 100.0 if step <= 20 else 1.0, "time/learn": None})
-    assert shown(console).splitlines()[-1].endswith("eta=16:10")
-
-
-def test_markup_in_a_path_is_text(tmp_path):
-    folder = tmp_path / "[bold]run"
-    folder.mkdir()
-    console = lines()
-    console.finish(SUMMARY, folder)
-    assert str(folder) in shown(console)
-
-
-def test_in_a_pipe_there_is_no_control_code_even_if_colour_is_forced():
-    environment = {**os.environ, "FORCE_COLOR": "1", "PYTHONIOENCODING": "ascii"}
-    run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, check=True)
-    plain = re.sub(rb"\x1b\[[\d;]*m", b"", run.stdout)
-    assert b"\x1b" not in plain
-    assert re.findall(rb"^step .*$", plain, re.MULTILINE) == [
-        b"step 1/2 pass_rate=0.100 seconds=30.0 eta=0:30",
-        b"step 2/2 pass_rate=0.200 seconds=30.0 eta=0:00",
-    ]
-    assert run.stderr.count(b"error line") == run.stderr.count(b"raw line") == 4
-
-
-def test_other_ranks_show_nothing(capsys, tmp_path):
-    with open_console(10, rank=1) as console:
-        console.stage("rollout")
-        console.step(1, STEP)
-    console.finish(SUMMARY, tmp_path)
-    assert type(console) is Console
-    assert capsys.readouterr() == ("", "")
-
-
-# ---- the live row ----------------------------------------------------------------------------------------------------
-
-
-def test_the_row_says_step_stage_rates_and_time_left():
-    console = LiveConsole(10, 2, Terminal(file=io.StringIO(), force_terminal=True, width=140))
-    assert " step 3/10 starting 0:00 eta=? " in console._row().plain
-    console.step(3, STEP)
-    console.stage("critic")
-    row = console._row().plain
-    console.close()
-    assert " step 4/10 critic 0:00 eta=0:42 pass_rate=0.406 reward_mean=0.800 wrong_step_rate=0.130" in row
-    assert LINE in shown(console)
-    assert shown(console).endswith("\x1b[2K")
-    assert shown(console).count("\x1b[?25l") == shown(console).count("\x1b[?25h") == 1
-
-
-def test_the_row_is_one_row_on_a_narrow_terminal_and_closing_twice_is_fine():
-    console = LiveConsole(10, 2, Terminal(file=io.StringIO(), force_terminal=True, width=30))
-    for step in (3, 4):
-        console.stage("rollout")
-        console.step(step, {})
-    before_close = shown(console)
-    console.close()
-    console.close()
-    assert "\x1b[1A" not in before_close
-    assert all(len(row) <= 30 or row.startswith("step ") for row in screen(before_close.replace("\n", "\r\n")))
-
-
-def test_on_a_real_terminal_foreign_lines_survive_and_the_row_is_gone_at_the_end():
-    data = on_terminal()
-    rows = screen(data.decode())
-    for step in (1, 2):
-        for stage in ("rollout", "learn"):
-            for kind in ("raw", "python", "error"):
-                assert sum(row.endswith(f"{kind} line {step} {stage}") for row in rows) == 1, (kind, step, stage)
-    assert [row for row in rows if row.startswith("step ")] == [
-        "step 1/2 pass_rate=0.100 seconds=30.0 eta=0:30",
-        "step 2/2 pass_rate=0.200 seconds=30.0 eta=0:00",
-    ]
-    last = rows.index("step 2/2 pass_rate=0.200 seconds=30.0 eta=0:00")
-    assert not any("━" in row for row in rows[last + 1 : last + 3])
-    assert "step 2/2\x1b[0m\x1b[36m learn 0:00" in data.decode()
-    assert any(re.search(r"pass@1 +0\.300 +0\.800", row) for row in rows)
-    assert "tensorboard --logdir runs/x/tensorboard" in rows[-2]
-
-
-def test_a_run_that_dies_gives_the_terminal_back():
-    data = on_terminal("the run died")
-    assert data.rstrip().endswith(b"the run died")
-    assert data.count(b"\x1b[?25l") == data.count(b"\x1b[?25h") == 1
-
-
-def test_a_dumb_terminal_gets_lines():
-    data = on_terminal(TERM="dumb")
-    assert b"\x1b" not in data
-    assert b"step 2/2 pass_rate=0.200 seconds=30.0 eta=0:00\r\n" in data
-
-
-# ---- the end ---------------------------------------------------------------------------------------------------------
-
-
-def test_before_and_after_stages_and_places(tmp_path):
-    for name in ("checkpoints", "model"):
-        (tmp_path / name).mkdir()
-    console = LineConsole(16, 0, Terminal(file=io.StringIO(), width=80))
-    console.finish(SUMMARY, tmp_path)
-    rows = [" ".join(row.split()) for row in shown(console).splitlines()]
-    assert "pass@1 on 400 held-out problems 0.300 +- 0.023 0.860 +- 0.017" in rows
-    stages = ["rollout 45.0 s 45%", "learn 30.0 s 30%", "other 25.0 s 25%"]
-    assert [row for row in rows if row.endswith("%")] == stages
-    assert "16 steps 1:40" in rows
-    assert rows[-4:] == [
-        f"run {tmp_path}",
-        f"checkpoints {tmp_path}/checkpoints",
-        f"model {tmp_path}/model",
-        f"TensorBoard tensorboard --logdir {tmp_path}/tensorboard",
-    ]
-
-
-def test_a_given_standard_error_wins():
-    console = lines()
-    console.finish(SUMMARY | {"pass@1_after_stderr": 0.001}, Path("x"))
-    assert "0.300 +- 0.023" in shown(console)
-    assert "0.860 +- 0.001" in shown(console)
-
-
-@pytest.mark.parametrize("wall", [0.0, 3.0])
-def test_nothing_measured_says_so(wall):
-    console = lines()
-    nothing = {"pass@1_before": None, "pass@1_after": None, "steps": 0, "wall_seconds": wall, "seconds_by_stage": {}}
-    console.finish(nothing, Path("x"))
-    assert "pass@1 was not measured: there is no held-out data (eval.path)" in " ".join(shown(console).split())
-
-
-def test_seconds_by_stage_sums_the_file():
-    metrics = [{"step": 1, "time/a": 1.0, "time/b": 2.0, "lr": 1.0}, {"step": 2, "time/a": 0.5, "time/b": None}]
-    assert seconds_by_stage(metrics) == {"a": 1.5, "b": 2.0}
-
-
-# ---- summary.json ----------------------------------------------------------------------------------------------------
-
-
-def test_summary_is_written_whole(tmp_path):
-    path = write_summary(tmp_path, SUMMARY | {"pass@1_before": None, "extra": math.nan})
-    assert path == tmp_path / "summary.json"
-    assert json.loads(path.read_text()) == SUMMARY | {"pass@1_before": None, "extra": None}
-    assert [each.name for each in tmp_path.iterdir()] == ["summary.json"]
-
-
-def test_a_summary_must_have_its_keys(tmp_path):
-    with pytest.raises(ValueError, match="the summary lacks pass@1_after, wall_seconds"):
-        write_summary(tmp_path, {key: SUMMARY[key] for key in ("pass@1_before", "steps", "seconds_by_stage")})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_summary_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
-    write_summary(tmp_path, SUMMARY)
-
-    def refuse(*paths: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(RecordError, match=r"can't write .*summary\.json: No space left on device"):
-        write_summary(tmp_path, SUMMARY | {"steps": 99})
-    assert json.loads((tmp_path / "summary.json").read_text()) == SUMMARY
-    assert [each.name for each in tmp_path.iterdir()] == ["summary.json"]
-
-
-def test_importing_is_light():
-    check = textwrap.dedent("""
-        import sys, capo_fast.report
-        assert not {"torch", "tensorboard", "wandb"} & set(sys.modules)
-    """)
-    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True).stderr == ""
+def test_keys_move_search_and_help_and_a_link_opens_its_rollout(opened):
+    here = "decodeURI(location.hash)"
+    opened.keyboard.press("j")
+    assert opened.evaluate(here).endswith("/3/0/2")
+    opened.keyboard.press("k")
+    opened.keyboard.press("k")
+    assert opened.evaluate(here).endswith("/4/0/2")
+    opened.focus("#list")
+    opened.keyboard.press("ArrowDown")
+    assert opened.evaluate(here).endswith("/3/0/2")
+    assert opened.get_attribute("#list", "aria-activedescendant") == opened.get_attribute("[aria-selected=true]", "id")
+    opened.keyboard.press("?")
+    expect(opened.get_by_role("dialog", name="Keys")).to_be_visible()
+    opened.keyboard.press("Escape")
+    expect(opened.get_by_role("dialog")).to_be_hidden()
+    opened.keyboard.press("/")
+    opened.keyboard.type("step 0 of 5")
+    assert {sample for _, _, sample in listed(opened)} == {5}
+    link = opened.url
+    shown = opened.locator("#detail").inner_text()
+    opened.goto("about:blank")
+    opened.goto(link)
+    assert opened.locator("#detail").inner_text() == shown
+    expect(opened.locator("#detail")).to_be_in_viewport()
+    opened.evaluate("location.hash = '#rollout/x/%zz'")
+    expect(opened.locator("#count")).to_have_text("#rollout/x/%zz is not among the rollouts of this page")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ["accelerate", "datasets", "math_verify", "numpy", "peft", "pyarrow", "pydantic", "rich", "tensorboard"]
-EXTRAS += ["transformers", "triton", "vllm", "yaml"]
+EXTRAS = ["accelerate", "datasets", "math_verify", "numpy", "peft", "plotly", "pyarrow", "pydantic", "rich"]
+EXTRAS += ["tensorboard", "transformers", "triton", "vllm", "yaml"]
 
 
 def python(code: str, cwd: Path) -> str:

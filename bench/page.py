@@ -1,0 +1,132 @@
+"""The report of a long run: how big its page is, how long it takes to make and to open.
+
+    .venv/bin/python bench/page.py [--steps 500] [--rollouts 200] [--opens 7] [--folder runs/page]
+
+Writes a synthetic run (words of a small vocabulary: 300 tokens a rollout, 4 critiques each; the rollouts of 20 steps,
+again and again) with the trainer's own recorder unless the folder has it already, makes its page, and opens that in
+headless Chromium as a file, each time in a new window. Opening ends when the rollouts are listed and every chart on the
+screen is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from random import Random
+from statistics import median
+
+from playwright.sync_api import sync_playwright
+
+from capo_fast.metrics import RunFolder, rollout_row
+from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
+
+STEP_TOKENS, STEPS, VOTES, GROUP, DIFFERENT = 30, 10, 4, 8, 20
+WORDS = [
+    f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "st", "ld", "ving", "= 3x", "+ y")
+]
+OPENED = """
+() => document.querySelectorAll("#list .item").length > 0 &&
+    [...document.querySelectorAll("figure")].filter((f) => f.getBoundingClientRect().top < innerHeight)
+        .every((f) => f.querySelector("svg.main-svg"))
+"""
+
+
+def rollout(random: Random, group: int, sample: int) -> CreditedSample:
+    """A rollout of ten steps, wrong in about one of them, with a critique of about 300 characters a vote."""
+    texts = tuple(" ".join(random.choices(WORDS, k=STEP_TOKENS)) for _ in range(STEPS))
+    wrong = tuple(float(random.random() < 0.1) for _ in texts)
+    outcome = float(random.random() < 0.5)
+    indices = frozenset(k for k, vote in enumerate(wrong) if vote)
+    critiques = tuple(
+        Critique(False, indices, 0, " ".join(random.choices(WORDS, k=70)) + f" step_{min(indices, default=0)}")
+        for _ in range(VOTES)
+    )
+    ids = tuple(random.randrange(150_000) for _ in range(STEPS * STEP_TOKENS))
+    starts = tuple(k % STEP_TOKENS == 0 for k in range(len(ids)))
+    prompt = Prompt(f"p{group}", " ".join(random.choices(WORDS, k=40)), "7", None, ())
+    spans = StepSpans(starts, texts)
+    made = Rollout(prompt, group, sample, 0, ids, (), "\n\n".join(texts), True, spans)
+    advantages = tuple(2 * outcome - wrong[k // STEP_TOKENS] - 0.9 for k in range(len(ids)))
+    return CreditedSample(Sample(made, outcome, critiques, wrong), True, outcome, wrong, (), advantages)
+
+
+def make_run(folder: Path, steps: int, rollouts: int) -> None:
+    random = Random(0)
+    recorder = RunFolder(folder)
+    figures = ("pass_rate", "reward_mean", "response_tokens_mean", "steps_mean", "wrong_step_rate", "tokens_per_s")
+    figures += ("memory_gb", "loss/entropy", "loss/approx_kl", "loss/ref_kl", "loss/clip_low_frac", "grad_norm", "lr")
+    figures += ("gap/mean", "gap/p99", "loss/clip_high_frac", "eval/pass@1", "truncated_frac")
+    stages = ("sync", "rollout", "critique", "verify", "learn", "checkpoint")
+    for step in range(1, steps + 1):
+        if step <= DIFFERENT:
+            rows = [rollout_row(rollout(random, n // GROUP, n % GROUP)) for n in range(rollouts)]
+            recorder.write_rollouts(step, rows)
+        else:
+            source = recorder.rollouts / f"{(step - 1) % DIFFERENT + 1:06d}.jsonl.gz"
+            shutil.copy(source, recorder.rollouts / f"{step:06d}.jsonl.gz")
+        times = {f"time/{stage}": 10 * random.random() for stage in stages}
+        recorder.record(step, {name: random.random() for name in figures} | times | {"critic/critiques": 4 * rollouts})
+    (folder / "config.yaml").write_text(f"algorithm: capo\ntrain:\n  steps: {steps}\n")
+
+
+def make_page(folder: Path, out: Path) -> tuple[float, float]:
+    """Seconds and peak GiB of the command."""
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-m", "capo_fast.report", str(folder), "--out", str(out)], check=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return time.monotonic() - start, peak
+
+
+def open_times(page_file: Path, opens: int) -> dict[str, list[float]]:
+    """Seconds from the start of the navigation, by the browser's clock: to the first paint, and until it is open."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        raise SystemExit("bench/page.py opens the page in Chromium: install it (Debian: apt-get install chromium)")
+    paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    seconds: dict[str, list[float]] = {"first paint": [], "open": []}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium)
+        for _ in range(opens):
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.goto(page_file.absolute().as_uri())
+            page.wait_for_function(OPENED)
+            seconds["open"].append(page.evaluate("performance.now()") / 1000)
+            seconds["first paint"].append(page.evaluate(paint) / 1000)
+            page.close()
+        browser.close()
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--rollouts", type=int, default=200, help="a step")
+    parser.add_argument("--opens", type=int, default=7)
+    parser.add_argument("--folder", type=Path, default=Path("runs/page"))
+    arguments = parser.parse_args()
+    if not (arguments.folder / "config.yaml").exists():
+        make_run(arguments.folder, arguments.steps, arguments.rollouts)
+    out = arguments.folder / "report.html"
+    seconds, peak = make_page(arguments.folder, out)
+    opened = open_times(out, arguments.opens)
+    results = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "page_mb": out.stat().st_size / 1e6,
+        "make_seconds": seconds,
+        "make_peak_gb": peak,
+    }
+    for name, times in opened.items():
+        results[f"{name}, seconds"] = {"median": median(times), "least": min(times), "most": max(times)}
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

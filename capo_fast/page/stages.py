@@ -1,0 +1,85 @@
+"""Where the time of the steps went: stacked bars, one chart a run, and the totals by stage."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from capo_fast.files import finite
+from capo_fast.page.charts import as_json
+from capo_fast.page.runs import Run
+
+STAGES = {
+    "rollout": "#3b82c4",
+    "critique": "#dd7a2f",
+    "learn": "#2c9c75",
+    "eval": "#bf62a6",
+    "sync": "#a88f14",
+    "verify": "#7a70d6",
+    "checkpoint": "#2f9fbf",
+}
+OTHER_STAGE = "#87878f"
+BARS = 100
+"""At most so many bars in a chart of stage times."""
+
+
+def stage_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Stacked seconds of each step, one chart a run, all on one scale."""
+    stacks = [_stack(run) for run in runs]
+    highest = max((sum(times) for stack in stacks for times in zip(*stack[1].values(), strict=True)), default=0.0)
+    return [
+        as_json(f"Stage times, {run.name}", _stack_note(size), ".3~s", _stack_figure(x, stack, place, highest))
+        for place, (run, (x, stack, size)) in enumerate(zip(runs, stacks, strict=True))
+        if stack
+    ]
+
+
+def stage_names(runs: Sequence[Run]) -> list[str]:
+    """All stages of the runs, the known ones first and in their order."""
+    found = {
+        key.removeprefix("time/") for run in runs for line in run.metrics for key in line if key.startswith("time/")
+    }
+    return [name for name in STAGES if name in found] + sorted(found - STAGES.keys())
+
+
+def stage_seconds(run: Run) -> dict[str, float]:
+    """Seconds of all steps by stage."""
+    return {s: math.fsum(finite(line.get(f"time/{s}")) or 0.0 for line in run.metrics) for s in stage_names([run])}
+
+
+def _stack(run: Run) -> tuple[list[float], dict[str, list[float]], int]:
+    """The middle step of each bar, mean seconds by stage, and how many steps a bar stands for."""
+    size = max(math.ceil(len(run.metrics) / BARS), 1)
+    bars = [run.metrics[at : at + size] for at in range(0, len(run.metrics), size)]
+    x = [(bar[0]["step"] + bar[-1]["step"]) / 2 for bar in bars]
+    stages = stage_names([run])
+    return (
+        x,
+        {s: [math.fsum(finite(n.get(f"time/{s}")) or 0.0 for n in bar) / len(bar) for bar in bars] for s in stages},
+        size,
+    )
+
+
+def _stack_note(size: int) -> str:
+    return "seconds a step" if size == 1 else f"seconds a step, a bar is the mean of {size} steps"
+
+
+def _stack_figure(x: Sequence[float], stack: dict[str, list[float]], place: int, highest: float) -> go.Figure:
+    figure = go.Figure(layout={"barmode": "stack", "bargap": 0.08, "yaxis": {"range": [0, highest * 1.05]}})
+    for stage, seconds in stack.items():
+        colour = STAGES.get(stage, OTHER_STAGE)
+        figure.add_trace(
+            go.Bar(
+                x=x,
+                y=seconds,
+                name=html.escape(stage),
+                meta={"run": place, "bars": True},
+                marker={"color": colour, "line": {"width": 0}},
+                hovertemplate="%{y:.3~s} s",
+            )
+        )
+    return figure
