@@ -4,8 +4,11 @@
 # Correctness first (in parallel), then speed (alone), the most important first; each part is a process of its own with
 # a deadline, and one that fails does not stop the rest. FOLDER gets results.json, results.md and logs.tar.gz.
 # Needs no network and no installation: torch with CUDA, triton, nvcc, g++, transformers, pytest,
-# pytest-benchmark, hypothesis. Wheels of peers in $PEERS (bench/peers) are unpacked beside the results; a peer that is
-# not there says so. --dry runs the same on a CPU with toy shapes, to find silly mistakes before a GPU is at hand.
+# pytest-benchmark, hypothesis. Wheels in $PEERS (bench/peers) are unpacked for its time: of peers, and of what the trainer
+# needs beside; what is not there says so. To fill it, elsewhere:
+#   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 -d bench/peers \
+#       liger-kernel==0.8.5 trl==1.16.0 datasets dill multiprocess pydantic pydantic-core math-verify plotly ...
+# --dry runs the same on a CPU with toy shapes, to find silly mistakes before a GPU is at hand.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out="$PWD/runs/gpu" suite=cuda device=cuda impls="cuda triton" patience=1
@@ -66,7 +69,7 @@ bench linear_token_logprobs 30
 
 # The loop on the device, with the scripted engine in vLLM's place; the canary compares both.
 run="$python tests/scripted_run.py --run.dir $work/run --train.steps"
-if $python -c 'import pydantic, math_verify, tensorboard, rich' 2>"$work/logs/trainer.log"; then
+if $python -c 'import capo_fast.extras' 2>"$work/logs/trainer.log"; then
     part train-float32 60 $run 2 --resume never
     part train-resume 60 $run 3
     part train-bfloat16 60 $run 2 --resume never --policy.dtype bfloat16 --engine.dtype bfloat16 --loss.kl_coef 0.01
