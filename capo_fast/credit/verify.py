@@ -135,6 +135,7 @@ def _number(key: str) -> Fraction | None:
 
 _POWER = re.compile(r"(?:\^|\*\*)\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\([^()]*\)|[-+\w.*^\\]*)")
 _COMBINATORIAL = re.compile(r"!|binom|choose|prod|sum|gcd|lcm")
+_FACTORIAL_TOWER = re.compile(r"![!)}\]\s]*!")
 _MAX_EXPONENT = 10_000
 
 
@@ -146,6 +147,8 @@ def _explodes(answer: str) -> bool:
     """
     bounds = [_exponent_bound(exponent) for exponent in _POWER.findall(answer)]
     if any(bound > _MAX_EXPONENT for bound in bounds) or math.prod(bounds) > 1000 * _MAX_EXPONENT:
+        return True
+    if _FACTORIAL_TOWER.search(answer):
         return True
     large = any(len(digits) > 5 for digits in re.findall(r"\d+", answer))
     return _COMBINATORIAL.search(answer) is not None and (large or ("sum" not in answer and max(bounds, default=0) > 5))
