@@ -68,13 +68,97 @@ HOSTILE_ANSWERS = [
 ]
 
 
-def latex(random: Random) -> str:
+def latex(random: Random, longest: int = 12) -> str:
     """One answer: mostly short junk of LaTeX's own pieces, at times boxed, repeated, or one of the hostile ones cut."""
     draw = random.random()
     if draw < 0.02:
         hostile = random.choice(HOSTILE_ANSWERS)
         return hostile[random.randrange(4) : len(hostile) - random.randrange(4)]
-    pieces = "".join(random.choices(_LATEX, k=random.randint(1, 12)))
+    pieces = "".join(random.choices(_LATEX, k=random.randint(1, longest)))
     if draw < 0.04:
         return (pieces * (100_000 // len(pieces)))[:100_000]
     return rf"so it is \boxed{{{pieces}}}." if draw < 0.5 else pieces
+
+
+_CRITIQUE = [
+    *["Judgment: ", "Judgement: ", "**Judgment:** ", "### Final judgment: ", "JUDGMENT\uff1a", "judgment (Yes/No): "],
+    *[
+        "Yes",
+        "No",
+        "Yes.",
+        "**No**",
+        "Yes/No",
+        "no error",
+        "Not sure",
+        "\u662f",
+        "\u5426",
+        "\u6b65\u9aa4 3 \u9519\u4e86\u3002",
+    ],
+    *["<incorrect_steps>", "</incorrect_steps>", "<Incorrect_Steps>", "< / incorrect_steps >", "<incorrect\\_steps>"],
+    *[
+        "<step_1>",
+        "</step_1>",
+        "<step_2>-<step_4>",
+        "step 3",
+        "Steps 2 and 5",
+        "1, 3",
+        "1\u30013",
+        "0-2",
+        "4-2",
+        "99",
+        "-1",
+    ],
+    *[
+        "none",
+        "[]",
+        "[1, 2]",
+        "- 1\n- 2\n",
+        "1. <step_3>\n",
+        "* **Step 0** is right.\n",
+        "because $2+2=5$",
+        "2.5",
+        "1-",
+    ],
+    *[
+        "\n",
+        "\r\n",
+        "\n\n",
+        " ",
+        "\t",
+        "```\n",
+        "```xml\n",
+        "`",
+        "*",
+        ", ",
+        ": ",
+        "\uff0c",
+        "\u3002",
+        "\u201c",
+        "\u2013",
+    ],
+    *[
+        "Let us look at every step. ",
+        "Wait. ",
+        "<think>",
+        "</think>",
+        "<|im_end|>",
+        "\0",
+        "\ud800",
+        "\u0663",
+        "\u200b",
+        "9" * 50,
+    ],
+    *[
+        "<incorrect_steps>1</incorrect_steps>",
+        "<incorrect_steps>\n<step_2>, <step_5>\n</incorrect_steps>",
+        "<",
+        ">",
+        "/",
+    ],
+]
+
+
+def critique(random: Random) -> str:
+    """What a critic may write, for better or worse; one in a hundred is 100,000 characters of the same."""
+    text = "".join(random.choices(_CRITIQUE, k=random.randint(0, 20)))
+    return (text * (100_000 // len(text)))[:100_000] if text and random.random() < 0.01 else text
