@@ -1,6 +1,6 @@
-"""The verifier measured: accuracy, throughput and hostile text.
+"""The verifier measured: accuracy, throughput, and what is settled without Math-Verify.
 
-    python bench/verifier.py [--data ../shared/data] [--pairs 200] [--rounds 3] [--fuzz 10000] [--out FOLDER]
+    python bench/verifier.py [--data ../shared/data] [--pairs 200] [--rounds 3] [--out FOLDER]
 
 Accuracy: `answers_equal` and bare Math-Verify (`parse` and `verify` on the whole texts) on `answer_equiv.jsonl`, by
 flag, with every pair on which `answers_equal` and the label differ, and the project whose test says so.
@@ -9,7 +9,7 @@ Throughput: answers/s through `VerifierPool` with one worker and with two, on pa
 is `answers_equal` with `compare` switched off, "bare" is Math-Verify alone. Rounds take turns. As the machine may be
 shared, answers per CPU second of the workers stand beside them. A worker's start-up and first 40 pairs aren't timed.
 
-Fuzz: seeded junk; any exception, a time-out, and the slowest answer.
+Agreement: what `compare` settles by itself against Math-Verify, on every pair of the throughput (minutes).
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
@@ -33,10 +32,7 @@ from typing import Any
 import math_verify
 
 from capo_fast.credit import verify
-from capo_fast.credit.pool import VerifierError, VerifierPool, VerifyTimeout
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-import fuzz_texts
+from capo_fast.credit.pool import VerifierPool, VerifyTimeout
 
 Pair = tuple[str, str]
 CONTENDERS = {
@@ -144,30 +140,29 @@ def mixed(kinds: dict[str, list[Pair]]) -> Iterator[Pair]:
 
 def throughput(kinds: dict[str, list[Pair]], count: int, rounds: int) -> list[dict[str, Any]]:
     lines = []
-    for kind, pairs in kinds.items():
-        for workers in (1, 2):
-            pools = {name: VerifierPool(workers, timeout_s=10.0, fn=fn) for name, fn in CONTENDERS.items()}
-            rates: dict[str, list[tuple[float, float]]] = {name: [] for name in pools}
-            for pool in pools.values():
-                pool.check(pairs[-WARM_UP:])
+    for workers in (1, 2):
+        pools = {name: VerifierPool(workers, timeout_s=10.0, fn=fn) for name, fn in CONTENDERS.items()}
+        for pool in pools.values():
+            pool.check(kinds["mix"][-WARM_UP:])
+        for kind, pairs in kinds.items():
+            rates: dict[str, list[list[int]]] = {name: [] for name in pools}
             for i in range(rounds):
                 for name, pool in pools.items():
                     share = count if name == "capo_fast" else count // 5
                     rates[name].append(rate(pool, pairs[i * count : i * count + share]))
-            for pool in pools.values():
-                pool.close()
-            line = {"kind": kind, "workers": workers}
-            lines.append(line | {name: [list(map(round, pair)) for pair in each] for name, each in rates.items()})
+            lines.append({"kind": kind, "workers": workers, **rates})
             print(line_of(lines[-1]), flush=True)
+        for pool in pools.values():
+            pool.close()
     return lines
 
 
-def rate(pool: VerifierPool, pairs: Sequence[Pair]) -> tuple[float, float]:
+def rate(pool: VerifierPool, pairs: Sequence[Pair]) -> list[int]:
     """Answers a second, and answers a CPU second of the workers."""
     before, start = cpu_seconds(pool), time.perf_counter()
     pool.check(pairs)
-    wall = time.perf_counter() - start
-    return len(pairs) / wall, len(pairs) / max(cpu_seconds(pool) - before, 0.01)
+    wall, used = time.perf_counter() - start, cpu_seconds(pool) - before
+    return [round(len(pairs) / wall), round(len(pairs) / max(used, 0.01))]
 
 
 def cpu_seconds(pool: VerifierPool) -> float:
@@ -180,36 +175,26 @@ def cpu_seconds(pool: VerifierPool) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-# ---- hostile text ----
+# ---- agreement ----
 
 
-def fuzz(count: int, seed: int) -> dict[str, Any]:
-    random = Random(seed)
-    texts = [*fuzz_texts.HOSTILE_ANSWERS, *(fuzz_texts.latex(random) for _ in range(count))][:count]
-    pairs = [(text, random.choice([r"\frac{7}{3}", "7", "x+1", "(1,2)", texts[i - 1]])) for i, text in enumerate(texts)]
-    with ThreadPoolExecutor(2) as threads:
-        outcomes = [outcome for half in threads.map(_fuzz, (pairs[::2], pairs[1::2])) for outcome in half]
-    seconds = sorted(wall for wall, _, _ in outcomes)
-    return {
-        "texts": count,
-        "exceptions": [text[:200] for _, kind, text in outcomes if kind == "exception"],
-        "time-outs": [text[:200] for _, kind, text in outcomes if kind == "time-out"],
-        "seconds": {"median": statistics.median(seconds), "p99": seconds[int(0.99 * count)], "slowest": seconds[-1]},
-    }
+def agreement(kinds: dict[str, list[Pair]]) -> dict[str, Any]:
+    """What `compare` settles against what Math-Verify says of the same two answers."""
+    counts, differ = {"settled": 0, "left to Math-Verify": 0, "Math-Verify timed out": 0}, []
+    for predicted, expected in dict.fromkeys(asked(pair) for pairs in kinds.values() for pair in pairs):
+        sure = verify.compare(predicted, expected)
+        counts["left to Math-Verify" if sure is None else "settled"] += 1
+        if sure is not None and not verify._explodes(predicted) and not verify._explodes(expected):
+            library_says = _verdict(verify._math_verify, predicted, expected)
+            counts["Math-Verify timed out"] += library_says is None
+            if library_says is not None and library_says != sure:
+                differ.append({"prediction": predicted, "reference": expected, "compare": sure})
+    return {"pairs": counts, "disagreements": differ}
 
 
-def _fuzz(pairs: Sequence[Pair]) -> list[tuple[float, str, str]]:
-    outcomes = []
-    with VerifierPool(1) as pool:
-        pool.check([("1", "1")])
-        for pair in pairs:
-            start = time.perf_counter()
-            try:
-                kind = "time-out" if pool.check([pair])[0] is None else "verdict"
-            except VerifierError:
-                kind = "exception"
-            outcomes.append((time.perf_counter() - start, kind, repr(pair)))
-    return outcomes
+def asked(pair: Pair) -> Pair:
+    """The two answers as `compare` sees them."""
+    return verify.extract_answer(pair[0]) or "", verify.extract_answer(pair[1]) or ""
 
 
 # ---- the report ----
@@ -233,12 +218,12 @@ def markdown(report: dict[str, Any]) -> str:
         lines = [f"| pairs | workers | {heads} |", "|---|---|" + "---|---|" * len(CONTENDERS)]
         mix = ", ".join(f"{share} of ten {name}" for name, share in MIX.items())
         parts += ["## Throughput", f"`mix`: {mix}.", "\n".join(lines + list(map(line_of, report["throughput"])))]
-    if "fuzz" in report:
-        found = report["fuzz"]
-        seconds = ", ".join(f"{name} {value:.3f} s" for name, value in found["seconds"].items())
-        counts = f"{len(found['exceptions'])} exceptions, {len(found['time-outs'])} time-outs"
-        parts += ["## Fuzz", f"{found['texts']} texts: {counts}; {seconds}."]
-        parts += [f"- time-out: `{text}`" for text in found["time-outs"]]
+    if "agreement" in report:
+        found = report["agreement"]
+        counts = ", ".join(f"{count} {name}" for name, count in found["pairs"].items())
+        parts += ["## Agreement of `compare` with Math-Verify", f"Pairs: {counts}. Disagreements:"]
+        said = "- `{prediction}` against `{reference}`: {compare}, not what Math-Verify says"
+        parts += ["\n".join(said.format(**each) for each in found["disagreements"]) or "none"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -267,10 +252,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--pairs", type=int, default=200, help="in one round; a fifth of it for the slow contenders")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--fuzz", type=int, default=10_000, help="how many texts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--only", choices=["accuracy", "throughput", "fuzz"], help="keeps what the report has of the rest"
+        "--only", choices=["accuracy", "throughput", "agreement"], help="keeps what the report has of the rest"
     )
     parser.add_argument("--out", type=Path, default=Path("bench/results/verifier"))
     arguments = parser.parse_args()
@@ -282,12 +266,11 @@ def main() -> None:
         "versions": ", ".join(f"{name} {version(name)}" for name in ("math-verify", "sympy", "latex2sympy2_extended"))
         + f", Python {platform.python_version()}",
     }
+    kinds = kinds_of_pairs(arguments.data, Random(arguments.seed))
     todo = {
         "accuracy": lambda: accuracy(rows_of(arguments.data / "answer_equiv.jsonl")),
-        "throughput": lambda: throughput(
-            kinds_of_pairs(arguments.data, Random(arguments.seed)), arguments.pairs, arguments.rounds
-        ),
-        "fuzz": lambda: fuzz(arguments.fuzz, arguments.seed),
+        "throughput": lambda: throughput(kinds, arguments.pairs, arguments.rounds),
+        "agreement": lambda: agreement(kinds),
     }
     for name, measure in todo.items():
         if arguments.only in (None, name):
