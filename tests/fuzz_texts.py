@@ -18,6 +18,8 @@ def nested(opening: str, inside: str, closing: str, depth: int) -> str:
 
 HOSTILE_ANSWERS = [
     "1/0",
+    "/2",
+    "-./2",
     r"\frac{1}{0}",
     "0^0",
     "0^{-1}",

@@ -124,9 +124,11 @@ _NO_NUMBER = re.compile(r"[a-z][a-z0-9]*\Z|[(\[].*,.*[)\]]\Z", re.IGNORECASE | r
 
 def _number(key: str) -> Fraction | None:
     match = _NUMBER.fullmatch(key)
-    if match is None or not re.search(r"\d", key):
+    if match is None:
         return None
     top = match[1] if match[4] is None else match[3] + match[4]
+    if not re.search(r"\d", top):  # "/2"
+        return None
     bottom = int(match[2] or match[5] or 1)
     return Fraction(top.replace(",", "")) / bottom if bottom else None
 
