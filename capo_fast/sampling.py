@@ -89,9 +89,16 @@ def critique_rollouts(
 
 def critique_prompt_ids(tokenizer: Any, template: str, rollout: Rollout) -> tuple[int, ...]:
     """The critic's prompt for one rollout, as one user message under the chat template."""
-    message = render_critique_prompt(template, rollout.prompt.problem, rollout.steps.texts, rollout.prompt.solution)
+    prompt, special = rollout.prompt, special_tokens(tokenizer)
+    message = render_critique_prompt(template, prompt.problem, rollout.steps.texts, prompt.solution, special)
     chat = [{"role": "user", "content": message}]
     return tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """What the tokenizer doesn't read as text: its special tokens, and added ones that look like tags (`<think>`)."""
+    added = tokenizer.added_tokens_decoder.values()
+    return tuple(token.content for token in added if token.special or token.content.startswith("<"))
 
 
 def critique_request(rollout: Rollout, prompt_ids: tuple[int, ...], vote: int, config: Config) -> Request:

@@ -20,6 +20,7 @@ from typing import Any
 import math_verify
 from sympy import Expr, UnevaluatedExpr  # type: ignore[import-untyped]
 
+from capo_fast.credit.compare import compare
 from capo_fast.credit.extract import extract_answer, extract_joined_boxes
 from capo_fast.credit.pool import VerifierError, VerifierPool, VerifyTimeout
 
@@ -37,16 +38,17 @@ def answers_equal(prediction: str, reference: str) -> bool:
     """True if the prediction's final answer equals the reference's; False for whatever can't be read.
 
     Tried in turn: the same after `_key`; both plain numbers (equal to 6 decimals, as in Math-Verify, exactly where both
-    are exact); Math-Verify on the two extracted answers. [us] An answer over 1,000 characters is only compared as a
-    string, one whose powers or factorials would be astronomically large not by Math-Verify. Where a solution ends in
-    several boxes joined by commas, "and" or "or", they may be the answer together.
+    are exact); simple values, surely equal or surely different (`compare`); Math-Verify on the two extracted answers.
+    [us] An answer over 1,000 characters is only compared as a string, one whose powers or factorials would be
+    astronomically large not by Math-Verify. Where a solution ends in several boxes joined by commas, "and" or "or",
+    they may be the answer together.
 
     On a main thread it raises `VerifyTimeout` after `TIME_LIMIT_S`. Elsewhere a thread can't be interrupted: there the
     time limit is the caller's business, as it is for `VerifierPool`, whose parent kills a worker at its deadline.
     """
     expected = extract_joined_boxes(reference) or extract_answer(reference) or ""
-    predicted = dict.fromkeys([extract_answer(prediction) or "", extract_joined_boxes(prediction) or ""])
-    return any(_same(answer, expected) for answer in predicted)
+    predicted = [extract_answer(prediction), extract_joined_boxes(prediction)]
+    return any(_same(answer, expected) for answer in predicted if answer)
 
 
 def _same(predicted: str, expected: str) -> bool:
@@ -59,6 +61,9 @@ def _same(predicted: str, expected: str) -> bool:
     if a is not None and b is not None:
         exact = "." not in keys[0] + keys[1]
         return a == b if exact else abs(a - b) <= min(Fraction(1, 2_000_000), abs(b) / 10_000)
+    sure = compare(predicted, expected)
+    if sure is not None:
+        return sure
     number_and_no_number = (a is None) != (b is None) and _NO_NUMBER.match(keys[0] if a is None else keys[1])
     if number_and_no_number or _explodes(predicted) or _explodes(expected):
         return False
@@ -119,9 +124,11 @@ _NO_NUMBER = re.compile(r"[a-z][a-z0-9]*\Z|[(\[].*,.*[)\]]\Z", re.IGNORECASE | r
 
 def _number(key: str) -> Fraction | None:
     match = _NUMBER.fullmatch(key)
-    if match is None or not re.search(r"\d", key):
+    if match is None:
         return None
     top = match[1] if match[4] is None else match[3] + match[4]
+    if not re.search(r"\d", top):  # "/2"
+        return None
     bottom = int(match[2] or match[5] or 1)
     return Fraction(top.replace(",", "")) / bottom if bottom else None
 
@@ -130,6 +137,7 @@ def _number(key: str) -> Fraction | None:
 
 _POWER = re.compile(r"(?:\^|\*\*)\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\([^()]*\)|[-+\w.*^\\]*)")
 _COMBINATORIAL = re.compile(r"!|binom|choose|prod|sum|gcd|lcm")
+_FACTORIAL_TOWER = re.compile(r"![!)}\]\s]*!")
 _MAX_EXPONENT = 10_000
 
 
@@ -141,6 +149,8 @@ def _explodes(answer: str) -> bool:
     """
     bounds = [_exponent_bound(exponent) for exponent in _POWER.findall(answer)]
     if any(bound > _MAX_EXPONENT for bound in bounds) or math.prod(bounds) > 1000 * _MAX_EXPONENT:
+        return True
+    if _FACTORIAL_TOWER.search(answer):
         return True
     large = any(len(digits) > 5 for digits in re.findall(r"\d+", answer))
     return _COMBINATORIAL.search(answer) is not None and (large or ("sum" not in answer and max(bounds, default=0) > 5))

@@ -8,8 +8,11 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 
+import fuzz_texts
 import pytest
+from fuzz_texts import HOSTILE_ANSWERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,80 +104,28 @@ def test_unequal(prediction: str, reference: str) -> None:
     assert answers_equal(prediction, reference) is False
 
 
-HOSTILE = [
-    "9^9^9^9",
-    r"\boxed{9^{9^{9^{9}}}}",
-    r"\boxed{(9^{9999*9999}, 2)}",
-    r"\boxed{9^{99999999}\%}",
-    r"\boxed{((9^{9999})^{9999})^{9999}}",
-    "9**9**9**9",
-    r"\boxed{1000000000!}",
-    r"\boxed{\binom{1000000000}{500000000}}",
-    r"\boxed{\binom{9^9}{8^8}}",
-    r"\boxed{" * 10_000,
-    r"\boxed{" + "{" * 900 + "1" + "}" * 900 + "}",
-    "}" * 100_000,
-    "$" * 100_001,
-    r"\[" * 50_000,
-    "1," * 50_000,
-    "1,111" * 20_000,
-    "answer is " * 10_000,
-    "####" * 25_000,
-    r"\boxed{1}, " * 10_000,
-    r"\boxed{" + "1" * 100_000 + "}",
-    "0." + "1" * 900,
-    "\\" * 100_000,
-    "a" * 100_000,
-    " " * 100_000,
-    "\ud800\0",
-    r"\frac{1}{0}",
-    r"\boxed{\text{\text{\text{}}",
-    r"\boxed{" + "(" * 400 + "}",
-]
-
-
-@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+@pytest.mark.parametrize("text", HOSTILE_ANSWERS, ids=range(len(HOSTILE_ANSWERS)))
 def test_hostile_text_neither_hangs_nor_raises(text: str) -> None:
     begin = time.monotonic()
-    try:
+    with suppress(VerifyTimeout):  # the one exception it may raise
         assert answers_equal(text, r"\frac{7}{3}") is False
         assert answers_equal("77", text) is False
-    except VerifyTimeout:  # the one exception it may raise
-        pass
     assert time.monotonic() - begin < 3 * verify.TIME_LIMIT_S
 
 
-LATEX = [
-    "\\frac",
-    "{",
-    "}",
-    "1",
-    "2",
-    "x",
-    "^",
-    "_",
-    "\\boxed{",
-    "$",
-    "(",
-    ",",
-    ")",
-    "\\sqrt",
-    "=",
-    " ",
-    "/",
-    "!",
-    "\\text{",
-]
+def test_fuzz(monkeypatch: pytest.MonkeyPatch) -> None:
+    """500 texts of LaTeX's own pieces: a verdict or the time-out, and never an exception."""
+    monkeypatch.setattr(verify, "TIME_LIMIT_S", 0.5)
+    random = Random(0)
+    texts = [fuzz_texts.latex(random, longest=6) for _ in range(500)]
+    for text, other in zip(texts, ["7", *texts], strict=False):
+        with suppress(VerifyTimeout):
+            assert answers_equal(text, random.choice(["x+1", "(1,2)", other])) in (True, False)
 
 
-@given(st.lists(st.sampled_from(LATEX), max_size=12).map("".join), st.text(max_size=20))
+@given(st.text(max_size=20))
 @settings(max_examples=40, deadline=None)
-def test_fuzz(latex: str, text: str) -> None:
-    try:
-        assert answers_equal(latex, "5") in (True, False)
-        answers_equal(text, latex)
-    except VerifyTimeout:
-        pass
+def test_an_answer_equals_itself(text: str) -> None:
     if answer := extract_answer(text):
         assert answers_equal(text, text) is True or not verify._key(answer)
 
@@ -193,7 +144,7 @@ def test_time_limit_on_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         signal.setitimer(signal.ITIMER_REAL, 100)
         with pytest.raises(VerifyTimeout):
-            answers_equal("x+y+z+1", "x+y+z+2")
+            answers_equal(r"\sin x+1", r"\sin x+2")
         assert signal.getitimer(signal.ITIMER_REAL)[0] > 90 and rung == []  # another's alarm is left as it was
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -202,7 +153,7 @@ def test_time_limit_on_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_works_off_the_main_thread() -> None:
     results: list[bool] = []
-    pairs = [("x+y", "y+x"), (r"\boxed{\sqrt{8}}", r"2\sqrt{2}"), ("x+y", "x-y")]
+    pairs = [(r"\sin x+y", r"y+\sin x"), (r"\boxed{\sqrt{8}}", r"2\sqrt{2}"), (r"\sin x", r"\cos x")]
     thread = threading.Thread(target=lambda: results.extend(answers_equal(*pair) for pair in pairs))
     thread.start()
     thread.join()
@@ -214,7 +165,7 @@ def test_a_failure_to_read_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None
         raise ValueError("unreadable")
 
     monkeypatch.setattr(verify.math_verify, "verify", fail)
-    assert answers_equal("u+v+7", "u-v+7") is False
+    assert answers_equal(r"\sin u+v", r"v+\sin u") is False
 
 
 def test_the_default_verifier_in_a_pool() -> None:

@@ -1,0 +1,156 @@
+"""Hostile text in thousands: the verifier and the critique parser.
+
+    python bench/fuzz.py [--answers 10000] [--critiques 100000] [--seed 0] [--out bench/results/fuzz]
+
+Answers go through a `VerifierPool`: exceptions and time-outs (5 s of any clock) are listed, with the CPU seconds used.
+Critiques are parsed; then each of a few shapes is parsed at 125 KB and at 1 MB: the times' ratio is 8 if it is linear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from capo_fast.credit.critic import neutralise, parse_critique
+from capo_fast.credit.pool import VerifierError, VerifierPool
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+import fuzz_texts
+
+SHAPES = [
+    "<",
+    "judgment: ",
+    "judgment (",
+    "judgment: yes or ",
+    "<incorrect_steps>",
+    "<incorrect_steps>1</incorrect_steps>",
+]
+SHAPES += [
+    "<step_1",
+    "<step_1>",
+    "1-",
+    "1 ",
+    "</",
+    "< ",
+    "&lt;",
+    "a\u0301",
+    "\u6b65\u9aa4\uff1a",
+    "```\n- **step 3**\r\n",
+]
+
+
+def answers(count: int, seed: int) -> dict[str, Any]:
+    random = Random(seed)
+    texts = [*fuzz_texts.HOSTILE_ANSWERS, *(fuzz_texts.latex(random) for _ in range(count))][:count]
+    pairs = [(text, random.choice([r"\frac{7}{3}", "7", "x+1", "(1,2)", texts[i - 1]])) for i, text in enumerate(texts)]
+    with ThreadPoolExecutor(2) as threads:
+        outcomes = [outcome for half in threads.map(_checked, (pairs[::2], pairs[1::2])) for outcome in half]
+    used = sorted(cpu for cpu, _, _ in outcomes)
+    return {
+        "texts": count,
+        "exceptions": [text for _, kind, text in outcomes if kind == "exception"],
+        "time-outs": [[cpu, text] for cpu, kind, text in outcomes if kind == "time-out"],
+        "CPU seconds": {"median": statistics.median(used), "p99": used[int(0.99 * count)], "most": used[-1]},
+    }
+
+
+def _checked(pairs: Sequence[tuple[str, str]]) -> list[tuple[float, str, str]]:
+    """For each pair the CPU seconds, what came of it, and its beginning."""
+    outcomes = []
+    with VerifierPool(1) as pool:
+        for pair in [(r"\sin 1", r"\cos 1"), *pairs]:
+            before = cpu_seconds(pool)
+            try:
+                kind = "time-out" if pool.check([pair])[0] is None else "verdict"
+            except VerifierError:
+                kind = "exception"
+            used = round(max(cpu_seconds(pool) - before, 0.0), 2)
+            outcomes.append((used, kind, " against ".join(repr(text)[:60] for text in pair)))
+    return outcomes[1:]
+
+
+def cpu_seconds(pool: VerifierPool) -> float:
+    """What the living workers have used (Linux)."""
+    ticks = 0
+    for worker in pool._team:
+        if not worker.dead:
+            fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def critiques(count: int, seed: int) -> dict[str, Any]:
+    random, abstained = Random(seed), 0
+    for _ in range(count):
+        text, steps = fuzz_texts.critique(random), random.randint(1, 12)
+        critique = parse_critique(text, steps, finished=random.random() < 0.8)
+        if not critique.wrong_steps <= set(range(steps)) or (critique.abstained and critique.wrong_steps):
+            raise SystemExit(f"an impossible critique of {steps} steps: {critique}")
+        abstained += critique.abstained
+    return {"texts": count, "exceptions": 0, "abstained": abstained}
+
+
+def growth() -> dict[str, dict[str, float]]:
+    """CPU seconds at 1 MB, and their ratio to those at 125 KB."""
+    found = {}
+    for shape in SHAPES:
+        for body in (shape, f"<incorrect_steps>{shape}"):
+            for name, fn in (("parse", lambda text: parse_critique(text, 20)), ("neutralise", neutralise)):
+                small, large = (
+                    min(_timed(fn, body + shape * (size // len(shape))) for _ in range(3)) for size in SIZES
+                )
+                found[f"{name} {body!r}"] = {"seconds": round(large, 3), "ratio": round(large / small, 1)}
+    return found
+
+
+SIZES = (125_000, 1_000_000)
+
+
+def _timed(fn: Any, text: str) -> float:
+    start = time.process_time()
+    fn(text)
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--answers", type=int, default=10_000)
+    parser.add_argument("--critiques", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("bench/results/fuzz"))
+    arguments = parser.parse_args()
+    report = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "critiques": critiques(arguments.critiques, arguments.seed),
+        "growth": growth(),
+        "answers": answers(arguments.answers, arguments.seed),
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "fuzz.json").write_text(json.dumps(report, indent=1) + "\n")
+    worst = sorted(report["growth"].items(), key=lambda item: -item[1]["ratio"])[:5]
+    found, read = report["answers"], report["critiques"]
+    lines = ["# Fuzz", "", f"`python bench/fuzz.py` on {report['machine']}.", ""]
+    lines += [
+        f"- {found['texts']} answers: {len(found['exceptions'])} exceptions, {len(found['time-outs'])} time-outs;"
+    ]
+    lines[-1] += f" CPU seconds {found['CPU seconds']}."
+    lines += [f"  - time-out after {cpu} CPU seconds: `{text}`" for cpu, text in found["time-outs"]]
+    lines += [f"- {read['texts']} critiques: {read['exceptions']} exceptions, {read['abstained']} abstained."]
+    lines += ["- CPU time at 1 MB over that at 125 KB (8 is linear), the worst five:"]
+    lines += [f"  - {name}: {item['ratio']} ({item['seconds']} s)" for name, item in worst]
+    (arguments.out / "fuzz.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
