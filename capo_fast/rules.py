@@ -6,7 +6,7 @@ The settings whose `None` or 0 stands for a value worked out from others are wor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
 from capo_fast.config import Config, ConfigError
@@ -14,11 +14,12 @@ from capo_fast.config import Config, ConfigError
 
 def validate(config: Config) -> Config:
     """The same configuration, or a `ConfigError` about the first rule that it breaks."""
-    for rules in (_bounds, _data, _lengths, _credit, _loss, _train):
-        for broken, message in rules(config):
-            if broken:
-                raise ConfigError(message)
-    return config
+    return _obeying((_bounds, _data, _lengths, _credit, _loss, _train), config)
+
+
+def validate_sampling(config: Config) -> Config:
+    """The same for a configuration that only samples: what belongs to training is not looked at."""
+    return _obeying((_bounds, _lengths), config)
 
 
 def std_floor(config: Config) -> float:
@@ -35,6 +36,15 @@ def overlong_buffer(config: Config) -> int:
 
 Rules = Iterator[tuple[bool, str]]
 """Pairs (is it broken, what to say then)."""
+
+
+def _obeying(all_rules: Sequence[Callable[[Config], Rules]], config: Config) -> Config:
+    for rules in all_rules:
+        for broken, message in rules(config):
+            if broken:
+                raise ConfigError(message)
+    return config
+
 
 BOUNDS: list[tuple[Callable[[float], bool], str, str]] = [
     (
