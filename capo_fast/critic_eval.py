@@ -31,7 +31,7 @@ from capo_fast.evaluation.command import (
     write_results,
 )
 from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_mean
-from capo_fast.evaluation.labelled import Solution, load_solutions
+from capo_fast.evaluation.labelled import APART, Solution, load_solutions
 from capo_fast.evaluation.questions import digest
 from capo_fast.evaluation.store import Store, requests_digest
 from capo_fast.records import Answer, Request
@@ -118,8 +118,8 @@ def results_table(results: Mapping[str, Any]) -> str:
     legend = (
         f"{settings['model']}, seed {settings['seed']}, votes at temperature {settings['critic.temperature']:g}, "
         f"top-p {settings['critic.top_p']:g}.\n"
-        "F1 is the harmonic mean of the accuracies by first error on wrong and on right solutions (an abstention finds\n"
-        "neither); precision and recall are by step, over solutions with a verdict; in brackets 95 % intervals."
+        "F1 is the harmonic mean of the accuracies by first error on wrong and on right solutions (an abstention is\n"
+        "neither's); precision and recall are by step, over solutions with a verdict; in brackets 95 % intervals."
     )
     return "\n".join([*sections, legend]) + "\n"
 
@@ -137,13 +137,14 @@ def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -
     if (average := subset_mean(entry)) is not None:
         parts.append(f"Mean F1 of the subsets: {average:.3f}.")
     if entry["scored_apart"]:
-        parts.append(f"{entry['scored_apart']} solutions of subsets whose marked steps need not be false are only under their subsets.")  # fmt: skip
+        parts.append(f"{entry['scored_apart']} solutions in {', '.join(APART)}, where marked steps need not be false,")
+        parts.append("count only in their own subsets.")
     if entry["votings"][0]["f1"] is None:
         parts.append("Recall only: without both right and wrong solutions there is no F1.")
     if agreement["step"] is not None:
         parts.append(
-            f"Votes agree on {agreement['step']:.3f} of steps (Fleiss' kappa {_number(agreement['step_kappa'])}) and on "
-            f"{agreement['solution']:.3f} of verdicts (kappa {_number(agreement['solution_kappa'])})."
+            f"Votes agree on {agreement['step']:.3f} of steps (Fleiss' kappa {_number(agreement['step_kappa'])}) "
+            f"and on {agreement['solution']:.3f} of verdicts (kappa {_number(agreement['solution_kappa'])})."
         )
     parts.append(
         f"{counts['critiques']} critiques: {counts['abstained']} abstained ({counts['truncated']} truncated, of them "
@@ -171,7 +172,7 @@ def job_of(arguments: Sequence[str]) -> Job:
     options, rest = flags.parse_known_args(arguments)
     if options.data is None and options.model != TINY:
         raise ConfigError("--data is missing: names or files, parted by commas")
-    return read_job(options, rest, options.data or TINY, "critic")
+    return read_job(options, rest, options.data or TINY, "critic.max_tokens")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ maj@k and the unbiased pass@k of k sampled answers a question.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,19 @@ from capo_fast.evaluation.store import Store, requests_digest
 from capo_fast.runtime import ranks
 
 RUNS = 3
-SETTINGS = ("seed", "rollout.temperature", "rollout.top_p", "rollout.max_tokens", "data.system_prompt", "reward.fn",
-            "reward.workers", "engine.dtype", "engine.max_model_len", "engine.max_num_seqs", "engine.kv_cache_gb")  # fmt: skip
+SETTINGS = (
+    "seed",
+    "rollout.temperature",
+    "rollout.top_p",
+    "rollout.max_tokens",
+    "data.system_prompt",
+    "reward.fn",
+    "reward.workers",
+    "engine.dtype",
+    "engine.max_model_len",
+    "engine.max_num_seqs",
+    "engine.kv_cache_gb",
+)
 
 
 @dataclass(frozen=True)
@@ -96,36 +107,46 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
 
 def _settings(job: Job, protocol: Protocol, benchmarks: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
     sampling = ("rollout.temperature", "rollout.top_p") if protocol.samples else ()
+    choices = any(question.choices for questions in benchmarks.values() for question in questions)
     return {
         "command": "evaluate",
         **job.settings("rollout.max_tokens", "data.system_prompt", "reward.fn", *sampling),
         "samples": protocol.samples,
-        "choice_runs": protocol.runs if any(q.choices for questions in benchmarks.values() for q in questions) else None,
-        "benchmarks": {name: f"{len(questions)} questions, {digest(questions)}" for name, questions in benchmarks.items()},
-    }  # fmt: skip
+        "choice_runs": protocol.runs if choices else None,
+        "benchmarks": {name: f"{len(found)} questions, {digest(found)}" for name, found in benchmarks.items()},
+    }
 
 
 def _equality(questions: Sequence[Question], pool: VerifierPool) -> Any:
     return equal_letters if all(question.choices for question in questions) else equal_answers(pool)
 
 
+COUNTS = ("truncated", "timeouts", "unreadable")
+
+
 def results_table(results: Mapping[str, Any]) -> str:
     """The Markdown table, with the mean over benchmarks where there are several, and what the numbers are."""
-    benchmarks, settings = results["benchmarks"], results["settings"]
+    benchmarks = results["benchmarks"]
     metrics = list(dict.fromkeys(name for entry in benchmarks.values() for name in entry["metrics"]))
     shown = [name for name in metrics if not name.startswith("pass@") or name in ("pass@1", metrics[-1])]
-    counts = ("truncated", "timeouts", "unreadable")
-    rows = [
-        [name, str(entry["problems"]), *(estimate(entry["metrics"].get(metric)) for metric in shown),
-         *(str(entry["counts"][count]) for count in counts), f"{entry['counts']['tokens'] / entry['counts']['answers']:.0f}"]
-        for name, entry in benchmarks.items()
-    ]  # fmt: skip
+    rows = [_row(name, entry, entry["metrics"], shown) for name, entry in benchmarks.items()]
     if len(benchmarks) > 1:
-        means = [estimate(results["mean"].get(metric)) for metric in shown]
-        total = [str(sum(entry["counts"][count] for entry in benchmarks.values())) for count in counts]
-        rows.append(["mean", str(sum(e["problems"] for e in benchmarks.values())), *means, *total, ""])
-    head = ["benchmark", "problems", *shown, *counts, "tokens/answer"]
-    return f"{markdown(head, rows)}\n{_legend(settings, results['seconds'])}\n"
+        rows.append(_row("mean", _sum(benchmarks.values()), results["mean"], shown))
+    head = ["benchmark", "problems", *shown, *COUNTS, "tokens/answer"]
+    return f"{markdown(head, rows)}\n{_legend(results['settings'], results['seconds'])}\n"
+
+
+def _row(name: str, entry: Mapping[str, Any], metrics: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    counts = entry["counts"]
+    scores = [estimate(metrics.get(metric)) for metric in shown]
+    length = f"{counts['tokens'] / counts['answers']:.0f}"
+    return [name, str(entry["problems"]), *scores, *(str(counts[count]) for count in COUNTS), length]
+
+
+def _sum(entries: Collection[Mapping[str, Any]]) -> dict[str, Any]:
+    """Problems and counts of all benchmarks together."""
+    counts = {name: sum(e["counts"][name] for e in entries) for name in (*COUNTS, "tokens", "answers")}
+    return {"problems": sum(entry["problems"] for entry in entries), "counts": counts}
 
 
 def _legend(settings: Mapping[str, Any], seconds: float) -> str:
@@ -154,7 +175,7 @@ def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
         return None
     if options.benchmarks is None and options.model != TINY:
         raise ConfigError("--benchmarks is missing: names or files, parted by commas")
-    job = read_job(options, rest, options.benchmarks or TINY, "evaluate")
+    job = read_job(options, rest, options.benchmarks or TINY, "rollout.max_tokens")
     return job, Protocol(options.samples, options.choice_runs)
 
 

@@ -17,9 +17,9 @@ def validate(config: Config) -> Config:
     return _obeying((_bounds, _data, _lengths, _credit, _loss, _train), config)
 
 
-def validate_sampling(config: Config) -> Config:
-    """The same for a configuration that only samples: what belongs to training is not looked at."""
-    return _obeying((_bounds, _lengths), config)
+def validate_sampling(config: Config, longest: str) -> Config:
+    """The same for a configuration that only samples; `longest` is the key of its longest answer."""
+    return _obeying((_bounds, lambda config: _length(config, longest)), config)
 
 
 def std_floor(config: Config) -> float:
@@ -90,13 +90,16 @@ def _data(config: Config) -> Rules:
 
 
 def _lengths(config: Config) -> Rules:
-    longest = config.engine.max_model_len
     for key in ("rollout.max_tokens", "critic.max_tokens"):
-        tokens = attrgetter(key)(config)
-        yield (
-            tokens >= longest,
-            f"{key}: found {tokens}, wanted less than engine.max_model_len ({longest}), which holds the prompt as well",
-        )
+        yield from _length(config, key)
+
+
+def _length(config: Config, key: str) -> Rules:
+    longest, tokens = config.engine.max_model_len, attrgetter(key)(config)
+    yield (
+        tokens >= longest,
+        f"{key}: found {tokens}, wanted less than engine.max_model_len ({longest}), which holds the prompt as well",
+    )
 
 
 def _credit(config: Config) -> Rules:

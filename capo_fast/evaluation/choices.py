@@ -74,7 +74,8 @@ def _named(clause: str, choices: Sequence[str]) -> int | None:
     letter = clause.strip("()[].,:;! ")
     if len(letter) == 1 and letter.isascii() and letter.isalpha():
         return _place(letter.upper(), choices)
-    same = [place for place, choice in enumerate(choices) if _norm(choice) == _norm(clause)]
+    said = _norm(clause)
+    same = [place for place, choice in enumerate(choices) if _norm(choice) == said != ""]
     if len(same) == 1:
         return same[0]
     match = _LETTER.match(clause)

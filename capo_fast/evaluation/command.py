@@ -74,8 +74,8 @@ def parser(command: str, model_flag: str, description: str, settings: Sequence[s
         allow_abbrev=False,
     )
     made.add_argument(
-        model_flag, dest="model", default=TINY, help="a model's folder or hub id, a run's folder (its model/ and config.yaml), or tiny (default)"
-    )  # fmt: skip
+        model_flag, dest="model", default=TINY, help="a model's folder or hub id, a run's folder, or tiny (default)"
+    )
     made.add_argument("--data-dir", help="folder that holds the known data sets")
     made.add_argument("--limit", type=at_least(1), help="only the first N of each")
     made.add_argument("--out", type=Path, help="folder of the results; a second start goes on where it was")
@@ -83,18 +83,18 @@ def parser(command: str, model_flag: str, description: str, settings: Sequence[s
     return made
 
 
-def read_job(options: argparse.Namespace, rest: Sequence[str], sets: str, command: str) -> Job:
-    """The job of a command line. Raises ConfigError."""
+def read_job(options: argparse.Namespace, rest: Sequence[str], sets: str, longest: str) -> Job:
+    """The job of a command line; `longest` is the key of its longest answer. Raises ConfigError."""
     layer = read_arguments(rest)
     file, model = _file_and_model(options.model)
     file = options.config or file
     config = build_config(read_file(file) if file else {}, {"model.path": model} if model else {}, layer)
     path = resolve_model(config.model.path)
-    out = options.out or Path("runs") / f"{command}-{_short(options.model)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    out = options.out or Path("runs") / f"eval-{_short(options.model)}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = tuple(name.strip() for name in sets.split(",") if name.strip())
     if not names:
         raise ConfigError("no data named; wanted names or files, parted by commas")
-    return Job(path, validate_sampling(config), names, options.data_dir, options.limit, out)
+    return Job(path, validate_sampling(config, longest), names, options.data_dir, options.limit, out)
 
 
 def _file_and_model(text: str) -> tuple[str | None, str | None]:

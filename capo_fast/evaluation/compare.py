@@ -12,8 +12,8 @@ from capo_fast.evaluation.command import markdown
 from capo_fast.evaluation.statistics import difference_interval, mean, paired_p
 from capo_fast.evaluation.store import first_difference
 
-MAY_DIFFER = ("model", "weights", "requests", "engine.dtype", "engine.max_model_len")
-"""Settings in which two models may differ: who answers, in what arithmetic, and their own templates and tokenizers."""
+MAY_DIFFER = ("model", "weights", "limit", "requests", "engine.dtype", "engine.max_model_len")
+"""Settings that may differ: who answers, in what arithmetic, from which template. What is asked is compared itself."""
 
 
 def read_results(path: Path) -> dict[str, Any]:

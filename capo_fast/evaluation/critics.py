@@ -43,8 +43,8 @@ def score_set(judged: Sequence[Judged], headline: str) -> dict[str, Any]:
     """The entry of one data set in `results.json`. `headline`: the voting by which subsets are shown."""
     k = len(judged[0].sampled)
     whole = [j for j in judged if j.solution.subset not in APART] or list(judged)
-    subsets = {name: [j for j in judged if j.solution.subset == name] for name in sorted({j.solution.subset for j in judged})}  # fmt: skip
-    by_subset = {name: score_voting(found, headline, k) for name, found in subsets.items()}
+    subsets = sorted({j.solution.subset for j in judged})
+    by_subset = {name: score_voting([j for j in judged if j.solution.subset == name], headline, k) for name in subsets}
     rows = [score_voting(whole, voting, votes) for voting, votes in votings(k)]
     names = {GREEDY: (GREEDY, 1)} | ({} if headline == GREEDY else {f"{headline}@{k}": (headline, k)})
     hits: dict[str, Scores] = {
@@ -137,7 +137,11 @@ def _cost(judged: Sequence[Judged], voting: str, k: int) -> dict[str, float]:
 def _agreements(judged: Sequence[Judged]) -> dict[str, float | None]:
     """Between the sampled votes that don't abstain: on each step, and on whether a solution has a wrong one."""
     valid = [(j.solution, [c.wrong_steps for c in j.sampled if not c.abstained]) for j in judged]
-    steps = [(sum(k in wrong for wrong in said), len(said)) for solution, said in valid for k in range(len(solution.steps))]  # fmt: skip
+    steps = [
+        (sum(step in wrong for wrong in said), len(said))
+        for solution, said in valid
+        for step in range(len(solution.steps))
+    ]
     solutions = [(sum(bool(wrong) for wrong in said), len(said)) for _, said in valid]
     by_step, step_kappa = agreement(steps)
     by_solution, solution_kappa = agreement(solutions)

@@ -84,8 +84,8 @@ def _first_wrong(where: str, row: dict[str, Any], steps: int, wrong: frozenset[i
     first = row.get("first_wrong_step")
     if type(first) is not int or not -1 <= first < steps:
         raise DataError(f"{where}: first_wrong_step: found {first!r}, wanted -1 (none) or an index below {steps}")
-    if wrong is not None and first != min(wrong, default=-1):
-        raise DataError(f"{where}: first_wrong_step: found {first}, but the first of wrong_steps is {min(wrong, default=-1)}")  # fmt: skip
+    if wrong is not None and first != (least := min(wrong, default=-1)):
+        raise DataError(f"{where}: first_wrong_step: found {first}, but the first of wrong_steps is {least}")
     return first
 
 

@@ -129,11 +129,11 @@ def row_id(where: str, row: dict[str, Any], index: int) -> str:
 
 
 def text_list(where: str, row: dict[str, Any], field: str) -> tuple[str, ...]:
-    """A row's list of texts, at least one and none blank."""
+    """A row's list of texts, at least one; a text may be blank."""
     values = row.get(field)
-    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
-        raise DataError(f"{where}: field {field!r}: found {str(values)[:80]}, wanted a list of texts, none empty")
-    return tuple(text_field(where, {field: value}, field, "a text") for value in values)
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        raise DataError(f"{where}: field {field!r}: found {str(values)[:80]}, wanted a list of texts")
+    return tuple(text_field(where, {field: value}, field, "a text") if value.strip() else value for value in values)
 
 
 def _answer(where: str, row: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ class Store:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         """Raises ConfigError where the folder's answers were made with other settings, RecordError where it is busy."""
-        self.folder = folder
+        self.folder: Path = on_first_rank(lambda: folder)  # a default name holds the time, to the second
         self._guard: BinaryIO | None = None
         self._answers: dict[str, Answer] = on_first_rank(lambda: self._open(settings))
 
