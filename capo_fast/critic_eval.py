@@ -31,7 +31,7 @@ from capo_fast.evaluation.command import (
     write_results,
 )
 from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_mean
-from capo_fast.evaluation.labelled import APART, Solution, load_solutions
+from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
 from capo_fast.evaluation.questions import digest
 from capo_fast.evaluation.store import Store, requests_digest
 from capo_fast.records import Answer, Request
@@ -168,7 +168,7 @@ def _number(value: float | None) -> str:
 def job_of(arguments: Sequence[str]) -> Job:
     """What a command line asks for. Raises ConfigError."""
     flags = parser("critic_eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
-    flags.add_argument("--data", help="names or files (.jsonl, .jsonl.gz, .parquet), parted by commas")
+    flags.add_argument("--data", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(DATA)}")
     options, rest = flags.parse_known_args(arguments)
     if options.data is None and options.model != TINY:
         raise ConfigError("--data is missing: names or files, parted by commas")

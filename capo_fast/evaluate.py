@@ -35,7 +35,7 @@ from capo_fast.evaluation.command import (
     write_results,
 )
 from capo_fast.evaluation.compare import compare, comparison_table, read_results
-from capo_fast.evaluation.questions import Question, digest, load_benchmarks
+from capo_fast.evaluation.questions import BENCHMARKS, Question, digest, load_benchmarks
 from capo_fast.evaluation.scores import equal_answers, equal_letters, macro_mean, score_benchmark
 from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
 from capo_fast.evaluation.store import Store, requests_digest
@@ -163,7 +163,7 @@ def _legend(settings: Mapping[str, Any], seconds: float) -> str:
 def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
     """What a command line asks for; None where it asks for a comparison, which is printed."""
     flags = parser("evaluate", "--model", "Judge a model on benchmarks, or compare two results.", SETTINGS)
-    flags.add_argument("--benchmarks", help="names or files (.jsonl, .jsonl.gz, .parquet), parted by commas")
+    flags.add_argument("--benchmarks", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(BENCHMARKS)}")
     flags.add_argument("--samples", type=at_least(0), default=0, metavar="K", help="for avg@K, maj@K and pass@K")
     flags.add_argument("--choice-runs", type=at_least(1), default=RUNS, metavar="N", help=f"default {RUNS}")
     flags.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results.json, or their folders")

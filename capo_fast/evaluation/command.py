@@ -77,7 +77,7 @@ def parser(command: str, model_flag: str, description: str, settings: Sequence[s
         model_flag, dest="model", default=TINY, help="a model's folder or hub id, a run's folder, or tiny (default)"
     )
     made.add_argument("--data-dir", help="folder that holds the known data sets")
-    made.add_argument("--limit", type=at_least(1), help="only the first N of each")
+    made.add_argument("--limit", type=at_least(1), metavar="N", help="only N of each, drawn once and for all")
     made.add_argument("--out", type=Path, help="folder of the results; a second start goes on where it was")
     made.add_argument("--config", help="YAML file of settings (default: the run's, tiny.yaml, else the paper's)")
     return made

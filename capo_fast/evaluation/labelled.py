@@ -8,7 +8,7 @@ from typing import Any
 
 from capo_fast.config import ConfigError
 from capo_fast.data import DataError, Row, read_rows, text_field
-from capo_fast.evaluation.questions import find_file, row_id, text_list, unique
+from capo_fast.evaluation.questions import drawn, find_file, row_id, text_list, unique
 from capo_fast.tiny.labelled import labelled_solutions
 
 TINY_SOLUTIONS = 400
@@ -44,7 +44,7 @@ class Solution:
 
 
 def load_solutions(names: Sequence[str], folder: str | None, limit: int | None, seed: int) -> dict[str, list[Solution]]:
-    """The first `limit` solutions of each, by name; a file's name is its stem. Raises ConfigError, DataError."""
+    """`limit` solutions of each (None: all), by name; a file's name is its stem. Raises ConfigError, DataError."""
     found: dict[str, list[Solution]] = {}
     for text in names:
         name, path = find_file(text, DATA, folder, "step-labelled data set")
@@ -55,7 +55,7 @@ def load_solutions(names: Sequence[str], folder: str | None, limit: int | None, 
             rows: Iterator[Row] = ((f"tiny, row {i}", row) for i, row in enumerate(made))
         else:
             rows = read_rows(path)
-        found[name] = unique(_solutions(rows), path)[:limit]
+        found[name] = drawn(unique(_solutions(rows), path), limit)
     return found
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from string import ascii_uppercase
 from typing import Any
 
@@ -53,13 +54,13 @@ class Question:
 
 
 def load_benchmarks(names: Sequence[str], folder: str | None, limit: int | None) -> dict[str, list[Question]]:
-    """The first `limit` questions of each, by name; a file's name is its stem. Raises ConfigError, DataError."""
+    """`limit` questions of each (None: all), by name; a file's name is its stem. Raises ConfigError, DataError."""
     found: dict[str, list[Question]] = {}
     for text in names:
         name, path = find_file(text, BENCHMARKS, folder, "benchmark")
         if name in found:
             raise ConfigError(f"--benchmarks: {name} is named twice")
-        found[name] = unique(read_questions(path), path)[:limit]
+        found[name] = drawn(unique(read_questions(path), path), limit)
     return found
 
 
@@ -113,6 +114,13 @@ def unique(rows: Iterator[tuple[str, Any]], path: str) -> list[Any]:
     if not records:
         raise DataError(f"{path}: nothing in it")
     return records
+
+
+def drawn(records: list[Any], limit: int | None) -> list[Any]:
+    """`limit` of them in their order, always the same: files are often sorted by subject or label."""
+    if limit is None or limit >= len(records):
+        return records
+    return [records[i] for i in sorted(Random("limit").sample(range(len(records)), limit))]
 
 
 def digest(records: Sequence[object]) -> str:

@@ -77,7 +77,8 @@ def test_scores_by_hand(tmp_path, sums):
         "sums-sample-0-0": r"\boxed{1}", "sums-sample-0-1": r"\boxed{1.0}", "sums-sample-0-2": r"\boxed{7}",
         "sums-sample-1-0": r"\boxed{2}", "sums-sample-1-1": r"\boxed{1/2}", "sums-sample-1-2": r"\boxed{0.5}",
     }  # fmt: skip
-    job, protocol = asked(tmp_path / "a", sums, "--samples", "3", "--limit", "3")
+    Path(sums).write_text("".join(Path(sums).read_text().splitlines(keepends=True)[:3]))
+    job, protocol = asked(tmp_path / "a", sums, "--samples", "3")
     engine = Replies(lambda name: texts.get(name, "let me think about it again..."))
     entry = run(job, protocol, engine)["benchmarks"]["sums"]
     rows = {id_: {name: round(v, 4) for name, v in row.items()} for id_, row in entry["by_problem"].items()}
@@ -347,6 +348,14 @@ def test_every_known_benchmark_loads():
     assert all(bool(q.choices) == (name in ("arc_c", "mmlu_pro", "mmlu_pro_1400", "mmlu_stem", "commonsenseqa"))
                for name, questions in found.items() for q in questions)  # fmt: skip
     assert [q.tolerance for q in found["olympiadbench"] if q.tolerance] == [0.1]
+
+
+def test_a_limit_draws_the_same_few_from_all_of_a_file():
+    few = load_benchmarks(["tiny"], None, 50)["tiny"]
+    assert load_benchmarks(["tiny"], None, 50)["tiny"] == few
+    places = [int(question.id.rpartition("-")[2]) for question in few]
+    assert places == sorted(set(places)) and len(places) == 50
+    assert places[0] < 50 and places[-1] > 350
 
 
 def test_a_protocol_is_the_papers_by_default():
