@@ -39,12 +39,13 @@ class Store:
         with naming(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._guard = lock(self.folder)
-        path = self.folder / "settings.json"
+        path, files = self.folder / "settings.json", sorted(self.folder.glob("answers-*.jsonl"))
+        if files and not path.exists():
+            raise ConfigError(f"{self.folder} holds answers without their {path.name}; take another --out")
         if path.exists():
             check_same(json.loads(path.read_text()), settings, self.folder)
         with replacing(path) as file:
             file.write(json.dumps(settings, indent=1).encode() + b"\n")
-        files = sorted(self.folder.glob("answers-*.jsonl"))
         return {answer.id: answer for path in files for answer in read_answers(path)}
 
     def __enter__(self) -> Self:

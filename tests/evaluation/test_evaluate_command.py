@@ -201,6 +201,22 @@ def test_other_questions_and_other_weights_are_refused(tmp_path, sums):
         run(*asked(tmp_path / "b", sums, *QUICK), Replies(lambda name: "1"))
 
 
+def test_answers_without_settings_are_not_trusted(tmp_path, sums):
+    run(*asked(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
+    (tmp_path / "a" / "settings.json").unlink()
+    with pytest.raises(ConfigError, match="holds answers without their settings"):
+        run(*asked(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
+
+
+def test_progress_is_ten_lines_where_there_is_no_terminal(tmp_path, capsys):
+    job, protocol = asked(tmp_path / "a", "tiny", *QUICK, "--limit", "100")
+    run(job, protocol, Replies(lambda name: "1"))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" answers")[0] for line in lines] == [f"evaluating: {n}/100" for n in range(10, 101, 10)]
+    run(job, protocol, Replies(lambda name: "1"))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_folder_has_one_writer(tmp_path, sums):
     (tmp_path / "a").mkdir()
     with lock(tmp_path / "a"), pytest.raises(RecordError, match="another process"):
