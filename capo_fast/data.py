@@ -51,7 +51,7 @@ def load_problems(path: str, fields: DataConfig) -> list[Problem]:
     """
     seen: dict[str, str] = {}
     problems = []
-    for index, (where, row) in enumerate(_rows(path, fields.name, fields.split)):
+    for index, (where, row) in enumerate(read_rows(path, fields.name, fields.split)):
         problem = _problem(where, row, index, fields)
         if problem.id in seen:
             raise DataError(
@@ -116,7 +116,8 @@ class PromptOrder:
         return order[start : start + count], end
 
 
-def _rows(path: str, name: str | None, split: str) -> Iterator[Row]:
+def read_rows(path: str, name: str | None = None, split: str = "test") -> Iterator[Row]:
+    """Every row of a JSONL, JSONL.gz or Parquet file, a saved data set's folder or a Hugging Face data set."""
     file = resolve_path(path)
     if file.is_dir():
         return _saved_rows(file, split)
@@ -193,9 +194,9 @@ def _problem(where: str, row: Any, index: int, fields: DataConfig) -> Problem:
         raise DataError(f"{where}: found {type(row).__name__}, wanted an object with the fields of a problem")
     number = row.get(fields.id_field)
     return Problem(
-        id=str(index) if number in (None, "") else _text(where, row, fields.id_field, "data.id_field", (str, int)),
-        problem=_text(where, row, fields.prompt_field, "data.prompt_field", (str,)),
-        answer=_text(where, row, fields.answer_field, "data.answer_field", (str, int, float)),
+        id=str(index) if number in (None, "") else text_field(where, row, fields.id_field, "data.id_field", (str, int)),
+        problem=text_field(where, row, fields.prompt_field, "data.prompt_field", (str,)),
+        answer=text_field(where, row, fields.answer_field, "data.answer_field", (str, int, float)),
         solution=_solution(where, row, fields.solution_field),
     )
 
@@ -204,10 +205,11 @@ def _solution(where: str, row: dict[str, Any], field: str | None) -> str | None:
     """The reference solution; a row may have none, but the field has to be there, or its name is a typing error."""
     if field is None or (field in row and row[field] in (None, "")):
         return None
-    return _text(where, row, field, "data.solution_field", (str,))
+    return text_field(where, row, field, "data.solution_field", (str,))
 
 
-def _text(where: str, row: dict[str, Any], field: str, setting: str, kinds: tuple[type, ...]) -> str:
+def text_field(where: str, row: dict[str, Any], field: str, setting: str, kinds: tuple[type, ...] = (str,)) -> str:
+    """A row's text (or number, where `kinds` says so), never empty. `setting` names what asked for the field."""
     if field not in row:
         near = difflib.get_close_matches(field, list(row), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

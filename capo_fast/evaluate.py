@@ -1,60 +1,194 @@
-"""Held-out problems -> pass@1, through the engine that trains."""
+"""Benchmarks -> what a model solves: `python -m capo_fast.evaluate`, or `capo_fast.evaluate.run(job, ...)`.
+
+    questions -> attempts (greedy, sampled; choices shuffled) -> answers -> checked -> results.json, results.md
+
+The paper's protocol: greedy pass@1; multiple choice three times with shuffled choices. With `--samples k` also avg@k,
+maj@k and the unbiased pass@k of k sampled answers a question.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from capo_fast.config import Config
+import torch.distributed as dist
+
+import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.build import check_reward_function, load_tokenizer, start_engine
+from capo_fast.config import ConfigError
 from capo_fast.credit.verify import VerifierPool
-from capo_fast.engine.base import Engine, run_requests
-from capo_fast.records import Prompt, Request
-from capo_fast.runtime import gather
-from capo_fast.sampling import request_seed
+from capo_fast.engine.base import Engine
+from capo_fast.evaluation.command import (
+    TINY,
+    Job,
+    at_least,
+    engine_of,
+    estimate,
+    guarded,
+    markdown,
+    parser,
+    read_job,
+    software,
+    write_results,
+)
+from capo_fast.evaluation.compare import compare, comparison_table, read_results
+from capo_fast.evaluation.questions import BENCHMARKS, Question, digest, load_benchmarks
+from capo_fast.evaluation.scores import equal_answers, equal_letters, macro_mean, score_benchmark
+from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
+from capo_fast.evaluation.store import Store, requests_digest
+from capo_fast.runtime import ranks
+
+RUNS = 3
+SETTINGS = (
+    "seed",
+    "rollout.temperature",
+    "rollout.top_p",
+    "rollout.max_tokens",
+    "data.system_prompt",
+    "reward.fn",
+    "reward.workers",
+    "engine.dtype",
+    "engine.max_model_len",
+    "engine.max_num_seqs",
+    "engine.kv_cache_gb",
+)
 
 
 @dataclass(frozen=True)
-class PassRate:
-    """Mean over problems of the share of their samples that are right."""
+class Protocol:
+    """How often each question is asked."""
 
-    rate: float
-    stderr: float
-    problems: int
-    timeouts: int
-    """Answers whose check timed out; they are left out of the rate."""
-
-
-def evaluate(
-    engine: Engine, pool: VerifierPool, prompts: Sequence[Prompt], config: Config, rank: int, world: int
-) -> PassRate:
-    """pass@1 of the policy that the engine holds; the same seeds each time. A collective on all ranks."""
-    mine = {f"eval-{i}-{k}": (i, k) for i in range(rank, len(prompts), world) for k in range(config.eval.n)}
-    answers = run_requests(engine, [_request(name, prompts[i], config) for name, (i, _) in mine.items()])
-    verdicts = pool.check([(answers[name].text, prompts[i].answer) for name, (i, _) in mine.items()])
-    by_problem: dict[int, list[float]] = {}
-    checked = gather([(i, verdict) for (i, _), verdict in zip(mine.values(), verdicts, strict=True)])
-    for i, verdict in checked:
-        if verdict is not None:
-            by_problem.setdefault(i, []).append(float(verdict))
-    rates = [sum(by_problem[i]) / len(by_problem[i]) for i in sorted(by_problem)]
-    return _pass_rate(rates, timeouts=sum(verdict is None for _, verdict in checked))
+    samples: int = 0
+    """Sampled answers a question, beside the greedy one."""
+    runs: int = RUNS
+    """Greedy answers to a multiple choice, each with the choices in another order."""
 
 
-def _request(name: str, prompt: Prompt, config: Config) -> Request:
-    return Request(
-        id=name,
-        prompt_ids=prompt.token_ids,
-        seed=request_seed(config.seed, name, prompt.id),
-        temperature=config.eval.temperature,
-        top_p=config.eval.top_p,
-        top_k=-1,
-        max_tokens=config.rollout.max_tokens,
-    )
+def run(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict[str, Any]:
+    """Evaluate; every rank calls it. Returns what `results.json` holds. `engine`: one to use instead of vLLM."""
+    with ranks():
+        return evaluate(job, protocol, engine)
 
 
-def _pass_rate(rates: Sequence[float], timeouts: int) -> PassRate:
-    count = len(rates)
-    mean = sum(rates) / count if count else math.nan
-    variance = sum((rate - mean) ** 2 for rate in rates) / (count - 1) if count > 1 else math.nan
-    return PassRate(mean, math.sqrt(variance / count) if count else math.nan, count, timeouts)
+def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict[str, Any]:
+    """The same, inside a process group that is there already."""
+    config = job.config
+    check_reward_function(config.reward.fn)
+    benchmarks = load_benchmarks(job.sets, job.data_dir, job.limit)
+    attempts = {
+        name: plan_attempts(name, questions, protocol.runs, protocol.samples, config.seed)
+        for name, questions in benchmarks.items()
+    }
+    everything = [attempt for mine in attempts.values() for attempt in mine]
+    requests = attempt_requests(everything, load_tokenizer(job.model), config)
+    settings = _settings(job, protocol, benchmarks) | {"requests": requests_digest(requests)}
+    with (
+        Store(job.out, settings) as store,
+        engine_of(engine, lambda: start_engine(job.model, config)) as start,
+        VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn) as pool,
+    ):
+        answers = store.complete(start, requests, "evaluating")
+        checked = check_attempts(everything, answers, pool, dist.get_rank(), dist.get_world_size())
+        if dist.get_rank() != 0:
+            return {}
+        scored = {
+            name: score_benchmark(questions, attempts[name], answers, checked, _equality(questions, pool))
+            for name, questions in benchmarks.items()
+        }
+        seconds = sum(answer.seconds for answer in answers.values())
+        results = {"settings": settings, "software": software(), "seconds": seconds, "benchmarks": scored}
+        results |= {"mean": macro_mean(scored)}
+        write_results(job.out, results, results_table(results))
+        return results
+
+
+def _settings(job: Job, protocol: Protocol, benchmarks: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
+    sampling = ("rollout.temperature", "rollout.top_p") if protocol.samples else ()
+    choices = any(question.choices for questions in benchmarks.values() for question in questions)
+    return {
+        "command": "evaluate",
+        **job.settings("rollout.max_tokens", "data.system_prompt", "reward.fn", *sampling),
+        "samples": protocol.samples,
+        "choice_runs": protocol.runs if choices else None,
+        "benchmarks": {name: f"{len(found)} questions, {digest(found)}" for name, found in benchmarks.items()},
+    }
+
+
+def _equality(questions: Sequence[Question], pool: VerifierPool) -> Any:
+    return equal_letters if all(question.choices for question in questions) else equal_answers(pool)
+
+
+COUNTS = ("truncated", "timeouts", "unreadable")
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """The Markdown table, with the mean over benchmarks where there are several, and what the numbers are."""
+    benchmarks = results["benchmarks"]
+    metrics = list(dict.fromkeys(name for entry in benchmarks.values() for name in entry["metrics"]))
+    shown = [name for name in metrics if not name.startswith("pass@") or name in ("pass@1", metrics[-1])]
+    rows = [_row(name, entry, entry["metrics"], shown) for name, entry in benchmarks.items()]
+    if len(benchmarks) > 1:
+        rows.append(_row("mean", _sum(benchmarks.values()), results["mean"], shown))
+    head = ["benchmark", "problems", *shown, *COUNTS, "tokens/answer"]
+    return f"{markdown(head, rows)}\n{_legend(results['settings'], results['seconds'])}\n"
+
+
+def _row(name: str, entry: Mapping[str, Any], metrics: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    counts = entry["counts"]
+    scores = [estimate(metrics.get(metric)) for metric in shown]
+    length = f"{counts['tokens'] / counts['answers']:.0f}"
+    return [name, str(entry["problems"]), *scores, *(str(counts[count]) for count in COUNTS), length]
+
+
+def _sum(entries: Collection[Mapping[str, Any]]) -> dict[str, Any]:
+    """Problems and counts of all benchmarks together."""
+    counts = {name: sum(e["counts"][name] for e in entries) for name in (*COUNTS, "tokens", "answers")}
+    return {"problems": sum(entry["problems"] for entry in entries), "counts": counts}
+
+
+def _legend(settings: Mapping[str, Any], seconds: float) -> str:
+    lines = [f"{settings['model']}, seed {settings['seed']}, {seconds:.0f} s of sampling. pass@1 is greedy"]
+    if settings["choice_runs"]:
+        lines[0] += f", of multiple choice the mean of {settings['choice_runs']} runs with shuffled choices"
+    if settings["samples"]:
+        sampling = f"temperature {settings['rollout.temperature']:g}, top-p {settings['rollout.top_p']:g}"
+        lines.append(f"avg, maj and pass@k (unbiased) are of {settings['samples']} samples at {sampling}")
+    lines.append("In brackets 95 % intervals over problems. Time-outs are left out, unreadable answers count as wrong")
+    return ".\n".join(lines) + "."
+
+
+def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
+    """What a command line asks for; None where it asks for a comparison, which is printed."""
+    flags = parser("evaluate", "--model", "Judge a model on benchmarks, or compare two results.", SETTINGS)
+    flags.add_argument("--benchmarks", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(BENCHMARKS)}")
+    flags.add_argument("--samples", type=at_least(0), default=0, metavar="K", help="for avg@K, maj@K and pass@K")
+    flags.add_argument("--choice-runs", type=at_least(1), default=RUNS, metavar="N", help=f"default {RUNS}")
+    flags.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results.json, or their folders")
+    options, rest = flags.parse_known_args(arguments)
+    if options.compare:
+        if rest:
+            raise ConfigError(f"{rest[0]}: unexpected beside --compare")
+        print(comparison_table(compare(*map(read_results, options.compare))))
+        return None
+    if options.benchmarks is None and options.model != TINY:
+        raise ConfigError("--benchmarks is missing: names or files, parted by commas")
+    job = read_job(options, rest, options.benchmarks or TINY, "rollout.max_tokens")
+    return job, Protocol(options.samples, options.choice_runs)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit status: 0 done, 1 failed with one line, 2 wrong settings, 130 interrupted and saved."""
+
+    def work() -> None:
+        asked = job_of(sys.argv[1:] if argv is None else argv)
+        if asked is not None and (results := run(*asked)):
+            print(f"{results_table(results)}\n{asked[0].out}/results.json")
+
+    return guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from capo_fast.evaluate import PassRate
+from capo_fast.evaluation.pass_rate import PassRate
 from capo_fast.metrics import peak_memory_gb
 from capo_fast.records import CreditedSample
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from capo_fast.config import Config
-from capo_fast.evaluate import PassRate
+from capo_fast.evaluation.pass_rate import PassRate
 
 
 @dataclass

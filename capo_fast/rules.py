@@ -6,7 +6,7 @@ The settings whose `None` or 0 stands for a value worked out from others are wor
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
 from capo_fast.config import Config, ConfigError
@@ -14,11 +14,12 @@ from capo_fast.config import Config, ConfigError
 
 def validate(config: Config) -> Config:
     """The same configuration, or a `ConfigError` about the first rule that it breaks."""
-    for rules in (_bounds, _data, _lengths, _credit, _loss, _train):
-        for broken, message in rules(config):
-            if broken:
-                raise ConfigError(message)
-    return config
+    return _obeying((_bounds, _data, _lengths, _credit, _loss, _train), config)
+
+
+def validate_sampling(config: Config, longest: str) -> Config:
+    """The same for a configuration that only samples; `longest` is the key of its longest answer."""
+    return _obeying((_bounds, lambda config: _length(config, longest)), config)
 
 
 def std_floor(config: Config) -> float:
@@ -35,6 +36,15 @@ def overlong_buffer(config: Config) -> int:
 
 Rules = Iterator[tuple[bool, str]]
 """Pairs (is it broken, what to say then)."""
+
+
+def _obeying(all_rules: Sequence[Callable[[Config], Rules]], config: Config) -> Config:
+    for rules in all_rules:
+        for broken, message in rules(config):
+            if broken:
+                raise ConfigError(message)
+    return config
+
 
 BOUNDS: list[tuple[Callable[[float], bool], str, str]] = [
     (
@@ -80,13 +90,16 @@ def _data(config: Config) -> Rules:
 
 
 def _lengths(config: Config) -> Rules:
-    longest = config.engine.max_model_len
     for key in ("rollout.max_tokens", "critic.max_tokens"):
-        tokens = attrgetter(key)(config)
-        yield (
-            tokens >= longest,
-            f"{key}: found {tokens}, wanted less than engine.max_model_len ({longest}), which holds the prompt as well",
-        )
+        yield from _length(config, key)
+
+
+def _length(config: Config, key: str) -> Rules:
+    longest, tokens = config.engine.max_model_len, attrgetter(key)(config)
+    yield (
+        tokens >= longest,
+        f"{key}: found {tokens}, wanted less than engine.max_model_len ({longest}), which holds the prompt as well",
+    )
 
 
 def _credit(config: Config) -> Rules:

@@ -8,16 +8,17 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 PR_SET_PDEATHSIG = 1
+T = TypeVar("T")
 
 
 class Interrupted(Exception):
@@ -89,6 +90,20 @@ def gather(items: list[Any]) -> list[Any]:
     lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(lists, items)
     return [item for part in lists for item in part]
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """What `work` returns, or raises, when rank 0 does it; every rank gets the same. A collective."""
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [work(), None]
+        except Exception as error:
+            answer = [None, error]
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
 
 
 def seed_everything(seed: int) -> None:

@@ -13,7 +13,7 @@ from capo_fast.config import Config
 from capo_fast.credit.critic import parse_critique, render_critique_prompt
 from capo_fast.credit.steps import step_spans
 from capo_fast.engine.base import Engine, run_requests
-from capo_fast.records import Completion, Critique, Prompt, Request, Rollout
+from capo_fast.records import Answer, Completion, Critique, Prompt, Request, Rollout
 
 
 def request_seed(*key: object) -> int:
@@ -71,10 +71,13 @@ def critique_rollouts(
 
     Where the engine has no room for the prompt and an answer, the critiques are truncated abstentions.
     """
-    prompts = [critique_prompt_ids(tokenizer, template, rollout) for rollout in rollouts]
-    room = config.engine.max_model_len - config.critic.max_tokens
+    prompts = [
+        critique_prompt_ids(tokenizer, template, r.prompt.problem, r.steps.texts, r.prompt.solution) for r in rollouts
+    ]
+    room = critique_room(config)
+    greedy = config.critic.voting == "greedy"
     requests = [
-        critique_request(rollout, prompt_ids, vote, config)
+        critique_request(critique_id(rollout, vote), rollout.prompt.id, prompt_ids, config, greedy)
         for rollout, prompt_ids in zip(rollouts, prompts, strict=True)
         for vote in range(config.critic.votes)
         if len(prompt_ids) <= room
@@ -82,15 +85,21 @@ def critique_rollouts(
     answers = run_requests(engine, requests)
     names = [[critique_id(rollout, vote) for vote in range(config.critic.votes)] for rollout in rollouts]
     return [
-        tuple(_parsed(answers.get(name), len(rollout.steps.texts)) for name in votes)
+        tuple(read_critique(answers.get(name), len(rollout.steps.texts)) for name in votes)
         for rollout, votes in zip(rollouts, names, strict=True)
     ]
 
 
-def critique_prompt_ids(tokenizer: Any, template: str, rollout: Rollout) -> tuple[int, ...]:
-    """The critic's prompt for one rollout, as one user message under the chat template."""
-    prompt, special = rollout.prompt, special_tokens(tokenizer)
-    message = render_critique_prompt(template, prompt.problem, rollout.steps.texts, prompt.solution, special)
+def critique_room(config: Config) -> int:
+    """The longest prompt of a critique that leaves room for its answer, in tokens."""
+    return config.engine.max_model_len - config.critic.max_tokens
+
+
+def critique_prompt_ids(
+    tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None
+) -> tuple[int, ...]:
+    """The critic's prompt for one solution, as one user message under the chat template."""
+    message = render_critique_prompt(template, problem, steps, solution, special_tokens(tokenizer))
     chat = [{"role": "user", "content": message}]
     return tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))
 
@@ -101,12 +110,11 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
     return tuple(token.content for token in added if token.special or token.content.startswith("<"))
 
 
-def critique_request(rollout: Rollout, prompt_ids: tuple[int, ...], vote: int, config: Config) -> Request:
-    greedy = config.critic.voting == "greedy"
+def critique_request(name: str, prompt_id: str, prompt_ids: tuple[int, ...], config: Config, greedy: bool) -> Request:
     return Request(
-        id=critique_id(rollout, vote),
+        id=name,
         prompt_ids=prompt_ids,
-        seed=request_seed(config.seed, critique_id(rollout, vote), rollout.prompt.id),
+        seed=request_seed(config.seed, name, prompt_id),
         temperature=0.0 if greedy else config.critic.temperature,
         top_p=1.0 if greedy else config.critic.top_p,
         top_k=-1,
@@ -118,7 +126,8 @@ def critique_id(rollout: Rollout, vote: int) -> str:
     return f"critique-{rollout.version}-{rollout.group}-{rollout.sample}-{vote}"
 
 
-def _parsed(answer: Completion | None, steps: int) -> Critique:
+def read_critique(answer: Completion | Answer | None, steps: int) -> Critique:
+    """A critique of so many steps, parsed; None, for which there was no room, is a truncated abstention."""
     if answer is None:
         return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=True)
     return parse_critique(answer.text, steps, answer.finished)

@@ -23,7 +23,7 @@ from capo_fast.credit.assign import assign_credit, informative_groups
 from capo_fast.credit.verify import VerifierError
 from capo_fast.credit.vote import vote
 from capo_fast.engine.base import Engine, EngineError
-from capo_fast.evaluate import PassRate, evaluate
+from capo_fast.evaluation.pass_rate import PassRate, evaluate
 from capo_fast.figures import step_figures
 from capo_fast.files import RecordError
 from capo_fast.learner import TrainingDiverged

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 
 def digit_share(response: str, reference: str) -> float:
     """The share of digits in a response: even a random model gets groups that are not tied."""
     return sum(character.isdigit() for character in response) / max(len(response), 1)
+
+
+def last_word(response: str, answer: str) -> bool:
+    """A quick check; over one word it takes longer than any test's deadline."""
+    if response == "slow":
+        time.sleep(60)
+    return response.split()[-1:] == [answer]

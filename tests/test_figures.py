@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from capo_fast.evaluate import PassRate
+from capo_fast.evaluation.pass_rate import PassRate
 from capo_fast.figures import step_figures
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
 

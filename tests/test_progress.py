@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from capo_fast.config import Config
-from capo_fast.evaluate import PassRate
+from capo_fast.evaluation.pass_rate import PassRate
 from capo_fast.progress import Progress
 
 

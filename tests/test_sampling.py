@@ -126,7 +126,10 @@ def test_each_rollout_gets_its_own_critiques():
 
 def test_a_prompt_without_room_abstains_unasked():
     found = rollouts()
-    lengths = [len(critique_prompt_ids(tokenizer(), TEMPLATE, rollout)) for rollout in found]
+    lengths = [
+        len(critique_prompt_ids(tokenizer(), TEMPLATE, r.prompt.problem, r.steps.texts, r.prompt.solution))
+        for r in found
+    ]
     longest = sorted(set(lengths))[-1]
     fits = with_critic(votes=2, max_tokens=100)
     engine = Keeping()

@@ -11,7 +11,11 @@ from scripted_world import MODEL, tokenizer
 from transformers import AutoModelForCausalLM
 
 from capo_fast.config import EngineConfig
+from capo_fast.critic_eval import job_of as critic_job
+from capo_fast.critic_eval import score_critic
 from capo_fast.engine.base import checksum, run_requests
+from capo_fast.evaluate import evaluate
+from capo_fast.evaluate import job_of as evaluate_job
 from capo_fast.records import Request
 from capo_fast.runtime import ranks
 
@@ -150,6 +154,24 @@ def test_the_length_limit_cuts(engine, base):
     assert completion.finished
     assert completion.token_ids[-1] == tokenizer().eos_token_id
     assert "<eos>" not in completion.text
+
+
+def test_the_shipped_critic_scores_as_it_was_measured(engine, base, tmp_path):
+    """One vote at temperature 1 finds the wrong steps with precision 0.97 and recall 0.99 (400 solutions, seed 0)."""
+    entry = score_critic(critic_job(["--limit", "100", "--out", str(tmp_path)]), engine)["benchmarks"]["tiny"]
+    greedy, vote = entry["votings"]
+    for row in (greedy, vote):
+        assert row["f1"]["value"] > 0.9
+        assert row["step_precision"] > 0.9 and row["step_recall"] > 0.93
+        assert row["abstained"] < 0.03
+    assert greedy["f1"]["value"] >= vote["f1"]["value"] - 0.02
+
+
+def test_the_shipped_policy_scores_as_it_was_measured(engine, base, tmp_path):
+    job, protocol = evaluate_job(["--limit", "100", "--samples", "2", "--out", str(tmp_path)])
+    metrics = evaluate(job, protocol, engine)["benchmarks"]["tiny"]["metrics"]
+    assert 0.23 < metrics["avg@2"]["value"] < 0.45  # about 0.34 over all 400
+    assert metrics["pass@2"]["value"] > metrics["avg@2"]["value"]
 
 
 def test_seeded_prompts_beyond_one_prefill_batch(engine, base):

@@ -42,18 +42,21 @@ class Engine(Protocol):
         """Give back what the engine holds; it can't be used afterwards."""
 
 
-def run_requests(engine: Engine, requests: Iterable[Request]) -> dict[str, Completion]:
-    """All answers, by request id. Requests enter in the order given: the same order repeats the same answers."""
+def stream_requests(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:
+    """All answers, each as it ends. Requests enter in the order given: the same order repeats the same answers."""
     waiting: set[str] = set()
     for request in requests:
         engine.add(request)
         waiting.add(request.id)
-    completions: dict[str, Completion] = {}
     while waiting:
         for completion in engine.step():
-            completions[completion.id] = completion
             waiting.discard(completion.id)
-    return completions
+            yield completion
+
+
+def run_requests(engine: Engine, requests: Iterable[Request]) -> dict[str, Completion]:
+    """All answers, by request id."""
+    return {completion.id: completion for completion in stream_requests(engine, requests)}
 
 
 def signs(size: int, device: torch.device | None = None) -> torch.Tensor:

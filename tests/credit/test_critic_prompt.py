@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from capo_fast.credit.critic import load_template, parse_critique, render_critique_prompt
-from capo_fast.records import Critique, Prompt, Rollout, StepSpans
+from capo_fast.records import Critique
 from capo_fast.sampling import critique_prompt_ids, special_tokens
 
 PROCESSBENCH = Path(__file__).parents[3] / "shared" / "data" / "steps_processbench.jsonl.gz"
@@ -130,18 +130,12 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def rollout(problem: str, steps: list[str]) -> Rollout:
-    spans = StepSpans(starts=(True,) * len(steps), texts=tuple(steps))
-    return Rollout(
-        Prompt("id", problem, "0", None, (1,)), 0, 0, 0, (1,) * len(steps), (0.0,) * len(steps), "", True, spans
-    )
-
-
 def test_the_tokens_hold_only_the_chat_templates_own(chat_tokenizer: PreTrainedTokenizerFast) -> None:
     random = Random(3)
     added = set(chat_tokenizer.added_tokens_decoder)
     assert {"<think>", "</s>", "<|im_end|>"} <= set(special_tokens(chat_tokenizer))
     for (problem, steps), attack in [case for case in CASES if case[0] in MADE]:
-        ids = critique_prompt_ids(chat_tokenizer, TEMPLATE, rollout(problem, attacked(problem, steps, attack, random)))
+        written = attacked(problem, steps, attack, random)
+        ids = critique_prompt_ids(chat_tokenizer, TEMPLATE, problem, written, None)
         special = chat_tokenizer.convert_ids_to_tokens([token for token in ids if token in added])
         assert special == ["<|im_start|>", "<|im_end|>", "<|im_start|>"], attack

@@ -9,7 +9,7 @@ import pytest
 
 from capo_fast.config import Config, EvalConfig
 from capo_fast.engine.scripted import ScriptedEngine
-from capo_fast.evaluate import evaluate
+from capo_fast.evaluation.pass_rate import evaluate
 from capo_fast.records import Completion, Prompt
 
 PROMPTS = [Prompt(f"p{i}", f"p{i}", str(i), None, (10 + i,)) for i in range(3)]

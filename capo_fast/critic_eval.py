@@ -1,0 +1,190 @@
+"""Step-labelled data -> how well a critic finds the wrong steps: `python -m capo_fast.critic_eval`.
+
+    solutions -> critiques (k sampled, one greedy) -> votes of the first 1..k, every rule -> results.json, results.md
+
+The critic is prompted, sampled and read exactly as in training. It is scored through any `Engine`; the command starts
+vLLM.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+
+import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.build import load_critic_template, load_tokenizer, start_engine
+from capo_fast.config import Config, ConfigError
+from capo_fast.engine.base import Engine
+from capo_fast.evaluation.command import (
+    TINY,
+    Job,
+    engine_of,
+    estimate,
+    guarded,
+    markdown,
+    parser,
+    read_job,
+    software,
+    write_results,
+)
+from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_mean
+from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
+from capo_fast.evaluation.questions import digest
+from capo_fast.evaluation.store import Store, requests_digest
+from capo_fast.records import Answer, Request
+from capo_fast.runtime import ranks
+from capo_fast.sampling import critique_prompt_ids, critique_request, critique_room, read_critique
+
+SETTINGS = (
+    "seed",
+    "critic.votes",
+    "critic.voting",
+    "critic.temperature",
+    "critic.top_p",
+    "critic.max_tokens",
+    "critic.prompt",
+    "engine.dtype",
+    "engine.max_model_len",
+    "engine.max_num_seqs",
+    "engine.kv_cache_gb",
+)
+
+
+def run(job: Job, engine: Engine | None = None) -> dict[str, Any]:
+    """Score the critic; every rank calls it. Returns what `results.json` holds. `engine`: one to use, not vLLM."""
+    with ranks():
+        return score_critic(job, engine)
+
+
+def score_critic(job: Job, engine: Engine | None = None) -> dict[str, Any]:
+    """The same, inside a process group that is there already."""
+    config = job.config
+    sets = load_solutions(job.sets, job.data_dir, job.limit, config.seed)
+    tokenizer, template = load_tokenizer(job.model), load_critic_template(config)
+    requests = [
+        r for name, solutions in sets.items() for r in critiques_of(name, solutions, tokenizer, template, config)
+    ]
+    settings = {
+        "command": "critic_eval",
+        **job.settings("critic.votes", "critic.voting", "critic.temperature", "critic.top_p", "critic.max_tokens"),
+        "data": {name: f"{len(solutions)} solutions, {digest(solutions)}" for name, solutions in sets.items()},
+        "prompt": digest([template]),
+        "requests": requests_digest(requests),
+    }
+    with Store(job.out, settings) as store, engine_of(engine, lambda: start_engine(job.model, config)) as start:
+        answers = store.complete(start, requests, "criticising")
+        if dist.get_rank() != 0:
+            return {}
+        voting = ANY if config.critic.votes == 1 and config.critic.voting != GREEDY else config.critic.voting
+        scored = {name: score_set(_judged(name, of, answers, config), voting) for name, of in sets.items()}
+        results = {"settings": settings, "software": software(), "benchmarks": scored}
+        write_results(job.out, results, results_table(results))
+        return results
+
+
+def critiques_of(
+    name: str, solutions: Sequence[Solution], tokenizer: Any, template: str, config: Config
+) -> Iterator[Request]:
+    """`critic.votes` sampled critiques of each solution and a greedy one; none where the engine has no room."""
+    for i, solution in enumerate(solutions):
+        prompt_ids = critique_prompt_ids(tokenizer, template, solution.problem, solution.steps, None)
+        if len(prompt_ids) <= critique_room(config):
+            for critique in critique_names(name, i, config):
+                greedy = critique.endswith("greedy")
+                yield critique_request(critique, solution.id, prompt_ids, config, greedy)
+
+
+def critique_names(name: str, i: int, config: Config) -> list[str]:
+    """The requests for one solution: its votes, and last the greedy one."""
+    return [*(f"{name}-{i}-{vote}" for vote in range(config.critic.votes)), f"{name}-{i}-greedy"]
+
+
+def _judged(name: str, solutions: Sequence[Solution], answers: Mapping[str, Answer], config: Config) -> list[Judged]:
+    judged = []
+    for i, solution in enumerate(solutions):
+        found = tuple(answers.get(critique) for critique in critique_names(name, i, config))
+        *votes, greedy = (read_critique(answer, len(solution.steps)) for answer in found)
+        judged.append(Judged(solution, tuple(votes), greedy, found))
+    return judged
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """A Markdown table for each data set, by voting and by subset, and what the numbers are."""
+    settings = results["settings"]
+    sections = [_section(name, entry, settings) for name, entry in results["benchmarks"].items()]
+    legend = (
+        f"{settings['model']}, seed {settings['seed']}, votes at temperature {settings['critic.temperature']:g}, "
+        f"top-p {settings['critic.top_p']:g}.\n"
+        "F1 is the harmonic mean of the accuracies by first error on wrong and on right solutions (an abstention is\n"
+        "neither's); precision and recall are by step, over solutions with a verdict; in brackets 95 % intervals."
+    )
+    return "\n".join([*sections, legend]) + "\n"
+
+
+HEAD = ["voting", "votes", "F1", "on wrong", "on right", "precision", "recall", "abstained", "tokens in", "tokens out"]
+
+
+def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    counts, agreement = entry["counts"], entry["agreement"]
+    parts = [f"## {name}: {entry['problems']} solutions\n", markdown(HEAD, [_row(row) for row in entry["votings"]])]
+    if entry["subsets"]:
+        rows = [[subset, *_row(row)[2:]] for subset, row in entry["subsets"].items()]
+        row = next(iter(entry["subsets"].values()))
+        parts += [f"By subset, {row['voting']}, votes: {row['votes']}.\n", markdown(["subset", *HEAD[2:]], rows)]
+    if (average := subset_mean(entry)) is not None:
+        parts.append(f"Mean F1 of the subsets: {average:.3f}.")
+    if entry["scored_apart"]:
+        parts.append(f"{entry['scored_apart']} solutions in {', '.join(APART)}, where marked steps need not be false,")
+        parts.append("count only in their own subsets.")
+    if entry["votings"][0]["f1"] is None:
+        parts.append("Recall only: without both right and wrong solutions there is no F1.")
+    if agreement["step"] is not None:
+        parts.append(
+            f"Votes agree on {agreement['step']:.3f} of steps (Fleiss' kappa {_number(agreement['step_kappa'])}) "
+            f"and on {agreement['solution']:.3f} of verdicts (kappa {_number(agreement['solution_kappa'])})."
+        )
+    parts.append(
+        f"{counts['critiques']} critiques: {counts['abstained']} abstained ({counts['truncated']} truncated, of them "
+        f"{counts['without_room']} for want of room), {counts['out_of_range']} indices out of range; "
+        f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {counts['seconds']:.1f} s.\n"
+    )
+    return "\n".join(parts)
+
+
+def _row(row: Mapping[str, Any]) -> list[str]:
+    scores = [estimate(row[key]) for key in ("f1", "accuracy_on_wrong", "accuracy_on_right")]
+    by_step = [_number(row[key]) for key in ("step_precision", "step_recall")]
+    cost = [f"{row[key]:.0f}" for key in ("tokens_in", "tokens_out")]
+    return [row["voting"], str(row["votes"]), *scores, *by_step, f"{row['abstained']:.1%}", *cost]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def job_of(arguments: Sequence[str]) -> Job:
+    """What a command line asks for. Raises ConfigError."""
+    flags = parser("critic_eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
+    flags.add_argument("--data", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(DATA)}")
+    options, rest = flags.parse_known_args(arguments)
+    if options.data is None and options.model != TINY:
+        raise ConfigError("--data is missing: names or files, parted by commas")
+    return read_job(options, rest, options.data or TINY, "critic.max_tokens")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit status: 0 done, 1 failed with one line, 2 wrong settings, 130 interrupted and saved."""
+
+    def work() -> None:
+        job = job_of(sys.argv[1:] if argv is None else argv)
+        if results := run(job):
+            print(f"{results_table(results)}\n{job.out}/results.json")
+
+    return guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

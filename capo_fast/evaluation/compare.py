@@ -1,0 +1,107 @@
+"""Two results on the same problems: the paired difference of every score they share, its interval and p-value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from capo_fast.config import ConfigError
+from capo_fast.evaluation.command import markdown
+from capo_fast.evaluation.statistics import difference_interval, mean, paired_p
+from capo_fast.evaluation.store import first_difference
+
+MAY_DIFFER = ("model", "weights", "limit", "requests", "engine.dtype", "engine.max_model_len")
+"""Settings that may differ: who answers, in what arithmetic, from which template. What is asked is compared itself."""
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A `results.json`, or the one of a folder. Raises ConfigError."""
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        results = json.loads(file.read_text())
+        if not {"settings", "benchmarks"} <= set(results):
+            raise ValueError("no settings and benchmarks in it")
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{file}: not the results of an evaluation: {error}") from None
+    return dict(results)
+
+
+def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """How b differs from a. Raises ConfigError with the first difference of their protocols or problems.
+
+    Every row: benchmark, metric, both means, difference b - a with its 95 % interval, p-value, pairs, and the problems
+    that one of them has no score of (time-outs), which are left out. The mean weighs every benchmark the same.
+    """
+    difference = first_difference(*(_protocol(results) for results in (a, b)))
+    if difference is not None:
+        key, one, other = difference
+        raise ConfigError(f"the two can't be compared: {key} is {one!r} in the first and {other!r} in the second")
+    pairs = {name: _pairs(name, a["benchmarks"][name], b["benchmarks"][name]) for name in a["benchmarks"]}
+    rows = [
+        _row(name, metric, [found], missing) for name, of in pairs.items() for metric, (found, missing) in of.items()
+    ]
+    shared = [metric for metric in next(iter(pairs.values())) if all(metric in of for of in pairs.values())]
+    if len(pairs) > 1:
+        for metric in shared:
+            groups, missing = zip(*(of[metric] for of in pairs.values()), strict=True)
+            rows.append(_row("mean", metric, groups, sum(missing)))
+    return {"models": [results["settings"]["model"] for results in (a, b)], "rows": rows}
+
+
+def _protocol(results: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in results["settings"].items() if key not in MAY_DIFFER}
+
+
+Pairs = list[tuple[float, float]]
+
+
+def _pairs(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Pairs, int]]:
+    """By metric: the scores of the problems that both have one of, and how many others there are."""
+    ones, others = a["by_problem"], b["by_problem"]
+    if set(ones) != set(others):
+        odd = sorted(set(ones) ^ set(others))[0]
+        raise ConfigError(f"the two can't be compared: {name} has problem {odd!r} in one of them only")
+    metrics = [metric for metric in a["metrics"] if metric in b["metrics"]]
+    found = {m: [(ones[i][m], others[i][m]) for i in ones if None not in (ones[i][m], others[i][m])] for m in metrics}
+    return {metric: (pairs, len(ones) - len(pairs)) for metric, pairs in found.items()}
+
+
+def _row(name: str, metric: str, groups: Sequence[Pairs], missing: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"benchmark": name, "metric": metric, "pairs": sum(map(len, groups)), "left_out": missing}
+    if not all(groups):
+        return row | dict.fromkeys(("a", "b", "difference", "low", "high", "p"))
+    differences = [[b - a for a, b in group] for group in groups]
+    low, high = difference_interval(differences) or (None, None)
+    means = [mean([mean([pair[side] for pair in group]) for group in groups]) for side in (0, 1)]
+    return row | {"a": means[0], "b": means[1], "difference": means[1] - means[0], "low": low, "high": high,
+                  "p": paired_p(differences)}  # fmt: skip
+
+
+def comparison_table(comparison: Mapping[str, Any]) -> str:
+    """The rows as a Markdown table."""
+    a, b = comparison["models"]
+    rows = [
+        [row["benchmark"], row["metric"], *map(_cell, (row["a"], row["b"])), _difference(row), _p(row["p"]),
+         str(row["pairs"]), str(row["left_out"])]
+        for row in comparison["rows"]
+    ]  # fmt: skip
+    head = ["benchmark", "metric", "A", "B", "B - A", "p", "pairs", "left out"]
+    return (
+        f"A: {a}\nB: {b}\n\n{markdown(head, rows)}\nIn brackets 95 % intervals (Agresti and Min). p is two-sided and "
+        "paired by problem: exact McNemar where every score is 0 or 1, else 10,000 seeded sign flips.\n"
+        "Nothing is corrected for the number of rows."
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    return "–" if row["p"] is None else f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _p(p: float | None) -> str:
+    return "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}"

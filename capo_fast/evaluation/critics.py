@@ -1,0 +1,169 @@
+"""Critiques of labelled solutions -> how well a critic finds the wrong steps, by voting and number of votes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from capo_fast.credit.vote import MODES, vote
+from capo_fast.evaluation.labelled import APART, Solution
+from capo_fast.evaluation.scores import Scores, summarise
+from capo_fast.evaluation.statistics import agreement, f1_interval, harmonic_mean, mean, wilson
+from capo_fast.records import Answer, Critique
+
+GREEDY = "greedy"
+ANY = "any"
+"""One sampled vote: every rule but the greedy one says the same of it."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A solution with everything the critic said about it."""
+
+    solution: Solution
+    sampled: tuple[Critique, ...]
+    """The k votes, in the order of their seeds."""
+    greedy: Critique
+    """One critique at temperature 0."""
+    answers: tuple[Answer | None, ...]
+    """What they were read from, the greedy one last; None where the engine had no room for the prompt."""
+
+    def critiques(self, voting: str, k: int) -> tuple[Critique, ...]:
+        """The first k votes."""
+        return (self.greedy,) if voting == GREEDY else self.sampled[:k]
+
+    def first_error_found(self, voting: str, k: int) -> float:
+        """1 where the first step held wrong is the labelled one (or none is, rightly), else 0, an abstention too."""
+        first = _first(self.critiques(voting, k), len(self.solution.steps), voting)
+        return float(first == self.solution.first_wrong)
+
+
+def score_set(judged: Sequence[Judged], headline: str) -> dict[str, Any]:
+    """The entry of one data set in `results.json`. `headline`: the voting by which subsets are shown."""
+    k = len(judged[0].sampled)
+    whole = [j for j in judged if j.solution.subset not in APART] or list(judged)
+    subsets = sorted({j.solution.subset for j in judged})
+    by_subset = {name: score_voting([j for j in judged if j.solution.subset == name], headline, k) for name in subsets}
+    rows = [score_voting(whole, voting, votes) for voting, votes in votings(k)]
+    names = {GREEDY: (GREEDY, 1)} | ({} if headline == GREEDY else {f"{headline}@{k}": (headline, k)})
+    hits: dict[str, Scores] = {
+        j.solution.id: {name: j.first_error_found(*how) for name, how in names.items()} for j in whole
+    }
+    return {
+        "problems": len(whole),
+        "scored_apart": len(judged) - len(whole),
+        "votings": rows,
+        "subsets": by_subset if len(by_subset) > 1 else {},
+        "agreement": _agreements(whole),
+        "counts": _counts(judged),
+        "metrics": summarise(hits),
+        "by_problem": hits,
+    }
+
+
+def votings(k: int) -> list[tuple[str, int]]:
+    """Every voting and number of votes worth a row."""
+    several = [(mode, votes) for mode in MODES if mode != GREEDY for votes in range(2, k + 1)]
+    return [(GREEDY, 1), (ANY, 1), *several]
+
+
+def score_voting(judged: Sequence[Judged], voting: str, k: int) -> dict[str, Any]:
+    """ProcessBench's F1 (by first error) with its two accuracies, precision and recall by step, abstentions, cost.
+
+    An abstention finds no first error, on a right solution either, as ProcessBench counts what it can't read. By step
+    it is left out, and `average` counts each step by its vote. For the first error a step is wrong from a vote of 0.5.
+    A score that the labels don't allow is None: F1 without right solutions (recall only), and precision and recall by
+    step where not all wrong steps are labelled.
+    """
+    wrong, right = ([j for j in judged if (j.solution.first_wrong >= 0) == is_wrong] for is_wrong in (True, False))
+    hits = [(sum(j.first_error_found(voting, k) == 1.0 for j in part), len(part)) for part in (wrong, right)]
+    shares = [_share(*part) for part in hits]
+    f1 = None
+    if wrong and right:
+        low, high = f1_interval(hits[0], hits[1])
+        f1 = {"value": harmonic_mean(shares[0]["value"], shares[1]["value"]), "low": low, "high": high}
+    precision, recall = _by_step(judged, voting, k)
+    return {
+        "voting": voting,
+        "votes": k,
+        "f1": f1,
+        "accuracy_on_wrong": shares[0],
+        "accuracy_on_right": shares[1],
+        "step_precision": precision,
+        "step_recall": recall,
+        "abstained": sum(all(c.abstained for c in j.critiques(voting, k)) for j in judged) / len(judged),
+        **_cost(judged, voting, k),
+    }
+
+
+def _votes(critiques: Sequence[Critique], steps: int, voting: str) -> list[float] | None:
+    """[S], None where all abstain."""
+    if all(critique.abstained for critique in critiques):
+        return None
+    return vote(critiques, steps, "union" if voting == ANY else voting)
+
+
+def _first(critiques: Sequence[Critique], steps: int, voting: str) -> int | None:
+    held = _votes(critiques, steps, voting)
+    return None if held is None else next((step for step, wrong in enumerate(held) if wrong >= 0.5), -1)
+
+
+def _by_step(judged: Sequence[Judged], voting: str, k: int) -> tuple[float | None, float | None]:
+    found = named = there = 0.0
+    for j in judged:
+        truth, held = j.solution.wrong_steps, _votes(j.critiques(voting, k), len(j.solution.steps), voting)
+        if truth is None:
+            return None, None
+        if held is not None:
+            found += sum(held[step] for step in truth)
+            named += sum(held)
+            there += len(truth)
+    return found / named if named else None, found / there if there else None
+
+
+def _share(hits: int, out_of: int) -> dict[str, Any]:
+    low, high = wilson(hits / out_of, out_of) if out_of else (None, None)
+    return {"value": hits / out_of if out_of else None, "low": low, "high": high, "problems": out_of}
+
+
+def _cost(judged: Sequence[Judged], voting: str, k: int) -> dict[str, float]:
+    """Tokens a solution: read (prompts, each vote its own) and written."""
+    asked = [a for j in judged for a in (j.answers[-1:] if voting == GREEDY else j.answers[:k]) if a is not None]
+    tokens_in, tokens_out = sum(a.prompt_tokens for a in asked), sum(a.tokens for a in asked)
+    return {"tokens_in": tokens_in / len(judged), "tokens_out": tokens_out / len(judged)}
+
+
+def _agreements(judged: Sequence[Judged]) -> dict[str, float | None]:
+    """Between the sampled votes that don't abstain: on each step, and on whether a solution has a wrong one."""
+    valid = [(j.solution, [c.wrong_steps for c in j.sampled if not c.abstained]) for j in judged]
+    steps = [
+        (sum(step in wrong for wrong in said), len(said))
+        for solution, said in valid
+        for step in range(len(solution.steps))
+    ]
+    solutions = [(sum(bool(wrong) for wrong in said), len(said)) for _, said in valid]
+    by_step, step_kappa = agreement(steps)
+    by_solution, solution_kappa = agreement(solutions)
+    return {"step": by_step, "step_kappa": step_kappa, "solution": by_solution, "solution_kappa": solution_kappa}
+
+
+def _counts(judged: Sequence[Judged]) -> dict[str, int | float]:
+    critiques = [critique for j in judged for critique in (*j.sampled, j.greedy)]
+    answers = [answer for j in judged for answer in j.answers if answer is not None]
+    return {
+        "critiques": len(critiques),
+        "abstained": sum(critique.abstained for critique in critiques),
+        "truncated": sum(critique.truncated for critique in critiques),
+        "without_room": len(critiques) - len(answers),
+        "out_of_range": sum(critique.dropped for critique in critiques),
+        "tokens_in": sum(answer.prompt_tokens for answer in answers),
+        "tokens_out": sum(answer.tokens for answer in answers),
+        "seconds": sum(answer.seconds for answer in answers),
+    }
+
+
+def subset_mean(entry: Mapping[str, Any]) -> float | None:
+    """Mean of the subsets' F1, ProcessBench's headline; None unless every subset has one."""
+    f1s = [row["f1"] for row in entry["subsets"].values()]
+    return mean([f1["value"] for f1 in f1s]) if f1s and all(f1s) else None

@@ -1,0 +1,60 @@
+"""maj@k: whether the answer that most samples of a problem give is the right one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+Vote = tuple[str | None, bool]
+"""The answer that a sample gives (None: none was found, no vote), and whether it was checked to be right."""
+Equal = Callable[[list[tuple[str, str]]], Sequence[bool | float | None]]
+"""Whether the answers of each pair are equal; None where that could not be settled in time."""
+
+
+def majority_scores(problems: Sequence[Sequence[Vote]], equal: Equal) -> tuple[list[float], int]:
+    """[0, 1] for each problem, and how many comparisons were not settled (such answers count as different).
+
+    Equal answers vote together. Where answers tie for the lead the score is the chance that a fair draw among them
+    hits the right one (others take the one sampled first, which gives the same on average and hangs on the order).
+    Without any vote it is 0. All right answers are one cluster by their verdicts; wrong ones are compared with each
+    other only where it could change the result, spelling by spelling.
+    """
+    tallies = [_tally(votes) for votes in problems]
+    pairs = [(i, pair) for i, tally in enumerate(tallies) if _open(*tally) for pair in combinations(tally[1], 2)]
+    verdicts = equal([pair for _, pair in pairs]) if pairs else []
+    merges: dict[int, list[tuple[str, str]]] = {}
+    for (i, pair), same in zip(pairs, verdicts, strict=True):
+        if same is not None and float(same) == 1.0:
+            merges.setdefault(i, []).append(pair)
+    scores = [_score(right, _merged(wrong, merges.get(i, []))) for i, (right, wrong) in enumerate(tallies)]
+    return scores, sum(same is None for same in verdicts)
+
+
+def _tally(votes: Sequence[Vote]) -> tuple[int, Counter[str]]:
+    """Votes for the right answer, and for each spelling of a wrong one."""
+    return sum(right for _, right in votes), Counter(text for text, right in votes if text is not None and not right)
+
+
+def _open(right: int, wrong: Counter[str]) -> bool:
+    """Whether merging wrong spellings can change the score: the right answer leads, but not against all together."""
+    return right > 0 and max(wrong.values(), default=0) <= right <= wrong.total() and len(wrong) > 1
+
+
+def _merged(wrong: Counter[str], pairs: Sequence[tuple[str, str]]) -> list[int]:
+    """Votes of each cluster, its spellings joined by the pairs that are equal."""
+    leader = {text: text for text in wrong}
+    for a, b in pairs:
+        old, new = leader[b], leader[a]
+        leader = {text: new if first == old else first for text, first in leader.items()}
+    votes: Counter[str] = Counter()
+    for text, count in wrong.items():
+        votes[leader[text]] += count
+    return list(votes.values())
+
+
+def _score(right: int, wrong: Sequence[int]) -> float:
+    most = max(wrong, default=0)
+    if right == 0 or right < most:
+        return 0.0
+    return 1.0 / (1 + wrong.count(right))

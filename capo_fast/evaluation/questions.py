@@ -1,0 +1,176 @@
+"""Benchmarks: a known name with a folder, or any file, -> questions. The project ships none but its own `tiny`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from string import ascii_uppercase
+from typing import Any
+
+from capo_fast.config import ConfigError
+from capo_fast.data import DataError, read_rows, text_field
+from capo_fast.evaluation.choices import MOST
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+BENCHMARKS = {
+    "aime24": "aime24",
+    "aime25": "aime25",
+    "amc23": "amc23",
+    "arc_c": "arc_challenge_test",
+    "commonsenseqa": "commonsenseqa_dev",
+    "gpqa_diamond": "gpqa_diamond",
+    "gsm8k": "gsm8k_test",
+    "math500": "math500",
+    "minerva": "minerva_math",
+    "mmlu_pro": "mmlu_pro_full",
+    "mmlu_pro_1400": "mmlu_pro_sample1400",
+    "mmlu_stem": "mmlu_stem",
+    "olympiadbench": "olympiadbench",
+    "tiny": "pkg://capo_fast.tiny/heldout.jsonl",
+}
+"""The file that a known name stands for in the data folder, without its suffix."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a benchmark.
+
+    Question(id="arc-1", problem="1+1?", answer="B", choices=("3", "2"), tolerance=None)
+    """
+
+    id: str
+    problem: str
+    answer: str
+    """The reference; of a multiple choice its letter, A for the first."""
+    choices: tuple[str, ...] = ()
+    """Empty for an answer in free form."""
+    tolerance: float | None = None
+    """How far off a numerical answer may be."""
+
+
+def load_benchmarks(names: Sequence[str], folder: str | None, limit: int | None) -> dict[str, list[Question]]:
+    """`limit` questions of each (None: all), by name; a file's name is its stem. Raises ConfigError, DataError."""
+    found: dict[str, list[Question]] = {}
+    for text in names:
+        name, path = find_file(text, BENCHMARKS, folder, "benchmark")
+        if name in found:
+            raise ConfigError(f"--benchmarks: {name} is named twice")
+        found[name] = drawn(unique(read_questions(path), path), limit)
+    return found
+
+
+def find_file(text: str, known: Mapping[str, str], folder: str | None, kind: str) -> tuple[str, str]:
+    """A short name and the path of the file that a known name, or a path itself, stands for."""
+    for suffix in SUFFIXES:
+        if text.endswith(suffix):
+            return Path(text).name.removesuffix(suffix), text
+    if text not in known:
+        near = difflib.get_close_matches(text, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"wanted a file ({', '.join(SUFFIXES)}) or one of {_list(known)}"
+        raise ConfigError(f"{text}: unknown {kind}; {hint}")
+    if known[text].startswith("pkg://"):
+        return text, known[text]
+    if folder is None:
+        raise ConfigError(f"{text}: --data-dir is missing, the folder that holds {known[text]}{SUFFIXES[0]}")
+    for stem in (known[text], text):
+        for suffix in SUFFIXES:
+            if (path := Path(folder).expanduser() / f"{stem}{suffix}").exists():
+                return text, str(path)
+    raise ConfigError(f"{text}: {folder} holds no {known[text]} ({', '.join(SUFFIXES)})")
+
+
+def read_questions(path: str) -> Iterator[tuple[str, Question]]:
+    """(where it stands, question) for each row. Fields: id, problem, answer; choices; error (the tolerance)."""
+    for index, (where, row) in enumerate(read_rows(path)):
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: found {type(row).__name__}, wanted an object with the fields of a question")
+        choices = text_list(where, row, "choices") if row.get("choices") is not None else ()
+        yield (
+            where,
+            Question(
+                id=row_id(where, row, index),
+                problem=text_field(where, row, "problem", "a question"),
+                answer=_letter(where, row, choices) if choices else _answer(where, row),
+                choices=choices,
+                tolerance=_tolerance(where, row),
+            ),
+        )
+
+
+def unique(rows: Iterator[tuple[str, Any]], path: str) -> list[Any]:
+    """The records of (where, record), each with an id of its own, at least one."""
+    seen: dict[str, str] = {}
+    records = []
+    for where, record in rows:
+        if record.id in seen:
+            raise DataError(f"{where}: id {record.id!r} is taken by {seen[record.id]}; ids must be unique")
+        seen[record.id] = where
+        records.append(record)
+    if not records:
+        raise DataError(f"{path}: nothing in it")
+    return records
+
+
+def drawn(records: list[Any], limit: int | None) -> list[Any]:
+    """`limit` of them in their order, always the same: files are often sorted by subject or label."""
+    if limit is None or limit >= len(records):
+        return records
+    return [records[i] for i in sorted(Random("limit").sample(range(len(records)), limit))]
+
+
+def digest(records: Sequence[object]) -> str:
+    """Twelve hex digits that change with any record."""
+    state = hashlib.blake2b(digest_size=6)
+    for record in records:
+        state.update(repr(record).encode("utf-8", "surrogatepass"))
+    return state.hexdigest()
+
+
+def row_id(where: str, row: dict[str, Any], index: int) -> str:
+    """A row's id; its number where it has none."""
+    return text_field(where, row, "id", "its id", (str, int)) if row.get("id") not in (None, "") else str(index)
+
+
+def text_list(where: str, row: dict[str, Any], field: str) -> tuple[str, ...]:
+    """A row's list of texts, at least one; a text may be blank."""
+    values = row.get(field)
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        raise DataError(f"{where}: field {field!r}: found {str(values)[:80]}, wanted a list of texts")
+    return tuple(text_field(where, {field: value}, field, "a text") if value.strip() else value for value in values)
+
+
+def _answer(where: str, row: dict[str, Any]) -> str:
+    return text_field(where, row, "answer", "the reference", (str, int, float))
+
+
+def _letter(where: str, row: dict[str, Any], choices: tuple[str, ...]) -> str:
+    letters = ascii_uppercase[: len(choices)]
+    answer = _answer(where, row)
+    if not 2 <= len(choices) <= MOST or len(answer) != 1 or answer not in letters:
+        raise DataError(
+            f"{where}: answer {answer!r} to {len(choices)} choices, wanted one of 2 to {MOST} by its letter"
+        )
+    return answer
+
+
+def _tolerance(where: str, row: dict[str, Any]) -> float | None:
+    """The field `error`, a number or its text, such as "1e-1"; several (one an answer) count as the smallest."""
+    given = row.get("error")
+    if given in (None, ""):
+        return None
+    try:
+        values = [abs(float(part)) for part in str(given).split(",")]
+    except ValueError:
+        values = [math.nan]
+    if not all(map(math.isfinite, values)):
+        raise DataError(f"{where}: field 'error' (the tolerance): found {given!r}, wanted a number")
+    return min(values)
+
+
+def _list(names: Mapping[str, str]) -> str:
+    return ", ".join(names)

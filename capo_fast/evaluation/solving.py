@@ -1,0 +1,111 @@
+"""Questions -> attempts -> answers -> checked answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any
+
+from capo_fast.config import Config
+from capo_fast.credit.verify import VerifierPool, extract_answer
+from capo_fast.data import Problem, render_prompts
+from capo_fast.evaluation.choices import read_choice, shown_question, shuffled
+from capo_fast.evaluation.pass_rate import Verdict, solution_request
+from capo_fast.evaluation.questions import Question
+from capo_fast.records import Answer, Request
+from capo_fast.runtime import gather
+from capo_fast.sampling import request_seed
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One answer that is asked for: of a question, greedy or sampled, its choices in an order of its own."""
+
+    name: str
+    question: Question
+    greedy: bool
+    order: tuple[int, ...]
+    """The choice shown at each place; empty for an answer in free form."""
+
+    def shown(self) -> tuple[str, ...]:
+        """The choices as shown."""
+        return tuple(self.question.choices[choice] for choice in self.order)
+
+    def message(self) -> str:
+        question = self.question
+        return shown_question(question.problem, self.shown()) if question.choices else question.problem
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What an answer turned out to be."""
+
+    right: Verdict
+    vote: str | None
+    """The answer it gives: the letter of a choice in the data's order, else a text; None where none was found."""
+
+
+def plan_attempts(benchmark: str, questions: Sequence[Question], runs: int, samples: int, seed: int) -> list[Attempt]:
+    """For each question one greedy attempt (with choices: `runs`, each in another order) and `samples` sampled ones."""
+    return [
+        Attempt(name, question, greedy, shuffled(len(question.choices), request_seed(seed, name, question.id)))
+        for i, question in enumerate(questions)
+        for greedy, count in ((True, runs if question.choices else 1), (False, samples))
+        for name in (f"{benchmark}-{'greedy' if greedy else 'sample'}-{i}-{k}" for k in range(count))
+    ]
+
+
+def attempt_requests(attempts: Sequence[Attempt], tokenizer: Any, config: Config) -> list[Request]:
+    """Their requests: the prompts of training, greedy at temperature 0, sampled as `rollout` says."""
+    room = config.engine.max_model_len - config.rollout.max_tokens
+    problems = {
+        (attempt.question.id, message := attempt.message()): Problem(attempt.question.id, message, "", None)
+        for attempt in attempts
+    }
+    rendered = render_prompts(list(problems.values()), tokenizer, config.data.system_prompt, room)
+    prompts = dict(zip(problems, rendered, strict=True))
+    sampling = {True: (0.0, 1.0), False: (config.rollout.temperature, config.rollout.top_p)}
+    return [
+        solution_request(a.name, prompts[a.question.id, a.message()], config, *sampling[a.greedy]) for a in attempts
+    ]
+
+
+def check_attempts(
+    attempts: Sequence[Attempt], answers: Mapping[str, Answer], pool: VerifierPool, rank: int, world: int
+) -> dict[str, Checked]:
+    """Every attempt's answer, checked, by its name. A collective: each rank checks its share."""
+    mine = attempts[rank::world]
+    free = [attempt for attempt in mine if not attempt.question.choices]
+    verdicts = pool.check([(answers[attempt.name].text, attempt.question.answer) for attempt in free])
+    checked = [
+        (attempt.name, _free_form(attempt.question, answers[attempt.name].text, verdict))
+        for attempt, verdict in zip(free, verdicts, strict=True)
+    ]
+    checked += [(a.name, _choice(a, answers[a.name].text)) for a in mine if a.question.choices]
+    return dict(gather(checked))
+
+
+def _free_form(question: Question, text: str, verdict: Verdict) -> Checked:
+    vote = extract_answer(text)
+    if verdict is not None and float(verdict) < 1.0 and question.tolerance is not None and vote is not None:
+        verdict = _close(vote, question.answer, question.tolerance) or verdict
+    return Checked(verdict, vote)
+
+
+def _choice(attempt: Attempt, text: str) -> Checked:
+    place = read_choice(text, attempt.shown())
+    vote = None if place is None else ascii_uppercase[attempt.order[place]]
+    return Checked(vote == attempt.question.answer, vote)
+
+
+_NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
+
+
+def _close(answer: str, reference: str, tolerance: float) -> bool:
+    """Whether both hold as many numbers, in order each within the tolerance of the other."""
+    found, wanted = ([float(n.replace(",", "")) for n in _NUMBER.findall(text)] for text in (answer, reference))
+    if not wanted or len(found) != len(wanted):
+        return False
+    return all(abs(a - b) <= tolerance * (1 + 1e-9) for a, b in zip(found, wanted, strict=True))

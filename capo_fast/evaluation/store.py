@@ -1,0 +1,164 @@
+"""The folder of an evaluation: its settings, and every finished answer, so that none is sampled twice.
+
+<out>/settings.json     what decides the answers; a second start with other settings is refused
+      answers-0.jsonl   one line an answer, as they end; a file a rank
+      results.json      made of the two above
+      results.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+import torch.distributed as dist
+
+from capo_fast.config import ConfigError
+from capo_fast.engine.base import Engine, stream_requests
+from capo_fast.evaluation.display import open_display
+from capo_fast.files import RecordError, append, json_line, lock, naming, replacing
+from capo_fast.records import Answer, Request
+from capo_fast.runtime import gather, on_first_rank
+
+
+class Store:
+    """The answers of one folder. Made on all ranks together; rank 0 keeps other processes out until it is left."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Raises ConfigError where the folder's answers were made with other settings, RecordError where it is busy."""
+        self.folder: Path = on_first_rank(lambda: folder)  # a default name holds the time, to the second
+        self._guard: BinaryIO | None = None
+        self._answers: dict[str, Answer] = on_first_rank(lambda: self._open(settings))
+
+    def _open(self, settings: Mapping[str, Any]) -> dict[str, Answer]:
+        with naming(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._guard = lock(self.folder)
+        path, files = self.folder / "settings.json", sorted(self.folder.glob("answers-*.jsonl"))
+        if files and not path.exists():
+            raise ConfigError(f"{self.folder} holds answers without their {path.name}; take another --out")
+        if path.exists():
+            check_same(json.loads(path.read_text()), settings, self.folder)
+        with replacing(path) as file:
+            file.write(json.dumps(settings, indent=1).encode() + b"\n")
+        return {answer.id: answer for path in files for answer in read_answers(path)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._guard is not None:
+            self._guard.close()
+
+    def complete(self, start: Callable[[], Engine], requests: Sequence[Request], what: str) -> dict[str, Answer]:
+        """The answer to every request, by its id: those on disk, and the rest from an engine. A collective.
+
+        `start` gives the engine, and is only asked for one where answers are missing.
+        """
+        rank, world = dist.get_rank(), dist.get_world_size()
+        missing = [request for request in requests if request.id not in self._answers]
+        if missing:
+            label = f"{what}, rank 0 of {world}" if world > 1 else what
+            new = list(self._sample(start(), missing[rank::world], label))
+            self._answers |= {answer.id: answer for answer in gather(new)}
+        return {request.id: self._answers[request.id] for request in requests}
+
+    def _sample(self, engine: Engine, requests: Sequence[Request], what: str) -> Iterator[Answer]:
+        path = self.folder / f"answers-{dist.get_rank()}.jsonl"
+        lengths = {request.id: len(request.prompt_ids) for request in requests}
+        with open_display(what, len(requests), dist.get_rank()) as display:
+            before = time.monotonic()
+            for done in stream_requests(engine, requests):
+                now = time.monotonic()
+                counts = lengths[done.id], len(done.token_ids), round(now - before, 6)
+                answer, before = Answer(done.id, done.text, done.finished, *counts), now
+                append(path, json_line(asdict(answer)))
+                display.advance(answer.tokens)
+                yield answer
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """All whole lines; a last one that was cut by a kill is removed from the file. Raises RecordError."""
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with naming(path), path.open("r+b") as file:
+            file.truncate(whole)
+    answers = []
+    for number, line in enumerate(data[:whole].splitlines(), start=1):
+        try:
+            answers.append(Answer(**json.loads(line)))
+        except (ValueError, TypeError):
+            raise RecordError(f"{path}, line {number}: not an answer; remove the line to sample it again") from None
+    return answers
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConfigError with the first setting that differs."""
+    difference = first_difference(before, now)
+    if difference is not None:
+        key, then, wanted = difference
+        raise ConfigError(
+            f"{key}: {wanted!r}, but the answers in {folder} were made with {then!r}; "
+            "take the same settings, or another --out"
+        )
+
+
+def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first dotted key whose values differ, with both; None for a missing one."""
+    ones, others = dict(_flat(one)), dict(_flat(other))
+    for key in ones | others:
+        if ones.get(key) != others.get(key):
+            return key, ones.get(key), others.get(key)
+    return None
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def fingerprint(model: str) -> str | None:
+    """Twelve hex digits of a model's folder, which change with its weights or tokenizer; None for a hub id.
+
+    Small files whole; of a weight file its size and 64 pieces spread over it, so that 100 GB take no minutes.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    state = hashlib.blake2b(digest_size=6)
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        state.update(f"{path.name} {path.stat().st_size}\n".encode())
+        for piece in _pieces(path):
+            state.update(piece)
+    return state.hexdigest()
+
+
+_PIECE, _PIECES = 1 << 16, 64
+
+
+def _pieces(path: Path) -> Iterable[bytes]:
+    size = path.stat().st_size
+    if size <= _PIECE * _PIECES:
+        yield path.read_bytes()
+        return
+    with path.open("rb") as file:
+        for i in range(_PIECES):
+            file.seek((size - _PIECE) * i // (_PIECES - 1))
+            yield file.read(_PIECE)
+
+
+def requests_digest(requests: Iterable[Request]) -> str:
+    """Twelve hex digits of all that is asked: prompts as the model reads them, seeds, sampling."""
+    state = hashlib.blake2b(digest_size=6)
+    for request in requests:
+        state.update(repr(request).encode())
+    return state.hexdigest()

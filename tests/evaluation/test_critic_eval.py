@@ -1,0 +1,207 @@
+"""`capo_fast.critic_eval`: scores by hand and by theory, and the command on scripted critiques."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scripted_world import scripted_engine
+
+from capo_fast.config import ConfigError
+from capo_fast.critic_eval import job_of, main, run
+from capo_fast.engine.scripted import ScriptedEngine
+from capo_fast.evaluation.critics import Judged, score_set, score_voting, subset_mean
+from capo_fast.evaluation.labelled import DATA, Solution, load_solutions
+from capo_fast.records import Answer, Completion, Critique
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+ABSTAINED = Critique(True, frozenset(), 0)
+ANSWER = Answer("a", "", True, prompt_tokens=10, tokens=5, seconds=0.5)
+
+
+def says(*steps):
+    return Critique(False, frozenset(steps), 0)
+
+
+def solution(wrong, steps=4, subset="all", id_="s"):
+    return Solution(id_, "?", ("x",) * steps, min(wrong, default=-1), frozenset(wrong), subset)
+
+
+def judged(wrong, *votes, greedy=ABSTAINED, **rest):
+    return Judged(solution(wrong, **rest), votes, greedy, (ANSWER,) * (len(votes) + 1))
+
+
+FOUR = [
+    judged({1, 2}, says(1), says(1, 2), says(0, 1)),  # intersection {1}, majority {1}, union {0, 1, 2}
+    judged({3}, says(), says(3), ABSTAINED),  # intersection {}, majority {3}, union {3}
+    judged((), says(), says(), says(2)),  # intersection {}, majority {}, union {2}
+    judged((), ABSTAINED, ABSTAINED, ABSTAINED),
+]
+
+
+@pytest.mark.parametrize(
+    ("voting", "on_wrong", "on_right", "precision", "recall"),
+    [
+        ("intersection", 1 / 2, 1 / 2, 1.0, 1 / 3),
+        ("majority", 1.0, 1 / 2, 1.0, 2 / 3),
+        ("union", 1 / 2, 0.0, 3 / 5, 1.0),
+    ],
+)
+def test_three_votes_by_hand(voting, on_wrong, on_right, precision, recall):
+    row = score_voting(FOUR, voting, 3)
+    assert row["accuracy_on_wrong"]["value"] == pytest.approx(on_wrong)
+    assert row["accuracy_on_right"]["value"] == pytest.approx(on_right)
+    assert row["f1"]["value"] == pytest.approx(2 * on_wrong * on_right / (on_wrong + on_right))
+    assert (row["step_precision"], row["step_recall"]) == pytest.approx((precision, recall))
+    assert row["abstained"] == 0.25
+    assert (row["tokens_in"], row["tokens_out"]) == (30, 15)
+
+
+def test_the_average_counts_steps_by_their_votes():
+    row = score_voting(FOUR, "average", 3)
+    named = (1 / 3 + 1 + 1 / 3) + 1 / 2 + 1 / 3
+    assert row["step_precision"] == pytest.approx((1 + 1 / 3 + 1 / 2) / named)
+    assert row["step_recall"] == pytest.approx((1 + 1 / 3 + 1 / 2) / 3)
+    assert row["f1"] == score_voting(FOUR, "majority", 3)["f1"]
+
+
+def test_fewer_votes_are_the_first_ones():
+    cut = [replace(j, sampled=j.sampled[:2], answers=j.answers[:2]) for j in FOUR]
+    assert score_voting(FOUR, "union", 2) == score_voting(cut, "union", 2)
+    rows = score_set(FOUR, "majority")["votings"]
+    assert [(row["voting"], row["votes"]) for row in rows[:4]] == [
+        ("greedy", 1), ("any", 1), ("intersection", 2), ("intersection", 3)
+    ]  # fmt: skip
+    assert len(rows) == 2 + 4 * 2
+    assert rows[0]["abstained"] == 1.0 and rows[0]["tokens_in"] == 10
+
+
+def test_a_critic_that_says_yes_to_all_has_no_f1_and_all_the_right_ones():
+    yes = [replace(j, sampled=(says(),) * 3, greedy=says()) for j in FOUR]
+    row = score_voting(yes, "majority", 3)
+    assert (row["f1"]["value"], row["accuracy_on_wrong"]["value"], row["accuracy_on_right"]["value"]) == (0.0, 0.0, 1.0)
+    assert (row["step_precision"], row["step_recall"]) == (None, 0.0)
+
+
+def test_what_the_labels_do_not_allow_is_none():
+    wrong_only = [judged({0}, says(0)), judged({1}, says(0))]
+    row = score_voting(wrong_only, "any", 1)
+    assert row["f1"] is None and row["accuracy_on_right"]["value"] is None
+    assert row["accuracy_on_wrong"]["value"] == 0.5
+    first_only = [replace(j, solution=replace(j.solution, wrong_steps=None)) for j in FOUR]
+    row = score_voting(first_only, "union", 3)
+    assert row["f1"] is not None and row["step_precision"] is row["step_recall"] is None
+
+
+def test_subsets_and_what_is_scored_apart():
+    sets = [
+        judged({0}, says(0), subset="a", id_="1"), judged((), says(), subset="a", id_="2"),
+        judged({0}, says(1), subset="b", id_="3"), judged((), says(), subset="b", id_="4"),
+    ]  # fmt: skip
+    entry = score_set(sets, "any")
+    assert {name: row["f1"]["value"] for name, row in entry["subsets"].items()} == {"a": 1.0, "b": 0.0}
+    assert subset_mean(entry) == 0.5
+    assert entry["metrics"]["any@1"]["value"] == 0.75
+    apart = score_set([*sets, judged({0}, says(1), subset="redundancy", id_="5")], "any")
+    assert apart["votings"] == entry["votings"]
+    assert (apart["problems"], apart["scored_apart"], set(apart["subsets"])) == (4, 1, {"a", "b", "redundancy"})
+
+
+def test_votes_that_agree():
+    assert score_set([judged({0}, says(0), says(0)), judged((), says(), says(), id_="t")], "any")["agreement"] == {
+        "step": 1.0, "step_kappa": 1.0, "solution": 1.0, "solution_kappa": 1.0
+    }  # fmt: skip
+    split = score_set([judged({0}, says(0), says(), ABSTAINED, steps=2)], "any")["agreement"]
+    assert (split["step"], split["solution"], split["solution_kappa"]) == (0.5, 0.0, -1.0)
+
+
+# ---- the command ----
+
+
+def asked(folder, *arguments):
+    return job_of(["--out", str(folder), *arguments])
+
+
+def test_the_true_critic_of_the_tiny_world_is_perfect(tmp_path):
+    results = run(asked(tmp_path / "a", "--limit", "40", "--critic.votes", "2"), scripted_engine())
+    entry = results["benchmarks"]["tiny"]
+    assert len(entry["votings"]) == 6
+    for row in entry["votings"]:
+        assert row["f1"]["value"] == row["step_precision"] == row["step_recall"] == 1.0
+        assert row["accuracy_on_wrong"]["problems"] > 20 and row["accuracy_on_right"]["problems"] > 5
+    counts = entry["counts"]
+    assert (counts["critiques"], counts["abstained"], counts["without_room"]) == (120, 0, 0)
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["benchmarks"] == results["benchmarks"]
+    assert "## tiny: 40 solutions" in (tmp_path / "a" / "results.md").read_text()
+
+
+class SaysYes(ScriptedEngine):
+    def __init__(self):
+        super().__init__(self.respond)
+        self.asked = []
+
+    def respond(self, request):
+        self.asked.append(request)
+        return Completion(request.id, (1, 2), (0.0, 0.0), "Judgment: Yes", True)
+
+
+def test_every_critique_is_asked_once_greedy_and_sampled(tmp_path):
+    job = asked(tmp_path / "a", "--limit", "5", "--critic.votes", "3", "--critic.temperature", "0.5")
+    results = run(job, engine := SaysYes())
+    assert [r.temperature for r in engine.asked] == [0.5, 0.5, 0.5, 0.0] * 5
+    assert len({r.seed for r in engine.asked}) == 20
+    row = results["benchmarks"]["tiny"]["votings"][-1]
+    assert (row["f1"]["value"], row["accuracy_on_right"]["value"]) == (0.0, 1.0)
+    assert run(job, again := SaysYes())["benchmarks"] == results["benchmarks"]
+    assert again.asked == []
+    with pytest.raises(ConfigError, match=r"critic\.votes: 2,"):
+        run(asked(tmp_path / "a", "--limit", "5", "--critic.votes", "2", "--critic.temperature", "0.5"), SaysYes())
+    template = tmp_path / "template.txt"
+    template.write_text("{{problem}} {{#steps}}{{index}} {{step}}{{/steps}}")
+    with pytest.raises(ConfigError, match="prompt: "):
+        flags = ["--critic.votes", "3", "--critic.temperature", "0.5", "--critic.prompt", str(template)]
+        run(asked(tmp_path / "a", "--limit", "5", *flags), SaysYes())
+
+
+def test_a_solution_without_room_is_a_truncated_abstention(tmp_path):
+    path = tmp_path / "s.jsonl"
+    rows = [{"problem": "1+1", "steps": ["1+1=2"] * count, "first_wrong_step": -1} for count in (1, 100)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = run(asked(tmp_path / "a", "--data", str(path)), SaysYes())
+    entry = results["benchmarks"]["s"]
+    assert {name: entry["counts"][name] for name in ("critiques", "abstained", "truncated", "without_room")} == {
+        "critiques": 4, "abstained": 2, "truncated": 2, "without_room": 2
+    }  # fmt: skip
+    assert entry["votings"][0]["accuracy_on_right"]["value"] == 0.5
+    assert "Recall only" in (tmp_path / "a" / "results.md").read_text()
+
+
+BAD_ROWS = {
+    "steps": ({"steps": []}, "field 'steps': found [], wanted a list of texts"),
+    "far": ({"first_wrong_step": 2}, "first_wrong_step: found 2, wanted -1 (none) or an index below 2"),
+    "true": ({"first_wrong_step": True}, "first_wrong_step: found True"),
+    "none": ({"first_wrong_step": None}, "first_wrong_step: found None"),
+    "list": ({"wrong_steps": [0, 7]}, "wrong_steps: found [0, 7], wanted a list of indices below 2"),
+    "first": ({"wrong_steps": [0, 1]}, "first_wrong_step: found 1, but the first of wrong_steps is 0"),
+    "problem": ({"problem": " "}, "field 'problem' (a question) is empty"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_bad_row_is_named(name, tmp_path, capsys):
+    change, line = BAD_ROWS[name]
+    path = tmp_path / "bad.jsonl"
+    path.write_text(json.dumps({"problem": "1+1", "steps": ["a", "b"], "first_wrong_step": 1} | change) + "\n")
+    assert main(["--data", str(path), "--out", str(tmp_path / "a")]) == 2
+    assert capsys.readouterr().err.startswith(f"capo_fast: error: {path}, line 1: {line}")
+
+
+@pytest.mark.skipif(not (SHARED / "steps_processbench.jsonl.gz").exists(), reason="no data beside the checkout")
+def test_every_known_data_set_loads():
+    found = load_solutions([name for name in DATA if name != "tiny"], str(SHARED), None, 0)
+    sizes = {name: len(solutions) for name, solutions in found.items()}
+    assert sizes == dict(bigbench_mistake=1749, mathcheck=410, mrgsm8k=472, prmbench=5494, processbench=2720)
+    all_labelled = {name for name, solutions in found.items() if solutions[0].wrong_steps is not None}
+    assert all_labelled == {"prmbench"}

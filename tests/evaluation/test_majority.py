@@ -1,0 +1,82 @@
+"""maj@k: who wins, how ties count, and what need not be compared."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capo_fast.evaluation.majority import majority_scores
+
+R = ("right", True)
+
+
+def wrong(text):
+    return (text, False)
+
+
+def value(pairs):
+    """Equal where the numbers are: 0.5 and 1/2."""
+    return [eval(a) == eval(b) for a, b in pairs]
+
+
+def score(votes, equal=value):
+    [result], unsettled = majority_scores([votes], equal)
+    assert unsettled == 0
+    return result
+
+
+def test_the_majority_wins_whatever_the_order():
+    for votes in permutations([R, R, wrong("1"), wrong("2")]):
+        assert score(list(votes)) == 1.0
+    for votes in permutations([R, wrong("2"), wrong("2")]):
+        assert score(list(votes)) == 0.0
+
+
+def test_equal_answers_vote_together():
+    assert score([R, R, wrong("0.5"), wrong("1/2"), wrong("2/4")]) == 0.0
+    assert score([R, R, wrong("0.5"), wrong("1/3"), wrong("2/3")]) == 1.0
+
+
+def test_a_tie_is_a_fair_draw():
+    assert score([R, wrong("1")]) == 0.5
+    assert score([R, wrong("1"), wrong("2")]) == pytest.approx(1 / 3)
+    assert score([R, R, wrong("0.5"), wrong("1/2")]) == 0.5
+
+
+def test_what_has_no_answer_has_no_vote():
+    assert score([(None, False), (None, False), R]) == 1.0
+    assert score([(None, False)]) == 0.0
+    assert score([]) == 0.0
+
+
+def test_only_what_can_change_the_result_is_compared():
+    asked = []
+
+    def equal(pairs):
+        asked.extend(pairs)
+        return value(pairs)
+
+    clear = [[R, R, R, wrong("1"), wrong("2")], [wrong("1"), wrong("2")], [R, wrong("1"), wrong("1"), wrong("2")]]
+    assert majority_scores(clear, equal) == ([1.0, 0.0, 0.0], 0)
+    assert asked == []
+    open_ones = [[R, wrong("1"), wrong("2")], [R, R, wrong("3"), wrong("3"), wrong("4")]]
+    majority_scores(open_ones, equal)
+    assert asked == [("1", "2"), ("3", "4")]
+
+
+def test_comparisons_that_time_out_are_counted_and_part():
+    assert majority_scores([[R, R, wrong("1"), wrong("1.0")]], lambda pairs: [None] * len(pairs)) == ([1.0], 1)
+
+
+@given(st.lists(st.sampled_from([R, wrong("1"), wrong("1.0"), wrong("2"), wrong("2/1"), (None, False)]), max_size=9))
+def test_it_is_what_a_full_clustering_says(votes):
+    clusters = {}
+    for text, right in votes:
+        if text is not None:
+            key = "right" if right else str(float(eval(text)))
+            clusters[key] = clusters.get(key, 0) + 1
+    leaders = [key for key, count in clusters.items() if count == max(clusters.values())]
+    assert score(votes) == pytest.approx(("right" in leaders) / len(leaders) if leaders else 0.0)
