@@ -81,10 +81,9 @@ def torch_cross_entropy(problem: LinearProblem) -> Call:
         from torch.nn.functional import linear_cross_entropy
     except ImportError as error:
         raise Unavailable(f"torch {torch.__version__} has no linear_cross_entropy") from error
-    options = LinearCrossEntropyOptions()
-    return _leaves(
-        problem, lambda hidden, weight: linear_cross_entropy(hidden, weight, problem.targets, options=options)
-    )
+    chunked = problem.tokens >= problem.hidden_size  # its documentation: below, the plain path is the cheaper
+    loss = partial(linear_cross_entropy, options=LinearCrossEntropyOptions() if chunked else None)
+    return _leaves(problem, lambda hidden, weight: loss(hidden, weight, problem.targets))
 
 
 def quack(problem: LinearProblem) -> Call:

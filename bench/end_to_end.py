@@ -29,7 +29,7 @@ batch, takes them at random from the 128 (capo_fast: whole groups), and takes th
 stages are timed by a subclass. `learn` is old log-probs, loss, backward, clip and optimizer on both sides, `rest` what
 is left of a step.
 
-The vocabulary is 64: most of `learn` is the model, little the loss. bench/cpu_loss.py has the loss at 151,936.
+The vocabulary is 64: most of `learn` is the model, little the loss. bench/bench_policy_loss.py has the loss at 151,936.
 """
 
 from __future__ import annotations
