@@ -17,7 +17,10 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out="$PWD/runs/gpu" suite=cuda device=cuda impls="cuda triton" patience=1
 for argument in "$@"; do
-    if [ "$argument" = --dry ]; then suite=dry device=cpu impls=cpu patience=20; else out="$(realpath -m "$argument")"; fi
+    case "$argument" in
+        --dry) suite=dry device=cpu impls=cpu patience=20 ;;
+        *) out="$(realpath -m "$argument")" ;;
+    esac
 done
 python="${PYTHON:-python3}"
 work="$(mktemp -d)"
@@ -43,14 +46,15 @@ beside() { # the same, beside others: at most one a core
 }
 
 bench() { # bench NAME SECONDS: begins no case in the last third of its time
-    part "bench-$1" "$2" $python -m pytest -q "bench/bench_$1.py" --suite "$suite" --time-limit $(($2 * patience * 2 / 3)) \
-        --benchmark-json "$work/bench-$1.json"
+    part "bench-$1" "$2" $python -m pytest -q "bench/bench_$1.py" --suite "$suite" \
+        --time-limit $(($2 * patience * 2 / 3)) --benchmark-json "$work/bench-$1.json"
 }
 
 [ $suite = dry ] || nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || exit 1
-$python -c 'import torch, triton; print("torch", torch.__version__, "CUDA", torch.version.cuda, "triton", triton.__version__)'
+$python -c 'import torch, triton as t; print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, triton {t.__version__}")'
 peers=("${PEERS:-bench/peers}"/*.whl)
-[ -e "${peers[0]}" ] && part peers 60 $python -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "${peers[@]}"
+[ -e "${peers[0]}" ] &&
+    part peers 60 $python -m pip install -q --no-index --no-deps --no-compile --target "$work/site" "${peers[@]}"
 part build 120 $python csrc/libraries.py kernels/capo_kernels/lib
 $python -c 'import capo_kernels; print(capo_kernels.status())'
 
@@ -77,7 +81,8 @@ run="$python tests/scripted_run.py --run.dir $work/run --train.steps"
 if $python -c 'import capo_fast.extras' 2>"$work/logs/trainer.log"; then
     part train-float32 60 $run 2 --resume never
     [ $suite = dry ] || part train-resume 60 $run 3
-    [ $suite = dry ] || part train-bfloat16 60 $run 2 --resume never --policy.dtype bfloat16 --engine.dtype bfloat16 --loss.kl_coef 0.01
+    [ $suite = dry ] || part train-bfloat16 60 $run 2 --resume never --policy.dtype bfloat16 \
+        --engine.dtype bfloat16 --loss.kl_coef 0.01
 else
     echo "left out: the trainer ($(tail -n 1 "$work/logs/trainer.log"))"
 fi

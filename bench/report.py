@@ -55,6 +55,14 @@ repeat: `pytest bench/ --benchmark-json bench/results/<device>/<name>.json`, the
 """
 
 
+ARMS = """\
+The embedded default, a model of 0.3M parameters, by `python -m bench.end_to_end`. Arms: **capo** and **grpo** are this
+trainer with and without its critic; **eager** is grpo with the loss in plain torch; **trl** is TRL's GRPOTrainer, which
+generates with transformers, and **trl+capo** the same with our loss. Model, prompts, rollouts, updates and threads are
+equal; bench/end_to_end.py says what is not. Medians over rounds [least, greatest]; ratios are to grpo in its round.
+"""
+
+
 @dataclass
 class Found:
     """What lies under the results' folder."""
@@ -146,7 +154,7 @@ def end_to_end_section(files: Mapping[Path, Mapping[str, Any]]) -> list[str]:
     """Whole training steps of the trainer beside a peer's, as bench/end_to_end.py has them."""
     from bench.end_to_end import table
 
-    lines = ["", "## A step of training, end to end"]
+    lines = ["", "## A step of training, end to end", "", *ARMS.splitlines()]
     for found in files.values():
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         about = f"{found['cores']} cores of {found['processor']}, {found['threads']} threads, commit {found['commit']}"
