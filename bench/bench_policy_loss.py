@@ -135,7 +135,7 @@ def quack(problem: LogitsProblem) -> Call:
     need_cuda(problem)
     from quack.cross_entropy import cross_entropy
 
-    return _leaf(problem, lambda logits: cross_entropy(logits, problem.targets).mean())
+    return _leaf(problem, lambda logits: cross_entropy(logits, problem.targets, reduction="mean"))
 
 
 def multiply(problem: LogitsProblem) -> Call:

@@ -67,7 +67,7 @@ def quack(problem: LogitsProblem) -> Call:
     need_cuda(problem)
     from quack.cross_entropy import cross_entropy
 
-    return lambda: {"logprobs": -cross_entropy(problem.work, problem.targets)}
+    return lambda: {"logprobs": -cross_entropy(problem.work, problem.targets, reduction="none")}
 
 
 def read(problem: LogitsProblem) -> Call:
