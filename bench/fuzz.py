@@ -26,6 +26,7 @@ from capo_fast.credit.pool import VerifierError, VerifierPool
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import fuzz_texts
+from verifier import cpu_seconds
 
 SHAPES = [
     "<",
@@ -77,16 +78,6 @@ def _checked(pairs: Sequence[tuple[str, str]]) -> list[tuple[float, str, str]]:
             used = round(max(cpu_seconds(pool) - before, 0.0), 2)
             outcomes.append((used, kind, " against ".join(repr(text)[:60] for text in pair)))
     return outcomes[1:]
-
-
-def cpu_seconds(pool: VerifierPool) -> float:
-    """What the living workers have used (Linux)."""
-    ticks = 0
-    for worker in pool._team:
-        if not worker.dead:
-            fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def critiques(count: int, seed: int) -> dict[str, Any]:

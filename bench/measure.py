@@ -43,7 +43,7 @@ class Provider:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a kernel by a case: what must be moved and computed at least."""
+    """Of a kernel by a case: what must be moved and computed at least for all its rows, masked ones among them."""
 
     bytes: int
     flops: int

@@ -26,6 +26,12 @@ INSIDE, OUTSIDE = 0.1, 0.5
 Results = dict[str, Tensor]
 
 
+def clipped(logp: Tensor, old: Tensor, advantages: Tensor) -> Tensor:
+    """PPO's clipped loss of each token."""
+    ratio = (logp - old).exp()
+    return -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+
+
 class Problem:
     """Targets, weights, advantages and old log-probs of a case; a subclass has the logits or what makes them."""
 
@@ -114,7 +120,7 @@ class Problem:
         return {"loss": total, **gradients}, magnitude
 
     def _losses(self, kind: str, logits: Tensor, rows: slice) -> Tensor:
-        """[rows]; by the reference's own formulas, written again in two lines: a call gives sums alone."""
+        """[rows], each token's share of the loss."""
         logq = logits.log_softmax(-1)
         logp = logq.gather(1, self.targets[rows, None])[:, 0]
         weights = self.weights[rows].double()
@@ -122,9 +128,7 @@ class Problem:
             return -logp * weights
         with_credit = kind == "ppo + credit"
         advantages = ck.token_advantages(self.credit, self.active) if with_credit else self.advantages
-        advantages = advantages[rows].double()
-        ratio = (logp - self.old_logprobs[rows].double()).exp()
-        loss = -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+        loss = clipped(logp, self.old_logprobs[rows].double(), advantages[rows].double())
         if kind == "ppo + entropy":
             loss = loss + ENTROPY_COEF * (logq.exp() * logq).sum(-1)
         return loss * weights
@@ -169,9 +173,7 @@ class Problem:
 
     def eager_loss_of(self, logp: Tensor) -> Tensor:
         """PPO's clipped loss of log-probs [T]."""
-        ratio = (logp - self.old_logprobs).exp()
-        loss = -torch.minimum(ratio * self.advantages, ratio.clamp(0.8, 1.2) * self.advantages)
-        return (loss * self.weights).sum()
+        return (clipped(logp, self.old_logprobs, self.advantages) * self.weights).sum()
 
     def as_sequences(self, x: Tensor) -> Tensor:
         """[B, L, ...] of [T, ...]"""

@@ -42,8 +42,9 @@ repeat: `pytest bench/ --benchmark-json bench/results/<device>/<name>.json`, the
   with cold caches, where *hot* is the time with warm ones and *host* what the launches take. **Times ours** is the time
   over that of the fastest of ours that computes the same; for what computes less, over that of our plain loss.
 - The **share of the bound** is the bound's time over the provider's. GB/s and TFLOP/s count what must be moved and
-  computed at least. For a training step the bound is as many operations in bare GEMMs, and the share is the MFU. More
-  than 100 % says that the bound's own calls are not the fastest way here (the three GEMMs over all T on a CPU).
+  computed at least for all T rows, also where a provider leaves masked ones out. For a training step the bound is as
+  many operations in bare GEMMs, and the share is the MFU. More than 100 % says that the bound's own calls are not the
+  fastest way here (the three GEMMs over all T on a CPU).
 - **Extra MiB** is the peak memory beyond what was there before the call; **of the logits** is the same over the size of
   the logits [T, V].
 - **The gate**: before anything is timed, results and gradients are held against float64 (of a training step: against
