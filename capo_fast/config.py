@@ -1,14 +1,14 @@
 """Every setting of a run: one tree of dataclasses whose defaults are the paper's CAPO set-up.
 
 Three layers, the later one wins, key by key: these defaults, a YAML file, the command line. Naming an `algorithm` in a
-layer sets that algorithm's own keys (`ALGORITHMS`) at that place: `--algorithm grpo` on top of `configs/tiny.yaml`
-keeps the file's batch, lengths and learning rate and changes only what makes GRPO differ from CAPO.
+layer sets that algorithm's own keys (capo_fast/algorithms.py) at that place: `--algorithm grpo` on top of
+`configs/tiny.yaml` keeps the file's batch, lengths and learning rate and changes only what makes GRPO differ from CAPO.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 Norm = Literal["group-token", "group-sequence", "separate", "center", "sequence-center", "none"]
 
@@ -53,6 +53,16 @@ class PolicyConfig:
 
     The engine's are those it sampled from: with top-p or top-k they are normalised over the nucleus.
     """
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 0
+    """Rank of the policy's LoRA adapter over a frozen base; 0: full fine-tuning."""
+    alpha: float = 32.0
+    """The adapter's product is scaled by alpha / rank."""
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers that get an adapter, by the last part of their names."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +113,16 @@ class EngineConfig:
     """Size of the engine's key/value cache, GiB a rank."""
     enforce_eager: bool = False
     """Skip compilation and CUDA graphs: starts in seconds, decodes more slowly."""
+    tensor_parallel: int = 1
+    """Ranks that hold one engine together, each a slice of every weight; the number of ranks is a multiple of it."""
 
 
 @dataclass(frozen=True)
 class CriticConfig:
+    mode: Literal["frozen", "self", "endpoint"] = "frozen"
+    """Who judges: frozen weights in the engine (under LoRA the base itself), the policy as it is, or a server."""
     path: str | None = None
-    """The critic's weights, of the policy's architecture; None: a frozen copy of the policy's first weights."""
+    """frozen: its weights, of the policy's architecture; None: a frozen copy of the policy's first weights."""
     votes: int = 4
     """Critiques a rollout (k)."""
     voting: Literal["intersection", "majority", "union", "average", "greedy"] = "intersection"
@@ -121,6 +135,32 @@ class CriticConfig:
     """Longest critique, in tokens."""
     prompt: str = "pkg://capo_fast.credit/prompts/genprm.txt"
     """Template file of the critic's prompt."""
+    stream: bool = True
+    """Critiques enter as soon as a rollout has ended; false: after the last one, as ever where weights are swapped."""
+    judge_once: bool = True
+    """Equal rollouts of a prompt share the critiques of the first of them to end (on one rank)."""
+    structured: bool = False
+    """Constrain the end of a critique to the form that is read, by the engine's structured output."""
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    url: str | None = None
+    """Base address of an OpenAI-compatible server, as http://host:8000/v1; wanted by critic.mode: endpoint."""
+    model: str | None = None
+    """The server's name of the critic; None: the only one it offers."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; where it is unset none is sent."""
+    concurrency: int = 64
+    """Requests under way at once, a rank."""
+    timeout_s: float = 300.0
+    """Deadline of one try, seconds."""
+    retries: int = 5
+    """Tries after the first, with growing pauses, where the server is overloaded or can't be reached."""
+    budget_tokens: int | None = None
+    """Tokens, prompts included, that all critiques of a run may cost; None: no limit."""
+    on_failure: Literal["stop", "outcome"] = "stop"
+    """An unreachable critic or a spent budget: stop the run, or go on with outcome credit alone and count it."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +177,8 @@ class CreditConfig:
     """Normalisation of token rewards within a group."""
     std_floor: float | None = None
     """Smallest std to divide by; None: 0.25 for capo with group-sequence, else 0."""
+    when: Literal["always", "wrong-answers", "mixed-groups"] = "always"
+    """Which rollouts the critic reads: all, those whose answer is not right, or those of groups with both kinds."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +257,8 @@ class TrainConfig:
     """Sampling rounds a step may take to fill its batch under dynamic_sampling."""
     max_bad_updates: int = 3
     """Stop after this many updates in a row with a loss or gradient that is not finite; each is skipped."""
+    stage_timeout_s: float = 1800.0
+    """Deadline of one stage of a step, seconds: past it every rank writes its stacks and ends."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +304,7 @@ class SyncConfig:
 @dataclass(frozen=True)
 class Config:
     algorithm: Literal["capo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = "capo"
-    """Named algorithm: sets the keys listed above, any of which may be overridden after it."""
+    """Named algorithm: sets its own keys, any of which may be overridden after it."""
     seed: int = 0
     """Every random draw of the run comes from it."""
     resume: Literal["auto", "never"] = "auto"
@@ -268,10 +312,12 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
+    endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     credit: CreditConfig = field(default_factory=CreditConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -279,49 +325,3 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
-
-
-_OUTCOME_ONLY: dict[str, Any] = {"credit.process": "none", "credit.outcome_weight": 1.0, "credit.process_weight": 0.0}
-
-ALGORITHMS: dict[str, dict[str, Any]] = {
-    "capo": {
-        "credit.process": "steps",
-        "credit.outcome_weight": 2.0,
-        "credit.process_weight": 1.0,
-        "credit.norm": "group-token",
-    },
-    "grpo": {**_OUTCOME_ONLY, "credit.norm": "group-sequence"},
-    "dr_grpo": {**_OUTCOME_ONLY, "credit.norm": "sequence-center", "loss.aggregation": "constant"},
-    "dapo": {
-        **_OUTCOME_ONLY,
-        "credit.norm": "group-sequence",
-        "loss.clip_low": 0.2,
-        "loss.clip_high": 0.28,
-        "loss.aggregation": "token-mean",
-        "loss.kl_coef": 0.0,
-        "train.dynamic_sampling": True,
-        "train.truncated": "penalise",
-    },
-    "gspo": {
-        **_OUTCOME_ONLY,
-        "credit.norm": "group-sequence",
-        "loss.ratio": "sequence",
-        "loss.clip_low": 3e-4,
-        "loss.clip_high": 4e-4,
-        "loss.aggregation": "sequence-mean",
-    },
-    "cispo": {
-        **_OUTCOME_ONLY,
-        "credit.norm": "group-sequence",
-        "loss.objective": "cispo",
-        "loss.clip_high": 0.28,
-        "loss.aggregation": "token-mean",
-    },
-    "prefix": {
-        "credit.process": "prefix",
-        "credit.outcome_weight": 1.0,
-        "credit.process_weight": 0.5,
-        "credit.norm": "sequence-center",
-    },
-}
-"""What each algorithm sets: nothing but what defines it."""

@@ -86,6 +86,8 @@ class Critique:
     text: str = field(default="", compare=False)
     truncated: bool = False
     """The length limit cut the answer before its list was closed."""
+    failed: bool = False
+    """No answer came: the server could not be reached, or the budget was spent."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,12 @@ class Request:
     top_p: float
     top_k: int
     max_tokens: int
+    base: bool = False
+    """Answered by the frozen base, without the policy's LoRA adapter."""
+    message: str = ""
+    """A critique's prompt as text, for a server with a chat template of its own."""
+    regex: str | None = None
+    """What the whole answer must match (structured output)."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,11 @@ class Completion:
     logprobs: tuple[float, ...]
     text: str
     finished: bool
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were there already."""
+    error: str | None = None
+    """Why there is no answer: a server that could not be reached or a spent budget."""
 
 
 @dataclass(frozen=True)

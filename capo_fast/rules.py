@@ -14,7 +14,7 @@ from capo_fast.config import Config, ConfigError
 
 def validate(config: Config) -> Config:
     """The same configuration, or a `ConfigError` about the first rule that it breaks."""
-    return _obeying((_bounds, _data, _lengths, _credit, _loss, _train), config)
+    return _obeying((_bounds, _data, _lengths, _critic, _credit, _loss, _train), config)
 
 
 def validate_sampling(config: Config, longest: str) -> Config:
@@ -53,19 +53,20 @@ BOUNDS: list[tuple[Callable[[float], bool], str, str]] = [
         "run.keep_rollouts rollout.prompts rollout.n rollout.max_tokens engine.max_model_len engine.max_num_seqs "
         "critic.votes critic.max_tokens reward.workers train.epochs train.minibatches train.micro_tokens "
         "train.max_rounds train.max_bad_updates eval.n eval.limit checkpoint.keep sync.probe_sequences "
-        "sync.probe_tokens",
+        "sync.probe_tokens engine.tensor_parallel endpoint.concurrency endpoint.budget_tokens",
     ),
     (
         lambda v: v >= 0,
         "0 or more",
         "train.steps train.warmup_steps train.overlong_buffer train.lr train.weight_decay eval.every checkpoint.every "
         "critic.temperature eval.temperature credit.outcome_weight credit.process_weight credit.std_floor "
-        "reward.format_bonus loss.clip_high loss.kl_coef loss.entropy_coef loss.is_low",
+        "reward.format_bonus loss.clip_high loss.kl_coef loss.entropy_coef loss.is_low lora.rank endpoint.retries",
     ),
     (
         lambda v: v > 0,
         "more than 0",
-        "rollout.temperature engine.kv_cache_gb reward.timeout_s train.grad_clip loss.is_high sync.max_logprob_gap",
+        "rollout.temperature engine.kv_cache_gb reward.timeout_s train.grad_clip loss.is_high sync.max_logprob_gap "
+        "lora.alpha endpoint.timeout_s train.stage_timeout_s",
     ),
     (lambda v: 0 < v <= 1, "more than 0 and at most 1", "rollout.top_p critic.top_p eval.top_p"),
     (lambda v: 0 <= v <= 1, "between 0 and 1", "loss.clip_low"),
@@ -100,6 +101,36 @@ def _length(config: Config, key: str) -> Rules:
         tokens >= longest,
         f"{key}: found {tokens}, wanted less than engine.max_model_len ({longest}), which holds the prompt as well",
     )
+
+
+def _critic(config: Config) -> Rules:
+    critic, endpoint = config.critic, config.endpoint
+    url = endpoint.url or ""
+    yield (
+        critic.mode == "endpoint" and not re.match(r"https?://[^/\s]+", url),
+        f"endpoint.url: found {endpoint.url}, wanted the server's address with critic.mode: endpoint, "
+        "as http://host:8000/v1",
+    )
+    yield (
+        critic.path is not None and (critic.mode != "frozen" or config.lora.rank > 0),
+        f"critic.path: found {critic.path}, wanted none: with critic.mode: {critic.mode} and lora.rank: "
+        f"{config.lora.rank} other weights never enter the engine",
+    )
+    yield (
+        config.lora.rank > 0 and not config.lora.targets,
+        "lora.targets: found none, wanted the names of linear layers",
+    )
+
+
+def streams(config: Config) -> bool:
+    """Whether critiques may run beside rollouts: the critic's weights are there without taking the policy's place."""
+    at_hand = config.critic.mode != "frozen" or config.lora.rank > 0
+    return at_hand and config.critic.stream
+
+
+def swaps(config: Config) -> bool:
+    """Whether the critic's weights take the policy's place in the engine."""
+    return config.credit.process != "none" and config.critic.mode == "frozen" and config.lora.rank == 0
 
 
 def _credit(config: Config) -> Rules:

@@ -23,7 +23,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from capo_fast.config import ALGORITHMS, Config, ConfigError
+from capo_fast.algorithms import ALGORITHMS
+from capo_fast.config import Config, ConfigError
 from capo_fast.paths import resolve_path
 from capo_fast.rules import validate
 
@@ -141,7 +142,7 @@ def wanted(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " | ".join(get_args(kind))
     if get_origin(kind) is tuple:
-        return ",".join(wanted(item) for item in get_args(kind))
+        return ",".join(wanted(item) for item in get_args(kind) if item is not Ellipsis)
     if get_args(kind):
         return " | ".join(wanted(item) for item in get_args(kind))
     return {bool: "true | false", int: "integer", float: "number", str: "text", NoneType: "none"}[kind]

@@ -10,7 +10,8 @@ from functools import cache
 from typing import Any
 
 from capo_fast import config as source
-from capo_fast.config import ALGORITHMS, Config
+from capo_fast.algorithms import ALGORITHMS
+from capo_fast.config import Config
 from capo_fast.settings import DEFAULT_FILE, SECTIONS, TYPES, build_config, config_as_dict, flatten, read_file, wanted
 
 WIDTH = 110

@@ -13,7 +13,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from capo_fast import settings
-from capo_fast.config import ALGORITHMS, Config, ConfigError
+from capo_fast.algorithms import ALGORITHMS
+from capo_fast.config import Config, ConfigError
 from capo_fast.settings import TYPES, build_config, config_as_dict, dump_config, flatten, load_config, read_file
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -3,7 +3,7 @@
 import pytest
 
 from capo_fast import usage
-from capo_fast.config import ALGORITHMS
+from capo_fast.algorithms import ALGORITHMS
 from capo_fast.settings import TYPES, load_config
 
 

@@ -5,7 +5,8 @@ Letters: N rows and K columns of a weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -19,15 +20,23 @@ class EngineError(RuntimeError):
     """The engine could not be started."""
 
 
-class Engine(Protocol):
-    """A generation engine whose weights are pushed from outside.
+class Generator(Protocol):
+    """Answers requests. They enter with `add` at any time, also between two `step`s."""
 
-    Requests enter with `add` at any time, also between two `step`s; each `step` returns the answers that ended in it.
-    """
+    pause_s: float
+    """What to wait after a step in which nothing ended: 0 where the step itself computes."""
 
     def add(self, request: Request) -> None: ...
 
-    def step(self) -> list[Completion]: ...
+    def step(self) -> list[Completion]:
+        """The answers that ended since the last step. An engine computes for it; a server's client returns at once."""
+
+    def close(self) -> None:
+        """Give back what it holds; it can't be used afterwards."""
+
+
+class Engine(Generator, Protocol):
+    """A generation engine in this process, whose weights are pushed from outside."""
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         """Replace all weights by one whole version, in Hugging Face names, and forget every cached prefix."""
@@ -35,26 +44,31 @@ class Engine(Protocol):
     def checksums(self) -> dict[str, float]:
         """`checksum` of every weight the engine computes with, by its Hugging Face name."""
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def load_adapter(self, files: Mapping[str, bytes]) -> None:
+        """Make this LoRA adapter, by the files of PEFT's format, the policy's: one version, under a name of its own.
+
+        Requests with `base` and `score(..., base=True)` go without it; the version before is forgotten.
+        """
+
+    def score(self, sequences: Sequence[Sequence[int]], base: bool = False) -> list[list[float]]:
         """Log-prob of each token after the first, natural log, temperature 1."""
 
-    def close(self) -> None:
-        """Give back what the engine holds; it can't be used afterwards."""
 
-
-def stream_requests(engine: Engine, requests: Iterable[Request]) -> Iterator[Completion]:
+def stream_requests(engine: Generator, requests: Iterable[Request]) -> Iterator[Completion]:
     """All answers, each as it ends. Requests enter in the order given: the same order repeats the same answers."""
     waiting: set[str] = set()
     for request in requests:
         engine.add(request)
         waiting.add(request.id)
     while waiting:
-        for completion in engine.step():
-            waiting.discard(completion.id)
-            yield completion
+        ended = engine.step()
+        waiting -= {completion.id for completion in ended}
+        yield from ended
+        if not ended:
+            time.sleep(engine.pause_s)
 
 
-def run_requests(engine: Engine, requests: Iterable[Request]) -> dict[str, Completion]:
+def run_requests(engine: Generator, requests: Iterable[Request]) -> dict[str, Completion]:
     """All answers, by request id."""
     return {completion.id: completion for completion in stream_requests(engine, requests)}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from capo_fast.records import Completion, Request
 
 class VllmEngine:
     """One in-process vLLM engine. `torch.distributed` must be initialised before it is built."""
+
+    pause_s = 0.0
 
     def __init__(self, model_path: str, config: EngineConfig) -> None:
         """model_path: folder or hub id; its weights are only placeholders until the first `load`."""
@@ -58,7 +60,10 @@ class VllmEngine:
     def checksums(self) -> dict[str, float]:
         return self._llm.apply_model(_checksums)[0]
 
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    def load_adapter(self, files: Mapping[str, bytes]) -> None:
+        raise NotImplementedError
+
+    def score(self, sequences: Sequence[Sequence[int]], base: bool = False) -> list[list[float]]:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
@@ -82,6 +87,8 @@ class VllmEngine:
             logprobs=tuple(at[token].logprob for token, at in zip(token_ids, answer.logprobs, strict=True)),
             text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
             finished=answer.finish_reason == "stop",
+            prompt_tokens=len(output.prompt_token_ids),
+            cached_tokens=output.num_cached_tokens or 0,
         )
 
 
