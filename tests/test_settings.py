@@ -167,6 +167,8 @@ def by_type(kind: Any) -> st.SearchStrategy[Any]:
         return st.floats(allow_nan=False, allow_infinity=False)
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
+    if kind == tuple[str, ...]:
+        return st.lists(st.from_regex(r"\w+", fullmatch=True), min_size=1).map(tuple)
     if get_origin(kind) is tuple:
         return st.tuples(*map(by_type, get_args(kind)))
     return st.one_of(*map(by_type, get_args(kind))) if get_args(kind) else simple[kind]
