@@ -58,7 +58,8 @@ class Stream:
     def __init__(self, engine: Engine, critic: Generator) -> None:
         self.traffic = Traffic()
         self.rollouts: set[str] = set()
-        self.critiques: set[str] = set()
+        self.critiques: dict[str, int] = {}
+        """Each with the engine step after which it entered."""
         self._engine, self._critic = engine, critic
         self._steps = self._steps_with_rollouts = 0
         self._idle_since = time.perf_counter()
@@ -68,7 +69,7 @@ class Stream:
         self._engine.add(request)
 
     def add_critique(self, request: Request) -> None:
-        self.critiques.add(request.id)
+        self.critiques[request.id] = self._steps
         self._critic.add(request)
 
     def advance(self) -> list[Completion]:
@@ -100,15 +101,13 @@ class Stream:
             self.rollouts.remove(completion.id)
             self.traffic += Traffic(rollout_tokens=tokens)
             return
-        self.critiques.remove(completion.id)
-        late = self._steps - self._steps_with_rollouts
-        if self._critic is not self._engine and not self.rollouts:
-            late = tokens
+        beside = self._steps_with_rollouts - self.critiques.pop(completion.id)
+        late = self._steps - self._steps_with_rollouts if self._critic is self._engine else 0
         self.traffic += Traffic(
             critique_tokens=tokens,
             critique_prompt_tokens=completion.prompt_tokens,
             critique_cached_tokens=completion.cached_tokens,
-            overlapped_tokens=max(0, tokens - late),
+            overlapped_tokens=max(0, min(tokens - late, beside)),
         )
 
 

@@ -171,7 +171,8 @@ def whole(norm: torch.Tensor) -> torch.Tensor:
 def summarise(
     updates: Sequence[Update], parts: Sequence[dict[str, torch.Tensor]], gaps: Sequence[torch.Tensor]
 ) -> dict[str, float]:
-    """The metrics of one step. `gap/*` is |trainer - engine| log-prob of its first minibatch, before any update.
+    """The metrics of one step. `gap/*` compares log-probs of trainer and engine over its first minibatch, before any
+    update: mean and 99th percentile of the absolute difference, and k3, the estimate of KL(engine, trainer).
 
     The engine's log-probs are those it sampled from: with top-p or top-k they are normalised over the nucleus, and the
     gap includes that.
@@ -181,7 +182,8 @@ def summarise(
     metrics = ck.combine_metrics(parts)
     taken = [update for update in updates if not update.skipped] or updates
     keys = ("ratio_mean", "clip_low_frac", "clip_high_frac", "approx_kl", "ref_kl", "entropy", "active_frac")
-    gap = torch.cat(list(gaps)).abs()
+    log_ratio = torch.cat(list(gaps)).double()
+    gap = log_ratio.abs()
     return {
         **{f"loss/{key}": metrics[key].item() for key in (*keys, "is_weight_mean", "ess")},
         "loss/loss": sum(update.loss for update in taken) / len(taken),
@@ -190,4 +192,5 @@ def summarise(
         "updates_skipped": sum(update.skipped for update in updates),
         "gap/mean": gap.mean().item(),
         "gap/p99": gap.sort().values[int(0.99 * len(gap))].item(),
+        "gap/k3": (log_ratio.expm1() - log_ratio).mean().item(),
     }

@@ -117,7 +117,7 @@ def test_dynamic_sampling_fills_the_batch_with_informative_groups(tmp_path):
     assert sum(line["groups/dropped"] for line in metrics_of(folder)) > 0
 
 
-KILLS = ["rollout:20", "critique:25", "load:3", "publish:1", "learn:1", "published:1", "recorded:2"]
+KILLS = ["rollout:20", "critique:20", "load:3", "publish:1", "learn:1", "published:1", "recorded:2"]
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ class VllmEngine:
     def add(self, request: Request) -> None:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         params = SamplingParams(
             temperature=request.temperature,
@@ -47,6 +47,7 @@ class VllmEngine:
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(regex=request.regex) if request.regex else None,
         )
         self._llm.llm_engine.add_request(request.id, TokensPrompt(prompt_token_ids=list(request.prompt_ids)), params)
 
