@@ -140,6 +140,7 @@ def arm_config(name: str, seed: int, plan: Plan, runs: Path) -> Config:
         "eval.every": plan.every,
         "eval.limit": plan.problems,
         "checkpoint.every": 0,
+        "reward.timeout_s": 60,  # a busy machine must not decide what counts
     }
     if arm.world:
         base = base_folder(runs, arm.world)

@@ -207,6 +207,7 @@ def missing(results: Results) -> str:
 def page(results: Results, plan: Plan) -> str:
     """All tables as Markdown."""
     figures, lacking = Figures(plan), missing(results)
+    timeouts = sum(run["timeouts"] for runs in results.values() for run in runs.values())
     quarter = plan.rollouts // 4
     parts = [
         "# What the evidence shows\n",
@@ -215,7 +216,8 @@ def page(results: Results, plan: Plan) -> str:
         "interval (Student's t) over seeds. *area*: mean of pass@1 over the steps shown. *unsound*: share of the right "
         f"answers of training rollouts that hold a wrong step by the rule; early: rollouts {quarter:,} to "
         f"{2 * quarter:,}, late: {3 * quarter:,} to {4 * quarter:,}. dapo samples again for groups that tie: its "
-        "columns are at equal rollouts, between evaluations 2 steps apart.\n",
+        "columns are at equal rollouts, between evaluations 2 steps apart. "
+        f"Answers whose check timed out, and which are left out: {timeouts}.\n",
         f"**Not finished: {lacking}.**\n" if lacking else "",
         f"## Main arms, {MAIN[BASELINE].seeds} seeds\n",
         curve_table(results, figures),

@@ -110,7 +110,8 @@ def run_figures(folder: Path, evaluations: Mapping[str, Mapping[str, float]], se
         "wall": [round(value, 3) for value in seconds[:, 0]],
         "cpu": [round(value, 3) for value in seconds[:, 1]],
         "stages": {stage: round(sum(line.get(f"time/{stage}", 0.0) for line in lines), 2) for stage in STAGES},
-        "timeouts": sum(line["verify/timeouts"] for line in lines),
+        "timeouts": sum(each["timeouts"] for each in evaluations.values())
+        + sum(line["verify/timeouts"] for line in lines),
         "abstained": [line["critic/abstained"] for line in lines],
         "by_rule": [rule_counts(step_rollouts(folder, line["step"])) for line in lines],
     }
