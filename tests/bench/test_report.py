@@ -104,12 +104,12 @@ def test_the_device_is_named(tmp_path):
 def test_other_files_and_dry_runs_are_named_and_left_out(tmp_path):
     write(tmp_path, "a.json", content(entry("capo cpu", 12.0)))
     write(tmp_path, "dry.json", content(entry("capo cpu", 777.0), suite="dry", day=2))
-    write(tmp_path, "compare.json", {"machine": "x86_64", "results": {"capo": []}})
+    write(tmp_path, "evidence.json", {"machine": "x86_64", "results": {"capo": []}})
     write(tmp_path, "list.json", "[1]")
     write(tmp_path, "empty_run.json", content(day=3))
     page, shown = make(tmp_path)
     assert "777" not in page
-    for name in ("dry", "compare", "list", "empty_run"):
+    for name in ("dry", "evidence", "list", "empty_run"):
         assert re.search(rf"left out: .*/{name}\.json: ", shown)
 
 
