@@ -58,6 +58,7 @@ def oracle(noise: float = 0.0, **credit: Any) -> Arm:
     return Arm({f"credit.{key}": value for key, value in credit.items()}, noise=noise)
 
 
+VOTES_3 = {"critic.votes": 3, "critic.voting": "majority"}
 whole = partial(Arm, seeds=8, part=1.0)
 MAIN = {
     "grpo": whole({"algorithm": "grpo"}),
@@ -65,7 +66,7 @@ MAIN = {
     "dapo": whole({"algorithm": "dapo", "eval.every": 2}),
     "prefix": whole({"algorithm": "prefix"}),
     "capo-1": whole(),
-    "capo-3": whole({"critic.votes": 3, "critic.voting": "majority"}),
+    "capo-3": whole(VOTES_3),
     "capo-5": whole({"critic.votes": 5, "critic.voting": "majority"}),
     "capo-oracle": whole(noise=0.0),
 }
@@ -94,9 +95,16 @@ ABLATIONS = [
     Ablation(
         "Voting over 3 critiques of the generative critic (the reference has majority)",
         "capo-3",
+        {f"vote-{mode}": Arm(VOTES_3 | {"critic.voting": mode}) for mode in ("intersection", "union", "average")},
+    ),
+    Ablation(
+        "Fewer critique tokens, 3 votes of the generative critic (the reference reads every distinct rollout)",
+        "capo-3",
         {
-            f"vote-{mode}": Arm({"critic.votes": 3, "critic.voting": mode})
-            for mode in ("intersection", "union", "average")
+            "each-rollout": Arm(VOTES_3 | {"critic.judge_once": "false"}),
+            "wrong-answers": Arm(VOTES_3 | {"credit.when": "wrong-answers"}),
+            "mixed-groups": Arm(VOTES_3 | {"credit.when": "mixed-groups"}),
+            "structured": Arm(VOTES_3 | {"critic.structured": "true"}),
         },
     ),
 ]

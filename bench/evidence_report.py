@@ -63,9 +63,9 @@ class Figures:
         parts = [quarter for quarter in QUARTERS if quarter <= part]
         return lambda run: float(np.trapezoid([self.rate(at)(run) for at in parts], parts)) / part
 
-    def spent(self, what: str) -> Figure:
-        """Seconds until the budget was drawn."""
-        return lambda run: float(np.interp(self.budget, [0, *run["rollouts"]], np.cumsum([0.0, *run[what]])))
+    def spent(self, what: str, part: float = 1.0) -> Figure:
+        """Seconds, or tokens, until this part of the budget was drawn."""
+        return lambda run: float(np.interp(part * self.budget, [0, *run["rollouts"]], np.cumsum([0.0, *run[what]])))
 
     def share(self, window: tuple[float, float], part: str, whole: str) -> Figure:
         """One count of the rule over another, in the steps that end within a window of the budget; None of nothing."""
@@ -174,12 +174,18 @@ def ablation_table(ablation: Ablation, results: Results, figures: Figures) -> st
     def row(name: str, runs: Mapping[int, Run]) -> list[str]:
         means = [cell([f(run) for run in runs.values()]) for f in columns]
         change = "" if runs is reference else cell(differences(columns[-1], runs, reference), sign="+")
-        return [name, *means, change, cell([figures.unsound(EARLY)(run) for run in runs.values()])]
+        unsound = cell([figures.unsound(EARLY)(run) for run in runs.values()])
+        cost = [
+            cell([figures.spent(what, 0.5)(run) for run in runs.values()], digits=0)
+            for what in ("cpu", "critique_tokens")
+        ]
+        return [name, *means, change, unsound, *cost]
 
     seeds = max(arm.seeds for arm in ablation.arms.values())
     reference = {seed: run for seed, run in results[ablation.reference].items() if seed < seeds}
     rows = [row(ablation.reference, reference), *(row(name, results[name]) for name in ablation.arms)]
     head = ["arm", *map(figures.step, QUARTERS[1:3]), "area", "difference in area, by seed", "unsound, early"]
+    head += ["CPU s", "critique tokens"]
     return f"**{ablation.title}**\n\n{markdown(head, rows)}"
 
 

@@ -112,6 +112,7 @@ def run_figures(folder: Path, evaluations: Mapping[str, Mapping[str, float]], se
         "stages": {stage: round(sum(line.get(f"time/{stage}", 0.0) for line in lines), 2) for stage in STAGES},
         "timeouts": sum(each["timeouts"] for each in evaluations.values())
         + sum(line["verify/timeouts"] for line in lines),
+        "critique_tokens": [line["critic/tokens"] for line in lines],
         "abstained": [line["critic/abstained"] for line in lines],
         "by_rule": [rule_counts(step_rollouts(folder, line["step"])) for line in lines],
     }

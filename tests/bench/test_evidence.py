@@ -71,6 +71,7 @@ def made_run(curve, rollouts=(512,) * 4):
         "curve": list(zip([0, *drawn], curve, strict=True)),
         "wall": [2.0] * 4,
         "cpu": [1.0] * 4,
+        "critique_tokens": [100] * 4,
         "stages": dict.fromkeys(("sync", "rollout", "critique", "verify", "learn"), 0.5),
         "by_rule": [{**rule, "right_unsound": i} for i in range(4)],
         "timeouts": 1,
