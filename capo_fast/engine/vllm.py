@@ -129,8 +129,15 @@ def _start(model_path: str, config: EngineConfig) -> Any:
 
 
 def _cpu_prefill(max_model_len: int) -> dict[str, Any]:
-    """vLLM 0.32 on a CPU fails when a seeded request's prefill is cut in two ("CPU Generator does not use offset")."""
-    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(16384, max_model_len)}
+    """vLLM 0.32 on a CPU fails when a seeded request's prefill is cut in two ("CPU Generator does not use offset").
+
+    Its blocks of 128 tokens would leave nothing to share between the votes on a short solution.
+    """
+    return {
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(16384, max_model_len),
+        "block_size": 32,
+    }
 
 
 @torch.no_grad()
