@@ -44,7 +44,9 @@ def make_sync(engine):
     problems = load_problems(CONFIG.data.path, CONFIG.data)[:4]
     probe = probe_sequences(render_prompts(problems, tokenizer(), None, 200), 4, 32)
     learner = make_learner(CONFIG)
-    return learner, Sync(engine, learner, freeze_critic(load_model(MODEL, "sdpa"), probe, torch.float32), probe, CONFIG)
+    return learner, Sync(
+        engine, learner, freeze_critic(lambda: load_model(MODEL, "sdpa"), probe, torch.float32), probe, CONFIG
+    )
 
 
 def train_once(learner):
