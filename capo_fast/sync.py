@@ -76,16 +76,26 @@ class Canary:
                     f"{found.get(name, math.nan):.9g} in the engine"
                 )
 
-    def check_probe(self, ours: torch.Tensor, base: bool = False) -> None:
-        """Raises SyncError where the engine's log-probs of the probe are too far from `ours`."""
-        scores = self._engine.score(self._probe, base)
+    def check_probe(self, policy: torch.Tensor, base: torch.Tensor | None = None) -> None:
+        """Raises SyncError where the engine's log-probs of the probe are too far from the trainer's.
+
+        Policy and base are asked in one batch, as rollouts and critiques are.
+        """
+        count = len(self._probe)
+        if base is None:
+            self._compare("", policy, self._engine.score(self._probe))
+            return
+        scores = self._engine.score([*self._probe, *self._probe], base=[i >= count for i in range(2 * count)])
+        self._compare("", policy, scores[:count])
+        self._compare(" under the base", base, scores[count:])
+
+    def _compare(self, where: str, ours: torch.Tensor, scores: Sequence[Sequence[float]]) -> None:
         theirs = torch.tensor([logprob for sequence in scores for logprob in sequence])
         gap = (ours - theirs).abs().mean().item()
         if not gap <= self._limit:
             raise SyncError(
-                f"sync canary: the probe's mean log-prob{' under the base' if base else ''} is {ours.mean():.6f} in "
-                f"the trainer and {theirs.mean():.6f} in the engine (mean difference {gap:.2g}, at most "
-                f"{self._limit:.2g} is allowed)"
+                f"sync canary: the probe's mean log-prob{where} is {ours.mean():.6f} in the trainer and "
+                f"{theirs.mean():.6f} in the engine (mean difference {gap:.2g}, at most {self._limit:.2g} is allowed)"
             )
 
 
@@ -139,9 +149,9 @@ class AdapterSync:
         """Make the engine hold the adapter as it is now. A collective on all ranks. Raises SyncError."""
         model, adapter = self._learner.policy.model, adapter_weights(self._learner.policy)
         self._engine.load_adapter(adapter_files(model, adapter))
-        self._canary.check_weights(self._base | _sums(scaled_adapter(model, adapter, self._dtype)))
-        self._canary.check_probe(self._canary.trainers())
-        self._canary.check_probe(self._base_logprobs, base=True)
+        sums = _sums(scaled_adapter(model, adapter, self._dtype))
+        self._canary.check_weights(self._base | sums)
+        self._canary.check_probe(self._canary.trainers(), self._base_logprobs)
 
     def push_critic(self) -> None:
         """Nothing to do: the critic is the base, for requests that ask for it."""

@@ -58,11 +58,13 @@ class ScriptedEngine:
     def checksums(self) -> dict[str, float]:
         return {name: checksum(weight) for name, weight in (self.weights | self.adapter).items()}
 
-    def score(self, sequences: Sequence[Sequence[int]], base: bool = False) -> list[list[float]]:
+    def score(self, sequences: Sequence[Sequence[int]], base: Sequence[bool] | None = None) -> list[list[float]]:
         if self._scorer is None:
             raise NotImplementedError("this scripted engine has no scorer")
-        weights = self.weights if base else self._merged()
-        return [self._scorer(weights, sequence) for sequence in sequences]
+        merged = self._merged()
+        bare = base or [False] * len(sequences)
+        pairs = zip(sequences, bare, strict=True)
+        return [self._scorer(self.weights if is_base else merged, sequence) for sequence, is_base in pairs]
 
     def close(self) -> None:
         self._waiting.clear()

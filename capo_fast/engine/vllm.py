@@ -105,13 +105,14 @@ class VllmEngine:
         self._llm.reset_prefix_cache()
         self._asleep = False
 
-    def score(self, sequences: Sequence[Sequence[int]], base: bool = False) -> list[list[float]]:
+    def score(self, sequences: Sequence[Sequence[int]], base: Sequence[bool] | None = None) -> list[list[float]]:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
         params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=None if base else self._adapter)
+        adapters = [None if is_base else self._adapter for is_base in base or [False] * len(sequences)]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=adapters)
         return [
             [at[token].logprob for token, at in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
             for sequence, output in zip(sequences, outputs, strict=True)
@@ -164,7 +165,7 @@ def _start(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
             seed=0,
             enable_sleep_mode=not on_cpu,
             **_cpu_prefill(config.max_model_len) if on_cpu else {},
-            **_one_adapter(lora) if lora.rank > 0 else {},
+            **_one_adapter(lora, on_cpu) if lora.rank > 0 else {},
         )
     random.setstate(states[0])
     np.random.set_state(states[1])
@@ -176,12 +177,16 @@ def _cpu_prefill(max_model_len: int) -> dict[str, Any]:
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(16384, max_model_len)}
 
 
-def _one_adapter(lora: LoraConfig) -> dict[str, Any]:
-    """Room for one version of the adapter at a time; vLLM has slots of a few ranks, the rest of one stays zero."""
+def _one_adapter(lora: LoraConfig, on_cpu: bool) -> dict[str, Any]:
+    """Room for one version of the adapter at a time; vLLM has slots of a few ranks, the rest of one stays zero.
+
+    On a CPU a second slot stays empty: where a request for the base shares a batch with one for the adapter, vLLM 0.32
+    gives it what is in the last slot (vllm#48421).
+    """
     rank = next(size for size in SLOT_RANKS if size >= lora.rank)
     return {
         "enable_lora": True,
-        "max_loras": 1,
+        "max_loras": 2 if on_cpu else 1,
         "max_lora_rank": rank,
         "lora_target_modules": list(lora.targets),
     }
@@ -200,10 +205,11 @@ def _adapter_checksums(model: Any) -> dict[str, float]:
         if not isinstance(module, BaseLayerWithLoRA):
             continue
         names = _parts(model, name) or [name]
-        for part, lora_A, lora_B in zip(names, module.lora_a_stacked, module.lora_b_stacked, strict=True):
-            if lora_A[0].any():  # parts of a fused layer may go without
-                found[f"{part}.lora_A.weight"] = checksum(lora_A[0, 0])
-                found[f"{part}.lora_B.weight"] = checksum(lora_B[0, 0])
+        for part, slots_A, slots_B in zip(names, module.lora_a_stacked, module.lora_b_stacked, strict=True):
+            lora_A, lora_B = slots_A.sum((0, 1)), slots_B.sum((0, 1))  # all slots but one are zero
+            if lora_A.any():  # parts of a fused layer may go without
+                found[f"{part}.lora_A.weight"] = checksum(lora_A)
+                found[f"{part}.lora_B.weight"] = checksum(lora_B)
     return found
 
 
