@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from capo_fast.checkpoint import Checkpointer
-from capo_fast.config import Config, ConfigError
+from capo_fast.config import Config, ConfigError, LoraConfig
 from capo_fast.console import Console, open_console
 from capo_fast.credit.critic import load_template
 from capo_fast.credit.verify import VerifierPool
@@ -24,15 +24,16 @@ from capo_fast.data import PromptOrder, load_problems, render_prompts
 from capo_fast.engine.base import Engine, EngineError, Generator
 from capo_fast.files import RecordError, lock, replacing
 from capo_fast.learner import Learner
+from capo_fast.lora import BasePolicy, add_adapter
 from capo_fast.metrics import Recorder, RunFolder, Stopwatch
 from capo_fast.paths import resolve_model, resolve_path
-from capo_fast.policy import DTYPES, check_loss_kernel, load_model, shard_policy
+from capo_fast.policy import DTYPES, Policy, check_loss_kernel, load_model, shard_policy
 from capo_fast.progress import Progress
 from capo_fast.records import Prompt
 from capo_fast.rules import swaps
 from capo_fast.runtime import StopSignal, seed_everything
 from capo_fast.settings import config_as_dict, dump_config, flatten, read_file
-from capo_fast.sync import FrozenCritic, Sync, check_same_architecture, freeze_critic, probe_sequences
+from capo_fast.sync import AdapterSync, FrozenCritic, Sync, check_same_architecture, freeze_critic, probe_sequences
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Parts:
     critic: Generator
     """What answers critiques: the engine itself, or a server."""
     learner: Learner
-    sync: Sync
+    sync: Sync | AdapterSync
     pool: VerifierPool
     checkpointer: Checkpointer
     progress: Progress
@@ -103,8 +104,10 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         recorder = RunFolder(folder, config.run.keep_rollouts, config.run.wandb, config_as_dict(config))
         recorder.cut_back(progress.step)
     if engine is None:
-        engine = start_engine(model_path, config)
-    sync = Sync(engine, learner, critic, probe, config)
+        engine = start_engine(model_path, config, config.lora)
+    sync: Sync | AdapterSync = Sync(engine, learner, critic, probe, config)
+    if config.lora.rank > 0:
+        sync = AdapterSync(engine, learner, probe, config)
     progress.add_seconds({"start": time.monotonic() - started})
     console = open_console(config.train.steps, rank, progress.step)
     return Parts(
@@ -171,34 +174,51 @@ def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Pro
     return prompts, render_prompts(problems, tokenizer, system, room)
 
 
-def start_engine(model_path: str, config: Config) -> Engine:
+def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:
+    """vLLM; with `lora` it takes adapters of that rank and targets."""
     from capo_fast.engine.vllm import VllmEngine
 
     if importlib.util.find_spec("vllm") is None:
         raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
-    return VllmEngine(model_path, config.engine)
+    return VllmEngine(model_path, config.engine, lora or LoraConfig())
 
 
 def load_learner(
     model_path: str, config: Config, device: torch.device, probe: Sequence[tuple[int, ...]]
 ) -> tuple[Learner, FrozenCritic | None]:
-    """The learner, with a frozen reference where the loss has a KL term, and the critic where credit needs one."""
+    """The learner, with a reference where the loss has a KL term, and the critic where its weights are swapped in."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    attention, untested = config.policy.attention, config.model.untested
-    model = load_model(model_path, attention, untested)
+    adapted = config.lora.rank > 0
+    dtype = DTYPES[config.policy.dtype] if adapted else torch.float32
+    model = load_model(model_path, config.policy.attention, config.model.untested, dtype)
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
-    critic = None
-    if swaps(config):
-        judge = model
-        if config.critic.path is not None:
-            judge = load_model(resolve_model(config.critic.path), attention, untested)
-            check_same_architecture(judge.config.to_dict(), model.config.to_dict())
-        critic = freeze_critic(judge, probe, DTYPES[config.engine.dtype])
-    reference = None
-    if config.loss.kl_coef > 0:
-        frozen = load_model(model_path, attention, untested).requires_grad_(False)
-        reference = shard_policy(frozen, config.policy, mesh)
-    return Learner(shard_policy(model.train(), config.policy, mesh), reference, config), critic
+    critic = load_critic(model, config, probe) if swaps(config) else None
+    if adapted:
+        add_adapter(model, config.lora, config.seed)
+    policy = shard_policy(model.train(), config.policy, mesh)
+    reference = load_reference(policy, model_path, config, mesh) if config.loss.kl_coef > 0 else None
+    return Learner(policy, reference, config), critic
+
+
+def load_critic(model: Any, config: Config, probe: Sequence[tuple[int, ...]]) -> FrozenCritic:
+    """The weights at `critic.path`, or a copy of the model's own. A collective."""
+
+    def load() -> Any:
+        if config.critic.path is None:
+            return model
+        judge = load_model(resolve_model(config.critic.path), config.policy.attention, config.model.untested)
+        check_same_architecture(judge.config.to_dict(), model.config.to_dict())
+        return judge
+
+    return freeze_critic(load, probe, DTYPES[config.engine.dtype])
+
+
+def load_reference(policy: Policy, model_path: str, config: Config, mesh: DeviceMesh) -> Policy | BasePolicy:
+    """The policy as it was before training: its own base, or a frozen copy."""
+    if config.lora.rank > 0:
+        return BasePolicy(policy)
+    frozen = load_model(model_path, config.policy.attention, config.model.untested).requires_grad_(False)
+    return shard_policy(frozen, config.policy, mesh)
 
 
 RESUMABLE = ("resume", "run.", "train.steps", "checkpoint.", "eval.every", "reward.workers", "reward.timeout_s")

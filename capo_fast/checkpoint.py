@@ -1,8 +1,8 @@
 """Checkpoints of a run: complete or absent, never torn.
 
-A checkpoint holds the sharded model and optimizer (torch.distributed.checkpoint), and as JSON the schedule, every
-rank's random generators and the run's progress. It is written beside its place and renamed into it, so a crash at any
-point leaves the last good one.
+A checkpoint holds what is trained of the model and its optimizer, sharded (torch.distributed.checkpoint), and as JSON
+the schedule, every rank's random generators and the run's progress. It is written beside its place and renamed into it,
+so a crash at any point leaves the last good one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from capo_fast.learner import Learner
-from capo_fast.policy import DTYPES, full_weights
+from capo_fast.lora import adapter_files, adapter_weights, merged_weights
+from capo_fast.policy import DTYPES
 
 
 class CheckpointError(RuntimeError):
@@ -84,7 +87,7 @@ class Checkpointer:
     def _read(self, path: Path, learner: Learner) -> dict[str, Any]:
         tensors = _tensors(learner)
         dcp.load(tensors, checkpoint_id=path)
-        learner.policy.load_state_dict(tensors["model"])
+        learner.policy.load_state_dict(learner.policy.state_dict() | tensors["model"])
         learner.optimizer.load_state_dict(tensors["optimizer"])
         saved = json.loads((path / "progress.json").read_text())
         learner.schedule.load_state_dict(saved["schedule"])
@@ -112,31 +115,57 @@ class Checkpointer:
 
 
 def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str) -> None:
-    """Write the policy as a folder that transformers loads (safetensors, config, tokenizer). A collective.
+    """Write the policy as a folder that transformers loads (safetensors, config, tokenizer), an adapter merged into
+    its base. A collective.
 
     Raises CheckpointError; an older export stands until the new one is whole.
     """
     weights = {}
-    for name, weight in full_weights(learner.policy, DTYPES[dtype]):
+    for name, weight in merged_weights(learner.policy, DTYPES[dtype]):
         if dist.get_rank() == 0:
             weights[name] = weight.cpu()
     if dist.get_rank() == 0:
         try:
-            _write_model(learner.policy.model, weights, tokenizer, folder, dtype)
+            with _replacing_folder(folder) as temporary:
+                _write_model(learner.policy.model, weights, temporary, dtype)
+                tokenizer.save_pretrained(temporary)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder} not written, the checkpoints stand: {error}") from error
     dist.barrier()
 
 
-def _write_model(model: Any, weights: dict[str, torch.Tensor], tokenizer: Any, folder: Path, dtype: str) -> None:
+def export_adapter(learner: Learner, tokenizer: Any, folder: Path) -> None:
+    """Write the policy's LoRA adapter as a folder that PEFT loads, with the tokenizer. A collective.
+
+    Raises CheckpointError; an older export stands until the new one is whole.
+    """
+    files = adapter_files(learner.policy.model, adapter_weights(learner.policy))
+    if dist.get_rank() == 0:
+        try:
+            with _replacing_folder(folder) as temporary:
+                for name, data in files.items():
+                    (temporary / name).write_bytes(data)
+                tokenizer.save_pretrained(temporary)
+        except OSError as error:
+            raise CheckpointError(f"{folder} not written, the checkpoints stand: {error}") from error
+    dist.barrier()
+
+
+@contextmanager
+def _replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when all is in it."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, state_dict=weights)
-    config = json.loads((temporary / "config.json").read_text())
-    _write_json(temporary / "config.json", config | {"dtype": dtype})
-    tokenizer.save_pretrained(temporary)
+    temporary.mkdir(parents=True)
+    yield temporary
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
+
+
+def _write_model(model: Any, weights: dict[str, torch.Tensor], folder: Path, dtype: str) -> None:
+    model.save_pretrained(folder, state_dict=weights)
+    config = json.loads((folder / "config.json").read_text())
+    _write_json(folder / "config.json", config | {"dtype": dtype})
 
 
 def rng_state() -> dict[str, Any]:
@@ -163,7 +192,11 @@ def restore_rng(state: dict[str, Any]) -> None:
 
 
 def _tensors(learner: Learner) -> dict[str, Any]:
-    return {"model": learner.policy.state_dict(), "optimizer": learner.optimizer.state_dict()}
+    """What training changes: a frozen base stays in the model's own files."""
+    parameters = learner.policy.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in parameters if not parameter.requires_grad}
+    model = {name: tensor for name, tensor in learner.policy.state_dict().items() if name not in frozen}
+    return {"model": model, "optimizer": learner.optimizer.state_dict()}
 
 
 def _write_json(path: Path, value: Any) -> None:

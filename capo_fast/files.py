@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,6 +75,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 TEMPORARY = ".tmp"
+
+
+@contextmanager
+def passing_folder(size: int) -> Iterator[Path]:
+    """A folder for files of `size` bytes together that another reads at once; at the end it is gone.
+
+    In memory (/dev/shm) where there is room, which containers often leave little of, else among the temporary files.
+    """
+    memory = Path("/dev/shm")
+    room = shutil.disk_usage(memory).free if memory.is_dir() else 0
+    with tempfile.TemporaryDirectory(prefix="capo_fast-", dir=memory if room > size + SPARE else None) as folder:
+        yield Path(folder)
+
+
+SPARE = 2**24
+"""What else the folder takes, and others may want, in bytes."""
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 import capo_kernels as ck
 from capo_fast.config import Config
-from capo_fast.policy import Policy
+from capo_fast.lora import BasePolicy
+from capo_fast.policy import Policy, whole
 from capo_fast.records import PackedBatch
 from capo_fast.runtime import gather
 
@@ -35,18 +35,17 @@ class Update:
 
 
 class Learner:
-    """Optimizer, schedule and loss of one policy."""
+    """Optimizer, schedule and loss of one policy. What of it is frozen stays out of all three."""
 
-    def __init__(self, policy: Policy, reference: Policy | None, config: Config) -> None:
+    def __init__(self, policy: Policy, reference: Policy | BasePolicy | None, config: Config) -> None:
         self.policy = policy
         self.reference = reference
         self.config = config
         self.spec = loss_spec(config)
         self.device = next(policy.parameters()).device
         train = config.train
-        self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=train.lr, betas=train.betas, weight_decay=train.weight_decay
-        )
+        trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trainable, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
         self._init_optimizer_state()
         updates = train.steps * train.epochs * train.minibatches
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -73,17 +72,18 @@ class Learner:
 
     def _init_optimizer_state(self) -> None:
         """AdamW's state from the start, so that a checkpoint always has the same entries to load into."""
-        for parameter in self.policy.parameters():
+        for parameter in self.optimizer.param_groups[0]["params"]:
             zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
             self.optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
 
     @torch.no_grad()
-    def logprobs_at(self, batch: PackedBatch, temperature: float) -> torch.Tensor:
-        """float32 [T], the policy's log-probs at a temperature."""
-        return self.policy(batch, replace(self.spec, temperature=temperature), loss=False)
+    def logprobs_at(self, batch: PackedBatch, temperature: float, base: bool = False) -> torch.Tensor:
+        """float32 [T], log-probs at a temperature under the policy, or under the frozen base of its adapter."""
+        policy = BasePolicy(self.policy) if base else self.policy
+        return policy(batch, replace(self.spec, temperature=temperature), loss=False)
 
     @torch.no_grad()
-    def _logprobs(self, policy: Policy, batch: PackedBatch) -> torch.Tensor:
+    def _logprobs(self, policy: Policy | BasePolicy, batch: PackedBatch) -> torch.Tensor:
         return policy(batch, self.spec, loss=False)
 
     def _prepare(self, micro: PackedBatch) -> PackedBatch:
@@ -162,10 +162,6 @@ def lr_factor(update: int, schedule: str, warmup: int, total: int) -> float:
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     return 1 - progress if schedule == "linear" else 1.0
-
-
-def whole(norm: torch.Tensor) -> torch.Tensor:
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def summarise(

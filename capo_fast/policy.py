@@ -79,8 +79,8 @@ class Policy(nn.Module):
         return output.last_hidden_state[0, batch.rows]
 
 
-def load_model(path: str, attention: str, untested: bool = False) -> Any:
-    """The model in float32 on the host. Raises ConfigError for a missing model or an architecture outside `TESTED`."""
+def load_model(path: str, attention: str, untested: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """The model on the host, in `dtype`. Raises ConfigError for a missing model or an architecture outside `TESTED`."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -94,7 +94,7 @@ def load_model(path: str, attention: str, untested: bool = False) -> Any:
             f"model.path: {path} is a {model_type} model, want one of {', '.join(TESTED)} (or set model.untested true)"
         )
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"model.path: the weights in {path} can't be read: {error}") from error
     except ImportError as error:
@@ -111,7 +111,7 @@ def check_loss_kernel(config: PolicyConfig, vocab: int, device: torch.device) ->
 
 
 def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
-    """The model under FSDP2: float32 shards by decoder layer, computed in `policy.dtype`, reduced in float32.
+    """The model under FSDP2: its shards by decoder layer, computed in `policy.dtype`, gradients reduced in float32.
 
     Raises ConfigError for a sliding window under `policy.attention: sdpa`.
     """
@@ -139,5 +139,9 @@ def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torc
     A tied head comes twice, as embedding and as head: vLLM's CPU kernels keep a packed copy of each.
     """
     for name, weight in policy.model.state_dict().items():
-        whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
-        yield name, whole.detach().to(dtype)
+        yield name, whole(weight).detach().to(dtype)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor of which every rank may hold a shard; then a collective."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

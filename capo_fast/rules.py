@@ -120,6 +120,18 @@ def _critic(config: Config) -> Rules:
         config.lora.rank > 0 and not config.lora.targets,
         "lora.targets: found none, wanted the names of linear layers",
     )
+    yield (
+        config.lora.rank > LARGEST_RANK,
+        f"lora.rank: found {config.lora.rank}, wanted at most {LARGEST_RANK}, the engine's largest",
+    )
+    yield (
+        config.lora.rank > 0 and (config.policy.dtype, config.engine.dtype) == ("bfloat16", "float32"),
+        "policy.dtype: found bfloat16 with lora.rank and engine.dtype: float32, wanted float32: else the engine's base "
+        "is not the one that the adapter is trained on",
+    )
+
+
+LARGEST_RANK = 512
 
 
 def streams(config: Config) -> bool:

@@ -106,6 +106,22 @@ def on_first_rank(work: Callable[[], T]) -> T:
     return answer[0]
 
 
+def once_a_node(work: Callable[[], T]) -> T:
+    """What `work` returns, or raises, when the first rank of each node does it. A collective."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    answer: list[Any] = [None, None]
+    if local_rank == 0:
+        try:
+            answer = [work(), None]
+        except Exception as error:
+            answer = [None, error]
+    answers = gather([answer])
+    for _, failed in answers:
+        if failed is not None:
+            raise failed
+    return answers[dist.get_rank() - local_rank][0]
+
+
 def seed_everything(seed: int) -> None:
     """Global generators; the run's own draws take their seeds from `config.seed` directly."""
     random.seed(seed)

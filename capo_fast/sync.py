@@ -8,24 +8,34 @@ the engine computes with it, and the log-probs of a fixed probe batch. So TRL's 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from capo_fast.batch import pack
 from capo_fast.config import Config, ConfigError
 from capo_fast.engine.base import Engine, checksum
+from capo_fast.files import passing_folder
 from capo_fast.learner import Learner
+from capo_fast.lora import adapter_files, adapter_weights, base_weights, scaled_adapter
 from capo_fast.policy import DTYPES, full_weights
 from capo_fast.records import CreditedSample, Prompt, Rollout, Sample, StepSpans
+from capo_fast.runtime import once_a_node
 
 CHECKSUM_TOLERANCE = 1e-9
 """Of a weight's norm: both sides sum the same rounded numbers in float64."""
 
 LOGPROB_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Mean |difference| of the probe's log-probs, in nats, by the coarser dtype of trainer and engine."""
+
+Sums = dict[str, tuple[float, float]]
+"""Checksum and norm of each weight, by name."""
 
 
 class SyncError(RuntimeError):
@@ -40,8 +50,57 @@ class FrozenCritic:
     probe_logprobs: torch.Tensor
 
 
+class Canary:
+    """Compares the engine with the trainer."""
+
+    def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
+        self._engine = engine
+        self._learner = learner
+        self._probe = probe
+        self._batch = pack([_as_sample(tokens) for tokens in probe], None, config).to(learner.device)
+        coarser = "bfloat16" if "bfloat16" in (config.engine.dtype, config.policy.dtype) else "float32"
+        self._limit = config.sync.max_logprob_gap or LOGPROB_TOLERANCE[coarser]
+
+    def trainers(self, base: bool = False) -> torch.Tensor:
+        """The trainer's log-probs of the probe, by the policy or by its frozen base. A collective."""
+        return self._learner.logprobs_at(self._batch, temperature=1.0, base=base).cpu()
+
+    def check_weights(self, wanted: Sums) -> None:
+        """Raises SyncError with the first weight that is another in the engine, or only on one side."""
+        found = self._engine.checksums()
+        for name in wanted | found:
+            ours, norm = wanted.get(name, (math.nan, math.nan))
+            if not abs(found.get(name, math.nan) - ours) <= CHECKSUM_TOLERANCE * norm:
+                raise SyncError(
+                    f"sync canary: {name} has checksum {ours:.9g} in the trainer and "
+                    f"{found.get(name, math.nan):.9g} in the engine"
+                )
+
+    def check_probe(self, policy: torch.Tensor, base: torch.Tensor | None = None) -> None:
+        """Raises SyncError where the engine's log-probs of the probe are too far from the trainer's.
+
+        Policy and base are asked in one batch, as rollouts and critiques are.
+        """
+        count = len(self._probe)
+        if base is None:
+            self._compare("", policy, self._engine.score(self._probe))
+            return
+        scores = self._engine.score([*self._probe, *self._probe], base=[i >= count for i in range(2 * count)])
+        self._compare("", policy, scores[:count])
+        self._compare(" under the base", base, scores[count:])
+
+    def _compare(self, where: str, ours: torch.Tensor, scores: Sequence[Sequence[float]]) -> None:
+        theirs = torch.tensor([logprob for sequence in scores for logprob in sequence])
+        gap = (ours - theirs).abs().mean().item()
+        if not gap <= self._limit:
+            raise SyncError(
+                f"sync canary: the probe's mean log-prob{where} is {ours.mean():.6f} in the trainer and "
+                f"{theirs.mean():.6f} in the engine (mean difference {gap:.2g}, at most {self._limit:.2g} is allowed)"
+            )
+
+
 class Sync:
-    """Pushes the policy, or the frozen critic, into one engine."""
+    """Pushes the policy, or the frozen critic, into one engine: all weights, in place of those that were there."""
 
     def __init__(
         self,
@@ -51,46 +110,51 @@ class Sync:
         probe: Sequence[tuple[int, ...]],
         config: Config,
     ) -> None:
-        self.engine = engine
+        self._engine = engine
         self._learner = learner
         self._critic = critic
         self._dtype = DTYPES[config.engine.dtype]
-        self._probe = probe
-        self._batch = pack([_as_sample(tokens) for tokens in probe], None, config).to(learner.device)
-        coarser = "bfloat16" if "bfloat16" in (config.engine.dtype, config.policy.dtype) else "float32"
-        self._limit = config.sync.max_logprob_gap or LOGPROB_TOLERANCE[coarser]
+        self._canary = Canary(engine, learner, probe, config)
 
     def push_policy(self) -> None:
         """Make the engine hold the policy as it is now. A collective on all ranks. Raises SyncError."""
         self._push(full_weights(self._learner.policy, self._dtype))
-        self._check_probe(self._learner.logprobs_at(self._batch, temperature=1.0).cpu())
+        self._canary.check_probe(self._canary.trainers())
 
     def push_critic(self) -> None:
         """Make the engine hold the frozen critic. Raises SyncError."""
         assert self._critic is not None  # a run without a critic never asks for one
         self._push(self._critic.weights.items())
-        self._check_probe(self._critic.probe_logprobs)
+        self._canary.check_probe(self._critic.probe_logprobs)
 
     def _push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        pushed: dict[str, tuple[float, float]] = {}
-        self.engine.load(_watched(weights, pushed))
-        found = self.engine.checksums()
-        for name in pushed | found:
-            wanted, norm = pushed.get(name, (math.nan, math.nan))
-            if not abs(found.get(name, math.nan) - wanted) <= CHECKSUM_TOLERANCE * norm:
-                raise SyncError(
-                    f"sync canary: {name} has checksum {wanted:.9g} in the trainer and "
-                    f"{found.get(name, math.nan):.9g} in the engine"
-                )
+        pushed: Sums = {}
+        self._engine.load(_watched(weights, pushed))
+        self._canary.check_weights(pushed)
 
-    def _check_probe(self, ours: torch.Tensor) -> None:
-        theirs = torch.tensor([logprob for sequence in self.engine.score(self._probe) for logprob in sequence])
-        gap = (ours - theirs).abs().mean().item()
-        if not gap <= self._limit:
-            raise SyncError(
-                f"sync canary: the probe's mean log-prob is {ours.mean():.6f} in the trainer and {theirs.mean():.6f} "
-                f"in the engine (mean difference {gap:.2g}, at most {self._limit:.2g} is allowed)"
-            )
+
+class AdapterSync:
+    """Pushes the policy's LoRA adapter into an engine that holds the base, which stays and is the critic."""
+
+    def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
+        """A collective: the base is summed up once, since nothing changes it in the trainer."""
+        self._engine = engine
+        self._learner = learner
+        self._dtype = DTYPES[config.engine.dtype]
+        self._canary = Canary(engine, learner, probe, config)
+        self._base = _sums(base_weights(learner.policy, self._dtype))
+        self._base_logprobs = self._canary.trainers(base=True)
+
+    def push_policy(self) -> None:
+        """Make the engine hold the adapter as it is now. A collective on all ranks. Raises SyncError."""
+        model, adapter = self._learner.policy.model, adapter_weights(self._learner.policy)
+        self._engine.load_adapter(adapter_files(model, adapter))
+        sums = _sums(scaled_adapter(model, adapter, self._dtype))
+        self._canary.check_weights(self._base | sums)
+        self._canary.check_probe(self._canary.trainers(), self._base_logprobs)
+
+    def push_critic(self) -> None:
+        """Nothing to do: the critic is the base, for requests that ask for it."""
 
 
 def probe_sequences(prompts: Sequence[Prompt], count: int, tokens: int) -> list[tuple[int, ...]]:
@@ -99,15 +163,33 @@ def probe_sequences(prompts: Sequence[Prompt], count: int, tokens: int) -> list[
 
 
 @torch.no_grad()
-def freeze_critic(model: Any, probe: Sequence[tuple[int, ...]], dtype: torch.dtype) -> FrozenCritic:
-    """A copy of a plain transformers model, with its own log-probs of the probe."""
+def freeze_critic(load: Callable[[], Any], probe: Sequence[tuple[int, ...]], dtype: torch.dtype) -> FrozenCritic:
+    """The critic's weights, once in the host memory of each node, with its own log-probs of the probe. A collective.
+
+    `load` gives it as a plain transformers model, on the first rank of a node alone. That rank writes the weights to a
+    file, all ranks of the node map its pages, and the file's name goes at once.
+    """
+    with ExitStack() as stack:
+        path, logprobs = once_a_node(lambda: _write_critic(load(), probe, dtype, stack))
+        try:
+            return FrozenCritic(load_file(path), logprobs)
+        finally:
+            dist.barrier()
+
+
+def _write_critic(
+    model: Any, probe: Sequence[tuple[int, ...]], dtype: torch.dtype, stack: ExitStack
+) -> tuple[Path, torch.Tensor]:
     weights = {name: weight.to(dtype, copy=True) for name, weight in model.state_dict().items()}
-    logprobs = []
-    for sequence in probe:
-        ids = torch.tensor([sequence])
-        logits = model(ids, use_cache=False).logits[0, :-1].float()
-        logprobs.append(logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0])
-    return FrozenCritic(weights, torch.cat(logprobs))
+    folder = stack.enter_context(passing_folder(sum(weight.nbytes for weight in weights.values())))
+    save_file(weights, folder / "critic.safetensors")
+    return folder / "critic.safetensors", torch.cat([_logprobs(model, sequence) for sequence in probe])
+
+
+def _logprobs(model: Any, sequence: tuple[int, ...]) -> torch.Tensor:
+    ids = torch.tensor([sequence])
+    logits = model(ids, use_cache=False).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
 
 
 def check_same_architecture(critic: Mapping[str, Any], policy: Mapping[str, Any]) -> None:
@@ -124,12 +206,17 @@ def check_same_architecture(critic: Mapping[str, Any], policy: Mapping[str, Any]
 INESSENTIAL = ("dtype", "_token_id", "_version", "use_cache", "architectures", "initializer_range", "_dropout")
 
 
-def _watched(
-    weights: Iterable[tuple[str, torch.Tensor]], pushed: dict[str, tuple[float, float]]
-) -> Iterator[tuple[str, torch.Tensor]]:
+def _watched(weights: Iterable[tuple[str, torch.Tensor]], pushed: Sums) -> Iterator[tuple[str, torch.Tensor]]:
     for name, weight in weights:
         pushed[name] = checksum(weight), weight.float().norm().item()
         yield name, weight
+
+
+def _sums(weights: Iterable[tuple[str, torch.Tensor]]) -> Sums:
+    sums: Sums = {}
+    for _ in _watched(weights, sums):
+        pass
+    return sums
 
 
 def _as_sample(tokens: tuple[int, ...]) -> CreditedSample:

@@ -16,10 +16,13 @@ from capo_fast.batch import pack_update, split_minibatches
 from capo_fast.config import Config, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
 from capo_fast.credit.assign import assign_credit
 from capo_fast.credit.steps import step_spans
+from capo_fast.engine.base import checksum
 from capo_fast.learner import Learner
+from capo_fast.lora import BasePolicy, add_adapter
 from capo_fast.policy import full_weights, load_model, shard_policy
 from capo_fast.records import Prompt, Request, Rollout, Sample
-from capo_fast.runtime import ranks
+from capo_fast.runtime import gather, ranks
+from capo_fast.sync import freeze_critic
 
 TRAIN = TrainConfig(steps=4, epochs=1, minibatches=1, lr=1e-3, schedule="constant", grad_clip=1e9)
 
@@ -48,13 +51,19 @@ SAMPLES = assign_credit([make_sample(group, i) for group in range(3) for i in ra
 
 
 def make_learner(config: Config) -> Learner:
+    """A learner of `config`, with an adapter where it has a rank; it then has its base as the reference."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    return Learner(shard_policy(load_model(MODEL, "sdpa").train(), config.policy, mesh), None, config)
+    model = load_model(MODEL, "sdpa").train()
+    if config.lora.rank > 0:
+        add_adapter(model, config.lora, config.seed)
+    policy = shard_policy(model, config.policy, mesh)
+    return Learner(policy, BasePolicy(policy) if config.lora.rank > 0 and config.loss.kl_coef > 0 else None, config)
 
 
 def with_plain_gradient_steps(learner: Learner) -> Learner:
     """Adam divides by the gradient's size, which makes rounding noise of entries near 0 as large as a step."""
-    learner.optimizer = torch.optim.SGD(learner.policy.parameters(), lr=0.02)
+    trainable = [parameter for parameter in learner.policy.parameters() if parameter.requires_grad]
+    learner.optimizer = torch.optim.SGD(trainable, lr=0.02)
     return learner
 
 
@@ -71,12 +80,19 @@ def main(out: Path) -> None:
         train=replace(TRAIN, epochs=2, minibatches=3, micro_tokens=40),
         rollout=RolloutConfig(temperature=1.0),
     )
-    learner = with_plain_gradient_steps(make_learner(config))
-    metrics = train(learner, config)
-    weights = {name: weight.clone() for name, weight in full_weights(learner.policy, torch.float32)}
+    weights, metrics = {}, {}
+    for rank in (0, 4):
+        config = replace(config, lora=replace(config.lora, rank=rank), loss=LossConfig(kl_coef=0.1 if rank else 0.0))
+        learner = with_plain_gradient_steps(make_learner(config))
+        metrics[rank] = train(learner, config)
+        weights[rank] = {name: weight.clone() for name, weight in full_weights(learner.policy, torch.float32)}
+    critic = freeze_critic(lambda: load_model(MODEL, "sdpa"), [(5, 6, 7)], torch.float32)
+    sums = [checksum(weight) for weight in (*critic.weights.values(), critic.probe_logprobs)]
+    mapped = "critic.safetensors (deleted)" in Path("/proc/self/maps").read_text()
+    critics = gather([[sums, mapped]])
     if dist.get_rank() == 0:
         torch.save(weights, out)
-        out.with_suffix(".json").write_text(json.dumps(metrics))
+        out.with_suffix(".json").write_text(json.dumps({"metrics": metrics, "critics": critics}))
 
 
 if __name__ == "__main__":

@@ -52,16 +52,32 @@ def test_micro_batches_that_split_groups_make_the_step_of_one_big_batch(aggregat
     assert of_whole["loss/entropy"] == pytest.approx(of_split["loss/entropy"], abs=1e-5)
 
 
-def test_two_ranks_make_the_step_of_one(tmp_path):
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory):
+    """What `learner_ranks.py` finds on one rank and on two: weights by LoRA rank (0: none), and the rest."""
     found = {}
     for ranks in (1, 2):
-        out = tmp_path / f"{ranks}.pt"
+        out = tmp_path_factory.mktemp("ranks") / f"{ranks}.pt"
         script = Path(__file__).parent / "learner_ranks.py"
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(script), str(out)]
-        subprocess.run([sys.executable, *command], check=True, timeout=120)
+        subprocess.run([sys.executable, *command], check=True, timeout=240)
         found[ranks] = torch.load(out), json.loads(out.with_suffix(".json").read_text())
-    assert difference(found[1][0], found[2][0]) < 2e-6
-    assert found[1][1] == pytest.approx(found[2][1], abs=1e-5, nan_ok=True)
+    return found
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_two_ranks_make_the_step_of_one(lora_rank, on_ranks):
+    (one, of_one), (two, of_two) = on_ranks[1], on_ranks[2]
+    assert difference(one[lora_rank], two[lora_rank]) < 2e-6
+    expected = pytest.approx(of_two["metrics"][str(lora_rank)], abs=1e-5, nan_ok=True)
+    assert of_one["metrics"][str(lora_rank)] == expected
+
+
+def test_the_ranks_of_a_node_share_one_critic_and_leave_no_file(on_ranks):
+    [first, of_first], [second, of_second] = on_ranks[2][1]["critics"]
+    assert first == second == on_ranks[1][1]["critics"][0][0]
+    assert of_first and of_second
+    assert not list(Path("/dev/shm").glob("capo_fast-*/critic*"))
 
 
 def test_an_update_that_is_not_finite_changes_nothing_and_the_third_in_a_row_stops(one_rank):

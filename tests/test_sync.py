@@ -10,13 +10,14 @@ from learner_ranks import SAMPLES, make_learner
 from scripted_world import MODEL, answer, score_with, scripted_config, tokenizer
 
 from capo_fast.batch import pack_update
-from capo_fast.config import ConfigError
+from capo_fast.config import ConfigError, LoraConfig
 from capo_fast.data import load_problems, render_prompts
 from capo_fast.engine.base import checksum
 from capo_fast.engine.scripted import ScriptedEngine
 from capo_fast.policy import load_model
 from capo_fast.sync import (
     CHECKSUM_TOLERANCE,
+    AdapterSync,
     Sync,
     SyncError,
     check_same_architecture,
@@ -44,7 +45,9 @@ def make_sync(engine):
     problems = load_problems(CONFIG.data.path, CONFIG.data)[:4]
     probe = probe_sequences(render_prompts(problems, tokenizer(), None, 200), 4, 32)
     learner = make_learner(CONFIG)
-    return learner, Sync(engine, learner, freeze_critic(load_model(MODEL, "sdpa"), probe, torch.float32), probe, CONFIG)
+    return learner, Sync(
+        engine, learner, freeze_critic(lambda: load_model(MODEL, "sdpa"), probe, torch.float32), probe, CONFIG
+    )
 
 
 def train_once(learner):
@@ -94,6 +97,57 @@ def test_the_probe_tells_what_checksums_cannot(one_rank):
     engine._scorer = lambda weights, sequence: score(base, sequence)
     train_once(learner)
     with pytest.raises(SyncError, match=r"mean log-prob is -\d+\.\d+ in the trainer and -\d+\.\d+ in the engine"):
+        sync.push_policy()
+
+
+LORA = replace(CONFIG, lora=LoraConfig(rank=4, targets=("q_proj", "up_proj")))
+
+
+@pytest.fixture
+def adapted(one_rank):
+    """A learner with an adapter, its engine and its sync, after the first push and an update."""
+    base = load_model(MODEL, "sdpa").state_dict()
+    engine = ScriptedEngine(answer, score_with(MODEL), base)
+    learner = make_learner(LORA)
+    sync = AdapterSync(engine, learner, [(5, 6, 7, 8, 9), (3, 4, 3)], LORA)
+    sync.push_policy()
+    train_once(learner)
+    return learner, engine, sync
+
+
+def test_an_adapter_goes_over_and_the_base_stays(adapted):
+    _, engine, sync = adapted
+    before = dict(engine.adapter)
+    sync.push_policy()
+    moved = {name for name in before if not torch.equal(engine.adapter[name], before[name])}
+    assert moved == {name for name in before if "lora_B" in name}  # the gradient of A is 0 while B is
+    policy, base = engine.score([(5, 6, 7)] * 2, base=[False, True])
+    assert policy != base == score_with(MODEL)(engine.weights, (5, 6, 7))
+
+
+def test_an_adapter_that_stayed_behind_is_seen(adapted):
+    _, engine, sync = adapted
+    engine.load_adapter = lambda files: None
+    with pytest.raises(SyncError, match=r"lora_B\.weight has checksum -?[\d.e+-]+ in the trainer and -?[\d.e+-]+ in"):
+        sync.push_policy()
+
+
+def test_a_base_that_changed_is_seen(adapted):
+    _, engine, sync = adapted
+    engine.weights[NAME] = engine.weights[NAME].roll(1, 0)
+    with pytest.raises(SyncError, match=rf"{NAME} has checksum"):
+        sync.push_policy()
+
+
+def test_an_adapter_and_a_base_that_answer_alike_are_seen(adapted):
+    """The second is what vLLM 0.32 does on a CPU in a mixed batch (vllm#48421)."""
+    _, engine, sync = adapted
+    score = engine.score
+    engine.score = lambda sequences, base: score(sequences, [True] * len(base))
+    with pytest.raises(SyncError, match=r"the probe's mean log-prob is -\d"):
+        sync.push_policy()
+    engine.score = lambda sequences, base: score(sequences, [False] * len(base))
+    with pytest.raises(SyncError, match=r"the probe's mean log-prob under the base is -\d"):
         sync.push_policy()
 
 

@@ -111,7 +111,7 @@ def test_scores_are_the_models_logprobs(engine, base):
 
 def test_weights_go_there_and_back(engine, base):
     """A -> B -> A: greedy answers and checksums are those of each version, never the other's."""
-    seen = []
+    seen, sums = [], []
     for seed in (0, 1, 0):
         model = model_of(seed)
         engine.load(iter(model.state_dict().items()))
@@ -119,9 +119,11 @@ def test_weights_go_there_and_back(engine, base):
         assert set(found) == set(model.state_dict())
         for name, weight in model.state_dict().items():
             assert found[name] == pytest.approx(checksum(weight), abs=1e-9 * weight.norm().item())
+        sums.append(found)
         answers = run_requests(engine, requests(8, prefix=f"w{len(seen)}-", temperature=0.0))
         seen.append([completion.token_ids for completion in answers.values()])
     assert seen[0] == seen[2] != seen[1]
+    assert sums[0] == sums[2] != sums[1]
 
 
 def test_checksums_see_a_tied_head_that_stayed_behind(engine, base):

@@ -47,11 +47,19 @@ class Engine(Generator, Protocol):
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
         """Make this LoRA adapter, by the files of PEFT's format, the policy's: one version, under a name of its own.
 
-        Requests with `base` and `score(..., base=True)` go without it; the version before is forgotten.
+        Requests and sequences of `score` with `base` go without it; the version before is forgotten, and none of its
+        requests may be under way.
         """
 
-    def score(self, sequences: Sequence[Sequence[int]], base: bool = False) -> list[list[float]]:
-        """Log-prob of each token after the first, natural log, temperature 1."""
+    def sleep(self) -> None:
+        """Give the accelerator's memory back until the next `load` or `load_adapter`: until then nothing else may be
+        asked. On a CPU nothing happens."""
+
+    def score(self, sequences: Sequence[Sequence[int]], base: Sequence[bool] | None = None) -> list[list[float]]:
+        """Log-prob of each token after the first, natural log, temperature 1; all in one batch.
+
+        base: which sequences go without the policy's adapter; None: none of them.
+        """
 
 
 def stream_requests(engine: Generator, requests: Iterable[Request]) -> Iterator[Completion]:

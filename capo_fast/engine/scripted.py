@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+from safetensors.torch import load
 
 from capo_fast.engine.base import checksum
 from capo_fast.records import Completion, Request
@@ -14,7 +16,8 @@ from capo_fast.records import Completion, Request
 class ScriptedEngine:
     """Answers each request with `answer(request)`, one a step, in the order they came.
 
-    `scorer(weights, sequence)` gives the log-probs of `score`; tests that need the canary pass a real model there.
+    `scorer(weights, sequence)` gives the log-probs of `score`; tests that need the canary pass a real model there, and
+    tests with an adapter the `weights` of its base.
     """
 
     pause_s = 0.0
@@ -23,9 +26,11 @@ class ScriptedEngine:
         self,
         answer: Callable[[Request], Completion],
         scorer: Callable[[dict[str, torch.Tensor], Sequence[int]], list[float]] | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.weights: dict[str, torch.Tensor] = {}
-        self.adapter: dict[str, bytes] = {}
+        self.weights: dict[str, torch.Tensor] = dict(weights or {})
+        self.adapter: dict[str, torch.Tensor] = {}
+        """By PEFT's names, B times alpha / R."""
         self._answer = answer
         self._scorer = scorer
         self._waiting: deque[Request] = deque()
@@ -40,15 +45,34 @@ class ScriptedEngine:
         self.weights = {name: weight.detach().clone() for name, weight in weights}
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
-        self.adapter = dict(files)
+        config = json.loads(files["adapter_config.json"])
+        scaling = {"lora_A": 1.0, "lora_B": config["lora_alpha"] / config["r"]}
+        self.adapter = {
+            name.removeprefix("base_model.model."): weight * scaling[name.split(".")[-2]]
+            for name, weight in load(files["adapter_model.safetensors"]).items()
+        }
+
+    def sleep(self) -> None:
+        pass
 
     def checksums(self) -> dict[str, float]:
-        return {name: checksum(weight) for name, weight in self.weights.items()}
+        return {name: checksum(weight) for name, weight in (self.weights | self.adapter).items()}
 
-    def score(self, sequences: Sequence[Sequence[int]], base: bool = False) -> list[list[float]]:
+    def score(self, sequences: Sequence[Sequence[int]], base: Sequence[bool] | None = None) -> list[list[float]]:
         if self._scorer is None:
             raise NotImplementedError("this scripted engine has no scorer")
-        return [self._scorer(self.weights, sequence) for sequence in sequences]
+        merged = self._merged()
+        bare = base or [False] * len(sequences)
+        pairs = zip(sequences, bare, strict=True)
+        return [self._scorer(self.weights if is_base else merged, sequence) for sequence, is_base in pairs]
 
     def close(self) -> None:
         self._waiting.clear()
+
+    def _merged(self) -> dict[str, torch.Tensor]:
+        merged = dict(self.weights)
+        for name, lora_A in self.adapter.items():
+            layer, _, which = name.removesuffix(".weight").rpartition(".")
+            if which == "lora_A":
+                merged[f"{layer}.weight"] = merged[f"{layer}.weight"] + self.adapter[f"{layer}.lora_B.weight"] @ lora_A
+        return merged

@@ -10,14 +10,18 @@ import os
 import random
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from capo_fast.config import EngineConfig
+from capo_fast.config import EngineConfig, LoraConfig
 from capo_fast.engine.base import EngineError, checksum
+from capo_fast.files import passing_folder
 from capo_fast.records import Completion, Request
+
+NO_LORA = LoraConfig()
 
 
 class VllmEngine:
@@ -25,10 +29,16 @@ class VllmEngine:
 
     pause_s = 0.0
 
-    def __init__(self, model_path: str, config: EngineConfig) -> None:
-        """model_path: folder or hub id; its weights are only placeholders until the first `load`."""
+    def __init__(self, model_path: str, config: EngineConfig, lora: LoraConfig = NO_LORA) -> None:
+        """model_path: folder or hub id. Without `lora` its weights are placeholders until the first `load`, with it
+        they are the base, for good."""
+        self._adapter: Any = None
+        self._versions = 0
+        self._asleep = False
+        self._sleep_level = 1 if lora.rank else 2
+        """1 keeps the weights on the host: nothing loads the base again. 2 drops them."""
         try:
-            self._llm = _start(model_path, config)
+            self._llm = _start(model_path, config, lora)
         except (ValueError, RuntimeError, OSError) as error:
             raise EngineError(f"vLLM did not start with {model_path}: {error}") from error
         self._tokenizer = self._llm.get_tokenizer()
@@ -49,28 +59,61 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=request.regex) if request.regex else None,
         )
-        self._llm.llm_engine.add_request(request.id, TokensPrompt(prompt_token_ids=list(request.prompt_ids)), params)
+        prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+        adapter = None if request.base else self._adapter
+        self._llm.llm_engine.add_request(request.id, prompt, params, lora_request=adapter)
 
     def step(self) -> list[Completion]:
         return [self._completion(output) for output in self._llm.llm_engine.step() if output.finished]
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        with self._waking():
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._llm.reset_prefix_cache()
 
     def checksums(self) -> dict[str, float]:
-        return self._llm.apply_model(_checksums)[0]
+        return self._llm.apply_model(_checksums)[0] | self._llm.apply_model(_adapter_checksums)[0]
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
-        raise NotImplementedError
+        from vllm.lora.request import LoRARequest
 
-    def score(self, sequences: Sequence[Sequence[int]], base: bool = False) -> list[list[float]]:
+        # vLLM's prefix cache knows adapters by name, its slots by id: both are new each time.
+        self._versions += 1
+        with self._waking(), passing_folder(sum(map(len, files.values()))) as folder:
+            for name, data in files.items():
+                (folder / name).write_bytes(data)
+            if self._adapter is not None:
+                self._llm.llm_engine.remove_lora(self._adapter.lora_int_id)
+            self._adapter = LoRARequest(f"policy-{self._versions}", self._versions, str(folder))
+            self._llm.llm_engine.add_lora(self._adapter)
+
+    def sleep(self) -> None:
+        # Never run on a GPU yet; on a CPU there is nothing to free.
+        if torch.cuda.is_available() and not self._asleep:
+            self._llm.sleep(level=self._sleep_level)
+            self._asleep = True
+
+    @contextmanager
+    def _waking(self) -> Iterator[None]:
+        """Weights wake before they are loaded, the cache after, and empty: else vLLM crashes (vllm#45619), or answers
+        with garbage (vllm#29341)."""
+        if not self._asleep:
+            yield
+            return
+        self._llm.wake_up(["weights"])
+        yield
+        self._llm.wake_up(["kv_cache"])
+        self._llm.reset_prefix_cache()
+        self._asleep = False
+
+    def score(self, sequences: Sequence[Sequence[int]], base: Sequence[bool] | None = None) -> list[list[float]]:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
         params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
         prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        adapters = [None if is_base else self._adapter for is_base in base or [False] * len(sequences)]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=adapters)
         return [
             [at[token].logprob for token, at in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
             for sequence, output in zip(sequences, outputs, strict=True)
@@ -93,7 +136,7 @@ class VllmEngine:
         )
 
 
-def _start(model_path: str, config: EngineConfig) -> Any:
+def _start(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
     """Build vLLM's `LLM` and leave this process's random generators as they were: vLLM reseeds them."""
     on_cpu = not torch.cuda.is_available()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -121,7 +164,9 @@ def _start(model_path: str, config: EngineConfig) -> Any:
             use_tqdm_on_load=False,
             disable_log_stats=True,
             seed=0,
+            enable_sleep_mode=not on_cpu,
             **_cpu_prefill(config.max_model_len) if on_cpu else {},
+            **_one_adapter(lora, on_cpu) if lora.rank > 0 else {},
         )
     random.setstate(states[0])
     np.random.set_state(states[1])
@@ -140,16 +185,60 @@ def _cpu_prefill(max_model_len: int) -> dict[str, Any]:
     }
 
 
+def _one_adapter(lora: LoraConfig, on_cpu: bool) -> dict[str, Any]:
+    """Room for one version of the adapter at a time; vLLM has slots of a few ranks, the rest of one stays zero.
+
+    On a CPU a second slot stays empty: where a request for the base shares a batch with one for the adapter, vLLM 0.32
+    gives it what is in the last slot (vllm#48421).
+    """
+    rank = next(size for size in SLOT_RANKS if size >= lora.rank)
+    return {
+        "enable_lora": True,
+        "max_loras": 2 if on_cpu else 1,
+        "max_lora_rank": rank,
+        "lora_target_modules": list(lora.targets),
+    }
+
+
+SLOT_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
 @torch.no_grad()
-def _checksums(model: Any) -> dict[str, float]:
-    """`checksum` of every weight that the engine computes with, by Hugging Face name."""
+def _adapter_checksums(model: Any) -> dict[str, float]:
+    """`checksum` of the adapter that the engine computes with, B times alpha / R as it keeps it, by PEFT's names."""
+    from vllm.lora.layers import BaseLayerWithLoRA
+
     found: dict[str, float] = {}
     for name, module in model.named_modules():
-        if not isinstance(getattr(module, "weight", None), torch.Tensor):
+        if not isinstance(module, BaseLayerWithLoRA):
             continue
-        parent, _, leaf = name.rpartition(".")
-        parts = model.packed_modules_mapping.get(leaf)
-        names = [f"{parent}.{part}" for part in parts] if parts else [name]
+        names = _parts(model, name) or [name]
+        for part, slots_A, slots_B in zip(names, module.lora_a_stacked, module.lora_b_stacked, strict=True):
+            lora_A, lora_B = slots_A.sum((0, 1)), slots_B.sum((0, 1))  # all slots but one are zero
+            if lora_A.any():  # parts of a fused layer may go without
+                found[f"{part}.lora_A.weight"] = checksum(lora_A)
+                found[f"{part}.lora_B.weight"] = checksum(lora_B)
+    return found
+
+
+def _parts(model: Any, name: str) -> list[str]:
+    """Hugging Face's names of the layers that vLLM has fused into this one; none where it has not."""
+    parent, _, leaf = name.rpartition(".")
+    return [f"{parent}.{part}" for part in model.packed_modules_mapping.get(leaf, [])]
+
+
+@torch.no_grad()
+def _checksums(model: Any) -> dict[str, float]:
+    """`checksum` of every weight that the engine computes with, by Hugging Face name; an adapter's apart."""
+    from vllm.lora.layers import BaseLayerWithLoRA
+
+    found: dict[str, float] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, BaseLayerWithLoRA) or not isinstance(getattr(module, "weight", None), torch.Tensor):
+            continue
+        name = name.removesuffix(".base_layer")
+        parts = _parts(model, name)
+        names = parts or [name]
         sizes = module.output_sizes if parts else None
         found |= zip((f"{part}.weight" for part in names), _weight_checksums(module, sizes), strict=True)
         if isinstance(getattr(module, "bias", None), torch.Tensor):
