@@ -80,6 +80,7 @@ class Trainer:
         minibatches = split_minibatches(kept, self.config.train.minibatches)
         self.parts.stop.check()
         with self.clock("learn"):
+            self.parts.engine.sleep()
             batches = [pack_update(m, self.config, self.parts.rank, self.parts.world) for m in minibatches]
             updates = self.parts.learner.train_batch(batches)
         self.progress.step, self.progress.cursor = step, cursor
