@@ -21,7 +21,7 @@ from capo_fast.console import Console, open_console
 from capo_fast.credit.critic import load_template
 from capo_fast.credit.verify import VerifierPool
 from capo_fast.data import PromptOrder, load_problems, render_prompts
-from capo_fast.engine.base import Engine, EngineError
+from capo_fast.engine.base import Engine, EngineError, Generator
 from capo_fast.files import RecordError, lock, replacing
 from capo_fast.learner import Learner
 from capo_fast.metrics import Recorder, RunFolder, Stopwatch
@@ -29,6 +29,7 @@ from capo_fast.paths import resolve_model, resolve_path
 from capo_fast.policy import DTYPES, check_loss_kernel, load_model, shard_policy
 from capo_fast.progress import Progress
 from capo_fast.records import Prompt
+from capo_fast.rules import swaps
 from capo_fast.runtime import StopSignal, seed_everything
 from capo_fast.settings import config_as_dict, dump_config, flatten, read_file
 from capo_fast.sync import FrozenCritic, Sync, check_same_architecture, freeze_critic, probe_sequences
@@ -48,6 +49,8 @@ class Parts:
     tokenizer: Any
     template: str
     engine: Engine
+    critic: Generator
+    """What answers critiques: the engine itself, or a server."""
     learner: Learner
     sync: Sync
     pool: VerifierPool
@@ -115,6 +118,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         tokenizer=tokenizer,
         template=template,
         engine=engine,
+        critic=engine,
         learner=learner,
         sync=sync,
         pool=VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn),
@@ -184,7 +188,7 @@ def load_learner(
     model = load_model(model_path, attention, untested)
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
     critic = None
-    if config.credit.process != "none":
+    if swaps(config):
         judge = model
         if config.critic.path is not None:
             judge = load_model(resolve_model(config.critic.path), attention, untested)

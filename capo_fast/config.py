@@ -178,7 +178,10 @@ class CreditConfig:
     std_floor: float | None = None
     """Smallest std to divide by; None: 0.25 for capo with group-sequence, else 0."""
     when: Literal["always", "wrong-answers", "mixed-groups"] = "always"
-    """Which rollouts the critic reads: all, those whose answer is not right, or those of groups with both kinds."""
+    """Which rollouts the critic reads: all, wrong answers, or those of groups with right and wrong ones.
+
+    The latter two wait for the last rollout and its verdict.
+    """
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from capo_fast.evaluation.pass_rate import PassRate
+from capo_fast.evaluation.statistics import agreement
+from capo_fast.generation import Traffic
 from capo_fast.metrics import peak_memory_gb
 from capo_fast.records import CreditedSample
 
@@ -14,6 +16,7 @@ from capo_fast.records import CreditedSample
 def step_figures(
     kept: Sequence[CreditedSample],
     sampled: Sequence[CreditedSample],
+    traffic: Traffic,
     stages: Mapping[str, float],
     rate: PassRate | None,
 ) -> dict[str, float]:
@@ -21,7 +24,12 @@ def step_figures(
 
     `kept`: what was trained on, which under dynamic sampling is less than `sampled`.
     """
-    figures = {**_rollouts(sampled), **_critiques(sampled), "groups/dropped": _groups(sampled) - _groups(kept)}
+    figures = {
+        **_rollouts(sampled),
+        **_critiques(sampled),
+        **_traffic(traffic),
+        "groups/dropped": _groups(sampled) - _groups(kept),
+    }
     figures |= {f"time/{stage}": seconds for stage, seconds in stages.items()}
     tokens = sum(len(each.sample.rollout.token_ids) for each in sampled)
     seconds = sum(seconds for stage, seconds in stages.items() if stage not in ("eval", "checkpoint"))
@@ -63,6 +71,31 @@ def _critiques(credited: Sequence[CreditedSample]) -> dict[str, float]:
         "critic/abstained": sum(critique.abstained for critique in critiques),
         "critic/out_of_range": sum(critique.dropped for critique in critiques),
         "critic/truncated": sum(critique.truncated for critique in critiques),
+        "critic/failed": sum(critique.failed for critique in critiques),
+        "critic/agreement": _agreement(credited),
+    }
+
+
+def _agreement(credited: Sequence[CreditedSample]) -> float:
+    """Share of pairs of readable votes that agree on a step; nan without two votes on any."""
+    ratings = []
+    for each in credited:
+        wrong = [critique.wrong_steps for critique in each.sample.critiques if not critique.abstained]
+        ratings += [(sum(k in steps for steps in wrong), len(wrong)) for k in range(len(each.sample.step_wrong))]
+    return math.nan if (share := agreement(ratings)[0]) is None else share
+
+
+def _traffic(traffic: Traffic) -> dict[str, float]:
+    tokens = traffic.critique_tokens
+    return {
+        "critic/tokens": tokens,
+        "critic/prompt_tokens": traffic.critique_prompt_tokens,
+        "critic/cached_tokens": traffic.critique_cached_tokens,
+        "critic/overlap": traffic.overlapped_tokens / tokens if tokens else math.nan,
+        "critic/shared": traffic.shared,
+        "critic/unread": traffic.unread,
+        "engine/busy_s": traffic.busy_seconds,
+        "engine/idle_s": traffic.idle_seconds,
     }
 
 

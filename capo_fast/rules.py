@@ -123,9 +123,8 @@ def _critic(config: Config) -> Rules:
 
 
 def streams(config: Config) -> bool:
-    """Whether critiques may run beside rollouts: the critic's weights are there without taking the policy's place."""
-    at_hand = config.critic.mode != "frozen" or config.lora.rank > 0
-    return at_hand and config.critic.stream
+    """Whether critiques run beside rollouts: no verdict is wanted first, and no other weights in the engine."""
+    return config.critic.stream and config.credit.when == "always" and not swaps(config)
 
 
 def swaps(config: Config) -> bool:

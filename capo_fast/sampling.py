@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from capo_fast.config import Config
-from capo_fast.credit.critic import parse_critique, render_critique_prompt
+from capo_fast.credit.critic import CRITIQUE_REGEX, parse_critique, render_critique_prompt
 from capo_fast.credit.steps import step_spans
-from capo_fast.engine.base import Engine, run_requests
 from capo_fast.records import Answer, Completion, Critique, Prompt, Request, Rollout
 
 
@@ -26,68 +26,63 @@ def request_seed(*key: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def sample_rollouts(
-    engine: Engine, tokenizer: Any, prompts: Mapping[int, Prompt], step: int, config: Config
-) -> list[Rollout]:
-    """`rollout.n` rollouts of each prompt, by group index, in the order (group, sample).
+@dataclass(frozen=True)
+class Sampler:
+    """Makes requests of prompts and rollouts, and rollouts and critiques of their answers."""
 
-    `step` counts from 1: its rollouts are written by the policy of version `step - 1`.
-    """
-    settings = config.rollout
-    members = {f"rollout-{step}-{group}-{i}": (group, i) for group in prompts for i in range(settings.n)}
-    requests = [
-        Request(
+    tokenizer: Any
+    template: str
+    """Of the critic's prompt."""
+    config: Config
+
+    def rollout_request(self, prompt: Prompt, group: int, sample: int, step: int) -> Request:
+        settings, name = self.config.rollout, rollout_id(step, group, sample)
+        return Request(
             id=name,
-            prompt_ids=prompts[group].token_ids,
-            seed=request_seed(config.seed, name, prompts[group].id),
+            prompt_ids=prompt.token_ids,
+            seed=request_seed(self.config.seed, name, prompt.id),
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
             max_tokens=settings.max_tokens,
         )
-        for name, (group, i) in members.items()
-    ]
-    answers = run_requests(engine, requests)
-    return [
-        Rollout(
-            prompt=prompts[group],
+
+    def read_rollout(self, answer: Completion, prompt: Prompt, group: int, sample: int, step: int) -> Rollout:
+        """`step` counts from 1: its rollouts are written by the policy of version `step - 1`."""
+        return Rollout(
+            prompt=prompt,
             group=group,
-            sample=i,
+            sample=sample,
             version=step - 1,
-            token_ids=answers[name].token_ids,
-            logprobs=answers[name].logprobs,
-            text=answers[name].text,
-            finished=answers[name].finished,
-            steps=step_spans(answers[name].token_ids, tokenizer),
+            token_ids=answer.token_ids,
+            logprobs=answer.logprobs,
+            text=answer.text,
+            finished=answer.finished,
+            steps=step_spans(answer.token_ids, self.tokenizer),
         )
-        for name, (group, i) in members.items()
-    ]
+
+    def critique_requests(self, rollout: Rollout) -> list[Request]:
+        """`critic.votes` of them, on exactly the rollout's own steps; none where the engine has no room for an answer.
+
+        They differ in the seed alone, so that all votes share the keys and values of one prompt.
+        """
+        prompt, critic = rollout.prompt, self.config.critic
+        message = critique_message(self.tokenizer, self.template, prompt.problem, rollout.steps.texts, prompt.solution)
+        prompt_ids = chat_ids(self.tokenizer, message)
+        if critic.mode != "endpoint" and len(prompt_ids) > critique_room(self.config):
+            return []
+        greedy = critic.voting == "greedy"
+        request = critique_request("", prompt.id, prompt_ids, self.config, greedy, message)
+        names = [critique_id(rollout, vote) for vote in range(critic.votes)]
+        return [replace(request, id=name, seed=request_seed(self.config.seed, name, prompt.id)) for name in names]
+
+    def read_critiques(self, rollout: Rollout, answers: Mapping[str, Completion]) -> tuple[Critique, ...]:
+        names = [critique_id(rollout, vote) for vote in range(self.config.critic.votes)]
+        return tuple(read_critique(answers.get(name), len(rollout.steps.texts)) for name in names)
 
 
-def critique_rollouts(
-    engine: Engine, tokenizer: Any, template: str, rollouts: Sequence[Rollout], config: Config
-) -> list[tuple[Critique, ...]]:
-    """`critic.votes` critiques of each rollout, in its order. The critic is shown exactly the rollout's own steps.
-
-    Where the engine has no room for the prompt and an answer, the critiques are truncated abstentions.
-    """
-    prompts = [
-        critique_prompt_ids(tokenizer, template, r.prompt.problem, r.steps.texts, r.prompt.solution) for r in rollouts
-    ]
-    room = critique_room(config)
-    greedy = config.critic.voting == "greedy"
-    requests = [
-        critique_request(critique_id(rollout, vote), rollout.prompt.id, prompt_ids, config, greedy)
-        for rollout, prompt_ids in zip(rollouts, prompts, strict=True)
-        for vote in range(config.critic.votes)
-        if len(prompt_ids) <= room
-    ]
-    answers = run_requests(engine, requests)
-    names = [[critique_id(rollout, vote) for vote in range(config.critic.votes)] for rollout in rollouts]
-    return [
-        tuple(read_critique(answers.get(name), len(rollout.steps.texts)) for name in votes)
-        for rollout, votes in zip(rollouts, names, strict=True)
-    ]
+def rollout_id(step: int, group: int, sample: int) -> str:
+    return f"rollout-{step}-{group}-{sample}"
 
 
 def critique_room(config: Config) -> int:
@@ -99,7 +94,16 @@ def critique_prompt_ids(
     tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None
 ) -> tuple[int, ...]:
     """The critic's prompt for one solution, as one user message under the chat template."""
-    message = render_critique_prompt(template, problem, steps, solution, special_tokens(tokenizer))
+    return chat_ids(tokenizer, critique_message(tokenizer, template, problem, steps, solution))
+
+
+def critique_message(tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None) -> str:
+    """The same as text."""
+    return render_critique_prompt(template, problem, steps, solution, special_tokens(tokenizer))
+
+
+def chat_ids(tokenizer: Any, message: str) -> tuple[int, ...]:
+    """One user message under the chat template."""
     chat = [{"role": "user", "content": message}]
     return tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))
 
@@ -110,7 +114,9 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
     return tuple(token.content for token in added if token.special or token.content.startswith("<"))
 
 
-def critique_request(name: str, prompt_id: str, prompt_ids: tuple[int, ...], config: Config, greedy: bool) -> Request:
+def critique_request(
+    name: str, prompt_id: str, prompt_ids: tuple[int, ...], config: Config, greedy: bool, message: str = ""
+) -> Request:
     return Request(
         id=name,
         prompt_ids=prompt_ids,
@@ -119,6 +125,9 @@ def critique_request(name: str, prompt_id: str, prompt_ids: tuple[int, ...], con
         top_p=1.0 if greedy else config.critic.top_p,
         top_k=-1,
         max_tokens=config.critic.max_tokens,
+        base=config.critic.mode == "frozen",
+        message=message,
+        regex=CRITIQUE_REGEX if config.critic.structured else None,
     )
 
 
@@ -130,4 +139,6 @@ def read_critique(answer: Completion | Answer | None, steps: int) -> Critique:
     """A critique of so many steps, parsed; None, for which there was no room, is a truncated abstention."""
     if answer is None:
         return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=True)
+    if isinstance(answer, Completion) and answer.error is not None:
+        return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, failed=True)
     return parse_critique(answer.text, steps, answer.finished)

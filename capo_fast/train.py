@@ -2,7 +2,8 @@
 
     prompts -> rollouts -> (answers verified | critiques) -> votes -> credit -> packed batches -> updates -> engine
 
-Weights go round once a step: the policy into the engine for the rollouts, the frozen critic for the critiques.
+Weights go round once a step: the policy into the engine for the rollouts, and a frozen critic of its own, where there
+is one, for the critiques.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 
 import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
@@ -21,16 +21,17 @@ from capo_fast.config import Config, ConfigError
 from capo_fast.console import write_summary
 from capo_fast.credit.assign import assign_credit, informative_groups
 from capo_fast.credit.verify import VerifierError
-from capo_fast.credit.vote import vote
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.evaluation.pass_rate import PassRate, evaluate
 from capo_fast.figures import step_figures
 from capo_fast.files import RecordError
+from capo_fast.generation import Generation, Stream, Traffic
 from capo_fast.learner import TrainingDiverged
 from capo_fast.metrics import rollout_row
-from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample
+from capo_fast.records import CreditedSample, Prompt, Sample
+from capo_fast.rules import swaps
 from capo_fast.runtime import Interrupted, die_with_launcher, gather, ranks
-from capo_fast.sampling import critique_rollouts, sample_rollouts
+from capo_fast.sampling import Sampler
 from capo_fast.settings import load_config
 from capo_fast.sync import SyncError
 
@@ -56,6 +57,7 @@ class Trainer:
         self.config = parts.config
         self.progress = parts.progress
         self.clock = parts.clock
+        self.traffic = Traffic()
 
     def train(self) -> dict[str, object]:
         try:
@@ -73,6 +75,7 @@ class Trainer:
     def step(self) -> None:
         """One training step. Until the first update nothing has changed: an interrupted step leaves no trace."""
         step = self.progress.step + 1
+        self.traffic = Traffic()
         kept, sampled, cursor = self.collect(step)
         minibatches = split_minibatches(kept, self.config.train.minibatches)
         self.parts.stop.check()
@@ -113,44 +116,33 @@ class Trainer:
 
     def sample(self, step: int, prompts: dict[int, Prompt]) -> list[Sample]:
         """Rollouts of these groups with their verdicts and votes, of all ranks, in the order (group, sample)."""
-        rank, world = self.parts.rank, self.parts.world
-        mine = {group: prompt for i, (group, prompt) in enumerate(prompts.items()) if i % world == rank}
+        generation = self.generation(step, prompts)
         with self.clock("sync"):
             self.parts.sync.push_policy()
         self.parts.stop.check()
         with self.clock("rollout"):
-            rollouts = sample_rollouts(self.parts.engine, self.parts.tokenizer, mine, step, self.config)
+            generation.finish_rollouts()
         self.parts.stop.check()
-        judged = self.judge(rollouts)
-        return sorted(gather(judged), key=lambda sample: (sample.rollout.group, sample.rollout.sample))
-
-    def judge(self, rollouts: Sequence[Rollout]) -> list[Sample]:
-        """Answers are verified in workers while the critic reads the solutions."""
-        pairs = [(rollout.text, rollout.prompt.answer) for rollout in rollouts]
-        with ThreadPoolExecutor(1) as thread:
-            checking = thread.submit(self.parts.pool.check, pairs)
-            critiques = self.critique(rollouts)
-            with self.clock("verify"):
-                verdicts = checking.result()
-        mode = self.config.critic.voting
-        return [
-            Sample(
-                rollout,
-                outcome=None if verdict is None else float(verdict),
-                critiques=opinions,
-                step_wrong=tuple(vote(opinions, len(rollout.steps.texts), mode)),
-            )
-            for rollout, verdict, opinions in zip(rollouts, verdicts, critiques, strict=True)
-        ]
-
-    def critique(self, rollouts: Sequence[Rollout]) -> list[tuple[Critique, ...]]:
-        if self.config.credit.process == "none":
-            return [()] * len(rollouts)
-        with self.clock("sync"):
-            self.parts.sync.push_critic()
+        if swaps(self.config):
+            with self.clock("sync"):
+                self.parts.sync.push_critic()
         with self.clock("critique"):
-            engine, tokenizer, template = self.parts.engine, self.parts.tokenizer, self.parts.template
-            return critique_rollouts(engine, tokenizer, template, rollouts, self.config)
+            generation.finish_critiques()
+        with self.clock("verify"):
+            samples = gather(generation.samples())
+        self.traffic += sum(gather([generation.traffic]), Traffic())
+        return sorted(samples, key=lambda sample: (sample.rollout.group, sample.rollout.sample))
+
+    def generation(self, step: int, prompts: dict[int, Prompt]) -> Generation:
+        parts = self.parts
+        members = [
+            (group, sample)
+            for i, group in enumerate(prompts)
+            if i % parts.world == parts.rank
+            for sample in range(self.config.rollout.n)
+        ]
+        sampler = Sampler(parts.tokenizer, parts.template, self.config)
+        return Generation(Stream(parts.engine, parts.critic), parts.pool, sampler, prompts, members, step)
 
     def due(self, every: int, step: int) -> bool:
         """Whether what is done every so many steps, and after the last, is done after this one. 0: only the last."""
@@ -177,7 +169,7 @@ class Trainer:
         """The step's line of metrics and its file of rollouts."""
         stages = self.clock.lap()
         self.progress.add_seconds(stages)
-        metrics = step_figures(kept, sampled, stages, rate) | updates
+        metrics = step_figures(kept, sampled, self.traffic, stages, rate) | updates
         self.parts.recorder.record(step, metrics)
         self.parts.recorder.write_rollouts(step, map(rollout_row, sampled))
         self.parts.console.step(step, metrics)

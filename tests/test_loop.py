@@ -132,7 +132,7 @@ def same_run(folder, other):
     weights = [load_file(path / "model" / "model.safetensors") for path in (folder, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] | weights[1])
     timeless = [
-        [{k: v for k, v in line.items() if not k.startswith(("time/", "memory", "tokens_per_s"))} for line in lines]
+        [{k: v for k, v in line.items() if not k.startswith(("time/", "engine/", "memory", "tokens_per_s"))} for line in lines]
         for lines in map(metrics_of, (folder, other))
     ]
     assert timeless[0] == timeless[1]

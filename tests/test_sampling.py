@@ -8,9 +8,10 @@ import pytest
 from scripted_world import answer, scripted_config, tokenizer
 
 from capo_fast.credit.critic import load_template
+from capo_fast.engine.base import run_requests
 from capo_fast.engine.scripted import ScriptedEngine
 from capo_fast.records import Completion, Critique, Prompt
-from capo_fast.sampling import critique_prompt_ids, critique_rollouts, request_seed, sample_rollouts
+from capo_fast.sampling import Sampler, critique_prompt_ids, request_seed, rollout_id
 
 TEMPLATE = load_template("tiny")
 CONFIG = scripted_config()
@@ -40,11 +41,17 @@ class Keeping(ScriptedEngine):
 
 
 def rollouts(engine=None, step=7, config=CONFIG):
-    return sample_rollouts(engine or Keeping(), tokenizer(), PROMPTS, step, config)
+    sampler = Sampler(tokenizer(), TEMPLATE, config)
+    members = [(group, sample) for group in PROMPTS for sample in range(config.rollout.n)]
+    asked = [sampler.rollout_request(PROMPTS[group], group, sample, step) for group, sample in members]
+    answers = run_requests(engine or Keeping(), asked)
+    return [sampler.read_rollout(answers[rollout_id(step, g, i)], PROMPTS[g], g, i, step) for g, i in members]
 
 
 def critiques(engine, config, of):
-    return critique_rollouts(engine, tokenizer(), TEMPLATE, of, config)
+    sampler = Sampler(tokenizer(), TEMPLATE, config)
+    answers = run_requests(engine, [request for rollout in of for request in sampler.critique_requests(rollout)])
+    return [sampler.read_critiques(rollout, answers) for rollout in of]
 
 
 def with_critic(**changes):

@@ -118,6 +118,11 @@ def _number(digits: str) -> int:
     return -_FAR if digits.startswith("-") else _FAR
 
 
+CRITIQUE_REGEX = (
+    r"(.|\n)*Judgment: (Yes|No\n<incorrect_steps>\n?(<step_)?[0-9]+>?(, ?(<step_)?[0-9]+>?)*\n?</incorrect_steps>)"
+)
+"""What a critique under `critic.structured` matches: free text, then a verdict and its list as the prompt asks for."""
+
 # ---- the prompt ----
 
 _PROMPTS = Path(__file__).parent / "prompts"

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
@@ -60,6 +60,7 @@ class VerifierPool:
         self._team: list[_Worker] = []
         self._lock = threading.Lock()
         self._starter: ThreadPoolExecutor | None = None
+        self._queue: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -68,7 +69,13 @@ class VerifierPool:
         self.close()
 
     def close(self) -> None:
-        """Kills the workers; a later `check` starts new ones."""
+        """Waits for a check under way and kills the workers; a later `check` starts new ones."""
+        if self._queue is not None:
+            self._queue.shutdown(cancel_futures=True)
+            self._queue = None
+        self._dismiss()
+
+    def _dismiss(self) -> None:
         for worker in self._team:
             worker.kill()
         self._team.clear()
@@ -86,8 +93,13 @@ class VerifierPool:
             try:
                 return _Round(self, list(pairs)).run()
             except BaseException:
-                self.close()  # an item still at work would answer into the next round
+                self._dismiss()  # an item still at work would answer into the next round
                 raise
+
+    def submit(self, pairs: Sequence[tuple[str, str]]) -> Future[list[bool | float | None]]:
+        """`check` in the background; what was submitted before it comes first."""
+        self._queue = self._queue or ThreadPoolExecutor(1, thread_name_prefix="verifier-queue")
+        return self._queue.submit(self.check, pairs)
 
     def _staff(self, wanted: int) -> list[_Worker]:
         """The living workers, brought up to `wanted`."""
