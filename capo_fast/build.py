@@ -22,6 +22,7 @@ from capo_fast.credit.critic import load_template
 from capo_fast.credit.verify import VerifierPool
 from capo_fast.data import PromptOrder, load_problems, render_prompts
 from capo_fast.engine.base import Engine, EngineError, Generator
+from capo_fast.failures import Deadline
 from capo_fast.files import RecordError, lock, replacing
 from capo_fast.learner import Learner
 from capo_fast.metrics import Recorder, RunFolder, Stopwatch
@@ -30,7 +31,7 @@ from capo_fast.policy import DTYPES, check_loss_kernel, load_model, shard_policy
 from capo_fast.progress import Progress
 from capo_fast.records import Prompt
 from capo_fast.rules import swaps
-from capo_fast.runtime import StopSignal, seed_everything
+from capo_fast.runtime import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
 from capo_fast.settings import config_as_dict, dump_config, flatten, read_file
 from capo_fast.sync import FrozenCritic, Sync, check_same_architecture, freeze_critic, probe_sequences
 
@@ -43,6 +44,7 @@ class Parts:
     folder: Path
     rank: int
     world: int
+    group: EngineGroup
     prompts: list[Prompt]
     heldout: list[Prompt]
     order: PromptOrder
@@ -61,6 +63,7 @@ class Parts:
     recorder: Recorder
     console: Console
     clock: Stopwatch
+    deadline: Deadline
     stop: StopSignal
     started: float
 
@@ -69,6 +72,7 @@ class Parts:
         return time.monotonic() - self.started
 
     def close(self) -> None:
+        self.deadline.stop()
         self.console.close()
         self.recorder.close()
         if self.guard is not None:
@@ -86,6 +90,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     started = time.monotonic()
     seed_everything(config.seed)
     rank, world = dist.get_rank(), dist.get_world_size()
+    group = engine_group(config.engine.tensor_parallel)
     model_path = resolve_model(config.model.path)
     tokenizer = load_tokenizer(model_path)
     prompts, heldout = load_prompts(config, tokenizer)
@@ -96,7 +101,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     probe = probe_sequences(prompts, config.sync.probe_sequences, config.sync.probe_tokens)
     learner, critic = load_learner(model_path, config, device, probe)
     progress = Progress()
-    if (newest := checkpointer.newest()) is not None:
+    if (newest := on_first_rank(checkpointer.newest)) is not None:
         progress = Progress(**checkpointer.load(newest, learner))
     recorder = Recorder()
     if rank == 0:
@@ -107,11 +112,13 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     sync = Sync(engine, learner, critic, probe, config)
     progress.add_seconds({"start": time.monotonic() - started})
     console = open_console(config.train.steps, rank, progress.step)
+    deadline = Deadline(config.train.stage_timeout_s)
     return Parts(
         config=config,
         folder=folder,
         rank=rank,
         world=world,
+        group=group,
         prompts=prompts,
         heldout=heldout,
         order=PromptOrder(len(prompts), config.seed),
@@ -127,7 +134,8 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         guard=guard,
         recorder=recorder,
         console=console,
-        clock=Stopwatch(console.stage),
+        clock=Stopwatch(console.stage, deadline.start),
+        deadline=deadline,
         stop=StopSignal(),
         started=started - progress.wall_seconds,
     )

@@ -50,6 +50,8 @@ class StopSignal:
             raise Interrupted
 
 
+WHOLE_DAY_S = 86400.0
+"""For ranks that meet only at the end of a long piece of work."""
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 

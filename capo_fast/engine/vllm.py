@@ -1,8 +1,8 @@
 """vLLM in the trainer's process: the only import of vllm.
 
-The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, or a slice of one that it shares with its
-neighbours (`engine.tensor_parallel`), which then must ask the same in the same order. Weights are pushed as one whole
-version through one `reload_weights` (several reloads a version corrupt it, SkyRL); vLLM takes each rank's slices.
+The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, or with its neighbours a slice of one
+(`engine.tensor_parallel`); these must ask the same in the same order. Weights are pushed as one whole version through
+one `reload_weights` (several reloads a version corrupt it, SkyRL); vLLM takes each rank's slices.
 """
 
 from __future__ import annotations
