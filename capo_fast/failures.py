@@ -87,22 +87,21 @@ def one_error_shown() -> Iterator[None]:
 
 
 def _raise_if_not_first(peers: Peers, error: Exception) -> None:
-    first: str | None = None
-    try:
-        if not connection_lost(error) and peers.claim("failed") is None:
+    lost, first = connection_lost(error), None
+    with suppress(dist.DistError):  # the store ended with the rank that kept it
+        if not lost and peers.claim("failed") is None:
             # The error is shown after this, by a handler of FAILURES or at the end as a traceback.
             atexit.register(peers.shown)
             return
         first = peers.first()
-    except dist.DistError:  # the store ended with the rank that kept it
-        pass
-    if first is None:
+    if first is not None and DEADLINE in first:
+        waited = "".join(traceback.format_exception(error))
+        write_stacks(peers.rank, f"{first}; this rank waited here, beside its other threads:", waited)
+    if first is not None:
+        raise RankLost(f"{first}; its error is the one to read") from None
+    if lost:
         line = str(error).partition("\n")[0][:200]
         raise RankLost(f"another rank has ended without a word, as if killed ({line})") from None
-    if DEADLINE in first:
-        waited = traceback.format_exception(error)
-        write_stacks(peers.rank, f"{first}; this rank waited here, beside its other threads:", "".join(waited))
-    raise RankLost(f"{first}; its error is the one to read") from None
 
 
 def connection_lost(error: BaseException | None) -> bool:

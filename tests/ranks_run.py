@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 
 from scripted_world import MODEL, answer, score_with, small_arguments
@@ -17,6 +18,8 @@ from scripted_world import MODEL, answer, score_with, small_arguments
 import capo_fast.train as train
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.scripted import ScriptedEngine
+from capo_fast.failures import Deadline
+from capo_fast.runtime import gather, ranks
 
 
 class FatedEngine(ScriptedEngine):
@@ -41,6 +44,39 @@ def befall(fate: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "hang":
             time.sleep(600)
+
+
+def child(rank: int, port: int, log: str, arguments: tuple[str, ...]) -> None:
+    """`main` in a process that was forked with everything imported."""
+    as_torchrun_does(rank, port, log)
+    sys.exit(main(*arguments))
+
+
+def hanging_child(rank: int, port: int, log: str, arguments: tuple[str, ...]) -> None:
+    """A stage that rank 1 never ends, while rank 0 waits in a collective; its own deadline is near or far."""
+    as_torchrun_does(rank, port, log)
+    threading.Thread(target=time.sleep, args=(600,), name="idle", daemon=True).start()
+    with ranks():
+        deadline = Deadline(3.0 if rank == 1 or arguments == ("its own deadline",) else 600.0)
+        deadline.start("rollout")
+        engine = FatedEngine("hang" if rank == 1 else "none")
+        for _ in range(8):
+            engine.step()
+        gather([])
+
+
+def as_torchrun_does(rank: int, port: int, log: str) -> None:
+    """Its environment, with a store that outlives the ranks; output to a file."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": "0"}
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
 
 
 def main(order: str, *arguments: str) -> int:
