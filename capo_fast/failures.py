@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -46,7 +47,8 @@ class Peers:
         assert world is not None  # made inside a process group
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         # A connection of its own: the group's may be held by a collective that waits for ever.
-        self._store = world.get_group_store().clone()
+        store: Any = world.get_group_store()
+        self._store = store.clone()
         self._store.set_timeout(timedelta(seconds=WORD_S))
 
     def claim(self, how: str) -> str | None:
@@ -130,7 +132,7 @@ class Deadline:
     def start(self, stage: str) -> None:
         """The deadline is now that of `stage`."""
         self.stop()
-        faulthandler.dump_traceback_later(self._seconds + BACKSTOP_S, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(self._seconds + BACKSTOP_S, exit=True, file=2)
         self._timer = threading.Timer(self._seconds, self._expire, [stage])
         self._timer.daemon = True
         self._timer.start()

@@ -24,7 +24,7 @@ from capo_fast.credit.verify import VerifierError
 from capo_fast.dealing import deal_rollouts
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.evaluation.pass_rate import PassRate, evaluate
-from capo_fast.failures import RankLost
+from capo_fast.failures import RankLost, one_error_shown
 from capo_fast.figures import step_figures
 from capo_fast.files import RecordError
 from capo_fast.generation import Generation, Stream, Traffic
@@ -55,7 +55,8 @@ def run(config: Config, engine: Engine | None = None) -> dict[str, object]:
     with ranks(2 * config.train.stage_timeout_s) as device:
         parts = build(config, device, engine)
         try:
-            return Trainer(parts).train()
+            with one_error_shown():  # said at once: vLLM's shutdown, which breaks the others' collectives, takes a while
+                return Trainer(parts).train()
         finally:
             parts.close()
 
