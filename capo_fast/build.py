@@ -209,8 +209,14 @@ def load_learner(
     return Learner(shard_policy(model.train(), config.policy, mesh), reference, config), critic
 
 
-RESUMABLE = ("resume", "run.", "train.steps", "checkpoint.", "eval.every", "reward.workers", "reward.timeout_s")
-CAPACITY = ("engine.kv_cache_gb", "engine.max_num_seqs", "train.micro_tokens", "policy.loss_kernel")
+RESUMABLE = (
+    *("resume", "run.", "checkpoint.", "eval.every"),
+    *("train.steps", "train.stage_timeout_s", "reward.workers", "reward.timeout_s"),
+)
+CAPACITY = (
+    *("engine.kv_cache_gb", "engine.max_num_seqs", "engine.tensor_parallel"),
+    *("train.micro_tokens", "policy.loss_kernel"),
+)
 """Settings that may differ between the starts of one run; the second kind changes rounding, so not to the bit."""
 
 

@@ -102,7 +102,7 @@ def _raise_if_not_first(peers: Peers, error: Exception) -> None:
     if first is not None:
         raise RankLost(f"{first}; its error is the one to read") from None
     if lost:
-        line = str(error).partition("\n")[0][:200]
+        line = str(error).partition("\n")[0].partition(". ")[0][:200]
         raise RankLost(f"another rank has ended without a word, as if killed ({line})") from None
 
 

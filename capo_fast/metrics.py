@@ -7,7 +7,7 @@
 Rank 0 holds a `RunFolder`; every other rank holds a plain `Recorder`, which does nothing, so the loop has one form:
 
     recorder = RunFolder(folder, keep_rollouts="all") if rank == 0 else Recorder()
-    clock = Stopwatch(on_stage=console.stage)
+    clock = Stopwatch(console.stage)
     with clock("rollout"):
         ...
     recorder.record(step, {"pass_rate": 0.41} | {f"time/{stage}": s for stage, s in clock.lap().items()})

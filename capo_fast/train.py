@@ -55,7 +55,7 @@ def run(config: Config, engine: Engine | None = None) -> dict[str, object]:
     with ranks(2 * config.train.stage_timeout_s) as device:
         parts = build(config, device, engine)
         try:
-            with one_error_shown():  # said at once: vLLM's shutdown, which breaks the others' collectives, takes a while
+            with one_error_shown():  # now: vLLM's shutdown takes a while, and breaks the others' collectives
                 return Trainer(parts).train()
         finally:
             parts.close()

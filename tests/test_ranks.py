@@ -27,7 +27,7 @@ def fork_server():
 
 def two_ranks(folder, fate, *arguments):
     """A run of two ranks, of which `fate` befalls the second: `started`."""
-    short = ["--run.dir", str(folder), "--train.steps", "1", "--eval.path", "none"]
+    short = ["--run.dir", str(folder), "--train.steps", "1", "--eval.path", "none", "--algorithm", "grpo"]
     return started(ranks_run.child, folder, f"{fate}:1", *short, *arguments)
 
 
