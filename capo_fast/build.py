@@ -22,6 +22,7 @@ from capo_fast.credit.critic import load_template
 from capo_fast.credit.verify import VerifierPool
 from capo_fast.data import PromptOrder, load_problems, render_prompts
 from capo_fast.engine.base import Engine, EngineError, Generator
+from capo_fast.failures import Deadline
 from capo_fast.files import RecordError, lock, replacing
 from capo_fast.learner import Learner
 from capo_fast.lora import BasePolicy, add_adapter
@@ -31,7 +32,7 @@ from capo_fast.policy import DTYPES, Policy, check_loss_kernel, load_model, shar
 from capo_fast.progress import Progress
 from capo_fast.records import Prompt
 from capo_fast.rules import swaps
-from capo_fast.runtime import StopSignal, seed_everything
+from capo_fast.runtime import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
 from capo_fast.settings import config_as_dict, dump_config, flatten, read_file
 from capo_fast.sync import AdapterSync, FrozenCritic, Sync, check_same_architecture, freeze_critic, probe_sequences
 
@@ -44,6 +45,7 @@ class Parts:
     folder: Path
     rank: int
     world: int
+    group: EngineGroup
     prompts: list[Prompt]
     heldout: list[Prompt]
     order: PromptOrder
@@ -62,6 +64,7 @@ class Parts:
     recorder: Recorder
     console: Console
     clock: Stopwatch
+    deadline: Deadline
     stop: StopSignal
     started: float
 
@@ -70,6 +73,7 @@ class Parts:
         return time.monotonic() - self.started
 
     def close(self) -> None:
+        self.deadline.stop()
         self.console.close()
         self.recorder.close()
         if self.guard is not None:
@@ -87,6 +91,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     started = time.monotonic()
     seed_everything(config.seed)
     rank, world = dist.get_rank(), dist.get_world_size()
+    group = engine_group(config.engine.tensor_parallel)
     model_path = resolve_model(config.model.path)
     tokenizer = load_tokenizer(model_path)
     prompts, heldout = load_prompts(config, tokenizer)
@@ -97,7 +102,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     probe = probe_sequences(prompts, config.sync.probe_sequences, config.sync.probe_tokens)
     learner, critic = load_learner(model_path, config, device, probe)
     progress = Progress()
-    if (newest := checkpointer.newest()) is not None:
+    if (newest := on_first_rank(checkpointer.newest)) is not None:
         progress = Progress(**checkpointer.load(newest, learner))
     recorder = Recorder()
     if rank == 0:
@@ -110,11 +115,13 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         sync = AdapterSync(engine, learner, probe, config)
     progress.add_seconds({"start": time.monotonic() - started})
     console = open_console(config.train.steps, rank, progress.step)
+    deadline = Deadline(config.train.stage_timeout_s)
     return Parts(
         config=config,
         folder=folder,
         rank=rank,
         world=world,
+        group=group,
         prompts=prompts,
         heldout=heldout,
         order=PromptOrder(len(prompts), config.seed),
@@ -130,7 +137,8 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         guard=guard,
         recorder=recorder,
         console=console,
-        clock=Stopwatch(console.stage),
+        clock=Stopwatch(console.stage, deadline.start),
+        deadline=deadline,
         stop=StopSignal(),
         started=started - progress.wall_seconds,
     )
@@ -221,8 +229,14 @@ def load_reference(policy: Policy, model_path: str, config: Config, mesh: Device
     return shard_policy(frozen, config.policy, mesh)
 
 
-RESUMABLE = ("resume", "run.", "train.steps", "checkpoint.", "eval.every", "reward.workers", "reward.timeout_s")
-CAPACITY = ("engine.kv_cache_gb", "engine.max_num_seqs", "train.micro_tokens", "policy.loss_kernel")
+RESUMABLE = (
+    *("resume", "run.", "checkpoint.", "eval.every"),
+    *("train.steps", "train.stage_timeout_s", "reward.workers", "reward.timeout_s"),
+)
+CAPACITY = (
+    *("engine.kv_cache_gb", "engine.max_num_seqs", "engine.tensor_parallel"),
+    *("train.micro_tokens", "policy.loss_kernel"),
+)
 """Settings that may differ between the starts of one run; the second kind changes rounding, so not to the bit."""
 
 

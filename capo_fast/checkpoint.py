@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from capo_fast.learner import Learner
 from capo_fast.lora import adapter_files, adapter_weights, merged_weights
 from capo_fast.policy import DTYPES
+from capo_fast.runtime import on_first_rank
 
 
 class CheckpointError(RuntimeError):
@@ -49,7 +50,7 @@ class Checkpointer:
 
         A step that has a checkpoint keeps it: a run's state after a step is always the same.
         """
-        if step in self._steps():
+        if on_first_rank(lambda: step in self._steps()):  # a shared file system may show the others less
             return
         temporary = self.folder / f".step_{step:06d}.tmp"
         try:

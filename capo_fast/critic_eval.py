@@ -35,7 +35,7 @@ from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
 from capo_fast.evaluation.questions import digest
 from capo_fast.evaluation.store import Store, requests_digest
 from capo_fast.records import Answer, Request
-from capo_fast.runtime import ranks
+from capo_fast.runtime import WHOLE_DAY_S, engine_group, ranks
 from capo_fast.sampling import critique_prompt_ids, critique_request, critique_room, read_critique
 
 SETTINGS = (
@@ -50,18 +50,20 @@ SETTINGS = (
     "engine.max_model_len",
     "engine.max_num_seqs",
     "engine.kv_cache_gb",
+    "engine.tensor_parallel",
 )
 
 
 def run(job: Job, engine: Engine | None = None) -> dict[str, Any]:
     """Score the critic; every rank calls it. Returns what `results.json` holds. `engine`: one to use, not vLLM."""
-    with ranks():
+    with ranks(WHOLE_DAY_S):
         return score_critic(job, engine)
 
 
 def score_critic(job: Job, engine: Engine | None = None) -> dict[str, Any]:
     """The same, inside a process group that is there already."""
     config = job.config
+    group = engine_group(config.engine.tensor_parallel)
     sets = load_solutions(job.sets, job.data_dir, job.limit, config.seed)
     tokenizer, template = load_tokenizer(job.model), load_critic_template(config)
     requests = [
@@ -75,7 +77,7 @@ def score_critic(job: Job, engine: Engine | None = None) -> dict[str, Any]:
         "requests": requests_digest(requests),
     }
     with Store(job.out, settings) as store, engine_of(engine, lambda: start_engine(job.model, config)) as start:
-        answers = store.complete(start, requests, "criticising")
+        answers = store.complete(start, requests, "criticising", group)
         if dist.get_rank() != 0:
             return {}
         voting = ANY if config.critic.votes == 1 and config.critic.voting != GREEDY else config.critic.voting

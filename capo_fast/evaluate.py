@@ -39,7 +39,7 @@ from capo_fast.evaluation.questions import BENCHMARKS, Question, digest, load_be
 from capo_fast.evaluation.scores import equal_answers, equal_letters, macro_mean, score_benchmark
 from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
 from capo_fast.evaluation.store import Store, requests_digest
-from capo_fast.runtime import ranks
+from capo_fast.runtime import WHOLE_DAY_S, engine_group, ranks
 
 RUNS = 3
 SETTINGS = (
@@ -54,6 +54,7 @@ SETTINGS = (
     "engine.max_model_len",
     "engine.max_num_seqs",
     "engine.kv_cache_gb",
+    "engine.tensor_parallel",
 )
 
 
@@ -69,13 +70,14 @@ class Protocol:
 
 def run(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict[str, Any]:
     """Evaluate; every rank calls it. Returns what `results.json` holds. `engine`: one to use instead of vLLM."""
-    with ranks():
+    with ranks(WHOLE_DAY_S):
         return evaluate(job, protocol, engine)
 
 
 def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict[str, Any]:
     """The same, inside a process group that is there already."""
     config = job.config
+    group = engine_group(config.engine.tensor_parallel)
     check_reward_function(config.reward.fn)
     benchmarks = load_benchmarks(job.sets, job.data_dir, job.limit)
     attempts = {
@@ -90,7 +92,7 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
         engine_of(engine, lambda: start_engine(job.model, config)) as start,
         VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn) as pool,
     ):
-        answers = store.complete(start, requests, "evaluating")
+        answers = store.complete(start, requests, "evaluating", group)
         checked = check_attempts(everything, answers, pool, dist.get_rank(), dist.get_world_size())
         if dist.get_rank() != 0:
             return {}

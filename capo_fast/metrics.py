@@ -7,7 +7,7 @@
 Rank 0 holds a `RunFolder`; every other rank holds a plain `Recorder`, which does nothing, so the loop has one form:
 
     recorder = RunFolder(folder, keep_rollouts="all") if rank == 0 else Recorder()
-    clock = Stopwatch(on_stage=console.stage)
+    clock = Stopwatch(console.stage)
     with clock("rollout"):
         ...
     recorder.record(step, {"pass_rate": 0.41} | {f"time/{stage}": s for stage, s in clock.lap().items()})
@@ -163,9 +163,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Stopwatch:
-    """Wall seconds of the current step by stage. `on_stage` hears each stage's name when it starts."""
+    """Wall seconds of the current step by stage. Each of `on_stage` hears a stage's name when it starts."""
 
-    def __init__(self, on_stage: Callable[[str], object] = lambda stage: None) -> None:
+    def __init__(self, *on_stage: Callable[[str], object]) -> None:
         self._on_stage = on_stage
         self._seconds: dict[str, float] = {}
         self._running: str | None = None
@@ -175,7 +175,8 @@ class Stopwatch:
         """Add the time spent in the `with` block to `stage`. Stages don't nest, so no second counts twice."""
         self._refuse_running(f"stage {stage!r} can't start")
         self._running = stage
-        self._on_stage(stage)
+        for hears in self._on_stage:
+            hears(stage)
         start = time.perf_counter()
         try:
             yield

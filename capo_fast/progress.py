@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from capo_fast.config import Config
 from capo_fast.evaluation.pass_rate import PassRate
+from capo_fast.records import Rollout
 
 
 @dataclass
@@ -27,6 +29,8 @@ class Progress:
     """`PassRate` by step."""
     best_step: int | None = None
     """Step of the best evaluation."""
+    lengths: dict[str, float] = field(default_factory=dict)
+    """Mean response length of each prompt, tokens, when it was last sampled; by prompt id."""
 
     def note(self, step: int, rate: PassRate | None) -> None:
         """Keep an evaluation; the best step is the first with the highest rate."""
@@ -36,6 +40,13 @@ class Progress:
         best = math.nan if self.best_step is None else self.evaluations[str(self.best_step)]["rate"]
         if rate.rate > best or (math.isnan(best) and not math.isnan(rate.rate)):
             self.best_step = step
+
+    def note_lengths(self, rollouts: Iterable[Rollout]) -> None:
+        """Keep the mean length of each prompt's rollouts; a prompt's rollouts must all be there."""
+        found: dict[str, list[int]] = {}
+        for rollout in rollouts:
+            found.setdefault(rollout.prompt.id, []).append(len(rollout.token_ids))
+        self.lengths |= {prompt: fmean(lengths) for prompt, lengths in found.items()}
 
     def add_seconds(self, stages: Mapping[str, float]) -> None:
         for stage, seconds in stages.items():

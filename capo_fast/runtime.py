@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,12 +18,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from capo_fast.config import ConfigError
+from capo_fast.failures import Interrupted, one_error_shown
+
 PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
-
-
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C reached a rank: the run saves its last finished step and ends."""
 
 
 class StopSignal:
@@ -50,17 +50,25 @@ class StopSignal:
             raise Interrupted
 
 
+WHOLE_DAY_S = 86400.0
+"""For ranks that meet only at the end of a long piece of work."""
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
-def ranks() -> Iterator[torch.device]:
-    """This rank's device, inside torchrun's process group; without torchrun, inside a group of one."""
+def ranks(timeout_s: float = 1800.0) -> Iterator[torch.device]:
+    """This rank's device, inside torchrun's process group; without torchrun, inside a group of one.
+
+    timeout_s: how long a collective waits for ranks that live. Of several ranks the first to fail raises its error, the
+    others RankLost.
+    """
     before = dict(os.environ)
     if "RANK" not in os.environ:
         os.environ |= dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
     try:
-        yield _join()
+        device = _join(timedelta(seconds=timeout_s))
+        with one_error_shown():
+            yield device
     finally:
         if dist.is_initialized():  # vLLM's shutdown destroys every group, the default one included
             dist.destroy_process_group()
@@ -69,13 +77,13 @@ def ranks() -> Iterator[torch.device]:
         os.environ |= {name: before[name] for name in GROUP_VARIABLES if name in before}
 
 
-def _join() -> torch.device:
+def _join(timeout: timedelta) -> torch.device:
     if not torch.cuda.is_available():
-        dist.init_process_group("gloo", timeout=timedelta(minutes=30))
+        dist.init_process_group("gloo", timeout=timeout)
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timedelta(minutes=30))
+    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
     return device
 
 
@@ -83,6 +91,31 @@ def die_with_launcher() -> None:
     """Under torchrun: be killed when it is killed. A rank that went on alone would write beside the resumed run."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class EngineGroup:
+    """The ranks that hold one engine together: `engine.tensor_parallel` neighbours. All of them ask it the same."""
+
+    index: int
+    """Of this rank's group."""
+    count: int
+    """Groups there are."""
+    is_first: bool
+    """Whether this rank is the first of its group: its answers count, the others have the same ones."""
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The lists of all groups, end to end, each counted once. A collective on all ranks."""
+        return gather(items if self.is_first else [])
+
+
+def engine_group(tensor_parallel: int) -> EngineGroup:
+    """This rank's. Raises ConfigError where the ranks can't be divided into groups."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if world % tensor_parallel:
+        ranks_ = f"{world} rank{'s' if world > 1 else ''}"
+        raise ConfigError(f"engine.tensor_parallel: {tensor_parallel}, but there are {ranks_}; want a multiple of it")
+    return EngineGroup(rank // tensor_parallel, world // tensor_parallel, rank % tensor_parallel == 0)
 
 
 def gather(items: list[Any]) -> list[Any]:

@@ -21,8 +21,10 @@ from capo_fast.config import Config, ConfigError
 from capo_fast.console import write_summary
 from capo_fast.credit.assign import assign_credit, informative_groups
 from capo_fast.credit.verify import VerifierError
+from capo_fast.dealing import deal_rollouts
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.evaluation.pass_rate import PassRate, evaluate
+from capo_fast.failures import RankLost, one_error_shown
 from capo_fast.figures import step_figures
 from capo_fast.files import RecordError
 from capo_fast.generation import Generation, Stream, Traffic
@@ -35,16 +37,26 @@ from capo_fast.sampling import Sampler
 from capo_fast.settings import load_config
 from capo_fast.sync import SyncError
 
-FAILURES = (ConfigError, EngineError, SyncError, TrainingDiverged, CheckpointError, RecordError, VerifierError)
+FAILURES = (
+    ConfigError,
+    EngineError,
+    SyncError,
+    TrainingDiverged,
+    CheckpointError,
+    RecordError,
+    VerifierError,
+    RankLost,
+)
 """What ends a run with one line instead of a traceback."""
 
 
 def run(config: Config, engine: Engine | None = None) -> dict[str, object]:
     """Train as configured; every rank calls it. Returns what `summary.json` holds. Raises `FAILURES`, Interrupted."""
-    with ranks() as device:
+    with ranks(2 * config.train.stage_timeout_s) as device:
         parts = build(config, device, engine)
         try:
-            return Trainer(parts).train()
+            with one_error_shown():  # now: vLLM's shutdown takes a while, and breaks the others' collectives
+                return Trainer(parts).train()
         finally:
             parts.close()
 
@@ -84,6 +96,7 @@ class Trainer:
             batches = [pack_update(m, self.config, self.parts.rank, self.parts.world) for m in minibatches]
             updates = self.parts.learner.train_batch(batches)
         self.progress.step, self.progress.cursor = step, cursor
+        self.progress.note_lengths(each.sample.rollout for each in sampled)
         rate = self.evaluate() if self.due(self.config.eval.every, step) else None
         self.progress.note(step, rate)
         self.record(step, kept, sampled, updates, rate)
@@ -131,19 +144,22 @@ class Trainer:
             generation.finish_critiques()
         with self.clock("verify"):
             samples = gather(generation.samples())
-        self.traffic += sum(gather([generation.traffic]), Traffic())
+        self.traffic += sum(self.parts.group.gather([generation.traffic]), Traffic())
         return sorted(samples, key=lambda sample: (sample.rollout.group, sample.rollout.sample))
 
     def generation(self, step: int, prompts: dict[int, Prompt]) -> Generation:
         parts = self.parts
-        members = [
-            (group, sample)
-            for i, group in enumerate(prompts)
-            if i % parts.world == parts.rank
-            for sample in range(self.config.rollout.n)
-        ]
+        members = deal_rollouts(prompts, self.config.rollout.n, self.progress.lengths, parts.group.count)
         sampler = Sampler(parts.tokenizer, parts.template, self.config)
-        return Generation(Stream(parts.engine, parts.critic), parts.pool, sampler, prompts, members, step)
+        return Generation(
+            Stream(parts.engine, parts.critic),
+            parts.pool,
+            sampler,
+            prompts,
+            members[parts.group.index],
+            step,
+            parts.group.is_first,
+        )
 
     def due(self, every: int, step: int) -> bool:
         """Whether what is done every so many steps, and after the last, is done after this one. 0: only the last."""
@@ -157,7 +173,7 @@ class Trainer:
             self.parts.sync.push_policy()
         with self.clock("eval"):
             parts = self.parts
-            return evaluate(parts.engine, parts.pool, parts.heldout, self.config, parts.rank, parts.world)
+            return evaluate(parts.engine, parts.pool, parts.heldout, self.config, parts.group)
 
     def record(
         self,

@@ -94,7 +94,7 @@ def make_model(family, folder, texts):
     model(configuration(**shape, **sizes, max_position_embeddings=2048)).save_pretrained(folder)
 
 
-def random_model_run(folder, family, ranks, dtype):
+def random_model_run(folder, family, ranks, dtype, tensor_parallel=1):
     rows = problems()
     data, model = folder.with_name("problems.jsonl"), folder.with_name("model")
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -105,6 +105,7 @@ def random_model_run(folder, family, ranks, dtype):
         "data.path": data,
         "policy.dtype": dtype,
         "engine.dtype": dtype,
+        "engine.tensor_parallel": tensor_parallel,
     }
     arguments = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
@@ -115,6 +116,7 @@ RUNS = {
     "killed": killed_run,
     "whole": whole_run,
     "qwen2": partial(random_model_run, family="qwen2", ranks=2, dtype="float32"),
+    "sliced": partial(random_model_run, family="qwen2", ranks=2, dtype="float32", tensor_parallel=2),
     "llama": partial(random_model_run, family="llama", ranks=None, dtype="bfloat16"),
 }
 
@@ -152,6 +154,24 @@ def test_other_models_and_data(family, gap, run_of):
     assert steps[0]["gap/mean"] < gap
     assert 0 <= steps[0]["loss/ref_kl"] < 0.01
     assert AutoModelForCausalLM.from_pretrained(folder / "model").dtype == torch.bfloat16
+
+
+def test_one_engine_in_two_slices_trains_as_two_engines_do(run_of):
+    """The random model has one key/value head: each of the two ranks holds a copy of it."""
+    whole, sliced = run_of("qwen2"), run_of("sliced")
+    for step in (1, 2):
+        rows = [rollouts(folder, step) for folder in (whole, sliced)]
+        for key in ("group", "sample", "token_ids", "votes"):
+            assert [row[key] for row in rows[0]] == [row[key] for row in rows[1]]
+    for one, two in zip(*([json.loads(line) for line in lines(folder)] for folder in (whole, sliced)), strict=True):
+        assert two["gap/mean"] < 1e-5
+        for key in ("rollouts", "critic/critiques", "updates", "loss/loss", "grad_norm"):
+            assert two[key] == pytest.approx(one[key], rel=1e-3, abs=1e-6)
+
+
+def rollouts(folder, step):
+    with gzip.open(folder / "rollouts" / f"{step:06d}.jsonl.gz", "rt") as file:
+        return [json.loads(line) for line in file]
 
 
 def test_the_default_configuration_names_files_that_exist():

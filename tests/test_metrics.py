@@ -444,13 +444,13 @@ def test_replacing_shows_nothing_before_the_end(tmp_path):
 
 
 def test_the_stopwatch_adds_up_by_stage_and_starts_again_after_a_lap():
-    heard = []
-    clock = Stopwatch(on_stage=heard.append)
+    heard, too = [], []
+    clock = Stopwatch(heard.append, too.append)
     for stage in ("rollout", "learn", "rollout"):
         with clock(stage):
             time.sleep(0.02)
     seconds = clock.lap()
-    assert heard == ["rollout", "learn", "rollout"]
+    assert heard == too == ["rollout", "learn", "rollout"]
     assert list(seconds) == ["rollout", "learn"]
     assert seconds["rollout"] >= 0.04
     assert 0.02 <= seconds["learn"] < seconds["rollout"]

@@ -11,6 +11,7 @@ import pytest
 from capo_fast.config import Config
 from capo_fast.evaluation.pass_rate import PassRate
 from capo_fast.progress import Progress
+from capo_fast.records import Prompt, Rollout, StepSpans
 
 
 def noted(*rates):
@@ -102,3 +103,14 @@ def test_json_brings_back_a_rate_that_is_none():
     assert math.isnan(again.evaluations["0"]["rate"])
     again.note(1, PassRate(0.0, 0.1, 8, 0))
     assert again.best_step == 1
+
+
+def test_lengths_are_those_of_the_last_time():
+    def rollouts(name, *lengths):
+        prompt = Prompt(name, "", "", None, ())
+        return [Rollout(prompt, 0, i, 0, (5,) * n, (), "", True, StepSpans((), ())) for i, n in enumerate(lengths)]
+
+    progress = Progress()
+    progress.note_lengths([*rollouts("a", 2, 4), *rollouts("b", 10)])
+    progress.note_lengths(rollouts("a", 7, 8))
+    assert Progress(**json.loads(json.dumps(asdict(progress)))).lengths == {"a": 7.5, "b": 10.0}

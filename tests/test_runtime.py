@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from capo_fast.runtime import Interrupted, StopSignal, gather, ranks, seed_everything
+from capo_fast.config import ConfigError
+from capo_fast.runtime import EngineGroup, Interrupted, StopSignal, engine_group, gather, ranks, seed_everything
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -117,6 +118,30 @@ def test_gather_puts_the_lists_of_ranks_end_to_end(monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
     assert gather([5, 6]) == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("rank", "k", "group"),
+    [(0, 1, (0, 8, True)), (7, 1, (7, 8, True)), (5, 2, (2, 4, False)), (6, 2, (3, 4, True)), (5, 8, (0, 1, False))],
+)
+def test_neighbours_share_an_engine(rank, k, group, monkeypatch):
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 8)
+    assert engine_group(k) == EngineGroup(*group)
+
+
+def test_ranks_that_no_engines_can_share_are_refused(monkeypatch):
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    with pytest.raises(
+        ConfigError, match=r"^engine\.tensor_parallel: 2, but there are 3 ranks; want a multiple of it$"
+    ):
+        engine_group(2)
+
+
+def test_the_answers_of_an_engine_count_once(one_rank):
+    assert EngineGroup(0, 1, is_first=True).gather([1, 2]) == [1, 2]
+    assert EngineGroup(0, 1, is_first=False).gather([1, 2]) == []
 
 
 def draws():

@@ -81,18 +81,21 @@ def run_requests(engine: Generator, requests: Iterable[Request]) -> dict[str, Co
     return {completion.id: completion for completion in stream_requests(engine, requests)}
 
 
-def signs(size: int, device: torch.device | None = None) -> torch.Tensor:
-    """float64 [size] of fixed, irregular +1 and -1."""
-    return torch.sin(torch.arange(1, size + 1, dtype=torch.float64, device=device) ** 2).sign()
+def signs(size: int, device: torch.device | None = None, start: int = 0) -> torch.Tensor:
+    """float64 [size] of fixed, irregular +1 and -1: those of the places from `start` on."""
+    places = torch.arange(start + 1, start + size + 1, dtype=torch.float64, device=device)
+    return torch.sin(places**2).sign()
 
 
-def checksum(weight: torch.Tensor) -> float:
+def checksum(weight: torch.Tensor, row: int = 0, column: int = 0) -> float:
     """`signs(N) . W . signs(K)` of a matrix, `signs(N) . w` of a vector, in float64.
 
     It depends on every entry and on its place; of bfloat16 and float32 weights it is exact to float64's rounding.
+    row, column: of a slice, where in the whole its first entry stands; the checksums of all slices add up to that of
+    the whole.
     """
+    signs_N = signs(len(weight), weight.device, row)
     if weight.ndim == 1:
-        return float(weight.double() @ signs(len(weight), weight.device))
-    signs_K = signs(weight.shape[1], weight.device)
-    response_N = torch.cat([rows.double() @ signs_K for rows in weight.split(CHECKSUM_ROWS)])
-    return float(response_N @ signs(len(response_N), weight.device))
+        return float(weight.double() @ signs_N)
+    signs_K = signs(weight.shape[1], weight.device, column)
+    return float(torch.cat([rows.double() @ signs_K for rows in weight.split(CHECKSUM_ROWS)]) @ signs_N)

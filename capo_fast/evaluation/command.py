@@ -19,6 +19,7 @@ from capo_fast.config import Config, ConfigError
 from capo_fast.credit.verify import VerifierError
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.evaluation.store import fingerprint
+from capo_fast.failures import RankLost
 from capo_fast.files import RecordError, replacing
 from capo_fast.paths import resolve_model
 from capo_fast.rules import validate_sampling
@@ -185,7 +186,7 @@ def guarded(work: Callable[[], None]) -> int:
         work()
     except KeyboardInterrupt:
         return _say("interrupted: every finished answer is saved; the same command with the same --out goes on", 130)
-    except (ConfigError, EngineError, RecordError, VerifierError) as error:
+    except (ConfigError, EngineError, RankLost, RecordError, VerifierError) as error:
         return _say(f"error: {error}", 2 if isinstance(error, ConfigError) else 1)
     return 0
 

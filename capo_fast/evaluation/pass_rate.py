@@ -11,7 +11,7 @@ from capo_fast.credit.verify import VerifierPool
 from capo_fast.engine.base import Engine, run_requests
 from capo_fast.evaluation.statistics import mean, variance
 from capo_fast.records import Prompt, Request
-from capo_fast.runtime import gather
+from capo_fast.runtime import EngineGroup, gather
 from capo_fast.sampling import request_seed
 
 Verdict = bool | float | None
@@ -30,17 +30,19 @@ class PassRate:
 
 
 def evaluate(
-    engine: Engine, pool: VerifierPool, prompts: Sequence[Prompt], config: Config, rank: int, world: int
+    engine: Engine, pool: VerifierPool, prompts: Sequence[Prompt], config: Config, group: EngineGroup
 ) -> PassRate:
     """pass@1 of the policy that the engine holds; the same seeds each time. A collective on all ranks."""
-    mine = {f"eval-{i}-{k}": (i, k) for i in range(rank, len(prompts), world) for k in range(config.eval.n)}
+    share = range(group.index, len(prompts), group.count)
+    mine = {f"eval-{i}-{k}": (i, k) for i in share for k in range(config.eval.n)}
     requests = [
         solution_request(name, prompts[i], config, config.eval.temperature, config.eval.top_p)
         for name, (i, _) in mine.items()
     ]
     answers = run_requests(engine, requests)
-    verdicts = pool.check([(answers[name].text, prompts[i].answer) for name, (i, _) in mine.items()])
-    checked = gather([(i, verdict) for (i, _), verdict in zip(mine.values(), verdicts, strict=True)])
+    asked = mine if group.is_first else {}
+    verdicts = pool.check([(answers[name].text, prompts[i].answer) for name, (i, _) in asked.items()])
+    checked = gather([(i, verdict) for (i, _), verdict in zip(asked.values(), verdicts, strict=True)])
     rates = list(problem_rates(checked).values())
     error = math.sqrt(variance(rates) / len(rates)) if rates else math.nan
     return PassRate(mean(rates), error, len(rates), timeouts=sum(verdict is None for _, verdict in checked))

@@ -23,7 +23,7 @@ from capo_fast.engine.base import Engine, stream_requests
 from capo_fast.evaluation.display import open_display
 from capo_fast.files import RecordError, append, json_line, lock, naming, replacing
 from capo_fast.records import Answer, Request
-from capo_fast.runtime import gather, on_first_rank
+from capo_fast.runtime import EngineGroup, on_first_rank
 
 
 class Store:
@@ -55,20 +55,21 @@ class Store:
         if self._guard is not None:
             self._guard.close()
 
-    def complete(self, start: Callable[[], Engine], requests: Sequence[Request], what: str) -> dict[str, Answer]:
+    def complete(
+        self, start: Callable[[], Engine], requests: Sequence[Request], what: str, group: EngineGroup
+    ) -> dict[str, Answer]:
         """The answer to every request, by its id: those on disk, and the rest from an engine. A collective.
 
         `start` gives the engine, and is only asked for one where answers are missing.
         """
-        rank, world = dist.get_rank(), dist.get_world_size()
         missing = [request for request in requests if request.id not in self._answers]
         if missing:
-            label = f"{what}, rank 0 of {world}" if world > 1 else what
-            new = list(self._sample(start(), missing[rank::world], label))
-            self._answers |= {answer.id: answer for answer in gather(new)}
+            label = f"{what}, engine 0 of {group.count}" if group.count > 1 else what
+            new = list(self._sample(start(), missing[group.index :: group.count], label, group.is_first))
+            self._answers |= {answer.id: answer for answer in group.gather(new)}
         return {request.id: self._answers[request.id] for request in requests}
 
-    def _sample(self, engine: Engine, requests: Sequence[Request], what: str) -> Iterator[Answer]:
+    def _sample(self, engine: Engine, requests: Sequence[Request], what: str, keep: bool) -> Iterator[Answer]:
         path = self.folder / f"answers-{dist.get_rank()}.jsonl"
         lengths = {request.id: len(request.prompt_ids) for request in requests}
         with open_display(what, len(requests), dist.get_rank()) as display:
@@ -77,7 +78,8 @@ class Store:
                 now = time.monotonic()
                 counts = lengths[done.id], len(done.token_ids), round(now - before, 6)
                 answer, before = Answer(done.id, done.text, done.finished, *counts), now
-                append(path, json_line(asdict(answer)))
+                if keep:
+                    append(path, json_line(asdict(answer)))
                 display.advance(answer.tokens)
                 yield answer
 

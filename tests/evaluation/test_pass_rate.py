@@ -11,6 +11,7 @@ from capo_fast.config import Config, EvalConfig
 from capo_fast.engine.scripted import ScriptedEngine
 from capo_fast.evaluation.pass_rate import evaluate
 from capo_fast.records import Completion, Prompt
+from capo_fast.runtime import engine_group
 
 PROMPTS = [Prompt(f"p{i}", f"p{i}", str(i), None, (10 + i,)) for i in range(3)]
 RIGHT, WRONG, LATE = True, False, None
@@ -40,7 +41,7 @@ def rate_of(verdicts, n, seed=0):
     config = replace(Config(), seed=seed, eval=EvalConfig(n=n, temperature=0.6, top_p=0.8))
     pool = ScriptedPool(verdicts)
     prompts = PROMPTS[: len(verdicts) // n]
-    return evaluate(ScriptedEngine(answer), pool, prompts, config, rank=0, world=1), requests, pool
+    return evaluate(ScriptedEngine(answer), pool, prompts, config, engine_group(1)), requests, pool
 
 
 def test_each_problem_counts_once_whatever_its_samples(one_rank):

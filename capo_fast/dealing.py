@@ -1,0 +1,34 @@
+"""Rollouts -> engine groups, by expected length: what takes longest is begun first and spread evenly."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from statistics import fmean
+
+from capo_fast.records import Prompt
+
+
+def deal_rollouts(
+    prompts: Mapping[int, Prompt], n: int, expected: Mapping[str, float], count: int
+) -> list[list[tuple[int, int]]]:
+    """(group, sample) of each engine group: `n` samples of every prompt, the longest first to the least loaded.
+
+    prompts: by group. expected: mean response length in tokens by prompt id, of the prompts seen before; a new one
+    counts as their mean. An engine group's samples of a prompt stand next to each other, longest prompts first. The
+    same on every rank: it depends on nothing but its arguments.
+
+    >>> a, b = (Prompt(id, "", "", None, ()) for id in "ab")
+    >>> deal_rollouts({0: a, 1: b}, 2, {"a": 10.0, "b": 30.0}, count=2)
+    [[(1, 0), (0, 0)], [(1, 1), (0, 1)]]
+    """
+    unseen = fmean(expected.values()) if expected else 1.0
+    lengths = {group: expected.get(prompt.id, unseen) for group, prompt in prompts.items()}
+    shares: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    loads = [(0.0, 0, share) for share in range(count)]  # a heap: tokens, rollouts, index
+    for group in sorted(lengths, key=lambda group: (-lengths[group], group)):
+        for sample in range(n):
+            tokens, rollouts, share = loads[0]
+            shares[share].append((group, sample))
+            heapq.heapreplace(loads, (tokens + lengths[group], rollouts + 1, share))
+    return shares

@@ -1,0 +1,171 @@
+"""How one rank of several ends: its error is shown once and first, the others name it, and none waits for ever.
+
+The ranks tell each other through the group's store, which under torchrun outlives them all.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+WORD_S = 5.0
+"""How long a rank waits for another that has gone to say why, and for its error to be shown."""
+NEIGHBOURS_S = 2.0
+"""Between a rank's deadline and its end. Ranks that wait for it reach their own deadlines about now, and its end would
+break the collective that their stacks are to show."""
+BACKSTOP_S = 10.0
+"""After a deadline, until faulthandler ends a process whose threads can't run."""
+
+FIRST, SHOWN = "capo_fast/first_to_end", "capo_fast/first_error_shown"
+DEADLINE = "went over its deadline"
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C reached a rank: the run saves its last finished step and ends."""
+
+
+class RankLost(RuntimeError):
+    """Another rank ended first: its error is the one to read."""
+
+
+class Peers:
+    """The ranks of the process group, as far as they tell each other how they end. Outlives the group."""
+
+    def __init__(self) -> None:
+        world = dist.group.WORLD
+        assert world is not None  # made inside a process group
+        self.rank, self.count = dist.get_rank(), dist.get_world_size()
+        # A connection of its own: the group's may be held by a collective that waits for ever.
+        store: Any = world.get_group_store()
+        self._store = store.clone()
+        self._store.set_timeout(timedelta(seconds=WORD_S))
+
+    def claim(self, how: str) -> str | None:
+        """Say how this rank ends. None, or what another said before it."""
+        mine = f"rank {self.rank} {how}"
+        first = self._store.compare_set(FIRST, "", mine).decode()
+        return None if first == mine else first
+
+    def first(self) -> str | None:
+        """What the rank that ended first said, once its error has been shown; None if it was killed."""
+        if not _within(WORD_S, lambda: self._store.check([FIRST])):
+            return None
+        _within(WORD_S, lambda: self._store.check([SHOWN]))
+        return self._store.get(FIRST).decode()
+
+    def shown(self) -> None:
+        """This rank's error has been shown."""
+        with suppress(dist.DistError):  # there is no one left to tell
+            self._store.set(SHOWN, "1")
+
+
+@contextmanager
+def one_error_shown() -> Iterator[None]:
+    """Lets an error out where it came first; raises RankLost in its place on every other rank.
+
+    So an error that all ranks meet is shown once, and the broken collectives of those that waited for a rank that
+    failed, was killed or went over its deadline are not shown at all.
+    """
+    peers = Peers() if dist.get_world_size() > 1 else None
+    try:
+        yield
+    except (Interrupted, RankLost):
+        raise
+    except Exception as error:
+        if peers is not None:
+            _raise_if_not_first(peers, error)
+        raise
+
+
+def _raise_if_not_first(peers: Peers, error: Exception) -> None:
+    lost, first = connection_lost(error), None
+    with suppress(dist.DistError):  # the store ended with the rank that kept it
+        if not lost and peers.claim("failed") is None:
+            # The error is shown after this, by a handler of FAILURES or at the end as a traceback.
+            atexit.register(peers.shown)
+            return
+        first = peers.first()
+    if first is not None and DEADLINE in first:
+        waited = "".join(traceback.format_exception(error))
+        write_stacks(peers.rank, f"{first}; this rank waited here, beside its other threads:", waited)
+    if first is not None:
+        raise RankLost(f"{first}; its error is the one to read") from None
+    if lost:
+        line = str(error).partition("\n")[0].partition(". ")[0][:200]
+        raise RankLost(f"another rank has ended without a word, as if killed ({line})") from None
+
+
+def connection_lost(error: BaseException | None) -> bool:
+    """Whether an error, or a cause of it, is how gloo, NCCL or the store say that a peer has gone."""
+    while error is not None:
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class Deadline:
+    """Ends this process where a stage lasts too long, with the stacks of all its threads on standard error.
+
+    A stage lasts until the next one starts: its time has in it what the rank waits for others at its end. A thread
+    writes the stacks, with rank and stage; where none can run (the GIL is held) faulthandler writes them, nameless,
+    `BACKSTOP_S` later.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Inside a process group."""
+        self._seconds = seconds
+        self._peers = Peers()
+        self._timer = threading.Timer(0, int)
+
+    def start(self, stage: str) -> None:
+        """The deadline is now that of `stage`."""
+        self.stop()
+        faulthandler.dump_traceback_later(self._seconds + BACKSTOP_S, exit=True, file=2)
+        self._timer = threading.Timer(self._seconds, self._expire, [stage])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def stop(self) -> None:
+        """No deadline any more."""
+        faulthandler.cancel_dump_traceback_later()
+        self._timer.cancel()
+
+    def _expire(self, stage: str) -> None:
+        limit = f"stage {stage} has lasted more than {self._seconds:g} s (train.stage_timeout_s)"
+        write_stacks(self._peers.rank, f"error: {limit}; the stacks of all threads:")
+        with suppress(dist.DistError):
+            self._peers.claim(f"{DEADLINE} in stage {stage}")
+            self._peers.shown()
+        time.sleep(NEIGHBOURS_S)
+        os._exit(1)
+
+
+def write_stacks(rank: int, what: str, more: str = "") -> None:
+    """Stacks of all threads but this one on standard error, in one piece; each line names the rank."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    text = f"{what}\n{more}"
+    for ident, frame in sys._current_frames().items():
+        if ident != threading.get_ident():
+            text += f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+    lines = "".join(f"capo_fast, rank {rank}: {line}\n" for line in text.splitlines())
+    os.write(2, lines.encode())
+
+
+def _within(seconds: float, true: Callable[[], bool]) -> bool:
+    """Whether it becomes true in time."""
+    end = time.monotonic() + seconds
+    while not (now := true()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return now

@@ -1,0 +1,102 @@
+"""Two ranks of a run, one of which fails, is killed or hangs: what the user sees, and that all end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing import forkserver
+
+import pytest
+import ranks_run
+import torch.distributed as dist
+
+from capo_fast.failures import connection_lost
+
+FORKS = multiprocessing.get_context("forkserver")
+BROKEN = ("Connection closed", "Connection reset", "gloo/transport")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fork_server():
+    """A process that has imported everything, from which the ranks fork."""
+    FORKS.set_forkserver_preload(["ranks_run"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.path.dirname(ranks_run.__file__))
+        forkserver.ensure_running()
+
+
+def two_ranks(folder, fate, *arguments):
+    """A run of two ranks, of which `fate` befalls the second: `started`."""
+    short = ["--run.dir", str(folder), "--train.steps", "1", "--eval.path", "none", "--algorithm", "grpo"]
+    return started(ranks_run.child, folder, f"{fate}:1", *short, *arguments)
+
+
+def started(target, folder, *arguments):
+    """The statuses of two ranks, started as torchrun does, and what they said, in its order."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's agent keeps one, too
+    log = folder.with_suffix(".log")
+    children = [FORKS.Process(target=target, args=(rank, store.port, str(log), arguments)) for rank in (0, 1)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(100)
+        child.kill()
+    return [child.exitcode for child in children], log.read_text()
+
+
+def said(output):
+    return [line for line in output.splitlines() if line.startswith("capo_fast")]
+
+
+def test_the_error_of_a_rank_is_shown_first_and_once(tmp_path):
+    statuses, output = two_ranks(tmp_path / "run", "error")
+    assert statuses == [1, 1]
+    assert said(output) == [
+        "capo_fast, rank 1: error: the engine ran out of something",
+        "capo_fast: error: rank 1 failed; its error is the one to read",
+    ]
+    assert "Traceback" not in output
+    assert not any(word in output for word in BROKEN)
+
+
+def test_a_bug_of_a_rank_shows_its_traceback_and_no_other(tmp_path):
+    statuses, output = two_ranks(tmp_path / "run", "bug")
+    assert statuses == [1, 1]
+    assert output.count("Traceback (most recent call last)") == 1
+    assert output.index("KeyError: 'no such key'") < output.index("capo_fast: error: rank 1 failed")
+    assert not any(word in output for word in BROKEN)
+
+
+def test_a_rank_that_is_killed_ends_the_others_with_a_line(tmp_path):
+    statuses, output = two_ranks(tmp_path / "run", "kill")
+    assert statuses == [1, -9]
+    [line] = said(output)
+    assert line.startswith("capo_fast: error: another rank has ended without a word, as if killed (")
+    assert "Traceback" not in output
+
+
+def test_an_error_that_all_ranks_meet_is_shown_once(tmp_path):
+    statuses, output = two_ranks(tmp_path / "run", "none", "--data.path", "nowhere.jsonl")
+    assert sorted(statuses) == [1, 2]
+    assert [line.count("nowhere.jsonl") for line in said(output)] == [1, 0]
+    assert "failed; its error is the one to read" in said(output)[1]
+
+
+@pytest.mark.parametrize("waiting", ["its own deadline", "nothing"])
+def test_a_stage_past_its_deadline_writes_the_stacks_of_all_ranks(waiting, tmp_path):
+    """Also where a rank's own deadline would come too late."""
+    statuses, output = started(ranks_run.hanging_child, tmp_path / "run", waiting)
+    assert statuses == [1, 1]
+    assert "capo_fast, rank 1: error: stage rollout has lasted more than 3 s (train.stage_timeout_s)" in output
+    for rank, place in ((0, "gather(["), (1, "engine.step()")):
+        mine = [line for line in output.splitlines() if line.startswith(f"capo_fast, rank {rank}: ")]
+        assert any(place in line for line in mine), output
+        assert any("thread idle" in line for line in mine)
+
+
+def test_what_counts_as_a_lost_connection():
+    lost = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:14753")
+    wrapped = OSError("step 2 not saved")
+    wrapped.__cause__ = lost
+    assert connection_lost(lost) and connection_lost(wrapped) and connection_lost(dist.DistNetworkError("gone"))
+    assert not connection_lost(RuntimeError("CUDA out of memory")) and not connection_lost(None)
