@@ -152,6 +152,8 @@ class Completion:
     text: str
     finished: bool
     prompt_tokens: int = 0
+    answer_tokens: int = 0
+    """Tokens of the answer as a server counts them, which sends no ids."""
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were there already."""
     error: str | None = None
