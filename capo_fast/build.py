@@ -22,6 +22,7 @@ from capo_fast.credit.critic import load_template
 from capo_fast.credit.verify import VerifierPool
 from capo_fast.data import PromptOrder, load_problems, render_prompts
 from capo_fast.engine.base import Engine, EngineError, Generator
+from capo_fast.engine.endpoint import EndpointCritic
 from capo_fast.failures import Deadline
 from capo_fast.files import RecordError, lock, replacing
 from capo_fast.learner import Learner
@@ -79,6 +80,8 @@ class Parts:
         if self.guard is not None:
             self.guard.close()
         self.pool.close()
+        if self.critic is not self.engine:
+            self.critic.close()
         self.engine.close()
         self.stop.close()
 
@@ -128,7 +131,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         tokenizer=tokenizer,
         template=template,
         engine=engine,
-        critic=engine,
+        critic=start_critic(config, engine, group, progress),
         learner=learner,
         sync=sync,
         pool=VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn),
@@ -189,6 +192,14 @@ def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None
     if importlib.util.find_spec("vllm") is None:
         raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
     return VllmEngine(model_path, config.engine, lora or LoraConfig())
+
+
+def start_critic(config: Config, engine: Engine, group: EngineGroup, progress: Progress) -> Generator:
+    """What answers critiques on this rank: the engine, or the client of a server with its share of what is left."""
+    if config.credit.process == "none" or config.critic.mode != "endpoint" or not group.is_first:
+        return engine
+    budget = config.endpoint.budget_tokens
+    return EndpointCritic(config.endpoint, budget and max(0, budget - progress.critique_tokens) // group.count)
 
 
 def load_learner(

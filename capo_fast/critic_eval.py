@@ -2,14 +2,15 @@
 
     solutions -> critiques (k sampled, one greedy) -> votes of the first 1..k, every rule -> results.json, results.md
 
-The critic is prompted, sampled and read exactly as in training. It is scored through any `Engine`; the command starts
-vLLM.
+The critic is prompted, sampled and read exactly as in training. It is scored through any `Generator`: the command
+starts vLLM, or asks the server whose address it is given.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -17,7 +18,10 @@ import torch.distributed as dist
 import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.build import load_critic_template, load_tokenizer, start_engine
 from capo_fast.config import Config, ConfigError
-from capo_fast.engine.base import Engine
+from capo_fast.credit.critic import render_critique_prompt
+from capo_fast.engine.base import Generator
+from capo_fast.engine.chat import served_model
+from capo_fast.engine.endpoint import SPECIAL_TOKENS, EndpointCritic
 from capo_fast.evaluation.command import (
     TINY,
     Job,
@@ -35,7 +39,7 @@ from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
 from capo_fast.evaluation.questions import digest
 from capo_fast.evaluation.store import Store, requests_digest
 from capo_fast.records import Answer, Request
-from capo_fast.runtime import WHOLE_DAY_S, engine_group, ranks
+from capo_fast.runtime import WHOLE_DAY_S, engine_group, on_first_rank, ranks
 from capo_fast.sampling import critique_prompt_ids, critique_request, critique_room, read_critique
 
 SETTINGS = (
@@ -51,32 +55,41 @@ SETTINGS = (
     "engine.max_num_seqs",
     "engine.kv_cache_gb",
     "engine.tensor_parallel",
+    "endpoint.model",
+    "endpoint.api_key_env",
+    "endpoint.concurrency",
+    "endpoint.timeout_s",
+    "endpoint.retries",
+    "endpoint.budget_tokens",
 )
 
 
-def run(job: Job, engine: Engine | None = None) -> dict[str, Any]:
+def run(job: Job, engine: Generator | None = None) -> dict[str, Any]:
     """Score the critic; every rank calls it. Returns what `results.json` holds. `engine`: one to use, not vLLM."""
     with ranks(WHOLE_DAY_S):
         return score_critic(job, engine)
 
 
-def score_critic(job: Job, engine: Engine | None = None) -> dict[str, Any]:
+def score_critic(job: Job, engine: Generator | None = None) -> dict[str, Any]:
     """The same, inside a process group that is there already."""
-    config = job.config
+    config, at_server = job.config, is_address(job.model)
     group = engine_group(config.engine.tensor_parallel)
     sets = load_solutions(job.sets, job.data_dir, job.limit, config.seed)
-    tokenizer, template = load_tokenizer(job.model), load_critic_template(config)
+    template = load_critic_template(config)
+    tokenizer = None if at_server else load_tokenizer(job.model)
+    model = on_first_rank(lambda: served_model(config.endpoint)) if at_server else job.model
     requests = [
         r for name, solutions in sets.items() for r in critiques_of(name, solutions, tokenizer, template, config)
     ]
     settings = {
         "command": "critic_eval",
         **job.settings("critic.votes", "critic.voting", "critic.temperature", "critic.top_p", "critic.max_tokens"),
+        "model": model,
         "data": {name: f"{len(solutions)} solutions, {digest(solutions)}" for name, solutions in sets.items()},
         "prompt": digest([template]),
         "requests": requests_digest(requests),
     }
-    with Store(job.out, settings) as store, engine_of(engine, lambda: start_engine(job.model, config)) as start:
+    with Store(job.out, settings) as store, engine_of(engine, lambda: start_critic(job, store.tokens())) as start:
         answers = store.complete(start, requests, "criticising", group)
         if dist.get_rank() != 0:
             return {}
@@ -87,16 +100,40 @@ def score_critic(job: Job, engine: Engine | None = None) -> dict[str, Any]:
         return results
 
 
+def is_address(model: str) -> bool:
+    return model.startswith(("http://", "https://"))
+
+
+def start_critic(job: Job, spent_tokens: int) -> Generator:
+    """vLLM, or the client of a server, which may spend what the answers on disk have left of its budget."""
+    if not is_address(job.model):
+        return start_engine(job.model, job.config)
+    endpoint = replace(job.config.endpoint, on_failure="stop")  # an evaluation has no outcome credit to go on with
+    budget = endpoint.budget_tokens
+    return EndpointCritic(endpoint, None if budget is None else (budget - spent_tokens) // dist.get_world_size())
+
+
 def critiques_of(
-    name: str, solutions: Sequence[Solution], tokenizer: Any, template: str, config: Config
+    name: str, solutions: Sequence[Solution], tokenizer: Any | None, template: str, config: Config
 ) -> Iterator[Request]:
-    """`critic.votes` sampled critiques of each solution and a greedy one; none where the engine has no room."""
+    """`critic.votes` sampled critiques of each solution and a greedy one; none where the engine has no room.
+
+    `tokenizer`: None for a server, which has its own, and so the say on what is too long.
+    """
     for i, solution in enumerate(solutions):
-        prompt_ids = critique_prompt_ids(tokenizer, template, solution.problem, solution.steps, None)
-        if len(prompt_ids) <= critique_room(config):
+        prompt_ids, message = _prompt(solution, tokenizer, template)
+        if len(prompt_ids) <= critique_room(config) or tokenizer is None:
             for critique in critique_names(name, i, config):
                 greedy = critique.endswith("greedy")
-                yield critique_request(critique, solution.id, prompt_ids, config, greedy)
+                request = critique_request(critique, solution.id, prompt_ids, config, greedy)
+                yield replace(request, message=message)
+
+
+def _prompt(solution: Solution, tokenizer: Any | None, template: str) -> tuple[tuple[int, ...], str]:
+    """The critique's prompt: tokens for an engine, text for a server."""
+    if tokenizer is None:
+        return (), render_critique_prompt(template, solution.problem, solution.steps, None, SPECIAL_TOKENS)
+    return critique_prompt_ids(tokenizer, template, solution.problem, solution.steps, None), ""
 
 
 def critique_names(name: str, i: int, config: Config) -> list[str]:
@@ -107,10 +144,16 @@ def critique_names(name: str, i: int, config: Config) -> list[str]:
 def _judged(name: str, solutions: Sequence[Solution], answers: Mapping[str, Answer], config: Config) -> list[Judged]:
     judged = []
     for i, solution in enumerate(solutions):
-        found = tuple(answers.get(critique) for critique in critique_names(name, i, config))
+        found = tuple(_in_room(answers.get(critique)) for critique in critique_names(name, i, config))
         *votes, greedy = (read_critique(answer, len(solution.steps)) for answer in found)
         judged.append(Judged(solution, tuple(votes), greedy, found))
     return judged
+
+
+def _in_room(answer: Answer | None) -> Answer | None:
+    """None where there was no room for the prompt: at a server nothing was read then, and nothing written."""
+    nothing = answer is not None and not (answer.finished or answer.text or answer.prompt_tokens)
+    return None if nothing else answer
 
 
 def results_table(results: Mapping[str, Any]) -> str:
@@ -170,11 +213,15 @@ def _number(value: float | None) -> str:
 def job_of(arguments: Sequence[str]) -> Job:
     """What a command line asks for. Raises ConfigError."""
     flags = parser("critic_eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
+    flags.epilog = f"--critic may also be the address of an OpenAI-compatible server.\n\n{flags.epilog}"
     flags.add_argument("--data", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(DATA)}")
     options, rest = flags.parse_known_args(arguments)
     if options.data is None and options.model != TINY:
         raise ConfigError("--data is missing: names or files, parted by commas")
-    return read_job(options, rest, options.data or TINY, "critic.max_tokens")
+    at_server = is_address(options.model)
+    if at_server:
+        rest = [*rest, "--critic.mode", "endpoint", "--endpoint.url", options.model]
+    return read_job(options, rest, options.data or TINY, "critic.max_tokens", at_server)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

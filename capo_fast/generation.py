@@ -96,7 +96,7 @@ class Stream:
         return ended
 
     def _count(self, completion: Completion) -> None:
-        tokens = len(completion.token_ids)
+        tokens = completion.tokens
         if completion.id in self.rollouts:
             self.rollouts.remove(completion.id)
             self.traffic += Traffic(rollout_tokens=tokens)

@@ -29,6 +29,8 @@ class Progress:
     """`PassRate` by step."""
     best_step: int | None = None
     """Step of the best evaluation."""
+    critique_tokens: int = 0
+    """Of all critiques so far, prompts included."""
     lengths: dict[str, float] = field(default_factory=dict)
     """Mean response length of each prompt, tokens, when it was last sampled; by prompt id."""
 

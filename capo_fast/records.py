@@ -152,10 +152,16 @@ class Completion:
     text: str
     finished: bool
     prompt_tokens: int = 0
+    answer_tokens: int = 0
+    """Tokens of the answer as a server counts them, which sends no ids."""
     cached_tokens: int = 0
     """Prompt tokens whose keys and values were there already."""
     error: str | None = None
     """Why there is no answer: a server that could not be reached or a spent budget."""
+
+    @property
+    def tokens(self) -> int:
+        return len(self.token_ids) or self.answer_tokens
 
 
 @dataclass(frozen=True)

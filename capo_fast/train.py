@@ -97,6 +97,7 @@ class Trainer:
             updates = self.parts.learner.train_batch(batches)
         self.progress.step, self.progress.cursor = step, cursor
         self.progress.note_lengths(each.sample.rollout for each in sampled)
+        self.progress.critique_tokens += self.traffic.critique_tokens + self.traffic.critique_prompt_tokens
         rate = self.evaluate() if self.due(self.config.eval.every, step) else None
         self.progress.note(step, rate)
         self.record(step, kept, sampled, updates, rate)

@@ -263,7 +263,8 @@ def test_a_rollout_row_says_everything(tmp_path):
         "votes": [0.5, 1.0],
         "advantages": [1.25, None],
         "critiques": [
-            {"abstained": False, "wrong_steps": [0, 1], "dropped": 3, "text": "[1, 0, 9]", "truncated": True, "failed": False},
+            {"abstained": False, "wrong_steps": [0, 1], "dropped": 3, "text": "[1, 0, 9]"}
+            | {"truncated": True, "failed": False},
             {"abstained": True, "wrong_steps": [], "dropped": 0, "text": "hm", "truncated": False, "failed": False},
         ],
         "token_ids": [7, 8, 9],

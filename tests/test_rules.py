@@ -41,6 +41,7 @@ def refused(**settings: Any) -> str:
         {"run__keep_rollouts": 1},
         {"eval__temperature": 0.0},
         {"rollout__max_tokens": 8191},
+        {"critic__mode": "endpoint", "endpoint__url": "http://host:8000/v1", "critic__max_tokens": 9000},
         {"reward__fn": "my_package.rewards:length"},
     ],
 )

@@ -17,7 +17,7 @@ CHECKSUM_ROWS = 8192
 
 
 class EngineError(RuntimeError):
-    """The engine could not be started."""
+    """The engine could not be started, or the server that stands for one gave out."""
 
 
 class Generator(Protocol):

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from capo_fast.config import Config, ConfigError
 from capo_fast.credit.verify import VerifierError
-from capo_fast.engine.base import Engine, EngineError
+from capo_fast.engine.base import EngineError, Generator
 from capo_fast.evaluation.store import fingerprint
 from capo_fast.failures import RankLost
 from capo_fast.files import RecordError, replacing
@@ -35,7 +35,7 @@ class Job:
     """What one command is to do."""
 
     model: str
-    """A folder or hub id, resolved."""
+    """A folder or hub id, resolved; or a server's address."""
     config: Config
     """How it is prompted and sampled: the same tree of settings as in training."""
     sets: tuple[str, ...]
@@ -84,13 +84,16 @@ def parser(command: str, model_flag: str, description: str, settings: Sequence[s
     return made
 
 
-def read_job(options: argparse.Namespace, rest: Sequence[str], sets: str, longest: str) -> Job:
-    """The job of a command line; `longest` is the key of its longest answer. Raises ConfigError."""
+def read_job(options: argparse.Namespace, rest: Sequence[str], sets: str, longest: str, at_server: bool = False) -> Job:
+    """The job of a command line; `longest` is the key of its longest answer. Raises ConfigError.
+
+    `at_server`: the model is the address of a server.
+    """
     layer = read_arguments(rest)
-    file, model = _file_and_model(options.model)
+    file, model = (None, None) if at_server else _file_and_model(options.model)
     file = options.config or file
     config = build_config(read_file(file) if file else {}, {"model.path": model} if model else {}, layer)
-    path = resolve_model(config.model.path)
+    path = options.model if at_server else resolve_model(config.model.path)
     out = options.out or Path("runs") / f"eval-{_short(options.model)}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = tuple(name.strip() for name in sets.split(",") if name.strip())
     if not names:
@@ -111,7 +114,7 @@ def _file_and_model(text: str) -> tuple[str | None, str | None]:
 
 
 def _short(model: str) -> str:
-    parts = [part for part in Path(model).parts if part not in ("model", "/", "..", ".")]
+    parts = [part for part in Path(model).parts if part not in ("model", "v1", "/", "..", ".")]
     return parts[-1] if parts else "model"
 
 
@@ -162,11 +165,11 @@ def estimate(metric: Mapping[str, Any] | None) -> str:
 
 
 @contextmanager
-def engine_of(engine: Engine | None, start: Callable[[], Engine]) -> Iterator[Callable[[], Engine]]:
+def engine_of(engine: Generator | None, start: Callable[[], Generator]) -> Iterator[Callable[[], Generator]]:
     """A function that gives the engine: the one at hand, else one that it starts, which is closed at the end."""
-    started: list[Engine] = []
+    started: list[Generator] = []
 
-    def give() -> Engine:
+    def give() -> Generator:
         if engine is not None:
             return engine
         started.append(start())

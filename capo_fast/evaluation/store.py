@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Self
 import torch.distributed as dist
 
 from capo_fast.config import ConfigError
-from capo_fast.engine.base import Engine, stream_requests
+from capo_fast.engine.base import Generator, stream_requests
 from capo_fast.evaluation.display import open_display
 from capo_fast.files import RecordError, append, json_line, lock, naming, replacing
 from capo_fast.records import Answer, Request
@@ -55,8 +55,12 @@ class Store:
         if self._guard is not None:
             self._guard.close()
 
+    def tokens(self) -> int:
+        """What the answers on disk have cost, prompts included."""
+        return sum(answer.prompt_tokens + answer.tokens for answer in self._answers.values())
+
     def complete(
-        self, start: Callable[[], Engine], requests: Sequence[Request], what: str, group: EngineGroup
+        self, start: Callable[[], Generator], requests: Sequence[Request], what: str, group: EngineGroup
     ) -> dict[str, Answer]:
         """The answer to every request, by its id: those on disk, and the rest from an engine. A collective.
 
@@ -69,15 +73,15 @@ class Store:
             self._answers |= {answer.id: answer for answer in group.gather(new)}
         return {request.id: self._answers[request.id] for request in requests}
 
-    def _sample(self, engine: Engine, requests: Sequence[Request], what: str, keep: bool) -> Iterator[Answer]:
+    def _sample(self, engine: Generator, requests: Sequence[Request], what: str, keep: bool) -> Iterator[Answer]:
         path = self.folder / f"answers-{dist.get_rank()}.jsonl"
         lengths = {request.id: len(request.prompt_ids) for request in requests}
         with open_display(what, len(requests), dist.get_rank()) as display:
             before = time.monotonic()
             for done in stream_requests(engine, requests):
                 now = time.monotonic()
-                counts = lengths[done.id], len(done.token_ids), round(now - before, 6)
-                answer, before = Answer(done.id, done.text, done.finished, *counts), now
+                tokens = lengths[done.id] or done.prompt_tokens, done.tokens
+                answer, before = Answer(done.id, done.text, done.finished, *tokens, round(now - before, 6)), now
                 if keep:
                     append(path, json_line(asdict(answer)))
                 display.advance(answer.tokens)
