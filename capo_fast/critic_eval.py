@@ -18,10 +18,10 @@ import torch.distributed as dist
 import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.build import load_critic_template, load_tokenizer, start_engine
 from capo_fast.config import Config, ConfigError
-from capo_fast.credit.critic import render_critique_prompt
+from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, render_critique_prompt
 from capo_fast.engine.base import Generator
 from capo_fast.engine.chat import served_model
-from capo_fast.engine.endpoint import SPECIAL_TOKENS, EndpointCritic
+from capo_fast.engine.endpoint import EndpointCritic
 from capo_fast.evaluation.command import (
     TINY,
     Job,
@@ -132,7 +132,7 @@ def critiques_of(
 def _prompt(solution: Solution, tokenizer: Any | None, template: str) -> tuple[tuple[int, ...], str]:
     """The critique's prompt: tokens for an engine, text for a server."""
     if tokenizer is None:
-        return (), render_critique_prompt(template, solution.problem, solution.steps, None, SPECIAL_TOKENS)
+        return (), render_critique_prompt(template, solution.problem, solution.steps, None, COMMON_SPECIAL_TOKENS)
     return critique_prompt_ids(tokenizer, template, solution.problem, solution.steps, None), ""
 
 

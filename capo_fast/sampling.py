@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from capo_fast.config import Config
-from capo_fast.credit.critic import CRITIQUE_REGEX, parse_critique, render_critique_prompt
+from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, CRITIQUE_REGEX, parse_critique, render_critique_prompt
 from capo_fast.credit.steps import step_spans
 from capo_fast.records import Answer, Completion, Critique, Prompt, Request, Rollout
 
@@ -109,9 +109,11 @@ def chat_ids(tokenizer: Any, message: str) -> tuple[int, ...]:
 
 
 def special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """What the tokenizer doesn't read as text: its special tokens, and added ones that look like tags (`<think>`)."""
+    """What a critic's tokenizer may not read as text: this one's special tokens, added ones that look like tags
+    (`<think>`), and the common ones of others."""
     added = tokenizer.added_tokens_decoder.values()
-    return tuple(token.content for token in added if token.special or token.content.startswith("<"))
+    own = (token.content for token in added if token.special or token.content.startswith("<"))
+    return tuple(dict.fromkeys((*own, *COMMON_SPECIAL_TOKENS)))
 
 
 def critique_request(

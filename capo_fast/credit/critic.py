@@ -192,6 +192,12 @@ def _fill(template: str, values: Mapping[str, Any]) -> str:
 
 # ---- the policy's text ----
 
+COMMON_SPECIAL_TOKENS = (
+    *("<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "<think>", "</think>"),
+    *("[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>", "<tool_call>", "</tool_call>"),
+)
+"""What the tokenizer of a critic elsewhere may take for a token; `<|...|>` is never let through anyway."""
+
 _CONFUSABLE = str.maketrans(
     "\u2039\u27e8\u3008\u276e\u276c\u203a\u27e9\u3009\u276f\u276d\u0455\u043e\u0435\u0440\u0441\u0456\u0458\u0501\u0261",
     "<<<<<>>>>>soepcijdg",

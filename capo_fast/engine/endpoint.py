@@ -41,12 +41,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 LONGEST_RETRY_AFTER_S = 300.0
 """A server that asks to be left alone for longer counts as one that is not there."""
 
-SPECIAL_TOKENS = (
-    *("<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "<think>", "</think>"),
-    *("[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>", "<tool_call>", "</tool_call>"),
-)
-"""What a server's tokenizer may take for a token, as it can't be asked; `<|...|>` is never let through anyway."""
-
 _TOO_LONG = re.compile(r"context[ _](?:length|size|window)|prompt is too long|inputs?\W+tokens \+", re.IGNORECASE)
 
 

@@ -39,6 +39,13 @@ class Store:
         with naming(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._guard = lock(self.folder)
+        try:
+            return self._read(settings)
+        except (ConfigError, RecordError, OSError):
+            self._guard.close()
+            raise
+
+    def _read(self, settings: Mapping[str, Any]) -> dict[str, Answer]:
         path, files = self.folder / "settings.json", sorted(self.folder.glob("answers-*.jsonl"))
         if files and not path.exists():
             raise ConfigError(f"{self.folder} holds answers without their {path.name}; take another --out")
