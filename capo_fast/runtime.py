@@ -113,8 +113,9 @@ def engine_group(tensor_parallel: int) -> EngineGroup:
     """This rank's. Raises ConfigError where the ranks can't be divided into groups."""
     rank, world = dist.get_rank(), dist.get_world_size()
     if world % tensor_parallel:
-        ranks_ = f"{world} rank{'s' if world > 1 else ''}"
-        raise ConfigError(f"engine.tensor_parallel: {tensor_parallel}, but there are {ranks_}; want a multiple of it")
+        raise ConfigError(
+            f"engine.tensor_parallel: found {tensor_parallel}, wanted a divisor of the number of ranks, {world}"
+        )
     return EngineGroup(rank // tensor_parallel, world // tensor_parallel, rank % tensor_parallel == 0)
 
 

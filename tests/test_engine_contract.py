@@ -46,9 +46,9 @@ def test_a_model_that_divides(ranks):
 @pytest.mark.parametrize(
     ("ranks", "line"),
     [
-        (8, "engine.tensor_parallel: 8, but the model's num_attention_heads is 12"),
-        (3, "engine.tensor_parallel: 3, but the model's num_key_value_heads is 2"),
-        (6, "engine.tensor_parallel: 6, but the model's intermediate_size is 8960"),
+        (8, "engine.tensor_parallel: found 8, wanted a divisor of the model's num_attention_heads, 12"),
+        (3, "engine.tensor_parallel: found 3, wanted a divisor of the model's num_key_value_heads, 2"),
+        (6, "engine.tensor_parallel: found 6, wanted a divisor of the model's intermediate_size, 8960"),
     ],
 )
 def test_a_model_that_does_not_divide_is_refused(ranks, line):

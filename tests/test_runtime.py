@@ -134,7 +134,7 @@ def test_ranks_that_no_engines_can_share_are_refused(monkeypatch):
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     with pytest.raises(
-        ConfigError, match=r"^engine\.tensor_parallel: 2, but there are 3 ranks; want a multiple of it$"
+        ConfigError, match=r"^engine\.tensor_parallel: found 2, wanted a divisor of the number of ranks, 3$"
     ):
         engine_group(2)
 

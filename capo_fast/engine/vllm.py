@@ -164,12 +164,13 @@ def check_version(installed: str) -> None:
 
 def check_divides(model: Mapping[str, Any], tensor_parallel: int) -> None:
     """Raise ConfigError where a model (its config.json) can't be cut into so many equal slices."""
-    heads = model["num_attention_heads"]
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        found = model.get(name) or heads
+        found = model.get(name) or model["num_attention_heads"]
         copied = name == "num_key_value_heads" and tensor_parallel % found == 0
         if found % tensor_parallel and not copied:
-            raise ConfigError(f"engine.tensor_parallel: {tensor_parallel}, but the model's {name} is {found}")
+            raise ConfigError(
+                f"engine.tensor_parallel: found {tensor_parallel}, wanted a divisor of the model's {name}, {found}"
+            )
 
 
 def _start(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
