@@ -43,6 +43,9 @@ def refused(**settings: Any) -> str:
         {"rollout__max_tokens": 8191},
         {"critic__mode": "endpoint", "endpoint__url": "http://host:8000/v1", "critic__max_tokens": 9000},
         {"reward__fn": "my_package.rewards:length"},
+        {"lora__rank": 512},
+        {"lora__rank": 8, "policy__dtype": "float32"},
+        {"engine__dtype": "float32"},
     ],
 )
 def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
@@ -54,6 +57,8 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
     [
         ({"data__path": None}, "data.path: missing"),
         ({"data__path": ""}, "data.path: missing"),
+        ({"lora__rank": 513}, "lora.rank: found 513, wanted at most 512, the engine's largest"),
+        ({"lora__rank": 8, "engine__dtype": "float32"}, "policy.dtype: found bfloat16 with lora.rank and engine.dtype"),
         ({"credit__process_weight": 2.0}, "a right answer by a wrong step no longer beats"),
         ({"credit__process_weight": 2.0}, "credit.allow_process_dominance: true accepts that"),
         ({"credit__outcome_weight": 0.5}, "wanted C > P"),

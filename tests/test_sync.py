@@ -14,6 +14,7 @@ from capo_fast.config import ConfigError, LoraConfig
 from capo_fast.data import load_problems, render_prompts
 from capo_fast.engine.base import checksum
 from capo_fast.engine.scripted import ScriptedEngine
+from capo_fast.files import passing_folder
 from capo_fast.policy import load_model
 from capo_fast.sync import (
     CHECKSUM_TOLERANCE,
@@ -149,6 +150,13 @@ def test_an_adapter_and_a_base_that_answer_alike_are_seen(adapted):
     engine.score = lambda sequences, base: score(sequences, [False] * len(base))
     with pytest.raises(SyncError, match=r"the probe's mean log-prob under the base is -\d"):
         sync.push_policy()
+
+
+def test_a_passing_folder_lies_in_memory_where_there_is_room_and_is_gone_at_the_end():
+    with passing_folder(1) as small, passing_folder(2**60) as large:
+        assert small.is_dir() and large.is_dir()
+        assert small.is_relative_to("/dev/shm") and not large.is_relative_to("/dev/shm")
+    assert not small.exists() and not large.exists()
 
 
 def test_a_bfloat16_weight_that_stayed_behind_by_one_step_is_seen():
