@@ -16,7 +16,7 @@ from dataclasses import asdict
 import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.batch import pack_update, split_minibatches
 from capo_fast.build import Parts, build
-from capo_fast.checkpoint import CheckpointError, export_model
+from capo_fast.checkpoint import CheckpointError, export_adapter, export_model
 from capo_fast.config import Config, ConfigError
 from capo_fast.console import write_summary
 from capo_fast.credit.assign import assign_credit, informative_groups
@@ -204,6 +204,8 @@ class Trainer:
         with self.clock("export"):
             dtype = self.config.checkpoint.export_dtype
             export_model(self.parts.learner, self.parts.tokenizer, self.parts.folder / "model", dtype)
+            if self.config.lora.rank > 0:
+                export_adapter(self.parts.learner, self.parts.tokenizer, self.parts.folder / "adapter")
         self.progress.add_seconds(self.clock.lap())
         self.progress.wall_seconds = self.parts.wall_seconds()
         summary = self.progress.summary(self.config) | {"loss_kernel": self.parts.learner.loss_kernel}
