@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-NEEDED = ("httpx2", "jinja2", "math_verify", "peft", "plotly", "pydantic", "rich", "tensorboard", "transformers", "yaml")
+NEEDED = (
+    *("httpx2", "jinja2", "math_verify", "peft", "plotly"),
+    *("pydantic", "rich", "tensorboard", "transformers", "yaml"),
+)
 
 if missing := [name for name in NEEDED if find_spec(name) is None]:
     raise ImportError(

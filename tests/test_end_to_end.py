@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -94,7 +95,7 @@ def make_model(family, folder, texts):
     model(configuration(**shape, **sizes, max_position_embeddings=2048)).save_pretrained(folder)
 
 
-def random_model_run(folder, family, ranks, dtype, tensor_parallel=1):
+def random_model_run(folder, family, ranks, dtype, **more):
     rows = problems()
     data, model = folder.with_name("problems.jsonl"), folder.with_name("model")
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -105,7 +106,7 @@ def random_model_run(folder, family, ranks, dtype, tensor_parallel=1):
         "data.path": data,
         "policy.dtype": dtype,
         "engine.dtype": dtype,
-        "engine.tensor_parallel": tensor_parallel,
+        **{key.replace("__", "."): value for key, value in more.items()},
     }
     arguments = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
@@ -116,8 +117,8 @@ RUNS = {
     "killed": killed_run,
     "whole": whole_run,
     "qwen2": partial(random_model_run, family="qwen2", ranks=2, dtype="float32"),
-    "sliced": partial(random_model_run, family="qwen2", ranks=2, dtype="float32", tensor_parallel=2),
-    "llama": partial(random_model_run, family="llama", ranks=None, dtype="bfloat16"),
+    "sliced": partial(random_model_run, family="qwen2", ranks=2, dtype="float32", engine__tensor_parallel=2),
+    "llama": partial(random_model_run, family="llama", ranks=None, dtype="bfloat16", lora__rank=4),
 }
 
 
@@ -154,6 +155,19 @@ def test_other_models_and_data(family, gap, run_of):
     assert steps[0]["gap/mean"] < gap
     assert 0 <= steps[0]["loss/ref_kl"] < 0.01
     assert AutoModelForCausalLM.from_pretrained(folder / "model").dtype == torch.bfloat16
+
+
+def test_a_lora_run_streams_its_critiques_and_leaves_an_adapter(run_of):
+    folder = run_of("llama")
+    steps = [json.loads(line) for line in lines(folder)]
+    assert all(step["critic/critiques"] == 16 and step["critic/tokens"] > 0 for step in steps)
+    assert 0 <= steps[0]["critic/overlap"] <= 1
+    base = AutoModelForCausalLM.from_pretrained(folder.with_name("model"), dtype=torch.bfloat16)
+    adapted = PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().state_dict()
+    merged = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(merged[name], load_file(folder.with_name("model") / "model.safetensors")[name])
+    torch.testing.assert_close(adapted[name], merged[name], atol=0.01, rtol=0.01)
 
 
 def test_one_engine_in_two_slices_trains_as_two_engines_do(run_of):
