@@ -10,6 +10,9 @@ float32 and a LoRA adapter of rank 8. Arms take turns in every round:
     streamed   rollouts by the adapter; each one's critiques by the base as soon as it has ended
     in two     the same requests; the critiques after the last rollout
 
+After them the whole loop trains the same model, four steps of GRPO and of CAPO under LoRA, each in its own process: what
+a step spends outside the engine's steps, the pushes and the learner is the loop's own.
+
 A request's answer depends on its seed alone, so arms that are compared decode the same tokens, but for rounding
 (their numbers are checked). Rollouts end
 by themselves or at a limit drawn from a log-normal: a few are many times as long as the rest.
@@ -19,7 +22,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +41,7 @@ from capo_fast.credit.critic import load_template
 from capo_fast.engine.vllm import VllmEngine
 from capo_fast.generation import Stream
 from capo_fast.lora import adapter_files, add_adapter
+from capo_fast.metrics import read_metrics
 from capo_fast.paths import resolve_model
 from capo_fast.records import Prompt, Request
 from capo_fast.runtime import ranks
@@ -177,6 +183,37 @@ def ratios(found: dict[str, list[dict[str, Any]]], arm: str, base: str) -> list[
     return [one["tokens"] / one["seconds"] / (other["tokens"] / other["seconds"]) for one, other in pairs]
 
 
+LOOPS = {
+    "grpo": {"algorithm": "grpo"},
+    "capo, LoRA": {"lora.rank": 8, "train.lr": 1e-3},
+}
+LOOP = {
+    "rollout.prompts": 8,
+    "rollout.n": 8,
+    "rollout.max_tokens": 256,
+    "engine.max_model_len": 1024,
+    "engine.kv_cache_gb": 1.0,
+    "engine.max_num_seqs": 64,
+    "train.micro_tokens": 4096,
+}
+
+
+def loop(settings: dict[str, Any], threads: int, steps: int = 4) -> list[dict[str, float]]:
+    """Seconds of each training step but the first, by whose they are."""
+    with tempfile.TemporaryDirectory() as name:
+        make_model(Path(name, "base"))
+        words = [f"--{key}={value}" for key, value in (LOOP | settings | {"model.path": f"{name}/base"}).items()]
+        command = [sys.executable, "-m", "bench.end_to_end_capo", str(steps + 1), name, *words]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdout=sys.stderr)
+        walls = [sum(step["seconds"].values()) for step in json.loads(Path(name, "arm.json").read_text())["steps"]]
+        lines = read_metrics(Path(name, "run", "metrics.jsonl"))
+    found = []
+    for line, wall in list(zip(lines, walls, strict=True))[1:]:
+        parts = {"engine": line["engine/busy_s"], "learner": line["time/learn"], "push": line["time/sync"]}
+        found.append({**parts, "step": wall, "own share": 1 - sum(parts.values()) / wall})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -191,11 +228,16 @@ def main() -> None:
     }
     for name, values in summary.items():
         print(f"{name}: {median(values):.3f} [{min(values):.3f}, {max(values):.3f}]")
+    loops = {name: loop(settings, options.threads) for name, settings in LOOPS.items()}
+    for name, steps in loops.items():
+        print(name, {key: round(median(step[key] for step in steps), 4) for key in steps[0]})
     for arm in ("streamed", "in two"):
         print(arm, {key: round(median(one[key] for one in found[arm]), 3) for key in found[arm][0]})
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(about(options.threads) | {"ratios": summary, "rounds": found}, indent=1))
+        options.json.write_text(
+            json.dumps(about(options.threads) | {"ratios": summary, "rounds": found, "loops": loops}, indent=1)
+        )
 
 
 if __name__ == "__main__":
