@@ -10,8 +10,8 @@ float32 and a LoRA adapter of rank 8. Arms take turns in every round:
     streamed   rollouts by the adapter; each one's critiques by the base as soon as it has ended
     in two     the same requests; the critiques after the last rollout
 
-After them the whole loop trains the same model, four steps of GRPO and of CAPO under LoRA, each in its own process: what
-a step spends outside the engine's steps, the pushes and the learner is the loop's own.
+After them the whole loop trains the same model, four steps of GRPO and of CAPO under LoRA, each in its own process:
+what a step spends outside the engine's steps, the pushes and the learner is the loop's own.
 
 A request's answer depends on its seed alone, so arms that are compared decode the same tokens, but for rounding
 (their numbers are checked). Rollouts end
