@@ -5,8 +5,10 @@
 One in-process vLLM with a random Qwen2 (hidden 512, 8 layers: large enough for the engine to dominate on a CPU) in
 float32 and a LoRA adapter of rank 8. Arms take turns in every round:
 
-    bare       `vllm.LLM.generate` on the rollouts' prompts with their seeds, limits and log-probs, no detokenization
-    ours       the same requests through the trainer's stream, each read into a rollout with its steps and text
+    bare       `vllm.LLM.generate` on the rollouts' prompts with their seeds, limits and log-probs, no detokenization;
+               its prompts and parameters are made before the clock starts
+    ours       the same requests, made and hashed on the clock, through the trainer's stream, each read into a rollout
+               with its steps and text
     streamed   rollouts by the adapter; each one's critiques by the base as soon as it has ended
     in two     the same requests; the critiques after the last rollout
 
@@ -167,9 +169,10 @@ def measure(rounds: int) -> dict[str, list[dict[str, Any]]]:
         work = Work(engine._tokenizer)
         found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in RUN}
         for number in range(rounds + 1):
-            for arm, run in RUN.items():
+            arms = list(RUN)
+            for arm in arms[number % len(arms) :] + arms[: number % len(arms)]:
                 engine._llm.reset_prefix_cache()
-                found[arm].append(run(engine, work))
+                found[arm].append(RUN[arm](engine, work))
                 print(f"round {number} of {rounds}, {arm}: {found[arm][-1]}", flush=True)
         engine.close()
     return {arm: seen[1:] for arm, seen in found.items()}
@@ -223,7 +226,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found = measure(options.rounds)
     summary = {
-        "rollouts/s of bare vLLM": ratios(found, "ours", "bare"),
+        "tokens/s of bare vLLM": ratios(found, "ours", "bare"),
         "streamed over in two": ratios(found, "streamed", "in two"),
     }
     for name, values in summary.items():

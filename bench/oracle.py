@@ -6,11 +6,8 @@ It answers the critique requests of a run itself, in the critic's own format, an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
-
-import torch
 
 from capo_fast.engine.base import Engine
 from capo_fast.records import Completion, Request
@@ -26,20 +23,8 @@ class KeptEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def add(self, request: Request) -> None:
-        self.engine.add(request)
-
-    def step(self) -> list[Completion]:
-        return self.engine.step()
-
-    def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        self.engine.load(weights)
-
-    def checksums(self) -> dict[str, float]:
-        return self.engine.checksums()
-
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return self.engine.score(sequences)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
 
     def close(self) -> None:
         pass

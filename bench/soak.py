@@ -4,8 +4,8 @@
 
 Every step swaps policy and critic in the engine twice and checks both. The training process is watched each second: its
 resident memory against the finished steps. Afterwards nothing of it may be left: no process of its session, no file in
-/dev/shm or the temporary folder. Exit status 1 where the run failed, something was left, or memory grew in the second
-half by more than `--growth` MiB (a line fitted to it).
+its temporary folder or, while nothing else writes there, in /dev/shm. Exit status 1 where the run failed, something was
+left, or memory grew in the second half by more than `--growth` MiB (a line fitted to it).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from bench.end_to_end import about
 
 SMALL = {"rollout.prompts": 4, "rollout.n": 4, "eval.limit": 16, "checkpoint.every": 10, "checkpoint.keep": 2}
-SHARED = (Path("/dev/shm"), Path(tempfile.gettempdir()))
+SHARED = Path("/dev/shm")
 
 
 def resident_mib(session: int) -> dict[int, float]:
@@ -41,8 +41,8 @@ def resident_mib(session: int) -> dict[int, float]:
     return found
 
 
-def files() -> set[str]:
-    return {str(path) for folder in SHARED if folder.is_dir() for path in folder.iterdir()}
+def files(temporary: Path) -> set[str]:
+    return {str(path) for folder in (SHARED, temporary) if folder.is_dir() for path in folder.iterdir()}
 
 
 def steps_done(folder: Path) -> int:
@@ -52,33 +52,38 @@ def steps_done(folder: Path) -> int:
 
 def watch(folder: Path, words: list[str]) -> dict[str, Any]:
     """Run the training; its memory by step, and what it left."""
-    before = files()
+    temporary = folder.parent / "tmp"
+    temporary.mkdir()
+    before, environment = files(temporary), os.environ | {"TMPDIR": str(temporary)}
     command = [sys.executable, "-m", "capo_fast.train", "--run.dir", str(folder), *words]
     with (folder.parent / "train.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
     curve = []
     while process.poll() is None:
         memory = resident_mib(process.pid)
         if process.pid in memory:
             curve.append((steps_done(folder), round(memory[process.pid], 1), round(sum(memory.values()), 1)))
         time.sleep(1)
+    time.sleep(5)  # for what ends just after its parent
     return {
         "exit_status": process.returncode,
         "log": (folder.parent / "train.log").read_text()[-2000:] if process.returncode else "",
         "curve": curve,
         "processes_left": len(resident_mib(process.pid)),
-        "files_left": sorted(files() - before),
+        "files_left": sorted(files(temporary) - before),
     }
 
 
 def growth_mib(curve: list[tuple[int, float, float]]) -> float:
-    """Of the fitted line over the second half of the steps, from its start to its end.
+    """Of the fitted line over the second half of the steps but the last, with its export and end.
 
-    >>> round(growth_mib([(step, 100.0 + 2 * (step >= 5), 0.0) for step in range(5, 11)]), 6)
+    >>> round(growth_mib([(step, 100.0 + 50 * (step == 10), 0.0) for step in range(5, 11)]), 6)
     0.0
     """
     last = curve[-1][0]
-    points = [(step, memory) for step, memory, _ in curve if 2 * step >= last]
+    points = [(step, memory) for step, memory, _ in curve if last / 2 <= step < last]
     steps, memory = np.array(points).T
     return float(np.polyfit(steps, memory, 1)[0] * (steps[-1] - steps[0]))
 

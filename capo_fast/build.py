@@ -7,6 +7,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -111,11 +112,18 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     if rank == 0:
         recorder = RunFolder(folder, config.run.keep_rollouts, config.run.wandb, config_as_dict(config))
         recorder.cut_back(progress.step)
-    if engine is None:
-        engine = start_engine(model_path, config, config.lora)
-    sync: Sync | AdapterSync = Sync(engine, learner, critic, probe, config)
+    server = ask_server(config, group, progress)
+    with ExitStack() as undo:
+        if server is not None:
+            undo.callback(server.close)
+        if engine is None:
+            engine = start_engine(model_path, config, config.lora)
+        undo.pop_all()
+    sync: Sync | AdapterSync
     if config.lora.rank > 0:
         sync = AdapterSync(engine, learner, probe, config)
+    else:
+        sync = Sync(engine, learner, critic, probe, config)
     progress.add_seconds({"start": time.monotonic() - started})
     console = open_console(config.train.steps, rank, progress.step)
     deadline = Deadline(config.train.stage_timeout_s)
@@ -131,7 +139,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         tokenizer=tokenizer,
         template=template,
         engine=engine,
-        critic=start_critic(config, engine, group, progress),
+        critic=server or engine,
         learner=learner,
         sync=sync,
         pool=VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn),
@@ -194,12 +202,13 @@ def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None
     return VllmEngine(model_path, config.engine, lora or LoraConfig())
 
 
-def start_critic(config: Config, engine: Engine, group: EngineGroup, progress: Progress) -> Generator:
-    """What answers critiques on this rank: the engine, or the client of a server with its share of what is left."""
+def ask_server(config: Config, group: EngineGroup, progress: Progress) -> EndpointCritic | None:
+    """The client of the critic's server on the ranks that ask it, with its share of what is left of the budget."""
     if config.credit.process == "none" or config.critic.mode != "endpoint" or not group.is_first:
-        return engine
+        return None
     budget = config.endpoint.budget_tokens
-    return EndpointCritic(config.endpoint, budget and max(0, budget - progress.critique_tokens) // group.count)
+    left = None if budget is None else max(0, budget - progress.critique_tokens) // group.count
+    return EndpointCritic(config.endpoint, left)
 
 
 def load_learner(
@@ -242,6 +251,8 @@ def load_reference(policy: Policy, model_path: str, config: Config, mesh: Device
 
 RESUMABLE = (
     *("resume", "run.", "checkpoint.", "eval.every"),
+    *("endpoint.url", "endpoint.api_key_env", "endpoint.concurrency", "endpoint.timeout_s", "endpoint.retries"),
+    *("endpoint.budget_tokens", "endpoint.on_failure"),
     *("train.steps", "train.stage_timeout_s", "reward.workers", "reward.timeout_s"),
 )
 CAPACITY = (

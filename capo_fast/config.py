@@ -155,7 +155,7 @@ class EndpointConfig:
     """Requests under way at once, a rank."""
     timeout_s: float = 300.0
     """Deadline of one try, seconds."""
-    retries: int = 5
+    retries: int = 3
     """Tries after the first, with growing pauses, where the server is overloaded or can't be reached."""
     budget_tokens: int | None = None
     """Tokens, prompts included, that all critiques of a run may cost; None: no limit."""

@@ -41,7 +41,7 @@ RATES = {
     "tokens_per_s": ".0f",
 }
 """Shown in every line where the step has them."""
-TROUBLES = ("critic/out_of_range", "verify/timeouts", "groups/dropped", "updates_skipped")
+TROUBLES = ("critic/failed", "critic/out_of_range", "verify/timeouts", "groups/dropped", "updates_skipped")
 """Counts, shown only where they are not 0."""
 REQUIRED = ("pass@1_before", "pass@1_after", "steps", "wall_seconds", "seconds_by_stage")
 """What every summary has."""

@@ -73,7 +73,7 @@ def run(job: Job, engine: Generator | None = None) -> dict[str, Any]:
 def score_critic(job: Job, engine: Generator | None = None) -> dict[str, Any]:
     """The same, inside a process group that is there already."""
     config, at_server = job.config, is_address(job.model)
-    group = engine_group(config.engine.tensor_parallel)
+    group = engine_group(1 if at_server else config.engine.tensor_parallel)
     sets = load_solutions(job.sets, job.data_dir, job.limit, config.seed)
     template = load_critic_template(config)
     tokenizer = None if at_server else load_tokenizer(job.model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import faulthandler
 import os
+import re
 import sys
 import threading
 import time
@@ -106,10 +107,17 @@ def _raise_if_not_first(peers: Peers, error: Exception) -> None:
         raise RankLost(f"another rank has ended without a word, as if killed ({line})") from None
 
 
+PEER_GONE = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket closed|gloo/transport.*(read|write) error|ncclRemote",
+    re.IGNORECASE,
+)
+"""A time-out, or what NCCL says of this rank's own device, is not among them: such an error is shown."""
+
+
 def connection_lost(error: BaseException | None) -> bool:
     """Whether an error, or a cause of it, is how gloo, NCCL or the store say that a peer has gone."""
     while error is not None:
-        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+        if isinstance(error, dist.DistNetworkError) or PEER_GONE.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

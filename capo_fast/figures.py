@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from capo_fast.credit.assign import unjudged_groups
 from capo_fast.evaluation.pass_rate import PassRate
 from capo_fast.evaluation.statistics import agreement
 from capo_fast.generation import Traffic
@@ -63,7 +64,8 @@ def _rollouts(credited: Sequence[CreditedSample]) -> dict[str, float]:
 
 def _critiques(credited: Sequence[CreditedSample]) -> dict[str, float]:
     critiques = [critique for each in credited for critique in each.sample.critiques]
-    votes = [vote for each in credited for vote in each.sample.step_wrong]
+    read = [each for each in credited if not all(critique.abstained for critique in each.sample.critiques)]
+    votes = [vote for each in read for vote in each.sample.step_wrong]
     return {
         "wrong_step_rate": _mean(votes),
         "critic/critiques": len(critiques),
@@ -73,6 +75,7 @@ def _critiques(credited: Sequence[CreditedSample]) -> dict[str, float]:
         "critic/truncated": sum(critique.truncated for critique in critiques),
         "critic/failed": sum(critique.failed for critique in critiques),
         "critic/agreement": _agreement(credited),
+        "groups/outcome_only": len(unjudged_groups([each.sample for each in credited])),
     }
 
 

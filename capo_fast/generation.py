@@ -38,7 +38,8 @@ class Traffic:
     critique_cached_tokens: int = 0
     """Of the prompts': their keys and values were there already."""
     overlapped_tokens: int = 0
-    """Critique tokens decoded while rollouts still ran, at one token a sequence and engine step."""
+    """Critique tokens decoded while rollouts still ran, at one token a sequence and engine step; of a critic elsewhere,
+    those of critiques that ended while rollouts ran."""
     shared: int = 0
     """Rollouts that took over the critiques of an equal one."""
     unread: int = 0
@@ -46,7 +47,7 @@ class Traffic:
     busy_seconds: float = 0.0
     """Inside the engine's steps."""
     idle_seconds: float = 0.0
-    """Between the engine's steps, while requests were under way."""
+    """Between the engine's steps, while requests were under way there."""
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -62,28 +63,38 @@ class Stream:
         """Each with the engine step after which it entered."""
         self._engine, self._critic = engine, critic
         self._steps = self._steps_with_rollouts = 0
-        self._idle_since = time.perf_counter()
+        self._idle_since = 0.0
 
     def add_rollout(self, request: Request) -> None:
+        self._note_work()
         self.rollouts.add(request.id)
         self._engine.add(request)
 
     def add_critique(self, request: Request) -> None:
+        if self._critic is self._engine:
+            self._note_work()
         self.critiques[request.id] = self._steps
         self._critic.add(request)
 
     def advance(self) -> list[Completion]:
         """What has ended in one step of the engine and at the critic meanwhile."""
-        within_engine = self._critic is self._engine
-        busy = bool(self.rollouts or (within_engine and self.critiques))
+        busy = self._engine_has_work()
         ended = self._step() if busy else []
-        if not within_engine:
+        if self._critic is not self._engine:
             ended += self._critic.step()
             if not busy and not ended:
                 time.sleep(self._critic.pause_s)
         for completion in ended:
             self._count(completion)
         return ended
+
+    def _engine_has_work(self) -> bool:
+        return bool(self.rollouts or (self._critic is self._engine and self.critiques))
+
+    def _note_work(self) -> None:
+        """The engine idles from its first request on, not before."""
+        if not self._engine_has_work():
+            self._idle_since = time.perf_counter()
 
     def _step(self) -> list[Completion]:
         self._steps += 1
@@ -101,13 +112,15 @@ class Stream:
             self.rollouts.remove(completion.id)
             self.traffic += Traffic(rollout_tokens=tokens)
             return
-        beside = self._steps_with_rollouts - self.critiques.pop(completion.id)
-        late = self._steps - self._steps_with_rollouts if self._critic is self._engine else 0
+        entered = self.critiques.pop(completion.id)
+        beside = min(tokens - (self._steps - self._steps_with_rollouts), self._steps_with_rollouts - entered)
+        if self._critic is not self._engine:
+            beside = tokens if self.rollouts else 0
         self.traffic += Traffic(
             critique_tokens=tokens,
             critique_prompt_tokens=completion.prompt_tokens,
             critique_cached_tokens=completion.cached_tokens,
-            overlapped_tokens=max(0, min(tokens - late, beside)),
+            overlapped_tokens=max(0, beside),
         )
 
 
@@ -178,6 +191,9 @@ class Generation:
         self._ended += ended
         if ended and self._judges:
             self._checks.append(self._pool.submit([(rollout.text, rollout.prompt.answer) for rollout in ended]))
+        for check in self._checks:
+            if check.done():
+                check.result()  # a verifier that fails is said now, not after the last critique
         if streams(self._sampler.config):
             self._ask(ended)
 
@@ -191,11 +207,12 @@ class Generation:
             return self._ended
         verdicts = zip(self._ended, self._verdicts(), strict=True) if self._judges else ()
         gathered = gather([((r.group, r.sample), float(verdict)) for r, verdict in verdicts if verdict is not None])
-        wrong = {member for member, verdict in gathered if verdict < 1}
+        wanted = {member for member, verdict in gathered if verdict < 1}
         if when == "mixed-groups":
-            mixed = {group for group, _ in wrong} & {member[0] for member, verdict in gathered if verdict == 1}
-            wrong = {member for member, _ in gathered if member[0] in mixed}
-        chosen = [rollout for rollout in self._ended if (rollout.group, rollout.sample) in wrong]
+            distinct = {(group, verdict) for (group, _), verdict in gathered}
+            groups = [group for group, _ in distinct]
+            wanted = {member for member, _ in gathered if groups.count(member[0]) > 1}
+        chosen = [rollout for rollout in self._ended if (rollout.group, rollout.sample) in wanted]
         self._stream.traffic += Traffic(unread=len(self._ended) - len(chosen))
         return chosen
 

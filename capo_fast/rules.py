@@ -117,6 +117,22 @@ def _critic(config: Config) -> Rules:
         f"critic.path: found {critic.path}, wanted none: with critic.mode: {critic.mode} and lora.rank: "
         f"{config.lora.rank} other weights never enter the engine",
     )
+    for name, value in (("url", endpoint.url), ("budget_tokens", endpoint.budget_tokens)):
+        yield (
+            value is not None and critic.mode != "endpoint",
+            f"endpoint.{name}: found one, wanted none with critic.mode: {critic.mode}, which asks no server",
+        )
+    tries = (endpoint.retries + 1) * endpoint.timeout_s + sum(min(2.0**k, 60.0) for k in range(endpoint.retries))
+    limit = config.train.stage_timeout_s
+    yield (
+        critic.mode == "endpoint" and tries >= limit,
+        f"endpoint.timeout_s: found {endpoint.timeout_s:g} with endpoint.retries: {endpoint.retries}, {tries:g} s in "
+        f"all, wanted less than train.stage_timeout_s ({limit:g}), which would end the run first",
+    )
+    yield (
+        config.credit.when != "always" and config.credit.process == "none",
+        f"credit.when: found {config.credit.when}, wanted always with credit.process: none, which has no critic",
+    )
     yield (
         config.lora.rank > 0 and not config.lora.targets,
         "lora.targets: found none, wanted the names of linear layers",

@@ -64,17 +64,22 @@ class Sampler:
     def critique_requests(self, rollout: Rollout) -> list[Request]:
         """`critic.votes` of them, on exactly the rollout's own steps; none where the engine has no room for an answer.
 
-        They differ in the seed alone, so that all votes share the keys and values of one prompt.
+        They differ in the seed alone, so that all votes share the keys and values of one prompt. Where equal rollouts
+        share critiques, the seeds are made of what they share: it then makes no difference which one is asked about.
         """
         prompt, critic = rollout.prompt, self.config.critic
         message = critique_message(self.tokenizer, self.template, prompt.problem, rollout.steps.texts, prompt.solution)
-        prompt_ids = chat_ids(self.tokenizer, message)
-        if critic.mode != "endpoint" and len(prompt_ids) > critique_room(self.config):
+        prompt_ids = () if critic.mode == "endpoint" else chat_ids(self.tokenizer, message)
+        if len(prompt_ids) > critique_room(self.config) and critic.mode != "endpoint":
             return []
         greedy = critic.voting == "greedy"
         request = critique_request("", prompt.id, prompt_ids, self.config, greedy, message)
         names = [critique_id(rollout, vote) for vote in range(critic.votes)]
-        return [replace(request, id=name, seed=request_seed(self.config.seed, name, prompt.id)) for name in names]
+        shared = (rollout.version, rollout.token_ids) if critic.judge_once else None
+        seeds = [
+            request_seed(self.config.seed, (shared, k) if shared else names[k], prompt.id) for k in range(len(names))
+        ]
+        return [replace(request, id=name, seed=seed) for name, seed in zip(names, seeds, strict=True)]
 
     def read_critiques(self, rollout: Rollout, answers: Mapping[str, Completion]) -> tuple[Critique, ...]:
         names = [critique_id(rollout, vote) for vote in range(self.config.critic.votes)]

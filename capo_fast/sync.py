@@ -113,24 +113,23 @@ class Sync:
         self._engine = engine
         self._learner = learner
         self._critic = critic
+        self._critic_sums = _sums(critic.weights.items()) if critic else {}
         self._dtype = DTYPES[config.engine.dtype]
         self._canary = Canary(engine, learner, probe, config)
 
     def push_policy(self) -> None:
         """Make the engine hold the policy as it is now. A collective on all ranks. Raises SyncError."""
-        self._push(full_weights(self._learner.policy, self._dtype))
+        pushed: Sums = {}
+        self._engine.load(_watched(full_weights(self._learner.policy, self._dtype), pushed))
+        self._canary.check_weights(pushed)
         self._canary.check_probe(self._canary.trainers())
 
     def push_critic(self) -> None:
         """Make the engine hold the frozen critic. Raises SyncError."""
         assert self._critic is not None  # a run without a critic never asks for one
-        self._push(self._critic.weights.items())
+        self._engine.load(iter(self._critic.weights.items()))
+        self._canary.check_weights(self._critic_sums)
         self._canary.check_probe(self._critic.probe_logprobs)
-
-    def _push(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        pushed: Sums = {}
-        self._engine.load(_watched(weights, pushed))
-        self._canary.check_weights(pushed)
 
 
 class AdapterSync:
@@ -180,10 +179,11 @@ def freeze_critic(load: Callable[[], Any], probe: Sequence[tuple[int, ...]], dty
 def _write_critic(
     model: Any, probe: Sequence[tuple[int, ...]], dtype: torch.dtype, stack: ExitStack
 ) -> tuple[Path, torch.Tensor]:
+    logprobs = torch.cat([_logprobs(model, sequence) for sequence in probe])
     weights = {name: weight.to(dtype, copy=True) for name, weight in model.state_dict().items()}
     folder = stack.enter_context(passing_folder(sum(weight.nbytes for weight in weights.values())))
     save_file(weights, folder / "critic.safetensors")
-    return folder / "critic.safetensors", torch.cat([_logprobs(model, sequence) for sequence in probe])
+    return folder / "critic.safetensors", logprobs
 
 
 def _logprobs(model: Any, sequence: tuple[int, ...]) -> torch.Tensor:
@@ -208,7 +208,7 @@ INESSENTIAL = ("dtype", "_token_id", "_version", "use_cache", "architectures", "
 
 def _watched(weights: Iterable[tuple[str, torch.Tensor]], pushed: Sums) -> Iterator[tuple[str, torch.Tensor]]:
     for name, weight in weights:
-        pushed[name] = checksum(weight), weight.float().norm().item()
+        pushed[name] = checksum(weight), torch.linalg.vector_norm(weight, dtype=torch.float32).item()
         yield name, weight
 
 

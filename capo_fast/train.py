@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+import torch.distributed as dist
+
 import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.batch import pack_update, split_minibatches
 from capo_fast.build import Parts, build
@@ -52,7 +54,8 @@ FAILURES = (
 
 def run(config: Config, engine: Engine | None = None) -> dict[str, object]:
     """Train as configured; every rank calls it. Returns what `summary.json` holds. Raises `FAILURES`, Interrupted."""
-    with ranks(2 * config.train.stage_timeout_s) as device:
+    # Start-up has no deadline of its own; a 7B model may take minutes to be read.
+    with ranks(max(2 * config.train.stage_timeout_s, 1800.0)) as device:
         parts = build(config, device, engine)
         try:
             with one_error_shown():  # now: vLLM's shutdown takes a while, and breaks the others' collectives
@@ -137,12 +140,13 @@ class Trainer:
         self.parts.stop.check()
         with self.clock("rollout"):
             generation.finish_rollouts()
-        self.parts.stop.check()
         if swaps(self.config):
+            self.parts.stop.check()
             with self.clock("sync"):
                 self.parts.sync.push_critic()
         with self.clock("critique"):
             generation.finish_critiques()
+            dist.barrier()  # in this stage, or the ranks that wait would come under the deadline of the next one
         with self.clock("verify"):
             samples = gather(generation.samples())
         self.traffic += sum(self.parts.group.gather([generation.traffic]), Traffic())

@@ -50,6 +50,21 @@ def test_groups_do_not_mix_and_a_tied_group_has_no_advantage():
     assert informative_groups(found) == {5}
 
 
+def test_a_group_that_the_critic_could_not_read_whole_has_outcome_credit_alone():
+    failed = Critique(abstained=True, wrong_steps=frozenset(), dropped=0, failed=True)
+    read = Critique(abstained=False, wrong_steps=frozenset({1}), dropped=0)
+
+    def credit(*critiques):
+        samples = [
+            replace(sample(1.0, [0, 1], 5), critiques=(read,)),
+            replace(sample(0.0, [0], 5), critiques=critiques),
+        ]
+        return assign_credit([*samples, sample(1.0, [0, 1], 6), sample(0.0, [0], 6)], Config())
+
+    assert [c.step_wrong for c in credit(failed, failed)] == [(0.0, 0.0), (0.0,), (0.0, 1.0), (0.0,)]
+    assert credit(failed, read)[0].step_wrong == (0.0, 1.0)
+
+
 def test_a_tied_outcome_with_a_wrong_step_is_still_informative():
     assert informative_groups(assign_credit([sample(1.0, [0, 1]), sample(1.0, [0, 0])], Config())) == {0}
 

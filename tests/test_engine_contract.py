@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,7 +37,7 @@ def test_a_version_outside_the_range_is_refused_with_it(version):
         check_version(version)
 
 
-QWEN = {"num_attention_heads": 12, "num_key_value_heads": 2, "intermediate_size": 8960}
+QWEN = SimpleNamespace(num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

@@ -48,13 +48,14 @@ def test_a_step_that_timed_out_whole_has_no_reward():
 
 
 def test_the_shape_of_rollouts():
-    long = credited(1.0, wrong=(0.0, 1.0, 0.5, 0.0), tokens=8)
-    samples = [long, credited(1.0, tokens=3), credited(0.0, tokens=1, finished=False, group=1)]
+    long = credited(1.0, wrong=(0.0, 1.0, 0.5, 0.0), tokens=8, critiques=(critique(), critique(abstained=True)))
+    short = credited(1.0, tokens=3, critiques=(critique(),))
+    samples = [long, short, credited(0.0, tokens=1, wrong=(1.0,), finished=False, group=1)]
     figures = step_figures(samples[:2], samples, TRAFFIC, STAGES, None)
     assert figures["response_tokens_mean"] == 4
     assert figures["truncated_frac"] == pytest.approx(1 / 3)
     assert figures["steps_mean"] == 2
-    assert figures["wrong_step_rate"] == pytest.approx(1.5 / 6)
+    assert figures["wrong_step_rate"] == pytest.approx(1.5 / 5), "of rollouts that a critique was read of"
     assert figures["policy_version"] == 4
     assert figures["groups/dropped"] == 1
 

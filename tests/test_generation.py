@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -52,7 +53,8 @@ class Elsewhere(Decoding):
     pause_s = 0.001
 
     def add(self, request):
-        super().add(request)
+        ids = tokenizer().encode(request.message, add_special_tokens=False)
+        super().add(replace(request, prompt_ids=tuple(ids)))
         self._left[request.id][0] = 2
 
 
@@ -167,10 +169,48 @@ def test_when_mixed_groups(pool):
         pool, with_(credit={"when": "mixed-groups"}, critic={"judge_once": False}), engine, None, prompts
     )
     outcomes = {group: {s.outcome for s in generation.samples() if s.rollout.group == group} for group in prompts}
-    mixed = {group for group, found in outcomes.items() if found == {0.0, 1.0}}
+    mixed = {group for group, found in outcomes.items() if len(found) > 1}
     assert outcomes[8] == {0.0} and mixed
     assert {group for group, _ in asked(engine)} == mixed
     assert len(asked(engine)) == 4 * len(mixed)
+
+
+def test_equal_rollouts_share_seeds_so_that_any_of_them_may_be_asked_about():
+    rollout = Sampler(tokenizer(), TEMPLATE, CONFIG).read_rollout(
+        Completion("", (5, 6, 7), (0.0,) * 3, "no", True), PROMPTS[3], 3, 0, 7
+    )
+    others = [replace(rollout, sample=1), replace(rollout, token_ids=(5, 6, 8)), replace(rollout, version=7)]
+
+    def seeds(of, judge_once):
+        sampler = Sampler(tokenizer(), TEMPLATE, with_(critic={"judge_once": judge_once}))
+        return tuple(request.seed for request in sampler.critique_requests(of))
+
+    assert seeds(rollout, True) == seeds(others[0], True)
+    assert len({seeds(each, True) for each in (rollout, *others)}) == 3
+    assert len({seeds(each, False) for each in (rollout, *others)}) == 3
+    assert len(set(seeds(rollout, True))) == 2
+
+
+def test_a_critic_elsewhere_overlaps_by_what_ended_beside_rollouts(pool):
+    critic = Elsewhere()
+    generation = generate(pool, with_(critic={"mode": "endpoint"}), Decoding(), critic)
+    assert 0 < generation.traffic.overlapped_tokens < generation.traffic.critique_tokens
+
+
+def test_the_engine_idles_only_while_it_has_work(pool):
+    class Slow(Elsewhere):
+        def step(self):
+            time.sleep(0.01)
+            return super().step()
+
+    engine = Decoding()
+    generation = Generation(
+        Stream(engine, Slow()), pool, Sampler(tokenizer(), TEMPLATE, with_(critic={"mode": "endpoint"})),
+        PROMPTS, [(3, 0)], 7,
+    )  # fmt: skip
+    time.sleep(0.3)
+    generation.finish_rollouts()
+    assert 0 < generation.traffic.idle_seconds - 0.01 * (engine.steps - 1) < 0.3
 
 
 def test_a_rollout_whose_check_timed_out_is_not_read(pool):

@@ -83,19 +83,19 @@ def test_versions_in_a_row_and_the_base_beside_them_are_the_trainers(engine, lea
                 completion = answers[request.id]
                 expected = chosen(logits_of(model, request, completion).log_softmax(-1), completion)
                 torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=5e-5, rtol=0)
-    assert not list(Path("/dev/shm").glob("capo_fast-*/adapter*"))
+    assert not Path(engine._adapter.lora_path).exists()
 
 
-def test_a_version_never_reads_the_cache_of_another_and_the_base_keeps_its_own(engine, learner, sync):
+def test_a_version_never_reads_the_cache_of_another_and_nothing_outlives_a_push(engine, learner, sync):
     def cached(name, base):
         return run_requests(engine, requests(name, base=base, length=200, count=1))[f"{name}0"].cached_tokens
 
     sync.push_policy()
     assert (cached("a", False), cached("b", True)) == (0, 0)
-    assert cached("c", False) == cached("d", True) == 128
+    assert cached("c", False) == cached("d", True) > 100
     move(learner, 1)
     sync.push_policy()
-    assert (cached("e", False), cached("f", True)) == (0, 128)
+    assert (cached("e", False), cached("f", True)) == (0, 0)
 
 
 def test_a_version_that_stayed_behind_by_one_bit_is_seen(engine, learner, sync, monkeypatch):

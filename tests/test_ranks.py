@@ -100,3 +100,6 @@ def test_what_counts_as_a_lost_connection():
     wrapped.__cause__ = lost
     assert connection_lost(lost) and connection_lost(wrapped) and connection_lost(dist.DistNetworkError("gone"))
     assert not connection_lost(RuntimeError("CUDA out of memory")) and not connection_lost(None)
+    late = RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation")
+    duplicate = dist.DistBackendError("NCCL error: invalid usage. Duplicate GPU detected")
+    assert not connection_lost(late) and not connection_lost(duplicate)

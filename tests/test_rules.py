@@ -57,6 +57,16 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
     [
         ({"data__path": None}, "data.path: missing"),
         ({"data__path": ""}, "data.path: missing"),
+        ({"endpoint__url": "http://host/v1"}, "endpoint.url: found one, wanted none with critic.mode: frozen"),
+        ({"endpoint__budget_tokens": 5}, "endpoint.budget_tokens: found one, wanted none with critic.mode: frozen"),
+        (
+            {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "endpoint__retries": 5},
+            "endpoint.timeout_s: found 300 with endpoint.retries: 5, 1831 s in all, wanted less than",
+        ),
+        (
+            {"credit__when": "mixed-groups", "credit__process": "none"},
+            "credit.when: found mixed-groups, wanted always with credit.process: none",
+        ),
         ({"lora__rank": 513}, "lora.rank: found 513, wanted at most 512, the engine's largest"),
         ({"lora__rank": 8, "engine__dtype": "float32"}, "policy.dtype: found bfloat16 with lora.rank and engine.dtype"),
         ({"credit__process_weight": 2.0}, "a right answer by a wrong step no longer beats"),

@@ -96,7 +96,7 @@ def test_no_two_requests_of_a_run_share_a_seed():
     engine = Keeping()
     for step in (1, 2):
         found = rollouts(engine, step)
-        critiques(engine, with_critic(votes=3), found)
+        critiques(engine, with_critic(votes=3, judge_once=False), found)
     rollouts(engine, 1, replace(CONFIG, seed=1))
     assert len({request.seed for request in engine.requests}) == len(engine.requests) == 2 * (8 + 24) + 8
     again = Keeping()

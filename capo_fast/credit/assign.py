@@ -30,7 +30,13 @@ def assign_credit(samples: Sequence[Sample], config: Config) -> list[CreditedSam
     groups = {group: row for row, group in enumerate(dict.fromkeys(sample.rollout.group for sample in samples))}
     group_B = torch.tensor([groups[sample.rollout.group] for sample in samples])
     outcomes = [outcome_reward(sample, config) for sample in samples]
-    wrong = [step_penalties(sample, config.credit.process) for sample in samples]
+    unjudged = unjudged_groups(samples)
+    wrong = [
+        (0.0,) * len(sample.step_wrong)
+        if sample.rollout.group in unjudged
+        else step_penalties(sample, config.credit.process)
+        for sample in samples
+    ]
     trained = [is_trained(sample, config.train.truncated) for sample in samples]
     lengths = [len(sample.rollout.token_ids) for sample in samples]
     credit = ck.Credit(
@@ -91,6 +97,14 @@ def step_penalties(sample: Sample, process: str) -> tuple[float, ...]:
         return (0.0,) * len(votes)
     first = next((k for k, vote in enumerate(votes) if vote > 0), len(votes))
     return tuple(float(k >= first) for k in range(len(votes)))
+
+
+def unjudged_groups(samples: Sequence[Sample]) -> set[int]:
+    """The groups in which a rollout has no critique because none came (`Critique.failed`): outcome credit alone.
+
+    Penalties for some of a group would favour those that the critic, when it went, had not read yet.
+    """
+    return {s.rollout.group for s in samples if s.critiques and all(critique.failed for critique in s.critiques)}
 
 
 def is_trained(sample: Sample, truncated: str) -> bool:

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe, wait
+from queue import SimpleQueue
 from typing import Any
 
 START_LIMIT_S = 120.0
@@ -61,6 +62,7 @@ class VerifierPool:
         self._lock = threading.Lock()
         self._starter: ThreadPoolExecutor | None = None
         self._queue: ThreadPoolExecutor | None = None
+        self._submitted: SimpleQueue[tuple[list[tuple[str, str]], Future[list[bool | float | None]]]] = SimpleQueue()
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -97,9 +99,22 @@ class VerifierPool:
                 raise
 
     def submit(self, pairs: Sequence[tuple[str, str]]) -> Future[list[bool | float | None]]:
-        """`check` in the background; what was submitted before it comes first."""
+        """`check` in the background, in one round with all that is submitted while the round before runs."""
+        future: Future[list[bool | float | None]] = Future()
+        self._submitted.put((list(pairs), future))
         self._queue = self._queue or ThreadPoolExecutor(1, thread_name_prefix="verifier-queue")
-        return self._queue.submit(self.check, pairs)
+        self._queue.submit(self._check_submitted)
+        return future
+
+    def _check_submitted(self) -> None:
+        waiting = [self._submitted.get_nowait() for _ in range(self._submitted.qsize())]
+        try:
+            verdicts = iter(self.check([pair for pairs, _ in waiting for pair in pairs]))
+            for pairs, future in waiting:
+                future.set_result([next(verdicts) for _ in pairs])
+        except Exception as error:
+            for _, future in waiting:
+                future.set_exception(error)
 
     def _staff(self, wanted: int) -> list[_Worker]:
         """The living workers, brought up to `wanted`."""

@@ -38,7 +38,6 @@ class VllmEngine:
         """model_path: folder or hub id. Without `lora` its weights are placeholders until the first `load`, with it
         they are the base, for good."""
         check_version(installed_version())
-        check_divides(AutoConfig.from_pretrained(model_path).to_dict(), config.tensor_parallel)
         self._adapter: Any = None
         self._versions = 0
         self._asleep = False
@@ -93,6 +92,8 @@ class VllmEngine:
                 self._llm.llm_engine.remove_lora(self._adapter.lora_int_id)
             self._adapter = LoRARequest(f"policy-{self._versions}", self._versions, str(folder))
             self._llm.llm_engine.add_lora(self._adapter)
+        # The base's prefixes would still be right, but a resumed run would not have them, and so not the same bits.
+        self._llm.reset_prefix_cache()
 
     def sleep(self) -> None:
         # Never run on a GPU yet; on a CPU there is nothing to free.
@@ -107,10 +108,10 @@ class VllmEngine:
         if not self._asleep:
             yield
             return
+        torch.cuda.empty_cache()
         self._llm.wake_up(["weights"])
         yield
         self._llm.wake_up(["kv_cache"])
-        self._llm.reset_prefix_cache()
         self._asleep = False
 
     def score(self, sequences: Sequence[Sequence[int]], base: Sequence[bool] | None = None) -> list[list[float]]:
@@ -127,6 +128,8 @@ class VllmEngine:
         ]
 
     def close(self) -> None:
+        if self._asleep:
+            self._llm.wake_up()
         self._llm.llm_engine.engine_core.shutdown()
 
     def _completion(self, output: Any) -> Completion:
@@ -162,10 +165,10 @@ def check_version(installed: str) -> None:
         raise EngineError(f"vllm {installed} is installed, want {oldest} to {newest}")
 
 
-def check_divides(model: Mapping[str, Any], tensor_parallel: int) -> None:
-    """Raise ConfigError where a model (its config.json) can't be cut into so many equal slices."""
+def check_divides(model: Any, tensor_parallel: int) -> None:
+    """Raise ConfigError where a model, by its text config, can't be cut into so many equal slices."""
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        found = model.get(name) or model["num_attention_heads"]
+        found = getattr(model, name, None) or model.num_attention_heads
         copied = name == "num_key_value_heads" and tensor_parallel % found == 0
         if found % tensor_parallel and not copied:
             raise ConfigError(
@@ -175,6 +178,8 @@ def check_divides(model: Mapping[str, Any], tensor_parallel: int) -> None:
 
 def _start(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
     """Build vLLM's `LLM` and leave this process's random generators as they were: vLLM reseeds them."""
+    if config.tensor_parallel > 1:
+        check_divides(AutoConfig.from_pretrained(model_path).get_text_config(), config.tensor_parallel)
     on_cpu = not torch.cuda.is_available()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # At WARNING, vLLM writes dozens of lines at the start and one at each weight push.

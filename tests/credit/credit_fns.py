@@ -30,4 +30,13 @@ def check(prediction: str, reference: str) -> bool | float:
     return prediction == reference
 
 
+def meet(room: str, guests: int) -> float:
+    """Return once so many are in the room."""
+    os.makedirs(room, exist_ok=True)
+    open(os.path.join(room, f"{os.getpid()}"), "w").close()
+    while len(os.listdir(room)) < guests:
+        time.sleep(0.01)
+    return 1.0
+
+
 not_callable = 3

@@ -54,6 +54,29 @@ def test_results_come_in_order_and_workers_stay() -> None:
     assert all(gone(pid) for pid in before)
 
 
+def test_what_is_submitted_meanwhile_is_checked_in_one_round(tmp_path: Path) -> None:
+    """The three items of the later submissions wait for each other: one after the other they would time out."""
+
+    def meeting(room: str, guests: int) -> tuple[str, str]:
+        return "value", f"__import__('credit_fns').meet({str(tmp_path / room)!r}, {guests})"
+
+    with VerifierPool(workers=3, timeout_s=60.0, fn=FN) as pool:
+        pool.check([("a", "a")] * 3)
+        first = pool.submit([meeting("first", 2)])
+        later = [pool.submit([meeting("later", 3)] * count) for count in (1, 2, 0)]
+        (tmp_path / "first").mkdir(exist_ok=True)
+        (tmp_path / "first" / "guest").touch()
+        assert first.result() == [1.0]
+        assert [future.result() for future in later] == [[1.0], [1.0, 1.0], []]
+
+
+def test_a_submission_fails_with_its_function_and_the_next_is_checked() -> None:
+    with VerifierPool(workers=1, fn=FN) as pool:
+        with pytest.raises(VerifierError, match="the user's own bug"):
+            pool.submit([("raise", "")]).result()
+        assert pool.submit([("a", "a")]).result() == [True]
+
+
 def test_a_hung_item_costs_only_itself() -> None:
     with VerifierPool(workers=2, timeout_s=1.0, fn=FN) as pool:
         pool.check([("a", "a")] * 4)
