@@ -2,22 +2,28 @@
 
     python -m bench.engine [--rounds 5] [--threads N] [--json FILE]
 
-One in-process vLLM with a random Qwen2 (hidden 512, 8 layers: large enough for the engine to dominate on a CPU) in
-float32 and a LoRA adapter of rank 8. Arms take turns in every round:
+Three parts, each a process with a random Qwen2 in float32 and one in-process vLLM; arms take turns in every round.
+
+throughput, at hidden 384 and 6 layers, where a CPU is busy with the model:
 
     bare       `vllm.LLM.generate` on the rollouts' prompts with their seeds, limits and log-probs, no detokenization;
                its prompts and parameters are made before the clock starts
     ours       the same requests, made and hashed on the clock, through the trainer's stream, each read into a rollout
                with its steps and text
-    streamed   rollouts by the adapter; each one's critiques by the base as soon as it has ended
+
+streaming, at hidden 96 and 3 layers, where a step costs about the same for few sequences as for many, as it does on a
+GPU; a rollout and two critiques of it take about as many tokens each:
+
+    streamed   each rollout's critiques as soon as it has ended
     in two     the same requests; the critiques after the last rollout
+    + LoRA     the same two, rollouts by an adapter of rank 8 and critiques by its base
 
-After them the whole loop trains the same model, four steps of GRPO and of CAPO under LoRA, each in its own process:
-what a step spends outside the engine's steps, the pushes and the learner is the loop's own.
+loop: four steps of GRPO and of CAPO under LoRA at the larger size. What a step spends outside the engine's steps, the
+pushes and the learner is the loop's own.
 
-A request's answer depends on its seed alone, so arms that are compared decode the same tokens, but for rounding
-(their numbers are checked). Rollouts end
-by themselves or at a limit drawn from a log-normal: a few are many times as long as the rest.
+A request's answer depends on its seed alone, so arms that are compared decode the same tokens, but for rounding (their
+numbers are checked). Rollouts end by themselves or at a limit drawn from a log-normal: a few are many times as long as
+the rest.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,7 +47,7 @@ import torch
 from bench.end_to_end import about
 from capo_fast.config import Config, CriticConfig, EngineConfig, LoraConfig, RolloutConfig
 from capo_fast.credit.critic import load_template
-from capo_fast.engine.vllm import VllmEngine
+from capo_fast.engine.vllm import NO_LORA, VllmEngine
 from capo_fast.generation import Stream
 from capo_fast.lora import adapter_files, add_adapter
 from capo_fast.metrics import read_metrics
@@ -51,7 +58,7 @@ from capo_fast.sampling import Sampler
 from capo_fast.tiny.task import draw_question
 
 TINY = "pkg://capo_fast.tiny/model"
-PROMPTS, N = 12, 8
+PROMPTS, N = 8, 8
 CONFIG = Config(
     lora=LoraConfig(rank=8),
     rollout=RolloutConfig(prompts=PROMPTS, n=N, temperature=1.0, top_p=1.0, max_tokens=512),
@@ -77,16 +84,21 @@ class Work:
         return [replace(request, max_tokens=self.limits[request.id]) for request in asked]
 
 
-def make_model(folder: Path) -> dict[str, bytes]:
+SIZES = {
+    "large": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 6},
+    "small": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 3},
+}
+
+
+def make_model(folder: Path, size: str) -> dict[str, bytes]:
     """The random model in `folder`, with the embedded tokenizer; returns a random adapter for it, PEFT's files."""
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(TINY))
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "vocab_size": 64}
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 2048}
-    model = Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, eos_token_id=tokenizer.eos_token_id, bos_token_id=None))
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "max_position_embeddings": 2048}
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES[size], **ends, num_key_value_heads=1, vocab_size=64))
     model.save_pretrained(folder)
     add_adapter(model, CONFIG.lora, seed=0)
     adapter = {
@@ -126,11 +138,11 @@ def ours(engine: VllmEngine, work: Work) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - start, "tokens": stream.traffic.rollout_tokens}
 
 
-def critiqued(engine: VllmEngine, work: Work, streamed: bool) -> dict[str, Any]:
+def critiqued(engine: VllmEngine, work: Work, streamed: bool, adapter: bool) -> dict[str, Any]:
     start = time.perf_counter()
     stream = Stream(engine, engine)
     for request in work.requests():
-        stream.add_rollout(request)
+        stream.add_rollout(replace(request, base=not adapter))
     held = []
     while stream.rollouts or stream.critiques or held:
         for completion in stream.advance():
@@ -138,9 +150,8 @@ def critiqued(engine: VllmEngine, work: Work, streamed: bool) -> dict[str, Any]:
                 group, i = work.members[completion.id]
                 held.append(work.sampler.read_rollout(completion, work.prompts[group], group, i, 1))
         if streamed or not stream.rollouts:
-            for rollout in held:
-                for request in work.sampler.critique_requests(rollout):
-                    stream.add_critique(request)
+            for request in [request for rollout in held for request in work.sampler.critique_requests(rollout)]:
+                stream.add_critique(request)
             held = []
     traffic = stream.traffic
     return {
@@ -152,30 +163,48 @@ def critiqued(engine: VllmEngine, work: Work, streamed: bool) -> dict[str, Any]:
     }
 
 
-RUN = {
-    "bare": bare,
-    "ours": ours,
-    "streamed": lambda engine, work: critiqued(engine, work, True),
-    "in two": lambda engine, work: critiqued(engine, work, False),
+PARTS = {
+    "throughput": ("large", {"bare": bare, "ours": ours}),
+    "streaming": (
+        "small",
+        {
+            "streamed": partial(critiqued, streamed=True, adapter=False),
+            "in two": partial(critiqued, streamed=False, adapter=False),
+            "streamed + LoRA": partial(critiqued, streamed=True, adapter=True),
+            "in two + LoRA": partial(critiqued, streamed=False, adapter=True),
+        },
+    ),
 }
 
 
-def measure(rounds: int) -> dict[str, list[dict[str, Any]]]:
+def measure(part: str, rounds: int) -> dict[str, list[dict[str, Any]]]:
     """`rounds` of every arm after one that warms up."""
+    size, arms = PARTS[part]
+    lora = CONFIG.lora if part == "streaming" else NO_LORA
     with tempfile.TemporaryDirectory() as name, ranks():
-        files = make_model(Path(name))
-        engine = VllmEngine(name, CONFIG.engine, CONFIG.lora)
-        engine.load_adapter(files)
+        files = make_model(Path(name), size)
+        engine = VllmEngine(name, CONFIG.engine, lora)
+        if lora.rank:
+            engine.load_adapter(files)
         work = Work(engine._tokenizer)
-        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in RUN}
+        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
         for number in range(rounds + 1):
-            arms = list(RUN)
-            for arm in arms[number % len(arms) :] + arms[: number % len(arms)]:
+            order = list(arms)
+            for arm in order[number % len(order) :] + order[: number % len(order)]:
                 engine._llm.reset_prefix_cache()
-                found[arm].append(RUN[arm](engine, work))
-                print(f"round {number} of {rounds}, {arm}: {found[arm][-1]}", flush=True)
+                found[arm].append(arms[arm](engine, work))
+                print(f"round {number} of {rounds}, {arm}: {found[arm][-1]}", file=sys.stderr, flush=True)
         engine.close()
     return {arm: seen[1:] for arm, seen in found.items()}
+
+
+def child(part: str, rounds: int, threads: int) -> dict[str, list[dict[str, Any]]]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, "-m", "bench.engine", "--part", part, "--rounds", str(rounds)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    return json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout.splitlines()[-1]
+    )
 
 
 def ratios(found: dict[str, list[dict[str, Any]]], arm: str, base: str) -> list[float]:
@@ -204,7 +233,7 @@ LOOP = {
 def loop(settings: dict[str, Any], threads: int, steps: int = 4) -> list[dict[str, float]]:
     """Seconds of each training step but the first, by whose they are."""
     with tempfile.TemporaryDirectory() as name:
-        make_model(Path(name, "base"))
+        make_model(Path(name, "base"), "large")
         words = [f"--{key}={value}" for key, value in (LOOP | settings | {"model.path": f"{name}/base"}).items()]
         command = [sys.executable, "-m", "bench.end_to_end_capo", str(steps + 1), name, *words]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdout=sys.stderr)
@@ -220,27 +249,29 @@ def loop(settings: dict[str, Any], threads: int, steps: int = 4) -> list[dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--part", choices=PARTS, help="run one part, here")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    found = measure(options.rounds)
+    if options.part:
+        print(json.dumps(measure(options.part, options.rounds)))
+        return
+    found = {part: child(part, options.rounds, options.threads) for part in PARTS}
+    loops = {name: loop(settings, options.threads) for name, settings in LOOPS.items()}
+    streaming = found["streaming"]
     summary = {
-        "tokens/s of bare vLLM": ratios(found, "ours", "bare"),
-        "streamed over in two": ratios(found, "streamed", "in two"),
+        "ours, of bare vLLM's tokens/s": ratios(found["throughput"], "ours", "bare"),
+        "streamed, of in two": ratios(streaming, "streamed", "in two"),
+        "streamed + LoRA, of in two + LoRA": ratios(streaming, "streamed + LoRA", "in two + LoRA"),
     }
     for name, values in summary.items():
         print(f"{name}: {median(values):.3f} [{min(values):.3f}, {max(values):.3f}]")
-    loops = {name: loop(settings, options.threads) for name, settings in LOOPS.items()}
-    for name, steps in loops.items():
-        print(name, {key: round(median(step[key] for step in steps), 4) for key in steps[0]})
-    for arm in ("streamed", "in two"):
-        print(arm, {key: round(median(one[key] for one in found[arm]), 3) for key in found[arm][0]})
+    for name, rounds in (streaming | loops).items():
+        print(f"{name}:", {key: round(median(one[key] for one in rounds), 4) for key in rounds[0]})
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(
-            json.dumps(about(options.threads) | {"ratios": summary, "rounds": found, "loops": loops}, indent=1)
-        )
+        results = about(options.threads) | {"ratios": summary, "rounds": found, "loops": loops}
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

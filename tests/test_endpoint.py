@@ -502,7 +502,7 @@ def test_critiques_from_vllms_server(tmp_path):
         request("regex", messages[0], regex="Judgment: (Yes|No)", **sampling),
         request("long", messages[0] * 20, **sampling),
     ]
-    with vllm_server(tmp_path / "server.log") as url, critic_at(url, concurrency=4) as critic:
+    with vllm_server(tmp_path / "server.log") as url, critic_at(url, concurrency=16) as critic:
         assert critic.model == "tiny"
         answers = ask(critic, *greedy, *seeded, *special)
         spent = critic.spent_tokens
