@@ -59,8 +59,11 @@ class Breaker:
         """The server is there: it answered or refused a request."""
         self._heard_at, self._doubt = time.monotonic(), ""
 
-    def given_up(self, start: float, probe: bool, reason: str) -> None:
-        """A request that began at `start` was not answered. It alone may be at fault, unless nothing else was heard."""
-        if probe or self._heard_at < start:
+    def given_up(self, start: float, final: bool, reason: str) -> None:
+        """A request that began at `start` was not answered: its own fault, where the server was heard since.
+
+        `final`: no doubt is left, as after a probe, so that the pause begins.
+        """
+        if final or self._heard_at < start:
             self._doubt = reason
-            self._down_until = time.monotonic() + self._pause_s if probe else -math.inf
+            self._down_until = time.monotonic() + self._pause_s if final else -math.inf

@@ -133,7 +133,7 @@ class EndpointCritic:
             except _Unanswered as error:
                 if probe or tries > self._config.retries or error.after_s > LONGEST_RETRY_AFTER_S:
                     reason = self._no_answer(start, tries, error)
-                    self._breaker.given_up(start, probe, reason)
+                    self._breaker.given_up(start, probe or self._config.on_failure == "stop", reason)
                     raise GivenUp(reason) from error
                 # The jitter comes on top, or all that were told the same would come back in the same instant.
                 wait = error.after_s + pause * (1 - jitter.random() / 2)
