@@ -146,7 +146,10 @@ class CriticConfig:
 @dataclass(frozen=True)
 class EndpointConfig:
     url: str | None = None
-    """Base address of an OpenAI-compatible server, as http://host:8000/v1; wanted by critic.mode: endpoint."""
+    """Base address of an OpenAI-compatible server, as http://host:8000/v1; wanted by critic.mode: endpoint.
+
+    Without user and password: it is shown and saved.
+    """
     model: str | None = None
     """The server's name of the critic; None: the only one it offers."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -158,9 +161,16 @@ class EndpointConfig:
     retries: int = 3
     """Tries after the first, with growing pauses, where the server is overloaded or can't be reached."""
     budget_tokens: int | None = None
-    """Tokens, prompts included, that all critiques of a run may cost; None: no limit."""
+    """Tokens, prompts included, that all critiques of a run may cost; None: no limit.
+
+    Requests under way when it is spent may overshoot it; a try whose answer never came is not counted; a resumed run
+    counts from its checkpoint.
+    """
     on_failure: Literal["stop", "outcome"] = "stop"
-    """An unreachable critic or a spent budget: stop the run, or go on with outcome credit alone and count it."""
+    """An unreachable critic, a refused request or a spent budget: stop, or go on with outcome credit and count it.
+
+    Both stop where the key or the address is refused (401, 403, 404), or all requests before the first answer.
+    """
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from capo_fast.config import Config, ConfigError
 
 def validate(config: Config) -> Config:
     """The same configuration, or a `ConfigError` about the first rule that it breaks."""
-    return _obeying((_bounds, _data, _lengths, _critic, _credit, _loss, _train), config)
+    return _obeying((_bounds, _data, _lengths, _address, _critic, _credit, _loss, _train), config)
 
 
 def validate_sampling(config: Config, longest: str) -> Config:
     """The same for a configuration that only samples; `longest` is the key of its longest answer."""
-    return _obeying((_bounds, lambda config: _length(config, longest)), config)
+    return _obeying((_bounds, _address, lambda config: _length(config, longest)), config)
 
 
 def std_floor(config: Config) -> float:
@@ -104,13 +104,25 @@ def _length(config: Config, key: str) -> Rules:
     )
 
 
-def _critic(config: Config) -> Rules:
-    critic, endpoint = config.critic, config.endpoint
-    url = endpoint.url or ""
+def _address(config: Config) -> Rules:
+    """The first message doesn't show the address: settings are printed and saved, and so must not hold a password."""
+    url = config.endpoint.url
     yield (
-        critic.mode == "endpoint" and not re.match(r"https?://[^/\s]+", url),
-        f"endpoint.url: found {endpoint.url}, wanted the server's address with critic.mode: endpoint, "
-        "as http://host:8000/v1",
+        url is not None and re.match(r"(\w+:)?/*[^/]*@", url) is not None,
+        "endpoint.url: found a user or a password before the host, wanted none: a key comes from the environment "
+        "variable that endpoint.api_key_env names",
+    )
+    yield (
+        url is not None and not re.match(r"https?://[^/\s]+", url),
+        f"endpoint.url: found {url}, wanted the server's address, as http://host:8000/v1",
+    )
+
+
+def _critic(config: Config) -> Rules:
+    critic = config.critic
+    yield (
+        critic.mode == "endpoint" and config.endpoint.url is None,
+        "endpoint.url: missing; wanted the server's address with critic.mode: endpoint, as http://host:8000/v1",
     )
     yield (
         critic.path is not None and (critic.mode != "frozen" or config.lora.rank > 0),

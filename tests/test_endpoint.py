@@ -210,6 +210,24 @@ def test_closing_leaves_nothing_behind(server, recwarn):
     assert not [w for w in recwarn if issubclass(w.category, ResourceWarning | RuntimeWarning)]
 
 
+PARTS = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Judgment: "}, {"type": "text", "text": "Yes"}]
+WITHHELD = {"choices": [{"message": None, "finish_reason": "content_filter"}]}
+SHAPES = {
+    "no count": (chat(prompt=None, answer=None), "Judgment: Yes", True, 0),
+    "a strange count": ((200, chat()[1] | {"usage": {"prompt_tokens": "many"}}), "Judgment: Yes", True, 0),
+    "parts": (chat(PARTS), "Judgment: Yes", True, 15),
+    "withheld": ((200, WITHHELD), "", False, 0),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_servers_differ_in_the_shape_of_an_answer(server, name):
+    server.respond, text, finished, tokens = (lambda body: SHAPES[name][0]), *SHAPES[name][1:]
+    with critic_at(server.url) as critic:
+        answer = ask(critic)["c"]
+        assert (answer.text, answer.finished, critic.pauses, critic.spent_tokens) == (text, finished, [], tokens)
+
+
 # ---- failures that may pass ----
 
 
@@ -223,16 +241,23 @@ def test_what_may_pass_is_tried_again_after_a_growing_pause(server):
             assert ask(critic)["c"].text == "at last"
             told.append(critic.pauses)
     first, *rest = told[0]
-    assert first == 7.0
-    for tries, pause in enumerate(rest, start=1):
+    for tries, pause in enumerate([first - 7, *rest]):
         assert 2**tries / 2 <= pause <= 2**tries
     assert told[0] == told[1], "the pauses come from the request's seed"
+
+
+def test_requests_told_to_wait_equally_long_come_back_at_different_times(server):
+    busy = (*refused(429), {"Retry-After": "7"})
+    server.respond = in_turn(busy, busy, busy, chat())
+    with critic_at(server.url) as critic:
+        ask(critic, *(request(str(i), seed=i) for i in range(3)))
+        assert len(set(critic.pauses)) == 3
 
 
 @pytest.mark.parametrize(
     ("value", "least", "most"),
     [("Wed, 21 Oct 2015 07:28:00 GMT", 0, 1), ("Wed, 21 Oct 2915 07:28:00 GMT", None, None), ("soon", 0, 1),
-     ("nan", 0, 1), ("inf", 0, 1), ("-5", 0, 1), ("299", 299, 299), ("3600", None, None)],
+     ("nan", 0, 1), ("inf", 0, 1), ("-5", 0, 1), ("299", 299, 300), ("3600", None, None)],
 )  # fmt: skip
 def test_the_server_says_how_long_to_wait(server, value, least, most):
     """One that asks for more than five minutes is not there."""
@@ -261,10 +286,10 @@ def test_a_critic_that_went_away_stops_the_run_after_the_answers_that_came(serve
     with critic_at(server.url, retries=2, concurrency=1) as critic:
         came = ask_until_it_breaks(critic, 3, r"no answer after 3 tries over \d+ s: 502 Bad Gateway: gone")
     assert [completion.text for completion in came] == ["came"]
-    assert len(server.bodies) == 4, "the third request was not tried: the server is down"
+    assert len(server.bodies) == 4, "the third request was not tried: the run stops"
 
 
-def test_with_outcome_credit_a_dead_server_is_tried_once_a_step_and_then_again():
+def test_with_outcome_credit_a_dead_server_is_left_alone_for_a_minute_and_then_tried_again():
     server = Scripted()
     with critic_at(server.url, retries=3, on_failure="outcome", concurrency=1) as critic:
         server.stop()
@@ -272,11 +297,10 @@ def test_with_outcome_credit_a_dead_server_is_tried_once_a_step_and_then_again()
         assert len(critic.pauses) == 3, "only the first request was tried again"
         for answer in answers.values():
             assert (answer.text, answer.finished) == ("", False)
-            assert re.match(rf"critic at {server.url}: no answer after 4 tries over \d+ s: ", answer.error)
-        ask(critic)
-        assert len(critic.pauses) == 3
+            assert re.match(rf"critic at {server.url}: no answer after (4 tries|1 try) over \d+ s: ", answer.error)
         server = Scripted(server.server_port)
-        critic._down_until = 0.0  # a minute later
+        assert (ask(critic)["c"].error is None, server.bodies) == (False, [])
+        critic._breaker._down_until = 0.0  # a minute later
         assert (ask(critic)["c"].error, ask(critic)["c"].text) == (None, "Judgment: Yes")
     server.stop()
 
@@ -303,6 +327,45 @@ def test_one_bad_request_is_not_a_dead_server(server):
         assert ask(critic)["c"].error is None
 
 
+def test_a_queue_waits_for_the_answers_under_way_before_its_server_counts_as_dead(server):
+    """One request is given up by a busy server while another is being decoded: a server that answers is not down."""
+    given_up = threading.Event()
+
+    def respond(body):
+        if body["messages"][0]["content"] == "slow":
+            given_up.wait(30)
+        return chat() if given_up.is_set() else refused(503)
+
+    server.respond = respond
+    with critic_at(server.url, concurrency=2, retries=1, on_failure="outcome") as critic:
+        for i, message in enumerate(["slow", *["quick"] * 7]):
+            critic.add(request(str(i), message))
+        ended = []
+        while len(ended) < 8:
+            time.sleep(0.1)
+            if ended:
+                given_up.set()
+            ended += critic.step()
+    assert {completion.id for completion in ended if completion.error} == {"1"}
+
+
+def test_the_last_request_of_a_step_does_not_shut_out_the_next_step(server):
+    """The next one is a probe, which the others of its step wait for, and then come all at once."""
+    at_once = threading.Barrier(3, timeout=10)
+
+    def respond(body):
+        if len(server.bodies) <= 2:
+            return refused(503)
+        if len(server.bodies) > 3:
+            at_once.wait()
+        return chat()
+
+    server.respond = respond
+    with critic_at(server.url, retries=1, on_failure="outcome") as critic:
+        assert ask(critic)["c"].error
+        assert not any(answer.error for answer in ask(critic, *(request(str(i)) for i in range(4))).values())
+
+
 # ---- failures that stay ----
 
 
@@ -322,6 +385,53 @@ def test_a_refusal_stops_at_once_with_the_servers_words_and_without_the_key(serv
     assert ("(key: CRITIC_KEY, set)" in str(error.value)) == (code == 401)
 
 
+def test_one_refused_request_is_given_up_where_others_are_answered(server):
+    filtered = refused(400, "content filter")
+    server.respond = in_turn(chat(), filtered, chat())
+    with critic_at(server.url, concurrency=1, on_failure="outcome") as critic:
+        first, second, third = ask(critic, request("a"), request("b"), request("c")).values()
+        assert (first.error, third.error) == (None, None)
+        assert second.error == f"critic at {server.url} refuses a request: 400 Bad Request: content filter"
+        server.respond = lambda body: refused(401)
+        with pytest.raises(EngineError, match="401"):
+            ask(critic)
+    server.respond = in_turn(chat(), filtered)
+    with critic_at(server.url, concurrency=1) as critic:
+        assert len(ask_until_it_breaks(critic, 2, "400 Bad Request: content filter")) == 1
+
+
+@pytest.mark.parametrize("said", ["content filter", "This model's maximum context length is 256 tokens."])
+def test_the_first_refusal_waits_for_the_requests_under_way(server, said):
+    """An answer takes longer than a refusal, and tells whether the server refuses this request or any."""
+    both = threading.Barrier(2, timeout=30)
+
+    def respond(body):
+        both.wait()
+        bad = body["messages"][0]["content"] == "bad"
+        if not bad:
+            time.sleep(0.1)
+        return refused(400, said) if bad else chat()
+
+    server.respond = respond
+    with critic_at(server.url, on_failure="outcome") as critic:
+        answers = ask(critic, request("bad", "bad"), request("good", "good"))
+    assert (answers["bad"].text, answers["bad"].finished, answers["good"].error) == ("", False, None)
+
+
+def test_a_redirect_names_its_place(server):
+    server.respond = lambda body: (307, "", {"location": "/login"})
+    with critic_at(server.url) as critic, pytest.raises(EngineError, match=r"307 Temporary Redirect: to /login$"):
+        ask(critic)
+
+
+def test_a_first_prompt_too_long_for_the_server_may_be_the_settings_fault(server):
+    """A critic.max_tokens over the server's context would make every critique a truncated one."""
+    words = "'max_tokens' is too large: 4096. This model's maximum context length is 256 tokens."
+    server.respond = lambda body: refused(400, words)
+    with critic_at(server.url, on_failure="outcome") as critic, pytest.raises(EngineError, match=re.escape(words)):
+        ask(critic, *(request(str(i)) for i in range(3)))
+
+
 TOO_LONG = {
     "vllm": (400, "This model's maximum context length is 256 tokens. However, you requested 400 tokens."),
     "llama.cpp": (400, "the request exceeds the available context size, try increasing it"),
@@ -333,9 +443,9 @@ TOO_LONG = {
 
 @pytest.mark.parametrize("name", TOO_LONG)
 def test_a_prompt_too_long_for_the_server_is_one_truncated_answer(server, name):
-    server.respond = in_turn(refused(*TOO_LONG[name]), chat())
+    server.respond = in_turn(chat(), refused(*TOO_LONG[name]))
     with critic_at(server.url, concurrency=1) as critic:
-        long, short = ask(critic, request("a"), request("b")).values()
+        short, long = ask(critic, request("a"), request("b")).values()
     assert (long.finished, long.text, long.error) == (False, "", None)
     assert short.finished
 
@@ -363,6 +473,20 @@ def test_a_budget_needs_a_server_that_counts(server):
         ask(critic)
 
 
+def test_one_answer_that_is_not_counted_is_given_up(server):
+    server.respond = in_turn(chat(), chat(prompt=None), chat())
+    with critic_at(server.url, 90, budget_tokens=90, concurrency=1, on_failure="outcome") as critic:
+        answers = ask(critic, *(request(str(i)) for i in range(3))).values()
+    assert ["doesn't say what it used" in (answer.error or "") for answer in answers] == [False, True, False]
+
+
+def test_an_answer_that_can_not_be_read_costs_as_well(server):
+    server.respond = in_turn((200, chat()[1] | {"choices": []}), chat())
+    with critic_at(server.url, 90, budget_tokens=90) as critic:
+        ask(critic)
+        assert critic.spent_tokens == 30
+
+
 # ---- the start ----
 
 
@@ -377,6 +501,8 @@ STARTS = {
     "key": (refused(401, "Bad key"), None, EngineError,
             "critic at URL doesn't list its models: 401 Unauthorized: Bad key (key: NO_SUCH_KEY, not set)"),
     "path": (refused(404, "Not Found"), None, EngineError, "doesn't list its models: 404 Not Found: Not Found"),
+    "redirect": ((302, "", {"location": "https://login"}), None, EngineError,
+                 "doesn't list its models: 302 Found: to https://login"),
     "page": ((200, "<html>"), None, EngineError, "critic at URL: found '<html>' where a list of models was wanted"),
 }  # fmt: skip
 
@@ -388,6 +514,14 @@ def test_a_start_that_fails_says_why(server, name):
         EndpointCritic(EndpointConfig(url=server.url, model=model, api_key_env="NO_SUCH_KEY"))
     assert line.replace("URL", server.url) in str(error.value)
     assert "endpoint" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_a_server_says_is_one_short_line_without_the_key(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    server.models = models("sk-secret\n", *(f"model-{i}" for i in range(500)))
+    with pytest.raises(ConfigError) as error:
+        EndpointCritic(EndpointConfig(url=server.url))
+    assert re.search(r"offers: \*\*\* , model-0, model-1, [^\n]{200,300}$", str(error.value))
 
 
 def test_a_server_that_is_not_there_is_named():
@@ -435,6 +569,13 @@ def test_a_critic_there_is_scored_in_spite_of_an_end_midway(server, tmp_path, ca
     assert {name: counts[name] for name in ("critiques", "abstained", "without_room", "tokens_in", "tokens_out")} == {
         "critiques": 12, "abstained": 1, "without_room": 1, "tokens_in": 110, "tokens_out": 55
     }  # fmt: skip
+
+
+def test_a_password_in_the_address_is_not_shown(tmp_path, capsys):
+    assert critic_eval(["--critic", "https://me:secret@host/v1", "--data", "tiny", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "endpoint.url: found a user or a password" in said
+    assert "secret" not in said
 
 
 # ---- the real thing ----

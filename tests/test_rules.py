@@ -83,6 +83,8 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"train__betas": (0.9, 1.0)}, "train.betas: found 0.9, 1.0, wanted both in [0, 1)"),
         ({"rollout__max_tokens": 8192}, "rollout.max_tokens: found 8192, wanted less than engine.max_model_len"),
         ({"critic__max_tokens": 9000}, "critic.max_tokens: found 9000"),
+        ({"critic__mode": "endpoint"}, "endpoint.url: missing; wanted the server's address"),
+        ({"endpoint__url": "host:8000/v1"}, "endpoint.url: found host:8000/v1, wanted the server's address"),
         ({"reward__fn": "no_function"}, "wanted package.module:function"),
         ({"rollout__temperature": 0.0}, "rollout.temperature: found 0.0, wanted more than 0"),
         ({"rollout__top_p": 0.0}, "more than 0 and at most 1"),
@@ -98,6 +100,16 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
 )
 def test_what_the_rules_refuse(settings: dict[str, Any], says: str) -> None:
     assert says in refused(**settings)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:secret@host/v1", "https:/me:secret@host", "me:secret@host/v1", "ftp://secret@host"]
+)
+def test_a_password_in_an_address_is_refused_and_not_shown(url: str) -> None:
+    said = refused(endpoint__url=url)
+    assert said.startswith("endpoint.url: found a user or a password")
+    assert "secret" not in said
+    valid(endpoint__url="https://host/v1/@team")
 
 
 @pytest.mark.parametrize("key", [key for _, _, keys in rules.BOUNDS for key in keys.split()])

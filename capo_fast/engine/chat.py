@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 import httpx2
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from capo_fast.config import ConfigError, EndpointConfig
 from capo_fast.engine.base import EngineError
@@ -31,7 +31,7 @@ def served_model(config: EndpointConfig) -> str:
         with httpx2.Client(**connection(config)) as client:
             response = client.get("models", timeout=CONNECT_S)
     except (httpx2.RequestError, httpx2.InvalidURL) as error:
-        raise EngineError(f"critic at {config.url} can't be reached: {words(error)}") from error
+        raise EngineError(f"critic at {config.url} can't be reached: {words(error, config)}") from error
     if response.status_code != 200:
         raise EngineError(f"critic at {config.url} doesn't list its models: {refusal(response, config)}")
     try:
@@ -42,7 +42,7 @@ def served_model(config: EndpointConfig) -> str:
     if config.model is None and len(names) == 1:
         return names[0]
     if config.model not in names:
-        offered = ", ".join(names) or "none"
+        offered = shortened(", ".join(names), config) or "none"
         raise ConfigError(f"endpoint.model: found {config.model}, wanted one that {config.url} offers: {offered}")
     return str(config.model)
 
@@ -100,58 +100,89 @@ class _Models(BaseModel):
     data: list[_Model]
 
 
+class _Part(BaseModel):
+    type: str = "text"
+    text: str | None = None
+
+
 class _Message(BaseModel):
-    content: str | None = None
-    """Without a reasoning model's thinking, for which servers have fields of their own."""
+    content: str | list[_Part] | None = None
+    """Without a reasoning model's thinking, for which servers have fields, or types of parts, of their own."""
+
+    @property
+    def text(self) -> str:
+        parts = self.content if isinstance(self.content, list) else [_Part(text=self.content)]
+        return "".join(part.text or "" for part in parts if part.type == "text")
 
 
 class _Choice(BaseModel):
-    message: _Message
+    message: _Message | None
+    """None where a server's filter withheld it."""
     finish_reason: str | None = None
+
+
+class _Chat(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
 
 
 class _Cached(BaseModel):
     cached_tokens: int | None = None
 
 
-class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+class Usage(BaseModel):
+    prompt_tokens: NonNegativeInt | None = None
+    completion_tokens: NonNegativeInt | None = None
     prompt_tokens_details: _Cached | None = None
 
+    @property
+    def tokens(self) -> int:
+        return (self.prompt_tokens or 0) + (self.completion_tokens or 0)
 
-class _Chat(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
+
+class _Paid(BaseModel):
+    usage: Usage | None = None
 
 
 def read_completion(request: Request, response: httpx2.Response) -> Completion:
     """Raises ValidationError where the answer is no chat completion."""
-    chat = _Chat.model_validate_json(response.content)
-    [choice, *_], usage = chat.choices, chat.usage or _Usage()
+    choice, usage = _Chat.model_validate_json(response.content).choices[0], read_usage(response)
     cached = usage.prompt_tokens_details
     return Completion(
         id=request.id,
         token_ids=(),
         logprobs=(),
-        text=choice.message.content or "",
+        text=choice.message.text if choice.message else "",
         finished=choice.finish_reason == "stop",
-        prompt_tokens=usage.prompt_tokens,
-        answer_tokens=usage.completion_tokens,
+        prompt_tokens=usage.prompt_tokens or 0,
+        answer_tokens=usage.completion_tokens or 0,
         cached_tokens=(cached and cached.cached_tokens) or 0,
     )
 
 
+def read_usage(response: httpx2.Response) -> Usage:
+    """What an answer has cost, also where the rest of it can't be read; nothing where the server doesn't say."""
+    try:
+        return _Paid.model_validate_json(response.content).usage or Usage()
+    except ValidationError:
+        return Usage()
+
+
 def refusal(response: httpx2.Response, config: EndpointConfig) -> str:
-    """`401 Unauthorized: Invalid key`, in the server's own words."""
+    """`401 Unauthorized: Invalid key`, in the server's own words; `307 Temporary Redirect: to /login` of a redirect."""
+    words = [f"{response.status_code} {response.reason_phrase}".strip(), _message(response)]
+    hint = f" (key: {config.api_key_env}, {'' if _key(config) else 'not '}set)" if response.status_code == 401 else ""
+    return shortened(": ".join(filter(None, words)), config) + hint
+
+
+def _message(response: httpx2.Response) -> str:
+    if response.has_redirect_location:
+        return f"to {response.headers['location']}"
     try:
         body = response.json()
         error = body.get("error", body)
-        message = error if isinstance(error, str) else error.get("message") or error.get("detail") or body
+        return str(error if isinstance(error, str) else error.get("message") or error.get("detail") or body)
     except (ValueError, AttributeError):
-        message = response.text
-    hint = f" (key: {config.api_key_env}, {'' if _key(config) else 'not '}set)" if response.status_code == 401 else ""
-    return f"{response.status_code} {response.reason_phrase}: {shortened(str(message), config)}{hint}"
+        return response.text
 
 
 def shortened(text: str, config: EndpointConfig) -> str:
@@ -161,8 +192,8 @@ def shortened(text: str, config: EndpointConfig) -> str:
     return (line.replace(key, "***") if key else line)[:300]
 
 
-def words(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def words(error: Exception, config: EndpointConfig) -> str:
+    return shortened(str(error), config) or type(error).__name__
 
 
 def retry_after(response: httpx2.Response) -> float:
@@ -175,4 +206,4 @@ def retry_after(response: httpx2.Response) -> float:
             seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError):
             return 0.0
-    return seconds if math.isfinite(seconds) else 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

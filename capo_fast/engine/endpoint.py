@@ -4,12 +4,12 @@
 
 One thread with an event loop holds the connections, so that neither `add` nor `step` waits. A try that may do better
 next time (no connection, time-out, 408, 409, 429, 5xx, an answer that is none) is repeated after a growing pause. What
-the server refuses for good stops the run with its own words; a prompt too long for it is one truncated answer.
+the server refuses for good stops the run with its own words. One that has answered before refuses that request alone,
+which is given up, or is one truncated answer where its prompt is too long.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from queue import SimpleQueue
 from random import Random
+from typing import NoReturn
 
 import anyio
 import httpx2
@@ -25,10 +26,12 @@ from pydantic import ValidationError
 
 from capo_fast.config import EndpointConfig
 from capo_fast.engine.base import EngineError
+from capo_fast.engine.breaker import Breaker, GivenUp
 from capo_fast.engine.chat import (
     chat_request,
     connection,
     read_completion,
+    read_usage,
     refusal,
     retry_after,
     served_model,
@@ -50,10 +53,6 @@ class _Unanswered(Exception):
     def __init__(self, reason: str, after_s: float = 0.0) -> None:
         super().__init__(reason)
         self.after_s = after_s
-
-
-class _GivenUp(Exception):
-    """There will be no answer to this request: what `endpoint.on_failure` is about."""
 
 
 class EndpointCritic:
@@ -78,8 +77,7 @@ class EndpointCritic:
         self._ended: SimpleQueue[Future[Completion]] = SimpleQueue()
         self._under_way: set[Future[Completion]] = set()
         self._broken: BaseException | None = None
-        self._down, self._down_until = "", -math.inf
-        self._answered_at = -math.inf
+        self._breaker = Breaker(LONGEST_PAUSE_S)
         self._places = anyio.CapacityLimiter(config.concurrency)
         self._stack = ExitStack()
         self._portal = self._stack.enter_context(start_blocking_portal(name="endpoint"))
@@ -118,7 +116,7 @@ class EndpointCritic:
         async with self._places:
             try:
                 return await self._persist(request)
-            except _GivenUp as error:
+            except GivenUp as error:
                 if self._config.on_failure == "stop":
                     raise EngineError(str(error)) from error.__cause__
                 return Completion(request.id, (), (), "", finished=False, error=str(error))
@@ -127,50 +125,49 @@ class EndpointCritic:
         """The answer of the first try that gets one. A request that waits for its next try keeps its place."""
         start, jitter, tries, pause = time.monotonic(), Random(request.seed), 0, FIRST_PAUSE_S
         while True:
-            self._check_open()
+            probe = await self._breaker.admit()
+            self._check_budget()
             tries += 1
             try:
                 return await self._try(request)
             except _Unanswered as error:
-                if tries > self._config.retries or error.after_s > LONGEST_RETRY_AFTER_S:
-                    raise self._given_up(start, tries, error) from error
-                wait = max(error.after_s, pause * (1 - jitter.random() / 2))
+                if probe or tries > self._config.retries or error.after_s > LONGEST_RETRY_AFTER_S:
+                    reason = self._no_answer(start, tries, error)
+                    self._breaker.given_up(start, probe or self._config.on_failure == "stop", reason)
+                    raise GivenUp(reason) from error
+                # The jitter comes on top, or all that were told the same would come back in the same instant.
+                wait = error.after_s + pause * (1 - jitter.random() / 2)
             await self._sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    def _check_open(self) -> None:
+    def _check_budget(self) -> None:
         if self._budget is not None and self.spent_tokens >= self._budget:
-            raise _GivenUp(f"endpoint.budget_tokens: found {self._config.budget_tokens}, and they are spent")
-        if time.monotonic() < self._down_until:
-            raise _GivenUp(self._down)
+            raise GivenUp(f"endpoint.budget_tokens: found {self._config.budget_tokens}, and they are spent")
 
-    def _given_up(self, start: float, tries: int, error: _Unanswered) -> _GivenUp:
-        """Where no other request was answered meanwhile it is the server, which nobody waits for then for a while."""
+    def _no_answer(self, start: float, tries: int, error: _Unanswered) -> str:
         after = f"after {tries} {'try' if tries == 1 else 'tries'} over {time.monotonic() - start:.0f} s"
-        reason = f"critic at {self._config.url}: no answer {after}: {error}"
-        if self._answered_at < start:
-            self._down, self._down_until = reason, time.monotonic() + LONGEST_PAUSE_S
-        return _GivenUp(reason)
+        return f"critic at {self._config.url}: no answer {after}: {error}"
 
     async def _try(self, request: Request) -> Completion:
         response = await self._post(request)
         if response.status_code != 200:
-            return self._refused(request, response)
+            return await self._refused(request, response)
+        self.spent_tokens += read_usage(response).tokens
         completion = self._read(request, response)
-        self._answered_at = time.monotonic()
-        self.spent_tokens += completion.prompt_tokens + completion.answer_tokens
+        self._breaker.heard()
         if self._budget is not None and not completion.prompt_tokens:
-            raise EngineError(f"critic at {self._config.url} doesn't say what it used: no endpoint.budget_tokens there")
+            await self._give_up("doesn't say what it used: no endpoint.budget_tokens there")
+        self._breaker.answered = True
         return completion
 
     async def _post(self, request: Request) -> httpx2.Response:
         try:
-            with anyio.fail_after(self._config.timeout_s):
+            with self._breaker.trying(), anyio.fail_after(self._config.timeout_s):
                 return await self._client.post("chat/completions", json=chat_request(request, self.model))
         except TimeoutError:
             raise _Unanswered(f"none within endpoint.timeout_s ({self._config.timeout_s:g} s)") from None
         except httpx2.RequestError as error:
-            raise _Unanswered(words(error)) from error
+            raise _Unanswered(words(error, self._config)) from error
 
     def _read(self, request: Request, response: httpx2.Response) -> Completion:
         try:
@@ -179,12 +176,20 @@ class EndpointCritic:
             found = shortened(response.text, self._config)[:80]
             raise _Unanswered(f"found {found!r} where a chat completion was wanted") from None
 
-    def _refused(self, request: Request, response: httpx2.Response) -> Completion:
-        """The answer that a refusal amounts to: a truncated one where the prompt is too long, else an error."""
+    async def _refused(self, request: Request, response: httpx2.Response) -> Completion:
+        """The truncated answer that a refusal amounts to where the prompt is too long."""
         code, said = response.status_code, refusal(response, self._config)
         if code in (408, 409, 429) or code >= 500:
             raise _Unanswered(said, retry_after(response))
-        self._answered_at = time.monotonic()
-        if code in (400, 413, 422) and _TOO_LONG.search(said):
+        self._breaker.heard()
+        if code in (401, 403, 404):
+            raise EngineError(f"critic at {self._config.url} refuses a request: {said}")
+        # Before any answer it may be critic.max_tokens that is too long, and so every request.
+        if code in (400, 413, 422) and _TOO_LONG.search(said) and await self._breaker.ever_answered():
             return Completion(request.id, (), (), "", finished=False)
-        raise EngineError(f"critic at {self._config.url} refuses a request: {said}")
+        return await self._give_up(f"refuses a request: {said}")
+
+    async def _give_up(self, it: str) -> NoReturn:
+        """Raises EngineError where the server answers no request at all, else GivenUp: it is this one alone."""
+        kind = GivenUp if await self._breaker.ever_answered() else EngineError
+        raise kind(f"critic at {self._config.url} {it}")
