@@ -119,7 +119,7 @@ def _address(config: Config) -> Rules:
 
 
 def _critic(config: Config) -> Rules:
-    critic = config.critic
+    critic, endpoint = config.critic, config.endpoint
     yield (
         critic.mode == "endpoint" and config.endpoint.url is None,
         "endpoint.url: missing; wanted the server's address with critic.mode: endpoint, as http://host:8000/v1",
