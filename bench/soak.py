@@ -42,7 +42,9 @@ def resident_mib(session: int) -> dict[int, float]:
 
 
 def files(temporary: Path) -> set[str]:
-    return {str(path) for folder in (SHARED, temporary) if folder.is_dir() for path in folder.iterdir()}
+    """Names of what lies there, without torch's compile cache, which is meant to stay."""
+    found = {path.name for folder in (SHARED, temporary) if folder.is_dir() for path in folder.iterdir()}
+    return {name for name in found if not name.startswith("torchinductor_")}
 
 
 def steps_done(folder: Path) -> int:

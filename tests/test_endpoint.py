@@ -237,7 +237,7 @@ def test_what_may_pass_is_tried_again_after_a_growing_pause(server):
     told = []
     for _ in range(2):
         server.respond = in_turn(*script)
-        with critic_at(server.url) as critic:
+        with critic_at(server.url, retries=5) as critic:
             assert ask(critic)["c"].text == "at last"
             told.append(critic.pauses)
     first, *rest = told[0]

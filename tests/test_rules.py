@@ -109,7 +109,7 @@ def test_a_password_in_an_address_is_refused_and_not_shown(url: str) -> None:
     said = refused(endpoint__url=url)
     assert said.startswith("endpoint.url: found a user or a password")
     assert "secret" not in said
-    valid(endpoint__url="https://host/v1/@team")
+    valid(critic__mode="endpoint", endpoint__url="https://host/v1/@team")
 
 
 @pytest.mark.parametrize("key", [key for _, _, keys in rules.BOUNDS for key in keys.split()])
