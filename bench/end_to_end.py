@@ -1,6 +1,6 @@
 """A training step end to end on a CPU, by stage: capo_fast's loop beside TRL's, as ratios in one run.
 
-    python -m bench.end_to_end [--steps 8] [--rounds 3] [--threads N] [--json FILE]
+    python -m bench.end_to_end [--steps 8] [--rounds 3] [--threads N] [--arms NAME ...] [--json FILE]
 
 Every arm is a process of its own, one after the other, and the rounds interleave them. An arm's figure in a round is
 the median over its steps after the first, which warms up and is reported apart; printed are median, least and greatest
@@ -186,12 +186,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8, help="measured steps of an arm in a round, beside the first")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help=f"{BASE} is always among them")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch, in every arm")
     parser.add_argument("--json", type=Path, help="where the figures go as JSON, the raw seconds with them")
     options = parser.parse_args()
     if min(options.steps, options.rounds, options.threads) < 1:
         parser.error("--steps, --rounds and --threads: want at least 1")
-    results: dict[str, list[Round]] = {name: [] for name in ARMS}
+    results: dict[str, list[Round]] = {name: [] for name in ARMS if name in (BASE, *options.arms)}
     for number in range(options.rounds):
         for name, rounds in results.items():
             rounds.append(run_arm(name, options.steps, options.threads))
