@@ -82,16 +82,25 @@ def test_an_error_that_all_ranks_meet_is_shown_once(tmp_path):
     assert "failed; its error is the one to read" in said(output)[1]
 
 
-@pytest.mark.parametrize("waiting", ["its own deadline", "nothing"])
-def test_a_stage_past_its_deadline_writes_the_stacks_of_all_ranks(waiting, tmp_path):
-    """Also where a rank's own deadline would come too late."""
-    statuses, output = started(ranks_run.hanging_child, tmp_path / "run", waiting)
+def test_a_stage_of_a_run_past_its_deadline_writes_the_stacks_of_all_ranks(tmp_path):
+    statuses, output = two_ranks(tmp_path / "run", "hang", "--train.stage_timeout_s", "10")
+    assert statuses == [1, 1]
+    assert "capo_fast, rank 1: error: stage rollout has lasted more than 10 s (train.stage_timeout_s)" in output
+    assert stacks(output, 0, "dist.barrier()") and stacks(output, 1, "in befall")
+
+
+def test_so_does_a_rank_that_waits_and_whose_own_deadline_would_come_too_late(tmp_path):
+    statuses, output = started(ranks_run.hanging_child, tmp_path / "run")
     assert statuses == [1, 1]
     assert "capo_fast, rank 1: error: stage rollout has lasted more than 3 s (train.stage_timeout_s)" in output
     for rank, place in ((0, "gather(["), (1, "engine.step()")):
-        mine = [line for line in output.splitlines() if line.startswith(f"capo_fast, rank {rank}: ")]
-        assert any(place in line for line in mine), output
-        assert any("thread idle" in line for line in mine)
+        assert stacks(output, rank, place) and stacks(output, rank, "thread idle"), output
+
+
+def stacks(output, rank, place):
+    """The lines of a rank's stacks that name a place."""
+    mine = [line for line in output.splitlines() if line.startswith(f"capo_fast, rank {rank}: ")]
+    return [line for line in mine if place in line]
 
 
 def test_what_counts_as_a_lost_connection():
