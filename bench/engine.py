@@ -45,9 +45,9 @@ from typing import Any
 import torch
 
 from bench.end_to_end import about
-from capo_fast.config import Config, CriticConfig, EngineConfig, LoraConfig, RolloutConfig
+from capo_fast.config import NO_LORA, Config, CriticConfig, EngineConfig, LoraConfig, RolloutConfig
 from capo_fast.credit.critic import load_template
-from capo_fast.engine.vllm import NO_LORA, VllmEngine
+from capo_fast.engine.vllm import VllmEngine
 from capo_fast.generation import Stream
 from capo_fast.lora import adapter_files, add_adapter
 from capo_fast.metrics import read_metrics

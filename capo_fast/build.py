@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from capo_fast.checkpoint import Checkpointer
-from capo_fast.config import Config, ConfigError, LoraConfig
+from capo_fast.config import NO_LORA, Config, ConfigError, LoraConfig
 from capo_fast.console import Console, open_console
 from capo_fast.credit.critic import load_template
 from capo_fast.credit.verify import VerifierPool
@@ -193,13 +193,13 @@ def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Pro
     return prompts, render_prompts(problems, tokenizer, system, room)
 
 
-def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:
+def start_engine(model_path: str, config: Config, lora: LoraConfig = NO_LORA) -> Engine:
     """vLLM; with `lora` it takes adapters of that rank and targets."""
     from capo_fast.engine.vllm import VllmEngine
 
     if importlib.util.find_spec("vllm") is None:
         raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
-    return VllmEngine(model_path, config.engine, lora or LoraConfig())
+    return VllmEngine(model_path, config.engine, lora)
 
 
 def ask_server(config: Config, group: EngineGroup, progress: Progress) -> EndpointCritic | None:

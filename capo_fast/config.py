@@ -65,6 +65,9 @@ class LoraConfig:
     """Linear layers that get an adapter, by the last part of their names."""
 
 
+NO_LORA = LoraConfig()
+
+
 @dataclass(frozen=True)
 class DataConfig:
     path: str | None = None

@@ -179,7 +179,10 @@ def freeze_critic(load: Callable[[], Any], probe: Sequence[tuple[int, ...]], dty
 def _write_critic(
     model: Any, probe: Sequence[tuple[int, ...]], dtype: torch.dtype, stack: ExitStack
 ) -> tuple[Path, torch.Tensor]:
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")  # the probe is scored on the host, where flash attention can't run
     logprobs = torch.cat([_logprobs(model, sequence) for sequence in probe])
+    model.set_attn_implementation(attention)
     weights = {name: weight.to(dtype, copy=True) for name, weight in model.state_dict().items()}
     folder = stack.enter_context(passing_folder(sum(weight.nbytes for weight in weights.values())))
     save_file(weights, folder / "critic.safetensors")

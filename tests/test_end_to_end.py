@@ -157,7 +157,7 @@ def test_other_models_and_data(family, gap, run_of):
     assert AutoModelForCausalLM.from_pretrained(folder / "model").dtype == torch.bfloat16
 
 
-def test_a_lora_run_streams_its_critiques_and_leaves_an_adapter(run_of):
+def test_a_lora_run_is_judged_by_its_base_and_leaves_an_adapter(run_of):
     folder = run_of("llama")
     steps = [json.loads(line) for line in lines(folder)]
     assert all(step["critic/critiques"] == 16 and step["critic/tokens"] > 0 for step in steps)
