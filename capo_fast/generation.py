@@ -10,6 +10,7 @@ after the last rollout, where the critic's weights must first take the policy's 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
@@ -209,9 +210,8 @@ class Generation:
         gathered = gather([((r.group, r.sample), float(verdict)) for r, verdict in verdicts if verdict is not None])
         wanted = {member for member, verdict in gathered if verdict < 1}
         if when == "mixed-groups":
-            distinct = {(group, verdict) for (group, _), verdict in gathered}
-            groups = [group for group, _ in distinct]
-            wanted = {member for member, _ in gathered if groups.count(member[0]) > 1}
+            kinds = Counter(group for group, _ in {(group, verdict) for (group, _), verdict in gathered})
+            wanted = {member for member, _ in gathered if kinds[member[0]] > 1}
         chosen = [rollout for rollout in self._ended if (rollout.group, rollout.sample) in wanted]
         self._stream.traffic += Traffic(unread=len(self._ended) - len(chosen))
         return chosen

@@ -75,10 +75,9 @@ class Sampler:
         greedy = critic.voting == "greedy"
         request = critique_request("", prompt.id, prompt_ids, self.config, greedy, message)
         names = [critique_id(rollout, vote) for vote in range(critic.votes)]
-        shared = (rollout.version, rollout.token_ids) if critic.judge_once else None
-        seeds = [
-            request_seed(self.config.seed, (shared, k) if shared else names[k], prompt.id) for k in range(len(names))
-        ]
+        shared = rollout.version, rollout.token_ids
+        keys = [(shared, vote) if critic.judge_once else name for vote, name in enumerate(names)]
+        seeds = [request_seed(self.config.seed, key, prompt.id) for key in keys]
         return [replace(request, id=name, seed=seed) for name, seed in zip(names, seeds, strict=True)]
 
     def read_critiques(self, rollout: Rollout, answers: Mapping[str, Completion]) -> tuple[Critique, ...]:

@@ -152,9 +152,6 @@ class AdapterSync:
         self._canary.check_weights(self._base | sums)
         self._canary.check_probe(self._canary.trainers(), self._base_logprobs)
 
-    def push_critic(self) -> None:
-        """Nothing to do: the critic is the base, for requests that ask for it."""
-
 
 def probe_sequences(prompts: Sequence[Prompt], count: int, tokens: int) -> list[tuple[int, ...]]:
     """The last `tokens` tokens of the first `count` prompts."""

@@ -37,7 +37,7 @@ from capo_fast.rules import swaps
 from capo_fast.runtime import Interrupted, die_with_launcher, gather, ranks
 from capo_fast.sampling import Sampler
 from capo_fast.settings import load_config
-from capo_fast.sync import SyncError
+from capo_fast.sync import Sync, SyncError
 
 FAILURES = (
     ConfigError,
@@ -140,7 +140,7 @@ class Trainer:
         self.parts.stop.check()
         with self.clock("rollout"):
             generation.finish_rollouts()
-        if swaps(self.config):
+        if isinstance(self.parts.sync, Sync) and swaps(self.config):
             self.parts.stop.check()
             with self.clock("sync"):
                 self.parts.sync.push_critic()
