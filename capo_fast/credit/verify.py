@@ -83,17 +83,28 @@ def _math_verify(predicted: str, expected: str) -> bool:
         return False
 
 
+_POINTS = (Fraction(2, 3), Fraction(7), Fraction(13, 4))
+
+
 @lru_cache(maxsize=1024)
 def _parsed(answer: str) -> Any:
     return math_verify.parse(f"${_DOLLAR.sub(' ', answer)}$", parsing_timeout=None)
 
 
 def _values_differ(a: Any, b: Any) -> bool:
-    """Settles at once what Math-Verify would try to simplify: two constants far apart (10 % may equal 10)."""
-    if not all(isinstance(x, Expr) and x.is_number and not x.has(UnevaluatedExpr) for x in (a, b)):
+    """Settles at once what Math-Verify would try to simplify: formulas far apart at three points (10 % may be 10)."""
+    if not all(isinstance(x, Expr) and not x.is_Symbol and not x.has(UnevaluatedExpr) for x in (a, b)):
         return False
-    x, y = complex(a.evalf(15)), complex(b.evalf(15))
-    return abs(x - y) > 1e-4 * max(1.0, abs(y))
+    variables = sorted(a.free_symbols | b.free_symbols, key=str)
+    for point in _POINTS:
+        values = {each: point + Fraction(i, 7) * point for i, each in enumerate(variables)}
+        try:
+            x, y = (complex(each.evalf(15, subs=values)) for each in (a, b))
+        except TypeError:  # it has no value, such as a derivative
+            return False
+        if not abs(x - y) > 1e-4 * max(1.0, abs(y)):
+            return False
+    return True
 
 
 # ---- two spellings of one answer ----
@@ -118,11 +129,15 @@ def _key(answer: str) -> str:
 
 
 _DECIMAL = r"-?(?:\d{1,3}(?:,\d{3})+|\d{1,40})?(?:\.\d{1,40}|\.)?"
+_EXPONENT = r"(?:[eE]([-+]?\d{1,3})|\\(?:times|cdot) ?10\^(?:\{(-?\d{1,3})\}|(\d)))"
+_SCIENTIFIC = re.compile(rf"(-?\d{{1,40}}(?:\.\d{{0,40}})?){_EXPONENT}", re.ASCII)
 _NUMBER = re.compile(rf"({_DECIMAL})(?:/(\d{{1,40}}))?|(-?)\\frac\{{(-?\d{{1,40}})\}}\{{(\d{{1,40}})\}}", re.ASCII)
 _NO_NUMBER = re.compile(r"[a-z][a-z0-9]*\Z|[(\[].*,.*[)\]]\Z", re.IGNORECASE | re.ASCII | re.DOTALL)
 
 
 def _number(key: str) -> Fraction | None:
+    if match := _SCIENTIFIC.fullmatch(key):
+        return Fraction(match[1]) * Fraction(10) ** int(match[2] or match[3] or match[4])
     match = _NUMBER.fullmatch(key)
     if match is None:
         return None
