@@ -1,11 +1,12 @@
 """The report of a long run: how big its page is, how long it takes to make and to open.
 
-    .venv/bin/python bench/page.py [--steps 500] [--rollouts 200] [--opens 7] [--folder runs/page]
+    .venv/bin/python bench/page.py [--steps 500] [--rollouts 200] [--opens 7] [--against OTHER.html] [--folder RUN]
 
 Writes a synthetic run (words of a small vocabulary: 300 tokens a rollout, 4 critiques each; the rollouts of 20 steps,
 again and again) with the trainer's own recorder unless the folder has it already, makes its page, and opens that in
-headless Chromium as a file, each time in a new window. Opening ends when the rollouts are listed and every chart on the
-screen is drawn.
+headless Chromium as a file, each time in a new window. The credit map is there when its rollouts are listed; opening
+ends when every chart on the screen is drawn too. CPU seconds are those of the page's main thread.
+With `--against OTHER.html` that page takes turns with this one.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from statistics import median
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 from capo_fast.metrics import RunFolder, rollout_row
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
@@ -32,10 +35,19 @@ STEP_TOKENS, STEPS, VOTES, GROUP, DIFFERENT = 30, 10, 4, 8, 20
 WORDS = [
     f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("", "n", "r", "st", "ld", "ving", "= 3x", "+ y")
 ]
-OPENED = """
-() => document.querySelectorAll("#list .item").length > 0 &&
+WATCH = """
+window.seen = {};
+const stages = {
+  "credit map": () => document.querySelectorAll("#list .item").length > 0,
+  "first chart": () => document.querySelector("figure svg.main-svg"),
+  "open": () => seen["credit map"] && seen["first chart"] &&
     [...document.querySelectorAll("figure")].filter((f) => f.getBoundingClientRect().top < innerHeight)
-        .every((f) => f.querySelector("svg.main-svg"))
+        .every((f) => f.querySelector("svg.main-svg")),
+};
+const watch = setInterval(() => {
+  for (const stage in stages) if (!seen[stage] && stages[stage]()) seen[stage] = performance.now() / 1000;
+  if (seen.open) clearInterval(watch);
+}, 10);
 """
 
 
@@ -85,24 +97,33 @@ def make_page(folder: Path, out: Path) -> tuple[float, float]:
     return time.monotonic() - start, peak
 
 
-def open_times(page_file: Path, opens: int) -> dict[str, list[float]]:
-    """Seconds from the start of the navigation, by the browser's clock: to the first paint, and until it is open."""
+def open_times(page_files: Sequence[Path], opens: int) -> list[dict[str, list[float]]]:
+    """For each page, seconds by the browser's clock from the navigation's start, and CPU seconds till it is open."""
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("bench/page.py opens the page in Chromium: install it (Debian: apt-get install chromium)")
-    paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
-    seconds: dict[str, list[float]] = {"first paint": [], "open": []}
+    seconds: list[dict[str, list[float]]] = [defaultdict(list) for _ in page_files]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
         for _ in range(opens):
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
-            page.goto(page_file.absolute().as_uri())
-            page.wait_for_function(OPENED)
-            seconds["open"].append(page.evaluate("performance.now()") / 1000)
-            seconds["first paint"].append(page.evaluate(paint) / 1000)
-            page.close()
+            for page_file, found in zip(page_files, seconds, strict=True):
+                for stage, time_s in opened(browser, page_file).items():
+                    found[stage].append(time_s)
         browser.close()
     return seconds
+
+
+def opened(browser: Browser, page_file: Path) -> dict[str, float]:
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        page = context.new_page()
+        page.add_init_script(WATCH)
+        thread = context.new_cdp_session(page)
+        thread.send("Performance.enable", {"timeDomain": "threadTicks"})
+        page.goto(page_file.absolute().as_uri())
+        page.wait_for_function("() => window.seen.open")
+        paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
+        metrics = {each["name"]: each["value"] for each in thread.send("Performance.getMetrics")["metrics"]}
+        return {"first paint": paint, **page.evaluate("seen"), "CPU": metrics["TaskDuration"]}
 
 
 def main() -> None:
@@ -110,21 +131,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rollouts", type=int, default=200, help="a step")
     parser.add_argument("--opens", type=int, default=7)
+    parser.add_argument("--against", type=Path, nargs="*", default=[])
     parser.add_argument("--folder", type=Path, default=Path("runs/page"))
     arguments = parser.parse_args()
     if not (arguments.folder / "config.yaml").exists():
         make_run(arguments.folder, arguments.steps, arguments.rollouts)
     out = arguments.folder / "report.html"
     seconds, peak = make_page(arguments.folder, out)
-    opened = open_times(out, arguments.opens)
+    pages = [out, *arguments.against]
+    times = open_times(pages, arguments.opens)
     results = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "page_mb": out.stat().st_size / 1e6,
         "make_seconds": seconds,
         "make_peak_gb": peak,
     }
-    for name, times in opened.items():
-        results[f"{name}, seconds"] = {"median": median(times), "least": min(times), "most": max(times)}
+    for page_file, found in zip(pages, times, strict=True):
+        results[f"seconds of {page_file.name}"] = {
+            stage: {"median": round(median(each), 2), "least": round(min(each), 2), "most": round(max(each), 2)}
+            for stage, each in found.items()
+        }
     print(json.dumps(results, indent=1))
 
 

@@ -2,12 +2,13 @@
 
     python bench/verifier.py [--data ../shared/data] [--pairs 200] [--rounds 3] [--out FOLDER]
 
-Accuracy: `answers_equal` and bare Math-Verify (`parse` and `verify` on the whole texts) on `answer_equiv.jsonl`, by
-flag, with every pair on which `answers_equal` and the label differ, and the project whose test says so.
+Accuracy: `answers_equal` and bare Math-Verify (`parse` and `verify` on the whole texts, wrapped as it likes
+best) on `answer_equiv.jsonl`, by flag, with every pair on which `answers_equal` and the label differ, and whose it is.
 
 Throughput: answers/s through `VerifierPool` with one worker and with two, on pairs that are all different; "library"
 is `answers_equal` with `compare` switched off, "bare" is Math-Verify alone. Rounds take turns. As the machine may be
-shared, answers per CPU second of the workers stand beside them. A worker's start-up and first 40 pairs aren't timed.
+shared, answers per CPU second of the workers (all rounds together) stand beside them: times the cores, what they could
+do alone. A worker's start-up and first 40 pairs aren't timed.
 
 Agreement: what `compare` settles by itself against Math-Verify, on every pair of the throughput (minutes).
 """
@@ -20,6 +21,7 @@ import json
 import os
 import platform
 import re
+import resource
 import statistics
 import sys
 import time
@@ -51,8 +53,29 @@ def library(prediction: str, reference: str) -> bool:
 
 
 def bare(prediction: str, reference: str) -> bool:
-    gold = math_verify.parse(f"${reference}$" if "$" not in reference else reference, parsing_timeout=None)
-    return bool(math_verify.verify(gold, math_verify.parse(prediction, parsing_timeout=None), timeout_seconds=None))
+    return _bare(prediction, in_dollars(reference))
+
+
+def _bare(prediction: str, reference: str) -> bool:
+    gold, answer = (math_verify.parse(text, parsing_timeout=None) for text in (reference, prediction))
+    return bool(math_verify.verify(gold, answer, timeout_seconds=None))
+
+
+def in_dollars(text: str) -> str:
+    return text if "$" in text or "\\boxed" in text else f"${text}$"
+
+
+def boxed(text: str) -> str:
+    return text if "\\boxed" in text else rf"$\boxed{{{text.replace('$', '')}}}$"
+
+
+WRAPPINGS: dict[str, Callable[[str, str], bool]] = {
+    "the reference in dollars": bare,
+    "both in dollars": lambda prediction, reference: _bare(in_dollars(prediction), in_dollars(reference)),
+    "both boxed": lambda prediction, reference: _bare(boxed(prediction), boxed(reference)),
+    "neither": _bare,
+}
+"""How bare Math-Verify may be given an answer."""
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -64,10 +87,14 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 
 def accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    verdicts: dict[str, list[bool | None]] = {"capo_fast": [], "Math-Verify": []}
-    for row in rows:
-        verdicts["capo_fast"].append(_verdict(verify.answers_equal, row["pred"], row["ref"]))
-        verdicts["Math-Verify"].append(_verdict(bare, row["pred"], row["ref"]))
+    verify.TIME_LIMIT_S = 30.0  # the machine may be busy
+    said = {
+        name: [_verdict(fn, row["pred"], row["ref"]) for row in rows]
+        for name, fn in {"capo_fast": verify.answers_equal, **WRAPPINGS}.items()
+    }
+    plain = [i for i, row in enumerate(rows) if not row["flags"]]
+    wrapped = {name: sum(said[name][i] == rows[i]["equal"] for i in plain) for name in WRAPPINGS}
+    verdicts = {"capo_fast": said["capo_fast"], "Math-Verify": said[max(wrapped, key=lambda name: wrapped[name])]}
     by_flag = {}
     for flag in ["none", *sorted({flag for row in rows for flag in row["flags"]})]:
         chosen = [i for i, row in enumerate(rows) if flag in (row["flags"] or ["none"])]
@@ -79,7 +106,7 @@ def accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for i, row in enumerate(rows)
         if verdicts["capo_fast"][i] != row["equal"]
     ]
-    return {"right by flag": by_flag, "disagreements": disagreements}
+    return {"right by flag": by_flag, "Math-Verify by wrapping": wrapped, "disagreements": disagreements}
 
 
 def _verdict(fn: Callable[[str, str], bool], prediction: str, reference: str) -> bool | None:
@@ -145,34 +172,34 @@ def throughput(kinds: dict[str, list[Pair]], count: int, rounds: int) -> list[di
         for pool in pools.values():
             pool.check(kinds["mix"][-WARM_UP:])
         for kind, pairs in kinds.items():
-            rates: dict[str, list[list[int]]] = {name: [] for name in pools}
+            rates: dict[str, list[list[float]]] = {name: [] for name in pools}
             for i in range(rounds):
                 for name, pool in pools.items():
                     share = count if name == "capo_fast" else count // 5
                     rates[name].append(rate(pool, pairs[i * count : i * count + share]))
-            lines.append({"kind": kind, "workers": workers, **rates})
+            lines.append({"kind": kind, "workers": workers, "load": round(os.getloadavg()[0], 1), **rates})
             print(line_of(lines[-1]), flush=True)
         for pool in pools.values():
             pool.close()
     return lines
 
 
-def rate(pool: VerifierPool, pairs: Sequence[Pair]) -> list[int]:
-    """Answers a second, and answers a CPU second of the workers."""
+def rate(pool: VerifierPool, pairs: Sequence[Pair]) -> list[float]:
+    """Answers, seconds, and CPU seconds of the workers."""
     before, start = cpu_seconds(pool), time.perf_counter()
     pool.check(pairs)
     wall, used = time.perf_counter() - start, cpu_seconds(pool) - before
-    return [round(len(pairs) / wall), round(len(pairs) / max(used, 0.01))]
+    return [len(pairs), round(wall, 3), round(used, 2)]
 
 
 def cpu_seconds(pool: VerifierPool) -> float:
-    """What the living workers have used (Linux)."""
-    ticks = 0
+    """What the living workers have used (Linux), and all that are gone: a killed one loses nothing."""
+    gone, ticks = resource.getrusage(resource.RUSAGE_CHILDREN), 0
     for worker in pool._team:
         if not worker.dead:
             fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+    return ticks / os.sysconf("SC_CLK_TCK") + gone.ru_utime + gone.ru_stime
 
 
 # ---- agreement ----
@@ -201,12 +228,13 @@ def asked(pair: Pair) -> Pair:
 
 
 def line_of(line: dict[str, Any]) -> str:
-    """Medians over the rounds, then least and most."""
+    """The median over the rounds, least and most; all answers over all CPU seconds."""
     cells = []
     for name in CONTENDERS:
-        wall, cpu = zip(*line[name], strict=True)
-        cells.append(f"{statistics.median(wall):.0f} ({min(wall)}-{max(wall)}) | {statistics.median(cpu):.0f}")
-    return f"| {line['kind']} | {line['workers']} | " + " | ".join(cells) + " |"
+        rates = [answers / wall for answers, wall, _ in line[name]]
+        cpu = sum(answers for answers, _, _ in line[name]) / max(sum(used for _, _, used in line[name]), 0.01)
+        cells.append(f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f}) | {cpu:.0f}")
+    return f"| {line['kind']} | {line['workers']} | {line['load']} | " + " | ".join(cells) + " |"
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -215,7 +243,7 @@ def markdown(report: dict[str, Any]) -> str:
         parts += ["## Right answers on `answer_equiv.jsonl`", accuracy_table(report["accuracy"])]
     if "throughput" in report:
         heads = " | ".join(f"{name}, answers/s (range) | per CPU s" for name in CONTENDERS)
-        lines = [f"| pairs | workers | {heads} |", "|---|---|" + "---|---|" * len(CONTENDERS)]
+        lines = [f"| pairs | workers | load | {heads} |", "|---|---|---|" + "---|---|" * len(CONTENDERS)]
         mix = ", ".join(f"{share} of ten {name}" for name, share in MIX.items())
         parts += ["## Throughput", f"`mix`: {mix}.", "\n".join(lines + list(map(line_of, report["throughput"])))]
     if "agreement" in report:
@@ -232,6 +260,11 @@ def accuracy_table(found: dict[str, Any]) -> str:
     for flag, n in found["right by flag"].items():
         shares = [f"{n[name]} ({n[name] / n['pairs']:.1%})" for name in ("capo_fast", "Math-Verify")]
         lines.append(f"| {flag} | {n['pairs']} | {' | '.join(shares)} |")
+    wrapped = ", ".join(f"{name} {right}" for name, right in found["Math-Verify by wrapping"].items())
+    lines += [
+        "",
+        f"Math-Verify alone, by how both texts are wrapped, on pairs without a flag: {wrapped}. The best is shown.",
+    ]
     lines += ["", "Every disagreement with a label (the last column says whose it is):", ""]
     lines += ["| id | flags | prediction | reference | label | capo_fast | Math-Verify | whose |", "|---|" + "---|" * 7]
     for row in found["disagreements"]:

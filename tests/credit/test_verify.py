@@ -182,3 +182,17 @@ def test_labelled_pairs() -> None:
         with suppress(VerifyTimeout):
             right += answers_equal(row["pred"], row["ref"]) == row["equal"]
     assert right >= 0.95 * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "equal"),
+    [
+        (r"1.7 \times 10^4", "1.7e4", True),
+        ("17000", "1.7e4", True),
+        (r"\boxed{2\cdot 10^{-3}}", "2e-3", True),
+        ("3.3e-10", "3.4e-10", False),
+        ("1e5", "10", False),
+    ],
+)
+def test_scientific_notation(prediction: str, reference: str, equal: bool) -> None:
+    assert answers_equal(prediction, reference) is equal
