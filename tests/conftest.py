@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import forked
 import pytest
 import torch
 
@@ -19,6 +20,12 @@ def pytest_collection_modifyitems(items) -> None:
     """Files with slow tests first: of two processes none is then left with a long file at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """A process that has imported everything, from which others fork (tests/forked.py)."""
+    forked.start_server()
 
 
 @pytest.fixture

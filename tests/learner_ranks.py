@@ -1,9 +1,8 @@
-"""A learner on fixed samples: imported by its tests, and run by them under torchrun with the file to write."""
+"""A learner on fixed samples, and what several ranks make of it."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +73,12 @@ def train(learner: Learner, config: Config) -> dict[str, float]:
 
 
 def main(out: Path) -> None:
+    with ranks():
+        write_steps(out)
+
+
+def write_steps(out: Path) -> None:
+    """A training step's weights by LoRA rank (0: none) to a file; metrics, and the ranks' critics, to another."""
     config = Config(
         policy=PolicyConfig(dtype="float32"),
         loss=LossConfig(kl_coef=0.0),
@@ -88,13 +93,10 @@ def main(out: Path) -> None:
         weights[rank] = {name: weight.clone() for name, weight in full_weights(learner.policy, torch.float32)}
     critic = freeze_critic(lambda: load_model(MODEL, "sdpa"), [(5, 6, 7)], torch.float32)
     sums = [checksum(weight) for weight in (*critic.weights.values(), critic.probe_logprobs)]
-    mapped = "critic.safetensors (deleted)" in Path("/proc/self/maps").read_text()
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    [mapped] = {line.split(maxsplit=5)[5] for line in maps if "critic.safetensors" in line}
     critics = gather([[sums, mapped]])
     if dist.get_rank() == 0:
         torch.save(weights, out)
-        out.with_suffix(".json").write_text(json.dumps({"metrics": metrics, "critics": critics}))
-
-
-if __name__ == "__main__":
-    with ranks():
-        main(Path(sys.argv[1]))
+        found = {"metrics": metrics, "critics": critics, "left": Path(mapped).parent.exists()}
+        out.with_suffix(".json").write_text(json.dumps(found))

@@ -1,6 +1,6 @@
 """The command `capo_fast.train` on the scripted engine, in a process of its own that can be told where to die.
 
-    python scripted_run.py [--die PLACE:N[:SIGNAL]] [settings ...]
+Arguments: [--die PLACE:N[:SIGNAL]] [settings ...]
 
 PLACE is `rollout`, `critique`, `load`, `learn`, `publish`, `published` or `recorded`; N says which time.
 """
@@ -11,7 +11,9 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
+from forked import output_to
 from scripted_world import MODEL, answer, score_with, small_arguments
 
 import capo_fast.checkpoint as checkpoint
@@ -50,17 +52,14 @@ class DoomedEngine(ScriptedEngine):
         self.doom.reached("load")
 
 
-def child(arguments: list[str], log: str, largest_file: int | None) -> None:
-    """`main` in a process that was forked with everything imported; its output goes to a file."""
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
+def child(arguments: list[str], log: Path, largest_file: int | None) -> None:
+    output_to(log)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    sys.exit(main(arguments))
+    main(arguments)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     doom = Doom("")
     if arguments[0] == "--die":
         doom, arguments = Doom(arguments[1]), arguments[2:]
@@ -85,8 +84,4 @@ def main(arguments: list[str]) -> int:
     train.Trainer.save, train.Trainer.record = doomed_save, doomed_record
     original = train.run
     train.run = lambda config: original(config, DoomedEngine(doom))
-    return train.main(small_arguments(*arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(train.main(small_arguments(*arguments)))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
-from multiprocessing import forkserver
 
 import pytest
 import scripted_run
 import torch
+from forked import FORKS, run_ranks
 from safetensors.torch import load_file
 from scripted_world import MODEL, scripted_config, scripted_engine, small_arguments, tokenizer
 from transformers import AutoModelForCausalLM
@@ -22,6 +19,7 @@ import capo_kernels as ck
 from capo_fast.files import lock
 from capo_fast.train import main, run
 
+pytestmark = pytest.mark.usefixtures("fork_server")
 ELSEWHERE = "cpu" if torch.cuda.is_available() else "cuda"
 """A loss kernel that can't run on this machine's policy."""
 ALGORITHMS = ["capo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "prefix"]
@@ -42,25 +40,13 @@ class Ended:
     stderr: str
 
 
-FORKS = multiprocessing.get_context("forkserver")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fork_server():
-    """A process that has imported everything, from which `process` forks."""
-    FORKS.set_forkserver_preload(["scripted_run"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.path.dirname(scripted_run.__file__))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        forkserver.ensure_running()
-
-
 def process(folder, *arguments, die=None, largest_file=None):
-    """The command in a process of its own, forked from one that has imported everything: starting it costs nothing."""
+    """The command in a process of its own."""
     doom = ["--die", die] if die else []
     log = folder.with_suffix(".log")
+    log.unlink(missing_ok=True)
     command = [*doom, "--run.dir", str(folder), *arguments]
-    child = FORKS.Process(target=scripted_run.child, args=(command, str(log), largest_file))
+    child = FORKS.Process(target=scripted_run.child, args=(command, log, largest_file))
     child.start()
     child.join(120)
     return Ended(child.exitcode, log.read_text())
@@ -168,9 +154,9 @@ def test_a_signal_saves_the_last_finished_step_and_ends(place, undisturbed, tmp_
 
 @pytest.mark.slow
 def test_two_ranks_sample_the_same_data_and_learn_the_same(undisturbed, tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, scripted_run.__file__, "--run.dir", str(tmp_path / "run"), "--train.steps", "5"]
-    subprocess.run(command, check=True, timeout=300)
+    command = ["--run.dir", str(tmp_path / "run"), "--train.steps", "5"]
+    statuses, output = run_ranks(scripted_run.main, tmp_path / "run.log", command)
+    assert statuses == [0, 0], output
     one, two = (load_file(path / "model" / "model.safetensors") for path in (undisturbed, tmp_path / "run"))
     assert all(torch.allclose(one[name], two[name], atol=2e-4) for name in one)
     for step in range(1, 6):

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from multiprocessing import forkserver
-
 import pytest
 import ranks_run
 import torch.distributed as dist
+from forked import run_ranks
 
 from capo_fast.failures import connection_lost
 
-FORKS = multiprocessing.get_context("forkserver")
+pytestmark = pytest.mark.usefixtures("fork_server")
 BROKEN = ("Connection closed", "Connection reset", "gloo/transport")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fork_server():
-    """A process that has imported everything, from which the ranks fork."""
-    FORKS.set_forkserver_preload(["ranks_run"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.path.dirname(ranks_run.__file__))
-        forkserver.ensure_running()
-
-
 def two_ranks(folder, fate, *arguments):
-    """A run of two ranks, of which `fate` befalls the second: `started`."""
+    """The statuses and the output of a run of two ranks, of which `fate` befalls the second."""
     short = ["--run.dir", str(folder), "--train.steps", "1", "--eval.path", "none", "--algorithm", "grpo"]
-    return started(ranks_run.child, folder, f"{fate}:1", *short, *arguments)
-
-
-def started(target, folder, *arguments):
-    """The statuses of two ranks, started as torchrun does, and what they said, in its order."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's agent keeps one, too
-    log = folder.with_suffix(".log")
-    children = [FORKS.Process(target=target, args=(rank, store.port, str(log), arguments)) for rank in (0, 1)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(100)
-        child.kill()
-    return [child.exitcode for child in children], log.read_text()
+    return run_ranks(ranks_run.main, folder.with_suffix(".log"), f"{fate}:1", *short, *arguments)
 
 
 def said(output):
@@ -90,7 +65,7 @@ def test_a_stage_of_a_run_past_its_deadline_writes_the_stacks_of_all_ranks(tmp_p
 
 
 def test_so_does_a_rank_that_waits_and_whose_own_deadline_would_come_too_late(tmp_path):
-    statuses, output = started(ranks_run.hanging_child, tmp_path / "run")
+    statuses, output = run_ranks(ranks_run.hang, tmp_path / "run.log")
     assert statuses == [1, 1]
     assert "capo_fast, rank 1: error: stage rollout has lasted more than 3 s (train.stage_timeout_s)" in output
     for rank, place in ((0, "gather(["), (1, "engine.step()")):

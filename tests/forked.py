@@ -1,0 +1,53 @@
+"""Processes forked from one that has imported everything, so that starting one costs nothing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+FORKS = multiprocessing.get_context("forkserver")
+PRELOADED = ["learner_ranks", "ranks_run", "scripted_run"]
+
+
+def start_server() -> None:
+    FORKS.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.path.dirname(__file__))
+        forkserver.ensure_running()
+
+
+def run_ranks(target: Callable[..., Any], log: Path, *arguments: Any, world: int = 2) -> tuple[list[int | None], str]:
+    """The statuses of ranks that run `target(*arguments)`, started as torchrun does, and their output in its order."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's agent keeps one, too
+    children = [
+        FORKS.Process(target=_rank, args=(rank, world, store.port, log, target, arguments)) for rank in range(world)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(100)
+        child.kill()
+    return [child.exitcode for child in children], log.read_text()
+
+
+def _rank(rank: int, world: int, port: int, log: Path, target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """torchrun's environment, with a store that outlives the ranks; output to a file."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    output_to(log)
+    target(*arguments)
+
+
+def output_to(log: Path) -> None:
+    """Standard output and errors of this process, and of all libraries in it, go to a file."""
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
