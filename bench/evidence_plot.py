@@ -1,17 +1,20 @@
-"""The learning curves of bench/evidence.py: pass@1 against rollouts, mean and 95 % interval over seeds."""
+"""The learning curves of bench/evidence.py: pass@1 against rollouts and CPU time, mean and 95 % interval over seeds."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from bench.evidence_report import QUARTERS, Figures, Results, interval
 
+OTHERS = ("capo-1", "prefix", "dapo", "dr_grpo", "grpo")
 PANELS = {
-    "CAPO by critic": ("capo-oracle", "capo-5", "capo-3", "capo-1", "grpo"),
-    "CAPO and others": ("capo-1", "prefix", "dapo", "dr_grpo", "grpo"),
+    "CAPO by critic": ("rollouts drawn", ("capo-oracle", "capo-5", "capo-3", "capo-1", "grpo")),
+    "CAPO and others": ("rollouts drawn", OTHERS),
+    "The same by CPU time": ("CPU seconds of training", OTHERS),
 }
 LOOKS = {
     "grpo": ("#000000", "o"),
@@ -27,27 +30,30 @@ LOOKS = {
 
 
 def save_plot(results: Results, figures: Figures, path: Path) -> None:
-    figure = Figure((10, 4), facecolor="white", layout="constrained")
-    for axes, (title, names) in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
+    figure = Figure((14, 4), facecolor="white", layout="constrained")
+    for axes, (title, (x, names)) in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
         for name in names:
-            draw(axes, name, results, figures)
+            draw(axes, name, results, figures, by_time=x.startswith("CPU"))
         axes.set_title(title, loc="left", fontsize="medium")
-        axes.set_xlabel("rollouts drawn")
-        axes.set_xticks([part * figures.budget for part in QUARTERS])
+        axes.set_xlabel(x)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower right")
+    for axes in figure.axes[:2]:
+        axes.set_xticks([part * figures.budget for part in QUARTERS])
     figure.axes[0].set_ylabel("sampled pass@1")
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
-def draw(axes: Any, name: str, results: Results, figures: Figures) -> None:
+def draw(axes: Any, name: str, results: Results, figures: Figures, by_time: bool) -> None:
     """One arm's line, and its band where there are several seeds."""
     runs = list(results[name].values())
     if not runs:
         return
     color, marker = LOOKS[name]
     x = [part * figures.budget for part in QUARTERS]
+    if by_time:
+        x = [fmean(figures.spent("cpu", part)(run) for run in runs) for part in QUARTERS]
     middle, half = zip(*(interval([figures.rate(part)(run) for run in runs]) for part in QUARTERS), strict=True)
     axes.plot(x, middle, color=color, marker=marker, markersize=4, linewidth=1.5, label=name)
     if half[0] is not None:

@@ -58,6 +58,15 @@ class Figures:
         """pass@1 after this part of the budget."""
         return lambda run: float(np.interp(part * self.budget, *np.transpose(run["curve"])))
 
+    def rate_after(self, cpu_seconds: float) -> Figure:
+        """pass@1 when a run has used so much CPU time; at its end where it uses less."""
+
+        def figure(run: Run) -> float:
+            drawn = np.interp(cpu_seconds, np.cumsum([0.0, *run["cpu"]]), [0, *run["rollouts"]])
+            return float(np.interp(drawn, *np.transpose(run["curve"])))
+
+        return figure
+
     def area(self, part: float) -> Figure:
         """Mean of pass@1 over this part of the budget, by trapezia between its quarters."""
         parts = [quarter for quarter in QUARTERS if quarter <= part]
@@ -156,14 +165,19 @@ def soundness_table(results: Results, figures: Figures) -> str:
 
 
 def seconds_table(results: Results, figures: Figures) -> str:
+    spent = [figures.spent("cpu")(run) for run in results[BASELINE].values()]
+    times = [part * fmean(spent) for part in QUARTERS[2::2]] if spent else []
+
     def row(name: str) -> Iterator[str]:
         runs = results[name].values()
         yield name
         yield from (cell([figures.spent(what)(run) for run in runs], digits=1) for what in ("cpu", "wall"))
+        yield from (cell([figures.rate_after(time)(run) for run in runs]) for time in times)
         yield from (cell([run["stages"][stage] for run in runs], digits=1) for stage in STAGES)
         yield cell([run["rollouts"][-1] for run in runs], digits=0)
 
-    head = ["arm", "CPU s", "wall s", *(f"{stage}, wall s" for stage in STAGES), "rollouts drawn"]
+    rates = [f"pass@1 after {time:.0f} CPU s" for time in times]
+    head = ["arm", "CPU s", "wall s", *rates, *(f"{stage}, wall s" for stage in STAGES), "rollouts drawn"]
     return markdown(head, [list(row(name)) for name in MAIN])
 
 
@@ -234,7 +248,8 @@ def page(results: Results, plan: Plan) -> str:
         "### Seconds of training until the budget is drawn\n",
         "Without evaluation and checkpoints; one core an arm. CPU is of the training process (not of the worker that "
         "checks answers), wall shares the machine with another arm. The stages are of the whole run, and their sync "
-        "includes the pushes for evaluations.\n",
+        "includes the pushes for evaluations. pass@1 is given at half and at all of the CPU time that "
+        f"{BASELINE} takes, on the straight line between two evaluations.\n",
         seconds_table(results, figures),
         f"## Ablations, the first {plan.steps // 2} steps\n",
         *(ablation_table(ablation, results, figures) for ablation in ABLATIONS),

@@ -86,6 +86,7 @@ def test_arms_are_compared_at_equal_rollouts():
     assert figures.spent("wall")(run) == 8.0
     assert (figures.unsound((0.25, 0.5))(run), figures.unsound((0.75, 1.0))(run)) == (0.1, 0.3)
     assert figures.share((0.75, 1.0), "named_wrong", "named")(run) is None
+    assert [figures.rate_after(seconds)(run) for seconds in (0, 1.5, 4, 9)] == pytest.approx([0.0, 0.3, 0.8, 0.8])
     hungry = made_run([0.0, 0.2, 0.4, 0.6, 0.8], rollouts=(1024,) * 4)
     assert (figures.rate(1.0)(hungry), figures.spent("cpu")(hungry)) == pytest.approx((0.4, 2.0))
 
