@@ -1,49 +1,153 @@
 "use strict";
-// The charts: each is drawn when it comes near the screen. Comes last, after plotly, which takes a second to load.
+// The charts: each is drawn when it comes near the screen. Comes last, after Bokeh, which takes a while to load.
 
 const view = { axis: "step", smooth: 1, hidden: new Set() };
 const figures = [...document.querySelectorAll("figure[data-chart]")];
-const drawn = new Set();
+const drawn = new Map(); // figure element -> its chart with the plot, and of each series the source and renderers
+Bokeh.logger.set_level("error"); // else it warns of charts whose runs are all hidden
 
 function draw(figure) {
-  const chart = page.charts[Number(figure.dataset.chart)];
-  const data = chart.data.filter((trace) => !view.hidden.has(trace.meta.run)).flatMap(lines);
-  const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page
-  const layout = { ...chart.layout, template: page.templates[page.theme], dragmode: touch ? false : "zoom" };
-  drawn.add(figure);
-  return Plotly.react(figure.querySelector(".plot"), data, layout, { responsive: true, displayModeBar: false });
+  const chart = { ...page.charts[Number(figure.dataset.chart)] };
+  chart.plot = emptyPlot(chart);
+  chart.series = chart.top === null ? chart.series.map((each) => line(chart.plot, each)) : bars(chart.plot, chart.series);
+  chart.cursor = new Bokeh.Span({ dimension: "height", level: "overlay", visible: false });
+  chart.plot.add_layout(chart.cursor);
+  drawn.set(figure, chart);
+  paint(figure, chart);
+  refresh(chart);
+  return show(figure, chart);
 }
 
-// What a trace of the file looks like under the chosen axis and smoothing.
-function lines(trace) {
-  if (trace.meta.bars) return [trace];
-  const clock = page.runs[trace.meta.run].clock;
-  const x = view.axis === "time" ? trace.x.map((step) => clock[step] ?? null) : trace.x;
-  if (view.smooth === 1 || trace.error_y) return [{ ...trace, x }];
-  const raw = { ...trace, x, mode: "lines", opacity: 0.25, hoverinfo: "skip", hovertemplate: null };
-  return [raw, { ...trace, x, y: trailingMean(trace.y, view.smooth), mode: "lines" }];
+async function show(figure, chart) {
+  const { plot } = chart;
+  const readout = figure.appendChild(el("div", { class: "readout", "aria-hidden": "true", hidden: "" }));
+  plot.on_event("mousemove", (event) => read(chart, readout, event));
+  plot.on_event("tap", (event) => read(chart, readout, event));
+  plot.on_event("mouseleave", () => read(chart, readout, { x: NaN }));
+  plot.on_event("doubletap", () => plot.reset.emit());
+  chart.view = await Bokeh.Plotting.show(plot, figure.querySelector(".plot"));
+  chart.view.canvas_view.events_el.removeAttribute("tabindex"); // there is nothing to do there by keys
+}
+
+function emptyPlot(chart) {
+  const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page
+  const plot = Bokeh.Plotting.figure({
+    tools: touch ? [] : [new Bokeh.BoxZoomTool({ dimensions: "width" })],
+    x_range: new Bokeh.DataRange1d({ only_visible: true, range_padding: 0.06 }),
+    y_range: chart.top === null ? new Bokeh.DataRange1d({ only_visible: true }) : new Bokeh.Range1d({ start: 0, end: chart.top }),
+    toolbar_location: null, sizing_mode: "stretch_both", min_border_left: 46, min_border_right: 8, min_border_bottom: 26, min_border_top: 6,
+    background_fill_color: null, border_fill_color: null, outline_line_color: null,
+  });
+  for (const axis of plot.axes) axis.setv({ axis_line_color: null, major_tick_line_color: null, minor_tick_line_color: null, major_label_text_font_size: "11px" });
+  plot.xaxis.ticker = new Bokeh.BasicTicker({ desired_num_ticks: 6, min_interval: 1 });
+  plot.yaxis.ticker = plot.ygrid.ticker = new Bokeh.BasicTicker({ desired_num_ticks: 4 });
+  if (chart.percent) plot.yaxis.formatter = new Bokeh.NumeralTickFormatter({ format: "0.[00]%" });
+  plot.xgrid.visible = false;
+  return plot;
+}
+
+// A line, for a few values with markers; the pale one behind it are the values themselves where it is smoothed.
+function line(plot, series) {
+  const source = new Bokeh.ColumnDataSource({ data: { x: [], raw: [], y: [], low: [], high: [] } });
+  const look = { source, line_color: series.colour, line_dash: series.dash, line_width: 1.75 };
+  const raw = plot.line({ field: "x" }, { field: "raw" }, { ...look, line_alpha: 0.25 });
+  const all = [raw, plot.line({ field: "x" }, { field: "y" }, look)];
+  if (series.error) all.push(plot.segment({ field: "x" }, { field: "low" }, { field: "x" }, { field: "high" }, { ...look, line_width: 1 }));
+  if (series.x.length <= 40) all.push(plot.scatter({ field: "x" }, { field: "y" }, { source, size: 4.5, color: series.colour }));
+  return { ...series, source, raw, all };
+}
+
+function bars(plot, stack) {
+  const gaps = stack[0].x.slice(1).map((x, at) => x - stack[0].x[at]);
+  const top = stack[0].x.map(() => 0);
+  return stack.map((series) => {
+    const bottom = [...top];
+    series.y.forEach((y, at) => { top[at] += y; });
+    const source = new Bokeh.ColumnDataSource({ data: { x: series.x, y: series.y, bottom, top: [...top] } });
+    const all = [plot.vbar({ field: "x" }, 0.92 * Math.min(...gaps, 1e9), { field: "top" }, { field: "bottom" }, { source, color: series.colour, line_color: null })];
+    return { ...series, source, all };
+  });
+}
+
+// What of a chart is there under the chosen axis, smoothing and runs.
+function refresh(chart) {
+  for (const series of chart.series) {
+    for (const renderer of series.all) renderer.visible = !view.hidden.has(series.run);
+    if (!series.raw) continue;
+    const smooth = view.smooth > 1 && !series.error;
+    const { clock } = page.runs[series.run];
+    const x = view.axis === "time" ? series.x.map((step) => clock[step] ?? NaN) : series.x;
+    const raw = series.y.map((y) => y ?? NaN);
+    const error = (sign) => raw.map((y, at) => y + sign * (series.error?.[at] ?? NaN));
+    series.raw.visible &&= smooth;
+    series.source.data = { x, raw, y: smooth ? trailingMean(raw, view.smooth) : raw, low: error(-1), high: error(1) };
+  }
 }
 
 function trailingMean(values, size) {
   return values.map((value, at) => {
-    const window = values.slice(Math.max(at - size + 1, 0), at + 1).filter((each) => each !== null);
-    return value === null ? null : window.reduce((sum, each) => sum + each, 0) / window.length;
+    const window = values.slice(Math.max(at - size + 1, 0), at + 1).filter((each) => !isNaN(each));
+    return isNaN(value) ? NaN : sum(window) / window.length;
   });
 }
+
+// The page's own colours: what CSS makes of them under the theme.
+function paint(figure, { plot, cursor }) {
+  const { borderTopColor: grid, fontFamily } = getComputedStyle(figure);
+  const { color: ink } = getComputedStyle(figure.querySelector(".faint"));
+  for (const axis of plot.axes) axis.setv({ major_label_text_color: ink, major_label_text_font: fontFamily });
+  plot.ygrid.grid_line_color = grid;
+  cursor.setv({ line_color: ink, line_alpha: 0.5 });
+  for (const { overlay } of plot.toolbar.tools) overlay.setv({ fill_color: ink, fill_alpha: 0.15, line_color: null });
+}
+
+// ---- one readout of all lines, where the point nearest to the mouse is ----
+
+function read(chart, readout, { x: mouse, sx }) {
+  const shown = chart.series.filter((series) => !view.hidden.has(series.run));
+  const points = shown.map((series) => nearest(series, mouse)).filter((point) => point !== null);
+  const at = points.reduce((best, { x }) => (Math.abs(x - mouse) < Math.abs(best - mouse) ? x : best), points[0]?.x);
+  const { start, end } = chart.plot.x_range;
+  const near = (10 / chart.plot.inner_width) * (end - start);
+  readout.hidden = !points.length || at < start || at > end;
+  chart.cursor.setv({ location: at ?? 0, visible: !readout.hidden });
+  if (readout.hidden) return;
+  const place = view.axis === "time" && chart.top === null ? `${at.toFixed(1)} s` : `step ${at}`;
+  readout.replaceChildren(el("p", {}, place), ...points.filter(({ x }) => Math.abs(x - at) <= near).map((point) => row(chart, point)));
+  readout.style.left = sx < chart.plot.outer_width / 2 ? `${sx + 24}px` : "";
+  readout.style.right = readout.style.left ? "" : `${chart.plot.outer_width - sx + 24}px`;
+}
+
+function nearest({ name, colour, source }, mouse) {
+  let best = null;
+  const { x: xs, y: ys } = source.data;
+  xs.forEach((x, at) => {
+    if (isFinite(x + ys[at]) && Math.abs(x - mouse) < Math.abs((best?.x ?? Infinity) - mouse)) best = { name, colour, x, y: ys[at] };
+  });
+  return best;
+}
+
+function row({ percent }, { name, colour, y }) {
+  const text = percent ? `${Number((100 * y).toFixed(2))}%` : Math.abs(y) >= 1000 ? Math.round(y).toLocaleString("en") : String(Number(y.toPrecision(4)));
+  return el("div", {}, el("i", { style: `background:${colour}` }), el("span", {}, name), el("b", {}, text));
+}
+
+// ---- what the reader chooses ----
 
 function toggleRun(button) {
   const run = Number(button.dataset.run);
   const shown = view.hidden.delete(run);
   if (!shown) view.hidden.add(run);
   button.setAttribute("aria-pressed", String(shown));
-  drawn.forEach(draw);
+  drawn.forEach(refresh);
 }
 
-addEventListener("theme", () => drawn.forEach(draw));
-for (const [id, read] of [["axis", String], ["smooth", Number]]) {
+addEventListener("theme", () => drawn.forEach((chart, figure) => paint(figure, chart)));
+for (const [id, choose] of [["axis", String], ["smooth", Number]]) {
   document.getElementById(id)?.addEventListener("change", (event) => {
-    view[id] = read(event.target.value);
-    drawn.forEach(draw);
+    view[id] = choose(event.target.value);
+    drawn.forEach(refresh);
+    if (id === "axis") drawn.forEach(({ plot }) => plot.reset.emit());
   });
 }
 document.querySelectorAll("button.run").forEach((button) => button.addEventListener("click", () => toggleRun(button)));
@@ -62,5 +166,6 @@ addEventListener("beforeprint", () => {
   before = page.theme;
   setTheme("light");
   figures.filter((figure) => !drawn.has(figure)).forEach(draw);
+  drawn.forEach((chart) => chart.view?.repaint());
 });
 addEventListener("afterprint", () => setTheme(before));
