@@ -29,7 +29,9 @@ def stage_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     stacks = [_stack(run) for run in runs]
     highest = max((sum(times) for stack in stacks for times in zip(*stack[1].values(), strict=True)), default=0.0)
     return [
-        as_json(f"Stage times, {run.name}", _stack_note(size), _stack_series(x, stack, place), top=highest * 1.05 or 1.0)
+        as_json(
+            f"Stage times, {run.name}", _stack_note(size), _stack_series(x, stack, place), top=highest * 1.05 or 1.0
+        )
         for place, (run, (x, stack, size)) in enumerate(zip(runs, stacks, strict=True))
         if stack
     ]
@@ -66,6 +68,4 @@ def _stack_note(size: int) -> str:
 
 
 def _stack_series(x: Sequence[float], stack: dict[str, list[float]], place: int) -> list[Series]:
-    return [
-        Series(name, place, STAGES.get(name, OTHER_STAGE), "solid", x, seconds) for name, seconds in stack.items()
-    ]
+    return [Series(name, place, STAGES.get(name, OTHER_STAGE), "solid", x, seconds) for name, seconds in stack.items()]

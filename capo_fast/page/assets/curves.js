@@ -4,33 +4,35 @@
 const view = { axis: "step", smooth: 1, hidden: new Set() };
 const figures = [...document.querySelectorAll("figure[data-chart]")];
 const drawn = new Map(); // figure element -> its chart with the plot, and of each series the source and renderers
+const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page
 Bokeh.logger.set_level("error"); // else it warns of charts whose runs are all hidden
 
 function draw(figure) {
   const chart = { ...page.charts[Number(figure.dataset.chart)] };
   chart.plot = emptyPlot(chart);
   chart.series = chart.top === null ? chart.series.map((each) => line(chart.plot, each)) : bars(chart.plot, chart.series);
-  chart.cursor = new Bokeh.Span({ dimension: "height", level: "overlay", visible: false });
+  chart.cursor = new Bokeh.Span({ dimension: "height", level: "overlay", line_alpha: 0.5, visible: false });
   chart.plot.add_layout(chart.cursor);
+  chart.readout = figure.appendChild(el("div", { class: "readout", "aria-hidden": "true", hidden: "" }));
+  for (const name of ["mousemove", "tap"]) chart.plot.on_event(name, (event) => read(chart, event));
+  if (!touch) chart.plot.on_event("mouseleave", () => stopReading(chart));
+  chart.plot.on_event("doubletap", () => chart.plot.reset.emit());
   drawn.set(figure, chart);
-  paint(figure, chart);
+  paint(chart, figure);
   refresh(chart);
-  return show(figure, chart);
+  chart.shown = show(chart.plot, figure.querySelector(".plot"));
+  return chart;
 }
 
-async function show(figure, chart) {
-  const { plot } = chart;
-  const readout = figure.appendChild(el("div", { class: "readout", "aria-hidden": "true", hidden: "" }));
-  plot.on_event("mousemove", (event) => read(chart, readout, event));
-  plot.on_event("tap", (event) => read(chart, readout, event));
-  plot.on_event("mouseleave", () => read(chart, readout, { x: NaN }));
-  plot.on_event("doubletap", () => plot.reset.emit());
-  chart.view = await Bokeh.Plotting.show(plot, figure.querySelector(".plot"));
-  chart.view.canvas_view.events_el.removeAttribute("tabindex"); // there is nothing to do there by keys
+async function show(plot, place) {
+  const root = new Bokeh.Document();
+  root.add_root(plot);
+  const shown = (await Bokeh.embed.add_document_standalone(root, place)).get(plot);
+  shown.canvas_view.events_el.removeAttribute("tabindex"); // there is nothing to do there by keys
+  return shown;
 }
 
 function emptyPlot(chart) {
-  const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page
   const plot = Bokeh.Plotting.figure({
     tools: touch ? [] : [new Bokeh.BoxZoomTool({ dimensions: "width" })],
     x_range: new Bokeh.DataRange1d({ only_visible: true, range_padding: 0.06 }),
@@ -41,7 +43,8 @@ function emptyPlot(chart) {
   for (const axis of plot.axes) axis.setv({ axis_line_color: null, major_tick_line_color: null, minor_tick_line_color: null, major_label_text_font_size: "11px" });
   plot.xaxis.ticker = new Bokeh.BasicTicker({ desired_num_ticks: 6, min_interval: 1 });
   plot.yaxis.ticker = plot.ygrid.ticker = new Bokeh.BasicTicker({ desired_num_ticks: 4 });
-  if (chart.percent) plot.yaxis.formatter = new Bokeh.NumeralTickFormatter({ format: "0.[00]%" });
+  const largest = Math.max(...chart.series.flatMap(({ y }) => y.map(Math.abs)));
+  plot.yaxis.formatter = chart.percent ? new Bokeh.NumeralTickFormatter({ format: "0.[00]%" }) : new Bokeh.PrintfTickFormatter({ format: largest < 1e-3 ? "%.1e" : "%.6g" });
   plot.xgrid.visible = false;
   return plot;
 }
@@ -92,39 +95,39 @@ function trailingMean(values, size) {
 }
 
 // The page's own colours: what CSS makes of them under the theme.
-function paint(figure, { plot, cursor }) {
+function paint({ plot, cursor }, figure) {
   const { borderTopColor: grid, fontFamily } = getComputedStyle(figure);
   const { color: ink } = getComputedStyle(figure.querySelector(".faint"));
   for (const axis of plot.axes) axis.setv({ major_label_text_color: ink, major_label_text_font: fontFamily });
   plot.ygrid.grid_line_color = grid;
-  cursor.setv({ line_color: ink, line_alpha: 0.5 });
+  cursor.line_color = ink;
   for (const { overlay } of plot.toolbar.tools) overlay.setv({ fill_color: ink, fill_alpha: 0.15, line_color: null });
 }
 
 // ---- one readout of all lines, where the point nearest to the mouse is ----
 
-function read(chart, readout, { x: mouse, sx }) {
-  const shown = chart.series.filter((series) => !view.hidden.has(series.run));
-  const points = shown.map((series) => nearest(series, mouse)).filter((point) => point !== null);
-  const at = points.reduce((best, { x }) => (Math.abs(x - mouse) < Math.abs(best - mouse) ? x : best), points[0]?.x);
-  const { start, end } = chart.plot.x_range;
-  const near = (10 / chart.plot.inner_width) * (end - start);
-  readout.hidden = !points.length || at < start || at > end;
-  chart.cursor.setv({ location: at ?? 0, visible: !readout.hidden });
-  if (readout.hidden) return;
+function read(chart, { x: mouse, sx }) {
+  const points = chart.series.filter(({ run }) => !view.hidden.has(run)).map((series) => nearest(series, mouse)).filter(Boolean);
+  const { plot: { x_range: { start, end }, inner_width, outer_width }, cursor, readout } = chart;
+  const at = points.reduce((best, { x }) => (Math.abs(x - mouse) < Math.abs(best - mouse) ? x : best), Infinity);
+  if (at < start || at > end) return stopReading(chart);
+  const together = points.filter(({ x }) => Math.abs(x - at) <= (10 / inner_width) * (end - start));
   const place = view.axis === "time" && chart.top === null ? `${at.toFixed(1)} s` : `step ${at}`;
-  readout.replaceChildren(el("p", {}, place), ...points.filter(({ x }) => Math.abs(x - at) <= near).map((point) => row(chart, point)));
-  readout.style.left = sx < chart.plot.outer_width / 2 ? `${sx + 24}px` : "";
-  readout.style.right = readout.style.left ? "" : `${chart.plot.outer_width - sx + 24}px`;
+  readout.replaceChildren(el("p", {}, place), ...together.map((point) => row(chart, point)));
+  readout.style.left = sx < outer_width / 2 ? `${sx + 24}px` : "auto";
+  readout.style.right = sx < outer_width / 2 ? "auto" : `${outer_width - sx + 24}px`;
+  readout.hidden = false;
+  cursor.setv({ location: at, visible: true });
 }
 
-function nearest({ name, colour, source }, mouse) {
-  let best = null;
-  const { x: xs, y: ys } = source.data;
-  xs.forEach((x, at) => {
-    if (isFinite(x + ys[at]) && Math.abs(x - mouse) < Math.abs((best?.x ?? Infinity) - mouse)) best = { name, colour, x, y: ys[at] };
-  });
-  return best;
+function stopReading({ readout, cursor }) {
+  readout.hidden = true;
+  cursor.visible = false;
+}
+
+function nearest({ name, colour, source: { data } }, mouse) {
+  const points = Array.from(data.x, (x, at) => ({ name, colour, x, y: data.y[at] })).filter(({ x, y }) => isFinite(x + y));
+  return points.reduce((best, point) => (best && Math.abs(best.x - mouse) <= Math.abs(point.x - mouse) ? best : point), null);
 }
 
 function row({ percent }, { name, colour, y }) {
@@ -142,7 +145,7 @@ function toggleRun(button) {
   drawn.forEach(refresh);
 }
 
-addEventListener("theme", () => drawn.forEach((chart, figure) => paint(figure, chart)));
+addEventListener("theme", () => drawn.forEach(paint));
 for (const [id, choose] of [["axis", String], ["smooth", Number]]) {
   document.getElementById(id)?.addEventListener("change", (event) => {
     view[id] = choose(event.target.value);
@@ -150,6 +153,7 @@ for (const [id, choose] of [["axis", String], ["smooth", Number]]) {
     if (id === "axis") drawn.forEach(({ plot }) => plot.reset.emit());
   });
 }
+addEventListener("pointerdown", () => drawn.forEach(stopReading));
 document.querySelectorAll("button.run").forEach((button) => button.addEventListener("click", () => toggleRun(button)));
 
 const near = new IntersectionObserver((entries) => {
@@ -160,12 +164,21 @@ const near = new IntersectionObserver((entries) => {
 }, { rootMargin: "150px" });
 figures.forEach((figure) => near.observe(figure));
 
-// On paper: all charts, in light colours.
+// On paper: all charts, in light colours and as sharp as the printer is.
 let before = null;
 addEventListener("beforeprint", () => {
   before = page.theme;
   setTheme("light");
-  figures.filter((figure) => !drawn.has(figure)).forEach(draw);
-  drawn.forEach((chart) => chart.view?.repaint());
+  for (const figure of figures) (drawn.get(figure) ?? draw(figure)).shown.then((shown) => putOnPaper(figure, shown));
 });
-addEventListener("afterprint", () => setTheme(before));
+addEventListener("afterprint", () => {
+  setTheme(before);
+  document.querySelectorAll(".paper").forEach((paper) => paper.remove());
+});
+
+function putOnPaper(figure, shown) {
+  const paper = shown.export("svg").canvas;
+  paper.setAttribute("class", "paper");
+  paper.setAttribute("viewBox", `0 0 ${shown.bbox.width} ${shown.bbox.height}`);
+  figure.querySelector(".plot").append(paper);
+}
