@@ -37,7 +37,7 @@ WORDS = [
 ]
 WATCH = """
 window.seen = {};
-const drawn = (figure) => figure.querySelector(".bk-Figure, svg.main-svg");
+const drawn = (figure) => figure.querySelector(".bk-Figure");
 const stages = {
   "credit map": () => document.querySelectorAll("#list .item").length > 0,
   "first chart": () => [...document.querySelectorAll("figure")].some(drawn),

@@ -284,10 +284,14 @@ def first_kinds(page: Page, count: int) -> list[str]:
 
 LIVE = """(figure) => {
     const { model } = Bokeh.index.roots.find((view) => figure.contains(view.el));
-    const lines = model.renderers.filter((each) => each.visible && each.glyph.type === "Line");
+    const drawn = (type, read) => model.renderers.filter((each) => each.visible && each.glyph.type === type).map(read);
     return {
-        lines: lines.map(({ glyph, data_source: { data } }) => [glyph.line_color.value, data.x, data[glyph.y.field]]),
+        lines: drawn("Line", ({ glyph, data_source: { data } }) =>
+            [glyph.line_color.value, data.x, data[glyph.y.field]]),
+        errors: drawn("Segment", ({ data_source: { data } }) => [data.low, data.high]),
+        bars: drawn("VBar", ({ data_source: { data } }) => [data.bottom, data.top]),
         x: [model.x_range.start, model.x_range.end],
+        top: model.y_range.end,
     };
 }"""
 PIXELS = """(figure) => {
@@ -321,6 +325,7 @@ def until(figure: Locator, function: str, condition: str) -> None:
 def test_charts_follow_axis_smoothing_runs_and_theme(opened):
     evaluation = chart(opened, "pass@1, held out").evaluate(LIVE)
     assert evaluation["lines"] == [["#3b82c4", [0], [0.25]], ["#dd7a2f", [0], [0.25]]]
+    assert evaluation["errors"] == [[[0.125], [0.375]]] * 2
     rate = chart(opened, "Pass rate of rollouts")
     until(rate, PIXELS, f"found.includes('{ORANGE}') && found.includes('{LIGHT_GRID}')")
     opened.select_option("#axis", "time")
@@ -341,6 +346,20 @@ def test_charts_follow_axis_smoothing_runs_and_theme(opened):
     assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == ground
     opened.emulate_media(color_scheme="dark")
     expect(opened.get_by_role("button", name="Light")).to_be_visible()
+    opened.get_by_role("button", name="<img").click()
+    assert rate.evaluate(LIVE)["lines"] == []
+
+
+def test_stage_times_are_stacked_on_one_scale(opened):
+    stages = chart(opened, "Stage times, grpo")
+    until(stages, PIXELS, f"found.includes('{BLUE}')")
+    assert stages.evaluate(LIVE)["bars"] == [[[0] * 4, [1] * 4], [[1] * 4, [1.5, 2, 2.5, 3]]]
+    assert (
+        stages.evaluate(LIVE)["top"]
+        == chart(opened, "Stage times, <img src=x onerror=pwned=1> 100%#é").evaluate(LIVE)["top"]
+    )
+    stages.locator(".plot").hover(position={"x": 360, "y": 90})
+    expect(stages.locator(".readout:visible")).to_have_text("step 4rollout1learn2")
 
 
 def test_the_mouse_reads_all_lines_at_once_and_zooms(opened):
@@ -353,10 +372,12 @@ def test_the_mouse_reads_all_lines_at_once_and_zooms(opened):
     opened.get_by_role("button", name="grpo").click()
     rate.locator(".plot").hover(position={"x": 360, "y": 90})
     expect(rate.locator(".readout:visible")).to_have_text(f"step 4{name}0.8")
-    opened.mouse.down()
-    rate.locator(".plot").hover(position={"x": 250, "y": 90})
-    opened.mouse.up()
-    until(rate, LIVE, f"found.x[0] > {start} + 1")
+    for shown, left, right in [(start, 250, 360), (start + 1, 150, 250)]:
+        rate.locator(".plot").hover(position={"x": right, "y": 90})
+        opened.mouse.down()
+        rate.locator(".plot").hover(position={"x": left, "y": 90})
+        opened.mouse.up()
+        until(rate, LIVE, f"found.x[0] > {shown}")
     rate.locator(".plot").dblclick(position={"x": 200, "y": 90})
     until(rate, LIVE, f"found.x[0] === {start} && found.x[1] === {end}")
     opened.locator("h1").hover()
@@ -378,7 +399,7 @@ def test_on_a_phone_a_drag_in_a_chart_scrolls_and_a_tap_reads(browser, address):
         for kind, way in [("touchStart", 0), *(("touchMove", way) for way in range(15, 135, 15)), ("touchEnd", None)]:
             points = [] if way is None else [{"x": box["x"] + 150 + way / 2, "y": box["y"] + 150 - way}]
             finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-        page.wait_for_function(f"scrollY > {top} + 60")
+        page.wait_for_function("(top) => scrollY > top + 60", arg=top)
         assert rate.evaluate(LIVE)["x"] == before
         rate.locator(".plot").tap(position={"x": 300, "y": 90})
         expect(rate.locator(".readout:visible")).to_contain_text("step 4")

@@ -19,7 +19,7 @@ function draw(figure) {
   chart.plot.on_event("doubletap", () => chart.plot.reset.emit());
   drawn.set(figure, chart);
   paint(chart, figure);
-  refresh(chart);
+  update(chart);
   chart.shown = show(chart.plot, figure.querySelector(".plot"));
   return chart;
 }
@@ -73,7 +73,7 @@ function bars(plot, stack) {
 }
 
 // What of a chart is there under the chosen axis, smoothing and runs.
-function refresh(chart) {
+function update(chart) {
   for (const series of chart.series) {
     for (const renderer of series.all) renderer.visible = !view.hidden.has(series.run);
     if (!series.raw) continue;
@@ -142,14 +142,14 @@ function toggleRun(button) {
   const shown = view.hidden.delete(run);
   if (!shown) view.hidden.add(run);
   button.setAttribute("aria-pressed", String(shown));
-  drawn.forEach(refresh);
+  drawn.forEach(update);
 }
 
 addEventListener("theme", () => drawn.forEach(paint));
 for (const [id, choose] of [["axis", String], ["smooth", Number]]) {
   document.getElementById(id)?.addEventListener("change", (event) => {
     view[id] = choose(event.target.value);
-    drawn.forEach(refresh);
+    drawn.forEach(update);
     if (id === "axis") drawn.forEach(({ plot }) => plot.reset.emit());
   });
 }
