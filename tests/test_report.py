@@ -322,6 +322,14 @@ def until(figure: Locator, function: str, condition: str) -> None:
     )
 
 
+def zoom(figure: Locator, left: int, right: int) -> None:
+    """Drags from right to left."""
+    figure.locator(".plot").hover(position={"x": right, "y": 90})
+    figure.page.mouse.down()
+    figure.locator(".plot").hover(position={"x": left, "y": 90})
+    figure.page.mouse.up()
+
+
 def test_charts_follow_axis_smoothing_runs_and_theme(opened):
     evaluation = chart(opened, "pass@1, held out").evaluate(LIVE)
     assert evaluation["lines"] == [["#3b82c4", [0], [0.25]], ["#dd7a2f", [0], [0.25]]]
@@ -372,14 +380,17 @@ def test_the_mouse_reads_all_lines_at_once_and_zooms(opened):
     opened.get_by_role("button", name="grpo").click()
     rate.locator(".plot").hover(position={"x": 360, "y": 90})
     expect(rate.locator(".readout:visible")).to_have_text(f"step 4{name}0.8")
-    for shown, left, right in [(start, 250, 360), (start + 1, 150, 250)]:
-        rate.locator(".plot").hover(position={"x": right, "y": 90})
-        opened.mouse.down()
-        rate.locator(".plot").hover(position={"x": left, "y": 90})
-        opened.mouse.up()
-        until(rate, LIVE, f"found.x[0] > {shown}")
+    zoom(rate, 250, 360)
+    until(rate, LIVE, f"found.x[0] > {start}")
+    zoom(rate, 150, 250)
+    until(rate, LIVE, f"found.x[0] > {start} + 1")
     rate.locator(".plot").dblclick(position={"x": 200, "y": 90})
     until(rate, LIVE, f"found.x[0] === {start} && found.x[1] === {end}")
+    zoom(rate, 250, 360)
+    opened.select_option("#axis", "time")
+    until(rate, LIVE, "found.x[0] < 1.5 && found.x[1] > 9")
+    rate.locator(".plot").hover(position={"x": 360, "y": 90})
+    expect(rate.locator(".readout:visible")).to_contain_text("9.0 s")
     opened.locator("h1").hover()
     expect(rate.locator(".readout")).to_be_hidden()
     opened.locator("#smooth").focus()

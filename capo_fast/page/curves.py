@@ -123,25 +123,16 @@ def _series(chart: Chart, runs: Sequence[Run]) -> list[Series]:
             if chart.error:  # evaluations are some steps apart
                 lines = [line for line in evaluated(run) if value(line) is not None]
             errors = [finite(line.get(chart.error or "")) for line in lines]
-            found.append(
-                Series(
-                    name=run.name if len(chart.lines) == 1 else f"{run.name}, {name}",
-                    run=place,
-                    **_look(place, number),
-                    x=[line["step"] for line in lines],
-                    y=[value(line) for line in lines],
-                    error=errors if any(error is not None for error in errors) else None,
-                )
-            )
+            title = run.name if len(chart.lines) == 1 else f"{run.name}, {name}"
+            x, y = [line["step"] for line in lines], [value(line) for line in lines]
+            measured = any(error is not None for error in errors)
+            found.append(Series(title, place, *_look(place, number), x, y, errors if measured else None))
     return found
 
 
-def _look(place: int, number: int) -> dict[str, str]:
-    """Of the run's n-th line in a chart."""
-    return {
-        "colour": COLOURS[place % len(COLOURS)],
-        "dash": DASHES[(number + place // len(COLOURS)) % len(DASHES)],
-    }
+def _look(place: int, number: int) -> tuple[str, str]:
+    """Colour and dash of the run's n-th line in a chart."""
+    return COLOURS[place % len(COLOURS)], DASHES[(number + place // len(COLOURS)) % len(DASHES)]
 
 
 def evaluated(run: Run) -> list[Line]:
@@ -172,7 +163,7 @@ def disagreement(runs: Sequence[Run], maps: Sequence[CreditMap]) -> dict[str, An
             (("right-flagged", "right, wrong step"), ("wrong-sound", "wrong, no wrong step"))
         ):
             y = [credit_map.kinds[step][kind] / judged[step] for step in x]
-            series.append(Series(f"{run.name}: {name}", place, **_look(place, number), x=x, y=y))
+            series.append(Series(f"{run.name}: {name}", place, *_look(place, number), x, y))
     note = "right answer with a wrong step; wrong answer without one (dotted): share of judged rollouts"
     series = [each for each in series if each.x]
     return as_json("Outcome against process", note, series, percent=True) if series else None

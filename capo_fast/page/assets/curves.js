@@ -61,13 +61,15 @@ function line(plot, series) {
 }
 
 function bars(plot, stack) {
-  const gaps = stack[0].x.slice(1).map((x, at) => x - stack[0].x[at]);
-  const top = stack[0].x.map(() => 0);
+  const { x } = stack[0];
+  const wide = x[1] - x[0] || 1;
+  const width = x.map((middle, at) => 0.92 * (at > 1 ? 2 * (middle - x[at - 1]) - wide : wide)); // the last may stand for fewer steps
+  const top = x.map(() => 0);
   return stack.map((series) => {
     const bottom = [...top];
     series.y.forEach((y, at) => { top[at] += y; });
-    const source = new Bokeh.ColumnDataSource({ data: { x: series.x, y: series.y, bottom, top: [...top] } });
-    const all = [plot.vbar({ field: "x" }, 0.92 * Math.min(...gaps, 1e9), { field: "top" }, { field: "bottom" }, { source, color: series.colour, line_color: null })];
+    const source = new Bokeh.ColumnDataSource({ data: { x, y: series.y, width, bottom, top: [...top] } });
+    const all = [plot.vbar({ field: "x" }, { field: "width" }, { field: "top" }, { field: "bottom" }, { source, color: series.colour, line_color: null })];
     return { ...series, source, all };
   });
 }
