@@ -10,7 +10,7 @@
 # what is not there says so. To fill it, elsewhere:
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux2014_x86_64 -d bench/peers \
 #       liger-kernel==0.8.5 trl==1.16.0 datasets dill multiprocess pydantic pydantic-core annotated-types math-verify \
-#       latex2sympy2_extended antlr4-python3-runtime==4.13.2 plotly
+#       latex2sympy2_extended antlr4-python3-runtime==4.13.2 bokeh
 #
 # --dry runs the same on a CPU with toy shapes, to find silly mistakes before a GPU is at hand.
 set -uo pipefail

@@ -37,12 +37,12 @@ WORDS = [
 ]
 WATCH = """
 window.seen = {};
+const drawn = (figure) => figure.querySelector(".bk-Figure");
 const stages = {
   "credit map": () => document.querySelectorAll("#list .item").length > 0,
-  "first chart": () => document.querySelector("figure svg.main-svg"),
+  "first chart": () => [...document.querySelectorAll("figure")].some(drawn),
   "open": () => seen["credit map"] && seen["first chart"] &&
-    [...document.querySelectorAll("figure")].filter((f) => f.getBoundingClientRect().top < innerHeight)
-        .every((f) => f.querySelector("svg.main-svg")),
+    [...document.querySelectorAll("figure")].filter((f) => f.getBoundingClientRect().top < innerHeight).every(drawn),
 };
 const watch = setInterval(() => {
   for (const stage in stages) if (!seen[stage] && stages[stage]()) seen[stage] = performance.now() / 1000;

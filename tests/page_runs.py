@@ -69,6 +69,12 @@ def make_run(
         recorder.write_rollouts(step, rows)
     (folder / "config.yaml").write_text(SETTINGS.format(algorithm=algorithm, folder=json.dumps(str(folder))))
     if finished:
-        summary = {"steps": steps, "pass@1_before": 0.25, "pass@1_after": 0.75, "wall_seconds": 61.0}
+        summary = {
+            "steps": steps,
+            "pass@1_before": 0.25,
+            "pass@1_before_stderr": 0.125,
+            "pass@1_after": 0.75,
+            "wall_seconds": 61.0,
+        }
         (folder / "summary.json").write_bytes(json_line(summary))
     return folder

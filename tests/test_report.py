@@ -8,13 +8,15 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from page_runs import HOSTILE, all_kinds, critique, make_run, row
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from capo_fast.page.credit_map import SHARES, Pool, Room, draw, entry, kind, read_credit_map
 from capo_fast.page.html import advantage_scale, embedded
@@ -26,10 +28,13 @@ ROOMY = Room(10_000, 10_000_000)
 
 
 def report(*runs: Path, out: Path) -> str:
-    """The page's text, without plotly's script."""
+    """The page's text, without Bokeh's scripts."""
     assert main([*map(str, runs), "--out", str(out)]) == 0
-    text = out.read_text(encoding="utf-8")
-    return text.replace(re.search(r"<script>(/\*\*\n\* plotly\.js.*?)</script>", text, re.DOTALL)[1], "")
+    text, scripts = re.subn(
+        r"<script>'use strict';\s/\*!.*?</script>", "", out.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert scripts == 2
+    return text
 
 
 def data_of(text: str) -> dict:
@@ -191,18 +196,14 @@ def test_runs_side_by_side(tmp_path):
     data = data_of(text)
     assert [run["name"] for run in data["runs"]] == ["a/run", "b/run"]
     assert data["runs"][0]["clock"] == {"0": 0.0, "1": 1.5, "2": 3.5, "3": 6.0, "4": 9.0}
-    colours = {
-        (trace["name"], trace["line"]["color"])
-        for chart in data["charts"]
-        for trace in chart["data"]
-        if "line" in trace
-    }
+    colours = {(s["name"], s["colour"]) for chart in data["charts"] for s in chart["series"] if chart["top"] is None}
     assert {name for name, _ in colours} >= {"a/run", "b/run"}
     assert len({colour for name, colour in colours if name == "a/run"}) == 1
     differing = re.search(r"<th>Differs</th>.*?</table>", text, re.DOTALL)[0]
     assert re.findall(r"<code>(.*?)</code>", differing) == ["algorithm"]
-    evaluation = next(chart for chart in data["charts"] if chart["data"][0]["y"] == [0.25])
-    assert evaluation["data"][0]["x"] == [0], "the evaluation before training is in the summary alone"
+    evaluation = next(chart for chart in data["charts"] if chart["series"][0]["y"] == [0.25])
+    assert evaluation["series"][0]["x"] == [0], "the evaluation before training is in the summary alone"
+    assert report(capo, grpo, out=tmp_path / "again.html") == text
 
 
 def test_the_colours_end_where_nearly_all_advantages_do():
@@ -248,13 +249,11 @@ def address(tmp_path_factory) -> str:
     return (folder / "page.html").as_uri()
 
 
-@pytest.fixture
-def opened(browser, address) -> Iterator[Page]:
+@contextmanager
+def window(browser: Browser, address: str, **kind: Any) -> Iterator[Page]:
     """The page in a fresh window; at the end nothing was asked of the network and the console is empty."""
     said: list[str] = []
-    with browser.new_context(
-        viewport={"width": 1280, "height": 900}, color_scheme="light", reduced_motion="reduce"
-    ) as context:
+    with browser.new_context(color_scheme="light", reduced_motion="reduce", **kind) as context:
         page = context.new_page()
         page.route("**", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
         page.on(
@@ -268,6 +267,12 @@ def opened(browser, address) -> Iterator[Page]:
     assert said == []
 
 
+@pytest.fixture
+def opened(browser, address) -> Iterator[Page]:
+    with window(browser, address, viewport={"width": 1280, "height": 900}) as page:
+        yield page
+
+
 def listed(page: Page) -> list[tuple[int, int, int]]:
     """(run, step, sample) of the list's items, in order."""
     return [tuple(each) for each in page.evaluate("rows.map((r) => [r.run, r.step, r.sample])")]
@@ -277,30 +282,152 @@ def first_kinds(page: Page, count: int) -> list[str]:
     return page.locator("#list .item .kind").all_text_contents()[:count]
 
 
-def test_charts_follow_axis_smoothing_theme_and_runs_and_all_are_printed(opened):
-    chart = opened.locator("figure").first
-    expect(chart.locator("svg.main-svg").first).to_be_visible()
-    trace = "document.querySelector('.plot').data"
-    assert opened.evaluate(f"{trace}.map((t) => t.x)") == [[0], [0]]
-    rate = opened.locator("figure", has_text="Pass rate of rollouts").locator(".plot")
+LIVE = """(figure) => {
+    const { model } = Bokeh.index.roots.find((view) => figure.contains(view.el));
+    const drawn = (type, read) => model.renderers.filter((each) => each.visible && each.glyph.type === type).map(read);
+    return {
+        lines: drawn("Line", ({ glyph, data_source: { data } }) =>
+            [glyph.line_color.value, data.x, data[glyph.y.field]]),
+        errors: drawn("Segment", ({ data_source: { data } }) => [data.low, data.high]),
+        bars: drawn("VBar", ({ data_source: { data } }) => [data.bottom, data.top]),
+        x: [model.x_range.start, model.x_range.end],
+        top: model.y_range.end,
+    };
+}"""
+PIXELS = """(figure) => {
+    const { canvas } = Bokeh.index.roots.find((view) => figure.contains(view.el)).canvas_view.primary;
+    const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
+    copy.drawImage(canvas, 0, 0);
+    const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+    const colours = new Set();
+    for (let at = 0; at < data.length; at += 4) if (data[at + 3] === 255) colours.add(data.slice(at, at + 3).join());
+    return [...colours];
+}"""
+BLUE, ORANGE = "59,130,196", "221,122,47"
+LIGHT_GRID, DARK_GRID = "223,227,233", "44,51,61"
+
+
+def chart(page: Page, title: str) -> Locator:
+    """The figure of a chart, scrolled to and drawn."""
+    found = page.locator("figure", has=page.get_by_text(title, exact=True))
+    found.scroll_into_view_if_needed()
+    expect(found.locator(".bk-Figure")).to_be_visible()
+    return found
+
+
+def until(figure: Locator, function: str, condition: str) -> None:
+    """Waits, as charts are painted with the screen's next picture."""
+    figure.page.wait_for_function(
+        f"(figure) => {{ const found = ({function})(figure); return {condition}; }}", arg=figure.element_handle()
+    )
+
+
+def zoom(figure: Locator, left: int, right: int) -> None:
+    """Drags from right to left."""
+    figure.locator(".plot").hover(position={"x": right, "y": 90})
+    figure.page.mouse.down()
+    figure.locator(".plot").hover(position={"x": left, "y": 90})
+    figure.page.mouse.up()
+
+
+def test_charts_follow_axis_smoothing_runs_and_theme(opened):
+    evaluation = chart(opened, "pass@1, held out").evaluate(LIVE)
+    assert evaluation["lines"] == [["#3b82c4", [0], [0.25]], ["#dd7a2f", [0], [0.25]]]
+    assert evaluation["errors"] == [[[0.125], [0.375]]] * 2
+    rate = chart(opened, "Pass rate of rollouts")
+    until(rate, PIXELS, f"found.includes('{ORANGE}') && found.includes('{LIGHT_GRID}')")
     opened.select_option("#axis", "time")
-    assert rate.evaluate("node => node.data[0].x") == [1.5, 3.5, 6, 9]
+    assert [x for _, x, _ in rate.evaluate(LIVE)["lines"]] == [[1.5, 3.5, 6, 9]] * 2
+    until(rate, LIVE, "found.x[0] > 1 && found.x[1] > 9")
     opened.select_option("#smooth", "5")
-    assert rate.evaluate("node => node.data.map((t) => t.y[3])") == pytest.approx([0.8, 0.5, 0.8, 0.5])
+    ends = [y[3] for _, _, y in rate.evaluate(LIVE)["lines"]]
+    assert ends == pytest.approx([0.8, 0.5, 0.8, 0.5]), "the values themselves lie pale behind their means"
     opened.get_by_role("button", name="grpo").click()
-    assert rate.evaluate("node => node.data.length") == 2
-    ink = rate.evaluate("node => node._fullLayout.font.color")
+    assert {colour for colour, _, _ in rate.evaluate(LIVE)["lines"]} == {"#3b82c4"}
+    until(rate, PIXELS, f"found.includes('{BLUE}') && !found.includes('{ORANGE}')")
     ground = opened.evaluate("getComputedStyle(document.body).backgroundColor")
     opened.get_by_role("button", name="Dark").click()
-    assert rate.evaluate("node => node._fullLayout.font.color") != ink
+    until(rate, PIXELS, f"found.includes('{DARK_GRID}') && !found.includes('{LIGHT_GRID}')")
     assert opened.evaluate("getComputedStyle(document.body).backgroundColor") != ground
     opened.keyboard.press("t")
+    until(rate, PIXELS, f"found.includes('{LIGHT_GRID}')")
     assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == ground
     opened.emulate_media(color_scheme="dark")
     expect(opened.get_by_role("button", name="Light")).to_be_visible()
-    assert opened.locator(".plot:not(:has(svg))").count() > 0, "those far below are drawn when they come near"
+    opened.get_by_role("button", name="<img").click()
+    assert rate.evaluate(LIVE)["lines"] == []
+
+
+def test_stage_times_are_stacked_on_one_scale(opened):
+    stages = chart(opened, "Stage times, grpo")
+    until(stages, PIXELS, f"found.includes('{BLUE}')")
+    assert stages.evaluate(LIVE)["bars"] == [[[0] * 4, [1] * 4], [[1] * 4, [1.5, 2, 2.5, 3]]]
+    assert (
+        stages.evaluate(LIVE)["top"]
+        == chart(opened, "Stage times, <img src=x onerror=pwned=1> 100%#é").evaluate(LIVE)["top"]
+    )
+    stages.locator(".plot").hover(position={"x": 360, "y": 90})
+    expect(stages.locator(".readout:visible")).to_have_text("step 4rollout1learn2")
+
+
+def test_the_mouse_reads_all_lines_at_once_and_zooms(opened):
+    rate = chart(opened, "Pass rate of rollouts")
+    until(rate, PIXELS, "found.length > 0")
+    start, end = rate.evaluate(LIVE)["x"]
+    rate.locator(".plot").hover(position={"x": 130, "y": 90})
+    name = "<img src=x onerror=pwned=1> 100%#é"
+    expect(rate.locator(".readout:visible")).to_have_text(f"step 2{name}0.4grpo0.4")
+    opened.get_by_role("button", name="grpo").click()
+    rate.locator(".plot").hover(position={"x": 360, "y": 90})
+    expect(rate.locator(".readout:visible")).to_have_text(f"step 4{name}0.8")
+    zoom(rate, 250, 360)
+    until(rate, LIVE, f"found.x[0] > {start}")
+    zoom(rate, 150, 250)
+    until(rate, LIVE, f"found.x[0] > {start} + 1")
+    rate.locator(".plot").dblclick(position={"x": 200, "y": 90})
+    until(rate, LIVE, f"found.x[0] === {start} && found.x[1] === {end}")
+    zoom(rate, 250, 360)
+    opened.select_option("#axis", "time")
+    until(rate, LIVE, "found.x[0] < 1.5 && found.x[1] > 9")
+    rate.locator(".plot").hover(position={"x": 360, "y": 90})
+    expect(rate.locator(".readout:visible")).to_contain_text("9.0 s")
+    opened.locator("h1").hover()
+    expect(rate.locator(".readout")).to_be_hidden()
+    opened.locator("#smooth").focus()
+    opened.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.closest('figure')") is None, (
+        "charts take no turn among what has keys"
+    )
+
+
+def test_on_a_phone_a_drag_in_a_chart_scrolls_and_a_tap_reads(browser, address):
+    with window(browser, address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as page:
+        rate = chart(page, "Pass rate of rollouts")
+        until(rate, PIXELS, "found.length > 0")
+        before, top = rate.evaluate(LIVE)["x"], page.evaluate("scrollY")
+        box = rate.locator(".plot").bounding_box()
+        finger = page.context.new_cdp_session(page)
+        for kind, way in [("touchStart", 0), *(("touchMove", way) for way in range(15, 135, 15)), ("touchEnd", None)]:
+            points = [] if way is None else [{"x": box["x"] + 150 + way / 2, "y": box["y"] + 150 - way}]
+            finger.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        page.wait_for_function("(top) => scrollY > top + 60", arg=top)
+        assert rate.evaluate(LIVE)["x"] == before
+        rate.locator(".plot").tap(position={"x": 300, "y": 90})
+        expect(rate.locator(".readout:visible")).to_contain_text("step 4")
+
+
+def test_all_charts_are_printed_in_light_colours(opened):
+    chart(opened, "pass@1, held out")
+    opened.keyboard.press("t")
+    assert opened.locator(".plot:empty").count() > 0, "those far below are drawn when they come near"
+    opened.evaluate("""() => addEventListener("beforeprint", () => Promise.resolve().then(() => {
+        window.printed = [...document.querySelectorAll("figure")].map((figure) =>
+            [...figure.querySelectorAll(".paper path")].map((path) => path.getAttribute("stroke")));
+    }))""")
     assert opened.pdf().startswith(b"%PDF")
-    assert opened.locator(".plot:not(:has(svg))").count() == 0
+    printed = opened.evaluate("printed")
+    assert all(f"rgb({LIGHT_GRID})" in strokes for strokes in printed)
+    assert opened.locator(".paper").count() == 0
     assert opened.evaluate("document.documentElement.dataset.theme") == "dark"
 
 

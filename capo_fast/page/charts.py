@@ -1,65 +1,56 @@
-"""What all charts of the page share: colours by run, the two looks, and the form in which a chart lies in the page."""
+"""What all charts of the page share: colours by run, and the form in which a chart lies in the page."""
 
 from __future__ import annotations
 
-import html
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
-
-import plotly.graph_objects as go
 
 COLOURS = ("#3b82c4", "#dd7a2f", "#2c9c75", "#bf62a6", "#a88f14", "#7a70d6", "#2f9fbf", "#87878f")
 """By the run's place on the command line: adding a run at the end changes no other's."""
-DASHES = ("solid", "dot", "dash")
+DASHES = ("solid", "dotted", "dashed")
 """By the line's place in its chart; and a run past the eighth has its colour again, dashed."""
 
 
-def as_json(title: str, note: str, text: str, figure: go.Figure) -> dict[str, Any]:
-    """A chart for the page; the template is the page's own, there once for light and once for dark."""
-    spec = figure.to_plotly_json()
-    spec["layout"].pop("template", None)
-    last = [] if figure.data[0].type == "bar" else [_last(trace, text) for trace in figure.data]
-    return {"title": title, "note": note, "last": last, "data": spec["data"], "layout": spec["layout"]}
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart, or one colour of its stacked bars."""
+
+    name: str
+    run: int
+    """The run's place on the command line."""
+    colour: str
+    dash: str
+    x: Sequence[float]
+    """Steps of training; the page knows their time."""
+    y: Sequence[float | None]
+    error: Sequence[float | None] | None = None
+    """Standard errors of `y`."""
 
 
-def _last(trace: go.Scatter, text: str) -> dict[str, str]:
+def as_json(
+    title: str, note: str, series: Sequence[Series], percent: bool = False, top: float | None = None
+) -> dict[str, Any]:
+    """A chart for the page: of lines, or where there is a `top` of stacked bars on a scale that ends there."""
+    last = [_last(each, percent) for each in series] if top is None else []
+    drawn = [asdict(each) for each in series]
+    return {"title": title, "note": note, "last": last, "series": drawn, "percent": percent, "top": top}
+
+
+def _last(series: Series, percent: bool) -> dict[str, str]:
     """The last value of a line, for those who see no chart."""
-    value = next((y for y in reversed(trace.y) if y is not None), None)
-    return {"name": html.unescape(trace.name), "colour": trace.line.color, "value": as_text(value, text)}
+    value = next((y for y in reversed(series.y) if y is not None), None)
+    return {"name": series.name, "colour": series.colour, "value": as_text(value, percent)}
 
 
-def as_text(value: float | None, text: str) -> str:
-    """As d3 writes it under the format `text`, near enough."""
+def as_text(value: float | None, percent: bool) -> str:
+    """A value in few digits.
+
+    >>> as_text(0.01234, percent=True), as_text(1234.5, percent=False), as_text(None, percent=False)
+    ('1.2%', '1,234', '–')
+    """
     if value is None:
         return "–"
-    if text.endswith("%"):
+    if percent:
         return f"{value:.1%}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def template(ink: str, faint: str, grid: str, surface: str) -> dict[str, Any]:
-    """The look of all charts under one theme."""
-    axis = {
-        "gridcolor": grid,
-        "linecolor": grid,
-        "zeroline": False,
-        "exponentformat": "e",
-        "tickfont": {"color": faint, "size": 11},
-    }
-    layout = go.Layout(
-        font={"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 12, "color": ink},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 46, "r": 8, "t": 6, "b": 26},
-        xaxis=axis | {"showgrid": False, "nticks": 6},
-        yaxis=axis | {"nticks": 5},
-        showlegend=False,
-        hovermode="x unified",
-        hoverlabel={"bgcolor": surface, "bordercolor": grid, "font": {"color": ink, "size": 12}, "namelength": 40},
-    )
-    return {"layout": layout.to_plotly_json()}
-
-
-TEMPLATES = {
-    "light": template("#1c2330", "#5b6675", "#e3e6eb", "#ffffff"),
-    "dark": template("#e4e8ee", "#98a3b3", "#2c333d", "#1b2028"),
-}

@@ -1,16 +1,13 @@
-"""Metrics -> the page's small multiples, as plotly figures: one chart a quantity, one colour a run."""
+"""Metrics -> the page's small multiples: one chart a quantity, one colour a run."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import plotly.graph_objects as go
-
 from capo_fast.files import finite
-from capo_fast.page.charts import COLOURS, DASHES, as_json, as_text
+from capo_fast.page.charts import COLOURS, DASHES, Series, as_json, as_text
 from capo_fast.page.credit_map import CreditMap
 from capo_fast.page.runs import Run
 from capo_fast.page.stages import stage_charts
@@ -29,17 +26,17 @@ class Chart:
     """The metrics that it uses up."""
     error: str | None = None
     """The metric that holds the standard error."""
-    text: str = ".4~g"
-    """d3's format of a value."""
+    percent: bool = False
+    """Whether its values are shares, to be shown in percent."""
 
 
 def _get(key: str) -> Callable[[Line], float | None]:
     return lambda line: finite(line.get(key))
 
 
-def _chart(title: str, note: str, *keys: str, error: str | None = None, text: str = ".4~g") -> Chart:
+def _chart(title: str, note: str, *keys: str, error: str | None = None, percent: bool = False) -> Chart:
     lines = tuple((key.split("/")[-1].replace("_", " "), _get(key)) for key in keys)
-    return Chart(title, note, lines, (*keys, error) if error else keys, error, text)
+    return Chart(title, note, lines, (*keys, error) if error else keys, error, percent)
 
 
 def _ratio(title: str, note: str, key: str, whole: str) -> Chart:
@@ -49,7 +46,7 @@ def _ratio(title: str, note: str, key: str, whole: str) -> Chart:
         part, all_ = finite(line.get(key)), finite(line.get(whole))
         return part / all_ if part is not None and all_ else None
 
-    return Chart(title, note, ((title, share),), (key, whole), text=".2~%")
+    return Chart(title, note, ((title, share),), (key, whole), percent=True)
 
 
 def _wrong_steps(line: Line) -> float | None:
@@ -59,11 +56,11 @@ def _wrong_steps(line: Line) -> float | None:
 
 SECTIONS: dict[str, tuple[Chart, ...]] = {
     "Learning": (
-        _chart("pass@1, held out", "± standard error", "eval/pass@1", error="eval/stderr", text=".3f"),
-        _chart("Pass rate of rollouts", "share of right answers", "pass_rate", text=".3f"),
+        _chart("pass@1, held out", "± standard error", "eval/pass@1", error="eval/stderr"),
+        _chart("Pass rate of rollouts", "share of right answers", "pass_rate"),
         _chart("Reward", "mean, with format bonus and length penalty", "reward_mean"),
         _chart("Response length", "tokens, mean", "response_tokens_mean"),
-        _chart("Cut by the length limit", "share of rollouts", "truncated_frac", text=".2~%"),
+        _chart("Cut by the length limit", "share of rollouts", "truncated_frac", percent=True),
         _chart("Steps", "a rollout, mean", "steps_mean"),
     ),
     "Speed": (
@@ -71,7 +68,7 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
         _chart("Memory", "GiB, peak so far", "memory_gb"),
     ),
     "Critic": (
-        Chart("Steps voted wrong", "share of steps", (("wrong", _wrong_steps),), ("wrong_step_rate",), text=".2~%"),
+        Chart("Steps voted wrong", "share of steps", (("wrong", _wrong_steps),), ("wrong_step_rate",), percent=True),
         _ratio("Abstained", "share of critiques", "critic/abstained", "critic/critiques"),
         _ratio("Truncated", "share of critiques", "critic/truncated", "critic/critiques"),
         _ratio("Out-of-range indices", "a critique", "critic/out_of_range", "critic/critiques"),
@@ -107,44 +104,35 @@ def sections(runs: Sequence[Run], maps: Sequence[CreditMap]) -> list[dict[str, A
 def _section(title: str, charts: Iterable[Chart], runs: Sequence[Run]) -> dict[str, Any]:
     drawn, unmeasured, constant = [], [], []
     for chart in charts:
-        figure = _figure(chart, runs)
-        values = [y for trace in figure.data for y in trace.y if y is not None]
+        series = _series(chart, runs)
+        values = [y for each in series for y in each.y if y is not None]
         if not values:
             unmeasured.append(chart.title)
-        elif set(values) == {0} or (len(set(values)) == 1 and len(values) > len(figure.data)):
-            constant.append(f"{chart.title} {as_text(values[0], chart.text)}")
+        elif set(values) == {0} or (len(set(values)) == 1 and len(values) > len(series)):
+            constant.append(f"{chart.title} {as_text(values[0], chart.percent)}")
         else:
-            drawn.append(as_json(chart.title, chart.note, chart.text, figure))
+            drawn.append(as_json(chart.title, chart.note, series, chart.percent))
     return {"title": title, "charts": drawn, "unmeasured": unmeasured, "constant": constant}
 
 
-def _figure(chart: Chart, runs: Sequence[Run]) -> go.Figure:
-    figure = go.Figure(layout={"yaxis": {"tickformat": ".2~%" if chart.text.endswith("%") else None}})
+def _series(chart: Chart, runs: Sequence[Run]) -> list[Series]:
+    found = []
     for place, run in enumerate(runs):
         for number, (name, value) in enumerate(chart.lines):
             lines = run.metrics
             if chart.error:  # evaluations are some steps apart
                 lines = [line for line in evaluated(run) if value(line) is not None]
-            points = [(line["step"], value(line), finite(line.get(chart.error or ""))) for line in lines]
-            trace = _trace(run.name if len(chart.lines) == 1 else f"{run.name}, {name}", place, number, points, chart)
-            figure.add_trace(trace)
-    return figure
+            errors = [finite(line.get(chart.error or "")) for line in lines]
+            title = run.name if len(chart.lines) == 1 else f"{run.name}, {name}"
+            x, y = [line["step"] for line in lines], [value(line) for line in lines]
+            measured = any(error is not None for error in errors)
+            found.append(Series(title, place, *_look(place, number), x, y, errors if measured else None))
+    return found
 
 
-def _trace(name: str, place: int, number: int, points: Sequence[tuple[Any, ...]], chart: Chart) -> go.Scatter:
-    x, y, errors = ([point[k] for point in points] for k in range(3))
-    dash = DASHES[(number + place // len(COLOURS)) % len(DASHES)]
-    return go.Scatter(
-        x=x,
-        y=y,
-        name=html.escape(name),  # plotly reads names as a little HTML
-        meta={"run": place},
-        mode="lines+markers" if len(points) <= 40 else "lines",
-        line={"color": COLOURS[place % len(COLOURS)], "dash": dash, "width": 1.75},
-        marker={"size": 4},
-        error_y={"array": errors, "thickness": 1, "width": 2} if any(error is not None for error in errors) else None,
-        hovertemplate=f"%{{y:{chart.text}}}",
-    )
+def _look(place: int, number: int) -> tuple[str, str]:
+    """Colour and dash of the run's n-th line in a chart."""
+    return COLOURS[place % len(COLOURS)], DASHES[(number + place // len(COLOURS)) % len(DASHES)]
 
 
 def evaluated(run: Run) -> list[Line]:
@@ -167,15 +155,15 @@ def _rest(runs: Sequence[Run]) -> list[Chart]:
 
 def disagreement(runs: Sequence[Run], maps: Sequence[CreditMap]) -> dict[str, Any] | None:
     """Shares of the judged rollouts on disk; None where nothing was judged."""
-    chart = Chart("Outcome against process", "", (), (), text=".2~%")
-    figure = go.Figure(layout={"yaxis": {"tickformat": ".2~%"}})
+    series = []
     for place, (run, credit_map) in enumerate(zip(runs, maps, strict=True)):
         judged = {step: sum(n for kind, n in kinds.items() if "-" in kind) for step, kinds in credit_map.kinds.items()}
+        x = [step for step, n in judged.items() if n]
         for number, (kind, name) in enumerate(
             (("right-flagged", "right, wrong step"), ("wrong-sound", "wrong, no wrong step"))
         ):
-            points = [(step, credit_map.kinds[step][kind] / n, None) for step, n in judged.items() if n]
-            if points:
-                figure.add_trace(_trace(f"{run.name}: {name}", place, number, points, chart))
+            y = [credit_map.kinds[step][kind] / judged[step] for step in x]
+            series.append(Series(f"{run.name}: {name}", place, *_look(place, number), x, y))
     note = "right answer with a wrong step; wrong answer without one (dotted): share of judged rollouts"
-    return as_json(chart.title, note, chart.text, figure) if figure.data else None
+    series = [each for each in series if each.x]
+    return as_json("Outcome against process", note, series, percent=True) if series else None

@@ -13,19 +13,20 @@ from hashlib import sha256
 from itertools import accumulate
 from typing import Any
 
+from bokeh.util.paths import bokehjs_path
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
 
 from capo_fast import __version__
 from capo_fast.files import finite
-from capo_fast.page.charts import COLOURS, TEMPLATES
+from capo_fast.page.charts import COLOURS
 from capo_fast.page.credit_map import KINDS, RULE, CreditMap, Room
 from capo_fast.page.curves import sections as sections_of
 from capo_fast.page.runs import Run
 from capo_fast.page.stages import OTHER_STAGE, STAGES, stage_names, stage_seconds
 
 FIRST, LAST = ("page.js", "rollout.js", "credit.js"), ("curves.js",)
-"""Scripts before and after plotly's, which is nearly all there is to load: the credit map need not wait for it."""
+"""Scripts before and after Bokeh's, which are nearly all there is to load: the credit map need not wait for them."""
+BOKEH = ("bokeh.min.js", "bokeh-api.min.js")
 
 
 def render(runs: Sequence[Run], maps: Sequence[CreditMap], room: Room, seed: int) -> str:
@@ -33,7 +34,8 @@ def render(runs: Sequence[Run], maps: Sequence[CreditMap], room: Room, seed: int
     assets = PackageLoader("capo_fast.page", "assets")
     environment = Environment(loader=assets, autoescape=True, undefined=StrictUndefined)
     first, last = ([assets.get_source(environment, name)[0] for name in names] for names in (FIRST, LAST))
-    scripts = [*first, get_plotlyjs(), *last]
+    bokeh = [(bokehjs_path() / "js" / name).read_text(encoding="utf-8") for name in BOKEH]
+    scripts = [*first, *bokeh, *last]
     sections = sections_of(runs, maps)
     charts = [chart for section in sections for chart in section["charts"]]
     for index, chart in enumerate(charts):
@@ -66,8 +68,7 @@ def embedded(data: Any) -> str:
 def _data(runs: Sequence[Run], charts: Sequence[dict[str, Any]], shown: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "runs": [{"name": run.name, "clock": _clock(run)} for run in runs],
-        "templates": TEMPLATES,
-        "charts": [{key: chart[key] for key in ("data", "layout")} for chart in charts],
+        "charts": [{key: chart[key] for key in ("series", "percent", "top")} for chart in charts],
         "kinds": KINDS,
         "scale": advantage_scale(shown),
         "rollouts": shown,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
 from capo_fast.files import finite
-from capo_fast.page.charts import as_json
+from capo_fast.page.charts import Series, as_json
 from capo_fast.page.runs import Run
 
 STAGES = {
@@ -32,7 +29,9 @@ def stage_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
     stacks = [_stack(run) for run in runs]
     highest = max((sum(times) for stack in stacks for times in zip(*stack[1].values(), strict=True)), default=0.0)
     return [
-        as_json(f"Stage times, {run.name}", _stack_note(size), ".3~s", _stack_figure(x, stack, place, highest))
+        as_json(
+            f"Stage times, {run.name}", _stack_note(size), _stack_series(x, stack, place), top=highest * 1.05 or 1.0
+        )
         for place, (run, (x, stack, size)) in enumerate(zip(runs, stacks, strict=True))
         if stack
     ]
@@ -68,18 +67,5 @@ def _stack_note(size: int) -> str:
     return "seconds a step" if size == 1 else f"seconds a step, a bar is the mean of {size} steps"
 
 
-def _stack_figure(x: Sequence[float], stack: dict[str, list[float]], place: int, highest: float) -> go.Figure:
-    figure = go.Figure(layout={"barmode": "stack", "bargap": 0.08, "yaxis": {"range": [0, highest * 1.05]}})
-    for stage, seconds in stack.items():
-        colour = STAGES.get(stage, OTHER_STAGE)
-        figure.add_trace(
-            go.Bar(
-                x=x,
-                y=seconds,
-                name=html.escape(stage),
-                meta={"run": place, "bars": True},
-                marker={"color": colour, "line": {"width": 0}},
-                hovertemplate="%{y:.3~s} s",
-            )
-        )
-    return figure
+def _stack_series(x: Sequence[float], stack: dict[str, list[float]], place: int) -> list[Series]:
+    return [Series(name, place, STAGES.get(name, OTHER_STAGE), "solid", x, seconds) for name, seconds in stack.items()]

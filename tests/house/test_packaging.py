@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ["accelerate", "datasets", "math_verify", "numpy", "peft", "plotly", "pyarrow", "pydantic", "rich"]
+EXTRAS = ["accelerate", "bokeh", "datasets", "math_verify", "numpy", "peft", "pyarrow", "pydantic", "rich"]
 EXTRAS += ["tensorboard", "transformers", "triton", "vllm", "yaml"]
 
 

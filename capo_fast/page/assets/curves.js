@@ -1,51 +1,161 @@
 "use strict";
-// The charts: each is drawn when it comes near the screen. Comes last, after plotly, which takes a second to load.
+// The charts: each is drawn when it comes near the screen. Comes last, after Bokeh, which takes a while to load.
 
 const view = { axis: "step", smooth: 1, hidden: new Set() };
 const figures = [...document.querySelectorAll("figure[data-chart]")];
-const drawn = new Set();
+const drawn = new Map(); // figure element -> its chart with the plot, and of each series the source and renderers
+const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page
+Bokeh.logger.set_level("error"); // else it warns of charts whose runs are all hidden
 
 function draw(figure) {
-  const chart = page.charts[Number(figure.dataset.chart)];
-  const data = chart.data.filter((trace) => !view.hidden.has(trace.meta.run)).flatMap(lines);
-  const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page
-  const layout = { ...chart.layout, template: page.templates[page.theme], dragmode: touch ? false : "zoom" };
-  drawn.add(figure);
-  return Plotly.react(figure.querySelector(".plot"), data, layout, { responsive: true, displayModeBar: false });
+  const chart = { ...page.charts[Number(figure.dataset.chart)] };
+  chart.plot = emptyPlot(chart);
+  chart.series = chart.top === null ? chart.series.map((each) => line(chart.plot, each)) : bars(chart.plot, chart.series);
+  chart.cursor = new Bokeh.Span({ dimension: "height", level: "overlay", line_alpha: 0.5, visible: false });
+  chart.plot.add_layout(chart.cursor);
+  chart.readout = figure.appendChild(el("div", { class: "readout", "aria-hidden": "true", hidden: "" }));
+  for (const name of ["mousemove", "tap"]) chart.plot.on_event(name, (event) => read(chart, event));
+  if (!touch) chart.plot.on_event("mouseleave", () => stopReading(chart));
+  chart.plot.on_event("doubletap", () => chart.plot.reset.emit());
+  drawn.set(figure, chart);
+  paint(chart, figure);
+  update(chart);
+  chart.shown = show(chart.plot, figure.querySelector(".plot"));
+  return chart;
 }
 
-// What a trace of the file looks like under the chosen axis and smoothing.
-function lines(trace) {
-  if (trace.meta.bars) return [trace];
-  const clock = page.runs[trace.meta.run].clock;
-  const x = view.axis === "time" ? trace.x.map((step) => clock[step] ?? null) : trace.x;
-  if (view.smooth === 1 || trace.error_y) return [{ ...trace, x }];
-  const raw = { ...trace, x, mode: "lines", opacity: 0.25, hoverinfo: "skip", hovertemplate: null };
-  return [raw, { ...trace, x, y: trailingMean(trace.y, view.smooth), mode: "lines" }];
+async function show(plot, place) {
+  const root = new Bokeh.Document();
+  root.add_root(plot);
+  const shown = (await Bokeh.embed.add_document_standalone(root, place)).get(plot);
+  shown.canvas_view.events_el.removeAttribute("tabindex"); // there is nothing to do there by keys
+  return shown;
+}
+
+function emptyPlot(chart) {
+  const plot = Bokeh.Plotting.figure({
+    tools: touch ? [] : [new Bokeh.BoxZoomTool({ dimensions: "width" })],
+    x_range: new Bokeh.DataRange1d({ only_visible: true, range_padding: 0.06 }),
+    y_range: chart.top === null ? new Bokeh.DataRange1d({ only_visible: true }) : new Bokeh.Range1d({ start: 0, end: chart.top }),
+    toolbar_location: null, sizing_mode: "stretch_both", min_border_left: 46, min_border_right: 8, min_border_bottom: 26, min_border_top: 6,
+    background_fill_color: null, border_fill_color: null, outline_line_color: null,
+  });
+  for (const axis of plot.axes) axis.setv({ axis_line_color: null, major_tick_line_color: null, minor_tick_line_color: null, major_label_text_font_size: "11px" });
+  plot.xaxis.ticker = new Bokeh.BasicTicker({ desired_num_ticks: 6, min_interval: 1 });
+  plot.yaxis.ticker = plot.ygrid.ticker = new Bokeh.BasicTicker({ desired_num_ticks: 4 });
+  const largest = Math.max(...chart.series.flatMap(({ y }) => y.map(Math.abs)));
+  plot.yaxis.formatter = chart.percent ? new Bokeh.NumeralTickFormatter({ format: "0.[00]%" }) : new Bokeh.PrintfTickFormatter({ format: largest < 1e-3 ? "%.1e" : "%.6g" });
+  plot.xgrid.visible = false;
+  return plot;
+}
+
+// A line, for a few values with markers; the pale one behind it are the values themselves where it is smoothed.
+function line(plot, series) {
+  const source = new Bokeh.ColumnDataSource({ data: { x: [], raw: [], y: [], low: [], high: [] } });
+  const look = { source, line_color: series.colour, line_dash: series.dash, line_width: 1.75 };
+  const raw = plot.line({ field: "x" }, { field: "raw" }, { ...look, line_alpha: 0.25 });
+  const all = [raw, plot.line({ field: "x" }, { field: "y" }, look)];
+  if (series.error) all.push(plot.segment({ field: "x" }, { field: "low" }, { field: "x" }, { field: "high" }, { ...look, line_width: 1 }));
+  if (series.x.length <= 40) all.push(plot.scatter({ field: "x" }, { field: "y" }, { source, size: 4.5, color: series.colour }));
+  return { ...series, source, raw, all };
+}
+
+function bars(plot, stack) {
+  const { x } = stack[0];
+  const wide = x[1] - x[0] || 1;
+  const width = x.map((middle, at) => 0.92 * (at > 1 ? 2 * (middle - x[at - 1]) - wide : wide)); // the last may stand for fewer steps
+  const top = x.map(() => 0);
+  return stack.map((series) => {
+    const bottom = [...top];
+    series.y.forEach((y, at) => { top[at] += y; });
+    const source = new Bokeh.ColumnDataSource({ data: { x, y: series.y, width, bottom, top: [...top] } });
+    const all = [plot.vbar({ field: "x" }, { field: "width" }, { field: "top" }, { field: "bottom" }, { source, color: series.colour, line_color: null })];
+    return { ...series, source, all };
+  });
+}
+
+// What of a chart is there under the chosen axis, smoothing and runs.
+function update(chart) {
+  for (const series of chart.series) {
+    for (const renderer of series.all) renderer.visible = !view.hidden.has(series.run);
+    if (!series.raw) continue;
+    const smooth = view.smooth > 1 && !series.error;
+    const { clock } = page.runs[series.run];
+    const x = view.axis === "time" ? series.x.map((step) => clock[step] ?? NaN) : series.x;
+    const raw = series.y.map((y) => y ?? NaN);
+    const error = (sign) => raw.map((y, at) => y + sign * (series.error?.[at] ?? NaN));
+    series.raw.visible &&= smooth;
+    series.source.data = { x, raw, y: smooth ? trailingMean(raw, view.smooth) : raw, low: error(-1), high: error(1) };
+  }
 }
 
 function trailingMean(values, size) {
   return values.map((value, at) => {
-    const window = values.slice(Math.max(at - size + 1, 0), at + 1).filter((each) => each !== null);
-    return value === null ? null : window.reduce((sum, each) => sum + each, 0) / window.length;
+    const window = values.slice(Math.max(at - size + 1, 0), at + 1).filter((each) => !isNaN(each));
+    return isNaN(value) ? NaN : sum(window) / window.length;
   });
 }
+
+// The page's own colours: what CSS makes of them under the theme.
+function paint({ plot, cursor }, figure) {
+  const { borderTopColor: grid, fontFamily } = getComputedStyle(figure);
+  const { color: ink } = getComputedStyle(figure.querySelector(".faint"));
+  for (const axis of plot.axes) axis.setv({ major_label_text_color: ink, major_label_text_font: fontFamily });
+  plot.ygrid.grid_line_color = grid;
+  cursor.line_color = ink;
+  for (const { overlay } of plot.toolbar.tools) overlay.setv({ fill_color: ink, fill_alpha: 0.15, line_color: null });
+}
+
+// ---- one readout of all lines, where the point nearest to the mouse is ----
+
+function read(chart, { x: mouse, sx }) {
+  const points = chart.series.filter(({ run }) => !view.hidden.has(run)).map((series) => nearest(series, mouse)).filter(Boolean);
+  const { plot: { x_range: { start, end }, inner_width, outer_width }, cursor, readout } = chart;
+  const at = points.reduce((best, { x }) => (Math.abs(x - mouse) < Math.abs(best - mouse) ? x : best), Infinity);
+  if (at < start || at > end) return stopReading(chart);
+  const together = points.filter(({ x }) => Math.abs(x - at) <= (10 / inner_width) * (end - start));
+  const place = view.axis === "time" && chart.top === null ? `${at.toFixed(1)} s` : `step ${at}`;
+  readout.replaceChildren(el("p", {}, place), ...together.map((point) => row(chart, point)));
+  readout.style.left = sx < outer_width / 2 ? `${sx + 24}px` : "auto";
+  readout.style.right = sx < outer_width / 2 ? "auto" : `${outer_width - sx + 24}px`;
+  readout.hidden = false;
+  cursor.setv({ location: at, visible: true });
+}
+
+function stopReading({ readout, cursor }) {
+  readout.hidden = true;
+  cursor.visible = false;
+}
+
+function nearest({ name, colour, source: { data } }, mouse) {
+  const points = Array.from(data.x, (x, at) => ({ name, colour, x, y: data.y[at] })).filter(({ x, y }) => isFinite(x + y));
+  return points.reduce((best, point) => (best && Math.abs(best.x - mouse) <= Math.abs(point.x - mouse) ? best : point), null);
+}
+
+function row({ percent }, { name, colour, y }) {
+  const text = percent ? `${Number((100 * y).toFixed(2))}%` : Math.abs(y) >= 1000 ? Math.round(y).toLocaleString("en") : String(Number(y.toPrecision(4)));
+  return el("div", {}, el("i", { style: `background:${colour}` }), el("span", {}, name), el("b", {}, text));
+}
+
+// ---- what the reader chooses ----
 
 function toggleRun(button) {
   const run = Number(button.dataset.run);
   const shown = view.hidden.delete(run);
   if (!shown) view.hidden.add(run);
   button.setAttribute("aria-pressed", String(shown));
-  drawn.forEach(draw);
+  drawn.forEach(update);
 }
 
-addEventListener("theme", () => drawn.forEach(draw));
-for (const [id, read] of [["axis", String], ["smooth", Number]]) {
+addEventListener("theme", () => drawn.forEach(paint));
+for (const [id, choose] of [["axis", String], ["smooth", Number]]) {
   document.getElementById(id)?.addEventListener("change", (event) => {
-    view[id] = read(event.target.value);
-    drawn.forEach(draw);
+    view[id] = choose(event.target.value);
+    drawn.forEach(update);
+    if (id === "axis") drawn.forEach(({ plot }) => plot.reset.emit());
   });
 }
+addEventListener("pointerdown", () => drawn.forEach(stopReading));
 document.querySelectorAll("button.run").forEach((button) => button.addEventListener("click", () => toggleRun(button)));
 
 const near = new IntersectionObserver((entries) => {
@@ -56,11 +166,21 @@ const near = new IntersectionObserver((entries) => {
 }, { rootMargin: "150px" });
 figures.forEach((figure) => near.observe(figure));
 
-// On paper: all charts, in light colours.
+// On paper: all charts, in light colours and as sharp as the printer is.
 let before = null;
 addEventListener("beforeprint", () => {
   before = page.theme;
   setTheme("light");
-  figures.filter((figure) => !drawn.has(figure)).forEach(draw);
+  for (const figure of figures) (drawn.get(figure) ?? draw(figure)).shown.then((shown) => putOnPaper(figure, shown));
 });
-addEventListener("afterprint", () => setTheme(before));
+addEventListener("afterprint", () => {
+  setTheme(before);
+  document.querySelectorAll(".paper").forEach((paper) => paper.remove());
+});
+
+function putOnPaper(figure, shown) {
+  const paper = shown.export("svg").canvas;
+  paper.setAttribute("class", "paper");
+  paper.setAttribute("viewBox", `0 0 ${shown.bbox.width} ${shown.bbox.height}`);
+  figure.querySelector(".plot").append(paper);
+}
