@@ -158,14 +158,15 @@ def arm_config(name: str, seed: int, plan: Plan, runs: Path) -> Config:
 
 
 # Seconds on one core of a 2.5 GHz Xeon while the other core is busy too; for the estimate alone.
-START, BASE, STEP, EVALUATION, CRITIQUE = 25.0, 260.0, 2.0, 3.0, 1.9
+START, BASE, RUN, STEP, EVALUATION = 25.0, 480.0, 3.0, 2.04, 3.5
+READING, CRITIQUE = 0.9, 0.37
 
 
 def arm_seconds(name: str, seeds: int, plan: Plan) -> float:
     """About how long so many runs of an arm take in one process."""
     config, by_rule = arm_config(name, 0, plan, Path()), ARMS[name].noise is not None
-    critiques = 0 if by_rule or config.credit.process == "none" else config.critic.votes
-    step = STEP * (1.4 if config.train.dynamic_sampling else 1.0) + critiques * CRITIQUE
+    unread = by_rule or config.credit.process == "none"
+    step = STEP + (0.0 if unread else READING + config.critic.votes * CRITIQUE)
     evaluations = 1 + config.train.steps / config.eval.every
     size = plan.prompts * plan.n / 128
-    return START + seeds * (config.train.steps * step * size + evaluations * EVALUATION * plan.problems / 400)
+    return START + seeds * (RUN + config.train.steps * step * size + evaluations * EVALUATION * plan.problems / 400)
