@@ -37,7 +37,7 @@ WORDS = [
 ]
 WATCH = """
 window.seen = {};
-const drawn = (figure) => figure.querySelector(".bk-Figure");
+const drawn = (figure) => figure.querySelector(".bk-Figure") && Bokeh.documents.every((each) => each.is_idle);
 const stages = {
   "credit map": () => document.querySelectorAll("#list .item").length > 0,
   "first chart": () => [...document.querySelectorAll("figure")].some(drawn),

@@ -173,10 +173,11 @@ def throughput(kinds: dict[str, list[Pair]], count: int, rounds: int) -> list[di
             pool.check(kinds["mix"][-WARM_UP:])
         for kind, pairs in kinds.items():
             rates: dict[str, list[list[float]]] = {name: [] for name in pools}
+            most = min(count, len(pairs) // rounds)
             for i in range(rounds):
                 for name, pool in pools.items():
-                    share = count if name == "capo_fast" else count // 5
-                    rates[name].append(rate(pool, pairs[i * count : i * count + share]))
+                    share = most if name == "capo_fast" else most // 5
+                    rates[name].append(rate(pool, pairs[i * most : i * most + share]))
             lines.append({"kind": kind, "workers": workers, "load": round(os.getloadavg()[0], 1), **rates})
             print(line_of(lines[-1]), flush=True)
         for pool in pools.values():
