@@ -188,18 +188,19 @@ def ablation_table(ablation: Ablation, results: Results, figures: Figures) -> st
     def row(name: str, runs: Mapping[int, Run]) -> list[str]:
         means = [cell([f(run) for run in runs.values()]) for f in columns]
         change = "" if runs is reference else cell(differences(columns[-1], runs, reference), sign="+")
+        ahead = cell(differences(columns[-1], runs, results[BASELINE]), sign="+")
         unsound = cell([figures.unsound(EARLY)(run) for run in runs.values()])
         cost = [
             cell([figures.spent(what, 0.5)(run) for run in runs.values()], digits=0)
             for what in ("cpu", "critique_tokens")
         ]
-        return [name, *means, change, unsound, *cost]
+        return [name, *means, change, ahead, unsound, *cost]
 
     seeds = max(arm.seeds for arm in ablation.arms.values())
     reference = {seed: run for seed, run in results[ablation.reference].items() if seed < seeds}
     rows = [row(ablation.reference, reference), *(row(name, results[name]) for name in ablation.arms)]
-    head = ["arm", *map(figures.step, QUARTERS[1:3]), "area", "difference in area, by seed", "unsound, early"]
-    head += ["CPU s", "critique tokens"]
+    head = ["arm", *map(figures.step, QUARTERS[1:3]), "area", "difference in area, by seed"]
+    head += [f"to {BASELINE}", "unsound, early", "CPU s", "critique tokens"]
     return f"**{ablation.title}**\n\n{markdown(head, rows)}"
 
 

@@ -26,14 +26,16 @@ def start_server() -> None:
 def run_ranks(target: Callable[..., Any], log: Path, *arguments: Any, world: int = 2) -> tuple[list[int | None], str]:
     """The statuses of ranks that run `target(*arguments)`, started as torchrun does, and their output in its order."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's agent keeps one, too
+    log.touch()
     children = [
         FORKS.Process(target=_rank, args=(rank, world, store.port, log, target, arguments)) for rank in range(world)
     ]
     for child in children:
         child.start()
     for child in children:
-        child.join(100)
+        child.join(240)
         child.kill()
+        child.join()
     return [child.exitcode for child in children], log.read_text()
 
 

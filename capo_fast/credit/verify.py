@@ -118,7 +118,7 @@ def _key(answer: str) -> str:
 
 
 _DECIMAL = r"-?(?:\d{1,3}(?:,\d{3})+|\d{1,40})?(?:\.\d{1,40}|\.)?"
-_EXPONENT = r"(?:[eE]([-+]?\d{1,3})|\\(?:times|cdot) ?10\^(?:\{(-?\d{1,3})\}|(\d)))"
+_EXPONENT = r"(?:[eE]([-+]?\d{1,3})|\\(?:times|cdot)10\^(?:\{(-?\d{1,3})\}|(\d)))"
 _SCIENTIFIC = re.compile(rf"(-?\d{{1,40}}(?:\.\d{{0,40}})?){_EXPONENT}", re.ASCII)
 _NUMBER = re.compile(rf"({_DECIMAL})(?:/(\d{{1,40}}))?|(-?)\\frac\{{(-?\d{{1,40}})\}}\{{(\d{{1,40}})\}}", re.ASCII)
 _NO_NUMBER = re.compile(r"[a-z][a-z0-9]*\Z|[(\[].*,.*[)\]]\Z", re.IGNORECASE | re.ASCII | re.DOTALL)

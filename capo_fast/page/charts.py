@@ -9,7 +9,7 @@ from typing import Any
 COLOURS = ("#3b82c4", "#dd7a2f", "#2c9c75", "#bf62a6", "#a88f14", "#7a70d6", "#2f9fbf", "#87878f")
 """By the run's place on the command line: adding a run at the end changes no other's."""
 DASHES = ("solid", "dotted", "dashed")
-"""By the line's place in its chart; and a run past the eighth has its colour again, dashed."""
+"""By the line's place in its chart; and a run past the eighth has its colour again, dotted."""
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,9 @@ def test_labelled_pairs() -> None:
     [
         (r"1.7 \times 10^4", "1.7e4", True),
         ("17000", "1.7e4", True),
+        ("so it is 3.3e-10 of it", "3.3e-10", True),
+        ("so it is 3.3e-10 of it", "10", False),
+        ("we get 1.7e+4 metres", "17000", True),
         (r"\boxed{2\cdot 10^{-3}}", "2e-3", True),
         ("3.3e-10", "3.4e-10", False),
         ("1e5", "10", False),

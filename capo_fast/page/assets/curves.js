@@ -43,8 +43,8 @@ function emptyPlot(chart) {
   for (const axis of plot.axes) axis.setv({ axis_line_color: null, major_tick_line_color: null, minor_tick_line_color: null, major_label_text_font_size: "11px" });
   plot.xaxis.ticker = new Bokeh.BasicTicker({ desired_num_ticks: 6, min_interval: 1 });
   plot.yaxis.ticker = plot.ygrid.ticker = new Bokeh.BasicTicker({ desired_num_ticks: 4 });
-  const largest = Math.max(...chart.series.flatMap(({ y }) => y.map(Math.abs)));
-  plot.yaxis.formatter = chart.percent ? new Bokeh.NumeralTickFormatter({ format: "0.[00]%" }) : new Bokeh.PrintfTickFormatter({ format: largest < 1e-3 ? "%.1e" : "%.6g" });
+  plot.xaxis.formatter = new Bokeh.BasicTickFormatter({ use_scientific: false });
+  plot.yaxis.formatter = chart.percent ? new Bokeh.NumeralTickFormatter({ format: "0.[00]%" }) : new Bokeh.PrintfTickFormatter({ format: "%.6g" });
   plot.xgrid.visible = false;
   return plot;
 }
@@ -63,12 +63,13 @@ function line(plot, series) {
 function bars(plot, stack) {
   const { x } = stack[0];
   const wide = x[1] - x[0] || 1;
-  const width = x.map((middle, at) => 0.92 * (at > 1 ? 2 * (middle - x[at - 1]) - wide : wide)); // the last may stand for fewer steps
+  const steps = x.map((middle, at) => (at > 1 ? 2 * (middle - x[at - 1]) - wide : wide)); // the last may stand for fewer
+  const width = steps.map((each) => 0.92 * each);
   const top = x.map(() => 0);
   return stack.map((series) => {
     const bottom = [...top];
     series.y.forEach((y, at) => { top[at] += y; });
-    const source = new Bokeh.ColumnDataSource({ data: { x, y: series.y, width, bottom, top: [...top] } });
+    const source = new Bokeh.ColumnDataSource({ data: { x, y: series.y, steps, width, bottom, top: [...top] } });
     const all = [plot.vbar({ field: "x" }, { field: "width" }, { field: "top" }, { field: "bottom" }, { source, color: series.colour, line_color: null })];
     return { ...series, source, all };
   });
@@ -112,10 +113,9 @@ function read(chart, { x: mouse, sx }) {
   const points = chart.series.filter(({ run }) => !view.hidden.has(run)).map((series) => nearest(series, mouse)).filter(Boolean);
   const { plot: { x_range: { start, end }, inner_width, outer_width }, cursor, readout } = chart;
   const at = points.reduce((best, { x }) => (Math.abs(x - mouse) < Math.abs(best - mouse) ? x : best), Infinity);
-  if (at < start || at > end) return stopReading(chart);
+  if (!(at >= start && at <= end)) return stopReading(chart); // nor where nothing is shown: no end is a number then
   const together = points.filter(({ x }) => Math.abs(x - at) <= (10 / inner_width) * (end - start));
-  const place = view.axis === "time" && chart.top === null ? `${at.toFixed(1)} s` : `step ${at}`;
-  readout.replaceChildren(el("p", {}, place), ...together.map((point) => row(chart, point)));
+  readout.replaceChildren(el("p", {}, placeName(chart, at, together[0].steps)), ...together.map((point) => row(chart, point)));
   readout.style.left = sx < outer_width / 2 ? `${sx + 24}px` : "auto";
   readout.style.right = sx < outer_width / 2 ? "auto" : `${outer_width - sx + 24}px`;
   readout.hidden = false;
@@ -127,8 +127,13 @@ function stopReading({ readout, cursor }) {
   cursor.visible = false;
 }
 
+function placeName({ top }, at, steps) {
+  if (view.axis === "time" && top === null) return `${at.toFixed(1)} s`;
+  return steps > 1 ? `steps ${at - (steps - 1) / 2} to ${at + (steps - 1) / 2}` : `step ${at}`;
+}
+
 function nearest({ name, colour, source: { data } }, mouse) {
-  const points = Array.from(data.x, (x, at) => ({ name, colour, x, y: data.y[at] })).filter(({ x, y }) => isFinite(x + y));
+  const points = Array.from(data.x, (x, at) => ({ name, colour, x, y: data.y[at], steps: data.steps?.[at] })).filter(({ x, y }) => isFinite(x + y));
   return points.reduce((best, point) => (best && Math.abs(best.x - mouse) <= Math.abs(point.x - mouse) ? best : point), null);
 }
 
