@@ -12,10 +12,11 @@ from bench.evidence_report import QUARTERS, Figures, Results, interval
 
 OTHERS = ("capo-1", "prefix", "dapo", "dr_grpo", "grpo")
 PANELS = {
-    "CAPO by critic": ("rollouts drawn", ("capo-oracle", "capo-5", "capo-3", "capo-1", "grpo")),
-    "CAPO and others": ("rollouts drawn", OTHERS),
-    "The same by CPU time": ("CPU seconds of training", OTHERS),
+    "CAPO by critic": (False, ("capo-oracle", "capo-5", "capo-3", "capo-1", "grpo")),
+    "CAPO and others": (False, OTHERS),
+    "The same by CPU time": (True, OTHERS),
 }
+"""Whether the x axis is CPU time, and the arms."""
 LOOKS = {
     "grpo": ("#000000", "o"),
     "capo-1": ("#D55E00", "s"),
@@ -31,16 +32,18 @@ LOOKS = {
 
 def save_plot(results: Results, figures: Figures, path: Path) -> None:
     figure = Figure((14, 4), facecolor="white", layout="constrained")
-    for axes, (title, (x, names)) in zip(figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
+    for axes, (title, (by_time, names)) in zip(
+        figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True
+    ):
         for name in names:
-            draw(axes, name, results, figures, by_time=x.startswith("CPU"))
+            draw(axes, name, results, figures, by_time)
         axes.set_title(title, loc="left", fontsize="medium")
-        axes.set_xlabel(x)
+        axes.set_xlabel("CPU seconds of training" if by_time else "rollouts drawn")
+        if not by_time:
+            axes.set_xticks([part * figures.budget for part in QUARTERS])
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="lower right")
-    for axes in figure.axes[:2]:
-        axes.set_xticks([part * figures.budget for part in QUARTERS])
     figure.axes[0].set_ylabel("sampled pass@1")
     figure.savefig(path, dpi=150, metadata={"Software": None})
 

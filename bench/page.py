@@ -1,12 +1,11 @@
 """The report of a long run: how big its page is, how long it takes to make and to open.
 
-    .venv/bin/python bench/page.py [--steps 500] [--rollouts 200] [--opens 7] [--against OTHER.html] [--folder RUN]
+    .venv/bin/python bench/page.py [--steps 500] [--rollouts 200] [--opens 7] [--folder runs/page]
 
 Writes a synthetic run (words of a small vocabulary: 300 tokens a rollout, 4 critiques each; the rollouts of 20 steps,
 again and again) with the trainer's own recorder unless the folder has it already, makes its page, and opens that in
 headless Chromium as a file, each time in a new window. The credit map is there when its rollouts are listed; opening
 ends when every chart on the screen is drawn too. CPU seconds are those of the page's main thread.
-With `--against OTHER.html` that page takes turns with this one.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -40,8 +38,7 @@ window.seen = {};
 const drawn = (figure) => figure.querySelector(".bk-Figure") && Bokeh.documents.every((each) => each.is_idle);
 const stages = {
   "credit map": () => document.querySelectorAll("#list .item").length > 0,
-  "first chart": () => [...document.querySelectorAll("figure")].some(drawn),
-  "open": () => seen["credit map"] && seen["first chart"] &&
+  "open": () => seen["credit map"] && document.querySelector(".bk-Figure") &&
     [...document.querySelectorAll("figure")].filter((f) => f.getBoundingClientRect().top < innerHeight).every(drawn),
 };
 const watch = setInterval(() => {
@@ -97,18 +94,17 @@ def make_page(folder: Path, out: Path) -> tuple[float, float]:
     return time.monotonic() - start, peak
 
 
-def open_times(page_files: Sequence[Path], opens: int) -> list[dict[str, list[float]]]:
-    """For each page, seconds by the browser's clock from the navigation's start, and CPU seconds till it is open."""
+def open_times(page_file: Path, opens: int) -> dict[str, list[float]]:
+    """Seconds by the browser's clock from the navigation's start, and CPU seconds till the page is open."""
     chromium = shutil.which("chromium")
     if chromium is None:
         raise SystemExit("bench/page.py opens the page in Chromium: install it (Debian: apt-get install chromium)")
-    seconds: list[dict[str, list[float]]] = [defaultdict(list) for _ in page_files]
+    seconds: dict[str, list[float]] = defaultdict(list)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
         for _ in range(opens):
-            for page_file, found in zip(page_files, seconds, strict=True):
-                for stage, time_s in opened(browser, page_file).items():
-                    found[stage].append(time_s)
+            for stage, time_s in opened(browser, page_file).items():
+                seconds[stage].append(time_s)
         browser.close()
     return seconds
 
@@ -131,25 +127,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rollouts", type=int, default=200, help="a step")
     parser.add_argument("--opens", type=int, default=7)
-    parser.add_argument("--against", type=Path, nargs="*", default=[])
     parser.add_argument("--folder", type=Path, default=Path("runs/page"))
     arguments = parser.parse_args()
     if not (arguments.folder / "config.yaml").exists():
         make_run(arguments.folder, arguments.steps, arguments.rollouts)
     out = arguments.folder / "report.html"
     seconds, peak = make_page(arguments.folder, out)
-    pages = [out, *arguments.against]
-    times = open_times(pages, arguments.opens)
+    opened_s = open_times(out, arguments.opens)
     results = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "page_mb": out.stat().st_size / 1e6,
         "make_seconds": seconds,
         "make_peak_gb": peak,
     }
-    for page_file, found in zip(pages, times, strict=True):
-        results[f"seconds of {page_file.name}"] = {
-            stage: {"median": round(median(each), 2), "least": round(min(each), 2), "most": round(max(each), 2)}
-            for stage, each in found.items()
+    for stage, each in opened_s.items():
+        results[f"{stage}, seconds"] = {
+            "median": round(median(each), 2),
+            "least": round(min(each), 2),
+            "most": round(max(each), 2),
         }
     print(json.dumps(results, indent=1))
 

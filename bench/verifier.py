@@ -1,6 +1,6 @@
 """The verifier measured: accuracy, throughput, and what is settled without Math-Verify.
 
-    python bench/verifier.py [--data ../shared/data] [--pairs 200] [--rounds 3] [--out FOLDER]
+    python bench/verifier.py [--data ../shared/data] [--pairs 1000] [--rounds 3] [--out FOLDER]
 
 Accuracy: `answers_equal` and bare Math-Verify (`parse` and `verify` on the whole texts, wrapped as it likes
 best) on `answer_equiv.jsonl`, by flag, with every pair on which `answers_equal` and the label differ, and whose it is.
@@ -284,7 +284,7 @@ def _short(text: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--pairs", type=int, default=200, help="in one round; a fifth of it for the slow contenders")
+    parser.add_argument("--pairs", type=int, default=1000, help="in one round; a fifth of it for the slow contenders")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
