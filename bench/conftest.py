@@ -16,8 +16,8 @@ import pytest
 import torch
 
 import capo_kernels as ck
-from bench.measure import Bench, Provider, Unavailable
-from bench.suites import SUITES, Case
+from bench.kernels.measure import Bench, Provider, Unavailable
+from bench.kernels.suites import SUITES, Case
 
 PACKAGES = ("torch", "triton", "liger-kernel", "trl", "transformers", "flash-attn", "quack-kernels", "numpy")
 

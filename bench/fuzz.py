@@ -25,7 +25,7 @@ from random import Random
 from typing import Any
 
 from capo_fast.credit.critic import neutralise, parse_critique
-from capo_fast.credit.pool import VerifierError, VerifierPool
+from capo_fast.verify.pool import VerifierError, VerifierPool
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import fuzz_texts

@@ -46,7 +46,7 @@ beside() { # the same, beside others: at most one a core
 }
 
 bench() { # bench NAME SECONDS: begins no case in the last third of its time
-    part "bench-$1" "$2" $python -m pytest -q "bench/bench_$1.py" --suite "$suite" \
+    part "bench-$1" "$2" $python -m pytest -q "bench/kernels/bench_$1.py" --suite "$suite" \
         --time-limit $(($2 * patience * 2 / 3)) --benchmark-json "$work/bench-$1.json"
 }
 
@@ -67,7 +67,7 @@ for impl in $impls; do
             $python -m pytest -q -p no:cacheprovider "$file"
     done
 done
-beside registers 130 $python -m capo_kernels.fused.triton_compiled
+beside registers 130 $python -m bench.kernels.triton_resources
 wait
 
 bench policy_loss 75
@@ -78,7 +78,7 @@ bench linear_token_logprobs 25
 
 # The loop on the device, with the scripted engine in vLLM's place; the canary compares both.
 run="$python tests/scripted_run.py --run.dir $work/run --train.steps"
-if $python -c 'import capo_fast.extras' 2>"$work/logs/trainer.log"; then
+if $python -c 'import capo_fast.runtime.extras' 2>"$work/logs/trainer.log"; then
     part train-float32 60 $run 2 --resume never
     [ $suite = dry ] || part train-resume 60 $run 3
     [ $suite = dry ] || part train-bfloat16 60 $run 2 --resume never --policy.dtype bfloat16 \
@@ -87,7 +87,7 @@ else
     echo "left out: the trainer ($(tail -n 1 "$work/logs/trainer.log"))"
 fi
 
-$python -m bench.gather "$work" "$out" --seconds "$SECONDS"
+$python -m bench.report.gather "$work" "$out" --seconds "$SECONDS"
 ended=$?
 tar -C "$work" -czf "$out/logs.tar.gz" logs
 echo "all: $SECONDS s; results in $out"

@@ -26,8 +26,8 @@ from statistics import median
 
 from playwright.sync_api import Browser, sync_playwright
 
-from capo_fast.metrics import RunFolder, rollout_row
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
+from capo_fast.runlog.recorder import RunFolder, rollout_row
 
 STEP_TOKENS, STEPS, VOTES, GROUP, DIFFERENT = 30, 10, 4, 8, 20
 WORDS = [

@@ -33,12 +33,12 @@ from typing import Any
 
 import math_verify
 
-from capo_fast.credit import verify
-from capo_fast.credit.pool import VerifierPool, VerifyTimeout
+from capo_fast.verify import answers as verify
+from capo_fast.verify.pool import VerifierPool, VerifyTimeout
 
 Pair = tuple[str, str]
 CONTENDERS = {
-    "capo_fast": "capo_fast.credit.verify:answers_equal",
+    "capo_fast": "capo_fast.verify:answers_equal",
     "library": "verifier:library",
     "bare": "verifier:bare",
 }

@@ -16,27 +16,34 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from capo_fast.checkpoint import Checkpointer
-from capo_fast.config import NO_LORA, Config, ConfigError, LoraConfig
-from capo_fast.console import Console, open_console
+from capo_fast.config.load import config_as_dict, dump_config, flatten, read_file
+from capo_fast.config.paths import resolve_model, resolve_path
+from capo_fast.config.rules import swaps
+from capo_fast.config.schema import NO_LORA, Config, ConfigError, LoraConfig
 from capo_fast.credit.critic import load_template
-from capo_fast.credit.verify import VerifierPool
 from capo_fast.data import PromptOrder, load_problems, render_prompts
 from capo_fast.engine.base import Engine, EngineError, Generator
 from capo_fast.engine.endpoint import EndpointCritic
-from capo_fast.failures import Deadline
-from capo_fast.files import RecordError, lock, replacing
-from capo_fast.learner import Learner
-from capo_fast.lora import BasePolicy, add_adapter
-from capo_fast.metrics import Recorder, RunFolder, Stopwatch
-from capo_fast.paths import resolve_model, resolve_path
-from capo_fast.policy import DTYPES, Policy, check_loss_kernel, load_model, shard_policy
-from capo_fast.progress import Progress
+from capo_fast.policy.checkpoint import Checkpointer
+from capo_fast.policy.learner import Learner
+from capo_fast.policy.lora import BasePolicy, add_adapter
+from capo_fast.policy.model import DTYPES, Policy, check_loss_kernel, load_model, shard_policy
+from capo_fast.policy.sync import (
+    AdapterSync,
+    FrozenCritic,
+    Sync,
+    check_same_architecture,
+    freeze_critic,
+    probe_sequences,
+)
 from capo_fast.records import Prompt
-from capo_fast.rules import swaps
-from capo_fast.runtime import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
-from capo_fast.settings import config_as_dict, dump_config, flatten, read_file
-from capo_fast.sync import AdapterSync, FrozenCritic, Sync, check_same_architecture, freeze_critic, probe_sequences
+from capo_fast.runlog.console import Console, open_console
+from capo_fast.runlog.progress import Progress
+from capo_fast.runlog.recorder import Recorder, RunFolder, Stopwatch
+from capo_fast.runtime.failures import Deadline
+from capo_fast.runtime.files import RecordError, lock, replacing
+from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
+from capo_fast.verify.answers import VerifierPool
 
 
 @dataclass

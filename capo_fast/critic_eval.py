@@ -15,9 +15,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
+import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.build import load_critic_template, load_tokenizer, start_engine
-from capo_fast.config import Config, ConfigError
+from capo_fast.config.schema import Config, ConfigError
 from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, render_critique_prompt
 from capo_fast.engine.base import Generator
 from capo_fast.engine.chat import served_model
@@ -39,8 +39,8 @@ from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
 from capo_fast.evaluation.questions import digest
 from capo_fast.evaluation.store import Store, requests_digest
 from capo_fast.records import Answer, Request
-from capo_fast.runtime import WHOLE_DAY_S, engine_group, on_first_rank, ranks
-from capo_fast.sampling import critique_prompt_ids, critique_request, critique_room, read_critique
+from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room, read_critique
+from capo_fast.runtime.ranks import WHOLE_DAY_S, engine_group, on_first_rank, ranks
 
 SETTINGS = (
     "seed",

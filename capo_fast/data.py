@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import TemplateError
 
-from capo_fast.config import ConfigError, DataConfig
-from capo_fast.paths import PACKAGED, resolve_path
+from capo_fast.config.paths import PACKAGED, resolve_path
+from capo_fast.config.schema import ConfigError, DataConfig
 from capo_fast.records import Prompt
 
 if TYPE_CHECKING:

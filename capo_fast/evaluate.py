@@ -16,10 +16,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
+import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.build import check_reward_function, load_tokenizer, start_engine
-from capo_fast.config import ConfigError
-from capo_fast.credit.verify import VerifierPool
+from capo_fast.config.schema import ConfigError
 from capo_fast.engine.base import Engine
 from capo_fast.evaluation.command import (
     TINY,
@@ -39,7 +38,8 @@ from capo_fast.evaluation.questions import BENCHMARKS, Question, digest, load_be
 from capo_fast.evaluation.scores import equal_answers, equal_letters, macro_mean, score_benchmark
 from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
 from capo_fast.evaluation.store import Store, requests_digest
-from capo_fast.runtime import WHOLE_DAY_S, engine_group, ranks
+from capo_fast.runtime.ranks import WHOLE_DAY_S, engine_group, ranks
+from capo_fast.verify.answers import VerifierPool
 
 RUNS = 3
 SETTINGS = (

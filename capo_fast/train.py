@@ -15,29 +15,29 @@ from dataclasses import asdict
 
 import torch.distributed as dist
 
-import capo_fast.extras  # noqa: F401  before the imports that would fail with less to say
-from capo_fast.batch import pack_update, split_minibatches
+import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.build import Parts, build
-from capo_fast.checkpoint import CheckpointError, export_adapter, export_model
-from capo_fast.config import Config, ConfigError
-from capo_fast.console import write_summary
+from capo_fast.config.load import load_config
+from capo_fast.config.rules import swaps
+from capo_fast.config.schema import Config, ConfigError
 from capo_fast.credit.assign import assign_credit, informative_groups
-from capo_fast.credit.verify import VerifierError
-from capo_fast.dealing import deal_rollouts
 from capo_fast.engine.base import Engine, EngineError
-from capo_fast.evaluation.pass_rate import PassRate, evaluate
-from capo_fast.failures import RankLost, one_error_shown
-from capo_fast.figures import step_figures
-from capo_fast.files import RecordError
-from capo_fast.generation import Generation, Stream, Traffic
-from capo_fast.learner import TrainingDiverged
-from capo_fast.metrics import rollout_row
+from capo_fast.policy.batch import pack_update, split_minibatches
+from capo_fast.policy.checkpoint import CheckpointError, export_adapter, export_model
+from capo_fast.policy.learner import TrainingDiverged
+from capo_fast.policy.sync import Sync, SyncError
 from capo_fast.records import CreditedSample, Prompt, Sample
-from capo_fast.rules import swaps
-from capo_fast.runtime import Interrupted, die_with_launcher, gather, ranks
-from capo_fast.sampling import Sampler
-from capo_fast.settings import load_config
-from capo_fast.sync import Sync, SyncError
+from capo_fast.rollout.dealing import deal_rollouts
+from capo_fast.rollout.generation import Generation, Stream, Traffic
+from capo_fast.rollout.pass_rate import PassRate, evaluate
+from capo_fast.rollout.requests import Sampler
+from capo_fast.runlog.console import write_summary
+from capo_fast.runlog.metrics import step_figures
+from capo_fast.runlog.recorder import rollout_row
+from capo_fast.runtime.failures import RankLost, one_error_shown
+from capo_fast.runtime.files import RecordError
+from capo_fast.runtime.ranks import Interrupted, die_with_launcher, gather, ranks
+from capo_fast.verify.answers import VerifierError
 
 FAILURES = (
     ConfigError,

@@ -8,7 +8,7 @@ import forked
 import pytest
 import torch
 
-from capo_fast.runtime import ranks
+from capo_fast.runtime.ranks import ranks
 
 # Small tensors, and other processes on the same cores: more threads only wait for each other. The variable is for the
 # processes that tests start.

@@ -11,17 +11,17 @@ import torch.distributed as dist
 from scripted_world import MODEL, answer, tokenizer
 from torch.distributed.device_mesh import init_device_mesh
 
-from capo_fast.batch import pack_update, split_minibatches
-from capo_fast.config import Config, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
+from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
 from capo_fast.credit.assign import assign_credit
 from capo_fast.credit.steps import step_spans
 from capo_fast.engine.base import checksum
-from capo_fast.learner import Learner
-from capo_fast.lora import BasePolicy, add_adapter
-from capo_fast.policy import full_weights, load_model, shard_policy
+from capo_fast.policy.batch import pack_update, split_minibatches
+from capo_fast.policy.learner import Learner
+from capo_fast.policy.lora import BasePolicy, add_adapter
+from capo_fast.policy.model import full_weights, load_model, shard_policy
+from capo_fast.policy.sync import freeze_critic
 from capo_fast.records import Prompt, Request, Rollout, Sample
-from capo_fast.runtime import gather, ranks
-from capo_fast.sync import freeze_critic
+from capo_fast.runtime.ranks import gather, ranks
 
 TRAIN = TrainConfig(steps=4, epochs=1, minibatches=1, lr=1e-3, schedule="constant", grad_clip=1e9)
 

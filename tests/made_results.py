@@ -7,8 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench import report
-from bench.runs import Measured, machines, read_run
+import bench.report.__main__ as report
+from bench.report.runs import Measured, machines, read_run
 
 CASE = "qwen2.5-0.5b-512-float32"
 LOGITS = 512 * 151_936 * 4

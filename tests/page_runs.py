@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from capo_fast.files import json_line
-from capo_fast.metrics import RunFolder, rollout_row
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
+from capo_fast.runlog.recorder import RunFolder, rollout_row
+from capo_fast.runtime.files import json_line
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned=1'>"
 HOSTILE += "\u2028<!-- {{ 7*7 }} ${x} \ud800 \0 é𝕏"

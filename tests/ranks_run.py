@@ -12,13 +12,13 @@ import threading
 import time
 
 import torch.distributed as dist
+from scripted_engine import ScriptedEngine
 from scripted_world import MODEL, answer, score_with, small_arguments
 
 import capo_fast.train as train
 from capo_fast.engine.base import EngineError
-from capo_fast.engine.scripted import ScriptedEngine
-from capo_fast.failures import Deadline
-from capo_fast.runtime import gather, ranks
+from capo_fast.runtime.failures import Deadline
+from capo_fast.runtime.ranks import gather, ranks
 
 
 class FatedEngine(ScriptedEngine):

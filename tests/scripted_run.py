@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 
 from forked import output_to
+from scripted_engine import ScriptedEngine
 from scripted_world import MODEL, answer, score_with, small_arguments
 
-import capo_fast.checkpoint as checkpoint
+import capo_fast.policy.checkpoint as checkpoint
 import capo_fast.train as train
-from capo_fast.engine.scripted import ScriptedEngine
 
 
 class Doom:

@@ -10,12 +10,12 @@ from functools import cache
 from random import Random
 
 import torch
+from scripted_engine import ScriptedEngine
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from capo_fast.engine.scripted import ScriptedEngine
-from capo_fast.paths import resolve_model
+from capo_fast.config.load import load_config
+from capo_fast.config.paths import resolve_model
 from capo_fast.records import Completion, Request
-from capo_fast.settings import load_config
 from capo_fast.tiny.critique import critique_text
 from capo_fast.tiny.task import World
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_fast import data
-from capo_fast.config import DataConfig
+from capo_fast.config.schema import DataConfig
 from capo_fast.data import DataError, Problem, load_problems
 
 FIELDS = DataConfig()

@@ -26,7 +26,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from capo_fast.paths import resolve_path
+from capo_fast.config.paths import resolve_path
 
 pytestmark = pytest.mark.slow
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl.gz"

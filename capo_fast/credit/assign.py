@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 
 import capo_kernels as ck
-from capo_fast.config import Config
+from capo_fast.config.rules import overlong_buffer, std_floor
+from capo_fast.config.schema import Config
 from capo_fast.records import CreditedSample, Rollout, Sample
-from capo_fast.rules import overlong_buffer, std_floor
 
 
 def assign_credit(samples: Sequence[Sample], config: Config) -> list[CreditedSample]:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
-from capo_fast.config import ConfigError, EndpointConfig
+from capo_fast.config.schema import ConfigError, EndpointConfig
 from capo_fast.engine.base import EngineError
 from capo_fast.records import Completion, Request
 

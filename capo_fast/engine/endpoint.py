@@ -24,7 +24,7 @@ import httpx2
 from anyio.from_thread import start_blocking_portal
 from pydantic import ValidationError
 
-from capo_fast.config import EndpointConfig
+from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.breaker import Breaker, GivenUp
 from capo_fast.engine.chat import (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from random import Random
 from string import ascii_uppercase
 
-from capo_fast.credit.extract import extract_answer
+from capo_fast.verify.extract import extract_answer
 
 MOST = len(ascii_uppercase)
 INSTRUCTION = "Put the letter of the right choice within \\boxed{}."

@@ -15,17 +15,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from capo_fast.config import Config, ConfigError
-from capo_fast.credit.verify import VerifierError
+from capo_fast.config.help import docstrings
+from capo_fast.config.load import DEFAULT_FILE, build_config, config_as_dict, flatten, read_arguments, read_file
+from capo_fast.config.paths import resolve_model
+from capo_fast.config.rules import validate_sampling
+from capo_fast.config.schema import Config, ConfigError
 from capo_fast.engine.base import EngineError, Generator
 from capo_fast.evaluation.store import fingerprint
-from capo_fast.failures import RankLost
-from capo_fast.files import RecordError, replacing
-from capo_fast.paths import resolve_model
-from capo_fast.rules import validate_sampling
-from capo_fast.runtime import die_with_launcher
-from capo_fast.settings import DEFAULT_FILE, build_config, config_as_dict, flatten, read_arguments, read_file
-from capo_fast.usage import docstrings
+from capo_fast.runtime.failures import RankLost
+from capo_fast.runtime.files import RecordError, replacing
+from capo_fast.runtime.ranks import die_with_launcher
+from capo_fast.verify.answers import VerifierError
 
 TINY = "tiny"
 

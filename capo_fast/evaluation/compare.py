@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from capo_fast.config import ConfigError
+from capo_fast.config.schema import ConfigError
 from capo_fast.evaluation.command import markdown
-from capo_fast.evaluation.statistics import difference_interval, mean, paired_p
 from capo_fast.evaluation.store import first_difference
+from capo_fast.statistics import difference_interval, mean, paired_p
 
 MAY_DIFFER = ("model", "weights", "limit", "requests", "engine.dtype", "engine.max_model_len")
 """Settings that may differ: who answers, in what arithmetic, from which template. What is asked is compared itself."""

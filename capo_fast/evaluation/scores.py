@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from capo_fast.credit.verify import VerifierPool
 from capo_fast.evaluation.majority import Equal, majority_scores
 from capo_fast.evaluation.questions import Question
 from capo_fast.evaluation.solving import Attempt, Checked
-from capo_fast.evaluation.statistics import macro_interval, mean, mean_interval, pass_at_k
 from capo_fast.records import Answer
+from capo_fast.statistics import macro_interval, mean, mean_interval, pass_at_k
+from capo_fast.verify.answers import VerifierPool
 
 Scores = dict[str, float | None]
 """Of one problem by metric; None where time-outs left nothing (or too little) to score."""

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from capo_fast.config import Config
-from capo_fast.credit.verify import VerifierPool, extract_answer
+from capo_fast.config.schema import Config
 from capo_fast.data import Problem, render_prompts
 from capo_fast.evaluation.choices import read_choice, shown_question, shuffled
-from capo_fast.evaluation.pass_rate import Verdict, solution_request
 from capo_fast.evaluation.questions import Question
 from capo_fast.records import Answer, Request
-from capo_fast.runtime import gather
-from capo_fast.sampling import request_seed
+from capo_fast.rollout.pass_rate import Verdict, solution_request
+from capo_fast.rollout.requests import request_seed
+from capo_fast.runtime.ranks import gather
+from capo_fast.verify.answers import VerifierPool, extract_answer
 
 
 @dataclass(frozen=True)

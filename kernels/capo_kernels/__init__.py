@@ -7,11 +7,11 @@
 -1.0
 """
 
+from .api import linear_policy_loss, linear_token_logprobs, policy_loss, token_logprobs
 from .credit import Credit, credit_stats, token_advantages, token_weights
 from .metrics import combine_metrics
-from .ops import linear_policy_loss, linear_token_logprobs, policy_loss, token_logprobs
+from .registry import status
 from .spec import LossSpec, PolicyLoss
-from .status import status
 
 __all__ = [
     "Credit",

@@ -24,7 +24,7 @@ from .checks import (
     token_dtypes,
 )
 from .credit import Credit
-from .fused.rows import Scalars
+from .rows import Scalars
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "objective": ("ppo", "cispo", "reinforce"),

@@ -1,22 +1,22 @@
-"""bench/evidence.py without its engine: the oracle, the figures of a run, and the report of what there is."""
+"""bench.evidence without its engine: the oracle, the figures of a run, and the report of what there is."""
 
 from __future__ import annotations
 
 import doctest
+import importlib
 import json
 from random import Random
 
 import pytest
+from scripted_engine import ScriptedEngine
 
-from bench import evidence_report, evidence_runs, oracle
-from bench.evidence_arms import ABLATIONS, ARMS, MAIN, Plan, arm_config, run_folder
-from bench.evidence_report import Figures, differences, interval, write_report
-from bench.evidence_runs import FIGURES, missing_seeds, rule_counts
-from bench.oracle import OracleCritic
+from bench.evidence.arms import ABLATIONS, ARMS, MAIN, Plan, arm_config, run_folder
+from bench.evidence.oracle import OracleCritic
+from bench.evidence.report import Figures, differences, interval, write_report
+from bench.evidence.runs import FIGURES, missing_seeds, rule_counts
 from capo_fast.credit.critic import load_template, parse_critique
-from capo_fast.engine.scripted import ScriptedEngine
 from capo_fast.records import Completion, Request
-from capo_fast.sampling import critique_prompt_ids
+from capo_fast.rollout.requests import critique_prompt_ids
 from capo_fast.tiny.task import World, corrupt_solution, draw_question, true_wrong_steps
 from capo_fast.tiny.tokenizer import build_tokenizer
 
@@ -122,9 +122,9 @@ def test_every_arm_is_a_valid_configuration_and_ablations_have_their_reference(t
     assert all(ablation.reference in MAIN for ablation in ABLATIONS)
 
 
-@pytest.mark.parametrize("module", [evidence_report, evidence_runs, oracle])
+@pytest.mark.parametrize("module", ["oracle", "report", "runs"])
 def test_the_examples(module):
-    assert doctest.testmod(module).failed == 0
+    assert doctest.testmod(importlib.import_module(f"bench.evidence.{module}")).failed == 0
 
 
 def test_a_right_answer_through_a_wrong_step_is_counted():

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from made_results import BOUND, CASE, content, entry, make, rows_of, write
 
-from bench import report
-from bench.runs import is_run, read_run
+import bench.report.__main__ as report
+from bench.report.runs import is_run, read_run
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def test_end_to_end_has_its_table(tmp_path):
-    pytest.importorskip("bench.end_to_end")
+    pytest.importorskip("bench.trainer.end_to_end")
     about = {
         "processor": "a CPU",
         "cores": 2,
@@ -172,6 +172,6 @@ def test_end_to_end_has_its_table(tmp_path):
 
 def test_committed_results_can_be_read():
     """What lies in the checkout makes a page."""
-    for path in (Path(report.__file__).parent / "results").glob("*/*.json"):
+    for path in (Path(report.__file__).parents[1] / "results").glob("*/*.json"):
         found = json.loads(path.read_text())
         assert not is_run(found) or read_run(path, found).rows

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import BOUND, LOGITS, content, entry, measured, rows_of
 
-from bench import tables
-from bench.runs import Row
-from bench.tables import Notes, case_table
+from bench.report import tables
+from bench.report.runs import Row
+from bench.report.tables import Notes, case_table
 
 
 def test_the_examples_in_the_docstrings():

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from capo_fast.credit.critic import load_template, parse_critique, render_critique_prompt
 from capo_fast.records import Critique
-from capo_fast.sampling import critique_prompt_ids, special_tokens
+from capo_fast.rollout.requests import critique_prompt_ids, special_tokens
 
 PROCESSBENCH = Path(__file__).parents[3] / "shared" / "data" / "steps_processbench.jsonl.gz"
 MADE = [

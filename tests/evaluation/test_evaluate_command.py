@@ -9,16 +9,16 @@ import socket
 from pathlib import Path
 
 import pytest
+from scripted_engine import ScriptedEngine
 from scripted_world import scripted_engine
 
-from capo_fast.config import ConfigError
-from capo_fast.engine.scripted import ScriptedEngine
+from capo_fast.config.schema import ConfigError
 from capo_fast.evaluate import Protocol, job_of, main, run
 from capo_fast.evaluation.compare import compare, comparison_table, read_results
 from capo_fast.evaluation.questions import load_benchmarks
 from capo_fast.evaluation.solving import plan_attempts
-from capo_fast.files import RecordError, lock
 from capo_fast.records import Completion
+from capo_fast.runtime.files import RecordError, lock
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

@@ -77,8 +77,8 @@ def test_triton_stays_under_kernels():
 
 def test_models_of_transformers_are_imported_in_the_policy():
     models = importers("transformers", r"AutoModel|ForCausalLM|PreTrainedModel$")
-    assert "capo_fast/policy.py" in models
-    assert all(file == "capo_fast/policy.py" or file.startswith("capo_fast/tiny/") for file in models)
+    assert "capo_fast/policy/model.py" in models
+    assert all(file == "capo_fast/policy/model.py" or file.startswith("capo_fast/tiny/") for file in models)
 
 
 @pytest.mark.parametrize("rule", [MACHINE_PATH, REGISTRY], ids=["machine path", "registry host"])

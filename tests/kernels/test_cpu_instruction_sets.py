@@ -29,7 +29,7 @@ def status(isa: str) -> str:
 @pytest.fixture(params=["avx512", "avx2", "portable"])
 def isa(request, monkeypatch) -> str:
     monkeypatch.setenv("CAPO_CPU_ISA", request.param)
-    kernels = sys.modules["capo_kernels.fused.ops"].KERNELS["cpu"]
+    kernels = sys.modules["capo_kernels.fused.custom_ops"].KERNELS["cpu"]
     if kernels.isa() != request.param:
         pytest.skip(kernels.isa())
     return request.param

@@ -19,8 +19,8 @@ from problems import logits_problem
 
 import capo_kernels as ck
 from capo_kernels.fused import native
+from capo_kernels.fused.custom_ops import KERNELS
 from capo_kernels.fused.implementation import Fused
-from capo_kernels.fused.ops import KERNELS
 
 ROOT = Path(__file__).parents[2]
 BUILD = 'g++ -O1 -std=c++17 -shared -fPIC -Wall -Werror -Wno-unknown-pragmas -DCAPO_DEVICE="cuda_emulated.h" -x c++'
@@ -49,7 +49,7 @@ def emulated_cuda(tmp_path_factory):
     include = [f"-I{ROOT / 'csrc'}", f"-I{Path(__file__).parent}"]
     command = [*BUILD.split(), str(ROOT / "csrc" / "cuda.cu"), *include, "-o", str(folder / "libcapo_cuda.so")]
     subprocess.run(command, check=True)
-    status = sys.modules["capo_kernels.status"]
+    status = sys.modules["capo_kernels.registry"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "LIBRARIES", folder)
         patch.setitem(KERNELS, "cuda", KERNELS.get("cuda"))

@@ -129,7 +129,7 @@ def test_it_stands_on_torch_alone() -> None:
     assert all(path.name.startswith("triton_") for path in files if "triton" in imports(path))
 
 
-@pytest.mark.parametrize("module", ["", ".status", ".spec"])
+@pytest.mark.parametrize("module", ["", ".registry", ".spec"])
 def test_the_docstrings_examples_run(module: str) -> None:
     result = doctest.testmod(sys.modules["capo_kernels" + module])
     assert result.failed == 0

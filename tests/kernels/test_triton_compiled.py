@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from capo_kernels.fused.triton_compiled import WIDE, Compiled, compiled_launches, table
+from bench.kernels.triton_resources import WIDE, Compiled, compiled_launches, table
 
 
 @pytest.fixture(scope="module")

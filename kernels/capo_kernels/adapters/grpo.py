@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..api import linear_policy_loss, linear_token_logprobs
 from ..checks import check_choice
-from ..ops import linear_policy_loss, linear_token_logprobs
 from ..spec import LossSpec
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..credit import Credit, sequence_stats, step_of_tokens
 from ..reference.objective import LIMIT
+from ..rows import Modes, TokenArguments
 from ..segments import segment_sum, sequence_of_tokens
 from ..spec import CHOICES, LossInputs, LossSpec
-from .rows import Modes, TokenArguments
 
 
 def modes(spec: LossSpec) -> Modes:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..metrics import derive
+from ..rows import RowKernels
 from ..spec import Head, LossInputs, LossSpec, PolicyLoss
-from . import linear, logits
-from .ops import KERNELS
-from .rows import RowKernels
+from . import autograd, linear
+from .custom_ops import KERNELS
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Fused:
         return KERNELS[self.name].refuses(device, dtype, vocab)
 
     def logprobs(self, logits_TV: Tensor, targets_T: Tensor, head: Head, entropy: bool) -> tuple[Tensor, ...]:
-        both = logits.logprobs(logits_TV, targets_T, head, self.name)
+        both = autograd.logprobs(logits_TV, targets_T, head, self.name)
         return both if entropy else both[:1]
 
     def linear_logprobs(
@@ -50,7 +50,7 @@ class Fused:
     def policy_loss(
         self, logits_TV: Tensor, targets_T: Tensor, inputs: LossInputs, spec: LossSpec, inplace: bool
     ) -> PolicyLoss:
-        return self._result(logits.policy_loss(logits_TV, targets_T, inputs, spec, inplace, self.name))
+        return self._result(autograd.policy_loss(logits_TV, targets_T, inputs, spec, inplace, self.name))
 
     def linear_policy_loss(
         self,

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rows import TERMS, Modes, Scalars, TokenArguments
 from ..spec import Head, LossInputs, LossSpec
 from .arguments import modes, needs_logprobs, token_arguments
-from .logits import Outputs, int32, outputs, refuse_double_backward, scaled, slopes
-from .ops import KERNELS
-from .rows import TERMS, Modes, Scalars, TokenArguments
+from .autograd import Outputs, int32, outputs, refuse_double_backward, scaled, slopes
+from .custom_ops import KERNELS
 from .summary import untrained_terms
 
 

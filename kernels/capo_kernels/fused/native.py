@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rows import Modes, Scalars, TokenArguments
+from ..rows import Modes, Scalars, TokenArguments
 
 LIBRARIES = Path(__file__).parents[1] / "lib"
 ABI = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rows import TERMS
+from ..rows import TERMS
 
 _MAXIMA = TERMS.index("neg_ratio_max")
 

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .rows import Modes, Scalars, TokenArguments
+from ..rows import Modes, Scalars, TokenArguments
 from .triton_objective import LOG2_E, loss_terms
 
 INF = tl.constexpr(math.inf)

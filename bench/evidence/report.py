@@ -1,0 +1,289 @@
+"""The figures of bench.evidence's runs as JSON, tables and a plot.
+
+Everything is by rollouts drawn: a quarter of the plan's budget is 4 steps of all arms but those that sample
+dynamically, whose values are interpolated between two evaluations. Intervals are 95 %, Student's t over seeds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import mpmath
+import numpy as np
+
+from bench.evidence.arms import ABLATIONS, ARMS, BASELINE, COMPARED, MAIN, WORLDS, Ablation, Plan, in_world, run_folder
+from bench.evidence.runs import FIGURES, STAGES
+
+Run = dict[str, Any]
+"""What a run's `figures.json` holds."""
+Results = dict[str, dict[int, Run]]
+"""Runs by arm and seed."""
+Figure = Callable[[Run], float | None]
+QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+EARLY, LATE = (0.25, 0.5), (0.75, 1.0)
+"""Parts of the budget over which rollouts are judged by the rule: steps 5 to 8 and 13 to 16 of 16."""
+
+
+def load_results(runs: Path) -> Results:
+    """All finished runs."""
+    found: Results = {name: {} for name in ARMS}
+    for name, arm in ARMS.items():
+        for seed in range(arm.seeds):
+            path = run_folder(runs, name, seed) / FIGURES
+            if path.exists():
+                found[name][seed] = json.loads(path.read_text())
+    return found
+
+
+# ---- figures of one run ----
+
+
+class Figures:
+    """The figures of a run under a plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.budget = plan, plan.rollouts
+
+    def step(self, part: float) -> str:
+        """The step at which an arm without dynamic sampling has drawn this part of the budget, as a heading."""
+        return f"step {self.plan.steps * part:g}"
+
+    def rate(self, part: float) -> Figure:
+        """pass@1 after this part of the budget."""
+        return lambda run: float(np.interp(part * self.budget, *np.transpose(run["curve"])))
+
+    def rate_after(self, cpu_seconds: float) -> Figure:
+        """pass@1 when a run has used so much CPU time; at its end where it uses less."""
+
+        def figure(run: Run) -> float:
+            drawn = np.interp(cpu_seconds, np.cumsum([0.0, *run["cpu"]]), [0, *run["rollouts"]])
+            return float(np.interp(drawn, *np.transpose(run["curve"])))
+
+        return figure
+
+    def area(self, part: float) -> Figure:
+        """Mean of pass@1 over this part of the budget, by trapezia between its quarters."""
+        parts = [quarter for quarter in QUARTERS if quarter <= part]
+        return lambda run: float(np.trapezoid([self.rate(at)(run) for at in parts], parts)) / part
+
+    def spent(self, what: str, part: float = 1.0) -> Figure:
+        """Seconds, or tokens, until this part of the budget was drawn."""
+        return lambda run: float(np.interp(part * self.budget, [0, *run["rollouts"]], np.cumsum([0.0, *run[what]])))
+
+    def share(self, window: tuple[float, float], part: str, whole: str) -> Figure:
+        """One count of the rule over another, in the steps that end within a window of the budget; None of nothing."""
+
+        def figure(run: Run) -> float | None:
+            low, high = (end * self.budget for end in window)
+            rows = [row for n, row in zip(run["rollouts"], run["by_rule"], strict=True) if low < n <= high]
+            total = sum(row[whole] for row in rows)
+            return sum(row[part] for row in rows) / total if total else None
+
+        return figure
+
+    def unsound(self, window: tuple[float, float]) -> Figure:
+        """Share of the right answers that were reached through a wrong step."""
+        return self.share(window, "right_unsound", "right")
+
+
+# ---- over seeds ----
+
+
+@cache
+def t_quantile(freedom: int) -> float:
+    """Student's t at 97.5 %.
+
+    >>> round(t_quantile(7), 3), round(t_quantile(2), 3)
+    (2.365, 4.303)
+    """
+
+    def two_sided(t: Any) -> Any:
+        return mpmath.betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True) - 0.05
+
+    return float(mpmath.findroot(two_sided, (1.9, 13), solver="anderson"))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half its 95 % interval; None with a single value."""
+    half = t_quantile(len(values) - 1) * stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return fmean(values), half
+
+
+def cell(values: Sequence[float | None], digits: int = 3, sign: str = "") -> str:
+    """
+    >>> cell([0.5, 0.6, 0.7]), cell([0.5]), cell([None])
+    ('0.600 ± 0.248', '0.500', '-')
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean, half = interval(known)
+    return f"{mean:{sign}.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+
+def differences(figure: Figure, runs: Mapping[int, Run], reference: Mapping[int, Run]) -> list[float]:
+    """By seed, where both have it."""
+    pairs = [(figure(run), figure(reference[seed])) for seed, run in runs.items() if seed in reference]
+    return [a - b for a, b in pairs if a is not None and b is not None]
+
+
+# ---- tables ----
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
+
+
+def curve_table(results: Results, figures: Figures) -> str:
+    columns = [*map(figures.rate, QUARTERS), figures.area(1.0)]
+    rows = [[name, *(cell([f(run) for run in results[name].values()]) for f in columns)] for name in MAIN]
+    return markdown(["arm", *map(figures.step, QUARTERS), "area"], rows)
+
+
+def difference_table(results: Results, figures: Figures) -> str:
+    columns = [figures.area(1.0), figures.rate(0.5), figures.rate(1.0), figures.unsound(EARLY), figures.unsound(LATE)]
+    rows = [
+        [name, *(cell(differences(f, results[name], results[BASELINE]), sign="+") for f in columns)]
+        for name in MAIN
+        if name != BASELINE
+    ]
+    return markdown(["arm", "area", figures.step(0.5), figures.step(1.0), "unsound, early", "unsound, late"], rows)
+
+
+def soundness_table(results: Results, figures: Figures) -> str:
+    counts = [("right_unsound", "right"), ("named_wrong", "named"), ("named_wrong", "judged_wrong")]
+    columns = [figures.share(window, *pair) for pair in counts for window in (EARLY, LATE)]
+    names = [f"{what}, {when}" for what in ("unsound", "precision", "recall") for when in ("early", "late")]
+    rows = [[name, *(cell([f(run) for run in results[name].values()]) for f in columns)] for name in MAIN]
+    return markdown(["arm", *names], rows)
+
+
+def seconds_table(results: Results, figures: Figures) -> str:
+    spent = [figures.spent("cpu")(run) for run in results[BASELINE].values()]
+    times = [part * fmean(spent) for part in QUARTERS[2::2]] if spent else []
+
+    def row(name: str) -> Iterator[str]:
+        runs = results[name].values()
+        yield name
+        yield from (cell([figures.spent(what)(run) for run in runs], digits=1) for what in ("cpu", "wall"))
+        yield from (cell([figures.rate_after(time)(run) for run in runs]) for time in times)
+        yield from (cell([run["stages"][stage] for run in runs], digits=1) for stage in STAGES)
+        yield cell([run["rollouts"][-1] for run in runs], digits=0)
+
+    rates = [f"pass@1 after {time:.0f} CPU s" for time in times]
+    head = ["arm", "CPU s", "wall s", *rates, *(f"{stage}, wall s" for stage in STAGES), "rollouts drawn"]
+    return markdown(head, [list(row(name)) for name in MAIN])
+
+
+def ablation_table(ablation: Ablation, results: Results, figures: Figures) -> str:
+    """The reference with the ablation's seeds, and each arm with its difference to it."""
+    columns = [figures.rate(0.25), figures.rate(0.5), figures.area(0.5)]
+
+    def row(name: str, runs: Mapping[int, Run]) -> list[str]:
+        means = [cell([f(run) for run in runs.values()]) for f in columns]
+        change = "" if runs is reference else cell(differences(columns[-1], runs, reference), sign="+")
+        ahead = cell(differences(columns[-1], runs, results[BASELINE]), sign="+")
+        unsound = cell([figures.unsound(EARLY)(run) for run in runs.values()])
+        cost = [
+            cell([figures.spent(what, 0.5)(run) for run in runs.values()], digits=0)
+            for what in ("cpu", "critique_tokens")
+        ]
+        return [name, *means, change, ahead, unsound, *cost]
+
+    seeds = max(arm.seeds for arm in ablation.arms.values())
+    reference = {seed: run for seed, run in results[ablation.reference].items() if seed < seeds}
+    rows = [row(ablation.reference, reference), *(row(name, results[name]) for name in ablation.arms)]
+    head = ["arm", *map(figures.step, QUARTERS[1:3]), "area", "difference in area, by seed"]
+    head += [f"to {BASELINE}", "unsound, early", "CPU s", "critique tokens"]
+    return f"**{ablation.title}**\n\n{markdown(head, rows)}"
+
+
+def world_table(results: Results, figures: Figures) -> str:
+    columns = [figures.rate(0.0), figures.rate(0.25), figures.rate(0.5), figures.area(0.5)]
+    rows = []
+    for world in (0, *WORLDS):
+        seeds = range(ARMS[in_world(BASELINE, WORLDS[0])].seeds)
+        arms = {name: {s: r for s, r in results[in_world(name, world)].items() if s in seeds} for name in COMPARED}
+        for name, runs in arms.items():
+            means = [cell([f(run) for run in runs.values()]) for f in columns]
+            change = "" if name == BASELINE else cell(differences(columns[-1], runs, arms[BASELINE]), sign="+")
+            rows.append([str(world), name, *means, change])
+    return markdown(
+        ["world", "arm", *map(figures.step, QUARTERS[:3]), "area", f"area, difference to {BASELINE} by seed"], rows
+    )
+
+
+def missing(results: Results) -> str:
+    """The arms that lack runs, and how many they have."""
+    have = {name: len(results[name]) for name in ARMS}
+    return ", ".join(f"{name} {have[name]} of {arm.seeds}" for name, arm in ARMS.items() if have[name] < arm.seeds)
+
+
+def page(results: Results, plan: Plan) -> str:
+    """All tables as Markdown."""
+    figures, lacking = Figures(plan), missing(results)
+    timeouts = sum(run["timeouts"] for runs in results.values() for run in runs.values())
+    quarter = plan.rollouts // 4
+    parts = [
+        "# What the evidence shows\n",
+        f"`python -m bench.evidence`: {plan.steps} steps of {plan.prompts} prompts x {plan.n} rollouts "
+        f"({plan.rollouts:,} rollouts), sampled pass@1 on {plan.problems} held-out problems. Mean ± half of the 95 % "
+        "interval (Student's t) over seeds. *area*: mean of pass@1 over the steps shown. *unsound*: share of the right "
+        f"answers of training rollouts that hold a wrong step by the rule; early: rollouts {quarter:,} to "
+        f"{2 * quarter:,}, late: {3 * quarter:,} to {4 * quarter:,}. dapo samples again for groups that tie: its "
+        "columns are at equal rollouts, between evaluations 2 steps apart. "
+        f"Answers whose check timed out, and which are left out: {timeouts}.\n",
+        f"**Not finished: {lacking}.**\n" if lacking else "",
+        f"## Main arms, {MAIN[BASELINE].seeds} seeds\n",
+        curve_table(results, figures),
+        f"### Difference to {BASELINE}, paired by seed\n",
+        difference_table(results, figures),
+        "### Sound steps, and the critic against the rule\n",
+        soundness_table(results, figures),
+        "### Seconds of training until the budget is drawn\n",
+        "Without evaluation and checkpoints; one core an arm. CPU is of the training process (not of the worker that "
+        "checks answers), wall shares the machine with another arm. The stages are of the whole run, and their sync "
+        "includes the pushes for evaluations. pass@1 is given at half and at all of the CPU time that "
+        f"{BASELINE} takes, on the straight line between two evaluations.\n",
+        seconds_table(results, figures),
+        f"## Ablations, the first {plan.steps // 2} steps\n",
+        *(ablation_table(ablation, results, figures) for ablation in ABLATIONS),
+        "## Other base checkpoints and task worlds\n",
+        "Each world has its own misconceptions, problems and pretraining (`python -m capo_fast.tiny --seed WORLD`); "
+        f"0 is the shipped one. The first {plan.steps // 2} steps.\n",
+        world_table(results, figures),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def write_report(runs: Path, out: Path, plan: Plan) -> str:
+    """Write `evidence.json`, `evidence.md` and `evidence.png`; the page."""
+    from bench.evidence.plot import save_plot
+
+    results = load_results(runs)
+    text = page(results, plan)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "evidence.md").write_text(text)
+    (out / "evidence.json").write_text(as_json(results, plan))
+    save_plot(results, Figures(plan), out / "evidence.png")
+    return text
+
+
+def as_json(results: Results, plan: Plan) -> str:
+    """The plan, the machines and commits, the arms and every run, one on a line."""
+    every = [run for runs in results.values() for run in runs.values()]
+    abouts = [json.loads(line) for line in sorted({json.dumps(run["about"]) for run in every})]
+    head = {"command": "python -m bench.evidence", "plan": asdict(plan), "about": abouts}
+    head["arms"] = {name: asdict(arm) for name, arm in ARMS.items()}
+    lines = [
+        json.dumps({"arm": name, "seed": seed} | {key: value for key, value in run.items() if key != "about"})
+        for name, runs in results.items()
+        for seed, run in runs.items()
+    ]
+    return json.dumps(head, indent=1)[:-2] + ',\n "runs": [\n' + ",\n".join(lines) + "\n ]\n}\n"

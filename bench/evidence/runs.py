@@ -1,0 +1,153 @@
+"""What one arm of bench.evidence does in its process: one engine, and every seed's run after the other.
+
+Each run leaves `figures.json` in its folder; a run that has it is done, what one without it had is moved aside.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.evidence.arms import ARMS, Plan, arm_config, base_folder, run_folder
+from bench.evidence.oracle import KeptEngine, OracleCritic
+from bench.trainer.end_to_end import about
+from capo_fast.build import Parts, build, load_tokenizer, start_engine
+from capo_fast.config.paths import resolve_model
+from capo_fast.config.schema import Config
+from capo_fast.runlog.recorder import read_metrics
+from capo_fast.runtime.files import replacing
+from capo_fast.runtime.ranks import ranks
+from capo_fast.tiny.pretrain import STEPS, make
+from capo_fast.tiny.task import oracle_critique
+from capo_fast.train import Trainer
+
+FIGURES = "figures.json"
+STAGES = ("sync", "rollout", "critique", "verify", "learn")
+
+
+def missing_seeds(name: str, seeds: int, runs: Path) -> list[int]:
+    return [seed for seed in range(seeds) if not (run_folder(runs, name, seed) / FIGURES).exists()]
+
+
+def run_arm(name: str, seeds: Sequence[int], plan: Plan, runs: Path) -> None:
+    """The runs of an arm, one after the other, on one engine."""
+    config = arm_config(name, 0, plan, runs)
+    model, noise = resolve_model(config.model.path), ARMS[name].noise
+    with ranks() as device:
+        engine = start_engine(model, config)
+        try:
+            kept = KeptEngine(engine) if noise is None else OracleCritic(engine, load_tokenizer(model), noise)
+            for seed in seeds:
+                run_seed(arm_config(name, seed, plan, runs), device, kept)
+        finally:
+            engine.close()
+
+
+def run_seed(config: Config, device: torch.device, engine: KeptEngine) -> None:
+    """One run, and its figures. Its weights are not kept."""
+    parts = build(config, device, engine)
+    try:
+        trainer = TimedTrainer(parts)
+        trainer.train()
+    finally:
+        parts.close()
+    folder = parts.folder
+    found = run_figures(folder, parts.progress.evaluations, np.array(trainer.seconds)) | {"about": about(1)}
+    for weights in ("checkpoints", "model"):
+        shutil.rmtree(folder / weights)
+    with replacing(folder / FIGURES) as file:
+        file.write(json.dumps(found).encode())
+
+
+class TimedTrainer(Trainer):
+    """The loop as it is. `seconds` holds wall and CPU time of each step, without evaluation and checkpoints."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self.aside = np.zeros(2)
+        self.seconds: list[np.ndarray] = []
+
+    def step(self) -> None:
+        start, before = now(), self.aside
+        super().step()
+        self.seconds.append(now() - start - (self.aside - before))
+
+    def evaluate(self) -> Any:
+        start = now()
+        rate = super().evaluate()
+        self.aside = self.aside + now() - start
+        return rate
+
+    def save(self) -> None:
+        start = now()
+        super().save()
+        self.aside = self.aside + now() - start
+
+
+def now() -> np.ndarray:
+    """Wall clock, and CPU time of all threads of this process: the worker that checks answers is another one."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def run_figures(folder: Path, evaluations: Mapping[str, Mapping[str, float]], seconds: np.ndarray) -> dict[str, Any]:
+    """What the report needs of a run; every list but the curve has one entry a step."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    drawn = list(accumulate((line["rollouts"] for line in lines), initial=0))
+    return {
+        "rollouts": drawn[1:],
+        "curve": [[drawn[int(step)], rate["rate"]] for step, rate in evaluations.items()],
+        "wall": [round(value, 3) for value in seconds[:, 0]],
+        "cpu": [round(value, 3) for value in seconds[:, 1]],
+        "stages": {stage: round(sum(line.get(f"time/{stage}", 0.0) for line in lines), 2) for stage in STAGES},
+        "timeouts": sum(each["timeouts"] for each in evaluations.values())
+        + sum(line["verify/timeouts"] for line in lines),
+        "critique_tokens": [line["critic/tokens"] for line in lines],
+        "abstained": [line["critic/abstained"] for line in lines],
+        "by_rule": [rule_counts(step_rollouts(folder, line["step"])) for line in lines],
+    }
+
+
+def step_rollouts(folder: Path, step: int) -> list[dict[str, Any]]:
+    with gzip.open(folder / "rollouts" / f"{step:06d}.jsonl.gz") as file:
+        return [json.loads(line) for line in file]
+
+
+def rule_counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """What the rule says of a step's rollouts, and of the votes on their steps (1/2 and more counts as wrong).
+
+    >>> row = {"problem": "9*2", "steps": ["9*2=7", "A:8"], "outcome": 1.0, "votes": [1.0, 0.0], "critiques": [{}]}
+    >>> rule_counts([row])
+    {'right': 1, 'right_unsound': 1, 'judged_wrong': 2, 'named': 1, 'named_wrong': 1}
+    """
+    counts = Counter(right=0, right_unsound=0, judged_wrong=0, named=0, named_wrong=0)
+    for row in rows:
+        wrong = oracle_critique(row["problem"], row["steps"])
+        named = {k for k, vote in enumerate(row["votes"]) if vote >= 0.5}
+        right = row["outcome"] == 1
+        counts.update(right=right, right_unsound=right and bool(wrong))
+        counts.update(
+            judged_wrong=len(wrong) if row["critiques"] else 0, named=len(named), named_wrong=len(named & wrong)
+        )
+    return dict(counts)
+
+
+def make_base(world: int, runs: Path) -> None:
+    """Pretrain the base of another world, unless it is there."""
+    folder = base_folder(runs, world)
+    if folder.exists():
+        return
+    torch.set_num_threads(1)  # the sums, and so the bytes, depend on the thread count
+    partial = folder.with_name(f".{folder.name}.tmp")
+    make(partial, STEPS, world)
+    os.replace(partial, folder)

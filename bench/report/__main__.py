@@ -1,0 +1,205 @@
+"""BENCHMARKS.md from the results of `pytest bench/`: tables, plots, and what has changed.
+
+    pytest bench/ --benchmark-json bench/results/h200/2026-11-21.json      # on the machine to measure
+    python -m bench.report                                                 # anywhere
+
+A folder of bench/results/ is a device; each JSON file in it is a run of some or all benches. The newest run of a case,
+by the time in the file, gives its figures; the run before it, if its file is still there, gives the changes. So to see
+what a change of a kernel did, measure before and after into two files (`-k bench_policy_loss` for one kernel) and make
+the report; to publish, commit the new file and remove the old one, or keep both to keep the marks.
+
+Marked is a change of more than 5 % of the time over the bound's of the same run: what slows the whole machine slows the
+bound too. "Within the spread" stands where the middle halves of both runs' rounds overlap all the same.
+
+Plots go to bench/results/<device>/plots/, which is emptied first. Left out, and named, are dry runs and other JSON.
+Exit status 1 where nothing is found or a file is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.report.plots import Plot, plots
+from bench.report.runs import BrokenResults, Machine, Run, is_run, machines, read_json, read_run
+from bench.report.tables import Notes, case_table, case_title, marked_changes, overview
+
+INTRODUCTION = """\
+# Benchmarks
+
+Made by `python -m bench.report` from bench/results/; every figure was measured or follows from measured ones. To
+repeat: `pytest bench/ --benchmark-json bench/results/<device>/<name>.json`, then `python -m bench.report`.
+
+- A **case** is a model's head at T tokens: hidden size H, vocabulary V, a dtype. A **provider** is one way of computing
+  what the case asks: ours (**capo**), a peer's, or a **bound**, which does the same memory traffic or the same GEMMs
+  and nothing else. What could not run on a device has no row.
+- All providers of a case are timed in turns within one run. Times are medians with [min, max] over the rounds; on a GPU
+  with cold caches, where *hot* is the time with warm ones and *host* what the launches take. **Times ours** is the time
+  over that of the fastest of ours that computes the same; for what computes less, over that of our plain loss.
+- The **share of the bound** is the bound's time over the provider's. GB/s and TFLOP/s count what must be moved and
+  computed at least for all T rows, also where a provider leaves masked ones out. For a training step the bound is as
+  many operations in bare GEMMs, and the share is the MFU. More than 100 % says that the bound's own calls are not the
+  fastest way here (the three GEMMs over all T on a CPU).
+- **Extra MiB** is the peak memory beyond what was there before the call; **of the logits** is the same over the size of
+  the logits [T, V].
+- **The gate**: before anything is timed, results and gradients are held against float64 (of a training step: against
+  the same step with head and loss in float32); *error* is the largest relative one. What is off by more than
+  bench/kernels/measure.py allows is not timed.
+- **Change** is against the run before it on the same device: of the time over the bound's in the same run, ▲ slower or
+  ▼ faster where it is more than 5 %, "within the spread" where the middle halves of both runs' rounds overlap all the
+  same; where a run has no bound, and for the bound itself, "time" and the plain change.
+"""
+
+
+ARMS = """\
+The embedded default, a model of 0.3M parameters, by `python -m bench.trainer.end_to_end`. Arms: **capo** and **grpo**
+are this trainer with and without its critic; **eager** is grpo with the loss in plain torch; **trl** is TRL's
+GRPOTrainer, which generates with transformers, and **trl+capo** the same with our loss. Model, prompts, rollouts,
+updates and threads are equal; bench/trainer/end_to_end.py says what is not. Medians over rounds [least, greatest];
+ratios are to grpo in its round.
+"""
+
+
+@dataclass
+class Found:
+    """What lies under the results' folder."""
+
+    runs: list[Run] = field(default_factory=list)
+    end_to_end: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
+    """Files of bench/trainer/end_to_end.py."""
+    left_out: dict[Path, str] = field(default_factory=dict)
+    """Why."""
+
+
+def find(results: Path) -> Found:
+    """Every JSON file of every device's folder, told apart by content."""
+    found = Found()
+    for path in sorted(results.glob("*/*.json")):
+        content = read_json(path)
+        if is_run(content):
+            add_run(found, read_run(path, content))
+        elif is_end_to_end(content):
+            found.end_to_end[path] = content
+        else:
+            found.left_out[path] = "no result of `pytest bench/` or bench/trainer/end_to_end.py"
+    return found
+
+
+def add_run(found: Found, run: Run) -> None:
+    if run.suite == "dry":
+        found.left_out[run.path] = "a dry run: its times mean nothing"
+    elif not run.rows:
+        found.left_out[run.path] = "nothing in it was measured"
+    else:
+        found.runs.append(run)
+
+
+def is_end_to_end(content: Any) -> bool:
+    return isinstance(content, dict) and {"summary", "rounds", "processor"} <= content.keys()
+
+
+def about_run(run: Run) -> str:
+    """Date, commit, driver, threads, versions."""
+    dirty = " (dirty: with changes that are in no commit)" if run.dirty else ""
+    parts = [f"{run.time:%Y-%m-%d %H:%M} UTC", f"commit {run.commit[:10]}{dirty}"]
+    parts += [f"driver {run.driver}"] if run.driver else []
+    parts += [f"CUDA {run.cuda}"] if run.cuda else []
+    parts.append(f"{run.threads} thread{'s' * (run.threads != 1)}")
+    return ", ".join([*parts, *(f"{name} {version}" for name, version in run.versions.items())])
+
+
+def runs_used(machine: Machine, root: Path) -> list[str]:
+    """Lines that say which runs gave which kernels' figures, and which they are compared with."""
+    cases = [measured for cases in machine.kernels().values() for measured in cases]
+    gives = {run: [m.first.kernel for m in cases if m.run is run] for run in machine.runs}
+    compared = {run for m in cases for run, _ in m.before.values()}
+    lines = []
+    for run, kernels in gives.items():
+        what = [*dict.fromkeys(kernels), *(["what changes are against"] if run in compared else [])]
+        lines += [f"- {about_run(run)}: {', '.join(what)} ([{run.path.name}]({link(run.path, root)}))"] if what else []
+    return lines
+
+
+def link(path: Path, root: Path) -> str:
+    """From a page in `root`."""
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def machine_section(machine: Machine, root: Path) -> list[str]:
+    """All of one device; writes its plots."""
+    pictures = save_plots(machine)
+    lines = [f"## {machine.newest.device}", "", *runs_used(machine, root), "", *overview(machine)]
+    for kernel, cases in machine.kernels().items():
+        notes = Notes()
+        lines += ["", f"### {kernel}", ""]
+        lines += [f"![{plot.title}]({link(path, root)})" for plot, path in pictures if plot.kernel == kernel]
+        for measured in cases:
+            lines += ["", f"#### {case_title(measured.first)}", "", *case_table(measured, notes)]
+        lines += notes.lines()
+    return lines
+
+
+def save_plots(machine: Machine) -> list[tuple[Plot, Path]]:
+    folder = machine.folder / "plots"
+    for old in folder.glob("*.svg"):
+        old.unlink()
+    folder.mkdir(exist_ok=True)
+    return [(plot, plot.save(folder)) for plot in plots(machine)]
+
+
+def end_to_end_section(files: Mapping[Path, Mapping[str, Any]]) -> list[str]:
+    """Whole training steps of the trainer beside a peer's, as bench/trainer/end_to_end.py has them."""
+    from bench.trainer.end_to_end import table
+
+    lines = ["", "## A step of training, end to end", "", *ARMS.splitlines()]
+    for found in files.values():
+        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        about = f"{found['cores']} cores of {found['processor']}, {found['threads']} threads, commit {found['commit']}"
+        lines += ["", f"{about}, python {found['python']}, {versions}", "", table(found["summary"])]
+    return lines
+
+
+def write_report(results: Path, out: Path) -> list[str]:
+    """Writes the page and the plots; returns the lines for the terminal. Raises BrokenResults."""
+    found = find(results)
+    devices = machines(found.runs)
+    if not devices and not found.end_to_end:
+        raise BrokenResults(
+            "\n".join([f"{results}/<device>/ has no results; `pytest bench/` makes them", *left_out(found)])
+        )
+    lines = INTRODUCTION.splitlines()
+    for machine in devices:
+        lines += ["", *machine_section(machine, out.parent)]
+    if found.end_to_end:
+        lines += end_to_end_section(found.end_to_end)
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [*(line for machine in devices for line in headline(machine)), *left_out(found), f"wrote {out}"]
+
+
+def headline(machine: Machine) -> list[str]:
+    marked = marked_changes(measured for cases in machine.kernels().values() for measured in cases)
+    return [machine.newest.device, f"  {about_run(machine.newest)}", *(f"  {line}" for line in marked)]
+
+
+def left_out(found: Found) -> list[str]:
+    return [f"left out: {path}: {why}" for path, why in found.left_out.items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("bench/results"), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("BENCHMARKS.md"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    try:
+        print("\n".join(write_report(arguments.results, arguments.out)))
+    except BrokenResults as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Settings: their schema, layers, presets and rules."""

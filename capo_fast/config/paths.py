@@ -1,0 +1,44 @@
+"""Where a path of the configuration lies: on disk, or inside an installed package."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from capo_fast.config.schema import ConfigError
+
+PACKAGED = "pkg://"
+
+
+def resolve_path(text: str) -> Path:
+    """The file or folder that `text` names.
+
+    `pkg://package.name/relative/file` is a file shipped in a package, and has to exist; anything else is a path on
+    disk, with `~` expanded, which may be yet to be made.
+    """
+    return _packaged(text) if text.startswith(PACKAGED) else Path(text).expanduser()
+
+
+def resolve_model(text: str) -> str:
+    """Folder of a model as transformers wants it; what is no folder and doesn't look like one passes as a hub id."""
+    path = resolve_path(text)
+    if path.is_dir():
+        return str(path)
+    if path.exists():
+        raise ConfigError(f"{text}: a file, wanted a model's folder or a hub id")
+    if path.is_absolute() or text.startswith(".") or text.count("/") > 1:
+        raise ConfigError(f"{text}: no such model folder")
+    return text
+
+
+def _packaged(text: str) -> Path:
+    package, _, inside = text.removeprefix(PACKAGED).partition("/")
+    if not package or not inside:
+        raise ConfigError(f"{text}: wanted pkg://package.name/relative/file")
+    try:
+        path = Path(str(resources.files(package) / inside))
+    except (ImportError, TypeError, ValueError) as error:
+        raise ConfigError(f"{text}: can't open package {package}: {error}") from None
+    if not path.exists():
+        raise ConfigError(f"{text}: package {package} has no {inside}")
+    return path

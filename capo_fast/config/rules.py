@@ -1,0 +1,228 @@
+"""What a configuration must satisfy beyond the type of each value: bounds of one setting, and rules between several.
+
+The settings whose `None` or 0 stands for a value worked out from others are worked out here too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
+
+from capo_fast.config.schema import Config, ConfigError
+
+
+def validate(config: Config) -> Config:
+    """The same configuration, or a `ConfigError` about the first rule that it breaks."""
+    return _obeying((_bounds, _data, _lengths, _address, _critic, _credit, _loss, _train), config)
+
+
+def validate_sampling(config: Config, longest: str) -> Config:
+    """The same for a configuration that only samples; `longest` is the key of its longest answer."""
+    return _obeying((_bounds, _address, lambda config: _length(config, longest)), config)
+
+
+def std_floor(config: Config) -> float:
+    """Smallest std that advantages are divided by, with `credit.std_floor: None` worked out."""
+    if config.credit.std_floor is not None:
+        return config.credit.std_floor
+    return 0.25 if config.algorithm == "capo" and config.credit.norm == "group-sequence" else 0.0
+
+
+def overlong_buffer(config: Config) -> int:
+    """Tokens over which the length penalty grows; `train.overlong_buffer: 0` is DAPO's fifth of the longest answer."""
+    return config.train.overlong_buffer or max(1, config.rollout.max_tokens // 5)
+
+
+Rules = Iterator[tuple[bool, str]]
+"""Pairs (is it broken, what to say then)."""
+
+
+def _obeying(all_rules: Sequence[Callable[[Config], Rules]], config: Config) -> Config:
+    for rules in all_rules:
+        for broken, message in rules(config):
+            if broken:
+                raise ConfigError(message)
+    return config
+
+
+BOUNDS: list[tuple[Callable[[float], bool], str, str]] = [
+    (
+        lambda v: v >= 1,
+        "at least 1",
+        "run.keep_rollouts rollout.prompts rollout.n rollout.max_tokens engine.max_model_len engine.max_num_seqs "
+        "critic.votes critic.max_tokens reward.workers train.epochs train.minibatches train.micro_tokens "
+        "train.max_rounds train.max_bad_updates eval.n eval.limit checkpoint.keep sync.probe_sequences "
+        "sync.probe_tokens engine.tensor_parallel endpoint.concurrency endpoint.budget_tokens",
+    ),
+    (
+        lambda v: v >= 0,
+        "0 or more",
+        "train.steps train.warmup_steps train.overlong_buffer train.lr train.weight_decay eval.every checkpoint.every "
+        "critic.temperature eval.temperature credit.outcome_weight credit.process_weight credit.std_floor "
+        "reward.format_bonus loss.clip_high loss.kl_coef loss.entropy_coef loss.is_low lora.rank endpoint.retries",
+    ),
+    (
+        lambda v: v > 0,
+        "more than 0",
+        "rollout.temperature engine.kv_cache_gb reward.timeout_s train.grad_clip loss.is_high sync.max_logprob_gap "
+        "lora.alpha endpoint.timeout_s train.stage_timeout_s",
+    ),
+    (lambda v: 0 < v <= 1, "more than 0 and at most 1", "rollout.top_p critic.top_p eval.top_p"),
+    (lambda v: 0 <= v <= 1, "between 0 and 1", "loss.clip_low"),
+    (lambda v: v == -1 or v >= 1, "-1 (off) or at least 1", "rollout.top_k"),
+    (lambda v: 0 <= v < 2**63, "0 or more and below 2**63", "seed"),
+]
+"""Bounds of single settings: the test, its wording, the settings. Words and None, where a type allows them, pass."""
+
+
+def _bounds(config: Config) -> Rules:
+    for inside, wanted, keys in BOUNDS:
+        for key in keys.split():
+            value = attrgetter(key)(config)
+            if isinstance(value, int | float):
+                yield not inside(value), f"{key}: found {value}, wanted {wanted}"
+
+
+def _data(config: Config) -> Rules:
+    yield not config.data.path, "data.path: missing; wanted a JSONL, JSONL.gz or Parquet file, or a dataset id"
+    function = re.fullmatch(r"\w+(\.\w+)*:\w+", config.reward.fn)
+    yield function is None, f"reward.fn: found {config.reward.fn!r}, wanted package.module:function"
+
+
+def _lengths(config: Config) -> Rules:
+    for key in ("rollout.max_tokens", "critic.max_tokens"):
+        yield from _length(config, key)
+
+
+def _length(config: Config, key: str) -> Rules:
+    longest, tokens = config.engine.max_model_len, attrgetter(key)(config)
+    at_server = key == "critic.max_tokens" and config.critic.mode == "endpoint"
+    yield (
+        tokens >= longest and not at_server,
+        f"{key}: found {tokens}, wanted less than engine.max_model_len ({longest}), which holds the prompt as well",
+    )
+
+
+def _address(config: Config) -> Rules:
+    """The first message doesn't show the address: settings are printed and saved, and so must not hold a password."""
+    url = config.endpoint.url
+    yield (
+        url is not None and re.match(r"(\w+:)?/*[^/]*@", url) is not None,
+        "endpoint.url: found a user or a password before the host, wanted none: a key comes from the environment "
+        "variable that endpoint.api_key_env names",
+    )
+    yield (
+        url is not None and not re.match(r"https?://[^/\s]+", url),
+        f"endpoint.url: found {url}, wanted the server's address, as http://host:8000/v1",
+    )
+
+
+def _critic(config: Config) -> Rules:
+    critic, endpoint = config.critic, config.endpoint
+    yield (
+        critic.mode == "endpoint" and config.endpoint.url is None,
+        "endpoint.url: missing; wanted the server's address with critic.mode: endpoint, as http://host:8000/v1",
+    )
+    yield (
+        critic.path is not None and (critic.mode != "frozen" or config.lora.rank > 0),
+        f"critic.path: found {critic.path}, wanted none: with critic.mode: {critic.mode} and lora.rank: "
+        f"{config.lora.rank} other weights never enter the engine",
+    )
+    for name, value in (("url", endpoint.url), ("budget_tokens", endpoint.budget_tokens)):
+        yield (
+            value is not None and critic.mode != "endpoint",
+            f"endpoint.{name}: found one, wanted none with critic.mode: {critic.mode}, which asks no server",
+        )
+    tries = (endpoint.retries + 1) * endpoint.timeout_s + sum(min(2.0**k, 60.0) for k in range(endpoint.retries))
+    limit = config.train.stage_timeout_s
+    yield (
+        critic.mode == "endpoint" and tries >= limit,
+        f"endpoint.timeout_s: found {endpoint.timeout_s:g} with endpoint.retries: {endpoint.retries}, {tries:g} s in "
+        f"all, wanted less than train.stage_timeout_s ({limit:g}), which would end the run first",
+    )
+    yield (
+        config.credit.when != "always" and config.credit.process == "none",
+        f"credit.when: found {config.credit.when}, wanted always with credit.process: none, which has no critic",
+    )
+    yield (
+        config.lora.rank > 0 and not config.lora.targets,
+        "lora.targets: found none, wanted the names of linear layers",
+    )
+    yield (
+        config.lora.rank > LARGEST_RANK,
+        f"lora.rank: found {config.lora.rank}, wanted at most {LARGEST_RANK}, the engine's largest",
+    )
+    yield (
+        config.lora.rank > 0 and (config.policy.dtype, config.engine.dtype) == ("bfloat16", "float32"),
+        "policy.dtype: found bfloat16 with lora.rank and engine.dtype: float32, wanted float32: else the engine's base "
+        "is not the one that the adapter is trained on",
+    )
+
+
+LARGEST_RANK = 512
+
+
+def streams(config: Config) -> bool:
+    """Whether critiques run beside rollouts: no verdict is wanted first, and no other weights in the engine."""
+    return config.critic.stream and config.credit.when == "always" and not swaps(config)
+
+
+def swaps(config: Config) -> bool:
+    """Whether the critic's weights take the policy's place in the engine."""
+    return config.credit.process != "none" and config.critic.mode == "frozen" and config.lora.rank == 0
+
+
+def _credit(config: Config) -> Rules:
+    credit, bonus = config.credit, config.reward.format_bonus
+    outcome, process = credit.outcome_weight, credit.process_weight
+    yield (
+        credit.process == "steps" and outcome <= process and not credit.allow_process_dominance,
+        f"credit.process_weight: found P = {process:g} with C = {outcome:g} (credit.outcome_weight), wanted C > P: "
+        "else a right answer by a wrong step no longer beats a wrong answer by sound steps, and the policy learns "
+        "long, easy steps while accuracy falls; credit.allow_process_dominance: true accepts that",
+    )
+    yield (
+        0 < bonus >= outcome - process,
+        f"reward.format_bonus: found {bonus:g}, wanted less than C - P = {outcome - process:g}: "
+        "else the format outweighs the answer",
+    )
+    votes = config.critic.votes
+    yield (
+        config.critic.voting == "greedy" and votes != 1,
+        f"critic.votes: found {votes}, wanted 1 with critic.voting: greedy (one critique at temperature 0)",
+    )
+
+
+def _loss(config: Config) -> Rules:
+    loss = config.loss
+    yield (
+        config.policy.old == "rollout" and loss.is_mode is not None,
+        f"loss.is_mode: found {loss.is_mode}, wanted none with policy.old: rollout, where the ratio to the engine's "
+        "log-probs is the loss's own ratio already",
+    )
+    yield (
+        loss.dual_clip is not None and loss.dual_clip <= 1 + loss.clip_high,
+        f"loss.dual_clip: found {loss.dual_clip}, wanted none or more than 1 + loss.clip_high = {1 + loss.clip_high:g}",
+    )
+    yield (
+        loss.dual_clip is not None and loss.objective != "ppo",
+        f"loss.dual_clip: found {loss.dual_clip} with loss.objective: {loss.objective}, wanted none: it is part of ppo",
+    )
+    yield loss.is_high < loss.is_low, f"loss.is_high: found {loss.is_high}, wanted at least loss.is_low ({loss.is_low})"
+
+
+def _train(config: Config) -> Rules:
+    train, rollout = config.train, config.rollout
+    yield (
+        train.minibatches > rollout.prompts,
+        f"train.minibatches: found {train.minibatches}, wanted at most rollout.prompts ({rollout.prompts}): "
+        "groups are dealt whole",
+    )
+    yield (
+        train.overlong_buffer > rollout.max_tokens,
+        f"train.overlong_buffer: found {train.overlong_buffer}, wanted at most rollout.max_tokens "
+        f"({rollout.max_tokens})",
+    )
+    betas = ", ".join(map(str, train.betas))
+    yield not all(0 <= b < 1 for b in train.betas), f"train.betas: found {betas}, wanted both in [0, 1)"

@@ -1,0 +1,1 @@
+"""The trained model: batches, updates, weights into the engine, checkpoints."""

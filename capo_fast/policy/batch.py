@@ -1,0 +1,111 @@
+"""Credited samples -> packed micro-batches of one rank.
+
+The same function runs on every rank over the same samples and takes its own share, so all ranks agree on the number of
+micro-batches (FSDP's collectives need that) and on every denominator: gradients summed over micro-batches and ranks are
+those of one big batch.
+
+Letters: N packed tokens, T response tokens, B sequences, S steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+import capo_kernels as ck
+from capo_fast.config.schema import Config
+from capo_fast.records import CreditedSample, PackedBatch
+
+
+def pack_update(samples: Sequence[CreditedSample], config: Config, rank: int, world: int) -> list[PackedBatch]:
+    """This rank's micro-batches of one optimizer update over `samples` (of all ranks)."""
+    trained = [sample for sample in samples if sample.trained]
+    denominator = loss_denominator(trained, config)
+    bins = deal(trained, config.train.micro_tokens, world)
+    filler = min(samples, key=sequence_length)
+    return [pack(bin_ or [filler], denominator if bin_ else None, config) for bin_ in bins[rank::world]]
+
+
+def split_minibatches(samples: Sequence[CreditedSample], count: int) -> list[list[CreditedSample]]:
+    """Whole groups, dealt in their order into `count` updates of nearly equal size; an empty update is left out."""
+    groups: dict[int, list[CreditedSample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.sample.rollout.group, []).append(sample)
+    dealt = [[s for group in list(groups.values())[i::count] for s in group] for i in range(count)]
+    return [minibatch for minibatch in dealt if any(sample.trained for sample in minibatch)]
+
+
+def sequence_length(sample: CreditedSample) -> int:
+    rollout = sample.sample.rollout
+    return len(rollout.prompt.token_ids) + len(rollout.token_ids)
+
+
+def loss_denominator(trained: Sequence[CreditedSample], config: Config) -> float:
+    """What `ck.token_weights` divides by, over the whole update: sequences, tokens, or rollouts x max_tokens."""
+    match config.loss.aggregation:
+        case "sequence-mean":
+            return len(trained)
+        case "token-mean":
+            return sum(len(sample.sample.rollout.token_ids) for sample in trained)
+        case _:
+            return len(trained) * config.rollout.max_tokens
+
+
+def deal(samples: Sequence[CreditedSample], micro_tokens: int, world: int) -> list[list[CreditedSample]]:
+    """Bins of at most `micro_tokens` (a longer sequence has a bin of its own): as few as do, a multiple of `world`.
+
+    Longest first into the emptiest bin, so ranks get nearly equal work.
+    """
+    ordered = sorted(samples, key=sequence_length, reverse=True)
+    count = world
+    while True:
+        bins: list[list[CreditedSample]] = [[] for _ in range(count)]
+        loads = [0] * count
+        for sample in ordered:
+            emptiest = loads.index(min(loads))
+            bins[emptiest].append(sample)
+            loads[emptiest] += sequence_length(sample)
+        if all(load <= micro_tokens or len(bin_) == 1 for load, bin_ in zip(loads, bins, strict=True)):
+            return bins
+        count += world
+
+
+def pack(samples: Sequence[CreditedSample], denominator: float | None, config: Config) -> PackedBatch:
+    """One micro-batch. `denominator=None` gives every token weight 0: a filler that only keeps ranks in step."""
+    rollouts = [sample.sample.rollout for sample in samples]
+    prompt_B = torch.tensor([len(rollout.prompt.token_ids) for rollout in rollouts])
+    response_B = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
+    ends_B = (prompt_B + response_B).cumsum(0)
+    starts_B = ends_B - prompt_B - response_B
+    cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), response_B.cumsum(0)]).int()
+    position_N = torch.arange(int(ends_B[-1]))
+    offset_T = torch.arange(int(response_B.sum())) - cu_seqlens[:-1].repeat_interleave(response_B)
+    mask_T = torch.full((len(offset_T),), denominator is not None)
+    return PackedBatch(
+        input_ids=torch.tensor([t for r in rollouts for t in (*r.prompt.token_ids, *r.token_ids)]),
+        position_ids=position_N - starts_B.repeat_interleave(prompt_B + response_B),
+        sequence_lengths=tuple((prompt_B + response_B).tolist()),
+        rows=(starts_B + prompt_B - 1).repeat_interleave(response_B) + offset_T,
+        targets=torch.tensor([t for r in rollouts for t in r.token_ids]),
+        weights=ck.token_weights(cu_seqlens, mask_T, config.loss.aggregation, denominator=denominator or 1.0),
+        credit=pack_credit(samples, cu_seqlens, config),
+        rollout_logprobs=torch.tensor([x for r in rollouts for x in r.logprobs], dtype=torch.float32),
+    )
+
+
+def pack_credit(samples: Sequence[CreditedSample], cu_seqlens: torch.Tensor, config: Config) -> ck.Credit:
+    """The credit of one micro-batch, with the statistics of its groups as they were computed over all their samples."""
+    stats = {sample.sample.rollout.group: sample.stats for sample in samples}
+    row = {group: i for i, group in enumerate(stats)}
+    return ck.Credit(
+        step_starts=torch.tensor([s for sample in samples for s in sample.sample.rollout.steps.starts]),
+        step_wrong=torch.tensor([w for sample in samples for w in sample.step_wrong], dtype=torch.float32),
+        outcome=torch.tensor([sample.outcome for sample in samples], dtype=torch.float32),
+        group=torch.tensor([row[sample.sample.rollout.group] for sample in samples]),
+        cu_seqlens=cu_seqlens,
+        outcome_weight=config.credit.outcome_weight,
+        process_weight=config.credit.process_weight,
+        norm=config.credit.norm,
+        stats=torch.tensor(list(stats.values()), dtype=torch.float32),
+    )

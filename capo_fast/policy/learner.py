@@ -1,0 +1,192 @@
+"""Packed batches -> gradient steps.
+
+Gradients are summed over micro-batches and ranks with weights whose denominators span the whole update, so the split
+does not change the step. An update whose loss or gradient is not finite is skipped on all ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+import capo_kernels as ck
+from capo_fast.config.schema import Config
+from capo_fast.policy.lora import BasePolicy
+from capo_fast.policy.model import Policy, whole
+from capo_fast.records import PackedBatch
+from capo_fast.runtime.ranks import gather
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many updates in a row had a loss or gradient that is not finite."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer update was, over all ranks."""
+
+    loss: float
+    grad_norm: float
+    skipped: bool
+
+
+class Learner:
+    """Optimizer, schedule and loss of one policy. What of it is frozen stays out of all three."""
+
+    def __init__(self, policy: Policy, reference: Policy | BasePolicy | None, config: Config) -> None:
+        self.policy = policy
+        self.reference = reference
+        self.config = config
+        self.spec = loss_spec(config)
+        self.device = next(policy.parameters()).device
+        train = config.train
+        trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trainable, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
+        self._init_optimizer_state()
+        updates = train.steps * train.epochs * train.minibatches
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda update: lr_factor(update, train.schedule, train.warmup_steps, updates)
+        )
+        self.bad_in_a_row = 0
+        self.loss_kernel: str | None = None
+        """The implementation of capo_kernels that the last loss ran on."""
+
+    def train_batch(self, minibatches: Sequence[Sequence[PackedBatch]]) -> dict[str, float]:
+        """All updates of one batch of rollouts: `train.epochs` passes over its minibatches.
+
+        Returns the step's metrics over all updates and ranks. Raises TrainingDiverged.
+        """
+        prepared = [[self._prepare(micro) for micro in minibatch] for minibatch in minibatches]
+        parts: list[dict[str, torch.Tensor]] = []
+        gaps: list[torch.Tensor] = []
+        updates = []
+        lr = self.optimizer.param_groups[0]["lr"]
+        for epoch in range(self.config.train.epochs):
+            for i, minibatch in enumerate(prepared):
+                updates.append(self._update(minibatch, parts, gaps if epoch == i == 0 else []))
+        return summarise(updates, gather(parts), gather(gaps)) | {"lr": lr}
+
+    def _init_optimizer_state(self) -> None:
+        """AdamW's state from the start, so that a checkpoint always has the same entries to load into."""
+        for parameter in self.optimizer.param_groups[0]["params"]:
+            zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            self.optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
+
+    @torch.no_grad()
+    def logprobs_at(self, batch: PackedBatch, temperature: float, base: bool = False) -> torch.Tensor:
+        """float32 [T], log-probs at a temperature under the policy, or under the frozen base of its adapter."""
+        policy = BasePolicy(self.policy) if base else self.policy
+        return policy(batch, replace(self.spec, temperature=temperature), loss=False)
+
+    @torch.no_grad()
+    def _logprobs(self, policy: Policy | BasePolicy, batch: PackedBatch) -> torch.Tensor:
+        return policy(batch, self.spec, loss=False)
+
+    def _prepare(self, micro: PackedBatch) -> PackedBatch:
+        """The micro-batch on the device, with old and reference log-probs where the loss reads them."""
+        micro = micro.to(self.device)
+        if self.config.train.epochs * self.config.train.minibatches > 1:
+            by_rollout = self.config.policy.old == "rollout"
+            old = micro.rollout_logprobs if by_rollout else self._logprobs(self.policy, micro)
+            micro = replace(micro, old_logprobs=old)
+        if self.reference is not None:
+            micro = replace(micro, ref_logprobs=self._logprobs(self.reference, micro))
+        return micro
+
+    def _update(
+        self, minibatch: Sequence[PackedBatch], parts: list[dict[str, torch.Tensor]], gaps: list[torch.Tensor]
+    ) -> Update:
+        loss_sum = torch.zeros((), device=self.device)
+        for micro in minibatch:
+            loss, result = self.policy(micro, self.spec, loss=True)
+            self.loss_kernel = result.impl
+            # FSDP averages gradients over ranks; the weights' denominators already span them.
+            (loss * dist.get_world_size()).backward()
+            loss_sum += loss.detach()
+            parts.append({key: value.cpu() for key, value in result.metrics.items()})
+            gaps.append((result.logprobs - micro.rollout_logprobs)[micro.weights != 0].cpu())
+        return self._step(loss_sum)
+
+    def _step(self, loss_sum: torch.Tensor) -> Update:
+        dist.all_reduce(loss_sum)
+        parameters = [p for p in self.policy.parameters() if p.grad is not None]
+        norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        finite = math.isfinite(loss_sum.item()) and math.isfinite(norm.item())
+        if finite:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.grad_clip, norm)
+            self.optimizer.step()
+            self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count_bad(finite, loss_sum.item(), norm.item())
+        return Update(loss_sum.item(), norm.item(), skipped=not finite)
+
+    def _count_bad(self, finite: bool, loss: float, norm: float) -> None:
+        self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
+        if self.bad_in_a_row >= self.config.train.max_bad_updates:
+            raise TrainingDiverged(
+                f"{self.bad_in_a_row} updates in a row were not finite (the last: loss {loss}, gradient norm {norm}); "
+                "train.max_bad_updates allows fewer"
+            )
+
+
+def loss_spec(config: Config) -> ck.LossSpec:
+    """The kernel's objective for a configuration."""
+    loss = config.loss
+    return ck.LossSpec(
+        objective=loss.objective,
+        ratio=loss.ratio,
+        clip_low=loss.clip_low,
+        clip_high=loss.clip_high,
+        dual_clip=loss.dual_clip,
+        kl_coef=loss.kl_coef,
+        kl_estimator=loss.kl_estimator,
+        kl_ratio=loss.kl_ratio,
+        entropy_coef=loss.entropy_coef,
+        temperature=config.rollout.temperature,
+        is_mode=loss.is_mode,
+        is_level=loss.is_level,
+        is_low=loss.is_low,
+        is_high=loss.is_high,
+    )
+
+
+def lr_factor(update: int, schedule: str, warmup: int, total: int) -> float:
+    """Share of the peak learning rate at an update: linear warm-up, then constant, cosine to 0, or linear to 0."""
+    if update < warmup:
+        return (update + 1) / (warmup + 1)
+    progress = min((update - warmup) / max(total - warmup, 1), 1.0)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    return 1 - progress if schedule == "linear" else 1.0
+
+
+def summarise(
+    updates: Sequence[Update], parts: Sequence[dict[str, torch.Tensor]], gaps: Sequence[torch.Tensor]
+) -> dict[str, float]:
+    """The metrics of one step. `gap/*` compares log-probs of trainer and engine over its first minibatch, before any
+    update: mean and 99th percentile of the absolute difference, and k3, the estimate of KL(engine, trainer).
+
+    The engine's log-probs are those it sampled from: with top-p or top-k they are normalised over the nucleus, and the
+    gap includes that.
+    """
+    if not updates:
+        return {"updates": 0, "updates_skipped": 0}
+    metrics = ck.combine_metrics(parts)
+    taken = [update for update in updates if not update.skipped] or updates
+    keys = ("ratio_mean", "clip_low_frac", "clip_high_frac", "approx_kl", "ref_kl", "entropy", "active_frac")
+    log_ratio = torch.cat(list(gaps)).double()
+    gap = log_ratio.abs()
+    return {
+        **{f"loss/{key}": metrics[key].item() for key in (*keys, "is_weight_mean", "ess")},
+        "loss/loss": sum(update.loss for update in taken) / len(taken),
+        "grad_norm": sum(update.grad_norm for update in taken) / len(taken),
+        "updates": len(updates),
+        "updates_skipped": sum(update.skipped for update in updates),
+        "gap/mean": gap.mean().item(),
+        "gap/p99": gap.sort().values[int(0.99 * len(gap))].item(),
+        "gap/k3": (log_ratio.expm1() - log_ratio).mean().item(),
+    }

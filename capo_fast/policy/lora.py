@@ -1,0 +1,139 @@
+"""The policy as a LoRA adapter over a frozen base (Hu et al., 2021): W + alpha / R * B A. The only import of PEFT.
+
+PEFT's layers take the place of the model's own, so FSDP2, the loss and the checkpoints see one module. With the adapter
+switched off the same module is the base: the reference of the KL term and the critic cost no second copy.
+
+Letters: N rows and K columns of a weight, R the adapter's rank; A is [R, K], B is [N, R].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+import capo_kernels as ck
+from capo_fast.config.schema import ConfigError, LoraConfig
+from capo_fast.policy.model import Policy, full_weights, whole
+from capo_fast.records import PackedBatch
+
+NAME = "default"
+"""PEFT's name of the one adapter that a model has here."""
+
+
+class BasePolicy:
+    """The policy with its adapter switched off: called like a `Policy`, without weights of its own."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def __call__(self, batch: PackedBatch, spec: ck.LossSpec, loss: bool) -> Any:
+        with adapter_off(self._policy.model):
+            return self._policy(batch, spec, loss=loss)
+
+
+def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
+    """Freeze the model and give it a float32 adapter, equal on all ranks: A random, B zero.
+
+    Raises ConfigError for a target that is no linear layer of the model.
+    """
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
+    check_targets(model, lora)
+    config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=0.0)
+    config.base_model_name_or_path = model.name_or_path
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model, NAME)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def check_targets(model: Any, lora: LoraConfig) -> None:
+    """Raises ConfigError. The head and the embeddings are no targets: they lie outside the decoder layers."""
+    modules = model.model.layers.named_modules()
+    there = dict.fromkeys(name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear))
+    for target in lora.targets:
+        if target not in there:
+            raise ConfigError(f"lora.targets: the model has no {target}, want some of {', '.join(there)}")
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """The base alone. PEFT's own switch freezes the adapter as well, and FSDP2 would keep it frozen: it notes what is
+    trainable when it first gathers a layer. So the adapter's product is scaled by 0 instead."""
+    for layer in _layers(model).values():
+        layer.set_scale(NAME, 0.0)
+    try:
+        yield
+    finally:
+        for layer in _layers(model).values():
+            layer.set_scale(NAME, 1.0)
+
+
+def adapter_weights(policy: Policy) -> dict[str, torch.Tensor]:
+    """The adapter whole, float32 on its device, as `<layer>.lora_A.weight` and `.lora_B.weight`. A collective."""
+    suffix = f".{NAME}.weight"
+    return {
+        name.removesuffix(suffix) + ".weight": whole(weight).detach()
+        for name, weight in policy.model.state_dict().items()
+        if name.endswith(suffix)
+    }
+
+
+def adapter_files(model: Any, adapter: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
+    """PEFT's format of `adapter_weights`, file by file."""
+    config = model.peft_config[NAME].to_dict()
+    config |= {"inference_mode": True, "target_modules": sorted(config["target_modules"])}
+    tensors = {f"base_model.model.{name}": weight.cpu().contiguous() for name, weight in adapter.items()}
+    return {
+        "adapter_config.json": json.dumps(config, indent=2, sort_keys=True).encode(),
+        "adapter_model.safetensors": save(tensors, metadata={"format": "pt"}),
+    }
+
+
+def scaled_adapter(
+    model: Any, adapter: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The adapter as an engine computes with it: in its dtype, B times alpha / R."""
+    scaling = {name: layer.scaling[NAME] for name, layer in _layers(model).items()}
+    for name, weight in adapter.items():
+        layer, _, which = name.removesuffix(".weight").rpartition(".")
+        yield name, weight.to(dtype) * (scaling[layer] if which == "lora_B" else 1.0)
+
+
+def base_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """The frozen base, as `full_weights` of a policy without an adapter. A collective."""
+    for name, weight in full_weights(policy, dtype):
+        if not name.endswith(f".{NAME}.weight"):
+            yield name.replace(BASE_LAYER, "."), weight
+
+
+BASE_LAYER = ".base_layer."
+
+
+def merged_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """The policy without its adapter's layers, W + alpha / R * B A in float32, one weight at a time. A collective.
+
+    Of a policy without an adapter these are its weights.
+    """
+    adapter = dict(scaled_adapter(policy.model, adapter_weights(policy), torch.float32))
+    for name, weight in base_weights(policy, torch.float32):
+        layer = name.removesuffix(".weight")
+        if f"{layer}.lora_A.weight" in adapter:
+            weight = weight + adapter[f"{layer}.lora_B.weight"] @ adapter[f"{layer}.lora_A.weight"]
+        yield name, weight.to(dtype)
+
+
+def _layers(model: Any) -> dict[str, Any]:
+    """PEFT's layers, by the names of those they took the place of."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

@@ -1,0 +1,147 @@
+"""The policy: a Hugging Face decoder under FSDP2 with the loss as its head. The only import of transformers' models.
+
+Letters: N packed tokens, T response tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+import capo_kernels as ck
+from capo_fast.config.schema import ConfigError, PolicyConfig
+from capo_fast.policy.attention import use_packed_sdpa
+from capo_fast.records import PackedBatch
+
+TESTED = ("qwen2", "qwen3", "llama")
+"""Dense architectures whose names vLLM's loader knows; transformers 5 fuses MoE experts under names that it doesn't."""
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Policy(nn.Module):
+    """A causal language model that maps packed batches to log-probs or to a policy-gradient loss.
+
+    The head is applied to the rows that predict response tokens alone, inside the sharded module's forward, where its
+    weight is whole.
+    """
+
+    def __init__(self, model: Any, loss_kernel: str) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_kernel = loss_kernel
+
+    def forward(self, batch: PackedBatch, spec: ck.LossSpec, loss: bool) -> Any:
+        """Log-probs float32 [T], or with `loss` the loss, where FSDP looks for it, and the whole `ck.PolicyLoss`."""
+        hidden_TH = self._hidden(batch)
+        head = self.model.get_output_embeddings()
+        if not loss:
+            return ck.linear_token_logprobs(
+                hidden_TH,
+                head.weight,
+                batch.targets,
+                bias=head.bias,
+                temperature=spec.temperature,
+                impl=self.loss_kernel,
+            )
+        result = ck.linear_policy_loss(
+            hidden_TH,
+            head.weight,
+            batch.targets,
+            bias=head.bias,
+            weights=batch.weights,
+            credit=batch.credit,
+            old_logprobs=batch.old_logprobs,
+            ref_logprobs=batch.ref_logprobs,
+            rollout_logprobs=batch.rollout_logprobs,
+            cu_seqlens=batch.credit.cu_seqlens,
+            spec=spec,
+            impl=self.loss_kernel,
+        )
+        return result.loss, result
+
+    def _hidden(self, batch: PackedBatch) -> torch.Tensor:
+        """[T, H]. `sequence_lengths` keeps the sequences apart under sdpa; under flash attention position ids that
+        start again at 0 do, as long as there is neither a mask nor a cache."""
+        output = self.model.model(
+            input_ids=batch.input_ids[None],
+            position_ids=batch.position_ids[None],
+            use_cache=False,
+            sequence_lengths=batch.sequence_lengths,
+        )
+        return output.last_hidden_state[0, batch.rows]
+
+
+def load_model(path: str, attention: str, untested: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """The model on the host, in `dtype`. Raises ConfigError for a missing model or an architecture outside `TESTED`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        model_type = AutoConfig.from_pretrained(path).model_type
+    except OSError as error:
+        raise ConfigError(f"model.path: {path} is neither a model folder nor an id that can be fetched") from error
+    if model_type not in TESTED and not untested:
+        raise ConfigError(
+            f"model.path: {path} is a {model_type} model, want one of {', '.join(TESTED)} (or set model.untested true)"
+        )
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"model.path: the weights in {path} can't be read: {error}") from error
+    except ImportError as error:
+        raise ConfigError(f"policy.attention: {attention} can't run here: {error}") from error
+
+
+def check_loss_kernel(config: PolicyConfig, vocab: int, device: torch.device) -> None:
+    """Raises ConfigError where `policy.loss_kernel` can't run on this device, in this type, at this vocabulary."""
+    logits = torch.zeros(1, vocab, dtype=DTYPES[config.dtype], device=device)
+    try:
+        ck.token_logprobs(logits, torch.zeros(1, dtype=torch.int64, device=device), impl=config.loss_kernel)
+    except RuntimeError as error:
+        raise ConfigError(f"policy.loss_kernel: {error}") from error
+
+
+def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
+    """The model under FSDP2: its shards by decoder layer, computed in `policy.dtype`, gradients reduced in float32.
+
+    Raises ConfigError for a sliding window under `policy.attention: sdpa`.
+    """
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # FSDP would cast the batch's weights, votes and log-probs to bfloat16 as well: it looks into dataclasses.
+    precision = MixedPrecisionPolicy(
+        param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    if config.attention == "sdpa":
+        try:
+            use_packed_sdpa(model)
+        except ValueError as error:
+            raise ConfigError(f"policy.attention: {error}; want flash_attention_2") from error
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    policy = Policy(model, config.loss_kernel)
+    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    return policy
+
+
+def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight whole, one at a time, in Hugging Face names, cast to `dtype`; a collective on all ranks.
+
+    A tied head comes twice, as embedding and as head: vLLM's CPU kernels keep a packed copy of each.
+    """
+    for name, weight in policy.model.state_dict().items():
+        yield name, whole(weight).detach().to(dtype)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor of which every rank may hold a shard; then a collective."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,229 @@
+"""Policy weights -> engine, with a canary after every push.
+
+Two things must agree between trainer and engine, else the run stops with both numbers: a checksum of every weight as
+the engine computes with it, and the log-probs of a fixed probe batch. So TRL's reload of the base model after a sync
+(trl#5312) is caught, and an old packed head of vLLM's CPU kernels where a tied head is not pushed as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from capo_fast.config.schema import Config, ConfigError
+from capo_fast.engine.base import Engine, checksum
+from capo_fast.policy.batch import pack
+from capo_fast.policy.learner import Learner
+from capo_fast.policy.lora import adapter_files, adapter_weights, base_weights, scaled_adapter
+from capo_fast.policy.model import DTYPES, full_weights
+from capo_fast.records import CreditedSample, Prompt, Rollout, Sample, StepSpans
+from capo_fast.runtime.files import passing_folder
+from capo_fast.runtime.ranks import once_a_node
+
+CHECKSUM_TOLERANCE = 1e-9
+"""Of a weight's norm: both sides sum the same rounded numbers in float64."""
+
+LOGPROB_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+"""Mean |difference| of the probe's log-probs, in nats, by the coarser dtype of trainer and engine."""
+
+Sums = dict[str, tuple[float, float]]
+"""Checksum and norm of each weight, by name."""
+
+
+class SyncError(RuntimeError):
+    """Trainer and engine don't hold the same weights."""
+
+
+@dataclass(frozen=True)
+class FrozenCritic:
+    """The critic's weights, on the host in `engine.dtype` by Hugging Face name, and its log-probs of the probe."""
+
+    weights: Mapping[str, torch.Tensor]
+    probe_logprobs: torch.Tensor
+
+
+class Canary:
+    """Compares the engine with the trainer."""
+
+    def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
+        self._engine = engine
+        self._learner = learner
+        self._probe = probe
+        self._batch = pack([_as_sample(tokens) for tokens in probe], None, config).to(learner.device)
+        coarser = "bfloat16" if "bfloat16" in (config.engine.dtype, config.policy.dtype) else "float32"
+        self._limit = config.sync.max_logprob_gap or LOGPROB_TOLERANCE[coarser]
+
+    def trainers(self, base: bool = False) -> torch.Tensor:
+        """The trainer's log-probs of the probe, by the policy or by its frozen base. A collective."""
+        return self._learner.logprobs_at(self._batch, temperature=1.0, base=base).cpu()
+
+    def check_weights(self, wanted: Sums) -> None:
+        """Raises SyncError with the first weight that is another in the engine, or only on one side."""
+        found = self._engine.checksums()
+        for name in wanted | found:
+            ours, norm = wanted.get(name, (math.nan, math.nan))
+            if not abs(found.get(name, math.nan) - ours) <= CHECKSUM_TOLERANCE * norm:
+                raise SyncError(
+                    f"sync canary: {name} has checksum {ours:.9g} in the trainer and "
+                    f"{found.get(name, math.nan):.9g} in the engine"
+                )
+
+    def check_probe(self, policy: torch.Tensor, base: torch.Tensor | None = None) -> None:
+        """Raises SyncError where the engine's log-probs of the probe are too far from the trainer's.
+
+        Policy and base are asked in one batch, as rollouts and critiques are.
+        """
+        count = len(self._probe)
+        if base is None:
+            self._compare("", policy, self._engine.score(self._probe))
+            return
+        scores = self._engine.score([*self._probe, *self._probe], base=[i >= count for i in range(2 * count)])
+        self._compare("", policy, scores[:count])
+        self._compare(" under the base", base, scores[count:])
+
+    def _compare(self, where: str, ours: torch.Tensor, scores: Sequence[Sequence[float]]) -> None:
+        theirs = torch.tensor([logprob for sequence in scores for logprob in sequence])
+        gap = (ours - theirs).abs().mean().item()
+        if not gap <= self._limit:
+            raise SyncError(
+                f"sync canary: the probe's mean log-prob{where} is {ours.mean():.6f} in the trainer and "
+                f"{theirs.mean():.6f} in the engine (mean difference {gap:.2g}, at most {self._limit:.2g} is allowed)"
+            )
+
+
+class Sync:
+    """Pushes the policy, or the frozen critic, into one engine: all weights, in place of those that were there."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        learner: Learner,
+        critic: FrozenCritic | None,
+        probe: Sequence[tuple[int, ...]],
+        config: Config,
+    ) -> None:
+        self._engine = engine
+        self._learner = learner
+        self._critic = critic
+        self._critic_sums = _sums(critic.weights.items()) if critic else {}
+        self._dtype = DTYPES[config.engine.dtype]
+        self._canary = Canary(engine, learner, probe, config)
+
+    def push_policy(self) -> None:
+        """Make the engine hold the policy as it is now. A collective on all ranks. Raises SyncError."""
+        pushed: Sums = {}
+        self._engine.load(_watched(full_weights(self._learner.policy, self._dtype), pushed))
+        self._canary.check_weights(pushed)
+        self._canary.check_probe(self._canary.trainers())
+
+    def push_critic(self) -> None:
+        """Make the engine hold the frozen critic. Raises SyncError."""
+        assert self._critic is not None  # a run without a critic never asks for one
+        self._engine.load(iter(self._critic.weights.items()))
+        self._canary.check_weights(self._critic_sums)
+        self._canary.check_probe(self._critic.probe_logprobs)
+
+
+class AdapterSync:
+    """Pushes the policy's LoRA adapter into an engine that holds the base, which stays and is the critic."""
+
+    def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
+        """A collective: the base is summed up once, since nothing changes it in the trainer."""
+        self._engine = engine
+        self._learner = learner
+        self._dtype = DTYPES[config.engine.dtype]
+        self._canary = Canary(engine, learner, probe, config)
+        self._base = _sums(base_weights(learner.policy, self._dtype))
+        self._base_logprobs = self._canary.trainers(base=True)
+
+    def push_policy(self) -> None:
+        """Make the engine hold the adapter as it is now. A collective on all ranks. Raises SyncError."""
+        model, adapter = self._learner.policy.model, adapter_weights(self._learner.policy)
+        self._engine.load_adapter(adapter_files(model, adapter))
+        sums = _sums(scaled_adapter(model, adapter, self._dtype))
+        self._canary.check_weights(self._base | sums)
+        self._canary.check_probe(self._canary.trainers(), self._base_logprobs)
+
+
+def probe_sequences(prompts: Sequence[Prompt], count: int, tokens: int) -> list[tuple[int, ...]]:
+    """The last `tokens` tokens of the first `count` prompts."""
+    return [prompt.token_ids[-tokens:] for prompt in prompts[:count] if len(prompt.token_ids) > 1]
+
+
+@torch.no_grad()
+def freeze_critic(load: Callable[[], Any], probe: Sequence[tuple[int, ...]], dtype: torch.dtype) -> FrozenCritic:
+    """The critic's weights, once in the host memory of each node, with its own log-probs of the probe. A collective.
+
+    `load` gives it as a plain transformers model, on the first rank of a node alone. That rank writes the weights to a
+    file, all ranks of the node map its pages, and the file's name goes at once.
+    """
+    with ExitStack() as stack:
+        path, logprobs = once_a_node(lambda: _write_critic(load(), probe, dtype, stack))
+        try:
+            return FrozenCritic(load_file(path), logprobs)
+        finally:
+            dist.barrier()
+
+
+def _write_critic(
+    model: Any, probe: Sequence[tuple[int, ...]], dtype: torch.dtype, stack: ExitStack
+) -> tuple[Path, torch.Tensor]:
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")  # the probe is scored on the host, where flash attention can't run
+    logprobs = torch.cat([_logprobs(model, sequence) for sequence in probe])
+    model.set_attn_implementation(attention)
+    weights = {name: weight.to(dtype, copy=True) for name, weight in model.state_dict().items()}
+    folder = stack.enter_context(passing_folder(sum(weight.nbytes for weight in weights.values())))
+    save_file(weights, folder / "critic.safetensors")
+    return folder / "critic.safetensors", logprobs
+
+
+def _logprobs(model: Any, sequence: tuple[int, ...]) -> torch.Tensor:
+    ids = torch.tensor([sequence])
+    logits = model(ids, use_cache=False).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+
+
+def check_same_architecture(critic: Mapping[str, Any], policy: Mapping[str, Any]) -> None:
+    """Raise ConfigError with the first entry in which a critic's config differs from that of the policy.
+
+    They share one engine. Entries that don't enter the arithmetic (names, dtype, token ids, versions) may differ.
+    """
+    for name in [*policy, *critic]:
+        theirs, ours = critic.get(name), policy.get(name)
+        if theirs != ours and not name.startswith("_") and not name.endswith(INESSENTIAL):
+            raise ConfigError(f"critic.path: its {name} is {theirs}, want the policy's {ours}: they share one engine")
+
+
+INESSENTIAL = ("dtype", "_token_id", "_version", "use_cache", "architectures", "initializer_range", "_dropout")
+
+
+def _watched(weights: Iterable[tuple[str, torch.Tensor]], pushed: Sums) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, weight in weights:
+        pushed[name] = checksum(weight), torch.linalg.vector_norm(weight, dtype=torch.float32).item()
+        yield name, weight
+
+
+def _sums(weights: Iterable[tuple[str, torch.Tensor]]) -> Sums:
+    sums: Sums = {}
+    for _ in _watched(weights, sums):
+        pass
+    return sums
+
+
+def _as_sample(tokens: tuple[int, ...]) -> CreditedSample:
+    """A probe sequence in the form that `pack` takes: its first token is the prompt."""
+    length = len(tokens) - 1
+    steps = StepSpans(starts=(False,) * length, texts=())
+    prompt = Prompt(id="probe", problem="", answer="", solution=None, token_ids=tokens[:1])
+    rollout = Rollout(prompt, 0, 0, 0, tokens[1:], (0.0,) * length, "", True, steps)
+    sample = Sample(rollout, outcome=0.0, critiques=(), step_wrong=())
+    return CreditedSample(sample, True, 0.0, (), (0.0, 0.0, 0.0, 0.0), (0.0,) * length)

@@ -1,0 +1,98 @@
+"""Run folders -> what the page knows of them. A run may be unfinished, resumed, without evaluation, without a step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from capo_fast.runlog.recorder import read_metrics
+from capo_fast.runtime.files import RecordError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    folder: Path
+    name: str
+    """Of the folder, with as much of its path as tells it from the other runs of the page."""
+    settings: dict[str, Any]
+    """`config.yaml`, flat: `{"train.steps": 16}`; empty where there is none."""
+    metrics: list[dict[str, Any]]
+    """The lines of `metrics.jsonl`; numbers and None."""
+    summary: dict[str, Any]
+    """`summary.json`; empty while the run is not finished."""
+
+    @property
+    def step(self) -> int:
+        """The last finished step."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    def rollout_files(self) -> dict[int, Path]:
+        """The rollouts on disk by step."""
+        return {int(path.name.split(".")[0]): path for path in sorted(self.folder.glob("rollouts/[0-9]*.jsonl.gz"))}
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs in the order given. Raises RecordError: no run folder, one named twice, a damaged file."""
+    places = [folder.resolve() for folder in folders]
+    if twice := [str(folder) for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
+        raise RecordError(f"named twice: {' and '.join(twice)}")
+    names = unique_names(places)
+    return [_load(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def unique_names(places: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart, at least their last part.
+
+    >>> unique_names([Path("/runs/a/capo"), Path("/runs/b/capo"), Path("/runs/b/grpo")])
+    ['a/capo', 'b/capo', 'grpo']
+    """
+
+    def end(place: Path, parts: int) -> str:
+        return "/".join(place.parts[-parts:])
+
+    names = []
+    for place in places:
+        others = [other for other in places if other != place]
+        parts = 1
+        while parts < len(place.parts) and any(end(other, parts) == end(place, parts) for other in others):
+            parts += 1
+        names.append(end(place, parts))
+    return names
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`"""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _load(folder: Path, name: str) -> Run:
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        what = "it has no metrics.jsonl" if folder.is_dir() else "no such folder"
+        raise RecordError(f"{folder} is not the folder of a run: {what}")
+    settings = _read(folder / "config.yaml", yaml.safe_load, yaml.YAMLError)
+    summary = _read(folder / "summary.json", json.loads, ValueError)
+    return Run(folder, name, flatten(settings), read_metrics(metrics), summary)
+
+
+def _read(path: Path, parse: Any, error: type[Exception]) -> dict[str, Any]:
+    """The mapping in a file, empty without the file."""
+    if not path.exists():
+        return {}
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (error, UnicodeDecodeError) as fault:
+        raise RecordError(f"{path} can't be read: {' '.join(str(fault).split())}") from fault
+    if not isinstance(found, dict):
+        raise RecordError(f"{path} holds {type(found).__name__}, want a mapping")
+    return found

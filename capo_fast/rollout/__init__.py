@@ -1,0 +1,1 @@
+"""Requests to the engine and the rollouts and critiques that come back."""

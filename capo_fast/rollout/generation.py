@@ -1,0 +1,236 @@
+"""One step's rollouts with their verdicts and critiques, request by request through one continuous batch.
+
+    rollout requests -> engine -> each as it ends: its answer to the verifier's workers, its critiques to the critic
+
+Critiques enter at the end of the engine step in which their rollout ended, beside the rollouts that still run; or all
+after the last rollout, where the critic's weights must first take the policy's place or `credit.when` wants verdicts
+(`rules.streams`). Either way the order of requests follows from answers and verdicts alone: a resumed run repeats it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, fields
+from typing import Any
+
+from capo_fast.config.rules import streams
+from capo_fast.credit.vote import vote
+from capo_fast.engine.base import Engine, Generator
+from capo_fast.records import Completion, Critique, Prompt, Request, Rollout, Sample
+from capo_fast.rollout.requests import Sampler, rollout_id
+from capo_fast.runtime.ranks import gather
+from capo_fast.verify.answers import VerifierPool
+
+Verdict = bool | float | None
+Member = tuple[int, int]
+"""Group and sample."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the generation of a step cost; they add up over ranks and rounds."""
+
+    rollout_tokens: int = 0
+    critique_tokens: int = 0
+    critique_prompt_tokens: int = 0
+    critique_cached_tokens: int = 0
+    """Of the prompts': their keys and values were there already."""
+    overlapped_tokens: int = 0
+    """Critique tokens decoded while rollouts still ran, at one token a sequence and engine step; of a critic elsewhere,
+    those of critiques that ended while rollouts ran."""
+    shared: int = 0
+    """Rollouts that took over the critiques of an equal one."""
+    unread: int = 0
+    """Rollouts that `credit.when` kept from the critic."""
+    busy_seconds: float = 0.0
+    """Inside the engine's steps."""
+    idle_seconds: float = 0.0
+    """Between the engine's steps, while requests were under way there."""
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+class Stream:
+    """Rollout and critique requests under way, at one engine or at an engine and a critic elsewhere."""
+
+    def __init__(self, engine: Engine, critic: Generator) -> None:
+        self.traffic = Traffic()
+        self.rollouts: set[str] = set()
+        self.critiques: dict[str, int] = {}
+        """Each with the engine step after which it entered."""
+        self._engine, self._critic = engine, critic
+        self._steps = self._steps_with_rollouts = 0
+        self._idle_since = 0.0
+
+    def add_rollout(self, request: Request) -> None:
+        self._note_work()
+        self.rollouts.add(request.id)
+        self._engine.add(request)
+
+    def add_critique(self, request: Request) -> None:
+        if self._critic is self._engine:
+            self._note_work()
+        self.critiques[request.id] = self._steps
+        self._critic.add(request)
+
+    def advance(self) -> list[Completion]:
+        """What has ended in one step of the engine and at the critic meanwhile."""
+        busy = self._engine_has_work()
+        ended = self._step() if busy else []
+        if self._critic is not self._engine:
+            ended += self._critic.step()
+            if not busy and not ended:
+                time.sleep(self._critic.pause_s)
+        for completion in ended:
+            self._count(completion)
+        return ended
+
+    def _engine_has_work(self) -> bool:
+        return bool(self.rollouts or (self._critic is self._engine and self.critiques))
+
+    def _note_work(self) -> None:
+        """The engine idles from its first request on, not before."""
+        if not self._engine_has_work():
+            self._idle_since = time.perf_counter()
+
+    def _step(self) -> list[Completion]:
+        self._steps += 1
+        if self.rollouts:
+            self._steps_with_rollouts = self._steps
+        started = time.perf_counter()
+        ended = self._engine.step()
+        idle, self._idle_since = started - self._idle_since, time.perf_counter()
+        self.traffic += Traffic(busy_seconds=self._idle_since - started, idle_seconds=idle)
+        return ended
+
+    def _count(self, completion: Completion) -> None:
+        tokens = completion.tokens
+        if completion.id in self.rollouts:
+            self.rollouts.remove(completion.id)
+            self.traffic += Traffic(rollout_tokens=tokens)
+            return
+        entered = self.critiques.pop(completion.id)
+        beside = min(tokens - (self._steps - self._steps_with_rollouts), self._steps_with_rollouts - entered)
+        if self._critic is not self._engine:
+            beside = tokens if self.rollouts else 0
+        self.traffic += Traffic(
+            critique_tokens=tokens,
+            critique_prompt_tokens=completion.prompt_tokens,
+            critique_cached_tokens=completion.cached_tokens,
+            overlapped_tokens=max(0, beside),
+        )
+
+
+class Generation:
+    """The rollouts `members` of one training step on one rank, and what is said of them.
+
+    `finish_rollouts`, then, once the critic's weights are there, `finish_critiques`, then `samples`. `judges` is False
+    where another rank of the same engine speaks to the verifier and to a critic elsewhere.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        pool: VerifierPool,
+        sampler: Sampler,
+        prompts: Mapping[int, Prompt],
+        members: Sequence[Member],
+        step: int,
+        judges: bool = True,
+    ) -> None:
+        self._stream, self._pool, self._sampler, self._step = stream, pool, sampler, step
+        self._prompts, self._judges = prompts, judges
+        self._members = {rollout_id(step, group, sample): (group, sample) for group, sample in members}
+        self._ended: list[Rollout] = []
+        self._checks: list[Future[list[Verdict]]] = []
+        self._readings: dict[tuple[Any, Any], Rollout] = {}
+        """The rollouts sent to the critic, by problem and tokens."""
+        self._read: dict[Member, Rollout] = {}
+        """Whose critiques are a rollout's: its own, or those of an equal one."""
+        self._answers: dict[str, Completion] = {}
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._stream.traffic
+
+    def finish_rollouts(self) -> None:
+        """Until every rollout has ended; critiques that can run beside them do."""
+        for group, sample in self._members.values():
+            self._stream.add_rollout(self._sampler.rollout_request(self._prompts[group], group, sample, self._step))
+        while self._stream.rollouts:
+            self._advance()
+
+    def finish_critiques(self) -> None:
+        """Until every critique has ended. Under `credit.when` a collective on all ranks."""
+        if not streams(self._sampler.config):
+            self._ask(self._chosen())
+        while self._stream.critiques:
+            self._advance()
+
+    def samples(self) -> list[Sample]:
+        """Every rollout with its verdict, critiques and votes, on the ranks that judge."""
+        mode = self._sampler.config.critic.voting
+        found = []
+        for rollout, verdict in zip(self._ended, self._verdicts(), strict=True) if self._judges else ():
+            critiques = self._critiques(rollout)
+            votes = tuple(vote(critiques, len(rollout.steps.texts), mode))
+            found.append(Sample(rollout, None if verdict is None else float(verdict), critiques, votes))
+        return found
+
+    def _advance(self) -> None:
+        ended = []
+        for completion in self._stream.advance():
+            if completion.id in self._members:
+                group, sample = self._members[completion.id]
+                ended.append(self._sampler.read_rollout(completion, self._prompts[group], group, sample, self._step))
+            else:
+                self._answers[completion.id] = completion
+        self._ended += ended
+        if ended and self._judges:
+            self._checks.append(self._pool.submit([(rollout.text, rollout.prompt.answer) for rollout in ended]))
+        for check in self._checks:
+            if check.done():
+                check.result()  # a verifier that fails is said now, not after the last critique
+        if streams(self._sampler.config):
+            self._ask(ended)
+
+    def _verdicts(self) -> list[Verdict]:
+        return [verdict for check in self._checks for verdict in check.result()]
+
+    def _chosen(self) -> list[Rollout]:
+        """The rollouts that `credit.when` lets the critic read."""
+        when = self._sampler.config.credit.when
+        if when == "always":
+            return self._ended
+        verdicts = zip(self._ended, self._verdicts(), strict=True) if self._judges else ()
+        gathered = gather([((r.group, r.sample), float(verdict)) for r, verdict in verdicts if verdict is not None])
+        wanted = {member for member, verdict in gathered if verdict < 1}
+        if when == "mixed-groups":
+            kinds = Counter(group for group, _ in {(group, verdict) for (group, _), verdict in gathered})
+            wanted = {member for member, _ in gathered if kinds[member[0]] > 1}
+        chosen = [rollout for rollout in self._ended if (rollout.group, rollout.sample) in wanted]
+        self._stream.traffic += Traffic(unread=len(self._ended) - len(chosen))
+        return chosen
+
+    def _ask(self, rollouts: Sequence[Rollout]) -> None:
+        """Send these rollouts to the critic, equal ones once."""
+        config = self._sampler.config
+        if config.credit.process == "none" or (config.critic.mode == "endpoint" and not self._judges):
+            return
+        for rollout in rollouts:
+            member = rollout.group, rollout.sample
+            key = (rollout.prompt.id, rollout.token_ids) if config.critic.judge_once else member
+            self._read[member] = self._readings.setdefault(key, rollout)
+            if self._read[member] is rollout:
+                for request in self._sampler.critique_requests(rollout):
+                    self._stream.add_critique(request)
+            else:
+                self._stream.traffic += Traffic(shared=1)
+
+    def _critiques(self, rollout: Rollout) -> tuple[Critique, ...]:
+        reading = self._read.get((rollout.group, rollout.sample))
+        return () if reading is None else self._sampler.read_critiques(reading, self._answers)

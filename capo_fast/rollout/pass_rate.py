@@ -1,0 +1,70 @@
+"""Problems -> requests -> verdicts -> rates: what training's own evaluation and `capo_fast.evaluate` share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from capo_fast.config.schema import Config
+from capo_fast.engine.base import Engine, run_requests
+from capo_fast.records import Prompt, Request
+from capo_fast.rollout.requests import request_seed
+from capo_fast.runtime.ranks import EngineGroup, gather
+from capo_fast.statistics import mean, variance
+from capo_fast.verify.answers import VerifierPool
+
+Verdict = bool | float | None
+"""Of one answer: right or wrong, a share, or None where the check timed out."""
+
+
+@dataclass(frozen=True)
+class PassRate:
+    """Mean over problems of the share of their samples that are right."""
+
+    rate: float
+    stderr: float
+    problems: int
+    timeouts: int
+    """Answers whose check timed out; they are left out of the rate."""
+
+
+def evaluate(
+    engine: Engine, pool: VerifierPool, prompts: Sequence[Prompt], config: Config, group: EngineGroup
+) -> PassRate:
+    """pass@1 of the policy that the engine holds; the same seeds each time. A collective on all ranks."""
+    share = range(group.index, len(prompts), group.count)
+    mine = {f"eval-{i}-{k}": (i, k) for i in share for k in range(config.eval.n)}
+    requests = [
+        solution_request(name, prompts[i], config, config.eval.temperature, config.eval.top_p)
+        for name, (i, _) in mine.items()
+    ]
+    answers = run_requests(engine, requests)
+    asked = mine if group.is_first else {}
+    verdicts = pool.check([(answers[name].text, prompts[i].answer) for name, (i, _) in asked.items()])
+    checked = gather([(i, verdict) for (i, _), verdict in zip(asked.values(), verdicts, strict=True)])
+    rates = list(problem_rates(checked).values())
+    error = math.sqrt(variance(rates) / len(rates)) if rates else math.nan
+    return PassRate(mean(rates), error, len(rates), timeouts=sum(verdict is None for _, verdict in checked))
+
+
+def solution_request(name: str, prompt: Prompt, config: Config, temperature: float, top_p: float) -> Request:
+    """The request for one solution, its seed made of the configuration's, its name and the problem's id."""
+    return Request(
+        id=name,
+        prompt_ids=prompt.token_ids,
+        seed=request_seed(config.seed, name, prompt.id),
+        temperature=temperature,
+        top_p=top_p,
+        top_k=-1,
+        max_tokens=config.rollout.max_tokens,
+    )
+
+
+def problem_rates(verdicts: Iterable[tuple[int, Verdict]]) -> dict[int, float]:
+    """The mean verdict of each problem, in the problems' order; time-outs, and problems of nothing else, left out."""
+    by_problem: dict[int, list[float]] = {}
+    for i, verdict in verdicts:
+        if verdict is not None:
+            by_problem.setdefault(i, []).append(float(verdict))
+    return {i: mean(by_problem[i]) for i in sorted(by_problem)}

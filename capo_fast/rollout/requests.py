@@ -1,0 +1,150 @@
+"""What goes into the engine and comes out of it: prompts -> rollouts, rollouts -> critiques.
+
+Every request's seed is a function of the run's seed and of what the request is, so a resumed run repeats it exactly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from capo_fast.config.schema import Config
+from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, CRITIQUE_REGEX, parse_critique, render_critique_prompt
+from capo_fast.credit.steps import step_spans
+from capo_fast.records import Answer, Completion, Critique, Prompt, Request, Rollout
+
+
+def request_seed(*key: object) -> int:
+    """63 bits made of the key alone.
+
+    >>> request_seed(0, "rollout-3-0-1", "gsm8k-7") == request_seed(0, "rollout-3-0-1", "gsm8k-7")
+    True
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Makes requests of prompts and rollouts, and rollouts and critiques of their answers."""
+
+    tokenizer: Any
+    template: str
+    """Of the critic's prompt."""
+    config: Config
+
+    def rollout_request(self, prompt: Prompt, group: int, sample: int, step: int) -> Request:
+        settings, name = self.config.rollout, rollout_id(step, group, sample)
+        return Request(
+            id=name,
+            prompt_ids=prompt.token_ids,
+            seed=request_seed(self.config.seed, name, prompt.id),
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            max_tokens=settings.max_tokens,
+        )
+
+    def read_rollout(self, answer: Completion, prompt: Prompt, group: int, sample: int, step: int) -> Rollout:
+        """`step` counts from 1: its rollouts are written by the policy of version `step - 1`."""
+        return Rollout(
+            prompt=prompt,
+            group=group,
+            sample=sample,
+            version=step - 1,
+            token_ids=answer.token_ids,
+            logprobs=answer.logprobs,
+            text=answer.text,
+            finished=answer.finished,
+            steps=step_spans(answer.token_ids, self.tokenizer),
+        )
+
+    def critique_requests(self, rollout: Rollout) -> list[Request]:
+        """`critic.votes` of them, on exactly the rollout's own steps; none where the engine has no room for an answer.
+
+        They differ in the seed alone, so that all votes share the keys and values of one prompt. Where equal rollouts
+        share critiques, the seeds are made of what they share: it then makes no difference which one is asked about.
+        """
+        prompt, critic = rollout.prompt, self.config.critic
+        message = critique_message(self.tokenizer, self.template, prompt.problem, rollout.steps.texts, prompt.solution)
+        prompt_ids = () if critic.mode == "endpoint" else chat_ids(self.tokenizer, message)
+        if len(prompt_ids) > critique_room(self.config) and critic.mode != "endpoint":
+            return []
+        greedy = critic.voting == "greedy"
+        request = critique_request("", prompt.id, prompt_ids, self.config, greedy, message)
+        names = [critique_id(rollout, vote) for vote in range(critic.votes)]
+        shared = rollout.version, rollout.token_ids
+        keys = [(shared, vote) if critic.judge_once else name for vote, name in enumerate(names)]
+        seeds = [request_seed(self.config.seed, key, prompt.id) for key in keys]
+        return [replace(request, id=name, seed=seed) for name, seed in zip(names, seeds, strict=True)]
+
+    def read_critiques(self, rollout: Rollout, answers: Mapping[str, Completion]) -> tuple[Critique, ...]:
+        names = [critique_id(rollout, vote) for vote in range(self.config.critic.votes)]
+        return tuple(read_critique(answers.get(name), len(rollout.steps.texts)) for name in names)
+
+
+def rollout_id(step: int, group: int, sample: int) -> str:
+    return f"rollout-{step}-{group}-{sample}"
+
+
+def critique_room(config: Config) -> int:
+    """The longest prompt of a critique that leaves room for its answer, in tokens."""
+    return config.engine.max_model_len - config.critic.max_tokens
+
+
+def critique_prompt_ids(
+    tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None
+) -> tuple[int, ...]:
+    """The critic's prompt for one solution, as one user message under the chat template."""
+    return chat_ids(tokenizer, critique_message(tokenizer, template, problem, steps, solution))
+
+
+def critique_message(tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None) -> str:
+    """The same as text."""
+    return render_critique_prompt(template, problem, steps, solution, special_tokens(tokenizer))
+
+
+def chat_ids(tokenizer: Any, message: str) -> tuple[int, ...]:
+    """One user message under the chat template."""
+    chat = [{"role": "user", "content": message}]
+    return tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """What a critic's tokenizer may not read as text: this one's special tokens, added ones that look like tags
+    (`<think>`), and the common ones of others."""
+    added = tokenizer.added_tokens_decoder.values()
+    own = (token.content for token in added if token.special or token.content.startswith("<"))
+    return tuple(dict.fromkeys((*own, *COMMON_SPECIAL_TOKENS)))
+
+
+def critique_request(
+    name: str, prompt_id: str, prompt_ids: tuple[int, ...], config: Config, greedy: bool, message: str = ""
+) -> Request:
+    return Request(
+        id=name,
+        prompt_ids=prompt_ids,
+        seed=request_seed(config.seed, name, prompt_id),
+        temperature=0.0 if greedy else config.critic.temperature,
+        top_p=1.0 if greedy else config.critic.top_p,
+        top_k=-1,
+        max_tokens=config.critic.max_tokens,
+        base=config.critic.mode == "frozen",
+        message=message,
+        regex=CRITIQUE_REGEX if config.critic.structured else None,
+    )
+
+
+def critique_id(rollout: Rollout, vote: int) -> str:
+    return f"critique-{rollout.version}-{rollout.group}-{rollout.sample}-{vote}"
+
+
+def read_critique(answer: Completion | Answer | None, steps: int) -> Critique:
+    """A critique of so many steps, parsed; None, for which there was no room, is a truncated abstention."""
+    if answer is None:
+        return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=True)
+    if isinstance(answer, Completion) and answer.error is not None:
+        return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, failed=True)
+    return parse_critique(answer.text, steps, answer.finished)

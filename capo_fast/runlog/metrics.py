@@ -1,0 +1,106 @@
+"""The figures of one training step, from its samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from capo_fast.credit.assign import unjudged_groups
+from capo_fast.records import CreditedSample
+from capo_fast.rollout.generation import Traffic
+from capo_fast.rollout.pass_rate import PassRate
+from capo_fast.runlog.recorder import peak_memory_gb
+from capo_fast.statistics import agreement
+
+
+def step_figures(
+    kept: Sequence[CreditedSample],
+    sampled: Sequence[CreditedSample],
+    traffic: Traffic,
+    stages: Mapping[str, float],
+    rate: PassRate | None,
+) -> dict[str, float]:
+    """What the metrics of a step say of all its rollouts and critiques, its time and its memory.
+
+    `kept`: what was trained on, which under dynamic sampling is less than `sampled`.
+    """
+    figures = {
+        **_rollouts(sampled),
+        **_critiques(sampled),
+        **_traffic(traffic),
+        "groups/dropped": _groups(sampled) - _groups(kept),
+    }
+    figures |= {f"time/{stage}": seconds for stage, seconds in stages.items()}
+    tokens = sum(len(each.sample.rollout.token_ids) for each in sampled)
+    seconds = sum(seconds for stage, seconds in stages.items() if stage not in ("eval", "checkpoint"))
+    figures["tokens_per_s"] = tokens / seconds
+    figures["memory_gb"] = peak_memory_gb()
+    if rate is not None:
+        figures |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
+    return figures
+
+
+def _groups(credited: Sequence[CreditedSample]) -> int:
+    return len({each.sample.rollout.group for each in credited})
+
+
+def _rollouts(credited: Sequence[CreditedSample]) -> dict[str, float]:
+    if not credited:
+        return {"rollouts": 0}
+    rollouts = [each.sample.rollout for each in credited]
+    outcomes = [each.sample.outcome for each in credited]
+    return {
+        "rollouts": len(rollouts),
+        "policy_version": rollouts[0].version,
+        "reward_mean": _mean([each.outcome for each in credited if each.trained]),
+        "pass_rate": _mean([outcome for outcome in outcomes if outcome is not None]),
+        "verify/timeouts": outcomes.count(None),
+        "response_tokens_mean": fmean(len(rollout.token_ids) for rollout in rollouts),
+        "truncated_frac": fmean(not rollout.finished for rollout in rollouts),
+        "steps_mean": fmean(len(rollout.steps.texts) for rollout in rollouts),
+    }
+
+
+def _critiques(credited: Sequence[CreditedSample]) -> dict[str, float]:
+    critiques = [critique for each in credited for critique in each.sample.critiques]
+    read = [each for each in credited if not all(critique.abstained for critique in each.sample.critiques)]
+    votes = [vote for each in read for vote in each.sample.step_wrong]
+    return {
+        "wrong_step_rate": _mean(votes),
+        "critic/critiques": len(critiques),
+        "critic/parsed": sum(not critique.abstained for critique in critiques),
+        "critic/abstained": sum(critique.abstained for critique in critiques),
+        "critic/out_of_range": sum(critique.dropped for critique in critiques),
+        "critic/truncated": sum(critique.truncated for critique in critiques),
+        "critic/failed": sum(critique.failed for critique in critiques),
+        "critic/agreement": _agreement(credited),
+        "groups/outcome_only": len(unjudged_groups([each.sample for each in credited])),
+    }
+
+
+def _agreement(credited: Sequence[CreditedSample]) -> float:
+    """Share of pairs of readable votes that agree on a step; nan without two votes on any."""
+    ratings = []
+    for each in credited:
+        wrong = [critique.wrong_steps for critique in each.sample.critiques if not critique.abstained]
+        ratings += [(sum(k in steps for steps in wrong), len(wrong)) for k in range(len(each.sample.step_wrong))]
+    return math.nan if (share := agreement(ratings)[0]) is None else share
+
+
+def _traffic(traffic: Traffic) -> dict[str, float]:
+    tokens = traffic.critique_tokens
+    return {
+        "critic/tokens": tokens,
+        "critic/prompt_tokens": traffic.critique_prompt_tokens,
+        "critic/cached_tokens": traffic.critique_cached_tokens,
+        "critic/overlap": traffic.overlapped_tokens / tokens if tokens else math.nan,
+        "critic/shared": traffic.shared,
+        "critic/unread": traffic.unread,
+        "engine/busy_s": traffic.busy_seconds,
+        "engine/idle_s": traffic.idle_seconds,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else math.nan

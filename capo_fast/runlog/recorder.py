@@ -1,0 +1,269 @@
+"""What a run leaves on disk while it trains: metrics, rollouts, and the views of the metrics.
+
+    <run>/metrics.jsonl               one line a step, the truth
+    <run>/rollouts/000003.jsonl.gz    one line a rollout of step 3
+    <run>/tensorboard/                a view of metrics.jsonl; W&B is another, when asked for
+
+Rank 0 holds a `RunFolder`; every other rank holds a plain `Recorder`, which does nothing, so the loop has one form:
+
+    recorder = RunFolder(folder, keep_rollouts="all") if rank == 0 else Recorder()
+    clock = Stopwatch(console.stage)
+    with clock("rollout"):
+        ...
+    recorder.record(step, {"pass_rate": 0.41} | {f"time/{stage}": s for stage, s in clock.lap().items()})
+
+Whatever kills the process, the folder stays readable: lines are appended whole or not at all, files appear whole or not
+at all, and opening the folder again cuts what a power cut or a SIGKILL has torn.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+import resource
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from capo_fast.config.schema import ConfigError
+from capo_fast.runtime.files import TEMPORARY, RecordError, append, finite, json_line, naming, replacing
+
+if TYPE_CHECKING:
+    from capo_fast.records import CreditedSample
+
+Metrics = Mapping[str, float | int | None]
+
+
+class Recorder:
+    """Keeps nothing: what every rank but 0 holds."""
+
+    def record(self, step: int, metrics: Metrics) -> None:
+        """Keep the metrics of one training step. Steps only go up: one line a step."""
+
+    def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep the rollouts of one training step, as `rollout_row` makes them."""
+
+    def cut_back(self, step: float) -> None:
+        """Forget everything after `step`, the step of the checkpoint that the run goes on from; -1 forgets all."""
+
+    def close(self) -> None:
+        """Let the views end in good order; what was recorded is on disk already."""
+
+
+class RunFolder(Recorder):
+    """Keeps a run's metrics and rollouts in its folder, and shows the metrics to TensorBoard and W&B."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        keep_rollouts: int | Literal["all", "none"] = "all",
+        wandb: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`wandb` is a W&B project, `settings` what it shows as the run's configuration."""
+        self.folder = Path(folder)
+        self.metrics = self.folder / "metrics.jsonl"
+        self.rollouts = self.folder / "rollouts"
+        self._keep = keep_rollouts
+        self._last = -1
+        self._views: list[_View] = []
+        with naming(self.rollouts):
+            self.rollouts.mkdir(parents=True, exist_ok=True)
+        self._wandb = _Wandb(self.folder, wandb, settings or {}) if wandb else None
+        self.cut_back(math.inf)  # nothing, except what an earlier process left torn
+
+    def record(self, step: int, metrics: Metrics) -> None:
+        if step <= self._last:
+            raise ValueError(f"step {step} after step {self._last} in {self.metrics}: cut_back goes back")
+        values = {key: finite(value) for key, value in metrics.items()}
+        append(self.metrics, json_line({"step": step} | values))
+        self._last = step
+        for view in self._views:
+            view.add(step, {key: value for key, value in values.items() if value is not None})
+
+    def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        if self._keep in ("none", 0):
+            return
+        path = self.rollouts / f"{step:06d}.jsonl.gz"
+        # No name and no time in the gzip header: the same rollouts are the same bytes.
+        with replacing(path) as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
+            for row in rows:
+                packed.write(json_line(row))
+        if self._keep != "all":
+            self._remove(sorted(self._steps())[: -int(self._keep)])
+
+    def cut_back(self, step: float) -> None:
+        kept = [line for line in read_metrics(self.metrics) if line["step"] <= step]
+        with replacing(self.metrics) as file:
+            file.writelines(json_line(line) for line in kept)
+        self._remove(late for late in self._steps() if late > step)
+        for torn in self.rollouts.glob(f"*{TEMPORARY}"):
+            torn.unlink()
+        self._last = kept[-1]["step"] if kept else -1
+        events = _TensorBoard(self.folder / "tensorboard")
+        self._views = [events, self._wandb] if self._wandb else [events]
+
+    def close(self) -> None:
+        if self._wandb:
+            self._wandb.close()
+
+    def _steps(self) -> list[int]:
+        return [int(path.name.split(".")[0]) for path in self.rollouts.glob("[0-9]*.jsonl.gz")]
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            (self.rollouts / f"{step:06d}.jsonl.gz").unlink()
+
+
+def rollout_row(credited: CreditedSample) -> dict[str, Any]:
+    """One line of a rollouts file. `steps`, `votes`, `advantages` [S]; `step_starts` [L], True on a step's first token.
+
+    `outcome` is the verdict, null where the check of the answer timed out; `reward` is what the outcome weight
+    multiplied. The steps' texts, as the critic saw them, repeat `text`: gzip makes them nearly free.
+    """
+    sample, rollout = credited.sample, credited.sample.rollout
+    return {
+        "prompt_id": rollout.prompt.id,
+        "group": rollout.group,
+        "sample": rollout.sample,
+        "policy_version": rollout.version,
+        "problem": rollout.prompt.problem,
+        "answer": rollout.prompt.answer,
+        "text": rollout.text,
+        "steps": list(rollout.steps.texts),
+        "outcome": finite(sample.outcome),
+        "reward": finite(credited.outcome),
+        "trained": credited.trained,
+        "stop_reason": "stop" if rollout.finished else "length",
+        "votes": [finite(vote) for vote in sample.step_wrong],
+        "advantages": [finite(advantage) for advantage in credited.step_advantages()],
+        "critiques": [asdict(each) | {"wrong_steps": sorted(each.wrong_steps)} for each in sample.critiques],
+        "token_ids": list(rollout.token_ids),
+        "step_starts": list(rollout.steps.starts),
+    }
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, in order. What follows the last newline is a torn line, or one being written."""
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    lines = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise RecordError(f"{path}, line {number}, is not JSON ({error})") from error
+    return lines
+
+
+class Stopwatch:
+    """Wall seconds of the current step by stage. Each of `on_stage` hears a stage's name when it starts."""
+
+    def __init__(self, *on_stage: Callable[[str], object]) -> None:
+        self._on_stage = on_stage
+        self._seconds: dict[str, float] = {}
+        self._running: str | None = None
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time spent in the `with` block to `stage`. Stages don't nest, so no second counts twice."""
+        self._refuse_running(f"stage {stage!r} can't start")
+        self._running = stage
+        for hears in self._on_stage:
+            hears(stage)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
+            self._running = None
+
+    def lap(self) -> dict[str, float]:
+        """The seconds of each stage since the last lap."""
+        self._refuse_running("a lap can't end")
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+    def _refuse_running(self, what: str) -> None:
+        if self._running is not None:
+            raise RuntimeError(f"{what} inside stage {self._running!r}")
+
+
+def peak_memory_gb() -> float:
+    """Most memory this process has held so far, GiB: PyTorch's on the GPU where there is one, else resident memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class _View(Protocol):
+    def add(self, step: int, values: Mapping[str, float]) -> None: ...
+
+
+class _TensorBoard:
+    """An event file. Written in place, not by SummaryWriter's thread: an error reaches the loop, a kill loses nothing.
+
+    Each process (and each cut back) starts a new file, whose first event tells TensorBoard to drop what earlier files
+    have of this step and later ones.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._Event, self._SessionLog, self._Summary, self._RecordWriter = Event, SessionLog, Summary, RecordWriter
+        with naming(folder):
+            folder.mkdir(exist_ok=True)
+        # TensorBoard reads a folder's files in the order of their names; a count, unlike a clock, only goes up.
+        self._path = folder / f"events.out.tfevents.{len(list(folder.iterdir())):06d}"
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        if not self._path.exists():
+            self._append(file_version="brain.Event:2")
+            self._append(step=step, session_log=self._SessionLog(status=self._SessionLog.START))
+        scalars = [self._Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
+        self._append(step=step, summary=self._Summary(value=scalars))
+
+    def _append(self, **event: Any) -> None:
+        framed = io.BytesIO()
+        self._RecordWriter(framed).write(self._Event(wall_time=time.time(), **event).SerializeToString())
+        append(self._path, framed.getvalue())
+
+
+class _Wandb:
+    """A Weights & Biases run. A resumed run repeats its steps bit for bit, so W&B may keep those that it has."""
+
+    def __init__(self, folder: Path, project: str, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            message = f"run.wandb={project}: the package {error.name} is not installed (pip install {error.name})"
+            raise ConfigError(message) from error
+        id_file = folder / "wandb.id"
+        if not id_file.exists():
+            with replacing(id_file) as file:
+                file.write(secrets.token_hex(4).encode())
+        self._run = wandb.init(
+            project=project,
+            name=folder.name,
+            id=id_file.read_text(),
+            resume="allow",
+            dir=str(folder),
+            config=dict(settings),
+        )
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

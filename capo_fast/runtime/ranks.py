@@ -1,0 +1,169 @@
+"""The process around a run: ranks, seeds, and signals that ask it to stop."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from capo_fast.config.schema import ConfigError
+from capo_fast.runtime.failures import Interrupted, one_error_shown
+
+PR_SET_PDEATHSIG = 1
+T = TypeVar("T")
+
+
+class StopSignal:
+    """Turns SIGTERM and SIGINT into `Interrupted`, raised on all ranks at the same place."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _ask(self, number: int, frame: object) -> None:
+        self._asked = True
+        # A second Ctrl-C ends at once.
+        signal.signal(number, signal.SIG_DFL)
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise Interrupted if any rank was asked to stop. A collective."""
+        asked = torch.tensor(float(self._asked))
+        dist.all_reduce(asked)
+        if asked.item():
+            raise Interrupted
+
+
+WHOLE_DAY_S = 86400.0
+"""For ranks that meet only at the end of a long piece of work."""
+GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@contextmanager
+def ranks(timeout_s: float = 1800.0) -> Iterator[torch.device]:
+    """This rank's device, inside torchrun's process group; without torchrun, inside a group of one.
+
+    timeout_s: how long a collective waits for ranks that live. Of several ranks the first to fail raises its error, the
+    others RankLost.
+    """
+    before = dict(os.environ)
+    if "RANK" not in os.environ:
+        os.environ |= dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    try:
+        device = _join(timedelta(seconds=timeout_s))
+        with one_error_shown():
+            yield device
+    finally:
+        if dist.is_initialized():  # vLLM's shutdown destroys every group, the default one included
+            dist.destroy_process_group()
+        for name in GROUP_VARIABLES:
+            os.environ.pop(name, None)
+        os.environ |= {name: before[name] for name in GROUP_VARIABLES if name in before}
+
+
+def _join(timeout: timedelta) -> torch.device:
+    if not torch.cuda.is_available():
+        dist.init_process_group("gloo", timeout=timeout)
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
+    return device
+
+
+def die_with_launcher() -> None:
+    """Under torchrun: be killed when it is killed. A rank that went on alone would write beside the resumed run."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class EngineGroup:
+    """The ranks that hold one engine together: `engine.tensor_parallel` neighbours. All of them ask it the same."""
+
+    index: int
+    """Of this rank's group."""
+    count: int
+    """Groups there are."""
+    is_first: bool
+    """Whether this rank is the first of its group: its answers count, the others have the same ones."""
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """The lists of all groups, end to end, each counted once. A collective on all ranks."""
+        return gather(items if self.is_first else [])
+
+
+def engine_group(tensor_parallel: int) -> EngineGroup:
+    """This rank's. Raises ConfigError where the ranks can't be divided into groups."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if world % tensor_parallel:
+        raise ConfigError(
+            f"engine.tensor_parallel: found {tensor_parallel}, wanted a divisor of the number of ranks, {world}"
+        )
+    return EngineGroup(rank // tensor_parallel, world // tensor_parallel, rank % tensor_parallel == 0)
+
+
+def gather(items: list[Any]) -> list[Any]:
+    """The lists of all ranks, end to end. A collective."""
+    lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, items)
+    return [item for part in lists for item in part]
+
+
+def on_first_rank(work: Callable[[], T]) -> T:
+    """What `work` returns, or raises, when rank 0 does it; every rank gets the same. A collective."""
+    answer: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            answer = [work(), None]
+        except Exception as error:
+            answer = [None, error]
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
+def once_a_node(work: Callable[[], T]) -> T:
+    """What `work` returns, or raises, when the first rank of each node does it. A collective."""
+    local_rank = int(os.environ["LOCAL_RANK"])
+    answer: list[Any] = [None, None]
+    if local_rank == 0:
+        try:
+            answer = [work(), None]
+        except Exception as error:
+            answer = [None, error]
+    answers = gather([answer])
+    for _, failed in answers:
+        if failed is not None:
+            raise failed
+    return answers[dist.get_rank() - local_rank][0]
+
+
+def seed_everything(seed: int) -> None:
+    """Global generators; the run's own draws take their seeds from `config.seed` directly."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

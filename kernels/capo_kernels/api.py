@@ -1,0 +1,210 @@
+"""The public operations: check the arguments, choose an implementation, run it.
+
+Letters: T packed tokens, B sequences, H hidden, V vocabulary. Sequences lie end to end in T. Row t of the logits or
+hidden states predicts `targets[t]`, and entry t of every [T] argument and result describes that token.
+
+Errors, for all: TypeError for a wrong type or dtype, ValueError for a wrong shape, device, value or combination, each
+naming the argument, what was found and what is wanted; RuntimeError where a named implementation can't run. Checks that
+read values on the device (targets in range, offsets, step counts) run with CAPO_DEBUG=1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import INTS, LOGIT_DTYPES, check_bool, check_choice, check_number, check_range, check_tensor, debugging
+from .credit import Credit
+from .registry import choose
+from .spec import Head, LossInputs, LossSpec, PolicyLoss
+
+
+def token_logprobs(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    entropy: bool = False,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The natural log-prob of each target under `softmax(logits / temperature)`, differentiable.
+
+    logits: float [T, V], rows may be strided; targets: int [T] in [0, V); softcap: as in LossSpec.
+    Returns float32 [T] (float64 for float64 logits); with `entropy` also the entropy of each row in nats, the same.
+    """
+    _check_logits(logits, targets)
+    _check_head(targets, logits.shape[1], temperature, softcap, entropy)
+    module = choose(impl, logits.device, logits.dtype, logits.shape[1])
+    return _unpack(module.logprobs(logits, targets, Head(temperature, softcap), entropy))
+
+
+def linear_token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    entropy: bool = False,
+    chunk_tokens: int | None = None,
+    logits_dtype: str | None = None,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`token_logprobs` of `hidden @ weight.T + bias`, of which no more than [chunk_tokens, V] is ever held.
+
+    hidden: float [T, H]; weight [V, H] and bias [V] in the dtype of hidden; chunk_tokens: None takes 4,096 on CUDA,
+    elsewhere 2^25 / V and at least 256. logits_dtype: "float32" keeps the logits of bfloat16 inputs unrounded; None:
+    the dtype of hidden. Gradients by hidden, weight and bias; that by weight is summed in float32 and returned in its
+    dtype.
+    """
+    _check_linear(hidden, weight, bias, targets)
+    _check_head(targets, weight.shape[0], temperature, softcap, entropy)
+    wide, vocab = _is_wide(logits_dtype, hidden), weight.shape[0]
+    module = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
+    head, chunk = Head(temperature, softcap), _chunk(chunk_tokens, hidden, vocab)
+    return _unpack(module.linear_logprobs(hidden, weight, bias, targets, head, entropy, chunk, wide))
+
+
+def policy_loss(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    weights: Tensor,
+    advantages: Tensor | None = None,
+    credit: Credit | None = None,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    spec: LossSpec = LossSpec(),  # noqa: B008 - frozen
+    inplace: bool = False,
+    impl: str = "auto",
+) -> PolicyLoss:
+    """The weighted policy-gradient loss of LossSpec (CAPO: arXiv 2508.02298), differentiable by logits.
+
+    logits: bfloat16, float16, float32 or float64 [T, V], rows may be strided; targets: int [T].
+    weights: float32 [T], the share of each token in the loss (`token_weights`). A row of weight 0 is not read: it may
+    hold NaN and its target anything; it adds nothing and gets gradient 0.
+    advantages: float32 [T], or else credit, from which they are computed over the rows with weight.
+    old_logprobs, ref_logprobs, rollout_logprobs: float32 [T], natural log; old None stands for the current ones.
+    All of these may be float64 beside float64 logits. None of them gets a gradient.
+    cu_seqlens: int32 [B + 1], needed for sequence ratios and sequence importance weights.
+    inplace: the gradient takes the place of the logits in their storage. The logits may not be a leaf that requires
+    grad, and the backward refuses retain_graph and create_graph. Where no gradient is wanted nothing is overwritten.
+    """
+    _check_logits(logits, targets)
+    inputs = LossInputs(weights, advantages, credit, old_logprobs, ref_logprobs, rollout_logprobs, cu_seqlens)
+    inputs.check(logits, spec)
+    inputs.check_targets(targets, logits.shape[1])
+    check_bool("inplace", inplace)
+    if inplace:
+        _check_overwritable(logits)
+    module = choose(impl, logits.device, logits.dtype, logits.shape[1])
+    return module.policy_loss(logits, targets, inputs, spec, inplace)
+
+
+def linear_policy_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    weights: Tensor,
+    bias: Tensor | None = None,
+    chunk_tokens: int | None = None,
+    logits_dtype: str | None = None,
+    rows: Tensor | None = None,
+    advantages: Tensor | None = None,
+    credit: Credit | None = None,
+    old_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    spec: LossSpec = LossSpec(),  # noqa: B008 - frozen
+    impl: str = "auto",
+) -> PolicyLoss:
+    """`policy_loss` of `hidden @ weight.T + bias`, of which no more than [chunk_tokens, V] is ever held.
+
+    hidden, weight, bias, chunk_tokens, logits_dtype: as in `linear_token_logprobs`; the rest as in `policy_loss`. Rows
+    of hidden with weight 0 are not read and get gradient 0. What does not require grad (a frozen head) costs nothing.
+    rows: int64 [R], ascending, the rows to compute; the others count as if their weight were 0, and no GEMM sees them.
+    None: all on a GPU, where the weights can't be read without a wait; those with weight on a CPU.
+    """
+    _check_linear(hidden, weight, bias, targets)
+    inputs = LossInputs(weights, advantages, credit, old_logprobs, ref_logprobs, rollout_logprobs, cu_seqlens)
+    inputs.check(hidden, spec)
+    wide, vocab = _is_wide(logits_dtype, hidden), weight.shape[0]
+    if rows is not None:
+        inputs = inputs.restricted_to(_check_rows(rows, hidden))
+    inputs.check_targets(targets, vocab)
+    chunk = _chunk(chunk_tokens, hidden, vocab)
+    module = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
+    return module.linear_policy_loss(hidden, weight, bias, targets, inputs, spec, rows, chunk, wide)
+
+
+def _check_logits(logits: Any, targets: Any) -> None:
+    check_tensor("logits", logits, {"T": None, "V": None}, LOGIT_DTYPES, None)
+    if logits.shape[1] == 0:
+        raise ValueError(f"logits: got shape {list(logits.shape)}, want V >= 1")
+    check_tensor("targets", targets, {"T": logits.shape[0]}, INTS, logits.device)
+
+
+def _check_overwritable(logits: Tensor) -> None:
+    if logits.requires_grad and logits.is_leaf:
+        raise ValueError("inplace: got True for logits that are a leaf that requires grad, want a computed tensor")
+    base = None if torch.compiler.is_compiling() else logits._base
+    if base is not None and base.requires_grad and base.is_leaf:
+        raise ValueError("inplace: got True for a view of a leaf that requires grad, want a computed tensor")
+    apart, step = logits.stride()
+    if (step != 1 and logits.shape[1] > 1) or (apart < logits.shape[1] and logits.shape[0] > 1):
+        raise ValueError(f"inplace: got True for logits with strides {logits.stride()}, want contiguous rows apart")
+
+
+def _check_linear(hidden: Any, weight: Any, bias: Any, targets: Any) -> None:
+    check_tensor("hidden", hidden, {"T": None, "H": None}, LOGIT_DTYPES, None)
+    check_tensor("weight", weight, {"V": None, "H": hidden.shape[1]}, (hidden.dtype,), hidden.device)
+    if weight.shape[0] == 0:
+        raise ValueError(f"weight: got shape {list(weight.shape)}, want V >= 1")
+    if bias is not None:
+        check_tensor("bias", bias, {"V": weight.shape[0]}, (hidden.dtype,), hidden.device)
+    check_tensor("targets", targets, {"T": hidden.shape[0]}, INTS, hidden.device)
+
+
+def _check_head(targets: Tensor, vocab: int, temperature: float, softcap: float | None, entropy: bool) -> None:
+    check_number("temperature", temperature, 0, above=True)
+    check_number("softcap", softcap, 0, above=True, optional=True)
+    check_bool("entropy", entropy)
+    if debugging():
+        check_range("targets", targets, 0, vocab - 1)
+
+
+def _chunk(chunk_tokens: int | None, hidden: Tensor, vocab: int) -> int:
+    if chunk_tokens is None:
+        # 256 rows at a vocabulary of 128k; small vocabularies pay by the call, not by the row.
+        return 4096 if hidden.device.type == "cuda" else max(256, 2**25 // vocab)
+    if isinstance(chunk_tokens, bool) or not isinstance(chunk_tokens, int):
+        raise TypeError(f"chunk_tokens: got {type(chunk_tokens).__name__}, want an int >= 1 or None")
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens: got {chunk_tokens}, want an int >= 1 or None")
+    return chunk_tokens
+
+
+def _is_wide(logits_dtype: str | None, hidden: Tensor) -> bool:
+    check_choice("logits_dtype", logits_dtype, (None, "float32"))
+    return logits_dtype == "float32" and hidden.dtype in (torch.bfloat16, torch.float16)
+
+
+def _check_rows(rows: Tensor, hidden: Tensor) -> Tensor:
+    check_tensor("rows", rows, {"R": None}, (torch.int64,), hidden.device)
+    if debugging():
+        check_range("rows", rows, 0, hidden.shape[0] - 1)
+        if not bool((rows.diff() > 0).all()):
+            raise ValueError("rows: got indices that do not ascend, want each row once, in order")
+    return rows
+
+
+def _unpack(outputs: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, Tensor]:
+    return outputs[0] if len(outputs) == 1 else (outputs[0], outputs[1])

@@ -1,0 +1,86 @@
+"""Which implementations there are, which can run here, and which one `impl="auto"` takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+from . import reference
+from .checks import check_choice
+from .fused.implementation import Fused
+from .fused.native import CpuRows, CudaRows
+from .rows import RowKernels
+
+Implementation = ModuleType | Fused
+
+
+def _triton() -> RowKernels:
+    if torch.version.cuda is None and not _interpreted():
+        raise OSError("this torch has no CUDA (TRITON_INTERPRET=1 runs it, slowly, on a CPU)")
+    from .fused.triton_rows import TritonRows
+
+    return TritonRows()
+
+
+def _cuda() -> RowKernels:
+    if torch.version.cuda is None:
+        raise OSError("this torch has no CUDA")
+    return CudaRows()
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _build() -> tuple[dict[str, Implementation], dict[str, str]]:
+    """The implementations that can run here, and why the others can't."""
+    built: dict[str, Implementation] = {"reference": reference}
+    missing = {}
+    makers: dict[str, Callable[[], RowKernels]] = {"triton": _triton, "cuda": _cuda, "cpu": CpuRows}
+    for name, make in makers.items():
+        try:
+            built[name] = Fused.of(make())
+        except OSError as error:
+            missing[name] = str(error)
+        except Exception as error:  # another Triton than the kernels are written for: the rest must be importable
+            missing[name] = f"{type(error).__name__}: {error}"
+    return built, missing
+
+
+BUILT, MISSING = _build()
+
+AUTO = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+"""`auto` by device type: the first that is built and takes the tensors. Other devices run on `reference`."""
+
+
+def status() -> dict[str, str]:
+    """ "available" or the reason why not, for each implementation.
+
+    >>> status()["reference"]
+    'available'
+    """
+    return {name: _missing(name) or "available" for name in ("reference", "triton", "cuda", "cpu")}
+
+
+def _missing(name: str) -> str | None:
+    if name in MISSING or name in ("reference", "cpu") or (name == "triton" and _interpreted()):
+        return MISSING.get(name)
+    # Asked here and not at the import, which must leave the driver alone: a process may still fork.
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return BUILT[name].refuses(torch.device("cuda"), torch.float32, 1)
+
+
+def choose(impl: str, device: torch.device, dtype: torch.dtype, vocab: int) -> Implementation:
+    """The implementation to run on logits like these. A named one that can't raises RuntimeError with the reason."""
+    check_choice("impl", impl, ("auto", *status()))
+    if impl == "auto":
+        order = [BUILT[name] for name in AUTO.get(device.type, ("reference",)) if name in BUILT]
+        return next(each for each in order if each.refuses(device, dtype, vocab) is None)
+    reason = BUILT[impl].refuses(device, dtype, vocab) if impl in BUILT else MISSING[impl]
+    if reason is not None:
+        raise RuntimeError(f"impl={impl!r} cannot run: {reason}")
+    return BUILT[impl]

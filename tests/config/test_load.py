@@ -1,0 +1,303 @@
+"""Layers, conversion of values, and the error lines of keys, arguments and files."""
+
+import doctest
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from hypothesis import example, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from capo_fast.config import load as settings
+from capo_fast.config.load import TYPES, build_config, config_as_dict, dump_config, flatten, load_config, read_file
+from capo_fast.config.presets import ALGORITHMS
+from capo_fast.config.schema import Config, ConfigError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def refused(call: Any, *arguments: Any) -> str:
+    """The message of the `ConfigError` that the call ends with, which has to be one line."""
+    with pytest.raises(ConfigError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_paper() -> None:
+    config = build_config()
+    assert config == Config()
+    assert (config.credit.outcome_weight, config.credit.process_weight, config.critic.votes) == (2.0, 1.0, 4)
+    assert (config.rollout.n, config.rollout.prompts, config.train.epochs) == (16, 12, 4)
+
+
+def test_capo_sets_nothing_beside_the_defaults() -> None:
+    defaults = flatten(config_as_dict(Config()))
+    assert {key: defaults[key] for key in ALGORITHMS["capo"]} == ALGORITHMS["capo"]
+
+
+def test_no_arguments_load_the_packaged_tiny_file() -> None:
+    assert load_config([]) == load_config(["--config", str(CONFIGS / "tiny.yaml")])
+    assert load_config([]).data.path == "pkg://capo_fast.tiny/train.jsonl.gz"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_file_loads(path: Path) -> None:
+    load_config(["--config", str(path), "--data.path", "any.jsonl"])
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_is_valid_on_tiny(name: str) -> None:
+    flat = flatten(config_as_dict(load_config(["--config", str(CONFIGS / "tiny.yaml"), "--algorithm", name])))
+    if name != "capo":
+        assert {key: flat[key] for key in ALGORITHMS[name]} == ALGORITHMS[name]
+    assert (flat["algorithm"], flat["train.lr"]) == (name, 2e-4)
+
+
+def test_algorithm_names_and_presets_agree() -> None:
+    assert set(ALGORITHMS) == set(get_args(TYPES["algorithm"]))
+    for keys in ALGORITHMS.values():
+        flatten(keys)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([{"train.lr": 1}, {"train.lr": 2}], {"train.lr": 2.0}),
+        ([{"train": {"lr": 1, "steps": 5}}, {"train.lr": 2}], {"train.lr": 2.0, "train.steps": 5}),
+        ([{"algorithm": "dapo"}], {"loss.clip_high": 0.28, "train.truncated": "penalise"}),
+        # the layer's own keys win over its algorithm's, in whichever order they are written
+        ([{"loss.clip_high": 0.5, "algorithm": "dapo"}], {"loss.clip_high": 0.5, "loss.kl_coef": 0.0}),
+        # an algorithm in a later layer wins over keys of an earlier one
+        ([{"loss.clip_high": 0.5}, {"algorithm": "dapo"}], {"loss.clip_high": 0.28}),
+        # and takes back what the earlier algorithm had set, but not what the file had
+        (
+            [{"algorithm": "dapo", "train.lr": 1, "loss.kl_coef": 0.5}, {"algorithm": "grpo"}],
+            {"algorithm": "grpo", "loss.clip_high": 0.2, "train.dynamic_sampling": False, "loss.kl_coef": 0.5},
+        ),
+        # the same algorithm once more changes nothing
+        ([{"algorithm": "dapo", "loss.clip_high": 0.5}, {"algorithm": "dapo"}], {"loss.clip_high": 0.5}),
+        ([{"credit.norm": "center", "train": None}, {"algorithm": "capo"}], {"credit.norm": "center"}),
+    ],
+)
+def test_later_layers_win(layers: list[dict[str, Any]], expected: dict[str, Any]) -> None:
+    flat = flatten(config_as_dict(build_config(*layers)))
+    assert {key: flat[key] for key in expected} == expected
+
+
+def test_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("algorithm: dapo\ndata.path: x.jsonl\nrollout: {n: 4, prompts: 4}\nrollout.top_p: 0.5\n")
+    config = load_config(["--config", str(file), "--rollout.n=2", "--seed", "7", "--resume", "never"])
+    assert (config.rollout.n, config.rollout.prompts, config.rollout.top_p) == (2, 4, 0.5)
+    assert (config.seed, config.resume, config.loss.clip_high) == (7, "never", 0.28)
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("train.lr", "1e-4", 1e-4),
+        ("train.lr", 1, 1.0),
+        ("rollout.top_k", "-1", -1),
+        ("model.untested", "true", True),
+        ("model.untested", "False", False),
+        ("train.betas", "0.9, 0.95", (0.9, 0.95)),
+        ("train.betas", [0, 0.5], (0.0, 0.5)),
+        ("run.dir", "none", None),
+        ("run.dir", "Null", None),
+        ("eval.limit", "None", None),
+        ("eval.limit", "3", 3),
+        ("run.keep_rollouts", "none", "none"),
+        ("run.keep_rollouts", "5", 5),
+        ("credit.norm", "none", "none"),
+        ("data.split", "none", "none"),
+        ("data.system_prompt", "", ""),
+        ("loss.dual_clip", "3", 3.0),
+    ],
+)
+def test_values_take_their_setting_s_type(key: str, text: Any, value: Any) -> None:
+    read = flatten({key: text})[key]
+    assert read == value and type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("rollout.n", "x", "rollout.n: found 'x', wanted integer"),
+        ("rollout.n", "2.5", "found '2.5', wanted integer"),
+        ("rollout.n", True, "found true, wanted integer"),
+        ("rollout.n", None, "found nothing, wanted integer"),
+        ("rollout.n", "none", "found 'none', wanted integer"),
+        ("rollout.n", {"a": 1}, "rollout.n: found {'a': 1}"),
+        ("train.lr", False, "found false, wanted number"),
+        ("train.lr", "nan", "found 'nan', wanted number"),
+        ("train.lr", "inf", "wanted number"),
+        ("train.lr", "1e999", "wanted number"),
+        ("train.lr", float("nan"), "wanted number"),
+        ("train.lr", 10**400, "wanted number"),
+        ("train.betas", [True, 0.9], "wanted number,number"),
+        ("train.betas", "0.9", "wanted number,number"),
+        ("train.betas", "0.9,inf", "wanted number,number"),
+        ("train.betas", [0.1, 0.2, 0.3], "wanted number,number"),
+        ("run.keep_rollouts", True, "wanted integer | all | none"),
+        ("run.dir", 3, "wanted text | none"),
+        ("model.untested", "maybe", "wanted true | false"),
+        ("algorithm", "gpro", "wanted capo | grpo"),
+        ("credit.process", None, "found nothing, wanted steps | prefix | none"),
+        ("train", 3, "train: found 3, wanted a mapping"),
+    ],
+)
+def test_a_wrong_value_is_one_line(key: str, value: Any, says: str) -> None:
+    assert says in refused(flatten, {key: value})
+
+
+def by_type(kind: Any) -> st.SearchStrategy[Any]:
+    simple = {bool: st.booleans(), int: st.integers(), str: st.text(), type(None): st.none()}
+    if kind is float:
+        return st.floats(allow_nan=False, allow_infinity=False)
+    if get_origin(kind) is Literal:
+        return st.sampled_from(get_args(kind))
+    if kind == tuple[str, ...]:
+        return st.lists(st.from_regex(r"\w+", fullmatch=True), min_size=1).map(tuple)
+    if get_origin(kind) is tuple:
+        return st.tuples(*map(by_type, get_args(kind)))
+    return st.one_of(*map(by_type, get_args(kind))) if get_args(kind) else simple[kind]
+
+
+layers = st.sets(st.sampled_from(list(TYPES)), max_size=12).flatmap(
+    lambda keys: st.fixed_dictionaries({key: by_type(TYPES[key]) for key in sorted(keys)})
+)
+
+
+@examples(max_examples=25, deadline=None)
+@given(layers)
+@example({"model.path": "\x85\U0006ea35"})  # written as Unicode, PyYAML reads it back as something else
+def test_dumped_settings_load_back_equal(layer: dict[str, Any]) -> None:
+    config = build_config(layer)
+    assert build_config(settings.yaml.safe_load(dump_config(config))) == config
+    assert build_config(config_as_dict(config)) == config
+    assert flatten(flatten(layer)) == flatten(layer)
+
+
+@examples(deadline=None)
+@given(layers)
+@example({"lora.targets": ("q_proj", "v_proj"), "train.betas": (0.9, 0.95)})
+def test_command_line_says_the_same_as_a_mapping(layer: dict[str, Any]) -> None:
+    words = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in layer.items()}
+    given_back = settings.read_arguments([f"--{key}={word}" for key, word in words.items()])
+    assert given_back == flatten(layer)
+
+
+def test_dumped_file_loads_back_equal(tmp_path: Path) -> None:
+    config = load_config(["--config", str(CONFIGS / "tiny.yaml"), "--algorithm", "gspo", "--loss.clip_high", "0.3"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+# ---- keys, arguments and files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("train.stepz", "train.stepz: unknown setting; did you mean train.steps?"),
+        ("steps", "did you mean train.steps?"),
+        ("lr", "did you mean train.lr?"),
+        ("tarin.lr", "did you mean train.lr?"),
+        ("rollout.max-tokens", "did you mean rollout.max_tokens?"),
+        ("sead", "did you mean seed?"),
+        ("zzzzzz", "zzzzzz: unknown setting; --help lists them all"),
+        ("", "'': unknown setting"),
+        ("a\nb", "unknown setting"),
+        ("train.lr.x", "did you mean train.lr?"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key: str, says: str) -> None:
+    assert says in refused(flatten, {key: 1})
+    assert says in refused(settings.read_arguments, [f"--{key}", "1"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--train.step", "3"], "did you mean train.steps?"),  # no abbreviations
+        (["--seed"], "--seed: wants a value"),
+        (["--seed", "--resume", "auto"], "--seed: wants a value"),
+        (["train.steps", "3"], "train.steps: unexpected argument"),
+        (["--seed", "1", "2"], "2: unexpected argument"),
+        (["--train.steps", "-1"], "train.steps: found -1, wanted 0 or more"),
+        (["--seed", "1", "--seed=2"], "seed: given twice"),
+        (["--config", "a", "--config", "b"], "config: given twice"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: can't read the configuration"),
+        (["--config", "pkg://capo_fast.tiny/no.yaml"], "has no no.yaml"),
+    ],
+)
+def test_a_bad_command_line_is_one_line(words: list[str], says: str) -> None:
+    assert says in refused(load_config, words)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "found nothing, wanted a mapping"),
+        ("# only a comment\n", "found nothing, wanted a mapping"),
+        ("- a\n- b\n", "found ['a', 'b'], wanted a mapping"),
+        ("seed: 1\ntrain: [1\n", "line 3: malformed YAML"),
+        ("seed: 1\n\tresume: auto\n", "line 2: malformed YAML"),
+        ("seed: 1\nresume: auto\nseed: 2\n", "line 3: malformed YAML: key seed given twice"),
+        ("train:\n  lr: 1\ntrain:\n  steps: 1\n", "line 3: malformed YAML: key train given twice"),
+        ("train:\n  lr: 1\n  lr: 2\n", "line 3: malformed YAML: key lr given twice"),
+        ("train:\n  lr: 1\ntrain.lr: 2\n", "train.lr: given twice, in its section and with a dot"),
+        ("seed: 1\n---\nseed: 2\n", "malformed YAML"),
+        ("seed: \x00", "malformed YAML"),
+        ("? [a, b]\n: 1\n", "malformed YAML"),
+        ("1: 2\n", "1: unknown setting"),
+        ("train.stepz: 3\n", "train.stepz: unknown setting; did you mean train.steps?"),
+        ("train:\n  stepz: 3\n", "train.stepz: unknown setting; did you mean train.steps?"),
+        ("train:\n  steps: on\n", "train.steps: found true, wanted integer"),
+        ("seed: !!python/object:os.system 1\n", "line 1: malformed YAML"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    message = refused(read_file, file)
+    assert message.startswith(str(file)) and says in message
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "bom.yaml").write_bytes(b"\xef\xbb\xbfseed: 1\n")
+    assert read_file(tmp_path / "bom.yaml") == {"seed": 1}
+
+
+def test_a_file_that_can_t_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"seed: 1 # \xff\n")
+    assert "malformed YAML" in refused(read_file, tmp_path / "latin.yaml")
+    assert "directory" in refused(read_file, tmp_path)
+
+
+# ---- the modules -----------------------------------------------------------------------------------------------------
+
+
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(settings).failed == 0
+
+
+def test_importing_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, capo_fast.config.load, capo_fast.data, capo_fast.config.help\n"
+        "print(sorted({'transformers', 'vllm', 'datasets', 'pyarrow'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

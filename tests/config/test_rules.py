@@ -1,0 +1,144 @@
+"""What a configuration must satisfy, and the values worked out from others."""
+
+from typing import Any, get_args
+
+import pytest
+
+from capo_fast.config import rules
+from capo_fast.config.load import TYPES, build_config
+from capo_fast.config.schema import Config, ConfigError
+
+DATA = {"data.path": "problems.jsonl"}
+
+
+def valid(**settings: Any) -> Config:
+    return rules.validate(build_config(DATA, {key.replace("__", "."): value for key, value in settings.items()}))
+
+
+def refused(**settings: Any) -> str:
+    """The message of the `ConfigError` about the settings, which has to be one line."""
+    with pytest.raises(ConfigError) as caught:
+        valid(**settings)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"credit__process_weight": 2.0, "credit__allow_process_dominance": True},
+        {"credit__process_weight": 5.0, "credit__process": "prefix"},
+        {"reward__format_bonus": 0.99},
+        {"policy__old": "rollout"},
+        {"loss__is_mode": "mask"},
+        {"loss__dual_clip": 3.0},
+        {"critic__voting": "greedy", "critic__votes": 1},
+        {"train__minibatches": 12},
+        {"train__truncated": "penalise"},
+        {"train__truncated": "penalise", "train__overlong_buffer": 2048},
+        {"train__steps": 0},
+        {"run__keep_rollouts": 1},
+        {"eval__temperature": 0.0},
+        {"rollout__max_tokens": 8191},
+        {"critic__mode": "endpoint", "endpoint__url": "http://host:8000/v1", "critic__max_tokens": 9000},
+        {"reward__fn": "my_package.rewards:length"},
+        {"lora__rank": 512},
+        {"lora__rank": 8, "policy__dtype": "float32"},
+        {"engine__dtype": "float32"},
+    ],
+)
+def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
+    valid(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"data__path": None}, "data.path: missing"),
+        ({"data__path": ""}, "data.path: missing"),
+        ({"endpoint__url": "http://host/v1"}, "endpoint.url: found one, wanted none with critic.mode: frozen"),
+        ({"endpoint__budget_tokens": 5}, "endpoint.budget_tokens: found one, wanted none with critic.mode: frozen"),
+        (
+            {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "endpoint__retries": 5},
+            "endpoint.timeout_s: found 300 with endpoint.retries: 5, 1831 s in all, wanted less than",
+        ),
+        (
+            {"credit__when": "mixed-groups", "credit__process": "none"},
+            "credit.when: found mixed-groups, wanted always with credit.process: none",
+        ),
+        ({"lora__rank": 513}, "lora.rank: found 513, wanted at most 512, the engine's largest"),
+        ({"lora__rank": 8, "engine__dtype": "float32"}, "policy.dtype: found bfloat16 with lora.rank and engine.dtype"),
+        ({"credit__process_weight": 2.0}, "a right answer by a wrong step no longer beats"),
+        ({"credit__process_weight": 2.0}, "credit.allow_process_dominance: true accepts that"),
+        ({"credit__outcome_weight": 0.5}, "wanted C > P"),
+        ({"reward__format_bonus": 1.0}, "reward.format_bonus: found 1, wanted less than C - P = 1"),
+        ({"reward__format_bonus": -0.1}, "reward.format_bonus: found -0.1, wanted 0 or more"),
+        ({"policy__old": "rollout", "loss__is_mode": "mask"}, "loss.is_mode: found mask, wanted none"),
+        ({"loss__dual_clip": 1.2}, "wanted none or more than 1 + loss.clip_high = 1.2"),
+        ({"loss__is_low": 3.0, "loss__is_mode": "mask"}, "loss.is_high: found 2.0, wanted at least"),
+        ({"critic__voting": "greedy"}, "critic.votes: found 4, wanted 1"),
+        ({"train__minibatches": 13}, "train.minibatches: found 13, wanted at most rollout.prompts (12)"),
+        ({"train__overlong_buffer": 2049}, "train.overlong_buffer: found 2049"),
+        ({"train__betas": (0.9, 1.0)}, "train.betas: found 0.9, 1.0, wanted both in [0, 1)"),
+        ({"rollout__max_tokens": 8192}, "rollout.max_tokens: found 8192, wanted less than engine.max_model_len"),
+        ({"critic__max_tokens": 9000}, "critic.max_tokens: found 9000"),
+        ({"critic__mode": "endpoint"}, "endpoint.url: missing; wanted the server's address"),
+        ({"endpoint__url": "host:8000/v1"}, "endpoint.url: found host:8000/v1, wanted the server's address"),
+        ({"reward__fn": "no_function"}, "wanted package.module:function"),
+        ({"rollout__temperature": 0.0}, "rollout.temperature: found 0.0, wanted more than 0"),
+        ({"rollout__top_p": 0.0}, "more than 0 and at most 1"),
+        ({"rollout__top_p": 1.1}, "more than 0 and at most 1"),
+        ({"rollout__top_k": 0}, "-1 (off) or at least 1"),
+        ({"loss__clip_low": 1.1}, "between 0 and 1"),
+        ({"train__steps": -1}, "train.steps: found -1, wanted 0 or more"),
+        ({"seed": -1}, "seed: found -1"),
+        ({"run__keep_rollouts": 0}, "run.keep_rollouts: found 0, wanted at least 1"),
+        ({"eval__limit": 0}, "eval.limit: found 0, wanted at least 1"),
+        ({"credit__std_floor": -1.0}, "credit.std_floor: found -1.0"),
+    ],
+)
+def test_what_the_rules_refuse(settings: dict[str, Any], says: str) -> None:
+    assert says in refused(**settings)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:secret@host/v1", "https:/me:secret@host", "me:secret@host/v1", "ftp://secret@host"]
+)
+def test_a_password_in_an_address_is_refused_and_not_shown(url: str) -> None:
+    said = refused(endpoint__url=url)
+    assert said.startswith("endpoint.url: found a user or a password")
+    assert "secret" not in said
+    valid(critic__mode="endpoint", endpoint__url="https://host/v1/@team")
+
+
+@pytest.mark.parametrize("key", [key for _, _, keys in rules.BOUNDS for key in keys.split()])
+def test_every_bound_is_of_a_setting_and_can_break(key: str) -> None:
+    below = refused(**{key: -2})
+    assert below.startswith(f"{key}: found -2")
+
+
+def test_every_number_has_a_bound_or_a_rule() -> None:
+    numbers = {k for k, kind in TYPES.items() if {int, float} & {kind, *get_args(kind)}}
+    bounded = {key for _, _, keys in rules.BOUNDS for key in keys.split()}
+    assert numbers - bounded == {"train.betas", "loss.dual_clip"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "floor"),
+    [
+        ({}, 0.0),
+        ({"credit__norm": "group-sequence"}, 0.25),
+        ({"credit__norm": "group-sequence", "credit__std_floor": 0.0}, 0.0),
+        ({"credit__std_floor": 0.1}, 0.1),
+        ({"algorithm": "grpo"}, 0.0),
+    ],
+)
+def test_std_floor(settings: dict[str, Any], floor: float) -> None:
+    assert rules.std_floor(valid(**settings)) == floor
+
+
+def test_overlong_buffer_is_a_fifth_unless_set() -> None:
+    assert rules.overlong_buffer(valid()) == 409
+    assert rules.overlong_buffer(valid(rollout__max_tokens=3)) == 1
+    assert rules.overlong_buffer(valid(train__overlong_buffer=7)) == 7

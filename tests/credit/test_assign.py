@@ -1,0 +1,117 @@
+"""From votes and verdicts to token advantages: the paper's equations by hand, and every option of the credit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from capo_fast.config.schema import Config, CreditConfig, RewardConfig, RolloutConfig, TrainConfig
+from capo_fast.credit.assign import assign_credit, informative_groups
+from capo_fast.credit.vote import vote
+from capo_fast.records import Critique, Prompt, Rollout, Sample, StepSpans
+
+
+def sample(outcome, wrong, group=0, finished=True, text="", tokens_a_step=2, tokens=None):
+    length = tokens or tokens_a_step * len(wrong)
+    starts = tuple(i % tokens_a_step == 0 and i // tokens_a_step < len(wrong) for i in range(length))
+    steps = StepSpans(starts, ("s",) * len(wrong))
+    prompt = Prompt("p", "", "", None, (1,))
+    rollout = Rollout(prompt, group, 0, 0, (1,) * length, (0.0,) * length, text, finished, steps)
+    return Sample(rollout, outcome, (), tuple(map(float, wrong)))
+
+
+def advantages(samples, **changes):
+    return [list(c.advantages) for c in assign_credit(samples, replace(Config(), **changes))]
+
+
+def test_the_trace_of_the_records_from_critiques_to_advantages():
+    def critique(*wrong, abstained=False):
+        return Critique(abstained, frozenset(wrong), 0)
+
+    first = vote([critique(1), critique(1, 2)], 3, "intersection")
+    second = vote([critique(0), critique(abstained=True)], 2, "intersection")
+    assert (first, second) == ([0, 1, 0], [1, 0])
+    found = advantages([sample(1.0, first), sample(0.0, second)])
+    rewards = [[2, 2, 1, 1, 2, 2], [-1, -1, 0, 0]]
+    pooled = [r for row in rewards for r in row]
+    mean = sum(pooled) / 10
+    std = math.sqrt(sum((r - mean) ** 2 for r in pooled) / 10)
+    assert (mean, round(std, 3)) == (0.8, 1.166)
+    for row, expected in zip(found, rewards, strict=True):
+        assert row == pytest.approx([(r - mean) / std for r in expected], abs=1e-6)
+
+
+def test_groups_do_not_mix_and_a_tied_group_has_no_advantage():
+    tied = [sample(1.0, [0], 9), sample(1.0, [0], 9)]
+    found = assign_credit([sample(1.0, [0], 5), sample(0.0, [0], 5), *tied], Config())
+    assert [c.advantages for c in found] == [(1.0, 1.0), (-1.0, -1.0), (0.0, 0.0), (0.0, 0.0)]
+    assert informative_groups(found) == {5}
+
+
+def test_a_group_that_the_critic_could_not_read_whole_has_outcome_credit_alone():
+    failed = Critique(abstained=True, wrong_steps=frozenset(), dropped=0, failed=True)
+    read = Critique(abstained=False, wrong_steps=frozenset({1}), dropped=0)
+
+    def credit(*critiques):
+        samples = [
+            replace(sample(1.0, [0, 1], 5), critiques=(read,)),
+            replace(sample(0.0, [0], 5), critiques=critiques),
+        ]
+        return assign_credit([*samples, sample(1.0, [0, 1], 6), sample(0.0, [0], 6)], Config())
+
+    assert [c.step_wrong for c in credit(failed, failed)] == [(0.0, 0.0), (0.0,), (0.0, 1.0), (0.0,)]
+    assert credit(failed, read)[0].step_wrong == (0.0, 1.0)
+
+
+def test_a_tied_outcome_with_a_wrong_step_is_still_informative():
+    assert informative_groups(assign_credit([sample(1.0, [0, 1]), sample(1.0, [0, 0])], Config())) == {0}
+
+
+def test_a_timed_out_check_is_neither_trained_on_nor_in_the_statistics():
+    found = assign_credit([sample(1.0, [0]), sample(0.0, [0]), sample(None, [1])], Config())
+    assert [c.trained for c in found] == [True, True, False]
+    assert [c.advantages for c in found] == [(1.0, 1.0), (-1.0, -1.0), (0.0, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("truncated", "trained", "outcome"), [("keep", True, 1.0), ("mask", False, 1.0), ("penalise", True, 0.0)]
+)
+def test_truncated_rollouts(truncated, trained, outcome):
+    config = replace(Config(), train=TrainConfig(truncated=truncated))
+    [_, cut] = assign_credit([sample(1.0, [0]), sample(1.0, [0], finished=False)], config)
+    assert (cut.trained, cut.outcome) == (trained, outcome)
+
+
+def test_the_length_penalty_grows_over_the_buffer():
+    config = replace(
+        Config(), train=TrainConfig(truncated="penalise", overlong_buffer=10), rollout=RolloutConfig(max_tokens=40)
+    )
+    outcomes = [assign_credit([sample(1.0, [0], tokens=n)], config)[0].outcome for n in (30, 35, 40)]
+    assert outcomes == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_the_format_bonus_adds_to_the_token_reward():
+    config = replace(Config(), reward=RewardConfig(format_bonus=0.2), credit=CreditConfig(norm="none"))
+    samples = [sample(0.0, [0], text="\\boxed{1}"), sample(0.0, [0])]
+    assert [c.advantages[0] for c in assign_credit(samples, config)] == pytest.approx([0.2, 0.0])
+
+
+def test_prefix_credit_is_vppo():
+    """arXiv 2601.18984: right 1; wrong 0.5 before the first wrong step and 0 from it on; minus the mean of means."""
+    credit = CreditConfig(process="prefix", outcome_weight=1.0, process_weight=0.5, norm="sequence-center")
+    found = advantages([sample(1.0, [0, 1, 0]), sample(0.0, [0, 1, 0, 1])], credit=credit)
+    mean = (1.0 + (0.5 + 0 + 0 + 0) / 4) / 2
+    assert found[0] == pytest.approx([1 - mean] * 6)
+    assert found[1] == pytest.approx([0.5 - mean] * 2 + [-mean] * 6)
+
+
+def test_grpo_reads_no_votes():
+    credit = CreditConfig(process="none", outcome_weight=1.0, process_weight=0.0, norm="group-sequence")
+    found = advantages([sample(1.0, [0, 1]), sample(0.0, [1])], credit=credit)
+    assert found == [[1.0] * 4, [-1.0] * 2]
+
+
+def test_no_samples_no_credit():
+    assert assign_credit([], Config()) == []

@@ -1,0 +1,58 @@
+"""What vLLM must be, and checksums of slices: nothing here starts it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capo_fast.config.schema import ConfigError
+from capo_fast.engine.base import EngineError, checksum
+from capo_fast.engine.vllm import check_divides, check_version, installed_version
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+def test_checksums_of_slices_add_up_to_that_of_the_whole(rows, columns, data):
+    whole = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * 41 + columns))
+    a, b = data.draw(st.integers(0, rows)), data.draw(st.integers(0, columns))
+    parts = [(i, j, whole[i:m, j:n]) for i, m in ((0, a), (a, rows)) for j, n in ((0, b), (b, columns))]
+    assert sum(checksum(part, i, j) for i, j, part in parts) == pytest.approx(checksum(whole), abs=1e-9)
+    if 0 < a < rows:
+        swapped = checksum(whole[a:]) + checksum(whole[:a], rows - a)
+        assert swapped != pytest.approx(checksum(whole), abs=1e-9)
+
+
+@pytest.mark.parametrize("version", ["0.27.0", "0.32.0", "0.30.1.dev3+g1234", "0.32.5+cu130", installed_version()])
+def test_versions_in_the_range(version):
+    check_version(version)
+
+
+@pytest.mark.parametrize("version", ["0.26.1", "0.33.0", "1.0", "0.3.2", "dev"])
+def test_a_version_outside_the_range_is_refused_with_it(version):
+    with pytest.raises(EngineError, match=rf"^vllm {version} is installed, want 0\.27 to 0\.32$"):
+        check_version(version)
+
+
+QWEN = SimpleNamespace(num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_a_model_that_divides(ranks):
+    check_divides(QWEN, ranks)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "line"),
+    [
+        (8, "engine.tensor_parallel: found 8, wanted a divisor of the model's num_attention_heads, 12"),
+        (3, "engine.tensor_parallel: found 3, wanted a divisor of the model's num_key_value_heads, 2"),
+        (6, "engine.tensor_parallel: found 6, wanted a divisor of the model's intermediate_size, 8960"),
+    ],
+)
+def test_a_model_that_does_not_divide_is_refused(ranks, line):
+    with pytest.raises(ConfigError, match=line):
+        check_divides(QWEN, ranks)

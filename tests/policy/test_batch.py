@@ -1,0 +1,78 @@
+"""Packing: alignment, token budgets, and denominators that span the whole update."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from credited_samples import credited
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capo_fast.config.schema import Config, LossConfig, RolloutConfig, TrainConfig
+from capo_fast.policy.batch import deal, pack, pack_update, sequence_length, split_minibatches
+
+CONFIG = Config()
+
+
+def test_rows_are_the_positions_that_predict_their_targets():
+    batch = pack([credited(2, 3), credited(1, 2, sample=1), credited(3, 1, group=1)], 6.0, CONFIG)
+    assert batch.input_ids.tolist() == [0, 1, 2, 3, 4, 100, 101, 102, 1000, 1001, 1002, 1003]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]
+    assert batch.input_ids[batch.rows + 1].tolist() == batch.targets.tolist() == [2, 3, 4, 101, 102, 1003]
+    assert batch.credit.cu_seqlens.tolist() == [0, 3, 5, 6]
+    assert batch.credit.group.tolist() == [0, 0, 1]
+    assert batch.credit.stats.tolist() == [[0.5, 1.0, 0.0, 1.0], [0.5, 2.0, 0.0, 2.0]]
+    assert batch.credit.step_starts.tolist() == [True, False, True, True, False, True]
+    assert batch.credit.step_wrong.tolist() == [1.0, 0.0, 1.0, 1.0]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=0, max_size=30),
+    budget=st.integers(1, 100),
+    world=st.integers(1, 4),
+)
+def test_bins_hold_every_sample_once_within_the_budget(lengths, budget, world):
+    samples = [credited(1, length, sample=i) for i, length in enumerate(lengths)]
+    bins = deal(samples, budget, world)
+    assert len(bins) % world == 0
+    assert sorted(s.sample.rollout.sample for b in bins for s in b) == list(range(len(samples)))
+    assert all(len(b) == 1 or sum(map(sequence_length, b)) <= budget for b in bins if b)
+
+
+@pytest.mark.parametrize("aggregation", ["sequence-mean", "token-mean", "constant"])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_weights_add_up_to_those_of_one_big_batch(aggregation, world):
+    config = replace(CONFIG, loss=LossConfig(aggregation=aggregation), rollout=RolloutConfig(max_tokens=7))
+    samples = [credited(2, 1 + i % 5, group=i // 2, sample=i, trained=i != 3) for i in range(8)]
+    whole = pack_update(samples, replace(config, train=TrainConfig(micro_tokens=10**6)), 0, 1)
+    small = replace(config, train=TrainConfig(micro_tokens=9))
+    shares = [pack_update(samples, small, rank, world) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    weights = {}
+    for batch in (micro for share in shares for micro in share):
+        weights |= {t: w for t, w in zip(batch.targets.tolist(), batch.weights.tolist(), strict=True) if w}
+    [batch] = whole
+    assert weights == pytest.approx(dict(zip(batch.targets.tolist(), batch.weights.tolist(), strict=True)))
+    assert not any(300 <= target < 400 for target in weights), "sample 3 is not trained on"
+    expected = {"sequence-mean": 1.0, "token-mean": 1.0, "constant": batch.targets.numel() / (7 * 7)}[aggregation]
+    assert sum(weights.values()) == pytest.approx(expected)
+
+
+def test_a_rank_without_work_gets_a_filler_of_weight_zero():
+    shares = [pack_update([credited(2, 3)], CONFIG, rank, 2) for rank in range(2)]
+    assert [len(share) for share in shares] == [1, 1]
+    assert sorted(float(share[0].weights.sum()) for share in shares) == [0.0, 1.0]
+
+
+def test_minibatches_hold_whole_groups_and_skip_what_is_not_trained():
+    samples = [credited(group=g, sample=i, trained=g != 2) for g in range(4) for i in range(2)]
+    dealt = split_minibatches(samples, 2)
+    assert [[s.sample.rollout.group for s in minibatch] for minibatch in dealt] == [[0, 0, 2, 2], [1, 1, 3, 3]]
+    assert split_minibatches([s for s in samples if not s.trained], 2) == []
+
+
+def test_a_batch_moves_with_its_credit():
+    moved = pack([credited()], 3.0, CONFIG).to(torch.device("meta"))
+    assert {moved.input_ids.device.type, moved.credit.step_wrong.device.type} == {"meta"}

@@ -1,0 +1,152 @@
+"""Gradient steps: the split of a batch changes nothing, on one rank or two; what is not finite is skipped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import learner_ranks
+import pytest
+import torch
+from forked import run_ranks
+from learner_ranks import SAMPLES, TRAIN, make_learner, train, with_plain_gradient_steps
+from scripted_world import MODEL
+from torch.distributed.device_mesh import init_device_mesh
+
+from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
+from capo_fast.policy.batch import pack_update
+from capo_fast.policy.learner import Learner, TrainingDiverged, lr_factor
+from capo_fast.policy.model import full_weights, load_model, shard_policy
+
+CONFIG = Config(
+    policy=PolicyConfig(dtype="float32"),
+    loss=LossConfig(kl_coef=0.0),
+    train=TRAIN,
+    rollout=RolloutConfig(temperature=1.0, max_tokens=64),
+)
+
+
+def weights_of(learner):
+    return {name: weight.clone() for name, weight in full_weights(learner.policy, torch.float32)}
+
+
+def difference(a, b):
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("aggregation", ["sequence-mean", "token-mean", "constant"])
+def test_micro_batches_that_split_groups_make_the_step_of_one_big_batch(aggregation, one_rank):
+    results = {}
+    for budget in (10**6, 30):
+        config = replace(CONFIG, loss=LossConfig(kl_coef=0.0, aggregation=aggregation))
+        config = replace(config, train=replace(TRAIN, micro_tokens=budget))
+        learner = with_plain_gradient_steps(make_learner(config))
+        start = weights_of(learner)
+        metrics = train(learner, config)
+        results[budget] = weights_of(learner), metrics
+    (whole, of_whole), (split, of_split) = results.values()
+    assert difference(whole, start) > 1e-5
+    assert difference(whole, split) < 1e-6
+    assert of_whole["loss/loss"] == pytest.approx(of_split["loss/loss"], abs=1e-6)
+    assert of_whole["loss/entropy"] == pytest.approx(of_split["loss/entropy"], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory, fork_server):
+    """What `learner_ranks.py` finds on one rank and on two: weights by LoRA rank (0: none), and the rest."""
+    found = {}
+    for ranks in (1, 2):
+        out = tmp_path_factory.mktemp("ranks") / f"{ranks}.pt"
+        statuses, output = run_ranks(learner_ranks.main, out.with_suffix(".log"), out, world=ranks)
+        assert set(statuses) == {0}, output
+        found[ranks] = torch.load(out), json.loads(out.with_suffix(".json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_two_ranks_make_the_step_of_one(lora_rank, on_ranks):
+    (one, of_one), (two, of_two) = on_ranks[1], on_ranks[2]
+    assert difference(one[lora_rank], two[lora_rank]) < 2e-6
+    expected = pytest.approx(of_two["metrics"][str(lora_rank)], abs=1e-5, nan_ok=True)
+    assert of_one["metrics"][str(lora_rank)] == expected
+
+
+def test_the_ranks_of_a_node_share_one_critic_and_leave_no_file(on_ranks):
+    found = on_ranks[2][1]
+    [first, file], [second, same_file] = found["critics"]
+    assert first == second == on_ranks[1][1]["critics"][0][0]
+    assert file == same_file and file.endswith("critic.safetensors (deleted)")
+    assert not found["left"]
+
+
+def test_an_update_that_is_not_finite_changes_nothing_and_the_third_in_a_row_stops(one_rank):
+    learner = make_learner(CONFIG)
+    before = weights_of(learner)
+    poisoned = [replace(sample, outcome=float("nan")) for sample in SAMPLES]
+    metrics = learner.train_batch([pack_update(poisoned, CONFIG, 0, 1)])
+    assert metrics["updates_skipped"] == metrics["updates"] == 1
+    assert difference(before, weights_of(learner)) == 0
+    learner.train_batch([pack_update(SAMPLES, CONFIG, 0, 1)])
+    assert learner.bad_in_a_row == 0
+    learner.train_batch([pack_update(poisoned, CONFIG, 0, 1)] * 2)
+    with pytest.raises(TrainingDiverged, match=r"3 updates in a row were not finite \(the last: loss nan"):
+        learner.train_batch([pack_update(poisoned, CONFIG, 0, 1)])
+
+
+def test_several_updates_measure_the_ratio_against_the_policy_before_the_first(one_rank):
+    config = replace(CONFIG, train=replace(TRAIN, epochs=3))
+    metrics = train(make_learner(config), config)
+    assert metrics["updates"] == 3
+    assert metrics["loss/approx_kl"] > 1e-6
+    once = train(make_learner(CONFIG), CONFIG)
+    assert once["loss/approx_kl"] == 0
+
+
+def test_old_logprobs_of_the_rollout_are_the_engines_own(one_rank):
+    config = replace(
+        CONFIG, policy=PolicyConfig(dtype="float32", old="rollout"), train=replace(TRAIN, epochs=2, lr=1e-6)
+    )
+    trainers = replace(config, policy=PolicyConfig(dtype="float32"))
+    assert train(make_learner(config), config)["loss/ratio_mean"] != pytest.approx(1, abs=0.05)
+    assert train(make_learner(trainers), trainers)["loss/ratio_mean"] == pytest.approx(1, abs=0.05)
+
+
+def test_the_reference_is_the_policy_as_it_was(one_rank):
+    config = replace(CONFIG, loss=LossConfig(kl_coef=0.1), train=replace(TRAIN, lr=1e-3))
+    mesh = init_device_mesh("cpu", (1,))
+    frozen = load_model(MODEL, "sdpa").requires_grad_(False)
+    policy = shard_policy(load_model(MODEL, "sdpa").train(), config.policy, mesh)
+    learner = Learner(policy, shard_policy(frozen, config.policy, mesh), config)
+    first, second = train(learner, config), train(learner, config)
+    assert first["loss/ref_kl"] == pytest.approx(0, abs=1e-7)
+    assert second["loss/ref_kl"] > 1e-6
+
+
+def test_the_gap_is_between_trainer_and_engine(one_rank):
+    learner = make_learner(CONFIG)
+    [micro] = pack_update(SAMPLES, CONFIG, 0, 1)
+    gap = (learner.logprobs_at(micro, 1.0) - micro.rollout_logprobs).abs()
+    metrics = train(learner, CONFIG)
+    assert metrics["gap/mean"] == pytest.approx(gap.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "update", "expected"),
+    [
+        ("constant", 50, 1.0),
+        ("cosine", 0, 0.25),
+        ("cosine", 3, 1.0),
+        ("cosine", 53, 0.5),
+        ("cosine", 103, 0.0),
+        ("linear", 28, 0.75),
+        ("linear", 200, 0.0),
+    ],
+)
+def test_schedules(schedule, update, expected):
+    assert lr_factor(update, schedule, warmup=3, total=103) == pytest.approx(expected)
+
+
+def test_training_settings_reach_the_optimizer(one_rank):
+    config = replace(CONFIG, train=TrainConfig(lr=3e-4, betas=(0.8, 0.85), weight_decay=0.1, warmup_steps=1))
+    [group] = make_learner(config).optimizer.param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (1.5e-4, (0.8, 0.85), 0.1)

@@ -1,0 +1,181 @@
+"""The canary: a push that went wrong in any way stops the run with both numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from learner_ranks import SAMPLES, make_learner
+from scripted_engine import ScriptedEngine
+from scripted_world import MODEL, answer, score_with, scripted_config, tokenizer
+
+from capo_fast.config.schema import ConfigError, LoraConfig
+from capo_fast.data import load_problems, render_prompts
+from capo_fast.engine.base import checksum
+from capo_fast.policy.batch import pack_update
+from capo_fast.policy.model import load_model
+from capo_fast.policy.sync import (
+    CHECKSUM_TOLERANCE,
+    AdapterSync,
+    Sync,
+    SyncError,
+    check_same_architecture,
+    freeze_critic,
+    probe_sequences,
+)
+from capo_fast.runtime.files import passing_folder
+
+CONFIG = scripted_config("--train.lr", "1e-3")
+
+
+class BrokenEngine(ScriptedEngine):
+    """An engine whose load goes wrong in the way that `fault(old, new) -> what it really holds` says."""
+
+    def __init__(self, fault):
+        super().__init__(answer, score_with(MODEL))
+        self.fault = fault
+
+    def load(self, weights):
+        old = self.weights
+        super().load(weights)
+        self.weights = self.fault(old, self.weights)
+
+
+def make_sync(engine):
+    problems = load_problems(CONFIG.data.path, CONFIG.data)[:4]
+    probe = probe_sequences(render_prompts(problems, tokenizer(), None, 200), 4, 32)
+    learner = make_learner(CONFIG)
+    return learner, Sync(
+        engine, learner, freeze_critic(lambda: load_model(MODEL, "sdpa"), probe, torch.float32), probe, CONFIG
+    )
+
+
+def train_once(learner):
+    learner.train_batch([pack_update(SAMPLES, CONFIG, 0, 1)])
+
+
+def test_policy_and_critic_take_turns_in_one_engine(one_rank):
+    engine = ScriptedEngine(answer, score_with(MODEL))
+    learner, sync = make_sync(engine)
+    sync.push_policy()
+    base = engine.weights
+    train_once(learner)
+    sync.push_policy()
+    trained = engine.weights
+    sync.push_critic()
+    assert all(torch.equal(engine.weights[name], base[name]) for name in base)
+    sync.push_policy()
+    assert all(torch.equal(engine.weights[name], trained[name]) for name in base)
+    assert not torch.equal(trained["model.norm.weight"], base["model.norm.weight"])
+
+
+NAME = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda old, new: old or new,  # trl#5312: a reload restored what was there before
+        lambda old, new: new | ({NAME: old[NAME]} if old else {}),  # one tensor stale
+        lambda old, new: new | {NAME: new[NAME].roll(1, 0)},  # rows in another order: same sum
+        lambda old, new: {name: weight for name, weight in new.items() if name != NAME},  # never arrived
+    ],
+)
+def test_a_checksum_tells(fault, one_rank):
+    learner, sync = make_sync(BrokenEngine(fault))
+    with pytest.raises(SyncError, match=r"has checksum -?[\d.e+-]+ in the trainer and (-?[\d.e+-]+|nan) in the engine"):
+        sync.push_policy()
+        train_once(learner)
+        sync.push_policy()
+
+
+def test_the_probe_tells_what_checksums_cannot(one_rank):
+    """Right weights, wrong arithmetic: a scorer that never sees the new version."""
+    learner, sync = make_sync(engine := ScriptedEngine(answer, score_with(MODEL)))
+    sync.push_policy()
+    base, score = engine.weights, score_with(MODEL)
+    engine._scorer = lambda weights, sequence: score(base, sequence)
+    train_once(learner)
+    with pytest.raises(SyncError, match=r"mean log-prob is -\d+\.\d+ in the trainer and -\d+\.\d+ in the engine"):
+        sync.push_policy()
+
+
+LORA = replace(CONFIG, lora=LoraConfig(rank=4, targets=("q_proj", "up_proj")))
+
+
+@pytest.fixture
+def adapted(one_rank):
+    """A learner with an adapter, its engine and its sync, after the first push and an update."""
+    base = load_model(MODEL, "sdpa").state_dict()
+    engine = ScriptedEngine(answer, score_with(MODEL), base)
+    learner = make_learner(LORA)
+    sync = AdapterSync(engine, learner, [(5, 6, 7, 8, 9), (3, 4, 3)], LORA)
+    sync.push_policy()
+    train_once(learner)
+    return learner, engine, sync
+
+
+def test_an_adapter_goes_over_and_the_base_stays(adapted):
+    _, engine, sync = adapted
+    before = dict(engine.adapter)
+    sync.push_policy()
+    moved = {name for name in before if not torch.equal(engine.adapter[name], before[name])}
+    assert moved == {name for name in before if "lora_B" in name}  # the gradient of A is 0 while B is
+    policy, base = engine.score([(5, 6, 7)] * 2, base=[False, True])
+    assert policy != base == score_with(MODEL)(engine.weights, (5, 6, 7))
+
+
+def test_an_adapter_that_stayed_behind_is_seen(adapted):
+    _, engine, sync = adapted
+    engine.load_adapter = lambda files: None
+    with pytest.raises(SyncError, match=r"lora_B\.weight has checksum -?[\d.e+-]+ in the trainer and -?[\d.e+-]+ in"):
+        sync.push_policy()
+
+
+def test_a_base_that_changed_is_seen(adapted):
+    _, engine, sync = adapted
+    engine.weights[NAME] = engine.weights[NAME].roll(1, 0)
+    with pytest.raises(SyncError, match=rf"{NAME} has checksum"):
+        sync.push_policy()
+
+
+def test_an_adapter_and_a_base_that_answer_alike_are_seen(adapted):
+    """The second is what vLLM 0.32 does on a CPU in a mixed batch (vllm#48421)."""
+    _, engine, sync = adapted
+    score = engine.score
+    engine.score = lambda sequences, base: score(sequences, [True] * len(base))
+    with pytest.raises(SyncError, match=r"the probe's mean log-prob is -\d"):
+        sync.push_policy()
+    engine.score = lambda sequences, base: score(sequences, [False] * len(base))
+    with pytest.raises(SyncError, match=r"the probe's mean log-prob under the base is -\d"):
+        sync.push_policy()
+
+
+def test_a_passing_folder_lies_in_memory_where_there_is_room_and_is_gone_at_the_end():
+    with passing_folder(1) as small, passing_folder(2**60) as large:
+        assert small.is_dir() and large.is_dir()
+        assert small.is_relative_to("/dev/shm") and not large.is_relative_to("/dev/shm")
+    assert not small.exists() and not large.exists()
+
+
+def test_a_bfloat16_weight_that_stayed_behind_by_one_step_is_seen():
+    """At the paper's learning rates a few entries in a thousand move by one bit."""
+    stale = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()
+    fresh = stale.clone()
+    fresh[17, 5] = torch.nextafter(fresh[17, 5], torch.tensor(1.0, dtype=torch.bfloat16))
+    assert abs(checksum(stale) - checksum(fresh)) > 10 * CHECKSUM_TOLERANCE * stale.float().norm()
+
+
+def test_a_critic_of_another_architecture_is_refused_with_the_first_difference():
+    policy = {"hidden_size": 64, "rope_parameters": {"rope_theta": 1e4}, "dtype": "float32"}
+    check_same_architecture(policy | {"dtype": "bfloat16", "_name_or_path": "x"}, policy)
+    with pytest.raises(ConfigError, match=r"critic\.path: its rope_parameters is {'rope_theta': 1000000.0}, want the"):
+        check_same_architecture(policy | {"rope_parameters": {"rope_theta": 1e6}}, policy)
+
+
+def test_probe_sequences_are_the_ends_of_the_first_prompts():
+    problems = load_problems(CONFIG.data.path, CONFIG.data)[:3]
+    prompts = render_prompts(problems, tokenizer(), None, 200)
+    prompts[1] = replace(prompts[1], token_ids=(5,))
+    assert probe_sequences(prompts, 3, 4) == [prompts[0].token_ids[-4:], prompts[2].token_ids[-4:]]

@@ -1,0 +1,278 @@
+"""The stream of one step's requests: what enters when, what is asked of whom, and what it is said to cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+from scripted_world import answer, scripted_config, tokenizer
+
+from capo_fast.credit.critic import load_template
+from capo_fast.records import Completion, Prompt
+from capo_fast.rollout.generation import Generation, Stream, Traffic
+from capo_fast.rollout.requests import Sampler
+from capo_fast.runtime.ranks import ranks
+from capo_fast.verify.answers import VerifierPool
+
+TEMPLATE = load_template("tiny")
+CONFIG = scripted_config("--critic.mode", "self", "--critic.votes", "2")
+
+
+class Decoding:
+    """Decodes one token of every request a step, as an engine with room for all does, and notes what came when."""
+
+    pause_s = 0.0
+
+    def __init__(self, write=answer):
+        self.steps = 0
+        self.entered = {}
+        self.ended = {}
+        self._write = write
+        self._left = {}
+
+    def add(self, request):
+        completion = self._write(request)
+        self.entered[request.id] = self.steps
+        self._left[request.id] = [len(completion.token_ids), completion]
+
+    def step(self):
+        self.steps += 1
+        for waiting in self._left.values():
+            waiting[0] -= 1
+        done = [completion for left, completion in self._left.values() if left == 0]
+        for completion in done:
+            del self._left[completion.id]
+            self.ended[completion.id] = self.steps
+        return done
+
+
+class Elsewhere(Decoding):
+    """A server: its answers come with the second look after they were asked for."""
+
+    pause_s = 0.001
+
+    def add(self, request):
+        ids = tokenizer().encode(request.message, add_special_tokens=False)
+        super().add(replace(request, prompt_ids=tuple(ids)))
+        self._left[request.id][0] = 2
+
+
+def prompt(question):
+    ids = tokenizer().encode(question + "\n", add_special_tokens=False)
+    return Prompt(f"id of {question}", question, str(result_mod_10(question)), None, tuple(ids))
+
+
+def result_mod_10(question):
+    total = int(question[0])
+    for operation, digit in zip(question[1::2], question[2::2], strict=True):
+        total = {"+": total + int(digit), "-": total - int(digit), "*": total * int(digit)}[operation] % 10
+    return total
+
+
+PROMPTS = {3: prompt("3+4*2"), 5: prompt("9*2-9-1+2+2"), 6: prompt("1+1+1")}
+
+
+def with_(config=CONFIG, **sections):
+    return replace(config, **{name: replace(getattr(config, name), **keys) for name, keys in sections.items()})
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with ranks(), VerifierPool(workers=1) as pool:
+        yield pool
+
+
+def generate(pool, config=CONFIG, engine=None, critic=None, prompts=PROMPTS, judges=True):
+    engine = engine or Decoding()
+    members = [(group, sample) for group in prompts for sample in range(config.rollout.n)]
+    sampler = Sampler(tokenizer(), TEMPLATE, config)
+    stream = Stream(engine, critic or engine)
+    generation = Generation(stream, pool, sampler, prompts, members, 7, judges)
+    generation.finish_rollouts()
+    generation.finish_critiques()
+    return generation
+
+
+def critiques_in(engine):
+    return {name for name in engine.entered if name.startswith("critique")}
+
+
+def rollout_of(critique):
+    group, sample = critique.split("-")[2:4]
+    return f"rollout-7-{group}-{sample}"
+
+
+def asked(engine):
+    return {tuple(map(int, rollout_of(name).split("-")[2:])) for name in critiques_in(engine)}
+
+
+def test_critiques_enter_in_the_step_in_which_their_rollout_ended(pool):
+    engine = Decoding()
+    generate(pool, with_(critic={"judge_once": False}), engine)
+    assert len(critiques_in(engine)) == 2 * 12
+    assert all(engine.entered[name] == engine.ended[rollout_of(name)] for name in critiques_in(engine))
+    assert len({engine.entered[name] for name in critiques_in(engine)}) > 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"critic": {"stream": False}}, {"critic": {"mode": "frozen"}}, {"credit": {"when": "wrong-answers"}}],
+)
+def test_otherwise_they_wait_for_the_last_rollout(changes, pool):
+    engine = Decoding()
+    generate(pool, with_(**changes), engine)
+    last = max(step for name, step in engine.ended.items() if name.startswith("rollout"))
+    assert {engine.entered[name] for name in critiques_in(engine)} == {last}
+
+
+def test_streamed_or_not_the_samples_are_the_same(pool):
+    streamed, waiting = (
+        generate(pool, with_(critic={"judge_once": False, "stream": stream})).samples() for stream in (True, False)
+    )
+    assert streamed == waiting
+    assert len(streamed) == 12 and any(sample.outcome == 1 for sample in streamed)
+    assert any(sum(sample.step_wrong) for sample in streamed)
+
+
+def test_equal_rollouts_are_judged_once(pool):
+    engine = Decoding()
+    generation = generate(pool, engine=engine)
+    samples = generation.samples()
+    distinct = {(s.rollout.prompt.id, s.rollout.token_ids) for s in samples}
+    assert len(critiques_in(engine)) == 2 * len(distinct) < 2 * len(samples)
+    assert generation.traffic.shared == len(samples) - len(distinct) > 0
+    by_text = {(s.rollout.prompt.id, s.rollout.token_ids): s.critiques for s in samples}
+    assert all(s.critiques == by_text[s.rollout.prompt.id, s.rollout.token_ids] != () for s in samples)
+
+
+def test_equal_tokens_of_two_problems_are_judged_twice(pool):
+    same = Completion("", (5, 6, 7), (0.0,) * 3, "no", True)
+    engine = Decoding(lambda request: replace(same, id=request.id))
+    generate(pool, engine=engine)
+    assert len(asked(engine)) == len(PROMPTS)
+
+
+def test_when_wrong_answers(pool):
+    engine = Decoding()
+    generation = generate(pool, with_(credit={"when": "wrong-answers"}, critic={"judge_once": False}), engine)
+    wrong = {(s.rollout.group, s.rollout.sample) for s in generation.samples() if s.outcome == 0}
+    assert asked(engine) == wrong and 0 < len(wrong) < 12
+    assert generation.traffic.unread == 12 - len(wrong)
+    assert all((s.critiques == ()) == (s.outcome == 1) for s in generation.samples())
+
+
+def test_when_mixed_groups(pool):
+    engine = Decoding()
+    prompts = {**PROMPTS, 8: replace(PROMPTS[6], answer="none")}
+    generation = generate(
+        pool, with_(credit={"when": "mixed-groups"}, critic={"judge_once": False}), engine, None, prompts
+    )
+    outcomes = {group: {s.outcome for s in generation.samples() if s.rollout.group == group} for group in prompts}
+    mixed = {group for group, found in outcomes.items() if len(found) > 1}
+    assert outcomes[8] == {0.0} and mixed
+    assert {group for group, _ in asked(engine)} == mixed
+    assert len(asked(engine)) == 4 * len(mixed)
+
+
+def test_equal_rollouts_share_seeds_so_that_any_of_them_may_be_asked_about():
+    rollout = Sampler(tokenizer(), TEMPLATE, CONFIG).read_rollout(
+        Completion("", (5, 6, 7), (0.0,) * 3, "no", True), PROMPTS[3], 3, 0, 7
+    )
+    others = [replace(rollout, sample=1), replace(rollout, token_ids=(5, 6, 8)), replace(rollout, version=7)]
+
+    def seeds(of, judge_once):
+        sampler = Sampler(tokenizer(), TEMPLATE, with_(critic={"judge_once": judge_once}))
+        return tuple(request.seed for request in sampler.critique_requests(of))
+
+    assert seeds(rollout, True) == seeds(others[0], True)
+    assert len({seeds(each, True) for each in (rollout, *others)}) == 3
+    assert len({seeds(each, False) for each in (rollout, *others)}) == 3
+    assert len(set(seeds(rollout, True))) == 2
+
+
+def test_a_critic_elsewhere_overlaps_by_what_ended_beside_rollouts(pool):
+    critic = Elsewhere()
+    generation = generate(pool, with_(critic={"mode": "endpoint"}), Decoding(), critic)
+    assert 0 < generation.traffic.overlapped_tokens < generation.traffic.critique_tokens
+
+
+def test_the_engine_idles_only_while_it_has_work(pool):
+    class Slow(Elsewhere):
+        def step(self):
+            time.sleep(0.01)
+            return super().step()
+
+    engine = Decoding()
+    generation = Generation(
+        Stream(engine, Slow()), pool, Sampler(tokenizer(), TEMPLATE, with_(critic={"mode": "endpoint"})),
+        PROMPTS, [(3, 0)], 7,
+    )  # fmt: skip
+    time.sleep(0.3)
+    generation.finish_rollouts()
+    assert 0 < generation.traffic.idle_seconds - 0.01 * (engine.steps - 1) < 0.3
+
+
+def test_a_rollout_whose_check_timed_out_is_not_read(pool):
+    class Late(VerifierPool):
+        def check(self, pairs):
+            return [None] * len(pairs)
+
+    engine = Decoding()
+    with Late(workers=1) as late:
+        generation = generate(late, with_(credit={"when": "wrong-answers"}), engine)
+    assert asked(engine) == set() and generation.traffic.unread == 12
+
+
+def test_without_process_credit_nobody_is_asked(pool):
+    engine = Decoding()
+    generation = generate(pool, with_(credit={"process": "none"}), engine)
+    assert critiques_in(engine) == set()
+    assert {sample.critiques for sample in generation.samples()} == {()}
+
+
+def test_a_critic_elsewhere_is_asked_beside_the_engine(pool):
+    engine, critic = Decoding(), Elsewhere()
+    config = with_(critic={"mode": "endpoint", "judge_once": False})
+    generation = generate(pool, config, engine, critic)
+    assert critiques_in(engine) == set() and len(critiques_in(critic)) == 24
+    assert generation.samples() == generate(pool, with_(critic={"judge_once": False})).samples()
+
+
+def test_only_one_rank_of_an_engine_asks_elsewhere_and_answers(pool):
+    engine, critic = Decoding(), Elsewhere()
+    generation = generate(pool, with_(critic={"mode": "endpoint"}), engine, critic, judges=False)
+    assert critiques_in(critic) == set() and generation.samples() == []
+    inside = Decoding()
+    assert generate(pool, CONFIG, inside, judges=False).samples() == []
+    assert len(critiques_in(inside)) > 0, "the ranks of an engine must step it together"
+
+
+def test_a_failed_critique_is_counted_and_has_no_say(pool):
+    def write(request):
+        completion = answer(request)
+        return replace(completion, error="spent") if request.id.endswith("-1") else completion
+
+    samples = generate(pool, engine=Decoding(write)).samples()
+    assert all([c.failed for c in s.critiques] == [False, True] and s.critiques[1].abstained for s in samples)
+    assert any(sum(sample.step_wrong) for sample in samples)
+
+
+def test_overlap_counts_the_tokens_decoded_beside_rollouts(pool):
+    engine = Decoding()
+    generation = generate(pool, with_(critic={"judge_once": False}), engine)
+    last = max(step for name, step in engine.ended.items() if name.startswith("rollout"))
+    lengths = {name: engine.ended[name] - engine.entered[name] for name in critiques_in(engine)}
+    overlapped = sum(min(max(last - engine.entered[name], 0), length) for name, length in lengths.items())
+    traffic = generation.traffic
+    assert traffic.critique_tokens == sum(lengths.values())
+    assert traffic.overlapped_tokens == overlapped > 0
+    waiting = generate(pool, with_(critic={"stream": False}))
+    assert waiting.traffic.overlapped_tokens == 0 < waiting.traffic.critique_tokens
+    assert traffic.busy_seconds > 0 and traffic.idle_seconds > 0
+
+
+def test_traffic_adds_up():
+    assert Traffic(1, 2, 3, 4, 5, 6, 7, 0.5, 0.25) + Traffic(1, 1, 1, 1, 1, 1, 1, 1.0, 1.0) == Traffic(
+        2, 3, 4, 5, 6, 7, 8, 1.5, 1.25
+    )

@@ -1,0 +1,113 @@
+"""The figures of a step, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
+from capo_fast.rollout.generation import Traffic
+from capo_fast.rollout.pass_rate import PassRate
+from capo_fast.runlog.metrics import step_figures
+
+TRAFFIC = Traffic()
+STAGES = {"rollout": 3.0, "learn": 1.0}
+
+
+def credited(outcome, reward=0.0, trained=True, wrong=(0.0,), critiques=(), tokens=2, finished=True, group=0):
+    steps = StepSpans((True,) * tokens, ("s",) * len(wrong))
+    prompt = Prompt("p", "", "", None, (1, 1, 1))
+    rollout = Rollout(prompt, group, 0, 4, (1,) * tokens, (0.0,) * tokens, "", finished, steps)
+    sample = Sample(rollout, outcome, critiques, wrong)
+    return CreditedSample(sample, trained, reward, wrong, (0.0, 1.0, 0.0, 1.0), (0.0,) * tokens)
+
+
+def critique(abstained=False, dropped=0, truncated=False, wrong=(), failed=False):
+    return Critique(abstained, frozenset(wrong), dropped, "", truncated, failed)
+
+
+def test_the_reward_is_of_trained_samples_and_the_pass_rate_of_checked_ones():
+    samples = [
+        credited(1.0, reward=1.5),
+        credited(0.0, reward=0.5),
+        credited(1.0, reward=-9.0, trained=False),
+        credited(None, reward=-9.0, trained=False),
+    ]
+    figures = step_figures([], samples, TRAFFIC, STAGES, None)
+    assert figures["reward_mean"] == 1.0
+    assert figures["pass_rate"] == pytest.approx(2 / 3)
+    assert figures["verify/timeouts"] == 1
+    assert figures["rollouts"] == 4
+
+
+def test_a_step_that_timed_out_whole_has_no_reward():
+    figures = step_figures([], [credited(None, trained=False)] * 2, TRAFFIC, STAGES, None)
+    assert math.isnan(figures["reward_mean"]) and math.isnan(figures["pass_rate"])
+    assert figures["verify/timeouts"] == 2
+
+
+def test_the_shape_of_rollouts():
+    long = credited(1.0, wrong=(0.0, 1.0, 0.5, 0.0), tokens=8, critiques=(critique(), critique(abstained=True)))
+    short = credited(1.0, tokens=3, critiques=(critique(),))
+    samples = [long, short, credited(0.0, tokens=1, wrong=(1.0,), finished=False, group=1)]
+    figures = step_figures(samples[:2], samples, TRAFFIC, STAGES, None)
+    assert figures["response_tokens_mean"] == 4
+    assert figures["truncated_frac"] == pytest.approx(1 / 3)
+    assert figures["steps_mean"] == 2
+    assert figures["wrong_step_rate"] == pytest.approx(1.5 / 5), "of rollouts that a critique was read of"
+    assert figures["policy_version"] == 4
+    assert figures["groups/dropped"] == 1
+
+
+def test_critiques_are_counted_by_what_became_of_them():
+    first = (critique(wrong={0}), critique(dropped=2), critique(abstained=True))
+    second = (critique(abstained=True, dropped=1, truncated=True), critique(truncated=True))
+    third = (critique(wrong={0}), critique(wrong={0}), critique(), critique(abstained=True, failed=True))
+    samples = [credited(1.0, critiques=first), credited(None, critiques=second), credited(0.0, critiques=third)]
+    figures = step_figures([], samples, TRAFFIC, STAGES, None)
+    counts = {
+        "critic/critiques": 9,
+        "critic/parsed": 6,
+        "critic/abstained": 3,
+        "critic/out_of_range": 3,
+        "critic/truncated": 2,
+        "critic/failed": 1,
+        "critic/agreement": pytest.approx((0 + 1 / 3) / 2),
+    }
+    assert {key: figures[key] for key in counts} == counts
+
+
+def test_traffic_is_shown_as_counted():
+    traffic = Traffic(critique_tokens=8, critique_prompt_tokens=20, critique_cached_tokens=16, overlapped_tokens=6)
+    both = traffic + Traffic(critique_tokens=4, shared=2, unread=3, busy_seconds=1.5, idle_seconds=0.25)
+    figures = step_figures([], [], both, STAGES, None)
+    assert figures["critic/overlap"] == 0.5
+    assert (figures["critic/tokens"], figures["critic/cached_tokens"]) == (12, 16)
+    assert (figures["critic/shared"], figures["critic/unread"]) == (2, 3)
+    assert (figures["engine/busy_s"], figures["engine/idle_s"]) == (1.5, 0.25)
+    assert math.isnan(step_figures([], [], TRAFFIC, STAGES, None)["critic/overlap"])
+
+
+def test_tokens_per_second_are_response_tokens_over_the_time_of_training():
+    stages = {"rollout": 2.0, "critique": 1.0, "learn": 1.0, "eval": 50.0, "checkpoint": 30.0}
+    figures = step_figures([], [credited(1.0, tokens=30), credited(1.0, tokens=10)], TRAFFIC, stages, None)
+    assert figures["tokens_per_s"] == 10
+    assert {key: value for key, value in figures.items() if key.startswith("time/")} == {
+        f"time/{stage}": seconds for stage, seconds in stages.items()
+    }
+    assert figures["memory_gb"] > 0
+
+
+def test_an_evaluation_is_shown_where_there_is_one():
+    figures = step_figures([], [credited(1.0)], TRAFFIC, STAGES, PassRate(0.75, 0.125, 8, 2))
+    evaluated = {key: value for key, value in figures.items() if key.startswith("eval/")}
+    assert evaluated == {"eval/pass@1": 0.75, "eval/stderr": 0.125, "eval/timeouts": 2}
+    assert not [key for key in step_figures([], [credited(1.0)], TRAFFIC, STAGES, None) if key.startswith("eval/")]
+
+
+def test_a_step_without_samples_has_figures():
+    figures = step_figures([], [], TRAFFIC, STAGES, None)
+    assert (figures["rollouts"], figures["groups/dropped"], figures["critic/critiques"]) == (0, 0, 0)
+    assert figures["tokens_per_s"] == 0
+    assert math.isnan(figures["wrong_step_rate"])

@@ -1,0 +1,89 @@
+"""Two ranks of a run, one of which fails, is killed or hangs: what the user sees, and that all end."""
+
+from __future__ import annotations
+
+import pytest
+import ranks_run
+import torch.distributed as dist
+from forked import run_ranks
+
+from capo_fast.runtime.failures import connection_lost
+
+pytestmark = pytest.mark.usefixtures("fork_server")
+BROKEN = ("Connection closed", "Connection reset", "gloo/transport")
+
+
+def two_ranks(folder, fate, *arguments):
+    """The statuses and the output of a run of two ranks, of which `fate` befalls the second."""
+    short = ["--run.dir", str(folder), "--train.steps", "1", "--eval.path", "none", "--algorithm", "grpo"]
+    return run_ranks(ranks_run.main, folder.with_suffix(".log"), f"{fate}:1", *short, *arguments)
+
+
+def said(output):
+    return [line for line in output.splitlines() if line.startswith("capo_fast")]
+
+
+def test_the_error_of_a_rank_is_shown_first_and_once(tmp_path):
+    statuses, output = two_ranks(tmp_path / "run", "error")
+    assert statuses == [1, 1]
+    assert said(output) == [
+        "capo_fast, rank 1: error: the engine ran out of something",
+        "capo_fast: error: rank 1 failed; its error is the one to read",
+    ]
+    assert "Traceback" not in output
+    assert not any(word in output for word in BROKEN)
+
+
+def test_a_bug_of_a_rank_shows_its_traceback_and_no_other(tmp_path):
+    statuses, output = two_ranks(tmp_path / "run", "bug")
+    assert statuses == [1, 1]
+    assert output.count("Traceback (most recent call last)") == 1
+    assert output.index("KeyError: 'no such key'") < output.index("capo_fast: error: rank 1 failed")
+    assert not any(word in output for word in BROKEN)
+
+
+def test_a_rank_that_is_killed_ends_the_others_with_a_line(tmp_path):
+    statuses, output = two_ranks(tmp_path / "run", "kill")
+    assert statuses == [1, -9]
+    [line] = said(output)
+    assert line.startswith("capo_fast: error: another rank has ended without a word, as if killed (")
+    assert "Traceback" not in output
+
+
+def test_an_error_that_all_ranks_meet_is_shown_once(tmp_path):
+    statuses, output = two_ranks(tmp_path / "run", "none", "--data.path", "nowhere.jsonl")
+    assert sorted(statuses) == [1, 2]
+    assert [line.count("nowhere.jsonl") for line in said(output)] == [1, 0]
+    assert "failed; its error is the one to read" in said(output)[1]
+
+
+def test_a_stage_of_a_run_past_its_deadline_writes_the_stacks_of_all_ranks(tmp_path):
+    statuses, output = two_ranks(tmp_path / "run", "hang", "--train.stage_timeout_s", "10")
+    assert statuses == [1, 1]
+    assert "capo_fast, rank 1: error: stage rollout has lasted more than 10 s (train.stage_timeout_s)" in output
+    assert stacks(output, 0, "dist.barrier()") and stacks(output, 1, "in befall")
+
+
+def test_so_does_a_rank_that_waits_and_whose_own_deadline_would_come_too_late(tmp_path):
+    statuses, output = run_ranks(ranks_run.hang, tmp_path / "run.log")
+    assert statuses == [1, 1]
+    assert "capo_fast, rank 1: error: stage rollout has lasted more than 3 s (train.stage_timeout_s)" in output
+    for rank, place in ((0, "gather(["), (1, "engine.step()")):
+        assert stacks(output, rank, place) and stacks(output, rank, "thread idle"), output
+
+
+def stacks(output, rank, place):
+    """The lines of a rank's stacks that name a place."""
+    mine = [line for line in output.splitlines() if line.startswith(f"capo_fast, rank {rank}: ")]
+    return [line for line in mine if place in line]
+
+
+def test_what_counts_as_a_lost_connection():
+    lost = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:14753")
+    wrapped = OSError("step 2 not saved")
+    wrapped.__cause__ = lost
+    assert connection_lost(lost) and connection_lost(wrapped) and connection_lost(dist.DistNetworkError("gone"))
+    assert not connection_lost(RuntimeError("CUDA out of memory")) and not connection_lost(None)
+    late = RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation")
+    duplicate = dist.DistBackendError("NCCL error: invalid usage. Duplicate GPU detected")
+    assert not connection_lost(late) and not connection_lost(duplicate)

@@ -1,0 +1,157 @@
+"""The process around a run: a group of one and nothing left behind, signals, gather."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from capo_fast.config.schema import ConfigError
+from capo_fast.runtime.ranks import EngineGroup, Interrupted, StopSignal, engine_group, gather, ranks, seed_everything
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@pytest.fixture
+def handlers():
+    """Handlers of our own, so that what StopSignal restores is no default; the real ones come back afterwards."""
+
+    def mine(number, frame):
+        raise AssertionError("the signal reached the handler from before")
+
+    before = {number: signal.signal(number, mine) for number in SIGNALS}
+    yield mine
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def stop(one_rank, handlers):
+    stop = StopSignal()
+    yield stop
+    stop.close()
+
+
+def test_a_group_of_one_leaves_nothing_behind(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    before = dict(os.environ)
+    for _ in range(2):
+        with ranks() as device:
+            assert (dist.get_rank(), dist.get_world_size()) == (0, 1)
+            assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+            assert os.environ["RANK"] == "0"
+        assert not dist.is_initialized()
+        assert dict(os.environ) == before
+
+
+def test_an_error_leaves_nothing_behind_either(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    before = dict(os.environ)
+    with pytest.raises(ZeroDivisionError), ranks():
+        _ = 1 / 0
+    assert not dist.is_initialized()
+    assert dict(os.environ) == before
+
+
+def test_a_group_that_the_engine_destroyed_is_no_error(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    before = dict(os.environ)
+    with ranks():
+        dist.destroy_process_group()
+    assert dict(os.environ) == before
+
+
+def test_torchruns_environment_stays(monkeypatch):
+    with ranks():
+        port = os.environ["MASTER_PORT"]
+    torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    with ranks():
+        assert dist.get_world_size() == 1
+    assert {name: os.environ.get(name) for name in torchrun} == torchrun
+
+
+def test_nothing_is_raised_before_a_signal(stop):
+    stop.check()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_raised_at_the_next_check(number, stop):
+    signal.raise_signal(number)
+    for _ in range(2):  # it stays asked
+        with pytest.raises(Interrupted):
+            stop.check()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_ends_at_once(number, stop):
+    signal.raise_signal(number)
+    assert signal.getsignal(number) == signal.SIG_DFL
+    others = [other for other in SIGNALS if other != number]
+    assert all(signal.getsignal(other) != signal.SIG_DFL for other in others)
+
+
+def test_close_gives_the_signals_back(handlers):
+    stop = StopSignal()
+    assert all(signal.getsignal(number) is not handlers for number in SIGNALS)
+    signal.raise_signal(signal.SIGTERM)
+    stop.close()
+    assert all(signal.getsignal(number) is handlers for number in SIGNALS)
+
+
+def test_gather_gives_the_items_of_a_rank_in_their_order(one_rank):
+    items = [(2, None), (0, 0.5), (1, True)]
+    assert gather(items) == items
+    assert gather([]) == []
+
+
+def test_gather_puts_the_lists_of_ranks_end_to_end(monkeypatch):
+    def all_gather_object(lists, items):
+        lists[:] = [items, [], [7, 8]]
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
+    assert gather([5, 6]) == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("rank", "k", "group"),
+    [(0, 1, (0, 8, True)), (7, 1, (7, 8, True)), (5, 2, (2, 4, False)), (6, 2, (3, 4, True)), (5, 8, (0, 1, False))],
+)
+def test_neighbours_share_an_engine(rank, k, group, monkeypatch):
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 8)
+    assert engine_group(k) == EngineGroup(*group)
+
+
+def test_ranks_that_no_engines_can_share_are_refused(monkeypatch):
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    with pytest.raises(
+        ConfigError, match=r"^engine\.tensor_parallel: found 2, wanted a divisor of the number of ranks, 3$"
+    ):
+        engine_group(2)
+
+
+def test_the_answers_of_an_engine_count_once(one_rank):
+    assert EngineGroup(0, 1, is_first=True).gather([1, 2]) == [1, 2]
+    assert EngineGroup(0, 1, is_first=False).gather([1, 2]) == []
+
+
+def draws():
+    return random.random(), np.random.rand(), torch.rand(()).item()
+
+
+def test_a_seed_repeats_every_generator():
+    seed_everything(2**40 + 3)
+    first = draws()
+    seed_everything(2**40 + 3)
+    assert draws() == first
+    seed_everything(2**40 + 4)
+    assert not set(draws()) & set(first)

@@ -1,0 +1,235 @@
+"""The loop on the scripted engine: every algorithm, what a run leaves behind, kills, signals, and bad input."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from dataclasses import dataclass
+
+import pytest
+import scripted_run
+import torch
+from forked import FORKS, run_ranks
+from safetensors.torch import load_file
+from scripted_world import MODEL, scripted_config, scripted_engine, small_arguments, tokenizer
+from transformers import AutoModelForCausalLM
+
+import capo_kernels as ck
+from capo_fast.runtime.files import lock
+from capo_fast.train import main, run
+
+pytestmark = pytest.mark.usefixtures("fork_server")
+ELSEWHERE = "cpu" if torch.cuda.is_available() else "cuda"
+"""A loss kernel that can't run on this machine's policy."""
+ALGORITHMS = ["capo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "prefix"]
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def rollouts_of(folder, step):
+    with gzip.open(folder / "rollouts" / f"{step:06d}.jsonl.gz", "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+@dataclass
+class Ended:
+    returncode: int | None
+    stderr: str
+
+
+def process(folder, *arguments, die=None, largest_file=None):
+    """The command in a process of its own."""
+    doom = ["--die", die] if die else []
+    log = folder.with_suffix(".log")
+    log.unlink(missing_ok=True)
+    command = [*doom, "--run.dir", str(folder), *arguments]
+    child = FORKS.Process(target=scripted_run.child, args=(command, log, largest_file))
+    child.start()
+    child.join(120)
+    return Ended(child.exitcode, log.read_text())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_trains(algorithm, tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["--run.dir", str(folder), "--train.steps", "2", "--algorithm", algorithm]
+    summary = run(scripted_config(*arguments), scripted_engine())
+    assert summary["steps"] == 2
+    assert summary == json.loads((folder / "summary.json").read_text())
+    lines = metrics_of(folder)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert all(line["updates_skipped"] == 0 for line in lines)
+    assert any(line["updates"] == 2 and line["grad_norm"] > 0 for line in lines)
+    reads_critic = algorithm in ("capo", "prefix")
+    assert lines[0]["critic/critiques"] == (16 if reads_critic else 0)
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    shipped = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).state_dict()
+    assert not torch.equal(model.state_dict()["model.norm.weight"], shipped["model.norm.weight"])
+
+
+def test_a_run_leaves_its_whole_story(tmp_path):
+    folder = tmp_path / "run"
+    config = scripted_config("--run.dir", str(folder), "--train.steps", "3", "--eval.every", "2")
+    summary = run(config, scripted_engine())
+    assert {"pass@1_before", "pass@1_after", "steps", "wall_seconds", "seconds_by_stage"} <= set(summary)
+    assert summary["loss_kernel"] == ("cpu" if ck.status()["cpu"] == "available" else "reference")
+    assert set(summary["seconds_by_stage"]) == {
+        "start", "sync", "rollout", "critique", "verify", "learn", "eval", "checkpoint", "export",
+    }  # fmt: skip
+    assert ["eval/pass@1" in line for line in metrics_of(folder)] == [False, True, True]
+    rows = rollouts_of(folder, 2)
+    assert [(row["group"], row["sample"]) for row in rows] == [(g, i) for g in range(4) for i in range(4)]
+    for row in rows:
+        assert row["policy_version"] == 1
+        assert row["text"] == tokenizer().decode(row["token_ids"], skip_special_tokens=True)
+        assert sum(row["step_starts"]) == len(row["votes"]) == len(row["advantages"]) == len(row["text"].split("\n\n"))
+        assert row["critiques"][0]["wrong_steps"] == [k for k, vote in enumerate(row["votes"]) if vote]
+    assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"step_000002", "step_000003"}
+    assert list((folder / "tensorboard").iterdir())
+
+
+def test_dynamic_sampling_fills_the_batch_with_informative_groups(tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["--run.dir", str(folder), "--train.steps", "2", "--algorithm", "grpo", "--rollout.n", "2"]
+    run(scripted_config(*arguments, "--train.dynamic_sampling", "true"), scripted_engine())
+    for line in metrics_of(folder):
+        rows = rollouts_of(folder, line["step"])
+        alive = {row["group"] for row in rows if any(row["advantages"])}
+        assert 1 <= len(alive) <= 4
+        assert line["groups/dropped"] == len({row["group"] for row in rows}) - len(alive)
+    assert sum(line["groups/dropped"] for line in metrics_of(folder)) > 0
+
+
+KILLS = ["rollout:20", "critique:20", "load:3", "publish:1", "learn:1", "published:1", "recorded:2"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = process(folder, "--train.steps", "5")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def same_run(folder, other):
+    weights = [load_file(path / "model" / "model.safetensors") for path in (folder, other)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] | weights[1])
+    clocks = ("time/", "engine/", "memory", "tokens_per_s")
+    timeless = [
+        [{k: v for k, v in line.items() if not k.startswith(clocks)} for line in lines]
+        for lines in map(metrics_of, (folder, other))
+    ]
+    assert timeless[0] == timeless[1]
+    files = [sorted((path / "rollouts").iterdir()) for path in (folder, other)]
+    assert [f.name for f in files[0]] == [f.name for f in files[1]]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_every_stage_ends_with_the_same_bits(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    for place in KILLS:
+        died = process(folder, "--train.steps", "5", die=place)
+        assert died.returncode == -9, f"{place}: {died.returncode} {died.stderr}"
+    done = process(folder, "--train.steps", "5", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    same_run(undisturbed, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["critique:20:SIGTERM", "learn:3:SIGINT"])
+def test_a_signal_saves_the_last_finished_step_and_ends(place, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    stopped = process(folder, "--train.steps", "5", "--checkpoint.every", "0", die=place)
+    finished = 1 if place.startswith("critique") else 3
+    assert stopped.returncode == 130, stopped.stderr
+    assert f"capo_fast: interrupted: step {finished} is saved; --run.dir {folder} goes on" in stopped.stderr
+    assert (folder / "checkpoints" / f"step_{finished:06d}").is_dir()
+    assert process(folder, "--train.steps", "5", "--checkpoint.every", "0").returncode == 0
+    same_run(undisturbed, folder)
+
+
+@pytest.mark.slow
+def test_two_ranks_sample_the_same_data_and_learn_the_same(undisturbed, tmp_path):
+    command = ["--run.dir", str(tmp_path / "run"), "--train.steps", "5"]
+    statuses, output = run_ranks(scripted_run.main, tmp_path / "run.log", command)
+    assert statuses == [0, 0], output
+    one, two = (load_file(path / "model" / "model.safetensors") for path in (undisturbed, tmp_path / "run"))
+    assert all(torch.allclose(one[name], two[name], atol=2e-4) for name in one)
+    for step in range(1, 6):
+        texts = [[row["text"] for row in rollouts_of(path, step)] for path in (undisturbed, tmp_path / "run")]
+        assert texts[0] == texts[1]
+
+
+def test_a_finished_run_is_shown_again_and_not_trained(undisturbed):
+    before = (undisturbed / "model" / "model.safetensors").read_bytes()
+    done = process(undisturbed, "--train.steps", "5")
+    assert done.returncode == 0, done.stderr
+    assert (undisturbed / "model" / "model.safetensors").read_bytes() == before
+    assert len(metrics_of(undisturbed)) == 5
+
+
+def test_resume_never_moves_the_old_folder_aside(undisturbed):
+    done = process(undisturbed, "--train.steps", "0", "--resume", "never")
+    assert done.returncode == 0, done.stderr
+    aside = undisturbed.with_name("run.old-1")
+    assert len(metrics_of(aside)) == 5
+    assert metrics_of(undisturbed) == []
+    os.rename(undisturbed, undisturbed.with_name("empty"))
+    os.rename(aside, undisturbed)
+
+
+def test_a_run_has_one_writer(undisturbed, capsys):
+    with lock(undisturbed):
+        assert main(small_arguments("--run.dir", str(undisturbed), "--train.steps", "9")) == 1
+        assert main(small_arguments("--run.dir", str(undisturbed), "--resume", "never")) == 1
+    assert capsys.readouterr().err.count(f"error: {undisturbed}: another process is at work on this run") == 2
+    assert len(metrics_of(undisturbed)) == 5
+
+
+def test_other_settings_do_not_resume_a_run(undisturbed, capsys):
+    assert main(small_arguments("--run.dir", str(undisturbed), "--train.lr", "1e-3")) == 2
+    assert "capo_fast: error: train.lr: 0.001, but the run in" in capsys.readouterr().err
+    assert len(metrics_of(undisturbed)) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--train.stepz", "3"], "train.stepz: unknown setting"),
+        (["--train.lr", "fast"], "train.lr: "),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--data.path", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--data.path", "{tmp}/broken.jsonl"], "broken.jsonl, line 2"),
+        (["--data.answer_field", "solutoin"], "solutoin"),
+        (["--engine.max_model_len", "60", "--critic.max_tokens", "20"], "prompts are longer than 12 tokens"),
+        (["--credit.outcome_weight", "1"], "credit."),
+        (["--model.path", "/nowhere/model"], "/nowhere/model"),
+        (["--critic.prompt", "{tmp}/template.txt"], "template.txt"),
+        (["--reward.fn", "no_such_module:f"], "no_such_module"),
+        (["--policy.loss_kernel", ELSEWHERE], f"policy.loss_kernel: impl='{ELSEWHERE}' cannot run: "),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, line, tmp_path, capsys):
+    (tmp_path / "broken.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n{"problem": \n')
+    (tmp_path / "template.txt").write_text("{{problem}}")
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    status = main(["--run.dir", str(tmp_path / "run"), "--train.steps", "1", *arguments])
+    [error] = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert status in (1, 2)
+    assert error.startswith("capo_fast: error: ")
+    assert line in error
+
+
+def test_a_full_disk_stops_cleanly_and_keeps_what_was_there(tmp_path):
+    """A file size limit stands in for a full disk: the checkpoint fails half-way, as it would there."""
+    folder = tmp_path / "run"
+    assert process(folder, "--train.steps", "2").returncode == 0
+    stopped = process(folder, "--train.steps", "4", largest_file=1_500_000)
+    assert stopped.returncode == 1, stopped.stderr
+    assert "capo_fast: error: step 4 not saved, earlier checkpoints stand" in stopped.stderr
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_000000", "step_000002"]
+    assert process(folder, "--train.steps", "4").returncode == 0
