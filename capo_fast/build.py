@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,13 +15,14 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from capo_fast.config.load import config_as_dict, dump_config, flatten, read_file
-from capo_fast.config.paths import resolve_model, resolve_path
+from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import swaps
-from capo_fast.config.schema import NO_LORA, Config, ConfigError, LoraConfig
-from capo_fast.credit.critic import load_template
-from capo_fast.data import PromptOrder, load_problems, render_prompts
-from capo_fast.engine.base import Engine, EngineError, Generator
+from capo_fast.config.schema import Config
+from capo_fast.data import PromptOrder
+from capo_fast.engine.base import Engine, Generator
 from capo_fast.engine.endpoint import EndpointCritic
+from capo_fast.errors import ConfigError
+from capo_fast.loaders import check_reward_function, load_critic_template, load_prompts, load_tokenizer, start_engine
 from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import BasePolicy, add_adapter
@@ -43,7 +42,7 @@ from capo_fast.runlog.recorder import Recorder, RunFolder, Stopwatch
 from capo_fast.runtime.failures import Deadline
 from capo_fast.runtime.files import RecordError, lock, replacing
 from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
-from capo_fast.verify.answers import VerifierPool
+from capo_fast.verify import VerifierPool
 
 
 @dataclass
@@ -160,53 +159,6 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         stop=StopSignal(),
         started=started - progress.wall_seconds,
     )
-
-
-def check_reward_function(name: str) -> None:
-    """Import it here once, so that a bad name stops the run now and not in a worker after the engine's start."""
-    module, _, function = name.partition(":")
-    try:
-        getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"reward.fn: {name} can't be loaded: {error}") from error
-
-
-def load_critic_template(config: Config) -> str:
-    try:
-        return load_template(resolve_path(config.critic.prompt))
-    except ValueError as error:
-        raise ConfigError(f"critic.prompt: {error}") from error
-
-
-def load_tokenizer(model_path: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model_path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path: no tokenizer can be loaded from {model_path}") from error
-
-
-def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts, each short enough to leave room for its answer."""
-    room = config.engine.max_model_len - config.rollout.max_tokens
-    system = config.data.system_prompt
-    assert config.data.path is not None  # a rule of the configuration
-    prompts = render_prompts(load_problems(config.data.path, config.data), tokenizer, system, room)
-    if config.eval.path is None:
-        return prompts, []
-    fields = replace(config.data, name=config.eval.name, split=config.eval.split)
-    problems = load_problems(config.eval.path, fields)[: config.eval.limit]
-    return prompts, render_prompts(problems, tokenizer, system, room)
-
-
-def start_engine(model_path: str, config: Config, lora: LoraConfig = NO_LORA) -> Engine:
-    """vLLM; with `lora` it takes adapters of that rank and targets."""
-    from capo_fast.engine.vllm import VllmEngine
-
-    if importlib.util.find_spec("vllm") is None:
-        raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
-    return VllmEngine(model_path, config.engine, lora)
 
 
 def ask_server(config: Config, group: EngineGroup, progress: Progress) -> EndpointCritic | None:

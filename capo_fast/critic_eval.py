@@ -16,21 +16,21 @@ from typing import Any
 import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
-from capo_fast.build import load_critic_template, load_tokenizer, start_engine
-from capo_fast.config.schema import Config, ConfigError
+from capo_fast.config.schema import Config
 from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, render_critique_prompt
 from capo_fast.engine.base import Generator
 from capo_fast.engine.chat import served_model
 from capo_fast.engine.endpoint import EndpointCritic
+from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
     TINY,
     Job,
     engine_of,
     estimate,
-    guarded,
     markdown,
     parser,
     read_job,
+    resumable,
     software,
     write_results,
 )
@@ -38,9 +38,10 @@ from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_
 from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
 from capo_fast.evaluation.questions import digest
 from capo_fast.evaluation.store import Store, requests_digest
+from capo_fast.loaders import load_critic_template, load_tokenizer, start_engine
 from capo_fast.records import Answer, Request
 from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room, read_critique
-from capo_fast.runtime.ranks import WHOLE_DAY_S, engine_group, on_first_rank, ranks
+from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, on_first_rank, ranks
 
 SETTINGS = (
     "seed",
@@ -232,7 +233,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if results := run(job):
             print(f"{results_table(results)}\n{job.out}/results.json")
 
-    return guarded(work)
+    die_with_launcher()
+    return run_command(lambda: resumable(work))
 
 
 if __name__ == "__main__":

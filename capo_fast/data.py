@@ -17,7 +17,8 @@ import numpy as np
 from jinja2 import TemplateError
 
 from capo_fast.config.paths import PACKAGED, resolve_path
-from capo_fast.config.schema import ConfigError, DataConfig
+from capo_fast.config.schema import DataConfig
+from capo_fast.errors import ConfigError
 from capo_fast.records import Prompt
 
 if TYPE_CHECKING:

@@ -17,19 +17,18 @@ from typing import Any
 import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
-from capo_fast.build import check_reward_function, load_tokenizer, start_engine
-from capo_fast.config.schema import ConfigError
 from capo_fast.engine.base import Engine
+from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
     TINY,
     Job,
     at_least,
     engine_of,
     estimate,
-    guarded,
     markdown,
     parser,
     read_job,
+    resumable,
     software,
     write_results,
 )
@@ -38,8 +37,9 @@ from capo_fast.evaluation.questions import BENCHMARKS, Question, digest, load_be
 from capo_fast.evaluation.scores import equal_answers, equal_letters, macro_mean, score_benchmark
 from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
 from capo_fast.evaluation.store import Store, requests_digest
-from capo_fast.runtime.ranks import WHOLE_DAY_S, engine_group, ranks
-from capo_fast.verify.answers import VerifierPool
+from capo_fast.loaders import check_reward_function, load_tokenizer, start_engine
+from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, ranks
+from capo_fast.verify import VerifierPool
 
 RUNS = 3
 SETTINGS = (
@@ -189,7 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if asked is not None and (results := run(*asked)):
             print(f"{results_table(results)}\n{asked[0].out}/results.json")
 
-    return guarded(work)
+    die_with_launcher()
+    return run_command(lambda: resumable(work))
 
 
 if __name__ == "__main__":

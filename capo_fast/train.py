@@ -8,7 +8,6 @@ is one, for the critiques.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,13 +18,13 @@ import capo_fast.runtime.extras  # noqa: F401  before the imports that would fai
 from capo_fast.build import Parts, build
 from capo_fast.config.load import load_config
 from capo_fast.config.rules import swaps
-from capo_fast.config.schema import Config, ConfigError
+from capo_fast.config.schema import Config
 from capo_fast.credit.assign import assign_credit, informative_groups
-from capo_fast.engine.base import Engine, EngineError
+from capo_fast.engine.base import Engine
+from capo_fast.errors import Interrupted, run_command
 from capo_fast.policy.batch import pack_update, split_minibatches
-from capo_fast.policy.checkpoint import CheckpointError, export_adapter, export_model
-from capo_fast.policy.learner import TrainingDiverged
-from capo_fast.policy.sync import Sync, SyncError
+from capo_fast.policy.checkpoint import export_adapter, export_model
+from capo_fast.policy.sync import Sync
 from capo_fast.records import CreditedSample, Prompt, Sample
 from capo_fast.rollout.dealing import deal_rollouts
 from capo_fast.rollout.generation import Generation, Stream, Traffic
@@ -34,26 +33,12 @@ from capo_fast.rollout.requests import Sampler
 from capo_fast.runlog.console import write_summary
 from capo_fast.runlog.metrics import step_figures
 from capo_fast.runlog.recorder import rollout_row
-from capo_fast.runtime.failures import RankLost, one_error_shown
-from capo_fast.runtime.files import RecordError
-from capo_fast.runtime.ranks import Interrupted, die_with_launcher, gather, ranks
-from capo_fast.verify.answers import VerifierError
-
-FAILURES = (
-    ConfigError,
-    EngineError,
-    SyncError,
-    TrainingDiverged,
-    CheckpointError,
-    RecordError,
-    VerifierError,
-    RankLost,
-)
-"""What ends a run with one line instead of a traceback."""
+from capo_fast.runtime.failures import one_error_shown
+from capo_fast.runtime.ranks import die_with_launcher, gather, ranks
 
 
 def run(config: Config, engine: Engine | None = None) -> dict[str, object]:
-    """Train as configured; every rank calls it. Returns what `summary.json` holds. Raises `FAILURES`, Interrupted."""
+    """Train as configured; every rank calls it. Returns what `summary.json` holds. Raises CapoError."""
     # Start-up has no deadline of its own; a 7B model may take minutes to be read.
     with ranks(max(2 * config.train.stage_timeout_s, 1800.0)) as device:
         parts = build(config, device, engine)
@@ -223,19 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit status: 0 done, 1 failed with one line, 2 wrong settings, 130 interrupted and saved."""
     arguments = sys.argv[1:] if argv is None else argv
     die_with_launcher()
-    try:
-        run(load_config(arguments))
-    except Interrupted as stop:
-        return _say(f"interrupted: {stop}", 130)
-    except FAILURES as error:
-        return _say(f"error: {error}", 2 if isinstance(error, ConfigError) else 1)
-    return 0
-
-
-def _say(line: str, status: int) -> int:
-    rank = os.environ.get("RANK", "0")
-    print(f"capo_fast: {line}" if rank == "0" else f"capo_fast, rank {rank}: {line}", file=sys.stderr, flush=True)
-    return status
+    return run_command(lambda: run(load_config(arguments)))
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ import torch
 from bench.evidence.arms import ARMS, Plan, arm_config, base_folder, run_folder
 from bench.evidence.oracle import KeptEngine, OracleCritic
 from bench.trainer.end_to_end import about
-from capo_fast.build import Parts, build, load_tokenizer, start_engine
+from capo_fast.build import Parts, build
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
+from capo_fast.loaders import load_tokenizer, start_engine
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.files import replacing
 from capo_fast.runtime.ranks import ranks

@@ -26,7 +26,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.presets import ALGORITHMS
 from capo_fast.config.rules import validate
-from capo_fast.config.schema import Config, ConfigError
+from capo_fast.config.schema import Config
+from capo_fast.errors import ConfigError
 
 DEFAULT_FILE = "pkg://capo_fast.configs/tiny.yaml"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from capo_fast.config.schema import ConfigError
+from capo_fast.errors import ConfigError
 
 PACKAGED = "pkg://"
 

@@ -9,7 +9,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
-from capo_fast.config.schema import Config, ConfigError
+from capo_fast.config.schema import Config
+from capo_fast.errors import ConfigError
 
 
 def validate(config: Config) -> Config:

@@ -13,10 +13,6 @@ from typing import Literal
 Norm = Literal["group-token", "group-sequence", "separate", "center", "sequence-center", "none"]
 
 
-class ConfigError(ValueError):
-    """A setting that can't be used: one line that names it, what was found and what is wanted."""
-
-
 @dataclass(frozen=True)
 class RunConfig:
     dir: str | None = None

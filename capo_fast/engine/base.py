@@ -11,12 +11,13 @@ from typing import Protocol
 
 import torch
 
+from capo_fast.errors import CapoError
 from capo_fast.records import Completion, Request
 
 CHECKSUM_ROWS = 8192
 
 
-class EngineError(RuntimeError):
+class EngineError(CapoError):
     """The engine could not be started, or the server that stands for one gave out."""
 
 

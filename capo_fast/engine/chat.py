@@ -16,8 +16,9 @@ from typing import Any
 import httpx2
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
-from capo_fast.config.schema import ConfigError, EndpointConfig
+from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.base import EngineError
+from capo_fast.errors import ConfigError
 from capo_fast.records import Completion, Request
 
 CONNECT_S = 10.0

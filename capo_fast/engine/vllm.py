@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from capo_fast.config.schema import NO_LORA, ConfigError, EngineConfig, LoraConfig
+from capo_fast.config.schema import NO_LORA, EngineConfig, LoraConfig
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.vllm_weights import adapter_checksums, weight_checksums
+from capo_fast.errors import ConfigError
 from capo_fast.records import Completion, Request
 from capo_fast.runtime.files import passing_folder
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +17,11 @@ from capo_fast.config.help import docstrings
 from capo_fast.config.load import DEFAULT_FILE, build_config, config_as_dict, flatten, read_arguments, read_file
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate_sampling
-from capo_fast.config.schema import Config, ConfigError
-from capo_fast.engine.base import EngineError, Generator
+from capo_fast.config.schema import Config
+from capo_fast.engine.base import Generator
+from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.evaluation.store import fingerprint
-from capo_fast.runtime.failures import RankLost
-from capo_fast.runtime.files import RecordError, replacing
-from capo_fast.runtime.ranks import die_with_launcher
-from capo_fast.verify.answers import VerifierError
+from capo_fast.runtime.files import replacing
 
 TINY = "tiny"
 
@@ -182,19 +178,9 @@ def engine_of(engine: Generator | None, start: Callable[[], Generator]) -> Itera
             mine.close()
 
 
-def guarded(work: Callable[[], None]) -> int:
-    """The exit status of a command: 0 done, 1 failed with one line, 2 wrong settings, 130 interrupted."""
-    die_with_launcher()
+def resumable(work: Callable[[], object]) -> None:
+    """Run `work`, and turn Ctrl-C into Interrupted: answers are saved one by one. Raises CapoError."""
     try:
         work()
     except KeyboardInterrupt:
-        return _say("interrupted: every finished answer is saved; the same command with the same --out goes on", 130)
-    except (ConfigError, EngineError, RankLost, RecordError, VerifierError) as error:
-        return _say(f"error: {error}", 2 if isinstance(error, ConfigError) else 1)
-    return 0
-
-
-def _say(line: str, status: int) -> int:
-    rank = os.environ.get("RANK", "0")
-    print(f"capo_fast: {line}" if rank == "0" else f"capo_fast, rank {rank}: {line}", file=sys.stderr, flush=True)
-    return status
+        raise Interrupted("every finished answer is saved; the same command with the same --out goes on") from None

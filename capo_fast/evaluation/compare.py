@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from capo_fast.config.schema import ConfigError
+from capo_fast.errors import ConfigError
 from capo_fast.evaluation.command import markdown
 from capo_fast.evaluation.store import first_difference
 from capo_fast.statistics import difference_interval, mean, paired_p

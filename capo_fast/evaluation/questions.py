@@ -12,8 +12,8 @@ from random import Random
 from string import ascii_uppercase
 from typing import Any
 
-from capo_fast.config.schema import ConfigError
 from capo_fast.data import DataError, read_rows, text_field
+from capo_fast.errors import ConfigError
 from capo_fast.evaluation.choices import MOST
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")

@@ -10,7 +10,7 @@ from capo_fast.evaluation.questions import Question
 from capo_fast.evaluation.solving import Attempt, Checked
 from capo_fast.records import Answer
 from capo_fast.statistics import macro_interval, mean, mean_interval, pass_at_k
-from capo_fast.verify.answers import VerifierPool
+from capo_fast.verify import VerifierPool
 
 Scores = dict[str, float | None]
 """Of one problem by metric; None where time-outs left nothing (or too little) to score."""

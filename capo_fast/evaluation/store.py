@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, Self
 
 import torch.distributed as dist
 
-from capo_fast.config.schema import ConfigError
 from capo_fast.engine.base import Generator, stream_requests
+from capo_fast.errors import ConfigError
 from capo_fast.records import Answer, Request
 from capo_fast.runlog.display import open_display
 from capo_fast.runtime.files import RecordError, append, json_line, lock, naming, replacing

@@ -24,13 +24,14 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
+from capo_fast.errors import CapoError
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import adapter_files, adapter_weights, merged_weights
 from capo_fast.policy.model import DTYPES
 from capo_fast.runtime.ranks import on_first_rank
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(CapoError):
     """A checkpoint could not be written or read."""
 
 

@@ -15,13 +15,14 @@ import torch.distributed as dist
 
 import capo_kernels as ck
 from capo_fast.config.schema import Config
+from capo_fast.errors import CapoError
 from capo_fast.policy.lora import BasePolicy
 from capo_fast.policy.model import Policy, whole
 from capo_fast.records import PackedBatch
 from capo_fast.runtime.ranks import gather
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(CapoError):
     """Too many updates in a row had a loss or gradient that is not finite."""
 
 

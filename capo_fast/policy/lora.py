@@ -18,7 +18,8 @@ from safetensors.torch import save
 from torch import nn
 
 import capo_kernels as ck
-from capo_fast.config.schema import ConfigError, LoraConfig
+from capo_fast.config.schema import LoraConfig
+from capo_fast.errors import ConfigError
 from capo_fast.policy.model import Policy, full_weights, whole
 from capo_fast.records import PackedBatch
 

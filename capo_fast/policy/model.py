@@ -16,7 +16,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import capo_kernels as ck
-from capo_fast.config.schema import ConfigError, PolicyConfig
+from capo_fast.config.schema import PolicyConfig
+from capo_fast.errors import ConfigError
 from capo_fast.policy.attention import use_packed_sdpa
 from capo_fast.records import PackedBatch
 

@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from capo_fast.config.schema import Config, ConfigError
+from capo_fast.config.schema import Config
 from capo_fast.engine.base import Engine, checksum
+from capo_fast.errors import CapoError, ConfigError
 from capo_fast.policy.batch import pack
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import adapter_files, adapter_weights, base_weights, scaled_adapter
@@ -38,7 +39,7 @@ Sums = dict[str, tuple[float, float]]
 """Checksum and norm of each weight, by name."""
 
 
-class SyncError(RuntimeError):
+class SyncError(CapoError):
     """Trainer and engine don't hold the same weights."""
 
 

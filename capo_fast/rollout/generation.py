@@ -22,7 +22,7 @@ from capo_fast.engine.base import Engine, Generator
 from capo_fast.records import Completion, Critique, Prompt, Request, Rollout, Sample
 from capo_fast.rollout.requests import Sampler, rollout_id
 from capo_fast.runtime.ranks import gather
-from capo_fast.verify.answers import VerifierPool
+from capo_fast.verify import VerifierPool
 
 Verdict = bool | float | None
 Member = tuple[int, int]

@@ -12,7 +12,7 @@ from capo_fast.records import Prompt, Request
 from capo_fast.rollout.requests import request_seed
 from capo_fast.runtime.ranks import EngineGroup, gather
 from capo_fast.statistics import mean, variance
-from capo_fast.verify.answers import VerifierPool
+from capo_fast.verify import VerifierPool
 
 Verdict = bool | float | None
 """Of one answer: right or wrong, a share, or None where the check timed out."""

@@ -32,7 +32,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from capo_fast.config.schema import ConfigError
+from capo_fast.errors import ConfigError
 from capo_fast.runtime.files import TEMPORARY, RecordError, append, finite, json_line, naming, replacing
 
 if TYPE_CHECKING:

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from capo_fast.errors import CapoError, Interrupted
+
 WORD_S = 5.0
 """How long a rank waits for another that has gone to say why, and for its error to be shown."""
 NEIGHBOURS_S = 2.0
@@ -32,11 +34,7 @@ FIRST, SHOWN = "capo_fast/first_to_end", "capo_fast/first_error_shown"
 DEADLINE = "went over its deadline"
 
 
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C reached a rank: the run saves its last finished step and ends."""
-
-
-class RankLost(RuntimeError):
+class RankLost(CapoError):
     """Another rank ended first: its error is the one to read."""
 
 
@@ -93,7 +91,7 @@ def _raise_if_not_first(peers: Peers, error: Exception) -> None:
     lost, first = connection_lost(error), None
     with suppress(dist.DistError):  # the store ended with the rank that kept it
         if not lost and peers.claim("failed") is None:
-            # The error is shown after this, by a handler of FAILURES or at the end as a traceback.
+            # The error is shown after this, by `run_command` or at the end as a traceback.
             atexit.register(peers.shown)
             return
         first = peers.first()

@@ -13,8 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from capo_fast.errors import CapoError
 
-class RecordError(RuntimeError):
+
+class RecordError(CapoError):
     """The run can't keep its records (a full disk, a damaged file): one line that names the file and what is wrong."""
 
 

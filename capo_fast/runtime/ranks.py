@@ -18,8 +18,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from capo_fast.config.schema import ConfigError
-from capo_fast.runtime.failures import Interrupted, one_error_shown
+from capo_fast.errors import ConfigError, Interrupted
+from capo_fast.runtime.failures import one_error_shown
 
 PR_SET_PDEATHSIG = 1
 T = TypeVar("T")

@@ -24,6 +24,8 @@ from multiprocessing.connection import Connection, Pipe, wait
 from queue import SimpleQueue
 from typing import Any
 
+from capo_fast.errors import CapoError
+
 START_LIMIT_S = 120.0
 """What a worker may take to import its function."""
 # Deaf to Ctrl-C from the first moment: it reaches the whole process group, and the parent decides.
@@ -31,7 +33,7 @@ _BOOT = "import signal; signal.signal(2, signal.SIG_IGN); from capo_fast.verify.
 _PR_SET_PDEATHSIG = 1
 
 
-class VerifierError(RuntimeError):
+class VerifierError(CapoError):
     """The reward function failed, could not be loaded, or gave no verdict: a bug in it, not a wrong answer."""
 
 

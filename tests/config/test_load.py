@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from capo_fast.config import load as settings
 from capo_fast.config.load import TYPES, build_config, config_as_dict, dump_config, flatten, load_config, read_file
 from capo_fast.config.presets import ALGORITHMS
-from capo_fast.config.schema import Config, ConfigError
+from capo_fast.config.schema import Config
+from capo_fast.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

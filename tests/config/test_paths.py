@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from capo_fast.config.paths import resolve_model, resolve_path
-from capo_fast.config.schema import ConfigError
+from capo_fast.errors import ConfigError
 
 
 def test_plain_paths_pass_and_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:

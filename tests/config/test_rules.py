@@ -6,7 +6,8 @@ import pytest
 
 from capo_fast.config import rules
 from capo_fast.config.load import TYPES, build_config
-from capo_fast.config.schema import Config, ConfigError
+from capo_fast.config.schema import Config
+from capo_fast.errors import ConfigError
 
 DATA = {"data.path": "problems.jsonl"}
 

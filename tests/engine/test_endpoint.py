@@ -20,11 +20,12 @@ import torch
 from scripted_world import MODEL, tokenizer
 from transformers import AutoModelForCausalLM
 
-from capo_fast.config.schema import ConfigError, EndpointConfig
+from capo_fast.config.schema import EndpointConfig
 from capo_fast.credit.critic import load_template, render_critique_prompt
 from capo_fast.critic_eval import main as critic_eval
 from capo_fast.engine.base import EngineError, run_requests, stream_requests
 from capo_fast.engine.endpoint import EndpointCritic
+from capo_fast.errors import ConfigError
 from capo_fast.evaluation.labelled import load_solutions
 from capo_fast.records import Request
 

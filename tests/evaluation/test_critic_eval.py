@@ -10,8 +10,8 @@ import pytest
 from scripted_engine import ScriptedEngine
 from scripted_world import scripted_engine
 
-from capo_fast.config.schema import ConfigError
 from capo_fast.critic_eval import job_of, main, run
+from capo_fast.errors import ConfigError
 from capo_fast.evaluation.critics import Judged, score_set, score_voting, subset_mean
 from capo_fast.evaluation.labelled import DATA, Solution, load_solutions
 from capo_fast.records import Answer, Completion, Critique

@@ -12,7 +12,7 @@ import pytest
 from scripted_engine import ScriptedEngine
 from scripted_world import scripted_engine
 
-from capo_fast.config.schema import ConfigError
+from capo_fast.errors import ConfigError
 from capo_fast.evaluate import Protocol, job_of, main, run
 from capo_fast.evaluation.compare import compare, comparison_table, read_results
 from capo_fast.evaluation.questions import load_benchmarks

@@ -18,7 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM
 
 import capo_kernels as ck
-from capo_fast.config.schema import Config, ConfigError, LoraConfig, LossConfig, PolicyConfig, RolloutConfig
+from capo_fast.config.schema import Config, LoraConfig, LossConfig, PolicyConfig, RolloutConfig
+from capo_fast.errors import ConfigError
 from capo_fast.policy.batch import pack
 from capo_fast.policy.checkpoint import Checkpointer, export_adapter, export_model
 from capo_fast.policy.lora import BasePolicy, adapter_weights, add_adapter, base_weights, merged_weights

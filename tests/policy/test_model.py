@@ -19,7 +19,8 @@ from transformers import (
 )
 
 import capo_kernels as ck
-from capo_fast.config.schema import Config, ConfigError, PolicyConfig
+from capo_fast.config.schema import Config, PolicyConfig
+from capo_fast.errors import ConfigError
 from capo_fast.policy.batch import pack
 from capo_fast.policy.model import check_loss_kernel, full_weights, load_model, shard_policy
 

@@ -13,7 +13,7 @@ from capo_fast.records import Completion, Prompt
 from capo_fast.rollout.generation import Generation, Stream, Traffic
 from capo_fast.rollout.requests import Sampler
 from capo_fast.runtime.ranks import ranks
-from capo_fast.verify.answers import VerifierPool
+from capo_fast.verify import VerifierPool
 
 TEMPLATE = load_template("tiny")
 CONFIG = scripted_config("--critic.mode", "self", "--critic.votes", "2")

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import capo_fast
-from capo_fast.config.schema import ConfigError
+from capo_fast.errors import ConfigError
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
 from capo_fast.runlog.recorder import (
     Recorder,

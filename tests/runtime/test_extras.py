@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from capo_fast.build import start_engine
 from capo_fast.config.schema import Config
 from capo_fast.engine.base import EngineError
+from capo_fast.loaders import start_engine
 
 
 def test_the_trainer_names_the_missing_extra():

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from capo_fast.config.schema import ConfigError
-from capo_fast.runtime.ranks import EngineGroup, Interrupted, StopSignal, engine_group, gather, ranks, seed_everything
+from capo_fast.errors import ConfigError, Interrupted
+from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, gather, ranks, seed_everything
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

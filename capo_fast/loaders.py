@@ -1,0 +1,63 @@
+"""What training, both evaluations and `capo check` load alike: tokenizer, prompts, critic template, reward, engine."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import replace
+from typing import Any
+
+from capo_fast.config.paths import resolve_path
+from capo_fast.config.schema import NO_LORA, Config, LoraConfig
+from capo_fast.credit.critic import load_template
+from capo_fast.data import load_problems, render_prompts
+from capo_fast.engine.base import Engine, EngineError
+from capo_fast.errors import ConfigError
+from capo_fast.records import Prompt
+
+
+def load_tokenizer(model_path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model_path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model.path: no tokenizer can be loaded from {model_path}") from error
+
+
+def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts, each short enough to leave room for its answer."""
+    room = config.engine.max_model_len - config.rollout.max_tokens
+    system = config.data.system_prompt
+    assert config.data.path is not None  # a rule of the configuration
+    prompts = render_prompts(load_problems(config.data.path, config.data), tokenizer, system, room)
+    if config.eval.path is None:
+        return prompts, []
+    fields = replace(config.data, name=config.eval.name, split=config.eval.split)
+    problems = load_problems(config.eval.path, fields)[: config.eval.limit]
+    return prompts, render_prompts(problems, tokenizer, system, room)
+
+
+def load_critic_template(config: Config) -> str:
+    try:
+        return load_template(resolve_path(config.critic.prompt))
+    except ValueError as error:
+        raise ConfigError(f"critic.prompt: {error}") from error
+
+
+def check_reward_function(name: str) -> None:
+    """Import it here once, so that a bad name stops the run now and not in a worker after the engine's start."""
+    module, _, function = name.partition(":")
+    try:
+        getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"reward.fn: {name} can't be loaded: {error}") from error
+
+
+def start_engine(model_path: str, config: Config, lora: LoraConfig = NO_LORA) -> Engine:
+    """vLLM; with `lora` it takes adapters of that rank and targets."""
+    from capo_fast.engine.vllm import VllmEngine
+
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
+    return VllmEngine(model_path, config.engine, lora)
