@@ -63,7 +63,7 @@ def rollout(random: Random, group: int, sample: int) -> CreditedSample:
     prompt = Prompt(f"p{group}", " ".join(random.choices(WORDS, k=40)), "7", None, ())
     spans = StepSpans(starts, texts)
     made = Rollout(prompt, group, sample, 0, ids, (), "\n\n".join(texts), True, spans)
-    advantages = tuple(2 * outcome - wrong[k // STEP_TOKENS] - 0.9 for k in range(len(ids)))
+    advantages = tuple(2 * outcome - vote - 0.9 for vote in wrong)
     return CreditedSample(Sample(made, outcome, critiques, wrong), True, outcome, wrong, (), advantages)
 
 

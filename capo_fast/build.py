@@ -1,12 +1,10 @@
-"""A configuration -> the parts of a run, put together in the one order that works."""
+"""A configuration -> a run, put together in the one order that works."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,14 +12,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from capo_fast.config.load import config_as_dict, dump_config, flatten, read_file
+from capo_fast.config.load import config_as_dict
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import swaps
 from capo_fast.config.schema import Config
-from capo_fast.data import PromptOrder
-from capo_fast.engine.base import Engine, Generator
+from capo_fast.data import Problems, PromptOrder
+from capo_fast.engine.base import Engine
 from capo_fast.engine.endpoint import EndpointCritic
-from capo_fast.errors import ConfigError
 from capo_fast.loaders import check_reward_function, load_critic_template, load_prompts, load_tokenizer, start_engine
 from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import Learner
@@ -30,133 +27,114 @@ from capo_fast.policy.model import DTYPES, Policy, check_loss_kernel, load_model
 from capo_fast.policy.sync import (
     AdapterSync,
     FrozenCritic,
+    FullSync,
     Sync,
     check_same_architecture,
     freeze_critic,
     probe_sequences,
 )
-from capo_fast.records import Prompt
-from capo_fast.runlog.console import Console, open_console
+from capo_fast.rollout.generator import RolloutGenerator
+from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.runlog.console import open_console
+from capo_fast.runlog.folder import run_folder
+from capo_fast.runlog.log import RunLog
 from capo_fast.runlog.progress import Progress
-from capo_fast.runlog.recorder import Recorder, RunFolder, Stopwatch
+from capo_fast.runlog.recorder import Recorder, RunFolder
 from capo_fast.runtime.failures import Deadline
-from capo_fast.runtime.files import RecordError, lock, replacing
 from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
+from capo_fast.runtime.stages import Stages
+from capo_fast.trainer import Trainer
 from capo_fast.verify import VerifierPool
 
 
-@dataclass
-class Parts:
-    """Everything that the loop uses."""
+def build(config: Config, device: torch.device, engine: Engine | None = None) -> Trainer:
+    """A run, resumed from its newest checkpoint if there is one. A collective on all ranks.
 
-    config: Config
-    folder: Path
-    rank: int
-    world: int
-    group: EngineGroup
-    prompts: list[Prompt]
-    heldout: list[Prompt]
-    order: PromptOrder
-    tokenizer: Any
-    template: str
-    engine: Engine
-    critic: Generator
-    """What answers critiques: the engine itself, or a server."""
-    learner: Learner
-    sync: Sync | AdapterSync
-    pool: VerifierPool
-    checkpointer: Checkpointer
-    progress: Progress
-    guard: BinaryIO | None
-    """Keeps other processes out of the folder (rank 0)."""
-    recorder: Recorder
-    console: Console
-    clock: Stopwatch
-    deadline: Deadline
-    stop: StopSignal
-    started: float
-
-    def wall_seconds(self) -> float:
-        """Seconds of the run so far, over all its starts."""
-        return time.monotonic() - self.started
-
-    def close(self) -> None:
-        self.deadline.stop()
-        self.console.close()
-        self.recorder.close()
-        if self.guard is not None:
-            self.guard.close()
-        self.pool.close()
-        if self.critic is not self.engine:
-            self.critic.close()
-        self.engine.close()
-        self.stop.close()
-
-
-def build(config: Config, device: torch.device, engine: Engine | None = None) -> Parts:
-    """All parts of a run, resumed from its newest checkpoint if there is one. A collective on all ranks.
-
-    `engine`: one to use instead of vLLM. Raises ConfigError for what can't be used, before the engine is started.
+    engine: one to use instead of vLLM. Raises ConfigError for what can't be used, before the engine is started.
     """
     started = time.monotonic()
     seed_everything(config.seed)
-    rank, world = dist.get_rank(), dist.get_world_size()
     group = engine_group(config.engine.tensor_parallel)
     model_path = resolve_model(config.model.path)
     tokenizer = load_tokenizer(model_path)
     prompts, heldout = load_prompts(config, tokenizer)
-    template = load_critic_template(config)
+    problems = Problems(prompts, heldout, PromptOrder(len(prompts), config.seed))
+    requests = RequestBuilder(tokenizer, load_critic_template(config), config)
     check_reward_function(config.reward.fn)
     folder, guard = run_folder(config)
-    checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint.keep)
     probe = probe_sequences(prompts, config.sync.probe_sequences, config.sync.probe_tokens)
     learner, critic = load_learner(model_path, config, device, probe)
-    progress = Progress()
-    if (newest := on_first_rank(checkpointer.newest)) is not None:
-        progress = Progress(**checkpointer.load(newest, learner))
-    recorder = Recorder()
-    if rank == 0:
-        recorder = RunFolder(folder, config.run.keep_rollouts, config.run.wandb, config_as_dict(config))
-        recorder.cut_back(progress.step)
+    checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint.keep)
+    progress = resume(checkpointer, learner)
+    recorder = open_recorder(folder, config, progress.step)
+    engine, server = start_engines(model_path, config, group, progress, engine)
+    weights = push_from(learner, engine, critic, probe, config)
+    log = open_log(config, folder, progress, checkpointer, recorder, guard, started)
+    pool = VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn)
+    generator = RolloutGenerator(config, engine, server or engine, pool, requests, weights, group, log.stages)
+    return Trainer(config, problems, generator, learner, log)
+
+
+def resume(checkpointer: Checkpointer, learner: Learner) -> Progress:
+    """Restore the newest checkpoint, if there is one; the run's progress. A collective."""
+    newest = on_first_rank(checkpointer.newest)
+    return Progress() if newest is None else Progress(**checkpointer.load(newest, learner))
+
+
+def open_recorder(folder: Path, config: Config, step: int) -> Recorder:
+    """What records the steps after this one: on rank 0 into the folder."""
+    if dist.get_rank() != 0:
+        return Recorder()
+    recorder = RunFolder(folder, config.run.keep_rollouts, config.run.wandb, config_as_dict(config))
+    recorder.cut_back(step)
+    return recorder
+
+
+def start_engines(
+    model_path: str, config: Config, group: EngineGroup, progress: Progress, engine: Engine | None
+) -> tuple[Engine, EndpointCritic | None]:
+    """The engine, unless there is one already, and the client of the critic's server, where there is one."""
     server = ask_server(config, group, progress)
     with ExitStack() as undo:
         if server is not None:
             undo.callback(server.close)
-        if engine is None:
-            engine = start_engine(model_path, config, config.lora)
+        engine = engine or start_engine(model_path, config, config.lora)
         undo.pop_all()
-    sync: Sync | AdapterSync
+    return engine, server
+
+
+def push_from(
+    learner: Learner, engine: Engine, critic: FrozenCritic | None, probe: Sequence[tuple[int, ...]], config: Config
+) -> Sync:
     if config.lora.rank > 0:
-        sync = AdapterSync(engine, learner, probe, config)
-    else:
-        sync = Sync(engine, learner, critic, probe, config)
+        return AdapterSync(engine, learner, probe, config)
+    return FullSync(engine, learner, critic, probe, config)
+
+
+def open_log(
+    config: Config,
+    folder: Path,
+    progress: Progress,
+    checkpointer: Checkpointer,
+    recorder: Recorder,
+    guard: BinaryIO | None,
+    started: float,
+) -> RunLog:
+    """The log of a run whose start-up began at `started` (`time.monotonic`) and ends now."""
     progress.add_seconds({"start": time.monotonic() - started})
-    console = open_console(config.train.steps, rank, progress.step)
-    deadline = Deadline(config.train.stage_timeout_s)
-    return Parts(
+    console = open_console(config.train.steps, dist.get_rank(), progress.step)
+    deadline, stop = Deadline(config.train.stage_timeout_s), StopSignal()
+    return RunLog(
         config=config,
         folder=folder,
-        rank=rank,
-        world=world,
-        group=group,
-        prompts=prompts,
-        heldout=heldout,
-        order=PromptOrder(len(prompts), config.seed),
-        tokenizer=tokenizer,
-        template=template,
-        engine=engine,
-        critic=server or engine,
-        learner=learner,
-        sync=sync,
-        pool=VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn),
-        checkpointer=checkpointer,
         progress=progress,
-        guard=guard,
+        checkpointer=checkpointer,
         recorder=recorder,
         console=console,
-        clock=Stopwatch(console.stage, deadline.start),
+        stages=Stages(stop.check, console.stage, deadline.start),
+        stop=stop,
         deadline=deadline,
-        stop=StopSignal(),
+        guard=guard,
         started=started - progress.wall_seconds,
     )
 
@@ -206,63 +184,3 @@ def load_reference(policy: Policy, model_path: str, config: Config, mesh: Device
         return BasePolicy(policy)
     frozen = load_model(model_path, config.policy.attention, config.model.untested).requires_grad_(False)
     return shard_policy(frozen, config.policy, mesh)
-
-
-RESUMABLE = (
-    *("resume", "run.", "checkpoint.", "eval.every"),
-    *("endpoint.url", "endpoint.api_key_env", "endpoint.concurrency", "endpoint.timeout_s", "endpoint.retries"),
-    *("endpoint.budget_tokens", "endpoint.on_failure"),
-    *("train.steps", "train.stage_timeout_s", "reward.workers", "reward.timeout_s"),
-)
-CAPACITY = (
-    *("engine.kv_cache_gb", "engine.max_num_seqs", "engine.tensor_parallel"),
-    *("train.micro_tokens", "policy.loss_kernel"),
-)
-"""Settings that may differ between the starts of one run; the second kind changes rounding, so not to the bit."""
-
-
-def run_folder(config: Config) -> tuple[Path, BinaryIO | None]:
-    """The run's folder, ready to be written to, and on rank 0, which makes it, the lock that keeps others out.
-
-    With `resume = never` a folder that is there moves aside. Raises ConfigError where a resumed run's settings differ,
-    RecordError where another process is at work there.
-    """
-    guard: BinaryIO | None = None
-    answer: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            answer[0], guard = _make_folder(config)
-        except (ConfigError, RecordError, OSError) as error:
-            answer = [error]
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], OSError):
-        raise ConfigError(f"run.dir: {answer[0]}")
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    return answer[0], guard
-
-
-def _make_folder(config: Config) -> tuple[Path, BinaryIO]:
-    folder = Path(config.run.dir or f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
-    saved = folder / "config.yaml"
-    if folder.exists() and config.resume == "never":
-        aside = next(path for i in range(1, 10**6) if not (path := folder.with_name(f"{folder.name}.old-{i}")).exists())
-        with lock(folder):
-            os.replace(folder, aside)
-    folder.mkdir(parents=True, exist_ok=True)
-    guard = lock(folder)
-    if Checkpointer(folder / "checkpoints", config.checkpoint.keep).newest() is not None:
-        _check_same_settings(config, saved)
-    with replacing(saved) as file:
-        file.write(dump_config(config).encode())
-    return folder, guard
-
-
-def _check_same_settings(config: Config, saved: Path) -> None:
-    before, now = read_file(saved), flatten(config_as_dict(config))
-    for key in now:
-        if not key.startswith(RESUMABLE + CAPACITY) and now[key] != before.get(key):
-            raise ConfigError(
-                f"{key}: {now[key]!r}, but the run in {saved.parent} was started with {before.get(key)!r}; "
-                "resume it with the same settings, or take another run.dir, or --resume never"
-            )

@@ -117,6 +117,21 @@ class PromptOrder:
         return order[start : start + count], end
 
 
+@dataclass(frozen=True)
+class Problems:
+    """What a run trains on and is evaluated on."""
+
+    prompts: list[Prompt]
+    heldout: list[Prompt]
+    order: PromptOrder
+    """Of `prompts`."""
+
+    def take(self, cursor: int, count: int) -> tuple[list[Prompt], int]:
+        """The next `count` prompts and the cursor after them."""
+        indices, cursor = self.order.take(cursor, count)
+        return [self.prompts[index] for index in indices], cursor
+
+
 def read_rows(path: str, name: str | None = None, split: str = "test") -> Iterator[Row]:
     """Every row of a JSONL, JSONL.gz or Parquet file, a saved data set's folder or a Hugging Face data set."""
     file = resolve_path(path)

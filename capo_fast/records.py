@@ -1,4 +1,4 @@
-"""The nouns of the house: small immutable records that pass from one stage to the next.
+"""Small immutable records that pass from one stage to the next.
 
 Letters: L response tokens of one rollout, S its steps, N all tokens of a packed batch, T its response tokens, B its
 sequences, G the groups of a training step.
@@ -16,7 +16,7 @@ The way from critiques to token advantages, for a group of two rollouts (C = 2, 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -115,12 +115,12 @@ class CreditedSample:
     """[S] in [0, 1], what the process weight multiplies."""
     stats: tuple[float, ...]
     """Outcome shift and scale, process shift and scale of its group (`capo_kernels.credit_stats`)."""
-    advantages: tuple[float, ...]
-    """[L]"""
+    step_advantages: tuple[float, ...]
+    """[S], the advantage of each step's tokens; 0 where not trained."""
 
-    def step_advantages(self) -> list[float]:
-        """[S], the advantage of each step's tokens."""
-        return [a for a, start in zip(self.advantages, self.sample.rollout.steps.starts, strict=True) if start]
+    @property
+    def rollout(self) -> Rollout:
+        return self.sample.rollout
 
 
 @dataclass(frozen=True)
@@ -178,11 +178,10 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class PackedBatch:
-    """One micro-batch: whole sequences end to end, without padding.
+class TokenBatch:
+    """Whole sequences end to end, without padding, and which of their tokens are responses.
 
-    `rows` picks, out of the N packed positions, the T ones that predict a response token; every [T] tensor is aligned
-    with it.
+    `rows` picks, out of the N packed positions, the T ones that predict a response token.
     """
 
     input_ids: torch.Tensor
@@ -195,6 +194,15 @@ class PackedBatch:
     """int64 [T], indices into N"""
     targets: torch.Tensor
     """int64 [T]"""
+
+    def to(self, device: torch.device) -> Self:
+        return _to(self, device)
+
+
+@dataclass(frozen=True)
+class PackedBatch(TokenBatch):
+    """One micro-batch of training. Every [T] tensor is aligned with `rows`."""
+
     weights: torch.Tensor
     """float32 [T], the share of each token in the loss; 0 where it is not trained"""
     credit: ck.Credit
@@ -206,13 +214,13 @@ class PackedBatch:
     ref_logprobs: torch.Tensor | None = None
     """float32 [T], of the reference; None without a KL term"""
 
-    def to(self, device: torch.device) -> PackedBatch:
-        return _to(self, device)
-
 
 def _to(record: Any, device: torch.device) -> Any:
-    tensors = {f.name: getattr(record, f.name) for f in fields(record)}
-    moved = {name: x.to(device, non_blocking=True) for name, x in tensors.items() if isinstance(x, torch.Tensor)}
-    if "credit" in tensors:
-        moved["credit"] = _to(tensors["credit"], device)
+    moved = {}
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if isinstance(value, torch.Tensor):
+            moved[each.name] = value.to(device, non_blocking=True)
+        elif isinstance(value, ck.Credit):
+            moved[each.name] = _to(value, device)
     return replace(record, **moved)

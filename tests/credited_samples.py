@@ -23,4 +23,4 @@ def credited(prompt: int = 2, response: int = 3, group: int = 0, sample: int = 0
     wrong = tuple(float(i == 0) for i in range(sum(starts)))
     inner = Sample(rollout, outcome=float(sample % 2), critiques=(), step_wrong=wrong)
     stats = (0.5, 1.0 + group, 0.0, 1.0 + group)
-    return CreditedSample(inner, trained, float(sample % 2), wrong, stats, (1.0,) * response)
+    return CreditedSample(inner, trained, float(sample % 2), wrong, stats, (1.0,) * len(wrong))

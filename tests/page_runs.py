@@ -38,8 +38,7 @@ def row(
         prompt, group, sample, 0, ids, (0.0,) * len(ids), "\n\n".join(steps), True, StepSpans(starts, steps)
     )
     judged = Sample(rollout, outcome, tuple(critiques), tuple(votes))
-    tokens = tuple(a for a in advantages for _ in range(2))
-    return rollout_row(CreditedSample(judged, outcome is not None, outcome or 0.0, tuple(votes), (), tokens))
+    return rollout_row(CreditedSample(judged, outcome is not None, outcome or 0.0, tuple(votes), (), tuple(advantages)))
 
 
 def all_kinds(text: str = "") -> list[dict]:

@@ -52,6 +52,9 @@ class ScriptedEngine:
             for name, weight in load(files["adapter_model.safetensors"]).items()
         }
 
+    def forget_prefixes(self) -> None:
+        pass
+
     def sleep(self) -> None:
         pass
 

@@ -19,6 +19,7 @@ from scripted_world import MODEL, answer, score_with, small_arguments
 
 import capo_fast.policy.checkpoint as checkpoint
 import capo_fast.train as train
+from capo_fast.runlog.log import RunLog
 
 
 class Doom:
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> None:
     doom = Doom("")
     if arguments[0] == "--die":
         doom, arguments = Doom(arguments[1]), arguments[2:]
-    publish, save, learn = os.replace, train.Trainer.save, train.Trainer.record
+    publish, save, record = os.replace, RunLog.save, RunLog.record
 
     def doomed_publish(source, target):
         if "step_" in str(target):
@@ -72,16 +73,16 @@ def main(arguments: list[str]) -> None:
         if "step_" in str(target):
             doom.reached("published")
 
-    def doomed_save(self):
+    def doomed_save(self, learner):
         doom.reached("recorded")
-        save(self)
+        save(self, learner)
 
     def doomed_record(self, *rest):
         doom.reached("learn")
-        learn(self, *rest)
+        record(self, *rest)
 
     checkpoint.os.replace = doomed_publish
-    train.Trainer.save, train.Trainer.record = doomed_save, doomed_record
+    RunLog.save, RunLog.record = doomed_save, doomed_record
     original = train.run
     train.run = lambda config: original(config, DoomedEngine(doom))
     sys.exit(train.main(small_arguments(*arguments)))

@@ -79,6 +79,10 @@ def test_a_run_leaves_its_whole_story(tmp_path):
     assert set(summary["seconds_by_stage"]) == {
         "start", "sync", "rollout", "critique", "verify", "learn", "eval", "checkpoint", "export",
     }  # fmt: skip
+    for line in metrics_of(folder):
+        stages = [key.removeprefix("time/") for key in line if key.startswith("time/")]
+        assert [key.removeprefix("cpu/") for key in line if key.startswith("cpu/")] == stages
+        assert line["cpu/learn"] > 0
     assert ["eval/pass@1" in line for line in metrics_of(folder)] == [False, True, True]
     rows = rollouts_of(folder, 2)
     assert [(row["group"], row["sample"]) for row in rows] == [(g, i) for g in range(4) for i in range(4)]
@@ -117,7 +121,7 @@ def undisturbed(tmp_path_factory):
 def same_run(folder, other):
     weights = [load_file(path / "model" / "model.safetensors") for path in (folder, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] | weights[1])
-    clocks = ("time/", "engine/", "memory", "tokens_per_s")
+    clocks = ("time/", "cpu/", "engine/", "memory", "tokens_per_s")
     timeless = [
         [{k: v for k, v in line.items() if not k.startswith(clocks)} for line in lines]
         for lines in map(metrics_of, (folder, other))

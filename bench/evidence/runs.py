@@ -9,7 +9,6 @@ import gzip
 import json
 import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -22,7 +21,8 @@ import torch
 from bench.evidence.arms import ARMS, Plan, arm_config, base_folder, run_folder
 from bench.evidence.oracle import KeptEngine, OracleCritic
 from bench.trainer.end_to_end import about
-from capo_fast.build import Parts, build
+from bench.trainer.timed import TimedTrainer
+from capo_fast.build import build
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
 from capo_fast.loaders import load_tokenizer, start_engine
@@ -31,7 +31,6 @@ from capo_fast.runtime.files import replacing
 from capo_fast.runtime.ranks import ranks
 from capo_fast.tiny.pretrain import STEPS, make
 from capo_fast.tiny.task import oracle_critique
-from capo_fast.train import Trainer
 
 FIGURES = "figures.json"
 STAGES = ("sync", "rollout", "critique", "verify", "learn")
@@ -57,48 +56,17 @@ def run_arm(name: str, seeds: Sequence[int], plan: Plan, runs: Path) -> None:
 
 def run_seed(config: Config, device: torch.device, engine: KeptEngine) -> None:
     """One run, and its figures. Its weights are not kept."""
-    parts = build(config, device, engine)
+    trainer = TimedTrainer(**vars(build(config, device, engine)))
     try:
-        trainer = TimedTrainer(parts)
         trainer.train()
     finally:
-        parts.close()
-    folder = parts.folder
-    found = run_figures(folder, parts.progress.evaluations, np.array(trainer.seconds)) | {"about": about(1)}
+        trainer.close()
+    folder, evaluations = trainer.log.folder, trainer.log.progress.evaluations
+    found = run_figures(folder, evaluations, np.array(trainer.seconds)) | {"about": about(1)}
     for weights in ("checkpoints", "model"):
         shutil.rmtree(folder / weights)
     with replacing(folder / FIGURES) as file:
         file.write(json.dumps(found).encode())
-
-
-class TimedTrainer(Trainer):
-    """The loop as it is. `seconds` holds wall and CPU time of each step, without evaluation and checkpoints."""
-
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts)
-        self.aside = np.zeros(2)
-        self.seconds: list[np.ndarray] = []
-
-    def step(self) -> None:
-        start, before = now(), self.aside
-        super().step()
-        self.seconds.append(now() - start - (self.aside - before))
-
-    def evaluate(self) -> Any:
-        start = now()
-        rate = super().evaluate()
-        self.aside = self.aside + now() - start
-        return rate
-
-    def save(self) -> None:
-        start = now()
-        super().save()
-        self.aside = self.aside + now() - start
-
-
-def now() -> np.ndarray:
-    """Wall clock, and CPU time of all threads of this process: the worker that checks answers is another one."""
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 def run_figures(folder: Path, evaluations: Mapping[str, Mapping[str, float]], seconds: np.ndarray) -> dict[str, Any]:

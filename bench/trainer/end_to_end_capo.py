@@ -4,49 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.trainer.end_to_end import arm_config
-from capo_fast.build import Parts, build
+from bench.trainer.timed import TimedTrainer
+from capo_fast.build import build
 from capo_fast.config.schema import Config
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.ranks import ranks
-from capo_fast.train import Trainer
-
-
-class TimedTrainer(Trainer):
-    """The loop as it is. A step's wall time ends where its records are written, before a checkpoint."""
-
-    def __init__(self, parts: Parts) -> None:
-        super().__init__(parts)
-        self.began = 0.0
-        self.walls: list[float] = []
-
-    def step(self) -> None:
-        self.began = time.perf_counter()
-        super().step()
-
-    def record(self, *args: Any) -> None:
-        super().record(*args)
-        self.walls.append(time.perf_counter() - self.began)
 
 
 def run(config: Config) -> dict[str, Any]:
     with ranks() as device:
-        parts = build(config, device)
+        trainer = TimedTrainer(**vars(build(config, device)))
         try:
-            trainer = TimedTrainer(parts)
             trainer.train()
         finally:
-            parts.close()
-    lines = read_metrics(parts.folder / "metrics.jsonl")
+            trainer.close()
+    lines = read_metrics(trainer.log.folder / "metrics.jsonl")
     return {
-        "steps": [step_of(line, wall) for line, wall in zip(lines, trainer.walls, strict=True)],
-        "loss": f"capo_kernels {parts.learner.loss_kernel}",
+        "steps": [step_of(line, seconds[0]) for line, seconds in zip(lines, trainer.seconds, strict=True)],
+        "loss": f"capo_kernels {trainer.learner.loss_kernel}",
         "threads": torch.get_num_threads(),
     }
 

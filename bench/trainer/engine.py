@@ -52,7 +52,7 @@ from capo_fast.engine.vllm import VllmEngine
 from capo_fast.policy.lora import adapter_files, add_adapter
 from capo_fast.records import Prompt, Request
 from capo_fast.rollout.generation import Stream
-from capo_fast.rollout.requests import Sampler
+from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.ranks import ranks
 from capo_fast.tiny.task import draw_question
@@ -71,7 +71,7 @@ class Work:
     """The same requests for every arm."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.sampler = Sampler(tokenizer, load_template("tiny"), CONFIG)
+        self.sampler = RequestBuilder(tokenizer, load_template("tiny"), CONFIG)
         draw = random.Random(0)
         questions = [draw_question(draw) for _ in range(PROMPTS)]
         ids = [tuple(tokenizer.encode(question + "\n", add_special_tokens=False)) for question in questions]

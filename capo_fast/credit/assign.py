@@ -1,7 +1,8 @@
 """Verdicts and votes of whole groups -> the credit of every token.
 
 The token reward is the paper's Eq. 1, `R = C * outcome - P * wrong`; a group's statistics (Eq. 2 and its variants) come
-from `capo_kernels.credit_stats`, so that the loss kernel and the files on disk speak of the same advantages.
+from `capo_kernels.credit_stats`. The loss kernel computes the advantage of each token from them; here those of whole
+steps are computed by the same function, for the files of a run and for dynamic sampling.
 
 Letters: T response tokens of all samples, B samples, S steps, G groups.
 """
@@ -27,37 +28,45 @@ def assign_credit(samples: Sequence[Sample], config: Config) -> list[CreditedSam
     """
     if not samples:
         return []
-    groups = {group: row for row, group in enumerate(dict.fromkeys(sample.rollout.group for sample in samples))}
-    group_B = torch.tensor([groups[sample.rollout.group] for sample in samples])
-    outcomes = [outcome_reward(sample, config) for sample in samples]
     unjudged = unjudged_groups(samples)
-    wrong = [
-        (0.0,) * len(sample.step_wrong)
-        if sample.rollout.group in unjudged
-        else step_penalties(sample, config.credit.process)
-        for sample in samples
-    ]
+    wrong = [step_penalties(each, config.credit.process, each.rollout.group not in unjudged) for each in samples]
+    outcomes = [outcome_reward(sample, config) for sample in samples]
     trained = [is_trained(sample, config.train.truncated) for sample in samples]
-    lengths = [len(sample.rollout.token_ids) for sample in samples]
-    credit = ck.Credit(
+    groups = {group: row for row, group in enumerate(dict.fromkeys(sample.rollout.group for sample in samples))}
+    by_token = ck.Credit(
         step_starts=torch.tensor([start for s in samples for start in s.rollout.steps.starts], dtype=torch.bool),
         step_wrong=torch.tensor([w for steps in wrong for w in steps], dtype=torch.float32),
         outcome=torch.tensor(outcomes, dtype=torch.float32),
-        group=group_B,
-        cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
+        group=torch.tensor([groups[sample.rollout.group] for sample in samples]),
+        cu_seqlens=offsets([len(sample.rollout.token_ids) for sample in samples]),
         outcome_weight=config.credit.outcome_weight,
         process_weight=config.credit.process_weight,
         norm=config.credit.norm,
         std_floor=std_floor(config),
     )
-    mask_T = torch.tensor(trained).repeat_interleave(torch.tensor(lengths))
-    stats_G4 = ck.credit_stats(credit, mask_T)
-    advantages_T = ck.token_advantages(replace(credit, stats=stats_G4), mask_T)
-    parts = zip(samples, trained, outcomes, wrong, stats_G4[group_B].tolist(), advantages_T.split(lengths), strict=True)
-    return [
-        CreditedSample(sample, keep, outcome, steps, tuple(stats), tuple(advantages.tolist()))
-        for sample, keep, outcome, steps, stats, advantages in parts
-    ]
+    trained_B = torch.tensor(trained)
+    stats_G4 = ck.credit_stats(by_token, trained_B.repeat_interleave(by_token.cu_seqlens.diff()))
+    advantages = step_advantages(replace(by_token, stats=stats_G4), [len(steps) for steps in wrong], trained_B)
+    stats_B4 = stats_G4[by_token.group].tolist()
+    parts = zip(samples, trained, outcomes, wrong, map(tuple, stats_B4), advantages, strict=True)
+    return [CreditedSample(*part) for part in parts]
+
+
+def step_advantages(credit: ck.Credit, steps: Sequence[int], trained_B: torch.Tensor) -> list[tuple[float, ...]]:
+    """[S] of each sequence, whose number of steps is `steps`: the advantage that the loss kernel gives its tokens.
+
+    The same rule is applied to sequences in which each step is one token.
+    """
+    steps_B = torch.tensor(steps)
+    step_starts = torch.ones(int(steps_B.sum()), dtype=torch.bool)
+    by_step = replace(credit, step_starts=step_starts, cu_seqlens=offsets(steps))
+    advantages_S = ck.token_advantages(by_step, trained_B.repeat_interleave(steps_B))
+    return [tuple(part.tolist()) for part in advantages_S.split(list(steps))]
+
+
+def offsets(lengths: Sequence[int]) -> torch.Tensor:
+    """int32 [B + 1], where each of B sequences starts, and the end of the last."""
+    return torch.tensor([0, *lengths]).cumsum(0).int()
 
 
 def outcome_reward(sample: Sample, config: Config) -> float:
@@ -85,15 +94,15 @@ def overlong_penalty(rollout: Rollout, max_tokens: int, buffer: int) -> float:
     return min(max(over / buffer, 0.0), 1.0) if rollout.finished else 1.0
 
 
-def step_penalties(sample: Sample, process: str) -> tuple[float, ...]:
-    """[S], what the process weight P multiplies.
+def step_penalties(sample: Sample, process: str, judged: bool = True) -> tuple[float, ...]:
+    """[S], what the process weight P multiplies; zeros where the group was not judged.
 
     steps: the votes (CAPO). prefix: 1 from the first step voted wrong on, in wrong answers alone (VPPO). none: zeros.
     """
     votes = sample.step_wrong
-    if process == "steps":
+    if process == "steps" and judged:
         return votes
-    if process == "none" or sample.outcome == 1:
+    if process == "none" or sample.outcome == 1 or not judged:
         return (0.0,) * len(votes)
     first = next((k for k, vote in enumerate(votes) if vote > 0), len(votes))
     return tuple(float(k >= first) for k in range(len(votes)))
@@ -114,4 +123,4 @@ def is_trained(sample: Sample, truncated: str) -> bool:
 
 def informative_groups(credited: Sequence[CreditedSample]) -> set[int]:
     """The groups with an advantage that is not 0 (dynamic sampling keeps these)."""
-    return {c.sample.rollout.group for c in credited if any(c.advantages)}
+    return {each.rollout.group for each in credited if any(each.step_advantages)}

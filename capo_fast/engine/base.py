@@ -52,6 +52,9 @@ class Engine(Generator, Protocol):
         requests may be under way.
         """
 
+    def forget_prefixes(self) -> None:
+        """Drop every cached prefix."""
+
     def sleep(self) -> None:
         """Give the accelerator's memory back until the next `load` or `load_adapter`: until then nothing else may be
         asked. On a CPU nothing happens."""

@@ -74,7 +74,7 @@ class VllmEngine:
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         with self._waking():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        self._llm.reset_prefix_cache()
+        self.forget_prefixes()
 
     def checksums(self) -> dict[str, float]:
         return self._llm.apply_model(weight_checksums)[0] | self._llm.apply_model(adapter_checksums)[0]
@@ -92,6 +92,9 @@ class VllmEngine:
             self._adapter = LoRARequest(f"policy-{self._versions}", self._versions, str(folder))
             self._llm.llm_engine.add_lora(self._adapter)
         # The base's prefixes would still be right, but a resumed run would not have them, and so not the same bits.
+        self.forget_prefixes()
+
+    def forget_prefixes(self) -> None:
         self._llm.reset_prefix_cache()
 
     def sleep(self) -> None:

@@ -15,7 +15,7 @@ import torch
 
 import capo_kernels as ck
 from capo_fast.config.schema import Config
-from capo_fast.records import CreditedSample, PackedBatch
+from capo_fast.records import CreditedSample, PackedBatch, TokenBatch
 
 
 def pack_update(samples: Sequence[CreditedSample], config: Config, rank: int, world: int) -> list[PackedBatch]:
@@ -31,13 +31,13 @@ def split_minibatches(samples: Sequence[CreditedSample], count: int) -> list[lis
     """Whole groups, dealt in their order into `count` updates of nearly equal size; an empty update is left out."""
     groups: dict[int, list[CreditedSample]] = {}
     for sample in samples:
-        groups.setdefault(sample.sample.rollout.group, []).append(sample)
+        groups.setdefault(sample.rollout.group, []).append(sample)
     dealt = [[s for group in list(groups.values())[i::count] for s in group] for i in range(count)]
     return [minibatch for minibatch in dealt if any(sample.trained for sample in minibatch)]
 
 
 def sequence_length(sample: CreditedSample) -> int:
-    rollout = sample.sample.rollout
+    rollout = sample.rollout
     return len(rollout.prompt.token_ids) + len(rollout.token_ids)
 
 
@@ -47,7 +47,7 @@ def loss_denominator(trained: Sequence[CreditedSample], config: Config) -> float
         case "sequence-mean":
             return len(trained)
         case "token-mean":
-            return sum(len(sample.sample.rollout.token_ids) for sample in trained)
+            return sum(len(sample.rollout.token_ids) for sample in trained)
         case _:
             return len(trained) * config.rollout.max_tokens
 
@@ -73,36 +73,46 @@ def deal(samples: Sequence[CreditedSample], micro_tokens: int, world: int) -> li
 
 def pack(samples: Sequence[CreditedSample], denominator: float | None, config: Config) -> PackedBatch:
     """One micro-batch. `denominator=None` gives every token weight 0: a filler that only keeps ranks in step."""
-    rollouts = [sample.sample.rollout for sample in samples]
-    prompt_B = torch.tensor([len(rollout.prompt.token_ids) for rollout in rollouts])
-    response_B = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
-    ends_B = (prompt_B + response_B).cumsum(0)
-    starts_B = ends_B - prompt_B - response_B
-    cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), response_B.cumsum(0)]).int()
-    position_N = torch.arange(int(ends_B[-1]))
-    offset_T = torch.arange(int(response_B.sum())) - cu_seqlens[:-1].repeat_interleave(response_B)
-    mask_T = torch.full((len(offset_T),), denominator is not None)
+    rollouts = [sample.rollout for sample in samples]
+    tokens = pack_tokens([(rollout.prompt.token_ids, rollout.token_ids) for rollout in rollouts])
+    lengths = torch.tensor([0, *(len(rollout.token_ids) for rollout in rollouts)])
+    cu_seqlens = lengths.cumsum(0).int()
+    mask_T = torch.full((len(tokens.targets),), denominator is not None)
     return PackedBatch(
-        input_ids=torch.tensor([t for r in rollouts for t in (*r.prompt.token_ids, *r.token_ids)]),
-        position_ids=position_N - starts_B.repeat_interleave(prompt_B + response_B),
-        sequence_lengths=tuple((prompt_B + response_B).tolist()),
-        rows=(starts_B + prompt_B - 1).repeat_interleave(response_B) + offset_T,
-        targets=torch.tensor([t for r in rollouts for t in r.token_ids]),
+        **vars(tokens),
         weights=ck.token_weights(cu_seqlens, mask_T, config.loss.aggregation, denominator=denominator or 1.0),
         credit=pack_credit(samples, cu_seqlens, config),
         rollout_logprobs=torch.tensor([x for r in rollouts for x in r.logprobs], dtype=torch.float32),
     )
 
 
+def pack_tokens(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenBatch:
+    """Pairs of prompt and response ids, end to end. A prompt has at least one token."""
+    prompt_B = torch.tensor([len(prompt) for prompt, _ in sequences])
+    response_B = torch.tensor([len(response) for _, response in sequences])
+    ends_B = (prompt_B + response_B).cumsum(0)
+    starts_B = ends_B - prompt_B - response_B
+    position_N = torch.arange(int(ends_B[-1]))
+    first_B = response_B.cumsum(0) - response_B
+    offset_T = torch.arange(int(response_B.sum())) - first_B.repeat_interleave(response_B)
+    return TokenBatch(
+        input_ids=torch.tensor([token for prompt, response in sequences for token in (*prompt, *response)]),
+        position_ids=position_N - starts_B.repeat_interleave(prompt_B + response_B),
+        sequence_lengths=tuple((prompt_B + response_B).tolist()),
+        rows=(starts_B + prompt_B - 1).repeat_interleave(response_B) + offset_T,
+        targets=torch.tensor([token for _, response in sequences for token in response]),
+    )
+
+
 def pack_credit(samples: Sequence[CreditedSample], cu_seqlens: torch.Tensor, config: Config) -> ck.Credit:
     """The credit of one micro-batch, with the statistics of its groups as they were computed over all their samples."""
-    stats = {sample.sample.rollout.group: sample.stats for sample in samples}
+    stats = {sample.rollout.group: sample.stats for sample in samples}
     row = {group: i for i, group in enumerate(stats)}
     return ck.Credit(
-        step_starts=torch.tensor([s for sample in samples for s in sample.sample.rollout.steps.starts]),
+        step_starts=torch.tensor([s for sample in samples for s in sample.rollout.steps.starts]),
         step_wrong=torch.tensor([w for sample in samples for w in sample.step_wrong], dtype=torch.float32),
         outcome=torch.tensor([sample.outcome for sample in samples], dtype=torch.float32),
-        group=torch.tensor([row[sample.sample.rollout.group] for sample in samples]),
+        group=torch.tensor([row[sample.rollout.group] for sample in samples]),
         cu_seqlens=cu_seqlens,
         outcome_weight=config.credit.outcome_weight,
         process_weight=config.credit.process_weight,

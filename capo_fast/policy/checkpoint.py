@@ -24,6 +24,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
+from capo_fast.config.schema import Config
 from capo_fast.errors import CapoError
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import adapter_files, adapter_weights, merged_weights
@@ -114,6 +115,16 @@ class Checkpointer:
     def _steps(self) -> list[int]:
         names = [path.name for path in self.folder.glob("step_*")] if self.folder.is_dir() else []
         return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d+)", name)))
+
+
+def export_policy(learner: Learner, tokenizer: Any, folder: Path, config: Config) -> None:
+    """Write the policy as `folder/model`, and under LoRA its adapter as `folder/adapter`. A collective.
+
+    Raises CheckpointError.
+    """
+    export_model(learner, tokenizer, folder / "model", config.checkpoint.export_dtype)
+    if config.lora.rank > 0:
+        export_adapter(learner, tokenizer, folder / "adapter")
 
 
 def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.distributed as dist
@@ -16,9 +16,10 @@ import torch.distributed as dist
 import capo_kernels as ck
 from capo_fast.config.schema import Config
 from capo_fast.errors import CapoError
+from capo_fast.policy.batch import pack_update, split_minibatches
 from capo_fast.policy.lora import BasePolicy
 from capo_fast.policy.model import Policy, whole
-from capo_fast.records import PackedBatch
+from capo_fast.records import CreditedSample, PackedBatch, TokenBatch
 from capo_fast.runtime.ranks import gather
 
 
@@ -28,11 +29,15 @@ class TrainingDiverged(CapoError):
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer update was, over all ranks."""
+    """One optimizer update: over all ranks, where nothing else is said."""
 
     loss: float
     grad_norm: float
     skipped: bool
+    metrics: list[dict[str, torch.Tensor]]
+    """Of this rank's micro-batches (`capo_kernels.combine_metrics`)."""
+    gaps: list[torch.Tensor]
+    """The trainer's log-probs minus the engine's, of the trained tokens of each of this rank's micro-batches."""
 
 
 class Learner:
@@ -56,20 +61,23 @@ class Learner:
         self.loss_kernel: str | None = None
         """The implementation of capo_kernels that the last loss ran on."""
 
+    def train(self, samples: Sequence[CreditedSample]) -> dict[str, float]:
+        """All updates on one batch of rollouts, of all ranks; returns the metrics of `train_batch`. A collective."""
+        rank, world = dist.get_rank(), dist.get_world_size()
+        minibatches = split_minibatches(samples, self.config.train.minibatches)
+        return self.train_batch([pack_update(each, self.config, rank, world) for each in minibatches])
+
     def train_batch(self, minibatches: Sequence[Sequence[PackedBatch]]) -> dict[str, float]:
         """All updates of one batch of rollouts: `train.epochs` passes over its minibatches.
 
         Returns the step's metrics over all updates and ranks. Raises TrainingDiverged.
         """
         prepared = [[self._prepare(micro) for micro in minibatch] for minibatch in minibatches]
-        parts: list[dict[str, torch.Tensor]] = []
-        gaps: list[torch.Tensor] = []
-        updates = []
         lr = self.optimizer.param_groups[0]["lr"]
-        for epoch in range(self.config.train.epochs):
-            for i, minibatch in enumerate(prepared):
-                updates.append(self._update(minibatch, parts, gaps if epoch == i == 0 else []))
-        return summarise(updates, gather(parts), gather(gaps)) | {"lr": lr}
+        updates = [self._update(minibatch) for _ in range(self.config.train.epochs) for minibatch in prepared]
+        metrics = gather([each for update in updates for each in update.metrics])
+        gaps = gather(updates[0].gaps if updates else [])
+        return summarise(updates, metrics, gaps) | {"lr": lr}
 
     def _init_optimizer_state(self) -> None:
         """AdamW's state from the start, so that a checkpoint always has the same entries to load into."""
@@ -78,13 +86,13 @@ class Learner:
             self.optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
 
     @torch.no_grad()
-    def logprobs_at(self, batch: PackedBatch, temperature: float, base: bool = False) -> torch.Tensor:
+    def logprobs_at(self, batch: TokenBatch, temperature: float, base: bool = False) -> torch.Tensor:
         """float32 [T], log-probs at a temperature under the policy, or under the frozen base of its adapter."""
         policy = BasePolicy(self.policy) if base else self.policy
         return policy(batch, replace(self.spec, temperature=temperature), loss=False)
 
     @torch.no_grad()
-    def _logprobs(self, policy: Policy | BasePolicy, batch: PackedBatch) -> torch.Tensor:
+    def _logprobs(self, policy: Policy | BasePolicy, batch: TokenBatch) -> torch.Tensor:
         return policy(batch, self.spec, loss=False)
 
     def _prepare(self, micro: PackedBatch) -> PackedBatch:
@@ -98,32 +106,32 @@ class Learner:
             micro = replace(micro, ref_logprobs=self._logprobs(self.reference, micro))
         return micro
 
-    def _update(
-        self, minibatch: Sequence[PackedBatch], parts: list[dict[str, torch.Tensor]], gaps: list[torch.Tensor]
-    ) -> Update:
-        loss_sum = torch.zeros((), device=self.device)
+    def _update(self, minibatch: Sequence[PackedBatch]) -> Update:
+        loss_sum, metrics, gaps = torch.zeros((), device=self.device), [], []
         for micro in minibatch:
             loss, result = self.policy(micro, self.spec, loss=True)
             self.loss_kernel = result.impl
             # FSDP averages gradients over ranks; the weights' denominators already span them.
             (loss * dist.get_world_size()).backward()
             loss_sum += loss.detach()
-            parts.append({key: value.cpu() for key, value in result.metrics.items()})
+            metrics.append({key: value.cpu() for key, value in result.metrics.items()})
             gaps.append((result.logprobs - micro.rollout_logprobs)[micro.weights != 0].cpu())
-        return self._step(loss_sum)
-
-    def _step(self, loss_sum: torch.Tensor) -> Update:
         dist.all_reduce(loss_sum)
+        norm, skipped = self._step(loss_sum.item())
+        return Update(loss_sum.item(), norm, skipped, metrics, gaps)
+
+    def _step(self, loss: float) -> tuple[float, bool]:
+        """The optimizer's step on the gradients that are there: their norm, and whether it was skipped."""
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        finite = math.isfinite(loss_sum.item()) and math.isfinite(norm.item())
+        finite = math.isfinite(loss) and math.isfinite(norm.item())
         if finite:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.grad_clip, norm)
             self.optimizer.step()
             self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._count_bad(finite, loss_sum.item(), norm.item())
-        return Update(loss_sum.item(), norm.item(), skipped=not finite)
+        self._count_bad(finite, loss, norm.item())
+        return norm.item(), not finite
 
     def _count_bad(self, finite: bool, loss: float, norm: float) -> None:
         self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
@@ -135,24 +143,9 @@ class Learner:
 
 
 def loss_spec(config: Config) -> ck.LossSpec:
-    """The kernel's objective for a configuration."""
-    loss = config.loss
-    return ck.LossSpec(
-        objective=loss.objective,
-        ratio=loss.ratio,
-        clip_low=loss.clip_low,
-        clip_high=loss.clip_high,
-        dual_clip=loss.dual_clip,
-        kl_coef=loss.kl_coef,
-        kl_estimator=loss.kl_estimator,
-        kl_ratio=loss.kl_ratio,
-        entropy_coef=loss.entropy_coef,
-        temperature=config.rollout.temperature,
-        is_mode=loss.is_mode,
-        is_level=loss.is_level,
-        is_low=loss.is_low,
-        is_high=loss.is_high,
-    )
+    """The kernel's objective for a configuration: the fields that `loss` shares with it, and the temperature."""
+    shared = {each.name for each in fields(ck.LossSpec)} & vars(config.loss).keys()
+    return ck.LossSpec(temperature=config.rollout.temperature, **{name: getattr(config.loss, name) for name in shared})
 
 
 def lr_factor(update: int, schedule: str, warmup: int, total: int) -> float:
@@ -166,7 +159,7 @@ def lr_factor(update: int, schedule: str, warmup: int, total: int) -> float:
 
 
 def summarise(
-    updates: Sequence[Update], parts: Sequence[dict[str, torch.Tensor]], gaps: Sequence[torch.Tensor]
+    updates: Sequence[Update], micro: Sequence[dict[str, torch.Tensor]], gaps: Sequence[torch.Tensor]
 ) -> dict[str, float]:
     """The metrics of one step. `gap/*` compares log-probs of trainer and engine over its first minibatch, before any
     update: mean and 99th percentile of the absolute difference, and k3, the estimate of KL(engine, trainer).
@@ -176,7 +169,7 @@ def summarise(
     """
     if not updates:
         return {"updates": 0, "updates_skipped": 0}
-    metrics = ck.combine_metrics(parts)
+    metrics = ck.combine_metrics(micro)
     taken = [update for update in updates if not update.skipped] or updates
     keys = ("ratio_mean", "clip_low_frac", "clip_high_frac", "approx_kl", "ref_kl", "entropy", "active_frac")
     log_ratio = torch.cat(list(gaps)).double()

@@ -21,7 +21,7 @@ import capo_kernels as ck
 from capo_fast.config.schema import LoraConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.model import Policy, full_weights, whole
-from capo_fast.records import PackedBatch
+from capo_fast.records import TokenBatch
 
 NAME = "default"
 """PEFT's name of the one adapter that a model has here."""
@@ -33,7 +33,7 @@ class BasePolicy:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
-    def __call__(self, batch: PackedBatch, spec: ck.LossSpec, loss: bool) -> Any:
+    def __call__(self, batch: TokenBatch, spec: ck.LossSpec, loss: bool) -> Any:
         with adapter_off(self._policy.model):
             return self._policy(batch, spec, loss=loss)
 

@@ -19,7 +19,7 @@ import capo_kernels as ck
 from capo_fast.config.schema import PolicyConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.attention import use_packed_sdpa
-from capo_fast.records import PackedBatch
+from capo_fast.records import PackedBatch, TokenBatch
 
 TESTED = ("qwen2", "qwen3", "llama")
 """Dense architectures whose names vLLM's loader knows; transformers 5 fuses MoE experts under names that it doesn't."""
@@ -39,8 +39,9 @@ class Policy(nn.Module):
         self.model = model
         self.loss_kernel = loss_kernel
 
-    def forward(self, batch: PackedBatch, spec: ck.LossSpec, loss: bool) -> Any:
-        """Log-probs float32 [T], or with `loss` the loss, where FSDP looks for it, and the whole `ck.PolicyLoss`."""
+    def forward(self, batch: TokenBatch, spec: ck.LossSpec, loss: bool) -> Any:
+        """Log-probs float32 [T], or with `loss`, for a PackedBatch, the loss, where FSDP looks for it, and the whole
+        `ck.PolicyLoss`."""
         hidden_TH = self._hidden(batch)
         head = self.model.get_output_embeddings()
         if not loss:
@@ -52,6 +53,7 @@ class Policy(nn.Module):
                 temperature=spec.temperature,
                 impl=self.loss_kernel,
             )
+        assert isinstance(batch, PackedBatch)
         result = ck.linear_policy_loss(
             hidden_TH,
             head.weight,
@@ -68,7 +70,7 @@ class Policy(nn.Module):
         )
         return result.loss, result
 
-    def _hidden(self, batch: PackedBatch) -> torch.Tensor:
+    def _hidden(self, batch: TokenBatch) -> torch.Tensor:
         """[T, H]. `sequence_lengths` keeps the sequences apart under sdpa; under flash attention position ids that
         start again at 0 do, as long as there is neither a mask nor a cache."""
         output = self.model.model(

@@ -8,11 +8,12 @@ the engine computes with it, and the log-probs of a fixed probe batch. So TRL's 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from capo_fast.config.schema import Config
 from capo_fast.engine.base import Engine, checksum
 from capo_fast.errors import CapoError, ConfigError
-from capo_fast.policy.batch import pack
+from capo_fast.policy.batch import pack_tokens
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import adapter_files, adapter_weights, base_weights, scaled_adapter
 from capo_fast.policy.model import DTYPES, full_weights
-from capo_fast.records import CreditedSample, Prompt, Rollout, Sample, StepSpans
+from capo_fast.records import Prompt
 from capo_fast.runtime.files import passing_folder
 from capo_fast.runtime.ranks import once_a_node
 
@@ -58,11 +59,11 @@ class Canary:
         self._engine = engine
         self._learner = learner
         self._probe = probe
-        self._batch = pack([_as_sample(tokens) for tokens in probe], None, config).to(learner.device)
+        self._batch = pack_tokens([(tokens[:1], tokens[1:]) for tokens in probe]).to(learner.device)
         coarser = "bfloat16" if "bfloat16" in (config.engine.dtype, config.policy.dtype) else "float32"
         self._limit = config.sync.max_logprob_gap or LOGPROB_TOLERANCE[coarser]
 
-    def trainers(self, base: bool = False) -> torch.Tensor:
+    def trainer_logprobs(self, base: bool = False) -> torch.Tensor:
         """The trainer's log-probs of the probe, by the policy or by its frozen base. A collective."""
         return self._learner.logprobs_at(self._batch, temperature=1.0, base=base).cpu()
 
@@ -100,7 +101,46 @@ class Canary:
             )
 
 
-class Sync:
+class Sync(ABC):
+    """Decides whose weights the engine answers with."""
+
+    def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
+        self._engine = engine
+        self._learner = learner
+        self._dtype = DTYPES[config.engine.dtype]
+        self._canary = Canary(engine, learner, probe, config)
+        self._held: tuple[str, int] | None = None
+
+    def hold(self, what: Literal["policy", "critic"], version: int) -> None:
+        """Make the engine answer with the policy of this version, or with the critic. A collective on all ranks.
+
+        Idempotent: weights that the engine holds are not pushed again. The critic has one version. Raises SyncError.
+        """
+        wanted = (what, version if what == "policy" else 0)
+        if self._held == wanted:
+            # A resumed run would not have the prefixes cached since, and so not the same bits.
+            self._engine.forget_prefixes()
+        elif what == "policy":
+            self.push_policy()
+            self._held = wanted
+        elif self.push_critic():
+            self._held = wanted
+
+    def release(self) -> None:
+        """Give the engine's memory back until the next `hold`."""
+        self._engine.sleep()
+        self._held = None
+
+    @abstractmethod
+    def push_policy(self) -> None:
+        """Push the policy as it is now. A collective on all ranks. Raises SyncError."""
+
+    @abstractmethod
+    def push_critic(self) -> bool:
+        """Push the critic; False where its weights never take the policy's place. Raises SyncError."""
+
+
+class FullSync(Sync):
     """Pushes the policy, or the frozen critic, into one engine: all weights, in place of those that were there."""
 
     def __init__(
@@ -111,47 +151,44 @@ class Sync:
         probe: Sequence[tuple[int, ...]],
         config: Config,
     ) -> None:
-        self._engine = engine
-        self._learner = learner
+        """critic: None where the engine never holds one."""
+        super().__init__(engine, learner, probe, config)
         self._critic = critic
         self._critic_sums = _sums(critic.weights.items()) if critic else {}
-        self._dtype = DTYPES[config.engine.dtype]
-        self._canary = Canary(engine, learner, probe, config)
 
     def push_policy(self) -> None:
-        """Make the engine hold the policy as it is now. A collective on all ranks. Raises SyncError."""
         pushed: Sums = {}
         self._engine.load(_watched(full_weights(self._learner.policy, self._dtype), pushed))
         self._canary.check_weights(pushed)
-        self._canary.check_probe(self._canary.trainers())
+        self._canary.check_probe(self._canary.trainer_logprobs())
 
-    def push_critic(self) -> None:
-        """Make the engine hold the frozen critic. Raises SyncError."""
-        assert self._critic is not None  # a run without a critic never asks for one
+    def push_critic(self) -> bool:
+        if self._critic is None:
+            return False
         self._engine.load(iter(self._critic.weights.items()))
         self._canary.check_weights(self._critic_sums)
         self._canary.check_probe(self._critic.probe_logprobs)
+        return True
 
 
-class AdapterSync:
+class AdapterSync(Sync):
     """Pushes the policy's LoRA adapter into an engine that holds the base, which stays and is the critic."""
 
     def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
         """A collective: the base is summed up once, since nothing changes it in the trainer."""
-        self._engine = engine
-        self._learner = learner
-        self._dtype = DTYPES[config.engine.dtype]
-        self._canary = Canary(engine, learner, probe, config)
+        super().__init__(engine, learner, probe, config)
         self._base = _sums(base_weights(learner.policy, self._dtype))
-        self._base_logprobs = self._canary.trainers(base=True)
+        self._base_logprobs = self._canary.trainer_logprobs(base=True)
 
     def push_policy(self) -> None:
-        """Make the engine hold the adapter as it is now. A collective on all ranks. Raises SyncError."""
         model, adapter = self._learner.policy.model, adapter_weights(self._learner.policy)
         self._engine.load_adapter(adapter_files(model, adapter))
         sums = _sums(scaled_adapter(model, adapter, self._dtype))
         self._canary.check_weights(self._base | sums)
-        self._canary.check_probe(self._canary.trainers(), self._base_logprobs)
+        self._canary.check_probe(self._canary.trainer_logprobs(), self._base_logprobs)
+
+    def push_critic(self) -> bool:
+        return False
 
 
 def probe_sequences(prompts: Sequence[Prompt], count: int, tokens: int) -> list[tuple[int, ...]]:
@@ -218,13 +255,3 @@ def _sums(weights: Iterable[tuple[str, torch.Tensor]]) -> Sums:
     for _ in _watched(weights, sums):
         pass
     return sums
-
-
-def _as_sample(tokens: tuple[int, ...]) -> CreditedSample:
-    """A probe sequence in the form that `pack` takes: its first token is the prompt."""
-    length = len(tokens) - 1
-    steps = StepSpans(starts=(False,) * length, texts=())
-    prompt = Prompt(id="probe", problem="", answer="", solution=None, token_ids=tokens[:1])
-    rollout = Rollout(prompt, 0, 0, 0, tokens[1:], (0.0,) * length, "", True, steps)
-    sample = Sample(rollout, outcome=0.0, critiques=(), step_wrong=())
-    return CreditedSample(sample, True, 0.0, (), (0.0, 0.0, 0.0, 0.0), (0.0,) * length)

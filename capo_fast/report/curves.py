@@ -147,7 +147,7 @@ def _rest(runs: Sequence[Run]) -> list[Chart]:
     """A chart for every metric that no other chart shows."""
     known = {key for charts in SECTIONS.values() for chart in charts for key in chart.keys} | UNDRAWN
     keys = {key: None for run in runs for line in run.metrics for key in line if key not in known}
-    return [_chart(key, "", key) for key in keys if not key.startswith("time/")]
+    return [_chart(key, "", key) for key in keys if not key.startswith(("time/", "cpu/"))]
 
 
 # ---- outcome against process -----------------------------------------------------------------------------------------

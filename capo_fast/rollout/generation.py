@@ -14,13 +14,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
-from typing import Any
 
 from capo_fast.config.rules import streams
 from capo_fast.credit.vote import vote
 from capo_fast.engine.base import Engine, Generator
-from capo_fast.records import Completion, Critique, Prompt, Request, Rollout, Sample
-from capo_fast.rollout.requests import Sampler, rollout_id
+from capo_fast.records import Completion, Prompt, Request, Rollout, Sample
+from capo_fast.rollout.requests import RequestBuilder, rollout_id
 from capo_fast.runtime.ranks import gather
 from capo_fast.verify import VerifierPool
 
@@ -125,33 +124,54 @@ class Stream:
         )
 
 
+@dataclass
+class Ended:
+    """A rollout that has ended, with its verdict and critiques on their way."""
+
+    rollout: Rollout
+    check: Future[list[Verdict]] | None
+    """Of all rollouts that ended in the same engine step; None on a rank that doesn't judge."""
+    place: int
+    """Among them."""
+    judged_as: Rollout | None = None
+    """The rollout whose critiques this one uses: itself or one of the same tokens; None where the critic reads none."""
+
+    @property
+    def member(self) -> Member:
+        return self.rollout.group, self.rollout.sample
+
+    def verdict(self) -> Verdict:
+        """Waits for it."""
+        return None if self.check is None else self.check.result()[self.place]
+
+
 class Generation:
-    """The rollouts `members` of one training step on one rank, and what is said of them.
+    """This rank's rollouts of one sampling round, with their verdicts and critiques.
 
     `finish_rollouts`, then, once the critic's weights are there, `finish_critiques`, then `samples`. `judges` is False
-    where another rank of the same engine speaks to the verifier and to a critic elsewhere.
+    where another rank of the same engine asks the verifier and a critic at a server.
     """
 
     def __init__(
         self,
         stream: Stream,
         pool: VerifierPool,
-        sampler: Sampler,
+        requests: RequestBuilder,
         prompts: Mapping[int, Prompt],
         members: Sequence[Member],
         step: int,
         judges: bool = True,
     ) -> None:
-        self._stream, self._pool, self._sampler, self._step = stream, pool, sampler, step
+        self._stream, self._pool, self._requests, self._step = stream, pool, requests, step
+        self._config = requests.config
+        self._streams = streams(requests.config)
         self._prompts, self._judges = prompts, judges
         self._members = {rollout_id(step, group, sample): (group, sample) for group, sample in members}
-        self._ended: list[Rollout] = []
-        self._checks: list[Future[list[Verdict]]] = []
-        self._readings: dict[tuple[Any, Any], Rollout] = {}
-        """The rollouts sent to the critic, by problem and tokens."""
-        self._read: dict[Member, Rollout] = {}
-        """Whose critiques are a rollout's: its own, or those of an equal one."""
+        self._ended: list[Ended] = []
+        self._asked: dict[object, Rollout] = {}
+        """The rollouts sent to the critic, by what equal ones share."""
         self._answers: dict[str, Completion] = {}
+        """Of the critic, by request id."""
 
     @property
     def traffic(self) -> Traffic:
@@ -160,77 +180,80 @@ class Generation:
     def finish_rollouts(self) -> None:
         """Until every rollout has ended; critiques that can run beside them do."""
         for group, sample in self._members.values():
-            self._stream.add_rollout(self._sampler.rollout_request(self._prompts[group], group, sample, self._step))
+            self._stream.add_rollout(self._requests.rollout_request(self._prompts[group], group, sample, self._step))
         while self._stream.rollouts:
             self._advance()
 
     def finish_critiques(self) -> None:
         """Until every critique has ended. Under `credit.when` a collective on all ranks."""
-        if not streams(self._sampler.config):
+        if not self._streams:
             self._ask(self._chosen())
         while self._stream.critiques:
             self._advance()
 
     def samples(self) -> list[Sample]:
         """Every rollout with its verdict, critiques and votes, on the ranks that judge."""
-        mode = self._sampler.config.critic.voting
-        found = []
-        for rollout, verdict in zip(self._ended, self._verdicts(), strict=True) if self._judges else ():
-            critiques = self._critiques(rollout)
-            votes = tuple(vote(critiques, len(rollout.steps.texts), mode))
-            found.append(Sample(rollout, None if verdict is None else float(verdict), critiques, votes))
-        return found
+        return [self._sample(each) for each in self._ended] if self._judges else []
+
+    def _sample(self, ended: Ended) -> Sample:
+        read, verdict = ended.judged_as, ended.verdict()
+        critiques = () if read is None else self._requests.read_critiques(read, self._answers)
+        votes = tuple(vote(critiques, len(ended.rollout.steps.texts), self._config.critic.voting))
+        return Sample(ended.rollout, None if verdict is None else float(verdict), critiques, votes)
 
     def _advance(self) -> None:
-        ended = []
+        rollouts = []
         for completion in self._stream.advance():
             if completion.id in self._members:
-                group, sample = self._members[completion.id]
-                ended.append(self._sampler.read_rollout(completion, self._prompts[group], group, sample, self._step))
+                rollouts.append(self._read(completion))
             else:
                 self._answers[completion.id] = completion
-        self._ended += ended
-        if ended and self._judges:
-            self._checks.append(self._pool.submit([(rollout.text, rollout.prompt.answer) for rollout in ended]))
-        for check in self._checks:
-            if check.done():
-                check.result()  # a verifier that fails is said now, not after the last critique
-        if streams(self._sampler.config):
+        ended = self._check(rollouts)
+        for earlier in self._ended:
+            if earlier.check is not None and earlier.check.done():
+                earlier.check.result()  # a verifier that fails raises now, not after the last critique
+        if self._streams:
             self._ask(ended)
 
-    def _verdicts(self) -> list[Verdict]:
-        return [verdict for check in self._checks for verdict in check.result()]
+    def _read(self, completion: Completion) -> Rollout:
+        group, sample = self._members[completion.id]
+        return self._requests.read_rollout(completion, self._prompts[group], group, sample, self._step)
 
-    def _chosen(self) -> list[Rollout]:
+    def _check(self, rollouts: Sequence[Rollout]) -> list[Ended]:
+        """Send the answers of rollouts that ended together to the verifier."""
+        check = None
+        if rollouts and self._judges:
+            check = self._pool.submit([(rollout.text, rollout.prompt.answer) for rollout in rollouts])
+        ended = [Ended(rollout, check, place) for place, rollout in enumerate(rollouts)]
+        self._ended += ended
+        return ended
+
+    def _chosen(self) -> list[Ended]:
         """The rollouts that `credit.when` lets the critic read."""
-        when = self._sampler.config.credit.when
+        when = self._config.credit.when
         if when == "always":
             return self._ended
-        verdicts = zip(self._ended, self._verdicts(), strict=True) if self._judges else ()
-        gathered = gather([((r.group, r.sample), float(verdict)) for r, verdict in verdicts if verdict is not None])
-        wanted = {member for member, verdict in gathered if verdict < 1}
+        found = [(each.member, each.verdict()) for each in self._ended] if self._judges else []
+        verdicts = {member: float(verdict) for member, verdict in gather(found) if verdict is not None}
+        wanted = {member for member, verdict in verdicts.items() if verdict < 1}
         if when == "mixed-groups":
-            kinds = Counter(group for group, _ in {(group, verdict) for (group, _), verdict in gathered})
-            wanted = {member for member, _ in gathered if kinds[member[0]] > 1}
-        chosen = [rollout for rollout in self._ended if (rollout.group, rollout.sample) in wanted]
+            kinds = Counter(group for group, _ in {(group, verdict) for (group, _), verdict in verdicts.items()})
+            wanted = {member for member in verdicts if kinds[member[0]] > 1}
+        chosen = [each for each in self._ended if each.member in wanted]
         self._stream.traffic += Traffic(unread=len(self._ended) - len(chosen))
         return chosen
 
-    def _ask(self, rollouts: Sequence[Rollout]) -> None:
+    def _ask(self, rollouts: Sequence[Ended]) -> None:
         """Send these rollouts to the critic, equal ones once."""
-        config = self._sampler.config
+        config = self._config
         if config.credit.process == "none" or (config.critic.mode == "endpoint" and not self._judges):
             return
-        for rollout in rollouts:
-            member = rollout.group, rollout.sample
-            key = (rollout.prompt.id, rollout.token_ids) if config.critic.judge_once else member
-            self._read[member] = self._readings.setdefault(key, rollout)
-            if self._read[member] is rollout:
-                for request in self._sampler.critique_requests(rollout):
+        for each in rollouts:
+            rollout = each.rollout
+            key = (rollout.prompt.id, rollout.token_ids) if config.critic.judge_once else each.member
+            each.judged_as = self._asked.setdefault(key, rollout)
+            if each.judged_as is rollout:
+                for request in self._requests.critique_requests(rollout):
                     self._stream.add_critique(request)
             else:
                 self._stream.traffic += Traffic(shared=1)
-
-    def _critiques(self, rollout: Rollout) -> tuple[Critique, ...]:
-        reading = self._read.get((rollout.group, rollout.sample))
-        return () if reading is None else self._sampler.read_critiques(reading, self._answers)

@@ -27,7 +27,7 @@ def request_seed(*key: object) -> int:
 
 
 @dataclass(frozen=True)
-class Sampler:
+class RequestBuilder:
     """Makes requests of prompts and rollouts, and rollouts and critiques of their answers."""
 
     tokenizer: Any

@@ -1,54 +1,51 @@
-"""The figures of one training step, from its samples."""
+"""The metrics of one training step, from its samples."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from capo_fast.credit.assign import unjudged_groups
 from capo_fast.records import CreditedSample
 from capo_fast.rollout.generation import Traffic
+from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runlog.recorder import peak_memory_gb
+from capo_fast.runtime.stages import Lap
 from capo_fast.statistics import agreement
 
 
-def step_figures(
-    kept: Sequence[CreditedSample],
-    sampled: Sequence[CreditedSample],
-    traffic: Traffic,
-    stages: Mapping[str, float],
-    rate: PassRate | None,
-) -> dict[str, float]:
-    """What the metrics of a step say of all its rollouts and critiques, its time and its memory.
+def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, float]:
+    """The metrics of a step: all of its rollouts and critiques, its time and its memory.
 
-    `kept`: what was trained on, which under dynamic sampling is less than `sampled`.
+    Rollouts that were sampled but not trained on (dynamic sampling) count.
     """
-    figures = {
-        **_rollouts(sampled),
-        **_critiques(sampled),
-        **_traffic(traffic),
-        "groups/dropped": _groups(sampled) - _groups(kept),
+    metrics = {
+        **_rollouts(batch.sampled),
+        **_critiques(batch.sampled),
+        **_traffic(batch.traffic),
+        "groups/dropped": _groups(batch.sampled) - _groups(batch.kept),
+        **{f"time/{stage}": seconds for stage, seconds in lap.wall.items()},
+        **{f"cpu/{stage}": seconds for stage, seconds in lap.cpu.items()},
     }
-    figures |= {f"time/{stage}": seconds for stage, seconds in stages.items()}
-    tokens = sum(len(each.sample.rollout.token_ids) for each in sampled)
-    seconds = sum(seconds for stage, seconds in stages.items() if stage not in ("eval", "checkpoint"))
-    figures["tokens_per_s"] = tokens / seconds
-    figures["memory_gb"] = peak_memory_gb()
+    tokens = sum(len(each.rollout.token_ids) for each in batch.sampled)
+    seconds = sum(seconds for stage, seconds in lap.wall.items() if stage not in ("eval", "checkpoint"))
+    metrics["tokens_per_s"] = tokens / seconds
+    metrics["memory_gb"] = peak_memory_gb()
     if rate is not None:
-        figures |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
-    return figures
+        metrics |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
+    return metrics
 
 
 def _groups(credited: Sequence[CreditedSample]) -> int:
-    return len({each.sample.rollout.group for each in credited})
+    return len({each.rollout.group for each in credited})
 
 
 def _rollouts(credited: Sequence[CreditedSample]) -> dict[str, float]:
     if not credited:
         return {"rollouts": 0}
-    rollouts = [each.sample.rollout for each in credited]
+    rollouts = [each.rollout for each in credited]
     outcomes = [each.sample.outcome for each in credited]
     return {
         "rollouts": len(rollouts),

@@ -7,10 +7,7 @@
 Rank 0 holds a `RunFolder`; every other rank holds a plain `Recorder`, which does nothing, so the loop has one form:
 
     recorder = RunFolder(folder, keep_rollouts="all") if rank == 0 else Recorder()
-    clock = Stopwatch(console.stage)
-    with clock("rollout"):
-        ...
-    recorder.record(step, {"pass_rate": 0.41} | {f"time/{stage}": s for stage, s in clock.lap().items()})
+    recorder.record(step, {"pass_rate": 0.41, "time/rollout": 1.9})
 
 Whatever kills the process, the folder stays readable: lines are appended whole or not at all, files appear whole or not
 at all, and opening the folder again cuts what a power cut or a SIGKILL has torn.
@@ -26,8 +23,7 @@ import resource
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -128,7 +124,7 @@ def rollout_row(credited: CreditedSample) -> dict[str, Any]:
     `outcome` is the verdict, null where the check of the answer timed out; `reward` is what the outcome weight
     multiplied. The steps' texts, as the critic saw them, repeat `text`: gzip makes them nearly free.
     """
-    sample, rollout = credited.sample, credited.sample.rollout
+    sample, rollout = credited.sample, credited.rollout
     return {
         "prompt_id": rollout.prompt.id,
         "group": rollout.group,
@@ -143,7 +139,7 @@ def rollout_row(credited: CreditedSample) -> dict[str, Any]:
         "trained": credited.trained,
         "stop_reason": "stop" if rollout.finished else "length",
         "votes": [finite(vote) for vote in sample.step_wrong],
-        "advantages": [finite(advantage) for advantage in credited.step_advantages()],
+        "advantages": [finite(advantage) for advantage in credited.step_advantages],
         "critiques": [asdict(each) | {"wrong_steps": sorted(each.wrong_steps)} for each in sample.critiques],
         "token_ids": list(rollout.token_ids),
         "step_starts": list(rollout.steps.starts),
@@ -160,39 +156,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise RecordError(f"{path}, line {number}, is not JSON ({error})") from error
     return lines
-
-
-class Stopwatch:
-    """Wall seconds of the current step by stage. Each of `on_stage` hears a stage's name when it starts."""
-
-    def __init__(self, *on_stage: Callable[[str], object]) -> None:
-        self._on_stage = on_stage
-        self._seconds: dict[str, float] = {}
-        self._running: str | None = None
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time spent in the `with` block to `stage`. Stages don't nest, so no second counts twice."""
-        self._refuse_running(f"stage {stage!r} can't start")
-        self._running = stage
-        for hears in self._on_stage:
-            hears(stage)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
-            self._running = None
-
-    def lap(self) -> dict[str, float]:
-        """The seconds of each stage since the last lap."""
-        self._refuse_running("a lap can't end")
-        seconds, self._seconds = self._seconds, {}
-        return seconds
-
-    def _refuse_running(self, what: str) -> None:
-        if self._running is not None:
-            raise RuntimeError(f"{what} inside stage {self._running!r}")
 
 
 def peak_memory_gb() -> float:

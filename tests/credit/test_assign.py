@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -22,8 +23,14 @@ def sample(outcome, wrong, group=0, finished=True, text="", tokens_a_step=2, tok
     return Sample(rollout, outcome, (), tuple(map(float, wrong)))
 
 
+def by_token(credited):
+    """[L], the advantage of each token."""
+    steps = itertools.accumulate(credited.rollout.steps.starts)
+    return [credited.step_advantages[step - 1] for step in steps]
+
+
 def advantages(samples, **changes):
-    return [list(c.advantages) for c in assign_credit(samples, replace(Config(), **changes))]
+    return [by_token(c) for c in assign_credit(samples, replace(Config(), **changes))]
 
 
 def test_the_trace_of_the_records_from_critiques_to_advantages():
@@ -46,7 +53,7 @@ def test_the_trace_of_the_records_from_critiques_to_advantages():
 def test_groups_do_not_mix_and_a_tied_group_has_no_advantage():
     tied = [sample(1.0, [0], 9), sample(1.0, [0], 9)]
     found = assign_credit([sample(1.0, [0], 5), sample(0.0, [0], 5), *tied], Config())
-    assert [c.advantages for c in found] == [(1.0, 1.0), (-1.0, -1.0), (0.0, 0.0), (0.0, 0.0)]
+    assert [by_token(c) for c in found] == [[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
     assert informative_groups(found) == {5}
 
 
@@ -72,7 +79,7 @@ def test_a_tied_outcome_with_a_wrong_step_is_still_informative():
 def test_a_timed_out_check_is_neither_trained_on_nor_in_the_statistics():
     found = assign_credit([sample(1.0, [0]), sample(0.0, [0]), sample(None, [1])], Config())
     assert [c.trained for c in found] == [True, True, False]
-    assert [c.advantages for c in found] == [(1.0, 1.0), (-1.0, -1.0), (0.0, 0.0)]
+    assert [by_token(c) for c in found] == [[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +102,7 @@ def test_the_length_penalty_grows_over_the_buffer():
 def test_the_format_bonus_adds_to_the_token_reward():
     config = replace(Config(), reward=RewardConfig(format_bonus=0.2), credit=CreditConfig(norm="none"))
     samples = [sample(0.0, [0], text="\\boxed{1}"), sample(0.0, [0])]
-    assert [c.advantages[0] for c in assign_credit(samples, config)] == pytest.approx([0.2, 0.0])
+    assert [c.step_advantages[0] for c in assign_credit(samples, config)] == pytest.approx([0.2, 0.0])
 
 
 def test_prefix_credit_is_vppo():

@@ -37,7 +37,7 @@ def test_bins_hold_every_sample_once_within_the_budget(lengths, budget, world):
     samples = [credited(1, length, sample=i) for i, length in enumerate(lengths)]
     bins = deal(samples, budget, world)
     assert len(bins) % world == 0
-    assert sorted(s.sample.rollout.sample for b in bins for s in b) == list(range(len(samples)))
+    assert sorted(s.rollout.sample for b in bins for s in b) == list(range(len(samples)))
     assert all(len(b) == 1 or sum(map(sequence_length, b)) <= budget for b in bins if b)
 
 
@@ -69,7 +69,7 @@ def test_a_rank_without_work_gets_a_filler_of_weight_zero():
 def test_minibatches_hold_whole_groups_and_skip_what_is_not_trained():
     samples = [credited(group=g, sample=i, trained=g != 2) for g in range(4) for i in range(2)]
     dealt = split_minibatches(samples, 2)
-    assert [[s.sample.rollout.group for s in minibatch] for minibatch in dealt] == [[0, 0, 2, 2], [1, 1, 3, 3]]
+    assert [[s.rollout.group for s in minibatch] for minibatch in dealt] == [[0, 0, 2, 2], [1, 1, 3, 3]]
     assert split_minibatches([s for s in samples if not s.trained], 2) == []
 
 

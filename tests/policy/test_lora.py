@@ -55,7 +55,7 @@ def plain_logprobs(model):
     """float32 [T], of `BATCH`, one sequence at a time, by transformers."""
     rows = []
     for sample in BATCH:
-        rollout = sample.sample.rollout
+        rollout = sample.rollout
         ids = torch.tensor([[*rollout.prompt.token_ids, *rollout.token_ids]])
         logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
         rows.append(logprobs[-len(rollout.token_ids) :])

@@ -61,7 +61,7 @@ def test_a_packed_batch_gives_each_sequence_its_own_logprobs(model_path, one_ran
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     alone = []
     for sample in samples:
-        rollout = sample.sample.rollout
+        rollout = sample.rollout
         ids = torch.tensor([[*rollout.prompt.token_ids, *rollout.token_ids]])
         logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
         alone.append(logprobs[-len(rollout.token_ids) :])

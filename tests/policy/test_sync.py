@@ -19,7 +19,7 @@ from capo_fast.policy.model import load_model
 from capo_fast.policy.sync import (
     CHECKSUM_TOLERANCE,
     AdapterSync,
-    Sync,
+    FullSync,
     SyncError,
     check_same_architecture,
     freeze_critic,
@@ -47,7 +47,7 @@ def make_sync(engine):
     problems = load_problems(CONFIG.data.path, CONFIG.data)[:4]
     probe = probe_sequences(render_prompts(problems, tokenizer(), None, 200), 4, 32)
     learner = make_learner(CONFIG)
-    return learner, Sync(
+    return learner, FullSync(
         engine, learner, freeze_critic(lambda: load_model(MODEL, "sdpa"), probe, torch.float32), probe, CONFIG
     )
 
@@ -69,6 +69,35 @@ def test_policy_and_critic_take_turns_in_one_engine(one_rank):
     sync.push_policy()
     assert all(torch.equal(engine.weights[name], trained[name]) for name in base)
     assert not torch.equal(trained["model.norm.weight"], base["model.norm.weight"])
+
+
+def test_weights_that_the_engine_holds_are_not_pushed_again(one_rank):
+    calls = []
+
+    class CountingEngine(ScriptedEngine):
+        def load(self, weights):
+            calls.append("load")
+            super().load(weights)
+
+        def forget_prefixes(self):
+            calls.append("forget")
+
+    _, sync = make_sync(CountingEngine(answer, score_with(MODEL)))
+    for what, version in (("policy", 0), ("policy", 0), ("critic", 0), ("critic", 1), ("policy", 0), ("policy", 1)):
+        sync.hold(what, version)
+    assert calls == ["load", "forget", "load", "forget", "load", "load"]
+    sync.release()
+    sync.hold("policy", 1)
+    assert calls[-1] == "load", "after a release the engine holds nothing"
+
+
+def test_a_critic_that_shares_the_engine_with_the_policy_is_never_pushed(one_rank):
+    engine = ScriptedEngine(answer, score_with(MODEL))
+    sync = FullSync(engine, make_learner(CONFIG), None, [(5, 6, 7)], CONFIG)
+    sync.hold("policy", 0)
+    held = engine.weights
+    sync.hold("critic", 0)
+    assert engine.weights is held
 
 
 NAME = "model.layers.1.mlp.down_proj.weight"

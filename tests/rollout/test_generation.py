@@ -11,7 +11,7 @@ from scripted_world import answer, scripted_config, tokenizer
 from capo_fast.credit.critic import load_template
 from capo_fast.records import Completion, Prompt
 from capo_fast.rollout.generation import Generation, Stream, Traffic
-from capo_fast.rollout.requests import Sampler
+from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.runtime.ranks import ranks
 from capo_fast.verify import VerifierPool
 
@@ -86,7 +86,7 @@ def pool():
 def generate(pool, config=CONFIG, engine=None, critic=None, prompts=PROMPTS, judges=True):
     engine = engine or Decoding()
     members = [(group, sample) for group in prompts for sample in range(config.rollout.n)]
-    sampler = Sampler(tokenizer(), TEMPLATE, config)
+    sampler = RequestBuilder(tokenizer(), TEMPLATE, config)
     stream = Stream(engine, critic or engine)
     generation = Generation(stream, pool, sampler, prompts, members, 7, judges)
     generation.finish_rollouts()
@@ -176,13 +176,13 @@ def test_when_mixed_groups(pool):
 
 
 def test_equal_rollouts_share_seeds_so_that_any_of_them_may_be_asked_about():
-    rollout = Sampler(tokenizer(), TEMPLATE, CONFIG).read_rollout(
+    rollout = RequestBuilder(tokenizer(), TEMPLATE, CONFIG).read_rollout(
         Completion("", (5, 6, 7), (0.0,) * 3, "no", True), PROMPTS[3], 3, 0, 7
     )
     others = [replace(rollout, sample=1), replace(rollout, token_ids=(5, 6, 8)), replace(rollout, version=7)]
 
     def seeds(of, judge_once):
-        sampler = Sampler(tokenizer(), TEMPLATE, with_(critic={"judge_once": judge_once}))
+        sampler = RequestBuilder(tokenizer(), TEMPLATE, with_(critic={"judge_once": judge_once}))
         return tuple(request.seed for request in sampler.critique_requests(of))
 
     assert seeds(rollout, True) == seeds(others[0], True)
@@ -205,7 +205,7 @@ def test_the_engine_idles_only_while_it_has_work(pool):
 
     engine = Decoding()
     generation = Generation(
-        Stream(engine, Slow()), pool, Sampler(tokenizer(), TEMPLATE, with_(critic={"mode": "endpoint"})),
+        Stream(engine, Slow()), pool, RequestBuilder(tokenizer(), TEMPLATE, with_(critic={"mode": "endpoint"})),
         PROMPTS, [(3, 0)], 7,
     )  # fmt: skip
     time.sleep(0.3)

@@ -11,7 +11,7 @@ from scripted_world import answer, scripted_config, tokenizer
 from capo_fast.credit.critic import load_template
 from capo_fast.engine.base import run_requests
 from capo_fast.records import Completion, Critique, Prompt
-from capo_fast.rollout.requests import Sampler, critique_prompt_ids, request_seed, rollout_id
+from capo_fast.rollout.requests import RequestBuilder, critique_prompt_ids, request_seed, rollout_id
 
 TEMPLATE = load_template("tiny")
 CONFIG = scripted_config()
@@ -41,7 +41,7 @@ class Keeping(ScriptedEngine):
 
 
 def rollouts(engine=None, step=7, config=CONFIG):
-    sampler = Sampler(tokenizer(), TEMPLATE, config)
+    sampler = RequestBuilder(tokenizer(), TEMPLATE, config)
     members = [(group, sample) for group in PROMPTS for sample in range(config.rollout.n)]
     asked = [sampler.rollout_request(PROMPTS[group], group, sample, step) for group, sample in members]
     answers = run_requests(engine or Keeping(), asked)
@@ -49,7 +49,7 @@ def rollouts(engine=None, step=7, config=CONFIG):
 
 
 def critiques(engine, config, of):
-    sampler = Sampler(tokenizer(), TEMPLATE, config)
+    sampler = RequestBuilder(tokenizer(), TEMPLATE, config)
     answers = run_requests(engine, [request for rollout in of for request in sampler.critique_requests(rollout)])
     return [sampler.read_critiques(rollout, answers) for rollout in of]
 

@@ -28,7 +28,6 @@ from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample,
 from capo_fast.runlog.recorder import (
     Recorder,
     RunFolder,
-    Stopwatch,
     peak_memory_gb,
     read_metrics,
     rollout_row,
@@ -245,7 +244,7 @@ def sample() -> Sample:
 
 
 def test_a_rollout_row_says_everything(tmp_path):
-    credited = CreditedSample(sample(), False, 0.25, (0.5, 1.0), (0.0, 1.0, 0.0, 1.0), (1.25, 1.25, math.nan))
+    credited = CreditedSample(sample(), False, 0.25, (0.5, 1.0), (0.0, 1.0, 0.0, 1.0), (1.25, math.nan))
     row = rollout_row(credited)
     assert row == {
         "prompt_id": "gsm8k-7",
@@ -442,39 +441,6 @@ def test_replacing_shows_nothing_before_the_end(tmp_path):
 
 
 # ---- stopwatch and memory --------------------------------------------------------------------------------------------
-
-
-def test_the_stopwatch_adds_up_by_stage_and_starts_again_after_a_lap():
-    heard, too = [], []
-    clock = Stopwatch(heard.append, too.append)
-    for stage in ("rollout", "learn", "rollout"):
-        with clock(stage):
-            time.sleep(0.02)
-    seconds = clock.lap()
-    assert heard == too == ["rollout", "learn", "rollout"]
-    assert list(seconds) == ["rollout", "learn"]
-    assert seconds["rollout"] >= 0.04
-    assert 0.02 <= seconds["learn"] < seconds["rollout"]
-    assert clock.lap() == {}
-
-
-def test_stages_do_not_nest():
-    clock = Stopwatch()
-    with clock("outer"):
-        with pytest.raises(RuntimeError, match="stage 'inner' can't start inside stage 'outer'"), clock("inner"):
-            pass
-        with pytest.raises(RuntimeError, match="a lap can't end inside stage 'outer'"):
-            clock.lap()
-    assert list(clock.lap()) == ["outer"]
-
-
-def test_a_stage_that_fails_is_timed_and_over():
-    clock = Stopwatch()
-    with pytest.raises(ZeroDivisionError), clock("a"):
-        _ = 1 / 0
-    with clock("b"):
-        pass
-    assert list(clock.lap()) == ["a", "b"]
 
 
 def test_peak_memory_never_falls():

@@ -1,0 +1,43 @@
+"""The training loop with a clock around each step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from capo_fast.trainer import Trainer
+
+
+@dataclass
+class TimedTrainer(Trainer):
+    """The loop as it is: `TimedTrainer(**vars(trainer))`."""
+
+    seconds: list[np.ndarray] = field(default_factory=list)
+    """Of each step without its evaluation and checkpoint: wall, and CPU of this process alone (no verifier worker)."""
+    aside: np.ndarray = field(default_factory=lambda: np.zeros(2))
+
+    def step(self, step: int) -> None:
+        start, before = now(), self.aside
+        super().step(step)
+        self.seconds.append(now() - start - (self.aside - before))
+
+    def evaluate(self) -> Any:
+        return self._aside(super().evaluate)
+
+    def save(self) -> None:
+        self._aside(super().save)
+
+    def _aside(self, work: Callable[[], Any]) -> Any:
+        start = now()
+        found = work()
+        self.aside = self.aside + now() - start
+        return found
+
+
+def now() -> np.ndarray:
+    """Wall clock and CPU time of all threads of this process, seconds."""
+    return np.array([time.perf_counter(), time.process_time()])

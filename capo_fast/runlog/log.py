@@ -1,0 +1,107 @@
+"""A run's account of itself: how far it is, its metrics and rollouts, its console, its checkpoints, its deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch.distributed as dist
+
+from capo_fast.config.schema import Config
+from capo_fast.policy.checkpoint import Checkpointer
+from capo_fast.policy.learner import Learner
+from capo_fast.rollout.generator import Batch
+from capo_fast.rollout.pass_rate import PassRate
+from capo_fast.runlog.console import Console, write_summary
+from capo_fast.runlog.metrics import step_metrics
+from capo_fast.runlog.progress import Progress
+from capo_fast.runlog.recorder import Recorder, rollout_row
+from capo_fast.runtime.failures import Deadline
+from capo_fast.runtime.ranks import StopSignal, gather
+from capo_fast.runtime.stages import Lap, Stages
+
+
+@dataclass
+class RunLog:
+    """Every rank has one; rank 0's recorder and console write, those of the others do nothing."""
+
+    config: Config
+    folder: Path
+    progress: Progress
+    checkpointer: Checkpointer
+    recorder: Recorder
+    console: Console
+    stages: Stages
+    stop: StopSignal
+    deadline: Deadline
+    guard: BinaryIO | None
+    """Keeps other processes out of the folder (rank 0)."""
+    started: float
+    """When the run would have started on `time.monotonic`, had it never stopped."""
+
+    def steps(self) -> Iterator[int]:
+        """The steps left, from 1; `advance` finishes each. Raises Interrupted between two of them."""
+        while self.progress.step < self.config.train.steps:
+            yield self.progress.step + 1
+            self.stop.check()
+
+    def due(self, every: int) -> bool:
+        """Whether what is done every so many steps, and after the last, is due now. 0: only after the last."""
+        step = self.progress.step
+        return step == self.config.train.steps or (every > 0 and step % every == 0)
+
+    def advance(self, step: int, batch: Batch) -> None:
+        """The updates of this step are done."""
+        self.progress.step, self.progress.cursor = step, batch.cursor
+        self.progress.note_lengths(each.rollout for each in batch.sampled)
+        self.progress.critique_tokens += batch.traffic.critique_tokens + batch.traffic.critique_prompt_tokens
+
+    def record(self, batch: Batch, updates: dict[str, float], rate: PassRate | None) -> None:
+        """Write the step's line of metrics and its file of rollouts. A collective."""
+        step, lap = self.progress.step, self.lap()
+        self.progress.note(step, rate)
+        metrics = step_metrics(batch, lap, rate) | updates
+        self.recorder.record(step, metrics)
+        self.recorder.write_rollouts(step, map(rollout_row, batch.sampled))
+        self.console.step(step, metrics)
+
+    def checkpoint_due(self) -> bool:
+        return self.due(self.config.checkpoint.every) or self.progress.best_step == self.progress.step
+
+    def save(self, learner: Learner) -> None:
+        """Write a checkpoint. A collective."""
+        with self.stages("checkpoint"):
+            self.progress.wall_seconds = self.wall_seconds()
+            self.checkpointer.save(self.progress.step, learner, asdict(self.progress))
+
+    def finish(self, **more: Any) -> dict[str, Any]:
+        """Write and show the summary, with what else it is to hold; returns it."""
+        self.lap()
+        self.progress.wall_seconds = self.wall_seconds()
+        summary = self.progress.summary(self.config) | more
+        if dist.get_rank() == 0:
+            write_summary(self.folder, summary)
+        self.console.finish(summary, self.folder)
+        return summary
+
+    def lap(self) -> Lap:
+        """Wall time of this rank and CPU time of all, by stage, since the last lap. A collective."""
+        lap = self.stages.lap()
+        self.progress.add_seconds(lap.wall)
+        cpu = gather([lap.cpu])
+        return Lap(lap.wall, {stage: sum(each[stage] for each in cpu) for stage in lap.cpu})
+
+    def wall_seconds(self) -> float:
+        """Seconds of the run so far, over all its starts."""
+        return time.monotonic() - self.started
+
+    def close(self) -> None:
+        self.deadline.stop()
+        self.console.close()
+        self.recorder.close()
+        if self.guard is not None:
+            self.guard.close()
+        self.stop.close()

@@ -1,0 +1,74 @@
+"""The stages of a training step: their wall and CPU time, and the seams at which a run may be stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import psutil
+
+SEAMS = ("rollout", "critique", "learn")
+"""Before these a run may be stopped: nothing has changed since the last finished step. Every rank enters them."""
+
+
+class Lap(NamedTuple):
+    """Seconds by stage."""
+
+    wall: dict[str, float]
+    cpu: dict[str, float]
+    """Of all threads of this process and of the processes that it started."""
+
+
+class Stages:
+    """Times the stages of a step: `with stages("rollout"): ...`. Stages don't nest, so no second counts twice."""
+
+    def __init__(self, stop_check: Callable[[], None], *on_entry: Callable[[str], object]) -> None:
+        """stop_check: called before each of `SEAMS`, raises to stop the run. on_entry: called with a stage's name."""
+        self._stop_check = stop_check
+        self._on_entry = on_entry
+        self._lap = Lap({}, {})
+        self._running: str | None = None
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time spent in the `with` block to `stage`."""
+        self._refuse_running(f"stage {stage!r} can't start")
+        if stage in SEAMS:
+            self._stop_check()
+        self._running = stage
+        for call in self._on_entry:
+            call(stage)
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        try:
+            yield
+        finally:
+            self._add(stage, time.perf_counter() - wall, cpu_seconds() - cpu)
+            self._running = None
+
+    def lap(self) -> Lap:
+        """The seconds of each stage since the last lap."""
+        self._refuse_running("a lap can't end")
+        lap, self._lap = self._lap, Lap({}, {})
+        return lap
+
+    def _add(self, stage: str, *seconds: float) -> None:
+        for by_stage, spent in zip(self._lap, seconds, strict=True):
+            by_stage[stage] = by_stage.get(stage, 0.0) + spent
+
+    def _refuse_running(self, what: str) -> None:
+        if self._running is not None:
+            raise RuntimeError(f"{what} inside stage {self._running!r}")
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its descendants so far, seconds; those that have ended count if waited for."""
+    this = psutil.Process()
+    total = sum(this.cpu_times()[:4])
+    for child in this.children(recursive=True):
+        try:
+            total += sum(child.cpu_times()[:4])
+        except psutil.NoSuchProcess:  # it ended meanwhile, and counts among its parent's
+            continue
+    return total

@@ -1,0 +1,79 @@
+"""The training loop.
+
+    prompts -> rollouts -> (answers verified | critiques) -> votes -> credit -> packed batches -> updates -> engine
+
+Weights go into the engine once per step: the policy for the rollouts, and a frozen critic of its own, where there is
+one, for the critiques.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from capo_fast.config.schema import Config
+from capo_fast.data import Problems
+from capo_fast.errors import Interrupted
+from capo_fast.policy.checkpoint import export_policy
+from capo_fast.policy.learner import Learner
+from capo_fast.rollout.generator import RolloutGenerator
+from capo_fast.rollout.pass_rate import PassRate
+from capo_fast.runlog.log import RunLog
+
+
+@dataclass
+class Trainer:
+    """One run, on one rank. A checkpoint holds all of its state: that of `learner` and of `log.progress`."""
+
+    config: Config
+    problems: Problems
+    generator: RolloutGenerator
+    learner: Learner
+    log: RunLog
+
+    def train(self) -> dict[str, Any]:
+        """All steps that are left; returns what `summary.json` holds. Raises Interrupted, with its work saved."""
+        try:
+            if self.log.progress.step == 0:
+                self.log.progress.note(0, self.evaluate())
+                self.save()
+                self.log.lap()  # apart from the first step's
+            for step in self.log.steps():
+                self.step(step)
+        except Interrupted:
+            self.save()
+            done, folder = self.log.progress.step, self.log.folder
+            raise Interrupted(f"step {done} is saved; --run.dir {folder} goes on") from None
+        return self.finish()
+
+    def step(self, step: int) -> None:
+        """One training step. Nothing changes until the first update: an interrupted step leaves no trace."""
+        progress = self.log.progress
+        batch = self.generator.collect(step, self.problems, progress.cursor, progress.lengths)
+        with self.log.stages("learn"):
+            updates = self.learner.train(batch.kept)
+        self.log.advance(step, batch)
+        rate = self.evaluate() if self.log.due(self.config.eval.every) else None
+        self.log.record(batch, updates, rate)
+        if self.log.checkpoint_due():
+            self.save()
+
+    def evaluate(self) -> PassRate | None:
+        """pass@1 of the current policy on the held-out problems; None without any."""
+        return self.generator.evaluate(self.problems.heldout, self.log.progress.step)
+
+    def save(self) -> None:
+        self.log.save(self.learner)
+
+    def finish(self) -> dict[str, Any]:
+        """Export the policy and write the summary."""
+        progress = self.log.progress
+        if str(progress.step) not in progress.evaluations:
+            progress.note(progress.step, self.evaluate())
+        with self.log.stages("export"):
+            export_policy(self.learner, self.generator.requests.tokenizer, self.log.folder, self.config)
+        return self.log.finish(loss_kernel=self.learner.loss_kernel)
+
+    def close(self) -> None:
+        self.log.close()
+        self.generator.close()
