@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
 from capo_fast.credit.assign import assign_credit
 from capo_fast.credit.steps import step_spans
-from capo_fast.engine.base import checksum
+from capo_fast.engine.checksum import checksum
 from capo_fast.policy.batch import pack_update, split_minibatches
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import BasePolicy, add_adapter

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from safetensors.torch import load
 
-from capo_fast.engine.base import checksum
+from capo_fast.engine.checksum import checksum
 from capo_fast.records import Completion, Request
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from capo_fast.engine.base import checksum
+from capo_fast.engine.checksum import checksum
 
 
 @torch.no_grad()

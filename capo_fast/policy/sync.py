@@ -20,7 +20,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from capo_fast.config.schema import Config
-from capo_fast.engine.base import Engine, checksum
+from capo_fast.engine.base import Engine
+from capo_fast.engine.checksum import checksum
 from capo_fast.errors import CapoError, ConfigError
 from capo_fast.policy.batch import pack_tokens
 from capo_fast.policy.learner import Learner

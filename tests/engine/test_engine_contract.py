@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capo_fast.engine.base import EngineError, checksum
+from capo_fast.engine.base import EngineError
+from capo_fast.engine.checksum import checksum
 from capo_fast.engine.vllm import check_divides, check_version, installed_version
 from capo_fast.errors import ConfigError
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from capo_fast.critic_eval import job_of as critic_job
 from capo_fast.critic_eval import score_critic
-from capo_fast.engine.base import checksum, run_requests
+from capo_fast.engine.base import run_requests
+from capo_fast.engine.checksum import checksum
 from capo_fast.evaluate import evaluate
 from capo_fast.evaluate import job_of as evaluate_job
 from capo_fast.records import Request

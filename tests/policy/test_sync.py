@@ -12,7 +12,7 @@ from scripted_world import MODEL, answer, score_with, scripted_config, tokenizer
 
 from capo_fast.config.schema import LoraConfig
 from capo_fast.data import load_problems, render_prompts
-from capo_fast.engine.base import checksum
+from capo_fast.engine.checksum import checksum
 from capo_fast.errors import ConfigError
 from capo_fast.policy.batch import pack_update
 from capo_fast.policy.model import load_model
