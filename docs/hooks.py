@@ -18,13 +18,14 @@ from capo_fast.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md", "kernels/README.md", "bench/NOTES.md"]
-RESULTS = "bench/results/**/*.*"
+SHOWN = (".md", ".json", ".png", ".svg")
+"""Kinds of files under bench/results/ that pages link to."""
 SETTINGS = "<!-- settings -->"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    found = [*DOCUMENTS, *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(RESULTS)))]
-    for name in found:
+    results = sorted(path for path in (ROOT / "bench/results").rglob("*") if path.suffix in SHOWN)
+    for name in [*DOCUMENTS, *(path.relative_to(ROOT).as_posix() for path in results)]:
         files.append(File(name, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
 
