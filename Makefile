@@ -1,8 +1,10 @@
-# make train   sets up .venv and runs the main job on the embedded default; options in ARGS="--train.steps 4 ..."
-# make test    sets up .venv and runs the tests in two processes            options in ARGS="-n 0 -k packaging ..."
+# make setup   makes .venv from requirements/cpu.txt, or from cuda.txt where there is an NVIDIA GPU; all others begin with it
+# make train   trains the embedded default, in minutes on two CPU cores   options in ARGS="--train.steps 4 ...", ranks in NPROC
+# make test    the tests in two processes                                 options in ARGS="-n 0 -k packaging ..."
 #              as root it installs Debian's chromium where there is none: the report is tested in it
-# make bench   sets up .venv and measures the kernels (minutes)             options in ARGS="--suite dry -k linear ..."
+# make bench   measures the kernels (minutes)                             options in ARGS="--suite dry -k linear ..."
 # make lint    ruff, import contracts, types
+# make docs    builds the documentation into site/; a broken link is an error
 # make tiny    makes the embedded model again
 # make clean   removes what was built, and .venv; never runs/
 
@@ -23,7 +25,7 @@ export PYTHONNOUSERSITE := 1
 TORCH_CUDA = import importlib.util as u, runpy, sys; \
 	sys.exit(runpy.run_path(u.find_spec("torch").submodule_search_locations[0] + "/version.py")["cuda"] is not None)
 
-.PHONY: setup chromium train test bench lint tiny clean
+.PHONY: setup chromium train test bench lint docs tiny clean
 
 setup: $(STAMP)
 
@@ -65,8 +67,12 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# The variable turns off an advertisement of Material's for another generator.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 tiny: setup
 	$(BIN)/python -m capo_fast.tiny
 
 clean:
-	rm -rf $(VENV) build dist kernels/capo_kernels/lib *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist site kernels/capo_kernels/lib *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks

@@ -1,4 +1,4 @@
-"""Where the packages lie, and that csrc/libraries.py makes the libraries of capo_kernels."""
+"""Where the packages are, and that csrc/libraries.py builds the libraries of capo_kernels."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from libraries import build
 
 TRAINER = find_packages(include=["capo_fast", "capo_fast.*"])
 KERNELS = find_packages("kernels", include=["capo_kernels", "capo_kernels.*"])
-DATA = ["capo_fast.configs", "capo_fast.credit.prompts", "capo_fast.report.assets", "capo_fast.tiny.model"]
+DATA = ["capo_fast.credit.prompts", "capo_fast.report.assets", "capo_fast.tiny.model"]  # folders without Python files
 CSRC = sorted(str(path) for path in Path("csrc").iterdir() if path.is_file())
 
 
@@ -44,13 +44,19 @@ class Wheel(bdist_wheel):
 
 
 setup(
-    packages=[*TRAINER, *KERNELS, *DATA],
+    packages=[*TRAINER, *KERNELS, "capo_fast.configs", *DATA],
     package_dir={
         "capo_fast": "capo_fast",
         "capo_fast.configs": "configs",  # read with importlib.resources.files("capo_fast.configs")
         "capo_kernels": "kernels/capo_kernels",
     },
-    package_data={"capo_fast.tiny": ["*.jsonl*"], **{folder: ["*"] for folder in DATA}},
+    package_data={
+        "capo_fast": ["py.typed"],
+        "capo_fast.configs": ["**/*.yaml"],
+        "capo_fast.tiny": ["*.jsonl*"],
+        "capo_kernels": ["py.typed"],
+        **{folder: ["*"] for folder in DATA},
+    },
     ext_modules=[
         Extension("capo_kernels.lib.libcapo_cpu", ["csrc/cpu.cpp"], depends=CSRC),
         Extension("capo_kernels.lib.libcapo_cuda", ["csrc/cuda.cu"], depends=CSRC),

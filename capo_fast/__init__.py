@@ -3,4 +3,4 @@
 Importing it loads nothing: the run is `capo_fast.train.run(config)`, the command `torchrun -m capo_fast.train`.
 """
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

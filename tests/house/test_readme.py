@@ -1,0 +1,77 @@
+"""README and docs: what they name is there, and what they show runs."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from capo_fast.config.load import TYPES
+
+ROOT = Path(__file__).parents[2]
+PROJECT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md")]
+DOCUMENTS = [*PROJECT, *sorted((ROOT / "docs").glob("*.md"))]
+SOURCES = {path.relative_to(ROOT).as_posix() for name in ("capo_fast", "bench") for path in (ROOT / name).rglob("*.py")}
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def python_blocks(document: Path) -> list[str]:
+    return re.findall(r"^```py(?:thon)?\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_readme_is_one_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@each_document
+def test_python_compiles(document):
+    for block in python_blocks(document):
+        compile(block, str(document), "exec")
+
+
+def test_the_readmes_loss_runs():
+    names: dict = {}
+    exec(python_blocks(ROOT / "README.md")[0], names)
+    assert names["logits"].grad.abs().sum() > 0
+
+
+def broken_links(document: Path) -> list[str]:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#\s]+)", text)
+    return [link for link in links if "://" not in link and not (document.parent / link).exists()]
+
+
+@each_document
+def test_links_lead_somewhere(document):
+    assert broken_links(document) == []
+
+
+def test_a_broken_link_is_found(tmp_path):
+    (tmp_path / "page.md").write_text("[a](page.md#x), [b](gone.md), [c](https://example.org) and `[d](code.md)`")
+    assert broken_links(tmp_path / "page.md") == ["gone.md"]
+
+
+@each_document
+def test_settings_exist(document):
+    text = document.read_text(encoding="utf-8")
+    sections = "|".join({key.partition(".")[0] for key in TYPES if "." in key})
+    flags = re.findall(r"--([a-z_]+\.\w+)", text.replace("--section.key", ""))
+    named = re.findall(rf"`((?:{sections})\.(?!py\b)\w+)[`:]", text)
+    assert [key for key in flags + named if key not in TYPES] == []
+
+
+@each_document
+def test_files_and_modules_exist(document):
+    text = document.read_text(encoding="utf-8")
+    files = re.findall(r"\b(?:bench|configs|csrc|tests|requirements)/[\w./-]+\.(?:py|sh|yaml|txt)\b", text)
+    modules = [name.replace(".", "/") for name in re.findall(r"-m ((?:capo_fast|bench)[\w.]*\w)", text)]
+    missing = [name for name in modules if not {f"{name}.py", f"{name}/__main__.py"} & SOURCES]
+    assert [name for name in files if not (ROOT / name).exists()] + missing == []
+
+
+def test_contributing_names_the_layers_of_the_import_contract():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    layers = "\n".join(tools["importlinter"]["contracts"][0]["layers"])
+    assert f"```\n{layers}\n```" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
