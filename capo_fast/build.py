@@ -98,7 +98,8 @@ def start_engines(
     with ExitStack() as undo:
         if server is not None:
             undo.callback(server.close)
-        engine = engine or start_engine(model_path, config, config.lora)
+        if engine is None:
+            engine = start_engine(model_path, config, config.lora)
         undo.pop_all()
     return engine, server
 
@@ -123,20 +124,11 @@ def open_log(
     """The log of a run whose start-up began at `started` (`time.monotonic`) and ends now."""
     progress.add_seconds({"start": time.monotonic() - started})
     console = open_console(config.train.steps, dist.get_rank(), progress.step)
-    deadline, stop = Deadline(config.train.stage_timeout_s), StopSignal()
-    return RunLog(
-        config=config,
-        folder=folder,
-        progress=progress,
-        checkpointer=checkpointer,
-        recorder=recorder,
-        console=console,
-        stages=Stages(stop.check, console.stage, deadline.start),
-        stop=stop,
-        deadline=deadline,
-        guard=guard,
-        started=started - progress.wall_seconds,
-    )
+    # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
+    seams = ("rollout", "critique", "learn") if swaps(config) else ("rollout", "learn")
+    stages = Stages(StopSignal(), Deadline(config.train.stage_timeout_s), seams, console.stage)
+    started -= progress.wall_seconds
+    return RunLog(config, folder, progress, checkpointer, recorder, console, stages, guard, started)
 
 
 def ask_server(config: Config, group: EngineGroup, progress: Progress) -> EndpointCritic | None:

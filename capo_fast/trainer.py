@@ -8,6 +8,7 @@ one, for the critiques.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,5 +76,7 @@ class Trainer:
         return self.log.finish(loss_kernel=self.learner.loss_kernel)
 
     def close(self) -> None:
-        self.log.close()
-        self.generator.close()
+        with ExitStack() as last_first:
+            last_first.callback(self.log.stages.stop.close)  # a second Ctrl-C must not break vLLM's shutdown
+            last_first.callback(self.generator.close)
+            last_first.callback(self.log.close)

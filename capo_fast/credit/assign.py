@@ -100,9 +100,11 @@ def step_penalties(sample: Sample, process: str, judged: bool = True) -> tuple[f
     steps: the votes (CAPO). prefix: 1 from the first step voted wrong on, in wrong answers alone (VPPO). none: zeros.
     """
     votes = sample.step_wrong
-    if process == "steps" and judged:
+    if process == "none" or not judged:
+        return (0.0,) * len(votes)
+    if process == "steps":
         return votes
-    if process == "none" or sample.outcome == 1 or not judged:
+    if sample.outcome == 1:
         return (0.0,) * len(votes)
     first = next((k for k, vote in enumerate(votes) if vote > 0), len(votes))
     return tuple(float(k >= first) for k in range(len(votes)))

@@ -122,6 +122,7 @@ class Sync(ABC):
             # A resumed run would not have the prefixes cached since, and so not the same bits.
             self._engine.forget_prefixes()
         elif what == "policy":
+            self._held = None
             self.push_policy()
             self._held = wanted
         elif self.push_critic():

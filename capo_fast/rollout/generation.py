@@ -168,6 +168,7 @@ class Generation:
         self._prompts, self._judges = prompts, judges
         self._members = {rollout_id(step, group, sample): (group, sample) for group, sample in members}
         self._ended: list[Ended] = []
+        self._checks: list[Future[list[Verdict]]] = []
         self._asked: dict[object, Rollout] = {}
         """The rollouts sent to the critic, by what equal ones share."""
         self._answers: dict[str, Completion] = {}
@@ -209,9 +210,9 @@ class Generation:
             else:
                 self._answers[completion.id] = completion
         ended = self._check(rollouts)
-        for earlier in self._ended:
-            if earlier.check is not None and earlier.check.done():
-                earlier.check.result()  # a verifier that fails raises now, not after the last critique
+        for check in self._checks:
+            if check.done():
+                check.result()  # a verifier that fails raises now, not after the last critique
         if self._streams:
             self._ask(ended)
 
@@ -224,6 +225,7 @@ class Generation:
         check = None
         if rollouts and self._judges:
             check = self._pool.submit([(rollout.text, rollout.prompt.answer) for rollout in rollouts])
+            self._checks.append(check)
         ended = [Ended(rollout, check, place) for place, rollout in enumerate(rollouts)]
         self._ended += ended
         return ended

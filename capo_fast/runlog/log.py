@@ -19,8 +19,7 @@ from capo_fast.runlog.console import Console, write_summary
 from capo_fast.runlog.metrics import step_metrics
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, rollout_row
-from capo_fast.runtime.failures import Deadline
-from capo_fast.runtime.ranks import StopSignal, gather
+from capo_fast.runtime.ranks import gather
 from capo_fast.runtime.stages import Lap, Stages
 
 
@@ -35,8 +34,6 @@ class RunLog:
     recorder: Recorder
     console: Console
     stages: Stages
-    stop: StopSignal
-    deadline: Deadline
     guard: BinaryIO | None
     """Keeps other processes out of the folder (rank 0)."""
     started: float
@@ -46,7 +43,7 @@ class RunLog:
         """The steps left, from 1; `advance` finishes each. Raises Interrupted between two of them."""
         while self.progress.step < self.config.train.steps:
             yield self.progress.step + 1
-            self.stop.check()
+            self.stages.stop.check()
 
     def due(self, every: int) -> bool:
         """Whether what is done every so many steps, and after the last, is due now. 0: only after the last."""
@@ -99,9 +96,8 @@ class RunLog:
         return time.monotonic() - self.started
 
     def close(self) -> None:
-        self.deadline.stop()
+        self.stages.deadline.stop()
         self.console.close()
         self.recorder.close()
         if self.guard is not None:
             self.guard.close()
-        self.stop.close()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import psutil
 
-SEAMS = ("rollout", "critique", "learn")
-"""Before these a run may be stopped: nothing has changed since the last finished step. Every rank enters them."""
+from capo_fast.runtime.failures import Deadline
+from capo_fast.runtime.ranks import StopSignal
 
 
 class Lap(NamedTuple):
@@ -24,24 +24,28 @@ class Lap(NamedTuple):
 class Stages:
     """Times the stages of a step: `with stages("rollout"): ...`. Stages don't nest, so no second counts twice."""
 
-    def __init__(self, stop_check: Callable[[], None], *on_entry: Callable[[str], object]) -> None:
-        """stop_check: called before each of `SEAMS`, raises to stop the run. on_entry: called with a stage's name."""
-        self._stop_check = stop_check
-        self._on_entry = on_entry
+    def __init__(
+        self, stop: StopSignal, deadline: Deadline, seams: Collection[str], *on_entry: Callable[[str], object]
+    ) -> None:
+        """seams: stages at whose start a run may be stopped; all ranks enter them. on_entry: called with each name."""
+        self.stop = stop
+        self.deadline = deadline
+        self._seams = seams
+        self._on_entry = (deadline.start, *on_entry)
         self._lap = Lap({}, {})
         self._running: str | None = None
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time spent in the `with` block to `stage`."""
+        """Add the time spent in the `with` block to `stage`. Raises Interrupted at a seam."""
         self._refuse_running(f"stage {stage!r} can't start")
-        if stage in SEAMS:
-            self._stop_check()
         self._running = stage
         for call in self._on_entry:
             call(stage)
         wall, cpu = time.perf_counter(), cpu_seconds()
         try:
+            if stage in self._seams:
+                self.stop.check()
             yield
         finally:
             self._add(stage, time.perf_counter() - wall, cpu_seconds() - cpu)
@@ -63,7 +67,10 @@ class Stages:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of its descendants so far, seconds; those that have ended count if waited for."""
+    """CPU time of this process and of its descendants so far, seconds.
+
+    A descendant that has ended counts if its parent waited for it.
+    """
     this = psutil.Process()
     total = sum(this.cpu_times()[:4])
     for child in this.children(recursive=True):

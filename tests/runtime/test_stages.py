@@ -14,18 +14,39 @@ BUSY = "sum(range(3 * 10**7))"
 """Tens of milliseconds of CPU time on any machine."""
 
 
-def unstopped() -> None:
-    pass
+class Signal:
+    """A stop signal that may have been given."""
+
+    def __init__(self, given: bool = False) -> None:
+        self.given = given
+
+    def check(self) -> None:
+        if self.given:
+            raise Interrupted
+
+
+class Clock:
+    """A deadline that keeps the stages that it is started for."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def start(self, stage: str) -> None:
+        self.stages.append(stage)
+
+
+def made(*on_entry, given: bool = False) -> Stages:
+    return Stages(Signal(given), Clock(), ("rollout", "learn"), *on_entry)
 
 
 def test_wall_and_cpu_time_are_added_up_by_stage():
-    entered, too = [], []
-    stages = Stages(unstopped, entered.append, too.append)
+    entered = []
+    stages = made(entered.append)
     for stage in ("rollout", "learn", "rollout"):
         with stages(stage):
             eval(BUSY)
     lap = stages.lap()
-    assert entered == too == ["rollout", "learn", "rollout"]
+    assert entered == stages.deadline.stages == ["rollout", "learn", "rollout"]
     assert list(lap.wall) == list(lap.cpu) == ["rollout", "learn"]
     assert all(seconds > 0 for by_stage in lap for seconds in by_stage.values())
     assert stages.lap() == ({}, {})
@@ -41,7 +62,7 @@ def test_cpu_time_counts_the_processes_that_were_started():
 
 
 def test_stages_do_not_nest():
-    stages = Stages(unstopped)
+    stages = made()
     with stages("outer"):
         with pytest.raises(RuntimeError, match="stage 'inner' can't start inside stage 'outer'"), stages("inner"):
             pass
@@ -51,7 +72,7 @@ def test_stages_do_not_nest():
 
 
 def test_a_stage_that_fails_is_timed_and_over():
-    stages = Stages(unstopped)
+    stages = made()
     with pytest.raises(ZeroDivisionError), stages("a"):
         _ = 1 / 0
     with stages("b"):
@@ -59,14 +80,11 @@ def test_a_stage_that_fails_is_timed_and_over():
     assert list(stages.lap().wall) == ["a", "b"]
 
 
-def test_a_run_is_stopped_before_a_seam_and_nowhere_else():
-    def stop() -> None:
-        raise Interrupted
-
-    stages = Stages(stop)
-    for stage in ("sync", "verify", "eval", "checkpoint", "export"):
+def test_a_run_is_stopped_at_a_seam_and_nowhere_else():
+    stages = made(given=True)
+    for stage in ("sync", "critique", "verify", "eval", "checkpoint", "export"):
         with stages(stage):
             pass
-    for stage in ("rollout", "critique", "learn"):
+    for stage in ("rollout", "learn"):
         with pytest.raises(Interrupted), stages(stage):
             pytest.fail("the stage was entered")
