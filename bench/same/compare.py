@@ -36,15 +36,15 @@ class Difference:
 
 def compared(run: Path) -> dict[str, Path]:
     """The files of a run that are compared, and the folder of its newest checkpoint, by their names in the run."""
-    found = [path for pattern in COMPARED for path in run.glob(pattern)]
+    found = [path for pattern in COMPARED for path in sorted(run.glob(pattern))]
     found += sorted(run.glob("checkpoints/step_*"))[-1:]
-    return {str(path.relative_to(run)): path for path in sorted(found)}
+    return {str(path.relative_to(run)): path for path in found}
 
 
 def differences(base: Path, head: Path, timed: Sequence[str] = ()) -> Iterator[Difference]:
     """Every value that differs between two runs, but those of the keys that match a pattern of `timed`."""
     ones, twos = compared(base), compared(head)
-    for name in sorted({**ones, **twos}):
+    for name in {**ones, **twos}:
         if name in ones and name in twos:
             yield from _in_file(name, ones[name], twos[name], timed)
         else:

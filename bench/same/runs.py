@@ -65,7 +65,7 @@ def unpack(tree: str, work: Path) -> Path:
     if _git("rev-parse", f"{tree}:csrc") == _git("rev-parse", f"{tree_of(WORKTREE)}:csrc"):
         shutil.copytree(REPOSITORY / LIBRARY, temporary / LIBRARY)
     else:
-        subprocess.run([sys.executable, "csrc/libraries.py", LIBRARY], cwd=temporary, check=True)
+        subprocess.run([sys.executable, "csrc/libraries.py", LIBRARY], cwd=temporary, stdout=sys.stderr, check=True)
     _check_imports(temporary)
     temporary.rename(folder)
     return folder

@@ -104,8 +104,8 @@ def test_equal_rollouts_in_other_bytes_are_a_difference(pair):
 def test_a_rollout_file_of_one_side_is_a_difference(pair):
     (pair[0] / "rollouts" / "000001.jsonl.gz").rename(pair[0] / "rollouts" / "000002.jsonl.gz")
     assert list(differences(*pair)) == [
-        Difference("rollouts/000001.jsonl.gz", 0, "file", "absent", "present"),
         Difference("rollouts/000002.jsonl.gz", 0, "file", "present", "absent"),
+        Difference("rollouts/000001.jsonl.gz", 0, "file", "absent", "present"),
     ]
 
 
