@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 TIMED = ("time/*", "cpu/*", "tokens_per_s", "memory_gb", "engine/busy_s", "engine/idle_s")
@@ -82,11 +83,13 @@ def served_critic(tree: Path, folder: Path) -> Iterator[list[str]]:
 
 @contextmanager
 def other_critic(tree: Path, folder: Path) -> Iterator[list[str]]:
-    """A critic whose weights differ from the policy's first ones."""
+    """The embedded model with noise in its weights: a critic that is not the policy as it was at first."""
     path = folder / "critic"
     shutil.copytree(tree / "capo_fast/tiny/model", path)
-    weights = load_file(path / "model.safetensors")
-    save_file({name: 1.01 * weight for name, weight in weights.items()}, path / "model.safetensors", {"format": "pt"})
+    weights, noise = load_file(path / "model.safetensors"), torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        weights[name] = weight * (1 + 0.1 * torch.randn(weight.shape, generator=noise))
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
     yield [f"--critic.path={path}"]
 
 
