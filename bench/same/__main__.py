@@ -107,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", required=True, help="commit that is taken to be right")
     parser.add_argument("--head", default=WORKTREE, help="commit, or this checkout as it is (default: %(default)s)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
-    parser.add_argument("--expect", nargs="+", default=[], type=_pattern_and_reason, metavar="PATTERN=REASON")
+    expect = parser.add_argument("--expect", nargs="+", default=[], type=_pattern_and_reason, metavar="PATTERN=REASON")
+    expect.help = "differences that may be, by `case/file:key`, as in 'dapo/metrics.jsonl:loss/*=credit in float64'"
     parser.add_argument(
         "--work", type=Path, default=Path("runs/same"), help="folder of the runs (default: %(default)s)"
     )
