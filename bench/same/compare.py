@@ -1,0 +1,112 @@
+"""Two folders of a run, compared byte for byte."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+COMPARED = ("metrics.jsonl", "rollouts/*.jsonl.gz", "model/*.safetensors", "adapter/*.safetensors")
+"""The files that are compared, besides the tensors of the newest checkpoint."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One value that two runs do not share; `line` counts from 1, and is 0 where the file as a whole is meant."""
+
+    file: str
+    line: int
+    key: str
+    base: str
+    head: str
+
+
+def compared(run: Path) -> dict[str, Path]:
+    """The files of a run that are compared, and the folder of its newest checkpoint, by their names in the run."""
+    found = [path for pattern in COMPARED for path in sorted(run.glob(pattern))]
+    found += sorted(run.glob("checkpoints/step_*"))[-1:]
+    return {str(path.relative_to(run)): path for path in found}
+
+
+def differences(base: Path, head: Path, timed: Sequence[str] = ()) -> Iterator[Difference]:
+    """Every value that differs between two runs, but those of the keys that match a pattern of `timed`."""
+    ones, twos = compared(base), compared(head)
+    for name in {**ones, **twos}:
+        if name in ones and name in twos:
+            yield from _in_file(name, ones[name], twos[name], timed)
+        else:
+            yield Difference(name, 0, "file", *("present" if name in side else "absent" for side in (ones, twos)))
+
+
+def _in_file(name: str, base: Path, head: Path, timed: Sequence[str]) -> Iterator[Difference]:
+    equal = True
+    for line, (one, two) in enumerate(zip_longest(_records(base), _records(head), fillvalue={}), start=1):
+        for key in {**one, **two}:
+            both = None if any(fnmatchcase(key, pattern) for pattern in timed) else _unequal(one, two, key)
+            if both:
+                equal = False
+                yield Difference(name, line, key, *both)
+    if equal and name.endswith(".gz") and base.read_bytes() != head.read_bytes():
+        yield Difference(name, 0, "file", "bytes", "other bytes of equal values")
+
+
+def _records(path: Path) -> list[Record]:
+    """The lines of a file; all tensors of a file or a checkpoint are one line."""
+    if path.is_dir():
+        return [_checkpoint(path)]
+    if path.suffix == ".safetensors":
+        return [load_file(path)]
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def _checkpoint(folder: Path) -> Record:
+    entries = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    tensors = {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+    state: Record = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in tensors.items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads the shards of all ranks
+        dcp.load(state, checkpoint_id=folder, no_dist=True)
+    return state
+
+
+def _unequal(one: Mapping[str, Any], two: Mapping[str, Any], key: str) -> tuple[str, str] | None:
+    """Both values of a key as short texts, None where their bytes are equal."""
+    pair = [record.get(key) for record in (one, two)]
+    if all(isinstance(value, torch.Tensor) for value in pair):
+        return _unequal_tensors(*pair)
+    texts = [repr(record[key]) if key in record else "absent" for record in (one, two)]
+    return None if texts[0] == texts[1] else _excerpts(*texts)
+
+
+def _unequal_tensors(one: torch.Tensor, two: torch.Tensor) -> tuple[str, str] | None:
+    """The first elements that differ in any bit."""
+    if (one.dtype, one.shape) != (two.dtype, two.shape):
+        return f"{one.dtype} {list(one.shape)}", f"{two.dtype} {list(two.shape)}"
+    bits = [tensor.contiguous().reshape(-1, 1).view(torch.uint8) for tensor in (one, two)]
+    places = (bits[0] != bits[1]).any(dim=1).nonzero()
+    if not len(places):
+        return None
+    at = int(places[0])
+    return f"{one.flatten()[at].item()!r} at {at}", f"{two.flatten()[at].item()!r} at {at}"
+
+
+def _excerpts(one: str, two: str, before: int = 12, width: int = 40) -> tuple[str, str]:
+    """Both texts around their first difference."""
+    first = next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
+    start = max(0, first - before)
+    cut = [("..." if start else "") + text[start : start + width] for text in (one, two)]
+    return cut[0], cut[1]
