@@ -67,9 +67,9 @@ def table(launches: list[Compiled]) -> str:
 
 WIDE, ODD, NARROW, TINY = 152064, 50257, 4000, 100
 
-LEAST = Modes(objective=0, kl_estimator=2, kl_ratio=0, is_mode=0, is_sequence=0)
-MOST = Modes(objective=0, kl_estimator=2, kl_ratio=1, is_mode=2, is_sequence=0)
-CISPO = Modes(objective=1, kl_estimator=0, kl_ratio=0, is_mode=1, is_sequence=1)
+LEAST = Modes(objective=0, kl_estimator=2, kl_ratio=0, is_mode=0, is_level=0)
+MOST = Modes(objective=0, kl_estimator=2, kl_ratio=1, is_mode=2, is_level=0)
+CISPO = Modes(objective=1, kl_estimator=0, kl_ratio=0, is_mode=1, is_level=1)
 
 
 def _cases() -> Iterator[tuple[str, Any]]:

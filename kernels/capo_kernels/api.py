@@ -37,8 +37,8 @@ def token_logprobs(
     """
     _check_logits(logits, targets)
     _check_head(targets, logits.shape[1], temperature, softcap, entropy)
-    module = choose(impl, logits.device, logits.dtype, logits.shape[1])
-    return _unpack(module.logprobs(logits, targets, Head(temperature, softcap), entropy))
+    implementation = choose(impl, logits.device, logits.dtype, logits.shape[1])
+    return _unpack(implementation.logprobs(logits, targets, Head(temperature, softcap), entropy))
 
 
 def linear_token_logprobs(
@@ -64,9 +64,9 @@ def linear_token_logprobs(
     _check_linear(hidden, weight, bias, targets)
     _check_head(targets, weight.shape[0], temperature, softcap, entropy)
     wide, vocab = _is_wide(logits_dtype, hidden), weight.shape[0]
-    module = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
+    implementation = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
     head, chunk = Head(temperature, softcap), _chunk(chunk_tokens, hidden, vocab)
-    return _unpack(module.linear_logprobs(hidden, weight, bias, targets, head, entropy, chunk, wide))
+    return _unpack(implementation.linear_logprobs(hidden, weight, bias, targets, head, entropy, chunk, wide))
 
 
 def policy_loss(
@@ -103,8 +103,8 @@ def policy_loss(
     check_bool("inplace", inplace)
     if inplace:
         _check_overwritable(logits)
-    module = choose(impl, logits.device, logits.dtype, logits.shape[1])
-    return module.policy_loss(logits, targets, inputs, spec, inplace)
+    implementation = choose(impl, logits.device, logits.dtype, logits.shape[1])
+    return implementation.policy_loss(logits, targets, inputs, spec, inplace)
 
 
 def linear_policy_loss(
@@ -141,8 +141,8 @@ def linear_policy_loss(
         inputs = inputs.restricted_to(_check_rows(rows, hidden))
     inputs.check_targets(targets, vocab)
     chunk = _chunk(chunk_tokens, hidden, vocab)
-    module = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
-    return module.linear_policy_loss(hidden, weight, bias, targets, inputs, spec, rows, chunk, wide)
+    implementation = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
+    return implementation.linear_policy_loss(hidden, weight, bias, targets, inputs, spec, rows, chunk, wide)
 
 
 def _check_logits(logits: Any, targets: Any) -> None:

@@ -1,20 +1,68 @@
-"""Which implementations there are, which can run here, and which one `impl="auto"` takes."""
+"""What an implementation is, which ones can run here, and which one `impl="auto"` takes.
+
+Letters: T packed tokens, R rows to compute, H hidden, V vocabulary.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from types import ModuleType
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from . import reference
 from .checks import check_choice
-from .fused.implementation import Fused
+from .fused.autograd import FusedImplementation
+from .fused.custom_ops import KERNELS
 from .fused.native import CpuRows, CudaRows
 from .rows import RowKernels
+from .spec import Head, LossInputs, LossSpec, PolicyLoss
 
-Implementation = ModuleType | Fused
+
+class Implementation(Protocol):
+    """The operations of api.py on checked arguments, differentiable as they are there. The module `reference` is one;
+    triton, cuda and cpu are three more, each made of row kernels."""
+
+    def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
+        """Why it can't take such logits, in a line, or None. Plain Python that torch.compile can trace."""
+
+    def logprobs(self, logits_TV: Tensor, targets_T: Tensor, head: Head, entropy: bool) -> tuple[Tensor, ...]:
+        """(logp [T],), with `entropy` (logp [T], entropy [T])."""
+
+    def linear_logprobs(
+        self,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_T: Tensor,
+        head: Head,
+        entropy: bool,
+        chunk: int,
+        wide_logits: bool,
+    ) -> tuple[Tensor, ...]:
+        """The same of `hidden @ weight.T + bias`, of which no more than [chunk, V] is ever held; `wide_logits`: in
+        float32 or wider."""
+
+    def policy_loss(
+        self, logits_TV: Tensor, targets_T: Tensor, inputs: LossInputs, spec: LossSpec, inplace: bool
+    ) -> PolicyLoss:
+        """`inplace`: where a gradient is wanted it takes the place of the logits."""
+
+    def linear_policy_loss(
+        self,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_T: Tensor,
+        inputs: LossInputs,
+        spec: LossSpec,
+        rows_R: Tensor | None,
+        chunk: int,
+        wide_logits: bool,
+    ) -> PolicyLoss:
+        """`rows_R`: int64, the rows to compute; outside of them the weights are 0."""
 
 
 def _triton() -> RowKernels:
@@ -42,7 +90,8 @@ def _build() -> tuple[dict[str, Implementation], dict[str, str]]:
     makers: dict[str, Callable[[], RowKernels]] = {"triton": _triton, "cuda": _cuda, "cpu": CpuRows}
     for name, make in makers.items():
         try:
-            built[name] = Fused.of(make())
+            KERNELS[name] = make()
+            built[name] = FusedImplementation(name)
         except OSError as error:
             missing[name] = str(error)
         except Exception as error:  # another Triton than the kernels are written for: the rest must be importable

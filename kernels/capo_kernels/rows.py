@@ -1,6 +1,6 @@
-"""What the row kernels of an implementation are given, and what they give back: the seam under triton, cuda and cpu.
+"""The arguments and results of the row kernels: the interface under triton, cuda and cpu.
 
-Letters: T tokens (rows), V vocabulary, B sequences, S steps. `csrc/capo.h` says the same to C.
+Letters: T tokens (rows), V vocabulary, B sequences, S steps. `csrc/capo.h` is the same in C.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class TokenArguments(NamedTuple):
     ref_logp: Tensor | None
     """float32 [T]."""
     importance: Tensor | None
-    """float32 [T]: rollout log-probs, or with `is_sequence` the sequence's sum of old - rollout."""
+    """float32 [T]: rollout log-probs, or at sequence level (`is_level`) the sequence's sum of old - rollout."""
     sequence_log_ratio: Tensor | None
     """float32 [T], log s_i, clamped; None: token ratios."""
 
@@ -46,17 +46,25 @@ class TokenArguments(NamedTuple):
         return self._replace(**per_token)
 
 
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "objective": ("ppo", "cispo", "reinforce"),
+    "ratio": ("token", "sequence"),
+    "kl_estimator": ("k1", "k2", "k3"),
+    "is_mode": (None, "truncate", "mask"),
+    "is_level": ("token", "sequence"),
+}
+"""The values of a LossSpec's fields that name something. A row kernel knows each by its place here."""
+
+
 class Modes(NamedTuple):
-    """The choices of a LossSpec, as small integers; they are compile-time constants of a kernel."""
+    """The choices of a LossSpec, by their places in CHOICES; they are compile-time constants of a kernel."""
 
     objective: int
-    """0 ppo, 1 cispo, 2 reinforce."""
     kl_estimator: int
-    """0 k1, 1 k2, 2 k3."""
     kl_ratio: int
+    """0 or 1."""
     is_mode: int
-    """0 none, 1 truncate, 2 mask."""
-    is_sequence: int
+    is_level: int
 
 
 class Scalars(NamedTuple):
@@ -100,7 +108,7 @@ TERMS = (
 
 
 class RowKernels(Protocol):
-    """One implementation. Rows of `logits` and `grad` are contiguous, any stride apart; logits bfloat16, float16 or
+    """One set of them. Rows of `logits` and `grad` are contiguous, any stride apart; logits bfloat16, float16 or
     float32; targets int32 [T] contiguous. `grad`, in the dtype of the logits, may be the logits themselves."""
 
     name: str

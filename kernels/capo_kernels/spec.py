@@ -24,16 +24,13 @@ from .checks import (
     token_dtypes,
 )
 from .credit import Credit
-from .rows import Scalars
+from .rows import CHOICES, Modes, Scalars
 
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "objective": ("ppo", "cispo", "reinforce"),
-    "ratio": ("token", "sequence"),
-    "kl_estimator": ("k1", "k2", "k3"),
-    "is_mode": (None, "truncate", "mask"),
-    "is_level": ("token", "sequence"),
-}
-"""Of the fields that choose, in the order of the numbers that the row kernels know them by (`Modes`)."""
+LIMIT = 20.0
+"""Differences of log-probs are clamped to +-LIMIT before they enter an exp; a clamped row has gradient 0 there."""
+
+_OFF = {"dual_clip": math.inf, "is_high": math.inf, "softcap": 0.0}
+"""What a row kernel is given where a field is None."""
 
 
 class Head(NamedTuple):
@@ -90,6 +87,7 @@ class LossSpec:
     # Derived, and set for each spec: ClassVar keeps them out of the fields, of `asdict` and of `==`.
     numbers: ClassVar[Tensor]
     """float32 [9] on the CPU, `Scalars`: a graph that reads its numbers here is not compiled again when one changes."""
+    modes: ClassVar[Modes]
     needs_ref: ClassVar[bool]
 
     def __post_init__(self) -> None:
@@ -103,7 +101,8 @@ class LossSpec:
         check_number("is_low", self.is_low, 0)
         check_number("is_high", self.is_high, self.is_low, optional=True)
         self._check_clips()
-        object.__setattr__(self, "numbers", torch.tensor(self._scalars(), dtype=torch.float32, device="cpu"))
+        object.__setattr__(self, "numbers", torch.tensor(_scalars(self), dtype=torch.float32, device="cpu"))
+        object.__setattr__(self, "modes", _modes(self))
         object.__setattr__(self, "needs_ref", self.kl_coef > 0)
 
     def _check_clips(self) -> None:
@@ -113,22 +112,19 @@ class LossSpec:
         if self.dual_clip is not None and self.objective != "ppo":
             raise ValueError(f"dual_clip: got {self.dual_clip} with objective={self.objective!r}, want objective='ppo'")
 
-    def _scalars(self) -> Scalars:
-        return Scalars(
-            ratio_low=1 - self.clip_low,
-            ratio_high=1 + self.clip_high,
-            dual_clip=math.inf if self.dual_clip is None else self.dual_clip,
-            kl_coef=self.kl_coef,
-            entropy_coef=self.entropy_coef,
-            is_low=self.is_low,
-            is_high=math.inf if self.is_high is None else self.is_high,
-            temperature=self.temperature,
-            softcap=self.softcap or 0.0,
-        )
-
     @property
     def needs_sequences(self) -> bool:
         return self.ratio == "sequence" or (self.is_mode is not None and self.is_level == "sequence")
+
+
+def _scalars(spec: LossSpec) -> Scalars:
+    numbers = {**vars(spec), "ratio_low": 1 - spec.clip_low, "ratio_high": 1 + spec.clip_high}
+    return Scalars._make(_OFF[name] if numbers[name] is None else numbers[name] for name in Scalars._fields)
+
+
+def _modes(spec: LossSpec) -> Modes:
+    choices: dict[str, tuple[object, ...]] = {**CHOICES, "kl_ratio": (False, True)}
+    return Modes._make(choices[name].index(getattr(spec, name)) for name in Modes._fields)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,20 +9,9 @@ import torch
 from torch import Tensor
 
 from ..credit import Credit, sequence_stats, step_of_tokens
-from ..reference.objective import LIMIT
-from ..rows import Modes, TokenArguments
+from ..rows import TokenArguments
 from ..segments import segment_sum, sequence_of_tokens
-from ..spec import CHOICES, LossInputs, LossSpec
-
-
-def modes(spec: LossSpec) -> Modes:
-    return Modes(
-        objective=CHOICES["objective"].index(spec.objective),
-        kl_estimator=CHOICES["kl_estimator"].index(spec.kl_estimator),
-        kl_ratio=int(spec.kl_ratio),
-        is_mode=CHOICES["is_mode"].index(spec.is_mode),
-        is_sequence=int(spec.is_mode is not None and spec.is_level == "sequence"),
-    )
+from ..spec import LIMIT, LossInputs, LossSpec
 
 
 def needs_logprobs(inputs: LossInputs, spec: LossSpec) -> bool:

@@ -1,28 +1,108 @@
-"""Log-probs and the loss of logits: autograd around the operators.
+"""The operations on row kernels, which triton, cuda and cpu share: autograd around the operators of custom_ops.py.
 
-Letters: T packed tokens, V vocabulary, M raw metrics.
+Letters: T packed tokens, R rows to compute, H hidden, V vocabulary, K terms, M raw metrics.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..metrics import derive
 from ..rows import Modes, TokenArguments
-from ..spec import Head, LossInputs, LossSpec
+from ..spec import Head, LossInputs, LossSpec, PolicyLoss
 from . import custom_ops
-from .arguments import modes, needs_logprobs, token_arguments
+from .arguments import needs_logprobs, token_arguments
 from .summary import column, summarise
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 """Loss, log-probs [T], entropies [T], raw metrics [M]."""
 
 
-def logprobs(logits_TV: Tensor, targets_T: Tensor, head: Head, impl: str) -> tuple[Tensor, Tensor]:
-    """(logp [T], entropy [T]), differentiable."""
-    return _Logprobs.apply(rows_contiguous(logits_TV), int32(targets_T), head.temperature, head.softcap or 0.0, impl)
+@dataclass(frozen=True)
+class FusedImplementation:
+    """An implementation (registry.py) made of the row kernels of that name."""
+
+    name: str
+
+    def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
+        return custom_ops.KERNELS[self.name].refuses(device, dtype, vocab)
+
+    def logprobs(self, logits_TV: Tensor, targets_T: Tensor, head: Head, entropy: bool) -> tuple[Tensor, ...]:
+        run = (head.temperature, head.softcap or 0.0, self.name)
+        both = _Logprobs.apply(_rows_contiguous(logits_TV), _int32(targets_T), *run)
+        return both if entropy else both[:1]
+
+    def linear_logprobs(
+        self,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_T: Tensor,
+        head: Head,
+        entropy: bool,
+        chunk: int,
+        wide_logits: bool,
+    ) -> tuple[Tensor, ...]:
+        run = (head.temperature, head.softcap or 0.0, self.name, chunk, wide_logits)
+        both = _LinearLogprobs.apply(hidden_TH, weight_VH, bias_V, _int32(targets_T), *run)
+        return both if entropy else both[:1]
+
+    def policy_loss(
+        self, logits_TV: Tensor, targets_T: Tensor, inputs: LossInputs, spec: LossSpec, inplace: bool
+    ) -> PolicyLoss:
+        logits_TV, targets_T, logp_T = _rows_contiguous(logits_TV), _int32(targets_T), None
+        if needs_logprobs(inputs, spec):
+            weight_T, head = inputs.weights.detach().contiguous(), (spec.temperature, spec.softcap or 0.0)
+            logp_T, _ = custom_ops.logprobs(logits_TV.detach(), targets_T, weight_T, *head, self.name)
+        tokens, run = token_arguments(inputs, spec, logp_T), (spec.modes, spec.numbers, self.name)
+        if torch.is_grad_enabled() and logits_TV.requires_grad:
+            return self._result(_PolicyLoss.apply(logits_TV, inplace, targets_T, *run, *tokens))
+        terms_TK, _ = custom_ops.policy_loss(logits_TV, targets_T, tokens, *run, False)
+        return self._result(_outputs(terms_TK, tokens))
+
+    def linear_policy_loss(
+        self,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_T: Tensor,
+        inputs: LossInputs,
+        spec: LossSpec,
+        rows_R: Tensor | None,
+        chunk: int,
+        wide_logits: bool,
+    ) -> PolicyLoss:
+        head, targets_T, logp_T = (hidden_TH, weight_VH, bias_V), _int32(targets_T), None
+        if needs_logprobs(inputs, spec):
+            run = (spec.temperature, spec.softcap or 0.0, self.name, chunk, wide_logits)
+            detached = (None if x is None else x.detach() for x in head)
+            weight_T = inputs.weights.detach().contiguous()
+            logp_T, _ = custom_ops.linear_logprobs(*detached, targets_T, weight_T, rows_R, *run)
+        tokens = token_arguments(inputs, spec, logp_T)
+        plan = (rows_R, spec.modes, spec.numbers, self.name, chunk, wide_logits)
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in head):
+            return self._result(_LinearPolicyLoss.apply(*head, targets_T, *plan, *tokens))
+        terms_TK, *_ = custom_ops.linear_policy_loss(*head, targets_T, tokens, *plan, (False,) * 3)
+        return self._result(_outputs(terms_TK, tokens))
+
+    def _result(self, outputs: Outputs) -> PolicyLoss:
+        loss, logp_T, entropy_T, raw_M = outputs
+        return PolicyLoss(loss, logp_T, entropy_T, derive(raw_M), self.name)
+
+
+def _rows_contiguous(x: Tensor) -> Tensor:
+    return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
+
+
+def _int32(targets_T: Tensor) -> Tensor:
+    return targets_T.to(torch.int32).contiguous()
+
+
+# ---- log-probs -------------------------------------------------------------------------------------------------------
 
 
 class _Logprobs(torch.autograd.Function):
@@ -30,22 +110,47 @@ class _Logprobs(torch.autograd.Function):
     def forward(
         ctx: Any, logits_TV: Tensor, targets_T: Tensor, temperature: float, softcap: float, impl: str
     ) -> tuple[Tensor, Tensor]:
-        logp_T, entropy_T = custom_ops.logprobs(logits_TV, targets_T, None, temperature, softcap, impl)
         ctx.save_for_backward(logits_TV, targets_T)
         ctx.set_materialize_grads(False)
-        ctx.constants = temperature, softcap, impl
-        return logp_T, entropy_T
+        ctx.run = temperature, softcap, impl
+        return custom_ops.logprobs(logits_TV, targets_T, None, temperature, softcap, impl)
 
     @staticmethod
     def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_double_backward()
-        logits_TV, targets_T = ctx.saved_tensors
-        dlogp_T, dentropy_T = slopes(dlogp_T, dentropy_T)
-        dlogits_TV = custom_ops.dlogits(logits_TV, targets_T, dlogp_T, dentropy_T, *ctx.constants)
-        return dlogits_TV, None, None, None, None
+        _refuse_double_backward()
+        dlogits_TV = custom_ops.dlogits(*ctx.saved_tensors, *_slopes(dlogp_T, dentropy_T), *ctx.run)
+        return dlogits_TV, *_nones(ctx, 1)
 
 
-def slopes(dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor, Tensor | None]:
+class _LinearLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_T: Tensor,
+        temperature: float,
+        softcap: float,
+        impl: str,
+        chunk: int,
+        wide_logits: bool,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(hidden_TH, weight_VH, bias_V, targets_T)
+        ctx.set_materialize_grads(False)
+        ctx.run = run = temperature, softcap, impl, chunk, wide_logits
+        return custom_ops.linear_logprobs(hidden_TH, weight_VH, bias_V, targets_T, None, None, *run)
+
+    @staticmethod
+    def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
+        _refuse_double_backward()
+        needs = ctx.needs_input_grad[:3]
+        slopes = _slopes(dlogp_T, dentropy_T)
+        grads = custom_ops.linear_logprobs_backward(*ctx.saved_tensors, *slopes, *ctx.run, needs)
+        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *_nones(ctx, 3)
+
+
+def _slopes(dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The derivatives as the kernels take them. One of the two is given."""
     if dlogp_T is None:
         assert dentropy_T is not None  # else autograd would not have called
@@ -53,24 +158,10 @@ def slopes(dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor, T
     return dlogp_T.contiguous(), None if dentropy_T is None else dentropy_T.contiguous()
 
 
-def policy_loss(
-    logits_TV: Tensor, targets_T: Tensor, inputs: LossInputs, spec: LossSpec, inplace: bool, impl: str
-) -> Outputs:
-    logits_TV, targets_T = rows_contiguous(logits_TV), int32(targets_T)
-    logp_T = None
-    if needs_logprobs(inputs, spec):
-        weight_T, head = inputs.weights.detach().contiguous(), (spec.temperature, spec.softcap or 0.0)
-        logp_T, _ = custom_ops.logprobs(logits_TV.detach(), targets_T, weight_T, *head, impl)
-    tokens = token_arguments(inputs, spec, logp_T)
-    if torch.is_grad_enabled() and logits_TV.requires_grad:
-        return _PolicyLoss.apply(logits_TV, inplace, targets_T, modes(spec), spec.numbers, impl, *tokens)
-    terms_TK, _ = custom_ops.policy_loss(logits_TV, targets_T, tokens, modes(spec), spec.numbers, impl, False)
-    return outputs(terms_TK, tokens)
+# ---- the loss: its gradient is computed with it, for d(loss) = 1; backward scales that in place ----------------------
 
 
 class _PolicyLoss(torch.autograd.Function):
-    """The gradient is computed with the loss, for d(loss) = 1; backward scales it in its place."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -91,47 +182,80 @@ class _PolicyLoss(torch.autograd.Function):
         # Saved after the write: autograd then refuses a backward over logits that someone has written to since.
         ctx.save_for_backward(dlogits_TV)
         ctx.inplace, ctx.impl = inplace, impl
-        loss, logp_T, entropy_T, raw_M = outputs(terms_TK, tokens)
+        loss, logp_T, entropy_T, raw_M = _outputs(terms_TK, tokens)
         ctx.mark_non_differentiable(logp_T, entropy_T, raw_M)
         return loss, logp_T, entropy_T, raw_M
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.inplace and keeps_graph():
+        if ctx.inplace and _keeps_graph():
             raise RuntimeError("inplace=True: got retain_graph or create_graph, want a single backward")
-        refuse_double_backward()
+        _refuse_double_backward()
         (dlogits_TV,) = ctx.saved_tensors
-        return scaled(dlogits_TV, dloss, ctx.impl), *(None,) * (5 + len(TokenArguments._fields))
+        return _scaled(dlogits_TV, dloss, ctx.impl), *_nones(ctx, 1)
 
 
-def outputs(terms_TK: Tensor, tokens: TokenArguments) -> Outputs:
+class _LinearPolicyLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_T: Tensor,
+        rows_R: Tensor | None,
+        modes: Modes,
+        numbers: Tensor,
+        impl: str,
+        chunk: int,
+        wide_logits: bool,
+        *arguments: Tensor | None,
+    ) -> Outputs:
+        tokens, head = TokenArguments._make(arguments), (hidden_TH, weight_VH, bias_V)
+        plan = (rows_R, modes, numbers, impl, chunk, wide_logits, ctx.needs_input_grad[:3])
+        terms_TK, *grads = custom_ops.linear_policy_loss(*head, targets_T, tokens, *plan)
+        ctx.save_for_backward(*grads)
+        ctx.impl = impl
+        loss, logp_T, entropy_T, raw_M = _outputs(terms_TK, tokens)
+        ctx.mark_non_differentiable(logp_T, entropy_T, raw_M)
+        return loss, logp_T, entropy_T, raw_M
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_double_backward()
+        wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
+        grads = (_scaled(grad, dloss, ctx.impl) if need else None for grad, need in wanted)
+        return *grads, *_nones(ctx, 3)
+
+
+def _outputs(terms_TK: Tensor, tokens: TokenArguments) -> Outputs:
     loss, raw_M = summarise(terms_TK, tokens.ref_logp is not None, tokens.importance is not None)
     return loss, column(terms_TK, "logp"), column(terms_TK, "entropy"), raw_M
 
 
-def scaled(grad: Tensor, factor: Tensor, impl: str) -> Tensor:
+def _scaled(grad: Tensor, factor: Tensor, impl: str) -> Tensor:
     """grad * factor, in grad's place where nobody will read it again."""
     if torch.compiler.is_compiling():
         return (grad.float() * factor).to(grad.dtype)
-    grad = grad.detach().clone() if keeps_graph() else grad.detach()
+    grad = grad.detach().clone() if _keeps_graph() else grad.detach()
     custom_ops.scale_(grad, factor, impl)
     return grad
 
 
-def keeps_graph() -> bool:
+# ---- backward --------------------------------------------------------------------------------------------------------
+
+
+def _nones(ctx: Any, grads: int) -> tuple[None, ...]:
+    """The gradients by the arguments behind the first `grads`."""
+    return (None,) * (len(ctx.needs_input_grad) - grads)
+
+
+def _keeps_graph() -> bool:
     """Whether the backward that runs now may run again over the same saved tensors."""
     return not torch.compiler.is_compiling() and torch._C._autograd._get_current_graph_task_keep_graph()
 
 
-def refuse_double_backward() -> None:
+def _refuse_double_backward() -> None:
     """The gradient's own gradient would be lost without a word: only `reference` has it."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError("create_graph: got True, want False (impl='reference' has second derivatives)")
-
-
-def rows_contiguous(x: Tensor) -> Tensor:
-    return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
-
-
-def int32(targets_T: Tensor) -> Tensor:
-    return targets_T.to(torch.int32).contiguous()

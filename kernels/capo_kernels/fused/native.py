@@ -6,6 +6,8 @@ Letters: T tokens (rows), V vocabulary.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -71,6 +73,7 @@ class NativeRows:
     def _function(self, name: str, *arguments: Any) -> ctypes._NamedFuncPointer:
         function = self._library[f"capo_{self.name}_{name}"]
         function.argtypes, function.restype = (POINTER(_Logits), *arguments), c_int
+        function.errcheck = self._check
         return function
 
     def logprobs(
@@ -78,7 +81,8 @@ class NativeRows:
     ) -> tuple[Tensor, Tensor]:
         matrix = _matrix(logits, targets, weight, temperature, softcap, None)
         logp, entropy = (logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(2))
-        self._call(self._logprobs, logits, byref(matrix), _pointer(logp), _pointer(entropy))
+        with self._launch(logits.device) as tail:
+            self._logprobs(byref(matrix), _pointer(logp), _pointer(entropy), tail)
         return logp, entropy
 
     def dlogits(
@@ -92,7 +96,8 @@ class NativeRows:
         grad: Tensor,
     ) -> None:
         matrix = _matrix(logits, targets, None, temperature, softcap, grad)
-        self._call(self._dlogits, logits, byref(matrix), _pointer(dlogp), _pointer(dentropy))
+        with self._launch(logits.device) as tail:
+            self._dlogits(byref(matrix), _pointer(dlogp), _pointer(dentropy), tail)
 
     def loss(
         self,
@@ -107,9 +112,15 @@ class NativeRows:
         matrix = _matrix(logits, targets, tokens.weight, scalars.temperature, scalars.softcap, grad)
         beside = _Tokens(*map(_pointer, tokens[1:]))
         spec = _Spec(*modes, *scalars[:-2])
-        self._call(self._loss, logits, byref(matrix), byref(beside), byref(spec), _pointer(terms))
+        with self._launch(logits.device) as tail:
+            self._loss(byref(matrix), byref(beside), byref(spec), _pointer(terms), tail)
 
-    def _call(self, function: ctypes._NamedFuncPointer, logits: Tensor, *arguments: object) -> None:
+    def _launch(self, device: torch.device) -> AbstractContextManager[int | None]:
+        """Around a call of the library: gives the call's last argument."""
+        raise NotImplementedError
+
+    def _check(self, code: Any, *_: object) -> Any:
+        """Raises RuntimeError for the result of a function of the library, unless it is 0."""
         raise NotImplementedError
 
 
@@ -135,10 +146,13 @@ class CpuRows(NativeRows):
         if factor.item() != 1:
             grad.mul_(factor.item())
 
-    def _call(self, function: ctypes._NamedFuncPointer, logits: Tensor, *arguments: object) -> None:
-        code = function(*arguments, torch.get_num_threads())
+    def _launch(self, device: torch.device) -> AbstractContextManager[int]:
+        return nullcontext(torch.get_num_threads())
+
+    def _check(self, code: Any, *_: object) -> Any:
         if code != 0:
             raise RuntimeError(f"libcapo_cpu: error {code}")
+        return code
 
 
 class CudaRows(NativeRows):
@@ -165,13 +179,18 @@ class CudaRows(NativeRows):
     def scale_(self, grad: Tensor, factor: Tensor) -> None:
         rows = grad if grad.dim() == 2 else grad.unsqueeze(0)
         matrix = _Logits(None, _pointer(rows), None, None, *rows.shape, 0, rows.stride(0), 1, 0, DTYPES[rows.dtype])
-        self._call(self._scale, rows, byref(matrix), _pointer(factor))
+        with self._launch(rows.device) as stream:
+            self._scale(byref(matrix), _pointer(factor), stream)
 
-    def _call(self, function: ctypes._NamedFuncPointer, logits: Tensor, *arguments: object) -> None:
-        with torch.cuda.device(logits.device):
-            code = function(*arguments, torch.cuda.current_stream().cuda_stream)
+    @contextmanager
+    def _launch(self, device: torch.device) -> Iterator[int]:
+        with torch.cuda.device(device):
+            yield torch.cuda.current_stream().cuda_stream
+
+    def _check(self, code: Any, *_: object) -> Any:
         if code != 0:
             raise RuntimeError(f"libcapo_cuda: {self._library.capo_cuda_error(code).decode()}")
+        return code
 
 
 def _load(name: str) -> ctypes.CDLL:

@@ -12,11 +12,42 @@ import math
 import triton
 import triton.language as tl
 
+from .. import spec
+from ..rows import CHOICES, TERMS
+
+INF = tl.constexpr(math.inf)
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2_HIGH = tl.constexpr(0.693359375)  # of few bits, so that its products with small integers are exact
 LN_2_LOW = tl.constexpr(math.log(2) - 0.693359375)
-LIMIT = tl.constexpr(20.0)
-"""Differences of log-probs are clamped to it before they enter an exp; a clamped row has derivative 0 there."""
+LIMIT = tl.constexpr(spec.LIMIT)
+
+# The choices of MODES, by the names of rows.py.
+PPO = tl.constexpr(CHOICES["objective"].index("ppo"))
+CISPO = tl.constexpr(CHOICES["objective"].index("cispo"))
+K1 = tl.constexpr(CHOICES["kl_estimator"].index("k1"))
+K2 = tl.constexpr(CHOICES["kl_estimator"].index("k2"))
+UNWEIGHTED = tl.constexpr(CHOICES["is_mode"].index(None))
+TRUNCATE = tl.constexpr(CHOICES["is_mode"].index("truncate"))
+TOKEN = tl.constexpr(CHOICES["is_level"].index("token"))
+
+# The columns of a row's terms, by the names of rows.py.
+LOGP = tl.constexpr(TERMS.index("logp"))
+ENTROPY = tl.constexpr(TERMS.index("entropy"))
+LOSS = tl.constexpr(TERMS.index("loss"))
+TOKENS = tl.constexpr(TERMS.index("tokens"))
+RATIO = tl.constexpr(TERMS.index("ratio"))
+CLIP_LOW = tl.constexpr(TERMS.index("clip_low"))
+CLIP_HIGH = tl.constexpr(TERMS.index("clip_high"))
+APPROX_KL = tl.constexpr(TERMS.index("approx_kl"))
+REF_KL = tl.constexpr(TERMS.index("ref_kl"))
+IS_WEIGHT = tl.constexpr(TERMS.index("is_weight"))
+IS_WEIGHT_SQ = tl.constexpr(TERMS.index("is_weight_sq"))
+ACTIVE = tl.constexpr(TERMS.index("active"))
+ADVANTAGE = tl.constexpr(TERMS.index("advantage"))
+NEG_RATIO_MAX = tl.constexpr(TERMS.index("neg_ratio_max"))
+RATIO_MAX = tl.constexpr(TERMS.index("ratio_max"))
+IS_WEIGHT_MAX = tl.constexpr(TERMS.index("is_weight_max"))
+WIDTH = tl.constexpr(len(TERMS))
 
 
 @triton.jit
@@ -61,9 +92,9 @@ def _ppo(rho, rho_slope, advantage, scalars):
 
 @triton.jit
 def _policy(rho, rho_slope, advantage, logp, scalars, OBJECTIVE: tl.constexpr):
-    if OBJECTIVE == 0:
+    if OBJECTIVE == PPO:
         return _ppo(rho, rho_slope, advantage, scalars)
-    elif OBJECTIVE == 1:
+    elif OBJECTIVE == CISPO:
         slope = -tl.where(rho > scalars.ratio_high, scalars.ratio_high, rho) * advantage
         return slope * logp, slope
     else:
@@ -73,9 +104,9 @@ def _policy(rho, rho_slope, advantage, logp, scalars, OBJECTIVE: tl.constexpr):
 @triton.jit
 def _kl(logp, ref, rho, rho_slope, ESTIMATOR: tl.constexpr, RATIO: tl.constexpr):
     x = ref - logp
-    if ESTIMATOR == 0:
+    if ESTIMATOR == K1:
         value, slope = -x, 1.0
-    elif ESTIMATOR == 1:
+    elif ESTIMATOR == K2:
         value, slope = 0.5 * x * x, -x
     else:
         e = _exp(_clamp(x))
@@ -86,15 +117,15 @@ def _kl(logp, ref, rho, rho_slope, ESTIMATOR: tl.constexpr, RATIO: tl.constexpr)
 
 
 @triton.jit
-def _importance(row, old_logp, tokens, scalars, MODE: tl.constexpr, SEQUENCE: tl.constexpr):
-    if MODE == 0:
+def _importance(row, old_logp, tokens, scalars, MODE: tl.constexpr, LEVEL: tl.constexpr):
+    if MODE == UNWEIGHTED:
         return 1.0
     else:
         x = tl.load(tokens.importance + row)
-        if not SEQUENCE:
+        if LEVEL == TOKEN:
             x = old_logp - x
         w = _exp(_clamp(x))
-        if MODE == 1:
+        if MODE == TRUNCATE:
             return tl.where(w > scalars.is_high, scalars.is_high, w)
         else:
             return tl.where((w < scalars.is_low) | (w > scalars.is_high), 0.0, w)
@@ -112,7 +143,7 @@ def loss_terms(row, weight, logp, entropy, terms, tokens, scalars, MODES: tl.con
     if tokens.sequence_log_ratio is not None:
         rho = _exp(tl.load(tokens.sequence_log_ratio + row))
         rho_slope = rho
-    w = _importance(row, old_logp, tokens, scalars, MODES.is_mode, MODES.is_sequence)
+    w = _importance(row, old_logp, tokens, scalars, MODES.is_mode, MODES.is_level)
     policy, slope = _policy(rho, rho_slope, advantage, logp, scalars, MODES.objective)
     loss, slope = w * policy, w * slope
     kl = 0.0
@@ -122,20 +153,27 @@ def loss_terms(row, weight, logp, entropy, terms, tokens, scalars, MODES: tl.con
         slope += tl.where(scalars.kl_coef != 0, scalars.kl_coef * kl_slope, 0.0)
     loss -= tl.where(scalars.entropy_coef != 0, scalars.entropy_coef * entropy, 0.0)
     slope *= weight
-    tl.store(terms + 0, logp)
-    tl.store(terms + 1, entropy)
-    tl.store(terms + 2, weight * loss)
-    tl.store(terms + 3, 1.0)
-    tl.store(terms + 4, rho)
-    tl.store(terms + 5, tl.where((advantage < 0) & (rho < scalars.ratio_low), 1.0, 0.0))
-    tl.store(terms + 6, tl.where((advantage > 0) & (rho > scalars.ratio_high), 1.0, 0.0))
-    tl.store(terms + 7, token - _clamp(logp - old_logp) - 1.0)
-    tl.store(terms + 8, kl)
-    tl.store(terms + 9, w)
-    tl.store(terms + 10, w * w)
-    tl.store(terms + 11, tl.where((slope != 0) | (scalars.entropy_coef != 0), 1.0, 0.0))
-    tl.store(terms + 12, advantage)
-    tl.store(terms + 13, -rho)
-    tl.store(terms + 14, rho)
-    tl.store(terms + 15, w)
+    tl.store(terms + LOGP, logp)
+    tl.store(terms + ENTROPY, entropy)
+    tl.store(terms + LOSS, weight * loss)
+    tl.store(terms + TOKENS, 1.0)
+    tl.store(terms + RATIO, rho)
+    tl.store(terms + CLIP_LOW, tl.where((advantage < 0) & (rho < scalars.ratio_low), 1.0, 0.0))
+    tl.store(terms + CLIP_HIGH, tl.where((advantage > 0) & (rho > scalars.ratio_high), 1.0, 0.0))
+    tl.store(terms + APPROX_KL, token - _clamp(logp - old_logp) - 1.0)
+    tl.store(terms + REF_KL, kl)
+    tl.store(terms + IS_WEIGHT, w)
+    tl.store(terms + IS_WEIGHT_SQ, w * w)
+    tl.store(terms + ACTIVE, tl.where((slope != 0) | (scalars.entropy_coef != 0), 1.0, 0.0))
+    tl.store(terms + ADVANTAGE, advantage)
+    tl.store(terms + NEG_RATIO_MAX, -rho)
+    tl.store(terms + RATIO_MAX, rho)
+    tl.store(terms + IS_WEIGHT_MAX, w)
     return slope, -weight * scalars.entropy_coef
+
+
+@triton.jit
+def untrained_terms(terms):
+    """Writes those of a row of weight 0."""
+    column = tl.arange(0, WIDTH)
+    tl.store(terms + column, tl.where(column < NEG_RATIO_MAX, 0.0, -INF))

@@ -16,17 +16,14 @@ takes so many registers that a multiprocessor holds one at a time. No figure her
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..rows import Modes, Scalars, TokenArguments
-from .triton_objective import LOG2_E, loss_terms
+from .triton_objective import INF, LOG2_E, WIDTH, loss_terms, untrained_terms
 
-INF = tl.constexpr(math.inf)
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 FAR = tl.constexpr(-1e30)
 """As good as -inf below a maximum, but 0 times it is 0."""
@@ -225,7 +222,7 @@ def _loss(
 ):
     row = tl.program_id(0)
     row_ptr, lead = _row(logits, row, stride, W, SHIFTED)
-    terms_row = terms + row.to(tl.int64) * 16
+    terms_row = terms + row.to(tl.int64) * WIDTH
     target = tl.load(targets + row)
     weight = tl.load(tokens.weight + row)
     temperature, softcap = scalars.temperature, scalars.softcap
@@ -242,8 +239,7 @@ def _loss(
                 y, m, s, log_s, entropy, slope, entropy_slope, temperature, softcap, SOFTCAP
             )
     else:
-        column = tl.arange(0, 16)
-        tl.store(terms_row + column, tl.where(column < 13, 0.0, -INF))
+        untrained_terms(terms_row)
     if grad is not None:
         grad_ptr, lead = _row(grad, row, grad_stride, W, SHIFTED)
         _write_gradient(grad_ptr, row_ptr, lead, vocab, target, at_target, m, a, b, k, softcap, SOFTCAP, N, W)

@@ -14,10 +14,7 @@ from torch import Tensor
 
 from ..credit import token_advantages
 from ..segments import segment_sum, sequence_of_tokens
-from ..spec import LossInputs, LossSpec
-
-LIMIT = 20.0
-"""Differences of log-probs are clamped to this before they enter an exp; a clamped row has gradient 0 there."""
+from ..spec import LIMIT, LossInputs, LossSpec
 
 
 class Tokens(NamedTuple):
