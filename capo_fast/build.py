@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from capo_fast.config.load import config_as_dict, dump_config, flatten, read_file
+from capo_fast.config.load import build_config, changed_settings, config_as_dict, dump_config, read_file
 from capo_fast.config.paths import resolve_model
-from capo_fast.config.rules import swaps
 from capo_fast.config.schema import Config
 from capo_fast.data import PromptOrder
 from capo_fast.engine.base import Engine, Generator
@@ -179,7 +178,7 @@ def load_learner(
     dtype = DTYPES[config.policy.dtype] if adapted else torch.float32
     model = load_model(model_path, config.policy.attention, config.model.untested, dtype)
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
-    critic = load_critic(model, config, probe) if swaps(config) else None
+    critic = load_critic(model, config, probe) if config.swaps else None
     if adapted:
         add_adapter(model, config.lora, config.seed)
     policy = shard_policy(model.train(), config.policy, mesh)
@@ -206,19 +205,6 @@ def load_reference(policy: Policy, model_path: str, config: Config, mesh: Device
         return BasePolicy(policy)
     frozen = load_model(model_path, config.policy.attention, config.model.untested).requires_grad_(False)
     return shard_policy(frozen, config.policy, mesh)
-
-
-RESUMABLE = (
-    *("resume", "run.", "checkpoint.", "eval.every"),
-    *("endpoint.url", "endpoint.api_key_env", "endpoint.concurrency", "endpoint.timeout_s", "endpoint.retries"),
-    *("endpoint.budget_tokens", "endpoint.on_failure"),
-    *("train.steps", "train.stage_timeout_s", "reward.workers", "reward.timeout_s"),
-)
-CAPACITY = (
-    *("engine.kv_cache_gb", "engine.max_num_seqs", "engine.tensor_parallel"),
-    *("train.micro_tokens", "policy.loss_kernel"),
-)
-"""Settings that may differ between the starts of one run; the second kind changes rounding, so not to the bit."""
 
 
 def run_folder(config: Config) -> tuple[Path, BinaryIO | None]:
@@ -259,10 +245,8 @@ def _make_folder(config: Config) -> tuple[Path, BinaryIO]:
 
 
 def _check_same_settings(config: Config, saved: Path) -> None:
-    before, now = read_file(saved), flatten(config_as_dict(config))
-    for key in now:
-        if not key.startswith(RESUMABLE + CAPACITY) and now[key] != before.get(key):
-            raise ConfigError(
-                f"{key}: {now[key]!r}, but the run in {saved.parent} was started with {before.get(key)!r}; "
-                "resume it with the same settings, or take another run.dir, or --resume never"
-            )
+    for key, (before, now) in changed_settings(build_config(read_file(saved)), config).items():
+        raise ConfigError(
+            f"{key}: {now!r}, but the run in {saved.parent} was started with {before!r}; "
+            "resume it with the same settings, or take another run.dir, or --resume never"
+        )

@@ -16,9 +16,7 @@ import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.build import Parts, build
-from capo_fast.config.load import load_config
-from capo_fast.config.rules import swaps
-from capo_fast.config.schema import Config
+from capo_fast.config import Config, load_config
 from capo_fast.credit.assign import assign_credit, informative_groups
 from capo_fast.engine.base import Engine
 from capo_fast.errors import Interrupted, run_command
@@ -125,7 +123,7 @@ class Trainer:
         self.parts.stop.check()
         with self.clock("rollout"):
             generation.finish_rollouts()
-        if isinstance(self.parts.sync, Sync) and swaps(self.config):
+        if isinstance(self.parts.sync, Sync) and self.config.swaps:
             self.parts.stop.check()
             with self.clock("sync"):
                 self.parts.sync.push_critic()

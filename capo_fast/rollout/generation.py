@@ -4,7 +4,7 @@
 
 Critiques enter at the end of the engine step in which their rollout ended, beside the rollouts that still run; or all
 after the last rollout, where the critic's weights must first take the policy's place or `credit.when` wants verdicts
-(`rules.streams`). Either way the order of requests follows from answers and verdicts alone: a resumed run repeats it.
+(`Config.streams`). Either way the order of requests follows from answers and verdicts alone: a resumed run repeats it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from typing import Any
 
-from capo_fast.config.rules import streams
 from capo_fast.credit.vote import vote
 from capo_fast.engine.base import Engine, Generator
 from capo_fast.records import Completion, Critique, Prompt, Request, Rollout, Sample
@@ -166,7 +165,7 @@ class Generation:
 
     def finish_critiques(self) -> None:
         """Until every critique has ended. Under `credit.when` a collective on all ranks."""
-        if not streams(self._sampler.config):
+        if not self._sampler.config.streams:
             self._ask(self._chosen())
         while self._stream.critiques:
             self._advance()
@@ -195,7 +194,7 @@ class Generation:
         for check in self._checks:
             if check.done():
                 check.result()  # a verifier that fails is said now, not after the last critique
-        if streams(self._sampler.config):
+        if self._sampler.config.streams:
             self._ask(ended)
 
     def _verdicts(self) -> list[Verdict]:
