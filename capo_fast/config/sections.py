@@ -39,16 +39,12 @@ class PolicyConfig:
     """Attention kernel of the trainer."""
     loss_kernel: MayChange[Literal["auto", "reference", "cpu", "triton", "cuda"]] = "auto"
     """Implementation of capo_kernels for log-probs and loss; auto: the fastest that runs here; reference: plain torch.
-
-    One that can't run here is refused at the start, with the reason.
-    """
+    One that can't run here is refused at the start, with the reason."""
     gradient_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass to save memory."""
     old: Literal["trainer", "rollout"] = "trainer"
-    """Old log-probs when a batch gets several updates: a forward pass before the first, or the engine's own.
-
-    The engine's are those it sampled from: with top-p or top-k they are normalised over the nucleus.
-    """
+    """Old log-probs when a batch gets several updates: a forward pass before the first, or the engine's own. The
+    engine's are those it sampled from: with top-p or top-k they are normalised over the nucleus."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -142,10 +138,8 @@ class CriticConfig:
 @dataclass(frozen=True, config=STRICT)
 class EndpointConfig:
     url: MayChange[str | None] = None
-    """Base address of an OpenAI-compatible server, as http://host:8000/v1; wanted by critic.mode: endpoint.
-
-    Without user and password: it is shown and saved.
-    """
+    """Base address of an OpenAI-compatible server, as http://host:8000/v1; wanted by critic.mode: endpoint. Without
+    user and password: it is shown and saved."""
     model: str | None = None
     """The server's name of the critic; None: the only one it offers."""
     api_key_env: MayChange[str] = "OPENAI_API_KEY"
@@ -157,16 +151,11 @@ class EndpointConfig:
     retries: MayChange[NonNegativeInt] = 3
     """Tries after the first, with growing pauses, where the server is overloaded or can't be reached."""
     budget_tokens: MayChange[PositiveInt | None] = None
-    """Tokens, prompts included, that all critiques of a run may cost; None: no limit.
-
-    Requests under way when it is spent may overshoot it; a try whose answer never came is not counted; a resumed run
-    counts from its checkpoint.
-    """
+    """Tokens, prompts included, that all critiques of a run may cost; None: no limit. Requests under way when it is
+    spent may overshoot it; a try whose answer never came is not counted; a resumed run counts from its checkpoint."""
     on_failure: MayChange[Literal["stop", "outcome"]] = "stop"
-    """An unreachable critic, a refused request or a spent budget: stop, or go on with outcome credit and count it.
-
-    Both stop where the key or the address is refused (401, 403, 404), or all requests before the first answer.
-    """
+    """An unreachable critic, a refused request or a spent budget: stop, or go on with outcome credit and count it. Both
+    stop where the key or the address is refused (401, 403, 404), or all requests before the first answer."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -184,10 +173,8 @@ class CreditConfig:
     std_floor: NonNegativeFloat | None = None
     """Smallest std to divide by; None: 0.25 for capo with group-sequence, else 0."""
     when: Literal["always", "wrong-answers", "mixed-groups"] = "always"
-    """Which rollouts the critic reads: all, wrong answers, or those of groups with right and wrong ones.
-
-    The latter two wait for the last rollout and its verdict.
-    """
+    """Which rollouts the critic reads: all, wrong answers, or those of groups with right and wrong ones. The latter two
+    wait for the last rollout and its verdict."""
 
 
 @dataclass(frozen=True, config=STRICT)
