@@ -51,8 +51,13 @@ def launch(module: str, arguments: Sequence[str], count: int) -> int:
 
 
 def _status(exits: dict[int, int]) -> int:
-    """1 may be the status of a rank that lost another: any other one says more."""
-    rank, status = max(exits.items(), key=lambda item: item[1] != 1)
+    """The status that says most, of ranks in the order in which they ended.
+
+    Those that the launcher stopped say least: SIGTERM ends a rank at once, or with 130 when it has saved. 1 may be that
+    of a rank that lost another.
+    """
+    stopped = (-signal.SIGTERM, Interrupted.exit_status)
+    rank, status = min(exits.items(), key=lambda item: (item[1] in stopped, item[1] == 1))
     if status < 0:
         raise RankKilled(f"rank {rank} was ended by {signal.Signals(-status).name}")
     return status
