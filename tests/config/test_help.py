@@ -27,8 +27,8 @@ def test_every_setting_has_a_docstring() -> None:
 
 def test_markdown_has_a_row_of_five_cells_for_every_setting() -> None:
     lines = usage.markdown().splitlines()
-    rows = [line.replace("\\|", "").split(" | ") for line in lines if line.startswith("| `")]
-    assert [row[0] for row in rows] == [f"| `{key}`" for key in SETTINGS]
+    rows = [line.replace("\\|", "")[2:-2].split("|") for line in lines if line.startswith("| `")]
+    assert [row[0] for row in rows] == [f"`{key}` " for key in SETTINGS]
     assert {len(row) for row in rows} == {5}
     assert "| `train.steps` | `integer >= 0` | `200` | `16` | Training steps: one batch of rollouts each." in "\n".join(
         lines
