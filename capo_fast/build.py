@@ -14,7 +14,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from capo_fast.config.load import config_as_dict
 from capo_fast.config.paths import resolve_model
-from capo_fast.config.rules import swaps
 from capo_fast.config.schema import Config
 from capo_fast.data import Problems, PromptOrder
 from capo_fast.engine.base import Engine
@@ -125,7 +124,7 @@ def open_log(
     progress.add_seconds({"start": time.monotonic() - started})
     console = open_console(config.train.steps, dist.get_rank(), progress.step)
     # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
-    seams = ("rollout", "critique", "learn") if swaps(config) else ("rollout", "learn")
+    seams = ("rollout", "critique", "learn") if config.swaps else ("rollout", "learn")
     stages = Stages(StopSignal(), Deadline(config.train.stage_timeout_s), seams, console.stage)
     started -= progress.wall_seconds
     return RunLog(config, folder, progress, checkpointer, recorder, console, stages, guard, started)
@@ -149,7 +148,7 @@ def load_learner(
     dtype = DTYPES[config.policy.dtype] if adapted else torch.float32
     model = load_model(model_path, config.policy.attention, config.model.untested, dtype)
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
-    critic = load_critic(model, config, probe) if swaps(config) else None
+    critic = load_critic(model, config, probe) if config.swaps else None
     if adapted:
         add_adapter(model, config.lora, config.seed)
     policy = shard_policy(model.train(), config.policy, mesh)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from capo_fast.config.paths import resolve_path
-from capo_fast.config.schema import NO_LORA, Config, LoraConfig
+from capo_fast.config.schema import Config, LoraConfig
 from capo_fast.credit.critic import load_template
 from capo_fast.data import load_problems, render_prompts
 from capo_fast.engine.base import Engine, EngineError
@@ -54,7 +54,7 @@ def check_reward_function(name: str) -> None:
         raise ConfigError(f"reward.fn: {name} can't be loaded: {error}") from error
 
 
-def start_engine(model_path: str, config: Config, lora: LoraConfig = NO_LORA) -> Engine:
+def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:
     """vLLM; with `lora` it takes adapters of that rank and targets."""
     from capo_fast.engine.vllm import VllmEngine
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.build import build
-from capo_fast.config.load import load_config
-from capo_fast.config.schema import Config
+from capo_fast.config import Config, load_config
 from capo_fast.engine.base import Engine
 from capo_fast.errors import run_command
 from capo_fast.runtime.failures import one_error_shown

@@ -12,9 +12,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from capo_fast.config.help import docstrings
-from capo_fast.config.load import DEFAULT_FILE, TYPES, build_config, config_as_dict, flatten, read_file, wanted
-from capo_fast.config.schema import Config
+from capo_fast.config.help import markdown as settings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md", "kernels/README.md", "bench/NOTES.md"]
@@ -34,29 +32,3 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     inside = Path(config.docs_dir, page.file.src_uri).exists()
     markdown = markdown.replace("](../", "](") if inside else markdown.replace("](docs/", "](")
     return markdown.replace(SETTINGS, settings()) if SETTINGS in markdown else markdown
-
-
-def settings() -> str:
-    """A table of settings for each section of the configuration, in Markdown."""
-    paper, tiny = flatten(config_as_dict(Config())), flatten(config_as_dict(build_config(read_file(DEFAULT_FILE))))
-    lines, section = [], None
-    for key, kind in TYPES.items():
-        if key.rpartition(".")[0] != section:
-            section = key.rpartition(".")[0]
-            lines += [
-                "",
-                f"## {section or 'General'}",
-                "",
-                "| setting | type | default | tiny.yaml | |",
-                "|---|---|---|---|---|",
-            ]
-        other = "" if tiny[key] == paper[key] else f"`{_shown(tiny[key])}`"
-        cells = [f"`{key}`", wanted(kind), f"`{_shown(paper[key])}`", other, docstrings()[key]]
-        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -13,7 +13,7 @@ import torch
 from scripted_engine import ScriptedEngine
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from capo_fast.config.load import load_config
+from capo_fast.config import load_config
 from capo_fast.config.paths import resolve_model
 from capo_fast.records import Completion, Request
 from capo_fast.tiny.critique import critique_text

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from capo_fast.config.load import load_config
+from capo_fast.config import load_config
 from capo_fast.config.schema import Config
 
 

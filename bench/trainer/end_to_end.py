@@ -49,7 +49,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from capo_fast.config.load import load_config
+from capo_fast.config import load_config
 from capo_fast.config.schema import Config
 
 ARMS = {

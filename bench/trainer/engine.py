@@ -46,7 +46,7 @@ import torch
 
 from bench.trainer.end_to_end import about
 from capo_fast.config.paths import resolve_model
-from capo_fast.config.schema import NO_LORA, Config, CriticConfig, EngineConfig, LoraConfig, RolloutConfig
+from capo_fast.config.schema import Config, CriticConfig, EngineConfig, LoraConfig, RolloutConfig
 from capo_fast.credit.critic import load_template
 from capo_fast.engine.vllm import VllmEngine
 from capo_fast.policy.lora import adapter_files, add_adapter
@@ -180,11 +180,11 @@ PARTS = {
 def measure(part: str, rounds: int) -> dict[str, list[dict[str, Any]]]:
     """`rounds` of every arm after one that warms up."""
     size, arms = PARTS[part]
-    lora = CONFIG.lora if part == "streaming" else NO_LORA
+    lora = CONFIG.lora if part == "streaming" else None
     with tempfile.TemporaryDirectory() as name, ranks():
         files = make_model(Path(name), size)
         engine = VllmEngine(name, CONFIG.engine, lora)
-        if lora.rank:
+        if lora:
             engine.load_adapter(files)
         work = Work(engine._tokenizer)
         found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}

@@ -1,84 +1,94 @@
-"""The text of `--help`: every setting with its type, its docstring, the paper's value and the embedded default's."""
+"""Every setting with its type and bounds, its text, the paper's value and the embedded default's.
+
+`usage` is the text of `--help`, `markdown` the tables of the documentation.
+"""
 
 from __future__ import annotations
 
-import ast
-import inspect
 import textwrap
-from collections.abc import Iterator
 from functools import cache
+from itertools import groupby
 from typing import Any
 
-from capo_fast.config import schema as source
-from capo_fast.config.load import (
-    DEFAULT_FILE,
-    SECTIONS,
-    TYPES,
-    build_config,
-    config_as_dict,
-    flatten,
-    read_file,
-    wanted,
-)
-from capo_fast.config.presets import ALGORITHMS
+from capo_fast.config.load import DEFAULT_FILE, build_config, config_as_dict, flatten, read_algorithm, read_file
 from capo_fast.config.schema import Config
+from capo_fast.config.settings import SETTINGS, Setting
 
 WIDTH = 110
 
 INTRODUCTION = """\
-usage: python -m capo_fast.train [--config FILE] [--section.key VALUE ...]
+usage: capo train [--nproc N] [--config FILE ...] [--section.key VALUE ...]
 
 Trains a policy with CAPO. With no arguments it trains the embedded default, tiny.yaml, on a CPU in minutes.
 
 Settings come in layers, the later one wins key by key:
   1. the defaults below, which are the paper's CAPO set-up where the paper states one;
-  2. one YAML file: --config FILE, else the packaged tiny.yaml; keys nested by section, dotted, or both;
+  2. YAML files, in the order given: --config FILE ..., else the packaged tiny.yaml; keys nested by section,
+     dotted, or both;
   3. the command line: --section.key VALUE or --section.key=VALUE, names in full.
-Naming an algorithm in a layer sets that algorithm's own keys, just before the layer's other keys. On the
-command line it replaces the file's algorithm; naming the one that the file names already changes nothing.
+The last layer that names an algorithm decides which one it is. The algorithm's own keys, listed here, come in
+just before the other keys of that layer.
 Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a packaged file."""
 
 
 def usage() -> str:
     """The whole help text, at most `WIDTH` columns wide."""
-    paper, tiny = flatten(config_as_dict(Config())), flatten(config_as_dict(build_config(read_file(DEFAULT_FILE))))
     lines = [INTRODUCTION, "", "algorithms, and what each sets:", *_algorithms()]
-    lines += ["", "settings, [default] or [default; tiny.yaml: what it sets instead]:", "", "  --config FILE"]
-    section = ""
-    for key, kind in TYPES.items():
-        if key.rpartition(".")[0] != section:
-            section = key.rpartition(".")[0]
-            lines += ["", section]
-        other = "" if tiny[key] == paper[key] else f"; tiny.yaml: {_value(tiny[key])}"
-        lines += _wrapped(f"--{key}  {wanted(kind)}  [{_value(paper[key])}{other}]", 2, 8)
-        lines += _wrapped(docstrings()[key], 6, 6)
+    lines += ["", "settings, [default] or [default; tiny.yaml: what it sets instead]:"]
+    lines += ["", "  --nproc N  ranks on this machine, started as by torchrun", "  --config FILE ..."]
+    for section, settings in groupby(SETTINGS.values(), _section):
+        lines += ["", section] if section else [""]
+        for setting in settings:
+            lines += _entry(setting)
     return "\n".join(lines)
 
 
+def markdown() -> str:
+    """A table of each section's settings, under a heading of the second level."""
+    parts = []
+    for section, settings in groupby(SETTINGS.values(), _section):
+        rows = [["Setting", "Type", "Default", "tiny.yaml", ""], ["---"] * 5, *map(_row, settings)]
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        parts.append(f"## {section or 'General'}\n\n{table}\n")
+    return "\n".join(parts)
+
+
+def _section(setting: Setting) -> str:
+    return setting.key.rpartition(".")[0]
+
+
+def _entry(setting: Setting) -> list[str]:
+    paper, tiny = _defaults(setting.key)
+    other = "" if tiny == paper else f"; tiny.yaml: {tiny}"
+    lines = _wrapped(f"--{setting.key}  {setting.wanted}  [{paper}{other}]", 2, 8)
+    return [*lines, *_wrapped(setting.text, 6, 6)]
+
+
+def _row(setting: Setting) -> list[str]:
+    kind = " or ".join(f"`{word}`" for word in setting.wanted.split(" | "))
+    paper, tiny = (f"`{value}`" for value in _defaults(setting.key))
+    text = setting.text.replace("|", "\\|") + (" *May change on a resume.*" if setting.may_change else "")
+    return [f"`{setting.key}`", kind, paper, "" if tiny == paper else tiny, text]
+
+
+def _defaults(key: str) -> tuple[str, str]:
+    """The paper's value and tiny.yaml's."""
+    paper, tiny = _values()
+    return _value(paper[key]), _value(tiny[key])
+
+
 @cache
-def docstrings() -> dict[str, str]:
-    """The docstring under every field of the configuration, by dotted key; Python keeps them only in the source."""
-    names = {cls.__name__: f"{section}." for section, cls in SECTIONS.items()} | {"Config": ""}
-    classes = [node for node in ast.parse(inspect.getsource(source)).body if isinstance(node, ast.ClassDef)]
-    return {
-        f"{names[cls.name]}{field}": " ".join(text.split())
-        for cls in classes
-        if cls.name in names
-        for field, text in _documented(cls)
-    }
-
-
-def _documented(cls: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    for field, below in zip(cls.body, cls.body[1:], strict=False):
-        match field, below:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                yield name, text
+def _values() -> tuple[dict[str, Any], dict[str, Any]]:
+    configs = Config(), build_config(read_file(DEFAULT_FILE))
+    paper, tiny = (flatten(config_as_dict(config)) for config in configs)
+    return paper, tiny
 
 
 def _algorithms() -> list[str]:
     lines = []
-    for name, keys in ALGORITHMS.items():
-        settings = "  ".join(f"{key}={_value(value)}" for key, value in keys.items())
+    for name in SETTINGS["algorithm"].schema["enum"]:
+        keys = read_algorithm(name)
+        settings = "  ".join(f"{key}={_value(value)}" for key, value in keys.items() if key != "algorithm")
         lines += _wrapped(f"{name:<8}{settings}", 2, 10)
     return lines
 
@@ -88,7 +98,7 @@ def _value(value: Any) -> str:
         case float():
             return f"{value:g}"
         case None | bool():
-            return str(value).lower()
+            return {None: "none", True: "true", False: "false"}[value]
         case tuple():
             return ",".join(map(str, value))
     return str(value)

@@ -1,8 +1,7 @@
-"""From files and the command line to a `Config`.
+"""Layers of settings, from files and command lines, to a `Config`.
 
-Layers, the later one wins key by key: the dataclasses' defaults, one YAML file, the command line. The own keys of the
-named algorithm (`ALGORITHMS`) come in just before those of the layer that names it. A command line with another
-algorithm than the file's takes the file's algorithm back as a whole; one with the same changes nothing.
+The later layer wins key by key: the defaults, each YAML file, the command line. The last layer that names an algorithm
+decides which one it is, and the algorithm's own keys (configs/algorithms/NAME.yaml) come in just before that layer's.
 
     defaults < file {algorithm: dapo, train.lr: 1e-6} < --seed 3                      DAPO, lr 1e-6, seed 3
     defaults < file {algorithm: dapo, train.lr: 1e-6} < --algorithm grpo --seed 3     GRPO, lr 1e-6, seed 3
@@ -11,45 +10,20 @@ algorithm than the file's takes the file's algorithm back as a whole; one with t
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import reprlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from capo_fast.config.paths import resolve_path
-from capo_fast.config.presets import ALGORITHMS
-from capo_fast.config.rules import validate
 from capo_fast.config.schema import Config
+from capo_fast.config.settings import SECTIONS, SETTINGS, find_setting, shown
 from capo_fast.errors import ConfigError
 
 DEFAULT_FILE = "pkg://capo_fast.configs/tiny.yaml"
-
-SECTIONS: dict[str, Any] = {k: t for k, t in get_type_hints(Config).items() if dataclasses.is_dataclass(t)}
-"""Dataclass of every section, by its name."""
-
-TYPES: dict[str, Any] = {k: t for k, t in get_type_hints(Config).items() if k not in SECTIONS} | {
-    f"{section}.{key}": kind for section, cls in SECTIONS.items() for key, kind in get_type_hints(cls).items()
-}
-"""Type of every setting, by its dotted key."""
-
-
-def load_config(argv: Sequence[str]) -> Config:
-    """The validated configuration of a command line; `--help` prints the settings and exits."""
-    if any(word in ("-h", "--help") for word in argv):
-        from capo_fast.config.help import usage
-
-        print(usage())
-        sys.exit(0)
-    given = read_arguments(argv)
-    file = given.pop("config", DEFAULT_FILE)
-    return validate(build_config(read_file(file), given))
 
 
 def build_config(*layers: Mapping[str, Any]) -> Config:
@@ -59,23 +33,24 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     1e-06
     """
     flat = [flatten(layer) for layer in layers]
-    algorithm, place = Config.algorithm, 0
-    for index, layer in enumerate(flat):
-        if layer.get("algorithm", algorithm) != algorithm:
-            algorithm, place = layer["algorithm"], index
-    flat.insert(place, ALGORITHMS[algorithm])
+    named = [index for index, layer in enumerate(flat) if "algorithm" in layer]
+    if named:
+        flat.insert(named[-1], read_algorithm(flat[named[-1]]["algorithm"]))
     values = flatten(config_as_dict(Config()))
     for layer in flat:
         values |= layer
     return _assemble(values)
 
 
+@cache
+def read_algorithm(name: str) -> dict[str, Any]:
+    """The keys that define a named algorithm, as a flat layer."""
+    return read_file(f"pkg://capo_fast.configs/algorithms/{name}.yaml")
+
+
 def config_as_dict(config: Config) -> dict[str, Any]:
     """The configuration as nested dictionaries; pairs are lists, so that YAML and JSON can hold it."""
-    nested = dataclasses.asdict(config)
-    for section in SECTIONS:
-        nested[section] = {k: list(v) if isinstance(v, tuple) else v for k, v in nested[section].items()}
-    return nested
+    return TypeAdapter(Config).dump_python(config, mode="json")
 
 
 def dump_config(config: Config) -> str:
@@ -83,22 +58,15 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config_as_dict(config), sort_keys=False)
 
 
-def read_arguments(argv: Sequence[str]) -> dict[str, Any]:
-    """The command line as a flat layer, with the file of `--config` under "config"."""
-    layer: dict[str, Any] = {}
-    words = iter(argv)
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if not flag.startswith("--"):
-            raise ConfigError(f"{word}: unexpected argument; settings are given as --section.key value")
-        key = flag.removeprefix("--")
-        if key != "config":
-            _known(key)
-        if key in layer:
-            raise ConfigError(f"{key}: given twice on the command line")
-        text = value if equals else _value_after(flag, words)
-        layer[key] = text if key == "config" else _convert(key, text)
-    return layer
+def changed_settings(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    """What two starts of one run must not differ in but do: both values by key.
+
+    >>> changed_settings(build_config({"seed": 1}), build_config({"seed": 2, "train.steps": 9}))
+    {'seed': (1, 2)}
+    """
+    old, new = flatten(config_as_dict(before)), flatten(config_as_dict(now))
+    fixed = (key for key, setting in SETTINGS.items() if not setting.may_change)
+    return {key: (old[key], new[key]) for key in fixed if old[key] != new[key]}
 
 
 def read_file(name: str | Path) -> dict[str, Any]:
@@ -107,7 +75,7 @@ def read_file(name: str | Path) -> dict[str, Any]:
     try:
         mapping = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
         if not isinstance(mapping, dict) or not mapping:
-            raise ConfigError(f"found {_shown(mapping) if mapping else 'nothing'}, wanted a mapping of settings")
+            raise ConfigError(f"found {shown(mapping) if mapping else 'nothing'}, wanted a mapping of settings")
         return flatten(mapping)
     except OSError as error:
         raise ConfigError(f"{path}: can't read the configuration: {error.strerror}") from None
@@ -121,7 +89,7 @@ def read_file(name: str | Path) -> dict[str, Any]:
 
 
 def flatten(layer: Mapping[Any, Any]) -> dict[str, Any]:
-    """A layer with every key dotted and every value checked against the type of its setting.
+    """A layer with every key dotted and every value checked against the type and the bounds of its setting.
 
     >>> flatten({"rollout": {"n": "8"}, "train.lr": 1})
     {'rollout.n': 8, 'train.lr': 1.0}
@@ -130,23 +98,8 @@ def flatten(layer: Mapping[Any, Any]) -> dict[str, Any]:
     for key, value in _leaves(layer):
         if key in flat:
             raise ConfigError(f"{key}: given twice, in its section and with a dot")
-        flat[key] = _convert(_known(key), value)
+        flat[key] = find_setting(key).convert(value)
     return flat
-
-
-def wanted(kind: Any) -> str:
-    """A setting's type in words.
-
-    >>> wanted(int | Literal["all", "none"])
-    'integer | all | none'
-    """
-    if get_origin(kind) is Literal:
-        return " | ".join(get_args(kind))
-    if get_origin(kind) is tuple:
-        return ",".join(wanted(item) for item in get_args(kind) if item is not Ellipsis)
-    if get_args(kind):
-        return " | ".join(wanted(item) for item in get_args(kind))
-    return {bool: "true | false", int: "integer", float: "number", str: "text", NoneType: "none"}[kind]
 
 
 class _Loader(yaml.SafeLoader):
@@ -168,7 +121,7 @@ def _leaves(layer: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
         elif isinstance(value, Mapping):
             yield from ((f"{key}.{inner}", leaf) for inner, leaf in value.items())
         elif value is not None:  # a section whose keys are all commented out is None
-            raise ConfigError(f"{key}: found {_shown(value)}, wanted a mapping of this section's settings")
+            raise ConfigError(f"{key}: found {shown(value)}, wanted a mapping of this section's settings")
 
 
 def _assemble(values: Mapping[str, Any]) -> Config:
@@ -176,51 +129,3 @@ def _assemble(values: Mapping[str, Any]) -> Config:
     for section, cls in SECTIONS.items():
         top[section] = cls(**{f.name: values[f"{section}.{f.name}"] for f in dataclasses.fields(cls)})
     return Config(**top)
-
-
-def _value_after(flag: str, words: Iterator[str]) -> str:
-    value = next(words, None)
-    if value is None or value.startswith("--"):
-        raise ConfigError(f"{flag}: wants a value, as {flag} VALUE or {flag}=VALUE")
-    return value
-
-
-def _known(key: str) -> str:
-    """The key itself, or an error that names the nearest one: a bare field name counts as its dotted key."""
-    if key in TYPES:
-        return key
-    bare = {name.rpartition(".")[2]: name for name in reversed(TYPES)}
-    near = difflib.get_close_matches(key, [*TYPES, *bare], n=1, cutoff=0.5)
-    hint = f"did you mean {bare.get(near[0], near[0])}?" if near else "--help lists them all"
-    raise ConfigError(f"{key if key and key.isprintable() else repr(key)}: unknown setting; {hint}")
-
-
-def _convert(key: str, value: Any) -> Any:
-    """The value in its setting's type; text is read as on a command line."""
-    kind = TYPES[key]
-    members = (kind, *get_args(kind))
-    read = _from_text(value, members) if isinstance(value, str) else value
-    items = read if isinstance(read, list | tuple) else [read]
-    try:
-        if bool not in members and any(isinstance(item, bool) for item in items):  # pydantic takes true as 1
-            raise TypeError
-        return _adapter(key).validate_python(read)
-    except (ValidationError, TypeError, OverflowError):
-        raise ConfigError(f"{key}: found {_shown(value)}, wanted {wanted(kind)}") from None
-
-
-def _from_text(text: str, members: tuple[Any, ...]) -> Any:
-    if NoneType in members and text.lower() in ("none", "null"):
-        return None
-    return [item.strip() for item in text.split(",")] if get_origin(members[0]) is tuple else text
-
-
-@cache
-def _adapter(key: str) -> TypeAdapter[Any]:
-    return TypeAdapter(TYPES[key], config=ConfigDict(allow_inf_nan=False))
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return "nothing" if value is None else str(value).lower()
-    return reprlib.repr(value)

@@ -15,7 +15,6 @@ from dataclasses import replace
 import torch
 
 import capo_kernels as ck
-from capo_fast.config.rules import overlong_buffer, std_floor
 from capo_fast.config.schema import Config
 from capo_fast.records import CreditedSample, Rollout, Sample
 
@@ -42,7 +41,7 @@ def assign_credit(samples: Sequence[Sample], config: Config) -> list[CreditedSam
         outcome_weight=config.credit.outcome_weight,
         process_weight=config.credit.process_weight,
         norm=config.credit.norm,
-        std_floor=std_floor(config),
+        std_floor=config.std_floor,
     )
     trained_B = torch.tensor(trained)
     stats_G4 = ck.credit_stats(by_token, trained_B.repeat_interleave(by_token.cu_seqlens.diff()))
@@ -81,7 +80,7 @@ def outcome_reward(sample: Sample, config: Config) -> float:
     if "\\boxed{" in sample.rollout.text:
         reward += config.reward.format_bonus / config.credit.outcome_weight
     if config.train.truncated == "penalise":
-        reward -= overlong_penalty(sample.rollout, config.rollout.max_tokens, overlong_buffer(config))
+        reward -= overlong_penalty(sample.rollout, config.rollout.max_tokens, config.overlong_buffer)
     return reward
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from capo_fast.config.schema import NO_LORA, EngineConfig, LoraConfig
+from capo_fast.config.schema import EngineConfig, LoraConfig
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.vllm_weights import adapter_checksums, weight_checksums
 from capo_fast.errors import ConfigError
@@ -33,10 +33,11 @@ class VllmEngine:
 
     pause_s = 0.0
 
-    def __init__(self, model_path: str, config: EngineConfig, lora: LoraConfig = NO_LORA) -> None:
+    def __init__(self, model_path: str, config: EngineConfig, lora: LoraConfig | None = None) -> None:
         """model_path: folder or hub id. Without `lora` its weights are placeholders until the first `load`, with it
         they are the base, for good."""
         check_version(installed_version())
+        lora = lora or LoraConfig()
         self._adapter: Any = None
         self._versions = 0
         self._asleep = False

@@ -13,11 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from capo_fast.config.help import docstrings
-from capo_fast.config.load import DEFAULT_FILE, build_config, config_as_dict, flatten, read_arguments, read_file
+from capo_fast.config.arguments import read_arguments
+from capo_fast.config.load import DEFAULT_FILE, build_config, config_as_dict, flatten, read_file
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate_sampling
 from capo_fast.config.schema import Config
+from capo_fast.config.settings import SETTINGS
 from capo_fast.engine.base import Generator
 from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.evaluation.store import fingerprint
@@ -59,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser(command: str, model_flag: str, description: str, settings: Sequence[str]) -> Parser:
     """The flags that both commands have. `settings`: keys of the configuration worth naming in the help."""
-    lines = [f"  --{key}  {docstrings()[key]}" for key in settings]
+    lines = [f"  --{key}  {SETTINGS[key].text}" for key in settings]
     epilog = "and every setting of `python -m capo_fast.train --help`, among them:\n" + "\n".join(
         textwrap.fill(line, 110, subsequent_indent="      ") for line in lines
     )
@@ -76,7 +77,12 @@ def parser(command: str, model_flag: str, description: str, settings: Sequence[s
     made.add_argument("--data-dir", help="folder that holds the known data sets")
     made.add_argument("--limit", type=at_least(1), metavar="N", help="only N of each, drawn once and for all")
     made.add_argument("--out", type=Path, help="folder of the results; a second start goes on where it was")
-    made.add_argument("--config", help="YAML file of settings (default: the run's, tiny.yaml, else the paper's)")
+    made.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        help="YAML files of settings, later ones win (default: the run's, tiny.yaml, else the paper's)",
+    )
     return made
 
 
@@ -85,10 +91,10 @@ def read_job(options: argparse.Namespace, rest: Sequence[str], sets: str, longes
 
     `at_server`: the model is the address of a server.
     """
-    layer = read_arguments(rest)
+    _, layer = read_arguments(rest)
     file, model = (None, None) if at_server else _file_and_model(options.model)
-    file = options.config or file
-    config = build_config(read_file(file) if file else {}, {"model.path": model} if model else {}, layer)
+    files = options.config or ([file] if file else [])
+    config = build_config(*map(read_file, files), {"model.path": model} if model else {}, layer)
     path = options.model if at_server else resolve_model(config.model.path)
     out = options.out or Path("runs") / f"eval-{_short(options.model)}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = tuple(name.strip() for name in sets.split(",") if name.strip())

@@ -84,24 +84,33 @@ class Policy(nn.Module):
 
 def load_model(path: str, attention: str, untested: bool = False, dtype: torch.dtype = torch.float32) -> Any:
     """The model on the host, in `dtype`. Raises ConfigError for a missing model or an architecture outside `TESTED`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    try:
-        model_type = AutoConfig.from_pretrained(path).model_type
-    except OSError as error:
-        raise ConfigError(f"model.path: {path} is neither a model folder nor an id that can be fetched") from error
-    if model_type not in TESTED and not untested:
-        raise ConfigError(
-            f"model.path: {path} is a {model_type} model, want one of {', '.join(TESTED)} (or set model.untested true)"
-        )
+    load_architecture(path, untested)
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"model.path: the weights in {path} can't be read: {error}") from error
     except ImportError as error:
         raise ConfigError(f"policy.attention: {attention} can't run here: {error}") from error
+
+
+def load_architecture(path: str, untested: bool = False) -> Any:
+    """The model's config. Raises ConfigError for a missing model or an architecture outside `TESTED`."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except OSError as error:
+        raise ConfigError(f"model.path: {path} is neither a model folder nor an id that can be fetched") from error
+    if config.model_type not in TESTED and not untested:
+        raise ConfigError(
+            f"model.path: {path} is a {config.model_type} model, want one of {', '.join(TESTED)} "
+            "(or set model.untested true)"
+        )
+    return config
 
 
 def check_loss_kernel(config: PolicyConfig, vocab: int, device: torch.device) -> None:

@@ -4,7 +4,7 @@
 
 Critiques enter at the end of the engine step in which their rollout ended, beside the rollouts that still run; or all
 after the last rollout, where the critic's weights must first take the policy's place or `credit.when` wants verdicts
-(`rules.streams`). Either way the order of requests follows from answers and verdicts alone: a resumed run repeats it.
+(`Config.streams`). Either way the order of requests follows from answers and verdicts alone: a resumed run repeats it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
 
-from capo_fast.config.rules import streams
 from capo_fast.credit.vote import vote
 from capo_fast.engine.base import Engine, Generator
 from capo_fast.records import Completion, Prompt, Request, Rollout, Sample
@@ -164,7 +163,7 @@ class Generation:
     ) -> None:
         self._stream, self._pool, self._requests, self._step = stream, pool, requests, step
         self._config = requests.config
-        self._streams = streams(requests.config)
+        self._streams = requests.config.streams
         self._prompts, self._judges = prompts, judges
         self._members = {rollout_id(step, group, sample): (group, sample) for group, sample in members}
         self._ended: list[Ended] = []

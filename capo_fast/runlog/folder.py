@@ -9,23 +9,11 @@ from typing import Any, BinaryIO
 
 import torch.distributed as dist
 
-from capo_fast.config.load import config_as_dict, dump_config, flatten, read_file
+from capo_fast.config.load import build_config, changed_settings, dump_config, read_file
 from capo_fast.config.schema import Config
 from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.runtime.files import RecordError, lock, replacing
-
-RESUMABLE = (
-    *("resume", "run.", "checkpoint.", "eval.every"),
-    *("endpoint.url", "endpoint.api_key_env", "endpoint.concurrency", "endpoint.timeout_s", "endpoint.retries"),
-    *("endpoint.budget_tokens", "endpoint.on_failure"),
-    *("train.steps", "train.stage_timeout_s", "reward.workers", "reward.timeout_s"),
-)
-CAPACITY = (
-    *("engine.kv_cache_gb", "engine.max_num_seqs", "engine.tensor_parallel"),
-    *("train.micro_tokens", "policy.loss_kernel"),
-)
-"""Settings that may differ between the starts of one run; the second kind changes rounding, so not to the bit."""
 
 
 def run_folder(config: Config) -> tuple[Path, BinaryIO | None]:
@@ -66,10 +54,8 @@ def _make_folder(config: Config) -> tuple[Path, BinaryIO]:
 
 
 def _check_same_settings(config: Config, saved: Path) -> None:
-    before, now = read_file(saved), flatten(config_as_dict(config))
-    for key in now:
-        if not key.startswith(RESUMABLE + CAPACITY) and now[key] != before.get(key):
-            raise ConfigError(
-                f"{key}: {now[key]!r}, but the run in {saved.parent} was started with {before.get(key)!r}; "
-                "resume it with the same settings, or take another run.dir, or --resume never"
-            )
+    for key, (before, now) in changed_settings(build_config(read_file(saved)), config).items():
+        raise ConfigError(
+            f"{key}: {now!r}, but the run in {saved.parent} was started with {before!r}; "
+            "resume it with the same settings, or take another run.dir, or --resume never"
+        )

@@ -38,13 +38,28 @@ def json_line(row: Mapping[str, Any]) -> bytes:
 
 def lock(folder: Path) -> BinaryIO:
     """Keep other runs out of the folder until the file is closed, or this process is gone. Raises RecordError."""
-    file = (folder / ".lock").open("wb")
+    file = (folder / LOCK).open("wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise RecordError(f"{folder}: another process is at work on this run") from None
     return file
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the folder's lock."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+LOCK = ".lock"
 
 
 def append(path: Path, data: bytes) -> None:

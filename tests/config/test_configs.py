@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_fast.config.load import load_config
+from capo_fast.config import load_config
 from capo_fast.config.schema import Config
 
 FILES = sorted(Path(str(resources.files("capo_fast.configs"))).glob("*.yaml"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capo_fast.config.load import TYPES
+from capo_fast.config.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 PROJECT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md")]
@@ -56,10 +56,10 @@ def test_a_broken_link_is_found(tmp_path):
 @each_document
 def test_settings_exist(document):
     text = document.read_text(encoding="utf-8")
-    sections = "|".join({key.partition(".")[0] for key in TYPES if "." in key})
+    sections = "|".join({key.partition(".")[0] for key in SETTINGS if "." in key})
     flags = re.findall(r"--([a-z_]+\.\w+)", text.replace("--section.key", ""))
     named = re.findall(rf"`((?:{sections})\.(?!py\b)\w+)[`:]", text)
-    assert [key for key in flags + named if key not in TYPES] == []
+    assert [key for key in flags + named if key not in SETTINGS] == []
 
 
 @each_document

@@ -1,0 +1,155 @@
+"""`capo check --config FILE [settings]`: looks at all that a run needs without starting it, one line each.
+
+ok      configuration  capo, 16 steps of 16 prompts x 8 rollouts
+ok      reward         capo_fast.verify:answers_equal
+FAILED  model          model.path: ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import torch
+
+import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.config import Config, ConfigError, load_config
+from capo_fast.config.paths import resolve_model
+from capo_fast.config.schema import EndpointConfig
+from capo_fast.engine.vllm import check_version, installed_version
+from capo_fast.errors import CapoError
+from capo_fast.loaders import check_reward_function, load_critic_template, load_prompts, load_tokenizer
+from capo_fast.policy.model import check_loss_kernel, load_architecture
+from capo_fast.policy.sync import check_same_architecture
+
+T = TypeVar("T")
+REQUEST_S = 5.0
+"""Time-out of the one request to a critic's server."""
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files that transformers looks for, in its order."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class CheckFailed(Exception):
+    """A check that would stop the run has failed; its line has been printed."""
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Print a line for each thing that a run needs. Raises CheckFailed after the first that would stop it."""
+    config = line("configuration", lambda: _configuration(arguments))
+    line("reward", lambda: _reward(config))
+    line("engine", _engine)
+    model = line("model", lambda: _model(config))
+    line("data", lambda: _data(config))
+    line("critic", lambda: _critic(config, model))
+
+
+def line(name: str, look: Callable[[], tuple[T, str]]) -> T:
+    """What `look` found, after its line."""
+    try:
+        found, text = look()
+    except CapoError as error:
+        print(f"FAILED  {name:<14} {error}")
+        raise CheckFailed from error
+    print(f"ok      {name:<14} {text}")
+    return found
+
+
+def _configuration(arguments: Sequence[str]) -> tuple[Config, str]:
+    config = load_config(arguments)
+    batch = f"{config.rollout.prompts} prompts x {config.rollout.n} rollouts"
+    return config, f"{config.algorithm}, {config.train.steps} steps of {batch}"
+
+
+def _reward(config: Config) -> tuple[None, str]:
+    check_reward_function(config.reward.fn)
+    return None, config.reward.fn
+
+
+def _engine() -> tuple[None, str]:
+    version = installed_version()
+    check_version(version)
+    return None, f"vllm {version}"
+
+
+def _model(config: Config) -> tuple[Any, str]:
+    """Its transformers config. No weights are loaded."""
+    path = resolve_model(config.model.path)
+    model = load_architecture(path, config.model.untested)
+    load_tokenizer(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check_loss_kernel(config.policy, model.vocab_size, device)
+    return model, f"{config.model.path}, {model.model_type}, {_weights(path)}"
+
+
+def _weights(path: str) -> str:
+    """Where the weights are, in words. Raises ConfigError where a folder lacks a file of them."""
+    if not (folder := Path(path)).is_dir():
+        return "weights of a hub id: not looked at"
+    first = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if first is None:
+        raise ConfigError(f"{folder}: no weights, wanted one of {', '.join(WEIGHTS)}")
+    files = {first.name}
+    if first.suffix == ".json":
+        files = set(json.loads(first.read_text())["weight_map"].values())
+    if missing := sorted(name for name in files if not (folder / name).is_file()):
+        raise ConfigError(f"{folder}: {first.name} names {missing[0]}, which is not there")
+    return f"{sum((folder / name).stat().st_size for name in files) / 1e6:,.1f} MB of weights"
+
+
+def _data(config: Config) -> tuple[None, str]:
+    prompts, heldout = load_prompts(config, load_tokenizer(resolve_model(config.model.path)))
+    room = config.engine.max_model_len - config.rollout.max_tokens
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    return None, f"{len(prompts):,} problems, the longest prompt {longest} of {room} tokens; {len(heldout):,} held out"
+
+
+def _critic(config: Config, model: Any) -> tuple[None, str]:
+    if config.credit.process == "none":
+        return None, "none: credit.process is none"
+    load_critic_template(config)
+    if config.critic.mode == "endpoint":
+        return None, f"{config.endpoint.url} offers {', '.join(_served_models(config.endpoint))}"
+    if config.critic.path is None:
+        return None, f"{config.critic.mode}: the policy's own weights"
+    path = resolve_model(config.critic.path)
+    critic = load_architecture(path, config.model.untested)
+    check_same_architecture(critic.to_dict(), model.to_dict())
+    return None, f"{config.critic.path}, {critic.model_type}, {_weights(path)}"
+
+
+def _served_models(endpoint: EndpointConfig) -> list[str]:
+    """Names that the server gives. Raises ConfigError where it doesn't answer, or lacks `endpoint.model`."""
+    url = f"{(endpoint.url or '').rstrip('/')}/models"
+    key = os.environ.get(endpoint.api_key_env, "").strip()
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+    # A proxy of the environment is used, but never for this machine itself.
+    proxies = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in LOOPBACK else []
+    try:
+        with urllib.request.build_opener(*proxies).open(request, timeout=REQUEST_S) as answer:
+            names = [str(model["id"]) for model in json.load(answer)["data"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"endpoint.url: {url} gives no list of models: {error}") from error
+    if endpoint.model is not None and endpoint.model not in names:
+        raise ConfigError(f"endpoint.model: found {endpoint.model}, the server offers {', '.join(names)}")
+    return names
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit status: 0 where a run could start, else 1."""
+    try:
+        check(sys.argv[1:] if argv is None else argv)
+    except CheckFailed:
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

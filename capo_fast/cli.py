@@ -1,0 +1,73 @@
+"""The console command `capo`: train, evaluate, critic-eval, report, status, check."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from capo_fast.errors import ConfigError, run_command
+
+COMMANDS = {
+    "train": ("capo_fast.train", "train a policy; --help lists the settings"),
+    "evaluate": ("capo_fast.evaluate", "measure a model on benchmarks, or compare two results"),
+    "critic-eval": ("capo_fast.critic_eval", "score a critic on solutions whose wrong steps are labelled"),
+    "report": ("capo_fast.report.__main__", "write one HTML page of one or more runs"),
+    "status": ("capo_fast.runlog.status", "show how far runs are"),
+    "check": ("capo_fast.check", "look at all that a run needs, without starting it"),
+}
+"""Module, whose `main` is the command, and text of each."""
+ON_RANKS = ("train", "evaluate", "critic-eval")
+
+
+def usage() -> str:
+    lines = [f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items()]
+    head = ["usage: capo COMMAND [arguments]", "", *lines, "", "capo COMMAND --help lists a command's arguments."]
+    return "\n".join([*head, f"{', '.join(ON_RANKS)}: --nproc N starts N ranks on this machine, as torchrun would."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit status: that of the subcommand; 2 for an unknown one."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    statuses: list[int] = []
+    return run_command(lambda: statuses.append(run(*words))) or statuses[-1]
+
+
+def run(command: str, *arguments: str) -> int:
+    """Exit status of one command. Raises CapoError."""
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        raise ConfigError(f"{command}: unknown command; wanted {near[0] if near else ', '.join(COMMANDS)}")
+    # Modules are imported when their command runs: with torch a start takes seconds, and most commands need less.
+    module, rest, ranks = COMMANDS[command][0], list(arguments), 1
+    if command in ON_RANKS:
+        ranks, rest = split_ranks(arguments)
+    if command == "train":
+        import_module("capo_fast.config").load_config(rest)  # --help or a wrong setting ends here, before torch
+    if ranks > 1:
+        return import_module("capo_fast.runtime.launch").launch(module, rest, ranks)
+    return import_module(module).main(rest)
+
+
+def split_ranks(arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """N of `--nproc N` or `--nproc=N`, 1 without it, and the other arguments. Raises ConfigError.
+
+    >>> split_ranks(["--seed", "1", "--nproc", "2"])
+    (2, ['--seed', '1'])
+    """
+    words = [part for word in arguments for part in (word.split("=") if word.startswith("--nproc=") else [word])]
+    if "--nproc" not in words:
+        return 1, words
+    place = words.index("--nproc")
+    value = "".join(words[place + 1 : place + 2])
+    if not value.isdecimal() or int(value) < 1:
+        raise ConfigError(f"--nproc: found {value!r}, wanted integer > 0")
+    return int(value), words[:place] + words[place + 2 :]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

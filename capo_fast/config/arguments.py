@@ -1,0 +1,61 @@
+"""The command line of a run: `--config FILE ...`, `--section.key VALUE` and `--help`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from capo_fast.config.help import usage
+from capo_fast.config.load import DEFAULT_FILE, build_config, read_file
+from capo_fast.config.rules import validate
+from capo_fast.config.schema import Config
+from capo_fast.config.settings import find_setting
+from capo_fast.errors import ConfigError
+
+
+def load_config(argv: Sequence[str]) -> Config:
+    """The validated configuration of a command line; `--help` prints the settings and exits."""
+    if any(word in ("-h", "--help") for word in argv):
+        print(usage())
+        sys.exit(0)
+    files, given = read_arguments(argv)
+    return validate(build_config(*map(read_file, files or [DEFAULT_FILE]), given))
+
+
+def read_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The files of `--config`, in order, and the other arguments as a flat layer. Raises ConfigError."""
+    files: list[str] = []
+    layer: dict[str, Any] = {}
+    for flag, values in _flags(argv):
+        key = flag.removeprefix("--")
+        setting = find_setting(key) if key != "config" else None
+        if not values:
+            raise ConfigError(f"{flag}: wants a value, as {flag} VALUE or {flag}=VALUE")
+        if setting is None:
+            files += values
+        elif key in layer:
+            raise ConfigError(f"{key}: given twice on the command line")
+        elif len(values) > 1:
+            raise _unexpected(values[1])
+        else:
+            layer[key] = setting.convert(values[0])
+    return files, layer
+
+
+def _flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Every flag with the words that follow it."""
+    flags: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            flags.append((flag, [value] if equals else []))
+        elif flags:
+            flags[-1][1].append(word)
+        else:
+            raise _unexpected(word)
+    return flags
+
+
+def _unexpected(word: str) -> ConfigError:
+    return ConfigError(f"{word}: unexpected argument; settings are given as --section.key value")

@@ -1,0 +1,94 @@
+"""`capo status RUN ...`: how far runs are, from what they have left on disk; a run may still be training."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from capo_fast.config import Config
+from capo_fast.config.load import build_config, read_file
+from capo_fast.errors import run_command
+from capo_fast.runlog.recorder import read_metrics
+from capo_fast.runtime.files import RecordError, is_locked
+
+FIGURES = {"pass_rate": ".3f", "reward_mean": ".3f", "tokens_per_s": ".0f"}
+PACE_STEPS = 10
+"""Last steps whose mean time gives the time left."""
+
+
+def status(folder: Path, now: float) -> str:
+    """What `capo status` prints of one run; `now` is in seconds since the epoch. Raises ConfigError, RecordError."""
+    if not (folder / "config.yaml").is_file():
+        raise RecordError(f"{folder}: no config.yaml in it, wanted the folder of a run")
+    config = build_config(read_file(folder / "config.yaml"))
+    lines = read_metrics(folder / "metrics.jsonl")
+    rows = {"state": _state(folder, config, lines), "step": _progress(config, lines)}
+    if lines:
+        age = now - (folder / "metrics.jsonl").stat().st_mtime
+        rows["last step"] = f"{_figures(lines[-1])}  ({_clock(age)} ago)"
+    rows |= {"evaluation": _evaluation(lines), "checkpoint": _checkpoint(folder)}
+    head = f"{folder}  {config.algorithm}, seed {config.seed}"
+    return "\n".join([head, *(f"  {name:<11} {text}" for name, text in rows.items())])
+
+
+def _state(folder: Path, config: Config, lines: Sequence[Mapping[str, Any]]) -> str:
+    if is_locked(folder):
+        return "running: a process holds the folder"
+    done = lines[-1]["step"] if lines else 0
+    ended = done >= config.train.steps and (folder / "summary.json").exists()
+    return "ended" if ended else "stopped: no process holds the folder"
+
+
+def _progress(config: Config, lines: Sequence[Mapping[str, Any]]) -> str:
+    done = lines[-1]["step"] if lines else 0
+    text = f"{done} of {config.train.steps}"
+    if not lines or done >= config.train.steps:
+        return text
+    pace = fmean(_seconds(line) for line in lines[-PACE_STEPS:])
+    return f"{text}, {pace:.1f} s per step, {_clock(pace * (config.train.steps - done))} left"
+
+
+def _seconds(line: Mapping[str, Any]) -> float:
+    return sum(seconds or 0.0 for key, seconds in line.items() if key.startswith("time/"))
+
+
+def _figures(line: Mapping[str, Any]) -> str:
+    return "  ".join(f"{key} {line[key]:{form}}" for key, form in FIGURES.items() if line.get(key) is not None)
+
+
+def _evaluation(lines: Sequence[Mapping[str, Any]]) -> str:
+    rated = [line for line in lines if line.get("eval/pass@1") is not None]
+    return f"pass@1 {rated[-1]['eval/pass@1']:.3f} after step {rated[-1]['step']}" if rated else "none"
+
+
+def _checkpoint(folder: Path) -> str:
+    found = [path.name for path in (folder / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return f"checkpoints/{max(found)}" if found else "none"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=max(0, round(seconds))))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit status: 0 done, 1 for a folder that can't be read, 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(prog="capo status", description="Shows how far runs are.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    arguments = parser.parse_args(argv)
+
+    def work() -> None:
+        for folder in arguments.runs:
+            print(status(folder, time.time()))
+
+    return run_command(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""Several ranks on this machine by torchrun's Python API, so that an error is one line without a report below it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from capo_fast.errors import CapoError, Interrupted
+
+SAVING_S = 600
+"""How long ranks that were asked to stop may take to save their work."""
+
+
+class RankKilled(CapoError):
+    """A signal ended a rank, which could not write why."""
+
+
+def launch(module: str, arguments: Sequence[str], count: int) -> int:
+    """Run `python -m module` on `count` ranks and return the exit status of the first that failed, else 0.
+
+    SIGTERM and Ctrl-C go to every rank. Raises RankKilled, and Interrupted once the ranks have ended.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default for several ranks
+    log = logging.getLogger("torch.distributed.elastic")
+    log.addHandler(logging.NullHandler())
+    log.propagate = False  # the ranks print their errors themselves
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id="capo",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        shutdown_timeout=SAVING_S,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
+    except ChildFailedError as failed:
+        return _status({rank: failure.exitcode for rank, failure in failed.failures.items()})
+    except SignalException as stopped:
+        raise Interrupted(f"all ranks have ended after {stopped.sigval.name}") from None
+    return 0
+
+
+def _status(exits: dict[int, int]) -> int:
+    """The status that says most, of ranks in the order in which they ended.
+
+    Those that the launcher stopped say least: SIGTERM ends a rank at once, or with 130 when it has saved. 1 may be that
+    of a rank that lost another.
+    """
+    stopped = (-signal.SIGTERM, Interrupted.exit_status)
+    rank, status = min(exits.items(), key=lambda item: (item[1] in stopped, item[1] == 1))
+    if status < 0:
+        raise RankKilled(f"rank {rank} was ended by {signal.Signals(-status).name}")
+    return status

@@ -1,0 +1,76 @@
+"""`capo status`: runs that train, have stopped or ended, and folders that are no run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from capo_fast.config import dump_config, load_config
+from capo_fast.runlog.status import main, status
+from capo_fast.runtime.files import json_line, lock
+
+NOW = 1_000_000.0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run of 16 steps after two of them, and what it left beside them."""
+    (tmp_path / "config.yaml").write_text(dump_config(load_config(["--algorithm", "dapo", "--seed", "5"])))
+    for name in ("step_000000", "step_000001", ".step_000002.tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    return tmp_path
+
+
+def write(folder, lines):
+    (folder / "metrics.jsonl").write_bytes(b"".join(map(json_line, lines)))
+    os.utime(folder / "metrics.jsonl", (NOW - 75, NOW - 75))
+
+
+LINES = [
+    {"step": 1, "pass_rate": 0.25, "reward_mean": 0.5, "tokens_per_s": 900.0, "eval/pass@1": 0.5, "time/rollout": 2.0},
+    {"step": 2, "pass_rate": None, "reward_mean": 1.5, "tokens_per_s": 1000.2, "time/rollout": 3.0, "time/learn": 3.0},
+]
+
+
+def test_a_run_that_trains(folder):
+    write(folder, LINES)
+    with lock(folder):
+        lines = status(folder, NOW).splitlines()
+    assert lines == [
+        f"{folder}  dapo, seed 5",
+        "  state       running: a process holds the folder",
+        "  step        2 of 16, 4.0 s per step, 0:00:56 left",
+        "  last step   reward_mean 1.500  tokens_per_s 1000  (0:01:15 ago)",
+        "  evaluation  pass@1 0.500 after step 1",
+        "  checkpoint  checkpoints/step_000001",
+    ]
+
+
+def test_a_run_that_has_stopped_or_ended(folder):
+    assert "  step        0 of 16\n  evaluation  none\n" in status(folder, NOW)
+    write(folder, [*LINES, {"step": 16}])
+    assert "\n  state       stopped: no process holds the folder\n  step        16 of 16\n" in status(folder, NOW)
+    (folder / "summary.json").touch()
+    assert "\n  state       ended\n" in status(folder, NOW)
+    with lock(folder):
+        assert "\n  state       running" in status(folder, NOW)
+
+
+def test_looking_leaves_the_folder_as_it_was(folder):
+    write(folder, LINES)
+    before = sorted(folder.rglob("*"))
+    status(folder, NOW)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_several_runs_and_an_error_in_one_line(folder, tmp_path_factory, capsys):
+    write(folder, LINES)
+    other = tmp_path_factory.mktemp("other")
+    assert main([str(folder), str(folder), str(other)]) == 1
+    output = capsys.readouterr()
+    assert output.out.count("dapo, seed 5") == 2
+    assert output.err == f"capo_fast: error: {other}: no config.yaml in it, wanted the folder of a run\n"
+    (folder / "metrics.jsonl").write_text("{\n")
+    assert main([str(folder)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1

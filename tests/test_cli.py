@@ -1,0 +1,96 @@
+"""The console command: subcommands, `--nproc`, exit statuses, and ranks that fail, are killed or interrupted."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from capo_fast import cli
+
+TESTS = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
+
+
+def test_help_names_every_command(capsys):
+    assert cli.main([]) == cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["trian"], "trian: unknown command; wanted train"),
+        (["--seed", "1"], "--seed: unknown command; wanted train, evaluate, critic-eval, report, status, check"),
+        (["train", "--nproc", "0"], "--nproc: found '0', wanted integer > 0"),
+        (["evaluate", "--nproc"], "--nproc: found '', wanted integer > 0"),
+        (["train", "--nproc=2", "--train.stepz", "3"], "train.stepz: unknown setting; did you mean train.steps?"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words, line, capsys):
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == f"capo_fast: error: {line}\n"
+
+
+def test_the_subcommand_s_status_is_the_command_s(tmp_path, capsys):
+    assert cli.main(["status", str(tmp_path)]) == 1
+    assert (
+        capsys.readouterr().err == f"capo_fast: error: {tmp_path}: no config.yaml in it, wanted the folder of a run\n"
+    )
+
+
+def test_every_command_has_a_module_with_a_main():
+    for module, _ in cli.COMMANDS.values():
+        assert callable(cli.import_module(module).main)
+
+
+def test_help_and_status_start_without_torch(tmp_path):
+    code = (
+        "import sys, capo_fast.cli as cli\n"
+        f"cli.main(['--help']); cli.main(['status', {str(tmp_path)!r}])\n"
+        "cli.main(['train', '--nproc', '2', '--x', '1'])\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, capture_output=True)
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(cli).failed == 0
+
+
+def launched(*orders: str) -> subprocess.Popen[str]:
+    """A process that launches two ranks for each order, which end as it says, and prints their exit statuses."""
+    code = (
+        "from capo_fast.errors import run_command\n"
+        "from capo_fast.runtime.launch import launch\n"
+        f"for order in {orders!r}:\n"
+        "    error = run_command(lambda: print(launch('launched_rank', [order], 2), flush=True))\n"
+        "    if error: print('error', error)\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_the_status_of_ranks_is_that_of_the_first_to_fail():
+    output, error = launched("0:0", "1:2", "0:1", f"1:{-signal.SIGKILL}").communicate()
+    assert output.splitlines() == ["0", "2", "1", "error 1"]
+    assert error == "capo_fast: error: rank 1 was ended by SIGKILL\n"
+
+
+def test_a_signal_reaches_every_rank_which_saves_before_the_command_ends(tmp_path):
+    process = launched(f"wait:{tmp_path}")
+    while len(list(tmp_path.glob("ready-*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, error = process.communicate()
+    assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
+    assert (output, error) == ("error 130\n", "capo_fast: interrupted: all ranks have ended after SIGTERM\n")
