@@ -60,10 +60,11 @@ def test_wheel_holds_every_file_of_the_packages(wheel):
         for path in home.rglob("*")
         if path.is_file() and not {"__pycache__", "lib"} & set(path.parts)
     }
-    wanted |= {f"capo_fast/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    configs = ROOT / "configs"
+    wanted |= {f"capo_fast/configs/{path.relative_to(configs).as_posix()}" for path in configs.rglob("*.yaml")}
     missing = wanted - set(zipfile.ZipFile(wheel).namelist())
     assert not missing, "add these to package_data in setup.py"
-    assert {"capo_fast/tiny/model/model.safetensors", "capo_fast/configs/tiny.yaml"} <= wanted
+    assert {"capo_fast/tiny/model/model.safetensors", "capo_fast/configs/algorithms/grpo.yaml"} <= wanted
 
 
 def test_wheel_holds_nothing_else(wheel):
