@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from capo_fast.errors import ConfigError, run_command
+from capo_fast.errors import CapoError, ConfigError, run_command
 
 COMMANDS = {
     "train": ("capo_fast.train", "train a policy; --help lists the settings"),
@@ -42,6 +42,10 @@ def run(command: str, *arguments: str) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         raise ConfigError(f"{command}: unknown command; wanted {near[0] if near else ', '.join(COMMANDS)}")
+    try:
+        import_module("capo_fast.runtime.extras")
+    except ImportError as error:
+        raise CapoError(str(error)) from error
     # Modules are imported when their command runs: with torch a start takes seconds, and most commands need less.
     module, rest, ranks = COMMANDS[command][0], list(arguments), 1
     if command in ON_RANKS:

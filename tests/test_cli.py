@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib.util
 import os
 import signal
 import subprocess
@@ -44,6 +45,16 @@ def test_the_subcommand_s_status_is_the_command_s(tmp_path, capsys):
     assert (
         capsys.readouterr().err == f"capo_fast: error: {tmp_path}: no config.yaml in it, wanted the folder of a run\n"
     )
+
+
+def test_missing_packages_are_one_line(monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydantic" else found(name))
+    monkeypatch.delitem(sys.modules, "capo_fast.runtime.extras", raising=False)
+    assert cli.main(["train", "--seed", "1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("capo_fast: error: the trainer needs pydantic: make setup, or pip install")
+    assert error.count("\n") == 1
 
 
 def test_every_command_has_a_module_with_a_main():

@@ -81,7 +81,7 @@ def in_words(schema: Mapping[str, Any]) -> str:
             return ",".join(map(in_words, items))
         case {"items": item}:
             return f"{in_words(item)},..."
-    bounds = " and ".join(f"{sign} {schema[name]}" for name, sign in SIGNS.items() if name in schema)
+    bounds = " and ".join(f"{sign} {schema[name]:g}" for name, sign in SIGNS.items() if name in schema)
     return f"{WORDS[schema['type']]} {bounds}".rstrip()
 
 
