@@ -20,7 +20,6 @@ from capo_fast.config.rules import swaps
 from capo_fast.config.schema import Config
 from capo_fast.data import PromptOrder
 from capo_fast.engine.base import Engine, Generator
-from capo_fast.engine.endpoint import EndpointCritic
 from capo_fast.errors import ConfigError
 from capo_fast.loaders import check_reward_function, load_critic_template, load_prompts, load_tokenizer, start_engine
 from capo_fast.policy.checkpoint import Checkpointer
@@ -161,12 +160,14 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     )
 
 
-def ask_server(config: Config, group: EngineGroup, progress: Progress) -> EndpointCritic | None:
+def ask_server(config: Config, group: EngineGroup, progress: Progress) -> Generator | None:
     """The client of the critic's server on the ranks that ask it, with its share of what is left of the budget."""
     if config.credit.process == "none" or config.critic.mode != "endpoint" or not group.is_first:
         return None
     budget = config.endpoint.budget_tokens
     left = None if budget is None else max(0, budget - progress.critique_tokens) // group.count
+    from capo_fast.engine.endpoint import EndpointCritic  # a run without an endpoint needs no HTTP package
+
     return EndpointCritic(config.endpoint, left)
 
 

@@ -19,8 +19,6 @@ import capo_fast.runtime.extras  # noqa: F401  before the imports that would fai
 from capo_fast.config.schema import Config
 from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, render_critique_prompt
 from capo_fast.engine.base import Generator
-from capo_fast.engine.chat import served_model
-from capo_fast.engine.endpoint import EndpointCritic
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
     TINY,
@@ -78,7 +76,7 @@ def score_critic(job: Job, engine: Generator | None = None) -> dict[str, Any]:
     sets = load_solutions(job.sets, job.data_dir, job.limit, config.seed)
     template = load_critic_template(config)
     tokenizer = None if at_server else load_tokenizer(job.model)
-    model = on_first_rank(lambda: served_model(config.endpoint)) if at_server else job.model
+    model = on_first_rank(lambda: model_at_server(config)) if at_server else job.model
     requests = [
         r for name, solutions in sets.items() for r in critiques_of(name, solutions, tokenizer, template, config)
     ]
@@ -105,10 +103,18 @@ def is_address(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
+def model_at_server(config: Config) -> str:
+    from capo_fast.engine.chat import served_model  # a critic in vLLM needs no HTTP package
+
+    return served_model(config.endpoint)
+
+
 def start_critic(job: Job, spent_tokens: int) -> Generator:
     """vLLM, or the client of a server, which may spend what the answers on disk have left of its budget."""
     if not is_address(job.model):
         return start_engine(job.model, job.config)
+    from capo_fast.engine.endpoint import EndpointCritic
+
     endpoint = replace(job.config.endpoint, on_failure="stop")  # an evaluation has no outcome credit to go on with
     budget = endpoint.budget_tokens
     return EndpointCritic(endpoint, None if budget is None else (budget - spent_tokens) // dist.get_world_size())

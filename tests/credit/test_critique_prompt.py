@@ -1,4 +1,4 @@
-"""The critic's prompt: the packaged templates, a user's own, the error of a bad one, and that values are not rendered."""
+"""The critic's prompt: packaged templates, a user's own, the error of a bad one; values are not rendered again."""
 
 from __future__ import annotations
 
