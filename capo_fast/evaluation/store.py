@@ -21,7 +21,7 @@ import torch.distributed as dist
 from capo_fast.engine.base import Generator, stream_requests
 from capo_fast.errors import ConfigError
 from capo_fast.records import Answer, Request
-from capo_fast.runlog.display import open_display
+from capo_fast.runlog.console import AnswerDisplay
 from capo_fast.runtime.files import RecordError, append, json_line, lock, naming, replacing
 from capo_fast.runtime.ranks import EngineGroup, on_first_rank
 
@@ -83,7 +83,7 @@ class Store:
     def _sample(self, engine: Generator, requests: Sequence[Request], what: str, keep: bool) -> Iterator[Answer]:
         path = self.folder / f"answers-{dist.get_rank()}.jsonl"
         lengths = {request.id: len(request.prompt_ids) for request in requests}
-        with open_display(what, len(requests), dist.get_rank()) as display:
+        with AnswerDisplay(what, len(requests), dist.get_rank()) as display:
             before = time.monotonic()
             for done in stream_requests(engine, requests):
                 now = time.monotonic()
