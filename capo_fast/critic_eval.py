@@ -25,7 +25,6 @@ from capo_fast.evaluation.command import (
     Job,
     engine_of,
     estimate,
-    markdown,
     parser,
     read_job,
     resumable,
@@ -34,11 +33,12 @@ from capo_fast.evaluation.command import (
 )
 from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_mean
 from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
-from capo_fast.evaluation.questions import digest
-from capo_fast.evaluation.store import Store, requests_digest
+from capo_fast.evaluation.store import Store
 from capo_fast.loaders import load_critic_template, load_tokenizer, start_engine
 from capo_fast.records import Answer, Request
 from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room, read_critique
+from capo_fast.runlog.markdown import markdown_table
+from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, on_first_rank, ranks
 
 SETTINGS = (
@@ -86,7 +86,7 @@ def score_critic(job: Job, engine: Generator | None = None) -> dict[str, Any]:
         "model": model,
         "data": {name: f"{len(solutions)} solutions, {digest(solutions)}" for name, solutions in sets.items()},
         "prompt": digest([template]),
-        "requests": requests_digest(requests),
+        "requests": digest(requests),
     }
     with Store(job.out, settings) as store, engine_of(engine, lambda: start_critic(job, store.tokens())) as start:
         answers = store.complete(start, requests, "criticising", group)
@@ -181,11 +181,11 @@ HEAD = ["voting", "votes", "F1", "on wrong", "on right", "precision", "recall", 
 
 def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     counts, agreement = entry["counts"], entry["agreement"]
-    parts = [f"## {name}: {entry['problems']} solutions\n", markdown(HEAD, [_row(row) for row in entry["votings"]])]
+    parts = [f"## {name}: {entry['problems']} solutions\n", _table(HEAD, [_row(row) for row in entry["votings"]])]
     if entry["subsets"]:
         rows = [[subset, *_row(row)[2:]] for subset, row in entry["subsets"].items()]
         row = next(iter(entry["subsets"].values()))
-        parts += [f"By subset, {row['voting']}, votes: {row['votes']}.\n", markdown(["subset", *HEAD[2:]], rows)]
+        parts += [f"By subset, {row['voting']}, votes: {row['votes']}.\n", _table(["subset", *HEAD[2:]], rows)]
     if (average := subset_mean(entry)) is not None:
         parts.append(f"Mean F1 of the subsets: {average:.3f}.")
     if entry["scored_apart"]:
@@ -204,6 +204,10 @@ def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -
         f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {counts['seconds']:.1f} s.\n"
     )
     return "\n".join(parts)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return markdown_table(head, rows, padded=True)
 
 
 def _row(row: Mapping[str, Any]) -> list[str]:

@@ -30,9 +30,9 @@ from capo_fast.rollout.dealing import deal_rollouts
 from capo_fast.rollout.generation import Generation, Stream, Traffic
 from capo_fast.rollout.pass_rate import PassRate, evaluate
 from capo_fast.rollout.requests import Sampler
-from capo_fast.runlog.summary import write_summary
 from capo_fast.runlog.metrics import step_figures
 from capo_fast.runlog.recorder import rollout_row
+from capo_fast.runlog.summary import write_summary
 from capo_fast.runtime.failures import one_error_shown
 from capo_fast.runtime.ranks import die_with_launcher, gather, ranks
 

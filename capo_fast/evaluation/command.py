@@ -144,14 +144,6 @@ def write_results(folder: Path, results: Mapping[str, Any], table: str) -> None:
         file.write(table.encode())
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns padded so that it reads as plain text too."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [head, *rows]]
-    lines.insert(1, ["-" * width for width in widths])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def estimate(metric: Mapping[str, Any] | None) -> str:
     """`0.328 [0.284, 0.375]`, or a dash."""
     if not metric or metric["value"] is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,14 +120,6 @@ def drawn(records: list[Any], limit: int | None) -> list[Any]:
     if limit is None or limit >= len(records):
         return records
     return [records[i] for i in sorted(Random("limit").sample(range(len(records)), limit))]
-
-
-def digest(records: Sequence[object]) -> str:
-    """Twelve hex digits that change with any record."""
-    state = hashlib.blake2b(digest_size=6)
-    for record in records:
-        state.update(repr(record).encode("utf-8", "surrogatepass"))
-    return state.hexdigest()
 
 
 def row_id(where: str, row: dict[str, Any], index: int) -> str:

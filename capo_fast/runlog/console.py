@@ -1,4 +1,4 @@
-"""What the terminal shows of a run, an evaluation and a report: plain lines, and one live row where there is a terminal.
+"""Shows a run, an evaluation or a report: plain lines, and one live row where there is a terminal.
 
     console = open_console(total_steps, rank)
     console.stage("rollout")              # each stage, as it starts
