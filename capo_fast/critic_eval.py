@@ -17,15 +17,15 @@ import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.config.schema import Config
-from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, render_critique_prompt
+from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, parse_critique, render_critique_prompt
 from capo_fast.engine.base import Generator
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
     TINY,
+    Flags,
     Job,
     engine_of,
     estimate,
-    parser,
     read_job,
     resumable,
     software,
@@ -33,10 +33,10 @@ from capo_fast.evaluation.command import (
 )
 from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_mean
 from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
-from capo_fast.evaluation.store import Store
+from capo_fast.evaluation.store import Answer, Store
 from capo_fast.loaders import load_critic_template, load_tokenizer, start_engine
-from capo_fast.records import Answer, Request
-from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room, read_critique
+from capo_fast.records import Critique, Request
+from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room
 from capo_fast.runlog.markdown import markdown_table
 from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, on_first_rank, ranks
@@ -152,9 +152,15 @@ def _judged(name: str, solutions: Sequence[Solution], answers: Mapping[str, Answ
     judged = []
     for i, solution in enumerate(solutions):
         found = tuple(_in_room(answers.get(critique)) for critique in critique_names(name, i, config))
-        *votes, greedy = (read_critique(answer, len(solution.steps)) for answer in found)
+        *votes, greedy = (_critique(answer, len(solution.steps)) for answer in found)
         judged.append(Judged(solution, tuple(votes), greedy, found))
     return judged
+
+
+def _critique(answer: Answer | None, steps: int) -> Critique:
+    if answer is None:
+        return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=True)
+    return parse_critique(answer.text, steps, answer.finished)
 
 
 def _in_room(answer: Answer | None) -> Answer | None:
@@ -223,7 +229,7 @@ def _number(value: float | None) -> str:
 
 def job_of(arguments: Sequence[str]) -> Job:
     """What a command line asks for. Raises ConfigError."""
-    flags = parser("critic_eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
+    flags = Flags("critic_eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
     flags.epilog = f"--critic may also be the address of an OpenAI-compatible server.\n\n{flags.epilog}"
     flags.add_argument("--data", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(DATA)}")
     options, rest = flags.parse_known_args(arguments)

@@ -21,11 +21,11 @@ from capo_fast.engine.base import Engine
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
     TINY,
+    Flags,
     Job,
     at_least,
     engine_of,
     estimate,
-    parser,
     read_job,
     resumable,
     software,
@@ -165,7 +165,7 @@ def _legend(settings: Mapping[str, Any], seconds: float) -> str:
 
 def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
     """What a command line asks for; None where it asks for a comparison, which is printed."""
-    flags = parser("evaluate", "--model", "Judge a model on benchmarks, or compare two results.", SETTINGS)
+    flags = Flags("evaluate", "--model", "Judge a model on benchmarks, or compare two results.", SETTINGS)
     flags.add_argument("--benchmarks", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(BENCHMARKS)}")
     flags.add_argument("--samples", type=at_least(0), default=0, metavar="K", help="for avg@K, maj@K and pass@K")
     flags.add_argument("--choice-runs", type=at_least(1), default=RUNS, metavar="N", help=f"default {RUNS}")

@@ -63,8 +63,11 @@ def load_benchmarks(names: Sequence[str], folder: str | None, limit: int | None)
     return found
 
 
-def find_file(text: str, known: Mapping[str, str], folder: str | None, kind: str) -> tuple[str, str]:
-    """A short name and the path of the file that a known name, or a path itself, stands for."""
+def find_file(text: str, known: Mapping[str, str | None], folder: str | None, kind: str) -> tuple[str, str]:
+    """A short name and the path of the file that a known name, or a path itself, stands for.
+
+    A known name without a file is its own path.
+    """
     for suffix in SUFFIXES:
         if text.endswith(suffix):
             return Path(text).name.removesuffix(suffix), text
@@ -72,15 +75,16 @@ def find_file(text: str, known: Mapping[str, str], folder: str | None, kind: str
         near = difflib.get_close_matches(text, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"wanted a file ({', '.join(SUFFIXES)}) or one of {_list(known)}"
         raise ConfigError(f"{text}: unknown {kind}; {hint}")
-    if known[text].startswith("pkg://"):
-        return text, known[text]
+    file = known[text]
+    if file is None or file.startswith("pkg://"):
+        return text, file or text
     if folder is None:
-        raise ConfigError(f"{text}: --data-dir is missing, the folder that holds {known[text]}{SUFFIXES[0]}")
-    for stem in (known[text], text):
+        raise ConfigError(f"{text}: --data-dir is missing, the folder that holds {file}{SUFFIXES[0]}")
+    for stem in (file, text):
         for suffix in SUFFIXES:
             if (path := Path(folder).expanduser() / f"{stem}{suffix}").exists():
                 return text, str(path)
-    raise ConfigError(f"{text}: {folder} holds no {known[text]} ({', '.join(SUFFIXES)})")
+    raise ConfigError(f"{text}: {folder} holds no {file} ({', '.join(SUFFIXES)})")
 
 
 def read_questions(path: str) -> Iterator[tuple[str, Question]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -20,11 +20,24 @@ import torch.distributed as dist
 from capo_fast.config.dotted import dotted
 from capo_fast.engine.base import Generator, stream_requests
 from capo_fast.errors import ConfigError
-from capo_fast.records import Answer, Request
+from capo_fast.records import Request
 from capo_fast.runlog.console import AnswerDisplay
 from capo_fast.runtime.digest import digest
 from capo_fast.runtime.files import RecordError, append, json_line, lock, naming, replacing
 from capo_fast.runtime.ranks import EngineGroup, on_first_rank
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer as a store keeps it on disk, one JSON line each."""
+
+    id: str
+    text: str
+    finished: bool
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+    """Since the answer before it (or the start): they add up to the time of all."""
 
 
 class Store:

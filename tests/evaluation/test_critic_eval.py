@@ -14,7 +14,8 @@ from capo_fast.critic_eval import job_of, main, run
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.critics import Judged, score_set, score_voting, subset_mean
 from capo_fast.evaluation.labelled import DATA, Solution, load_solutions
-from capo_fast.records import Answer, Completion, Critique
+from capo_fast.evaluation.store import Answer
+from capo_fast.records import Completion, Critique
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ABSTAINED = Critique(True, frozenset(), 0)
