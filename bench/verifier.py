@@ -1,6 +1,6 @@
 """The verifier measured: accuracy, throughput, and what is settled without Math-Verify.
 
-    python bench/verifier.py [--data ../shared/data] [--pairs 1000] [--rounds 3] [--out FOLDER]
+    python -m bench.verifier [--data ../shared/data] [--pairs 1000] [--rounds 3] [--out FOLDER]
 
 Accuracy: `answers_equal` and bare Math-Verify (`parse` and `verify` on the whole texts, wrapped as it likes
 best) on `answer_equiv.jsonl`, by flag, with every pair on which `answers_equal` and the label differ, and whose it is.
@@ -23,7 +23,6 @@ import platform
 import re
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -33,14 +32,16 @@ from typing import Any
 
 import math_verify
 
+from bench.machine import processor
+from capo_fast.runlog.markdown import markdown_table
 from capo_fast.verify import answers as verify
 from capo_fast.verify.pool import VerifierPool, VerifyTimeout
 
 Pair = tuple[str, str]
 CONTENDERS = {
     "capo_fast": "capo_fast.verify:answers_equal",
-    "library": "verifier:library",
-    "bare": "verifier:bare",
+    "library": "bench.verifier:library",
+    "bare": "bench.verifier:bare",
 }
 MIX = {"ProcessBench": 4, "GSM8K models": 2, "MATH right": 1, "MATH respelled": 1, "MATH wrong": 2}
 WARM_UP = 40
@@ -228,14 +229,14 @@ def asked(pair: Pair) -> Pair:
 # ---- the report ----
 
 
-def line_of(line: dict[str, Any]) -> str:
+def line_of(line: dict[str, Any]) -> list[str]:
     """The median over the rounds, least and most; all answers over all CPU seconds."""
     cells = []
     for name in CONTENDERS:
         rates = [answers / wall for answers, wall, _ in line[name]]
         cpu = sum(answers for answers, _, _ in line[name]) / max(sum(used for _, _, used in line[name]), 0.01)
-        cells.append(f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f}) | {cpu:.0f}")
-    return f"| {line['kind']} | {line['workers']} | {line['load']} | " + " | ".join(cells) + " |"
+        cells += [f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f})", f"{cpu:.0f}"]
+    return [line["kind"], str(line["workers"]), str(line["load"]), *cells]
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -243,10 +244,15 @@ def markdown(report: dict[str, Any]) -> str:
     if "accuracy" in report:
         parts += ["## Right answers on `answer_equiv.jsonl`", accuracy_table(report["accuracy"])]
     if "throughput" in report:
-        heads = " | ".join(f"{name}, answers/s (range) | per CPU s" for name in CONTENDERS)
-        lines = [f"| pairs | workers | load | {heads} |", "|---|---|---|" + "---|---|" * len(CONTENDERS)]
+        heads = ["pairs", "workers", "load"]
+        heads += [head for name in CONTENDERS for head in (f"{name}, answers/s (range)", "per CPU s")]
+        rows = [line_of(line) for line in report["throughput"]]
         mix = ", ".join(f"{share} of ten {name}" for name, share in MIX.items())
-        parts += ["## Throughput", f"`mix`: {mix}.", "\n".join(lines + list(map(line_of, report["throughput"])))]
+        parts += [
+            "## Throughput",
+            f"`mix`: {mix}.",
+            markdown_table(heads, rows).rstrip(),
+        ]
     if "agreement" in report:
         found = report["agreement"]
         counts = ", ".join(f"{count} {name}" for name, count in found["pairs"].items())
@@ -257,23 +263,25 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def accuracy_table(found: dict[str, Any]) -> str:
-    lines = ["| flag | pairs | capo_fast | Math-Verify alone |", "|---|---|---|---|"]
-    for flag, n in found["right by flag"].items():
-        shares = [f"{n[name]} ({n[name] / n['pairs']:.1%})" for name in ("capo_fast", "Math-Verify")]
-        lines.append(f"| {flag} | {n['pairs']} | {' | '.join(shares)} |")
-    wrapped = ", ".join(f"{name} {right}" for name, right in found["Math-Verify by wrapping"].items())
-    lines += [
-        "",
-        f"Math-Verify alone, by how both texts are wrapped, on pairs without a flag: {wrapped}. The best is shown.",
+    rows = [
+        [flag, str(n["pairs"]), *(f"{n[name]} ({n[name] / n['pairs']:.1%})" for name in ("capo_fast", "Math-Verify"))]
+        for flag, n in found["right by flag"].items()
     ]
-    lines += ["", "Every disagreement with a label (the last column says whose it is):", ""]
-    lines += ["| id | flags | prediction | reference | label | capo_fast | Math-Verify | whose |", "|---|" + "---|" * 7]
-    for row in found["disagreements"]:
-        texts = [f"`{_short(row[key])}`" for key in ("pred", "ref")]
-        said = [str(row[key]) for key in ("equal", "capo_fast", "Math-Verify")]
-        whose = f"{row['source']}, {row['test']}"
-        lines.append(f"| {' | '.join([row['id'], ', '.join(row['flags']), *texts, *said, whose])} |")
-    return "\n".join(lines)
+    wrapped = ", ".join(f"{name} {right}" for name, right in found["Math-Verify by wrapping"].items())
+    head = ["id", "flags", "prediction", "reference", "label", "capo_fast", "Math-Verify", "whose"]
+    parts = [
+        markdown_table(["flag", "pairs", "capo_fast", "Math-Verify alone"], rows),
+        f"Math-Verify alone, by how both texts are wrapped, on pairs without a flag: {wrapped}. The best is shown.\n",
+        "Every disagreement with a label (the last column says whose it is):\n",
+        markdown_table(head, [disagreement(row) for row in found["disagreements"]]).rstrip(),
+    ]
+    return "\n".join(parts)
+
+
+def disagreement(row: dict[str, Any]) -> list[str]:
+    texts = [f"`{_short(row[key])}`" for key in ("pred", "ref")]
+    said = [str(row[key]) for key in ("equal", "capo_fast", "Math-Verify")]
+    return [row["id"], ", ".join(row["flags"]), *texts, *said, f"{row['source']}, {row['test']}"]
 
 
 def _short(text: str) -> str:
@@ -295,7 +303,7 @@ def main() -> None:
     file = arguments.out / "verifier.json"
     report = json.loads(file.read_text()) if arguments.only and file.exists() else {}
     report |= {
-        "command": "python bench/verifier.py",
+        "command": "python -m bench.verifier",
         "machine": f"{os.cpu_count()} cores of {processor()}",
         "versions": ", ".join(f"{name} {version(name)}" for name in ("math-verify", "sympy", "latex2sympy2_extended"))
         + f", Python {platform.python_version()}",
@@ -313,12 +321,6 @@ def main() -> None:
             file.write_text(json.dumps(report, indent=1) + "\n")
             (arguments.out / "verifier.md").write_text(markdown(report))
     print(markdown(report))
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

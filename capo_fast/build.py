@@ -16,8 +16,7 @@ from capo_fast.config.load import config_as_dict
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
 from capo_fast.data import Problems, PromptOrder
-from capo_fast.engine.base import Engine
-from capo_fast.engine.endpoint import EndpointCritic
+from capo_fast.engine.base import Engine, Generator
 from capo_fast.loaders import check_reward_function, load_critic_template, load_prompts, load_tokenizer, start_engine
 from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import Learner
@@ -91,7 +90,7 @@ def open_recorder(folder: Path, config: Config, step: int) -> Recorder:
 
 def start_engines(
     model_path: str, config: Config, group: EngineGroup, progress: Progress, engine: Engine | None
-) -> tuple[Engine, EndpointCritic | None]:
+) -> tuple[Engine, Generator | None]:
     """The engine, unless there is one already, and the client of the critic's server, where there is one."""
     server = ask_server(config, group, progress)
     with ExitStack() as undo:
@@ -130,12 +129,14 @@ def open_log(
     return RunLog(config, folder, progress, checkpointer, recorder, console, stages, guard, started)
 
 
-def ask_server(config: Config, group: EngineGroup, progress: Progress) -> EndpointCritic | None:
+def ask_server(config: Config, group: EngineGroup, progress: Progress) -> Generator | None:
     """The client of the critic's server on the ranks that ask it, with its share of what is left of the budget."""
     if config.credit.process == "none" or config.critic.mode != "endpoint" or not group.is_first:
         return None
     budget = config.endpoint.budget_tokens
     left = None if budget is None else max(0, budget - progress.critique_tokens) // group.count
+    from capo_fast.engine.endpoint import EndpointCritic  # a run without an endpoint needs no HTTP package
+
     return EndpointCritic(config.endpoint, left)
 
 

@@ -17,18 +17,15 @@ import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.config.schema import Config
-from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, render_critique_prompt
+from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, parse_critique, render_critique_prompt
 from capo_fast.engine.base import Generator
-from capo_fast.engine.chat import served_model
-from capo_fast.engine.endpoint import EndpointCritic
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
     TINY,
+    Flags,
     Job,
     engine_of,
     estimate,
-    markdown,
-    parser,
     read_job,
     resumable,
     software,
@@ -36,11 +33,12 @@ from capo_fast.evaluation.command import (
 )
 from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_mean
 from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
-from capo_fast.evaluation.questions import digest
-from capo_fast.evaluation.store import Store, requests_digest
+from capo_fast.evaluation.store import Answer, Store
 from capo_fast.loaders import load_critic_template, load_tokenizer, start_engine
-from capo_fast.records import Answer, Request
-from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room, read_critique
+from capo_fast.records import Critique, Request
+from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room
+from capo_fast.runlog.markdown import markdown_table
+from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, on_first_rank, ranks
 
 SETTINGS = (
@@ -78,7 +76,7 @@ def score_critic(job: Job, engine: Generator | None = None) -> dict[str, Any]:
     sets = load_solutions(job.sets, job.data_dir, job.limit, config.seed)
     template = load_critic_template(config)
     tokenizer = None if at_server else load_tokenizer(job.model)
-    model = on_first_rank(lambda: served_model(config.endpoint)) if at_server else job.model
+    model = on_first_rank(lambda: model_at_server(config)) if at_server else job.model
     requests = [
         r for name, solutions in sets.items() for r in critiques_of(name, solutions, tokenizer, template, config)
     ]
@@ -88,7 +86,7 @@ def score_critic(job: Job, engine: Generator | None = None) -> dict[str, Any]:
         "model": model,
         "data": {name: f"{len(solutions)} solutions, {digest(solutions)}" for name, solutions in sets.items()},
         "prompt": digest([template]),
-        "requests": requests_digest(requests),
+        "requests": digest(requests),
     }
     with Store(job.out, settings) as store, engine_of(engine, lambda: start_critic(job, store.tokens())) as start:
         answers = store.complete(start, requests, "criticising", group)
@@ -105,10 +103,18 @@ def is_address(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
+def model_at_server(config: Config) -> str:
+    from capo_fast.engine.chat import served_model  # a critic in vLLM needs no HTTP package
+
+    return served_model(config.endpoint)
+
+
 def start_critic(job: Job, spent_tokens: int) -> Generator:
     """vLLM, or the client of a server, which may spend what the answers on disk have left of its budget."""
     if not is_address(job.model):
         return start_engine(job.model, job.config)
+    from capo_fast.engine.endpoint import EndpointCritic
+
     endpoint = replace(job.config.endpoint, on_failure="stop")  # an evaluation has no outcome credit to go on with
     budget = endpoint.budget_tokens
     return EndpointCritic(endpoint, None if budget is None else (budget - spent_tokens) // dist.get_world_size())
@@ -146,9 +152,15 @@ def _judged(name: str, solutions: Sequence[Solution], answers: Mapping[str, Answ
     judged = []
     for i, solution in enumerate(solutions):
         found = tuple(_in_room(answers.get(critique)) for critique in critique_names(name, i, config))
-        *votes, greedy = (read_critique(answer, len(solution.steps)) for answer in found)
+        *votes, greedy = (_critique(answer, len(solution.steps)) for answer in found)
         judged.append(Judged(solution, tuple(votes), greedy, found))
     return judged
+
+
+def _critique(answer: Answer | None, steps: int) -> Critique:
+    if answer is None:
+        return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=True)
+    return parse_critique(answer.text, steps, answer.finished)
 
 
 def _in_room(answer: Answer | None) -> Answer | None:
@@ -175,11 +187,11 @@ HEAD = ["voting", "votes", "F1", "on wrong", "on right", "precision", "recall", 
 
 def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     counts, agreement = entry["counts"], entry["agreement"]
-    parts = [f"## {name}: {entry['problems']} solutions\n", markdown(HEAD, [_row(row) for row in entry["votings"]])]
+    parts = [f"## {name}: {entry['problems']} solutions\n", _table(HEAD, [_row(row) for row in entry["votings"]])]
     if entry["subsets"]:
         rows = [[subset, *_row(row)[2:]] for subset, row in entry["subsets"].items()]
         row = next(iter(entry["subsets"].values()))
-        parts += [f"By subset, {row['voting']}, votes: {row['votes']}.\n", markdown(["subset", *HEAD[2:]], rows)]
+        parts += [f"By subset, {row['voting']}, votes: {row['votes']}.\n", _table(["subset", *HEAD[2:]], rows)]
     if (average := subset_mean(entry)) is not None:
         parts.append(f"Mean F1 of the subsets: {average:.3f}.")
     if entry["scored_apart"]:
@@ -200,6 +212,10 @@ def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -
     return "\n".join(parts)
 
 
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return markdown_table(head, rows, padded=True)
+
+
 def _row(row: Mapping[str, Any]) -> list[str]:
     scores = [estimate(row[key]) for key in ("f1", "accuracy_on_wrong", "accuracy_on_right")]
     by_step = [_number(row[key]) for key in ("step_precision", "step_recall")]
@@ -213,7 +229,7 @@ def _number(value: float | None) -> str:
 
 def job_of(arguments: Sequence[str]) -> Job:
     """What a command line asks for. Raises ConfigError."""
-    flags = parser("critic_eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
+    flags = Flags("critic_eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
     flags.epilog = f"--critic may also be the address of an OpenAI-compatible server.\n\n{flags.epilog}"
     flags.add_argument("--data", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(DATA)}")
     options, rest = flags.parse_known_args(arguments)

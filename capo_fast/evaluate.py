@@ -21,23 +21,24 @@ from capo_fast.engine.base import Engine
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
     TINY,
+    Flags,
     Job,
     at_least,
     engine_of,
     estimate,
-    markdown,
-    parser,
     read_job,
     resumable,
     software,
     write_results,
 )
 from capo_fast.evaluation.compare import compare, comparison_table, read_results
-from capo_fast.evaluation.questions import BENCHMARKS, Question, digest, load_benchmarks
+from capo_fast.evaluation.questions import BENCHMARKS, Question, load_benchmarks
 from capo_fast.evaluation.scores import equal_answers, equal_letters, macro_mean, score_benchmark
 from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
-from capo_fast.evaluation.store import Store, requests_digest
+from capo_fast.evaluation.store import Store
 from capo_fast.loaders import check_reward_function, load_tokenizer, start_engine
+from capo_fast.runlog.markdown import markdown_table
+from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, ranks
 from capo_fast.verify import VerifierPool
 
@@ -86,7 +87,7 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
     }
     everything = [attempt for mine in attempts.values() for attempt in mine]
     requests = attempt_requests(everything, load_tokenizer(job.model), config)
-    settings = _settings(job, protocol, benchmarks) | {"requests": requests_digest(requests)}
+    settings = _settings(job, protocol, benchmarks) | {"requests": digest(requests)}
     with (
         Store(job.out, settings) as store,
         engine_of(engine, lambda: start_engine(job.model, config)) as start,
@@ -135,7 +136,7 @@ def results_table(results: Mapping[str, Any]) -> str:
     if len(benchmarks) > 1:
         rows.append(_row("mean", _sum(benchmarks.values()), results["mean"], shown))
     head = ["benchmark", "problems", *shown, *COUNTS, "tokens/answer"]
-    return f"{markdown(head, rows)}\n{_legend(results['settings'], results['seconds'])}\n"
+    return f"{markdown_table(head, rows, padded=True)}\n{_legend(results['settings'], results['seconds'])}\n"
 
 
 def _row(name: str, entry: Mapping[str, Any], metrics: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
@@ -164,7 +165,7 @@ def _legend(settings: Mapping[str, Any], seconds: float) -> str:
 
 def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
     """What a command line asks for; None where it asks for a comparison, which is printed."""
-    flags = parser("evaluate", "--model", "Judge a model on benchmarks, or compare two results.", SETTINGS)
+    flags = Flags("evaluate", "--model", "Judge a model on benchmarks, or compare two results.", SETTINGS)
     flags.add_argument("--benchmarks", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(BENCHMARKS)}")
     flags.add_argument("--samples", type=at_least(0), default=0, metavar="K", help="for avg@K, maj@K and pass@K")
     flags.add_argument("--choice-runs", type=at_least(1), default=RUNS, metavar="N", help=f"default {RUNS}")

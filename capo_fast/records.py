@@ -165,19 +165,6 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A finished answer as an evaluation keeps it on disk, one JSON line each."""
-
-    id: str
-    text: str
-    finished: bool
-    prompt_tokens: int
-    tokens: int
-    seconds: float
-    """Since the answer before it (or the start): they add up to the time of all."""
-
-
-@dataclass(frozen=True)
 class TokenBatch:
     """Whole sequences end to end, without padding, and which of their tokens are responses.
 

@@ -25,7 +25,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from bench.evidence.arms import ARMS, BASE, SMOKE, WORLDS, Plan, arm_seconds, base_folder
-from bench.evidence.report import write_report
+from bench.evidence.plot import save_plot
+from bench.evidence.report import Figures, as_json, load_results, page
 from bench.evidence.runs import make_base, missing_seeds, run_arm
 
 SMOKE_PLAN = Plan(steps=2, prompts=4, every=1, problems=16)
@@ -64,6 +65,17 @@ def run_missing(plan: Plan, seeds: dict[str, int], runs: Path, jobs: int, words:
         for number, future in enumerate(as_completed(futures), start=1):
             print(f"{number} of {len(futures)}  {future.exception() or future.result()}", flush=True)
     return not any(future.exception() for future in futures)
+
+
+def write_report(runs: Path, out: Path, plan: Plan) -> str:
+    """Write `evidence.json`, `evidence.md` and `evidence.png`; the page."""
+    results = load_results(runs)
+    text = page(results, plan)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "evidence.md").write_text(text)
+    (out / "evidence.json").write_text(as_json(results, plan))
+    save_plot(results, Figures(plan), out / "evidence.png")
+    return text
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ import numpy as np
 
 from bench.evidence.arms import ABLATIONS, ARMS, BASELINE, COMPARED, MAIN, WORLDS, Ablation, Plan, in_world, run_folder
 from bench.evidence.runs import FIGURES, STAGES
+from capo_fast.runlog.markdown import markdown_table
 
 Run = dict[str, Any]
 """What a run's `figures.json` holds."""
@@ -136,14 +137,10 @@ def differences(figure: Figure, runs: Mapping[int, Run], reference: Mapping[int,
 # ---- tables ----
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
-
-
 def curve_table(results: Results, figures: Figures) -> str:
     columns = [*map(figures.rate, QUARTERS), figures.area(1.0)]
     rows = [[name, *(cell([f(run) for run in results[name].values()]) for f in columns)] for name in MAIN]
-    return markdown(["arm", *map(figures.step, QUARTERS), "area"], rows)
+    return markdown_table(["arm", *map(figures.step, QUARTERS), "area"], rows)
 
 
 def difference_table(results: Results, figures: Figures) -> str:
@@ -153,7 +150,8 @@ def difference_table(results: Results, figures: Figures) -> str:
         for name in MAIN
         if name != BASELINE
     ]
-    return markdown(["arm", "area", figures.step(0.5), figures.step(1.0), "unsound, early", "unsound, late"], rows)
+    head = ["arm", "area", figures.step(0.5), figures.step(1.0), "unsound, early", "unsound, late"]
+    return markdown_table(head, rows)
 
 
 def soundness_table(results: Results, figures: Figures) -> str:
@@ -161,7 +159,7 @@ def soundness_table(results: Results, figures: Figures) -> str:
     columns = [figures.share(window, *pair) for pair in counts for window in (EARLY, LATE)]
     names = [f"{what}, {when}" for what in ("unsound", "precision", "recall") for when in ("early", "late")]
     rows = [[name, *(cell([f(run) for run in results[name].values()]) for f in columns)] for name in MAIN]
-    return markdown(["arm", *names], rows)
+    return markdown_table(["arm", *names], rows)
 
 
 def seconds_table(results: Results, figures: Figures) -> str:
@@ -178,7 +176,7 @@ def seconds_table(results: Results, figures: Figures) -> str:
 
     rates = [f"pass@1 after {time:.0f} CPU s" for time in times]
     head = ["arm", "CPU s", "wall s", *rates, *(f"{stage}, wall s" for stage in STAGES), "rollouts drawn"]
-    return markdown(head, [list(row(name)) for name in MAIN])
+    return markdown_table(head, [list(row(name)) for name in MAIN])
 
 
 def ablation_table(ablation: Ablation, results: Results, figures: Figures) -> str:
@@ -201,7 +199,7 @@ def ablation_table(ablation: Ablation, results: Results, figures: Figures) -> st
     rows = [row(ablation.reference, reference), *(row(name, results[name]) for name in ablation.arms)]
     head = ["arm", *map(figures.step, QUARTERS[1:3]), "area", "difference in area, by seed"]
     head += [f"to {BASELINE}", "unsound, early", "CPU s", "critique tokens"]
-    return f"**{ablation.title}**\n\n{markdown(head, rows)}"
+    return f"**{ablation.title}**\n\n{markdown_table(head, rows)}"
 
 
 def world_table(results: Results, figures: Figures) -> str:
@@ -214,7 +212,7 @@ def world_table(results: Results, figures: Figures) -> str:
             means = [cell([f(run) for run in runs.values()]) for f in columns]
             change = "" if name == BASELINE else cell(differences(columns[-1], runs, arms[BASELINE]), sign="+")
             rows.append([str(world), name, *means, change])
-    return markdown(
+    return markdown_table(
         ["world", "arm", *map(figures.step, QUARTERS[:3]), "area", f"area, difference to {BASELINE} by seed"], rows
     )
 
@@ -260,19 +258,6 @@ def page(results: Results, plan: Plan) -> str:
         world_table(results, figures),
     ]
     return "\n".join(part for part in parts if part)
-
-
-def write_report(runs: Path, out: Path, plan: Plan) -> str:
-    """Write `evidence.json`, `evidence.md` and `evidence.png`; the page."""
-    from bench.evidence.plot import save_plot
-
-    results = load_results(runs)
-    text = page(results, plan)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "evidence.md").write_text(text)
-    (out / "evidence.json").write_text(as_json(results, plan))
-    save_plot(results, Figures(plan), out / "evidence.png")
-    return text
 
 
 def as_json(results: Results, plan: Plan) -> str:

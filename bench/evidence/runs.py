@@ -20,7 +20,7 @@ import torch
 
 from bench.evidence.arms import ARMS, Plan, arm_config, base_folder, run_folder
 from bench.evidence.oracle import KeptEngine, OracleCritic
-from bench.trainer.end_to_end import about
+from bench.machine import about
 from bench.trainer.timed import TimedTrainer
 from capo_fast.build import build
 from capo_fast.config.paths import resolve_model

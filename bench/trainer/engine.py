@@ -44,11 +44,12 @@ from typing import Any
 
 import torch
 
-from bench.trainer.end_to_end import about
+from bench.machine import about
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config, CriticConfig, EngineConfig, LoraConfig, RolloutConfig
 from capo_fast.credit.critic import load_template
 from capo_fast.engine.vllm import VllmEngine
+from capo_fast.loaders import load_tokenizer
 from capo_fast.policy.lora import adapter_files, add_adapter
 from capo_fast.records import Prompt, Request
 from capo_fast.rollout.generation import Stream
@@ -119,9 +120,8 @@ def bare(engine: VllmEngine, work: Work) -> dict[str, Any]:
         SamplingParams(temperature=1.0, seed=request.seed, max_tokens=request.max_tokens, logprobs=0, detokenize=False)
         for request in requests
     ]
-    llm, adapter = engine._llm, engine._adapter  # the peer is what the engine wraps
     start = time.perf_counter()
-    outputs = llm.generate(prompts, settings, use_tqdm=False, lora_request=adapter)
+    outputs = engine._llm.generate(prompts, settings, use_tqdm=False)  # the peer is what the engine wraps
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "tokens": sum(len(output.outputs[0].token_ids) for output in outputs)}
 
@@ -186,7 +186,7 @@ def measure(part: str, rounds: int) -> dict[str, list[dict[str, Any]]]:
         engine = VllmEngine(name, CONFIG.engine, lora)
         if lora:
             engine.load_adapter(files)
-        work = Work(engine._tokenizer)
+        work = Work(load_tokenizer(name))
         found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
         for number in range(rounds + 1):
             order = list(arms)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.trainer.end_to_end import about
+from bench.machine import about
 
 SMALL = {"rollout.prompts": 4, "rollout.n": 4, "eval.limit": 16, "checkpoint.every": 10, "checkpoint.keep": 2}
 SHARED = Path("/dev/shm")

@@ -1,25 +1,25 @@
-"""What goes over the wire to an OpenAI-compatible server, and what its answers mean.
+"""Requests to an OpenAI-compatible server, and what its answers mean.
 
 Every text of a server that reaches an error is one line, shortened, and without the key.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import ssl
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import cache
 from typing import Any
 
-import httpx2
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.base import EngineError
 from capo_fast.errors import ConfigError
 from capo_fast.records import Completion, Request
+
+try:  # a run without an endpoint does not import this module and needs no HTTP package
+    import httpx2
+    import openai
+except ModuleNotFoundError as missing:
+    raise EngineError(f"a critic at a server needs {missing.name}: pip install '.[endpoint]'") from missing
 
 CONNECT_S = 10.0
 
@@ -29,16 +29,17 @@ CONNECT_S = 10.0
 def served_model(config: EndpointConfig) -> str:
     """The critic's name at the server, by its list of models. Raises EngineError and ConfigError."""
     try:
-        with httpx2.Client(**connection(config)) as client:
-            response = client.get("models", timeout=CONNECT_S)
-    except (httpx2.RequestError, httpx2.InvalidURL) as error:
+        http = openai.DefaultHttpxClient(**_TRANSPORT)
+        with openai.OpenAI(**_connection(config, 0, CONNECT_S), http_client=http) as client:
+            text = client.models.with_raw_response.list(extra_headers=authorization(config)).text
+    except (openai.APIConnectionError, httpx2.InvalidURL) as error:
         raise EngineError(f"critic at {config.url} can't be reached: {words(error, config)}") from error
-    if response.status_code != 200:
-        raise EngineError(f"critic at {config.url} doesn't list its models: {refusal(response, config)}")
+    except openai.APIStatusError as error:
+        raise EngineError(f"critic at {config.url} doesn't list its models: {words(error, config)}") from error
     try:
-        names = [model.id for model in _Models.model_validate_json(response.content).data]
+        names = [model.id for model in _Models.model_validate_json(text).data]
     except ValidationError:
-        found = shortened(response.text, config)
+        found = shortened(text, config)
         raise EngineError(f"critic at {config.url}: found {found!r} where a list of models was wanted") from None
     if config.model is None and len(names) == 1:
         return names[0]
@@ -48,22 +49,30 @@ def served_model(config: EndpointConfig) -> str:
     return str(config.model)
 
 
-def connection(config: EndpointConfig) -> dict[str, Any]:
-    """What both clients are made with. A proxy of the environment is used, but never for this machine itself."""
-    key = _key(config)
+def async_client(config: EndpointConfig) -> openai.AsyncOpenAI:
+    http = openai.DefaultAsyncHttpxClient(**_TRANSPORT)
+    return openai.AsyncOpenAI(**_connection(config, config.retries, config.timeout_s), http_client=http)
+
+
+_TRANSPORT: dict[str, Any] = {
+    "follow_redirects": False,
+    "mounts": {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
+}
+"""A redirect is an error. A proxy of the environment is used, but never for this machine itself."""
+
+
+def _connection(config: EndpointConfig, retries: int, timeout_s: float) -> dict[str, Any]:
     return {
         "base_url": config.url,
-        "headers": {"Authorization": f"Bearer {key}"} if key else {},
-        "timeout": httpx2.Timeout(None, connect=CONNECT_S),
-        "verify": _certificates(),
-        "mounts": {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
+        "api_key": _key(config) or "unset",  # the client demands one; `authorization` takes it out again
+        "max_retries": retries,
+        "timeout": openai.Timeout(timeout_s, connect=CONNECT_S),
     }
 
 
-@cache
-def _certificates() -> ssl.SSLContext:
-    """Read once: each client would take a tenth of a second for its own."""
-    return httpx2.create_ssl_context()
+def authorization(config: EndpointConfig) -> dict[str, Any]:
+    """Headers of each request: without a key none is sent."""
+    return {} if _key(config) else {"Authorization": openai.Omit()}
 
 
 def _key(config: EndpointConfig) -> str:
@@ -85,12 +94,14 @@ def chat_request(request: Request, model: str) -> dict[str, Any]:
         "top_p": request.top_p,
         "max_tokens": request.max_tokens,
         "seed": request.seed % 2**31,
-        **({"top_k": request.top_k} if request.top_k != -1 else {}),
-        **({"structured_outputs": {"regex": request.regex}} if request.regex else {}),
+        "extra_body": {
+            **({"top_k": request.top_k} if request.top_k != -1 else {}),
+            **({"structured_outputs": {"regex": request.regex}} if request.regex else {}),
+        },
     }
 
 
-# ---- its answer ----
+# ---- its answer: OpenAI's client checks no type, and servers differ ----
 
 
 class _Model(BaseModel):
@@ -130,23 +141,19 @@ class _Cached(BaseModel):
     cached_tokens: int | None = None
 
 
-class Usage(BaseModel):
+class _Usage(BaseModel):
     prompt_tokens: NonNegativeInt | None = None
     completion_tokens: NonNegativeInt | None = None
     prompt_tokens_details: _Cached | None = None
 
-    @property
-    def tokens(self) -> int:
-        return (self.prompt_tokens or 0) + (self.completion_tokens or 0)
-
 
 class _Paid(BaseModel):
-    usage: Usage | None = None
+    usage: _Usage | None = None
 
 
-def read_completion(request: Request, response: httpx2.Response) -> Completion:
+def read_completion(request: Request, text: str) -> Completion:
     """Raises ValidationError where the answer is no chat completion."""
-    choice, usage = _Chat.model_validate_json(response.content).choices[0], read_usage(response)
+    choice, usage = _Chat.model_validate_json(text).choices[0], _read_usage(text)
     cached = usage.prompt_tokens_details
     return Completion(
         id=request.id,
@@ -160,30 +167,50 @@ def read_completion(request: Request, response: httpx2.Response) -> Completion:
     )
 
 
-def read_usage(response: httpx2.Response) -> Usage:
-    """What an answer has cost, also where the rest of it can't be read; nothing where the server doesn't say."""
+def read_tokens(text: str) -> int:
+    """Tokens that an answer cost, also where the rest of it can't be read; 0 where the server doesn't say."""
+    usage = _read_usage(text)
+    return (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
+
+
+def _read_usage(text: str) -> _Usage:
     try:
-        return _Paid.model_validate_json(response.content).usage or Usage()
+        return _Paid.model_validate_json(text).usage or _Usage()
     except ValidationError:
-        return Usage()
+        return _Usage()
 
 
-def refusal(response: httpx2.Response, config: EndpointConfig) -> str:
-    """`401 Unauthorized: Invalid key`, in the server's own words; `307 Temporary Redirect: to /login` of a redirect."""
-    words = [f"{response.status_code} {response.reason_phrase}".strip(), _message(response)]
+# ---- its errors ----
+
+
+def status_of(error: openai.APIError) -> int | None:
+    """The status of a refusal; None of an error that the client has repeated the request after."""
+    if not isinstance(error, openai.APIStatusError) or error.status_code in (408, 409, 429) or error.status_code >= 500:
+        return None
+    return error.status_code
+
+
+def words(error: Exception, config: EndpointConfig) -> str:
+    """`401 Unauthorized: Invalid key`, in the server's own words, or why there are none."""
+    if isinstance(error, openai.APIStatusError):
+        return _status_words(error, config)
+    cause = error.__cause__ or error
+    return shortened(str(cause), config) or type(cause).__name__
+
+
+def _status_words(error: openai.APIStatusError, config: EndpointConfig) -> str:
+    response = error.response
+    status = f"{response.status_code} {response.reason_phrase}".strip()
+    said = f"to {response.headers['location']}" if response.has_redirect_location else _message(error.body)
     hint = f" (key: {config.api_key_env}, {'' if _key(config) else 'not '}set)" if response.status_code == 401 else ""
-    return shortened(": ".join(filter(None, words)), config) + hint
+    return shortened(f"{status}: {said}" if said else status, config) + hint
 
 
-def _message(response: httpx2.Response) -> str:
-    if response.has_redirect_location:
-        return f"to {response.headers['location']}"
-    try:
-        body = response.json()
-        error = body.get("error", body)
-        return str(error if isinstance(error, str) else error.get("message") or error.get("detail") or body)
-    except (ValueError, AttributeError):
-        return response.text
+def _message(body: Any) -> str:
+    """Of an error's JSON, which the client has taken out of `error`, or its plain text."""
+    if isinstance(body, dict):
+        return str(body.get("message") or body.get("detail") or body)
+    return str(body or "")
 
 
 def shortened(text: str, config: EndpointConfig) -> str:
@@ -191,20 +218,3 @@ def shortened(text: str, config: EndpointConfig) -> str:
     line = " ".join(text.split())
     key = _key(config)
     return (line.replace(key, "***") if key else line)[:300]
-
-
-def words(error: Exception, config: EndpointConfig) -> str:
-    return shortened(str(error), config) or type(error).__name__
-
-
-def retry_after(response: httpx2.Response) -> float:
-    """Seconds, from a number or a date; 0 where there is none or it makes no sense."""
-    text = response.headers.get("retry-after", "")
-    try:
-        seconds = float(text)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return 0.0
-    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

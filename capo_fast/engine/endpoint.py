@@ -1,71 +1,79 @@
-"""A critic at any OpenAI-compatible server (vLLM, SGLang, llama.cpp, a hosted one): chat completions over HTTP.
+"""A critic at any OpenAI-compatible server (vLLM, SGLang, llama.cpp, a hosted one), through OpenAI's client.
 
-    add -> [wait for one of `endpoint.concurrency` places -> try, pause, try again ...] -> step
+    add -> [wait for one of `endpoint.concurrency` places -> chat completion] -> step
 
-One thread with an event loop holds the connections, so that neither `add` nor `step` waits. A try that may do better
-next time (no connection, time-out, 408, 409, 429, 5xx, an answer that is none) is repeated after a growing pause. What
-the server refuses for good stops the run with its own words. One that has answered before refuses that request alone,
-which is given up, or is one truncated answer where its prompt is too long.
+One thread with an event loop holds the connections, so that neither `add` nor `step` waits. OpenAI's client repeats a
+request that may succeed later (no connection, time-out, 408, 409, 429, 5xx) after a growing pause, or the one that the
+server asks for. A refusal (any other status) stops the run; from a server that has answered other requests it costs
+this request alone, or is one truncated answer where the prompt is too long.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from queue import SimpleQueue
-from random import Random
 from typing import NoReturn
 
 import anyio
-import httpx2
 from anyio.from_thread import start_blocking_portal
 from pydantic import ValidationError
 
 from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.base import EngineError
-from capo_fast.engine.breaker import Breaker, GivenUp
 from capo_fast.engine.chat import (
+    async_client,
+    authorization,
     chat_request,
-    connection,
+    openai,
     read_completion,
-    read_usage,
-    refusal,
-    retry_after,
+    read_tokens,
     served_model,
     shortened,
+    status_of,
     words,
 )
 from capo_fast.records import Completion, Request
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-LONGEST_RETRY_AFTER_S = 300.0
-"""A server that asks to be left alone for longer counts as one that is not there."""
+FAILURES, PAUSE_S = 3, 60.0
+POLL_S = 0.02
 
 _TOO_LONG = re.compile(r"context[ _](?:length|size|window)|prompt is too long|inputs?\W+tokens \+", re.IGNORECASE)
 
 
-class _Unanswered(Exception):
-    """A try failed, and another may not; `after_s` is how long the server wants to be left alone."""
+class GivenUp(Exception):
+    """This request gets no answer: what `endpoint.on_failure` is about."""
 
-    def __init__(self, reason: str, after_s: float = 0.0) -> None:
-        super().__init__(reason)
-        self.after_s = after_s
+
+class Breaker:
+    """Refuses requests for PAUSE_S after `limit` of them in a row were given up."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._failures, self._closed_until, self._reason = limit, 0, 0.0, ""
+
+    def check(self) -> None:
+        """Raises GivenUp during the pause. After it one more failure starts the next."""
+        if time.monotonic() < self._closed_until:
+            raise GivenUp(self._reason)
+
+    def heard(self) -> None:
+        """The server answered or refused a request."""
+        self._failures, self._closed_until = 0, 0.0
+
+    def given_up(self, reason: str) -> None:
+        self._failures += 1
+        if self._failures >= self._limit:
+            self._closed_until, self._reason = time.monotonic() + PAUSE_S, reason
 
 
 class EndpointCritic:
-    """A `Generator` whose answers come from a server. Requests are asked by their `message`, as one user turn."""
+    """A `Generator` whose answers come from a server. Each request's `message` is sent as one user turn."""
 
     pause_s = 0.005
 
-    def __init__(
-        self,
-        config: EndpointConfig,
-        budget_left: int | None = None,
-        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
-    ) -> None:
+    def __init__(self, config: EndpointConfig, budget_left: int | None = None) -> None:
         """`budget_left`: this rank's tokens of `endpoint.budget_tokens`; None: no limit.
 
         Raises EngineError where the server can't be reached, ConfigError where it doesn't offer the model.
@@ -73,17 +81,16 @@ class EndpointCritic:
         self.model = served_model(config)
         self.spent_tokens = 0
         """Of prompts and answers, as the server counts them, since this object was made."""
-        self._config, self._budget, self._sleep = config, budget_left, sleep
+        self._config, self._budget = config, budget_left
         self._ended: SimpleQueue[Future[Completion]] = SimpleQueue()
         self._under_way: set[Future[Completion]] = set()
         self._broken: BaseException | None = None
-        self._breaker = Breaker(LONGEST_PAUSE_S)
+        self._breaker = Breaker(1 if config.on_failure == "stop" else FAILURES)
+        self._answered, self._undecided = False, 0
         self._places = anyio.CapacityLimiter(config.concurrency)
         self._stack = ExitStack()
         self._portal = self._stack.enter_context(start_blocking_portal(name="endpoint"))
-        limits = httpx2.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
-        client = httpx2.AsyncClient(**connection(config), limits=limits)
-        self._client = self._stack.enter_context(self._portal.wrap_async_context_manager(client))
+        self._client = self._stack.enter_context(self._portal.wrap_async_context_manager(async_client(config)))
 
     def add(self, request: Request) -> None:
         future = self._portal.start_task_soon(self._answer, request)
@@ -115,81 +122,67 @@ class EndpointCritic:
     async def _answer(self, request: Request) -> Completion:
         async with self._places:
             try:
-                return await self._persist(request)
+                self._breaker.check()
+                self._check_budget()
+                return await self._ask(request)
             except GivenUp as error:
                 if self._config.on_failure == "stop":
                     raise EngineError(str(error)) from error.__cause__
                 return Completion(request.id, (), (), "", finished=False, error=str(error))
 
-    async def _persist(self, request: Request) -> Completion:
-        """The answer of the first try that gets one. A request that waits for its next try keeps its place."""
-        start, jitter, tries, pause = time.monotonic(), Random(request.seed), 0, FIRST_PAUSE_S
-        while True:
-            probe = await self._breaker.admit()
-            self._check_budget()
-            tries += 1
-            try:
-                return await self._try(request)
-            except _Unanswered as error:
-                if probe or tries > self._config.retries or error.after_s > LONGEST_RETRY_AFTER_S:
-                    reason = self._no_answer(start, tries, error)
-                    self._breaker.given_up(start, probe or self._config.on_failure == "stop", reason)
-                    raise GivenUp(reason) from error
-                # The jitter comes on top, or all that were told the same would come back in the same instant.
-                wait = error.after_s + pause * (1 - jitter.random() / 2)
-            await self._sleep(wait)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-
     def _check_budget(self) -> None:
         if self._budget is not None and self.spent_tokens >= self._budget:
             raise GivenUp(f"endpoint.budget_tokens: found {self._config.budget_tokens}, and they are spent")
 
-    def _no_answer(self, start: float, tries: int, error: _Unanswered) -> str:
-        after = f"after {tries} {'try' if tries == 1 else 'tries'} over {time.monotonic() - start:.0f} s"
-        return f"critic at {self._config.url}: no answer {after}: {error}"
+    async def _ask(self, request: Request) -> Completion:
+        start = time.monotonic()
+        create = self._client.chat.completions.with_raw_response.create
+        try:
+            raw = await create(**chat_request(request, self.model), extra_headers=authorization(self._config))
+        except openai.APIError as error:
+            if (status := status_of(error)) is not None:
+                return await self._refused(request, status, words(error, self._config))
+            limits = f"endpoint.timeout_s: {self._config.timeout_s:g}, endpoint.retries: {self._config.retries}"
+            seconds = f"{time.monotonic() - start:.0f} s"
+            self._give_up(f"no answer in {seconds} ({limits}): {words(error, self._config)}", error)
+        return await self._read(request, raw.text)
 
-    async def _try(self, request: Request) -> Completion:
-        response = await self._post(request)
-        if response.status_code != 200:
-            return await self._refused(request, response)
-        self.spent_tokens += read_usage(response).tokens
-        completion = self._read(request, response)
+    async def _read(self, request: Request, text: str) -> Completion:
+        self.spent_tokens += read_tokens(text)
+        try:
+            completion = read_completion(request, text)
+        except ValidationError as error:
+            self._give_up(f"found {shortened(text, self._config)[:80]!r} where a chat completion was wanted", error)
         self._breaker.heard()
         if self._budget is not None and not completion.prompt_tokens:
-            await self._give_up("doesn't say what it used: no endpoint.budget_tokens there")
-        self._breaker.answered = True
+            await self._refuse("doesn't say what it used: no endpoint.budget_tokens there")
+        self._answered = True
         return completion
 
-    async def _post(self, request: Request) -> httpx2.Response:
-        try:
-            with self._breaker.trying(), anyio.fail_after(self._config.timeout_s):
-                return await self._client.post("chat/completions", json=chat_request(request, self.model))
-        except TimeoutError:
-            raise _Unanswered(f"none within endpoint.timeout_s ({self._config.timeout_s:g} s)") from None
-        except httpx2.RequestError as error:
-            raise _Unanswered(words(error, self._config)) from error
+    def _give_up(self, what: str, error: Exception) -> NoReturn:
+        reason = f"critic at {self._config.url}: {what}"
+        self._breaker.given_up(reason)
+        raise GivenUp(reason) from error
 
-    def _read(self, request: Request, response: httpx2.Response) -> Completion:
-        try:
-            return read_completion(request, response)
-        except ValidationError:
-            found = shortened(response.text, self._config)[:80]
-            raise _Unanswered(f"found {found!r} where a chat completion was wanted") from None
-
-    async def _refused(self, request: Request, response: httpx2.Response) -> Completion:
+    async def _refused(self, request: Request, status: int, said: str) -> Completion:
         """The truncated answer that a refusal amounts to where the prompt is too long."""
-        code, said = response.status_code, refusal(response, self._config)
-        if code in (408, 409, 429) or code >= 500:
-            raise _Unanswered(said, retry_after(response))
         self._breaker.heard()
-        if code in (401, 403, 404):
+        if status in (401, 403, 404):
             raise EngineError(f"critic at {self._config.url} refuses a request: {said}")
-        # Before any answer it may be critic.max_tokens that is too long, and so every request.
-        if code in (400, 413, 422) and _TOO_LONG.search(said) and await self._breaker.ever_answered():
+        # Before any answer critic.max_tokens may be too long, and so every request.
+        if status in (400, 413, 422) and _TOO_LONG.search(said) and await self._ever_answered():
             return Completion(request.id, (), (), "", finished=False)
-        return await self._give_up(f"refuses a request: {said}")
+        return await self._refuse(f"refuses a request: {said}")
 
-    async def _give_up(self, it: str) -> NoReturn:
+    async def _refuse(self, what: str) -> NoReturn:
         """Raises EngineError where the server answers no request at all, else GivenUp: it is this one alone."""
-        kind = GivenUp if await self._breaker.ever_answered() else EngineError
-        raise kind(f"critic at {self._config.url} {it}")
+        kind = GivenUp if await self._ever_answered() else EngineError
+        raise kind(f"critic at {self._config.url} {what}")
+
+    async def _ever_answered(self) -> bool:
+        """Whether the server has answered any request. Until it has, wait for those under way: a refusal is quicker."""
+        self._undecided += 1
+        while not self._answered and self._undecided < self._places.borrowed_tokens:
+            await anyio.sleep(POLL_S)
+        self._undecided -= 1
+        return self._answered

@@ -51,39 +51,37 @@ class Job:
         } | {key: flat[key] for key in ("seed", "engine.dtype", "engine.max_model_len", *keys)}
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are the house's: one line, raised."""
+class Flags(argparse.ArgumentParser):
+    """The flags that both commands have. Its errors are one line, raised."""
+
+    def __init__(self, command: str, model_flag: str, description: str, settings: Sequence[str]) -> None:
+        """`settings`: keys of the configuration worth naming in the help."""
+        lines = [f"  --{key}  {SETTINGS[key].text}" for key in settings]
+        epilog = "and every setting of `python -m capo_fast.train --help`, among them:\n" + "\n".join(
+            textwrap.fill(line, 110, subsequent_indent="      ") for line in lines
+        )
+        super().__init__(
+            prog=f"python -m capo_fast.{command}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument(
+            model_flag, dest="model", default=TINY, help="a model's folder or hub id, a run's folder, or tiny (default)"
+        )
+        self.add_argument("--data-dir", help="folder that holds the known data sets")
+        self.add_argument("--limit", type=at_least(1), metavar="N", help="only N of each, drawn once and for all")
+        self.add_argument("--out", type=Path, help="folder of the results; a second start goes on where it was")
+        self.add_argument(
+            "--config",
+            nargs="+",
+            action="extend",
+            help="YAML files of settings, later ones win (default: the run's, tiny.yaml, else the paper's)",
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
-
-
-def parser(command: str, model_flag: str, description: str, settings: Sequence[str]) -> Parser:
-    """The flags that both commands have. `settings`: keys of the configuration worth naming in the help."""
-    lines = [f"  --{key}  {SETTINGS[key].text}" for key in settings]
-    epilog = "and every setting of `python -m capo_fast.train --help`, among them:\n" + "\n".join(
-        textwrap.fill(line, 110, subsequent_indent="      ") for line in lines
-    )
-    made = Parser(
-        prog=f"python -m capo_fast.{command}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    made.add_argument(
-        model_flag, dest="model", default=TINY, help="a model's folder or hub id, a run's folder, or tiny (default)"
-    )
-    made.add_argument("--data-dir", help="folder that holds the known data sets")
-    made.add_argument("--limit", type=at_least(1), metavar="N", help="only N of each, drawn once and for all")
-    made.add_argument("--out", type=Path, help="folder of the results; a second start goes on where it was")
-    made.add_argument(
-        "--config",
-        nargs="+",
-        action="extend",
-        help="YAML files of settings, later ones win (default: the run's, tiny.yaml, else the paper's)",
-    )
-    return made
 
 
 def read_job(options: argparse.Namespace, rest: Sequence[str], sets: str, longest: str, at_server: bool = False) -> Job:
@@ -148,14 +146,6 @@ def write_results(folder: Path, results: Mapping[str, Any], table: str) -> None:
         file.write(json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
     with replacing(folder / "results.md") as file:
         file.write(table.encode())
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, its columns padded so that it reads as plain text too."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in [head, *rows]]
-    lines.insert(1, ["-" * width for width in widths])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def estimate(metric: Mapping[str, Any] | None) -> str:

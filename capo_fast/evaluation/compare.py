@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from capo_fast.errors import ConfigError
-from capo_fast.evaluation.command import markdown
 from capo_fast.evaluation.store import first_difference
+from capo_fast.runlog.markdown import markdown_table
 from capo_fast.statistics import difference_interval, mean, paired_p
 
 MAY_DIFFER = ("model", "weights", "limit", "requests", "engine.dtype", "engine.max_model_len")
@@ -89,8 +89,9 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     head = ["benchmark", "metric", "A", "B", "B - A", "p", "pairs", "left out"]
     return (
-        f"A: {a}\nB: {b}\n\n{markdown(head, rows)}\nIn brackets 95 % intervals (Agresti and Min). p is two-sided and "
-        "paired by problem: exact McNemar where every score is 0 or 1, else 10,000 seeded sign flips.\n"
+        f"A: {a}\nB: {b}\n\n{markdown_table(head, rows, padded=True)}\n"
+        "In brackets 95 % intervals (Agresti and Min). p is two-sided and paired by problem: exact McNemar where every "
+        "score is 0 or 1, else 10,000 seeded sign flips.\n"
         "Nothing is corrected for the number of rows."
     )
 

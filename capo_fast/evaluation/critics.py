@@ -9,7 +9,8 @@ from typing import Any
 from capo_fast.credit.vote import MODES, vote
 from capo_fast.evaluation.labelled import APART, Solution
 from capo_fast.evaluation.scores import Scores, summarise
-from capo_fast.records import Answer, Critique
+from capo_fast.evaluation.store import Answer
+from capo_fast.records import Critique
 from capo_fast.statistics import agreement, f1_interval, harmonic_mean, mean, wilson
 
 GREEDY = "greedy"

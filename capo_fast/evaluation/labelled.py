@@ -12,15 +12,16 @@ from capo_fast.evaluation.questions import drawn, find_file, row_id, text_list, 
 from capo_fast.tiny.labelled import labelled_solutions
 
 TINY_SOLUTIONS = 400
+TINY = "tiny"
 DATA = {
     "bigbench_mistake": "steps_bigbench_mistake",
     "mathcheck": "steps_mathcheck_gsm",
     "mrgsm8k": "steps_mrgsm8k_partial",
     "prmbench": "steps_prmbench",
     "processbench": "steps_processbench",
-    "tiny": "pkg://made by rule",
+    TINY: None,
 }
-"""The file that a known name stands for in the data folder, without its suffix; `tiny` is made."""
+"""The file that a known name stands for in the data folder, without its suffix; None: made by rule."""
 
 APART = ("circular", "confidence", "redundancy")
 """PRMBench's subsets that mark needless or over-confident steps, false or not: scored, but not in the whole."""
@@ -50,9 +51,9 @@ def load_solutions(names: Sequence[str], folder: str | None, limit: int | None, 
         name, path = find_file(text, DATA, folder, "step-labelled data set")
         if name in found:
             raise ConfigError(f"--data: {name} is named twice")
-        if text == "tiny":
+        if path == TINY:
             made = labelled_solutions(limit or TINY_SOLUTIONS, seed)
-            rows: Iterator[Row] = ((f"tiny, row {i}", row) for i, row in enumerate(made))
+            rows: Iterator[Row] = ((f"{TINY}, row {i}", row) for i, row in enumerate(made))
         else:
             rows = read_rows(path)
         found[name] = drawn(unique(_solutions(rows), path), limit)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -64,8 +63,11 @@ def load_benchmarks(names: Sequence[str], folder: str | None, limit: int | None)
     return found
 
 
-def find_file(text: str, known: Mapping[str, str], folder: str | None, kind: str) -> tuple[str, str]:
-    """A short name and the path of the file that a known name, or a path itself, stands for."""
+def find_file(text: str, known: Mapping[str, str | None], folder: str | None, kind: str) -> tuple[str, str]:
+    """A short name and the path of the file that a known name, or a path itself, stands for.
+
+    A known name without a file is its own path.
+    """
     for suffix in SUFFIXES:
         if text.endswith(suffix):
             return Path(text).name.removesuffix(suffix), text
@@ -73,15 +75,16 @@ def find_file(text: str, known: Mapping[str, str], folder: str | None, kind: str
         near = difflib.get_close_matches(text, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"wanted a file ({', '.join(SUFFIXES)}) or one of {_list(known)}"
         raise ConfigError(f"{text}: unknown {kind}; {hint}")
-    if known[text].startswith("pkg://"):
-        return text, known[text]
+    file = known[text]
+    if file is None or file.startswith("pkg://"):
+        return text, file or text
     if folder is None:
-        raise ConfigError(f"{text}: --data-dir is missing, the folder that holds {known[text]}{SUFFIXES[0]}")
-    for stem in (known[text], text):
+        raise ConfigError(f"{text}: --data-dir is missing, the folder that holds {file}{SUFFIXES[0]}")
+    for stem in (file, text):
         for suffix in SUFFIXES:
             if (path := Path(folder).expanduser() / f"{stem}{suffix}").exists():
                 return text, str(path)
-    raise ConfigError(f"{text}: {folder} holds no {known[text]} ({', '.join(SUFFIXES)})")
+    raise ConfigError(f"{text}: {folder} holds no {file} ({', '.join(SUFFIXES)})")
 
 
 def read_questions(path: str) -> Iterator[tuple[str, Question]]:
@@ -121,14 +124,6 @@ def drawn(records: list[Any], limit: int | None) -> list[Any]:
     if limit is None or limit >= len(records):
         return records
     return [records[i] for i in sorted(Random("limit").sample(range(len(records)), limit))]
-
-
-def digest(records: Sequence[object]) -> str:
-    """Twelve hex digits that change with any record."""
-    state = hashlib.blake2b(digest_size=6)
-    for record in records:
-        state.update(repr(record).encode("utf-8", "surrogatepass"))
-    return state.hexdigest()
 
 
 def row_id(where: str, row: dict[str, Any], index: int) -> str:
@@ -172,5 +167,5 @@ def _tolerance(where: str, row: dict[str, Any]) -> float | None:
     return min(values)
 
 
-def _list(names: Mapping[str, str]) -> str:
+def _list(names: Iterable[str]) -> str:
     return ", ".join(names)

@@ -8,7 +8,7 @@ from typing import Any
 from capo_fast.evaluation.majority import Equal, majority_scores
 from capo_fast.evaluation.questions import Question
 from capo_fast.evaluation.solving import Attempt, Checked
-from capo_fast.records import Answer
+from capo_fast.evaluation.store import Answer
 from capo_fast.statistics import macro_interval, mean, mean_interval, pass_at_k
 from capo_fast.verify import VerifierPool
 

@@ -12,7 +12,8 @@ from capo_fast.config.schema import Config
 from capo_fast.data import Problem, render_prompts
 from capo_fast.evaluation.choices import read_choice, shown_question, shuffled
 from capo_fast.evaluation.questions import Question
-from capo_fast.records import Answer, Request
+from capo_fast.evaluation.store import Answer
+from capo_fast.records import Request
 from capo_fast.rollout.pass_rate import Verdict, solution_request
 from capo_fast.rollout.requests import request_seed
 from capo_fast.runtime.ranks import gather

@@ -8,22 +8,36 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import torch.distributed as dist
 
+from capo_fast.config.dotted import dotted
 from capo_fast.engine.base import Generator, stream_requests
 from capo_fast.errors import ConfigError
-from capo_fast.records import Answer, Request
-from capo_fast.runlog.display import open_display
+from capo_fast.records import Request
+from capo_fast.runlog.console import AnswerDisplay
+from capo_fast.runtime.digest import digest
 from capo_fast.runtime.files import RecordError, append, json_line, lock, naming, replacing
 from capo_fast.runtime.ranks import EngineGroup, on_first_rank
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer as a store keeps it on disk, one JSON line each."""
+
+    id: str
+    text: str
+    finished: bool
+    prompt_tokens: int
+    tokens: int
+    seconds: float
+    """Since the answer before it (or the start): they add up to the time of all."""
 
 
 class Store:
@@ -83,7 +97,7 @@ class Store:
     def _sample(self, engine: Generator, requests: Sequence[Request], what: str, keep: bool) -> Iterator[Answer]:
         path = self.folder / f"answers-{dist.get_rank()}.jsonl"
         lengths = {request.id: len(request.prompt_ids) for request in requests}
-        with open_display(what, len(requests), dist.get_rank()) as display:
+        with AnswerDisplay(what, len(requests), dist.get_rank()) as display:
             before = time.monotonic()
             for done in stream_requests(engine, requests):
                 now = time.monotonic()
@@ -124,19 +138,11 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) 
 
 def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """The first dotted key whose values differ, with both; None for a missing one."""
-    ones, others = dict(_flat(one)), dict(_flat(other))
+    ones, others = dotted(one), dotted(other)
     for key in ones | others:
         if ones.get(key) != others.get(key):
             return key, ones.get(key), others.get(key)
     return None
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def fingerprint(model: str) -> str | None:
@@ -147,19 +153,15 @@ def fingerprint(model: str) -> str | None:
     folder = Path(model)
     if not folder.is_dir():
         return None
-    state = hashlib.blake2b(digest_size=6)
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        state.update(f"{path.name} {path.stat().st_size}\n".encode())
-        for piece in _pieces(path):
-            state.update(piece)
-    return state.hexdigest()
+    return digest(piece for path in sorted(folder.iterdir()) if path.is_file() for piece in _pieces(path))
 
 
 _PIECE, _PIECES = 1 << 16, 64
 
 
-def _pieces(path: Path) -> Iterable[bytes]:
+def _pieces(path: Path) -> Iterator[bytes]:
     size = path.stat().st_size
+    yield f"{path.name} {size}\n".encode()
     if size <= _PIECE * _PIECES:
         yield path.read_bytes()
         return
@@ -167,11 +169,3 @@ def _pieces(path: Path) -> Iterable[bytes]:
         for i in range(_PIECES):
             file.seek((size - _PIECE) * i // (_PIECES - 1))
             yield file.read(_PIECE)
-
-
-def requests_digest(requests: Iterable[Request]) -> str:
-    """Twelve hex digits of all that is asked: prompts as the model reads them, seeds, sampling."""
-    state = hashlib.blake2b(digest_size=6)
-    for request in requests:
-        state.update(repr(request).encode())
-    return state.hexdigest()

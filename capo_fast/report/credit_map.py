@@ -18,10 +18,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.files import RecordError, finite
 
 KINDS = {
@@ -184,8 +184,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _order(judged: str, seed: int, step: int, group: int, sample: int) -> tuple[int, ...]:
-    digest = blake2b(repr((seed, step, group, sample)).encode(), digest_size=8).digest()
-    return (judged != "right-flagged", int.from_bytes(digest, "big"), step, group, sample)
+    return (judged != "right-flagged", seed_of(seed, step, group, sample), step, group, sample)
 
 
 def _last_first(order: tuple[int, ...]) -> tuple[int, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from capo_fast.config.dotted import dotted
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.files import RecordError
 
@@ -67,14 +68,6 @@ def unique_names(places: Sequence[Path]) -> list[str]:
     return names
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`"""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _load(folder: Path, name: str) -> Run:
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
@@ -82,7 +75,7 @@ def _load(folder: Path, name: str) -> Run:
         raise RecordError(f"{folder} is not the folder of a run: {what}")
     settings = _read(folder / "config.yaml", yaml.safe_load, yaml.YAMLError)
     summary = _read(folder / "summary.json", json.loads, ValueError)
-    return Run(folder, name, flatten(settings), read_metrics(metrics), summary)
+    return Run(folder, name, dotted(settings), read_metrics(metrics), summary)
 
 
 def _read(path: Path, parse: Any, error: type[Exception]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from capo_fast.config.schema import Config
 from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, CRITIQUE_REGEX, parse_critique, render_critique_prompt
 from capo_fast.credit.steps import step_spans
-from capo_fast.records import Answer, Completion, Critique, Prompt, Request, Rollout
+from capo_fast.records import Completion, Critique, Prompt, Request, Rollout
 
 
 def request_seed(*key: object) -> int:
@@ -141,10 +141,10 @@ def critique_id(rollout: Rollout, vote: int) -> str:
     return f"critique-{rollout.version}-{rollout.group}-{rollout.sample}-{vote}"
 
 
-def read_critique(answer: Completion | Answer | None, steps: int) -> Critique:
+def read_critique(answer: Completion | None, steps: int) -> Critique:
     """A critique of so many steps, parsed; None, for which there was no room, is a truncated abstention."""
     if answer is None:
         return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=True)
-    if isinstance(answer, Completion) and answer.error is not None:
+    if answer.error is not None:
         return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, failed=True)
     return parse_critique(answer.text, steps, answer.finished)

@@ -15,10 +15,11 @@ from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
-from capo_fast.runlog.console import Console, write_summary
+from capo_fast.runlog.console import Console
 from capo_fast.runlog.metrics import step_metrics
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, rollout_row
+from capo_fast.runlog.summary import write_summary
 from capo_fast.runtime.ranks import gather
 from capo_fast.runtime.stages import Lap, Stages
 

@@ -16,22 +16,22 @@ at all, and opening the folder again cuts what a power cut or a SIGKILL has torn
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import math
 import resource
 import secrets
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from capo_fast.errors import ConfigError
 from capo_fast.runtime.files import TEMPORARY, RecordError, append, finite, json_line, naming, replacing
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from capo_fast.records import CreditedSample
 
 Metrics = Mapping[str, float | int | None]
@@ -69,9 +69,9 @@ class RunFolder(Recorder):
         self.rollouts = self.folder / "rollouts"
         self._keep = keep_rollouts
         self._last = -1
-        self._views: list[_View] = []
         with naming(self.rollouts):
             self.rollouts.mkdir(parents=True, exist_ok=True)
+        self._tensorboard = _TensorBoard(self.folder / "tensorboard")
         self._wandb = _Wandb(self.folder, wandb, settings or {}) if wandb else None
         self.cut_back(math.inf)  # nothing, except what an earlier process left torn
 
@@ -81,8 +81,10 @@ class RunFolder(Recorder):
         values = {key: finite(value) for key, value in metrics.items()}
         append(self.metrics, json_line({"step": step} | values))
         self._last = step
-        for view in self._views:
-            view.add(step, {key: value for key, value in values.items() if value is not None})
+        shown = {key: value for key, value in values.items() if value is not None}
+        self._tensorboard.add(step, shown)
+        if self._wandb:
+            self._wandb.add(step, shown)
 
     def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         if self._keep in ("none", 0):
@@ -103,10 +105,11 @@ class RunFolder(Recorder):
         for torn in self.rollouts.glob(f"*{TEMPORARY}"):
             torn.unlink()
         self._last = kept[-1]["step"] if kept else -1
-        events = _TensorBoard(self.folder / "tensorboard")
-        self._views = [events, self._wandb] if self._wandb else [events]
+        self._tensorboard.close()
+        self._tensorboard = _TensorBoard(self.folder / "tensorboard")
 
     def close(self) -> None:
+        self._tensorboard.close()
         if self._wandb:
             self._wandb.close()
 
@@ -168,39 +171,31 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-class _View(Protocol):
-    def add(self, step: int, values: Mapping[str, float]) -> None: ...
-
-
 class _TensorBoard:
-    """An event file. Written in place, not by SummaryWriter's thread: an error reaches the loop, a kill loses nothing.
+    """A `SummaryWriter`, opened at the first step, whose file tells TensorBoard to drop that step and later ones of
+    earlier files.
 
-    Each process (and each cut back) starts a new file, whose first event tells TensorBoard to drop what earlier files
-    have of this step and later ones.
+    SummaryWriter writes in a thread of its own. Flushed after each step it waits for that thread, so that a kill loses
+    no step; an error of the thread is raised by this flush or by the next step's. The truth is metrics.jsonl, which is
+    written first: a full disk fails there.
     """
 
     def __init__(self, folder: Path) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self._Event, self._SessionLog, self._Summary, self._RecordWriter = Event, SessionLog, Summary, RecordWriter
-        with naming(folder):
-            folder.mkdir(exist_ok=True)
-        # TensorBoard reads a folder's files in the order of their names; a count, unlike a clock, only goes up.
-        self._path = folder / f"events.out.tfevents.{len(list(folder.iterdir())):06d}"
+        self._folder = folder
+        self._writer: SummaryWriter | None = None
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        if not self._path.exists():
-            self._append(file_version="brain.Event:2")
-            self._append(step=step, session_log=self._SessionLog(status=self._SessionLog.START))
-        scalars = [self._Summary.Value(tag=key, simple_value=value) for key, value in values.items()]
-        self._append(step=step, summary=self._Summary(value=scalars))
+        from torch.utils.tensorboard import SummaryWriter  # takes a second
 
-    def _append(self, **event: Any) -> None:
-        framed = io.BytesIO()
-        self._RecordWriter(framed).write(self._Event(wall_time=time.time(), **event).SerializeToString())
-        append(self._path, framed.getvalue())
+        with naming(self._folder):
+            self._writer = self._writer or SummaryWriter(str(self._folder), purge_step=step)
+            for key, value in values.items():
+                self._writer.add_scalar(key, value, step)
+            self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 class _Wandb:

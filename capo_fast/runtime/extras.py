@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 NEEDED = (
-    *("bokeh", "httpx2", "jinja2", "math_verify", "peft", "psutil"),
+    *("bokeh", "jinja2", "math_verify", "peft", "psutil"),
     *("pydantic", "rich", "tensorboard", "transformers", "yaml"),
 )
 

@@ -10,9 +10,10 @@ from random import Random
 import pytest
 from scripted_engine import ScriptedEngine
 
+from bench.evidence.__main__ import write_report
 from bench.evidence.arms import ABLATIONS, ARMS, MAIN, Plan, arm_config, run_folder
 from bench.evidence.oracle import OracleCritic
-from bench.evidence.report import Figures, differences, interval, write_report
+from bench.evidence.report import Figures, differences, interval
 from bench.evidence.runs import FIGURES, missing_seeds, rule_counts
 from capo_fast.credit.critic import load_template, parse_critique
 from capo_fast.records import Completion, Request

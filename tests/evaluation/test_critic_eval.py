@@ -14,7 +14,8 @@ from capo_fast.critic_eval import job_of, main, run
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.critics import Judged, score_set, score_voting, subset_mean
 from capo_fast.evaluation.labelled import DATA, Solution, load_solutions
-from capo_fast.records import Answer, Completion, Critique
+from capo_fast.evaluation.store import Answer
+from capo_fast.records import Completion, Critique
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ABSTAINED = Critique(True, frozenset(), 0)
@@ -159,7 +160,7 @@ def test_every_critique_is_asked_once_greedy_and_sampled(tmp_path):
     with pytest.raises(ConfigError, match=r"critic\.votes: 2,"):
         run(asked(tmp_path / "a", "--limit", "5", "--critic.votes", "2", "--critic.temperature", "0.5"), SaysYes())
     template = tmp_path / "template.txt"
-    template.write_text("{{problem}} {{#steps}}{{index}} {{step}}{{/steps}}")
+    template.write_text("{% for step in steps %}{{ step.index }} {{ step.text }}{% endfor %}")
     with pytest.raises(ConfigError, match="prompt: "):
         flags = ["--critic.votes", "3", "--critic.temperature", "0.5", "--critic.prompt", str(template)]
         run(asked(tmp_path / "a", "--limit", "5", *flags), SaysYes())

@@ -64,7 +64,7 @@ def test_wheel_holds_every_file_of_the_packages(wheel):
     wanted |= {f"capo_fast/configs/{path.relative_to(configs).as_posix()}" for path in configs.rglob("*.yaml")}
     missing = wanted - set(zipfile.ZipFile(wheel).namelist())
     assert not missing, "add these to package_data in setup.py"
-    assert {"capo_fast/tiny/model/model.safetensors", "capo_fast/configs/tiny.yaml"} <= wanted
+    assert {"capo_fast/tiny/model/model.safetensors", "capo_fast/configs/algorithms/grpo.yaml"} <= wanted
     assert {"capo_fast/py.typed", "capo_kernels/py.typed"} <= wanted
 
 

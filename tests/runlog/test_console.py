@@ -20,7 +20,8 @@ import pytest
 from rich.console import Console as Terminal
 
 import capo_fast
-from capo_fast.runlog.console import Console, LineConsole, LiveConsole, open_console, seconds_by_stage, write_summary
+from capo_fast.runlog.console import AnswerDisplay, Console, open_console
+from capo_fast.runlog.summary import write_summary
 from capo_fast.runtime.files import RecordError
 
 ROOT = Path(capo_fast.__file__).parents[1]
@@ -71,12 +72,12 @@ console.finish({"pass@1_before": 0.3, "pass@1_after": 0.8, "steps": 2, "wall_sec
 """
 
 
-def shown(console: LineConsole) -> str:
+def shown(console: Console) -> str:
     return console._out.file.getvalue()
 
 
-def lines(total: int = 10, done: int = 0) -> LineConsole:
-    return LineConsole(total, done, Terminal(file=io.StringIO(), width=60))
+def lines(total: int = 10, done: int = 0) -> Console:
+    return Console(total, done, Terminal(file=io.StringIO(), width=60))
 
 
 def screen(text: str) -> list[str]:
@@ -182,7 +183,6 @@ def test_other_ranks_show_nothing(capsys, tmp_path):
     console.step(1, STEP)
     console.close()
     console.finish(SUMMARY, tmp_path)
-    assert type(console) is Console
     assert capsys.readouterr() == ("", "")
 
 
@@ -190,20 +190,20 @@ def test_other_ranks_show_nothing(capsys, tmp_path):
 
 
 def test_the_row_says_step_stage_rates_and_time_left():
-    console = LiveConsole(10, 2, Terminal(file=io.StringIO(), force_terminal=True, width=140))
-    assert " step 3/10 starting 0:00 eta=? " in console._row().plain
+    console = Console(10, 2, Terminal(file=io.StringIO(), force_terminal=True, width=140), live=True)
+    assert "step 3/10 starting 0:00 eta=?" in re.sub(r"\x1b\[[\d;]*m", "", shown(console))
     console.step(3, STEP)
     console.stage("critic")
-    row = console._row().plain
     console.close()
-    assert " step 4/10 critic 0:00 eta=0:42 pass_rate=0.406 reward_mean=0.800 wrong_step_rate=0.130" in row
+    row = "step 4/10 critic 0:00 eta=0:42 pass_rate=0.406 reward_mean=0.800 wrong_step_rate=0.130"
+    assert row in re.sub(r"\x1b\[[\d;]*m", "", shown(console))
     assert LINE in shown(console)
     assert shown(console).endswith("\x1b[2K")
     assert shown(console).count("\x1b[?25l") == shown(console).count("\x1b[?25h") == 1
 
 
 def test_the_row_is_one_row_on_a_narrow_terminal_and_closing_twice_is_fine():
-    console = LiveConsole(10, 2, Terminal(file=io.StringIO(), force_terminal=True, width=30))
+    console = Console(10, 2, Terminal(file=io.StringIO(), force_terminal=True, width=30), live=True)
     for step in (3, 4):
         console.stage("rollout")
         console.step(step, {})
@@ -250,7 +250,7 @@ def test_a_dumb_terminal_gets_lines():
 def test_before_and_after_stages_and_places(tmp_path):
     for name in ("checkpoints", "model"):
         (tmp_path / name).mkdir()
-    console = LineConsole(16, 0, Terminal(file=io.StringIO(), width=80))
+    console = Console(16, 0, Terminal(file=io.StringIO(), width=80))
     console.finish(SUMMARY, tmp_path)
     rows = [" ".join(row.split()) for row in shown(console).splitlines()]
     assert "pass@1 on 400 held-out problems 0.300 +- 0.023 0.860 +- 0.017" in rows
@@ -278,11 +278,6 @@ def test_nothing_measured_says_so(wall):
     nothing = {"pass@1_before": None, "pass@1_after": None, "steps": 0, "wall_seconds": wall, "seconds_by_stage": {}}
     console.finish(nothing, Path("x"))
     assert "pass@1 was not measured: there is no held-out data (eval.path)" in " ".join(shown(console).split())
-
-
-def test_seconds_by_stage_sums_the_file():
-    metrics = [{"step": 1, "time/a": 1.0, "time/b": 2.0, "lr": 1.0}, {"step": 2, "time/a": 0.5, "time/b": None}]
-    assert seconds_by_stage(metrics) == {"a": 1.5, "b": 2.0}
 
 
 # ---- summary.json ----------------------------------------------------------------------------------------------------
@@ -320,3 +315,17 @@ def test_importing_is_light():
         assert not {"torch", "tensorboard", "wandb"} & set(sys.modules)
     """)
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True).stderr == ""
+
+
+# ---- answers of an evaluation ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rank", "lines"), [(0, 10), (1, 0)])
+def test_answers_are_ten_lines_where_there_is_no_terminal(rank, lines, capsys):
+    with AnswerDisplay("[math]", 50, rank) as display:
+        for _ in range(50):
+            display.advance(3)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(re.findall(r"^\[math\]: \d*[05]/50 answers, \d+ tokens/s$", shown.err, re.MULTILINE)) == lines
+    assert len(shown.err.splitlines()) == lines

@@ -209,6 +209,7 @@ def test_killed_in_the_middle_of_a_rollouts_file(tmp_path):
 
 def test_killed_anywhere_in_a_busy_loop_leaves_only_whole_lines_and_files(tmp_path):
     script = """
+    import torch.utils.tensorboard
     recorder = RunFolder(folder)
     last = read_metrics(recorder.metrics)
     print("ready", flush=True)
@@ -406,13 +407,16 @@ def test_a_real_refusal_to_write_is_one_line_and_loses_nothing(tmp_path, write, 
     assert steps_of(tmp_path) == [1, 2]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_tensorboard_file_stops_the_run_too_and_stays_readable(tmp_path):
     recorder = RunFolder(tmp_path)
-    with pytest.raises(RecordError, match=r"events\.out\.tfevents\.000000: File too large"), file_limit(600):
+    with pytest.raises(RecordError, match=r"can't write \S+/tensorboard: File too large"), file_limit(600):
         for step in range(1, 99):
             recorder.record(step, {"x": 1.0})
     assert len(steps_of(tmp_path)) > 3
-    assert scalars(tmp_path, "x") == [(step, 1.0) for step in steps_of(tmp_path)[:-1]]
+    seen = scalars(tmp_path, "x")
+    assert seen == [(step, 1.0) for step in steps_of(tmp_path)[: len(seen)]]
+    assert len(steps_of(tmp_path)) - len(seen) in (1, 2), "the writer's thread fails in the last step or the one before"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -1,0 +1,117 @@
+"""The critic's answer (CAPO, section 3.2): a verdict and the wrong steps, read leniently but never guessed.
+
+The answer is one line `Judgment: ... Yes/No` and, after a No, the wrong steps inside a pair of `<incorrect_steps>`
+tags. Real critics vary, decorate and repeat both, so the last of each counts. An answer that can't be read for sure
+abstains: a doubtful set does more harm in a vote than none.
+"""
+
+from __future__ import annotations
+
+import re
+
+from capo_fast.records import Critique
+
+# Blanks inside these patterns never cross a line, so that text on another line can't complete the critic's own tag.
+_FLAGS = re.IGNORECASE | re.ASCII
+_HEADER = re.compile(r"(?<![a-z])judge?ment[ \t*_`~\"']*(?:\([^()\n]*\)[ \t*_`]*)?[:\uff1a]", _FLAGS)
+_LIST_TAG = re.compile(r"<[ \t]*(?P<closes>/[ \t]*)?incorrect\\?_steps[ \t]*>", _FLAGS)
+_LINE_END = re.compile(rf"\n|{_HEADER.pattern}|{_LIST_TAG.pattern}|\Z", _FLAGS)
+_LEADING_VERDICT = re.compile(r"[ \t*_`~\"'(\[{]*(yes|no)(?![a-z]|[ \t]*(?:/|or)[ \t]*(?:yes|no))", _FLAGS)
+_CHOICE = re.compile(r"yes[ \t]*(?:/|or)[ \t]*no", _FLAGS)
+_VERDICT = re.compile(r"(?<![a-z])(yes|no)(?![a-z])", _FLAGS)
+
+_STEP_TAG = re.compile(r"<[ \t]*(?:(/)[ \t]*)?step\\?[ _]?([0-9]+)[ \t]*>", _FLAGS)
+_LIST_PART = re.compile(
+    r"(?P<first>-?[0-9]+)(?:[ \t]*(?:-|\u2013|\u2014)[ \t]*(?P<last>[0-9]+))?(?![0-9a-z_%/+=^-]|\.\S)"
+    r"|[\s,;:|&#*`\"'()\[\]{}]+|-(?!\d)|\.(?=\s|\Z)(?![ \t]+\S)|and(?![a-z])|steps?_?(?![a-z])",
+    _FLAGS,
+)
+_FAR = 10**9
+
+
+def parse_critique(text: str, num_steps: int, finished: bool = True) -> Critique:
+    """What one answer of the critic says about the `num_steps` steps (numbered from 0) it was shown.
+
+    | verdict | list | outcome |
+    |---|---|---|
+    | Yes | none or empty | no wrong step |
+    | Yes | indices | abstain |
+    | No | indices | those |
+    | No | none or empty | abstain |
+    | none | indices | those |
+    | none | empty | no wrong step |
+    | any | only out-of-range indices, words, more indices than steps, or unclosed | abstain |
+
+    [us] Neither verdict nor list abstains, and so does an unfinished answer without a closed list. The verdict is the
+    Yes or No right after `Judgment:`, else the last one on its line; `Yes/No` is the prompt's echo, not a verdict.
+    Repeated indices count towards "more indices than steps"; `and` and `step` are the only words a list may hold.
+
+    >>> parse_critique("Judgment: No\\n<incorrect_steps>0, <step_2>-<step_3>, 5</incorrect_steps>", 5).wrong_steps
+    frozenset({0, 2, 3})
+    """
+    verdict, position = _last_verdict(text)
+    body, unclosed = _last_list(text, position)
+    truncated = not finished and body is None
+    ranges = _index_ranges(body or "")
+    named = sum(last - first + 1 for first, last in ranges or [])
+    kept = [(max(first, 0), min(last, num_steps - 1)) for first, last in ranges or []]
+    in_range = sum(max(0, last - first + 1) for first, last in kept)
+    if body is None:
+        abstained = truncated or unclosed or verdict != "yes"
+    elif ranges is None or named > num_steps:
+        abstained = True
+    else:
+        abstained = verdict == "no" if named == 0 else (in_range == 0 or verdict == "yes")
+    wrong = () if abstained else (step for first, last in kept for step in range(first, last + 1))
+    return Critique(abstained, frozenset(wrong), named - in_range, text, truncated)
+
+
+def _last_verdict(text: str) -> tuple[str | None, int]:
+    """The last judgment's `yes` or `no`, and where its line (or the part of it before a list) ends."""
+    for header in reversed(list(_HEADER.finditer(text))):
+        end = _LINE_END.search(text, header.end())
+        assert end is not None  # it matches at the end of the text
+        line = text[header.end() : end.start()]
+        if leading := _LEADING_VERDICT.match(line):
+            return leading[1].lower(), end.start()
+        if words := _VERDICT.findall(_CHOICE.sub("", line)):
+            return words[-1].lower(), end.start()
+    return None, 0
+
+
+def _last_list(text: str, position: int) -> tuple[str | None, bool]:
+    """The body of the last closed list after `position`, and whether a list after it was left open."""
+    body, opened = None, None
+    for tag in _LIST_TAG.finditer(text, position):
+        if not tag["closes"]:
+            opened = tag.end()
+        elif opened is not None:
+            body, opened = text[opened : tag.start()], None
+    return body, opened is not None
+
+
+def _index_ranges(body: str) -> list[tuple[int, int]] | None:
+    """The inclusive ranges a list names, None where it holds anything else. Never expanded: a range may be huge."""
+    body = _STEP_TAG.sub(lambda tag: " " if tag[1] else f" {tag[2]} ", body)
+    ranges, position = [], 0
+    while position < len(body):
+        part = _LIST_PART.match(body, position)
+        if part is None:
+            return None
+        if part["first"]:
+            ranges.append((_number(part["first"]), _number(part["last"] or part["first"])))
+        position = part.end()
+    return None if any(last < first for first, last in ranges) else ranges
+
+
+def _number(digits: str) -> int:
+    """An index; one that is far too long stands for any far index, as reading it would take quadratic time."""
+    if len(digits) < 10:
+        return int(digits)
+    return -_FAR if digits.startswith("-") else _FAR
+
+
+CRITIQUE_REGEX = (
+    r"(.|\n)*Judgment: (Yes|No\n<incorrect_steps>\n?(<step_)?[0-9]+>?(, ?(<step_)?[0-9]+>?)*\n?</incorrect_steps>)"
+)
+"""What a critique under `critic.structured` matches: free text, then a verdict and its list as the prompt asks for."""

@@ -1,0 +1,83 @@
+"""The critic's prompt (CAPO, section 3.2): a Jinja2 template filled with a problem and one solution's steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined, Template, TemplateError, TemplateSyntaxError
+
+from capo_fast.credit.neutralise import neutralise
+
+_PROMPTS = Path(__file__).parent / "prompts"
+_JINJA = Environment(
+    undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, autoescape=False
+)
+_STEPS = "{% for step in steps %}<step_{{ step.index }}>{{ step.text }}</step_{{ step.index }}>{% endfor %}"
+_NAMES = "problem, solution, steps, and of each step index and text"
+_MUSTACHE = re.compile(r"\{\{[#/]\w+\}\}")
+
+
+@dataclass(frozen=True)
+class ShownStep:
+    """A step as templates see it."""
+
+    index: int
+    """From 0."""
+    text: str
+
+
+def load_template(name: str | Path) -> str:
+    """A critique prompt's template: `genprm`, `tiny`, or the path of a user's file, without its last line end.
+
+    Raises ValueError in one line: the file can't be read, Jinja2 refuses it, or it lacks what a prompt needs.
+    """
+    packaged = _PROMPTS / f"{name}.txt"
+    path = packaged if packaged.is_file() else Path(name)
+    try:
+        template = path.read_text(encoding="utf-8").removesuffix("\n")
+        _check(template)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"critique template {str(name)!r}: {error}") from error
+    return template
+
+
+def render_critique_prompt(
+    template: str, problem: str, steps: Sequence[str], solution: str | None = None, special_tokens: Collection[str] = ()
+) -> str:
+    """The critic's prompt for one solution, its steps numbered from 0 and neutralised, the tokenizer's tokens included.
+
+    The template's names are `problem`, `solution` (empty where there is no reference solution) and `steps`, each with
+    `index` and `text`. A block tag alone on its line takes the line end with it. Values are never rendered again.
+
+    >>> template = "{{ problem }}:{% for step in steps %} {{ step.index }}={{ step.text }}{% endfor %}"
+    >>> render_critique_prompt(template, "P", ["a", "b"])
+    'P: 0=a 1=b'
+    """
+    shown = [ShownStep(index, neutralise(step, special_tokens).strip()) for index, step in enumerate(steps)]
+    given = solution if solution and solution.strip() else ""
+    return _compiled(template).render(problem=problem, steps=shown, solution=given)
+
+
+@lru_cache(maxsize=64)
+def _compiled(template: str) -> Template:
+    return _JINJA.from_string(template)
+
+
+def _check(template: str) -> None:
+    """Render the template with and without a reference solution, so that a bad one fails before the run starts."""
+    if old := _MUSTACHE.search(template):
+        raise ValueError(f"found {old[0]!r}, wanted Jinja2, such as {_STEPS}")
+    step = ShownStep(123456789, "\0text")  # values that no template writes itself
+    try:
+        prompts = [_compiled(template).render(problem="", steps=[step], solution=given) for given in ("", "given")]
+    except TemplateSyntaxError as error:
+        raise ValueError(f"line {error.lineno}: {error.message}; wanted Jinja2, such as {_STEPS}") from error
+    except (TemplateError, TypeError) as error:
+        raise ValueError(f"{error}; the names are {_NAMES}") from error
+    for name, value in vars(step).items():
+        if not all(str(value) in prompt for prompt in prompts):
+            raise ValueError(f"found no step.{name}, wanted one for each step, as in {_STEPS}")

@@ -1,0 +1,123 @@
+"""An OpenAI-compatible server whose answers a test scripts, and requests to it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from capo_fast.config.schema import EndpointConfig
+from capo_fast.engine.base import EngineError, run_requests, stream_requests
+from capo_fast.engine.endpoint import EndpointCritic
+from capo_fast.records import Request
+
+ROUTES = {"/v1/models", "/v1/chat/completions"}
+
+
+def chat(text="Judgment: Yes", finish="stop", prompt=10, answer=5, **message):
+    """A chat completion, as a server sends it."""
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
+    usage = {"prompt_tokens": prompt, "completion_tokens": answer, "prompt_tokens_details": {"cached_tokens": 4}}
+    return 200, {"choices": [choice], "usage": usage}
+
+
+def refused(code, message="no"):
+    return code, {"error": {"message": message, "code": code}}
+
+
+class Scripted(ThreadingHTTPServer):
+    """Answers each chat completion with `respond(body)`: a status, JSON or text, and headers if any."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, port=0):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.respond, self.models = lambda body: chat(), (200, {"data": [{"id": "critic"}]})
+        self.bodies, self.keys = [], []
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self):
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request, client_address):
+        """A client that went away is part of the tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.reply(*self.server.models)
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.bodies.append(body)
+        self.server.keys.append(self.headers.get("authorization"))
+        assert self.path in ROUTES
+        self.reply(*self.server.respond(body))
+
+    def reply(self, code, payload, headers=()):
+        data = (payload if isinstance(payload, str) else json.dumps(payload)).encode()
+        self.send_response(code)
+        for name, value in {"content-length": len(data), "connection": "close", **dict(headers)}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def critic_at(url, budget_left=None, **config):
+    critic = EndpointCritic(EndpointConfig(url=url, **{"retries": 0} | config), budget_left)
+    try:
+        yield critic
+    finally:
+        critic.close()
+
+
+def request(name="c", message="1+1\n<step_0>1+1=2</step_0>", seed=2**62 + 5, **rest):
+    values = {"temperature": 0.5, "top_p": 0.9, "top_k": -1, "max_tokens": 30} | rest
+    return Request(name, (), seed, **values, message=message)
+
+
+def ask(critic, *requests):
+    return run_requests(critic, requests or [request()])
+
+
+def ask_until_it_breaks(critic, count, match):
+    """The answers that came before the failure."""
+    came = []
+    with pytest.raises(EngineError, match=match):
+        for completion in stream_requests(critic, [request(str(i)) for i in range(count)]):
+            came.append(completion)
+    return came
+
+
+def in_turn(*replies):
+    """A script: these replies one after the other, the last one again and again."""
+    left = list(replies)
+    return lambda body: left.pop(0) if len(left) > 1 else left[0]
+
+
+TOO_LONG = {
+    "vllm": (400, "This model's maximum context length is 256 tokens. However, you requested 400 tokens."),
+    "llama.cpp": (400, "the request exceeds the available context size, try increasing it"),
+    "sglang": (400, "The input (400 tokens) is longer than the model's context length (256 tokens)."),
+    "tgi": (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 256."),
+    "hosted": (400, "Your input exceeds the context window of this model."),
+}
