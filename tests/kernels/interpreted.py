@@ -58,8 +58,12 @@ TESTS = {
 }
 
 
-def run() -> subprocess.CompletedProcess[str]:
-    names = [f"{file}.py::{name}" for file, names in TESTS.items() for name in names]
+SHARDS = {"float64": ["test_against_float64"], "others": [name for name in TESTS if name != "test_against_float64"]}
+"""Halves of about the same time, for two processes."""
+
+
+def run(files: list[str]) -> subprocess.CompletedProcess[str]:
+    names = [f"{file}.py::{name}" for file in files for name in TESTS[file]]
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--durations=5", "-p", "no:cacheprovider", *names]
     env = {**os.environ, "TRITON_INTERPRET": "1", "CAPO_TEST_IMPL": "triton", "CAPO_TEST_DEVICE": "cpu"}
     return subprocess.run(

@@ -12,7 +12,8 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 @pytest.mark.slow
 @pytest.mark.skipif(status()["triton"] == "available", reason="Triton runs in this process: the common tests judge it")
-def test_the_common_tests_under_the_interpreter() -> None:
-    ended = interpreted.run()
+@pytest.mark.parametrize("shard", interpreted.SHARDS)
+def test_the_common_tests_under_the_interpreter(shard: str) -> None:
+    ended = interpreted.run(interpreted.SHARDS[shard])
     print(ended.stdout)
     assert ended.returncode == 0, ended.stdout
