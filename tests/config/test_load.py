@@ -1,6 +1,5 @@
 """Layers, conversion of values, and the error lines of keys, arguments and files."""
 
-import doctest
 import os
 import subprocess
 import sys
@@ -288,10 +287,6 @@ def test_a_file_that_can_t_be_read_is_one_line(tmp_path: Path) -> None:
 
 
 # ---- the modules -----------------------------------------------------------------------------------------------------
-
-
-def test_examples_in_docstrings() -> None:
-    assert doctest.testmod(settings).failed == 0
 
 
 def test_importing_loads_no_heavy_library() -> None:
