@@ -58,9 +58,9 @@ def test_an_error_that_all_ranks_meet_is_shown_once(tmp_path):
 
 
 def test_a_stage_of_a_run_past_its_deadline_writes_the_stacks_of_all_ranks(tmp_path):
-    statuses, output = two_ranks(tmp_path / "run", "hang", "--train.stage_timeout_s", "10")
+    statuses, output = two_ranks(tmp_path / "run", "hang", "--train.stage_timeout_s", "3")
     assert statuses == [1, 1]
-    assert "capo_fast, rank 1: error: stage rollout has lasted more than 10 s (train.stage_timeout_s)" in output
+    assert "capo_fast, rank 1: error: stage rollout has lasted more than 3 s (train.stage_timeout_s)" in output
     assert stacks(output, 0, "dist.barrier()") and stacks(output, 1, "in befall")
 
 
