@@ -176,6 +176,11 @@ HOSTILE = {
 }
 
 
+def test_the_last_word_of_a_judgment_counts() -> None:
+    assert not parse_critique("Judgment: at first no, in the end yes", 3).abstained
+    assert parse_critique("Judgment: at first yes, in the end no", 3).abstained
+
+
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_linear_time(text: str) -> None:
     begin = time.process_time()

@@ -20,7 +20,7 @@ from capo_fast.policy.sync import AdapterSync, Canary, SyncError
 from capo_fast.records import Request
 from capo_fast.runtime.ranks import ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]  # one import of vLLM
+pytestmark = pytest.mark.slow
 LORA = LoraConfig(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "o_proj", "down_proj"))
 CONFIG = replace(scripted_config(), lora=LORA)
 PROBE = [(5, 6, 7, 8, 9), (3, 4, 3)]

@@ -19,7 +19,7 @@ from capo_fast.evaluate import job_of as evaluate_job
 from capo_fast.records import Request
 from capo_fast.runtime.ranks import ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]  # one import of vLLM
+pytestmark = pytest.mark.slow
 
 
 def rng_fingerprint():

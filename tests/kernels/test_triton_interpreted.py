@@ -1,4 +1,4 @@
-"""The common tests that interpreted.py names, for the Triton kernels under Triton's interpreter."""
+"""The comparison with float64, for the Triton kernels under Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -12,10 +12,5 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 @pytest.mark.slow
 @pytest.mark.skipif(status()["triton"] == "available", reason="Triton runs in this process: the common tests judge it")
-@pytest.mark.parametrize(
-    "shard", [pytest.param(name, marks=pytest.mark.xdist_group(f"interpreted-{name}")) for name in interpreted.SHARDS]
-)
-def test_the_common_tests_under_the_interpreter(shard: str) -> None:
-    ended = interpreted.run(interpreted.SHARDS[shard])
-    print(ended.stdout)
-    assert ended.returncode == 0, ended.stdout
+def test_the_common_tests_under_the_interpreter() -> None:
+    interpreted.check("test_against_float64")

@@ -35,12 +35,13 @@ def outcome(fault: Fault) -> str:
             text = fault.spoil((ROOT / fault.file).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             return f"not planted: {error}"
-        copy_tree(tree, with_library=not fault.file.startswith("csrc/"))
+        copy_tree(tree)
         (tree / fault.file).write_text(text, encoding="utf-8")
+        add_library(tree, build=fault.file.startswith("csrc/"))
         return run_tests(tree, fault.tests)
 
 
-def copy_tree(tree: Path, with_library: bool) -> None:
+def copy_tree(tree: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -52,12 +53,18 @@ def copy_tree(tree: Path, with_library: bool) -> None:
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tree / name)
-    if with_library:
+
+
+def add_library(tree: Path, build: bool) -> None:
+    """The checkout's own, or the CPU's built of the copy's sources."""
+    if not build:
         shutil.copytree(ROOT / LIBRARY, tree / LIBRARY)
-    else:
-        build = [sys.executable, "csrc/libraries.py", str(LIBRARY)]
-        quiet = {"stdout": subprocess.DEVNULL, "env": os.environ | {"NVCC": "no-nvcc"}}
-        subprocess.run(build, cwd=tree, check=True, **quiet)
+        return
+    command = [sys.executable, "csrc/libraries.py", str(LIBRARY)]
+    environment = os.environ | {"NVCC": "no-nvcc"}
+    subprocess.run(command, cwd=tree, check=True, env=environment, stdout=subprocess.DEVNULL)
+    if not (tree / LIBRARY / "libcapo_cpu.so").exists():
+        raise SystemExit((tree / LIBRARY / "libcapo_cpu.missing").read_text(encoding="utf-8"))
 
 
 def run_tests(tree: Path, tests: Sequence[str]) -> str:
