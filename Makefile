@@ -56,7 +56,7 @@ chromium:
 	else echo "make test opens the report in Chromium: install it (Debian: sudo apt-get install chromium)" >&2; fi
 
 test: setup chromium
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS)
 
 bench: setup
 	$(BIN)/python -m pytest bench/ $(ARGS)

@@ -27,7 +27,7 @@ import capo_kernels as ck
 class Prompt:
     """One problem, as the data has it and as the policy sees it.
 
-    >>> Prompt(id="gsm8k-7", problem="1+1=?", answer="2", solution=None, token_ids=(5, 9, 5))
+    >>> example = Prompt(id="gsm8k-7", problem="1+1=?", answer="2", solution=None, token_ids=(5, 9, 5))
     """
 
     id: str
@@ -42,7 +42,7 @@ class Prompt:
 class StepSpans:
     """The steps of one response, cut on its own generated tokens.
 
-    >>> StepSpans(starts=(True, False, True), texts=("a=1", "A:1"))
+    >>> example = StepSpans(starts=(True, False, True), texts=("a=1", "A:1"))
     """
 
     starts: tuple[bool, ...]
@@ -76,7 +76,7 @@ class Rollout:
 class Critique:
     """One answer of the critic, parsed. An abstained critique has no say in the vote.
 
-    >>> Critique(abstained=False, wrong_steps=frozenset({0, 3}), dropped=0)
+    >>> example = Critique(abstained=False, wrong_steps=frozenset({0, 3}), dropped=0)
     """
 
     abstained: bool

@@ -1,7 +1,8 @@
 """What lies here as libcapo_cpu and libcapo_cuda: `python csrc/libraries.py FOLDER`. `pip install .` calls it.
 
-Plain C libraries, built without torch and without setuptools. The compilers are `CXX` (c++) and `NVCC` (nvcc). What
-can't be compiled is left out, and a file beside the libraries says why; `capo_kernels.status()` shows it.
+Plain C libraries, built without torch and without setuptools. The compilers are `CXX` (c++) and `NVCC` (nvcc); the
+words of `CXXFLAGS` come after the flags here. What can't be compiled is left out, and a file beside the libraries says
+why; `capo_kernels.status()` shows it.
 """
 
 import os
@@ -40,12 +41,12 @@ def build(library: Path) -> str | None:
 
 def cpu(library: Path, temp: Path) -> None:
     """The SIMD source once for each instruction set, and the entry points that choose among them."""
-    cxx = compiler("CXX", "c++")
+    cxx, own = compiler("CXX", "c++"), [*CXX, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     objects = []
     for isa, flags in ISAS.items():
         objects.append(str(temp / f"cpu_{isa}.o"))
-        run([*cxx, *CXX, *flags, f"-DCAPO_ISA={isa}", "-c", str(HERE / "cpu_rows.cpp"), "-o", objects[-1]])
-    run([*cxx, *CXX, "-shared", str(HERE / "cpu.cpp"), *objects, "-o", str(library)])
+        run([*cxx, *own, *flags, f"-DCAPO_ISA={isa}", "-c", str(HERE / "cpu_rows.cpp"), "-o", objects[-1]])
+    run([*cxx, *own, "-shared", str(HERE / "cpu.cpp"), *objects, "-o", str(library)])
 
 
 def cuda(library: Path, temp: Path) -> None:

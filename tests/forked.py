@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 FORKS = multiprocessing.get_context("forkserver")
-PRELOADED = ["learner_ranks", "ranks_run", "scripted_run"]
+SCRIPTED = ["learner_ranks", "ranks_run", "scripted_run"]
+# Where torch has CUDA, what vLLM's import may have touched of it does not survive a fork.
+ENGINE = [] if torch.version.cuda else ["engine_preload"]
 
 
-def start_server() -> None:
-    FORKS.set_forkserver_preload(PRELOADED)
+def start_server(*more: str) -> None:
+    """A process has one server: the first call says what it imports beside SCRIPTED. What it has not imported, the
+    processes forked from it import themselves."""
+    FORKS.set_forkserver_preload([*SCRIPTED, *more])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.path.dirname(__file__))
         forkserver.ensure_running()
@@ -37,6 +44,11 @@ def run_ranks(target: Callable[..., Any], log: Path, *arguments: Any, world: int
         child.kill()
         child.join()
     return [child.exitcode for child in children], log.read_text()
+
+
+def train(arguments: list[str]) -> None:
+    """The command, a target of `run_ranks`."""
+    sys.exit(importlib.import_module("capo_fast.train").main(arguments))
 
 
 def _rank(rank: int, world: int, port: int, log: Path, target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

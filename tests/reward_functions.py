@@ -10,6 +10,11 @@ def digit_share(response: str, reference: str) -> float:
     return sum(character.isdigit() for character in response) / max(len(response), 1)
 
 
+def tiny_answer(response: str, answer: str) -> bool:
+    """What the default reward says of a solution of the tiny world, without the seconds that its libraries take."""
+    return response.rpartition("A:")[2].strip() == answer
+
+
 def last_word(response: str, answer: str) -> bool:
     """A quick check; over one word it takes longer than any test's deadline."""
     if response == "slow":

@@ -20,7 +20,13 @@ from capo_fast.tiny.critique import critique_text
 from capo_fast.tiny.task import World
 
 MODEL = resolve_model("pkg://capo_fast.tiny/model")
-SMALL = {"--rollout.prompts": "4", "--rollout.n": "4", "--eval.limit": "8", "--checkpoint.every": "2"}
+SMALL = {
+    "--rollout.prompts": "4",
+    "--rollout.n": "4",
+    "--eval.limit": "8",
+    "--checkpoint.every": "2",
+    "--reward.fn": "reward_functions:tiny_answer",
+}
 
 
 def small_arguments(*arguments: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import ENGINE, run_ranks, start_server, train
 from peft import PeftModel
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -33,9 +33,17 @@ GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl.gz"
 TINY = ["--train.steps", "3", "--rollout.prompts", "4", "--eval.limit", "16", "--checkpoint.every", "1"]
 
 
-def command(folder, *arguments, ranks=None):
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
-    return [sys.executable, *torchrun, "-m", "capo_fast.train", "--run.dir", str(folder), *arguments]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+
+
+def command(folder, *torchrun):
+    return [sys.executable, *torchrun, "-m", "capo_fast.train", "--run.dir", str(folder), *TINY]
+
+
+def forked_run(folder, *arguments, ranks=1):
+    """The same command, forked from a process that has imported vLLM."""
+    statuses, output = run_ranks(train, folder.with_suffix(".log"), ["--run.dir", str(folder), *arguments], world=ranks)
+    assert statuses == [0] * ranks, output
 
 
 def lines(folder):
@@ -44,17 +52,17 @@ def lines(folder):
 
 
 def whole_run(folder):
-    subprocess.run(command(folder, *TINY), check=True, timeout=300)
+    subprocess.run(command(folder), check=True, timeout=300)
 
 
 def killed_run(folder):
-    process = subprocess.Popen(command(folder, *TINY, ranks=1))
+    process = subprocess.Popen(command(folder, *TORCHRUN))
     while len(lines(folder)) < 2 and process.poll() is None:
         time.sleep(0.02)
     process.kill()  # torchrun: its rank must not live on and write beside the resumed run
     process.wait()
     assert not (folder / "summary.json").exists(), "it was killed too late to tell anything"
-    subprocess.run(command(folder, *TINY), check=True, timeout=300)
+    forked_run(folder, *TINY)
 
 
 CHAT = (
@@ -95,7 +103,7 @@ def make_model(family, folder, texts):
     model(configuration(**shape, **sizes, max_position_embeddings=2048)).save_pretrained(folder)
 
 
-def random_model_run(folder, family, ranks, dtype, **more):
+def random_model_run(folder, family, dtype, ranks=1, **more):
     rows = problems()
     data, model = folder.with_name("problems.jsonl"), folder.with_name("model")
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -109,8 +117,7 @@ def random_model_run(folder, family, ranks, dtype, **more):
         **{key.replace("__", "."): value for key, value in more.items()},
     }
     arguments = [str(word) for key, value in settings.items() for word in (f"--{key}", value)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    subprocess.run(command(folder, *arguments, ranks=ranks), check=True, timeout=300, env=environment)
+    forked_run(folder, *arguments, ranks=ranks)
 
 
 RUNS = {
@@ -118,13 +125,14 @@ RUNS = {
     "whole": whole_run,
     "qwen2": partial(random_model_run, family="qwen2", ranks=2, dtype="float32"),
     "sliced": partial(random_model_run, family="qwen2", ranks=2, dtype="float32", engine__tensor_parallel=2),
-    "llama": partial(random_model_run, family="llama", ranks=None, dtype="bfloat16", lora__rank=4),
+    "llama": partial(random_model_run, family="llama", dtype="bfloat16", lora__rank=4),
 }
 
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory):
     """The folder of a run of RUNS, once it is done. Two go at a time, as a run that starts leaves most cores idle."""
+    start_server(*ENGINE)
     with ThreadPoolExecutor(2) as pool:
         folders = {name: tmp_path_factory.mktemp(name) / "run" for name in RUNS}
         done = {name: pool.submit(run, folders[name]) for name, run in RUNS.items()}

@@ -83,7 +83,7 @@ def watch(folder: Path, words: list[str]) -> dict[str, Any]:
 def growth_mib(curve: list[tuple[int, float, float]]) -> float:
     """Of the fitted line over the second half of the steps but the last, with its export and end.
 
-    >>> round(growth_mib([(step, 100.0 + 50 * (step == 10), 0.0) for step in range(5, 11)]), 6)
+    >>> round(abs(growth_mib([(step, 100.0 + 50 * (step == 10), 0.0) for step in range(5, 11)])), 6)
     0.0
     """
     last = curve[-1][0]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import doctest
-
 import pytest
 
-from bench.trainer import end_to_end
 from bench.trainer.end_to_end import ARMS, arm_config, summarise, table
 from bench.trainer.laps import Laps
 
@@ -61,7 +58,3 @@ def test_the_arms_are_the_default_run_without_evaluation(name, tmp_path):
     assert (config.rollout.prompts, config.rollout.n, config.train.minibatches) == (16, 8, 2)
     assert (config.eval.path, config.checkpoint.every, config.train.steps) == (None, 0, 5)
     assert config.algorithm == ("capo" if name == "capo" else "grpo")
-
-
-def test_examples():
-    assert doctest.testmod(end_to_end).failed == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import json
 from random import Random
 
@@ -121,11 +119,6 @@ def test_every_arm_is_a_valid_configuration_and_ablations_have_their_reference(t
     assert len({repr(config) for config in configs.values()}) == len(ARMS)
     assert {configs[name].train.steps for name in MAIN} == {16}
     assert all(ablation.reference in MAIN for ablation in ABLATIONS)
-
-
-@pytest.mark.parametrize("module", ["oracle", "report", "runs"])
-def test_the_examples(module):
-    assert doctest.testmod(importlib.import_module(f"bench.evidence.{module}")).failed == 0
 
 
 def test_a_right_answer_through_a_wrong_step_is_counted():

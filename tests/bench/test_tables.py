@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import re
 import statistics
 
@@ -11,13 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import BOUND, LOGITS, content, entry, measured, rows_of
 
-from bench.report import tables
 from bench.report.runs import Row
 from bench.report.tables import Notes, case_table
-
-
-def test_the_examples_in_the_docstrings():
-    assert doctest.testmod(tables) == (0, 3)
 
 
 def test_a_case_becomes_a_table():

@@ -1,6 +1,5 @@
 """Layers, conversion of values, and the error lines of keys, arguments and files."""
 
-import doctest
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from capo_fast.config import arguments, load, load_config, settings, types
+from capo_fast.config import arguments, load_config, types
 from capo_fast.config.load import (
     build_config,
     changed_settings,
@@ -333,10 +332,6 @@ def test_a_file_that_can_t_be_read_is_one_line(tmp_path: Path) -> None:
 
 
 # ---- the modules -----------------------------------------------------------------------------------------------------
-
-
-def test_examples_in_docstrings() -> None:
-    assert [doctest.testmod(module).failed for module in (load, settings)] == [0, 0]
 
 
 def test_importing_loads_no_heavy_library() -> None:

@@ -78,6 +78,11 @@ def test_verdict_lines(line: str, verdict: str | None) -> None:
         assert outcome(line) == (set() if verdict == "yes" else ABSTAIN)
 
 
+def test_the_last_word_of_a_judgment_counts() -> None:
+    assert not parse_critique("Judgment: at first no, in the end yes", 3).abstained
+    assert parse_critique("Judgment: at first yes, in the end no", 3).abstained
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [

@@ -44,7 +44,7 @@ def unpack(wheel: Path, site: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    return build_wheel(tmp_path_factory.mktemp("build"), {"NVCC": "no-nvcc"})
+    return build_wheel(tmp_path_factory.mktemp("build"), {"NVCC": "no-nvcc", "CXXFLAGS": "-O0"})
 
 
 @pytest.fixture(scope="module")

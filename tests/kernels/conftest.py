@@ -9,12 +9,18 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))  # lets tests import their helpers under every import mode of pytest
 
-from implementations import judged, refusal
+from implementations import judged, judged_by_reference, refusal
 
 
 @pytest.fixture(scope="session", params=judged())
 def impl(request) -> str:
     """Each implementation that runs here (implementations.py)."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=judged_by_reference())
+def fused(request) -> str:
+    """Each implementation that runs here but `reference`: for tests on logits, which compare with `reference`."""
     return request.param
 
 
@@ -33,9 +39,10 @@ def pytest_collection_modifyitems(config, items) -> None:
 
     def taken(item) -> bool:
         params = getattr(item, "callspec", None) and item.callspec.params
-        if not params or not {"impl", "dtype"} <= params.keys() or refusal(params["impl"]):
+        impl = params and params.get("impl", params.get("fused"))
+        if not impl or "dtype" not in params or refusal(impl):
             return True
-        return refusal(params["impl"], params["dtype"]) is None
+        return refusal(impl, params["dtype"]) is None
 
     left_out = [item for item in items if not taken(item)]
     config.hook.pytest_deselected(items=left_out)

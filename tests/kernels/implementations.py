@@ -38,6 +38,11 @@ def judged() -> list[str]:
     return asked.split(",") if asked else [impl for impl in ck.status() if refusal(impl) is None]
 
 
+def judged_by_reference() -> list[str]:
+    """All but `reference`, which has an oracle of its own (test_policy_loss.py)."""
+    return [impl for impl in judged() if impl != "reference"]
+
+
 def thinned(cases: Iterable, step: int) -> list:
     """Under the interpreter one case in `step`."""
     return list(cases)[:: step if INTERPRETED else 1]

@@ -35,23 +35,23 @@ def apart(x: torch.Tensor, stride: int, offset: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("extra", "offset"), thinned([(0, 1), (3, 0), (7, 3), (14, 8), (51, 5)], step=2))
-def test_strided_and_unaligned_rows(extra: int, offset: int, dtype: torch.dtype, impl: str) -> None:
+def test_strided_and_unaligned_rows(extra: int, offset: int, dtype: torch.dtype, fused: str) -> None:
     problem = logits_problem(EVERYTHING, dtype)
     logits = apart(problem.leaves["logits"], VOCAB + extra, offset)
     assert logits.storage_offset() == offset
-    check_loss(replace(problem, leaves={"logits": logits}), impl)
+    check_loss(replace(problem, leaves={"logits": logits}), fused)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_any_other_layout_of_the_logits(dtype: torch.dtype, impl: str) -> None:
+def test_any_other_layout_of_the_logits(dtype: torch.dtype, fused: str) -> None:
     """Columns apart, columns first, and one row that stands for all."""
     problem = logits_problem(EVERYTHING, dtype)
     logits = problem.leaves["logits"]
     every_third = torch.stack([logits, logits, logits], -1).flatten(1)[:, ::3]
     for moved in (every_third, logits.T.contiguous().T):
-        check_loss(replace(problem, leaves={"logits": moved}), impl)
+        check_loss(replace(problem, leaves={"logits": moved}), fused)
     row = logits[problem.trained_T][:1]
-    check_loss(replace(problem, leaves={"logits": row.expand_as(logits)}), impl)
+    check_loss(replace(problem, leaves={"logits": row.expand_as(logits)}), fused)
 
 
 @pytest.mark.parametrize("make", PROBLEMS)
@@ -187,12 +187,12 @@ def test_nothing_trained(make, spec: ck.LossSpec, impl: str) -> None:
         assert torch.equal(found[name], torch.zeros_like(found[name])), name
 
 
-def test_every_row_trained_and_negative_weights(impl: str) -> None:
+def test_every_row_trained_and_negative_weights(fused: str) -> None:
     """A weight may have any sign: only 0 means that a row isn't trained."""
     problem = logits_problem(untrained=0.0)
-    check_loss(problem, impl)
+    check_loss(problem, fused)
     weights = problem.beside["weights"] * (1 - 2 * (torch.arange(TOKENS, device=DEVICE) % 2))
-    check_loss(replace(problem, beside={**problem.beside, "weights": weights}), impl)
+    check_loss(replace(problem, beside={**problem.beside, "weights": weights}), fused)
 
 
 def test_advantages_of_0_move_nothing(impl: str) -> None:

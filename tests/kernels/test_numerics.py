@@ -61,27 +61,27 @@ def test_no_log_prob_above_0_and_no_nan_for_any_level(shift: float, impl: str) -
 
 
 @pytest.mark.parametrize("shift", [-4096.0, 4096.0])
-def test_entropy_does_not_lose_its_digits_to_the_level_of_the_logits(shift: float, impl: str) -> None:
+def test_entropy_does_not_lose_its_digits_to_the_level_of_the_logits(shift: float, fused: str) -> None:
     """logsumexp(z) - sum p z with z itself near 4,096 would leave three digits. Steps of 1/64: the shift is exact."""
     logits = (rows(TOKENS, 37) * 64).round() / 64 + shift
-    check_logprobs({"logits": logits}, words(TOKENS, 37), impl)
+    check_logprobs({"logits": logits}, words(TOKENS, 37), fused)
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
-def test_a_likely_word_keeps_the_digits_of_its_gradient(dtype: torch.dtype, impl: str) -> None:
+def test_a_likely_word_keeps_the_digits_of_its_gradient(dtype: torch.dtype, fused: str) -> None:
     """p - 1 is -4e-4: formed from p in bfloat16 it would be 0, and it is all that the target column holds."""
     logits, targets = rows(TOKENS, 37, spread=1.0), words(TOKENS, 37)
     logits[torch.arange(TOKENS), targets] = 12.0
-    check_logprobs({"logits": logits.to(dtype)}, targets, impl)
+    check_logprobs({"logits": logits.to(dtype)}, targets, fused)
 
 
 @pytest.mark.parametrize("vocab", [7, WIDE])
-def test_nothing_beyond_the_last_word_is_read(vocab: int, impl: str) -> None:
+def test_nothing_beyond_the_last_word_is_read(vocab: int, fused: str) -> None:
     """V is no multiple of any block, and what follows a row in memory is NaN."""
     padded = torch.full((TOKENS, vocab + 100), torch.nan, device=DEVICE)
     padded[:, 50:-50] = rows(TOKENS, vocab)
     inside = padded[:, 50:-50]
-    check_logprobs({"logits": inside}, words(TOKENS, vocab), impl)
+    check_logprobs({"logits": inside}, words(TOKENS, vocab), fused)
 
 
 FORBIDDEN = {

@@ -131,6 +131,14 @@ def test_the_probe_tells_what_checksums_cannot(one_rank):
         sync.push_policy()
 
 
+def test_differences_both_ways_do_not_cancel(one_rank):
+    _, sync = make_sync(engine := ScriptedEngine(answer, score_with(MODEL)))
+    score = score_with(MODEL)
+    engine._scorer = lambda weights, sequence: [x + 0.1 * (-1) ** i for i, x in enumerate(score(weights, sequence))]
+    with pytest.raises(SyncError, match=r"mean difference 0\.1,"):
+        sync.push_policy()
+
+
 LORA = replace(CONFIG, lora=LoraConfig(rank=4, targets=("q_proj", "up_proj")))
 
 

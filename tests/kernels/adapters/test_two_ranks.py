@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder, script = tmp_path_factory.mktemp("ranks"), Path(__file__).parent / "adapter_ranks.py"
     model, out = save_model(folder / "model"), folder / "rank"
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), model, str(out)]
-    subprocess.run([sys.executable, *command], check=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}  # covering.py
+    subprocess.run([sys.executable, *command], check=True, timeout=300, env=environment)
     return [json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import trl.import_utils as trl_imports
 # TRL imports vLLM where it is installed: ten seconds, and nothing here generates with it.
 trl_imports.is_vllm_available = lambda *args, **kwargs: False
 
+from covering import covering  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM  # noqa: E402
@@ -80,7 +80,7 @@ class Setting:
 
 
 LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "cispo")
-SETTINGS = [Setting(*x) for x in itertools.product(LOSS_TYPES, ("token", "sequence"), (0.0, 0.5), (None, 1.5))]
+SETTINGS = [Setting(*x) for x in covering(LOSS_TYPES, ("token", "sequence"), (0.0, 0.5), (None, 1.5))]
 
 
 def make_inputs(trainer: GRPOTrainer, seed: int) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+"""What each named algorithm is: the settings that define it, written out here once more."""
+
+from __future__ import annotations
+
+import pytest
+
+from capo_fast.config.load import load_config
+
+CHOICES = {
+    "credit": ("process", "outcome_weight", "process_weight", "norm"),
+    "loss": ("objective", "ratio", "clip_low", "clip_high", "aggregation", "kl_coef"),
+    "train": ("dynamic_sampling", "truncated"),
+}
+OUTCOME = ("none", 1.0, 0.0)
+PLAIN = ("ppo", "token", 0.2, 0.28, "token-mean", 0.0, False, "keep")
+SETTINGS = {
+    "capo": ("steps", 2.0, 1.0, "group-token", *PLAIN),
+    "grpo": (*OUTCOME, "group-sequence", *PLAIN),
+    "dr_grpo": (*OUTCOME, "sequence-center", "ppo", "token", 0.2, 0.28, "constant", 0.0, False, "keep"),
+    "dapo": (*OUTCOME, "group-sequence", "ppo", "token", 0.2, 0.28, "token-mean", 0.0, True, "penalise"),
+    "gspo": (*OUTCOME, "group-sequence", "ppo", "sequence", 3e-4, 4e-4, "sequence-mean", 0.0, False, "keep"),
+    "cispo": (*OUTCOME, "group-sequence", "cispo", "token", 0.2, 0.28, "token-mean", 0.0, False, "keep"),
+    "prefix": ("prefix", 1.0, 0.5, "sequence-center", *PLAIN),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_an_algorithm_sets_what_defines_it(name: str) -> None:
+    config = load_config(["--algorithm", name])
+    found = [getattr(getattr(config, section), key) for section, keys in CHOICES.items() for key in keys]
+    assert tuple(found) == SETTINGS[name]

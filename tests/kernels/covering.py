@@ -1,0 +1,34 @@
+"""Covering arrays: few rows of a product in which the values of any few factors still meet.
+
+Every combination of values of any `strength` factors is in a row, so that a fault that takes no more factors to show
+is seen as surely as by the whole product. (Kuhn, Wallace and Gallo, 2004: real faults take few.)
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def covering(
+    *factors: Sequence[Any], strength: int = 3, allowed: Callable[..., bool] = lambda *row: True
+) -> list[tuple[Any, ...]]:
+    """Greedy: always the row with the most new combinations, the first among equals.
+
+    >>> covering("ab", "cd", "ef", strength=2)
+    [('a', 'c', 'e'), ('a', 'd', 'f'), ('b', 'c', 'f'), ('b', 'd', 'e')]
+    """
+    product = [row for row in itertools.product(*map(range, map(len, factors))) if allowed(*_values(factors, row))]
+    combinations = {row: set(itertools.combinations(enumerate(row), strength)) for row in product}
+    missing = set().union(*combinations.values())
+    chosen = []
+    while missing:
+        best = max(product, key=lambda row: len(combinations[row] & missing))
+        missing -= combinations[best]
+        chosen.append(_values(factors, best))
+    return chosen
+
+
+def _values(factors: Sequence[Sequence[Any]], row: Sequence[int]) -> tuple[Any, ...]:
+    return tuple(factor[i] for factor, i in zip(factors, row, strict=True))

@@ -1,0 +1,16 @@
+"""The other common tests that interpreted.py names, for the Triton kernels under Triton's interpreter."""
+
+from __future__ import annotations
+
+import interpreted
+import pytest
+
+from capo_kernels import status
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(status()["triton"] == "available", reason="Triton runs in this process: the common tests judge it")
+def test_the_common_tests_under_the_interpreter() -> None:
+    interpreted.check(*sorted(interpreted.TESTS.keys() - {"test_against_float64"}))
