@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from capo_fast.config.load import load_config
+from capo_fast.config import load_config
 
 CHOICES = {
     "credit": ("process", "outcome_weight", "process_weight", "norm"),
