@@ -167,5 +167,5 @@ def _tolerance(where: str, row: dict[str, Any]) -> float | None:
     return min(values)
 
 
-def _list(names: Mapping[str, str]) -> str:
+def _list(names: Mapping[str, str | None]) -> str:
     return ", ".join(names)
