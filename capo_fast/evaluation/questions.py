@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -167,5 +167,5 @@ def _tolerance(where: str, row: dict[str, Any]) -> float | None:
     return min(values)
 
 
-def _list(names: Iterable[str]) -> str:
+def _list(names: Mapping[str, str | None]) -> str:
     return ", ".join(names)
