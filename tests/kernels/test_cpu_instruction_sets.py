@@ -48,6 +48,17 @@ def test_each_gives_the_log_probs(dtype: torch.dtype, isa: str) -> None:
     check_logprobs({"logits": logits}, torch.arange(13), "cpu", temperature=0.6)
 
 
+def test_bfloat16_gradients_are_rounded_to_nearest(isa: str) -> None:
+    """Cut off they would meet the criterion, with half of them too small. Few differ, where sums do in the last bit."""
+    problem = logits_problem(SPEC, torch.bfloat16, vocab=1009)
+    grads = []
+    for dtype in (torch.bfloat16, torch.float32):
+        logits = problem.leaves["logits"].clone().to(dtype).requires_grad_()
+        (grad,) = torch.autograd.grad(problem.call("cpu", {"logits": logits}).loss, logits)
+        grads.append(grad[problem.trained_T].bfloat16())
+    assert (grads[0] != grads[1]).double().mean() < 0.01
+
+
 def test_the_number_of_threads_changes_no_bit() -> None:
     problem = logits_problem(SPEC, vocab=5003, lengths=(40, 23))
     before = torch.get_num_threads()
