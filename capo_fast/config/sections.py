@@ -126,7 +126,7 @@ class CriticConfig:
     max_tokens: PositiveInt = 2048
     """Longest critique, in tokens."""
     prompt: str = "pkg://capo_fast.credit/prompts/genprm.txt"
-    """Template file of the critic's prompt."""
+    """Jinja2 template file of the critic's prompt."""
     stream: bool = True
     """Critiques enter as soon as a rollout has ended; false: after the last one, as ever where weights are swapped."""
     judge_once: bool = True

@@ -15,7 +15,7 @@ from capo_fast.evaluation.questions import Question
 from capo_fast.evaluation.store import Answer
 from capo_fast.records import Request
 from capo_fast.rollout.pass_rate import Verdict, solution_request
-from capo_fast.rollout.requests import request_seed
+from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
 from capo_fast.verify.answers import VerifierPool, extract_answer
 
@@ -51,7 +51,7 @@ class Checked:
 def plan_attempts(benchmark: str, questions: Sequence[Question], runs: int, samples: int, seed: int) -> list[Attempt]:
     """For each question one greedy attempt (with choices: `runs`, each in another order) and `samples` sampled ones."""
     return [
-        Attempt(name, question, greedy, shuffled(len(question.choices), request_seed(seed, name, question.id)))
+        Attempt(name, question, greedy, shuffled(len(question.choices), seed_of(seed, name, question.id)))
         for i, question in enumerate(questions)
         for greedy, count in ((True, runs if question.choices else 1), (False, samples))
         for name in (f"{benchmark}-{'greedy' if greedy else 'sample'}-{i}-{k}" for k in range(count))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from capo_fast.config.schema import Config
 from capo_fast.engine.base import Engine, run_requests
 from capo_fast.records import Prompt, Request
-from capo_fast.rollout.requests import request_seed
+from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import EngineGroup, gather
 from capo_fast.statistics import mean, variance
 from capo_fast.verify import VerifierPool
@@ -53,7 +53,7 @@ def solution_request(name: str, prompt: Prompt, config: Config, temperature: flo
     return Request(
         id=name,
         prompt_ids=prompt.token_ids,
-        seed=request_seed(config.seed, name, prompt.id),
+        seed=seed_of(config.seed, name, prompt.id),
         temperature=temperature,
         top_p=top_p,
         top_k=-1,

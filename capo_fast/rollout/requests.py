@@ -5,7 +5,6 @@ Every request's seed is a function of the run's seed and of what the request is,
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,16 +13,7 @@ from capo_fast.config.schema import Config
 from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, CRITIQUE_REGEX, parse_critique, render_critique_prompt
 from capo_fast.credit.steps import step_spans
 from capo_fast.records import Completion, Critique, Prompt, Request, Rollout
-
-
-def request_seed(*key: object) -> int:
-    """63 bits made of the key alone.
-
-    >>> request_seed(0, "rollout-3-0-1", "gsm8k-7") == request_seed(0, "rollout-3-0-1", "gsm8k-7")
-    True
-    """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+from capo_fast.runtime.digest import seed_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,7 @@ class RequestBuilder:
         return Request(
             id=name,
             prompt_ids=prompt.token_ids,
-            seed=request_seed(self.config.seed, name, prompt.id),
+            seed=seed_of(self.config.seed, name, prompt.id),
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
@@ -77,7 +67,7 @@ class RequestBuilder:
         names = [critique_id(rollout, vote) for vote in range(critic.votes)]
         shared = rollout.version, rollout.token_ids
         keys = [(shared, vote) if critic.judge_once else name for vote, name in enumerate(names)]
-        seeds = [request_seed(self.config.seed, key, prompt.id) for key in keys]
+        seeds = [seed_of(self.config.seed, key, prompt.id) for key in keys]
         return [replace(request, id=name, seed=seed) for name, seed in zip(names, seeds, strict=True)]
 
     def read_critiques(self, rollout: Rollout, answers: Mapping[str, Completion]) -> tuple[Critique, ...]:
@@ -126,7 +116,7 @@ def critique_request(
     return Request(
         id=name,
         prompt_ids=prompt_ids,
-        seed=request_seed(config.seed, name, prompt_id),
+        seed=seed_of(config.seed, name, prompt_id),
         temperature=0.0 if greedy else config.critic.temperature,
         top_p=1.0 if greedy else config.critic.top_p,
         top_k=-1,

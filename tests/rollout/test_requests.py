@@ -11,7 +11,8 @@ from scripted_world import answer, scripted_config, tokenizer
 from capo_fast.credit.critic import load_template
 from capo_fast.engine.base import run_requests
 from capo_fast.records import Completion, Critique, Prompt
-from capo_fast.rollout.requests import RequestBuilder, critique_prompt_ids, request_seed, rollout_id
+from capo_fast.rollout.requests import RequestBuilder, critique_prompt_ids, rollout_id
+from capo_fast.runtime.digest import seed_of
 
 TEMPLATE = load_template("tiny")
 CONFIG = scripted_config()
@@ -59,12 +60,12 @@ def with_critic(**changes):
 
 
 def test_a_seed_is_the_same_on_every_machine():
-    assert request_seed(0, "rollout-3-0-1", "gsm8k-7") == 557867343642162442
+    assert seed_of(0, "rollout-3-0-1", "gsm8k-7") == 557867343642162442
 
 
 def test_a_seed_differs_by_any_part_of_its_key():
     keys = [(0, "a", "b"), (1, "a", "b"), (0, "a2", "b"), (0, "a", "b2"), (0, "ab", ""), ("0", "a", "b"), (0, "b", "a")]
-    seeds = {request_seed(*key) for key in keys}
+    seeds = {seed_of(*key) for key in keys}
     assert len(seeds) == len(keys)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
