@@ -46,7 +46,7 @@ endif
 	@touch $@
 
 train: setup
-	$(BIN)/torchrun --standalone --nproc-per-node=$(NPROC) --shutdown-timeout 600 -m capo_fast.train $(ARGS)
+	$(BIN)/capo train --nproc $(NPROC) $(ARGS)
 
 # The report's page is tested in a real browser. Without one those tests fail, in one line; the others run.
 chromium:
