@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
@@ -47,8 +47,10 @@ def run_ranks(target: Callable[..., Any], log: Path, *arguments: Any, world: int
 
 
 def train(arguments: list[str]) -> None:
-    """The command, a target of `run_ranks`."""
-    sys.exit(importlib.import_module("capo_fast.train").main(arguments))
+    """The command, a target of `run_ranks`. It ends as an interpreter does, not as multiprocessing's children do, which
+    skip what libraries have for the end: vLLM's would leave its shared memory behind, and the next run fail over it."""
+    status = importlib.import_module("capo_fast.train").main(arguments)
+    ctypes.pythonapi.Py_Exit(ctypes.c_int(status))
 
 
 def _rank(rank: int, world: int, port: int, log: Path, target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
