@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import NoReturn
 
 import anyio
+import openai
 from anyio.from_thread import start_blocking_portal
 from pydantic import ValidationError
 
@@ -25,9 +26,8 @@ from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.chat import (
     async_client,
-    authorization,
     chat_request,
-    openai,
+    headers,
     read_completion,
     read_tokens,
     served_model,
@@ -138,7 +138,7 @@ class EndpointCritic:
         start = time.monotonic()
         create = self._client.chat.completions.with_raw_response.create
         try:
-            raw = await create(**chat_request(request, self.model), extra_headers=authorization(self._config))
+            raw = await create(**chat_request(request, self.model), extra_headers=headers(self._config))
         except openai.APIError as error:
             if (status := status_of(error)) is not None:
                 return await self._refused(request, status, words(error, self._config))

@@ -54,6 +54,19 @@ def test_a_request_goes_over_the_wire_whole(server, monkeypatch):
     assert (other["top_k"], other["structured_outputs"]) == (7, {"regex": "Judgment: (Yes|No)"})
 
 
+@pytest.mark.parametrize("key", ["sk-mine", ""])
+def test_nothing_else_that_the_environment_holds_for_openai_is_sent(server, monkeypatch, key):
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
+        monkeypatch.setenv(f"OPENAI_{name}", "for-openai")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "authorization: Bearer for-openai")
+    monkeypatch.setenv("CRITIC_KEY", key)
+    with critic_at(server.url, api_key_env="CRITIC_KEY") as critic:
+        ask(critic)
+    assert len(server.headers) == 2, "the list of models, and a completion"
+    assert "for-openai" not in str(server.headers)
+    assert server.keys == [f"Bearer {key}" if key else None]
+
+
 def test_an_answer_is_its_content_and_its_cost(server):
     server.respond = in_turn(chat("A", reasoning_content="hm"), chat(None, reasoning="hm"), chat("Judg", "length"))
     with critic_at(server.url, concurrency=1) as critic:

@@ -45,9 +45,17 @@ def test_a_server_that_asks_for_more_than_two_minutes_is_not_there(server):
 def test_a_try_has_a_deadline(server):
     release = threading.Event()
     server.respond = lambda body: release.wait(30) and chat()
-    with critic_at(server.url, timeout_s=0.05) as critic, pytest.raises(EngineError, match=r": ReadTimeout$"):
+    with critic_at(server.url, timeout_s=0.05) as critic, pytest.raises(EngineError, match=r": time-out after 0.05 s$"):
         ask(critic)
     release.set()
+
+
+def test_an_answer_that_trickles_in_has_the_same_deadline(server):
+    with critic_at(server.url, timeout_s=0.3, retries=1) as critic:
+        server.pause_s = 0.02  # each byte is on time; all of them take several seconds
+        with pytest.raises(EngineError, match=r": time-out after 0.3 s$"):
+            ask(critic)
+    assert len(server.bodies) == 2
 
 
 def test_what_is_no_chat_completion_is_given_up(server):
