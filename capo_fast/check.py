@@ -25,7 +25,13 @@ from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.vllm import check_version, installed_version
 from capo_fast.errors import CapoError
-from capo_fast.loaders import check_reward_function, load_critic_template, load_prompts, load_tokenizer
+from capo_fast.loaders import (
+    check_endpoint_client,
+    check_reward_function,
+    load_critic_template,
+    load_prompts,
+    load_tokenizer,
+)
 from capo_fast.policy.model import check_loss_kernel, load_architecture
 from capo_fast.policy.sync import check_same_architecture
 
@@ -115,7 +121,8 @@ def _critic(config: Config, model: Any) -> tuple[None, str]:
     if config.credit.process == "none":
         return None, "none: credit.process is none"
     load_critic_template(config)
-    if config.critic.mode == "endpoint":
+    if config.asks_server:
+        check_endpoint_client()
         return None, f"{config.endpoint.url} offers {', '.join(_served_models(config.endpoint))}"
     if config.critic.path is None:
         return None, f"{config.critic.mode}: the policy's own weights"

@@ -34,7 +34,7 @@ from capo_fast.evaluation.command import (
 from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_mean
 from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
 from capo_fast.evaluation.store import Answer, Store
-from capo_fast.loaders import load_critic_template, load_tokenizer, start_engine
+from capo_fast.loaders import check_endpoint_client, load_critic_template, load_tokenizer, start_engine
 from capo_fast.records import Critique, Request
 from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room
 from capo_fast.runlog.markdown import markdown_table
@@ -104,6 +104,7 @@ def is_address(model: str) -> bool:
 
 
 def model_at_server(config: Config) -> str:
+    check_endpoint_client()
     from capo_fast.engine.chat import served_model  # a critic in vLLM needs no HTTP package
 
     return served_model(config.endpoint)

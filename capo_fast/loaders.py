@@ -54,6 +54,12 @@ def check_reward_function(name: str) -> None:
         raise ConfigError(f"reward.fn: {name} can't be loaded: {error}") from error
 
 
+def check_endpoint_client() -> None:
+    """Raises EngineError where packages that ask a critic's server are missing; a run without a server needs none."""
+    if missing := [name for name in ("anyio", "httpx2", "openai") if importlib.util.find_spec(name) is None]:
+        raise EngineError(f"a critic at a server needs {', '.join(missing)}: pip install '.[endpoint]'")
+
+
 def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:
     """vLLM; with `lora` it takes adapters of that rank and targets."""
     from capo_fast.engine.vllm import VllmEngine

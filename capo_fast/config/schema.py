@@ -74,6 +74,11 @@ class Config:
         return self.credit.process != "none" and self.critic.mode == "frozen" and self.lora.rank == 0
 
     @property
+    def asks_server(self) -> bool:
+        """Whether critiques come from a server."""
+        return self.credit.process != "none" and self.critic.mode == "endpoint"
+
+    @property
     def streams(self) -> bool:
         """Whether critiques run beside rollouts: no verdict is needed first, and no other weights in the engine."""
         return self.critic.stream and self.credit.when == "always" and not self.swaps
