@@ -3,9 +3,10 @@
     add -> [wait for one of `endpoint.concurrency` places -> chat completion] -> step
 
 One thread with an event loop holds the connections, so that neither `add` nor `step` waits. OpenAI's client repeats a
-request that may succeed later (no connection, time-out, 408, 409, 429, 5xx) after a growing pause, or the one that the
-server asks for. A refusal (any other status) stops the run; from a server that has answered other requests it costs
-this request alone, or is one truncated answer where the prompt is too long.
+request that may succeed later (no connection, time-out, 408, 409, 429, 5xx) after a pause of 0.5 s to 8 s, or of the
+seconds that the server asks for, at most 120. An answer that is no chat completion is given up. A refusal (any other
+status) stops the run; from a server that has answered other requests it costs this request alone, or is one truncated
+answer where the prompt is too long.
 """
 
 from __future__ import annotations
@@ -48,13 +49,17 @@ class GivenUp(Exception):
 
 
 class Breaker:
-    """Refuses requests for PAUSE_S after `limit` of them in a row were given up."""
+    """Refuses requests for PAUSE_S after `limit` of them in a row were given up.
+
+    A server that refuses a request is there, so a refusal ends the row as an answer does. After the pause all that wait
+    are sent, `endpoint.concurrency` at once, and the first that is given up starts the next pause.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit, self._failures, self._closed_until, self._reason = limit, 0, 0.0, ""
 
     def check(self) -> None:
-        """Raises GivenUp during the pause. After it one more failure starts the next."""
+        """Raises GivenUp during the pause."""
         if time.monotonic() < self._closed_until:
             raise GivenUp(self._reason)
 

@@ -63,7 +63,7 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"endpoint__budget_tokens": 5}, "endpoint.budget_tokens: found one, wanted none with critic.mode: frozen"),
         (
             {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "endpoint__retries": 5},
-            "endpoint.timeout_s: found 300 with endpoint.retries: 5, 1831 s in all, wanted less than",
+            "endpoint.timeout_s: found 300 with endpoint.retries: 5, with the pauses 1815.5 s in all, wanted less than",
         ),
         (
             {"credit__when": "mixed-groups", "credit__process": "none"},

@@ -7,8 +7,10 @@ import threading
 import time
 
 import pytest
+from openai._constants import INITIAL_RETRY_DELAY, MAX_RETRY_AFTER_DELAY, MAX_RETRY_DELAY
 from scripted_server import TOO_LONG, Scripted, ask, ask_until_it_breaks, chat, critic_at, in_turn, refused, request
 
+from capo_fast.config.rules import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.endpoint import FAILURES
 
@@ -96,6 +98,11 @@ def test_one_bad_request_is_not_a_dead_server(server):
     with critic_at(server.url, on_failure="outcome", concurrency=1) as critic:
         answers = ask(critic, *(request(f"{i}", ["bad", "good"][i % 2]) for i in range(4 * FAILURES)))
     assert [bool(answer.error) for answer in answers.values()] == [True, False] * 2 * FAILURES
+
+
+def test_the_pauses_of_the_rule_are_the_clients():
+    assert (FIRST_PAUSE_S, LONGEST_PAUSE_S) == (INITIAL_RETRY_DELAY, MAX_RETRY_DELAY)
+    assert MAX_RETRY_AFTER_DELAY == 120, "as --help says of endpoint.retries"
 
 
 # ---- failures that stay ----
