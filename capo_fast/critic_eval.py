@@ -17,7 +17,9 @@ import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.config.schema import Config
-from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, parse_critique, render_critique_prompt
+from capo_fast.credit.critique_parser import parse_critique
+from capo_fast.credit.critique_prompt import render_critique_prompt
+from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.engine.base import Generator
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (

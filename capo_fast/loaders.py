@@ -9,7 +9,7 @@ from typing import Any
 
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.schema import Config, LoraConfig
-from capo_fast.credit.critic import load_template
+from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import load_problems, render_prompts
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.errors import ConfigError
