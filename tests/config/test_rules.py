@@ -130,13 +130,13 @@ def test_every_number_has_a_lower_bound_that_can_break(key: str) -> None:
     ],
 )
 def test_std_floor(settings: dict[str, Any], floor: float) -> None:
-    assert valid(**settings).std_floor == floor
+    assert valid(**settings).resolved_std_floor == floor
 
 
 def test_overlong_buffer_is_a_fifth_unless_set() -> None:
-    assert valid().overlong_buffer == 409
-    assert valid(rollout__max_tokens=3).overlong_buffer == 1
-    assert valid(train__overlong_buffer=7).overlong_buffer == 7
+    assert valid().resolved_overlong_buffer == 409
+    assert valid(rollout__max_tokens=3).resolved_overlong_buffer == 1
+    assert valid(train__overlong_buffer=7).resolved_overlong_buffer == 7
 
 
 @pytest.mark.parametrize(
