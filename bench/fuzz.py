@@ -24,7 +24,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from capo_fast.credit.critic import neutralise, parse_critique
+from capo_fast.credit.critique_parser import parse_critique
+from capo_fast.credit.neutralise import neutralise
 from capo_fast.verify.pool import VerifierError, VerifierPool
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

@@ -17,7 +17,14 @@ from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
 from capo_fast.data import Problems, PromptOrder
 from capo_fast.engine.base import Engine, Generator
-from capo_fast.loaders import check_reward_function, load_critic_template, load_prompts, load_tokenizer, start_engine
+from capo_fast.loaders import (
+    check_endpoint_client,
+    check_reward_function,
+    load_critic_template,
+    load_prompts,
+    load_tokenizer,
+    start_engine,
+)
 from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import BasePolicy, add_adapter
@@ -59,6 +66,8 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     problems = Problems(prompts, heldout, PromptOrder(len(prompts), config.seed))
     requests = RequestBuilder(tokenizer, load_critic_template(config), config)
     check_reward_function(config.reward.fn)
+    if config.asks_server:
+        check_endpoint_client()
     folder, guard = run_folder(config)
     probe = probe_sequences(prompts, config.sync.probe_sequences, config.sync.probe_tokens)
     learner, critic = load_learner(model_path, config, device, probe)
@@ -131,7 +140,7 @@ def open_log(
 
 def ask_server(config: Config, group: EngineGroup, progress: Progress) -> Generator | None:
     """The client of the critic's server on the ranks that ask it, with its share of what is left of the budget."""
-    if config.credit.process == "none" or config.critic.mode != "endpoint" or not group.is_first:
+    if not (config.asks_server and group.is_first):
         return None
     budget = config.endpoint.budget_tokens
     left = None if budget is None else max(0, budget - progress.critique_tokens) // group.count

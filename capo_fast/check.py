@@ -8,33 +8,31 @@ FAILED  model          model.path: ...
 from __future__ import annotations
 
 import json
-import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import torch
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.config import Config, ConfigError, load_config
 from capo_fast.config.paths import resolve_model
-from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.vllm import check_version, installed_version
 from capo_fast.errors import CapoError
-from capo_fast.loaders import check_reward_function, load_critic_template, load_prompts, load_tokenizer
+from capo_fast.loaders import (
+    check_endpoint_client,
+    check_reward_function,
+    load_critic_template,
+    load_prompts,
+    load_tokenizer,
+)
 from capo_fast.policy.model import check_loss_kernel, load_architecture
 from capo_fast.policy.sync import check_same_architecture
 
 T = TypeVar("T")
-REQUEST_S = 5.0
-"""Time-out of the one request to a critic's server."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that transformers looks for, in its order."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class CheckFailed(Exception):
@@ -115,31 +113,17 @@ def _critic(config: Config, model: Any) -> tuple[None, str]:
     if config.credit.process == "none":
         return None, "none: credit.process is none"
     load_critic_template(config)
-    if config.critic.mode == "endpoint":
-        return None, f"{config.endpoint.url} offers {', '.join(_served_models(config.endpoint))}"
+    if config.asks_server:
+        check_endpoint_client()
+        from capo_fast.engine.chat import served_model  # a run without an endpoint needs no HTTP package
+
+        return None, f"{served_model(config.endpoint)} at {config.endpoint.url}"
     if config.critic.path is None:
         return None, f"{config.critic.mode}: the policy's own weights"
     path = resolve_model(config.critic.path)
     critic = load_architecture(path, config.model.untested)
     check_same_architecture(critic.to_dict(), model.to_dict())
     return None, f"{config.critic.path}, {critic.model_type}, {_weights(path)}"
-
-
-def _served_models(endpoint: EndpointConfig) -> list[str]:
-    """Names that the server gives. Raises ConfigError where it doesn't answer, or lacks `endpoint.model`."""
-    url = f"{(endpoint.url or '').rstrip('/')}/models"
-    key = os.environ.get(endpoint.api_key_env, "").strip()
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
-    # A proxy of the environment is used, but never for this machine itself.
-    proxies = [urllib.request.ProxyHandler({})] if urlsplit(url).hostname in LOOPBACK else []
-    try:
-        with urllib.request.build_opener(*proxies).open(request, timeout=REQUEST_S) as answer:
-            names = [str(model["id"]) for model in json.load(answer)["data"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"endpoint.url: {url} gives no list of models: {error}") from error
-    if endpoint.model is not None and endpoint.model not in names:
-        raise ConfigError(f"endpoint.model: found {endpoint.model}, the server offers {', '.join(names)}")
-    return names
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,9 @@ import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.config.schema import Config
-from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, parse_critique, render_critique_prompt
+from capo_fast.credit.critique_parser import parse_critique
+from capo_fast.credit.critique_prompt import render_critique_prompt
+from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.engine.base import Generator
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
@@ -34,7 +36,7 @@ from capo_fast.evaluation.command import (
 from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_mean
 from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
 from capo_fast.evaluation.store import Answer, Store
-from capo_fast.loaders import load_critic_template, load_tokenizer, start_engine
+from capo_fast.loaders import check_endpoint_client, load_critic_template, load_tokenizer, start_engine
 from capo_fast.records import Critique, Request
 from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room
 from capo_fast.runlog.markdown import markdown_table
@@ -104,6 +106,7 @@ def is_address(model: str) -> bool:
 
 
 def model_at_server(config: Config) -> str:
+    check_endpoint_client()
     from capo_fast.engine.chat import served_model  # a critic in vLLM needs no HTTP package
 
     return served_model(config.endpoint)

@@ -9,7 +9,7 @@ from typing import Any
 
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.schema import Config, LoraConfig
-from capo_fast.credit.critic import load_template
+from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import load_problems, render_prompts
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.errors import ConfigError
@@ -52,6 +52,12 @@ def check_reward_function(name: str) -> None:
         getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"reward.fn: {name} can't be loaded: {error}") from error
+
+
+def check_endpoint_client() -> None:
+    """Raises EngineError where packages that ask a critic's server are missing; a run without a server needs none."""
+    if missing := [name for name in ("anyio", "httpx2", "openai") if importlib.util.find_spec(name) is None]:
+        raise EngineError(f"a critic at a server needs {', '.join(missing)}: pip install '.[endpoint]'")
 
 
 def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:

@@ -72,7 +72,7 @@ CAPO_ROW capo_dual capo_kl(const capo_spec *s, capo_dual rho, float logp, float 
 
 CAPO_ROW float capo_importance(const capo_spec *s, const capo_tokens *t, int64_t row, float old_logp) {
   if (s->is_mode == CAPO_IS_NONE) return 1.f;
-  float x = s->is_level == CAPO_SEQUENCE ? t->importance[row] : old_logp - t->importance[row];
+  float x = s->is_level == CAPO_LEVEL_SEQUENCE ? t->importance[row] : old_logp - t->importance[row];
   float w = capo_clamped_exp(x).value;
   if (s->is_mode == CAPO_IS_TRUNCATE) return w > s->is_high ? s->is_high : w;
   return w >= s->is_low && w <= s->is_high ? w : (w == w ? 0.f : w);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -38,7 +39,8 @@ class Scripted(ThreadingHTTPServer):
     def __init__(self, port=0):
         super().__init__(("127.0.0.1", port), Handler)
         self.respond, self.models = lambda body: chat(), (200, {"data": [{"id": "critic"}]})
-        self.bodies, self.keys = [], []
+        self.bodies, self.keys, self.headers = [], [], []
+        self.pause_s = 0.0  # between two bytes of an answer
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -64,12 +66,15 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(*self.server.respond(body))
 
     def reply(self, code, payload, headers=()):
+        self.server.headers.append(dict(self.headers))
         data = (payload if isinstance(payload, str) else json.dumps(payload)).encode()
         self.send_response(code)
         for name, value in {"content-length": len(data), "connection": "close", **dict(headers)}.items():
             self.send_header(name, str(value))
         self.end_headers()
-        self.wfile.write(data)
+        for part in [data[i : i + 1] for i in range(len(data))] if self.server.pause_s else [data]:
+            self.wfile.write(part)
+            time.sleep(self.server.pause_s)
 
     def log_message(self, *args):
         pass

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
+from scripted_server import Scripted
 
 from capo_fast.check import main
 from capo_fast.config.paths import resolve_path
@@ -76,36 +75,16 @@ def test_a_frozen_critic_must_have_the_policy_s_architecture(capsys, model):
     assert status == 1 and lines[-1].startswith("FAILED  critic         critic.path: its hidden_size is ")
 
 
-@pytest.fixture
-def server(monkeypatch):
-    """Address of a server that offers one model to those with the key."""
-
-    class Models(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            allowed = self.path == "/v1/models" and self.headers["Authorization"] == "Bearer secret-key"
-            self.send_response(200 if allowed else 401)
-            self.end_headers()
-            self.wfile.write(json.dumps({"data": [{"id": "critic-7b"}]}).encode())
-
-        def log_message(self, *_: object) -> None:
-            """Tests print nothing."""
-
-    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Models) as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{made.server_port}/v1"
-        made.shutdown()
-
-
-def test_a_critic_s_server_is_asked_for_its_models(capsys, server, monkeypatch):
-    arguments = ["--critic.mode", "endpoint", "--endpoint.url", server]
+def test_a_critic_s_server_is_asked_for_its_models(capsys):
+    server = Scripted()
+    arguments = ["--critic.mode", "endpoint", "--endpoint.url", server.url]
     status, lines = checked(capsys, *arguments)
-    assert (status, lines[-1]) == (0, f"ok      critic         {server} offers critic-7b")
+    assert (status, lines[-1]) == (0, f"ok      critic         critic at {server.url}")
     line = checked(capsys, *arguments, "--endpoint.model", "other")[1][-1]
-    assert line == "FAILED  critic         endpoint.model: found other, the server offers critic-7b"
-    monkeypatch.delenv("OPENAI_API_KEY")
-    line = checked(capsys, *arguments)[1][-1]
-    assert line.startswith(
-        f"FAILED  critic         endpoint.url: {server}/models gives no list of models: HTTP Error 401"
-    )
+    assert line.startswith("FAILED  critic         endpoint.model: found other, wanted one that")
+    server.models = 200, {"data": [{"id": "a"}, {"id": "b"}]}
+    status, lines = checked(capsys, *arguments)
+    assert status == 1 and lines[-1].endswith(f"found None, wanted one that {server.url} offers: a, b")
+    server.stop()
+    status, lines = checked(capsys, *arguments)
+    assert status == 1 and f"critic at {server.url} can't be reached" in lines[-1]

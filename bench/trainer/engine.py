@@ -47,7 +47,7 @@ import torch
 from bench.machine import about
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config, CriticConfig, EngineConfig, LoraConfig, RolloutConfig
-from capo_fast.credit.critic import load_template
+from capo_fast.credit.critique_prompt import load_template
 from capo_fast.engine.vllm import VllmEngine
 from capo_fast.loaders import load_tokenizer
 from capo_fast.policy.lora import adapter_files, add_adapter

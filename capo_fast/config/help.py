@@ -87,8 +87,7 @@ def _values() -> tuple[dict[str, Any], dict[str, Any]]:
 def _algorithms() -> list[str]:
     lines = []
     for name in SETTINGS["algorithm"].schema["enum"]:
-        keys = read_algorithm(name)
-        settings = "  ".join(f"{key}={_value(value)}" for key, value in keys.items() if key != "algorithm")
+        settings = "  ".join(f"{key}={_value(value)}" for key, value in read_algorithm(name).items())
         lines += _wrapped(f"{name:<8}{settings}", 2, 10)
     return lines
 

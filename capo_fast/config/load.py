@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,8 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     return _assemble(values)
 
 
-@cache
 def read_algorithm(name: str) -> dict[str, Any]:
-    """The keys that define a named algorithm, as a flat layer."""
+    """The keys that define a named algorithm, as a flat layer without the name itself."""
     return read_file(f"pkg://capo_fast.configs/algorithms/{name}.yaml")
 
 

@@ -6,8 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
-from capo_fast.config.schema import Config
+from capo_fast.config.schema import Config, EndpointConfig
 from capo_fast.errors import ConfigError
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
+"""Of OpenAI's client, between the tries of a request."""
 
 
 def validate(config: Config) -> Config:
@@ -86,12 +89,11 @@ def _critic(config: Config) -> Rules:
             value is not None and critic.mode != "endpoint",
             f"endpoint.{name}: found one, wanted none with critic.mode: {critic.mode}, which asks no server",
         )
-    tries = (endpoint.retries + 1) * endpoint.timeout_s + sum(min(2.0**k, 60.0) for k in range(endpoint.retries))
-    limit = config.train.stage_timeout_s
+    tries, limit = _longest_s(endpoint), config.train.stage_timeout_s
     yield (
         critic.mode == "endpoint" and tries >= limit,
-        f"endpoint.timeout_s: found {endpoint.timeout_s:g} with endpoint.retries: {endpoint.retries}, {tries:g} s in "
-        f"all, wanted less than train.stage_timeout_s ({limit:g}), which would end the run first",
+        f"endpoint.timeout_s: found {endpoint.timeout_s:g} with endpoint.retries: {endpoint.retries}, with the pauses "
+        f"{tries:g} s in all, wanted less than train.stage_timeout_s ({limit:g}), which would end the run first",
     )
     yield (
         config.credit.when != "always" and config.credit.process == "none",
@@ -106,6 +108,12 @@ def _critic(config: Config) -> Rules:
         "policy.dtype: found bfloat16 with lora.rank and engine.dtype: float32, wanted float32: else the engine's base "
         "is not the one that the adapter is trained on",
     )
+
+
+def _longest_s(endpoint: EndpointConfig) -> float:
+    """Seconds that all tries of a request take at most, unless the server asks for longer pauses."""
+    pauses = (min(FIRST_PAUSE_S * 2.0**k, LONGEST_PAUSE_S) for k in range(endpoint.retries))
+    return (endpoint.retries + 1) * endpoint.timeout_s + sum(pauses)
 
 
 def _credit(config: Config) -> Rules:

@@ -54,24 +54,27 @@ class Config:
     checkpoint: MayChange[CheckpointConfig] = field(default_factory=CheckpointConfig)
     sync: SyncConfig = field(default_factory=SyncConfig)
 
-    # A property with the name of a setting is that setting with its None or 0 worked out.
-
     @property
-    def std_floor(self) -> float:
-        """Smallest std that advantages are divided by."""
+    def resolved_std_floor(self) -> float:
+        """credit.std_floor, with a number for None: the smallest std that advantages are divided by."""
         if self.credit.std_floor is not None:
             return self.credit.std_floor
         return 0.25 if self.algorithm == "capo" and self.credit.norm == "group-sequence" else 0.0
 
     @property
-    def overlong_buffer(self) -> int:
-        """Tokens over which the length penalty grows; 0 is DAPO's fifth of the longest answer."""
+    def resolved_overlong_buffer(self) -> int:
+        """train.overlong_buffer, with DAPO's fifth of the longest answer for 0: tokens over which the penalty grows."""
         return self.train.overlong_buffer or max(1, self.rollout.max_tokens // 5)
 
     @property
     def swaps(self) -> bool:
         """Whether the critic's weights take the policy's place in the engine."""
         return self.credit.process != "none" and self.critic.mode == "frozen" and self.lora.rank == 0
+
+    @property
+    def asks_server(self) -> bool:
+        """Whether critiques come from a server."""
+        return self.credit.process != "none" and self.critic.mode == "endpoint"
 
     @property
     def streams(self) -> bool:

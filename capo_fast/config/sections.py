@@ -149,7 +149,8 @@ class EndpointConfig:
     timeout_s: MayChange[PositiveFloat] = 300.0
     """Deadline of one try, seconds."""
     retries: MayChange[NonNegativeInt] = 3
-    """Tries after the first, with growing pauses, where the server is overloaded or can't be reached."""
+    """Tries after the first, where the server is overloaded or can't be reached. The pauses before them grow from 0.5 s
+    to 8 s, or are what the server asks for; one that asks for more than 120 s is given up at once."""
     budget_tokens: MayChange[PositiveInt | None] = None
     """Tokens, prompts included, that all critiques of a run may cost; None: no limit. Requests under way when it is
     spent may overshoot it; a try whose answer never came is not counted; a resumed run counts from its checkpoint."""

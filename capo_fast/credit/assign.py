@@ -41,7 +41,7 @@ def assign_credit(samples: Sequence[Sample], config: Config) -> list[CreditedSam
         outcome_weight=config.credit.outcome_weight,
         process_weight=config.credit.process_weight,
         norm=config.credit.norm,
-        std_floor=config.std_floor,
+        std_floor=config.resolved_std_floor,
     )
     trained_B = torch.tensor(trained)
     stats_G4 = ck.credit_stats(by_token, trained_B.repeat_interleave(by_token.cu_seqlens.diff()))
@@ -80,7 +80,7 @@ def outcome_reward(sample: Sample, config: Config) -> float:
     if "\\boxed{" in sample.rollout.text:
         reward += config.reward.format_bonus / config.credit.outcome_weight
     if config.train.truncated == "penalise":
-        reward -= overlong_penalty(sample.rollout, config.rollout.max_tokens, config.overlong_buffer)
+        reward -= overlong_penalty(sample.rollout, config.rollout.max_tokens, config.resolved_overlong_buffer)
     return reward
 
 

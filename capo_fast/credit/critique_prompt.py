@@ -9,8 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template, TemplateError, TemplateSyntaxError
+from jinja2.meta import find_undeclared_variables
 
 from capo_fast.credit.neutralise import neutralise
+from capo_fast.errors import CapoError
 
 _PROMPTS = Path(__file__).parent / "prompts"
 _JINJA = Environment(
@@ -19,6 +21,10 @@ _JINJA = Environment(
 _STEPS = "{% for step in steps %}<step_{{ step.index }}>{{ step.text }}</step_{{ step.index }}>{% endfor %}"
 _NAMES = "problem, solution, steps, and of each step index and text"
 _MUSTACHE = re.compile(r"\{\{[#/]\w+\}\}")
+
+
+class CritiquePromptError(CapoError):
+    """A template that passed the checks at the start can't be filled with some solution."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,9 @@ def render_critique_prompt(
     """The critic's prompt for one solution, its steps numbered from 0 and neutralised, the tokenizer's tokens included.
 
     The template's names are `problem`, `solution` (empty where there is no reference solution) and `steps`, each with
-    `index` and `text`. A block tag alone on its line takes the line end with it. Values are never rendered again.
+    `index` and `text`. The line end right after a block tag is dropped (Jinja2's trim_blocks); `{% endfor +%}` keeps
+    it. `{#` begins a comment, in LaTeX as well; `{{ '{#' }}` is plain text. Values are never rendered again. Raises
+    CritiquePromptError where the template can't be filled with this solution.
 
     >>> template = "{{ problem }}:{% for step in steps %} {{ step.index }}={{ step.text }}{% endfor %}"
     >>> render_critique_prompt(template, "P", ["a", "b"])
@@ -59,7 +67,10 @@ def render_critique_prompt(
     """
     shown = [ShownStep(index, neutralise(step, special_tokens).strip()) for index, step in enumerate(steps)]
     given = solution if solution and solution.strip() else ""
-    return _compiled(template).render(problem=problem, steps=shown, solution=given)
+    try:
+        return _compiled(template).render(problem=problem, steps=shown, solution=given)
+    except (TemplateError, TypeError) as error:
+        raise CritiquePromptError(f"critic.prompt: {error}, with a solution of {len(steps)} steps") from error
 
 
 @lru_cache(maxsize=64)
@@ -68,16 +79,19 @@ def _compiled(template: str) -> Template:
 
 
 def _check(template: str) -> None:
-    """Render the template with and without a reference solution, so that a bad one fails before the run starts."""
+    """Raises ValueError for what would fail in the middle of a run: unknown names even on branches not taken here."""
     if old := _MUSTACHE.search(template):
         raise ValueError(f"found {old[0]!r}, wanted Jinja2, such as {_STEPS}")
-    step = ShownStep(123456789, "\0text")  # values that no template writes itself
+    steps = [ShownStep(123456789 + i, f"\0text {i}") for i in range(3)]  # values that no template writes itself
     try:
-        prompts = [_compiled(template).render(problem="", steps=[step], solution=given) for given in ("", "given")]
+        unknown = find_undeclared_variables(_JINJA.parse(template)) - {"problem", "solution", "steps"}
+        if unknown:
+            raise ValueError(f"{min(unknown)!r} is undefined; the names are {_NAMES}")
+        prompts = [_compiled(template).render(problem="", steps=steps, solution=given) for given in ("", "given")]
     except TemplateSyntaxError as error:
         raise ValueError(f"line {error.lineno}: {error.message}; wanted Jinja2, such as {_STEPS}") from error
     except (TemplateError, TypeError) as error:
         raise ValueError(f"{error}; the names are {_NAMES}") from error
-    for name, value in vars(step).items():
-        if not all(str(value) in prompt for prompt in prompts):
-            raise ValueError(f"found no step.{name}, wanted one for each step, as in {_STEPS}")
+    for name, wanted in (("index", "each step's own, counted from 0"), ("text", "one for each step")):
+        if not all(str(getattr(step, name)) in prompt for step in steps for prompt in prompts):
+            raise ValueError(f"found no step.{name}, wanted {wanted}, as in {_STEPS}")

@@ -8,18 +8,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import anyio
+import httpx2
+import openai
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 
 from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.base import EngineError
 from capo_fast.errors import ConfigError
 from capo_fast.records import Completion, Request
-
-try:  # a run without an endpoint does not import this module and needs no HTTP package
-    import httpx2
-    import openai
-except ModuleNotFoundError as missing:
-    raise EngineError(f"a critic at a server needs {missing.name}: pip install '.[endpoint]'") from missing
 
 CONNECT_S = 10.0
 
@@ -29,9 +26,7 @@ CONNECT_S = 10.0
 def served_model(config: EndpointConfig) -> str:
     """The critic's name at the server, by its list of models. Raises EngineError and ConfigError."""
     try:
-        http = openai.DefaultHttpxClient(**_TRANSPORT)
-        with openai.OpenAI(**_connection(config, 0, CONNECT_S), http_client=http) as client:
-            text = client.models.with_raw_response.list(extra_headers=authorization(config)).text
+        text = anyio.run(_list_models, config)
     except (openai.APIConnectionError, httpx2.InvalidURL) as error:
         raise EngineError(f"critic at {config.url} can't be reached: {words(error, config)}") from error
     except openai.APIStatusError as error:
@@ -49,30 +44,50 @@ def served_model(config: EndpointConfig) -> str:
     return str(config.model)
 
 
+async def _list_models(config: EndpointConfig) -> str:
+    async with _client(config, retries=0, timeout_s=CONNECT_S) as client:
+        return (await client.models.with_raw_response.list(extra_headers=headers(config))).text
+
+
 def async_client(config: EndpointConfig) -> openai.AsyncOpenAI:
-    http = openai.DefaultAsyncHttpxClient(**_TRANSPORT)
-    return openai.AsyncOpenAI(**_connection(config, config.retries, config.timeout_s), http_client=http)
+    return _client(config, config.retries, config.timeout_s)
 
 
-_TRANSPORT: dict[str, Any] = {
-    "follow_redirects": False,
-    "mounts": {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
-}
-"""A redirect is an error. A proxy of the environment is used, but never for this machine itself."""
+def _client(config: EndpointConfig, retries: int, timeout_s: float) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        base_url=config.url,
+        api_key=_key(config) or "unset",  # the client demands one; `headers` takes it out again
+        max_retries=retries,
+        timeout=openai.Timeout(None, connect=CONNECT_S),
+        http_client=_Transport(timeout_s),
+    )
 
 
-def _connection(config: EndpointConfig, retries: int, timeout_s: float) -> dict[str, Any]:
-    return {
-        "base_url": config.url,
-        "api_key": _key(config) or "unset",  # the client demands one; `authorization` takes it out again
-        "max_retries": retries,
-        "timeout": openai.Timeout(timeout_s, connect=CONNECT_S),
-    }
+class _Transport(openai.DefaultAsyncHttpxClient):
+    """A redirect is an error. A proxy of the environment is used, but never for this machine itself.
+
+    httpx limits the time of each read; here a try as a whole has a deadline, however slowly its answer comes.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        local = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
+        super().__init__(follow_redirects=False, mounts=local)
+        self.timeout_s = timeout_s
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """One try, with the body of its answer."""
+        try:
+            with anyio.fail_after(self.timeout_s):
+                return await super().send(request, **options)
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout(f"time-out after {self.timeout_s:g} s", request=request) from error
 
 
-def authorization(config: EndpointConfig) -> dict[str, Any]:
-    """Headers of each request: without a key none is sent."""
-    return {} if _key(config) else {"Authorization": openai.Omit()}
+def headers(config: EndpointConfig) -> dict[str, Any]:
+    """Of each request: the key of `endpoint.api_key_env`, and nothing else that the environment holds for OpenAI."""
+    key, omitted = _key(config), openai.Omit()
+    authorization = f"Bearer {key}" if key else omitted
+    return {"Authorization": authorization, "OpenAI-Organization": omitted, "OpenAI-Project": omitted}
 
 
 def _key(config: EndpointConfig) -> str:

@@ -3,9 +3,10 @@
     add -> [wait for one of `endpoint.concurrency` places -> chat completion] -> step
 
 One thread with an event loop holds the connections, so that neither `add` nor `step` waits. OpenAI's client repeats a
-request that may succeed later (no connection, time-out, 408, 409, 429, 5xx) after a growing pause, or the one that the
-server asks for. A refusal (any other status) stops the run; from a server that has answered other requests it costs
-this request alone, or is one truncated answer where the prompt is too long.
+request that may succeed later (no connection, time-out, 408, 409, 429, 5xx) after a pause of 0.5 s to 8 s, or of the
+seconds that the server asks for, at most 120. An answer that is no chat completion is given up. A refusal (any other
+status) stops the run; from a server that has answered other requests it costs this request alone, or is one truncated
+answer where the prompt is too long.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from queue import SimpleQueue
 from typing import NoReturn
 
 import anyio
+import openai
 from anyio.from_thread import start_blocking_portal
 from pydantic import ValidationError
 
@@ -25,9 +27,8 @@ from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.chat import (
     async_client,
-    authorization,
     chat_request,
-    openai,
+    headers,
     read_completion,
     read_tokens,
     served_model,
@@ -48,13 +49,17 @@ class GivenUp(Exception):
 
 
 class Breaker:
-    """Refuses requests for PAUSE_S after `limit` of them in a row were given up."""
+    """Refuses requests for PAUSE_S after `limit` of them in a row were given up.
+
+    A server that refuses a request is there, so a refusal ends the row as an answer does. After the pause all that wait
+    are sent, `endpoint.concurrency` at once, and the first that is given up starts the next pause.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit, self._failures, self._closed_until, self._reason = limit, 0, 0.0, ""
 
     def check(self) -> None:
-        """Raises GivenUp during the pause. After it one more failure starts the next."""
+        """Raises GivenUp during the pause."""
         if time.monotonic() < self._closed_until:
             raise GivenUp(self._reason)
 
@@ -138,7 +143,7 @@ class EndpointCritic:
         start = time.monotonic()
         create = self._client.chat.completions.with_raw_response.create
         try:
-            raw = await create(**chat_request(request, self.model), extra_headers=authorization(self._config))
+            raw = await create(**chat_request(request, self.model), extra_headers=headers(self._config))
         except openai.APIError as error:
             if (status := status_of(error)) is not None:
                 return await self._refused(request, status, words(error, self._config))

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from capo_fast.config.schema import Config
-from capo_fast.credit.critic import COMMON_SPECIAL_TOKENS, CRITIQUE_REGEX, parse_critique, render_critique_prompt
+from capo_fast.credit.critique_parser import CRITIQUE_REGEX, parse_critique
+from capo_fast.credit.critique_prompt import render_critique_prompt
+from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.credit.steps import step_spans
 from capo_fast.records import Completion, Critique, Prompt, Request, Rollout
 from capo_fast.runtime.digest import seed_of

@@ -15,7 +15,6 @@ from torch import Tensor
 from . import reference
 from .checks import check_choice
 from .fused.autograd import FusedImplementation
-from .fused.custom_ops import KERNELS
 from .fused.native import CpuRows, CudaRows
 from .rows import RowKernels
 from .spec import Head, LossInputs, LossSpec, PolicyLoss
@@ -90,8 +89,7 @@ def _build() -> tuple[dict[str, Implementation], dict[str, str]]:
     makers: dict[str, Callable[[], RowKernels]] = {"triton": _triton, "cuda": _cuda, "cpu": CpuRows}
     for name, make in makers.items():
         try:
-            KERNELS[name] = make()
-            built[name] = FusedImplementation(name)
+            built[name] = FusedImplementation(make())
         except OSError as error:
             missing[name] = str(error)
         except Exception as error:  # another Triton than the kernels are written for: the rest must be importable

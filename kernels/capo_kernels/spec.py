@@ -124,7 +124,9 @@ def _scalars(spec: LossSpec) -> Scalars:
 
 def _modes(spec: LossSpec) -> Modes:
     choices: dict[str, tuple[object, ...]] = {**CHOICES, "kl_ratio": (False, True)}
-    return Modes._make(choices[name].index(getattr(spec, name)) for name in Modes._fields)
+    found = Modes._make(choices[name].index(getattr(spec, name)) for name in Modes._fields)
+    # A kernel is compiled for each value, of a choice that it does not read as well.
+    return found if spec.is_mode is not None else found._replace(is_level=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,6 +61,7 @@ def test_no_arguments_load_the_packaged_tiny_file() -> None:
 def test_every_algorithm_sets_its_keys_on_tiny(name: str) -> None:
     flat = flatten(config_as_dict(load_config(["--config", str(CONFIGS / "tiny.yaml"), "--algorithm", name])))
     keys = read_algorithm(name)
+    assert keys and "algorithm" not in keys, "its name is the file's, once"
     assert {key: flat[key] for key in keys} == keys
     assert (flat["algorithm"], flat["train.lr"], flat["rollout.prompts"]) == (name, 2e-4, 16)
 

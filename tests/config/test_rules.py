@@ -63,7 +63,7 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"endpoint__budget_tokens": 5}, "endpoint.budget_tokens: found one, wanted none with critic.mode: frozen"),
         (
             {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "endpoint__retries": 5},
-            "endpoint.timeout_s: found 300 with endpoint.retries: 5, 1831 s in all, wanted less than",
+            "endpoint.timeout_s: found 300 with endpoint.retries: 5, with the pauses 1815.5 s in all, wanted less than",
         ),
         (
             {"credit__when": "mixed-groups", "credit__process": "none"},
@@ -130,13 +130,13 @@ def test_every_number_has_a_lower_bound_that_can_break(key: str) -> None:
     ],
 )
 def test_std_floor(settings: dict[str, Any], floor: float) -> None:
-    assert valid(**settings).std_floor == floor
+    assert valid(**settings).resolved_std_floor == floor
 
 
 def test_overlong_buffer_is_a_fifth_unless_set() -> None:
-    assert valid().overlong_buffer == 409
-    assert valid(rollout__max_tokens=3).overlong_buffer == 1
-    assert valid(train__overlong_buffer=7).overlong_buffer == 7
+    assert valid().resolved_overlong_buffer == 409
+    assert valid(rollout__max_tokens=3).resolved_overlong_buffer == 1
+    assert valid(train__overlong_buffer=7).resolved_overlong_buffer == 7
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from capo_fast.credit.critic import load_template, render_critique_prompt
+from capo_fast.credit.critique_prompt import load_template, render_critique_prompt
+from capo_fast.errors import CapoError
 
 LOOP = "{% for step in steps %}{{ step.index }}{{ step.text }}{% endfor %}"
 
@@ -41,13 +42,19 @@ def test_steps_are_neutralised_on_their_way_in() -> None:
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [
-        ("{{ problem }}", "found no step.index, wanted one for each step, as in {% for step in steps %}"),
+        ("{{ problem }}", "found no step.index, wanted each step's own, counted from 0, as in {% for step in steps %}"),
         (LOOP.replace("{{ step.text }}", ""), "found no step.text"),
         ("{% if solution %}" + LOOP + "{% endif %}", "found no step.index"),
         ("{{ steps }}", "found no step.text"),
         (LOOP + "{{ foo }}", "'foo' is undefined; the names are problem, solution, steps"),
         (LOOP + "{% if solution %}{{ foo }}{% endif %}", "'foo' is undefined"),
         (LOOP + "{{ step.text }}", "'step' is undefined"),
+        (LOOP + "{% if steps|length > 3 %}{{ foo }}{% endif %}", "'foo' is undefined"),
+        (LOOP.replace("{{ step.text", "{% if loop.index0 %}{{ foo }}{% endif %}{{ step.text"), "'foo' is undefined"),
+        (LOOP.replace("step.text", "step.text if loop.first else step.body"), "has no attribute 'body'"),
+        (LOOP.replace("in steps", "in steps[:1]"), "found no step.index"),
+        (LOOP.replace("{{ step.index }}", "{{ step.index + 1 }}"), "found no step.index, wanted each step's own"),
+        ("\\newcommand{\\x}[1]{#1}" + LOOP, "line 1: Missing end of comment tag"),
         (LOOP.replace("step.text", "step.body"), "has no attribute 'body'; the names are"),
         (LOOP + "{{ problem + 1 }}", "; the names are"),
         ("{% include 'other' %}" + LOOP, "; the names are"),
@@ -71,3 +78,22 @@ def test_a_users_own_template(tmp_path: Path) -> None:
     assert render_critique_prompt(load_template(file), "P", ["x"]) == "\\frac{a}{b}\n0x"
     with pytest.raises(ValueError, match="absent"):
         load_template(tmp_path / "absent.txt")
+
+
+def test_the_line_end_right_after_a_block_tag_is_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    loop = LOOP.removesuffix("{% endfor %}")
+    for end, prompt in (("{% endfor %}", "Steps: 0a1bAnswer"), ("{% endfor +%}", "Steps: 0a1b\nAnswer")):
+        file.write_text(f"Steps: {loop}{end}\nAnswer{{# a comment #}}")
+        assert render_critique_prompt(load_template(file), "P", ["a", "b"]) == prompt
+    file.write_text(LOOP + "{{ '{#' }}")
+    assert render_critique_prompt(load_template(file), "P", ["x"]) == "0x{#"
+
+
+def test_a_template_that_fails_in_the_run_ends_it_with_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text(LOOP + "{% if steps|length > 3 %}{{ steps[0].body }}{% endif %}")
+    template = load_template(file)
+    assert render_critique_prompt(template, "P", ["x"]) == "0x"
+    with pytest.raises(CapoError, match=r"^critic.prompt: .* has no attribute 'body', with a solution of 4 steps$"):
+        render_critique_prompt(template, "P", ["x"] * 4)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capo_fast.credit.critic import neutralise, parse_critique
+from capo_fast.credit.critique_parser import parse_critique
+from capo_fast.credit.neutralise import neutralise
 from capo_fast.records import Critique
 
 STEPS = 8

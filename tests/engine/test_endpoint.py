@@ -54,6 +54,19 @@ def test_a_request_goes_over_the_wire_whole(server, monkeypatch):
     assert (other["top_k"], other["structured_outputs"]) == (7, {"regex": "Judgment: (Yes|No)"})
 
 
+@pytest.mark.parametrize("key", ["sk-mine", ""])
+def test_nothing_else_that_the_environment_holds_for_openai_is_sent(server, monkeypatch, key):
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
+        monkeypatch.setenv(f"OPENAI_{name}", "for-openai")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "authorization: Bearer for-openai")
+    monkeypatch.setenv("CRITIC_KEY", key)
+    with critic_at(server.url, api_key_env="CRITIC_KEY") as critic:
+        ask(critic)
+    assert len(server.headers) == 2, "the list of models, and a completion"
+    assert "for-openai" not in str(server.headers)
+    assert server.keys == [f"Bearer {key}" if key else None]
+
+
 def test_an_answer_is_its_content_and_its_cost(server):
     server.respond = in_turn(chat("A", reasoning_content="hm"), chat(None, reasoning="hm"), chat("Judg", "length"))
     with critic_at(server.url, concurrency=1) as critic:
@@ -222,17 +235,27 @@ def test_a_proxy_is_not_asked_for_this_machine(server, monkeypatch):
         assert ask(critic)["c"].error is None
 
 
-def test_only_an_endpoint_needs_its_package():
+def test_only_an_endpoint_needs_its_package(tmp_path):
+    """Without it a run that asks a server ends before its folder is made and its model loaded."""
     script = """
 import sys
 sys.modules["openai"] = None  # as if not installed
-import capo_fast.critic_eval, capo_fast.train
+import capo_fast.build, capo_fast.check, capo_fast.critic_eval, capo_fast.train
 print("imported")
-import capo_fast.engine.endpoint
+capo_fast.build.load_learner = None
+url, run = sys.argv[1:]
+capo_fast.check.main(["--critic.mode", "endpoint", "--endpoint.url", url])
+assert capo_fast.critic_eval.main(["--critic", url, "--data", "tiny", "--out", run]) == 1
+assert capo_fast.train.main(["--critic.mode", "endpoint", "--endpoint.url", url, "--run.dir", run]) == 1
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "imported\n"
-    assert done.stderr.endswith("EngineError: a critic at a server needs openai: pip install '.[endpoint]'\n")
+    command = [sys.executable, "-c", script, "http://127.0.0.1:1/v1", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    line = "a critic at a server needs openai: pip install '.[endpoint]'\n"
+    assert done.stdout.startswith("imported\n")
+    assert done.stdout.endswith(f"FAILED  critic         {line}")
+    assert done.stderr.endswith(f"capo_fast: error: {line}" * 2)
+    assert done.returncode == 0
+    assert not (tmp_path / "run").exists()
 
 
 # ---- scoring a critic there ----

@@ -7,8 +7,10 @@ import threading
 import time
 
 import pytest
+from openai._constants import INITIAL_RETRY_DELAY, MAX_RETRY_AFTER_DELAY, MAX_RETRY_DELAY
 from scripted_server import TOO_LONG, Scripted, ask, ask_until_it_breaks, chat, critic_at, in_turn, refused, request
 
+from capo_fast.config.rules import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.endpoint import FAILURES
 
@@ -45,9 +47,17 @@ def test_a_server_that_asks_for_more_than_two_minutes_is_not_there(server):
 def test_a_try_has_a_deadline(server):
     release = threading.Event()
     server.respond = lambda body: release.wait(30) and chat()
-    with critic_at(server.url, timeout_s=0.05) as critic, pytest.raises(EngineError, match=r": ReadTimeout$"):
+    with critic_at(server.url, timeout_s=0.05) as critic, pytest.raises(EngineError, match=r": time-out after 0.05 s$"):
         ask(critic)
     release.set()
+
+
+def test_an_answer_that_trickles_in_has_the_same_deadline(server):
+    with critic_at(server.url, timeout_s=0.3, retries=1) as critic:
+        server.pause_s = 0.02  # each byte is on time; all of them take several seconds
+        with pytest.raises(EngineError, match=r": time-out after 0.3 s$"):
+            ask(critic)
+    assert len(server.bodies) == 2
 
 
 def test_what_is_no_chat_completion_is_given_up(server):
@@ -88,6 +98,11 @@ def test_one_bad_request_is_not_a_dead_server(server):
     with critic_at(server.url, on_failure="outcome", concurrency=1) as critic:
         answers = ask(critic, *(request(f"{i}", ["bad", "good"][i % 2]) for i in range(4 * FAILURES)))
     assert [bool(answer.error) for answer in answers.values()] == [True, False] * 2 * FAILURES
+
+
+def test_the_pauses_of_the_rule_are_the_clients():
+    assert (FIRST_PAUSE_S, LONGEST_PAUSE_S) == (INITIAL_RETRY_DELAY, MAX_RETRY_DELAY)
+    assert MAX_RETRY_AFTER_DELAY == 120, "as --help says of endpoint.retries"
 
 
 # ---- failures that stay ----

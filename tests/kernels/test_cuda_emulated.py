@@ -51,8 +51,9 @@ def emulated_cuda(tmp_path_factory):
     status = sys.modules["capo_kernels.registry"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "LIBRARIES", folder)
-        patch.setitem(KERNELS, "cuda", EmulatedCuda())
-        patch.setitem(status.BUILT, "cuda", FusedImplementation("cuda"))
+        emulated = EmulatedCuda()
+        patch.setitem(KERNELS, "cuda", emulated)
+        patch.setitem(status.BUILT, "cuda", FusedImplementation(emulated))
         yield
 
 

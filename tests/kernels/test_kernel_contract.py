@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from implementations import judged, refusal
 
 import capo_kernels as ck
+from capo_kernels.rows import CHOICES, TERMS
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 
@@ -134,3 +136,19 @@ def test_the_readme_examples_run() -> None:
     names: dict = {}
     for block in blocks:
         exec(block, names)
+
+
+def test_the_numbers_of_choices_and_columns_are_the_same_in_c() -> None:
+    text = re.sub(r"/\*.*?\*/", "", (KERNELS.parent / "csrc" / "capo.h").read_text(), flags=re.DOTALL)
+    enums = [re.findall(r"CAPO_(\w+)(?: = (\d+))?", body) for body in re.findall(r"enum \{(.*?)\}", text, re.DOTALL)]
+    for field, prefix in {"objective": "", "kl_estimator": "", "is_mode": "IS_", "is_level": "LEVEL_"}.items():
+        places = enumerate(CHOICES[field])
+        assert [(f"{prefix}{choice}".upper(), str(place)) for place, choice in places] in enums, field
+    columns = [re.sub("^IS", "IS_WEIGHT", name).replace("SQUARE", "SQ") for name, _ in enums[-1]]
+    assert columns == [*(name.upper() for name in TERMS), "TERMS"]
+
+
+def test_a_choice_that_is_not_read_compiles_no_kernel_of_its_own() -> None:
+    assert ck.LossSpec(is_level="sequence").modes == ck.LossSpec().modes
+    masked = ck.LossSpec(is_mode="mask")
+    assert replace(masked, is_level="sequence").modes != masked.modes

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..metrics import derive
-from ..rows import Modes, TokenArguments
+from ..rows import Modes, RowKernels, TokenArguments
 from ..spec import Head, LossInputs, LossSpec, PolicyLoss
 from . import custom_ops
 from .arguments import needs_logprobs, token_arguments
@@ -24,12 +24,19 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class FusedImplementation:
-    """An implementation (registry.py) made of the row kernels of that name."""
+    """An implementation (registry.py) made of row kernels; the operators of custom_ops.py find them by their name."""
 
-    name: str
+    kernels: RowKernels
+
+    def __post_init__(self) -> None:
+        custom_ops.KERNELS[self.name] = self.kernels
+
+    @property
+    def name(self) -> str:
+        return self.kernels.name
 
     def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
-        return custom_ops.KERNELS[self.name].refuses(device, dtype, vocab)
+        return self.kernels.refuses(device, dtype, vocab)
 
     def logprobs(self, logits_TV: Tensor, targets_T: Tensor, head: Head, entropy: bool) -> tuple[Tensor, ...]:
         run = (head.temperature, head.softcap or 0.0, self.name)
@@ -56,12 +63,21 @@ class FusedImplementation:
     ) -> PolicyLoss:
         logits_TV, targets_T, logp_T = _rows_contiguous(logits_TV), _int32(targets_T), None
         if needs_logprobs(inputs, spec):
-            weight_T, head = inputs.weights.detach().contiguous(), (spec.temperature, spec.softcap or 0.0)
-            logp_T, _ = custom_ops.logprobs(logits_TV.detach(), targets_T, weight_T, *head, self.name)
-        tokens, run = token_arguments(inputs, spec, logp_T), (spec.modes, spec.numbers, self.name)
+            logp_T, _ = custom_ops.logprobs(
+                logits_TV.detach(),
+                targets_T,
+                inputs.weights.detach().contiguous(),
+                temperature=spec.temperature,
+                softcap=spec.softcap or 0.0,
+                impl=self.name,
+            )
+        tokens = token_arguments(inputs, spec, logp_T)
         if torch.is_grad_enabled() and logits_TV.requires_grad:
-            return self._result(_PolicyLoss.apply(logits_TV, inplace, targets_T, *run, *tokens))
-        terms_TK, _ = custom_ops.policy_loss(logits_TV, targets_T, tokens, *run, False)
+            apply = _PolicyLoss.apply
+            return self._result(apply(logits_TV, inplace, targets_T, spec.modes, spec.numbers, self.name, *tokens))
+        terms_TK, _ = custom_ops.policy_loss(
+            logits_TV, targets_T, tokens, modes=spec.modes, numbers=spec.numbers, impl=self.name, wants_grad=False
+        )
         return self._result(_outputs(terms_TK, tokens))
 
     def linear_policy_loss(
@@ -78,15 +94,33 @@ class FusedImplementation:
     ) -> PolicyLoss:
         head, targets_T, logp_T = (hidden_TH, weight_VH, bias_V), _int32(targets_T), None
         if needs_logprobs(inputs, spec):
-            run = (spec.temperature, spec.softcap or 0.0, self.name, chunk, wide_logits)
-            detached = (None if x is None else x.detach() for x in head)
-            weight_T = inputs.weights.detach().contiguous()
-            logp_T, _ = custom_ops.linear_logprobs(*detached, targets_T, weight_T, rows_R, *run)
+            logp_T, _ = custom_ops.linear_logprobs(
+                *(None if x is None else x.detach() for x in head),
+                targets_T,
+                token_weight=inputs.weights.detach().contiguous(),
+                rows=rows_R,
+                temperature=spec.temperature,
+                softcap=spec.softcap or 0.0,
+                impl=self.name,
+                chunk=chunk,
+                wide_logits=wide_logits,
+            )
         tokens = token_arguments(inputs, spec, logp_T)
-        plan = (rows_R, spec.modes, spec.numbers, self.name, chunk, wide_logits)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in head):
+            plan = (rows_R, spec.modes, spec.numbers, self.name, chunk, wide_logits)
             return self._result(_LinearPolicyLoss.apply(*head, targets_T, *plan, *tokens))
-        terms_TK, *_ = custom_ops.linear_policy_loss(*head, targets_T, tokens, *plan, (False,) * 3)
+        terms_TK, *_ = custom_ops.linear_policy_loss(
+            *head,
+            targets_T,
+            tokens,
+            rows=rows_R,
+            modes=spec.modes,
+            numbers=spec.numbers,
+            impl=self.name,
+            chunk=chunk,
+            wide_logits=wide_logits,
+            needs=(False,) * 3,
+        )
         return self._result(_outputs(terms_TK, tokens))
 
     def _result(self, outputs: Outputs) -> PolicyLoss:
@@ -112,13 +146,13 @@ class _Logprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(logits_TV, targets_T)
         ctx.set_materialize_grads(False)
-        ctx.run = temperature, softcap, impl
-        return custom_ops.logprobs(logits_TV, targets_T, None, temperature, softcap, impl)
+        ctx.options = {"temperature": temperature, "softcap": softcap, "impl": impl}
+        return custom_ops.logprobs(logits_TV, targets_T, None, **ctx.options)
 
     @staticmethod
     def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_double_backward()
-        dlogits_TV = custom_ops.dlogits(*ctx.saved_tensors, *_slopes(dlogp_T, dentropy_T), *ctx.run)
+        dlogits_TV = custom_ops.dlogits(*ctx.saved_tensors, *_slopes(dlogp_T, dentropy_T), **ctx.options)
         return dlogits_TV, *_nones(ctx, 1)
 
 
@@ -138,15 +172,16 @@ class _LinearLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, targets_T)
         ctx.set_materialize_grads(False)
-        ctx.run = run = temperature, softcap, impl, chunk, wide_logits
-        return custom_ops.linear_logprobs(hidden_TH, weight_VH, bias_V, targets_T, None, None, *run)
+        head = {"temperature": temperature, "softcap": softcap}
+        ctx.options = {**head, "impl": impl, "chunk": chunk, "wide_logits": wide_logits}
+        return custom_ops.linear_logprobs(hidden_TH, weight_VH, bias_V, targets_T, None, None, **ctx.options)
 
     @staticmethod
     def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
         _refuse_double_backward()
         needs = ctx.needs_input_grad[:3]
         slopes = _slopes(dlogp_T, dentropy_T)
-        grads = custom_ops.linear_logprobs_backward(*ctx.saved_tensors, *slopes, *ctx.run, needs)
+        grads = custom_ops.linear_logprobs_backward(*ctx.saved_tensors, *slopes, **ctx.options, needs=needs)
         return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), *_nones(ctx, 3)
 
 
@@ -175,10 +210,14 @@ class _PolicyLoss(torch.autograd.Function):
     ) -> Outputs:
         tokens = TokenArguments._make(arguments)
         if inplace:
-            terms_TK = custom_ops.policy_loss_(logits_TV.detach(), targets_T, tokens, modes, numbers, impl)
+            terms_TK = custom_ops.policy_loss_(
+                logits_TV.detach(), targets_T, tokens, modes=modes, numbers=numbers, impl=impl
+            )
             dlogits_TV = logits_TV
         else:
-            terms_TK, dlogits_TV = custom_ops.policy_loss(logits_TV, targets_T, tokens, modes, numbers, impl, True)
+            terms_TK, dlogits_TV = custom_ops.policy_loss(
+                logits_TV, targets_T, tokens, modes=modes, numbers=numbers, impl=impl, wants_grad=True
+            )
         # Saved after the write: autograd then refuses a backward over logits that someone has written to since.
         ctx.save_for_backward(dlogits_TV)
         ctx.inplace, ctx.impl = inplace, impl
@@ -211,9 +250,21 @@ class _LinearPolicyLoss(torch.autograd.Function):
         wide_logits: bool,
         *arguments: Tensor | None,
     ) -> Outputs:
-        tokens, head = TokenArguments._make(arguments), (hidden_TH, weight_VH, bias_V)
-        plan = (rows_R, modes, numbers, impl, chunk, wide_logits, ctx.needs_input_grad[:3])
-        terms_TK, *grads = custom_ops.linear_policy_loss(*head, targets_T, tokens, *plan)
+        tokens = TokenArguments._make(arguments)
+        terms_TK, *grads = custom_ops.linear_policy_loss(
+            hidden_TH,
+            weight_VH,
+            bias_V,
+            targets_T,
+            tokens,
+            rows=rows_R,
+            modes=modes,
+            numbers=numbers,
+            impl=impl,
+            chunk=chunk,
+            wide_logits=wide_logits,
+            needs=ctx.needs_input_grad[:3],
+        )
         ctx.save_for_backward(*grads)
         ctx.impl = impl
         loss, logp_T, entropy_T, raw_M = _outputs(terms_TK, tokens)

@@ -16,7 +16,7 @@ from .linear import Matmuls, take, trained_rows
 from .summary import untrained_terms
 
 KERNELS: dict[str, RowKernels] = {}
-"""By name; the registry fills it."""
+"""By name; a FusedImplementation enters its own."""
 
 # ---- of logits -------------------------------------------------------------------------------------------------------
 
