@@ -1,4 +1,4 @@
-"""The planted faults can be planted. That tests see them, `python -m tests.planted` says."""
+"""The planted faults can be planted. `python -m tests.planted` checks that tests see them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of the house that no linter knows."""
+"""Rules of the repository that no linter checks: imports, locks, machine paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""README and docs: what they name is there, and what they show runs."""
+"""README and docs: what they name exists, and what they show runs."""
 
 from __future__ import annotations
 
