@@ -16,12 +16,17 @@ def covering(
 ) -> list[tuple[Any, ...]]:
     """Greedy: always the row with the most new combinations, the first among equals.
 
+    A combination that is only in rows that `allowed` refuses is not covered. Raises ValueError where nothing is left to
+    cover: pytest skips a test without parameters.
+
     >>> covering("ab", "cd", "ef", strength=2)
     [('a', 'c', 'e'), ('a', 'd', 'f'), ('b', 'c', 'f'), ('b', 'd', 'e')]
     """
     product = [row for row in itertools.product(*map(range, map(len, factors))) if allowed(*_values(factors, row))]
     combinations = {row: set(itertools.combinations(enumerate(row), strength)) for row in product}
     missing = set().union(*combinations.values())
+    if not missing:
+        raise ValueError(f"{len(factors)} factors and {len(product)} allowed rows: nothing to cover at {strength=}")
     chosen = []
     while missing:
         best = max(product, key=lambda row: len(combinations[row] & missing))
