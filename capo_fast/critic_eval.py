@@ -116,7 +116,7 @@ def start_critic(job: Job, spent_tokens: int) -> Generator:
     """vLLM, or the client of a server, which may spend what the answers on disk have left of its budget."""
     if not is_address(job.model):
         return start_engine(job.model, job.config)
-    from capo_fast.engine.endpoint import EndpointCritic
+    from capo_fast.engine.endpoint import EndpointCritic  # see model_at_server
 
     endpoint = replace(job.config.endpoint, on_failure="stop")  # an evaluation has no outcome credit to go on with
     budget = endpoint.budget_tokens

@@ -169,7 +169,7 @@ def _parsed(where: str, line: bytes) -> Any:
 
 
 def _parquet_rows(file: Path) -> Iterator[Row]:
-    from pyarrow import ArrowException, parquet
+    from pyarrow import ArrowException, parquet  # slow to import, and JSONL needs none of it
 
     try:
         with parquet.ParquetFile(file) as table:
@@ -182,7 +182,7 @@ def _parquet_rows(file: Path) -> Iterator[Row]:
 
 
 def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
-    from datasets import DatasetDict, load_from_disk
+    from datasets import DatasetDict, load_from_disk  # takes a second
 
     try:
         data = load_from_disk(str(folder))
@@ -196,7 +196,7 @@ def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
 
 
 def _hub_rows(path: str, name: str | None, split: str) -> Iterator[Row]:
-    from datasets import load_dataset
+    from datasets import load_dataset  # takes a second
 
     try:
         data = load_dataset(path, name, split=split)

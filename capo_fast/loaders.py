@@ -17,7 +17,7 @@ from capo_fast.records import Prompt
 
 
 def load_tokenizer(model_path: str) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # takes seconds; importing this module does not
 
     try:
         return AutoTokenizer.from_pretrained(model_path)
@@ -62,7 +62,7 @@ def check_endpoint_client() -> None:
 
 def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:
     """vLLM; with `lora` it takes adapters of that rank and targets."""
-    from capo_fast.engine.vllm import VllmEngine
+    from capo_fast.engine.vllm import VllmEngine  # imports transformers, which takes seconds
 
     if importlib.util.find_spec("vllm") is None:
         raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")

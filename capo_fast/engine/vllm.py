@@ -3,6 +3,8 @@
 The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, or with its neighbours a slice of one
 (`engine.tensor_parallel`); these must ask the same in the same order. Weights are pushed as one whole version through
 one `reload_weights` (several reloads a version corrupt it, SkyRL); vLLM takes each rank's slices.
+
+vllm is imported inside functions: this takes seconds, and it reads the environment variables that `_start` sets.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Under tensor parallelism each rank sums its slices, at their places in the whole, and the ranks add up. What several
 ranks hold (norms, key/value heads fewer than ranks) counts with its share on each: every copy is looked at.
 
+vllm is imported inside functions, as in vllm.py.
+
 Letters: N rows and K columns of a weight.
 """
 

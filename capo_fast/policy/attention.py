@@ -19,7 +19,7 @@ PACKED_SDPA = "packed_sdpa"
 
 def use_packed_sdpa(model: Any) -> None:
     """From now on `model` wants `sequence_lengths` at each call. Raises ValueError for one with a sliding window."""
-    from transformers import AttentionInterface
+    from transformers import AttentionInterface  # takes seconds; importing this module does not
 
     if windows := {window for module in model.modules() if (window := getattr(module, "sliding_window", None))}:
         raise ValueError(f"the model has a sliding window of {min(windows)} tokens, which sdpa leaves out")

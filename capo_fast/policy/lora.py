@@ -43,6 +43,7 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
 
     Raises ConfigError for a target that is no linear layer of the model.
     """
+    # PEFT takes seconds to import, and full fine-tuning needs none of it.
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
@@ -135,6 +136,6 @@ def merged_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, to
 
 def _layers(model: Any) -> dict[str, Any]:
     """PEFT's layers, by the names of those they took the place of."""
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import LoraLayer  # loaded already where there is an adapter
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

@@ -84,6 +84,7 @@ class Policy(nn.Module):
 
 def load_model(path: str, attention: str, untested: bool = False, dtype: torch.dtype = torch.float32) -> Any:
     """The model on the host, in `dtype`. Raises ConfigError for a missing model or an architecture outside `TESTED`."""
+    # transformers loads its models at this import, in seconds; `capo check` needs none of them.
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -99,7 +100,7 @@ def load_model(path: str, attention: str, untested: bool = False, dtype: torch.d
 
 def load_architecture(path: str, untested: bool = False) -> Any:
     """The model's config. Raises ConfigError for a missing model or an architecture outside `TESTED`."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig  # as above
 
     try:
         config = AutoConfig.from_pretrained(path)

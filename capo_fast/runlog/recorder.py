@@ -163,7 +163,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def peak_memory_gb() -> float:
     """Most memory this process has held so far, GiB: PyTorch's on the GPU where there is one, else resident memory."""
-    import torch
+    import torch  # `capo status` and `capo report` read records without it
 
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
@@ -203,7 +203,7 @@ class _Wandb:
 
     def __init__(self, folder: Path, project: str, settings: Mapping[str, Any]) -> None:
         try:
-            import wandb
+            import wandb  # optional: no extra installs it
         except ModuleNotFoundError as error:
             message = f"run.wandb={project}: the package {error.name} is not installed (pip install {error.name})"
             raise ConfigError(message) from error

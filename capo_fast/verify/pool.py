@@ -7,6 +7,7 @@ torch and the engine, in each of them.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import logging
@@ -275,8 +276,6 @@ def _split_name(name: str) -> tuple[str, str]:
 def _die_with(parent: int) -> None:
     """Even a worker that hangs in C must not outlive a parent that was killed; an idle one sees its pipe close."""
     if sys.platform == "linux":
-        import ctypes
-
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)

@@ -67,7 +67,7 @@ class Implementation(Protocol):
 def _triton() -> RowKernels:
     if torch.version.cuda is None and not _interpreted():
         raise OSError("this torch has no CUDA (TRITON_INTERPRET=1 runs it, slowly, on a CPU)")
-    from .fused.triton_rows import TritonRows
+    from .fused.triton_rows import TritonRows  # Triton may be missing, and is slow to import
 
     return TritonRows()
 
