@@ -1,4 +1,4 @@
-# make setup   makes .venv from requirements/cpu.txt, or from cuda.txt where there is an NVIDIA GPU; all others begin with it
+# make setup   makes .venv from requirements/cpu.txt, or from cuda.txt where there is an NVIDIA GPU; done first by all but clean
 # make train   trains the embedded default, in minutes on two CPU cores   options in ARGS="--train.steps 4 ...", ranks in NPROC
 # make test    the tests in two processes                                 options in ARGS="-n 0 -k packaging ..."
 #              as root it installs Debian's chromium where there is none: the report is tested in it
