@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from capo_fast.cli import COMMANDS
 from capo_fast.config.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,12 @@ def test_files_and_modules_exist(document):
     modules = [name.replace(".", "/") for name in re.findall(r"-m ((?:capo_fast|bench)[\w.]*\w)", text)]
     missing = [name for name in modules if not {f"{name}.py", f"{name}/__main__.py"} & SOURCES]
     assert [name for name in files if not (ROOT / name).exists()] + missing == []
+
+
+@each_document
+def test_commands_exist(document):
+    named = re.findall(r"(?:^|`|bin/)capo ([a-z][\w-]*)", document.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(named) - COMMANDS.keys() == set()
 
 
 def test_contributing_names_the_layers_of_the_import_contract():
