@@ -30,5 +30,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     inside = Path(config.docs_dir, page.file.src_uri).exists()
+    assert not inside or page.file.src_uri == page.file.name + ".md", "the rule for links takes docs/ to be flat"
     markdown = markdown.replace("](../", "](") if inside else markdown.replace("](docs/", "](")
     return markdown.replace(SETTINGS, settings()) if SETTINGS in markdown else markdown

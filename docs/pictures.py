@@ -1,15 +1,15 @@
 """The README's picture: the credit map of a run beside the learning curves of bench/results/tiny/evidence.json.
 
-make train ARGS="--run.dir runs/picture --train.steps 4 --eval.limit 50"
-.venv/bin/python -m docs.pictures runs/picture        # writes docs/images/capo.png
+capo train --run.dir runs/first
+python -m docs.pictures runs/first        # writes docs/images/capo.png
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,12 @@ def learning_curves(axes: Any) -> None:
     for arm in ARMS:
         draw(axes, arm, results, figures, by_time=False)
     axes.set_title("Held-out pass@1, 8 seeds, 95 % intervals", loc="left", fontsize="medium")
-    axes.set(xlabel="rollouts", xticks=[part * figures.budget for part in QUARTERS])
+    axes.set(xlabel="rollouts", ylabel="pass@1", xticks=[part * figures.budget for part in QUARTERS])
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(axes.lines, ARMS.values(), frameon=False, loc="lower right")
+    axes.margins(x=0.02)
+    lines = dict(zip(ARMS.values(), axes.lines, strict=True))
+    axes.legend(lines.values(), lines.keys(), frameon=False, loc="lower right")
 
 
 def save_picture(run: Path, path: Path = PICTURE) -> None:
@@ -82,4 +84,6 @@ def save_picture(run: Path, path: Path = PICTURE) -> None:
 
 
 if __name__ == "__main__":
-    save_picture(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(prog="python -m docs.pictures", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of the run whose credit map is shown")
+    save_picture(parser.parse_args().run)

@@ -183,26 +183,23 @@ def test_a_named_solution_has_to_be_there(tmp_path: Path) -> None:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 WHOLE = gzip.compress(jsonl([{"problem": f"{i}+{i * i}", "answer": i} for i in range(2000)]))
+BAD_FILES = [
+    ("a.jsonl", b"", "no problems in it"),
+    ("a.jsonl", b"\n \n", "no problems in it"),
+    ("a.jsonl", jsonl([GOOD]) + b"\n{bad\n", "a.jsonl, line 3: not JSON"),
+    ("a.jsonl", jsonl([GOOD])[:-4], "a.jsonl, line 1: not JSON"),
+    ("a.jsonl", jsonl([GOOD]) + b'{"problem": "\xff"}\n', "a.jsonl, line 2: not JSON"),
+    ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: not JSON"),
+    ("a.jsonl.gz", WHOLE[: len(WHOLE) // 2], "broken gzip file, "),
+    ("a.jsonl.gz", jsonl([GOOD]), "broken gzip file, 0 whole lines"),
+    ("a.jsonl.gz", WHOLE[:100] + b"\xff" * 100 + WHOLE[200:], "broken gzip file"),
+    ("a.jsonl.gz", gzip.compress(b""), "no problems in it"),
+    ("a.parquet", b"not a table", "can't read it as Parquet"),
+    ("a.json", b"[]", "unknown format; wanted .jsonl, .jsonl.gz, .parquet"),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("a.jsonl", b"", "no problems in it"),
-        ("a.jsonl", b"\n \n", "no problems in it"),
-        ("a.jsonl", jsonl([GOOD]) + b"\n{bad\n", "a.jsonl, line 3: not JSON"),
-        ("a.jsonl", jsonl([GOOD])[:-4], "a.jsonl, line 1: not JSON"),
-        ("a.jsonl", jsonl([GOOD]) + b'{"problem": "\xff"}\n', "a.jsonl, line 2: not JSON"),
-        ("a.jsonl", b"[" * 100_000, "a.jsonl, line 1: not JSON"),
-        ("a.jsonl.gz", WHOLE[: len(WHOLE) // 2], "broken gzip file, "),
-        ("a.jsonl.gz", jsonl([GOOD]), "broken gzip file, 0 whole lines"),
-        ("a.jsonl.gz", WHOLE[:100] + b"\xff" * 100 + WHOLE[200:], "broken gzip file"),
-        ("a.jsonl.gz", gzip.compress(b""), "no problems in it"),
-        ("a.parquet", b"not a table", "can't read it as Parquet"),
-        ("a.json", b"[]", "unknown format; wanted .jsonl, .jsonl.gz, .parquet"),
-    ],
-    ids=range(12),  # gzip writes the time into its content, and an id made of it would differ between processes
-)
+@pytest.mark.parametrize(("name", "content", "says"), BAD_FILES, ids=[f"{name}-{says}" for name, _, says in BAD_FILES])
 def test_a_bad_file_is_one_line(name: str, content: bytes, says: str, tmp_path: Path) -> None:
     path = written(tmp_path, content, name)
     message = refused(load_problems, path, FIELDS)

@@ -202,13 +202,13 @@ class Counted:
         return getattr(self._tokenizer, name)
 
 
-def test_random_ids_are_decoded_once_each() -> None:
-    """However long a response is: each of its distinct tokens alone and repeated."""
+def test_random_ids_are_cut_with_linear_decoding() -> None:
     generator = random.Random(0)
     for tokenizer in TOKENIZERS.values():
         for length in (1, 7, 300):
             spans = step_spans([generator.randrange(len(tokenizer)) for _ in range(length)], tokenizer)
             assert len(spans.starts) == length and sum(spans.starts) == len(spans.texts)
-        ids, counted = [generator.randrange(len(tokenizer)) for _ in range(10_000)], Counted(tokenizer)
-        step_spans(ids, counted)
-        assert counted.decoded == 3 * len(set(ids))
+        for length in (1_000, 20_000):
+            counted = Counted(tokenizer)
+            spans = step_spans([generator.randrange(len(tokenizer)) for _ in range(length)], counted)
+            assert len(spans.starts) == length and counted.decoded <= 4 * length

@@ -1,4 +1,4 @@
-"""Docstrings are Markdown in the site, where `>` begins a quotation: doctests are fenced, and other lines escaped."""
+"""Docstrings as Markdown for the site: doctests are fenced, and a `>` that begins another line is no quotation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
 COMPARISON = re.compile(r"^>(?!>> )", re.MULTILINE)
 
 
-class FencedDoctests(griffe.Extension):
+class DocstringsAsMarkdown(griffe.Extension):
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring:
             text = COMPARISON.sub(r"\\>", obj.docstring.value)
