@@ -7,9 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from capo_fast.cli import COMMANDS
 from capo_fast.config.settings import SETTINGS
+from docs.pictures import ARMS, learning_curves
 
 ROOT = Path(__file__).parents[2]
 PROJECT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md")]
@@ -36,6 +38,12 @@ def test_the_readmes_loss_runs():
     names: dict = {}
     exec(python_blocks(ROOT / "README.md")[0], names)
     assert names["logits"].grad.abs().sum() > 0
+
+
+def test_the_readmes_curves_are_drawn_from_the_evidence():
+    axes = Figure().subplots()
+    learning_curves(axes)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(ARMS.values())
 
 
 def broken_links(document: Path) -> list[str]:
