@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,6 @@ from capo_fast.loaders import (
     load_tokenizer,
     start_engine,
 )
-from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import BasePolicy, add_adapter
 from capo_fast.policy.model import DTYPES, Policy, check_loss_kernel, load_model, shard_policy
@@ -41,12 +40,12 @@ from capo_fast.policy.sync import (
 from capo_fast.rollout.generator import RolloutGenerator
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.runlog.console import open_console
-from capo_fast.runlog.folder import run_folder
+from capo_fast.runlog.folder import RunDir, open_run_dir
 from capo_fast.runlog.log import RunLog
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, RunFolder
 from capo_fast.runtime.failures import Deadline
-from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
+from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, seed_everything
 from capo_fast.runtime.stages import Stages
 from capo_fast.trainer import Trainer
 from capo_fast.verify import VerifierPool
@@ -68,24 +67,24 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     check_reward_function(config.reward.fn)
     if config.asks_server:
         check_endpoint_client()
-    folder, guard = run_folder(config)
+    folder = open_run_dir(config)
     probe = probe_sequences(prompts, config.sync.probe_sequences, config.sync.probe_tokens)
     learner, critic = load_learner(model_path, config, device, probe)
-    checkpointer = Checkpointer(folder / "checkpoints", config.checkpoint.keep)
-    progress = resume(checkpointer, learner)
-    recorder = open_recorder(folder, config, progress.step)
-    engine, server = start_engines(model_path, config, group, progress, engine)
-    weights = push_from(learner, engine, critic, probe, config)
-    log = open_log(config, folder, progress, checkpointer, recorder, guard, started)
-    pool = VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn)
+    progress = folder.resume(learner)
+    recorder = open_recorder(folder.path, config, progress.step)
+    with ExitStack() as undo:
+        server = ask_server(config, group, progress)
+        if server is not None:
+            undo.callback(server.close)
+        if engine is None:
+            engine = start_engine(model_path, config, config.lora)
+            undo.callback(engine.close)
+        weights = push_from(learner, engine, critic, probe, config)
+        log = open_log(config, folder, progress, recorder, started)
+        pool = VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn)
+        undo.pop_all()
     generator = RolloutGenerator(config, engine, server or engine, pool, requests, weights, group, log.stages)
-    return Trainer(config, problems, generator, learner, log)
-
-
-def resume(checkpointer: Checkpointer, learner: Learner) -> Progress:
-    """Restore the newest checkpoint, if there is one; the run's progress. A collective."""
-    newest = on_first_rank(checkpointer.newest)
-    return Progress() if newest is None else Progress(**checkpointer.load(newest, learner))
+    return Trainer(problems, tokenizer, generator, learner, log)
 
 
 def open_recorder(folder: Path, config: Config, step: int) -> Recorder:
@@ -97,20 +96,6 @@ def open_recorder(folder: Path, config: Config, step: int) -> Recorder:
     return recorder
 
 
-def start_engines(
-    model_path: str, config: Config, group: EngineGroup, progress: Progress, engine: Engine | None
-) -> tuple[Engine, Generator | None]:
-    """The engine, unless there is one already, and the client of the critic's server, where there is one."""
-    server = ask_server(config, group, progress)
-    with ExitStack() as undo:
-        if server is not None:
-            undo.callback(server.close)
-        if engine is None:
-            engine = start_engine(model_path, config, config.lora)
-        undo.pop_all()
-    return engine, server
-
-
 def push_from(
     learner: Learner, engine: Engine, critic: FrozenCritic | None, probe: Sequence[tuple[int, ...]], config: Config
 ) -> Sync:
@@ -119,23 +104,12 @@ def push_from(
     return FullSync(engine, learner, critic, probe, config)
 
 
-def open_log(
-    config: Config,
-    folder: Path,
-    progress: Progress,
-    checkpointer: Checkpointer,
-    recorder: Recorder,
-    guard: BinaryIO | None,
-    started: float,
-) -> RunLog:
+def open_log(config: Config, folder: RunDir, progress: Progress, recorder: Recorder, started: float) -> RunLog:
     """The log of a run whose start-up began at `started` (`time.monotonic`) and ends now."""
     progress.add_seconds({"start": time.monotonic() - started})
     console = open_console(config.train.steps, dist.get_rank(), progress.step)
-    # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
-    seams = ("rollout", "critique", "learn") if config.swaps else ("rollout", "learn")
-    stages = Stages(StopSignal(), Deadline(config.train.stage_timeout_s), seams, console.stage)
-    started -= progress.wall_seconds
-    return RunLog(config, folder, progress, checkpointer, recorder, console, stages, guard, started)
+    stages = Stages(StopSignal(), Deadline(config.train.stage_timeout_s), console.stage)
+    return RunLog(config, folder, progress, recorder, console, stages, started - progress.wall_seconds)
 
 
 def ask_server(config: Config, group: EngineGroup, progress: Progress) -> Generator | None:

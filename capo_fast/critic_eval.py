@@ -40,7 +40,7 @@ from capo_fast.loaders import check_endpoint_client, load_critic_template, load_
 from capo_fast.records import Critique, Request
 from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room
 from capo_fast.runlog.markdown import markdown_table
-from capo_fast.runtime.digest import digest
+from capo_fast.runtime.digest import digest, seed_of
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, on_first_rank, ranks
 
 SETTINGS = (
@@ -135,8 +135,8 @@ def critiques_of(
         if len(prompt_ids) <= critique_room(config) or tokenizer is None:
             for critique in critique_names(name, i, config):
                 greedy = critique.endswith("greedy")
-                request = critique_request(critique, solution.id, prompt_ids, config, greedy)
-                yield replace(request, message=message)
+                seed = seed_of(config.seed, critique, solution.id)
+                yield critique_request(critique, seed, prompt_ids, config, greedy, message)
 
 
 def _prompt(solution: Solution, tokenizer: Any | None, template: str) -> tuple[tuple[int, ...], str]:

@@ -89,6 +89,11 @@ class Critique:
     failed: bool = False
     """No answer came: the server could not be reached, or the budget was spent."""
 
+    @classmethod
+    def absent(cls, truncated: bool = False, failed: bool = False) -> Self:
+        """The abstention in the place of an answer that never came."""
+        return cls(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=truncated, failed=failed)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -104,7 +109,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class CreditedSample:
-    """A sample with its credit, computed over its whole group."""
+    """A sample with its credit, computed over its whole group.
+
+    Its tokens' advantages are computed by the loss kernel, from `outcome`, `step_wrong` and `stats`. `step_advantages`
+    are the same numbers once per step, for the files of a run and for dynamic sampling.
+    """
 
     sample: Sample
     trained: bool

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from capo_fast.config.schema import Config
 from capo_fast.data import Problems
 from capo_fast.errors import Interrupted
 from capo_fast.policy.checkpoint import export_policy
@@ -26,35 +25,35 @@ from capo_fast.runlog.log import RunLog
 class Trainer:
     """One run, on one rank. A checkpoint holds all of its state: that of `learner` and of `log.progress`."""
 
-    config: Config
     problems: Problems
+    tokenizer: Any
     generator: RolloutGenerator
     learner: Learner
     log: RunLog
 
     def train(self) -> dict[str, Any]:
         """All steps that are left; returns what `summary.json` holds. Raises Interrupted, with its work saved."""
+        progress = self.log.progress
         try:
-            if self.log.progress.step == 0:
-                self.log.progress.note(0, self.evaluate())
+            if progress.step == 0:
+                progress.note(0, self.evaluate())
                 self.save()
                 self.log.lap()  # apart from the first step's
-            for step in self.log.steps():
+            for step in range(progress.step + 1, self.log.config.train.steps + 1):
                 self.step(step)
         except Interrupted:
             self.save()
-            done, folder = self.log.progress.step, self.log.folder
-            raise Interrupted(f"step {done} is saved; --run.dir {folder} goes on") from None
+            raise Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} goes on") from None
         return self.finish()
 
     def step(self, step: int) -> None:
         """One training step. Nothing changes until the first update: an interrupted step leaves no trace."""
         progress = self.log.progress
         batch = self.generator.collect(step, self.problems, progress.cursor, progress.lengths)
-        with self.log.stages("learn"):
+        with self.log.stages("learn", seam=True):
             updates = self.learner.train(batch.kept)
         self.log.advance(step, batch)
-        rate = self.evaluate() if self.log.due(self.config.eval.every) else None
+        rate = self.evaluate() if self.log.evaluation_due() else None
         self.log.record(batch, updates, rate)
         if self.log.checkpoint_due():
             self.save()
@@ -72,7 +71,7 @@ class Trainer:
         if str(progress.step) not in progress.evaluations:
             progress.note(progress.step, self.evaluate())
         with self.log.stages("export"):
-            export_policy(self.learner, self.generator.requests.tokenizer, self.log.folder, self.config)
+            export_policy(self.learner, self.tokenizer, self.log.folder.path, self.log.config)
         return self.log.finish(loss_kernel=self.learner.loss_kernel)
 
     def close(self) -> None:

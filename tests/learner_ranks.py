@@ -92,6 +92,7 @@ def write_steps(out: Path) -> None:
         metrics[rank] = train(learner, config)
         weights[rank] = {name: weight.clone() for name, weight in full_weights(learner.policy, torch.float32)}
     critic = freeze_critic(lambda: load_model(MODEL, "sdpa"), [(5, 6, 7)], torch.float32)
+    dist.barrier()  # the first rank deletes the file, perhaps after the others have returned
     sums = [checksum(weight) for weight in (*critic.weights.values(), critic.probe_logprobs)]
     maps = Path("/proc/self/maps").read_text().splitlines()
     [mapped] = {line.split(maxsplit=5)[5] for line in maps if "critic.safetensors" in line}

@@ -61,7 +61,7 @@ def run_seed(config: Config, device: torch.device, engine: KeptEngine) -> None:
         trainer.train()
     finally:
         trainer.close()
-    folder, evaluations = trainer.log.folder, trainer.log.progress.evaluations
+    folder, evaluations = trainer.log.folder.path, trainer.log.progress.evaluations
     found = run_figures(folder, evaluations, np.array(trainer.seconds)) | {"about": about(1)}
     for weights in ("checkpoints", "model"):
         shutil.rmtree(folder / weights)

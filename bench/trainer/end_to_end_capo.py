@@ -24,7 +24,7 @@ def run(config: Config) -> dict[str, Any]:
             trainer.train()
         finally:
             trainer.close()
-    lines = read_metrics(trainer.log.folder / "metrics.jsonl")
+    lines = read_metrics(trainer.log.folder.path / "metrics.jsonl")
     return {
         "steps": [step_of(line, seconds[0]) for line, seconds in zip(lines, trainer.seconds, strict=True)],
         "loss": f"capo_kernels {trainer.learner.loss_kernel}",

@@ -52,8 +52,8 @@ from capo_fast.engine.vllm import VllmEngine
 from capo_fast.loaders import load_tokenizer
 from capo_fast.policy.lora import adapter_files, add_adapter
 from capo_fast.records import Prompt, Request
-from capo_fast.rollout.generation import Stream
 from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.stream import Stream
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.ranks import ranks
 from capo_fast.tiny.task import draw_question

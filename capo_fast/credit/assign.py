@@ -31,18 +31,7 @@ def assign_credit(samples: Sequence[Sample], config: Config) -> list[CreditedSam
     wrong = [step_penalties(each, config.credit.process, each.rollout.group not in unjudged) for each in samples]
     outcomes = [outcome_reward(sample, config) for sample in samples]
     trained = [is_trained(sample, config.train.truncated) for sample in samples]
-    groups = {group: row for row, group in enumerate(dict.fromkeys(sample.rollout.group for sample in samples))}
-    by_token = ck.Credit(
-        step_starts=torch.tensor([start for s in samples for start in s.rollout.steps.starts], dtype=torch.bool),
-        step_wrong=torch.tensor([w for steps in wrong for w in steps], dtype=torch.float32),
-        outcome=torch.tensor(outcomes, dtype=torch.float32),
-        group=torch.tensor([groups[sample.rollout.group] for sample in samples]),
-        cu_seqlens=offsets([len(sample.rollout.token_ids) for sample in samples]),
-        outcome_weight=config.credit.outcome_weight,
-        process_weight=config.credit.process_weight,
-        norm=config.credit.norm,
-        std_floor=config.resolved_std_floor,
-    )
+    by_token = credit_of([sample.rollout for sample in samples], wrong, outcomes, config)
     trained_B = torch.tensor(trained)
     stats_G4 = ck.credit_stats(by_token, trained_B.repeat_interleave(by_token.cu_seqlens.diff()))
     advantages = step_advantages(replace(by_token, stats=stats_G4), [len(steps) for steps in wrong], trained_B)
@@ -61,6 +50,32 @@ def step_advantages(credit: ck.Credit, steps: Sequence[int], trained_B: torch.Te
     by_step = replace(credit, step_starts=step_starts, cu_seqlens=offsets(steps))
     advantages_S = ck.token_advantages(by_step, trained_B.repeat_interleave(steps_B))
     return [tuple(part.tolist()) for part in advantages_S.split(list(steps))]
+
+
+def credit_of(
+    rollouts: Sequence[Rollout],
+    step_wrong: Sequence[Sequence[float]],
+    outcomes: Sequence[float],
+    config: Config,
+    stats: torch.Tensor | None = None,
+) -> ck.Credit:
+    """The credit of packed rollouts, B of them: `step_wrong` [S] and the outcome of each, as CreditedSample has them.
+
+    stats: float32 [G, 4], of their groups in the order in which these first occur; None: the rollouts are whole groups.
+    """
+    groups = {group: row for row, group in enumerate(dict.fromkeys(rollout.group for rollout in rollouts))}
+    return ck.Credit(
+        step_starts=torch.tensor([start for each in rollouts for start in each.steps.starts], dtype=torch.bool),
+        step_wrong=torch.tensor([wrong for steps in step_wrong for wrong in steps], dtype=torch.float32),
+        outcome=torch.tensor(outcomes, dtype=torch.float32),
+        group=torch.tensor([groups[rollout.group] for rollout in rollouts]),
+        cu_seqlens=offsets([len(rollout.token_ids) for rollout in rollouts]),
+        outcome_weight=config.credit.outcome_weight,
+        process_weight=config.credit.process_weight,
+        norm=config.credit.norm,
+        std_floor=config.resolved_std_floor,
+        stats=stats,
+    )
 
 
 def offsets(lengths: Sequence[int]) -> torch.Tensor:

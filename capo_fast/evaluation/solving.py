@@ -14,10 +14,10 @@ from capo_fast.evaluation.choices import read_choice, shown_question, shuffled
 from capo_fast.evaluation.questions import Question
 from capo_fast.evaluation.store import Answer
 from capo_fast.records import Request
-from capo_fast.rollout.pass_rate import Verdict, solution_request
+from capo_fast.rollout.pass_rate import solution_request
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
-from capo_fast.verify.answers import VerifierPool, extract_answer
+from capo_fast.verify import Verdict, VerifierPool, extract_answer
 
 
 @dataclass(frozen=True)

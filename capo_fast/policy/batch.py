@@ -15,6 +15,7 @@ import torch
 
 import capo_kernels as ck
 from capo_fast.config.schema import Config
+from capo_fast.credit.assign import credit_of
 from capo_fast.records import CreditedSample, PackedBatch, TokenBatch
 
 
@@ -75,13 +76,15 @@ def pack(samples: Sequence[CreditedSample], denominator: float | None, config: C
     """One micro-batch. `denominator=None` gives every token weight 0: a filler that only keeps ranks in step."""
     rollouts = [sample.rollout for sample in samples]
     tokens = pack_tokens([(rollout.prompt.token_ids, rollout.token_ids) for rollout in rollouts])
-    lengths = torch.tensor([0, *(len(rollout.token_ids) for rollout in rollouts)])
-    cu_seqlens = lengths.cumsum(0).int()
+    wrong, outcomes = [sample.step_wrong for sample in samples], [sample.outcome for sample in samples]
+    # Statistics of whole groups, of which a micro-batch may hold a part.
+    stats = {sample.rollout.group: sample.stats for sample in samples}
+    credit = credit_of(rollouts, wrong, outcomes, config, torch.tensor(list(stats.values()), dtype=torch.float32))
     mask_T = torch.full((len(tokens.targets),), denominator is not None)
     return PackedBatch(
         **vars(tokens),
-        weights=ck.token_weights(cu_seqlens, mask_T, config.loss.aggregation, denominator=denominator or 1.0),
-        credit=pack_credit(samples, cu_seqlens, config),
+        weights=ck.token_weights(credit.cu_seqlens, mask_T, config.loss.aggregation, denominator=denominator or 1.0),
+        credit=credit,
         rollout_logprobs=torch.tensor([x for r in rollouts for x in r.logprobs], dtype=torch.float32),
     )
 
@@ -101,21 +104,4 @@ def pack_tokens(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tok
         sequence_lengths=tuple((prompt_B + response_B).tolist()),
         rows=(starts_B + prompt_B - 1).repeat_interleave(response_B) + offset_T,
         targets=torch.tensor([token for _, response in sequences for token in response]),
-    )
-
-
-def pack_credit(samples: Sequence[CreditedSample], cu_seqlens: torch.Tensor, config: Config) -> ck.Credit:
-    """The credit of one micro-batch, with the statistics of its groups as they were computed over all their samples."""
-    stats = {sample.rollout.group: sample.stats for sample in samples}
-    row = {group: i for i, group in enumerate(stats)}
-    return ck.Credit(
-        step_starts=torch.tensor([s for sample in samples for s in sample.rollout.steps.starts]),
-        step_wrong=torch.tensor([w for sample in samples for w in sample.step_wrong], dtype=torch.float32),
-        outcome=torch.tensor([sample.outcome for sample in samples], dtype=torch.float32),
-        group=torch.tensor([row[sample.rollout.group] for sample in samples]),
-        cu_seqlens=cu_seqlens,
-        outcome_weight=config.credit.outcome_weight,
-        process_weight=config.credit.process_weight,
-        norm=config.credit.norm,
-        stats=torch.tensor(list(stats.values()), dtype=torch.float32),
     )

@@ -9,118 +9,20 @@ after the last rollout, where the critic's weights must first take the policy's 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from capo_fast.credit.vote import vote
-from capo_fast.engine.base import Engine, Generator
-from capo_fast.records import Completion, Prompt, Request, Rollout, Sample
+from capo_fast.records import Completion, Prompt, Rollout, Sample
 from capo_fast.rollout.requests import RequestBuilder, rollout_id
+from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import gather
-from capo_fast.verify import VerifierPool
+from capo_fast.verify import Verdict, VerifierPool
 
-Verdict = bool | float | None
 Member = tuple[int, int]
 """Group and sample."""
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What the generation of a step cost; they add up over ranks and rounds."""
-
-    rollout_tokens: int = 0
-    critique_tokens: int = 0
-    critique_prompt_tokens: int = 0
-    critique_cached_tokens: int = 0
-    """Of the prompts': their keys and values were there already."""
-    overlapped_tokens: int = 0
-    """Critique tokens decoded while rollouts still ran, at one token a sequence and engine step; of a critic elsewhere,
-    those of critiques that ended while rollouts ran."""
-    shared: int = 0
-    """Rollouts that took over the critiques of an equal one."""
-    unread: int = 0
-    """Rollouts that `credit.when` kept from the critic."""
-    busy_seconds: float = 0.0
-    """Inside the engine's steps."""
-    idle_seconds: float = 0.0
-    """Between the engine's steps, while requests were under way there."""
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-
-class Stream:
-    """Rollout and critique requests under way, at one engine or at an engine and a critic elsewhere."""
-
-    def __init__(self, engine: Engine, critic: Generator) -> None:
-        self.traffic = Traffic()
-        self.rollouts: set[str] = set()
-        self.critiques: dict[str, int] = {}
-        """Each with the engine step after which it entered."""
-        self._engine, self._critic = engine, critic
-        self._steps = self._steps_with_rollouts = 0
-        self._idle_since = 0.0
-
-    def add_rollout(self, request: Request) -> None:
-        self._note_work()
-        self.rollouts.add(request.id)
-        self._engine.add(request)
-
-    def add_critique(self, request: Request) -> None:
-        if self._critic is self._engine:
-            self._note_work()
-        self.critiques[request.id] = self._steps
-        self._critic.add(request)
-
-    def advance(self) -> list[Completion]:
-        """What has ended in one step of the engine and at the critic meanwhile."""
-        busy = self._engine_has_work()
-        ended = self._step() if busy else []
-        if self._critic is not self._engine:
-            ended += self._critic.step()
-            if not busy and not ended:
-                time.sleep(self._critic.pause_s)
-        for completion in ended:
-            self._count(completion)
-        return ended
-
-    def _engine_has_work(self) -> bool:
-        return bool(self.rollouts or (self._critic is self._engine and self.critiques))
-
-    def _note_work(self) -> None:
-        """The engine idles from its first request on, not before."""
-        if not self._engine_has_work():
-            self._idle_since = time.perf_counter()
-
-    def _step(self) -> list[Completion]:
-        self._steps += 1
-        if self.rollouts:
-            self._steps_with_rollouts = self._steps
-        started = time.perf_counter()
-        ended = self._engine.step()
-        idle, self._idle_since = started - self._idle_since, time.perf_counter()
-        self.traffic += Traffic(busy_seconds=self._idle_since - started, idle_seconds=idle)
-        return ended
-
-    def _count(self, completion: Completion) -> None:
-        tokens = completion.tokens
-        if completion.id in self.rollouts:
-            self.rollouts.remove(completion.id)
-            self.traffic += Traffic(rollout_tokens=tokens)
-            return
-        entered = self.critiques.pop(completion.id)
-        beside = min(tokens - (self._steps - self._steps_with_rollouts), self._steps_with_rollouts - entered)
-        if self._critic is not self._engine:
-            beside = tokens if self.rollouts else 0
-        self.traffic += Traffic(
-            critique_tokens=tokens,
-            critique_prompt_tokens=completion.prompt_tokens,
-            critique_cached_tokens=completion.cached_tokens,
-            overlapped_tokens=max(0, beside),
-        )
 
 
 @dataclass
@@ -209,9 +111,9 @@ class Generation:
             else:
                 self._answers[completion.id] = completion
         ended = self._check(rollouts)
-        for check in self._checks:
-            if check.done():
-                check.result()  # a verifier that fails raises now, not after the last critique
+        for check in [check for check in self._checks if check.done()]:
+            check.result()  # a verifier that fails raises now, not after the last critique
+            self._checks.remove(check)
         if self._streams:
             self._ask(ended)
 

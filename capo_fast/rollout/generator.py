@@ -14,9 +14,10 @@ from capo_fast.data import Problems
 from capo_fast.engine.base import Engine, Generator
 from capo_fast.records import CreditedSample, Prompt, Sample
 from capo_fast.rollout.dealing import deal_rollouts
-from capo_fast.rollout.generation import Generation, Stream, Traffic
+from capo_fast.rollout.generation import Generation
 from capo_fast.rollout.pass_rate import PassRate, evaluate
 from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import EngineGroup, gather
 from capo_fast.runtime.stages import Stages
 from capo_fast.verify import VerifierPool
@@ -106,11 +107,12 @@ class RolloutGenerator:
         )
         with self.stages("sync"):
             self.weights.hold("policy", step - 1)
-        with self.stages("rollout"):
+        with self.stages("rollout", seam=True):
             generation.finish_rollouts()
         with self.stages("sync"):
             self.weights.hold("critic", step - 1)
-        with self.stages("critique"):
+        # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
+        with self.stages("critique", seam=self.config.swaps):
             generation.finish_critiques()
             dist.barrier()  # in this stage, or the ranks that wait would come under the deadline of the next one
         with self.stages("verify"):

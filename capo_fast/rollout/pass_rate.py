@@ -12,10 +12,7 @@ from capo_fast.records import Prompt, Request
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import EngineGroup, gather
 from capo_fast.statistics import mean, variance
-from capo_fast.verify import VerifierPool
-
-Verdict = bool | float | None
-"""Of one answer: right or wrong, a share, or None where the check timed out."""
+from capo_fast.verify import Verdict, VerifierPool
 
 
 @dataclass(frozen=True)

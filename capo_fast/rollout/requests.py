@@ -6,7 +6,7 @@ Every request's seed is a function of the run's seed and of what the request is,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from capo_fast.config.schema import Config
@@ -65,12 +65,13 @@ class RequestBuilder:
         if len(prompt_ids) > critique_room(self.config) and critic.mode != "endpoint":
             return []
         greedy = critic.voting == "greedy"
-        request = critique_request("", prompt.id, prompt_ids, self.config, greedy, message)
-        names = [critique_id(rollout, vote) for vote in range(critic.votes)]
-        shared = rollout.version, rollout.token_ids
-        keys = [(shared, vote) if critic.judge_once else name for vote, name in enumerate(names)]
-        seeds = [seed_of(self.config.seed, key, prompt.id) for key in keys]
-        return [replace(request, id=name, seed=seed) for name, seed in zip(names, seeds, strict=True)]
+        requests = []
+        for vote in range(critic.votes):
+            name = critique_id(rollout, vote)
+            key = ((rollout.version, rollout.token_ids), vote) if critic.judge_once else name
+            seed = seed_of(self.config.seed, key, prompt.id)
+            requests.append(critique_request(name, seed, prompt_ids, self.config, greedy, message))
+        return requests
 
     def read_critiques(self, rollout: Rollout, answers: Mapping[str, Completion]) -> tuple[Critique, ...]:
         names = [critique_id(rollout, vote) for vote in range(self.config.critic.votes)]
@@ -113,12 +114,12 @@ def special_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 
 def critique_request(
-    name: str, prompt_id: str, prompt_ids: tuple[int, ...], config: Config, greedy: bool, message: str = ""
+    name: str, seed: int, prompt_ids: tuple[int, ...], config: Config, greedy: bool, message: str = ""
 ) -> Request:
     return Request(
         id=name,
         prompt_ids=prompt_ids,
-        seed=seed_of(config.seed, name, prompt_id),
+        seed=seed,
         temperature=0.0 if greedy else config.critic.temperature,
         top_p=1.0 if greedy else config.critic.top_p,
         top_k=-1,
@@ -136,7 +137,7 @@ def critique_id(rollout: Rollout, vote: int) -> str:
 def read_critique(answer: Completion | None, steps: int) -> Critique:
     """A critique of so many steps, parsed; None, for which there was no room, is a truncated abstention."""
     if answer is None:
-        return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=True)
+        return Critique.absent(truncated=True)
     if answer.error is not None:
-        return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, failed=True)
+        return Critique.absent(failed=True)
     return parse_critique(answer.text, steps, answer.finished)

@@ -1,56 +1,72 @@
-"""The folder of a run: made or resumed, and kept to one process."""
+"""The folder of a run on disk: made or resumed, and kept to one process."""
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch.distributed as dist
+from typing import BinaryIO
 
 from capo_fast.config.load import build_config, changed_settings, dump_config, read_file
 from capo_fast.config.schema import Config
 from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpointer
-from capo_fast.runtime.files import RecordError, lock, replacing
+from capo_fast.policy.learner import Learner
+from capo_fast.runlog.progress import Progress
+from capo_fast.runtime.files import lock, replacing
+from capo_fast.runtime.ranks import on_first_rank
 
 
-def run_folder(config: Config) -> tuple[Path, BinaryIO | None]:
-    """The run's folder, ready to be written to, and on rank 0, which makes it, the lock that keeps others out.
+@dataclass(frozen=True)
+class RunDir:
+    """Of every rank; rank 0 made it and holds the lock that keeps other processes out."""
 
-    With `resume = never` a folder that is there moves aside. Raises ConfigError where a resumed run's settings differ,
-    RecordError where another process is at work there.
+    path: Path
+    checkpointer: Checkpointer
+    guard: BinaryIO | None
+
+    def resume(self, learner: Learner) -> Progress:
+        """Restore the newest checkpoint, if there is one; the run's progress. A collective."""
+        newest = on_first_rank(self.checkpointer.newest)
+        return Progress() if newest is None else Progress(**self.checkpointer.load(newest, learner))
+
+    def close(self) -> None:
+        if self.guard is not None:
+            self.guard.close()
+
+
+def open_run_dir(config: Config) -> RunDir:
+    """The run's folder, ready to be written to. A collective. With `resume = never` one that is there moves aside.
+
+    Raises ConfigError where a resumed run's settings differ, RecordError where another process is at work there.
     """
-    guard: BinaryIO | None = None
-    answer: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            answer[0], guard = _make_folder(config)
-        except (ConfigError, RecordError, OSError) as error:
-            answer = [error]
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], OSError):
-        raise ConfigError(f"run.dir: {answer[0]}")
-    if isinstance(answer[0], Exception):
-        raise answer[0]
-    return answer[0], guard
+    guards: list[BinaryIO] = []  # a file stays on its rank
+    path = on_first_rank(lambda: _make_folder(config, guards))
+    return RunDir(path, Checkpointer(path / "checkpoints", config.checkpoint.keep), guards[0] if guards else None)
 
 
-def _make_folder(config: Config) -> tuple[Path, BinaryIO]:
+def _make_folder(config: Config, guards: list[BinaryIO]) -> Path:
     folder = Path(config.run.dir or f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
     saved = folder / "config.yaml"
-    if folder.exists() and config.resume == "never":
-        aside = next(path for i in range(1, 10**6) if not (path := folder.with_name(f"{folder.name}.old-{i}")).exists())
-        with lock(folder):
-            os.replace(folder, aside)
-    folder.mkdir(parents=True, exist_ok=True)
-    guard = lock(folder)
-    if Checkpointer(folder / "checkpoints", config.checkpoint.keep).newest() is not None:
-        _check_same_settings(config, saved)
-    with replacing(saved) as file:
-        file.write(dump_config(config).encode())
-    return folder, guard
+    try:
+        if folder.exists() and config.resume == "never":
+            _move_aside(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        guards.append(lock(folder))
+        if Checkpointer(folder / "checkpoints", config.checkpoint.keep).newest() is not None:
+            _check_same_settings(config, saved)
+        with replacing(saved) as file:
+            file.write(dump_config(config).encode())
+    except OSError as error:
+        raise ConfigError(f"run.dir: {error}") from error
+    return folder
+
+
+def _move_aside(folder: Path) -> None:
+    names = (folder.with_name(f"{folder.name}.old-{i}") for i in range(1, 10**6))
+    with lock(folder):
+        os.replace(folder, next(path for path in names if not path.exists()))
 
 
 def _check_same_settings(config: Config, saved: Path) -> None:

@@ -1,21 +1,19 @@
-"""A run's account of itself: how far it is, its metrics and rollouts, its console, its checkpoints, its deadline."""
+"""What a run records: progress, metrics, rollouts, checkpoints, summary, and the console's lines."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch.distributed as dist
 
 from capo_fast.config.schema import Config
-from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runlog.console import Console
+from capo_fast.runlog.folder import RunDir
 from capo_fast.runlog.metrics import step_metrics
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, rollout_row
@@ -29,22 +27,13 @@ class RunLog:
     """Every rank has one; rank 0's recorder and console write, those of the others do nothing."""
 
     config: Config
-    folder: Path
+    folder: RunDir
     progress: Progress
-    checkpointer: Checkpointer
     recorder: Recorder
     console: Console
     stages: Stages
-    guard: BinaryIO | None
-    """Keeps other processes out of the folder (rank 0)."""
     started: float
     """When the run would have started on `time.monotonic`, had it never stopped."""
-
-    def steps(self) -> Iterator[int]:
-        """The steps left, from 1; `advance` finishes each. Raises Interrupted between two of them."""
-        while self.progress.step < self.config.train.steps:
-            yield self.progress.step + 1
-            self.stages.stop.check()
 
     def due(self, every: int) -> bool:
         """Whether what is done every so many steps, and after the last, is due now. 0: only after the last."""
@@ -66,6 +55,9 @@ class RunLog:
         self.recorder.write_rollouts(step, map(rollout_row, batch.sampled))
         self.console.step(step, metrics)
 
+    def evaluation_due(self) -> bool:
+        return self.due(self.config.eval.every)
+
     def checkpoint_due(self) -> bool:
         return self.due(self.config.checkpoint.every) or self.progress.best_step == self.progress.step
 
@@ -73,7 +65,7 @@ class RunLog:
         """Write a checkpoint. A collective."""
         with self.stages("checkpoint"):
             self.progress.wall_seconds = self.wall_seconds()
-            self.checkpointer.save(self.progress.step, learner, asdict(self.progress))
+            self.folder.checkpointer.save(self.progress.step, learner, asdict(self.progress))
 
     def finish(self, **more: Any) -> dict[str, Any]:
         """Write and show the summary, with what else it is to hold; returns it."""
@@ -81,8 +73,8 @@ class RunLog:
         self.progress.wall_seconds = self.wall_seconds()
         summary = self.progress.summary(self.config) | more
         if dist.get_rank() == 0:
-            write_summary(self.folder, summary)
-        self.console.finish(summary, self.folder)
+            write_summary(self.folder.path, summary)
+        self.console.finish(summary, self.folder.path)
         return summary
 
     def lap(self) -> Lap:
@@ -100,5 +92,4 @@ class RunLog:
         self.stages.deadline.stop()
         self.console.close()
         self.recorder.close()
-        if self.guard is not None:
-            self.guard.close()
+        self.folder.close()

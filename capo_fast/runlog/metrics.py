@@ -8,9 +8,9 @@ from statistics import fmean
 
 from capo_fast.credit.assign import unjudged_groups
 from capo_fast.records import CreditedSample
-from capo_fast.rollout.generation import Traffic
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
+from capo_fast.rollout.stream import Traffic
 from capo_fast.runlog.recorder import peak_memory_gb
 from capo_fast.runtime.stages import Lap
 from capo_fast.statistics import agreement

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -24,27 +24,28 @@ class Lap(NamedTuple):
 class Stages:
     """Times the stages of a step: `with stages("rollout"): ...`. Stages don't nest, so no second counts twice."""
 
-    def __init__(
-        self, stop: StopSignal, deadline: Deadline, seams: Collection[str], *on_entry: Callable[[str], object]
-    ) -> None:
-        """seams: stages at whose start a run may be stopped; all ranks enter them. on_entry: called with each name."""
+    def __init__(self, stop: StopSignal, deadline: Deadline, *on_entry: Callable[[str], object]) -> None:
+        """on_entry: called with a stage's name when it starts."""
         self.stop = stop
         self.deadline = deadline
-        self._seams = seams
         self._on_entry = (deadline.start, *on_entry)
         self._lap = Lap({}, {})
         self._running: str | None = None
 
     @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time spent in the `with` block to `stage`. Raises Interrupted at a seam."""
+    def __call__(self, stage: str, seam: bool = False) -> Iterator[None]:
+        """Add the time spent in the `with` block to `stage`.
+
+        seam: the run may be stopped here, as nothing has changed since the last finished step. Then a collective, which
+        raises Interrupted.
+        """
         self._refuse_running(f"stage {stage!r} can't start")
         self._running = stage
         for call in self._on_entry:
             call(stage)
         wall, cpu = time.perf_counter(), cpu_seconds()
         try:
-            if stage in self._seams:
+            if seam:
                 self.stop.check()
             yield
         finally:

@@ -3,9 +3,9 @@
 from typing import Any
 
 from capo_fast.verify.extract import extract_answer
-from capo_fast.verify.pool import VerifierError, VerifierPool
+from capo_fast.verify.pool import Verdict, VerifierError, VerifierPool
 
-__all__ = ["VerifierError", "VerifierPool", "answers_equal", "extract_answer"]
+__all__ = ["Verdict", "VerifierError", "VerifierPool", "answers_equal", "extract_answer"]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,10 @@ _BOOT = "import signal; signal.signal(2, signal.SIG_IGN); from capo_fast.verify.
 _PR_SET_PDEATHSIG = 1
 
 
+Verdict = bool | float | None
+"""Of one answer: right or wrong, a share, or None where the check timed out."""
+
+
 class VerifierError(CapoError):
     """The reward function failed, could not be loaded, or gave no verdict: a bug in it, not a wrong answer."""
 

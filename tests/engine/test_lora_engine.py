@@ -122,4 +122,4 @@ def test_an_adapter_with_two_tensors_swapped_is_seen_by_its_weights_and_by_its_a
         sync.push_policy()
     canary = Canary(engine, learner, PROBE, CONFIG)
     with pytest.raises(SyncError, match=r"the probe's mean log-prob is -\d"):
-        canary.check_probe(canary.trainer_logprobs(), canary.trainers(base=True))
+        canary.check_probe(canary.trainer_logprobs(), canary.trainer_logprobs(base=True))

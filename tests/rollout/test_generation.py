@@ -10,8 +10,9 @@ from scripted_world import answer, scripted_config, tokenizer
 
 from capo_fast.credit.critic import load_template
 from capo_fast.records import Completion, Prompt
-from capo_fast.rollout.generation import Generation, Stream, Traffic
+from capo_fast.rollout.generation import Generation
 from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import ranks
 from capo_fast.verify import VerifierPool
 

@@ -7,9 +7,9 @@ import math
 import pytest
 
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
-from capo_fast.rollout.generation import Traffic
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
+from capo_fast.rollout.stream import Traffic
 from capo_fast.runlog.metrics import step_metrics
 from capo_fast.runtime.stages import Lap
 

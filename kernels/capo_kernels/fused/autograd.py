@@ -93,33 +93,22 @@ class FusedImplementation:
         wide_logits: bool,
     ) -> PolicyLoss:
         head, targets_T, logp_T = (hidden_TH, weight_VH, bias_V), _int32(targets_T), None
+        options = {"rows": rows_R, "impl": self.name, "chunk": chunk, "wide_logits": wide_logits}
         if needs_logprobs(inputs, spec):
             logp_T, _ = custom_ops.linear_logprobs(
                 *(None if x is None else x.detach() for x in head),
                 targets_T,
                 token_weight=inputs.weights.detach().contiguous(),
-                rows=rows_R,
                 temperature=spec.temperature,
                 softcap=spec.softcap or 0.0,
-                impl=self.name,
-                chunk=chunk,
-                wide_logits=wide_logits,
+                **options,
             )
         tokens = token_arguments(inputs, spec, logp_T)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in head):
             plan = (rows_R, spec.modes, spec.numbers, self.name, chunk, wide_logits)
             return self._result(_LinearPolicyLoss.apply(*head, targets_T, *plan, *tokens))
         terms_TK, *_ = custom_ops.linear_policy_loss(
-            *head,
-            targets_T,
-            tokens,
-            rows=rows_R,
-            modes=spec.modes,
-            numbers=spec.numbers,
-            impl=self.name,
-            chunk=chunk,
-            wide_logits=wide_logits,
-            needs=(False,) * 3,
+            *head, targets_T, tokens, modes=spec.modes, numbers=spec.numbers, needs=(False,) * 3, **options
         )
         return self._result(_outputs(terms_TK, tokens))
 
@@ -252,9 +241,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
     ) -> Outputs:
         tokens = TokenArguments._make(arguments)
         terms_TK, *grads = custom_ops.linear_policy_loss(
-            hidden_TH,
-            weight_VH,
-            bias_V,
+            *(hidden_TH, weight_VH, bias_V),
             targets_T,
             tokens,
             rows=rows_R,
