@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -28,13 +29,16 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit status: that of the subcommand; 2 for an unknown one."""
+    """The command. Exit status: that of the subcommand; 2 for an unknown one.
+
+    Modules of the current folder can be imported, as with `python -m`: reward.fn may name one.
+    """
+    sys.path.insert(0, os.getcwd())
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0
-    statuses: list[int] = []
-    return run_command(lambda: statuses.append(run(*words))) or statuses[-1]
+    return run_command(lambda: run(*words))
 
 
 def run(command: str, *arguments: str) -> int:

@@ -76,6 +76,17 @@ def test_examples_in_docstrings():
     assert doctest.testmod(cli).failed == 0
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_current_folder_s_modules_can_be_a_reward(count, tmp_path):
+    """A console script's sys.path lacks it (here: -P). `run.dir` is a file: the run fails just after the reward."""
+    (tmp_path / "my_reward.py").write_text("def f(text, answer): return True\n")
+    words = ["train", "--nproc", str(count), "--reward.fn", "my_reward:f", "--run.dir", "my_reward.py"]
+    code = f"import sys, capo_fast.cli as cli; sys.exit(cli.main({words!r}))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "run.dir: " in done.stderr and "my_reward:f" not in done.stderr
+
+
 def launched(*orders: str) -> subprocess.Popen[str]:
     """A process that launches two ranks for each order, which end as it says, and prints their exit statuses."""
     code = (
