@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import importlib.util
 import os
 import signal
@@ -70,10 +69,6 @@ def test_help_and_status_start_without_torch(tmp_path):
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, capture_output=True)
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(cli).failed == 0
 
 
 @pytest.mark.parametrize("count", [1, 2])
