@@ -66,6 +66,20 @@ def test_weights_must_be_there(capsys, model):
     assert checked(capsys, *arguments)[0] == 0
 
 
+def test_an_unknown_kind_of_model_is_one_line(capsys, model):
+    (model / "config.json").write_text("{}")
+    status, lines = checked(capsys, "--model.path", str(model))
+    assert status == 1 and lines[-1].startswith(f"FAILED  model          model.path: {model}: transformers can't read")
+
+
+def test_a_reward_module_that_fails_is_one_line(capsys, tmp_path, monkeypatch):
+    (tmp_path / "bad_reward.py").write_text("raise ValueError('first line\\nsecond line')")
+    monkeypatch.syspath_prepend(tmp_path)
+    status, lines = checked(capsys, "--reward.fn", "bad_reward:f")
+    failed = "reward.fn: bad_reward:f can't be loaded: ValueError: first line second line"
+    assert (status, lines[-1]) == (1, f"FAILED  reward         {failed}")
+
+
 def test_a_frozen_critic_must_have_the_policy_s_architecture(capsys, model):
     arguments = ["--critic.path", str(model)]
     assert checked(capsys, *arguments)[0] == 0
