@@ -37,9 +37,9 @@ from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_
 from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
 from capo_fast.evaluation.store import Answer, Store
 from capo_fast.loaders import check_endpoint_client, load_critic_template, load_tokenizer, start_engine
+from capo_fast.markdown import markdown_table
 from capo_fast.records import Critique, Request
 from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room
-from capo_fast.runlog.markdown import markdown_table
 from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, on_first_rank, ranks
 

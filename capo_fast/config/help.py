@@ -13,6 +13,7 @@ from typing import Any
 from capo_fast.config.load import DEFAULT_FILE, build_config, config_as_dict, flatten, read_algorithm, read_file
 from capo_fast.config.schema import Config
 from capo_fast.config.settings import SETTINGS, Setting
+from capo_fast.markdown import markdown_table
 
 WIDTH = 110
 
@@ -47,9 +48,8 @@ def markdown() -> str:
     """A table of each section's settings, under a heading of the second level."""
     parts = []
     for section, settings in groupby(SETTINGS.values(), _section):
-        rows = [["Setting", "Type", "Default", "tiny.yaml", ""], ["---"] * 5, *map(_row, settings)]
-        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        parts.append(f"## {section or 'General'}\n\n{table}\n")
+        table = markdown_table(["Setting", "Type", "Default", "tiny.yaml", ""], [*map(_row, settings)])
+        parts.append(f"## {section or 'General'}\n\n{table}")
     return "\n".join(parts)
 
 
