@@ -10,7 +10,7 @@ from functools import cache
 from itertools import groupby
 from typing import Any
 
-from capo_fast.config.load import DEFAULT_FILE, build_config, config_as_dict, flatten, read_algorithm, read_file
+from capo_fast.config.load import DEFAULT_FILE, build_config, by_key, read_algorithm, read_file
 from capo_fast.config.schema import Config
 from capo_fast.config.settings import SETTINGS, Setting
 from capo_fast.markdown import markdown_table
@@ -80,7 +80,7 @@ def _defaults(key: str) -> tuple[str, str]:
 @cache
 def _values() -> tuple[dict[str, Any], dict[str, Any]]:
     configs = Config(), build_config(read_file(DEFAULT_FILE))
-    paper, tiny = (flatten(config_as_dict(config)) for config in configs)
+    paper, tiny = map(by_key, configs)
     return paper, tiny
 
 

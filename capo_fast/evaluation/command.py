@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from capo_fast.config.arguments import read_arguments
-from capo_fast.config.load import DEFAULT_FILE, build_config, config_as_dict, flatten, read_file
+from capo_fast.config.load import DEFAULT_FILE, build_config, by_key, read_file
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate_sampling
 from capo_fast.config.schema import Config
@@ -43,7 +43,7 @@ class Job:
 
     def settings(self, *keys: str) -> dict[str, Any]:
         """What decides the answers: the model, how much of the data, and these keys of the configuration."""
-        flat = flatten(config_as_dict(self.config))
+        flat = by_key(self.config)
         return {
             "model": self.model,
             "weights": fingerprint(self.model),
