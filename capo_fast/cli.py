@@ -51,13 +51,15 @@ def run(command: str, *arguments: str) -> int:
     except ImportError as error:
         raise CapoError(str(error)) from error
     # Modules are imported when their command runs: with torch a start takes seconds, and most commands need less.
-    module, rest, ranks = COMMANDS[command][0], list(arguments), 1
-    if command in ON_RANKS:
-        ranks, rest = split_ranks(arguments)
+    module, rest, count = COMMANDS[command][0], list(arguments), 1
+    if command in (*ON_RANKS, "check"):
+        count, rest = split_ranks(arguments)
+    if command == "check":
+        return import_module(module).main(rest, count)
     if command == "train":
         import_module("capo_fast.config").load_config(rest)  # --help or a wrong setting ends here, before torch
-    if ranks > 1:
-        return import_module("capo_fast.runtime.launch").launch(module, rest, ranks)
+    if count > 1:
+        return import_module("capo_fast.runtime.launch").launch(module, rest, count)
     return import_module(module).main(rest)
 
 

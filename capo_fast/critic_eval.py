@@ -1,4 +1,4 @@
-"""Step-labelled data -> how well a critic finds the wrong steps: `python -m capo_fast.critic_eval`.
+"""Step-labelled data -> how well a critic finds the wrong steps: `capo critic-eval`.
 
     solutions -> critiques (k sampled, one greedy) -> votes of the first 1..k, every rule -> results.json, results.md
 
@@ -232,7 +232,7 @@ def _number(value: float | None) -> str:
 
 def job_of(arguments: Sequence[str]) -> Job:
     """What a command line asks for. Raises ConfigError."""
-    flags = Flags("critic_eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
+    flags = Flags("critic-eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
     flags.epilog = f"--critic may also be the address of an OpenAI-compatible server.\n\n{flags.epilog}"
     flags.add_argument("--data", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(DATA)}")
     options, rest = flags.parse_known_args(arguments)

@@ -1,4 +1,4 @@
-"""Benchmarks -> what a model solves: `python -m capo_fast.evaluate`, or `capo_fast.evaluate.run(job, ...)`.
+"""Benchmarks -> what a model solves: `capo evaluate`, or `capo_fast.evaluate.run(job, ...)`.
 
     questions -> attempts (greedy, sampled; choices shuffled) -> answers -> checked -> results.json, results.md
 

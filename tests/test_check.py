@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from scripted_server import Scripted
 
+from capo_fast import cli
 from capo_fast.check import main
 from capo_fast.config.paths import resolve_path
 
@@ -53,6 +54,14 @@ def test_what_would_stop_a_run_ends_the_check(capsys, tmp_path):
         assert status == 1
         assert lines[-1].startswith(f"FAILED  {failed}")
         assert all(line.startswith("ok ") for line in lines[:-1])
+
+
+def test_the_number_of_ranks_is_taken_as_by_training(capsys):
+    assert cli.main(["check", "--nproc", "4", "--engine.tensor_parallel", "2"]) == 0
+    capsys.readouterr()
+    assert cli.main(["check", "--nproc", "3", "--engine.tensor_parallel", "2"]) == 1
+    failed = "engine.tensor_parallel: found 2, wanted a divisor of the number of ranks, 3"
+    assert capsys.readouterr().out == f"FAILED  configuration  {failed}\n"
 
 
 def test_weights_must_be_there(capsys, model):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,13 @@ def test_the_subcommand_s_status_is_the_command_s(tmp_path, capsys):
     assert (
         capsys.readouterr().err == f"capo_fast: error: {tmp_path}: no config.yaml in it, wanted the folder of a run\n"
     )
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_names_the_command_as_it_is_typed(command, capsys):
+    with suppress(SystemExit):
+        cli.main([command, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: capo {command} ")
 
 
 def test_missing_packages_are_one_line(monkeypatch, capsys):

@@ -57,11 +57,11 @@ class Flags(argparse.ArgumentParser):
     def __init__(self, command: str, model_flag: str, description: str, settings: Sequence[str]) -> None:
         """`settings`: keys of the configuration worth naming in the help."""
         lines = [f"  --{key}  {SETTINGS[key].text}" for key in settings]
-        epilog = "and every setting of `python -m capo_fast.train --help`, among them:\n" + "\n".join(
+        epilog = "and every setting of `capo train --help`, among them:\n" + "\n".join(
             textwrap.fill(line, 110, subsequent_indent="      ") for line in lines
         )
         super().__init__(
-            prog=f"python -m capo_fast.{command}",
+            prog=f"capo {command}",
             description=description,
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
