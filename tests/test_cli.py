@@ -119,3 +119,17 @@ def test_a_signal_reaches_every_rank_which_saves_before_the_command_ends(tmp_pat
     output, error = process.communicate()
     assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
     assert (output, error) == ("error 130\n", "capo_fast: interrupted: all ranks have ended after SIGTERM\n")
+
+
+def test_ranks_that_can_not_be_started_are_one_line():
+    code = (
+        "import sys\n"
+        "from capo_fast.errors import run_command\n"
+        "from capo_fast.runtime.launch import launch\n"
+        "sys.executable = '/nowhere/python'\n"
+        "sys.exit(run_command(lambda: launch('launched_rank', ['0:0'], 2)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("capo_fast: error: can't start 2 ranks: ") and "/nowhere/python" in done.stderr
+    assert done.stderr.count("\n") == 1
