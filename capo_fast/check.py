@@ -131,7 +131,7 @@ def _critic(config: Config, model: Any) -> tuple[None, str]:
         return None, f"{served_model(config.endpoint)} at {config.endpoint.url}"
     if config.critic.path is None:
         return None, f"{config.critic.mode}: the policy's own weights"
-    path = resolve_model(config.critic.path)
+    path = resolve_model(config.critic.path, "critic.path")
     critic = load_architecture(path, config.model.untested)
     check_same_architecture(critic.to_dict(), model.to_dict())
     return None, f"{config.critic.path}, {critic.model_type}, {_weights(path)}"

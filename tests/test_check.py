@@ -41,7 +41,7 @@ def test_what_would_stop_a_run_ends_the_check(capsys, tmp_path):
     for arguments, failed in [
         (["--train.steps", "x"], "configuration  train.steps: found 'x', wanted integer >= 0"),
         (["--reward.fn", "capo_fast.verify:nothing"], "reward         reward.fn: capo_fast.verify:nothing can't be"),
-        (["--model.path", str(tmp_path / "none")], f"model          {tmp_path}/none: no such model folder"),
+        (["--model.path", str(tmp_path / "none")], f"model          model.path: {tmp_path}/none: no such model folder"),
         (["--policy.loss_kernel", "triton"], "model          policy.loss_kernel: "),
         (["--data.path", "none.jsonl"], "data           none.jsonl: can't read it"),
         (
@@ -92,6 +92,8 @@ def test_a_reward_module_that_fails_is_one_line(capsys, tmp_path, monkeypatch):
 def test_a_frozen_critic_must_have_the_policy_s_architecture(capsys, model):
     arguments = ["--critic.path", str(model)]
     assert checked(capsys, *arguments)[0] == 0
+    missing = checked(capsys, "--critic.path", "/nowhere")[1][-1]
+    assert missing == "FAILED  critic         critic.path: /nowhere: no such model folder"
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}))
     status, lines = checked(capsys, *arguments)
