@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -69,25 +70,27 @@ def _evaluation(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _checkpoint(folder: Path) -> str:
-    found = [path.name for path in (folder / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
-    return f"checkpoints/{max(found)}" if found else "none"
+    """As policy.checkpoint finds it, whose import of torch takes seconds."""
+    names = [path.name for path in (folder / "checkpoints").glob("step_*")]
+    steps = [int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d+)", name))]
+    return f"checkpoints/step_{max(steps):06d}" if steps else "none"
 
 
 def _clock(seconds: float) -> str:
     return str(timedelta(seconds=max(0, round(seconds))))
 
 
+def _show(run: Path) -> None:
+    print(status(run, time.time()))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit status: 0 done, 1 for a folder that can't be read, 2 for wrong arguments."""
+    """The command, on all folders. Exit status: 0 done, 1 where one can't be read, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="capo status", description="Shows how far runs are.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    arguments = parser.parse_args(argv)
-
-    def work() -> None:
-        for folder in arguments.runs:
-            print(status(folder, time.time()))
-
-    return run_command(work)
+    runs = parser.parse_args(argv).runs
+    statuses = [run_command(partial(_show, run)) for run in runs]
+    return int(any(statuses))
 
 
 if __name__ == "__main__":
