@@ -7,7 +7,6 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -17,11 +16,8 @@ from capo_fast.config import Config
 from capo_fast.config.load import build_config, read_file
 from capo_fast.errors import run_command
 from capo_fast.runlog.recorder import read_metrics
+from capo_fast.runlog.shown import PACE_STEPS, clock, shown_metrics, step_seconds, time_left
 from capo_fast.runtime.files import RecordError, is_locked
-
-FIGURES = {"pass_rate": ".3f", "reward_mean": ".3f", "tokens_per_s": ".0f"}
-PACE_STEPS = 10
-"""Last steps whose mean time gives the time left."""
 
 
 def status(folder: Path, now: float) -> str:
@@ -33,7 +29,7 @@ def status(folder: Path, now: float) -> str:
     rows = {"state": _state(folder, config, lines), "step": _progress(config, lines)}
     if lines:
         age = now - (folder / "metrics.jsonl").stat().st_mtime
-        rows["last step"] = f"{_figures(lines[-1])}  ({_clock(age)} ago)"
+        rows["last step"] = f"{shown_metrics(lines[-1])}  ({clock(max(age, 0.0))} ago)"
     rows |= {"evaluation": _evaluation(lines), "checkpoint": _checkpoint(folder)}
     head = f"{folder}  {config.algorithm}, seed {config.seed}"
     return "\n".join([head, *(f"  {name:<11} {text}" for name, text in rows.items())])
@@ -52,16 +48,8 @@ def _progress(config: Config, lines: Sequence[Mapping[str, Any]]) -> str:
     text = f"{done} of {config.train.steps}"
     if not lines or done >= config.train.steps:
         return text
-    pace = fmean(_seconds(line) for line in lines[-PACE_STEPS:])
-    return f"{text}, {pace:.1f} s per step, {_clock(pace * (config.train.steps - done))} left"
-
-
-def _seconds(line: Mapping[str, Any]) -> float:
-    return sum(seconds or 0.0 for key, seconds in line.items() if key.startswith("time/"))
-
-
-def _figures(line: Mapping[str, Any]) -> str:
-    return "  ".join(f"{key} {line[key]:{form}}" for key, form in FIGURES.items() if line.get(key) is not None)
+    seconds = [step_seconds(line) for line in lines[-PACE_STEPS:]]
+    return f"{text}, {fmean(seconds):.1f} s per step, {time_left(seconds, config.train.steps - done)} left"
 
 
 def _evaluation(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -74,10 +62,6 @@ def _checkpoint(folder: Path) -> str:
     names = [path.name for path in (folder / "checkpoints").glob("step_*")]
     steps = [int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d+)", name))]
     return f"checkpoints/step_{max(steps):06d}" if steps else "none"
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=max(0, round(seconds))))
 
 
 def _show(run: Path) -> None:

@@ -40,8 +40,8 @@ def test_a_run_that_trains(folder):
     assert lines == [
         f"{folder}  dapo, seed 5",
         "  state       running: a process holds the folder",
-        "  step        2 of 16, 4.0 s per step, 0:00:56 left",
-        "  last step   reward_mean 1.500  tokens_per_s 1000  (0:01:15 ago)",
+        "  step        2 of 16, 4.0 s per step, 0:56 left",
+        "  last step   reward_mean=1.500 tokens_per_s=1000  (1:15 ago)",
         "  evaluation  pass@1 0.500 after step 1",
         "  checkpoint  checkpoints/step_000001",
     ]
