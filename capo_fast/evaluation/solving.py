@@ -17,7 +17,7 @@ from capo_fast.records import Request
 from capo_fast.rollout.pass_rate import Verdict, solution_request
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
-from capo_fast.verify.answers import VerifierPool, extract_answer
+from capo_fast.verify import VerifierPool, extract_answer
 
 
 @dataclass(frozen=True)
