@@ -33,7 +33,7 @@ from typing import Any
 import math_verify
 
 from bench.machine import processor
-from capo_fast.runlog.markdown import markdown_table
+from capo_fast.markdown import markdown_table
 from capo_fast.verify import answers as verify
 from capo_fast.verify.pool import VerifierPool, VerifyTimeout
 

@@ -146,7 +146,9 @@ def load_critic(model: Any, config: Config, probe: Sequence[tuple[int, ...]]) ->
     def load() -> Any:
         if config.critic.path is None:
             return model
-        judge = load_model(resolve_model(config.critic.path), config.policy.attention, config.model.untested)
+        judge = load_model(
+            resolve_model(config.critic.path, "critic.path"), config.policy.attention, config.model.untested
+        )
         check_same_architecture(judge.config.to_dict(), model.config.to_dict())
         return judge
 

@@ -1,4 +1,4 @@
-"""`capo check --config FILE [settings]`: looks at all that a run needs without starting it, one line each.
+"""`capo check` with the arguments of `capo train`: looks at all that a run needs without starting it, one line each.
 
 ok      configuration  capo, 16 steps of 16 prompts x 8 rollouts
 ok      reward         capo_fast.verify:answers_equal
@@ -29,19 +29,29 @@ from capo_fast.loaders import (
 )
 from capo_fast.policy.model import check_loss_kernel, load_architecture
 from capo_fast.policy.sync import check_same_architecture
+from capo_fast.runtime.ranks import check_divisible
 
 T = TypeVar("T")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that transformers looks for, in its order."""
 
 
+USAGE = """\
+usage: capo check [--nproc N] [--config FILE ...] [--section.key VALUE ...]
+
+Looks at all that a run needs without starting it, one line each. The arguments are those of `capo train`, whose --help
+lists the settings."""
+
+
 class CheckFailed(Exception):
     """A check that would stop the run has failed; its line has been printed."""
 
 
-def check(arguments: Sequence[str]) -> None:
-    """Print a line for each thing that a run needs. Raises CheckFailed after the first that would stop it."""
-    config = line("configuration", lambda: _configuration(arguments))
+def check(arguments: Sequence[str], count: int) -> None:
+    """Print a line for each thing that a run on `count` ranks needs. Raises CheckFailed after the first that would stop
+    it.
+    """
+    config = line("configuration", lambda: _configuration(arguments, count))
     line("reward", lambda: _reward(config))
     line("engine", _engine)
     model = line("model", lambda: _model(config))
@@ -60,8 +70,9 @@ def line(name: str, look: Callable[[], tuple[T, str]]) -> T:
     return found
 
 
-def _configuration(arguments: Sequence[str]) -> tuple[Config, str]:
+def _configuration(arguments: Sequence[str], count: int) -> tuple[Config, str]:
     config = load_config(arguments)
+    check_divisible(count, config.engine.tensor_parallel)
     batch = f"{config.rollout.prompts} prompts x {config.rollout.n} rollouts"
     return config, f"{config.algorithm}, {config.train.steps} steps of {batch}"
 
@@ -120,16 +131,20 @@ def _critic(config: Config, model: Any) -> tuple[None, str]:
         return None, f"{served_model(config.endpoint)} at {config.endpoint.url}"
     if config.critic.path is None:
         return None, f"{config.critic.mode}: the policy's own weights"
-    path = resolve_model(config.critic.path)
+    path = resolve_model(config.critic.path, "critic.path")
     critic = load_architecture(path, config.model.untested)
     check_same_architecture(critic.to_dict(), model.to_dict())
     return None, f"{config.critic.path}, {critic.model_type}, {_weights(path)}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit status: 0 where a run could start, else 1."""
+def main(argv: Sequence[str] | None = None, count: int = 1) -> int:
+    """The command, for a run on `count` ranks. Exit status: 0 where a run could start, else 1."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if any(word in ("-h", "--help") for word in arguments):
+        print(USAGE)
+        return 0
     try:
-        check(sys.argv[1:] if argv is None else argv)
+        check(arguments, count)
     except CheckFailed:
         return 1
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -28,13 +29,16 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit status: that of the subcommand; 2 for an unknown one."""
+    """The command. Exit status: that of the subcommand; 2 for an unknown one.
+
+    Modules of the current folder can be imported, as with `python -m`: reward.fn may name one.
+    """
+    sys.path.insert(0, os.getcwd())
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0
-    statuses: list[int] = []
-    return run_command(lambda: statuses.append(run(*words))) or statuses[-1]
+    return run_command(lambda: run(*words))
 
 
 def run(command: str, *arguments: str) -> int:
@@ -47,13 +51,15 @@ def run(command: str, *arguments: str) -> int:
     except ImportError as error:
         raise CapoError(str(error)) from error
     # Modules are imported when their command runs: with torch a start takes seconds, and most commands need less.
-    module, rest, ranks = COMMANDS[command][0], list(arguments), 1
-    if command in ON_RANKS:
-        ranks, rest = split_ranks(arguments)
+    module, rest, count = COMMANDS[command][0], list(arguments), 1
+    if command in (*ON_RANKS, "check"):
+        count, rest = split_ranks(arguments)
+    if command == "check":
+        return import_module(module).main(rest, count)
     if command == "train":
         import_module("capo_fast.config").load_config(rest)  # --help or a wrong setting ends here, before torch
-    if ranks > 1:
-        return import_module("capo_fast.runtime.launch").launch(module, rest, ranks)
+    if count > 1:
+        return import_module("capo_fast.runtime.launch").launch(module, rest, count)
     return import_module(module).main(rest)
 
 

@@ -1,4 +1,4 @@
-"""Step-labelled data -> how well a critic finds the wrong steps: `python -m capo_fast.critic_eval`.
+"""Step-labelled data -> how well a critic finds the wrong steps: `capo critic-eval`.
 
     solutions -> critiques (k sampled, one greedy) -> votes of the first 1..k, every rule -> results.json, results.md
 
@@ -37,9 +37,9 @@ from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_
 from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
 from capo_fast.evaluation.store import Answer, Store
 from capo_fast.loaders import check_endpoint_client, load_critic_template, load_tokenizer, start_engine
+from capo_fast.markdown import markdown_table
 from capo_fast.records import Critique, Request
 from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room
-from capo_fast.runlog.markdown import markdown_table
 from capo_fast.runtime.digest import digest, seed_of
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, on_first_rank, ranks
 
@@ -232,7 +232,7 @@ def _number(value: float | None) -> str:
 
 def job_of(arguments: Sequence[str]) -> Job:
     """What a command line asks for. Raises ConfigError."""
-    flags = Flags("critic_eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
+    flags = Flags("critic-eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
     flags.epilog = f"--critic may also be the address of an OpenAI-compatible server.\n\n{flags.epilog}"
     flags.add_argument("--data", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(DATA)}")
     options, rest = flags.parse_known_args(arguments)

@@ -29,12 +29,14 @@ class Interrupted(CapoError):
 
 
 def run_command(work: Callable[[], object]) -> int:
-    """Exit status of a command: 0 after `work()`, else that of the CapoError, whose line goes to standard error."""
+    """Exit status of a command: what `work()` returns if that is an int, else 0; after a CapoError that of the error,
+    whose line goes to standard error.
+    """
     try:
-        work()
+        result = work()
     except CapoError as error:
         rank = os.environ.get("RANK", "0")
         name = "capo_fast" if rank == "0" else f"capo_fast, rank {rank}"
         print(f"{name}: {error.label}: {error}", file=sys.stderr, flush=True)
         return error.exit_status
-    return 0
+    return result if isinstance(result, int) else 0

@@ -1,4 +1,4 @@
-"""Benchmarks -> what a model solves: `python -m capo_fast.evaluate`, or `capo_fast.evaluate.run(job, ...)`.
+"""Benchmarks -> what a model solves: `capo evaluate`, or `capo_fast.evaluate.run(job, ...)`.
 
     questions -> attempts (greedy, sampled; choices shuffled) -> answers -> checked -> results.json, results.md
 
@@ -37,7 +37,7 @@ from capo_fast.evaluation.scores import equal_answers, equal_letters, macro_mean
 from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
 from capo_fast.evaluation.store import Store
 from capo_fast.loaders import check_reward_function, load_tokenizer, start_engine
-from capo_fast.runlog.markdown import markdown_table
+from capo_fast.markdown import markdown_table
 from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, ranks
 from capo_fast.verify import VerifierPool

@@ -50,8 +50,9 @@ def check_reward_function(name: str) -> None:
     module, _, function = name.partition(":")
     try:
         getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"reward.fn: {name} can't be loaded: {error}") from error
+    except Exception as error:  # the user's module may raise any at its import
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"reward.fn: {name} can't be loaded: {cause}") from error
 
 
 def check_endpoint_client() -> None:

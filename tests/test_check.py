@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from scripted_server import Scripted
 
+from capo_fast import cli
 from capo_fast.check import main
 from capo_fast.config.paths import resolve_path
 
@@ -40,7 +41,7 @@ def test_what_would_stop_a_run_ends_the_check(capsys, tmp_path):
     for arguments, failed in [
         (["--train.steps", "x"], "configuration  train.steps: found 'x', wanted integer >= 0"),
         (["--reward.fn", "capo_fast.verify:nothing"], "reward         reward.fn: capo_fast.verify:nothing can't be"),
-        (["--model.path", str(tmp_path / "none")], f"model          {tmp_path}/none: no such model folder"),
+        (["--model.path", str(tmp_path / "none")], f"model          model.path: {tmp_path}/none: no such model folder"),
         (["--policy.loss_kernel", "triton"], "model          policy.loss_kernel: "),
         (["--data.path", "none.jsonl"], "data           none.jsonl: can't read it"),
         (
@@ -55,6 +56,14 @@ def test_what_would_stop_a_run_ends_the_check(capsys, tmp_path):
         assert all(line.startswith("ok ") for line in lines[:-1])
 
 
+def test_the_number_of_ranks_is_taken_as_by_training(capsys):
+    assert cli.main(["check", "--nproc", "4", "--engine.tensor_parallel", "2"]) == 0
+    capsys.readouterr()
+    assert cli.main(["check", "--nproc", "3", "--engine.tensor_parallel", "2"]) == 1
+    failed = "engine.tensor_parallel: found 2, wanted a divisor of the number of ranks, 3"
+    assert capsys.readouterr().out == f"FAILED  configuration  {failed}\n"
+
+
 def test_weights_must_be_there(capsys, model):
     arguments = ["--model.path", str(model)]
     index = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
@@ -66,9 +75,25 @@ def test_weights_must_be_there(capsys, model):
     assert checked(capsys, *arguments)[0] == 0
 
 
+def test_an_unknown_kind_of_model_is_one_line(capsys, model):
+    (model / "config.json").write_text("{}")
+    status, lines = checked(capsys, "--model.path", str(model))
+    assert status == 1 and lines[-1].startswith(f"FAILED  model          model.path: {model}: transformers can't read")
+
+
+def test_a_reward_module_that_fails_is_one_line(capsys, tmp_path, monkeypatch):
+    (tmp_path / "bad_reward.py").write_text("raise ValueError('first line\\nsecond line')")
+    monkeypatch.syspath_prepend(tmp_path)
+    status, lines = checked(capsys, "--reward.fn", "bad_reward:f")
+    failed = "reward.fn: bad_reward:f can't be loaded: ValueError: first line second line"
+    assert (status, lines[-1]) == (1, f"FAILED  reward         {failed}")
+
+
 def test_a_frozen_critic_must_have_the_policy_s_architecture(capsys, model):
     arguments = ["--critic.path", str(model)]
     assert checked(capsys, *arguments)[0] == 0
+    missing = checked(capsys, "--critic.path", "/nowhere")[1][-1]
+    assert missing == "FAILED  critic         critic.path: /nowhere: no such model folder"
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"hidden_size": 2 * config["hidden_size"]}))
     status, lines = checked(capsys, *arguments)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import doctest
 import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,13 @@ def test_the_subcommand_s_status_is_the_command_s(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_names_the_command_as_it_is_typed(command, capsys):
+    with suppress(SystemExit):
+        cli.main([command, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: capo {command} ")
+
+
 def test_missing_packages_are_one_line(monkeypatch, capsys):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydantic" else found(name))
@@ -72,8 +79,15 @@ def test_help_and_status_start_without_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, capture_output=True)
 
 
-def test_examples_in_docstrings():
-    assert doctest.testmod(cli).failed == 0
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_current_folder_s_modules_can_be_a_reward(count, tmp_path):
+    """A console script's sys.path lacks it (here: -P). `run.dir` is a file: the run fails just after the reward."""
+    (tmp_path / "my_reward.py").write_text("def f(text, answer): return True\n")
+    words = ["train", "--nproc", str(count), "--reward.fn", "my_reward:f", "--run.dir", "my_reward.py"]
+    code = f"import sys, capo_fast.cli as cli; sys.exit(cli.main({words!r}))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "run.dir: " in done.stderr and "my_reward:f" not in done.stderr
 
 
 def launched(*orders: str) -> subprocess.Popen[str]:
@@ -105,3 +119,17 @@ def test_a_signal_reaches_every_rank_which_saves_before_the_command_ends(tmp_pat
     output, error = process.communicate()
     assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
     assert (output, error) == ("error 130\n", "capo_fast: interrupted: all ranks have ended after SIGTERM\n")
+
+
+def test_ranks_that_can_not_be_started_are_one_line():
+    code = (
+        "import sys\n"
+        "from capo_fast.errors import run_command\n"
+        "from capo_fast.runtime.launch import launch\n"
+        "sys.executable = '/nowhere/python'\n"
+        "sys.exit(run_command(lambda: launch('launched_rank', ['0:0'], 2)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("capo_fast: error: can't start 2 ranks: ") and "/nowhere/python" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -19,7 +19,7 @@ import numpy as np
 
 from bench.evidence.arms import ABLATIONS, ARMS, BASELINE, COMPARED, MAIN, WORLDS, Ablation, Plan, in_world, run_folder
 from bench.evidence.runs import FIGURES, STAGES
-from capo_fast.runlog.markdown import markdown_table
+from capo_fast.markdown import markdown_table
 
 Run = dict[str, Any]
 """What a run's `figures.json` holds."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from bench.report.runs import Change, Machine, Measured, Row
-from capo_fast.runlog.markdown import markdown_table
+from capo_fast.markdown import markdown_table
 
 NONE = "–"
 MIB = 2**20

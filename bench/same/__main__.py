@@ -27,8 +27,9 @@ import torch
 from bench.same.cases import CASES, SMALL, Case
 from bench.same.compare import Difference, compared, differences
 from bench.same.runs import WORKTREE, RunError, ensure_run, tree_of, unpack
+from capo_fast.markdown import markdown_table
 
-COLUMNS = "| case | arguments | files | result |\n| --- | --- | --- | --- |"
+HEAD = ["case", "arguments", "files", "result"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,14 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     trees = {side: tree_of(revision) for side, revision in revisions.items()}
     results = [_result(name, trees, options.work.resolve(), dict(options.expect)) for name in options.cases]
     sides = [f"{revision} ({side}, tree {trees[side][:12]})" for side, revision in revisions.items()]
-    text = "\n".join([f"{' against '.join(sides)}, {_machine()}", "", COLUMNS, *(row for row, _ in results), ""])
+    table = markdown_table(HEAD, [row for row, _ in results])
+    text = f"{' against '.join(sides)}, {_machine()}\n\n{table}"
     print(text, end="")
     if options.out:
         options.out.write_text(text, encoding="utf-8")
     return 0 if all(passed for _, passed in results) else 1
 
 
-def compare_case(name: str, base: Path, head: Path, expect: Mapping[str, str]) -> tuple[str, bool]:
+def compare_case(name: str, base: Path, head: Path, expect: Mapping[str, str]) -> tuple[list[str], bool]:
     """The row of the table, and whether nothing differs but what is expected to."""
     found = list(differences(base, head, CASES[name].timed))
     reasons = [_reason(name, difference, expect) for difference in found]
@@ -53,14 +55,14 @@ def compare_case(name: str, base: Path, head: Path, expect: Mapping[str, str]) -
     if unexpected:
         result.insert(0, f"**{_differing(len(unexpected))}**, the first: {_shown(unexpected[0])}")
     files = len({**compared(base), **compared(head)})
-    return f"| {name} | {_settings(CASES[name])} | {files} | {'; '.join(result) or 'equal'} |", not unexpected
+    return [name, _settings(CASES[name]), str(files), "; ".join(result) or "equal"], not unexpected
 
 
-def _result(name: str, trees: Mapping[str, str], work: Path, expect: Mapping[str, str]) -> tuple[str, bool]:
+def _result(name: str, trees: Mapping[str, str], work: Path, expect: Mapping[str, str]) -> tuple[list[str], bool]:
     try:
         runs = {side: _run(name, side, tree, work) for side, tree in trees.items()}
     except RunError as error:
-        return f"| {name} | {_settings(CASES[name])} | | **failed**: {error} |", False
+        return [name, _settings(CASES[name]), "", f"**failed**: {error}"], False
     return compare_case(name, runs["base"], runs["head"], expect)
 
 

@@ -50,7 +50,7 @@ from typing import Any
 from bench.machine import about
 from capo_fast.config import load_config
 from capo_fast.config.schema import Config
-from capo_fast.runlog.markdown import markdown_table
+from capo_fast.markdown import markdown_table
 
 ARMS = {
     "capo": ["bench.trainer.end_to_end_capo"],

@@ -10,9 +10,10 @@ from functools import cache
 from itertools import groupby
 from typing import Any
 
-from capo_fast.config.load import DEFAULT_FILE, build_config, config_as_dict, flatten, read_algorithm, read_file
+from capo_fast.config.load import DEFAULT_FILE, build_config, by_key, read_algorithm, read_file
 from capo_fast.config.schema import Config
 from capo_fast.config.settings import SETTINGS, Setting
+from capo_fast.markdown import markdown_table
 
 WIDTH = 110
 
@@ -47,9 +48,8 @@ def markdown() -> str:
     """A table of each section's settings, under a heading of the second level."""
     parts = []
     for section, settings in groupby(SETTINGS.values(), _section):
-        rows = [["Setting", "Type", "Default", "tiny.yaml", ""], ["---"] * 5, *map(_row, settings)]
-        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        parts.append(f"## {section or 'General'}\n\n{table}\n")
+        table = markdown_table(["Setting", "Type", "Default", "tiny.yaml", ""], [*map(_row, settings)])
+        parts.append(f"## {section or 'General'}\n\n{table}")
     return "\n".join(parts)
 
 
@@ -80,7 +80,7 @@ def _defaults(key: str) -> tuple[str, str]:
 @cache
 def _values() -> tuple[dict[str, Any], dict[str, Any]]:
     configs = Config(), build_config(read_file(DEFAULT_FILE))
-    paper, tiny = (flatten(config_as_dict(config)) for config in configs)
+    paper, tiny = map(by_key, configs)
     return paper, tiny
 
 

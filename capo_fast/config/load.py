@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
+from capo_fast.config.dotted import dotted
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.schema import Config
 from capo_fast.config.settings import SECTIONS, SETTINGS, find_setting, shown
@@ -31,11 +32,11 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     >>> build_config({"train": {"lr": "1e-6"}}, {"train.steps": 3}).train.lr
     1e-06
     """
-    flat = [flatten(layer) for layer in layers]
+    flat = [checked_layer(layer) for layer in layers]
     named = [index for index, layer in enumerate(flat) if "algorithm" in layer]
     if named:
         flat.insert(named[-1], read_algorithm(flat[named[-1]]["algorithm"]))
-    values = flatten(config_as_dict(Config()))
+    values = by_key(Config())
     for layer in flat:
         values |= layer
     return _assemble(values)
@@ -44,6 +45,11 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
 def read_algorithm(name: str) -> dict[str, Any]:
     """The keys that define a named algorithm, as a flat layer without the name itself."""
     return read_file(f"pkg://capo_fast.configs/algorithms/{name}.yaml")
+
+
+def by_key(config: Config) -> dict[str, Any]:
+    """Every value by its dotted key."""
+    return dotted(dataclasses.asdict(config))
 
 
 def config_as_dict(config: Config) -> dict[str, Any]:
@@ -62,7 +68,7 @@ def changed_settings(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
     >>> changed_settings(build_config({"seed": 1}), build_config({"seed": 2, "train.steps": 9}))
     {'seed': (1, 2)}
     """
-    old, new = flatten(config_as_dict(before)), flatten(config_as_dict(now))
+    old, new = by_key(before), by_key(now)
     fixed = (key for key, setting in SETTINGS.items() if not setting.may_change)
     return {key: (old[key], new[key]) for key in fixed if old[key] != new[key]}
 
@@ -74,7 +80,7 @@ def read_file(name: str | Path) -> dict[str, Any]:
         mapping = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
         if not isinstance(mapping, dict) or not mapping:
             raise ConfigError(f"found {shown(mapping) if mapping else 'nothing'}, wanted a mapping of settings")
-        return flatten(mapping)
+        return checked_layer(mapping)
     except OSError as error:
         raise ConfigError(f"{path}: can't read the configuration: {error.strerror}") from None
     except yaml.MarkedYAMLError as error:
@@ -86,10 +92,10 @@ def read_file(name: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def flatten(layer: Mapping[Any, Any]) -> dict[str, Any]:
+def checked_layer(layer: Mapping[Any, Any]) -> dict[str, Any]:
     """A layer with every key dotted and every value checked against the type and the bounds of its setting.
 
-    >>> flatten({"rollout": {"n": "8"}, "train.lr": 1})
+    >>> checked_layer({"rollout": {"n": "8"}, "train.lr": 1})
     {'rollout.n': 8, 'train.lr': 1.0}
     """
     flat: dict[str, Any] = {}

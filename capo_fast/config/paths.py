@@ -19,15 +19,18 @@ def resolve_path(text: str) -> Path:
     return _packaged(text) if text.startswith(PACKAGED) else Path(text).expanduser()
 
 
-def resolve_model(text: str) -> str:
-    """Folder of a model as transformers wants it; what is no folder and doesn't look like one passes as a hub id."""
+def resolve_model(text: str, key: str = "model.path") -> str:
+    """Folder of a model as transformers wants it; what is no folder and doesn't look like one passes as a hub id.
+
+    key: the setting that names it. Raises ConfigError.
+    """
     path = resolve_path(text)
     if path.is_dir():
         return str(path)
     if path.exists():
-        raise ConfigError(f"{text}: a file, wanted a model's folder or a hub id")
+        raise ConfigError(f"{key}: {text}: a file, wanted a model's folder or a hub id")
     if path.is_absolute() or text.startswith(".") or text.count("/") > 1:
-        raise ConfigError(f"{text}: no such model folder")
+        raise ConfigError(f"{key}: {text}: no such model folder")
     return text
 
 

@@ -15,7 +15,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 
 def validate(config: Config) -> Config:
     """The same configuration, or a `ConfigError` about the first rule that it breaks."""
-    return _obeying((_data, _sampling, _lengths, _address, _critic, _credit, _loss, _train), config)
+    return _obeying((_data, _sampling, _lengths, _address, _critic, _endpoint, _lora, _credit, _loss, _train), config)
 
 
 def validate_sampling(config: Config, longest: str) -> Config:
@@ -74,31 +74,42 @@ def _address(config: Config) -> Rules:
 
 
 def _critic(config: Config) -> Rules:
-    critic, endpoint = config.critic, config.endpoint
+    critic, rank = config.critic, config.lora.rank
     yield (
-        critic.mode == "endpoint" and config.endpoint.url is None,
-        "endpoint.url: missing; wanted the server's address with critic.mode: endpoint, as http://host:8000/v1",
+        critic.path is not None and (critic.mode != "frozen" or rank > 0),
+        f"critic.path: found {critic.path}, wanted none: with critic.mode: {critic.mode} and lora.rank: {rank} "
+        "other weights never enter the engine",
     )
     yield (
-        critic.path is not None and (critic.mode != "frozen" or config.lora.rank > 0),
-        f"critic.path: found {critic.path}, wanted none: with critic.mode: {critic.mode} and lora.rank: "
-        f"{config.lora.rank} other weights never enter the engine",
-    )
-    for name, value in (("url", endpoint.url), ("budget_tokens", endpoint.budget_tokens)):
-        yield (
-            value is not None and critic.mode != "endpoint",
-            f"endpoint.{name}: found one, wanted none with critic.mode: {critic.mode}, which asks no server",
-        )
-    tries, limit = _longest_s(endpoint), config.train.stage_timeout_s
-    yield (
-        critic.mode == "endpoint" and tries >= limit,
-        f"endpoint.timeout_s: found {endpoint.timeout_s:g} with endpoint.retries: {endpoint.retries}, with the pauses "
-        f"{tries:g} s in all, wanted less than train.stage_timeout_s ({limit:g}), which would end the run first",
+        critic.voting == "greedy" and critic.votes != 1,
+        f"critic.votes: found {critic.votes}, wanted 1 with critic.voting: greedy (one critique at temperature 0)",
     )
     yield (
         config.credit.when != "always" and config.credit.process == "none",
         f"credit.when: found {config.credit.when}, wanted always with credit.process: none, which has no critic",
     )
+
+
+def _endpoint(config: Config) -> Rules:
+    endpoint, mode, limit = config.endpoint, config.critic.mode, config.train.stage_timeout_s
+    yield (
+        mode == "endpoint" and endpoint.url is None,
+        "endpoint.url: missing; wanted the server's address with critic.mode: endpoint, as http://host:8000/v1",
+    )
+    for name, value in (("url", endpoint.url), ("budget_tokens", endpoint.budget_tokens)):
+        yield (
+            value is not None and mode != "endpoint",
+            f"endpoint.{name}: found one, wanted none with critic.mode: {mode}, which asks no server",
+        )
+    tries = _longest_s(endpoint)
+    yield (
+        mode == "endpoint" and tries >= limit,
+        f"endpoint.timeout_s: found {endpoint.timeout_s:g} with endpoint.retries: {endpoint.retries}, with the pauses "
+        f"{tries:g} s in all, wanted less than train.stage_timeout_s ({limit:g}), which would end the run first",
+    )
+
+
+def _lora(config: Config) -> Rules:
     yield (
         config.lora.rank > 0 and not config.lora.targets,
         "lora.targets: found none, wanted the names of linear layers",
@@ -129,11 +140,6 @@ def _credit(config: Config) -> Rules:
         0 < bonus >= outcome - process,
         f"reward.format_bonus: found {bonus:g}, wanted less than C - P = {outcome - process:g}: "
         "else the format outweighs the answer",
-    )
-    votes = config.critic.votes
-    yield (
-        config.critic.voting == "greedy" and votes != 1,
-        f"critic.votes: found {votes}, wanted 1 with critic.voting: greedy (one critique at temperature 0)",
     )
 
 

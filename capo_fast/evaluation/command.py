@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from capo_fast.config.arguments import read_arguments
-from capo_fast.config.load import DEFAULT_FILE, build_config, config_as_dict, flatten, read_file
+from capo_fast.config.load import DEFAULT_FILE, build_config, by_key, read_file
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate_sampling
 from capo_fast.config.schema import Config
@@ -43,7 +43,7 @@ class Job:
 
     def settings(self, *keys: str) -> dict[str, Any]:
         """What decides the answers: the model, how much of the data, and these keys of the configuration."""
-        flat = flatten(config_as_dict(self.config))
+        flat = by_key(self.config)
         return {
             "model": self.model,
             "weights": fingerprint(self.model),
@@ -57,11 +57,11 @@ class Flags(argparse.ArgumentParser):
     def __init__(self, command: str, model_flag: str, description: str, settings: Sequence[str]) -> None:
         """`settings`: keys of the configuration worth naming in the help."""
         lines = [f"  --{key}  {SETTINGS[key].text}" for key in settings]
-        epilog = "and every setting of `python -m capo_fast.train --help`, among them:\n" + "\n".join(
+        epilog = "and every setting of `capo train --help`, among them:\n" + "\n".join(
             textwrap.fill(line, 110, subsequent_indent="      ") for line in lines
         )
         super().__init__(
-            prog=f"python -m capo_fast.{command}",
+            prog=f"capo {command}",
             description=description,
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,

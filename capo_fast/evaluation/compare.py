@@ -9,7 +9,7 @@ from typing import Any
 
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.store import first_difference
-from capo_fast.runlog.markdown import markdown_table
+from capo_fast.markdown import markdown_table
 from capo_fast.statistics import difference_interval, mean, paired_p
 
 MAY_DIFFER = ("model", "weights", "limit", "requests", "engine.dtype", "engine.max_model_len")

@@ -106,6 +106,9 @@ def load_architecture(path: str, untested: bool = False) -> Any:
         config = AutoConfig.from_pretrained(path)
     except OSError as error:
         raise ConfigError(f"model.path: {path} is neither a model folder nor an id that can be fetched") from error
+    except ValueError as error:
+        cause = " ".join(str(error).split())
+        raise ConfigError(f"model.path: {path}: transformers can't read its config.json: {cause}") from error
     if config.model_type not in TESTED and not untested:
         raise ConfigError(
             f"model.path: {path} is a {config.model_type} model, want one of {', '.join(TESTED)} "

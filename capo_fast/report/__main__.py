@@ -1,4 +1,4 @@
-"""`python -m capo_fast.report RUN [RUN ...]`: one self-contained HTML file of a run, with others beside it.
+"""`capo report RUN [RUN ...]`: one self-contained HTML file of a run, with others beside it.
 
 Learning curves, stage times, the critic's health, and the credit map: rollouts coloured by advantage, with the votes
 and critiques of every step. A view of what the run left on disk; it may still be training.
@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.errors import run_command
 from capo_fast.report.credit_map import Room, read_credit_map
 from capo_fast.report.html import render
 from capo_fast.report.runs import load_runs
 from capo_fast.runlog.console import progress
-from capo_fast.runtime.files import RecordError, replacing
+from capo_fast.runtime.files import replacing
 
 ROLLOUTS, MEGABYTES = 2000, 10
 """Of all runs of a page; its library and curves add about 5 MB."""
@@ -36,21 +37,15 @@ def write_report(folders: Sequence[Path], out: Path, seed: int = 0) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit status: 0 done, 1 failed with one line, 2 wrong arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m capo_fast.report", description="One HTML page of one or more runs."
-    )
+    parser = argparse.ArgumentParser(prog="capo report", description="One HTML page of one or more runs.")
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; the page begins with the first"
     )
     parser.add_argument("--out", type=Path, help="file to write (default: report.html in the first run's folder)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of rollouts, where not all fit (default: 0)")
-    arguments = parser.parse_args(argv)
-    try:
-        print(write_report(arguments.runs, arguments.out or arguments.runs[0] / "report.html", arguments.seed))
-    except RecordError as error:
-        print(f"capo_fast: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    options = parser.parse_args(argv)
+    out = options.out or options.runs[0] / "report.html"
+    return run_command(lambda: print(write_report(options.runs, out, options.seed)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ a line with it but is never overwritten.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections import deque
@@ -37,19 +36,8 @@ from rich.progress import (
 from rich.text import Text
 
 from capo_fast.runlog.recorder import Metrics
-from capo_fast.runlog.summary import before_and_after, clock, places, time_by_stage
-from capo_fast.runtime.files import finite
-
-RATES = {
-    "pass_rate": ".3f",
-    "reward_mean": ".3f",
-    "wrong_step_rate": ".3f",
-    "eval/pass@1": ".3f",
-    "tokens_per_s": ".0f",
-}
-"""Shown in every line where the step has them."""
-COUNTS = ("critic/failed", "critic/out_of_range", "verify/timeouts", "groups/dropped", "updates_skipped")
-"""Shown only where they are not 0."""
+from capo_fast.runlog.shown import PACE_STEPS, clock, shown_metrics, step_seconds, time_left
+from capo_fast.runlog.summary import before_and_after, places, time_by_stage
 
 
 class Console:
@@ -59,7 +47,7 @@ class Console:
         """`done`: finished steps of a resumed run."""
         self._out = out or Terminal()
         self._total, self._done = total_steps, done
-        self._pace: deque[float] = deque(maxlen=10)
+        self._pace: deque[float] = deque(maxlen=PACE_STEPS)
         self._rates = ""
         self._stage, self._since = "starting", time.monotonic()
         self._row = Progress(
@@ -82,8 +70,8 @@ class Console:
     def step(self, step: int, metrics: Metrics) -> None:
         """Step `step` (the first is 1) is done."""
         self._done = step
-        self._pace.append(math.fsum(v for key, v in metrics.items() if key.startswith("time/") and v is not None))
-        self._rates = " ".join(_fields(metrics))
+        self._pace.append(step_seconds(metrics))
+        self._rates = shown_metrics(metrics)
         timing = f"seconds={self._pace[-1]:.1f} eta={self._eta()}"
         self._print(f"step {step}/{self._total} {self._rates} {timing}")
         self._row.update(self._task, completed=step)
@@ -109,10 +97,7 @@ class Console:
         self._out.print(Text(line), soft_wrap=True)  # Text: brackets in a path are no markup
 
     def _eta(self) -> str:
-        """Time left at the mean pace of the last steps."""
-        if not self._pace:
-            return "?"
-        return clock(math.fsum(self._pace) / len(self._pace) * (self._total - self._done))
+        return time_left(self._pace, self._total - self._done)
 
 
 class _StepColumn(ProgressColumn):
@@ -174,12 +159,3 @@ def progress(what: str) -> Callable[[Iterable[int]], Iterable[int]]:
     terminal = Terminal(stderr=True)
     quiet = not terminal.is_terminal
     return lambda things: track(things, escape(what), console=terminal, transient=True, disable=quiet)
-
-
-def _fields(metrics: Metrics) -> list[str]:
-    """`key=value` for the rates the step has, the critic's abstentions, and the counts of what went wrong."""
-    numbers = {key: finite(value) for key, value in metrics.items()}
-    fields = [f"{key}={numbers[key]:{form}}" for key, form in RATES.items() if numbers.get(key) is not None]
-    if critiques := numbers.get("critic/critiques"):
-        fields.append(f"critic/abstained={numbers.get('critic/abstained')}/{critiques}")
-    return fields + [f"{key}={numbers[key]}" for key in COUNTS if numbers.get(key)]

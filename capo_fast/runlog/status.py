@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,11 +16,8 @@ from capo_fast.config import Config
 from capo_fast.config.load import build_config, read_file
 from capo_fast.errors import run_command
 from capo_fast.runlog.recorder import read_metrics
+from capo_fast.runlog.shown import PACE_STEPS, clock, shown_metrics, step_seconds, time_left
 from capo_fast.runtime.files import RecordError, is_locked
-
-FIGURES = {"pass_rate": ".3f", "reward_mean": ".3f", "tokens_per_s": ".0f"}
-PACE_STEPS = 10
-"""Last steps whose mean time gives the time left."""
 
 
 def status(folder: Path, now: float) -> str:
@@ -32,7 +29,7 @@ def status(folder: Path, now: float) -> str:
     rows = {"state": _state(folder, config, lines), "step": _progress(config, lines)}
     if lines:
         age = now - (folder / "metrics.jsonl").stat().st_mtime
-        rows["last step"] = f"{_figures(lines[-1])}  ({_clock(age)} ago)"
+        rows["last step"] = f"{shown_metrics(lines[-1])}  ({clock(max(age, 0.0))} ago)"
     rows |= {"evaluation": _evaluation(lines), "checkpoint": _checkpoint(folder)}
     head = f"{folder}  {config.algorithm}, seed {config.seed}"
     return "\n".join([head, *(f"  {name:<11} {text}" for name, text in rows.items())])
@@ -51,16 +48,8 @@ def _progress(config: Config, lines: Sequence[Mapping[str, Any]]) -> str:
     text = f"{done} of {config.train.steps}"
     if not lines or done >= config.train.steps:
         return text
-    pace = fmean(_seconds(line) for line in lines[-PACE_STEPS:])
-    return f"{text}, {pace:.1f} s per step, {_clock(pace * (config.train.steps - done))} left"
-
-
-def _seconds(line: Mapping[str, Any]) -> float:
-    return sum(seconds or 0.0 for key, seconds in line.items() if key.startswith("time/"))
-
-
-def _figures(line: Mapping[str, Any]) -> str:
-    return "  ".join(f"{key} {line[key]:{form}}" for key, form in FIGURES.items() if line.get(key) is not None)
+    seconds = [step_seconds(line) for line in lines[-PACE_STEPS:]]
+    return f"{text}, {fmean(seconds):.1f} s per step, {time_left(seconds, config.train.steps - done)} left"
 
 
 def _evaluation(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -69,25 +58,23 @@ def _evaluation(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _checkpoint(folder: Path) -> str:
-    found = [path.name for path in (folder / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
-    return f"checkpoints/{max(found)}" if found else "none"
+    """As policy.checkpoint finds it, whose import of torch takes seconds."""
+    names = [path.name for path in (folder / "checkpoints").glob("step_*")]
+    steps = [int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d+)", name))]
+    return f"checkpoints/step_{max(steps):06d}" if steps else "none"
 
 
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=max(0, round(seconds))))
+def _show(run: Path) -> None:
+    print(status(run, time.time()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit status: 0 done, 1 for a folder that can't be read, 2 for wrong arguments."""
+    """The command, on all folders. Exit status: 0 done, 1 where one can't be read, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="capo status", description="Shows how far runs are.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    arguments = parser.parse_args(argv)
-
-    def work() -> None:
-        for folder in arguments.runs:
-            print(status(folder, time.time()))
-
-    return run_command(work)
+    runs = parser.parse_args(argv).runs
+    statuses = [run_command(partial(_show, run)) for run in runs]
+    return int(any(statuses))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from capo_fast.runlog.shown import clock
 from capo_fast.runtime.files import finite, json_line, replacing
 
 REQUIRED = ("pass@1_before", "pass@1_after", "steps", "wall_seconds", "seconds_by_stage")
@@ -66,10 +67,3 @@ def places(folder: Path) -> list[str]:
     names = ("metrics.jsonl", "rollouts", "checkpoints", "model", "summary.json")
     found = [f"{name:<14} {folder / name}" for name in names if (folder / name).exists()]
     return [f"{'run':<14} {folder}", *found, f"{'TensorBoard':<14} tensorboard --logdir {folder / 'tensorboard'}"]
-
-
-def clock(seconds: float) -> str:
-    """`1:05`, `1:01:05`"""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,15 +37,21 @@ def json_line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
+LOCK = ".lock"
+LOCK_TRIES, LOCK_PAUSE_S = 100, 0.01
+"""`is_locked` of another process, as in `capo status`, holds the lock for a moment: `lock` tries again."""
+
+
 def lock(folder: Path) -> BinaryIO:
     """Keep other runs out of the folder until the file is closed, or this process is gone. Raises RecordError."""
     file = (folder / LOCK).open("wb")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise RecordError(f"{folder}: another process is at work on this run") from None
-    return file
+    for _ in range(LOCK_TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        time.sleep(LOCK_PAUSE_S)
+    file.close()
+    raise RecordError(f"{folder}: another process is at work on this run")
 
 
 def is_locked(folder: Path) -> bool:
@@ -57,9 +64,6 @@ def is_locked(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     return False
-
-
-LOCK = ".lock"
 
 
 def append(path: Path, data: bytes) -> None:

@@ -8,14 +8,20 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from capo_fast.errors import CapoError, Interrupted
 
 SAVING_S = 600
 """How long ranks that were asked to stop may take to save their work."""
+
+
+class LaunchError(CapoError):
+    """The ranks could not be started."""
 
 
 class RankKilled(CapoError):
@@ -25,7 +31,7 @@ class RankKilled(CapoError):
 def launch(module: str, arguments: Sequence[str], count: int) -> int:
     """Run `python -m module` on `count` ranks and return the exit status of the first that failed, else 0.
 
-    SIGTERM and Ctrl-C go to every rank. Raises RankKilled, and Interrupted once the ranks have ended.
+    SIGTERM and Ctrl-C go to every rank. Raises LaunchError, RankKilled, and Interrupted once the ranks have ended.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default for several ranks
     log = logging.getLogger("torch.distributed.elastic")
@@ -47,6 +53,9 @@ def launch(module: str, arguments: Sequence[str], count: int) -> int:
         return _status({rank: failure.exitcode for rank, failure in failed.failures.items()})
     except SignalException as stopped:
         raise Interrupted(f"all ranks have ended after {stopped.sigval.name}") from None
+    except (RendezvousError, DistError, OSError) as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise LaunchError(f"can't start {count} ranks: {cause}") from error
     return 0
 
 

@@ -112,11 +112,16 @@ class EngineGroup:
 def engine_group(tensor_parallel: int) -> EngineGroup:
     """This rank's. Raises ConfigError where the ranks can't be divided into groups."""
     rank, world = dist.get_rank(), dist.get_world_size()
+    check_divisible(world, tensor_parallel)
+    return EngineGroup(rank // tensor_parallel, world // tensor_parallel, rank % tensor_parallel == 0)
+
+
+def check_divisible(world: int, tensor_parallel: int) -> None:
+    """Raises ConfigError where so many ranks can't be divided into groups."""
     if world % tensor_parallel:
         raise ConfigError(
             f"engine.tensor_parallel: found {tensor_parallel}, wanted a divisor of the number of ranks, {world}"
         )
-    return EngineGroup(rank // tensor_parallel, world // tensor_parallel, rank % tensor_parallel == 0)
 
 
 def gather(items: list[Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Is the final answer right? The rule verifier (CAPO: Math-Verify), made safe for text that a policy wrote.
 
-`answers_equal` is the verdict on one pair; `VerifierPool` runs it, or a user's own function, in killable workers. The
-module stays light: a worker imports neither torch nor an engine.
+`answers_equal` is the verdict on one pair; `pool.VerifierPool` runs it, or a user's own function, in killable workers.
+The module stays light: a worker imports neither torch nor an engine.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from sympy import Expr, UnevaluatedExpr  # type: ignore[import-untyped]
 
 from capo_fast.verify.compare import compare
 from capo_fast.verify.extract import extract_answer, extract_joined_boxes
-from capo_fast.verify.pool import VerifierError, VerifierPool, VerifyTimeout
-
-__all__ = ["VerifierError", "VerifierPool", "VerifyTimeout", "answers_equal", "extract_answer"]
+from capo_fast.verify.pool import VerifyTimeout
 
 TIME_LIMIT_S = 5.0
 """What one comparison may take on a main thread."""

@@ -143,9 +143,10 @@ def test_the_row_shows_the_first_difference_that_is_not_expected(pair):
     expect = {"capo/metrics.jsonl:loss/*": "credit computed once"}
     row, passed = same.compare_case("capo", *pair, expect)
     assert not passed
-    assert row == (
-        "| capo | default | 4 | **1 value differs**, the first: metrics.jsonl, line 2, `step`: `2` against `3`; "
-        "1 value differs as expected: credit computed once |"
+    assert row[:3] == ["capo", "default", "4"]
+    assert row[3] == (
+        "**1 value differs**, the first: metrics.jsonl, line 2, `step`: `2` against `3`; "
+        "1 value differs as expected: credit computed once"
     )
     assert same.compare_case("capo", *pair, expect | {"*:step": "another count"})[1]
     assert not same.compare_case("grpo", *pair, expect)[1]

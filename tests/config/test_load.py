@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from capo_fast.config import arguments, load_config, types
 from capo_fast.config.load import (
     build_config,
+    by_key,
     changed_settings,
+    checked_layer,
     config_as_dict,
     dump_config,
-    flatten,
     read_algorithm,
     read_file,
 )
@@ -59,7 +60,7 @@ def test_no_arguments_load_the_packaged_tiny_file() -> None:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_sets_its_keys_on_tiny(name: str) -> None:
-    flat = flatten(config_as_dict(load_config(["--config", str(CONFIGS / "tiny.yaml"), "--algorithm", name])))
+    flat = by_key(load_config(["--config", str(CONFIGS / "tiny.yaml"), "--algorithm", name]))
     keys = read_algorithm(name)
     assert keys and "algorithm" not in keys, "its name is the file's, once"
     assert {key: flat[key] for key in keys} == keys
@@ -91,7 +92,7 @@ def test_every_algorithm_has_a_file_and_every_file_an_algorithm() -> None:
     ],
 )
 def test_later_layers_win(layers: list[dict[str, Any]], expected: dict[str, Any]) -> None:
-    flat = flatten(config_as_dict(build_config(*layers)))
+    flat = by_key(build_config(*layers))
     assert {key: flat[key] for key in expected} == expected
 
 
@@ -153,7 +154,7 @@ def test_changed_settings_are_those_that_a_resumed_run_must_keep(now: dict[str, 
     ],
 )
 def test_values_take_their_setting_s_type(key: str, text: Any, value: Any) -> None:
-    read = flatten({key: text})[key]
+    read = checked_layer({key: text})[key]
     assert read == value and type(read) is type(value)
 
 
@@ -191,7 +192,7 @@ def test_values_take_their_setting_s_type(key: str, text: Any, value: Any) -> No
     ],
 )
 def test_a_wrong_value_is_one_line(key: str, value: Any, says: str) -> None:
-    assert says in refused(flatten, {key: value})
+    assert says in refused(checked_layer, {key: value})
 
 
 def by_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
@@ -232,7 +233,7 @@ def test_dumped_settings_load_back_equal(layer: dict[str, Any]) -> None:
     config = build_config(layer)
     assert build_config(yaml.safe_load(dump_config(config))) == config
     assert build_config(config_as_dict(config)) == config
-    assert flatten(flatten(layer)) == flatten(layer)
+    assert checked_layer(checked_layer(layer)) == checked_layer(layer)
 
 
 @examples(deadline=None)
@@ -241,7 +242,7 @@ def test_dumped_settings_load_back_equal(layer: dict[str, Any]) -> None:
 def test_command_line_says_the_same_as_a_mapping(layer: dict[str, Any]) -> None:
     words = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in layer.items()}
     _, given_back = arguments.read_arguments([f"--{key}={word}" for key, word in words.items()])
-    assert given_back == flatten(layer)
+    assert given_back == checked_layer(layer)
 
 
 def test_dumped_file_loads_back_equal(tmp_path: Path) -> None:
@@ -269,7 +270,7 @@ def test_dumped_file_loads_back_equal(tmp_path: Path) -> None:
     ],
 )
 def test_an_unknown_key_names_the_nearest(key: str, says: str) -> None:
-    assert says in refused(flatten, {key: 1})
+    assert says in refused(checked_layer, {key: 1})
     assert says in refused(arguments.read_arguments, [f"--{key}", "1"])
 
 

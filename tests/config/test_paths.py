@@ -47,7 +47,7 @@ def test_model_is_a_folder_or_a_hub_id(tmp_path: Path) -> None:
 def test_model_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for text, says in [
-        (str(tmp_path / "file"), "a file, wanted a model's folder"),
+        (str(tmp_path / "file"), "model.path: .*/file: a file, wanted a model's folder"),
         (str(tmp_path / "nothing"), "no such model folder"),
         ("./nothing", "no such model folder"),
         ("a/b/c", "no such model folder"),

@@ -40,8 +40,8 @@ def test_a_run_that_trains(folder):
     assert lines == [
         f"{folder}  dapo, seed 5",
         "  state       running: a process holds the folder",
-        "  step        2 of 16, 4.0 s per step, 0:00:56 left",
-        "  last step   reward_mean 1.500  tokens_per_s 1000  (0:01:15 ago)",
+        "  step        2 of 16, 4.0 s per step, 0:56 left",
+        "  last step   reward_mean=1.500 tokens_per_s=1000  (1:15 ago)",
         "  evaluation  pass@1 0.500 after step 1",
         "  checkpoint  checkpoints/step_000001",
     ]
@@ -57,6 +57,12 @@ def test_a_run_that_has_stopped_or_ended(folder):
         assert "\n  state       running" in status(folder, NOW)
 
 
+def test_the_newest_checkpoint_is_that_of_the_last_step(folder):
+    for step in (999_999, 1_000_000):
+        (folder / "checkpoints" / f"step_{step:06d}").mkdir()
+    assert status(folder, NOW).endswith("\n  checkpoint  checkpoints/step_1000000")
+
+
 def test_looking_leaves_the_folder_as_it_was(folder):
     write(folder, LINES)
     before = sorted(folder.rglob("*"))
@@ -67,7 +73,7 @@ def test_looking_leaves_the_folder_as_it_was(folder):
 def test_several_runs_and_an_error_in_one_line(folder, tmp_path_factory, capsys):
     write(folder, LINES)
     other = tmp_path_factory.mktemp("other")
-    assert main([str(folder), str(folder), str(other)]) == 1
+    assert main([str(folder), str(other), str(folder)]) == 1
     output = capsys.readouterr()
     assert output.out.count("dapo, seed 5") == 2
     assert output.err == f"capo_fast: error: {other}: no config.yaml in it, wanted the folder of a run\n"

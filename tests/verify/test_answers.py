@@ -16,8 +16,9 @@ from fuzz_texts import HOSTILE_ANSWERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capo_fast.verify import VerifierPool, answers_equal, extract_answer
 from capo_fast.verify import answers as verify
-from capo_fast.verify.answers import VerifierPool, VerifyTimeout, answers_equal, extract_answer
+from capo_fast.verify.pool import VerifyTimeout
 
 LABELLED = Path(__file__).parents[3] / "shared" / "data" / "answer_equiv.jsonl"
 

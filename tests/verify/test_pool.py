@@ -205,3 +205,8 @@ def test_workers_import_neither_torch_nor_the_engine() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert answer.stdout.strip() == "set()"
+
+
+def test_the_commands_leave_sympy_to_the_workers() -> None:
+    code = "import sys, capo_fast.train, capo_fast.evaluate; sys.exit('math_verify' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,28 @@
+"""The lock of a run's folder: one holder, and readers that look at it don't keep a run out."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+
+import pytest
+
+from capo_fast.runtime.files import LOCK, RecordError, is_locked, lock
+
+
+def test_one_process_holds_the_folder(tmp_path):
+    assert not is_locked(tmp_path)
+    with lock(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(RecordError, match="another process is at work on this run"):
+            lock(tmp_path)
+    assert not is_locked(tmp_path)
+    lock(tmp_path).close()
+
+
+def test_a_process_that_looks_for_a_moment_keeps_no_run_out(tmp_path, monkeypatch):
+    lock(tmp_path).close()
+    with (tmp_path / LOCK).open("rb") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)  # as in is_locked, interrupted there by the scheduler
+        monkeypatch.setattr(time, "sleep", lambda seconds: reader.close())
+        lock(tmp_path).close()
