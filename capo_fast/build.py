@@ -16,7 +16,7 @@ from capo_fast.config.load import config_as_dict
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
 from capo_fast.data import Problems, PromptOrder
-from capo_fast.engine.base import Engine, Generator
+from capo_fast.engine.base import Completer, Engine
 from capo_fast.loaders import (
     check_endpoint_client,
     check_reward_function,
@@ -112,7 +112,7 @@ def open_log(config: Config, folder: RunDir, progress: Progress, recorder: Recor
     return RunLog(config, folder, progress, recorder, console, stages, started - progress.wall_seconds)
 
 
-def ask_server(config: Config, group: EngineGroup, progress: Progress) -> Generator | None:
+def ask_server(config: Config, group: EngineGroup, progress: Progress) -> Completer | None:
     """The client of the critic's server on the ranks that ask it, with its share of what is left of the budget."""
     if not (config.asks_server and group.is_first):
         return None

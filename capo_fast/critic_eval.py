@@ -2,7 +2,7 @@
 
     solutions -> critiques (k sampled, one greedy) -> votes of the first 1..k, every rule -> results.json, results.md
 
-The critic is prompted, sampled and read exactly as in training. It is scored through any `Generator`: the command
+The critic is prompted, sampled and read exactly as in training. It is scored through any `Completer`: the command
 starts vLLM, or asks the server whose address it is given.
 """
 
@@ -20,7 +20,7 @@ from capo_fast.config.schema import Config
 from capo_fast.credit.critique_parser import parse_critique
 from capo_fast.credit.critique_prompt import render_critique_prompt
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
-from capo_fast.engine.base import Generator
+from capo_fast.engine.base import Completer
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
     TINY,
@@ -65,13 +65,13 @@ SETTINGS = (
 )
 
 
-def run(job: Job, engine: Generator | None = None) -> dict[str, Any]:
+def run(job: Job, engine: Completer | None = None) -> dict[str, Any]:
     """Score the critic; every rank calls it. Returns what `results.json` holds. `engine`: one to use, not vLLM."""
     with ranks(WHOLE_DAY_S):
         return score_critic(job, engine)
 
 
-def score_critic(job: Job, engine: Generator | None = None) -> dict[str, Any]:
+def score_critic(job: Job, engine: Completer | None = None) -> dict[str, Any]:
     """The same, inside a process group that is there already."""
     config, at_server = job.config, is_address(job.model)
     group = engine_group(1 if at_server else config.engine.tensor_parallel)
@@ -112,7 +112,7 @@ def model_at_server(config: Config) -> str:
     return served_model(config.endpoint)
 
 
-def start_critic(job: Job, spent_tokens: int) -> Generator:
+def start_critic(job: Job, spent_tokens: int) -> Completer:
     """vLLM, or the client of a server, which may spend what the answers on disk have left of its budget."""
     if not is_address(job.model):
         return start_engine(job.model, job.config)

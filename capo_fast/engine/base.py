@@ -16,7 +16,7 @@ class EngineError(CapoError):
     """The engine could not be started, or the server that stands for one gave out."""
 
 
-class Generator(Protocol):
+class Completer(Protocol):
     """Answers requests. They enter with `add` at any time, also between two `step`s."""
 
     pause_s: float
@@ -31,7 +31,7 @@ class Generator(Protocol):
         """Give back what it holds; it can't be used afterwards."""
 
 
-class Engine(Generator, Protocol):
+class Engine(Completer, Protocol):
     """A generation engine in this process, whose weights are pushed from outside."""
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
@@ -61,7 +61,7 @@ class Engine(Generator, Protocol):
         """
 
 
-def stream_requests(engine: Generator, requests: Iterable[Request]) -> Iterator[Completion]:
+def stream_requests(engine: Completer, requests: Iterable[Request]) -> Iterator[Completion]:
     """All answers, each as it ends. Requests enter in the order given: the same order repeats the same answers."""
     waiting: set[str] = set()
     for request in requests:
@@ -75,6 +75,6 @@ def stream_requests(engine: Generator, requests: Iterable[Request]) -> Iterator[
             time.sleep(engine.pause_s)
 
 
-def run_requests(engine: Generator, requests: Iterable[Request]) -> dict[str, Completion]:
+def run_requests(engine: Completer, requests: Iterable[Request]) -> dict[str, Completion]:
     """All answers, by request id."""
     return {completion.id: completion for completion in stream_requests(engine, requests)}

@@ -74,7 +74,7 @@ class Breaker:
 
 
 class EndpointCritic:
-    """A `Generator` whose answers come from a server. Each request's `message` is sent as one user turn."""
+    """A `Completer` whose answers come from a server. Each request's `message` is sent as one user turn."""
 
     pause_s = 0.005
 

@@ -19,7 +19,7 @@ from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate_sampling
 from capo_fast.config.schema import Config
 from capo_fast.config.settings import SETTINGS
-from capo_fast.engine.base import Generator
+from capo_fast.engine.base import Completer
 from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.evaluation.store import fingerprint
 from capo_fast.runtime.files import replacing
@@ -157,11 +157,11 @@ def estimate(metric: Mapping[str, Any] | None) -> str:
 
 
 @contextmanager
-def engine_of(engine: Generator | None, start: Callable[[], Generator]) -> Iterator[Callable[[], Generator]]:
+def engine_of(engine: Completer | None, start: Callable[[], Completer]) -> Iterator[Callable[[], Completer]]:
     """A function that gives the engine: the one at hand, else one that it starts, which is closed at the end."""
-    started: list[Generator] = []
+    started: list[Completer] = []
 
-    def give() -> Generator:
+    def give() -> Completer:
         if engine is not None:
             return engine
         started.append(start())

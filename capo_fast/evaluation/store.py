@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self
 import torch.distributed as dist
 
 from capo_fast.config.dotted import dotted
-from capo_fast.engine.base import Generator, stream_requests
+from capo_fast.engine.base import Completer, stream_requests
 from capo_fast.errors import ConfigError
 from capo_fast.records import Request
 from capo_fast.runlog.console import AnswerDisplay
@@ -81,7 +81,7 @@ class Store:
         return sum(answer.prompt_tokens + answer.tokens for answer in self._answers.values())
 
     def complete(
-        self, start: Callable[[], Generator], requests: Sequence[Request], what: str, group: EngineGroup
+        self, start: Callable[[], Completer], requests: Sequence[Request], what: str, group: EngineGroup
     ) -> dict[str, Answer]:
         """The answer to every request, by its id: those on disk, and the rest from an engine. A collective.
 
@@ -94,7 +94,7 @@ class Store:
             self._answers |= {answer.id: answer for answer in group.gather(new)}
         return {request.id: self._answers[request.id] for request in requests}
 
-    def _sample(self, engine: Generator, requests: Sequence[Request], what: str, keep: bool) -> Iterator[Answer]:
+    def _sample(self, engine: Completer, requests: Sequence[Request], what: str, keep: bool) -> Iterator[Answer]:
         path = self.folder / f"answers-{dist.get_rank()}.jsonl"
         lengths = {request.id: len(request.prompt_ids) for request in requests}
         with AnswerDisplay(what, len(requests), dist.get_rank()) as display:

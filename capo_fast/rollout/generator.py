@@ -11,12 +11,12 @@ import torch.distributed as dist
 from capo_fast.config.schema import Config
 from capo_fast.credit.assign import assign_credit, informative_groups
 from capo_fast.data import Problems
-from capo_fast.engine.base import Engine, Generator
+from capo_fast.engine.base import Completer, Engine
 from capo_fast.records import CreditedSample, Prompt, Sample
 from capo_fast.rollout.dealing import deal_rollouts
-from capo_fast.rollout.generation import Generation
 from capo_fast.rollout.pass_rate import PassRate, evaluate
 from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.sampling import SamplingRound
 from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import EngineGroup, gather
 from capo_fast.runtime.stages import Stages
@@ -51,7 +51,7 @@ class RolloutGenerator:
 
     config: Config
     engine: Engine
-    critic: Generator
+    critic: Completer
     """What answers critiques: the engine itself, or a server."""
     pool: VerifierPool
     requests: RequestBuilder
@@ -102,7 +102,7 @@ class RolloutGenerator:
     ) -> tuple[list[Sample], Traffic]:
         """Rollouts of these groups with verdicts and votes, in the order (group, sample), and what they cost."""
         members = deal_rollouts(prompts, self.config.rollout.n, lengths, self.group.count)[self.group.index]
-        generation = Generation(
+        generation = SamplingRound(
             Stream(self.engine, self.critic), self.pool, self.requests, prompts, members, step, self.group.is_first
         )
         with self.stages("sync"):

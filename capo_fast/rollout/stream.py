@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, fields
 
-from capo_fast.engine.base import Engine, Generator
+from capo_fast.engine.base import Completer, Engine
 from capo_fast.records import Completion, Request
 
 
@@ -37,7 +37,7 @@ class Traffic:
 class Stream:
     """Rollout and critique requests under way, at one engine or at an engine and a critic elsewhere."""
 
-    def __init__(self, engine: Engine, critic: Generator) -> None:
+    def __init__(self, engine: Engine, critic: Completer) -> None:
         self.traffic = Traffic()
         self.rollouts: set[str] = set()
         self.critiques: dict[str, int] = {}

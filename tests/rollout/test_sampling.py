@@ -10,8 +10,8 @@ from scripted_world import answer, scripted_config, tokenizer
 
 from capo_fast.credit.critic import load_template
 from capo_fast.records import Completion, Prompt
-from capo_fast.rollout.generation import Generation
 from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.sampling import SamplingRound
 from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import ranks
 from capo_fast.verify import VerifierPool
@@ -89,7 +89,7 @@ def generate(pool, config=CONFIG, engine=None, critic=None, prompts=PROMPTS, jud
     members = [(group, sample) for group in prompts for sample in range(config.rollout.n)]
     sampler = RequestBuilder(tokenizer(), TEMPLATE, config)
     stream = Stream(engine, critic or engine)
-    generation = Generation(stream, pool, sampler, prompts, members, 7, judges)
+    generation = SamplingRound(stream, pool, sampler, prompts, members, 7, judges)
     generation.finish_rollouts()
     generation.finish_critiques()
     return generation
@@ -205,7 +205,7 @@ def test_the_engine_idles_only_while_it_has_work(pool):
             return super().step()
 
     engine = Decoding()
-    generation = Generation(
+    generation = SamplingRound(
         Stream(engine, Slow()), pool, RequestBuilder(tokenizer(), TEMPLATE, with_(critic={"mode": "endpoint"})),
         PROMPTS, [(3, 0)], 7,
     )  # fmt: skip

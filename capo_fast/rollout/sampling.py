@@ -46,7 +46,7 @@ class Ended:
         return None if self.check is None else self.check.result()[self.place]
 
 
-class Generation:
+class SamplingRound:
     """This rank's rollouts of one sampling round, with their verdicts and critiques.
 
     `finish_rollouts`, then, once the critic's weights are there, `finish_critiques`, then `samples`. `judges` is False
