@@ -10,7 +10,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ import torch
 import capo_kernels as ck
 from bench.kernels.measure import Bench, Provider, Unavailable
 from bench.kernels.suites import SUITES, Case
+from bench.machine import versions
 
 PACKAGES = ("torch", "triton", "liger-kernel", "trl", "transformers", "flash-attn", "quack-kernels", "numpy")
 
@@ -106,7 +106,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
         "kernels": ck.status(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **versions(PACKAGES)},
     }
 
 
@@ -118,13 +118,3 @@ def _processor(machine_info: dict) -> str:
 def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0]
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

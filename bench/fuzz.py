@@ -1,6 +1,6 @@
 """Hostile text in thousands: the verifier and the critique parser.
 
-    python bench/fuzz.py [--answers 10000] [--critiques 100000] [--seed 0] [--out bench/results/fuzz]
+    python -m bench.fuzz [--answers 10000] [--critiques 100000] [--seed 0] [--out bench/results/fuzz]
 
 Answers go through a `VerifierPool`: exceptions and time-outs (5 s of any clock) are listed, with the CPU seconds used.
 Critiques are parsed; then each of a few shapes is parsed at four sizes from 125 KB to 1 MB, five times each. The least
@@ -24,13 +24,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from bench.verifier import cpu_seconds
 from capo_fast.credit.critique_parser import parse_critique
 from capo_fast.credit.neutralise import neutralise
 from capo_fast.verify.pool import VerifierError, VerifierPool
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import fuzz_texts
-from verifier import cpu_seconds
 
 SHAPES = [
     "<",
@@ -142,7 +142,7 @@ def main() -> None:
     (arguments.out / "fuzz.json").write_text(json.dumps(report, indent=1) + "\n")
     worst = sorted(report["growth"].items(), key=lambda item: -item[1]["exponent"])[:5]
     found, read = report["answers"], report["critiques"]
-    lines = ["# Fuzz", "", f"`python bench/fuzz.py` on {report['machine']}.", ""]
+    lines = ["# Fuzz", "", f"`python -m bench.fuzz` on {report['machine']}.", ""]
     lines += [
         f"- {found['texts']} answers: {len(found['exceptions'])} exceptions, {len(found['time-outs'])} time-outs;"
     ]

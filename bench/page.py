@@ -1,6 +1,6 @@
 """The report of a long run: how big its page is, how long it takes to make and to open.
 
-    .venv/bin/python bench/page.py [--steps 500] [--rollouts 200] [--opens 7] [--folder runs/page]
+    python -m bench.page [--steps 500] [--rollouts 200] [--opens 7] [--folder runs/page]
 
 Writes a synthetic run (words of a small vocabulary: 300 tokens a rollout, 4 critiques each; the rollouts of 20 steps,
 again and again) with the trainer's own recorder unless the folder has it already, makes its page, and opens that in
@@ -98,7 +98,7 @@ def open_times(page_file: Path, opens: int) -> dict[str, list[float]]:
     """Seconds by the browser's clock from the navigation's start, and CPU seconds till the page is open."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        raise SystemExit("bench/page.py opens the page in Chromium: install it (Debian: apt-get install chromium)")
+        raise SystemExit("bench.page opens the page in Chromium: install it (Debian: apt-get install chromium)")
     seconds: dict[str, list[float]] = defaultdict(list)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)

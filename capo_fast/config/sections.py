@@ -18,7 +18,7 @@ class RunConfig:
     dir: str | None = None
     """Folder of the run; None makes `runs/<algorithm>-<date>-<time>`."""
     keep_rollouts: PositiveInt | Literal["all", "none"] = "all"
-    """Which steps' rollouts stay on disk: all, the last N, or none."""
+    """Steps whose rollouts are kept on disk: all, the last N, or none."""
     wandb: str | None = None
     """Weights & Biases project to log to as well; None: don't."""
 
@@ -80,9 +80,9 @@ class DataConfig:
 @dataclass(frozen=True, config=STRICT)
 class RolloutConfig:
     prompts: PositiveInt = 12
-    """Prompts a step (groups)."""
+    """Prompts (groups) per step."""
     n: PositiveInt = 16
-    """Rollouts a prompt."""
+    """Rollouts per prompt."""
     temperature: PositiveFloat = 0.7
     """Sampling temperature; the trainer's log-probs are taken at the same."""
     top_p: Share = 0.9
@@ -102,7 +102,7 @@ class EngineConfig:
     max_num_seqs: MayChange[PositiveInt] = 256
     """Sequences decoded at once."""
     kv_cache_gb: MayChange[PositiveFloat] = 4.0
-    """Size of the engine's key/value cache, GiB a rank."""
+    """Size of the engine's key/value cache, GiB per rank."""
     enforce_eager: bool = False
     """Skip compilation and CUDA graphs: starts in seconds, decodes more slowly."""
     tensor_parallel: MayChange[PositiveInt] = 1
@@ -112,13 +112,13 @@ class EngineConfig:
 @dataclass(frozen=True, config=STRICT)
 class CriticConfig:
     mode: Literal["frozen", "self", "endpoint"] = "frozen"
-    """Who judges: frozen weights in the engine (under LoRA the base itself), the policy as it is, or a server."""
+    """What critiques: frozen weights in the engine (under LoRA the base itself), the current policy, or a server."""
     path: str | None = None
     """frozen: its weights, of the policy's architecture; None: a frozen copy of the policy's first weights."""
     votes: PositiveInt = 4
-    """Critiques a rollout (k)."""
+    """Critiques per rollout (k)."""
     voting: Literal["intersection", "majority", "union", "average", "greedy"] = "intersection"
-    """How k critiques become one verdict a step; greedy: one critique at temperature 0."""
+    """How k critiques become one verdict per step; greedy: one critique at temperature 0."""
     temperature: NonNegativeFloat = 0.7
     """Sampling temperature of critiques."""
     top_p: Share = 0.9
@@ -128,7 +128,8 @@ class CriticConfig:
     prompt: str = "pkg://capo_fast.credit/prompts/genprm.txt"
     """Jinja2 template file of the critic's prompt."""
     stream: bool = True
-    """Critiques enter as soon as a rollout has ended; false: after the last one, as ever where weights are swapped."""
+    """Critiques start as soon as their rollout has ended; false: after the last one, as always where weights are
+    swapped."""
     judge_once: bool = True
     """Equal rollouts of a prompt share the critiques of the first of them to end (on one rank)."""
     structured: bool = False
@@ -143,17 +144,17 @@ class EndpointConfig:
     model: str | None = None
     """The server's name of the critic; None: the only one it offers."""
     api_key_env: MayChange[str] = "OPENAI_API_KEY"
-    """Environment variable that holds the key; where it is unset none is sent."""
+    """Environment variable that holds the key; if it is unset, none is sent."""
     concurrency: MayChange[PositiveInt] = 64
-    """Requests under way at once, a rank."""
+    """Concurrent requests per rank."""
     timeout_s: MayChange[PositiveFloat] = 300.0
     """Deadline of one try, seconds."""
     retries: MayChange[NonNegativeInt] = 3
     """Tries after the first, where the server is overloaded or can't be reached. The pauses before them grow from 0.5 s
-    to 8 s, or are what the server asks for; one that asks for more than 120 s is given up at once."""
+    to 8 s, or are what the server asks for; where that is more than 120 s, the request fails at once."""
     budget_tokens: MayChange[PositiveInt | None] = None
-    """Tokens, prompts included, that all critiques of a run may cost; None: no limit. Requests under way when it is
-    spent may overshoot it; a try whose answer never came is not counted; a resumed run counts from its checkpoint."""
+    """Tokens, prompts included, that all critiques of a run may use; None: no limit. Requests in flight when it is
+    spent may exceed it; a try without an answer is not counted; a resumed run counts from its checkpoint."""
     on_failure: MayChange[Literal["stop", "outcome"]] = "stop"
     """An unreachable critic, a refused request or a spent budget: stop, or go on with outcome credit and count it. Both
     stop where the key or the address is refused (401, 403, 404), or all requests before the first answer."""
@@ -185,7 +186,7 @@ class RewardConfig:
     format_bonus: NonNegativeFloat = 0.0
     r"""Added to the token reward where the response has a \boxed{} answer; must stay below C - P."""
     workers: MayChange[PositiveInt] = 1
-    """Processes a rank that check answers."""
+    """Processes per rank that check answers."""
     timeout_s: MayChange[PositiveFloat] = 5.0
     """Deadline for one answer, seconds; a time-out is counted and the rollout is left out of training."""
 
@@ -229,7 +230,7 @@ class TrainConfig:
     epochs: PositiveInt = 4
     """Passes over each batch of rollouts."""
     minibatches: PositiveInt = 1
-    """Optimizer updates a pass; groups are dealt whole."""
+    """Optimizer updates per pass; a group is never split."""
     lr: NonNegativeFloat = 1e-7
     """Peak learning rate of AdamW."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -251,11 +252,11 @@ class TrainConfig:
     dynamic_sampling: bool = False
     """Drop groups whose advantages are all 0 and sample others in their place."""
     max_rounds: PositiveInt = 4
-    """Sampling rounds a step may take to fill its batch under dynamic_sampling."""
+    """Most sampling rounds per step, to fill its batch under dynamic_sampling."""
     max_bad_updates: PositiveInt = 3
     """Stop after this many updates in a row with a loss or gradient that is not finite; each is skipped."""
     stage_timeout_s: MayChange[PositiveFloat] = 1800.0
-    """Deadline of one stage of a step, seconds: past it every rank writes its stacks and ends."""
+    """Deadline of one stage of a step, seconds: past it every rank writes its stacks and exits."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -267,9 +268,9 @@ class EvalConfig:
     split: str = "test"
     """Split, for a Hugging Face dataset."""
     every: MayChange[NonNegativeInt] = 0
-    """Evaluate every N steps beside first and last; 0: only those two."""
+    """Evaluate every N steps and at the first and last; 0: only those two."""
     n: PositiveInt = 1
-    """Samples a problem."""
+    """Samples per problem."""
     temperature: NonNegativeFloat = 0.0
     """Sampling temperature; 0 is greedy."""
     top_p: Share = 1.0
@@ -281,9 +282,9 @@ class EvalConfig:
 @dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
     every: NonNegativeInt = 10
-    """Checkpoint every N steps beside first and last; 0: only those two."""
+    """Checkpoint every N steps and at the first and last; 0: only those two."""
     keep: PositiveInt = 2
-    """How many of the last checkpoints stay; the best by evaluation stays besides."""
+    """How many of the last checkpoints are kept; the best by evaluation is kept as well."""
     export_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the exported policy in `model/`."""
 

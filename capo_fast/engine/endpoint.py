@@ -63,7 +63,7 @@ class Breaker:
         if time.monotonic() < self._closed_until:
             raise GivenUp(self._reason)
 
-    def heard(self) -> None:
+    def answered(self) -> None:
         """The server answered or refused a request."""
         self._failures, self._closed_until = 0, 0.0
 
@@ -158,7 +158,7 @@ class EndpointCritic:
             completion = read_completion(request, text)
         except ValidationError as error:
             self._give_up(f"found {shortened(text, self._config)[:80]!r} where a chat completion was wanted", error)
-        self._breaker.heard()
+        self._breaker.answered()
         if self._budget is not None and not completion.prompt_tokens:
             await self._refuse("doesn't say what it used: no endpoint.budget_tokens there")
         self._answered = True
@@ -171,7 +171,7 @@ class EndpointCritic:
 
     async def _refused(self, request: Request, status: int, said: str) -> Completion:
         """The truncated answer that a refusal amounts to where the prompt is too long."""
-        self._breaker.heard()
+        self._breaker.answered()
         if status in (401, 403, 404):
             raise EngineError(f"critic at {self._config.url} refuses a request: {said}")
         # Before any answer critic.max_tokens may be too long, and so every request.

@@ -105,7 +105,10 @@ def load_architecture(path: str, untested: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(path)
     except OSError as error:
-        raise ConfigError(f"model.path: {path} is neither a model folder nor an id that can be fetched") from error
+        raise ConfigError(
+            f"model.path: {path} is neither a model folder nor an id that can be fetched "
+            "(without a network, HF_HUB_OFFLINE=1 avoids the retries)"
+        ) from error
     except ValueError as error:
         cause = " ".join(str(error).split())
         raise ConfigError(f"model.path: {path}: transformers can't read its config.json: {cause}") from error

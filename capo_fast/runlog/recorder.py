@@ -1,7 +1,7 @@
 """What a run leaves on disk while it trains: metrics, rollouts, and the views of the metrics.
 
-    <run>/metrics.jsonl               one line a step, the truth
-    <run>/rollouts/000003.jsonl.gz    one line a rollout of step 3
+    <run>/metrics.jsonl               one line per step, the truth
+    <run>/rollouts/000003.jsonl.gz    one line per rollout of step 3
     <run>/tensorboard/                a view of metrics.jsonl; W&B is another, when asked for
 
 Rank 0 holds a `RunFolder`; every other rank holds a plain `Recorder`, which does nothing, so the loop has one form:
@@ -41,7 +41,7 @@ class Recorder:
     """Keeps nothing: what every rank but 0 holds."""
 
     def record(self, step: int, metrics: Metrics) -> None:
-        """Keep the metrics of one training step. Steps only go up: one line a step."""
+        """Keep the metrics of one training step. Steps only go up: one line per step."""
 
     def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Keep the rollouts of one training step, as `rollout_row` makes them."""
@@ -50,7 +50,7 @@ class Recorder:
         """Forget everything after `step`, the step of the checkpoint that the run goes on from; -1 forgets all."""
 
     def close(self) -> None:
-        """Let the views end in good order; what was recorded is on disk already."""
+        """Close the views; what was recorded is on disk already."""
 
 
 class RunFolder(Recorder):
