@@ -16,7 +16,11 @@ import torch
 import torch.distributed as dist
 
 FORKS = multiprocessing.get_context("forkserver")
-SCRIPTED = ["learner_ranks", "ranks_run", "scripted_run"]
+SCRIPTED = [
+    *("learner_ranks", "ranks_run", "scripted_run"),
+    # What a run imports when it comes to it: the model's class, PEFT, the event file's writer.
+    *("transformers.models.qwen2.modeling_qwen2", "peft", "torch.utils.tensorboard"),
+]
 # Where torch has CUDA, what vLLM's import may have touched of it does not survive a fork.
 ENGINE = [] if torch.version.cuda else ["engine_preload"]
 

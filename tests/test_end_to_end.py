@@ -33,15 +33,8 @@ GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl.gz"
 TINY = ["--train.steps", "3", "--rollout.prompts", "4", "--eval.limit", "16", "--checkpoint.every", "1"]
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
-
-
-def command(folder, *torchrun):
-    return [sys.executable, *torchrun, "-m", "capo_fast.train", "--run.dir", str(folder), *TINY]
-
-
 def forked_run(folder, *arguments, ranks=1):
-    """The same command, forked from a process that has imported vLLM."""
+    """The command, forked from a process that has imported vLLM."""
     statuses, output = run_ranks(train, folder.with_suffix(".log"), ["--run.dir", str(folder), *arguments], world=ranks)
     assert statuses == [0] * ranks, output
 
@@ -52,11 +45,12 @@ def lines(folder):
 
 
 def whole_run(folder):
-    subprocess.run(command(folder), check=True, timeout=300)
+    forked_run(folder, *TINY)
 
 
 def killed_run(folder):
-    process = subprocess.Popen(command(folder, *TORCHRUN))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    process = subprocess.Popen([*torchrun, "-m", "capo_fast.train", "--run.dir", str(folder), *TINY])
     while len(lines(folder)) < 2 and process.poll() is None:
         time.sleep(0.02)
     process.kill()  # torchrun: its rank must not live on and write beside the resumed run
