@@ -11,12 +11,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.config.paths import path_argument
 from capo_fast.engine.base import Engine
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
@@ -169,7 +169,9 @@ def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
     flags.add_argument("--benchmarks", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(BENCHMARKS)}")
     flags.add_argument("--samples", type=at_least(0), default=0, metavar="K", help="for avg@K, maj@K and pass@K")
     flags.add_argument("--choice-runs", type=at_least(1), default=RUNS, metavar="N", help=f"default {RUNS}")
-    flags.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two results.json, or their folders")
+    flags.add_argument(
+        "--compare", nargs=2, type=path_argument, metavar=("A", "B"), help="two results.json, or their folders"
+    )
     options, rest = flags.parse_known_args(arguments)
     if options.compare:
         if rest:

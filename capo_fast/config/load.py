@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
+from capo_fast.config.core_yaml import CoreDumper, CoreLoader
 from capo_fast.config.dotted import dotted
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.schema import Config
@@ -59,7 +60,7 @@ def config_as_dict(config: Config) -> dict[str, Any]:
 
 def dump_config(config: Config) -> str:
     """YAML text that loads back to an equal configuration; ASCII, as PyYAML misreads some of its own Unicode output."""
-    return yaml.safe_dump(config_as_dict(config), sort_keys=False)
+    return yaml.dump(config_as_dict(config), Dumper=CoreDumper, sort_keys=False)
 
 
 def changed_settings(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
@@ -77,7 +78,7 @@ def read_file(name: str | Path) -> dict[str, Any]:
     """A YAML file as a flat layer."""
     path = resolve_path(str(name))
     try:
-        mapping = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+        mapping = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=CoreLoader)
         if not isinstance(mapping, dict) or not mapping:
             raise ConfigError(f"found {shown(mapping) if mapping else 'nothing'}, wanted a mapping of settings")
         return checked_layer(mapping)
@@ -88,6 +89,8 @@ def read_file(name: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}{line}: malformed YAML: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: malformed YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: malformed YAML: nested too deep") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -104,18 +107,6 @@ def checked_layer(layer: Mapping[Any, Any]) -> dict[str, Any]:
             raise ConfigError(f"{key}: given twice, in its section and with a dot")
         flat[key] = find_setting(key).convert(value)
     return flat
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML would let the last one win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set[str]()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value} given twice", problem_mark=key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
 
 
 def _leaves(layer: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

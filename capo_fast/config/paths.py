@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -10,13 +13,41 @@ from capo_fast.errors import ConfigError
 PACKAGED = "pkg://"
 
 
+def expand_home(text: str) -> str:
+    """The path, or hub id, with `~` expanded. Raises ValueError for what would else be a folder of a strange name.
+
+    A folder named `$HOME` is made by a file of settings, where no shell expands it.
+    """
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise ValueError(f"there is no user {path.split('/')[0][1:]!r}")
+    if "\0" in path:
+        raise ValueError("it holds a NUL character")
+    if variable := re.search(r"(?:^|/)(\$\{?\w+\}?)", path):
+        raise ValueError(f"{variable[1]} is not expanded here, wanted the folder itself, or ~ for the home folder")
+    return path
+
+
+def path_argument(text: str) -> Path:
+    """The type of an argparse argument that is a path, with `~` expanded."""
+    try:
+        return Path(expand_home(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"found {text!r}: {error}") from None
+
+
 def resolve_path(text: str) -> Path:
     """The file or folder that `text` names.
 
     `pkg://package.name/relative/file` is a file shipped in a package, and has to exist; anything else is a path on
     disk, with `~` expanded, which may be yet to be made.
     """
-    return _packaged(text) if text.startswith(PACKAGED) else Path(text).expanduser()
+    if text.startswith(PACKAGED):
+        return _packaged(text)
+    try:
+        return Path(expand_home(text))
+    except ValueError as error:
+        raise ConfigError(f"{text!r}: {error}") from None
 
 
 def resolve_model(text: str, key: str = "model.path") -> str:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from capo_fast.config.sections import (
-    CheckpointConfig,
     CreditConfig,
     CriticConfig,
     DataConfig,
     EndpointConfig,
     EngineConfig,
-    EvalConfig,
     LoraConfig,
-    LossConfig,
     ModelConfig,
     PolicyConfig,
     RewardConfig,
     RolloutConfig,
     RunConfig,
-    SyncConfig,
-    TrainConfig,
 )
+from capo_fast.config.training import CheckpointConfig, EvalConfig, LossConfig, SyncConfig, TrainConfig
 from capo_fast.config.types import STRICT, MayChange
 
 
@@ -67,16 +63,37 @@ class Config:
         return self.train.overlong_buffer or max(1, self.rollout.max_tokens // 5)
 
     @property
+    def has_critic(self) -> bool:
+        """Whether rollouts are read by a critic."""
+        return self.credit.process != "none"
+
+    @property
     def swaps(self) -> bool:
         """Whether the critic's weights take the policy's place in the engine."""
-        return self.credit.process != "none" and self.critic.mode == "frozen" and self.lora.rank == 0
+        return self.has_critic and self.critic.mode == "frozen" and self.lora.rank == 0
 
     @property
     def asks_server(self) -> bool:
         """Whether critiques come from a server."""
-        return self.credit.process != "none" and self.critic.mode == "endpoint"
+        return self.has_critic and self.critic.mode == "endpoint"
 
     @property
     def streams(self) -> bool:
         """Whether critiques run beside rollouts: no verdict is needed first, and no other weights in the engine."""
-        return self.critic.stream and self.credit.when == "always" and not self.swaps
+        chooses = self.has_critic and self.credit.when != "always"
+        return self.critic.stream and not chooses and not self.swaps
+
+    @property
+    def has_old_logprobs(self) -> bool:
+        """Whether a batch gets several updates, whose ratio is to the policy before the first of them."""
+        return self.train.epochs * self.train.minibatches > 1
+
+    @property
+    def used_loss(self) -> LossConfig:
+        """`loss` without the bounds that its objective and its importance sampling don't read."""
+        loss = self.loss
+        return replace(
+            loss,
+            dual_clip=loss.dual_clip if loss.objective == "ppo" else None,
+            is_low=loss.is_low if loss.is_mode == "mask" else 0.0,
+        )

@@ -1,5 +1,7 @@
 """The sections of the settings: a field's type has its bounds, its docstring is its text in `--help`.
 
+Those that the learner reads, and the run's bookkeeping, are in config/training.py.
+
 The defaults are the paper's CAPO set-up where the paper states one.
 """
 
@@ -10,12 +12,22 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from capo_fast.config.types import STRICT, Beta, MayChange, Norm, Share
+from capo_fast.config.types import (
+    POSITIVE,
+    STRICT,
+    CountWhereUsed,
+    FilePath,
+    MayChange,
+    Norm,
+    NumberWhereUsed,
+    Share,
+    ShareWhereUsed,
+)
 
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    dir: str | None = None
+    dir: FilePath | None = None
     """Folder of the run; None makes `runs/<algorithm>-<date>-<time>`."""
     keep_rollouts: PositiveInt | Literal["all", "none"] = "all"
     """Steps whose rollouts are kept on disk: all, the last N, or none."""
@@ -25,7 +37,7 @@ class RunConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    path: str = "Qwen/Qwen2.5-1.5B-Instruct"
+    path: FilePath = "Qwen/Qwen2.5-1.5B-Instruct"
     """Folder or hub id of the policy: a dense Qwen2/2.5/3 or Llama; `pkg://package/file` names a packaged one."""
     untested: bool = False
     """Accept an architecture outside the tested table; the sync canary still guards it."""
@@ -51,7 +63,7 @@ class PolicyConfig:
 class LoraConfig:
     rank: Annotated[int, Field(ge=0, le=512)] = 0
     """Rank of the policy's LoRA adapter over a frozen base; 0: full fine-tuning."""
-    alpha: PositiveFloat = 32.0
+    alpha: NumberWhereUsed = 32.0
     """The adapter's product is scaled by alpha / rank."""
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Linear layers that get an adapter, by the last part of their names."""
@@ -59,7 +71,7 @@ class LoraConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    path: str | None = None
+    path: FilePath | None = None
     """Training problems: a JSONL, JSONL.gz or Parquet file, or a Hugging Face dataset id."""
     name: str | None = None
     """Configuration of a Hugging Face dataset that has several (openai/gsm8k: main)."""
@@ -113,19 +125,19 @@ class EngineConfig:
 class CriticConfig:
     mode: Literal["frozen", "self", "endpoint"] = "frozen"
     """What critiques: frozen weights in the engine (under LoRA the base itself), the current policy, or a server."""
-    path: str | None = None
+    path: FilePath | None = None
     """frozen: its weights, of the policy's architecture; None: a frozen copy of the policy's first weights."""
-    votes: PositiveInt = 4
+    votes: CountWhereUsed = 4
     """Critiques per rollout (k)."""
     voting: Literal["intersection", "majority", "union", "average", "greedy"] = "intersection"
     """How k critiques become one verdict per step; greedy: one critique at temperature 0."""
     temperature: NonNegativeFloat = 0.7
     """Sampling temperature of critiques."""
-    top_p: Share = 0.9
+    top_p: ShareWhereUsed = 0.9
     """Nucleus sampling of critiques."""
-    max_tokens: PositiveInt = 2048
+    max_tokens: CountWhereUsed = 2048
     """Longest critique, in tokens."""
-    prompt: str = "pkg://capo_fast.credit/prompts/genprm.txt"
+    prompt: FilePath = "pkg://capo_fast.credit/prompts/genprm.txt"
     """Jinja2 template file of the critic's prompt."""
     stream: bool = True
     """Critiques start as soon as their rollout has ended; false: after the last one, as always where weights are
@@ -145,14 +157,14 @@ class EndpointConfig:
     """The server's name of the critic; None: the only one it offers."""
     api_key_env: MayChange[str] = "OPENAI_API_KEY"
     """Environment variable that holds the key; if it is unset, none is sent."""
-    concurrency: MayChange[PositiveInt] = 64
+    concurrency: MayChange[CountWhereUsed] = 64
     """Concurrent requests per rank."""
-    timeout_s: MayChange[PositiveFloat] = 300.0
+    timeout_s: MayChange[NumberWhereUsed] = 300.0
     """Deadline of one try, seconds."""
     retries: MayChange[NonNegativeInt] = 3
     """Tries after the first, where the server is overloaded or can't be reached. The pauses before them grow from 0.5 s
     to 8 s, or are what the server asks for; where that is more than 120 s, the request fails at once."""
-    budget_tokens: MayChange[PositiveInt | None] = None
+    budget_tokens: MayChange[Annotated[NonNegativeInt | None, POSITIVE]] = None
     """Tokens, prompts included, that all critiques of a run may use; None: no limit. Requests in flight when it is
     spent may exceed it; a try without an answer is not counted; a resumed run counts from its checkpoint."""
     on_failure: MayChange[Literal["stop", "outcome"]] = "stop"
@@ -189,111 +201,3 @@ class RewardConfig:
     """Processes per rank that check answers."""
     timeout_s: MayChange[PositiveFloat] = 5.0
     """Deadline for one answer, seconds; a time-out is counted and the rollout is left out of training."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class LossConfig:
-    objective: Literal["ppo", "cispo", "reinforce"] = "ppo"
-    """Policy-gradient objective."""
-    ratio: Literal["token", "sequence"] = "token"
-    """Importance ratio by token, or by sequence (GSPO)."""
-    clip_low: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Clip range below 1."""
-    clip_high: NonNegativeFloat = 0.2
-    """Clip range above 1 (for cispo: the cap is 1 + clip_high)."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Lower bound of the loss where the advantage is negative; None: off."""
-    aggregation: Literal["sequence-mean", "token-mean", "constant"] = "sequence-mean"
-    """Average by sequence, over all tokens of an update, or over rollouts x rollout.max_tokens."""
-    kl_coef: NonNegativeFloat = 0.01
-    """Weight of the KL to the frozen reference; 0: no reference is kept."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that KL."""
-    kl_ratio: bool = False
-    """Multiply the KL by the importance ratio."""
-    entropy_coef: NonNegativeFloat = 0.0
-    """Weight of the entropy bonus."""
-    is_mode: Literal["truncate", "mask"] | None = None
-    """Importance sampling against the engine's own log-probs: truncate or mask the weight; None: off."""
-    is_level: Literal["token", "sequence"] = "token"
-    """That weight by token or by sequence."""
-    is_low: NonNegativeFloat = 0.0
-    """Lower bound of the weight (mask)."""
-    is_high: PositiveFloat = 2.0
-    """Upper bound of the weight."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class TrainConfig:
-    steps: MayChange[NonNegativeInt] = 200
-    """Training steps: one batch of rollouts each."""
-    epochs: PositiveInt = 4
-    """Passes over each batch of rollouts."""
-    minibatches: PositiveInt = 1
-    """Optimizer updates per pass; a group is never split."""
-    lr: NonNegativeFloat = 1e-7
-    """Peak learning rate of AdamW."""
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    """AdamW's betas."""
-    weight_decay: NonNegativeFloat = 0.0
-    """AdamW's weight decay."""
-    warmup_steps: NonNegativeInt = 0
-    """Updates of linear warm-up."""
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    """Learning rate after the warm-up, over all updates of `train.steps`."""
-    grad_clip: PositiveFloat = 1.0
-    """Largest norm of the gradient."""
-    micro_tokens: MayChange[PositiveInt] = 16384
-    """Tokens (prompts included) a micro-batch may hold on one rank."""
-    truncated: Literal["keep", "mask", "penalise"] = "keep"
-    """Rollouts cut by the length limit: train on them, leave them out, or add a length penalty to their reward."""
-    overlong_buffer: NonNegativeInt = 0
-    """penalise: tokens before rollout.max_tokens over which the penalty grows from 0 to 1; 0: a fifth (DAPO)."""
-    dynamic_sampling: bool = False
-    """Drop groups whose advantages are all 0 and sample others in their place."""
-    max_rounds: PositiveInt = 4
-    """Most sampling rounds per step, to fill its batch under dynamic_sampling."""
-    max_bad_updates: PositiveInt = 3
-    """Stop after this many updates in a row with a loss or gradient that is not finite; each is skipped."""
-    stage_timeout_s: MayChange[PositiveFloat] = 1800.0
-    """Deadline of one stage of a step, seconds: past it every rank writes its stacks and exits."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class EvalConfig:
-    path: str | None = None
-    """Held-out problems, in the format of data.path; None: no evaluation."""
-    name: str | None = None
-    """Configuration of a Hugging Face dataset that has several."""
-    split: str = "test"
-    """Split, for a Hugging Face dataset."""
-    every: MayChange[NonNegativeInt] = 0
-    """Evaluate every N steps and at the first and last; 0: only those two."""
-    n: PositiveInt = 1
-    """Samples per problem."""
-    temperature: NonNegativeFloat = 0.0
-    """Sampling temperature; 0 is greedy."""
-    top_p: Share = 1.0
-    """Nucleus sampling."""
-    limit: PositiveInt | None = None
-    """Only the first N problems."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class CheckpointConfig:
-    every: NonNegativeInt = 10
-    """Checkpoint every N steps and at the first and last; 0: only those two."""
-    keep: PositiveInt = 2
-    """How many of the last checkpoints are kept; the best by evaluation is kept as well."""
-    export_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Type of the exported policy in `model/`."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class SyncConfig:
-    probe_sequences: PositiveInt = 4
-    """Sequences of the canary's probe batch."""
-    probe_tokens: PositiveInt = 32
-    """Tokens of each."""
-    max_logprob_gap: PositiveFloat | None = None
-    """Largest mean |difference| of the probe's log-probs; None: 1e-4 in float32, 0.1 in bfloat16."""

@@ -7,13 +7,14 @@ import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from capo_fast.config.schema import Config
+from capo_fast.config.types import WhereUsed
 from capo_fast.errors import ConfigError
 
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
@@ -34,8 +35,8 @@ class Setting:
 
     @cached_property
     def schema(self) -> dict[str, Any]:
-        """JSON schema of the type."""
-        return self._adapter.json_schema()
+        """JSON schema of the type, with the bounds that hold where the setting is used."""
+        return self._used.json_schema()
 
     @property
     def wanted(self) -> str:
@@ -50,12 +51,31 @@ class Setting:
             if not self._takes("boolean") and any(isinstance(item, bool) for item in items):  # pydantic takes true as 1
                 raise TypeError
             return self._adapter.validate_python(read)
-        except (ValidationError, TypeError, OverflowError):
-            raise ConfigError(f"{self.key}: found {shown(value)}, wanted {self.wanted}") from None
+        except (ValidationError, TypeError, OverflowError) as error:
+            raise ConfigError(f"{self.key}: found {shown(value)}{self._cause(error)}") from None
+
+    def check_used(self, value: Any) -> None:
+        """Raises ConfigError where the value breaks a bound that only a run which uses the setting is held to."""
+        try:
+            self._used.validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(f"{self.key}: found {shown(value)}{self._cause(error)}") from None
+
+    def _cause(self, error: Exception) -> str:
+        found = error.errors() if isinstance(error, ValidationError) else []
+        causes = [each["msg"] for each in found if each["type"] == "path"]
+        return f": {causes[0]}" if causes else f", wanted {self.wanted}"
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Any]:
         return TypeAdapter(self.type, config=ConfigDict(allow_inf_nan=False))
+
+    @cached_property
+    def _used(self) -> TypeAdapter[Any]:
+        marks = (mark for mark in getattr(self.type, "__metadata__", ()) if isinstance(mark, WhereUsed))
+        bounds = [bound for mark in marks for bound in mark.bounds]
+        strict = Annotated[(self.type, *bounds)] if bounds else self.type  # type: ignore[valid-type]
+        return TypeAdapter(strict, config=ConfigDict(allow_inf_nan=False))
 
     def _from_text(self, text: str) -> Any:
         if self._takes("null") and text.lower() in ("none", "null"):
@@ -81,7 +101,10 @@ def in_words(schema: Mapping[str, Any]) -> str:
             return ",".join(map(in_words, items))
         case {"items": item}:
             return f"{in_words(item)},..."
-    bounds = " and ".join(f"{sign} {schema[name]:g}" for name, sign in SIGNS.items() if name in schema)
+    given = {name: bound for name, bound in schema.items() if name in SIGNS}
+    if "exclusiveMinimum" in given:
+        given.pop("minimum", None)  # the looser one
+    bounds = " and ".join(f"{sign} {given[name]:g}" for name, sign in SIGNS.items() if name in given)
     return f"{WORDS[schema['type']]} {bounds}".rstrip()
 
 
@@ -96,10 +119,19 @@ def find_setting(key: str) -> Setting:
     """Raises ConfigError that names the nearest key; a bare field name counts as its dotted key."""
     if key in SETTINGS:
         return SETTINGS[key]
-    bare = {name.rpartition(".")[2]: name for name in reversed(SETTINGS)}
-    near = difflib.get_close_matches(key, [*SETTINGS, *bare], n=1, cutoff=0.5)
-    hint = f"did you mean {bare.get(near[0], near[0])}?" if near else "--help lists them all"
+    near = _nearest(key)
+    hint = f"did you mean {near}?" if near else "--help lists them all"
     raise ConfigError(f"{key if key and key.isprintable() else repr(key)}: unknown setting; {hint}")
+
+
+def _nearest(key: str) -> str | None:
+    """The setting that is spelled most like `key`, or else whose text has its words, as `learning_rate` of train.lr."""
+    bare = {name.rpartition(".")[2]: name for name in reversed(SETTINGS)}
+    close = partial(difflib.get_close_matches, key, [*SETTINGS, *bare], n=1)
+    words = key.rpartition(".")[2].replace("_", " ").lower()
+    described = [name for name, setting in SETTINGS.items() if " " in words and words in setting.text.lower()]
+    near = [*close(cutoff=0.8), *described, *close(cutoff=0.5)]
+    return bare.get(near[0], near[0]) if near else None
 
 
 SECTIONS: dict[str, Any] = {k: t for k, t in get_type_hints(Config).items() if dataclasses.is_dataclass(t)}

@@ -92,7 +92,7 @@ def outcome_reward(sample: Sample, config: Config) -> float:
     reward = sample.outcome or 0.0
     if config.credit.process == "prefix" and reward < 1:
         reward = 0.5
-    if "\\boxed{" in sample.rollout.text:
+    if config.reward.format_bonus and "\\boxed{" in sample.rollout.text:
         reward += config.reward.format_bonus / config.credit.outcome_weight
     if config.train.truncated == "penalise":
         reward -= overlong_penalty(sample.rollout, config.rollout.max_tokens, config.resolved_overlong_buffer)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from capo_fast.config.arguments import read_arguments
 from capo_fast.config.load import DEFAULT_FILE, build_config, by_key, read_file
-from capo_fast.config.paths import resolve_model
+from capo_fast.config.paths import path_argument, resolve_model, resolve_path
 from capo_fast.config.rules import validate_sampling
 from capo_fast.config.schema import Config
 from capo_fast.config.settings import SETTINGS
@@ -72,7 +72,9 @@ class Flags(argparse.ArgumentParser):
         )
         self.add_argument("--data-dir", help="folder that holds the known data sets")
         self.add_argument("--limit", type=at_least(1), metavar="N", help="only N of each, drawn once and for all")
-        self.add_argument("--out", type=Path, help="folder of the results; a second start goes on where it was")
+        self.add_argument(
+            "--out", type=path_argument, help="folder of the results; a second start goes on where it was"
+        )
         self.add_argument(
             "--config",
             nargs="+",
@@ -105,7 +107,7 @@ def _file_and_model(text: str) -> tuple[str | None, str | None]:
     """The file of settings that belongs to a model, and the model's path where the file doesn't name it."""
     if text == TINY:
         return DEFAULT_FILE, None
-    folder = Path(text).expanduser()
+    folder = resolve_path(text)
     if (folder / "config.yaml").is_file():
         if not (folder / "model").is_dir():
             raise ConfigError(f"{text}: a run without model/: it has not ended yet")

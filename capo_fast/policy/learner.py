@@ -145,7 +145,9 @@ class Learner:
 def loss_spec(config: Config) -> ck.LossSpec:
     """The kernel's objective for a configuration: but for these two, each of its fields is a setting of `loss`."""
     names = {each.name for each in fields(ck.LossSpec)} - {"temperature", "softcap"}
-    return ck.LossSpec(temperature=config.rollout.temperature, **{name: getattr(config.loss, name) for name in names})
+    return ck.LossSpec(
+        temperature=config.rollout.temperature, **{name: getattr(config.used_loss, name) for name in names}
+    )
 
 
 def lr_factor(update: int, schedule: str, warmup: int, total: int) -> float:

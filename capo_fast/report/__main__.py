@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.config.paths import path_argument
 from capo_fast.errors import run_command
 from capo_fast.report.credit_map import Room, read_credit_map
 from capo_fast.report.html import render
@@ -39,9 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit status: 0 done, 1 failed with one line, 2 wrong arguments."""
     parser = argparse.ArgumentParser(prog="capo report", description="One HTML page of one or more runs.")
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; the page begins with the first"
+        "runs", nargs="+", type=path_argument, metavar="RUN", help="folder of a run; the page begins with the first"
     )
-    parser.add_argument("--out", type=Path, help="file to write (default: report.html in the first run's folder)")
+    parser.add_argument(
+        "--out", type=path_argument, help="file to write (default: report.html in the first run's folder)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of rollouts, where not all fit (default: 0)")
     options = parser.parse_args(argv)
     out = options.out or options.runs[0] / "report.html"

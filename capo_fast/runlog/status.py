@@ -14,6 +14,7 @@ from typing import Any
 
 from capo_fast.config import Config
 from capo_fast.config.load import build_config, read_file
+from capo_fast.config.paths import path_argument
 from capo_fast.errors import run_command
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runlog.shown import PACE_STEPS, clock, shown_metrics, step_seconds, time_left
@@ -71,7 +72,7 @@ def _show(run: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command, on all folders. Exit status: 0 done, 1 where one can't be read, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="capo status", description="Shows how far runs are.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help="folder of a run")
     runs = parser.parse_args(argv).runs
     statuses = [run_command(partial(_show, run)) for run in runs]
     return int(any(statuses))

@@ -14,7 +14,7 @@ from capo_fast.tiny.pretrain import STEPS, make
 def main() -> None:
     """Make the files in the package's own folder, or in another one."""
     parser = argparse.ArgumentParser(prog="python -m capo_fast.tiny", description=__doc__)
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--out", type=lambda text: Path(text).expanduser(), default=FOLDER)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

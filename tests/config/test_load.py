@@ -13,6 +13,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from capo_fast.config import arguments, load_config, types
+from capo_fast.config.core_yaml import CoreLoader
 from capo_fast.config.load import (
     build_config,
     by_key,
@@ -208,7 +209,8 @@ def by_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
             return st.lists(st.from_regex(r"\w+", fullmatch=True), min_size=1).map(tuple)
         case {"type": "number" | "integer" as kind}:
             return numbers(kind, schema)
-    return {"boolean": st.booleans(), "string": st.text(), "null": st.none()}[schema["type"]]
+    texts = st.from_regex(r"[\w ./-]+", fullmatch=True) if schema.get("format") == "path" else st.text()
+    return {"boolean": st.booleans(), "string": texts, "null": st.none()}[schema["type"]]
 
 
 def numbers(kind: str, schema: dict[str, Any]) -> st.SearchStrategy[Any]:
@@ -229,9 +231,11 @@ layers = st.sets(st.sampled_from(list(SETTINGS)), max_size=12).flatmap(
 @examples(max_examples=25, deadline=None)
 @given(layers)
 @example({"model.path": "\x85\U0006ea35"})  # written as Unicode, PyYAML reads it back as something else
+@example({"data.split": "1e5", "data.name": "0o7", "data.id_field": "010", "endpoint.model": "yes"})  # numbers to one
 def test_dumped_settings_load_back_equal(layer: dict[str, Any]) -> None:
     config = build_config(layer)
     assert build_config(yaml.safe_load(dump_config(config))) == config
+    assert build_config(yaml.load(dump_config(config), Loader=CoreLoader)) == config
     assert build_config(config_as_dict(config)) == config
     assert checked_layer(checked_layer(layer)) == checked_layer(layer)
 
@@ -259,6 +263,8 @@ def test_dumped_file_loads_back_equal(tmp_path: Path) -> None:
     [
         ("train.stepz", "train.stepz: unknown setting; did you mean train.steps?"),
         ("steps", "did you mean train.steps?"),
+        ("train.learning_rate", "did you mean train.lr?"),
+        ("learning_rate", "did you mean train.lr?"),
         ("lr", "did you mean train.lr?"),
         ("tarin.lr", "did you mean train.lr?"),
         ("rollout.max-tokens", "did you mean rollout.max_tokens?"),
@@ -311,7 +317,15 @@ def test_a_bad_command_line_is_one_line(words: list[str], says: str) -> None:
         ("1: 2\n", "1: unknown setting"),
         ("train.stepz: 3\n", "train.stepz: unknown setting; did you mean train.steps?"),
         ("train:\n  stepz: 3\n", "train.stepz: unknown setting; did you mean train.steps?"),
-        ("train:\n  steps: on\n", "train.steps: found true, wanted integer"),
+        ("train:\n  steps: on\n", "train.steps: found 'on', wanted integer"),
+        ("train.stage_timeout_s: 1:30\n", "train.stage_timeout_s: found '1:30', wanted number"),
+        ("seed: 12:30:45\n", "seed: found '12:30:45', wanted integer"),
+        ("run.dir: $HOME/x\n", "run.dir: found '$HOME/x': $HOME is not expanded here, wanted"),
+        ("data.path: a/${DATA}/x.jsonl\n", "${DATA} is not expanded here"),
+        ("run.dir: ~nobody_of_this_name/x\n", "there is no user 'nobody_of_this_name'"),
+        ('run.dir: "a\\0b"\n', "it holds a NUL character"),
+        ("a: " + "[" * 3000, "malformed YAML: nested too deep"),
+        (f"seed: {'1' * 5000}\n", "malformed YAML"),
         ("seed: !!python/object:os.system 1\n", "line 1: malformed YAML"),
     ],
 )
@@ -320,6 +334,28 @@ def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, says: s
     file.write_text(text)
     message = refused(read_file, file)
     assert message.startswith(str(file)) and says in message
+
+
+def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("train.steps: 010\ntrain.lr: 1e-6\nseed: 0o17\ndata: {name: no, split: on, id_field: 2026-11-29}\n")
+    numbers = {"train.steps": 10, "train.lr": 1e-6, "seed": 15}
+    assert read_file(file) == numbers | {"data.name": "no", "data.split": "on", "data.id_field": "2026-11-29"}
+
+
+PATHS = [key for key, setting in SETTINGS.items() if "'format': 'path'" in str(setting.schema)]
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_home_is_expanded_in_every_path(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    (tmp_path / "a.yaml").write_text(f"{key}: ~/x\n")
+    assert read_file(tmp_path / "a.yaml") == {key: "/home/someone/x"} == arguments.read_arguments([f"--{key}=~/x"])[1]
+    assert by_key(build_config({key: "pkg://a/b"}))[key] == "pkg://a/b"
+
+
+def test_every_setting_that_is_a_path_is_known_as_one() -> None:
+    assert set(PATHS) == {"run.dir", "model.path", "data.path", "eval.path", "critic.path", "critic.prompt"}
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:

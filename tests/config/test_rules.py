@@ -1,6 +1,6 @@
 """What a configuration must satisfy, and the values worked out from others."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -9,6 +9,7 @@ from capo_fast.config.load import build_config
 from capo_fast.config.schema import Config
 from capo_fast.config.settings import SETTINGS
 from capo_fast.errors import ConfigError
+from capo_fast.policy.learner import loss_spec
 
 DATA = {"data.path": "problems.jsonl"}
 
@@ -32,8 +33,11 @@ def refused(**settings: Any) -> str:
         {"credit__process_weight": 2.0, "credit__allow_process_dominance": True},
         {"credit__process_weight": 5.0, "credit__process": "prefix"},
         {"reward__format_bonus": 0.99},
-        {"policy__old": "rollout"},
-        {"loss__is_mode": "mask"},
+        {"policy__old": "rollout", "rollout__top_p": 1.0},
+        {"policy__old": "rollout", "train__epochs": 1},  # one update: no old log-probs are read
+        {"loss__is_mode": "mask", "rollout__top_p": 1.0},
+        {"rollout__n": 1, "credit__norm": "none"},
+        {"critic__temperature": 0.0, "critic__votes": 1},
         {"loss__dual_clip": 3.0},
         {"critic__voting": "greedy", "critic__votes": 1},
         {"train__minibatches": 12},
@@ -59,15 +63,9 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
     [
         ({"data__path": None}, "data.path: missing"),
         ({"data__path": ""}, "data.path: missing"),
-        ({"endpoint__url": "http://host/v1"}, "endpoint.url: found one, wanted none with critic.mode: frozen"),
-        ({"endpoint__budget_tokens": 5}, "endpoint.budget_tokens: found one, wanted none with critic.mode: frozen"),
         (
             {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "endpoint__retries": 5},
             "endpoint.timeout_s: found 300 with endpoint.retries: 5, with the pauses 1815.5 s in all, wanted less than",
-        ),
-        (
-            {"credit__when": "mixed-groups", "credit__process": "none"},
-            "credit.when: found mixed-groups, wanted always with credit.process: none",
         ),
         ({"lora__rank": 513}, "lora.rank: found 513, wanted integer >= 0 and <= 512"),
         ({"lora__rank": 8, "engine__dtype": "float32"}, "policy.dtype: found bfloat16 with lora.rank and engine.dtype"),
@@ -77,21 +75,115 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"reward__format_bonus": 1.0}, "reward.format_bonus: found 1, wanted less than C - P = 1"),
         ({"reward__format_bonus": -0.1}, "reward.format_bonus: found -0.1, wanted number >= 0"),
         ({"policy__old": "rollout", "loss__is_mode": "mask"}, "loss.is_mode: found mask, wanted none"),
+        (
+            {"policy__old": "rollout"},
+            "rollout.top_p: found 0.9, wanted 1 with policy.old: rollout: the engine's log-probs are normalised",
+        ),
+        ({"loss__is_mode": "mask"}, "rollout.top_p: found 0.9, wanted 1 with loss.is_mode: mask"),
+        (
+            {"loss__is_mode": "truncate", "rollout__top_p": 1.0, "rollout__top_k": 5},
+            "rollout.top_k: found 5, wanted -1 with loss.is_mode: truncate",
+        ),
+        ({"rollout__n": 1}, "rollout.n: found 1, wanted at least 2 with credit.norm: group-token"),
+        ({"rollout__n": 1, "algorithm": "grpo"}, "rollout.n: found 1, wanted at least 2"),
+        ({"critic__temperature": 0.0}, "critic.votes: found 4, wanted 1 with critic.temperature: 0"),
+        ({"critic__path": "judge", "lora__rank": 8}, "critic.path: found judge, wanted none with lora.rank: 8"),
+        ({"eval__path": "x", "eval__n": 3}, "eval.n: found 3, wanted 1 with eval.temperature: 0"),
+        ({"lora__rank": 8, "lora__targets": "q_proj,"}, "lora.targets: found an empty name in 'q_proj,'"),
+        ({"lora__rank": 8, "lora__targets": ""}, "lora.targets: found an empty name in ''"),
         ({"loss__dual_clip": 1.2}, "wanted none or more than 1 + loss.clip_high = 1.2"),
         ({"loss__is_low": 3.0, "loss__is_mode": "mask"}, "loss.is_high: found 2.0, wanted at least"),
         ({"critic__voting": "greedy"}, "critic.votes: found 4, wanted 1"),
         ({"train__minibatches": 13}, "train.minibatches: found 13, wanted at most rollout.prompts (12)"),
-        ({"train__overlong_buffer": 2049}, "train.overlong_buffer: found 2049"),
+        ({"train__overlong_buffer": 2049, "train__truncated": "penalise"}, "train.overlong_buffer: found 2049"),
         ({"rollout__max_tokens": 8192}, "rollout.max_tokens: found 8192, wanted less than engine.max_model_len"),
         ({"critic__max_tokens": 9000}, "critic.max_tokens: found 9000"),
         ({"critic__mode": "endpoint"}, "endpoint.url: missing; wanted the server's address"),
-        ({"endpoint__url": "host:8000/v1"}, "endpoint.url: found host:8000/v1, wanted the server's address"),
+        (
+            {"critic__mode": "endpoint", "endpoint__url": "host:8000/v1"},
+            "endpoint.url: found host:8000/v1, wanted the server's address",
+        ),
         ({"reward__fn": "no_function"}, "wanted package.module:function"),
         ({"rollout__top_k": 0}, "-1 (off) or at least 1"),
     ],
 )
 def test_what_the_rules_refuse(settings: dict[str, Any], says: str) -> None:
     assert says in refused(**settings)
+
+
+GRPO = {"algorithm": "grpo"}
+CRITIC = {
+    "credit__when": "wrong-answers", "critic__votes": 0, "critic__voting": "greedy", "critic__temperature": 0.0,
+    "critic__max_tokens": 9000, "critic__top_p": 0, "critic__path": "nowhere",
+}  # fmt: skip
+"""Of a run with a critic, each refused there."""
+SERVER = {
+    "endpoint__url": "no address",
+    "endpoint__timeout_s": 0,
+    "endpoint__concurrency": 0,
+    "endpoint__budget_tokens": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("unused", "settings"),
+    [
+        *((GRPO, {key: value}) for key, value in (CRITIC | SERVER).items()),
+        (GRPO | {"credit__process_weight": 5.0}, {"reward__format_bonus": 0.9}),
+        (GRPO, {"engine__max_model_len": 2048, "rollout__max_tokens": 1024}),
+        (GRPO, {"critic__mode": "endpoint"}),
+        (GRPO, {"critic__mode": "endpoint", "endpoint__url": "http://h/v1", "train__stage_timeout_s": 600}),
+        (GRPO | {"lora__rank": 8}, {"critic__path": "nowhere"}),
+        *(({"critic__mode": mode}, {key: value}) for mode in ("self", "frozen") for key, value in SERVER.items()),
+        ({"critic__mode": "self"}, {"critic__path": "nowhere"}),
+        ({"critic__mode": "endpoint", "endpoint__url": "http://h/v1"}, {"critic__path": "nowhere"}),
+        ({"lora__rank": 0}, {"lora__alpha": 0, "lora__targets": ""}),
+        ({"eval__path": None}, {"eval__n": 0, "eval__limit": 0, "eval__top_p": 0}),
+        ({"eval__path": None}, {"eval__n": 3}),
+        ({"train__truncated": "keep"}, {"train__overlong_buffer": 5000}),
+        ({"train__dynamic_sampling": False}, {"train__max_rounds": 0}),
+        ({"loss__is_mode": None}, {"loss__is_low": 3.0, "loss__is_high": 0}),
+        ({"loss__is_mode": "truncate", "rollout__top_p": 1.0}, {"loss__is_low": 3.0}),
+        ({"algorithm": "cispo"}, {"loss__clip_low": 1.5, "loss__dual_clip": 0.5}),
+        ({"loss__objective": "reinforce"}, {"loss__clip_low": 1.5, "loss__dual_clip": 3.0}),
+    ],
+)
+def test_a_setting_that_the_run_does_not_use_refuses_nothing(unused: dict[str, Any], settings: dict[str, Any]) -> None:
+    loss_spec(valid(**(unused | settings)))
+
+
+@pytest.mark.parametrize(
+    ("used", "settings"),
+    [
+        *(({}, {key: value}) for key, value in CRITIC.items() if key not in ("credit__when", "critic__path")),
+        *(
+            ({"critic__mode": "endpoint", "endpoint__url": "http://h/v1"}, {key: value})
+            for key, value in SERVER.items()
+        ),
+        ({"lora__rank": 8}, {"lora__alpha": 0}),
+        *(({"eval__path": "x"}, {key: 0}) for key in ("eval__n", "eval__limit", "eval__top_p")),
+        ({"train__dynamic_sampling": True}, {"train__max_rounds": 0}),
+        ({"loss__is_mode": "truncate", "rollout__top_p": 1.0}, {"loss__is_high": 0}),
+        ({}, {"loss__clip_low": 1.5}),
+        ({}, {"loss__dual_clip": 0.5}),
+    ],
+)
+def test_the_same_settings_refuse_a_run_that_uses_them(used: dict[str, Any], settings: dict[str, Any]) -> None:
+    [key] = settings
+    valid(**used)
+    assert key.replace("__", ".").partition(".")[0] in refused(**(used | settings))
+
+
+def test_an_algorithm_over_a_file_of_another_s_settings() -> None:
+    """The layering that the README promises: GRPO takes a file of CAPO's settings as it is."""
+    file = {
+        "credit.when": "mixed-groups",
+        "critic.mode": "endpoint",
+        "endpoint.url": "http://h/v1",
+        "loss.dual_clip": 3,
+    }
+    for name in get_args(SETTINGS["algorithm"].type):
+        rules.validate(build_config(DATA, file, {"algorithm": name}))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +240,7 @@ def test_overlong_buffer_is_a_fifth_unless_set() -> None:
         ({"critic__mode": "self", "credit__when": "mixed-groups"}, False, False),
         ({"critic__mode": "self", "critic__stream": False}, False, False),
         ({"credit__process": "none"}, False, True),
+        ({"credit__process": "none", "credit__when": "mixed-groups"}, False, True),
     ],
 )
 def test_critiques_stream_unless_weights_swap_or_a_verdict_is_needed(

@@ -1,0 +1,129 @@
+"""The sections of the settings that the learner reads, and those of evaluation, checkpoints and the canary."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Le
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+
+from capo_fast.config.types import (
+    POSITIVE,
+    STRICT,
+    Beta,
+    CountWhereUsed,
+    FilePath,
+    MayChange,
+    NumberWhereUsed,
+    ShareWhereUsed,
+    WhereUsed,
+)
+
+
+@dataclass(frozen=True, config=STRICT)
+class LossConfig:
+    objective: Literal["ppo", "cispo", "reinforce"] = "ppo"
+    """Policy-gradient objective."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Importance ratio by token, or by sequence (GSPO)."""
+    clip_low: Annotated[NonNegativeFloat, WhereUsed((Le(1),))] = 0.2
+    """Clip range below 1."""
+    clip_high: NonNegativeFloat = 0.2
+    """Clip range above 1 (for cispo: the cap is 1 + clip_high)."""
+    dual_clip: Annotated[NonNegativeFloat | None, WhereUsed((Gt(1),))] = None
+    """Lower bound of the loss where the advantage is negative; None: off."""
+    aggregation: Literal["sequence-mean", "token-mean", "constant"] = "sequence-mean"
+    """Average by sequence, over all tokens of an update, or over rollouts x rollout.max_tokens."""
+    kl_coef: NonNegativeFloat = 0.01
+    """Weight of the KL to the frozen reference; 0: no reference is kept."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that KL."""
+    kl_ratio: bool = False
+    """Multiply the KL by the importance ratio."""
+    entropy_coef: NonNegativeFloat = 0.0
+    """Weight of the entropy bonus."""
+    is_mode: Literal["truncate", "mask"] | None = None
+    """Importance sampling against the engine's own log-probs: truncate or mask the weight; None: off."""
+    is_level: Literal["token", "sequence"] = "token"
+    """That weight by token or by sequence."""
+    is_low: NonNegativeFloat = 0.0
+    """Lower bound of the weight (mask)."""
+    is_high: NumberWhereUsed = 2.0
+    """Upper bound of the weight."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainConfig:
+    steps: MayChange[NonNegativeInt] = 200
+    """Training steps: one batch of rollouts each."""
+    epochs: PositiveInt = 4
+    """Passes over each batch of rollouts."""
+    minibatches: PositiveInt = 1
+    """Optimizer updates per pass; a group is never split."""
+    lr: NonNegativeFloat = 1e-7
+    """Peak learning rate of AdamW."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """AdamW's betas."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's weight decay."""
+    warmup_steps: NonNegativeInt = 0
+    """Updates of linear warm-up."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Learning rate after the warm-up, over all updates of `train.steps`."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest norm of the gradient."""
+    micro_tokens: MayChange[PositiveInt] = 16384
+    """Tokens (prompts included) a micro-batch may hold on one rank."""
+    truncated: Literal["keep", "mask", "penalise"] = "keep"
+    """Rollouts cut by the length limit: train on them, leave them out, or add a length penalty to their reward."""
+    overlong_buffer: NonNegativeInt = 0
+    """penalise: tokens before rollout.max_tokens over which the penalty grows from 0 to 1; 0: a fifth (DAPO)."""
+    dynamic_sampling: bool = False
+    """Drop groups whose advantages are all 0 and sample others in their place."""
+    max_rounds: CountWhereUsed = 4
+    """Most sampling rounds per step, to fill its batch under dynamic_sampling."""
+    max_bad_updates: PositiveInt = 3
+    """Stop after this many updates in a row with a loss or gradient that is not finite; each is skipped."""
+    stage_timeout_s: MayChange[PositiveFloat] = 1800.0
+    """Deadline of one stage of a step, seconds: past it every rank writes its stacks and exits."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvalConfig:
+    path: FilePath | None = None
+    """Held-out problems, in the format of data.path; None: no evaluation."""
+    name: str | None = None
+    """Configuration of a Hugging Face dataset that has several."""
+    split: str = "test"
+    """Split, for a Hugging Face dataset."""
+    every: MayChange[NonNegativeInt] = 0
+    """Evaluate every N steps and at the first and last; 0: only those two."""
+    n: CountWhereUsed = 1
+    """Samples per problem."""
+    temperature: NonNegativeFloat = 0.0
+    """Sampling temperature; 0 is greedy."""
+    top_p: ShareWhereUsed = 1.0
+    """Nucleus sampling."""
+    limit: Annotated[NonNegativeInt | None, POSITIVE] = None
+    """Only the first N problems."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class CheckpointConfig:
+    every: NonNegativeInt = 10
+    """Checkpoint every N steps and at the first and last; 0: only those two."""
+    keep: PositiveInt = 2
+    """How many of the last checkpoints are kept; the best by evaluation is kept as well."""
+    export_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the exported policy in `model/`."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class SyncConfig:
+    probe_sequences: PositiveInt = 4
+    """Sequences of the canary's probe batch."""
+    probe_tokens: PositiveInt = 32
+    """Tokens of each."""
+    max_logprob_gap: PositiveFloat | None = None
+    """Largest mean |difference| of the probe's log-probs; None: 1e-4 in float32, 0.1 in bfloat16."""
