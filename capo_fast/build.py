@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from capo_fast.config.load import config_as_dict
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
-from capo_fast.data import Problems, PromptOrder
+from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.loaders import (
     check_endpoint_client,
@@ -24,6 +25,7 @@ from capo_fast.loaders import (
     load_prompts,
     load_tokenizer,
     start_engine,
+    with_date,
 )
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import BasePolicy, add_adapter
@@ -40,12 +42,12 @@ from capo_fast.policy.sync import (
 from capo_fast.rollout.generator import RolloutGenerator
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.runlog.console import open_console
-from capo_fast.runlog.folder import RunDir, open_run_dir
+from capo_fast.runlog.folder import RunDir, open_run_dir, saved_date
 from capo_fast.runlog.log import RunLog
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, RunFolder
 from capo_fast.runtime.failures import Deadline
-from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, seed_everything
+from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
 from capo_fast.runtime.stages import Stages
 from capo_fast.trainer import Trainer
 from capo_fast.verify import VerifierPool
@@ -61,14 +63,15 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     group = engine_group(config.engine.tensor_parallel)
     model_path = resolve_model(config.model.path)
     tokenizer = load_tokenizer(model_path)
-    prompts, heldout = load_prompts(config, tokenizer)
-    problems = Problems(prompts, heldout, PromptOrder(len(prompts), config.seed))
-    requests = RequestBuilder(tokenizer, load_critic_template(config), config)
+    config = on_first_rank(partial(with_date, config, tokenizer, saved_date(config)))
+    problems = load_prompts(config, tokenizer)
+    template = load_critic_template(config) if config.has_critic else ""
+    requests = RequestBuilder(tokenizer, template, config)
     check_reward_function(config.reward.fn)
     if config.asks_server:
         check_endpoint_client()
     folder = open_run_dir(config)
-    probe = probe_sequences(prompts, config.sync.probe_sequences, config.sync.probe_tokens)
+    probe = probe_sequences(problems.prompts, config.sync.probe_sequences, config.sync.probe_tokens)
     learner, critic = load_learner(model_path, config, device, probe)
     progress = folder.resume(learner)
     recorder = open_recorder(folder.path, config, progress.step)
@@ -81,10 +84,21 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
             undo.callback(engine.close)
         weights = push_from(learner, engine, critic, probe, config)
         log = open_log(config, folder, progress, recorder, started)
+        for line in notes(config, problems):
+            log.console.note(line)
         pool = VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn)
         undo.pop_all()
     generator = RolloutGenerator(config, engine, server or engine, pool, requests, weights, group, log.stages)
     return Trainer(problems, tokenizer, generator, learner, log)
+
+
+def notes(config: Config, problems: Problems) -> list[str]:
+    """What a user may not expect of the data, a line each."""
+    date = config.data.date
+    return [
+        *problems.notes(),
+        *([f"the chat template writes the date {date} (data.date), also in a resumed run"] * bool(date)),
+    ]
 
 
 def open_recorder(folder: Path, config: Config, step: int) -> Recorder:

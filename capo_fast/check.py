@@ -114,10 +114,11 @@ def _weights(path: str) -> str:
 
 
 def _data(config: Config) -> tuple[None, str]:
-    prompts, heldout = load_prompts(config, load_tokenizer(resolve_model(config.model.path)))
+    problems = load_prompts(config, load_tokenizer(resolve_model(config.model.path)))
     room = config.engine.max_model_len - config.rollout.max_tokens
-    longest = max(len(prompt.token_ids) for prompt in prompts)
-    return None, f"{len(prompts):,} problems, the longest prompt {longest} of {room} tokens; {len(heldout):,} held out"
+    longest = max(len(prompt.token_ids) for prompt in problems.prompts)
+    counts = f"{len(problems.prompts):,} problems, the longest prompt {longest} of {room} tokens"
+    return None, "; ".join([counts, f"{len(problems.heldout):,} held out", *problems.notes()])
 
 
 def _critic(config: Config, model: Any) -> tuple[None, str]:

@@ -26,6 +26,7 @@ from capo_fast.evaluation.command import (
     TINY,
     Flags,
     Job,
+    dated,
     engine_of,
     estimate,
     read_job,
@@ -73,11 +74,13 @@ def run(job: Job, engine: Completer | None = None) -> dict[str, Any]:
 
 def score_critic(job: Job, engine: Completer | None = None) -> dict[str, Any]:
     """The same, inside a process group that is there already."""
-    config, at_server = job.config, is_address(job.model)
+    at_server = is_address(job.model)
+    tokenizer = None if at_server else load_tokenizer(job.model)
+    job = job if tokenizer is None else dated(job, tokenizer)
+    config = job.config
     group = engine_group(1 if at_server else config.engine.tensor_parallel)
     sets = load_solutions(job.sets, job.data_dir, job.limit, config.seed)
     template = load_critic_template(config)
-    tokenizer = None if at_server else load_tokenizer(job.model)
     model = on_first_rank(lambda: model_at_server(config)) if at_server else job.model
     requests = [
         r for name, solutions in sets.items() for r in critiques_of(name, solutions, tokenizer, template, config)
@@ -131,7 +134,7 @@ def critiques_of(
     `tokenizer`: None for a server, which has its own, and so the say on what is too long.
     """
     for i, solution in enumerate(solutions):
-        prompt_ids, message = _prompt(solution, tokenizer, template)
+        prompt_ids, message = _prompt(solution, tokenizer, template, config.data.date)
         if len(prompt_ids) <= critique_room(config) or tokenizer is None:
             for critique in critique_names(name, i, config):
                 greedy = critique.endswith("greedy")
@@ -139,11 +142,11 @@ def critiques_of(
                 yield critique_request(critique, seed, prompt_ids, config, greedy, message)
 
 
-def _prompt(solution: Solution, tokenizer: Any | None, template: str) -> tuple[tuple[int, ...], str]:
+def _prompt(solution: Solution, tokenizer: Any | None, template: str, date: str | None) -> tuple[tuple[int, ...], str]:
     """The critique's prompt: tokens for an engine, text for a server."""
     if tokenizer is None:
         return (), render_critique_prompt(template, solution.problem, solution.steps, None, COMMON_SPECIAL_TOKENS)
-    return critique_prompt_ids(tokenizer, template, solution.problem, solution.steps, None), ""
+    return critique_prompt_ids(tokenizer, template, solution.problem, solution.steps, None, date), ""
 
 
 def critique_names(name: str, i: int, config: Config) -> list[str]:

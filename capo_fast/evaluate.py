@@ -24,6 +24,7 @@ from capo_fast.evaluation.command import (
     Flags,
     Job,
     at_least,
+    dated,
     engine_of,
     estimate,
     read_job,
@@ -77,6 +78,8 @@ def run(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict[str,
 
 def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict[str, Any]:
     """The same, inside a process group that is there already."""
+    tokenizer = load_tokenizer(job.model)
+    job = dated(job, tokenizer)
     config = job.config
     group = engine_group(config.engine.tensor_parallel)
     check_reward_function(config.reward.fn)
@@ -86,7 +89,7 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
         for name, questions in benchmarks.items()
     }
     everything = [attempt for mine in attempts.values() for attempt in mine]
-    requests = attempt_requests(everything, load_tokenizer(job.model), config)
+    requests = attempt_requests(everything, tokenizer, config)
     settings = _settings(job, protocol, benchmarks) | {"requests": digest(requests)}
     with (
         Store(job.out, settings) as store,

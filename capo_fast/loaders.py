@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import numpy as np
+import torch.distributed as dist
 
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.schema import Config, LoraConfig
 from capo_fast.credit.critique_prompt import load_template
-from capo_fast.data import load_problems, render_prompts
+from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.errors import ConfigError
-from capo_fast.records import Prompt
+from capo_fast.runtime.ranks import once_a_node
+
+T = TypeVar("T")
 
 
 def load_tokenizer(model_path: str) -> Any:
@@ -25,17 +35,65 @@ def load_tokenizer(model_path: str) -> Any:
         raise ConfigError(f"model.path: no tokenizer can be loaded from {model_path}") from error
 
 
-def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts, each short enough to leave room for its answer."""
+def chat_template(config: Config, tokenizer: Any) -> ChatTemplate:
+    """The chat template with the system message and the date of the settings."""
+    return ChatTemplate(tokenizer, config.data.system_prompt, config.data.date)
+
+
+def with_date(config: Config, tokenizer: Any, saved: str | None = None) -> Config:
+    """The settings with the date that prompts are rendered with, where the chat template writes one.
+
+    saved: the date of the start that this one goes on from.
+    """
+    if not chat_template(config, tokenizer).shows_date():
+        return config
+    day = config.data.date or saved or date.today().isoformat()
+    return replace(config, data=replace(config.data, date=day))
+
+
+def load_prompts(config: Config, tokenizer: Any) -> Problems:
+    """Training and held-out prompts, each short enough to leave room for its answer. A collective, where ranks are.
+
+    Each node makes the index of the data once, in a folder that is gone when its ranks have opened it.
+    """
+    sources = _sources(config, tokenizer)
+    with ExitStack() as stack:
+        folder, overlong, repeated = _once_a_node(lambda: _build_indexes(sources, stack))
+        try:
+            prompts, *heldout = [open_prompts(source, folder / str(i)) for i, source in enumerate(sources)]
+        finally:
+            _once_a_node(lambda: None)
+    order = PromptOrder(len(prompts), config.seed)
+    return Problems(prompts, list(heldout[0]) if heldout else [], order, *overlong, repeated)
+
+
+def _sources(config: Config, tokenizer: Any) -> list[Source]:
+    """Of training, and of evaluation where there is one."""
     room = config.engine.max_model_len - config.rollout.max_tokens
-    system = config.data.system_prompt
-    assert config.data.path is not None  # a rule of the configuration
-    prompts = render_prompts(load_problems(config.data.path, config.data), tokenizer, system, room)
-    if config.eval.path is None:
-        return prompts, []
-    fields = replace(config.data, name=config.eval.name, split=config.eval.split)
-    problems = load_problems(config.eval.path, fields)[: config.eval.limit]
-    return prompts, render_prompts(problems, tokenizer, system, room)
+    template = chat_template(config, tokenizer)
+    fields = config.data if config.has_critic else replace(config.data, solution_field=None)
+    assert fields.path is not None  # a rule of the configuration
+    sources = [Source(fields.path, fields, template, room)]
+    if config.eval.path:
+        fields = replace(fields, name=config.eval.name, split=config.eval.split)
+        sources.append(Source(config.eval.path, fields, template, room, config.eval.limit))
+    return sources
+
+
+def _build_indexes(sources: Sequence[Source], stack: ExitStack) -> tuple[Path, list[int], int]:
+    """Their folder, the problems that each leaves out, and how many of the last are in the first as well."""
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="capo_fast-")))
+    found = []
+    for i, source in enumerate(sources):
+        (folder / str(i)).mkdir()
+        found.append(build_index(source, folder / str(i)))
+    repeated = int(np.isin(found[-1].texts, found[0].texts).sum()) if len(found) > 1 else 0
+    return folder, [*(index.overlong for index in found), 0][:2], repeated
+
+
+def _once_a_node(work: Callable[[], T]) -> T:
+    """`once_a_node`, and in a process without ranks, as of `capo check`, the work itself."""
+    return once_a_node(work) if dist.is_initialized() else work()
 
 
 def load_critic_template(config: Config) -> str:

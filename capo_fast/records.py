@@ -32,7 +32,8 @@ class Prompt:
 
     id: str
     problem: str
-    answer: str
+    answer: str | tuple[str, ...]
+    """The reference, or several, each of them right."""
     solution: str | None
     token_ids: tuple[int, ...]
     """The rendered prompt (chat template and system prompt applied)."""

@@ -72,7 +72,11 @@ class Trainer:
             progress.note(progress.step, self.evaluate())
         with self.log.stages("export"):
             export_policy(self.learner, self.tokenizer, self.log.folder.path, self.log.config)
-        return self.log.finish(loss_kernel=self.learner.loss_kernel)
+        return self.log.finish(
+            loss_kernel=self.learner.loss_kernel,
+            overlong_problems=self.problems.overlong,
+            heldout_in_training=self.problems.repeated,
+        )
 
     def close(self) -> None:
         with ExitStack() as last_first:

@@ -23,7 +23,6 @@ from bench.trainer.end_to_end import arm_config
 from bench.trainer.laps import Laps
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
-from capo_fast.data import PromptOrder
 from capo_fast.loaders import load_prompts, load_tokenizer
 from capo_fast.policy.model import load_model
 from capo_fast.records import Prompt
@@ -135,9 +134,7 @@ def grpo_config(config: Config, folder: Path) -> GRPOConfig:
 def run(kind: type[TimedTrainer], config: Config, folder: Path) -> dict[str, Any]:
     model_path = resolve_model(config.model.path)
     tokenizer = load_tokenizer(model_path)
-    prompts, _ = load_prompts(config, tokenizer)
-    order, _ = PromptOrder(len(prompts), config.seed).take(0, config.train.steps * config.rollout.prompts)
-    drawn = [prompts[index] for index in order]
+    drawn, _ = load_prompts(config, tokenizer).take(0, config.train.steps * config.rollout.prompts)
     rows = [{"prompt": [{"role": "user", "content": p.problem}], "answer": p.answer} for p in drawn]
     model = load_model(model_path, config.policy.attention)
     steps = Steps(drawn, config)

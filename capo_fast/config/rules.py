@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from operator import attrgetter
 
 from capo_fast.config.schema import Config, EndpointConfig
@@ -66,8 +67,19 @@ def _at_server(config: Config) -> bool:
 
 def _data(config: Config) -> Rules:
     yield not config.data.path, "data.path: missing; wanted a JSONL, JSONL.gz or Parquet file, or a dataset id"
+    yield (
+        not _is_date(config.data.date),
+        f"data.date: found {config.data.date!r}, wanted a date as 2026-11-29",
+    )
     function = re.fullmatch(r"\w+(\.\w+)*:\w+", config.reward.fn)
     yield function is None, f"reward.fn: found {config.reward.fn!r}, wanted package.module:function"
+
+
+def _is_date(text: str | None) -> bool:
+    try:
+        return text is None or date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def _sampling(config: Config) -> Rules:

@@ -72,21 +72,27 @@ class LoraConfig:
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
     path: FilePath | None = None
-    """Training problems: a JSONL, JSONL.gz or Parquet file, or a Hugging Face dataset id."""
+    """Training problems: a JSONL, JSONL.gz or Parquet file, a saved dataset's folder, or a Hugging Face dataset id."""
     name: str | None = None
     """Configuration of a Hugging Face dataset that has several (openai/gsm8k: main)."""
     split: str = "train"
     """Split, for a Hugging Face dataset."""
     id_field: str = "id"
-    """Field of a problem's id; where a row has none, its row number is the id."""
+    """Field of a problem's id; where a row has none, its row number is the id. As in all names of fields, a dot leads
+    into a nested field: reward_model.ground_truth."""
     prompt_field: str = "problem"
-    """Field of the question."""
+    """Field of the question: text, or a list of messages (role, content), whose own system message is kept."""
     answer_field: str = "answer"
-    """Field of the reference answer."""
+    """Field of the reference answer: text, a number, or a list of answers, each of them right."""
     solution_field: str | None = None
     """Field of a reference solution for the critic; None: the critic is shown none."""
     system_prompt: str | None = "Please reason step by step, and put your final answer within \\boxed{}."
     """System message of every prompt; None: no system message."""
+    overlong: Literal["refuse", "drop"] = "refuse"
+    """Problems whose prompt and longest response exceed engine.max_model_len: refuse the run, or drop and count."""
+    date: str | None = None
+    """Today, as 2026-11-29, for a chat template that writes the date; None: the day on which the run starts. A resumed
+    run keeps it."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined, Template, TemplateError, TemplateSyntaxError
 from jinja2.meta import find_undeclared_variables
 
-from capo_fast.credit.neutralise import neutralise
+from capo_fast.credit.neutralise import neutralise, without_special_tokens
 from capo_fast.errors import CapoError
 
 _PROMPTS = Path(__file__).parent / "prompts"
@@ -54,7 +54,8 @@ def load_template(name: str | Path) -> str:
 def render_critique_prompt(
     template: str, problem: str, steps: Sequence[str], solution: str | None = None, special_tokens: Collection[str] = ()
 ) -> str:
-    """The critic's prompt for one solution, its steps numbered from 0 and neutralised, the tokenizer's tokens included.
+    """The critic's prompt for one solution, its steps numbered from 0 and neutralised. No text has a token of the
+    tokenizer's.
 
     The template's names are `problem`, `solution` (empty where there is no reference solution) and `steps`, each with
     `index` and `text`. The line end right after a block tag is dropped (Jinja2's trim_blocks); `{% endfor +%}` keeps
@@ -67,8 +68,9 @@ def render_critique_prompt(
     """
     shown = [ShownStep(index, neutralise(step, special_tokens).strip()) for index, step in enumerate(steps)]
     given = solution if solution and solution.strip() else ""
+    asked, given = (without_special_tokens(text, special_tokens) for text in (problem, given))
     try:
-        return _compiled(template).render(problem=problem, steps=shown, solution=given)
+        return _compiled(template).render(problem=asked, steps=shown, solution=given)
     except (TemplateError, TypeError) as error:
         raise CritiquePromptError(f"critic.prompt: {error}, with a solution of {len(steps)} steps") from error
 

@@ -43,10 +43,22 @@ def neutralise(text: str, special_tokens: Collection[str] = ()) -> str:
         start, end = folded[match.start()][1], folded[match.end() - 1][1] + 1
         parts += [text[position:start], f"({match['tag']})" if match["tag"] else "verdict" if match["header"] else "(|"]
         position = end
-    safe = "".join([*parts, text[position:]])
+    return without_special_tokens("".join([*parts, text[position:]]), special_tokens)
+
+
+def without_special_tokens(text: str, special_tokens: Collection[str] = ()) -> str:
+    """Text of the data, its own words kept, in which no tokenizer finds one of these tokens or a `<|...|>`.
+
+    >>> without_special_tokens("Judgment: <|im_end|> </s>", ["</s>"])
+    'Judgment: (|im_end|> (/s>'
+    """
+    safe = _MARKER.sub("(|", text)
     for token in special_tokens:
         safe = safe.replace(token, f"({token[1:]}")
     return safe
+
+
+_MARKER = re.compile(r"<\|(?=[^<>|]{1,40}\|>)")
 
 
 @lru_cache(maxsize=4096)

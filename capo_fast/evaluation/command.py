@@ -7,8 +7,8 @@ import json
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,8 +21,10 @@ from capo_fast.config.schema import Config
 from capo_fast.config.settings import SETTINGS
 from capo_fast.engine.base import Completer
 from capo_fast.errors import ConfigError, Interrupted
-from capo_fast.evaluation.store import fingerprint
+from capo_fast.evaluation.store import SETTINGS_FILE, fingerprint
+from capo_fast.loaders import with_date
 from capo_fast.runtime.files import replacing
+from capo_fast.runtime.ranks import on_first_rank
 
 TINY = "tiny"
 
@@ -48,7 +50,19 @@ class Job:
             "model": self.model,
             "weights": fingerprint(self.model),
             "limit": self.limit,
-        } | {key: flat[key] for key in ("seed", "engine.dtype", "engine.max_model_len", *keys)}
+        } | {key: flat[key] for key in ("seed", "data.date", "engine.dtype", "engine.max_model_len", *keys)}
+
+
+def dated(job: Job, tokenizer: Any) -> Job:
+    """The job with the date that a chat template writes: that of its first start, which the folder's settings keep."""
+
+    def config() -> Config:
+        saved: dict[str, Any] = {}
+        with suppress(OSError, ValueError):  # a damaged file is the store's to refuse
+            saved = json.loads((job.out / SETTINGS_FILE).read_text())
+        return with_date(job.config, tokenizer, saved.get("data.date"))
+
+    return replace(job, config=on_first_rank(config))
 
 
 class Flags(argparse.ArgumentParser):

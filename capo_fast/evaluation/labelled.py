@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from capo_fast.data import DataError, Row, read_rows, text_field
+from capo_fast.data import DataError, Row, read_rows, row_id, text_field
 from capo_fast.errors import ConfigError
-from capo_fast.evaluation.questions import drawn, find_file, row_id, text_list, unique
+from capo_fast.evaluation.questions import drawn, find_file, text_list, unique
 from capo_fast.tiny.labelled import labelled_solutions
 
 TINY_SOLUTIONS = 400

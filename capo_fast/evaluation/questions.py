@@ -11,7 +11,8 @@ from random import Random
 from string import ascii_uppercase
 from typing import Any
 
-from capo_fast.data import DataError, read_rows, text_field
+from capo_fast.data import DataError, read_rows, row_id, text_field
+from capo_fast.data.fields import NUMBERS
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.choices import MOST
 
@@ -111,7 +112,10 @@ def unique(rows: Iterator[tuple[str, Any]], path: str) -> list[Any]:
     records = []
     for where, record in rows:
         if record.id in seen:
-            raise DataError(f"{where}: id {record.id!r} is taken by {seen[record.id]}; ids must be unique")
+            raise DataError(
+                f"{where}: id {record.id!r} is taken by {seen[record.id]}; ids must be unique, and a "
+                "row without one has its row number"
+            )
         seen[record.id] = where
         records.append(record)
     if not records:
@@ -126,11 +130,6 @@ def drawn(records: list[Any], limit: int | None) -> list[Any]:
     return [records[i] for i in sorted(Random("limit").sample(range(len(records)), limit))]
 
 
-def row_id(where: str, row: dict[str, Any], index: int) -> str:
-    """A row's id; its number where it has none."""
-    return text_field(where, row, "id", "its id", (str, int)) if row.get("id") not in (None, "") else str(index)
-
-
 def text_list(where: str, row: dict[str, Any], field: str) -> tuple[str, ...]:
     """A row's list of texts, at least one; a text may be blank."""
     values = row.get(field)
@@ -140,7 +139,7 @@ def text_list(where: str, row: dict[str, Any], field: str) -> tuple[str, ...]:
 
 
 def _answer(where: str, row: dict[str, Any]) -> str:
-    return text_field(where, row, "answer", "the reference", (str, int, float))
+    return text_field(where, row, "answer", "the reference", (str, *NUMBERS))
 
 
 def _letter(where: str, row: dict[str, Any], choices: tuple[str, ...]) -> str:

@@ -13,6 +13,7 @@ from capo_fast.data import Problem, render_prompts
 from capo_fast.evaluation.choices import read_choice, shown_question, shuffled
 from capo_fast.evaluation.questions import Question
 from capo_fast.evaluation.store import Answer
+from capo_fast.loaders import chat_template
 from capo_fast.records import Request
 from capo_fast.rollout.pass_rate import solution_request
 from capo_fast.runtime.digest import seed_of
@@ -65,7 +66,7 @@ def attempt_requests(attempts: Sequence[Attempt], tokenizer: Any, config: Config
         (attempt.question.id, message := attempt.message()): Problem(attempt.question.id, message, "", None)
         for attempt in attempts
     }
-    rendered = render_prompts(list(problems.values()), tokenizer, config.data.system_prompt, room)
+    rendered = render_prompts(list(problems.values()), chat_template(config, tokenizer), room)
     prompts = dict(zip(problems, rendered, strict=True))
     sampling = {True: (0.0, 1.0), False: (config.rollout.temperature, config.rollout.top_p)}
     return [

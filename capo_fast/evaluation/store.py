@@ -26,6 +26,8 @@ from capo_fast.runtime.digest import digest
 from capo_fast.runtime.files import RecordError, append, json_line, lock, naming, replacing
 from capo_fast.runtime.ranks import EngineGroup, on_first_rank
 
+SETTINGS_FILE = "settings.json"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -60,7 +62,7 @@ class Store:
             raise
 
     def _read(self, settings: Mapping[str, Any]) -> dict[str, Answer]:
-        path, files = self.folder / "settings.json", sorted(self.folder.glob("answers-*.jsonl"))
+        path, files = self.folder / SETTINGS_FILE, sorted(self.folder.glob("answers-*.jsonl"))
         if files and not path.exists():
             raise ConfigError(f"{self.folder} holds answers without their {path.name}; take another --out")
         if path.exists():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from capo_fast.config.schema import Config
@@ -14,6 +15,7 @@ from capo_fast.credit.critique_parser import CRITIQUE_REGEX, parse_critique
 from capo_fast.credit.critique_prompt import render_critique_prompt
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.credit.steps import step_spans
+from capo_fast.data import ChatTemplate
 from capo_fast.records import Completion, Critique, Prompt, Request, Rollout
 from capo_fast.runtime.digest import seed_of
 
@@ -61,7 +63,7 @@ class RequestBuilder:
         """
         prompt, critic = rollout.prompt, self.config.critic
         message = critique_message(self.tokenizer, self.template, prompt.problem, rollout.steps.texts, prompt.solution)
-        prompt_ids = () if critic.mode == "endpoint" else chat_ids(self.tokenizer, message)
+        prompt_ids = () if critic.mode == "endpoint" else chat_ids(self.tokenizer, message, self.config.data.date)
         if len(prompt_ids) > critique_room(self.config) and critic.mode != "endpoint":
             return []
         greedy = critic.voting == "greedy"
@@ -88,10 +90,10 @@ def critique_room(config: Config) -> int:
 
 
 def critique_prompt_ids(
-    tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None
+    tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None, date: str | None = None
 ) -> tuple[int, ...]:
-    """The critic's prompt for one solution, as one user message under the chat template."""
-    return chat_ids(tokenizer, critique_message(tokenizer, template, problem, steps, solution))
+    """The critic's prompt for one solution, as one user message under the chat template. `date` is `data.date`."""
+    return chat_ids(tokenizer, critique_message(tokenizer, template, problem, steps, solution), date)
 
 
 def critique_message(tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None) -> str:
@@ -99,10 +101,14 @@ def critique_message(tokenizer: Any, template: str, problem: str, steps: Sequenc
     return render_critique_prompt(template, problem, steps, solution, special_tokens(tokenizer))
 
 
-def chat_ids(tokenizer: Any, message: str) -> tuple[int, ...]:
+def chat_ids(tokenizer: Any, message: str, date: str | None = None) -> tuple[int, ...]:
     """One user message under the chat template."""
-    chat = [{"role": "user", "content": message}]
-    return tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))
+    return _chat_template(tokenizer, date).ids([("user", message)])
+
+
+@lru_cache(maxsize=4)
+def _chat_template(tokenizer: Any, date: str | None) -> ChatTemplate:
+    return ChatTemplate(tokenizer, date=date)
 
 
 def special_tokens(tokenizer: Any) -> tuple[str, ...]:

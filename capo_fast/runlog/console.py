@@ -76,6 +76,10 @@ class Console:
         self._print(f"step {step}/{self._total} {self._rates} {timing}")
         self._row.update(self._task, completed=step)
 
+    def note(self, line: str) -> None:
+        """Show a line that no step makes."""
+        self._print(line)
+
     def close(self) -> None:
         """Nothing more to show of the steps; gives the terminal back."""
         self._row.stop()

@@ -45,7 +45,7 @@ def _with_error(key: str, summary: Mapping[str, Any]) -> str:
     error = summary.get(f"{key}_stderr")
     if error is None and problems:
         error = math.sqrt(rate * (1 - rate) / problems)
-    return f"{rate:.3f}" if error is None else f"{rate:.3f} +- {error:.3f}"
+    return f"{rate:.3f}" if error is None or math.isnan(error) else f"{rate:.3f} +- {error:.3f}"
 
 
 def time_by_stage(summary: Mapping[str, Any]) -> Table:

@@ -11,9 +11,9 @@ from scripted_engine import ScriptedEngine
 from scripted_world import MODEL, answer, score_with, scripted_config, tokenizer
 
 from capo_fast.config.schema import LoraConfig
-from capo_fast.data import load_problems, render_prompts
 from capo_fast.engine.checksum import checksum
 from capo_fast.errors import ConfigError
+from capo_fast.loaders import load_prompts
 from capo_fast.policy.batch import pack_update
 from capo_fast.policy.model import load_model
 from capo_fast.policy.sync import (
@@ -44,8 +44,7 @@ class BrokenEngine(ScriptedEngine):
 
 
 def make_sync(engine):
-    problems = load_problems(CONFIG.data.path, CONFIG.data)[:4]
-    probe = probe_sequences(render_prompts(problems, tokenizer(), None, 200), 4, 32)
+    probe = probe_sequences(load_prompts(CONFIG, tokenizer()).prompts, 4, 32)
     learner = make_learner(CONFIG)
     return learner, FullSync(
         engine, learner, freeze_critic(lambda: load_model(MODEL, "sdpa"), probe, torch.float32), probe, CONFIG
@@ -213,7 +212,6 @@ def test_a_critic_of_another_architecture_is_refused_with_the_first_difference()
 
 
 def test_probe_sequences_are_the_ends_of_the_first_prompts():
-    problems = load_problems(CONFIG.data.path, CONFIG.data)[:3]
-    prompts = render_prompts(problems, tokenizer(), None, 200)
+    prompts = load_prompts(CONFIG, tokenizer()).prompts[:3]
     prompts[1] = replace(prompts[1], token_ids=(5,))
     assert probe_sequences(prompts, 3, 4) == [prompts[0].token_ids[-4:], prompts[2].token_ids[-4:]]

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from small_tokenizers import CHAT, byte_tokenizer
 
-from capo_fast.data import DataError, Problem, PromptOrder, render_prompts
+from capo_fast.data import ChatTemplate, DataError, Problem, PromptOrder, render_prompts
+from capo_fast.records import Prompt
 
 PROBLEMS = [Problem("a", "1+1=?", "2", None), Problem("b", "2+2=?", "4", None)]
 
@@ -22,22 +22,11 @@ def refused(call: Any, *arguments: Any) -> str:
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------
 
-TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-NO_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
-)
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHAT
 
 
-def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token a byte."""
-    vocabulary = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=core, chat_template=template)
+def rendered(problems: Any, template: str | None, system: str | None, room: int) -> list[Prompt]:
+    return render_prompts(problems, ChatTemplate(byte_tokenizer(template), system), room)
 
 
 @pytest.mark.parametrize(
@@ -49,22 +38,22 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     ],
 )
 def test_a_prompt_is_the_chat_template_s_text(system: str | None, text: str) -> None:
-    coder = tokenizer()
-    prompts = render_prompts(PROBLEMS, coder, system, 99)
+    coder = byte_tokenizer()
+    prompts = render_prompts(PROBLEMS, ChatTemplate(coder, system), 99)
     assert coder.decode(prompts[0].token_ids) == text
     assert all(type(token) is int for token in prompts[0].token_ids) and type(prompts[0].token_ids) is tuple
     assert [(p.id, p.problem, p.answer) for p in prompts] == [("a", "1+1=?", "2"), ("b", "2+2=?", "4")]
 
 
 def test_no_problems_make_no_prompts() -> None:
-    assert render_prompts([], tokenizer(), None, 99) == []
+    assert rendered([], CHAT, None, 99) == []
 
 
 def test_a_prompt_of_exactly_the_limit_passes_and_one_more_token_does_not() -> None:
     longer = Problem("long", "1+1=?!", "2", None)
     limit = len("<user>1+1=?<assistant>")
-    assert len(render_prompts(PROBLEMS, tokenizer(), None, limit)) == 2
-    message = refused(render_prompts, [*PROBLEMS, longer, longer], tokenizer(), None, limit)
+    assert len(rendered(PROBLEMS, CHAT, None, limit)) == 2
+    message = refused(rendered, [*PROBLEMS, longer, longer], CHAT, None, limit)
     assert f"2 of 4 prompts are longer than {limit} tokens" in message
     assert f"the first is 'long' with {limit + 1}" in message
 
@@ -78,11 +67,11 @@ def test_a_prompt_of_exactly_the_limit_passes_and_one_more_token_does_not() -> N
     ],
 )
 def test_a_template_that_can_t_be_used_is_one_line(template: str | None, says: str) -> None:
-    assert says in refused(render_prompts, PROBLEMS, tokenizer(template), "Think.", 99)
+    assert says in refused(rendered, PROBLEMS, template, "Think.", 99)
 
 
 def test_a_template_without_a_system_role_works_without_one() -> None:
-    assert len(render_prompts(PROBLEMS, tokenizer(NO_SYSTEM), None, 99)) == 2
+    assert len(rendered(PROBLEMS, NO_SYSTEM, None, 99)) == 2
 
 
 # ---- order -----------------------------------------------------------------------------------------------------------

@@ -4,23 +4,29 @@ import gzip
 import json
 import math
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from small_tokenizers import byte_tokenizer
+
 from capo_fast.config.schema import DataConfig
-from capo_fast.data import DataError, Problem, load_problems
+from capo_fast.data import ChatTemplate, DataError, Problem, Source, build_index, open_prompts
+from capo_fast.data.fields import is_seen
 
 FIELDS = DataConfig()
+TEMPLATE = ChatTemplate(byte_tokenizer())
 ROWS = [
     {"id": "a", "problem": "1+1=?", "answer": "2", "solution": "1+1=2"},
     {"id": "b", "problem": "2+2=?", "answer": "4", "solution": None},
 ]
 PROBLEMS = [Problem("a", "1+1=?", "2", None), Problem("b", "2+2=?", "4", None)]
-GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k_train.jsonl.gz"
+GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k_train.jsonl.gz"
 
 
 def jsonl(rows: list[Any]) -> bytes:
@@ -30,6 +36,17 @@ def jsonl(rows: list[Any]) -> bytes:
 def written(folder: Path, content: bytes, name: str = "rows.jsonl") -> str:
     (folder / name).write_bytes(content)
     return str(folder / name)
+
+
+def load_problems(path: str, fields: DataConfig, limit: int | None = None) -> list[Problem]:
+    """What a run would draw, one by one, before it is tokenised."""
+    source = Source(path, fields, TEMPLATE, 10**9, limit)
+    with TemporaryDirectory() as folder:
+        index, rows = build_index(source, Path(folder)), source.rows(Path(folder))
+        prompts = open_prompts(source, Path(folder))
+    problems = [source.problem(rows, int(number)) for number in index.rows]
+    assert [prompt.id for prompt in prompts] == [problem.id for problem in problems]
+    return problems
 
 
 def refused(call: Any, *arguments: Any) -> str:
@@ -124,7 +141,7 @@ def test_gsm8k_loads() -> None:
 # ---- fields ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("answer", "text"), [(72, "72"), (0.5, "0.5"), (-3, "-3"), ("72", "72"), (" 7 ", " 7 ")])
+@pytest.mark.parametrize(("answer", "text"), [(72, "72"), (72.0, "72"), (0.5, "0.5"), (-3, "-3"), (["72"], "72"), ([1, "one"], ("1", "one")), ("72", "72"), (" 7 ", " 7 ")])
 def test_answers_become_text(answer: Any, text: str, tmp_path: Path) -> None:
     path = written(tmp_path, jsonl([{"problem": "?", "answer": answer}]))
     assert load_problems(path, FIELDS) == [Problem("0", "?", text, None)]
@@ -142,6 +159,67 @@ def test_named_fields_are_read(tmp_path: Path) -> None:
     assert load_problems(path, fields) == [Problem("9", "?", "3", "so")]
 
 
+def test_nested_fields_are_named_with_dots(tmp_path: Path) -> None:
+    """As in the data of verl."""
+    message = {"role": "user", "content": "1+1"}
+    row = {"prompt": [message], "reward_model": {"ground_truth": "2", "style": "rule"}, "extra_info": {"index": 7}}
+    fields = DataConfig(
+        id_field="extra_info.index", prompt_field="prompt", answer_field="reward_model.ground_truth", overlong="drop"
+    )
+    path = written(tmp_path, jsonl([row]))
+    assert load_problems(path, fields) == [Problem("7", "1+1", "2", None, (("user", "1+1"),))]
+    said = refused(load_problems, path, replace(fields, answer_field="reward_model.ground_truths"))
+    assert "no field 'reward_model.ground_truths' (data.answer_field); found 'ground_truth', 'style' in" in said
+    assert said.endswith("'reward_model'; did you mean ground_truth?")
+    dotted = written(tmp_path, jsonl([{"problem": "?", "a.b": 5}]), "dotted.jsonl")
+    assert load_problems(dotted, replace(FIELDS, answer_field="a.b"))[0].answer == "5"
+
+
+def test_several_messages_are_shown_to_the_critic_without_the_system_s(tmp_path: Path) -> None:
+    chat = [("system", "Be short."), ("user", "1+1"), ("assistant", "2"), ("user", "and 3?")]
+    rows = [{"problem": [{"role": role, "content": text} for role, text in chat], "answer": 5}]
+    [problem] = load_problems(written(tmp_path, jsonl(rows)), FIELDS)
+    assert (problem.problem, problem.messages) == ("user: 1+1\n\nassistant: 2\n\nuser: and 3?", tuple(chat))
+
+
+def test_ids_that_pandas_made_floats(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {"id": [5.0, math.nan, None, 4.0], "problem": ["?"] * 4, "answer": [Decimal("2.50")] * 4}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    problems = load_problems(str(tmp_path / "a.parquet"), FIELDS)
+    assert [(problem.id, problem.answer) for problem in problems] == [(id_, "2.50") for id_ in ("5", "1", "2", "4")]
+
+
+def test_a_row_without_an_id_whose_number_is_taken(tmp_path: Path) -> None:
+    said = refused(load_problems, written(tmp_path, jsonl([{**GOOD, "id": 1}, GOOD])), FIELDS)
+    assert "line 2: it has no 'id', and its number, 1, is the id of" in said and said.endswith("line 1; id must be unique")
+
+
+def test_only_the_first_are_drawn_from_under_a_limit(tmp_path: Path) -> None:
+    path = written(tmp_path, jsonl([GOOD] * 5))
+    assert [problem.id for problem in load_problems(path, FIELDS, limit=2)] == ["0", "1"]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.parquet"])
+def test_a_file_that_changes_while_it_is_read(name: str, tmp_path: Path) -> None:
+    """Rows that were unpacked stay what they were; a line of a plain file is compared with its sum."""
+    if name.endswith("parquet"):
+        path = write_parquet(tmp_path)
+    else:
+        path = written(tmp_path, gzip.compress(jsonl(ROWS)) if name.endswith(".gz") else jsonl(ROWS), name)
+    source = Source(path, FIELDS, TEMPLATE, 100)
+    with TemporaryDirectory() as folder:
+        build_index(source, Path(folder))
+        prompts = open_prompts(source, Path(folder))
+    Path(path).write_bytes(Path(path).read_bytes().replace(b"2+2", b"3+3").replace(b"2", b"9"))
+    if name == "rows.jsonl":
+        assert "rows.jsonl, line 2: it has changed since the run started" in refused(prompts.__getitem__, 1)
+    else:
+        assert prompts[1].problem == "2+2=?"
+
+
 GOOD = {"problem": "?", "answer": "1"}
 
 
@@ -157,10 +235,24 @@ GOOD = {"problem": "?", "answer": "1"}
         ({**GOOD, "answer": " \n"}, "field 'answer' (data.answer_field) is empty"),
         ({**GOOD, "answer": None}, "found null, wanted text or a number"),
         ({**GOOD, "answer": True}, "found true, wanted text or a number"),
-        ({**GOOD, "answer": ["1"]}, 'found ["1"], wanted text or a number'),
+        ({**GOOD, "answer": {"a": 1}}, 'found {"a": 1}, wanted text or a number'),
+        ({**GOOD, "answer": []}, "found [], wanted text or a number"),
+        ({**GOOD, "answer": ["1", " "]}, "an answer of field 'answer' (data.answer_field) is empty"),
+        ({**GOOD, "answer": [["1"]]}, 'found ["1"], wanted text or a number'),
+        ({**GOOD, "answer": "\u200b"}, "field 'answer' (data.answer_field) is empty"),
+        ({**GOOD, "answer": "\0"}, "field 'answer' (data.answer_field) is empty"),
+        ({**GOOD, "problem": []}, "the last message is of no message, wanted one of user"),
+        ({**GOOD, "problem": [{"role": "tool", "content": "x"}]}, "in a list, wanted a message with content and a role"),
+        ({**GOOD, "problem": ["x"]}, 'found "x" in a list, wanted a message'),
+        ({**GOOD, "problem": [{"role": "user", "content": " "}]}, "content of a message is empty"),
+        (
+            {**GOOD, "problem": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+            "the last message is of assistant, wanted one of user",
+        ),
         ({**GOOD, "answer": math.nan}, "found NaN, wanted text or a number"),
         ({**GOOD, "id": ["x"]}, "field 'id' (data.id_field)"),
         ({**GOOD, "id": "0"}, "line 2: id '0' is taken by"),
+        ({**GOOD, "id": 0.0}, "line 2: id '0' is taken by"),
         ({**GOOD, "problem": "\ud800"}, "line 2: field 'problem' (data.prompt_field) is not Unicode text"),
         ([1], "line 2: found list, wanted an object"),
         ("text", "line 2: found str, wanted an object"),
@@ -225,7 +317,7 @@ def test_a_folder_that_holds_no_data_set_is_one_line(tmp_path: Path) -> None:
     assert "not a folder of datasets' save_to_disk" in refused(load_problems, str(tmp_path), FIELDS)
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(is_seen)
 
 
 @settings(deadline=None)

@@ -1,0 +1,25 @@
+"""Training and test problems: from files and data sets to prompts, and the order in which they are drawn."""
+
+from capo_fast.data.chat import ChatTemplate, render_prompts
+from capo_fast.data.fields import DataError, Problem, read_problem, row_id, text_field
+from capo_fast.data.index import PromptSet, Source, build_index, open_prompts
+from capo_fast.data.problems import Problems, PromptOrder
+from capo_fast.data.rows import Row, read_rows
+
+__all__ = [
+    "ChatTemplate",
+    "DataError",
+    "Problem",
+    "Problems",
+    "PromptOrder",
+    "PromptSet",
+    "Row",
+    "Source",
+    "build_index",
+    "open_prompts",
+    "read_problem",
+    "read_rows",
+    "render_prompts",
+    "row_id",
+    "text_field",
+]

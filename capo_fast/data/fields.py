@@ -1,0 +1,181 @@
+"""A row of data -> a problem: fields by their names, dotted for nested ones, and texts in place of numbers."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+from unicodedata import category
+
+from capo_fast.config.schema import DataConfig
+from capo_fast.errors import ConfigError
+
+ROLES = ("system", "user", "assistant")
+NUMBERS = (int, float, Decimal)
+Message = tuple[str, str]
+"""Role and content."""
+
+
+class DataError(ConfigError):
+    """Data that can't be used: one line that names the file, the row and the field."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem as the data has it, before a tokenizer has seen it.
+
+    Problem(id="gsm8k-7", problem="1+1=?", answer="2", solution=None)
+    """
+
+    id: str
+    problem: str
+    """As text: of several messages, all but the system's."""
+    answer: str | tuple[str, ...]
+    """The reference, or several, each of them right."""
+    solution: str | None
+    messages: tuple[Message, ...] = ()
+    """Where the data has messages in place of a text; the last is the user's."""
+
+    def chat(self) -> tuple[Message, ...]:
+        """As messages."""
+        return self.messages or (("user", self.problem),)
+
+
+def read_problem(where: str, row: Any, number: int, fields: DataConfig) -> Problem:
+    """The problem of a row, whose number is its id where it has none. Raises DataError."""
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: found {type(row).__name__}, wanted an object with the fields of a problem")
+    given = find(row, fields.prompt_field)
+    messages = _messages(where, given, fields.prompt_field) if isinstance(given, list) else ()
+    problem = _shown(messages) if messages else text_field(where, row, fields.prompt_field, "data.prompt_field")
+    return Problem(
+        id=row_id(where, row, number, fields.id_field, "data.id_field"),
+        problem=problem,
+        answer=_answer(where, row, fields.answer_field),
+        solution=_solution(where, row, fields.solution_field),
+        messages=messages,
+    )
+
+
+def row_id(where: str, row: Mapping[str, Any], number: int, field: str = "id", setting: str = "its id") -> str:
+    """A row's id; its number where it has none. pandas makes missing ids NaN, and the others floats."""
+    return text_field(where, row, field, setting, (str, *NUMBERS)) if has_id(row, field) else str(number)
+
+
+def has_id(row: Mapping[str, Any], field: str) -> bool:
+    given = find(row, field)
+    return given is not MISSING and given is not None and given != "" and given == given
+
+
+MISSING = object()
+
+
+def find(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a field, MISSING without one; a dotted name is looked up as it is and then level by level.
+
+    >>> find({"reward_model": {"ground_truth": "72"}}, "reward_model.ground_truth")
+    '72'
+    """
+    if name in row:
+        return row[name]
+    outer, dot, inner = name.partition(".")
+    return find(row[outer], inner) if dot and isinstance(row.get(outer), dict) else MISSING
+
+
+def text_field(where: str, row: Mapping[str, Any], field: str, setting: str, kinds: tuple[type, ...] = (str,)) -> str:
+    """A row's text (or number, where `kinds` says so), never empty. `setting` names what wants the field."""
+    value = find(row, field)
+    if value is MISSING:
+        raise DataError(f"{where}: {_no_field(row, field, setting)}")
+    return as_text(where, value, f"field {field!r} ({setting})", kinds)
+
+
+def as_text(where: str, value: Any, name: str, kinds: tuple[type, ...] = (str,)) -> str:
+    """The value as text. Raises DataError where it is of none of the kinds, blank, or no Unicode text."""
+    if (
+        not isinstance(value, kinds)
+        or isinstance(value, bool)
+        or (isinstance(value, float) and not math.isfinite(value))
+    ):
+        names = " or ".join("text" if kind is str else "a number" for kind in kinds[:2])
+        raise DataError(f"{where}: {name}: found {json.dumps(value, default=repr)[:80]}, wanted {names}")
+    text = value if isinstance(value, str) else number_text(value)
+    if not is_seen(text):
+        raise DataError(f"{where}: {name} is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can spell it, no tokenizer can read it
+        raise DataError(f"{where}: {name} is not Unicode text: it holds half of a surrogate pair") from None
+    return text
+
+
+def number_text(value: float | Decimal) -> str:
+    """As a person would write it.
+
+    >>> [number_text(value) for value in (5, 5.0, -0.5, Decimal("2.50"), 1e300)]
+    ['5', '5', '-0.5', '2.50', '1e+300']
+    """
+    whole = value == int(value) and abs(value) < 2**53
+    return str(int(value)) if whole else str(value)
+
+
+def is_seen(text: str) -> bool:
+    """Whether a reader sees anything of it: not of white space, control and zero-width characters.
+
+    >>> [is_seen(text) for text in ("5", " \\u200b", "\\0", " ")]
+    [True, False, False, False]
+    """
+    return any(category(character) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for character in text)
+
+
+def _no_field(row: Mapping[str, Any], field: str, setting: str) -> str:
+    place, name = row, field
+    while (outer := name.partition(".")[0]) != name and isinstance(place.get(outer), dict):
+        place, name = place[outer], name.partition(".")[2]
+    inside = "" if place is row else f" in {field.removesuffix(name).rstrip('.')!r}"
+    near = difflib.get_close_matches(name, list(place), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"no field {field!r} ({setting}); found {', '.join(map(repr, place)) or 'no fields'}{inside}{hint}"
+
+
+def _answer(where: str, row: Mapping[str, Any], field: str) -> str | tuple[str, ...]:
+    """One reference, or the several of a list."""
+    kinds = (str, *NUMBERS)
+    given = find(row, field)
+    if not isinstance(given, list) or not given:
+        return text_field(where, row, field, "data.answer_field", kinds)
+    found = tuple(as_text(where, each, f"an answer of field {field!r} (data.answer_field)", kinds) for each in given)
+    return found if len(found) > 1 else found[0]
+
+
+def _solution(where: str, row: Mapping[str, Any], field: str | None) -> str | None:
+    """The reference solution; a row may have none, but the field has to be there, or its name is a typing error."""
+    if field is None or find(row, field) in (None, ""):
+        return None
+    return text_field(where, row, field, "data.solution_field")
+
+
+def _messages(where: str, given: list[Any], field: str) -> tuple[Message, ...]:
+    name = f"field {field!r} (data.prompt_field)"
+    found = []
+    for each in given:
+        if not isinstance(each, dict) or each.get("role") not in ROLES or "content" not in each:
+            shown = json.dumps(each, default=repr)[:80]
+            raise DataError(
+                f"{where}: {name}: found {shown} in a list, wanted a message with content and a role of "
+                f"{', '.join(ROLES)}"
+            )
+        found.append((each["role"], as_text(where, each["content"], f"{name}, content of a message")))
+    if not found or found[-1][0] != "user":
+        last = found[-1][0] if found else "no message"
+        raise DataError(f"{where}: {name}: the last message is of {last}, wanted one of user, which the policy answers")
+    return tuple(found)
+
+
+def _shown(messages: tuple[Message, ...]) -> str:
+    said = [message for message in messages if message[0] != "system"]
+    return said[0][1] if len(said) == 1 else "\n\n".join(f"{role}: {content}" for role, content in said)

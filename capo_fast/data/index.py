@@ -1,0 +1,126 @@
+"""One pass over all rows of a data set: each is read and checked, and what a run draws from is kept as an index.
+
+Nothing is tokenised whose bytes show that it is short enough, so that two million short rows take seconds.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from capo_fast.config.schema import DataConfig
+from capo_fast.data.chat import ChatTemplate, Overlong
+from capo_fast.data.fields import DataError, Problem, has_id, read_problem
+from capo_fast.data.rows import Rows, open_rows, unpack
+from capo_fast.records import Prompt
+
+
+@dataclass(frozen=True)
+class Source:
+    """Problems of one file or data set, and how they become prompts."""
+
+    path: str
+    fields: DataConfig
+    template: ChatTemplate
+    room: int
+    """Tokens that a prompt may have."""
+    limit: int | None = None
+    """Only the first ones."""
+
+    def rows(self, folder: Path) -> Rows:
+        return open_rows(self.path, folder, self.fields.name, self.fields.split)
+
+    def problem(self, rows: Rows, number: int) -> Problem:
+        where, row = rows[number]
+        return read_problem(where, row, number, self.fields)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What one pass found."""
+
+    rows: np.ndarray
+    """int64, numbers of the rows that are drawn from"""
+    texts: np.ndarray
+    """int64, the hash of each one's problem, by Python's `hash` of this process"""
+    overlong: int
+    """Problems left out because their prompts are too long."""
+
+
+class PromptSet(Sequence[Prompt]):
+    """The prompts of a source, each read, rendered and tokenised when it is drawn."""
+
+    def __init__(self, source: Source, rows: Rows, numbers: np.ndarray) -> None:
+        """numbers: int64, of the rows that are drawn from."""
+        self._source, self._rows, self._numbers = source, rows, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        source = self._source
+        return source.template.prompt(source.problem(self._rows, int(self._numbers[index])), source.room)
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return (self[index] for index in range(len(self)))
+
+
+def build_index(source: Source, folder: Path) -> Index:
+    """Unpack the source into the folder and read all of its rows; `open_prompts` finds the index there. Raises
+    DataError.
+    """
+    unpack(source.path, folder)
+    rows = source.rows(folder)
+    index = _index(source, rows)
+    np.save(folder / "index.npy", index.rows)
+    return index
+
+
+def open_prompts(source: Source, folder: Path) -> PromptSet:
+    """The prompts of a source whose index is in the folder. Its files are mapped, and may be deleted then."""
+    return PromptSet(source, source.rows(folder), np.load(folder / "index.npy", mmap_mode="r"))
+
+
+def _index(source: Source, rows: Rows) -> Index:
+    ids, texts, kept = array("q"), array("q"), array("q")
+    wanted = len(rows) if source.limit is None else source.limit
+    overlong = Overlong(source.room)
+    for number, (where, row) in enumerate(rows):
+        problem = read_problem(where, row, number, source.fields)
+        ids.append(hash(problem.id))
+        if number < wanted and not overlong.takes(source.template, problem):
+            kept.append(number)
+            texts.append(hash(" ".join(problem.problem.split())))
+    if not ids:
+        raise DataError(f"{source.path}: no problems in it")
+    _check_unique(np.array(ids), rows, source)
+    if overlong.count and (source.fields.overlong == "refuse" or not kept):
+        raise DataError(f"{source.path}: {overlong.error(min(wanted, len(rows)))}; data.overlong: drop leaves them out")
+    return Index(np.array(kept), np.array(texts), overlong.count)
+
+
+def _check_unique(ids: np.ndarray, rows: Rows, source: Source) -> None:
+    """ids: int64, the hash of each row's. Raises DataError with the first two rows that have the same id."""
+    order = np.argsort(ids, kind="stable")
+    again = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+    for one, other in sorted((int(order[i]), int(order[i + 1])) for i in again):
+        first, second = source.problem(rows, one), source.problem(rows, other)
+        if first.id == second.id:
+            field, (where, row) = source.fields.id_field, rows[other]
+            taken = f"id {second.id!r} is taken by"
+            if not has_id(row, field):
+                taken = f"it has no {field!r}, and its number, {second.id}, is the id of"
+            raise DataError(f"{where}: {taken} {rows[one][0]}; {field} must be unique")

@@ -1,0 +1,80 @@
+"""What a run trains on and is evaluated on, and the order in which problems are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from capo_fast.records import Prompt
+
+
+@dataclass(frozen=True)
+class PromptOrder:
+    """The endless order in which `size` problems are drawn: each epoch a new permutation, made of (seed, epoch) alone.
+
+    A cursor is the number of problems drawn so far: it is all that a resumed run needs.
+
+    >>> order = PromptOrder(size=3, seed=0)
+    >>> first, cursor = order.take(0, 2)
+    >>> then, cursor = order.take(cursor, 1)
+    >>> sorted(first + then), cursor
+    ([0, 1, 2], 3)
+    """
+
+    size: int
+    seed: int
+
+    def epoch(self, number: int) -> list[int]:
+        """The permutation of one epoch."""
+        return _permutation(self.seed, number, self.size).tolist()
+
+    def take(self, cursor: int, count: int) -> tuple[list[int], int]:
+        """The next `count` indices and the cursor after them; a batch may reach into the next epochs."""
+        end = cursor + count
+        epochs = range(cursor // self.size, -(-end // self.size))
+        order = np.concatenate([np.empty(0, int), *(_permutation(self.seed, number, self.size) for number in epochs)])
+        start = cursor % self.size
+        return order[start : start + count].tolist(), end
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """Drawn once for all steps of an epoch: of two million it takes a tenth of a second."""
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What a run trains on and is evaluated on."""
+
+    prompts: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    order: PromptOrder
+    """Of `prompts`."""
+    overlong: int = 0
+    """Problems left out, because their prompts are too long."""
+    heldout_overlong: int = 0
+    repeated: int = 0
+    """Held-out problems that stand in the training data as well."""
+
+    def take(self, cursor: int, count: int) -> tuple[list[Prompt], int]:
+        """The next `count` prompts and the cursor after them."""
+        indices, cursor = self.order.take(cursor, count)
+        return [self.prompts[index] for index in indices], cursor
+
+    def notes(self) -> list[str]:
+        """Lines about what a user may not expect of the data."""
+        lines = []
+        for what, dropped, kept in (
+            ("training", self.overlong, self.prompts),
+            ("held-out", self.heldout_overlong, self.heldout),
+        ):
+            if dropped:
+                total = dropped + len(kept)
+                lines.append(f"{dropped:,} of {total:,} {what} problems are dropped: their prompts are too long")
+        if self.repeated:
+            lines.append(f"{self.repeated:,} of {len(self.heldout):,} held-out problems are training problems as well")
+        return lines

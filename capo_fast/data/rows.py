@@ -1,0 +1,215 @@
+"""The rows of files and data sets, one after the other or by their numbers.
+
+A row is parsed when it is read. What can't be read by number, gzip and Parquet, is unpacked into a folder first:
+
+    unpack(path, folder)       once per node: rows.jsonl or rows.arrow, and of JSON Lines where each row starts
+    open_rows(path, folder)    in every process of the node; the folder's files are mapped, and may be deleted then
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import zlib
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+
+from capo_fast.config.paths import PACKAGED, resolve_path
+from capo_fast.data.fields import DataError
+
+Row = tuple[str, Any]
+"""Where a row stands, for messages, and what stands there."""
+LONGEST_LINE = 2**30
+"""Bytes."""
+
+
+class Rows(Protocol):
+    """All rows of a source, in their order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Row: ...
+
+    def __iter__(self) -> Iterator[Row]: ...
+
+
+def read_rows(path: str, name: str | None = None, split: str = "test") -> Iterator[Row]:
+    """Every row of a JSONL, JSONL.gz or Parquet file, a saved data set's folder or a Hugging Face data set."""
+    with TemporaryDirectory(prefix="capo_fast-") as folder:
+        unpack(path, Path(folder))
+        yield from open_rows(path, Path(folder), name, split)
+
+
+def unpack(path: str, folder: Path) -> None:
+    """Write what `open_rows` needs beside the source itself. Raises DataError."""
+    file = resolve_path(path)
+    if _is_json(file):
+        if file.suffix == ".gz":
+            _unzip(file, folder / "rows.jsonl")
+        np.save(folder / "places.npy", _places(file, folder / "rows.jsonl" if file.suffix == ".gz" else file))
+    elif file.suffix == ".parquet" and not file.is_dir():
+        _to_arrow(file, folder / "rows.arrow")
+
+
+def open_rows(path: str, folder: Path, name: str | None = None, split: str = "test") -> Rows:
+    """The rows of a source that `unpack` has seen. `name` and `split` are of a data set. Raises DataError."""
+    file = resolve_path(path)
+    if file.is_dir():
+        return _saved_rows(file, split)
+    if _is_json(file):
+        places = np.load(folder / "places.npy", mmap_mode="r")
+        return JsonRows(file, folder / "rows.jsonl" if file.suffix == ".gz" else file, places)
+    if file.suffix == ".parquet":
+        return ArrowRows(file, folder / "rows.arrow")
+    if file.exists():
+        raise DataError(f"{path}: unknown format; wanted .jsonl, .jsonl.gz, .parquet or a saved data set's folder")
+    if path.startswith(PACKAGED) or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path):
+        raise DataError(f"{path}: no such file")
+    return _hub_rows(path, name, split)
+
+
+class JsonRows:
+    """Lines of JSON, each checked against its sum at the start: the file may change while a run reads it."""
+
+    def __init__(self, name: Path, file: Path, places: np.ndarray) -> None:
+        """places: as of `_places`."""
+        self._name, self._places = name, places
+        self._file = file.open("rb")
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: int) -> Row:
+        start, end, line, crc = self._places[number].tolist()
+        where = f"{self._name}, line {line}"
+        text = os.pread(self._file.fileno(), end - start, start)
+        if zlib.crc32(text) != crc:
+            raise DataError(f"{where}: it has changed since the run started")
+        return where, _parsed(where, text)
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(self.__getitem__, range(len(self)))
+
+
+class ArrowRows:
+    """The rows of an Arrow file, mapped into memory."""
+
+    def __init__(self, name: Path, file: Path) -> None:
+        import pyarrow  # slow to import, and JSONL needs none of it
+
+        self._name = name
+        self._table = pyarrow.ipc.open_file(pyarrow.memory_map(str(file))).read_all()
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, number: int) -> Row:
+        return f"{self._name}, row {number}", self._table.slice(number, 1).to_pylist()[0]
+
+    def __iter__(self) -> Iterator[Row]:
+        rows = (row for batch in self._table.to_batches() for row in batch.to_pylist())
+        return ((f"{self._name}, row {number}", row) for number, row in enumerate(rows))
+
+
+class DatasetRows:
+    """The rows of a data set of the package datasets, which maps its own files."""
+
+    def __init__(self, name: str, data: Any) -> None:
+        self._name, self._data = name, data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, number: int) -> Row:
+        return f"{self._name}, row {number}", self._data[number]
+
+    def __iter__(self) -> Iterator[Row]:
+        return ((f"{self._name}, row {number}", row) for number, row in enumerate(self._data))
+
+
+def _is_json(file: Path) -> bool:
+    return file.name.endswith((".jsonl", ".jsonl.gz")) and not file.is_dir()
+
+
+def _unzip(packed: Path, plain: Path) -> None:
+    try:
+        with gzip.open(packed) as source, plain.open("wb") as target:
+            shutil.copyfileobj(source, target, 2**20)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        with plain.open("rb") as file:
+            lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+        raise DataError(f"{packed}: broken gzip file, {lines} whole lines could be read: {error}") from None
+    except OSError as error:
+        raise DataError(f"{packed}: can't read it: {error.strerror or error}") from None
+
+
+def _places(name: Path, file: Path) -> np.ndarray:
+    """int64 [rows, 4]: where each row starts and ends, its line number and its CRC-32. Blank lines are no rows."""
+    found, start = array("q"), 0
+    try:
+        with file.open("rb") as lines:
+            for number, text in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
+                if len(text) > LONGEST_LINE:
+                    raise DataError(f"{name}, line {number}: longer than {LONGEST_LINE} bytes")
+                end = start + len(text)
+                if not text.isspace():
+                    found.extend((start, end, number, zlib.crc32(text)))
+                start = end
+    except OSError as error:
+        raise DataError(f"{name}: can't read it: {error.strerror or error}") from None
+    return np.array(found, np.int64).reshape(-1, 4)
+
+
+def _to_arrow(file: Path, unpacked: Path) -> None:
+    from pyarrow import ArrowException, ipc, parquet
+
+    try:
+        with parquet.ParquetFile(file) as table, ipc.new_file(str(unpacked), table.schema_arrow) as writer:
+            for batch in table.iter_batches():
+                writer.write_batch(batch)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file") from None
+    except (OSError, ArrowException) as error:
+        raise DataError(f"{file}: can't read it as Parquet: {one_line(error)}") from None
+
+
+def _saved_rows(folder: Path, split: str) -> Rows:
+    from datasets import DatasetDict, load_from_disk  # takes a second
+
+    try:
+        data = load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: not a folder of datasets' save_to_disk: {one_line(error)}") from None
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            raise DataError(f"{folder}: no split {split!r} (data.split); it has {', '.join(data)}")
+        data = data[split]
+    return DatasetRows(str(folder), data)
+
+
+def _hub_rows(path: str, name: str | None, split: str) -> Rows:
+    from datasets import load_dataset  # takes a second
+
+    try:
+        return DatasetRows(path, load_dataset(path, name, split=split))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: no such file, and as a Hugging Face data set: {one_line(error)}") from None
+
+
+def _parsed(where: str, line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {getattr(error, 'msg', error)}") from None
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
