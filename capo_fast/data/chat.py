@@ -111,8 +111,8 @@ class ChatTemplate:
 
     def surely_fits(self, problem: Problem, room: int) -> bool:
         """Whether its prompt has at most `room` tokens whatever they are: there are no more than bytes of text."""
-        chat = problem.chat()
-        return sum(len(content.encode()) for _, content in chat) + self._frame(tuple(role for role, _ in chat)) <= room
+        roles, contents = zip(*problem.chat(), strict=True)
+        return len("".join(contents).encode()) + self._frame(roles) <= room
 
     def shows_date(self) -> bool:
         """Whether the template writes the date."""

@@ -96,14 +96,13 @@ def text_field(where: str, row: Mapping[str, Any], field: str, setting: str, kin
 
 def as_text(where: str, value: Any, name: str, kinds: tuple[type, ...] = (str,)) -> str:
     """The value as text. Raises DataError where it is of none of the kinds, blank, or no Unicode text."""
-    if (
-        not isinstance(value, kinds)
-        or isinstance(value, bool)
-        or (isinstance(value, float) and not math.isfinite(value))
-    ):
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, kinds) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value)):
+        text = number_text(value)
+    else:
         names = " or ".join("text" if kind is str else "a number" for kind in kinds[:2])
         raise DataError(f"{where}: {name}: found {json.dumps(value, default=repr)[:80]}, wanted {names}")
-    text = value if isinstance(value, str) else number_text(value)
     if not is_seen(text):
         raise DataError(f"{where}: {name} is empty")
     try:
@@ -129,7 +128,7 @@ def is_seen(text: str) -> bool:
     >>> [is_seen(text) for text in ("5", " \\u200b", "\\0", " ")]
     [True, False, False, False]
     """
-    return any(category(character) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for character in text)
+    return text[:1].isalnum() or any(category(character) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for character in text)
 
 
 def _no_field(row: Mapping[str, Any], field: str, setting: str) -> str:

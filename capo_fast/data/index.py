@@ -91,7 +91,7 @@ def build_index(source: Source, folder: Path) -> Index:
 
 def open_prompts(source: Source, folder: Path) -> PromptSet:
     """The prompts of a source whose index is in the folder. Its files are mapped, and may be deleted then."""
-    return PromptSet(source, source.rows(folder), np.load(folder / "index.npy", mmap_mode="r"))
+    return PromptSet(source, source.rows(folder), np.load(folder / "index.npy", mmap_mode="r").view(np.ndarray))
 
 
 def _index(source: Source, rows: Rows) -> Index:

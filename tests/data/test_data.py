@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from small_tokenizers import byte_tokenizer
 
 from capo_fast.config.schema import DataConfig
@@ -141,7 +140,19 @@ def test_gsm8k_loads() -> None:
 # ---- fields ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("answer", "text"), [(72, "72"), (72.0, "72"), (0.5, "0.5"), (-3, "-3"), (["72"], "72"), ([1, "one"], ("1", "one")), ("72", "72"), (" 7 ", " 7 ")])
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (72, "72"),
+        (72.0, "72"),
+        (0.5, "0.5"),
+        (-3, "-3"),
+        (["72"], "72"),
+        ([1, "one"], ("1", "one")),
+        ("72", "72"),
+        (" 7 ", " 7 "),
+    ],
+)
 def test_answers_become_text(answer: Any, text: str, tmp_path: Path) -> None:
     path = written(tmp_path, jsonl([{"problem": "?", "answer": answer}]))
     assert load_problems(path, FIELDS) == [Problem("0", "?", text, None)]
@@ -194,7 +205,9 @@ def test_ids_that_pandas_made_floats(tmp_path: Path) -> None:
 
 def test_a_row_without_an_id_whose_number_is_taken(tmp_path: Path) -> None:
     said = refused(load_problems, written(tmp_path, jsonl([{**GOOD, "id": 1}, GOOD])), FIELDS)
-    assert "line 2: it has no 'id', and its number, 1, is the id of" in said and said.endswith("line 1; id must be unique")
+    assert "line 2: it has no 'id', and its number, 1, is the id of" in said and said.endswith(
+        "line 1; id must be unique"
+    )
 
 
 def test_only_the_first_are_drawn_from_under_a_limit(tmp_path: Path) -> None:
@@ -242,7 +255,10 @@ GOOD = {"problem": "?", "answer": "1"}
         ({**GOOD, "answer": "\u200b"}, "field 'answer' (data.answer_field) is empty"),
         ({**GOOD, "answer": "\0"}, "field 'answer' (data.answer_field) is empty"),
         ({**GOOD, "problem": []}, "the last message is of no message, wanted one of user"),
-        ({**GOOD, "problem": [{"role": "tool", "content": "x"}]}, "in a list, wanted a message with content and a role"),
+        (
+            {**GOOD, "problem": [{"role": "tool", "content": "x"}]},
+            "in a list, wanted a message with content and a role",
+        ),
         ({**GOOD, "problem": ["x"]}, 'found "x" in a list, wanted a message'),
         ({**GOOD, "problem": [{"role": "user", "content": " "}]}, "content of a message is empty"),
         (
