@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from capo_fast.config.load import config_as_dict
+from capo_fast.config.load import config_as_dict, read_file
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
 from capo_fast.data import Problems
@@ -42,7 +42,7 @@ from capo_fast.policy.sync import (
 from capo_fast.rollout.generator import RolloutGenerator
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.runlog.console import open_console
-from capo_fast.runlog.folder import RunDir, open_run_dir, saved_date
+from capo_fast.runlog.folder import RunDir, open_run_dir
 from capo_fast.runlog.log import RunLog
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, RunFolder
@@ -99,6 +99,13 @@ def notes(config: Config, problems: Problems) -> list[str]:
         *problems.notes(),
         *([f"the chat template writes the date {date} (data.date), also in a resumed run"] * bool(date)),
     ]
+
+
+def saved_date(config: Config) -> str | None:
+    """`data.date` of the run that this one would resume."""
+    saved = Path(config.run.dir or "") / "config.yaml"
+    resumes = config.run.dir is not None and config.resume != "never" and saved.is_file()
+    return read_file(saved).get("data.date") if resumes else None
 
 
 def open_recorder(folder: Path, config: Config, step: int) -> Recorder:

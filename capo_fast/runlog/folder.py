@@ -46,13 +46,6 @@ def open_run_dir(config: Config) -> RunDir:
     return RunDir(path, Checkpointer(path / "checkpoints", config.checkpoint.keep), guards[0] if guards else None)
 
 
-def saved_date(config: Config) -> str | None:
-    """`data.date` of the run that this one would resume."""
-    saved = Path(config.run.dir or "") / "config.yaml"
-    resumes = config.run.dir is not None and config.resume != "never" and saved.is_file()
-    return read_file(saved).get("data.date") if resumes else None
-
-
 def _make_folder(config: Config, guards: list[BinaryIO]) -> Path:
     folder = Path(config.run.dir or f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
     saved = folder / "config.yaml"
