@@ -8,8 +8,8 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +43,15 @@ class Problem:
     problem: str
     answer: str
     solution: str | None
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Other fields of its row, as the data has them: those that a reward function takes."""
 
 
-def load_problems(path: str, fields: DataConfig) -> list[Problem]:
+Columns = Mapping[str, str | None]
+"""Fields of a row that reward functions take by name, each with who can't do without it."""
+
+
+def load_problems(path: str, fields: DataConfig, columns: Columns | None = None) -> list[Problem]:
     """All problems of a JSONL, JSONL.gz or Parquet file, a saved data set's folder or a Hugging Face data set.
 
     `fields` names the split and the fields; `path` stands apart because held-out problems have the same fields.
@@ -53,7 +59,7 @@ def load_problems(path: str, fields: DataConfig) -> list[Problem]:
     seen: dict[str, str] = {}
     problems = []
     for index, (where, row) in enumerate(read_rows(path, fields.name, fields.split)):
-        problem = _problem(where, row, index, fields)
+        problem = _problem(where, row, index, fields, columns or {})
         if problem.id in seen:
             raise DataError(
                 f"{where}: id {problem.id!r} is taken by {seen[problem.id]}; {fields.id_field} must be unique"
@@ -75,7 +81,7 @@ def render_prompts(
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     chats = [[*system, {"role": "user", "content": problem.problem}] for problem in problems]
     prompts = [
-        Prompt(p.id, p.problem, p.answer, p.solution, tuple(ids))
+        Prompt(p.id, p.problem, p.answer, p.solution, tuple(ids), p.columns)
         for p, ids in zip(problems, _apply_template(tokenizer, chats), strict=True)
     ]
     long = [prompt for prompt in prompts if len(prompt.token_ids) > max_prompt_tokens]
@@ -205,7 +211,7 @@ def _hub_rows(path: str, name: str | None, split: str) -> Iterator[Row]:
     return ((f"{path}, row {index}", row) for index, row in enumerate(data))
 
 
-def _problem(where: str, row: Any, index: int, fields: DataConfig) -> Problem:
+def _problem(where: str, row: Any, index: int, fields: DataConfig, columns: Columns) -> Problem:
     if not isinstance(row, dict):
         raise DataError(f"{where}: found {type(row).__name__}, wanted an object with the fields of a problem")
     number = row.get(fields.id_field)
@@ -214,7 +220,15 @@ def _problem(where: str, row: Any, index: int, fields: DataConfig) -> Problem:
         problem=text_field(where, row, fields.prompt_field, "data.prompt_field", (str,)),
         answer=text_field(where, row, fields.answer_field, "data.answer_field", (str, int, float)),
         solution=_solution(where, row, fields.solution_field),
+        columns=_columns(where, row, columns),
     )
+
+
+def _columns(where: str, row: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    for name, needed_by in columns.items():
+        if needed_by is not None:
+            _check_field(where, row, name, needed_by)
+    return {name: row[name] for name in columns if name in row}
 
 
 def _solution(where: str, row: dict[str, Any], field: str | None) -> str | None:
@@ -226,12 +240,7 @@ def _solution(where: str, row: dict[str, Any], field: str | None) -> str | None:
 
 def text_field(where: str, row: dict[str, Any], field: str, setting: str, kinds: tuple[type, ...] = (str,)) -> str:
     """A row's text (or number, where `kinds` says so), never empty. `setting` names what asked for the field."""
-    if field not in row:
-        near = difflib.get_close_matches(field, list(row), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(
-            f"{where}: no field {field!r} ({setting}); found {', '.join(map(repr, row)) or 'no fields'}{hint}"
-        )
+    _check_field(where, row, field, setting)
     value = row[field]
     if (
         not isinstance(value, kinds)
@@ -248,6 +257,15 @@ def text_field(where: str, row: dict[str, Any], field: str, setting: str, kinds:
     if re.search("[\ud800-\udfff]", text):  # JSON can spell them, no tokenizer can read them
         raise DataError(f"{where}: field {field!r} ({setting}) is not Unicode text: it holds half of a surrogate pair")
     return text
+
+
+def _check_field(where: str, row: dict[str, Any], field: str, setting: str) -> None:
+    """Raises DataError where the row lacks it."""
+    if field in row:
+        return
+    near = difflib.get_close_matches(field, list(row), n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise DataError(f"{where}: no field {field!r} ({setting}); found {', '.join(map(repr, row)) or 'no fields'}{hint}")
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]]) -> list[list[int]]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from capo_fast.config.paths import resolve_path
-from capo_fast.config.schema import Config, LoraConfig
+from capo_fast.config.schema import Config, LoraConfig, RewardConfig
 from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import load_problems, render_prompts
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.errors import ConfigError
 from capo_fast.records import Prompt
+from capo_fast.verify import RewardFunction, load_function
+from capo_fast.verify.functions import ALWAYS
 
 
 def load_tokenizer(model_path: str) -> Any:
@@ -25,17 +27,21 @@ def load_tokenizer(model_path: str) -> Any:
         raise ConfigError(f"model.path: no tokenizer can be loaded from {model_path}") from error
 
 
-def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
-    """Training and held-out prompts, each short enough to leave room for its answer."""
+def load_prompts(
+    config: Config, tokenizer: Any, rewards: Sequence[RewardFunction] = ()
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Training and held-out prompts, each short enough to leave room for its answer, with what the reward functions
+    take of their rows; held-out ones with what the first of them takes, which alone judges them."""
     room = config.engine.max_model_len - config.rollout.max_tokens
     system = config.data.system_prompt
     assert config.data.path is not None  # a rule of the configuration
-    prompts = render_prompts(load_problems(config.data.path, config.data), tokenizer, system, room)
+    problems = load_problems(config.data.path, config.data, reward_columns(rewards))
+    prompts = render_prompts(problems, tokenizer, system, room)
     if config.eval.path is None:
         return prompts, []
     fields = replace(config.data, name=config.eval.name, split=config.eval.split)
-    problems = load_problems(config.eval.path, fields)[: config.eval.limit]
-    return prompts, render_prompts(problems, tokenizer, system, room)
+    heldout = load_problems(config.eval.path, fields, reward_columns(rewards[:1]))[: config.eval.limit]
+    return prompts, render_prompts(heldout, tokenizer, system, room)
 
 
 def load_critic_template(config: Config) -> str:
@@ -45,14 +51,35 @@ def load_critic_template(config: Config) -> str:
         raise ConfigError(f"critic.prompt: {error}") from error
 
 
-def check_reward_function(name: str) -> None:
-    """Import it here once, so that a bad name stops the run now and not in a worker after the engine's start."""
-    module, _, function = name.partition(":")
+def load_reward_functions(config: RewardConfig) -> tuple[RewardFunction, ...]:
+    """`reward.fn` and those of `reward.also`, imported here once, so that a bad one stops the run now and not in a
+    worker after the engine's start."""
+    names = [("reward.fn", config.fn), *(("reward.also", name) for name in config.also)]
+    return tuple(_load_reward_function(key, name) for key, name in names)
+
+
+def check_answer_function(config: RewardConfig) -> None:
+    """`reward.fn` for an evaluation, whose questions have no columns of training's data. Raises ConfigError."""
+    function = _load_reward_function("reward.fn", config.fn)
+    if missing := [name for name in function.required if name not in ALWAYS]:
+        raise ConfigError(
+            f"reward.fn: {config.fn} takes {missing[0]!r} of a row, wanted a function of response, reference and "
+            f"{', '.join(ALWAYS)} alone: a benchmark's questions have no other columns"
+        )
+
+
+def _load_reward_function(key: str, name: str) -> RewardFunction:
     try:
-        getattr(importlib.import_module(module), function)
+        return load_function(name)
     except Exception as error:  # the user's module may raise any at its import
         cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"reward.fn: {name} can't be loaded: {cause}") from error
+        raise ConfigError(f"{key}: {name} can't be loaded: {cause}") from error
+
+
+def reward_columns(rewards: Sequence[RewardFunction]) -> dict[str, str | None]:
+    """What the functions take of a problem's row, each name with a function that needs it."""
+    needed = {name: f"reward function {each.name}" for each in rewards for name in each.required}
+    return {name: needed.get(name) for each in rewards for name in each.columns}
 
 
 def check_endpoint_client() -> None:

@@ -15,7 +15,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 
 def validate(config: Config) -> Config:
     """The same configuration, or a `ConfigError` about the first rule that it breaks."""
-    return _obeying((_data, _sampling, _lengths, _address, _critic, _endpoint, _lora, _credit, _loss, _train), config)
+    every = (_data, _reward, _sampling, _lengths, _address, _critic, _endpoint, _lora, _credit, _loss, _train)
+    return _obeying(every, config)
 
 
 def validate_sampling(config: Config, longest: str) -> Config:
@@ -37,8 +38,21 @@ def _obeying(all_rules: Sequence[Callable[[Config], Rules]], config: Config) -> 
 
 def _data(config: Config) -> Rules:
     yield not config.data.path, "data.path: missing; wanted a JSONL, JSONL.gz or Parquet file, or a dataset id"
-    function = re.fullmatch(r"\w+(\.\w+)*:\w+", config.reward.fn)
-    yield function is None, f"reward.fn: found {config.reward.fn!r}, wanted package.module:function"
+
+
+def _reward(config: Config) -> Rules:
+    reward = config.reward
+    for key, name in (("fn", reward.fn), *(("also", name) for name in reward.also)):
+        function = re.fullmatch(r"\w+(\.\w+)*:\w+", name)
+        yield function is None, f"reward.{key}: found {name!r}, wanted package.module:function"
+    names = [name.rpartition(":")[2] for name in (reward.fn, *reward.also)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    yield twice is not None, f"reward.also: found {twice} twice, wanted functions of different names: metrics bear them"
+    yield (
+        len(reward.weights) != len(reward.also),
+        f"reward.weights: found {len(reward.weights)}, wanted one for each function of reward.also "
+        f"({len(reward.also)})",
+    )
 
 
 def _sampling(config: Config) -> Rules:
