@@ -45,8 +45,7 @@ def _reward(config: Config) -> Rules:
     for key, name in (("fn", reward.fn), *(("also", name) for name in reward.also)):
         function = re.fullmatch(r"\w+(\.\w+)*:\w+", name)
         yield function is None, f"reward.{key}: found {name!r}, wanted package.module:function"
-    names = [name.rpartition(":")[2] for name in (reward.fn, *reward.also)]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name in reward.names if reward.names.count(name) > 1), None)
     yield twice is not None, f"reward.also: found {twice} twice, wanted functions of different names: metrics bear them"
     yield (
         len(reward.weights) != len(reward.also),

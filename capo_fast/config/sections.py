@@ -202,6 +202,11 @@ class RewardConfig:
     max_failed_steps: MayChange[PositiveInt] = 1
     """Stop after this many steps in a row in which no answer got a verdict."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the functions, without their modules."""
+        return tuple(name.rpartition(":")[2] for name in (self.fn, *self.also))
+
 
 @dataclass(frozen=True, config=STRICT)
 class LossConfig:
