@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -21,7 +22,7 @@ import math_verify
 from sympy import Expr, UnevaluatedExpr  # type: ignore[import-untyped]
 
 from capo_fast.verify.compare import compare
-from capo_fast.verify.extract import extract_answer, extract_joined_boxes
+from capo_fast.verify.extract import extract_answer, reference_answer
 from capo_fast.verify.pool import VerifyTimeout
 
 TIME_LIMIT_S = 5.0
@@ -32,21 +33,55 @@ _MAX_CHARS = 1_000
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
-def answers_equal(prediction: str, reference: str) -> bool:
-    """True if the prediction's final answer equals the reference's; False for whatever can't be read.
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one response, and what it was given on.
 
-    Tried in turn: the same after `_key`; both plain numbers (equal to 6 decimals, as in Math-Verify, exactly where both
-    are exact); simple values, surely equal or surely different (`compare`); Math-Verify on the two extracted answers.
-    [us] An answer over 1,000 characters is only compared as a string, one whose powers or factorials would be
-    astronomically large not by Math-Verify. Where a solution ends in several boxes joined by commas, "and" or "or",
-    they may be the answer together.
+    >>> judge("so \\boxed{1/2}", "0.5")
+    Judgement(equal=True, answer='1/2', reference='0.5', rule='numbers')
+    """
+
+    equal: bool
+    answer: str | None
+    """The response's final answer as it wrote it; None where it has none."""
+    reference: str
+    rule: str
+    """The name of the rule that decided."""
+
+
+def answers_equal(
+    response: str, reference: str, truncated: bool = False, *, tolerance: float = 0.0, percent: bool = True
+) -> bool:
+    """True if the response's final answer equals the reference's: `judge(...).equal`."""
+    return judge(response, reference, truncated, tolerance=tolerance, percent=percent).equal
+
+
+def judge(
+    response: str, reference: str, truncated: bool = False, *, tolerance: float = 0.0, percent: bool = True
+) -> Judgement:
+    """Is the final answer of a solution equal to the reference? False for whatever can't be read.
+
+    `tolerance` is relative and holds where either number is a decimal; 0 is equality to 6 decimals, as in Math-Verify.
+    `percent`: 28 and 0.28 both equal 28 %; without it only 0.28 does.
 
     On a main thread it raises `VerifyTimeout` after `TIME_LIMIT_S`. Elsewhere a thread can't be interrupted: there the
     time limit is the caller's business, as it is for `VerifierPool`, whose parent kills a worker at its deadline.
     """
-    expected = extract_joined_boxes(reference) or extract_answer(reference) or ""
-    predicted = [extract_answer(prediction), extract_joined_boxes(prediction)]
-    return any(_same(answer, expected) for answer in predicted if answer)
+    answer, expected = extract_answer(response, truncated), reference_answer(reference)
+    if answer is None:
+        return Judgement(False, None, expected, "no answer")
+    equal, rule = _decided(answer, expected, tolerance, percent)
+    return Judgement(equal, answer, expected, rule)
+
+
+def same_answer(a: str, b: str) -> bool:
+    """Whether two answers, neither read as a solution, are equal by the same rules."""
+    return _decided(a, b, 0.0, True)[0]
+
+
+@lru_cache(maxsize=8192)
+def _decided(answer: str, expected: str, tolerance: float, percent: bool) -> tuple[bool, str]:
+    return _same(answer, expected), "comparison"
 
 
 def _same(predicted: str, expected: str) -> bool:
