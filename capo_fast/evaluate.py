@@ -51,6 +51,8 @@ SETTINGS = (
     "rollout.max_tokens",
     "data.system_prompt",
     "reward.fn",
+    "reward.tolerance",
+    "reward.percent",
     "reward.workers",
     "engine.dtype",
     "engine.max_model_len",
@@ -112,9 +114,10 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
 def _settings(job: Job, protocol: Protocol, benchmarks: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
     sampling = ("rollout.temperature", "rollout.top_p") if protocol.samples else ()
     choices = any(question.choices for questions in benchmarks.values() for question in questions)
+    reward = ("reward.fn", "reward.tolerance", "reward.percent")
     return {
         "command": "evaluate",
-        **job.settings("rollout.max_tokens", "data.system_prompt", "reward.fn", *sampling),
+        **job.settings("rollout.max_tokens", "data.system_prompt", *reward, *sampling),
         "samples": protocol.samples,
         "choice_runs": protocol.runs if choices else None,
         "benchmarks": {name: f"{len(found)} questions, {digest(found)}" for name, found in benchmarks.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,12 +55,17 @@ def load_reward_functions(config: RewardConfig) -> tuple[RewardFunction, ...]:
     """`reward.fn` and those of `reward.also`, imported here once, so that a bad one stops the run now and not in a
     worker after the engine's start."""
     names = [("reward.fn", config.fn), *(("reward.also", name) for name in config.also)]
-    return tuple(_load_reward_function(key, name) for key, name in names)
+    functions = tuple(_load_reward_function(key, name, config.conventions) for key, name in names)
+    default = RewardConfig().conventions
+    for key, value in config.conventions.items():
+        if value != default[key] and not any(key in function.settings for function in functions):
+            raise ConfigError(f"reward.{key}: found {value}, wanted {default[key]}: {config.fn} takes no {key!r}")
+    return functions
 
 
 def check_answer_function(config: RewardConfig) -> None:
     """`reward.fn` for an evaluation, whose questions have no columns of training's data. Raises ConfigError."""
-    function = _load_reward_function("reward.fn", config.fn)
+    function = load_reward_functions(replace(config, also=(), weights=()))[0]
     if missing := [name for name in function.required if name not in ALWAYS]:
         raise ConfigError(
             f"reward.fn: {config.fn} takes {missing[0]!r} of a row, wanted a function of response, reference and "
@@ -68,9 +73,9 @@ def check_answer_function(config: RewardConfig) -> None:
         )
 
 
-def _load_reward_function(key: str, name: str) -> RewardFunction:
+def _load_reward_function(key: str, name: str, settings: Mapping[str, Any]) -> RewardFunction:
     try:
-        return load_function(name)
+        return load_function(name, settings)
     except Exception as error:  # the user's module may raise any at its import
         cause = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{key}: {name} can't be loaded: {cause}") from error

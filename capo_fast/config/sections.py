@@ -189,6 +189,12 @@ class RewardConfig:
     for. What is right, and every pass rate, is the verdict of reward.fn alone."""
     weights: tuple[float, ...] = ()
     """Weight of each function of reward.also, as 0.2,-0.1; that of reward.fn is 1."""
+    tolerance: NonNegativeFloat = 0.0
+    """Relative tolerance of the rule verifier where a number is a decimal, as 0.01; 0: equal to six decimals. A reward
+    function that takes a parameter `tolerance` is given it."""
+    percent: bool = True
+    """Whether 28 equals 28 %, as 0.28 does; false: 0.28 alone. A reward function that takes a parameter `percent` is
+    given it."""
     format_bonus: NonNegativeFloat = 0.0
     r"""Added to the token reward where the response has a \boxed{} answer; must stay below C - P."""
     workers: MayChange[PositiveInt] = 1
@@ -206,6 +212,11 @@ class RewardConfig:
     def names(self) -> tuple[str, ...]:
         """Of the functions, without their modules."""
         return tuple(name.rpartition(":")[2] for name in (self.fn, *self.also))
+
+    @property
+    def conventions(self) -> dict[str, float]:
+        """What counts as equal where fields differ: given to functions that take parameters of these names."""
+        return {"tolerance": self.tolerance, "percent": self.percent}
 
 
 @dataclass(frozen=True, config=STRICT)

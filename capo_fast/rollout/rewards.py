@@ -61,7 +61,7 @@ def open_rewards(config: RewardConfig, functions: Sequence[RewardFunction]) -> R
 
 def answer_pool(config: RewardConfig, name: str) -> VerifierPool:
     """The workers of one function, as the settings have them."""
-    return VerifierPool(config.workers, config.timeout_s, name, config.memory_limit)
+    return VerifierPool(config.workers, config.timeout_s, name, config.memory_limit, config.conventions)
 
 
 def _share(verdict: Verdict) -> float | None:

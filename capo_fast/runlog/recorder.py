@@ -125,9 +125,10 @@ class RunFolder(Recorder):
 def rollout_row(credited: CreditedSample) -> dict[str, Any]:
     """One line of a rollouts file. `steps`, `votes`, `advantages` [S]; `step_starts` [L], True on a step's first token.
 
-    `answer` is the reference and `extracted` the answer that the rule verifier reads in `text`, null where it reads none.
+    `answer` is the reference, `extracted` the answer that the rule verifier reads in `text`, null where it reads none.
     `outcome` is the verdict, null where the check of the answer timed out; `rewards` the values of `reward.fn` and of
-    each function of `reward.also`; `reward` is what the outcome weight multiplied. The steps' texts, as the critic saw them, repeat `text`: gzip makes them nearly free.
+    each function of `reward.also`; `reward` is what the outcome weight multiplied. The steps' texts, as the critic saw
+    them, repeat `text`: gzip makes them nearly free.
     """
     sample, rollout = credited.sample, credited.rollout
     return {
@@ -139,7 +140,7 @@ def rollout_row(credited: CreditedSample) -> dict[str, Any]:
         "answer": rollout.prompt.answer,
         "text": rollout.text,
         "steps": list(rollout.steps.texts),
-        "extracted": extract_answer(rollout.text),
+        "extracted": extract_answer(rollout.text, truncated=not rollout.finished),
         "outcome": finite(sample.outcome),
         "rewards": [finite(value) for value in sample.rewards],
         "reward": finite(credited.outcome),

@@ -47,6 +47,8 @@ class RewardFunction:
     """Names of its parameters after the first two, without a default."""
     optional: tuple[str, ...]
     """Those with a default."""
+    settings: tuple[str, ...] = ()
+    """Names of those that are bound to settings."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -83,6 +85,7 @@ def load_function(name: str, settings: Mapping[str, Any] | None = None) -> Rewar
         first == BATCH,
         required=tuple(each.name for each in left if each.default is each.empty),
         optional=tuple(each.name for each in left if each.default is not each.empty),
+        settings=tuple(bound),
     )
 
 

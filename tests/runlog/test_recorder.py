@@ -256,7 +256,7 @@ def test_a_rollout_row_says_everything(tmp_path):
         "answer": "2",
         "text": "a=1\n\nA:1",
         "steps": ["a=1", "A:1"],
-        "extracted": "1",
+        "extracted": None,
         "outcome": None,
         "rewards": [None, 0.5],
         "reward": 0.25,
