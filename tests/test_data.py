@@ -174,6 +174,15 @@ def test_a_bad_row_is_one_line(row: Any, says: str, tmp_path: Path) -> None:
     assert message.startswith(path) and says in message
 
 
+def test_columns_that_reward_functions_name_are_kept_or_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, jsonl([{**GOOD, "level": 3, "x": [1]}, {**GOOD, "level": None}]))
+    problems = load_problems(path, FIELDS, {"level": "reward function m:f", "x": None})
+    assert [problem.columns for problem in problems] == [{"level": 3, "x": [1]}, {"level": None}]
+    assert load_problems(path, FIELDS)[0].columns == {}
+    message = refused(load_problems, path, FIELDS, {"levle": "reward function m:f"})
+    assert "line 1: no field 'levle' (reward function m:f); found 'problem'" in message and "mean level?" in message
+
+
 def test_a_named_solution_has_to_be_there(tmp_path: Path) -> None:
     path = written(tmp_path, jsonl([{**GOOD, "solution": "so"}]))
     message = refused(load_problems, path, replace(FIELDS, solution_field="solutoin"))

@@ -50,8 +50,8 @@ class VerifierPool:
     `fn` names any reward function (`functions.py`), so that a user's can stand in for the verifier; one that takes
     lists gets all items of a `check` in one call, which has the one deadline. `memory_gb` is the most resident memory
     of a worker, GiB: one above it is killed, and no allocation gets past twice as much (Linux). `settings` are given to
-    a function that takes parameters of their names. Workers start at the first `check` and stay; a pool may be used
-    from several threads, which take turns.
+    a function that takes parameters of their names. Without `verdicts` it may return anything, which `check` passes on.
+    Workers start at the first `check` and stay; a pool may be used from several threads, which take turns.
 
     >>> with VerifierPool(workers=1) as pool:
     ...     pool.check([("\\\\boxed{1/2}", "0.5"), ("the answer is 3", "4")])
@@ -65,13 +65,14 @@ class VerifierPool:
         fn: str = "capo_fast.verify:answers_equal",
         memory_gb: float | None = None,
         settings: Mapping[str, Any] | None = None,
+        verdicts: bool = True,
     ) -> None:
         if workers < 1 or timeout_s <= 0:
             raise ValueError(f"workers and timeout_s must be positive, not {workers} and {timeout_s}")
         split_name(fn)
         self.workers, self.timeout_s, self.fn = workers, timeout_s, fn
         self.memory = None if memory_gb is None else int(memory_gb * 2**30)
-        self.settings = dict(settings or {})
+        self.settings, self.verdicts = dict(settings or {}), verdicts
         self._team: list[_Worker] = []
         self._lock = threading.Lock()
         self._starter: ThreadPoolExecutor | None = None
@@ -261,7 +262,8 @@ class _Worker:
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}
             )
         with suppress(OSError):  # one that died at once: the round finds out
-            self.connection.send((pool.fn, pool.settings, None if pool.memory is None else 2 * pool.memory))
+            most = None if pool.memory is None else 2 * pool.memory
+            self.connection.send((pool.fn, pool.settings, most, pool.verdicts))
 
     @property
     def idle(self) -> bool:

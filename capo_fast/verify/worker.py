@@ -1,6 +1,7 @@
 """A worker process of `pool.VerifierPool`: it loads one reward function and answers until its parent is gone.
 
-    parent -> worker   (name, settings, bytes), once: the function, and the most memory the worker may map
+    parent -> worker   (name, settings, most, verdicts), once: the function, the bytes that the worker may map, and
+                       whether what the function returns has to be a verdict
     worker -> parent   ("ready", whether it takes lists) or ("unloadable", why), once
     parent -> worker   [(response, reference, columns), ...]
     worker -> parent   ("verdicts", [...]), ("memory", None) or ("error", traceback)
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 def serve(connection: Connection[Any, Any]) -> None:
-    name, settings, limit = connection.recv()
+    name, settings, limit, verdicts = connection.recv()
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
@@ -46,15 +47,16 @@ def serve(connection: Connection[Any, Any]) -> None:
     connection.send(("ready", function.batch))
     try:
         while True:
-            connection.send(answer(function, connection.recv()))
+            connection.send(answer(function, connection.recv(), verdicts))
     except (EOFError, OSError):
         return
 
 
-def answer(function: RewardFunction, items: list[Item]) -> tuple[str, Any]:
+def answer(function: RewardFunction, items: list[Item], verdicts: bool) -> tuple[str, Any]:
     """The message about one call of the function."""
     try:
-        return "verdicts", [verdict(value) for value in function(items)]
+        values = function(items)
+        return "verdicts", [verdict(value) for value in values] if verdicts else values
     except VerifyTimeout:
         return "verdicts", [None] * len(items)
     except MemoryError:
