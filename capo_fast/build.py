@@ -20,9 +20,9 @@ from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.loaders import (
     check_endpoint_client,
-    check_reward_function,
     load_critic_template,
     load_prompts,
+    load_reward_functions,
     load_tokenizer,
     start_engine,
     with_date,
@@ -41,6 +41,7 @@ from capo_fast.policy.sync import (
 )
 from capo_fast.rollout.generator import RolloutGenerator
 from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.rewards import open_rewards
 from capo_fast.runlog.console import open_console
 from capo_fast.runlog.folder import RunDir, open_run_dir
 from capo_fast.runlog.log import RunLog
@@ -50,7 +51,6 @@ from capo_fast.runtime.failures import Deadline
 from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
 from capo_fast.runtime.stages import Stages
 from capo_fast.trainer import Trainer
-from capo_fast.verify import VerifierPool
 
 
 def build(config: Config, device: torch.device, engine: Engine | None = None) -> Trainer:
@@ -63,11 +63,11 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     group = engine_group(config.engine.tensor_parallel)
     model_path = resolve_model(config.model.path)
     tokenizer = load_tokenizer(model_path)
+    functions = load_reward_functions(config.reward)
     config = on_first_rank(partial(with_date, config, tokenizer, saved_date(config)))
-    problems = load_prompts(config, tokenizer)
+    problems = load_prompts(config, tokenizer, functions)
     template = load_critic_template(config) if config.has_critic else ""
     requests = RequestBuilder(tokenizer, template, config)
-    check_reward_function(config.reward.fn)
     if config.asks_server:
         check_endpoint_client()
     folder = open_run_dir(config)
@@ -86,9 +86,9 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
         log = open_log(config, folder, progress, recorder, started)
         for line in notes(config, problems):
             log.console.note(line)
-        pool = VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn)
+        rewards = open_rewards(config.reward, functions)
         undo.pop_all()
-    generator = RolloutGenerator(config, engine, server or engine, pool, requests, weights, group, log.stages)
+    generator = RolloutGenerator(config, engine, server or engine, rewards, requests, weights, group, log.stages)
     return Trainer(problems, tokenizer, generator, learner, log)
 
 

@@ -22,14 +22,15 @@ from capo_fast.engine.vllm import check_version, installed_version
 from capo_fast.errors import CapoError
 from capo_fast.loaders import (
     check_endpoint_client,
-    check_reward_function,
     load_critic_template,
     load_prompts,
+    load_reward_functions,
     load_tokenizer,
 )
 from capo_fast.policy.model import check_loss_kernel, load_architecture
 from capo_fast.policy.sync import check_same_architecture
 from capo_fast.runtime.ranks import check_divisible
+from capo_fast.verify import RewardFunction
 
 T = TypeVar("T")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -52,10 +53,10 @@ def check(arguments: Sequence[str], count: int) -> None:
     it.
     """
     config = line("configuration", lambda: _configuration(arguments, count))
-    line("reward", lambda: _reward(config))
+    rewards = line("reward", lambda: _reward(config))
     line("engine", _engine)
     model = line("model", lambda: _model(config))
-    line("data", lambda: _data(config))
+    line("data", lambda: _data(config, rewards))
     line("critic", lambda: _critic(config, model))
 
 
@@ -77,9 +78,9 @@ def _configuration(arguments: Sequence[str], count: int) -> tuple[Config, str]:
     return config, f"{config.algorithm}, {config.train.steps} steps of {batch}"
 
 
-def _reward(config: Config) -> tuple[None, str]:
-    check_reward_function(config.reward.fn)
-    return None, config.reward.fn
+def _reward(config: Config) -> tuple[tuple[RewardFunction, ...], str]:
+    weights = [f"{weight:g} x {name}" for weight, name in zip(config.reward.weights, config.reward.also, strict=True)]
+    return load_reward_functions(config.reward), " + ".join([config.reward.fn, *weights])
 
 
 def _engine() -> tuple[None, str]:
@@ -113,8 +114,8 @@ def _weights(path: str) -> str:
     return f"{sum((folder / name).stat().st_size for name in files) / 1e6:,.1f} MB of weights"
 
 
-def _data(config: Config) -> tuple[None, str]:
-    problems = load_prompts(config, load_tokenizer(resolve_model(config.model.path)))
+def _data(config: Config, rewards: Sequence[RewardFunction]) -> tuple[None, str]:
+    problems = load_prompts(config, load_tokenizer(resolve_model(config.model.path)), rewards)
     room = config.engine.max_model_len - config.rollout.max_tokens
     longest = max(len(prompt.token_ids) for prompt in problems.prompts)
     counts = f"{len(problems.prompts):,} problems, the longest prompt {longest} of {room} tokens"

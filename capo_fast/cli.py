@@ -1,4 +1,4 @@
-"""The console command `capo`: train, evaluate, critic-eval, report, status, check."""
+"""The console command `capo`: train, evaluate, critic-eval, report, status, check, verify."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "critic-eval": ("capo_fast.critic_eval", "score a critic on solutions whose wrong steps are labelled"),
     "report": ("capo_fast.report.__main__", "write one HTML page of one or more runs"),
     "status": ("capo_fast.runlog.status", "show how far runs are"),
+    "verify": ("capo_fast.evaluation.verdicts", "judge answers by the rule verifier, and show by which rule"),
     "check": ("capo_fast.check", "look at all that a run needs, without starting it"),
 }
 """Module, whose `main` is the command, and text of each."""

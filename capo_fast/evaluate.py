@@ -37,8 +37,9 @@ from capo_fast.evaluation.questions import BENCHMARKS, Question, load_benchmarks
 from capo_fast.evaluation.scores import equal_answers, equal_letters, macro_mean, score_benchmark
 from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
 from capo_fast.evaluation.store import Store
-from capo_fast.loaders import check_reward_function, load_tokenizer, start_engine
+from capo_fast.loaders import check_answer_function, load_tokenizer, start_engine
 from capo_fast.markdown import markdown_table
+from capo_fast.rollout.rewards import answer_pool
 from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, ranks
 from capo_fast.verify import VerifierPool
@@ -51,6 +52,8 @@ SETTINGS = (
     "rollout.max_tokens",
     "data.system_prompt",
     "reward.fn",
+    "reward.tolerance",
+    "reward.percent",
     "reward.workers",
     "engine.dtype",
     "engine.max_model_len",
@@ -82,7 +85,7 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
     job = dated(job, tokenizer)
     config = job.config
     group = engine_group(config.engine.tensor_parallel)
-    check_reward_function(config.reward.fn)
+    check_answer_function(config.reward)
     benchmarks = load_benchmarks(job.sets, job.data_dir, job.limit)
     attempts = {
         name: plan_attempts(name, questions, protocol.runs, protocol.samples, config.seed)
@@ -94,7 +97,7 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
     with (
         Store(job.out, settings) as store,
         engine_of(engine, lambda: start_engine(job.model, config)) as start,
-        VerifierPool(config.reward.workers, config.reward.timeout_s, config.reward.fn) as pool,
+        answer_pool(config.reward, config.reward.fn) as pool,
     ):
         answers = store.complete(start, requests, "evaluating", group)
         checked = check_attempts(everything, answers, pool, dist.get_rank(), dist.get_world_size())
@@ -114,9 +117,10 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
 def _settings(job: Job, protocol: Protocol, benchmarks: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
     sampling = ("rollout.temperature", "rollout.top_p") if protocol.samples else ()
     choices = any(question.choices for questions in benchmarks.values() for question in questions)
+    reward = ("reward.fn", "reward.tolerance", "reward.percent")
     return {
         "command": "evaluate",
-        **job.settings("rollout.max_tokens", "data.system_prompt", "reward.fn", *sampling),
+        **job.settings("rollout.max_tokens", "data.system_prompt", *reward, *sampling),
         "samples": protocol.samples,
         "choice_runs": protocol.runs if choices else None,
         "benchmarks": {name: f"{len(found)} questions, {digest(found)}" for name, found in benchmarks.items()},

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
@@ -16,12 +15,14 @@ import numpy as np
 import torch.distributed as dist
 
 from capo_fast.config.paths import resolve_path
-from capo_fast.config.schema import Config, LoraConfig
+from capo_fast.config.schema import Config, LoraConfig, RewardConfig
 from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.errors import ConfigError
 from capo_fast.runtime.ranks import once_a_node
+from capo_fast.verify import RewardFunction, load_function
+from capo_fast.verify.functions import ALWAYS
 
 T = TypeVar("T")
 
@@ -51,12 +52,14 @@ def with_date(config: Config, tokenizer: Any, saved: str | None = None) -> Confi
     return replace(config, data=replace(config.data, date=day))
 
 
-def load_prompts(config: Config, tokenizer: Any) -> Problems:
-    """Training and held-out prompts, each short enough to leave room for its answer. A collective, where ranks are.
+def load_prompts(config: Config, tokenizer: Any, rewards: Sequence[RewardFunction] = ()) -> Problems:
+    """Training and held-out prompts, each short enough to leave room for its answer, with what the reward functions
+    take of their rows; held-out ones with what the first of them takes, which alone judges them. A collective, where
+    ranks are.
 
     Each node makes the index of the data once, in a folder that is gone when its ranks have opened it.
     """
-    sources = _sources(config, tokenizer)
+    sources = _sources(config, tokenizer, rewards)
     with ExitStack() as stack:
         folder, overlong, repeated = _once_a_node(lambda: _build_indexes(sources, stack))
         try:
@@ -64,23 +67,23 @@ def load_prompts(config: Config, tokenizer: Any) -> Problems:
         finally:
             _once_a_node(lambda: None)
     order = PromptOrder(len(prompts), config.seed)
-    return Problems(prompts, list(heldout[0]) if heldout else [], order, *overlong, repeated)
+    return Problems(prompts, list(heldout[0]) if heldout else [], order, overlong[0], overlong[1], repeated)
 
 
-def _sources(config: Config, tokenizer: Any) -> list[Source]:
+def _sources(config: Config, tokenizer: Any, rewards: Sequence[RewardFunction]) -> list[Source]:
     """Of training, and of evaluation where there is one."""
     room = config.engine.max_model_len - config.rollout.max_tokens
     template = chat_template(config, tokenizer)
     fields = config.data if config.has_critic else replace(config.data, solution_field=None)
     assert fields.path is not None  # a rule of the configuration
-    sources = [Source(fields.path, fields, template, room)]
+    sources = [Source(fields.path, fields, template, room, reward_columns(rewards))]
     if config.eval.path:
         fields = replace(fields, name=config.eval.name, split=config.eval.split)
-        sources.append(Source(config.eval.path, fields, template, room, config.eval.limit))
+        sources.append(Source(config.eval.path, fields, template, room, reward_columns(rewards[:1]), config.eval.limit))
     return sources
 
 
-def _build_indexes(sources: Sequence[Source], stack: ExitStack) -> tuple[Path, list[int], int]:
+def _build_indexes(sources: Sequence[Source], stack: ExitStack) -> tuple[Path, tuple[int, int], int]:
     """Their folder, the problems that each leaves out, and how many of the last are in the first as well."""
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="capo_fast-")))
     found = []
@@ -88,7 +91,7 @@ def _build_indexes(sources: Sequence[Source], stack: ExitStack) -> tuple[Path, l
         (folder / str(i)).mkdir()
         found.append(build_index(source, folder / str(i)))
     repeated = int(np.isin(found[-1].texts, found[0].texts).sum()) if len(found) > 1 else 0
-    return folder, [*(index.overlong for index in found), 0][:2], repeated
+    return folder, (found[0].overlong, sum(index.overlong for index in found[1:])), repeated
 
 
 def _once_a_node(work: Callable[[], T]) -> T:
@@ -103,14 +106,40 @@ def load_critic_template(config: Config) -> str:
         raise ConfigError(f"critic.prompt: {error}") from error
 
 
-def check_reward_function(name: str) -> None:
-    """Import it here once, so that a bad name stops the run now and not in a worker after the engine's start."""
-    module, _, function = name.partition(":")
+def load_reward_functions(config: RewardConfig) -> tuple[RewardFunction, ...]:
+    """`reward.fn` and those of `reward.also`, imported here once, so that a bad one stops the run now and not in a
+    worker after the engine's start."""
+    names = [("reward.fn", config.fn), *(("reward.also", name) for name in config.also)]
+    functions = tuple(_load_reward_function(key, name, config.conventions) for key, name in names)
+    default = RewardConfig().conventions
+    for key, value in config.conventions.items():
+        if value != default[key] and not any(key in function.settings for function in functions):
+            raise ConfigError(f"reward.{key}: found {value}, wanted {default[key]}: {config.fn} takes no {key!r}")
+    return functions
+
+
+def check_answer_function(config: RewardConfig) -> None:
+    """`reward.fn` for an evaluation, whose questions have no columns of training's data. Raises ConfigError."""
+    function = load_reward_functions(replace(config, also=(), weights=()))[0]
+    if missing := [name for name in function.required if name not in ALWAYS]:
+        raise ConfigError(
+            f"reward.fn: {config.fn} takes {missing[0]!r} of a row, wanted a function of response, reference and "
+            f"{', '.join(ALWAYS)} alone: a benchmark's questions have no other columns"
+        )
+
+
+def _load_reward_function(key: str, name: str, settings: Mapping[str, Any]) -> RewardFunction:
     try:
-        getattr(importlib.import_module(module), function)
+        return load_function(name, settings)
     except Exception as error:  # the user's module may raise any at its import
         cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"reward.fn: {name} can't be loaded: {cause}") from error
+        raise ConfigError(f"{key}: {name} can't be loaded: {cause}") from error
+
+
+def reward_columns(rewards: Sequence[RewardFunction]) -> dict[str, str | None]:
+    """What the functions take of a problem's row, each name with a function that needs it."""
+    needed = {name: f"reward function {each.name}" for each in rewards for name in each.required}
+    return {name: needed.get(name) for each in rewards for name in each.columns}
 
 
 def check_endpoint_client() -> None:

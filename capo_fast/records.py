@@ -15,6 +15,7 @@ The way from critiques to token advantages, for a group of two rollouts (C = 2, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -37,6 +38,8 @@ class Prompt:
     solution: str | None
     token_ids: tuple[int, ...]
     """The rendered prompt (chat template and system prompt applied)."""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Other fields of its row, by name: those that a reward function takes."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,13 @@ class Sample:
 
     rollout: Rollout
     outcome: float | None
-    """The verdict on the final answer in [0, 1]; None where the check timed out (such a rollout is not trained on)."""
+    """The verdict on the final answer in [0, 1], 1 for a right one; None where its check, or another reward function,
+    timed out (such a rollout is not trained on)."""
     critiques: tuple[Critique, ...]
     step_wrong: tuple[float, ...]
     """[S] in [0, 1], the vote on each step."""
+    rewards: tuple[float | None, ...] = ()
+    """In [0, 1], of `reward.fn` and of each function of `reward.also`; None where the check timed out."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,8 @@ class CreditedSample:
     trained: bool
     """False: out of the loss and out of its group's statistics (verifier time-out, masked truncation)."""
     outcome: float
-    """What the outcome weight multiplies: the verdict with the format bonus and length penalty worked in."""
+    """What the outcome weight multiplies: the verdict, plus the weighted values of the other reward functions, with
+    the format bonus and length penalty worked in."""
     step_wrong: tuple[float, ...]
     """[S] in [0, 1], what the process weight multiplies."""
     stats: tuple[float, ...]

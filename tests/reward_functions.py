@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from capo_fast.verify.pool import VerifyTimeout
+
 
 def digit_share(response: str, reference: str) -> float:
     """The share of digits in a response: even a random model gets groups that are not tied."""
@@ -13,6 +15,20 @@ def digit_share(response: str, reference: str) -> float:
 def tiny_answer(response: str, answer: str) -> bool:
     """What the default reward says of a solution of the tiny world, without the seconds that its libraries take."""
     return response.rpartition("A:")[2].strip() == answer
+
+
+def by_level(response: str, answer: str, *, level: float, truncated: bool) -> float:
+    """The row's own number, where the length limit left the response whole."""
+    return 0.0 if truncated else level
+
+
+def lengths(responses: list[str], answers: list[str]) -> list[float]:
+    """Which share of its call's responses each is at least as long as."""
+    return [sum(len(other) <= len(each) for other in responses) / len(responses) for each in responses]
+
+
+def never(response: str, answer: str) -> bool:
+    raise VerifyTimeout
 
 
 def last_word(response: str, answer: str) -> bool:

@@ -29,7 +29,7 @@ def test_help_names_every_command(capsys):
     ("words", "line"),
     [
         (["trian"], "trian: unknown command; wanted train"),
-        (["--seed", "1"], "--seed: unknown command; wanted train, evaluate, critic-eval, report, status, check"),
+        (["--seed", "1"], f"--seed: unknown command; wanted {', '.join(cli.COMMANDS)}"),
         (["train", "--nproc", "0"], "--nproc: found '0', wanted integer > 0"),
         (["evaluate", "--nproc"], "--nproc: found '', wanted integer > 0"),
         (["train", "--nproc=2", "--train.stepz", "3"], "train.stepz: unknown setting; did you mean train.steps?"),

@@ -11,7 +11,7 @@ import pytest
 import scripted_run
 import torch
 from forked import FORKS, run_ranks
-from reward_functions import tiny_answer
+from reward_functions import lengths, tiny_answer
 from safetensors.torch import load_file
 from scripted_world import MODEL, scripted_config, scripted_engine, small_arguments, tokenizer
 from transformers import AutoModelForCausalLM
@@ -20,6 +20,7 @@ import capo_kernels as ck
 from capo_fast.config.schema import RewardConfig
 from capo_fast.runtime.files import lock
 from capo_fast.train import main, run
+from capo_fast.verify import VerifierError
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 ELSEWHERE = "cpu" if torch.cuda.is_available() else "cuda"
@@ -96,6 +97,34 @@ def test_a_run_leaves_its_whole_story(tmp_path):
         assert row["critiques"][0]["wrong_steps"] == [k for k, vote in enumerate(row["votes"]) if vote]
     assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"step_000002", "step_000003"}
     assert list((folder / "tensorboard").iterdir())
+
+
+def test_reward_functions_get_columns_and_lists_and_add_up(tmp_path):
+    folder, data = tmp_path / "run", tmp_path / "data.jsonl"
+    rows = [{"id": f"p{i}", "problem": f"{i}+{i + 1}", "answer": "1", "level": i / 8} for i in range(5)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--algorithm", "grpo", "--data.path", str(data), "--eval.path", "none", "--run.dir", str(folder)]
+    words += ["--reward.fn", "reward_functions:by_level", "--reward.also", "reward_functions:lengths"]
+    run(scripted_config(*words, "--reward.weights", "-0.5", "--train.steps", "1"), scripted_engine())
+    found, level = rollouts_of(folder, 1), {row["id"]: row["level"] for row in rows}
+    assert [row["rewards"][0] for row in found] == [row["outcome"] for row in found]
+    assert all(row["outcome"] == (0.0 if row["stop_reason"] == "length" else level[row["prompt_id"]]) for row in found)
+    texts = [row["text"] for row in found]
+    assert [row["rewards"][1] for row in found] == lengths(texts, texts), "of all rollouts in one call"
+    assert [row["reward"] for row in found] == [row["rewards"][0] - 0.5 * row["rewards"][1] for row in found]
+    line = metrics_of(folder)[0]
+    assert (line["reward/by_level"], line["pass_rate"]) == (line["pass_rate"], line["reward/by_level"])
+    assert line["reward/lengths"] == pytest.approx(sum(row["rewards"][1] for row in found) / len(found))
+
+
+def test_steps_without_a_verdict_end_the_run_the_same_after_a_resume(tmp_path):
+    words = ["--algorithm", "grpo", "--eval.path", "none", "--run.dir", str(tmp_path / "run"), "--train.steps", "9"]
+    config = scripted_config(*words, "--reward.fn", "reward_functions:never", "--reward.max_failed_steps", "3")
+    for _ in range(2):  # the second start goes on after step 2
+        with pytest.raises(VerifierError, match=r"^step 3: none of 16 answers got a verdict, as in 3 steps in a row"):
+            run(config, scripted_engine())
+    assert len(rollouts_of(tmp_path / "run", 3)) == 16
+    assert [line["verify/timeouts"] for line in metrics_of(tmp_path / "run")] == [16, 16, 16]
 
 
 def test_dynamic_sampling_fills_the_batch_with_informative_groups(tmp_path):

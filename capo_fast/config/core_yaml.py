@@ -9,7 +9,7 @@ import re
 import reprlib
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -28,9 +28,7 @@ _SCALARS: list[tuple[str, str, Callable[[str], Any]]] = [
 class CoreLoader(yaml.SafeLoader):
     """Refuses a key given twice, where YAML would let the last one win."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        "<": yaml.SafeLoader.yaml_implicit_resolvers["<"]
-    }  # `<<: *base`, of 1.1, stays
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012  `<<: *base` stays
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set[str]()

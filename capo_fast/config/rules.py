@@ -71,8 +71,20 @@ def _data(config: Config) -> Rules:
         not _is_date(config.data.date),
         f"data.date: found {config.data.date!r}, wanted a date as 2026-11-29",
     )
-    function = re.fullmatch(r"\w+(\.\w+)*:\w+", config.reward.fn)
-    yield function is None, f"reward.fn: found {config.reward.fn!r}, wanted package.module:function"
+
+
+def _reward(config: Config) -> Rules:
+    reward = config.reward
+    for key, name in (("fn", reward.fn), *(("also", name) for name in reward.also)):
+        function = re.fullmatch(r"\w+(\.\w+)*:\w+", name)
+        yield function is None, f"reward.{key}: found {name!r}, wanted package.module:function"
+    twice = next((name for name in reward.names if reward.names.count(name) > 1), None)
+    yield twice is not None, f"reward.also: found {twice} twice, wanted functions of different names: metrics bear them"
+    yield (
+        len(reward.weights) != len(reward.also),
+        f"reward.weights: found {len(reward.weights)}, wanted one for each function of reward.also "
+        f"({len(reward.also)})",
+    )
 
 
 def _is_date(text: str | None) -> bool:
@@ -278,6 +290,7 @@ CRITIQUES = ("critic.votes", "critic.top_p", "critic.max_tokens")
 SERVER = ("endpoint.concurrency", "endpoint.timeout_s", "endpoint.budget_tokens")
 PARTS = {
     "data": Part(_always, _data),
+    "reward": Part(_always, _reward),
     "sampling": Part(_always, _sampling),
     "groups": Part(_always, _groups),
     "critiques": Part(lambda c: c.has_critic, _critiques, CRITIQUES),

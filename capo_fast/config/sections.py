@@ -200,10 +200,38 @@ class CreditConfig:
 @dataclass(frozen=True, config=STRICT)
 class RewardConfig:
     fn: str = "capo_fast.verify:answers_equal"
-    """Outcome reward `package.module:function`, called as fn(response, reference answer) -> bool or float in [0, 1]."""
+    """Outcome reward `package.module:function`, called as fn(response, reference answer) -> bool or float in [0, 1].
+    Further parameters take columns of the problem's row by name; `responses` as the first one takes lists."""
+    also: tuple[str, ...] = ()
+    """Further reward functions of the same kind; their weighted values are added to the outcome that credit is given
+    for. What is right, and every pass rate, is the verdict of reward.fn alone."""
+    weights: tuple[float, ...] = ()
+    """Weight of each function of reward.also, as 0.2,-0.1; that of reward.fn is 1."""
+    tolerance: NonNegativeFloat = 0.0
+    """Relative tolerance of the rule verifier where a number is a decimal, as 0.01; 0: equal to six decimals. A reward
+    function that takes a parameter `tolerance` is given it."""
+    percent: bool = True
+    """Whether 28 equals 28 %, as 0.28 does; false: 0.28 alone. A reward function that takes a parameter `percent` is
+    given it."""
     format_bonus: NonNegativeFloat = 0.0
     r"""Added to the token reward where the response has a \boxed{} answer; must stay below C - P."""
     workers: MayChange[PositiveInt] = 1
     """Processes per rank that check answers."""
     timeout_s: MayChange[PositiveFloat] = 5.0
-    """Deadline for one answer, seconds; a time-out is counted and the rollout is left out of training."""
+    """Deadline of one call of a reward function, seconds: for one answer, or for all that it is given in lists. A
+    time-out is counted, and the rollout is left out of training."""
+    memory_limit: MayChange[PositiveFloat | None] = 4.0
+    """Most memory of a process that checks answers, GiB; an answer that takes more counts as a time-out; None: no
+    limit."""
+    max_failed_steps: MayChange[PositiveInt] = 1
+    """Stop after this many steps in a row in which no answer got a verdict."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the functions, without their modules."""
+        return tuple(name.rpartition(":")[2] for name in (self.fn, *self.also))
+
+    @property
+    def conventions(self) -> dict[str, float]:
+        """What counts as equal where fields differ: given to functions that take parameters of these names."""
+        return {"tolerance": self.tolerance, "percent": self.percent}

@@ -74,7 +74,7 @@ class Setting:
     def _used(self) -> TypeAdapter[Any]:
         marks = (mark for mark in getattr(self.type, "__metadata__", ()) if isinstance(mark, WhereUsed))
         bounds = [bound for mark in marks for bound in mark.bounds]
-        strict = Annotated[(self.type, *bounds)] if bounds else self.type  # type: ignore[valid-type]
+        strict: Any = Annotated[(self.type, *bounds)] if bounds else self.type
         return TypeAdapter(strict, config=ConfigDict(allow_inf_nan=False))
 
     def _from_text(self, text: str) -> Any:

@@ -84,7 +84,8 @@ def offsets(lengths: Sequence[int]) -> torch.Tensor:
 
 
 def outcome_reward(sample: Sample, config: Config) -> float:
-    r"""What the outcome weight C multiplies: the verdict, the format bonus (per C) and DAPO's length penalty.
+    r"""What the outcome weight C multiplies: the verdict, the other reward functions by their weights, the format bonus
+    (per C) and DAPO's length penalty.
 
     [us] The bonus is added where the response has a `\boxed{}`. With `credit.process = prefix` a wrong answer starts
     from 0.5 (VPPO, arXiv 2601.18984).
@@ -92,6 +93,8 @@ def outcome_reward(sample: Sample, config: Config) -> float:
     reward = sample.outcome or 0.0
     if config.credit.process == "prefix" and reward < 1:
         reward = 0.5
+    others = zip(config.reward.weights, sample.rewards[1:], strict=False)
+    reward += sum(weight * (value or 0.0) for weight, value in others)
     if config.reward.format_bonus and "\\boxed{" in sample.rollout.text:
         reward += config.reward.format_bonus / config.credit.outcome_weight
     if config.train.truncated == "penalise":

@@ -76,7 +76,7 @@ class ChatTemplate:
         ids = self.ids(problem.chat())
         if len(ids) > room:
             raise DataError(f"the prompt of problem {problem.id!r} has {len(ids)} tokens, wanted at most {room}")
-        return Prompt(problem.id, problem.problem, problem.answer, problem.solution, ids)
+        return Prompt(problem.id, problem.problem, problem.answer, problem.solution, ids, problem.columns)
 
     def ids(self, chat: Sequence[Message]) -> tuple[int, ...]:
         """The tokens of a prompt. Special tokens that a message spells stay text.

@@ -6,9 +6,10 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeGuard
 from unicodedata import category
 
 from capo_fast.config.schema import DataConfig
@@ -18,6 +19,8 @@ ROLES = ("system", "user", "assistant")
 NUMBERS = (int, float, Decimal)
 Message = tuple[str, str]
 """Role and content."""
+Columns = Mapping[str, str | None]
+"""Fields of a row that reward functions take by name, each with who can't do without it."""
 
 
 class DataError(ConfigError):
@@ -39,13 +42,17 @@ class Problem:
     solution: str | None
     messages: tuple[Message, ...] = ()
     """Where the data has messages in place of a text; the last is the user's."""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Other fields of its row, as the data has them: those that a reward function takes."""
 
     def chat(self) -> tuple[Message, ...]:
         """As messages."""
         return self.messages or (("user", self.problem),)
 
 
-def read_problem(where: str, row: Any, number: int, fields: DataConfig) -> Problem:
+def read_problem(
+    where: str, row: Any, number: int, fields: DataConfig, columns: Columns = MappingProxyType({})
+) -> Problem:
     """The problem of a row, whose number is its id where it has none. Raises DataError."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: found {type(row).__name__}, wanted an object with the fields of a problem")
@@ -58,6 +65,7 @@ def read_problem(where: str, row: Any, number: int, fields: DataConfig) -> Probl
         answer=_answer(where, row, fields.answer_field),
         solution=_solution(where, row, fields.solution_field),
         messages=messages,
+        columns=_columns(where, row, columns) if columns else {},
     )
 
 
@@ -98,7 +106,7 @@ def as_text(where: str, value: Any, name: str, kinds: tuple[type, ...] = (str,))
     """The value as text. Raises DataError where it is of none of the kinds, blank, or no Unicode text."""
     if isinstance(value, str):
         text = value
-    elif isinstance(value, kinds) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value)):
+    elif isinstance(value, kinds) and is_number(value):
         text = number_text(value)
     else:
         names = " or ".join("text" if kind is str else "a number" for kind in kinds[:2])
@@ -110,6 +118,13 @@ def as_text(where: str, value: Any, name: str, kinds: tuple[type, ...] = (str,))
     except UnicodeEncodeError:  # JSON can spell it, no tokenizer can read it
         raise DataError(f"{where}: {name} is not Unicode text: it holds half of a surrogate pair") from None
     return text
+
+
+def is_number(value: Any) -> TypeGuard[float | Decimal]:
+    """Whether it is a finite number, which true and NaN are not."""
+    return (
+        isinstance(value, NUMBERS) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
+    )
 
 
 def number_text(value: float | Decimal) -> str:
@@ -149,6 +164,13 @@ def _answer(where: str, row: Mapping[str, Any], field: str) -> str | tuple[str, 
         return text_field(where, row, field, "data.answer_field", kinds)
     found = tuple(as_text(where, each, f"an answer of field {field!r} (data.answer_field)", kinds) for each in given)
     return found if len(found) > 1 else found[0]
+
+
+def _columns(where: str, row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    for name, needed_by in columns.items():
+        if needed_by is not None and name not in row:
+            raise DataError(f"{where}: {_no_field(row, name, needed_by)}")
+    return {name: row[name] for name in columns if name in row}
 
 
 def _solution(where: str, row: Mapping[str, Any], field: str | None) -> str | None:

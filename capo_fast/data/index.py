@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from capo_fast.config.schema import DataConfig
 from capo_fast.data.chat import ChatTemplate, Overlong
-from capo_fast.data.fields import DataError, Problem, has_id, read_problem
+from capo_fast.data.fields import Columns, DataError, Problem, has_id, read_problem
 from capo_fast.data.rows import Rows, open_rows, unpack
 from capo_fast.records import Prompt
 
@@ -29,6 +29,8 @@ class Source:
     template: ChatTemplate
     room: int
     """Tokens that a prompt may have."""
+    columns: Columns = field(default_factory=dict)
+    """Of the rows, for reward functions."""
     limit: int | None = None
     """Only the first ones."""
 
@@ -37,7 +39,7 @@ class Source:
 
     def problem(self, rows: Rows, number: int) -> Problem:
         where, row = rows[number]
-        return read_problem(where, row, number, self.fields)
+        return read_problem(where, row, number, self.fields, self.columns)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _index(source: Source, rows: Rows) -> Index:
     wanted = len(rows) if source.limit is None else source.limit
     overlong = Overlong(source.room)
     for number, (where, row) in enumerate(rows):
-        problem = read_problem(where, row, number, source.fields)
+        problem = read_problem(where, row, number, source.fields, source.columns)
         ids.append(hash(problem.id))
         if number < wanted and not overlong.takes(source.template, problem):
             kept.append(number)

@@ -109,6 +109,7 @@ def entry(row: Mapping[str, Any], step: int, judged: str) -> dict[str, Any]:
         "step": step,
         "kind": judged,
         **{key: row[key] for key in kept},
+        "extracted": row.get("extracted"),  # runs of an older version have none
         "outcome": _short(row["outcome"]),
         "reward": _short(row["reward"]),
         "votes": [_short(vote) for vote in row["votes"]],

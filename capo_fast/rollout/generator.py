@@ -16,11 +16,11 @@ from capo_fast.records import CreditedSample, Prompt, Sample
 from capo_fast.rollout.dealing import deal_rollouts
 from capo_fast.rollout.pass_rate import PassRate, evaluate
 from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.rewards import Rewards
 from capo_fast.rollout.sampling import SamplingRound
 from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import EngineGroup, gather
 from capo_fast.runtime.stages import Stages
-from capo_fast.verify import VerifierPool
 
 
 class Weights(Protocol):
@@ -47,13 +47,13 @@ class Batch:
 
 @dataclass
 class RolloutGenerator:
-    """The engine, the critic and the verifier of a run, and who asks them. Its methods are collectives."""
+    """The engine, the critic and the reward functions of a run, and who asks them. Its methods are collectives."""
 
     config: Config
     engine: Engine
     critic: Completer
     """What answers critiques: the engine itself, or a server."""
-    pool: VerifierPool
+    rewards: Rewards
     requests: RequestBuilder
     weights: Weights
     group: EngineGroup
@@ -89,10 +89,10 @@ class RolloutGenerator:
         with self.stages("sync"):
             self.weights.hold("policy", version)
         with self.stages("eval"):
-            return evaluate(self.engine, self.pool, prompts, self.config, self.group)
+            return evaluate(self.engine, self.rewards.answer, prompts, self.config, self.group)
 
     def close(self) -> None:
-        self.pool.close()
+        self.rewards.close()
         if self.critic is not self.engine:
             self.critic.close()
         self.engine.close()
@@ -103,7 +103,7 @@ class RolloutGenerator:
         """Rollouts of these groups with verdicts and votes, in the order (group, sample), and what they cost."""
         members = deal_rollouts(prompts, self.config.rollout.n, lengths, self.group.count)[self.group.index]
         generation = SamplingRound(
-            Stream(self.engine, self.critic), self.pool, self.requests, prompts, members, step, self.group.is_first
+            Stream(self.engine, self.critic), self.rewards, self.requests, prompts, members, step, self.group.is_first
         )
         with self.stages("sync"):
             self.weights.hold("policy", step - 1)

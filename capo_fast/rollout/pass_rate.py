@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from capo_fast.config.schema import Config
 from capo_fast.engine.base import Engine, run_requests
 from capo_fast.records import Prompt, Request
+from capo_fast.rollout.rewards import item_of
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import EngineGroup, gather
 from capo_fast.statistics import mean, variance
@@ -38,7 +39,9 @@ def evaluate(
     ]
     answers = run_requests(engine, requests)
     asked = mine if group.is_first else {}
-    verdicts = pool.check([(answers[name].text, prompts[i].answer) for name, (i, _) in asked.items()])
+    verdicts = pool.check(
+        [item_of(answers[name].text, prompts[i], answers[name].finished) for name, (i, _) in asked.items()]
+    )
     checked = gather([(i, verdict) for (i, _), verdict in zip(asked.values(), verdicts, strict=True)])
     rates = list(problem_rates(checked).values())
     error = math.sqrt(variance(rates) / len(rates)) if rates else math.nan

@@ -1,6 +1,8 @@
 """One step's rollouts with their verdicts and critiques, request by request through one continuous batch.
 
-    rollout requests -> engine -> each as it ends: its answer to the verifier's workers, its critiques to the critic
+    rollout requests -> engine -> each as it ends: its answer to the reward functions, its critiques to the critic
+
+A reward function that takes lists is called once, after the last rollout, so that what it is given hangs on no clock.
 
 Critiques enter at the end of the engine step in which their rollout ended, beside the rollouts that still run; or all
 after the last rollout, where the critic's weights must first take the policy's place or `credit.when` wants verdicts
@@ -11,15 +13,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from capo_fast.credit.vote import vote
 from capo_fast.records import Completion, Prompt, Rollout, Sample
 from capo_fast.rollout.requests import RequestBuilder, rollout_id
+from capo_fast.rollout.rewards import Check, Rewards, Verdicts, item_of
 from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import gather
-from capo_fast.verify import Verdict, VerifierPool
 
 Member = tuple[int, int]
 """Group and sample."""
@@ -30,9 +31,9 @@ class Ended:
     """A rollout that has ended, with its verdict and critiques on their way."""
 
     rollout: Rollout
-    check: Future[list[Verdict]] | None
-    """Of all rollouts that ended in the same engine step; None on a rank that doesn't judge."""
-    place: int
+    check: Check | None = None
+    """Of all rollouts that were sent to the reward functions together; None on a rank that doesn't judge."""
+    place: int = 0
     """Among them."""
     judged_as: Rollout | None = None
     """The rollout whose critiques this one uses: itself or one of the same tokens; None where the critic reads none."""
@@ -41,9 +42,14 @@ class Ended:
     def member(self) -> Member:
         return self.rollout.group, self.rollout.sample
 
-    def verdict(self) -> Verdict:
-        """Waits for it."""
-        return None if self.check is None else self.check.result()[self.place]
+    def verdicts(self) -> Verdicts:
+        """Of each reward function, `reward.fn` first. Waits for them."""
+        return (None,) if self.check is None else self.check.result()[self.place]
+
+    def outcome(self) -> float | None:
+        """The verdict of `reward.fn`; None where it, or another function, has none. Waits for it."""
+        verdicts = self.verdicts()
+        return None if None in verdicts else verdicts[0]
 
 
 class SamplingRound:
@@ -56,20 +62,21 @@ class SamplingRound:
     def __init__(
         self,
         stream: Stream,
-        pool: VerifierPool,
+        rewards: Rewards,
         requests: RequestBuilder,
         prompts: Mapping[int, Prompt],
         members: Sequence[Member],
         step: int,
         judges: bool = True,
     ) -> None:
-        self._stream, self._pool, self._requests, self._step = stream, pool, requests, step
+        self._stream, self._rewards, self._requests, self._step = stream, rewards, requests, step
         self._config = requests.config
         self._streams = requests.config.streams
         self._prompts, self._judges = prompts, judges
         self._members = {rollout_id(step, group, sample): (group, sample) for group, sample in members}
         self._ended: list[Ended] = []
-        self._checks: list[Future[list[Verdict]]] = []
+        self._unchecked: list[Ended] = []
+        self._checks: list[Check] = []
         self._asked: dict[object, Rollout] = {}
         """The rollouts sent to the critic, by what equal ones share."""
         self._answers: dict[str, Completion] = {}
@@ -98,19 +105,22 @@ class SamplingRound:
         return [self._sample(each) for each in self._ended] if self._judges else []
 
     def _sample(self, ended: Ended) -> Sample:
-        read, verdict = ended.judged_as, ended.verdict()
+        read, rewards = ended.judged_as, ended.verdicts()
         critiques = () if read is None else self._requests.read_critiques(read, self._answers)
         votes = tuple(vote(critiques, len(ended.rollout.steps.texts), self._config.critic.voting))
-        return Sample(ended.rollout, None if verdict is None else float(verdict), critiques, votes)
+        return Sample(ended.rollout, ended.outcome(), critiques, votes, rewards)
 
     def _advance(self) -> None:
-        rollouts = []
+        ended = []
         for completion in self._stream.advance():
             if completion.id in self._members:
-                rollouts.append(self._read(completion))
+                ended.append(Ended(self._read(completion)))
             else:
                 self._answers[completion.id] = completion
-        ended = self._check(rollouts)
+        self._ended += ended
+        self._unchecked += ended
+        if not (self._rewards.batch and self._stream.rollouts):
+            self._check()
         for check in [check for check in self._checks if check.done()]:
             check.result()  # a verifier that fails raises now, not after the last critique
             self._checks.remove(check)
@@ -121,23 +131,24 @@ class SamplingRound:
         group, sample = self._members[completion.id]
         return self._requests.read_rollout(completion, self._prompts[group], group, sample, self._step)
 
-    def _check(self, rollouts: Sequence[Rollout]) -> list[Ended]:
-        """Send the answers of rollouts that ended together to the verifier."""
-        check = None
-        if rollouts and self._judges:
-            check = self._pool.submit([(rollout.text, rollout.prompt.answer) for rollout in rollouts])
-            self._checks.append(check)
-        ended = [Ended(rollout, check, place) for place, rollout in enumerate(rollouts)]
-        self._ended += ended
-        return ended
+    def _check(self) -> None:
+        """Send the answers that have not been sent yet to the reward functions, in the order of groups."""
+        sent, self._unchecked = sorted(self._unchecked, key=lambda each: each.member), []
+        if not (sent and self._judges):
+            return
+        rollouts = [each.rollout for each in sent]
+        check = self._rewards.submit([item_of(each.text, each.prompt, each.finished) for each in rollouts])
+        self._checks.append(check)
+        for place, each in enumerate(sent):
+            each.check, each.place = check, place
 
     def _chosen(self) -> list[Ended]:
         """The rollouts that `credit.when` lets the critic read."""
         when = self._config.credit.when
         if when == "always":
             return self._ended
-        found = [(each.member, each.verdict()) for each in self._ended] if self._judges else []
-        verdicts = {member: float(verdict) for member, verdict in gather(found) if verdict is not None}
+        found = [(each.member, each.outcome()) for each in self._ended] if self._judges else []
+        verdicts = {member: outcome for member, outcome in gather(found) if outcome is not None}
         wanted = {member for member, verdict in verdicts.items() if verdict < 1}
         if when == "mixed-groups":
             kinds = Counter(group for group, _ in {(group, verdict) for (group, _), verdict in verdicts.items()})

@@ -14,12 +14,13 @@ from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runlog.console import Console
 from capo_fast.runlog.folder import RunDir
-from capo_fast.runlog.metrics import step_metrics
+from capo_fast.runlog.metrics import reward_metrics, step_metrics
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, rollout_row
 from capo_fast.runlog.summary import write_summary
 from capo_fast.runtime.ranks import gather
 from capo_fast.runtime.stages import Lap, Stages
+from capo_fast.verify import VerifierError
 
 
 @dataclass
@@ -44,16 +45,31 @@ class RunLog:
         """The updates of this step are done."""
         self.progress.step, self.progress.cursor = step, batch.cursor
         self.progress.note_lengths(each.rollout for each in batch.sampled)
+        self.progress.note_verdicts(each.sample.outcome for each in batch.sampled)
         self.progress.critique_tokens += batch.traffic.critique_tokens + batch.traffic.critique_prompt_tokens
 
     def record(self, batch: Batch, updates: dict[str, float], rate: PassRate | None) -> None:
-        """Write the step's line of metrics and its file of rollouts. A collective."""
+        """Write the step's line of metrics and its file of rollouts. A collective. Raises VerifierError, after that,
+        where reward functions have failed for too many steps.
+        """
         step, lap = self.progress.step, self.lap()
         self.progress.note(step, rate)
-        metrics = step_metrics(batch, lap, rate) | updates
+        rewards = reward_metrics(batch.sampled, self.config.reward.names)
+        metrics = step_metrics(batch, lap, rate) | rewards | updates
         self.recorder.record(step, metrics)
         self.recorder.write_rollouts(step, map(rollout_row, batch.sampled))
         self.console.step(step, metrics)
+        if self.progress.failed_steps >= self.config.reward.max_failed_steps:
+            raise VerifierError(self._no_verdict(len(batch.sampled)))
+
+    def _no_verdict(self, answers: int) -> str:
+        reward, steps = self.config.reward, self.progress.failed_steps
+        rollouts = self.folder.path / "rollouts" / f"{self.progress.step:06d}.jsonl.gz"
+        return (
+            f"step {self.progress.step}: none of {answers} answers got a verdict, as in {steps} steps in a row "
+            f"(reward.max_failed_steps: {reward.max_failed_steps}); look at {', '.join((reward.fn, *reward.also))}, "
+            f"reward.timeout_s ({reward.timeout_s:g} s), reward.memory_limit and {rollouts}"
+        )
 
     def evaluation_due(self) -> bool:
         return self.due(self.config.eval.every)

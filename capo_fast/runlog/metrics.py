@@ -38,6 +38,18 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
     return metrics
 
 
+def reward_metrics(credited: Sequence[CreditedSample], names: Sequence[str]) -> dict[str, float]:
+    """The mean value of each reward function, before its weight, over the answers that it judged; {} of one alone,
+    whose mean is `pass_rate`."""
+    rewards = [each.sample.rewards for each in credited]
+    if len(names) == 1:
+        return {}
+    return {
+        f"reward/{name}": _mean([value for values in rewards if (value := values[place]) is not None])
+        for place, name in enumerate(names)
+    }
+
+
 def _groups(credited: Sequence[CreditedSample]) -> int:
     return len({each.rollout.group for each in credited})
 

@@ -31,6 +31,8 @@ class Progress:
     """Step of the best evaluation."""
     critique_tokens: int = 0
     """Of all critiques so far, prompts included."""
+    failed_steps: int = 0
+    """Steps in a row, up to this one, in which no answer got a verdict."""
     lengths: dict[str, float] = field(default_factory=dict)
     """Mean response length of each prompt, tokens, when it was last sampled; by prompt id."""
 
@@ -49,6 +51,10 @@ class Progress:
         for rollout in rollouts:
             found.setdefault(rollout.prompt.id, []).append(len(rollout.token_ids))
         self.lengths |= {prompt: fmean(lengths) for prompt, lengths in found.items()}
+
+    def note_verdicts(self, outcomes: Iterable[float | None]) -> None:
+        """Count a step as failed where none of its answers has a verdict."""
+        self.failed_steps = 0 if any(outcome is not None for outcome in outcomes) else self.failed_steps + 1
 
     def add_seconds(self, stages: Mapping[str, float]) -> None:
         for stage, seconds in stages.items():

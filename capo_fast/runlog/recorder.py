@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from capo_fast.errors import ConfigError
 from capo_fast.runtime.files import TEMPORARY, RecordError, append, finite, json_line, naming, replacing
+from capo_fast.verify import extract_answer
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -124,8 +125,10 @@ class RunFolder(Recorder):
 def rollout_row(credited: CreditedSample) -> dict[str, Any]:
     """One line of a rollouts file. `steps`, `votes`, `advantages` [S]; `step_starts` [L], True on a step's first token.
 
-    `outcome` is the verdict, null where the check of the answer timed out; `reward` is what the outcome weight
-    multiplied. The steps' texts, as the critic saw them, repeat `text`: gzip makes them nearly free.
+    `answer` is the reference, `extracted` the answer that the rule verifier reads in `text`, null where it reads none.
+    `outcome` is the verdict, null where the check of the answer timed out; `rewards` the values of `reward.fn` and of
+    each function of `reward.also`; `reward` is what the outcome weight multiplied. The steps' texts, as the critic saw
+    them, repeat `text`: gzip makes them nearly free.
     """
     sample, rollout = credited.sample, credited.rollout
     return {
@@ -137,7 +140,9 @@ def rollout_row(credited: CreditedSample) -> dict[str, Any]:
         "answer": rollout.prompt.answer,
         "text": rollout.text,
         "steps": list(rollout.steps.texts),
+        "extracted": extract_answer(rollout.text, truncated=not rollout.finished),
         "outcome": finite(sample.outcome),
+        "rewards": [finite(value) for value in sample.rewards],
         "reward": finite(credited.outcome),
         "trained": credited.trained,
         "stop_reason": "stop" if rollout.finished else "length",

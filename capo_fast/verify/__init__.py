@@ -3,9 +3,19 @@
 from typing import Any
 
 from capo_fast.verify.extract import extract_answer
+from capo_fast.verify.functions import Item, RewardFunction, load_function
 from capo_fast.verify.pool import Verdict, VerifierError, VerifierPool
 
-__all__ = ["Verdict", "VerifierError", "VerifierPool", "answers_equal", "extract_answer"]
+__all__ = [
+    "Item",
+    "RewardFunction",
+    "Verdict",
+    "VerifierError",
+    "VerifierPool",
+    "answers_equal",
+    "extract_answer",
+    "load_function",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,61 +1,87 @@
-"""The final answer of a solution. Every function here takes linear time: the text is a policy's."""
+"""The final answer of a solution, and the answer that a reference is.
+
+Light imports, as the parent of the workers reads answers too. Every function takes linear time: the text is a policy's.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
 
-_BRACES = re.compile(r"\\(?P<box>boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+from capo_fast.verify.prose import (
+    MAX_CHARS,
+    Span,
+    bare,
+    formulas,
+    last_formula_or_number,
+    leading_formulas,
+    leading_maths,
+)
+from capo_fast.verify.unicode_maths import latex_of
+
+_THOUGHT = r"(?:think|thinking|thought|reasoning)>"
+_THOUGHT_ENDS, _THOUGHT_STARTS = re.compile(rf"</{_THOUGHT}", re.IGNORECASE), re.compile(rf"<{_THOUGHT}", re.IGNORECASE)
+_TAGS = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
+_BRACES = re.compile(r"\\+(?P<box>boxed|fbox|framebox)\s*(?:\{|(?P<bare>\d))|\\.|[{}]", re.DOTALL)
 _DECORATION = re.compile(r"\\(?:text|mathrm)\s*\{|\\q?quad(?![a-z])|\\[][()!,;: ]|[}$\s]+")
-_JOINS_BOXES = re.compile(r"(?:[a-z]+ )?(?:[,;]|,? ?and|,? ?or)(?: [\w]{1,8} ?=)? ?", re.IGNORECASE)
-_ANSWER_IS = re.compile(r"answer\s+is\b\s*:?\s*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\n|[.!?](?=\s|\Z)")
-_NUMBER = re.compile(
-    r"(?<![\w.])(?:-?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?|-?\.[0-9]+)"
-    r"(?:[eE][-+]?[0-9]{1,3}(?!\w))?(?:\s?\\?%)?"
+_JOINS_BOXES = re.compile(r"(?:[a-z]+ ){0,3}(?:[,;]|,? ?and|,? ?or)(?: [\w]{1,8} ?=)? ?", re.IGNORECASE)
+_MARK = re.compile(r"(?<!#)####(?!#)")
+_EMPHASIS = re.compile(r"(?<![\w*)}])(\*{1,3}|__|`)(?=[^\s*`])([^\n*`]{1,200}?)(?<=\S)\1(?![\w*])")
+_ANSWER_IS = re.compile(
+    r"\banswers?(?:\s+(?:to|for|of)\s[^.\n:=]{0,80}?)?\s*(?:\b(?:is|are|would be|must be|should be)\b|=|:)\s*:?",
+    re.IGNORECASE,
 )
-_MATHS_MARK = re.compile(r"\\\\|\\\$|\n|\$\$?|\\[][()]")
-_CLOSES = {"$": "$", "$$": "$$", "\\[": "\\]", "\\(": "\\)"}
-_NOT_PROSE = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mbox)\s*\{[^{}]*\}|\\(?:begin|end)\s*\{[a-z*]+\}|\\[A-Za-z]+"
-    r"|\b(?:and|or|sqrt|sin|cos|tan|cot|log|ln|exp|pi|mod|infty)\b"
+_NO_ANSWER = re.compile(r"(?:not |in)?(?:correct|right)\b|wrong\b|unclear\b|unknown\b", re.IGNORECASE)
+_LEADS = re.compile(
+    r"(?:(?:therefore|thus|hence|then|simply|just|exactly|only|about|approximately|also|clearly|now|indeed|equal to|given by"
+    r"|found to be|the(?= *[-\d$\\(])|not\s[^.\n]{1,40}?\bbut)\b[\s,:]*){1,3}",
+    re.IGNORECASE,
 )
-_PROSE = re.compile(r"[^\W\d_]{2}")
-_MAX_BARE_CHARS = 300
+_SENTENCE_END = re.compile(r"\n|(?<!\b[ap]\.m)[.!?](?=\s|\Z)")
+_DELIMITER = re.compile(r"\\[][()]|\$+")
+_CLOSING_HASHES = " #"
 
 
-class _Span(NamedTuple):
-    start: int
-    end: int
-    content: str
+def extract_answer(text: str, truncated: bool = False) -> str | None:
+    r"""The final answer of a solution; None where there is none.
 
+    In turn: the last `\boxed{}` outside the thinking (the last ones, where only commas, "and" or "or" part them),
+    `<answer>`, GSM8K's `####`, "the answer is" or "Answer:", the last number with the formula it is in. [us] An empty or
+    unclosed box is none. A text that is an answer and nothing else is taken whole. `truncated`: the length limit cut
+    the text, so that only a closed box is an answer.
 
-def extract_answer(text: str) -> str | None:
-    """The final answer: the last `\\boxed{}`, else what follows `####`, else "answer is", else the last number.
-
-    [us] An empty or unclosed box is none. A text that is an answer and nothing else (no prose) is taken whole. Where
-    the last number stands inside `$...$` or another formula, the formula is the answer. None where there is nothing.
-
-    >>> [extract_answer(text) for text in ("so \\\\boxed{3}, no: \\\\boxed{4}.", "7 and 8 apples", "x+1")]
-    ['4', '8', 'x+1']
+    >>> [extract_answer(text) for text in (r"so \boxed{3}, no: \boxed{4}.", "The answer is 3/4 of it.", "8 apples", "x+1")]
+    ['4', '3/4', '8', 'x+1']
+    >>> extract_answer("so 2 + 3 = 5 and the", truncated=True) is None
+    True
     """
-    if boxes := _boxes(text):
-        return boxes[-1].content
-    marked = text.rpartition("####")
-    if marked[1] and (line := marked[2].strip().partition("\n")[0].strip()):
-        return line
-    for phrase in reversed(list(_ANSWER_IS.finditer(text))):
-        end = _SENTENCE_END.search(text, phrase.end())
-        if clause := text[phrase.end() : end.start() if end else len(text)].strip():
-            return _stated(clause)
-    return _bare(text) or _last_formula_or_number(text) or _word(text)
+    text = _THOUGHT_STARTS.split(_THOUGHT_ENDS.split(text)[-1])[0]
+    if boxed := boxed_answer(text):
+        return boxed
+    if truncated:
+        return None
+    text = _EMPHASIS.sub(r"\2", latex_of(text))
+    for find in (_tagged, _marked, _after_phrase, bare, last_formula_or_number, _word):
+        if answer := find(text):
+            return answer
+    return None
 
 
-def extract_joined_boxes(text: str) -> str | None:
-    """The answer in several boxes: the last ones that only commas, "and" or "or" part. None if the last stands alone.
+def reference_answer(text: str) -> str:
+    r"""The answer that a reference is: all of it, unless it is a solution with a box or GSM8K's `####`.
 
-    >>> extract_joined_boxes("\\\\boxed{0}? No: $\\\\boxed{1}$ and $\\\\boxed{2}$")
+    >>> [reference_answer(text) for text in ("2xy + 100", "3 out of 5", r"so \boxed{2}", "1+1=2\n#### 2")]
+    ['2xy + 100', '3 out of 5', '2', '2']
+    """
+    if boxed := boxed_answer(text):
+        return boxed
+    before, mark, after = text.rpartition("####")
+    return (after if mark and after.strip() else text).strip()
+
+
+def boxed_answer(text: str) -> str | None:
+    r"""The last box, with those before it that only commas, "and" or "or" part from it; None without a closed box.
+
+    >>> boxed_answer(r"\boxed{0}? No: $\boxed{1}$ and $\boxed{2}$")
     '1, 2'
     """
     boxes = _boxes(text)
@@ -64,20 +90,22 @@ def extract_joined_boxes(text: str) -> str | None:
         if box.end > run[-1].start or not _joined(text[box.end : run[-1].start]):
             break
         run.append(box)
-    return ", ".join(box.content for box in reversed(run)) if len(run) > 1 else None
+    return ", ".join(dict.fromkeys(box.content for box in reversed(run))) or None
 
 
-def _boxes(text: str) -> list[_Span]:
+def _boxes(text: str) -> list[Span]:
     """Every closed box that holds something, in the order of their starts."""
     stack: list[re.Match[str]] = []
     boxes = []
     for mark in _BRACES.finditer(text):
-        if mark["box"] or mark[0] == "{":
+        if mark["bare"]:
+            boxes.append(Span(mark.start(), mark.end(), mark["bare"]))
+        elif mark["box"] or mark[0] == "{":
             stack.append(mark)
         elif mark[0] == "}" and stack:
             opened = stack.pop()
             if opened["box"]:
-                boxes.append(_Span(opened.start(), mark.end(), text[opened.end() : mark.start()].strip()))
+                boxes.append(Span(opened.start(), mark.end(), text[opened.end() : mark.start()].strip()))
     return sorted(box for box in boxes if box.content)
 
 
@@ -85,53 +113,50 @@ def _joined(between: str) -> bool:
     return len(between) < 80 and _JOINS_BOXES.fullmatch(" ".join(_DECORATION.sub(" ", between).split())) is not None
 
 
-def _stated(clause: str) -> str:
-    """The answer in "... answer is <clause>": its first formula or number, unless it is all answer."""
-    if bare := _bare(clause):
-        return bare
-    formula, number = next(_formulas(clause), None), _NUMBER.search(clause)
-    if formula and (number is None or formula.start < number.start()):
-        return formula.content
-    return number[0] if number else clause
+def _tagged(text: str) -> str | None:
+    """What is in the last `<answer>` that holds something."""
+    for part in reversed(_TAGS[0].split(text)[1:]):
+        if content := _TAGS[1].split(part)[0].strip():
+            return _stated(content)
+    return None
 
 
-def _bare(text: str) -> str | None:
-    """The whole text if it is one line without a word of prose, or one formula."""
-    text = text.strip()
-    if not text or len(text) > _MAX_BARE_CHARS:
-        return None
-    first = next(_formulas(text), None)
-    if first and (first.start, first.end) == (0, len(text.rstrip("."))):
-        return first.content
-    prose = "\n" in text or _PROSE.search(_NOT_PROSE.sub(" ", text))
-    return None if prose or not re.search(r"\w", text) else text
+def _marked(text: str) -> str | None:
+    """What follows GSM8K's `####` where it marks the last line, or an answer and no number comes after; else a heading."""
+    for after in reversed(_MARK.split(text)[1:]):
+        line, _, rest = after.strip(_CLOSING_HASHES + "\n").partition("\n")
+        if line and (not rest.strip() or (bare(line) and not re.search(r"\d", rest))):
+            return _stated(line.strip(_CLOSING_HASHES))
+    return None
 
 
-def _last_formula_or_number(text: str) -> str | None:
-    *_, number = [None, *_NUMBER.finditer(text)]
-    formula = None
-    for formula in _formulas(text):
-        if number and formula.end > number.start():
-            break
-    if formula and (number is None or formula.start <= number.start() < formula.end):
-        return formula.content
-    return number[0] if number else None
+def _after_phrase(text: str) -> str | None:
+    """What follows the last "answer is" or "Answer:" that an answer follows."""
+    for phrase in reversed(list(_ANSWER_IS.finditer(text))):
+        rest = text[phrase.end() : phrase.end() + 4 * MAX_CHARS].lstrip(" \n\t:*")
+        if rest and not _NO_ANSWER.match(rest):
+            return _stated(rest)
+    return None
+
+
+def _stated(text: str) -> str:
+    """The answer that a text begins with: a formula, mathematics, or its first sentence."""
+    for lead in (_ANSWER_IS, _LEADS):
+        if match := lead.match(text):
+            text = text[match.end() :].lstrip()
+    if formula := leading_formulas(text):
+        return formula
+    end = _SENTENCE_END.search(text)
+    clause = " ".join(_DELIMITER.sub(" ", text[: end.start()] if end else text).split())
+    return bare(clause) or leading_maths(clause) or _in_words(clause)
+
+
+def _in_words(clause: str) -> str:
+    """A short answer in words, such as "east"; in a longer clause its last number."""
+    return clause if len(clause.split()) <= 3 else last_formula_or_number(clause) or clause
 
 
 def _word(text: str) -> str | None:
     """A short answer in words, such as a name."""
     words = text.split()
     return " ".join(words) if 0 < len(words) <= 3 else None
-
-
-def _formulas(text: str) -> Iterator[_Span]:
-    """What stands in $...$ (on one line), $$...$$, \\(...\\) or \\[...\\]."""
-    opened = None
-    for mark in _MATHS_MARK.finditer(text):
-        if opened is None:
-            opened = mark if mark[0] in _CLOSES else None
-        elif mark[0] == _CLOSES[opened[0]]:
-            yield _Span(opened.start(), mark.end(), text[opened.end() : mark.start()].strip())
-            opened = None
-        elif mark[0] == "\n" and opened[0] == "$":
-            opened = None

@@ -1,41 +1,39 @@
-"""Killable worker processes that check answers, one deadline for each item.
+"""Killable worker processes that check answers, one deadline for each call of the reward function.
 
-A comparison may hang for ever (a policy wrote one side of it), so every item runs in a worker that its parent can kill.
+A comparison may hang for ever (a policy wrote one side of it), so every call runs in a worker that its parent can kill.
 Workers are fresh interpreters, not forks and not `multiprocessing`'s spawn: that would run the main script again, with
-torch and the engine, in each of them.
+torch and the engine, in each of them. What is said between the two is in `worker.py`.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib
-import importlib.util
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing.connection import Connection, Pipe, wait
+from contextlib import suppress
+from multiprocessing.connection import Pipe, wait
 from queue import SimpleQueue
 from typing import Any
 
 from capo_fast.errors import CapoError
+from capo_fast.verify.functions import Item, split_name
 
 START_LIMIT_S = 120.0
 """What a worker may take to import its function."""
+MEMORY_PAUSE_S = 0.05
+"""Between two looks at the memory of the workers."""
 # Deaf to Ctrl-C from the first moment: it reaches the whole process group, and the parent decides.
-_BOOT = "import signal; signal.signal(2, signal.SIG_IGN); from capo_fast.verify.pool import serve; serve()"
-_PR_SET_PDEATHSIG = 1
-
+_BOOT = "import signal; signal.signal(2, signal.SIG_IGN); from capo_fast.verify.worker import main; main()"
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 Verdict = bool | float | None
-"""Of one answer: right or wrong, a share, or None where the check timed out."""
+"""Of one answer: right or wrong, a share, or None where the check timed out or took too much memory."""
 
 
 class VerifierError(CapoError):
@@ -47,27 +45,39 @@ class VerifyTimeout(Exception):
 
 
 class VerifierPool:
-    """Checks (prediction, reference) pairs in `workers` processes, at most `timeout_s` seconds each.
+    """Checks (response, reference) pairs in `workers` processes, at most `timeout_s` seconds for each.
 
-    `fn` names any `package.module:function` from (prediction, reference) to a bool or a float in [0, 1], so that a
-    user's reward can stand in for the verifier. Workers start at the first `check` and stay; a pool may be used from
-    several threads, which take turns.
+    `fn` names any reward function (`functions.py`), so that a user's can stand in for the verifier; one that takes
+    lists gets all items of a `check` in one call, which has the one deadline. `memory_gb` is the most resident memory
+    of a worker, GiB: one above it is killed, and no allocation gets past twice as much (Linux). `settings` are given to
+    a function that takes parameters of their names. Without `verdicts` it may return anything, which `check` passes on.
+    Workers start at the first `check` and stay; a pool may be used from several threads, which take turns.
 
     >>> with VerifierPool(workers=1) as pool:
     ...     pool.check([("\\\\boxed{1/2}", "0.5"), ("the answer is 3", "4")])
     [True, False]
     """
 
-    def __init__(self, workers: int = 2, timeout_s: float = 10.0, fn: str = "capo_fast.verify:answers_equal") -> None:
+    def __init__(
+        self,
+        workers: int = 2,
+        timeout_s: float = 10.0,
+        fn: str = "capo_fast.verify:answers_equal",
+        memory_gb: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+        verdicts: bool = True,
+    ) -> None:
         if workers < 1 or timeout_s <= 0:
             raise ValueError(f"workers and timeout_s must be positive, not {workers} and {timeout_s}")
-        _split_name(fn)
+        split_name(fn)
         self.workers, self.timeout_s, self.fn = workers, timeout_s, fn
+        self.memory = None if memory_gb is None else int(memory_gb * 2**30)
+        self.settings, self.verdicts = dict(settings or {}), verdicts
         self._team: list[_Worker] = []
         self._lock = threading.Lock()
         self._starter: ThreadPoolExecutor | None = None
         self._queue: ThreadPoolExecutor | None = None
-        self._submitted: SimpleQueue[tuple[list[tuple[str, str]], Future[list[bool | float | None]]]] = SimpleQueue()
+        self._submitted: SimpleQueue[tuple[list[Item], Future[list[Verdict]]]] = SimpleQueue()
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -82,31 +92,24 @@ class VerifierPool:
             self._queue = None
         self._dismiss()
 
-    def _dismiss(self) -> None:
-        for worker in self._team:
-            worker.kill()
-        self._team.clear()
-        if self._starter is not None:
-            self._starter.shutdown()
-            self._starter = None
-
-    def check(self, pairs: Sequence[tuple[str, str]]) -> list[bool | float | None]:
-        """What `fn` says of each pair, in order; None where it timed out, or killed its worker twice over.
+    def check(self, items: Sequence[Item | tuple[str, str]]) -> list[Verdict]:
+        """What `fn` says of each item, in order; None where it timed out, took too much memory, or killed its worker
+        twice over.
 
         An exception of `fn`, or a value that is no bool and no float in [0, 1], raises `VerifierError` with the item
         and the worker's traceback; so does a function that can't be loaded.
         """
         with self._lock:
             try:
-                return _Round(self, list(pairs)).run()
+                return _Round(self, [Item(*item) for item in items]).run()
             except BaseException:
                 self._dismiss()  # an item still at work would answer into the next round
                 raise
 
-    def submit(self, pairs: Sequence[tuple[str, str]]) -> Future[list[bool | float | None]]:
+    def submit(self, items: Sequence[Item | tuple[str, str]]) -> Future[list[Verdict]]:
         """`check` in the background, in one round with all that is submitted while the round before runs."""
-        future: Future[list[bool | float | None]] = Future()
-        self._submitted.put((list(pairs), future))
+        future: Future[list[Verdict]] = Future()
+        self._submitted.put(([Item(*item) for item in items], future))
         self._queue = self._queue or ThreadPoolExecutor(1, thread_name_prefix="verifier-queue")
         self._queue.submit(self._check_submitted)
         return future
@@ -114,9 +117,9 @@ class VerifierPool:
     def _check_submitted(self) -> None:
         waiting = [self._submitted.get_nowait() for _ in range(self._submitted.qsize())]
         try:
-            verdicts = iter(self.check([pair for pairs, _ in waiting for pair in pairs]))
-            for pairs, future in waiting:
-                future.set_result([next(verdicts) for _ in pairs])
+            verdicts = iter(self.check([item for items, _ in waiting for item in items]))
+            for items, future in waiting:
+                future.set_result([next(verdicts) for _ in items])
         except Exception as error:
             for _, future in waiting:
                 future.set_exception(error)
@@ -127,42 +130,60 @@ class VerifierPool:
         while len(self._team) < wanted:
             # A worker dies with the thread that started it (Linux ties the signal to that), so a lasting one does.
             self._starter = self._starter or ThreadPoolExecutor(1, thread_name_prefix="verifier-starter")
-            self._team.append(self._starter.submit(_Worker, self.fn).result())
+            self._team.append(self._starter.submit(_Worker, self).result())
         return self._team
+
+    def _dismiss(self) -> None:
+        for worker in self._team:
+            worker.kill()
+        self._team.clear()
+        if self._starter is not None:
+            self._starter.shutdown()
+            self._starter = None
 
 
 class _Round:
     """One `check`: items to do, items at work, and what came back."""
 
-    def __init__(self, pool: VerifierPool, pairs: list[tuple[str, str]]) -> None:
-        self.pool, self.pairs = pool, pairs
-        self.results: list[bool | float | None] = [None] * len(pairs)
-        self.todo = deque(range(len(pairs)))
+    def __init__(self, pool: VerifierPool, items: list[Item]) -> None:
+        self.pool, self.items = pool, items
+        self.results: list[Verdict] = [None] * len(items)
+        self.todo = deque(range(len(items)))
         self.deaths: set[int] = set()
+        self.too_large: list[int] = []
 
-    def run(self) -> list[bool | float | None]:
+    def run(self) -> list[Verdict]:
         team: list[_Worker] = []
-        while self.todo or any(worker.item is not None for worker in team):
-            busy = sum(worker.item is not None for worker in team if not worker.dead)
+        while self.todo or any(worker.work for worker in team):
+            busy = sum(bool(worker.work) for worker in team)
             team = self.pool._staff(min(self.pool.workers, busy + len(self.todo)))
             for worker in team:
                 if worker.idle and self.todo:
-                    self._send(worker, self.todo.popleft())
+                    self._send(worker)
             waited = [worker for worker in team if not worker.dead and not worker.idle]
-            timeout = max(0.0, min(worker.deadline for worker in waited) - time.monotonic()) if waited else 0.0
-            answered = wait([worker.connection for worker in waited], timeout)
+            answered = wait([worker.connection for worker in waited], self._patience(waited))
             for worker in waited:
                 self._look_at(worker, worker.connection in answered)
+        if self.too_large:
+            self._report_memory()
         return self.results
 
-    def _send(self, worker: _Worker, item: int) -> None:
+    def _patience(self, waited: Sequence[_Worker]) -> float:
+        if not waited:
+            return 0.0
+        left = max(0.0, min(worker.deadline for worker in waited) - time.monotonic())
+        return left if self.pool.memory is None else min(left, MEMORY_PAUSE_S)
+
+    def _send(self, worker: _Worker) -> None:
+        """The next item, or all of them to a function that takes lists."""
+        work = [self.todo.popleft() for _ in range(len(self.todo) if worker.batch else 1)]
         try:
-            worker.connection.send(self.pairs[item])
-        except OSError:  # it died while idle, so the item is blameless
-            self.todo.appendleft(item)
+            worker.connection.send([self.items[item] for item in work])
+        except OSError:  # it died while idle, so the items are blameless
+            self.todo.extendleft(reversed(work))
             self._bury(worker)
         else:
-            worker.item, worker.deadline = item, time.monotonic() + self.pool.timeout_s
+            worker.work, worker.deadline = work, time.monotonic() + self.pool.timeout_s
 
     def _look_at(self, worker: _Worker, answered: bool) -> None:
         if answered:
@@ -174,112 +195,90 @@ class _Round:
             if not worker.ready:
                 raise VerifierError(f"a verifier worker for {self.pool.fn!r} took over {START_LIMIT_S} s to start")
             worker.kill()
+        elif self.pool.memory is not None and worker.resident() > self.pool.memory:
+            self._outgrown(worker)
 
     def _take(self, worker: _Worker, kind: str, value: Any) -> None:
-        if kind == "ready":
-            worker.ready = True
-            return
-        if kind == "unloadable":
-            raise VerifierError(f"cannot load the verifier {self.pool.fn!r}: {value}")
-        item, worker.item = worker.item, None
-        assert item is not None
-        if kind == "error":
-            pair = ", ".join(f"{text!r:.500}" for text in self.pairs[item])
-            raise VerifierError(f"the verifier {self.pool.fn!r} failed on item {item} ({pair}):\n{value}")
-        self.results[item] = value
+        match kind:
+            case "ready":
+                worker.ready, worker.batch = True, value
+            case "unloadable":
+                raise VerifierError(f"cannot load the verifier {self.pool.fn!r}: {value}")
+            case "memory":
+                self._outgrown(worker)
+            case "error":
+                raise VerifierError(f"the verifier {self.pool.fn!r} failed on {self._named(worker.work)}:\n{value}")
+            case _:
+                for item, verdict in zip(worker.work, value, strict=True):
+                    self.results[item] = verdict
+                worker.work = []
 
     def _bury(self, worker: _Worker) -> None:
-        """A worker died by itself. Its item is tried once more: the death may have been the machine's fault."""
-        item = worker.item
+        """A worker died by itself. Its items are tried once more: the death may have been the machine's fault."""
+        work = worker.work
         worker.kill()
         code = worker.process.returncode
         if not worker.ready:
             raise VerifierError(f"a verifier worker for {self.pool.fn!r} died while it started (exit code {code})")
-        logging.getLogger(__name__).warning("a verifier worker died (exit code %s) on item %s", code, item)
-        if item is not None and item not in self.deaths:
-            self.deaths.add(item)
-            self.todo.append(item)
+        if not work:
+            return
+        logging.getLogger(__name__).warning("a verifier worker died (exit code %s) on %s", code, self._named(work))
+        self.todo.extend(item for item in work if item not in self.deaths)
+        self.deaths.update(work)
+
+    def _outgrown(self, worker: _Worker) -> None:
+        if not worker.ready:
+            raise VerifierError(f"a verifier worker for {self.pool.fn!r} needs more memory than it may have to start")
+        self.too_large += worker.work
+        worker.kill()
+
+    def _report_memory(self) -> None:
+        assert self.pool.memory is not None
+        logging.getLogger(__name__).warning(
+            "%s: %d of %d answers have no verdict: a worker had more than %.3g GiB (reward.memory_limit) on %s",
+            *(self.pool.fn, len(self.too_large), len(self.items)),
+            *(self.pool.memory / 2**30, self._named(self.too_large[:1])),
+        )
+
+    def _named(self, work: Sequence[int]) -> str:
+        pair = ", ".join(f"{text!r:.500}" for text in self.items[work[0]][:2])
+        more = f" and {len(work) - 1} more" if len(work) > 1 else ""
+        return f"item {work[0]} ({pair}){more}"
 
 
 class _Worker:
     """A worker as its parent sees it."""
 
-    def __init__(self, fn: str) -> None:
+    def __init__(self, pool: VerifierPool) -> None:
         self.connection, theirs = Pipe()
-        self.item: int | None = None
-        self.ready = self.dead = False
+        self.work: list[int] = []
+        """Items that it is at."""
+        self.ready = self.dead = self.batch = False
         self.deadline = time.monotonic() + START_LIMIT_S
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-        command = [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid()), fn]
+        command = [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid())]
         with theirs:
             self.process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}
             )
+        with suppress(OSError):  # one that died at once: the round finds out
+            most = None if pool.memory is None else 2 * pool.memory
+            self.connection.send((pool.fn, pool.settings, most, pool.verdicts))
 
     @property
     def idle(self) -> bool:
-        return self.ready and self.item is None and not self.dead
+        return self.ready and not self.work and not self.dead
+
+    def resident(self) -> int:
+        """Bytes in memory; 0 where /proc has no word on it."""
+        try:
+            with open(f"/proc/{self.process.pid}/statm") as file:
+                return int(file.read().split()[1]) * _PAGE_BYTES
+        except (OSError, IndexError):
+            return 0
 
     def kill(self) -> None:
-        self.dead, self.item = True, None
+        self.dead, self.work = True, []
         self.process.kill()
         self.process.wait()
         self.connection.close()
-
-
-# ---- in the worker ----
-
-
-def serve() -> None:
-    """A worker's life: load the function, then answer pairs until the parent is gone."""
-    descriptor, parent, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    _die_with(parent)
-    # A signal to the whole process group is the parent's to answer: it saves its step first.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    connection: Connection[Any, Any] = Connection(descriptor)
-    try:
-        fn = _load(name)
-    except Exception as error:
-        connection.send(("unloadable", f"{type(error).__name__}: {error}"))
-        return
-    connection.send(("ready", None))
-    try:
-        while True:
-            connection.send(_verdict(fn, *connection.recv()))
-    except (EOFError, OSError):
-        return
-
-
-def _verdict(fn: Callable[[str, str], Any], prediction: str, reference: str) -> tuple[str, Any]:
-    try:
-        value = fn(prediction, reference)
-        if not isinstance(value, bool) and not 0.0 <= (value := float(value)) <= 1.0:
-            raise ValueError(f"it returned {value}, which is neither a bool nor a float in [0, 1]")
-        return "verdict", value
-    except VerifyTimeout:
-        return "verdict", None
-    except BaseException:  # even a SystemExit is the function's own fault, and its user is told
-        return "error", traceback.format_exc()
-
-
-def _load(name: str) -> Callable[[str, str], Any]:
-    module, function = _split_name(name)
-    loaded = getattr(importlib.import_module(module), function)
-    if not callable(loaded):
-        raise TypeError(f"{name} is not callable")
-    return loaded
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    module, colon, function = name.partition(":")
-    if not (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise ValueError(f"a verifier is named 'package.module:function', not {name!r}")
-    return module, function
-
-
-def _die_with(parent: int) -> None:
-    """Even a worker that hangs in C must not outlive a parent that was killed; an idle one sees its pipe close."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)

@@ -205,8 +205,10 @@ def by_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
             return st.sampled_from(words)
         case {"prefixItems": items}:
             return st.tuples(*map(by_schema, items))
-        case {"items": _}:
+        case {"items": {"type": "string"}}:
             return st.lists(st.from_regex(r"\w+", fullmatch=True), min_size=1).map(tuple)
+        case {"items": item}:
+            return st.lists(by_schema(item), min_size=1).map(tuple)
         case {"type": "number" | "integer" as kind}:
             return numbers(kind, schema)
     texts = st.from_regex(r"[\w ./-]+", fullmatch=True) if schema.get("format") == "path" else st.text()

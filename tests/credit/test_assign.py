@@ -50,6 +50,13 @@ def test_the_trace_of_the_records_from_critiques_to_advantages():
         assert row == pytest.approx([(r - mean) / std for r in expected], abs=1e-6)
 
 
+def test_other_reward_functions_add_to_the_outcome_by_their_weights():
+    reward = RewardConfig(also=("m:short", "m:formal"), weights=(0.5, -0.25))
+    rewards = [(1.0, 0.5, 1.0), (0.0, 1.0, 0.0)]
+    samples = [replace(sample(values[0], [0]), rewards=values) for values in rewards]
+    assert [each.outcome for each in assign_credit(samples, replace(Config(), reward=reward))] == [1.0, 0.5]
+
+
 def test_groups_do_not_mix_and_a_tied_group_has_no_advantage():
     tied = [sample(1.0, [0], 9), sample(1.0, [0], 9)]
     found = assign_credit([sample(1.0, [0], 5), sample(0.0, [0], 5), *tied], Config())

@@ -37,9 +37,9 @@ def written(folder: Path, content: bytes, name: str = "rows.jsonl") -> str:
     return str(folder / name)
 
 
-def load_problems(path: str, fields: DataConfig, limit: int | None = None) -> list[Problem]:
+def load_problems(path: str, fields: DataConfig, columns: Any = None, limit: int | None = None) -> list[Problem]:
     """What a run would draw, one by one, before it is tokenised."""
-    source = Source(path, fields, TEMPLATE, 10**9, limit)
+    source = Source(path, fields, TEMPLATE, 10**9, columns or {}, limit)
     with TemporaryDirectory() as folder:
         index, rows = build_index(source, Path(folder)), source.rows(Path(folder))
         prompts = open_prompts(source, Path(folder))
@@ -280,6 +280,15 @@ def test_a_bad_row_is_one_line(row: Any, says: str, tmp_path: Path) -> None:
     path = written(tmp_path, content.encode())
     message = refused(load_problems, path, FIELDS)
     assert message.startswith(path) and says in message
+
+
+def test_columns_that_reward_functions_name_are_kept_or_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, jsonl([{**GOOD, "level": 3, "x": [1]}, {**GOOD, "level": None}]))
+    problems = load_problems(path, FIELDS, {"level": "reward function m:f", "x": None})
+    assert [problem.columns for problem in problems] == [{"level": 3, "x": [1]}, {"level": None}]
+    assert load_problems(path, FIELDS)[0].columns == {}
+    message = refused(load_problems, path, FIELDS, {"levle": "reward function m:f"})
+    assert "line 1: no field 'levle' (reward function m:f); found 'problem'" in message and "mean level?" in message
 
 
 def test_a_named_solution_has_to_be_there(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from scripted_world import answer, scripted_config, tokenizer
 from capo_fast.credit.critic import load_template
 from capo_fast.records import Completion, Prompt
 from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.rewards import Rewards
 from capo_fast.rollout.sampling import SamplingRound
 from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import ranks
@@ -81,7 +82,7 @@ def with_(config=CONFIG, **sections):
 @pytest.fixture(scope="module")
 def pool():
     with ranks(), VerifierPool(workers=1) as pool:
-        yield pool
+        yield Rewards((pool,))
 
 
 def generate(pool, config=CONFIG, engine=None, critic=None, prompts=PROMPTS, judges=True):
@@ -221,7 +222,7 @@ def test_a_rollout_whose_check_timed_out_is_not_read(pool):
 
     engine = Decoding()
     with Late(workers=1) as late:
-        generation = generate(late, with_(credit={"when": "wrong-answers"}), engine)
+        generation = generate(Rewards((late,)), with_(credit={"when": "wrong-answers"}), engine)
     assert asked(engine) == set() and generation.traffic.unread == 12
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample,
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.rollout.stream import Traffic
-from capo_fast.runlog.metrics import step_metrics
+from capo_fast.runlog.metrics import reward_metrics, step_metrics
 from capo_fast.runtime.stages import Lap
 
 TRAFFIC = Traffic()
@@ -47,6 +48,13 @@ def test_a_step_that_timed_out_whole_has_no_reward():
     figures = step_metrics(Batch([], [credited(None, trained=False)] * 2, TRAFFIC, 0), STAGES, None)
     assert math.isnan(figures["reward_mean"]) and math.isnan(figures["pass_rate"])
     assert figures["verify/timeouts"] == 2
+
+
+def test_several_reward_functions_have_a_mean_each_and_one_alone_has_none():
+    samples = [replace(credited(1.0).sample, rewards=rewards) for rewards in ((1.0, 0.5), (0.0, None), (None, 0.0))]
+    each = [replace(credited(1.0), sample=sample) for sample in samples]
+    assert reward_metrics(each, ("right", "short")) == {"reward/right": 0.5, "reward/short": 0.25}
+    assert reward_metrics(each, ("right",)) == {}
 
 
 def test_the_shape_of_rollouts():

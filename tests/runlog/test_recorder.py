@@ -241,7 +241,7 @@ def sample() -> Sample:
         Critique(abstained=False, wrong_steps=frozenset({1, 0}), dropped=3, text="[1, 0, 9]", truncated=True),
         Critique(abstained=True, wrong_steps=frozenset(), dropped=0, text="hm"),
     )
-    return Sample(rollout, None, critiques, (0.5, 1.0))
+    return Sample(rollout, None, critiques, (0.5, 1.0), (None, 0.5))
 
 
 def test_a_rollout_row_says_everything(tmp_path):
@@ -256,7 +256,9 @@ def test_a_rollout_row_says_everything(tmp_path):
         "answer": "2",
         "text": "a=1\n\nA:1",
         "steps": ["a=1", "A:1"],
+        "extracted": None,
         "outcome": None,
+        "rewards": [None, 0.5],
         "reward": 0.25,
         "trained": False,
         "stop_reason": "length",

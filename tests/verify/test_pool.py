@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from capo_fast.verify.functions import Item
 from capo_fast.verify.pool import VerifierError, VerifierPool
 
 HERE = Path(__file__).parent
@@ -127,6 +128,34 @@ def test_rewards_may_be_fractions_and_the_pool_outlives_a_failure() -> None:
         with pytest.raises(VerifierError):
             pool.check([("raise", "")])
         assert pool.check([("value", "0.25"), ("value", "1"), ("value", "True")]) == [0.25, 1.0, True]
+
+
+def test_the_columns_of_a_row_reach_the_function() -> None:
+    with VerifierPool(workers=1, fn="verify_fns:columns") as pool:
+        items = [Item("", "", {"level": level, "truncated": cut}) for level, cut in ((1, True), (2, False), (3, True))]
+        assert pool.check(items) == [0.1, 0.0, 0.3]
+
+
+def test_a_function_of_lists_has_one_call_and_one_deadline() -> None:
+    with VerifierPool(workers=2, timeout_s=1.0, fn="verify_fns:batch") as pool:
+        assert pool.check([("a", "b")] * 7) == [0.007] * 7
+        assert pool.check([("a", "b"), ("hang", "")]) == [None, None]
+        assert pool.check([("die", ""), ("a", "b")]) == [None, None], "tried twice"
+        assert pool.check([("a", "b")]) == [0.001]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
+def test_too_much_memory_is_no_verdict_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with VerifierPool(workers=1, timeout_s=60.0, fn="verify_fns:hungry", memory_gb=0.2) as pool:
+        pairs = [("a", "a"), ("at once", ""), ("bit by bit", ""), ("a", "b")]
+        assert pool.check(pairs) == [True, None, None, False]
+    (line,) = caplog.messages
+    assert "2 of 4 answers have no verdict: a worker had more than 0.2 GiB (reward.memory_limit)" in line
+
+
+def test_what_is_no_verdict_passes_where_it_may() -> None:
+    with VerifierPool(workers=1, fn="verify_fns:anything", verdicts=False) as pool:
+        assert pool.check([("a", "b")]) == [{"a": "b"}]
 
 
 @pytest.mark.parametrize("fn", ["verify_fns", "verify_fns:", ":check", "a b:c", "verify_fns:check()"])

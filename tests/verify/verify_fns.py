@@ -30,6 +30,38 @@ def check(prediction: str, reference: str) -> bool | float:
     return prediction == reference
 
 
+def columns(response: str, reference: str, *, level: int, truncated: bool) -> float:
+    return level / 10 if truncated else 0.0
+
+
+def batch(responses: list[str], references: list[str]) -> list[float]:
+    """Each gets the size of the call; "hang" hangs it."""
+    if "hang" in responses:
+        time.sleep(1000)
+    if "die" in responses:
+        os._exit(3)
+    return [len(responses) / 1000] * len(responses)
+
+
+def hungry(response: str, reference: str) -> bool:
+    """Takes memory: all at once; or bit by bit, and then says no, as a library that catches all exceptions does."""
+    try:
+        if response == "bit by bit":
+            taken = []
+            while True:
+                taken.append(bytearray(b"x" * 2**22))
+        if response == "at once":
+            bytearray(2**33)
+    except MemoryError:
+        if response == "at once":
+            raise
+    return response == reference
+
+
+def anything(response: str, reference: str) -> dict[str, str]:
+    return {response: reference}
+
+
 def meet(room: str, guests: int) -> float:
     """Return once so many are in the room."""
     os.makedirs(room, exist_ok=True)

@@ -84,7 +84,7 @@ function showRollout(rollout) {
     facts(rollout),
     el("h3", {}, "Problem"),
     el("div", { class: "text", id: "problem" }, rollout.problem),
-    el("p", { class: "faint" }, "Expected answer: ", el("code", {}, rollout.answer)),
+    el("p", { class: "faint" }, "Expected answer: ", el("code", {}, rollout.answer), ", found: ", rollout.extracted === null ? "none" : el("code", {}, rollout.extracted)),
     scale(),
     el("ol", { class: "steps", "aria-label": "Steps of the rollout" }, ...rollout.steps.map((_, step) => stepRow(rollout, step))),
     rollout.critiques.length ? el("h3", {}, "Critiques") : el("p", { class: "faint" }, "This rollout has no critiques: its advantages come from the outcome alone."),

@@ -1,0 +1,220 @@
+"""`capo verify`: what the rule verifier says of answers, one pair or a file of them, and the rule that it said it by.
+
+capo verify '\\boxed{1/2}' 0.5 --explain
+capo verify solutions.jsonl --response-field solution --reference-field answer --out verdicts.jsonl
+capo verify runs/first
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.config.arguments import read_arguments
+from capo_fast.config.load import build_config, read_file
+from capo_fast.config.schema import RewardConfig
+from capo_fast.errors import ConfigError, run_command
+from capo_fast.runtime.files import json_line, replacing
+from capo_fast.verify import Item, VerifierPool
+
+RESPONSES = ("response", "text", "pred", "prediction", "solution", "output", "completion")
+"""Fields that a response is looked for in, the first one that the first row has."""
+REFERENCES = ("reference", "answer", "ref", "gold", "target", "ground_truth")
+BLOCK = 1_000
+"""Answers that the workers are given at a time."""
+WIDTH = 48
+"""Characters of an answer in a line."""
+JUDGE, EXPLAIN = "capo_fast.verify.answers:judge", "capo_fast.verify.explain:stages"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One answer to be judged."""
+
+    where: str
+    item: Item
+    recorded: float | None = None
+    """The verdict that a rollout's line has."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Where a row has its response and its reference; None: the first of the usual names that the first row has."""
+
+    response: str | None = None
+    reference: str | None = None
+
+
+def read_pairs(path: Path, fields: Fields) -> Iterator[Asked]:
+    """The answers of a file, or of all rollouts of a run's folder. Raises ConfigError."""
+    from capo_fast.data import read_rows  # imports torch, which one pair can do without
+
+    files = sorted((path / "rollouts").glob("[0-9]*.jsonl.gz")) if path.is_dir() else [path]
+    if not files or not path.exists():
+        raise ConfigError(f"{path}: no file of answers and no run's folder with rollouts/ in it")
+    for file in files:
+        for where, row in read_rows(str(file)):
+            if not isinstance(row, Mapping):
+                raise ConfigError(f"{where}: found {type(row).__name__}, wanted an object")
+            fields = Fields(fields.response or _usual(row, RESPONSES), fields.reference or _usual(row, REFERENCES))
+            yield _asked(where, row, fields)
+
+
+def _usual(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    return next((name for name in names if name in row), names[0])
+
+
+def _asked(where: str, row: Mapping[str, Any], fields: Fields) -> Asked:
+    assert fields.response is not None and fields.reference is not None
+    response = _text(where, row, fields.response, "--response-field")
+    reference = _text(where, row, fields.reference, "--reference-field")
+    truncated = row.get("truncated") is True or row.get("stop_reason") == "length"
+    recorded = row.get("outcome")
+    return Asked(
+        where,
+        Item(response, reference, {"truncated": truncated}),
+        float(recorded) if isinstance(recorded, int | float) else None,
+    )
+
+
+def _text(where: str, row: Mapping[str, Any], field: str, flag: str) -> str:
+    if field not in row:
+        raise ConfigError(f"{where}: no field {field!r} ({flag}); found {', '.join(map(repr, row)) or 'no fields'}")
+    value = row[field]
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ConfigError(f"{where}: field {field!r} ({flag}): found {value!r:.80}, wanted text or a number")
+    return str(value)
+
+
+def judged(asked: Iterable[Asked], pool: VerifierPool) -> Iterator[tuple[Asked, dict[str, Any]]]:
+    """Each answer with what the verifier says of it, as a line of `--out` has it."""
+    every = iter(asked)
+    while block := list(islice(every, BLOCK)):
+        for each, found in zip(block, pool.check([one.item for one in block]), strict=True):
+            yield each, verdict_row(each, found)
+
+
+def verdict_row(asked: Asked, found: Any) -> dict[str, Any]:
+    """`found` is a Judgement, or None where there was none in time."""
+    row = {
+        "where": asked.where,
+        "answer": None,
+        "reference": asked.item.reference,
+        "verdict": "timed out",
+        "rule": None,
+    }
+    if found is not None:
+        row |= {"answer": found.answer, "reference": found.reference, "rule": found.rule}
+        row["verdict"] = "right" if found.equal else "wrong"
+    return row if asked.recorded is None else row | {"recorded": asked.recorded}
+
+
+def verify_pair(response: str, reference: str, truncated: bool, explain: bool, reward: RewardConfig) -> int:
+    """Print what is said of one answer; 1 where the time limit said it."""
+    item = Item(response, reference, {"truncated": truncated})
+    with _pool(reward, EXPLAIN if explain else JUDGE) as pool:
+        (found,) = pool.check([item])
+    stages = found if explain and found is not None else list(verdict_row(Asked("", item), found).items())[1:]
+    for name, text in stages:
+        print(f"{name:<12} {'none' if text is None else one_line(text, 400)}")
+    return int(found is None)
+
+
+def verify_file(path: Path, fields: Fields, out: Path | None, reward: RewardConfig) -> int:
+    """Print and write what is said of every answer; 1 where none could be judged."""
+    verdicts, rules, differ = Counter[str](), Counter[str](), 0
+    with _pool(reward, JUDGE) as pool, replacing(out) if out else nullcontext() as file:
+        for asked, row in judged(read_pairs(path, fields), pool):
+            print(_line(row))
+            if file:
+                file.write(json_line(row))
+            verdicts[row["verdict"]] += 1
+            rules[row["rule"] or "none"] += 1
+            differ += asked.recorded is not None and asked.recorded != (row["verdict"] == "right")
+    total = verdicts.total()
+    counts = ", ".join(f"{verdicts[name]} {name}" for name in ("right", "wrong", "timed out"))
+    print(f"{total} answers: {counts}; by rule: {', '.join(f'{rule} {count}' for rule, count in rules.most_common())}")
+    if differ:
+        print(f"{differ} verdicts differ from the recorded outcome")
+    return int(verdicts["timed out"] == total)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    answer = "none" if row["answer"] is None else one_line(row["answer"])
+    recorded = f", recorded {row['recorded']:g}" if "recorded" in row else ""
+    texts = f"{answer} | {one_line(row['reference'])}"
+    return f"{Path(row['where']).name}  {row['verdict'] + recorded:<9}  {row['rule'] or 'none':<20}  {texts}"
+
+
+def one_line(text: str, width: int = WIDTH) -> str:
+    """At most so many characters, those that a terminal doesn't just show as escapes."""
+    shown = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text[: width + 1]
+    )
+    return shown if len(text) <= width else f"{shown[:width]}…"
+
+
+def _pool(reward: RewardConfig, fn: str) -> VerifierPool:
+    return VerifierPool(reward.workers, reward.timeout_s, fn, reward.memory_limit, reward.conventions, verdicts=False)
+
+
+def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
+    """The `reward` section: of the run that the path belongs to, under that of the command line."""
+    folders = [] if path is None else [path, path.parent.parent]
+    files = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
+    reward = build_config(*map(read_file, files[:1]), layer).reward
+    if reward.fn != RewardConfig().fn:
+        print(f"reward.fn is {reward.fn}; what follows is the rule verifier's word", file=sys.stderr)
+    return reward
+
+
+class _Flags(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def work(argv: Sequence[str]) -> int:
+    flags = _Flags("capo verify", description="What the rule verifier says of answers, and by which rule.")
+    flags.add_argument("what", nargs="+", metavar="FILE | RUN | ANSWER REFERENCE", help="rows, a run, or one pair")
+    flags.add_argument("--explain", action="store_true", help="of one pair: every stage from the text to the verdict")
+    flags.add_argument("--truncated", action="store_true", help="of one pair: the length limit cut the response")
+    flags.add_argument("--response-field", help=f"field of a row's response (default: {', '.join(RESPONSES)})")
+    flags.add_argument("--reference-field", help=f"field of its reference (default: {', '.join(REFERENCES)})")
+    flags.add_argument("--out", type=Path, help="JSONL file of all verdicts")
+    flags.epilog = "and the settings of `reward`: --reward.tolerance, --reward.percent, --reward.timeout_s, ..."
+    # What begins with one dash is an answer: argparse takes a word with a space in it for no flag.
+    words = [f" {word}" if re.match(r"-[^-]", word) and word != "-h" else word for word in argv]
+    options, rest = flags.parse_known_args(words)
+    _, layer = read_arguments(rest)
+    texts = [text.removeprefix(" ") if text.startswith(" -") else text for text in options.what]
+    match texts:
+        case [path]:
+            return _file(Path(path).expanduser(), options, layer)
+        case [response, reference]:
+            return verify_pair(response, reference, options.truncated, options.explain, settings_of(None, layer))
+    raise ConfigError(f"found {len(texts)} arguments, wanted a file, a run's folder, or an answer and a reference")
+
+
+def _file(path: Path, options: argparse.Namespace, layer: Mapping[str, Any]) -> int:
+    if options.explain or options.truncated:
+        raise ConfigError("--explain and --truncated are of one pair: wanted an answer and a reference")
+    fields = Fields(options.response_field, options.reference_field)
+    return verify_file(path, fields, options.out, settings_of(path, layer))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit status: 0 judged (right or wrong), 1 not judged in time or failed, 2 wrong arguments."""
+    return run_command(lambda: work(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Reward functions: named `package.module:function`, called with a response, a reference and columns of its row.
+
+    def reward(response, reference): ...                        one answer -> bool or float in [0, 1]
+    def reward(response, reference, *, level, truncated): ...   and what these names say of its problem's row
+    def reward(responses, references, *, level): ...            many answers in lists -> a list
+
+The first two parameters are given by position, the others by name. One without a default has to be there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+ALWAYS: Mapping[str, Any] = {"id": "", "problem": "", "truncated": False}
+"""What a function may take by name of every answer, and its value where an answer comes without a problem."""
+BATCH = "responses"
+"""Name of the first parameter of a function that takes lists."""
+
+
+class Item(NamedTuple):
+    """One answer to be judged.
+
+    >>> Item("so 4", "4", {"level": 3}).reference
+    '4'
+    """
+
+    response: str
+    reference: str | tuple[str, ...]
+    """Or several, each of them right."""
+    columns: Mapping[str, Any] = ALWAYS
+    """By name: those of `ALWAYS`, and of the row."""
+
+
+@dataclass(frozen=True)
+class RewardFunction:
+    """A reward function and what its signature says of it."""
+
+    name: str
+    function: Callable[..., Any]
+    batch: bool
+    """It takes lists and returns a list."""
+    required: tuple[str, ...]
+    """Names of its parameters after the first two, without a default."""
+    optional: tuple[str, ...]
+    """Those with a default."""
+    settings: tuple[str, ...] = ()
+    """Names of those that are bound to settings."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it takes by name of a problem's row."""
+        return tuple(name for name in (*self.required, *self.optional) if name not in ALWAYS)
+
+    def __call__(self, items: Sequence[Item]) -> list[Any]:
+        """What it returns of each item; several at once only of a batch function. Of several references the best."""
+        counts = [1 if isinstance(item.reference, str) else len(item.reference) for item in items]
+        values = iter(self._values([one for item in items for one in _singles(item)]))
+        return [best(list(islice(values, count))) for count in counts]
+
+    def _values(self, items: Sequence[Item]) -> list[Any]:
+        """Of items with one reference each."""
+        names = [name for name in (*self.required, *self.optional) if all(name in item.columns for item in items)]
+        if not self.batch:
+            return [self.function(*item[:2], **{name: item.columns[name] for name in names}) for item in items]
+        columns = {name: [item.columns[name] for item in items] for name in names}
+        returned = self.function([item.response for item in items], [item.reference for item in items], **columns)
+        values = list(returned)
+        if len(values) != len(items):
+            raise ValueError(f"it returned {len(values)} values for {len(items)} responses")
+        return values
+
+
+def _singles(item: Item) -> list[Item]:
+    """The item with each of its references."""
+    references = [item.reference] if isinstance(item.reference, str) else item.reference
+    return [item._replace(reference=reference) for reference in references]
+
+
+def best(values: Sequence[Any]) -> Any:
+    """The highest of what a reward function returned of one answer and each of its references."""
+    return values[0] if len(values) == 1 else max(values, key=float)
+
+
+def load_function(name: str, settings: Mapping[str, Any] | None = None) -> RewardFunction:
+    """The function by its name. Of the settings it is given those that its signature names; a row's column doesn't
+    replace them. Raises whatever its module raises, AttributeError or TypeError.
+    """
+    module, attribute = split_name(name)
+    function = getattr(importlib.import_module(module), attribute)
+    if not callable(function):
+        raise TypeError(f"{name} is not callable")
+    first, named = _parameters(name, function)
+    bound = {key: value for key, value in (settings or {}).items() if key in named}
+    left = [parameter for key, parameter in named.items() if key not in bound]
+    return RewardFunction(
+        name,
+        partial(function, **bound) if bound else function,
+        first == BATCH,
+        required=tuple(each.name for each in left if each.default is each.empty),
+        optional=tuple(each.name for each in left if each.default is not each.empty),
+        settings=tuple(bound),
+    )
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Module and function of `package.module:function`. Raises ValueError."""
+    module, colon, function = name.partition(":")
+    if not (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise ValueError(f"a verifier is named 'package.module:function', not {name!r}")
+    return module, function
+
+
+def _parameters(name: str, function: Callable[..., Any]) -> tuple[str, dict[str, inspect.Parameter]]:
+    """The name of the first parameter, and those after the second that can be given by name."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except ValueError:  # of a builtin without a signature nothing is known: it gets the two texts
+        return "", {}
+    by_place = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    if len(by_place) < 2 and not any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        raise TypeError(f"{name} takes {len(by_place)} parameters by position, wanted response and reference")
+    named = [*by_place[2:], *(each for each in parameters if each.kind is each.KEYWORD_ONLY)]
+    return by_place[0].name if by_place else "", {each.name: each for each in named}

@@ -1,0 +1,226 @@
+"""Guards: kinds of answers that Math-Verify calls equal when they aren't, or can't read, each read and decided here.
+
+A guard reads both answers. Where it reads neither it says nothing; where it reads one or both it decides True or False,
+or None to leave the pair to the rules after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from capo_fast.verify.plain_numbers import number
+
+Same = Callable[[str, str], bool]
+"""Whether two parts of answers are equal, by all the rules."""
+
+
+class Guard(NamedTuple):
+    name: str
+    read: Callable[[str], Any]
+    """What it is about in a spelled answer; None where it isn't about that answer."""
+    decide: Callable[[Any, Any, Same], bool | None]
+    """Given what was read of both, of which at least one is not None."""
+
+
+# ---- time of day ----
+
+_CLOCK = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d))?\s*(?:([ap])\.?\s?m\b\.?)?", re.IGNORECASE)
+_HOUR = re.compile(r"(\d{1,2})\s*([ap])\.?\s?m\b\.?", re.IGNORECASE)
+
+
+def _clock(text: str) -> tuple[int, int, int, str] | None:
+    """Hour, minute, second, and a or p.
+
+    Math-Verify drops am and pm as units, and reads 1:00 as a division by zero: 8:30 a.m. is not 8:30 p.m.
+    """
+    if match := _CLOCK.fullmatch(text.strip()):
+        return int(match[1]), int(match[2]), int(match[3] or 0), (match[4] or "").lower()
+    match = _HOUR.fullmatch(text.strip())
+    return (int(match[1]), 0, 0, match[2].lower()) if match else None
+
+
+def _same_clock(a: Any, b: Any, same: Same) -> bool | None:
+    if a is None or b is None:
+        return None
+    return a[:3] == b[:3] and (a[3] == b[3] or "" in (a[3], b[3]))
+
+
+# ---- congruences ----
+
+_MODULUS = re.compile(r"\(?\s*\\(?:pmod|bmod|mod|pod)(?![a-z])\s*(\{[^{}]*\}|\S+?)\s*\)?\Z|\(?\s*\bmod(?:ulo)?\b\s*([^()]*?)\s*\)?\Z")
+
+
+def _congruence(text: str) -> tuple[str, str, str] | None:
+    r"""What is congruent, to what, and the modulus.
+
+    Math-Verify compares the modulus alone or the residue alone: x = 1 (mod 3) is not x = 2 (mod 3) nor x = 1 (mod 4), and
+    1 \pmod 4 is 5 \pmod{4}.
+    """
+    match = _MODULUS.search(text)
+    if match is None:
+        return None
+    *left, right = re.split(r"\\equiv(?![a-z])|=", text[: match.start()])
+    return "=".join(left).strip(), right.strip(" ,"), (match[1] or match[2]).strip("{} ")
+
+
+def _same_congruence(a: Any, b: Any, same: Same) -> bool | None:
+    if a is None or b is None:
+        left, _, _ = a or b
+        return None if not left and b is None else False
+    (left, x, modulus), (other, y, other_modulus) = a, b
+    if not same(modulus, other_modulus) or (left and other and not same(left, other)):
+        return False
+    m, sets = number(modulus), [_residues(each) for each in (x, y)]
+    if m and m.value.denominator == 1 and m.value and None not in sets:
+        first, second = ({value % m.value for value in each} for each in sets)
+        return first == second
+    return same(x, y)
+
+
+def _residues(text: str) -> set[Any] | None:
+    pieces = [sign + text.removeprefix("\\pm").strip() for sign in "+-"] if text.startswith("\\pm") else re.split(r",|\bor\b|\band\b", text)
+    values = [number(piece.strip().lstrip("+")) for piece in pieces if piece.strip()]
+    return None if None in values else {each.value for each in values if each}
+
+
+# ---- statements of membership ----
+
+_MEMBER = re.compile(r"\\(not)?in(?![a-z])")
+
+
+def _membership(text: str) -> tuple[str, bool, str] | None:
+    r"""What is or isn't in what: 13 \in A is neither 13 \notin A nor 13. (x \in \{1, 2\} was read as the set before.)"""
+    match = _MEMBER.search(text)
+    return (text[: match.start()].strip(), match[1] is None, text[match.end() :].strip()) if match else None
+
+
+def _same_membership(a: Any, b: Any, same: Same) -> bool | None:
+    if a is None or b is None:
+        element = (a or b)[0]
+        return False if (number(element) or not (a or b)[1]) else None
+    return a[1] == b[1] and same(a[0], b[0]) and same(a[2], b[2])
+
+
+# ---- dots ----
+
+_SERIES = re.compile(r"\s*(\\ldots(?![a-z])|,|(?<![{(^])\+|(?<=\S)-|\\cdot(?![a-z]))\s*")
+
+
+def _dotted(text: str) -> list[str] | None:
+    r"""The terms of a sequence, sum or product with dots.
+
+    Math-Verify drops the dots: 1, 3, \ldots, 2n-1 is not 1, 2, \ldots, n.
+    """
+    if "\\ldots" not in text:
+        return None
+    before, _, after = text.partition("\\ldots")
+    return [" ".join(before.split()).rstrip(",+* "), " ".join(after.split()).lstrip(",+* ")]
+
+
+def _same_dotted(a: Any, b: Any, same: Same) -> bool | None:
+    if a is None or b is None:
+        return False
+    if not _same_ends(a[1], b[1], same):
+        return False
+    first, second = (re.split(r"\s*,\s*|\s*(?<![\^{(])\+\s*", each[0]) for each in (a, b))
+    shared = min(len(first), len(second))
+    enough = shared == max(len(first), len(second)) or shared > 1
+    return enough and all(same(x, y) for x, y in zip(first, second, strict=False))
+
+
+def _same_ends(a: str, b: str, same: Same) -> bool:
+    return a == b if not (a and b) else same(a, b)
+
+
+# ---- ratios ----
+
+_RATIO = re.compile(r"[^=:<>,]+(?::[^=:<>,]+)+")
+
+
+def _ratio(text: str) -> list[str] | None:
+    r"""The parts of a ratio.
+
+    Math-Verify divides them in turn, so that 1:2:\sqrt3 would be 1:\sqrt3:2.
+    """
+    return [part.strip() for part in text.split(":")] if _RATIO.fullmatch(text) else None
+
+
+def _same_ratio(a: Any, b: Any, same: Same) -> bool | None:
+    if a is None or b is None:
+        return None if len(a or b) == 2 else False
+    if len(a) != len(b):
+        return False
+    if len(a) == 2:
+        return None
+    return all(same(rf"\frac{{{x}}}{{{a[0]}}}", rf"\frac{{{y}}}{{{b[0]}}}") for x, y in zip(a[1:], b[1:], strict=True))
+
+
+# ---- several quantities ----
+
+_QUANTITY = re.compile(r"(-?[\d.,]*\d(?:\\frac\{\d+\}\{\d+\})?|\\frac\{\d+\}\{\d+\})\s*((?:(?!and\b)[A-Za-z]++\.?\s*+)++|['\"])\s*(?:,?\s*and\b|,|\s)?\s*")
+_UNITS = {
+    spelling: name
+    for name, spellings in {
+        "foot": "ft feet '", "inch": "in inches \"", "hour": "h hr hrs hours", "minute": "min mins minutes '' m",
+        "second": "s sec secs seconds", "pound": "lb lbs pounds", "ounce": "oz ounces", "dollar": "dollars", "cent": "cents",
+        "metre": "m meter meters metres", "centimetre": "cm", "kilometre": "km", "year": "yr yrs years", "day": "days",
+        "week": "weeks", "month": "months",
+    }.items()
+    for spelling in spellings.split()
+}  # fmt: skip
+
+
+def _quantities(text: str) -> list[tuple[Any, str]] | None:
+    """Two or more numbers, each with its noun.
+
+    Math-Verify drops the last unit and reads the rest as a product: 5 ft 10 in is not 5 ft 8 in, 9 chickens and 10
+    rabbits are not 10 chickens and 9 rabbits.
+    """
+    place, found = 0, []
+    while match := _QUANTITY.match(text, place):
+        noun = " ".join(match[2].lower().replace(".", "").split())
+        value = number(match[1])
+        found.append((value and value.value, _UNITS.get(noun, noun.removesuffix("s"))))
+        place = match.end()
+    return sorted(found, key=str) if place == len(text) and len(found) > 1 else None
+
+
+def _same_quantities(a: Any, b: Any, same: Same) -> bool | None:
+    if a is None or b is None:
+        return None
+    return bool(a == b)
+
+
+# ---- derivatives ----
+
+
+def _primes(text: str) -> int | None:
+    """How many primes: Math-Verify drops them, and f'(x) is not f(x)."""
+    return text.count("'") + text.count("\\prime") or None
+
+
+def _same_primes(a: Any, b: Any, same: Same) -> bool | None:
+    return None if a == b else False
+
+
+GUARDS = (
+    Guard("guard: time of day", _clock, _same_clock),
+    Guard("guard: congruence", _congruence, _same_congruence),
+    Guard("guard: membership", _membership, _same_membership),
+    Guard("guard: dots", _dotted, _same_dotted),
+    Guard("guard: several quantities", _quantities, _same_quantities),
+    Guard("guard: ratio", _ratio, _same_ratio),
+    Guard("guard: derivative", _primes, _same_primes),
+)
+
+
+def guarded(a: str, b: str, same: Same) -> tuple[bool, str] | None:
+    """The decision of the first guard that has one."""
+    for guard in GUARDS:
+        x, y = guard.read(a), guard.read(b)
+        if (x is not None or y is not None) and (decision := guard.decide(x, y, same)) is not None:
+            return decision, guard.name
+    return None
+

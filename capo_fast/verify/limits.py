@@ -1,0 +1,63 @@
+"""What keeps a comparison of hostile answers short: a bound on the numbers they name, and a time limit."""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from capo_fast.verify.pool import VerifyTimeout
+
+_POWER = re.compile(r"(?:\^|\*\*)\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\([^()]*\)|[-+\w.*^\\]*)")
+_COMBINATORIAL = re.compile(r"!|binom|choose|prod|sum|gcd|lcm")
+_FACTORIAL_TOWER = re.compile(r"![!)}\]\s]*!")
+_MAX_EXPONENT = 10_000
+
+
+def explodes(answer: str) -> bool:
+    """True where working the answer out could take a number of astronomical length.
+
+    One long multiplication in C can't be interrupted by any signal, so such an answer has to be refused before it is
+    read. A generous bound: the product of an exponent's integers, to the power of the largest where it has a power.
+    """
+    bounds = [_exponent_bound(exponent) for exponent in _POWER.findall(answer)]
+    if any(bound > _MAX_EXPONENT for bound in bounds) or math.prod(bounds) > 1000 * _MAX_EXPONENT:
+        return True
+    if _FACTORIAL_TOWER.search(answer):
+        return True
+    large = any(len(digits) > 5 for digits in re.findall(r"\d+", answer))
+    return _COMBINATORIAL.search(answer) is not None and (large or ("sum" not in answer and max(bounds, default=0) > 5))
+
+
+def _exponent_bound(exponent: str) -> float:
+    integers = [min(int(digits[:9]), 10**9) for digits in re.findall(r"\d+", exponent) if int(digits[:9]) > 1]
+    bound = math.prod(integers[:20])
+    if "^" not in exponent and "**" not in exponent:
+        return max(1, bound)
+    return math.inf if max(integers, default=1) > 64 else float(max(1, bound)) ** max(integers, default=1)
+
+
+class _Alarm(BaseException):
+    """No Exception, or one of the many `except Exception` in the libraries would swallow it."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(signum: int, frame: object) -> None:
+        raise _Alarm
+
+    before, (left, interval) = signal.signal(signal.SIGALRM, ring), signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except _Alarm:
+        raise VerifyTimeout(f"the comparison took more than {seconds} s") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left, interval)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,71 @@
+"""The outer form of an answer: one, a list, a set, a tuple or an interval, and the members of an equation."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_SEPARATOR = re.compile(r"(?:[,;]\s*)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*|[,;]\s*|\s\\quad\s")
+_COMMA = re.compile(r"[,;]")
+_EQUALS = re.compile(r"(?<![<>!:])={1,2}(?!=)")
+_THEREFORE = re.compile(r"\\(?:Rightarrow|Longrightarrow|implies|therefore|iff|Leftrightarrow)(?![a-z])|=>")
+THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_BRACKETS = {"(": ")]", "[": ")]"}
+
+
+class Parts(NamedTuple):
+    """`kind`: one, list (of no order), set, or an opening and a closing bracket."""
+
+    kind: str
+    items: tuple[str, ...]
+
+
+def parts(text: str, thousands: bool) -> Parts:
+    r"""The outer form; with `thousands` the commas of 1,234 part nothing.
+
+    >>> parts("(1, 2]", True), parts(r"\{3\}", True), parts("1 and (2, 3)", True)
+    (Parts(kind='(]', items=('1', '2')), Parts(kind='set', items=('3',)), Parts(kind='list', items=('1', '(2, 3)')))
+    >>> parts("1,234", True).kind, parts("1,234", False).kind
+    ('one', 'list')
+    """
+    text = text.strip()
+    if text.startswith("\\{") and closing(text, 1) == len(text) - 1:
+        return Parts("set", tuple(split(text[2:-2], _SEPARATOR, thousands)))
+    if text[:1] in _BRACKETS and closing(text, 0) == len(text) - 1 and text[-1] in _BRACKETS[text[0]]:
+        items = split(text[1:-1], _COMMA, False)
+        if len(items) > 1:
+            return Parts(text[0] + text[-1], tuple(items))
+        if text[0] + text[-1] == "()":
+            return parts(text[1:-1], thousands)
+    items = split(text, _SEPARATOR, thousands)
+    return Parts("list", tuple(items)) if len(items) > 1 else Parts("one", (text,))
+
+
+def members(text: str) -> list[str]:
+    """What an equation's signs part, after the last "therefore"; one member where there is no equation."""
+    return split(split(text, _THEREFORE, True)[-1], _EQUALS, True)
+
+
+def split(text: str, separator: re.Pattern[str], thousands: bool) -> list[str]:
+    """The pieces between the separators that are in no bracket."""
+    kept = [match.span() for match in THOUSANDS.finditer(text)] if thousands else []
+    depth, place, start, pieces = 0, 0, 0, []
+    for match in separator.finditer(text):
+        depth += sum(text.count(sign, place, match.start()) for sign in "([{")
+        depth -= sum(text.count(sign, place, match.start()) for sign in ")]}")
+        place = match.start()
+        if depth == 0 and not any(a <= place < b for a, b in kept):
+            pieces.append(text[start:place].strip())
+            start = match.end()
+    pieces.append(text[start:].strip())
+    return [piece for piece in pieces if piece] or [text.strip()]
+
+
+def closing(text: str, opened: int) -> int | None:
+    """The place of the bracket that closes the one at `opened`, None where there is none."""
+    depth = 0
+    for place in range(opened, len(text)):
+        depth += (text[place] in "([{") - (text[place] in ")]}")
+        if depth == 0:
+            return place
+    return None

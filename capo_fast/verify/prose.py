@@ -1,0 +1,133 @@
+"""Mathematics in prose: its formulas, what a sentence begins with, its last number. Every function takes linear time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+MAX_CHARS = 300
+"""Of a text that may be an answer as a whole."""
+
+_MATHS_MARK = re.compile(r"\\\\|\\\$|\n|\$\$?|\\[][()]")
+_CLOSES = {"$": "$", "$$": "$$", "\\[": "\\]", "\\(": "\\)"}
+_FUNCTIONS = "(?:arc)?(?:sin|cos|tan)|sqrt|cot|sec|csc|log|ln|exp|pi|mod|gcd|lcm|infty|inf|infinity"
+_UNIT = r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf)|mbox)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?"
+_COMMAND = re.compile(
+    rf"{_UNIT}|\\(?:begin|end)\s*\{{[a-z*]+\}}|\\[A-Za-z]+|\b(?:{_FUNCTIONS})\b|\b(?:and|or)\b(?=\s*[-\d$\\(])"
+)
+_SHORT_WORDS = "of|in|is|as|so|if|to|by|on|at|we|it|be|or|an|am|pm|no|he|up|my|us|do"
+_PROSE = re.compile(
+    rf"(?<![A-Za-z\d\\])(?:[A-Za-z]{{3,}}|(?:{_SHORT_WORDS})(?![A-Za-z]))|[^\W\d_a-zA-Z]{{2,}}", re.IGNORECASE
+)
+_PLAIN_WORD = re.compile(
+    rf"{_UNIT}|(?<![\\A-Za-z])(?!(?:{_FUNCTIONS})\b)[A-Za-z]{{2,}}(?:\^\{{?-?\d\}}?)?|\n|[.!?;:](?=\s|\Z)|:(?=\d+\s*\Z)|\\?\$"
+)
+_NUMBER = re.compile(
+    r"(?<![\w.])(?:-?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?|-?\.[0-9]+)"
+    r"(?:[eE][-+]?[0-9]{1,3}(?!\w))?(?:\s?\\?%)?"
+)
+_JOIN = re.compile(r"\s*(?:[,;]\s*)?(?:\b(?:and|or)\b\s*)?", re.IGNORECASE)
+_EDGES = " \t,;:.!?=*"
+_DANGLING = re.compile(r"\s[-+*/^<>&]+\Z|[+*/^<>=&]\Z|\s+\b(?:and|or)\Z|\s+[A-Z]\Z")
+_TWO_IN_A_ROW = re.compile(r"[A-Za-z\d] +\d(?!\d*/\d)")
+
+
+class Span(NamedTuple):
+    start: int
+    end: int
+    content: str
+
+
+def formulas(text: str) -> Iterator[Span]:
+    """What stands in $...$ (on one line), $$...$$, \\(...\\) or \\[...\\]; two prices with words between are none."""
+    opened = None
+    for mark in _MATHS_MARK.finditer(text):
+        if opened is None:
+            opened = mark if mark[0] in _CLOSES else None
+        elif mark[0] == _CLOSES[opened[0]]:
+            content = text[opened.end() : mark.start()].strip()
+            if mark[0] == "$" and content[:1].isdigit() and has_prose(content[:MAX_CHARS]):
+                opened = mark
+                continue
+            yield Span(opened.start(), mark.end(), content)
+            opened = None
+        elif mark[0] == "\n" and opened[0] == "$":
+            opened = None
+
+
+def has_prose(text: str) -> bool:
+    """Whether a text has words that are no part of mathematics."""
+    return _PROSE.search(_masked(text)) is not None
+
+
+def bare(text: str) -> str | None:
+    """The whole text if it is one line without a word of prose, or one formula."""
+    text = text.strip()
+    if not text or len(text) > MAX_CHARS:
+        return None
+    first = next(formulas(text), None)
+    if first and (first.start, first.end) == (0, len(text.rstrip("."))):
+        return first.content
+    return None if "\n" in text or has_prose(text) or not re.search(r"\w", text) else text
+
+
+def leading_formulas(text: str) -> str | None:
+    """The formulas that a text begins with, as far as only commas, "and" or "or" part them."""
+    found: list[Span] = []
+    for formula in formulas(text):
+        gap = text[found[-1].end if found else 0 : formula.start]
+        if (found and not (gap.strip() and _JOIN.fullmatch(gap))) or (gap and not found):
+            break
+        found.append(formula)
+    return ", ".join(formula.content for formula in found) or None
+
+
+def leading_maths(sentence: str) -> str | None:
+    """A sentence's mathematics up to its first word of prose, or to a remark in parentheses; None without any.
+
+    >>> [leading_maths(text) for text in ("3/4 of a pie", "12 (4 groups of 3)", "10 - 3 = 7 dollars", "no 5")]
+    ['3/4', '12', '10 - 3 = 7', None]
+    """
+    word = _PROSE.search(_masked(sentence))
+    maths = sentence[: word.start()] if word else sentence
+    if maths.count("(") > maths.count(")") + maths.count("]"):
+        maths = maths[: maths.rindex("(")]
+    maths = _trimmed(maths)
+    return maths if re.search(r"[^\W_]", maths) else None
+
+
+def last_formula_or_number(text: str) -> str | None:
+    """The formula that the last number is in, else the expression that it ends, else the number."""
+    *_, number = [None, *_NUMBER.finditer(text)]
+    formula = None
+    for formula in formulas(text):
+        if number and formula.end > number.start():
+            break
+    if formula and (number is None or formula.start <= number.start() < formula.end):
+        return formula.content
+    if number is None:
+        return None
+    return _last_expression(text[max(0, number.end() - MAX_CHARS) : number.end() + 20]) or number[0]
+
+
+def _last_expression(text: str) -> str | None:
+    """The last expression with a digit, after its equals signs; None where plain words make unsure where it begins."""
+    piece = next((piece for piece in reversed(_PLAIN_WORD.split(text)) if re.search(r"\d", piece)), "")
+    expression = _trimmed(piece.rpartition("=")[2])
+    if not re.search(r"[(\[{]", expression):
+        expression = _trimmed(re.split(r",\s", expression)[-1])
+    sure = re.search(r"\d", expression) and not _TWO_IN_A_ROW.search(expression)
+    return expression if sure and all(expression.count(a) == expression.count(b) for a, b in ("()", "{}")) else None
+
+
+def _masked(text: str) -> str:
+    """The text with blanks for LaTeX's commands and the names of functions, each as long as it was."""
+    return _COMMAND.sub(lambda match: " " * len(match[0]), text)
+
+
+def _trimmed(maths: str) -> str:
+    maths = maths.strip(_EDGES)
+    while dangling := _DANGLING.search(maths):
+        maths = maths[: dangling.start()].strip(_EDGES)
+    return maths

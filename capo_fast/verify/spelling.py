@@ -1,0 +1,159 @@
+"""One spelling for what LaTeX, programs and plain text spell in many: an ordered table of rewritings.
+
+Each row is (what, pattern, replacement); a row may rely on the rows above it. Meaning stays: where a spelling has two
+meanings it is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from capo_fast.verify.parts import closing
+from capo_fast.verify.unicode_maths import latex_of
+
+_TEXT = r"(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|operatorname\*?)"
+_NAMES = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|max|min|gcd|lcm"
+_TRIG = r"\\(sin|cos|tan|cot|sec|csc)(\^\{?\d\}?)?"
+_DEGREE = r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z])|\bdeg(?:rees?)?\b)"
+_DECIMAL = r"\d*\.\d+|\d+"
+_SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_Replacement = str | Callable[[re.Match[str]], str]
+
+
+def _power_of_e(match: re.Match[str]) -> str:
+    return f"e^{{{match[1]}}}"
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """The fraction that a repeating decimal is: 0.3(6) is 36 - 3 over 90."""
+    whole, fixed, block = match[1], match[2], match[3]
+    nines = int("9" * len(block) + "0" * len(fixed))
+    return _as_frac(Fraction(int(whole + fixed + block) - int(whole + fixed), nines))
+
+
+def _repeated(match: re.Match[str]) -> str:
+    """0.1666... : what is repeated is the shortest block that ends the digits twice or more, of three digits or more."""
+    digits = match[2]
+    block = re.search(r"(\d{1,6}?)\1+\Z", digits)
+    if block is None or len(block[0]) < 3:
+        return match[0]
+    fixed = digits[: block.start()]
+    nines = int("9" * len(block[1]) + "0" * len(fixed))
+    return _as_frac(Fraction(int(match[1] + fixed + block[1]) - int(match[1] + fixed), nines))
+
+
+def _as_frac(value: Fraction) -> str:
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+def _mixed(match: re.Match[str]) -> str:
+    return rf"{match[1]}\frac{{{match[2]}}}{{{match[3]}}}" if int(match[2]) < int(match[3]) else match[0]
+
+
+def _font(match: re.Match[str]) -> str:
+    """A letter in an upright font is a letter; words keep their distance."""
+    unit = match.string[match.start() - 1 : match.start()].isdigit() and match[1] not in "ei"
+    return match[1] if len(match[1]) == 1 and not unit else f" {match[1]} "
+
+
+_TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
+    (what, re.compile(pattern), replacement)
+    for what, pattern, replacement in [
+        ("a command's doubled backslash", r"\\\\(?=(?:d?frac|sqrt|text|pi|left|right|cdot|times|boxed|infty)\b)", r"\\"),
+        ("layout", r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\\!|\\(?:display|text|script)style(?![a-z])|\\limits(?![a-z])", ""),
+        ("layout", r"\\(?:hspace|vspace|phantom|hphantom|label|tag)\*?\s*\{[^{}]*\}|\\phantom(?![a-z])", ""),
+        ("a comma in braces", r"\{\s*,\s*\}", ","),
+        ("spaces", r"\\(?:[,;:>\s]|q?quad(?![a-z])|enspace(?![a-z])|thinspace(?![a-z]))|~|\s+", " "),
+        ("old fonts", r"\{\s*\\(?:rm|bf|it|cal)\s+([^{}]*)\}", r"\\text{\1}"),
+        ("percent", r"\\?%|(?<=[\d}) ])\s*(?:\\%|\b(?:percent(?:age)?(?: points?)?|pct)\b\.?)", r"\\%"),
+        ("percent in a font", rf"\\{_TEXT}\s*\{{\s*(?:\\%|percent(?:age)?|pct)\s*\}}", r"\\%"),
+        ("ordinals", rf"(?<=\d)(?:\^\s*\{{?\s*)?(?:\\{_TEXT}\s*\{{\s*)?(?:st|nd|rd|th)\b\s*\}}?\}}?(?=\s*\Z)", ""),
+        ("fonts", rf"\\{_TEXT}\s*\{{([^{{}}]*)\}}", _font),
+        ("fonts in fonts", rf"\\{_TEXT}\s*\{{([^{{}}]*)\}}", _font),
+        ("dollars", r"\\?\$|[€£¥₹]|\\(?:pounds|euro)(?![a-z])|\bUS(?=\s*\d)|\b(?:USD|EUR|GBP|Rs)\.?(?=\s*[\d.])", " "),
+        ("maths delimiters", r"\\[][()]", " "),
+        ("fractions", r"\\[dtc]frac(?![a-z])", r"\\frac"),
+        ("binomials", r"\\[dt]binom(?![a-z])", r"\\binom"),
+        ("over", r"\{\s*([^{}]+?)\s*\\over\s*([^{}]+?)\s*\}", r"\\frac{\1}{\2}"),
+        ("bare fractions", r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})", lambda m: rf"\frac{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}"),
+        ("bare roots", r"\\sqrt\s*(\d|[A-Za-z])(?![\w{])", r"\\sqrt{\1}"),
+        ("comparisons", r"\\leq(?:q|slant)?(?![a-z])|<=|=<", r"\\le "),
+        ("comparisons", r"\\geq(?:q|slant)?(?![a-z])|>=", r"\\ge "),
+        ("comparisons", r"\\neq(?![a-z])|!=|\\not\s*=", r"\\ne "),
+        ("comparisons", r"\\lt(?![a-z])", "<"),
+        ("comparisons", r"\\gt(?![a-z])", ">"),
+        ("not in", r"\\not\s*\\in(?![a-z])", r"\\notin "),
+        ("braces", r"\\lbrace(?![a-z])", r"\\{"),
+        ("braces", r"\\rbrace(?![a-z])", r"\\}"),
+        ("angle brackets", r"\\langle(?![a-z])|\\lparen(?![a-z])", "("),
+        ("angle brackets", r"\\rangle(?![a-z])|\\rparen(?![a-z])", ")"),
+        ("bars", r"\\[lr]?vert(?![a-z])|\\mid(?![a-z])", "|"),
+        ("the empty set", r"\\varnothing(?![a-z])|\\phi(?=\s*\Z)(?<=\A\\phi)|\A\s*\\\{\s*\\\}\s*\Z", r"\\emptyset "),
+        ("Greek variants", r"\\var(epsilon|phi|theta|rho|sigma|pi)(?![a-z])", r"\\\1 "),
+        ("complements", r"\\(?:backslash|smallsetminus)(?![a-z])", r"\\setminus "),
+        ("dots", r"\\(?:dots[cbmio]?|ldots|cdots)(?![a-z])|\.\.\.+", r"\\ldots "),
+        ("repeating decimals", r"(\d+)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?", _repeating),
+        ("repeating decimals", r"(\d+)\.(\d*)\((\d+)\)", _repeating),
+        ("repeating decimals", r"(\d+)\.(\d{3,30})\s*\\ldots(?![a-z])", _repeated),
+        ("segments", r"\\(?:overline|overrightarrow|overleftrightarrow|widehat|overarc)\s*\{\s*([A-Z]{2,})\s*\}", r"\1"),
+        ("trigonometry in degrees", rf"{_TRIG}\s*[({{]\s*(-?(?:{_DECIMAL})){_DEGREE}\s*[)}}]", r"\\\1\2(\\frac{\3\\pi}{180})"),
+        ("trigonometry in degrees", rf"{_TRIG}\s*(-?(?:{_DECIMAL})){_DEGREE}", r"\\\1\2(\\frac{\3\\pi}{180})"),
+        ("degrees", rf"(?<=[\w)}}\s]){_DEGREE}(?:\s*[CFK](?![A-Za-z]))?", " "),
+        ("program powers", r"\*\*", "^"),
+        ("program names", rf"(?<![\\A-Za-z])(?:np\.|math\.)?({_NAMES})(?=\s*[({{\\\d]|\s[a-z]\b)", r"\\\1 "),
+        ("program names", r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
+        ("program names", r"(?<![\\A-Za-z])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
+        ("inverse functions", r"\\a(sin|cos|tan)(?![a-z])", r"\\arc\1"),
+        ("products", r"(?<=[\w)}])\s*\*\s*(?=[\w(\\{-])", r" \\cdot "),
+        ("powers", r"\^\s*(-?\d{2,}|-\d)(?![\d.])", r"^{\1}"),
+        ("scientific notation", r"(?<![\w.}])(\d+\.?\d*|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\cdot 10^{\2}"),
+        ("times", r"\\times(?![a-z])", r"\\cdot "),
+        ("thousands", r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d/])", lambda m: m[1].replace(" ", "")),
+        ("mixed numbers", r"(?<![\d.}/])(\d+) (\d+)/(\d+)(?![\d/.])", _mixed),
+        ("mixed numbers", r"(?<=\d)\s+(?=\\frac\{\d+\}\{\d+\})", ""),
+        ("no leading zero", r"(?<![\d\w.)}])\.(?=\d)", "0."),
+        ("no digit after the point", r"(?<=\d)\.(?=\s*(?:\Z|[-+/*)},]))", ""),
+        ("or", r"\\(?:lor|vee)(?![a-z])", " or "),
+        ("and", r"\\(?:land|wedge)(?![a-z])", " and "),
+        ("a point's name", r"\A\s*[A-Z]\s*(?=\([^()]*,[^()]*\)\s*\Z)", ""),
+        ("approximations", r"\A\s*(?:\\(?:approx|sim|simeq)(?![a-z])|(?:approx(?:imately)?|about|roughly|circa)\b\.?)", ""),
+        ("plain braces", r"\A\s*\{([^{}]*,[^{}]*)\}\s*\Z", r"\\{\1\\}"),
+        ("set builders", r"\A\s*\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R)\s*)?[|:]\s*(?=.*\1)(.*)\\\}\s*\Z", r"\2"),
+        ("membership", r"\A\s*[a-z]\s*\\in(?![a-z])\s*(?=\\[{m]|[(\[])", ""),
+        ("numbers in words", r"(?<=\d)\s*(thousand|million|billion|trillion)\b", lambda m: rf"\cdot 10^{{{_SCALES[m[1]]}}}"),
+        ("signs", r"(?<![\w)}\]])([-+])\s+(?=[\d\\.])", r"\1"),
+        ("a leading plus", r"\A\s*\+(?=\s*[\d\\.])", ""),
+        ("ends", r"\A[\s,;]+|[\s,;:.!?]+\Z|(?<!\\)\\\Z", ""),
+        ("spaces", r"\s+", " "),
+    ]
+]  # fmt: skip
+_CALL = re.compile(r"(?<![A-Za-z])(?:(?:np|math)\.)?\\?(sqrt|exp)\s*(?=[({])|\^\s*(?=\()")
+
+
+def spelled(answer: str) -> str:
+    r"""An answer in the one spelling.
+
+    >>> [spelled(text) for text in (r"\dfrac12", "2 1/2", "sqrt(2)", "0.\\overline{3}", r"5\text{ cm}", "1 234")]
+    ['\\frac{1}{2}', '2\\frac{1}{2}', '\\sqrt{2}', '\\frac{1}{3}', '5 cm', '1234']
+    """
+    answer = latex_of(answer)
+    for _, pattern, replacement in _TABLE:
+        answer = pattern.sub(replacement, answer)
+    return _braced_calls(answer)
+
+
+def _braced_calls(text: str) -> str:
+    r"""sqrt(x), exp(x) and ^(x) with braces: \sqrt{x}, e^{x} and ^{x}."""
+    done = 0
+    while match := _CALL.search(text, done):
+        name = {"sqrt": r"\sqrt", "exp": "e^"}.get(match[1] or "", "^")
+        opened = match.end()
+        closed = closing(text, opened)
+        if closed is None:
+            done = opened
+            continue
+        text = f"{text[: match.start()]}{name}{{{text[opened + 1 : closed]}}}{text[closed + 1 :]}"
+        done = match.start() + len(name)
+    return text

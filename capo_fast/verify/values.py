@@ -1,0 +1,90 @@
+"""Math-Verify on two spelled answers, with the numbers it compares to 15 digits compared exactly.
+
+`latex2sympy` reads, Math-Verify's `verify` compares. What is added: upper case stays upper case; constants are compared
+by an exact difference or to 50 digits, so that 2^-54 is not 2^-55; formulas that differ at a point are different, which
+spares Math-Verify most of what it would try to simplify.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import lru_cache
+from typing import Any
+
+import math_verify
+from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+from math_verify.grader import should_treat_as_complex
+from sympy import Expr, Float, Rational, S, UnevaluatedExpr  # type: ignore[import-untyped]
+
+# It warns that its own time limits are off: they rest on signal.alarm, which fails off the main thread.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+_SPELLING = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
+_READING = ConversionConfig(lowercase_symbols=False)
+_DIGITS = 50
+_POINTS = (Rational(7, 5), Rational(19, 11), Rational(23, 13), Rational(31, 17), Rational(43, 19), Rational(9, 7))
+
+
+def same_value(answer: str, reference: str, tolerance: float) -> tuple[bool, str]:
+    """Whether two answers have the same value, and the rule that decided; False for whatever can't be read."""
+    try:
+        a, b = parsed(answer), parsed(reference)
+    except Exception as error:  # the library raises its own, SymPy's and Python's errors for what it can't read
+        logging.getLogger(__name__).debug("%r against %r: %r", answer, reference, error)
+        return False, "unreadable"
+    try:
+        sure = _sure(a, b, tolerance)
+        if sure is not None:
+            return sure, "values"
+        return bool(math_verify.verify(b, a, timeout_seconds=None, allow_set_relation_comp=True)), "Math-Verify"
+    except Exception as error:
+        logging.getLogger(__name__).debug("%r against %r: %r", answer, reference, error)
+        return False, "unreadable"
+
+
+@lru_cache(maxsize=4096)
+def parsed(answer: str) -> Any:
+    """The SymPy object that an answer is; raises what the libraries raise."""
+    latex = normalize_latex(answer, _SPELLING)
+    return latex2sympy(
+        latex,
+        is_real=not should_treat_as_complex(latex),
+        convert_degrees=False,
+        normalization_config=None,
+        conversion_config=_READING,
+    )
+
+
+def _sure(a: Any, b: Any, tolerance: float) -> bool | None:
+    """What two expressions' values settle: constants always, formulas where they differ; None for the rest."""
+    if not all(isinstance(x, Expr) and not x.has(UnevaluatedExpr) for x in (a, b)):
+        return None
+    if a.free_symbols or b.free_symbols:
+        return _differ(a, b)
+    x, y = a.doit(), b.doit()
+    if isinstance(x, Rational) and isinstance(y, Rational):
+        return bool(x == y)
+    if not (x.is_number and y.is_number):
+        return None
+    scale = abs(y.evalf(_DIGITS))
+    gap = abs((x - y).evalf(_DIGITS, maxn=4 * _DIGITS))
+    if not (gap.is_Float or gap.is_Rational) or not scale.is_comparable:
+        return None
+    if x.has(Float) or y.has(Float):
+        return bool(gap <= max(min(5e-7, 1e-4 * scale), tolerance * scale))
+    return bool(gap <= Float(10) ** -(_DIGITS - 10) * max(scale, abs(x.evalf(_DIGITS))))
+
+
+def _differ(a: Any, b: Any) -> bool | None:
+    """False where two formulas have different values at positive points; None where that isn't known."""
+    symbols = sorted(a.free_symbols | b.free_symbols, key=str)
+    if len(symbols) > len(_POINTS):
+        return None
+    point = dict(zip(symbols, _POINTS, strict=False))
+    x, y = (each.doit().subs(point).evalf(20) for each in (a, b))
+    if not (x.is_number and y.is_number) or x.has(S.NaN) or y.has(S.NaN):
+        return None
+    gap, scale = abs(x - y).evalf(), max(abs(x).evalf(), abs(y).evalf(), Float(1))
+    return False if gap.is_comparable and bool(gap > 1e-5 * scale) else None

@@ -1,0 +1,93 @@
+"""Words in answers: units, which are dropped by convention, and words that make an answer another one."""
+
+from __future__ import annotations
+
+import re
+
+_FUNCTIONS = "lcm gcd max min det rank tr dim ker arg sgn deg mod erf var cov adj diag span inf sup lim sinh cosh tanh".split()
+_SHORT_UNITS = set(
+    "mm cm dm km nm pm um in ft yd mi lb oz kg mg hr kJ kW Hz Pa ms ns eV ml mL cc pc ly sq cu gm rs AU dB".split()
+)
+_LETTER_UNITS = "mgshLlJNWVAKCF"
+_SHORT_WORDS = (
+    "the and for not all one two six ten yes odd any how its who was are has man men day way win red tie pen box cup egg toy "
+    "hot big old new low top bob amy tom sam may sun mon tue wed thu fri sat no or if is of at to an by on so it be as am up "
+    "out per cow dog cat pig hen ant bee car bus cat min sec mph kph rpm mol gal rad pts ton"
+).split()
+_WORD = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{2,}(?![A-Za-z])")
+_TAIL = re.compile(
+    r"(?:(?P<word>(?<![\\A-Za-z])[A-Za-z]{2,}\.?)|(?<=[\s/.])(?P<letter>[A-Za-z]))(?P<power>\s*\^\s*\{?\s*-?\d\s*\}?)?"
+    r"(?P<join>[\s).,]*)\Z"
+)
+_JOIN = re.compile(r"(?:\s*(?:/|\\cdot|-)\s*|\(\s*)\Z")
+_NUMERIC = re.compile(r"(?:\\(?:frac|sqrt|pi|cdot|times)(?![a-z])|[-+*/^.,\d\s{}()]|[a-z](?![a-z]))*")
+_QUALIFIERS = set(
+    "or if except not no when where unless for all every any at least most than between until with without modulo base and "
+    "out is are was has does do even odd only to from in of because since exactly".split()
+)
+_OPPOSITES = [
+    set(group.split())
+    for group in (
+        "even odd|more less fewer|north south east west northeast northwest southeast southwest|left right|up down|above below"
+        "|before after|increase decrease|increased decreased|increasing decreasing|gain loss|profit loss|positive negative"
+        "|clockwise counterclockwise anticlockwise|am pm|true false|yes no|maximum minimum|max min|rational irrational"
+        "|convex concave|inside outside|over under|faster slower|larger smaller|bigger smaller|greater smaller|taller shorter"
+        "|older younger|ahead behind|closed open|finite infinite|forward backward|inward outward|red blue green black white"
+        "|boys girls|men women|heads tails|win lose|wins losses|first second|upstream downstream|horizontal vertical"
+    ).split("|")
+]
+_ARTICLES = {"the", "a", "an", "is", "are", "there", "it"}
+_TOKEN = re.compile(r"\\?[A-Za-z]+|\d+(?:\.\d+)?|[^\s\w.,;:!?'\"{}()$]", re.ASCII)
+_MAX_UNIT_WORDS = 5
+
+
+def words(text: str) -> list[str]:
+    """The words of an answer that are no names of functions and no product of two or three letters, in lower case."""
+    found = [match[0] for match in _WORD.finditer(text)]
+    return [word.lower() for word in found if _is_word(word)]
+
+
+def _is_word(word: str) -> bool:
+    if word in _FUNCTIONS:
+        return False
+    return len(word) > 3 or word in _SHORT_UNITS or word.lower() in _SHORT_WORDS
+
+
+def without_unit(text: str) -> tuple[str, tuple[str, ...]]:
+    """An answer without the unit or the noun at its end, and the words of that; words that qualify it stay.
+
+    >>> without_unit("12 cm^2"), without_unit("72 red cards"), without_unit("2 or more"), without_unit("2x")
+    (('12', ('cm',)), ('72', ('red', 'cards')), ('2 or more', ()), ('2x', ()))
+    """
+    rest, unit = text.strip(), []
+    while len(unit) < _MAX_UNIT_WORDS and (tail := _TAIL.search(rest)) and _may_be_unit(rest[: tail.start()], tail, unit):
+        unit.insert(0, (tail["word"] or tail["letter"]).rstrip(".").lower())
+        rest = _JOIN.sub("", rest[: tail.start()].rstrip()).rstrip()
+    if not unit or not rest or words(rest) or _QUALIFIERS & set(unit):
+        return text, ()
+    return rest, tuple(unit)
+
+
+def _may_be_unit(before: str, tail: re.Match[str], unit: list[str]) -> bool:
+    if tail["word"]:
+        return bool(before.strip()) and (_is_word(tail["word"].rstrip(".")) or before.endswith("/"))
+    if tail["letter"] == "m" and re.fullmatch(r"[a-z]\s", before):
+        return True
+    in_a_unit = before.rstrip().endswith("/") and bool(re.search(r"[A-Za-z]\s*/\s*\Z", before))
+    return tail["letter"] in _LETTER_UNITS and (in_a_unit or _NUMERIC.fullmatch(before) is not None)
+
+
+def opposite(a: list[str] | tuple[str, ...], b: list[str] | tuple[str, ...]) -> bool:
+    """Whether the words of two answers hold different ones of a group that excludes each other: even and odd."""
+    ours, theirs = ({word.lower() for word in each} for each in (a, b))
+    return any(group & ours and group & theirs and group & ours != group & theirs for group in _OPPOSITES)
+
+
+def same_phrase(a: str, b: str) -> bool:
+    """Whether two answers in words are the same but for case, articles, punctuation and plurals."""
+    return _phrase(a) == _phrase(b)
+
+
+def _phrase(text: str) -> list[str]:
+    tokens = [token.lower() if len(token) > 1 else token for token in _TOKEN.findall(text)]
+    return [token.removesuffix("s") if len(token) > 3 else token for token in tokens if token not in _ARTICLES]

@@ -1,0 +1,80 @@
+"""A worker process of `pool.VerifierPool`: it loads one reward function and answers until its parent is gone.
+
+    parent -> worker   (name, settings, most, verdicts), once: the function, the bytes that the worker may map, and
+                       whether what the function returns has to be a verdict
+    worker -> parent   ("ready", whether it takes lists) or ("unloadable", why), once
+    parent -> worker   [(response, reference, columns), ...]
+    worker -> parent   ("verdicts", [...]), ("memory", None) or ("error", traceback)
+
+It imports neither torch nor an engine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from capo_fast.verify.functions import Item, RewardFunction, load_function
+from capo_fast.verify.pool import Verdict, VerifyTimeout
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Its arguments: the file descriptor of its end of the pipe, and its parent's process id."""
+    descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
+    _die_with(parent)
+    # A signal to the whole process group is the parent's to answer: it saves its step first.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    serve(Connection(descriptor))
+
+
+def serve(connection: Connection[Any, Any]) -> None:
+    name, settings, limit, verdicts = connection.recv()
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    try:
+        function = load_function(name, settings)
+    except Exception as error:
+        connection.send(("unloadable", f"{type(error).__name__}: {error}"))
+        return
+    connection.send(("ready", function.batch))
+    try:
+        while True:
+            connection.send(answer(function, connection.recv(), verdicts))
+    except (EOFError, OSError):
+        return
+
+
+def answer(function: RewardFunction, items: list[Item], verdicts: bool) -> tuple[str, Any]:
+    """The message about one call of the function."""
+    try:
+        values = function(items)
+        return "verdicts", [verdict(value) for value in values] if verdicts else values
+    except VerifyTimeout:
+        return "verdicts", [None] * len(items)
+    except MemoryError:
+        return "memory", None
+    except BaseException:  # even a SystemExit is the function's own fault, and its user is told
+        return "error", traceback.format_exc()
+
+
+def verdict(value: Any) -> Verdict:
+    """What the function returned, if it is a verdict. Raises ValueError or TypeError."""
+    if not isinstance(value, bool) and not 0.0 <= (value := float(value)) <= 1.0:
+        raise ValueError(f"it returned {value}, which is neither a bool nor a float in [0, 1]")
+    return value
+
+
+def _die_with(parent: int) -> None:
+    """Even a worker that hangs in C must not outlive a parent that was killed; an idle one sees its pipe close."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)

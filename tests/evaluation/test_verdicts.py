@@ -1,0 +1,98 @@
+"""`capo verify`: one pair, a file, a run; what is not judged in time; wrong arguments."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from capo_fast import cli
+from capo_fast.evaluation import verdicts
+from capo_fast.verify.explain import stages
+
+
+def verify(capsys, *words) -> tuple[int, str, str]:
+    status = cli.main(["verify", *map(str, words)])
+    return (status, *capsys.readouterr())
+
+
+def written(path: Path, *rows: dict) -> Path:
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((r"so \boxed{1/2}", "0.5"), ("answer       1/2", "reference    0.5", "verdict      right")),
+        (("-x+1", "1-x"), ("answer       -x+1", "verdict      right")),
+        (("it is 5, and", "5", "--truncated"), ("answer       none", "verdict      wrong", "rule         no answer")),
+        (("0.33", "1/3", "--reward.tolerance", "0.05"), ("verdict      right",)),
+        (("2 1/2", "2.5", "--explain"), (r"normalised   2\frac{1}{2}", "rule         numbers")),
+    ],
+)
+def test_a_pair_is_judged(words, says, capsys):
+    status, out, _ = verify(capsys, *words)
+    assert status == 0 and [line for line in says if line not in out.splitlines()] == []
+
+
+def test_stages_go_from_the_texts_to_the_verdict():
+    found = stages("1 or 2?", "3", truncated=True)
+    assert found[:3] == [("response", "1 or 2?"), ("answer", None), ("normalised", None)]
+    assert found[-2:] == [("rule", "no answer"), ("verdict", "wrong")]
+
+
+def test_the_rows_of_a_file_are_judged_and_written(tmp_path, capsys):
+    rows = [
+        {"mine": r"\boxed{5}", "theirs": 5},
+        {"mine": "\x1b[2J\\boxed{\n\x1b6}", "theirs": "5"},
+        {"mine": "5", "theirs": "5", "truncated": True},
+    ]
+    path, out = written(tmp_path / "a.jsonl", *rows), tmp_path / "out.jsonl"
+    fields = ("--response-field", "mine", "--reference-field", "theirs")
+    status, text, _ = verify(capsys, path, *fields, "--out", out)
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert status == 0 and [row["verdict"] for row in found] == ["right", "wrong", "wrong"]
+    assert [row["answer"] for row in found] == ["5", "\x1b6", None]
+    assert text.splitlines()[-1].startswith("3 answers: 1 right, 2 wrong, 0 timed out; by rule: ")
+    assert "\x1b" not in text and r"\x1b6 | 5" in text
+
+
+def test_a_run_s_rollouts_are_judged_by_its_settings(tmp_path, capsys):
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "config.yaml").write_text("reward.percent: false\n")
+    row = {"text": r"\boxed{28\%}", "answer": "28", "outcome": 1.0, "stop_reason": "stop"}
+    path = written(tmp_path / "rollouts/000001.jsonl.gz", row, row | {"answer": "0.28"})
+    for what in (tmp_path, path):
+        status, text, _ = verify(capsys, what)
+        assert status == 0 and "2 answers: 1 right, 1 wrong" in text
+        assert text.splitlines()[-1] == "1 verdicts differ from the recorded outcome"
+
+
+def test_what_is_not_judged_in_time_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verdicts, "JUDGE", "reward_functions:last_word")
+    path = written(tmp_path / "a.jsonl", {"response": "slow", "reference": "1"})
+    for words in (("slow", "1"), (path,)):
+        status, text, _ = verify(capsys, *words, "--reward.timeout_s", "0.2")
+        assert status == 1 and "timed out" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("no/such.jsonl",), "no/such.jsonl: no file of answers and no run's folder"),
+        (("a", "b", "c"), "found 3 arguments, wanted a file"),
+        (("{rows}", "--response-field", "pred"), "line 1: no field 'pred' (--response-field); found 'text', 'answer'"),
+        (("{rows}",), "field 'answer' (--reference-field): found None, wanted text or a number"),
+        (("{rows}", "--explain"), "--explain and --truncated are of one pair"),
+        (("a", "b", "--reward.tolerence", "1"), "did you mean reward.tolerance?"),
+        (("a", "b", "--out"), "expected one argument"),
+    ],
+)
+def test_wrong_arguments_are_one_line(words, says, tmp_path, capsys):
+    rows = written(tmp_path / "rows.jsonl", {"text": "1", "answer": None})
+    status, _, error = verify(capsys, *(word.replace("{rows}", str(rows)) for word in words))
+    assert status == 2 and says in error and error.count("\n") == 1

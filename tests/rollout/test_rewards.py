@@ -1,0 +1,66 @@
+"""What reward functions are given of a rollout, and several of them on the same answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from capo_fast.config.schema import RewardConfig
+from capo_fast.errors import ConfigError
+from capo_fast.loaders import check_answer_function, load_reward_functions, reward_columns
+from capo_fast.records import Prompt
+from capo_fast.rollout.rewards import item_of, open_rewards
+
+PROMPT = Prompt("p7", "1+1=?", "2", None, (1,), {"level": 3, "truncated": "the row's own"})
+SEVERAL = RewardConfig(
+    fn="reward_functions:by_level",
+    also=("reward_functions:never", "reward_functions:lengths"),
+    weights=(1.0, 1.0),
+)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_item_has_the_row_s_columns_and_what_is_always_there(finished):
+    item = item_of("so 2", PROMPT, finished)
+    always = {"id": "p7", "problem": "1+1=?", "truncated": not finished}
+    assert item == ("so 2", "2", {"level": 3} | always)
+
+
+def test_every_function_judges_every_answer():
+    functions = load_reward_functions(SEVERAL)
+    assert reward_columns(functions) == {"level": "reward function reward_functions:by_level"}
+    rewards = open_rewards(SEVERAL, functions)
+    assert rewards.batch and not open_rewards(SEVERAL, functions[:2]).batch
+    prompt = Prompt("p", "", "", None, (), {"level": 0.25})
+    try:
+        check = rewards.submit([item_of(text, prompt, True) for text in ("a", "bb")])
+        assert check.result() == [(0.25, None, 0.5), (0.25, None, 1.0)]
+    finally:
+        rewards.close()
+
+
+@pytest.mark.parametrize(
+    ("reward", "says"),
+    [
+        (
+            RewardConfig(also=("no_such_module:f",), weights=(1.0,)),
+            "reward.also: no_such_module:f can't be loaded: Mod",
+        ),
+        (RewardConfig(fn="os:getpid"), "reward.fn: os:getpid can't be loaded: TypeError: os:getpid takes 0 parameters"),
+        (
+            RewardConfig(fn="operator:eq", tolerance=0.1),
+            "reward.tolerance: found 0.1, wanted 0.0: operator:eq takes no",
+        ),
+    ],
+)
+def test_functions_that_can_not_serve_are_refused(reward, says):
+    with pytest.raises(ConfigError) as refused:
+        load_reward_functions(reward)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_an_evaluation_has_no_columns():
+    with pytest.raises(
+        ConfigError, match=r"^reward.fn: reward_functions:by_level takes 'level' of a row, wanted a func"
+    ):
+        check_answer_function(SEVERAL)
+    check_answer_function(RewardConfig())

@@ -1,0 +1,72 @@
+"""What a reward function's signature says: columns, lists, settings; and the ones that are refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from capo_fast.verify.functions import Item, load_function
+
+MODULE = """
+def plain(response, answer): return True
+def columns(response, reference, level, *, truncated, subject="algebra"): return (level, truncated, subject)
+def listed(responses, references, *, level): return [r == a for r, a in zip(responses, references)]
+def short(responses, references): return [1.0]
+def any_two(*texts): return texts[0] == texts[1]
+def settled(response, reference, *, tolerance=0.0, error=None): return (tolerance, error)
+def one(response): return True
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("functions")
+    (folder / "signatures.py").write_text(MODULE)
+    sys.path.insert(0, str(folder))
+    yield
+    sys.path.remove(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "required", "optional", "columns"),
+    [
+        ("plain", False, (), (), ()),
+        ("columns", False, ("level", "truncated"), ("subject",), ("level", "subject")),
+        ("listed", True, ("level",), (), ("level",)),
+        ("any_two", False, (), (), ()),
+        ("settled", False, (), ("error",), ("error",)),
+    ],
+)
+def test_a_signature_says_what_is_given(name, batch, required, optional, columns):
+    found = load_function(f"signatures:{name}", {"tolerance": 0.1, "percent": True})
+    assert (found.batch, found.required, found.optional, found.columns) == (batch, required, optional, columns)
+
+
+def test_columns_go_to_their_names_and_a_setting_is_no_column():
+    row = {"level": 3, "truncated": True, "tolerance": 9.0, "other": 1}
+    assert load_function("signatures:columns")([Item("", "", row)]) == [(3, True, "algebra")]
+    assert load_function("signatures:columns")([Item("", "", row | {"subject": "logic"})]) == [(3, True, "logic")]
+    assert load_function("signatures:settled", {"tolerance": 0.1})([Item("", "", row)]) == [(0.1, None)]
+
+
+def test_lists_go_to_a_function_of_responses_and_come_back_whole():
+    items = [Item("a", "a", {"level": 1}), Item("b", "c", {"level": 2})]
+    assert load_function("signatures:listed")(items) == [True, False]
+    with pytest.raises(ValueError, match="it returned 1 values for 2 responses"):
+        load_function("signatures:short")(items)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        ("signatures:one", TypeError, "takes 1 parameters by position, wanted response and reference"),
+        ("signatures:__name__", TypeError, "not callable"),
+        ("signatures:absent", AttributeError, "absent"),
+        ("signatures", ValueError, "named 'package.module:function'"),
+    ],
+)
+def test_what_is_no_reward_function_is_refused(name, error, says):
+    with pytest.raises(error, match=says):
+        load_function(name)
