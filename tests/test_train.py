@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from dataclasses import dataclass
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
 import scripted_run
@@ -13,11 +16,14 @@ import torch
 from forked import FORKS, run_ranks
 from reward_functions import lengths, tiny_answer
 from safetensors.torch import load_file
-from scripted_world import MODEL, scripted_config, scripted_engine, small_arguments, tokenizer
+from scripted_engine import ScriptedEngine
+from scripted_world import MODEL, score_with, scripted_config, scripted_engine, small_arguments, tokenizer
 from transformers import AutoModelForCausalLM
 
 import capo_kernels as ck
+from capo_fast.config.load import read_file
 from capo_fast.config.schema import RewardConfig
+from capo_fast.records import Completion
 from capo_fast.runtime.files import lock
 from capo_fast.train import main, run
 from capo_fast.verify import VerifierError
@@ -269,3 +275,37 @@ def test_a_full_disk_stops_cleanly_and_keeps_what_was_there(tmp_path):
     assert "capo_fast: error: step 4 not saved, earlier checkpoints stand" in stopped.stderr
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_000000", "step_000002"]
     assert process(folder, "--train.steps", "4").returncode == 0
+
+
+def test_a_run_keeps_its_date_and_says_what_its_data_are(tmp_path, monkeypatch, capsys):
+    """A template that writes the date, several right answers, a prompt that is too long, a held-out one in training."""
+    model, data, folder = tmp_path / "model", tmp_path / "data.jsonl", tmp_path / "run"
+    shutil.copytree(MODEL, model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ strftime_now('%d') }}+" + config["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    texts = [f"{i}+1" for i in range(6)] + ["1" * 300]
+    data.write_text("".join(json.dumps({"problem": text, "answer": [0, 1.0, *"234567"]}) + "\n" for text in texts))
+    words = ["--algorithm", "grpo", "--model.path", str(model), "--data.path", str(data), "--eval.path", str(data)]
+    words += ["--run.dir", str(folder), "--data.overlong", "drop", "--eval.limit", "2", "--train.steps"]
+    asked = []
+
+    def digit(request):
+        asked.append(tokenizer().decode(request.prompt_ids)[:3])
+        ids = (*tokenizer().encode("A:7", add_special_tokens=False), tokenizer().eos_token_id)
+        return Completion(request.id, ids, (-0.5,) * len(ids), "A:7", True)
+
+    for day, steps in ((3, "0"), (4, "1")):
+        monkeypatch.setattr(
+            "capo_fast.loaders.date", SimpleNamespace(today=lambda day=day: datetime(2025, 2, day).date())
+        )
+        run(scripted_config(*words, steps), ScriptedEngine(digit, score_with(MODEL)))
+        said = capsys.readouterr().out
+        assert "the chat template writes the date 2025-02-03 (data.date), also in a resumed run" in said
+        assert "1 of 7 training problems are dropped: their prompts are too long" in said
+        assert "2 of 2 held-out problems are training problems as well" in said
+    assert set(asked) == {"03+"}
+    assert read_file(folder / "config.yaml")["data.date"] == "2025-02-03"
+    assert {row["outcome"] for row in rollouts_of(folder, 1)} == {1.0}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["overlong_problems"], summary["heldout_in_training"]) == (1, 2)

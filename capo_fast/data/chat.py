@@ -111,8 +111,10 @@ class ChatTemplate:
 
     def surely_fits(self, problem: Problem, room: int) -> bool:
         """Whether its prompt has at most `room` tokens whatever they are: there are no more than bytes of text."""
-        roles, contents = zip(*problem.chat(), strict=True)
-        return len("".join(contents).encode()) + self._frame(roles) <= room
+        size = (
+            len(problem.problem.encode()) if not problem.messages else sum(len(c.encode()) for _, c in problem.messages)
+        )
+        return size + self._frame(tuple(role for role, _ in problem.messages) or ("user",)) <= room
 
     def shows_date(self) -> bool:
         """Whether the template writes the date."""

@@ -17,6 +17,7 @@ import zlib
 from array import array
 from codecs import BOM_UTF8
 from collections.abc import Iterator
+from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -30,6 +31,8 @@ Row = tuple[str, Any]
 """Where a row stands, for messages, and what stands there."""
 LONGEST_LINE = 2**30
 """Bytes."""
+BLOCK = 4096
+"""Rows whose places are looked up together."""
 
 
 class Rows(Protocol):
@@ -89,15 +92,18 @@ class JsonRows:
         return len(self._places)
 
     def __getitem__(self, number: int) -> Row:
-        start, end, line, crc = self._places[number].tolist()
+        return self._row(*self._places[number].tolist())
+
+    def __iter__(self) -> Iterator[Row]:
+        for first in range(0, len(self), BLOCK):
+            yield from starmap(self._row, self._places[first : first + BLOCK].tolist())
+
+    def _row(self, start: int, end: int, line: int, crc: int) -> Row:
         where = f"{self._name}, line {line}"
         text = os.pread(self._file.fileno(), end - start, start)
         if zlib.crc32(text) != crc:
             raise DataError(f"{where}: it has changed since the run started")
         return where, _parsed(where, text)
-
-    def __iter__(self) -> Iterator[Row]:
-        return map(self.__getitem__, range(len(self)))
 
 
 class ArrowRows:

@@ -79,7 +79,12 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
         _chart("KL to the sampling policy", "nats a token", "loss/approx_kl"),
         _chart("KL to the reference", "nats a token", "loss/ref_kl"),
         _chart("Clipped", "share of tokens, below and above (dotted)", "loss/clip_low_frac", "loss/clip_high_frac"),
-        _chart("Trainer-engine gap", "of log-probs, mean and 99th percentile (dotted)", "gap/mean", "gap/p99"),
+        _chart(
+            "Trainer-engine gap",
+            "of log-probs, mean and 99th percentile (dotted); includes top-p and top-k",
+            "gap/mean",
+            "gap/p99",
+        ),
         _chart("Gradient norm", "before clipping", "grad_norm"),
         _chart("Learning rate", "", "lr"),
         _chart("Groups dropped", "all advantages 0", "groups/dropped"),
