@@ -39,7 +39,7 @@ class Overlong:
         length = template.length(problem, self.room)
         if length is not None and length <= self.room:
             return False
-        size = f"{len(problem.problem):,} characters" if length is None else f"{length:,}"
+        size = f"{len(problem.problem)} characters" if length is None else f"{length}"
         self.first = self.first or f"{problem.id!r} with {size}"
         self.count += 1
         return True
@@ -47,7 +47,7 @@ class Overlong:
     def error(self, total: int) -> DataError:
         """Of a data set of so many problems."""
         return DataError(
-            f"{self.count:,} of {total:,} prompts are longer than {self.room:,} tokens, which is what "
+            f"{self.count} of {total} prompts are longer than {self.room} tokens, which is what "
             f"engine.max_model_len leaves beside the answer; the first is {self.first}"
         )
 
@@ -111,9 +111,8 @@ class ChatTemplate:
 
     def surely_fits(self, problem: Problem, room: int) -> bool:
         """Whether its prompt has at most `room` tokens whatever they are: there are no more than bytes of text."""
-        size = (
-            len(problem.problem.encode()) if not problem.messages else sum(len(c.encode()) for _, c in problem.messages)
-        )
+        texts = [content for _, content in problem.messages] or [problem.problem]
+        size = sum(len(text.encode()) for text in texts)
         return size + self._frame(tuple(role for role, _ in problem.messages) or ("user",)) <= room
 
     def shows_date(self) -> bool:

@@ -110,7 +110,8 @@ def _index(source: Source, rows: Rows) -> Index:
         raise DataError(f"{source.path}: no problems in it")
     _check_unique(np.array(ids), rows, source)
     if overlong.count and (source.fields.overlong == "refuse" or not kept):
-        raise DataError(f"{source.path}: {overlong.error(min(wanted, len(rows)))}; data.overlong: drop leaves them out")
+        total = min(wanted, len(rows))
+        raise DataError(f"{overlong.error(total)} (in {source.path}); data.overlong: drop leaves them out")
     return Index(np.array(kept), np.array(texts), overlong.count)
 
 
