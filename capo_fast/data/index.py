@@ -84,10 +84,13 @@ def build_index(source: Source, folder: Path) -> Index:
     """Unpack the source into the folder and read all of its rows; `open_prompts` finds the index there. Raises
     DataError.
     """
-    unpack(source.path, folder)
-    rows = source.rows(folder)
-    index = _index(source, rows)
-    np.save(folder / "index.npy", index.rows)
+    try:
+        unpack(source.path, folder)
+        index = _index(source, source.rows(folder))
+        np.save(folder / "index.npy", index.rows)
+    except OSError as error:
+        cause = error.strerror or error
+        raise DataError(f"{source.path}: can't be read, or unpacked into {folder} (TMPDIR): {cause}") from None
     return index
 
 

@@ -154,8 +154,9 @@ def _unzip(packed: Path, plain: Path) -> None:
         with plain.open("rb") as file:
             lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
         raise DataError(f"{packed}: broken gzip file, {lines} whole lines could be read: {error}") from None
-    except OSError as error:
-        raise DataError(f"{packed}: can't read it: {error.strerror or error}") from None
+    except OSError as error:  # one of writing names no file
+        what = "can't read it" if error.filename else f"can't unpack it into {plain.parent} (TMPDIR)"
+        raise DataError(f"{packed}: {what}: {error.strerror or error}") from None
 
 
 def _places(name: Path, file: Path) -> np.ndarray:

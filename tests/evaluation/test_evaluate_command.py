@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import socket
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scripted_engine import ScriptedEngine
-from scripted_world import scripted_engine
+from scripted_world import MODEL, scripted_engine
 
 from capo_fast.errors import ConfigError
 from capo_fast.evaluate import Protocol, job_of, main, run
@@ -376,3 +379,19 @@ def test_a_limit_draws_the_same_few_from_all_of_a_file():
 
 def test_a_protocol_is_the_papers_by_default():
     assert Protocol() == Protocol(samples=0, runs=3)
+
+
+def test_an_evaluation_that_goes_on_another_day_writes_the_date_of_its_first_start(tmp_path, sums, monkeypatch):
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ strftime_now('%d') }}+" + config["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    words = ("--model", str(model), "--data.system_prompt", "none", "--rollout.max_tokens", "64", *QUICK)
+    for day in (3, 4):
+        today = SimpleNamespace(today=lambda day=day: datetime(2025, 2, day).date())
+        monkeypatch.setattr("capo_fast.loaders.date", today)
+        engine = Replies(lambda name: "2")
+        run(*asked(tmp_path / "a", sums, *words), engine)
+        assert len(engine.asked) == (4 if day == 3 else 0)
+    assert json.loads((tmp_path / "a" / "settings.json").read_text())["data.date"] == "2025-02-03"
