@@ -58,6 +58,12 @@ def test_lists_go_to_a_function_of_responses_and_come_back_whole():
         load_function("signatures:short")(items)
 
 
+@pytest.mark.parametrize("name", ["any_two", "listed"])
+def test_any_of_several_right_answers_will_do(name):
+    items = [Item("a", ("b", "a"), {"level": 1}), Item("a", ("b", "c"), {"level": 1}), Item("a", "a", {"level": 1})]
+    assert load_function(f"signatures:{name}")(items) == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("name", "error", "says"),
     [
