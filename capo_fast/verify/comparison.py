@@ -89,9 +89,7 @@ class _Comparison(NamedTuple):
 
     def _equations(self, a: str, b: str) -> Verdict | None:
         """An equation's last member, where its first one is a name or a computation."""
-        if self._listed(a) or self._listed(b):
-            return None
-        ours, theirs = members(a), members(b)
+        ours, theirs = ([each] if self._listed(each) else members(each) for each in (a, b))
         if len(ours) == len(theirs) == 1:
             return None
         if len(ours) > 1 and len(theirs) > 1:
@@ -103,7 +101,7 @@ class _Comparison(NamedTuple):
     def _two_equations(self, ours: list[str], theirs: list[str]) -> Verdict | None:
         if _key(ours[0]) == _key(theirs[0]):
             return self.verdict(ours[-1], theirs[-1])
-        if all(_NAME.fullmatch(each[0]) for each in (ours, theirs)) and not words(ours[0] + theirs[0]):
+        if all(_NAME.fullmatch(each[0]) for each in (ours, theirs)) and not words(ours[0]) and not words(theirs[0]):
             same = _bare_name(ours[0]) == _bare_name(theirs[0]) and self.same(ours[-1], theirs[-1])
             return (same, "equation") if same or self.same(ours[-1], theirs[-1]) else None
         if number(ours[-1]) and number(theirs[-1]) and all(not re.search(r"[a-z]", _no_commands(each[0])) for each in (ours, theirs)):
@@ -111,7 +109,7 @@ class _Comparison(NamedTuple):
         return None
 
     def _listed(self, text: str) -> bool:
-        return parts(text, self.thousands).kind != "one"
+        return parts(text, self.thousands).kind == "list"
 
     def _parts(self, a: str, b: str) -> Verdict | None:
         """Lists, sets, tuples and intervals, part by part; None where both are one."""
@@ -144,10 +142,10 @@ class _Comparison(NamedTuple):
         if (unit or other) and (x, y) != (a, b):
             return self.verdict(x, y)
         ours, theirs = words(a), words(b)
-        if ours or theirs:
-            anagram = len(ours) == len(theirs) == 1 and sorted(ours[0]) == sorted(theirs[0])
-            if not anagram:
-                return bool(ours and theirs) and same_phrase(a, b), "words"
+        if ours and theirs and same_phrase(a, b):
+            return True, "words"
+        if (ours or theirs) and not (len(ours) == len(theirs) == 1 and sorted(ours[0]) == sorted(theirs[0])):
+            return False, "words"  # letters in another order may be a product
         if _NOT_BOTH.match(a) and number(b) or _NOT_BOTH.match(b) and number(a):
             return False, "no number"
         if explodes(a) or explodes(b):
@@ -157,7 +155,7 @@ class _Comparison(NamedTuple):
         return same_value(a, b, self.conventions.tolerance)
 
 
-_NOT_BOTH = re.compile(r"[A-Za-z]\Z")
+_NOT_BOTH = re.compile(r"[A-DF-Za-df-z]\Z")
 
 
 @lru_cache(maxsize=8192)

@@ -23,13 +23,14 @@ _THOUGHT_ENDS, _THOUGHT_STARTS = re.compile(rf"</{_THOUGHT}", re.IGNORECASE), re
 _TAGS = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
 _BRACES = re.compile(r"\\+(?P<box>boxed|fbox|framebox)\s*(?:\{|(?P<bare>\d))|\\.|[{}]", re.DOTALL)
 _DECORATION = re.compile(r"\\(?:text|mathrm)\s*\{|\\q?quad(?![a-z])|\\[][()!,;: ]|[}$\s]+")
-_JOINS_BOXES = re.compile(r"(?:[a-z]+ ){0,3}(?:[,;]|,? ?and|,? ?or)(?: [\w]{1,8} ?=)? ?", re.IGNORECASE)
+_JOINS_BOXES = re.compile(r"(?:\(?[a-z]+\)? ){0,4}(?:[,;]|,? ?and|,? ?or)(?: [\w]{1,8} ?=)? ?", re.IGNORECASE)
 _MARK = re.compile(r"(?<!#)####(?!#)")
 _EMPHASIS = re.compile(r"(?<![\w*)}])(\*{1,3}|__|`)(?=[^\s*`])([^\n*`]{1,200}?)(?<=\S)\1(?![\w*])")
 _ANSWER_IS = re.compile(
-    r"\banswers?(?:\s+(?:to|for|of)\s[^.\n:=]{0,80}?)?\s*(?:\b(?:is|are|would be|must be|should be)\b|=|:)\s*:?",
+    r"(?:\b(?:the\s+)?(?:final|correct|right)\s+)?\banswers?(?:\s+(?:to|for|of)\s[^.\n:=]{0,80}?)?\s*(?:\b(?:is|are|would be|must be|should be)\b|=|:)\s*:?",
     re.IGNORECASE,
 )
+_HOPED = re.compile(r"final answer is:?\s*([^\n]{1,300}?)\.?\s+I hope it is correct", re.IGNORECASE)
 _NO_ANSWER = re.compile(r"(?:not |in)?(?:correct|right)\b|wrong\b|unclear\b|unknown\b", re.IGNORECASE)
 _LEADS = re.compile(
     r"(?:(?:therefore|thus|hence|then|simply|just|exactly|only|about|approximately|also|clearly|now|indeed|equal to|given by"
@@ -55,8 +56,8 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
     True
     """
     text = _THOUGHT_STARTS.split(_THOUGHT_ENDS.split(text)[-1])[0]
-    if boxed := boxed_answer(text):
-        return boxed
+    if final := _marked_final(text):
+        return final
     if truncated:
         return None
     text = _EMPHASIS.sub(r"\2", latex_of(text))
@@ -72,10 +73,16 @@ def reference_answer(text: str) -> str:
     >>> [reference_answer(text) for text in ("2xy + 100", "3 out of 5", r"so \boxed{2}", "1+1=2\n#### 2")]
     ['2xy + 100', '3 out of 5', '2', '2']
     """
-    if boxed := boxed_answer(text):
-        return boxed
-    before, mark, after = text.rpartition("####")
+    if final := _marked_final(text):
+        return final
+    _, mark, after = text.rpartition("####")
     return (after if mark and after.strip() else text).strip()
+
+
+def _marked_final(text: str) -> str | None:
+    """What the last box holds, or after it Minerva's "the final answer is ... I hope it is correct"."""
+    hoped = _HOPED.findall(text[text.rfind("\\boxed") + 1 :])
+    return (bare(hoped[-1]) or hoped[-1]) if hoped else boxed_answer(text)
 
 
 def boxed_answer(text: str) -> str | None:

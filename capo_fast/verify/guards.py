@@ -60,15 +60,16 @@ def _congruence(text: str) -> tuple[str, str, str] | None:
     """
     match = _MODULUS.search(text)
     if match is None:
-        return None
+        return ("", text, "") if number(text) else None
     *left, right = re.split(r"\\equiv(?![a-z])|=", text[: match.start()])
     return "=".join(left).strip(), right.strip(" ,"), (match[1] or match[2]).strip("{} ")
 
 
 def _same_congruence(a: Any, b: Any, same: Same) -> bool | None:
     if a is None or b is None:
-        left, _, _ = a or b
-        return None if not left and b is None else False
+        return False if (a or b)[2] else None
+    if not (a[2] and b[2]):  # 9 (mod 11) is the number 9 with a remark, x = 9 (mod 11) is many numbers
+        return None if a[2] == b[2] else not a[0] and not b[0] and same(a[1], b[1])
     (left, x, modulus), (other, y, other_modulus) = a, b
     if not same(modulus, other_modulus) or (left and other and not same(left, other)):
         return False
