@@ -120,19 +120,24 @@ class _Comparison(NamedTuple):
         if "one" in kinds and (_RELATION.search(a + b) or "\\cup" in a + b or "\\setminus" in a + b or "\\mathbb" in a + b):
             return None  # an interval may be written as an inequality
         if kinds <= {"one", "list", "set"}:
-            return self._same_set(ours.items, theirs.items), "list"
+            return self._same_set(ours.items, theirs.items, "set" in kinds), "list"
         if "set" in kinds or len(ours.items) != len(theirs.items) or (len(kinds) == 2 and kinds != {"list", "()"}):
             return False, "tuple"
         return all(self.same(x, y) for x, y in zip(ours.items, theirs.items, strict=True)), "tuple"
 
-    def _same_set(self, ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
-        """Whether each has its equal on the other side; in order, where one side names different unknowns."""
+    def _same_set(self, ours: tuple[str, ...], theirs: tuple[str, ...], is_set: bool) -> bool:
+        """Whether each has its equal on the other side; in order, where one side names different unknowns.
+
+        A list that gives an answer twice wants it twice: a double root. One that repeats itself is not wrong for it.
+        """
+        if len(ours) < len(theirs) and not is_set:
+            return False
         if len(ours) == len(theirs) and _names(ours) != _names(theirs) and max(len(_names(ours)), len(_names(theirs))) > 1:
             return all(self.same(x, y) for x, y in zip(ours, theirs, strict=True))
         if max(len(ours), len(theirs)) > 50:
             return sorted(map(_key, ours)) == sorted(map(_key, theirs))
         table = [[self.same(x, y) for y in theirs] for x in ours]
-        return all(map(any, table)) and all(map(any, zip(*table, strict=True)))
+        return all(map(any, table)) and (_each_its_own(table) if not is_set else all(map(any, zip(*table, strict=True))))
 
     def _leaf(self, a: str, b: str) -> Verdict:
         """Two answers of one part: without their units; in words; else what Math-Verify says."""
@@ -153,6 +158,17 @@ class _Comparison(NamedTuple):
         from capo_fast.verify.values import same_value  # SymPy takes a second to import, most pairs need none of it
 
         return same_value(a, b, self.conventions.tolerance)
+
+
+def _each_its_own(table: list[list[bool]]) -> bool:
+    """Whether every column can have a line of its own in which it is true."""
+    free = set(range(len(table)))
+    for column in zip(*table, strict=True):
+        line = next((i for i in sorted(free) if column[i]), None)
+        if line is None:
+            return False
+        free.remove(line)
+    return True
 
 
 _NOT_BOTH = re.compile(r"[A-DF-Za-df-z]\Z")

@@ -197,13 +197,22 @@ def _same_quantities(a: Any, b: Any, same: Same) -> bool | None:
 # ---- derivatives ----
 
 
-def _primes(text: str) -> int | None:
-    """How many primes: Math-Verify drops them, and f'(x) is not f(x)."""
-    return text.count("'") + text.count("\\prime") or None
+_DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)(?![a-z])|\\d?dot(?![a-z])")
 
 
-def _same_primes(a: Any, b: Any, same: Same) -> bool | None:
-    return None if a == b else False
+def _derivatives(text: str) -> tuple[int, int] | None:
+    r"""How many primes, and other marks of a derivative.
+
+    Math-Verify drops primes, and works out \frac{dv}{dt} to 0: f'(x) is not f(x).
+    """
+    marks = text.count("'") + text.count("\\prime"), len(_DERIVATIVE.findall(text))
+    return marks if any(marks) else None
+
+
+def _same_derivatives(a: Any, b: Any, same: Same) -> bool | None:
+    if a is None or b is None:
+        return False
+    return None if a == b or (a[0] == 0) != (b[0] == 0) else False
 
 
 GUARDS = (
@@ -213,7 +222,7 @@ GUARDS = (
     Guard("guard: dots", _dotted, _same_dotted),
     Guard("guard: several quantities", _quantities, _same_quantities),
     Guard("guard: ratio", _ratio, _same_ratio),
-    Guard("guard: derivative", _primes, _same_primes),
+    Guard("guard: derivative", _derivatives, _same_derivatives),
 )
 
 

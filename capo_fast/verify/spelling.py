@@ -62,7 +62,7 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
     (what, re.compile(pattern), replacement)
     for what, pattern, replacement in [
         ("a command's doubled backslash", r"\\\\(?=(?:d?frac|sqrt|text|pi|left|right|cdot|times|boxed|infty)\b)", r"\\"),
-        ("layout", r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\\!\s*|\\(?:display|text|script)style(?![a-z])|\\limits(?![a-z])", ""),
+        ("layout", r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\s*\\!\s*|\\(?:display|text|script)style(?![a-z])|\\limits(?![a-z])", ""),
         ("colons", r"\\colon(?![a-z])|\\mathbin\s*\{\s*:\s*\}", ":"),
         ("quotes", r"\A\s*(?:\\?\"|``)(.*?)(?:\\?\"|'')\s*\Z", r"\1"),
         ("layout", r"\\(?:hspace|vspace|phantom|hphantom|label|tag)\*?\s*\{[^{}]*\}|\\phantom(?![a-z])", ""),

@@ -25,6 +25,7 @@ _SPELLING = NormalizationConfig(basic_latex=True, units=False, malformed_operato
 _READING = ConversionConfig(lowercase_symbols=False)
 _OR = re.compile(r"(?:,\s*)?(?<![A-Za-z\\])or(?![A-Za-z])")
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)i(?![A-Za-z_])")
+_DERIVATIVE = re.compile(r"\\frac\s*\{\s*d\s*(?:\^\{?(\d)\}?)?\s*([A-Za-z])(?:_\{?\w\}?)?\s*\}\s*\{\s*d\s*([A-Za-z])[^{}]*\}")
 _DIGITS = 50
 _POINTS = (Rational(7, 5), Rational(19, 11), Rational(23, 13), Rational(31, 17), Rational(43, 19), Rational(9, 7))
 
@@ -52,7 +53,7 @@ def parsed(answer: str) -> Any:
     pieces = _OR.split(answer) if _OR.search(answer) else []
     if len(pieces) > 1:
         return Union(*(piece if isinstance(piece, Set) else piece.as_set() for piece in map(parsed, pieces)))
-    latex = normalize_latex(answer, _SPELLING)
+    latex = _DERIVATIVE.sub(r" D_{\1\2\3}", normalize_latex(answer, _SPELLING))
     is_complex = should_treat_as_complex(latex) or _IMAGINARY.search(latex) is not None
     value = latex2sympy(
         latex, is_real=not is_complex, convert_degrees=False, normalization_config=None, conversion_config=_READING
