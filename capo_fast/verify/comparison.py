@@ -104,7 +104,11 @@ class _Comparison(NamedTuple):
         if all(_NAME.fullmatch(each[0]) for each in (ours, theirs)) and not words(ours[0]) and not words(theirs[0]):
             same = _bare_name(ours[0]) == _bare_name(theirs[0]) and self.same(ours[-1], theirs[-1])
             return (same, "equation") if same or self.same(ours[-1], theirs[-1]) else None
-        if number(ours[-1]) and number(theirs[-1]) and all(not re.search(r"[a-z]", _no_commands(each[0])) for each in (ours, theirs)):
+        if (
+            number(ours[-1])
+            and number(theirs[-1])
+            and all(not re.search(r"[a-z]", _no_commands(each[0])) for each in (ours, theirs))
+        ):
             return self.verdict(ours[-1], theirs[-1])
         return None
 
@@ -117,7 +121,9 @@ class _Comparison(NamedTuple):
         kinds = {ours.kind, theirs.kind}
         if kinds == {"one"}:
             return None
-        if "one" in kinds and (_RELATION.search(a + b) or "\\cup" in a + b or "\\setminus" in a + b or "\\mathbb" in a + b):
+        if "one" in kinds and (
+            _RELATION.search(a + b) or "\\cup" in a + b or "\\setminus" in a + b or "\\mathbb" in a + b
+        ):
             return None  # an interval may be written as an inequality
         if kinds <= {"one", "list", "set"}:
             return self._same_set(ours.items, theirs.items, "set" in kinds), "list"
@@ -132,12 +138,18 @@ class _Comparison(NamedTuple):
         """
         if len(ours) < len(theirs) and not is_set:
             return False
-        if len(ours) == len(theirs) and _names(ours) != _names(theirs) and max(len(_names(ours)), len(_names(theirs))) > 1:
+        if (
+            len(ours) == len(theirs)
+            and _names(ours) != _names(theirs)
+            and max(len(_names(ours)), len(_names(theirs))) > 1
+        ):
             return all(self.same(x, y) for x, y in zip(ours, theirs, strict=True))
         if max(len(ours), len(theirs)) > 50:
             return sorted(map(_key, ours)) == sorted(map(_key, theirs))
         table = [[self.same(x, y) for y in theirs] for x in ours]
-        return all(map(any, table)) and (_each_its_own(table) if not is_set else all(map(any, zip(*table, strict=True))))
+        return all(map(any, table)) and (
+            _each_its_own(table) if not is_set else all(map(any, zip(*table, strict=True)))
+        )
 
     def _leaf(self, a: str, b: str) -> Verdict:
         """Two answers of one part: without their units; in words; else what Math-Verify says."""

@@ -55,7 +55,7 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
     >>> extract_answer("so 2 + 3 = 5 and the", truncated=True) is None
     True
     """
-    text = _THOUGHT_STARTS.split(_THOUGHT_ENDS.split(text)[-1])[0]
+    text = outside_thinking(text)
     if final := _marked_final(text):
         return final
     if truncated:
@@ -65,6 +65,17 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
         if answer := find(text):
             return answer
     return None
+
+
+def outside_thinking(text: str) -> str:
+    """What follows the last thought, up to one that isn't closed."""
+    return _THOUGHT_STARTS.split(_THOUGHT_ENDS.split(text)[-1])[0]
+
+
+def tagged_answer(text: str) -> str | None:
+    """What is in the last `<answer>` that holds something."""
+    parts = [_TAGS[1].split(part)[0].strip() for part in _TAGS[0].split(text)[1:]]
+    return next(filter(None, reversed(parts)), None)
 
 
 def reference_answer(text: str) -> str:
@@ -121,11 +132,7 @@ def _joined(between: str) -> bool:
 
 
 def _tagged(text: str) -> str | None:
-    """What is in the last `<answer>` that holds something."""
-    for part in reversed(_TAGS[0].split(text)[1:]):
-        if content := _TAGS[1].split(part)[0].strip():
-            return _stated(content)
-    return None
+    return _stated(content) if (content := tagged_answer(text)) else None
 
 
 def _marked(text: str) -> str | None:

@@ -49,7 +49,9 @@ def _same_clock(a: Any, b: Any, same: Same) -> bool | None:
 
 # ---- congruences ----
 
-_MODULUS = re.compile(r"\(?\s*\\(?:pmod|bmod|mod|pod)(?![a-z])\s*(\{[^{}]*\}|\S+?)\s*\)?\Z|\(?\s*\bmod(?:ulo)?\b\s*([^()]*?)\s*\)?\Z")
+_MODULUS = re.compile(
+    r"\(?\s*\\(?:pmod|bmod|mod|pod)(?![a-z])\s*(\{[^{}]*\}|\S+?)\s*\)?\Z|\(?\s*\bmod(?:ulo)?\b\s*([^()]*?)\s*\)?\Z"
+)
 
 
 def _congruence(text: str) -> tuple[str, str, str] | None:
@@ -81,7 +83,11 @@ def _same_congruence(a: Any, b: Any, same: Same) -> bool | None:
 
 
 def _residues(text: str) -> set[Any] | None:
-    pieces = [sign + text.removeprefix("\\pm").strip() for sign in "+-"] if text.startswith("\\pm") else re.split(r",|\bor\b|\band\b", text)
+    pieces = (
+        [sign + text.removeprefix("\\pm").strip() for sign in "+-"]
+        if text.startswith("\\pm")
+        else re.split(r",|\bor\b|\band\b", text)
+    )
     values = [number(piece.strip().lstrip("+")) for piece in pieces if piece.strip()]
     return None if None in values else {each.value for each in values if each}
 
@@ -160,7 +166,9 @@ def _same_ratio(a: Any, b: Any, same: Same) -> bool | None:
 
 # ---- several quantities ----
 
-_QUANTITY = re.compile(r"(-?[\d.,]*\d(?:\\frac\{\d+\}\{\d+\})?|\\frac\{\d+\}\{\d+\})\s*((?:(?!and\b)[A-Za-z]++\.?\s*+)++|['\"])\s*(?:,?\s*and\b|,|\s)?\s*")
+_QUANTITY = re.compile(
+    r"(-?[\d.,]*\d(?:\\frac\{\d+\}\{\d+\})?|\\frac\{\d+\}\{\d+\})\s*((?:(?!and\b)[A-Za-z]++\.?\s*+)++|['\"])\s*(?:,?\s*and\b|,|\s)?\s*"
+)
 _UNITS = {
     spelling: name
     for name, spellings in {
@@ -233,4 +241,3 @@ def guarded(a: str, b: str, same: Same) -> tuple[bool, str] | None:
         if (x is not None or y is not None) and (decision := guard.decide(x, y, same)) is not None:
             return decision, guard.name
     return None
-

@@ -13,7 +13,9 @@ from fractions import Fraction
 from capo_fast.verify.parts import closing
 from capo_fast.verify.unicode_maths import latex_of
 
-_TEXT = r"(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|operatorname\*?)"
+_TEXT = (
+    r"(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|operatorname\*?)"
+)
 _NAMES = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|max|min|gcd|lcm"
 _TRIG = r"\\(sin|cos|tan|cot|sec|csc)(\^\{?\d\}?)?"
 _DEGREE = r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z])|\bdeg(?:rees?)?\b)"

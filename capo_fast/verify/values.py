@@ -25,7 +25,9 @@ _SPELLING = NormalizationConfig(basic_latex=True, units=False, malformed_operato
 _READING = ConversionConfig(lowercase_symbols=False)
 _OR = re.compile(r"(?:,\s*)?(?<![A-Za-z\\])or(?![A-Za-z])")
 _IMAGINARY = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)i(?![A-Za-z_])")
-_DERIVATIVE = re.compile(r"\\frac\s*\{\s*d\s*(?:\^\{?(\d)\}?)?\s*([A-Za-z])(?:_\{?\w\}?)?\s*\}\s*\{\s*d\s*([A-Za-z])[^{}]*\}")
+_DERIVATIVE = re.compile(
+    r"\\frac\s*\{\s*d\s*(?:\^\{?(\d)\}?)?\s*([A-Za-z])(?:_\{?\w\}?)?\s*\}\s*\{\s*d\s*([A-Za-z])[^{}]*\}"
+)
 _DIGITS = 50
 _POINTS = (Rational(7, 5), Rational(19, 11), Rational(23, 13), Rational(31, 17), Rational(43, 19), Rational(9, 7))
 

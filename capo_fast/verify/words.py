@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_FUNCTIONS = "lcm gcd max min det rank tr dim ker arg sgn deg mod erf var cov adj diag span inf sup lim sinh cosh tanh".split()
+_FUNCTIONS = (
+    "lcm gcd max min det rank tr dim ker arg sgn deg mod erf var cov adj diag span inf sup lim sinh cosh tanh".split()
+)
 _SHORT_UNITS = set(
     "mm cm dm km nm pm um in ft yd mi lb oz kg mg hr kJ kW Hz Pa ms ns eV ml mL cc pc ly sq cu gm rs AU dB".split()
 )
@@ -62,7 +64,9 @@ def without_unit(text: str) -> tuple[str, tuple[str, ...]]:
     (('12', ('cm',)), ('72', ('red', 'cards')), ('2 or more', ()), ('2x', ()))
     """
     rest, unit = text.strip(), []
-    while len(unit) < _MAX_UNIT_WORDS and (tail := _TAIL.search(rest)) and _may_be_unit(rest[: tail.start()], tail, unit):
+    while (
+        len(unit) < _MAX_UNIT_WORDS and (tail := _TAIL.search(rest)) and _may_be_unit(rest[: tail.start()], tail, unit)
+    ):
         unit.insert(0, (tail["word"] or tail["letter"]).rstrip(".").lower())
         rest = _JOIN.sub("", rest[: tail.start()].rstrip()).rstrip()
     qualified = _QUALIFIERS & set(unit[:-1] if unit[-1:] == ["in"] else unit)
