@@ -31,6 +31,7 @@ RESPONSES = ("response", "text", "pred", "prediction", "solution", "output", "co
 REFERENCES = ("reference", "answer", "ref", "gold", "target", "ground_truth")
 BLOCK = 1_000
 """Answers that the workers are given at a time."""
+USAGE = "capo verify ANSWER REFERENCE | FILE | RUN"
 WIDTH = 48
 """Characters of an answer in a line."""
 JUDGE, EXPLAIN = "capo_fast.verify.answers:judge", "capo_fast.verify.explain:stages"
@@ -186,8 +187,8 @@ class _Flags(argparse.ArgumentParser):
 
 
 def work(argv: Sequence[str]) -> int:
-    flags = _Flags("capo verify", description="What the rule verifier says of answers, and by which rule.")
-    flags.add_argument("what", nargs="+", metavar="FILE | RUN | ANSWER REFERENCE", help="rows, a run, or one pair")
+    flags = _Flags("capo verify", f"{USAGE} [arguments]", "What the rule verifier says of answers, and by which rule.")
+    flags.add_argument("what", nargs="*", metavar="...", help="one response and its reference; rows; or a run's folder")
     flags.add_argument("--explain", action="store_true", help="of one pair: every stage from the text to the verdict")
     flags.add_argument("--truncated", action="store_true", help="of one pair: the length limit cut the response")
     flags.add_argument("--response-field", help=f"field of a row's response (default: {', '.join(RESPONSES)})")
@@ -204,7 +205,7 @@ def work(argv: Sequence[str]) -> int:
             return _file(Path(path).expanduser(), options, layer)
         case [response, reference]:
             return verify_pair(response, reference, options.truncated, options.explain, settings_of(None, layer))
-    raise ConfigError(f"found {len(texts)} arguments, wanted a file, a run's folder, or an answer and a reference")
+    raise ConfigError(f"found {len(texts)} arguments, wanted {USAGE}")
 
 
 def _file(path: Path, options: argparse.Namespace, layer: Mapping[str, Any]) -> int:

@@ -85,7 +85,7 @@ def test_what_is_not_judged_in_time_is_said(tmp_path, capsys, monkeypatch):
     ("words", "says"),
     [
         (("no/such.jsonl",), "no/such.jsonl: no file of answers and no run's folder"),
-        (("a", "b", "c"), "found 3 arguments, wanted a file"),
+        (("a", "b", "c"), "found 3 arguments, wanted capo verify ANSWER REFERENCE | FILE | RUN"),
         (("{rows}", "--response-field", "pred"), "line 1: no field 'pred' (--response-field); found 'text', 'answer'"),
         (("{rows}",), "line 1: field 'answer': found None, wanted text or a number"),
         (("{rows}", "--explain"), "--explain and --truncated are of one pair"),
