@@ -177,7 +177,7 @@ def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
     files = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
     reward = build_config(*map(read_file, files[:1]), layer).reward
     if reward.fn != RewardConfig().fn:
-        print(f"reward.fn is {reward.fn}; what follows is the rule verifier's word", file=sys.stderr)
+        print(f"reward.fn is {reward.fn}; these are the rule verifier's verdicts", file=sys.stderr)
     return reward
 
 
