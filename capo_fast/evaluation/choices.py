@@ -16,31 +16,39 @@ INSTRUCTION = "Put the letter of the right choice within \\boxed{}."
 _WRAPPING = re.compile(
     r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf)|mbox)\s*\{|[{}$*`\"'\u201c\u201d]|\\[()\[\], ]|(?<!\w)_|_(?!\w)"
 )
+_WORD = r"(?i:option|choice|letter|answer)"
 _PHRASE = re.compile(
-    r"\b(?:answer|choice|option|letter)\s*(?:is|would be|must be|should be|[:=-])\s*:?(?!\s*(?:not|in)?(?:correct|right|wrong)\b)",
-    re.I,
+    rf"\b{_WORD}\s*(?:(?i:is|would be|must be|should be)\b|[:=-])\s*:?(?!\s*(?:not|in)?(?:correct|right|wrong)\b)"
 )
 _LETTER = re.compile(
-    r"(?:(?P<word>(?i:option|choice|letter|answer))[\s:]+)?(?P<open>[(\[]?)(?P<letter>[A-Z]|(?<=[(\[\s:])[a-z])(?![A-Za-z])(?P<rest>.*)",
+    rf"(?:(?P<word>{_WORD})[\s:]+)?(?P<open>[(\[]?)(?P<letter>[A-Z]|(?<=[(\[\s:])[a-z])(?![A-Za-z])(?P<rest>.*)",
     re.DOTALL,
 )
 _ANOTHER = re.compile(r"[)\]]?\s*(?:,|/|&|\bor\b|\band\b)\s*(?:and|or)?\s*[(\[]?[A-Z](?![\w'])")
-_ONE = r"(?:\b(?i:option|choice|letter|answer)\s+)?[(\[]?\b[A-Z]\b[)\].]?"
-_REJECTED = re.compile(
-    rf"{_ONE}(?:\s*(?:,|,?\s*(?:and|or|nor))\s*{_ONE})*\s*,?\s*(?:(?:is|are|was|were|would be|seems?)\s+(?:all |both |also |clearly |just |simply )*"
-    r"(?:not|incorrect|wrong|false|out|ruled|eliminated|impossible|excluded|too|never)\b|(?:isn|aren|can|won|doesn|don).?t\b|cannot\b|fails?\b)"
-    rf"[^,.;]*|\b(?i:not|isn.?t|rather than|instead of|neither|nor|cannot be|can.?t be|eliminates?|rules? out|exclud\w+|reject\w*|unlike)\s+(?:by\s+)?{_ONE}"
-    rf"(?:\s*(?:,|,?\s*(?:and|or|nor))\s*{_ONE})*"
+_ONE = rf"(?:\b{_WORD}\s+)?[(\[]?\b[A-Z]\b[)\].]?"
+_SOME = rf"{_ONE}(?:\s*(?:,|,?\s*(?:and|or|nor))\s*{_ONE}){{0,8}}"
+_ARE_NOT = (
+    r"(?:is|are|was|were|would be|seems?)\s+(?:(?:all|both|also|clearly|just|simply) ){0,3}"
+    r"(?:not|incorrect|wrong|false|out|ruled|eliminated|impossible|excluded|too|never)\b"
+    r"|(?:isn|aren|can|won|doesn|don).?t\b|cannot\b|fails?\b"
 )
+_NOT = (
+    r"not|isn.?t|rather than|instead of|neither|nor|can(?:not|.?t) be|eliminates?|rules? out|exclud\w+|reject\w*|unlike"
+)
+_REJECTED = re.compile(rf"{_SOME}\s*,?\s*(?:{_ARE_NOT})[^,.;]*|\b(?i:{_NOT})\s+(?:by\s+)?{_SOME}")
 _AFFIRMED = re.compile(
-    r"[(\[]?\b(?P<first>[A-Z])\b[)\].]?\s+(?:is|must be|would be|seems)\s+(?:clearly |indeed |therefore |thus )?(?:the\s+)?"
-    r"(?:only\s+|most likely\s+)?(?:correct|right|best|true|answer|one)\b"
-    r"|\b(?i:so|thus|therefore|hence|choose|pick|select|chose|is|be|but|:),?\s+(?:(?i:option|choice|it is|it's)\s+)?[(\[]?(?P<last>[A-Z])[)\]]?\s*[.!]*\s*\Z"
+    r"[(\[]?\b(?P<first>[A-Z])\b[)\].]?\s+(?:is|must be|would be|seems)\s+(?:clearly |indeed |therefore |thus )?"
+    r"(?:the\s+)?(?:only\s+|most likely\s+)?(?:correct|right|best|true|answer|one)\b"
+    r"|\b(?i:so|thus|therefore|hence|choose|pick|select|chose|is|be|but|:),?\s+(?:(?i:option|choice|it is|its)\s+)?"
+    r"[(\[]?(?P<last>[A-Z])[)\]]?\s*[.!]*\s*\Z"
 )
 _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z(\[])|\n")
 _MENTIONED = re.compile(
-    r"[(\[](?P<inside>[A-Z])[)\]]|(?<![\w'(\[])(?P<alone>[B-HJ-Z])(?![\w'])|(?<![\w'(\[])(?P<article>[AI])(?=[).:,;]|\s*\Z)"
+    r"[(\[](?P<inside>[A-Z])[)\]]|(?<![\w'(\[])(?:(?P<alone>[B-HJ-Z])(?![\w'])"
+    r"|(?P<article>[AI])(?=[).:,;]|\s*\Z|\s*(?:or\b|and\b|/|&)\s*[(\[]?[A-Z]\b))"
 )
+_MOST_CHARS = 500
+"""Of a clause that is looked at; what the expressions above cost grows faster than its length."""
 
 
 def shuffled(count: int, seed: int) -> tuple[int, ...]:
@@ -77,12 +85,12 @@ def read_choice(text: str, choices: Sequence[str]) -> int | None:
     """
     text = outside_thinking(text)
     for clause in filter(None, (boxed_answer(text), tagged_answer(text), _stated(text))):
-        clause = _plain(clause)
+        clause = _plain(clause[:_MOST_CHARS])
         if (place := _named(_without_rejected(clause), choices)) is not None:
             return place
         if _MENTIONED.search(clause):
             return _mentioned(clause, choices)
-    line = _plain(text.strip().rpartition("\n")[2])
+    line = _plain(text.strip().rpartition("\n")[2][-_MOST_CHARS:])
     return _named(line, choices) if _alone(line) else _concluded(line, choices)
 
 
