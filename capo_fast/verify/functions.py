@@ -15,6 +15,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 ALWAYS: Mapping[str, Any] = {"id": "", "problem": "", "truncated": False}
@@ -32,13 +33,9 @@ class Item(NamedTuple):
 
     response: str
     reference: str | tuple[str, ...]
-    """The right answer, or several, of which any will do."""
+    """Or several, each of them right."""
     columns: Mapping[str, Any] = ALWAYS
     """By name: those of `ALWAYS`, and of the row."""
-
-    @property
-    def references(self) -> tuple[str, ...]:
-        return (self.reference,) if isinstance(self.reference, str) else self.reference
 
 
 @dataclass(frozen=True)
@@ -62,28 +59,32 @@ class RewardFunction:
         return tuple(name for name in (*self.required, *self.optional) if name not in ALWAYS)
 
     def __call__(self, items: Sequence[Item]) -> list[Any]:
-        """What it returns of each item; where several answers are right, the best."""
-        pairs = [item._replace(reference=reference) for item in items for reference in item.references]
-        values = iter(self._of_lists(pairs) if self.batch else map(self._of_one, pairs))
-        return [_best([next(values) for _ in item.references]) for item in items]
+        """What it returns of each item; several at once only of a batch function. Of several references the best."""
+        counts = [1 if isinstance(item.reference, str) else len(item.reference) for item in items]
+        values = iter(self._values([one for item in items for one in _singles(item)]))
+        return [best(list(islice(values, count))) for count in counts]
 
-    def _of_one(self, pair: Item) -> Any:
-        return self.function(*pair[:2], **{name: pair.columns[name] for name in self._given([pair])})
-
-    def _of_lists(self, pairs: Sequence[Item]) -> list[Any]:
-        columns = {name: [pair.columns[name] for pair in pairs] for name in self._given(pairs)}
-        responses, references = ([pair[place] for pair in pairs] for place in (0, 1))
-        values = list(self.function(responses, references, **columns))
-        if len(values) != len(pairs):
-            raise ValueError(f"it returned {len(values)} values for {len(pairs)} responses")
+    def _values(self, items: Sequence[Item]) -> list[Any]:
+        """Of items with one reference each."""
+        names = [name for name in (*self.required, *self.optional) if all(name in item.columns for item in items)]
+        if not self.batch:
+            return [self.function(*item[:2], **{name: item.columns[name] for name in names}) for item in items]
+        columns = {name: [item.columns[name] for item in items] for name in names}
+        returned = self.function([item.response for item in items], [item.reference for item in items], **columns)
+        values = list(returned)
+        if len(values) != len(items):
+            raise ValueError(f"it returned {len(values)} values for {len(items)} responses")
         return values
 
-    def _given(self, pairs: Sequence[Item]) -> list[str]:
-        """Names of its parameters that all of them have."""
-        return [name for name in (*self.required, *self.optional) if all(name in pair.columns for pair in pairs)]
+
+def _singles(item: Item) -> list[Item]:
+    """The item with each of its references."""
+    references = [item.reference] if isinstance(item.reference, str) else item.reference
+    return [item._replace(reference=reference) for reference in references]
 
 
-def _best(values: Sequence[Any]) -> Any:
+def best(values: Sequence[Any]) -> Any:
+    """The highest of what a reward function returned of one answer and each of its references."""
     return values[0] if len(values) == 1 else max(values, key=float)
 
 
