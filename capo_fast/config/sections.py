@@ -216,7 +216,7 @@ class RewardConfig:
     format_bonus: NonNegativeFloat = 0.0
     r"""Added to the token reward where the response has a \boxed{} answer; must stay below C - P."""
     workers: MayChange[PositiveInt] = 1
-    """Processes per rank that check answers."""
+    """Processes per rank, for each reward function, that check answers."""
     timeout_s: MayChange[PositiveFloat] = 5.0
     """Deadline of one call of a reward function, seconds: for one answer, or for all that it is given in lists. A
     time-out is counted, and the rollout is left out of training."""

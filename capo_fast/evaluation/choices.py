@@ -7,16 +7,48 @@ from collections.abc import Sequence
 from random import Random
 from string import ascii_uppercase
 
-from capo_fast.verify.extract import extract_answer
+from capo_fast.verify.extract import boxed_answer, outside_thinking, tagged_answer
+from capo_fast.verify.unicode_maths import latex_of
 
 MOST = len(ascii_uppercase)
 INSTRUCTION = "Put the letter of the right choice within \\boxed{}."
 
-_WRAPPING = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf)|mbox)\s*\{|[{}$*`\"'\u201c\u201d]|\\[()\[\], ]")
-_PHRASE = re.compile(r"\b(?:answer|choice|option|letter)\s*(?:is|would be|must be|:)\s*:?", re.IGNORECASE)
-_LETTER = re.compile(r"(?:(?:option|choice|letter|answer)\s+)?(?P<open>[(\[]?)(?P<letter>[A-Z])(?P<rest>.*)", re.DOTALL)
+_WRAPPING = re.compile(
+    r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf)|mbox)\s*\{|[{}$*`\"'\u201c\u201d]|\\[()\[\], ]|(?<!\w)_|_(?!\w)"
+)
+_WORD = r"(?i:option|choice|letter|answer)"
+_PHRASE = re.compile(
+    rf"\b{_WORD}\s*(?:(?i:is|would be|must be|should be)\b|[:=-])\s*:?(?!\s*(?:not|in)?(?:correct|right|wrong)\b)"
+)
+_LETTER = re.compile(
+    rf"(?:(?P<word>{_WORD})[\s:]+)?(?P<open>[(\[]?)(?P<letter>[A-Z]|(?<=[(\[\s:])[a-z])(?![A-Za-z])(?P<rest>.*)",
+    re.DOTALL,
+)
 _ANOTHER = re.compile(r"[)\]]?\s*(?:,|/|&|\bor\b|\band\b)\s*(?:and|or)?\s*[(\[]?[A-Z](?![\w'])")
-_IN_BRACKETS = re.compile(r"\(([A-Z])\)")
+_ONE = rf"(?:\b{_WORD}\s+)?[(\[]?\b[A-Z]\b[)\].]?"
+_SOME = rf"{_ONE}(?:\s*(?:,|,?\s*(?:and|or|nor))\s*{_ONE}){{0,8}}"
+_ARE_NOT = (
+    r"(?:is|are|was|were|would be|seems?)\s+(?:(?:all|both|also|clearly|just|simply) ){0,3}"
+    r"(?:not|incorrect|wrong|false|out|ruled|eliminated|impossible|excluded|too|never)\b"
+    r"|(?:isn|aren|can|won|doesn|don).?t\b|cannot\b|fails?\b"
+)
+_NOT = (
+    r"not|isn.?t|rather than|instead of|neither|nor|can(?:not|.?t) be|eliminates?|rules? out|exclud\w+|reject\w*|unlike"
+)
+_REJECTED = re.compile(rf"{_SOME}\s*,?\s*(?:{_ARE_NOT})[^,.;]*|\b(?i:{_NOT})\s+(?:by\s+)?{_SOME}")
+_AFFIRMED = re.compile(
+    r"[(\[]?\b(?P<first>[A-Z])\b[)\].]?\s+(?:is|must be|would be|seems)\s+(?:clearly |indeed |therefore |thus )?"
+    r"(?:the\s+)?(?:only\s+|most likely\s+)?(?:correct|right|best|true|answer|one)\b"
+    r"|\b(?i:so|thus|therefore|hence|choose|pick|select|chose|is|be|but|:),?\s+(?:(?i:option|choice|it is|its)\s+)?"
+    r"[(\[]?(?P<last>[A-Z])[)\]]?\s*[.!]*\s*\Z"
+)
+_SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z(\[])|\n")
+_MENTIONED = re.compile(
+    r"[(\[](?P<inside>[A-Z])[)\]]|(?<![\w'(\[])(?:(?P<alone>[B-HJ-Z])(?![\w'])"
+    r"|(?P<article>[AI])(?=[).:,;]|\s*\Z|\s*(?:or\b|and\b|/|&)\s*[(\[]?[A-Z]\b))"
+)
+_MOST_CHARS = 500
+"""Of a clause that is looked at; what the expressions above cost grows faster than its length."""
 
 
 def shuffled(count: int, seed: int) -> tuple[int, ...]:
@@ -44,29 +76,47 @@ def shown_question(question: str, choices: Sequence[str]) -> str:
 def read_choice(text: str, choices: Sequence[str]) -> int | None:
     r"""The place (from 0) of the choice that an answer names among those shown; None where it can't be read.
 
-    Looked at in turn: the last `\boxed{}`, what follows the last "answer is" or "answer:", the last line. Each may be
-    a letter, a letter with its text, or the text of one choice. Two letters, or one beyond the choices, are none.
+    Looked at in turn: the last `\boxed{}`, `<answer>`, what follows the last "answer is" or "answer:", the last sentence
+    that names a letter. Each may be a letter, a letter with its text, or the text of one choice. A letter that is said
+    to be wrong is not named. Two letters, or one beyond the choices, are none.
 
     >>> [read_choice(text, ["3", "2"]) for text in (r"so \boxed{\text{B}}.", "The answer is (A) 3", "2", "A or B")]
     [1, 0, 1, None]
     """
-    clauses = [(extract_answer(text) or "") if "boxed" in text or "fbox" in text else "", *_clauses(text)]
-    for clause in clauses:
-        if (place := _named(_plain(clause), choices)) is not None:
+    text = outside_thinking(text)
+    for clause in filter(None, (boxed_answer(text), tagged_answer(text), _stated(text))):
+        clause = _plain(clause[:_MOST_CHARS])
+        if (place := _named(_without_rejected(clause), choices)) is not None:
             return place
-    return _mentioned(_plain(clauses[-1]), choices)
+        if _MENTIONED.search(clause):
+            return _mentioned(clause, choices)
+    line = _plain(text.strip().rpartition("\n")[2][-_MOST_CHARS:])
+    return _named(line, choices) if _alone(line) else _concluded(line, choices)
 
 
-def _clauses(text: str) -> list[str]:
-    """What follows the last "answer is" on its line, and the last line."""
+def _stated(text: str) -> str:
+    """What follows the last "answer is", on its line or the next."""
     phrases = list(_PHRASE.finditer(text))
-    stated = text[phrases[-1].end() :].lstrip(" \t*").partition("\n")[0] if phrases else ""
-    return [stated, text.strip().rpartition("\n")[2]]
+    return text[phrases[-1].end() :].lstrip(" \t\n*").partition("\n")[0] if phrases else ""
 
 
 def _plain(clause: str) -> str:
     """The clause without fonts, emphasis, quotes and dollars."""
-    return _WRAPPING.sub("", clause.strip()).strip()
+    return _WRAPPING.sub("", latex_of(clause.strip())).strip()
+
+
+def _without_rejected(clause: str) -> str:
+    return " ".join(_REJECTED.sub(" ", clause).split()).removeprefix("but ")
+
+
+def _alone(line: str) -> bool:
+    """Whether a line is a letter, or a letter and its text."""
+    if len(line.strip("()[].,:;! ")) == 1:
+        return True
+    match = _LETTER.match(line)
+    if match is None or _REJECTED.match(line) or not re.match(r"[)\].:]|\s*\Z", match["rest"]):
+        return False
+    return _MENTIONED.search(match["rest"]) is None
 
 
 def _named(clause: str, choices: Sequence[str]) -> int | None:
@@ -82,13 +132,27 @@ def _named(clause: str, choices: Sequence[str]) -> int | None:
     if match is None or _ANOTHER.match(match["rest"]):
         return None
     # A bare letter before a word may be an article or a pronoun.
-    separated = r"[)\].:,;]|\s*$" if match["letter"] in "AI" and not match["open"] else r"[)\].:,;\s]|$"
-    return _place(match["letter"], choices) if re.match(separated, match["rest"]) else None
+    article = match["letter"].upper() in "AI" and not match["open"] and not match["word"]
+    separated = r"[)\].:,;]|\s*$" if article else r"[)\].:,;\s]|$"
+    return _place(match["letter"].upper(), choices) if re.match(separated, match["rest"]) else None
+
+
+def _concluded(line: str, choices: Sequence[str]) -> int | None:
+    """The choice of the last sentence that names one."""
+    for sentence in reversed(_SENTENCES.split(line)):
+        sentence = _without_rejected(sentence)
+        affirmed = {match["first"] or match["last"] for match in _AFFIRMED.finditer(sentence)}
+        if affirmed:
+            return _place(affirmed.pop(), choices) if len(affirmed) == 1 else None
+        if _MENTIONED.search(sentence):
+            return _mentioned(sentence, choices)
+    return _mentioned(line, choices)
 
 
 def _mentioned(line: str, choices: Sequence[str]) -> int | None:
-    """The one choice that a line mentions, by its letter in brackets or by its text."""
-    letters = set(_IN_BRACKETS.findall(line))
+    """The one choice that a line mentions, by its letter or by its text."""
+    line = _without_rejected(line)
+    letters = {match["inside"] or match["alone"] or match["article"] for match in _MENTIONED.finditer(line)}
     if letters:
         return _place(letters.pop(), choices) if len(letters) == 1 else None
     seen = f" {_norm(line)} "

@@ -82,7 +82,7 @@ def check_attempts(
     free = [attempt for attempt in mine if not attempt.question.choices]
     verdicts = pool.check([_item(attempt.question, answers[attempt.name]) for attempt in free])
     checked = [
-        (attempt.name, _free_form(attempt.question, answers[attempt.name].text, verdict))
+        (attempt.name, _free_form(attempt.question, answers[attempt.name], verdict))
         for attempt, verdict in zip(free, verdicts, strict=True)
     ]
     checked += [(a.name, _choice(a, answers[a.name].text)) for a in mine if a.question.choices]
@@ -94,8 +94,8 @@ def _item(question: Question, answer: Answer) -> Item:
     return Item(answer.text, question.answer, always)
 
 
-def _free_form(question: Question, text: str, verdict: Verdict) -> Checked:
-    vote = extract_answer(text)
+def _free_form(question: Question, answer: Answer, verdict: Verdict) -> Checked:
+    vote = extract_answer(answer.text, truncated=not answer.finished)
     if verdict is not None and float(verdict) < 1.0 and question.tolerance is not None and vote is not None:
         verdict = _close(vote, question.answer, question.tolerance) or verdict
     return Checked(verdict, vote)

@@ -31,6 +31,7 @@ RESPONSES = ("response", "text", "pred", "prediction", "solution", "output", "co
 REFERENCES = ("reference", "answer", "ref", "gold", "target", "ground_truth")
 BLOCK = 1_000
 """Answers that the workers are given at a time."""
+USAGE = "capo verify ANSWER REFERENCE | FILE | RUN"
 WIDTH = 48
 """Characters of an answer in a line."""
 JUDGE, EXPLAIN = "capo_fast.verify.answers:judge", "capo_fast.verify.explain:stages"
@@ -41,7 +42,8 @@ class Asked:
     """One answer to be judged."""
 
     where: str
-    item: Item
+    items: tuple[Item, ...]
+    """One for each right answer."""
     recorded: float | None = None
     """The verdict that a rollout's line has."""
 
@@ -74,24 +76,29 @@ def _usual(row: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _asked(where: str, row: Mapping[str, Any], fields: Fields) -> Asked:
-    assert fields.response is not None and fields.reference is not None
-    response = _text(where, row, fields.response, "--response-field")
-    reference = _text(where, row, fields.reference, "--reference-field")
-    truncated = row.get("truncated") is True or row.get("stop_reason") == "length"
-    recorded = row.get("outcome")
-    return Asked(
-        where,
-        Item(response, reference, {"truncated": truncated}),
-        float(recorded) if isinstance(recorded, int | float) else None,
+    response, given = (
+        _field(where, row, field, flag)
+        for field, flag in ((fields.response, "--response-field"), (fields.reference, "--reference-field"))
     )
+    truncated = row.get("truncated") is True or row.get("stop_reason") == "length"
+    references = given if isinstance(given, list) and given else [given]
+    items = tuple(
+        Item(_text(where, response, fields.response), _text(where, each, fields.reference), {"truncated": truncated})
+        for each in references
+    )
+    recorded = row.get("outcome")
+    return Asked(where, items, float(recorded) if isinstance(recorded, int | float) else None)
 
 
-def _text(where: str, row: Mapping[str, Any], field: str, flag: str) -> str:
+def _field(where: str, row: Mapping[str, Any], field: str | None, flag: str) -> Any:
     if field not in row:
         raise ConfigError(f"{where}: no field {field!r} ({flag}); found {', '.join(map(repr, row)) or 'no fields'}")
-    value = row[field]
+    return row[field]
+
+
+def _text(where: str, value: Any, field: str | None) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(f"{where}: field {field!r} ({flag}): found {value!r:.80}, wanted text or a number")
+        raise ConfigError(f"{where}: field {field!r}: found {value!r:.80}, wanted text or a number")
     return str(value)
 
 
@@ -99,22 +106,19 @@ def judged(asked: Iterable[Asked], pool: VerifierPool) -> Iterator[tuple[Asked, 
     """Each answer with what the verifier says of it, as a line of `--out` has it."""
     every = iter(asked)
     while block := list(islice(every, BLOCK)):
-        for each, found in zip(block, pool.check([one.item for one in block]), strict=True):
-            yield each, verdict_row(each, found)
+        found = iter(pool.check([item for each in block for item in each.items]))
+        for each in block:
+            yield each, verdict_row(each, [next(found) for _ in each.items])
 
 
-def verdict_row(asked: Asked, found: Any) -> dict[str, Any]:
-    """`found` is a Judgement, or None where there was none in time."""
-    row = {
-        "where": asked.where,
-        "answer": None,
-        "reference": asked.item.reference,
-        "verdict": "timed out",
-        "rule": None,
-    }
-    if found is not None:
-        row |= {"answer": found.answer, "reference": found.reference, "rule": found.rule}
-        row["verdict"] = "right" if found.equal else "wrong"
+def verdict_row(asked: Asked, found: Sequence[Any]) -> dict[str, Any]:
+    """`found` is a Judgement for each right answer, or None where there was none in time."""
+    best = next((each for each in found if each is not None and each.equal), found[0])
+    row = {"where": asked.where, "answer": None, "reference": asked.items[0].reference}
+    row |= {"verdict": "timed out", "rule": None}
+    if best is not None:
+        row |= {"answer": best.answer, "reference": best.reference, "rule": best.rule}
+        row["verdict"] = "right" if best.equal else "wrong"
     return row if asked.recorded is None else row | {"recorded": asked.recorded}
 
 
@@ -123,7 +127,7 @@ def verify_pair(response: str, reference: str, truncated: bool, explain: bool, r
     item = Item(response, reference, {"truncated": truncated})
     with _pool(reward, EXPLAIN if explain else JUDGE) as pool:
         (found,) = pool.check([item])
-    stages = found if explain and found is not None else list(verdict_row(Asked("", item), found).items())[1:]
+    stages = found if explain and found is not None else list(verdict_row(Asked("", (item,)), [found]).items())[1:]
     for name, text in stages:
         print(f"{name:<12} {'none' if text is None else one_line(text, 400)}")
     return int(found is None)
@@ -173,7 +177,7 @@ def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
     files = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
     reward = build_config(*map(read_file, files[:1]), layer).reward
     if reward.fn != RewardConfig().fn:
-        print(f"reward.fn is {reward.fn}; what follows is the rule verifier's word", file=sys.stderr)
+        print(f"reward.fn is {reward.fn}; these are the rule verifier's verdicts", file=sys.stderr)
     return reward
 
 
@@ -183,8 +187,8 @@ class _Flags(argparse.ArgumentParser):
 
 
 def work(argv: Sequence[str]) -> int:
-    flags = _Flags("capo verify", description="What the rule verifier says of answers, and by which rule.")
-    flags.add_argument("what", nargs="+", metavar="FILE | RUN | ANSWER REFERENCE", help="rows, a run, or one pair")
+    flags = _Flags("capo verify", f"{USAGE} [arguments]", "What the rule verifier says of answers, and by which rule.")
+    flags.add_argument("what", nargs="*", metavar="...", help="one response and its reference; rows; or a run's folder")
     flags.add_argument("--explain", action="store_true", help="of one pair: every stage from the text to the verdict")
     flags.add_argument("--truncated", action="store_true", help="of one pair: the length limit cut the response")
     flags.add_argument("--response-field", help=f"field of a row's response (default: {', '.join(RESPONSES)})")
@@ -201,7 +205,7 @@ def work(argv: Sequence[str]) -> int:
             return _file(Path(path).expanduser(), options, layer)
         case [response, reference]:
             return verify_pair(response, reference, options.truncated, options.explain, settings_of(None, layer))
-    raise ConfigError(f"found {len(texts)} arguments, wanted a file, a run's folder, or an answer and a reference")
+    raise ConfigError(f"found {len(texts)} arguments, wanted {USAGE}")
 
 
 def _file(path: Path, options: argparse.Namespace, layer: Mapping[str, Any]) -> int:

@@ -60,15 +60,15 @@ class RunLog:
         self.recorder.write_rollouts(step, map(rollout_row, batch.sampled))
         self.console.step(step, metrics)
         if self.progress.failed_steps >= self.config.reward.max_failed_steps:
-            raise VerifierError(self._no_verdict(len(batch.sampled)))
+            raise VerifierError(self._no_verdict())
 
-    def _no_verdict(self, answers: int) -> str:
-        reward, steps = self.config.reward, self.progress.failed_steps
-        rollouts = self.folder.path / "rollouts" / f"{self.progress.step:06d}.jsonl.gz"
+    def _no_verdict(self) -> str:
+        reward, step, failed = self.config.reward, self.progress.step, self.progress.failed_steps
+        steps = f"step {step}" if failed == 1 else f"steps {step - failed + 1} to {step}"
         return (
-            f"step {self.progress.step}: none of {answers} answers got a verdict, as in {steps} steps in a row "
-            f"(reward.max_failed_steps: {reward.max_failed_steps}); look at {', '.join((reward.fn, *reward.also))}, "
-            f"reward.timeout_s ({reward.timeout_s:g} s), reward.memory_limit and {rollouts}"
+            f"{steps}: no answer got a verdict (reward.max_failed_steps: {reward.max_failed_steps}); look at "
+            f"{', '.join((reward.fn, *reward.also))}, reward.timeout_s ({reward.timeout_s:g}), reward.memory_limit and "
+            f"{self.folder.path / 'rollouts' / f'{step:06d}.jsonl.gz'}"
         )
 
     def evaluation_due(self) -> bool:

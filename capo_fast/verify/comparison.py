@@ -89,9 +89,7 @@ class _Comparison(NamedTuple):
 
     def _equations(self, a: str, b: str) -> Verdict | None:
         """An equation's last member, where its first one is a name or a computation."""
-        if self._listed(a) or self._listed(b):
-            return None
-        ours, theirs = members(a), members(b)
+        ours, theirs = ([each] if self._listed(each) else members(each) for each in (a, b))
         if len(ours) == len(theirs) == 1:
             return None
         if len(ours) > 1 and len(theirs) > 1:
@@ -103,15 +101,19 @@ class _Comparison(NamedTuple):
     def _two_equations(self, ours: list[str], theirs: list[str]) -> Verdict | None:
         if _key(ours[0]) == _key(theirs[0]):
             return self.verdict(ours[-1], theirs[-1])
-        if all(_NAME.fullmatch(each[0]) for each in (ours, theirs)) and not words(ours[0] + theirs[0]):
+        if all(_NAME.fullmatch(each[0]) for each in (ours, theirs)) and not words(ours[0]) and not words(theirs[0]):
             same = _bare_name(ours[0]) == _bare_name(theirs[0]) and self.same(ours[-1], theirs[-1])
             return (same, "equation") if same or self.same(ours[-1], theirs[-1]) else None
-        if number(ours[-1]) and number(theirs[-1]) and all(not re.search(r"[a-z]", _no_commands(each[0])) for each in (ours, theirs)):
+        if (
+            number(ours[-1])
+            and number(theirs[-1])
+            and all(not re.search(r"[a-z]", _no_commands(each[0])) for each in (ours, theirs))
+        ):
             return self.verdict(ours[-1], theirs[-1])
         return None
 
     def _listed(self, text: str) -> bool:
-        return parts(text, self.thousands).kind != "one"
+        return parts(text, self.thousands).kind == "list"
 
     def _parts(self, a: str, b: str) -> Verdict | None:
         """Lists, sets, tuples and intervals, part by part; None where both are one."""
@@ -119,22 +121,35 @@ class _Comparison(NamedTuple):
         kinds = {ours.kind, theirs.kind}
         if kinds == {"one"}:
             return None
-        if "one" in kinds and (_RELATION.search(a + b) or "\\cup" in a + b or "\\setminus" in a + b or "\\mathbb" in a + b):
+        if "one" in kinds and (
+            _RELATION.search(a + b) or "\\cup" in a + b or "\\setminus" in a + b or "\\mathbb" in a + b
+        ):
             return None  # an interval may be written as an inequality
         if kinds <= {"one", "list", "set"}:
-            return self._same_set(ours.items, theirs.items), "list"
+            return self._same_set(ours.items, theirs.items, "set" in kinds), "list"
         if "set" in kinds or len(ours.items) != len(theirs.items) or (len(kinds) == 2 and kinds != {"list", "()"}):
             return False, "tuple"
         return all(self.same(x, y) for x, y in zip(ours.items, theirs.items, strict=True)), "tuple"
 
-    def _same_set(self, ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
-        """Whether each has its equal on the other side; in order, where one side names different unknowns."""
-        if len(ours) == len(theirs) and _names(ours) != _names(theirs) and max(len(_names(ours)), len(_names(theirs))) > 1:
+    def _same_set(self, ours: tuple[str, ...], theirs: tuple[str, ...], is_set: bool) -> bool:
+        """Whether each has its equal on the other side; in order, where one side names different unknowns.
+
+        A list that gives an answer twice wants it twice: a double root. One that repeats itself is not wrong for it.
+        """
+        if len(ours) < len(theirs) and not is_set:
+            return False
+        if (
+            len(ours) == len(theirs)
+            and _names(ours) != _names(theirs)
+            and max(len(_names(ours)), len(_names(theirs))) > 1
+        ):
             return all(self.same(x, y) for x, y in zip(ours, theirs, strict=True))
         if max(len(ours), len(theirs)) > 50:
             return sorted(map(_key, ours)) == sorted(map(_key, theirs))
         table = [[self.same(x, y) for y in theirs] for x in ours]
-        return all(map(any, table)) and all(map(any, zip(*table, strict=True)))
+        return all(map(any, table)) and (
+            _each_its_own(table) if not is_set else all(map(any, zip(*table, strict=True)))
+        )
 
     def _leaf(self, a: str, b: str) -> Verdict:
         """Two answers of one part: without their units; in words; else what Math-Verify says."""
@@ -144,10 +159,10 @@ class _Comparison(NamedTuple):
         if (unit or other) and (x, y) != (a, b):
             return self.verdict(x, y)
         ours, theirs = words(a), words(b)
-        if ours or theirs:
-            anagram = len(ours) == len(theirs) == 1 and sorted(ours[0]) == sorted(theirs[0])
-            if not anagram:
-                return bool(ours and theirs) and same_phrase(a, b), "words"
+        if ours and theirs and same_phrase(a, b):
+            return True, "words"
+        if (ours or theirs) and not (len(ours) == len(theirs) == 1 and sorted(ours[0]) == sorted(theirs[0])):
+            return False, "words"  # letters in another order may be a product
         if _NOT_BOTH.match(a) and number(b) or _NOT_BOTH.match(b) and number(a):
             return False, "no number"
         if explodes(a) or explodes(b):
@@ -157,7 +172,18 @@ class _Comparison(NamedTuple):
         return same_value(a, b, self.conventions.tolerance)
 
 
-_NOT_BOTH = re.compile(r"[A-Za-z]\Z")
+def _each_its_own(table: list[list[bool]]) -> bool:
+    """Whether every column can have a line of its own in which it is true."""
+    free = set(range(len(table)))
+    for column in zip(*table, strict=True):
+        line = next((i for i in sorted(free) if column[i]), None)
+        if line is None:
+            return False
+        free.remove(line)
+    return True
+
+
+_NOT_BOTH = re.compile(r"[A-DF-Za-df-z]\Z")
 
 
 @lru_cache(maxsize=8192)

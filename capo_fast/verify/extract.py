@@ -23,13 +23,14 @@ _THOUGHT_ENDS, _THOUGHT_STARTS = re.compile(rf"</{_THOUGHT}", re.IGNORECASE), re
 _TAGS = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
 _BRACES = re.compile(r"\\+(?P<box>boxed|fbox|framebox)\s*(?:\{|(?P<bare>\d))|\\.|[{}]", re.DOTALL)
 _DECORATION = re.compile(r"\\(?:text|mathrm)\s*\{|\\q?quad(?![a-z])|\\[][()!,;: ]|[}$\s]+")
-_JOINS_BOXES = re.compile(r"(?:[a-z]+ ){0,3}(?:[,;]|,? ?and|,? ?or)(?: [\w]{1,8} ?=)? ?", re.IGNORECASE)
+_JOINS_BOXES = re.compile(r"(?:\(?[a-z]+\)? ){0,4}(?:[,;]|,? ?and|,? ?or)(?: [\w]{1,8} ?=)? ?", re.IGNORECASE)
 _MARK = re.compile(r"(?<!#)####(?!#)")
 _EMPHASIS = re.compile(r"(?<![\w*)}])(\*{1,3}|__|`)(?=[^\s*`])([^\n*`]{1,200}?)(?<=\S)\1(?![\w*])")
 _ANSWER_IS = re.compile(
-    r"\banswers?(?:\s+(?:to|for|of)\s[^.\n:=]{0,80}?)?\s*(?:\b(?:is|are|would be|must be|should be)\b|=|:)\s*:?",
+    r"(?:\b(?:the\s+)?(?:final|correct|right)\s+)?\banswers?(?:\s+(?:to|for|of)\s[^.\n:=]{0,80}?)?\s*(?:\b(?:is|are|would be|must be|should be)\b|=|:)\s*:?",
     re.IGNORECASE,
 )
+_HOPED = re.compile(r"final answer is:?\s*([^\n]{1,300}?)\.?\s+I hope it is correct", re.IGNORECASE)
 _NO_ANSWER = re.compile(r"(?:not |in)?(?:correct|right)\b|wrong\b|unclear\b|unknown\b", re.IGNORECASE)
 _LEADS = re.compile(
     r"(?:(?:therefore|thus|hence|then|simply|just|exactly|only|about|approximately|also|clearly|now|indeed|equal to|given by"
@@ -54,9 +55,9 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
     >>> extract_answer("so 2 + 3 = 5 and the", truncated=True) is None
     True
     """
-    text = _THOUGHT_STARTS.split(_THOUGHT_ENDS.split(text)[-1])[0]
-    if boxed := boxed_answer(text):
-        return boxed
+    text = outside_thinking(text)
+    if final := _marked_final(text):
+        return final
     if truncated:
         return None
     text = _EMPHASIS.sub(r"\2", latex_of(text))
@@ -66,16 +67,33 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
     return None
 
 
+def outside_thinking(text: str) -> str:
+    """What follows the last thought, up to one that isn't closed."""
+    return _THOUGHT_STARTS.split(_THOUGHT_ENDS.split(text)[-1])[0]
+
+
+def tagged_answer(text: str) -> str | None:
+    """What is in the last `<answer>` that holds something."""
+    parts = [_TAGS[1].split(part)[0].strip() for part in _TAGS[0].split(text)[1:]]
+    return next(filter(None, reversed(parts)), None)
+
+
 def reference_answer(text: str) -> str:
     r"""The answer that a reference is: all of it, unless it is a solution with a box or GSM8K's `####`.
 
     >>> [reference_answer(text) for text in ("2xy + 100", "3 out of 5", r"so \boxed{2}", "1+1=2\n#### 2")]
     ['2xy + 100', '3 out of 5', '2', '2']
     """
-    if boxed := boxed_answer(text):
-        return boxed
-    before, mark, after = text.rpartition("####")
+    if final := _marked_final(text):
+        return final
+    _, mark, after = text.rpartition("####")
     return (after if mark and after.strip() else text).strip()
+
+
+def _marked_final(text: str) -> str | None:
+    """What the last box holds, or after it Minerva's "the final answer is ... I hope it is correct"."""
+    hoped = _HOPED.findall(text[text.rfind("\\boxed") + 1 :])
+    return (bare(hoped[-1]) or hoped[-1]) if hoped else boxed_answer(text)
 
 
 def boxed_answer(text: str) -> str | None:
@@ -114,11 +132,7 @@ def _joined(between: str) -> bool:
 
 
 def _tagged(text: str) -> str | None:
-    """What is in the last `<answer>` that holds something."""
-    for part in reversed(_TAGS[0].split(text)[1:]):
-        if content := _TAGS[1].split(part)[0].strip():
-            return _stated(content)
-    return None
+    return _stated(content) if (content := tagged_answer(text)) else None
 
 
 def _marked(text: str) -> str | None:

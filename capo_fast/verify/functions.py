@@ -4,7 +4,8 @@
     def reward(response, reference, *, level, truncated): ...   and what these names say of its problem's row
     def reward(responses, references, *, level): ...            many answers in lists -> a list
 
-The first two parameters are given by position, the others by name. One without a default has to be there.
+The first two parameters are given by position, the others by name. One without a default has to be there. Arguments by
+name are those of TRL's reward functions and of the rubrics of verifiers, where a plural name asks for lists as well.
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ def _same_clock(a: Any, b: Any, same: Same) -> bool | None:
 
 # ---- congruences ----
 
-_MODULUS = re.compile(r"\(?\s*\\(?:pmod|bmod|mod|pod)(?![a-z])\s*(\{[^{}]*\}|\S+?)\s*\)?\Z|\(?\s*\bmod(?:ulo)?\b\s*([^()]*?)\s*\)?\Z")
+_MODULUS = re.compile(
+    r"\(?\s*\\(?:pmod|bmod|mod|pod)(?![a-z])\s*(\{[^{}]*\}|\S+?)\s*\)?\Z|\(?\s*\bmod(?:ulo)?\b\s*([^()]*?)\s*\)?\Z"
+)
 
 
 def _congruence(text: str) -> tuple[str, str, str] | None:
@@ -60,15 +62,16 @@ def _congruence(text: str) -> tuple[str, str, str] | None:
     """
     match = _MODULUS.search(text)
     if match is None:
-        return None
+        return ("", text, "") if number(text) else None
     *left, right = re.split(r"\\equiv(?![a-z])|=", text[: match.start()])
     return "=".join(left).strip(), right.strip(" ,"), (match[1] or match[2]).strip("{} ")
 
 
 def _same_congruence(a: Any, b: Any, same: Same) -> bool | None:
     if a is None or b is None:
-        left, _, _ = a or b
-        return None if not left and b is None else False
+        return False if (a or b)[2] else None
+    if not (a[2] and b[2]):  # 9 (mod 11) is the number 9 with a remark, x = 9 (mod 11) is many numbers
+        return None if a[2] == b[2] else not a[0] and not b[0] and same(a[1], b[1])
     (left, x, modulus), (other, y, other_modulus) = a, b
     if not same(modulus, other_modulus) or (left and other and not same(left, other)):
         return False
@@ -80,7 +83,11 @@ def _same_congruence(a: Any, b: Any, same: Same) -> bool | None:
 
 
 def _residues(text: str) -> set[Any] | None:
-    pieces = [sign + text.removeprefix("\\pm").strip() for sign in "+-"] if text.startswith("\\pm") else re.split(r",|\bor\b|\band\b", text)
+    pieces = (
+        [sign + text.removeprefix("\\pm").strip() for sign in "+-"]
+        if text.startswith("\\pm")
+        else re.split(r",|\bor\b|\band\b", text)
+    )
     values = [number(piece.strip().lstrip("+")) for piece in pieces if piece.strip()]
     return None if None in values else {each.value for each in values if each}
 
@@ -159,7 +166,9 @@ def _same_ratio(a: Any, b: Any, same: Same) -> bool | None:
 
 # ---- several quantities ----
 
-_QUANTITY = re.compile(r"(-?[\d.,]*\d(?:\\frac\{\d+\}\{\d+\})?|\\frac\{\d+\}\{\d+\})\s*((?:(?!and\b)[A-Za-z]++\.?\s*+)++|['\"])\s*(?:,?\s*and\b|,|\s)?\s*")
+_QUANTITY = re.compile(
+    r"(-?[\d.,]*\d(?:\\frac\{\d+\}\{\d+\})?|\\frac\{\d+\}\{\d+\})\s*((?:(?!and\b)[A-Za-z]++\.?\s*+)++|['\"])\s*(?:,?\s*and\b|,|\s)?\s*"
+)
 _UNITS = {
     spelling: name
     for name, spellings in {
@@ -196,13 +205,22 @@ def _same_quantities(a: Any, b: Any, same: Same) -> bool | None:
 # ---- derivatives ----
 
 
-def _primes(text: str) -> int | None:
-    """How many primes: Math-Verify drops them, and f'(x) is not f(x)."""
-    return text.count("'") + text.count("\\prime") or None
+_DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)(?![a-z])|\\d?dot(?![a-z])")
 
 
-def _same_primes(a: Any, b: Any, same: Same) -> bool | None:
-    return None if a == b else False
+def _derivatives(text: str) -> tuple[int, int] | None:
+    r"""How many primes, and other marks of a derivative.
+
+    Math-Verify drops primes, and works out \frac{dv}{dt} to 0: f'(x) is not f(x).
+    """
+    marks = text.count("'") + text.count("\\prime"), len(_DERIVATIVE.findall(text))
+    return marks if any(marks) else None
+
+
+def _same_derivatives(a: Any, b: Any, same: Same) -> bool | None:
+    if a is None or b is None:
+        return False
+    return None if a == b or (a[0] == 0) != (b[0] == 0) else False
 
 
 GUARDS = (
@@ -212,7 +230,7 @@ GUARDS = (
     Guard("guard: dots", _dotted, _same_dotted),
     Guard("guard: several quantities", _quantities, _same_quantities),
     Guard("guard: ratio", _ratio, _same_ratio),
-    Guard("guard: derivative", _primes, _same_primes),
+    Guard("guard: derivative", _derivatives, _same_derivatives),
 )
 
 
@@ -223,4 +241,3 @@ def guarded(a: str, b: str, same: Same) -> tuple[bool, str] | None:
         if (x is not None or y is not None) and (decision := guard.decide(x, y, same)) is not None:
             return decision, guard.name
     return None
-

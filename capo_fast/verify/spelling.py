@@ -13,7 +13,9 @@ from fractions import Fraction
 from capo_fast.verify.parts import closing
 from capo_fast.verify.unicode_maths import latex_of
 
-_TEXT = r"(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|operatorname\*?)"
+_TEXT = (
+    r"(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|operatorname\*?)"
+)
 _NAMES = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|max|min|gcd|lcm"
 _TRIG = r"\\(sin|cos|tan|cot|sec|csc)(\^\{?\d\}?)?"
 _DEGREE = r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z])|\bdeg(?:rees?)?\b)"
@@ -62,10 +64,12 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
     (what, re.compile(pattern), replacement)
     for what, pattern, replacement in [
         ("a command's doubled backslash", r"\\\\(?=(?:d?frac|sqrt|text|pi|left|right|cdot|times|boxed|infty)\b)", r"\\"),
-        ("layout", r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\\!|\\(?:display|text|script)style(?![a-z])|\\limits(?![a-z])", ""),
+        ("layout", r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\s*\\!\s*|\\(?:display|text|script)style(?![a-z])|\\limits(?![a-z])", ""),
+        ("colons", r"\\colon(?![a-z])|\\mathbin\s*\{\s*:\s*\}", ":"),
+        ("quotes", r"\A\s*(?:\\?\"|``)(.*?)(?:\\?\"|'')\s*\Z", r"\1"),
         ("layout", r"\\(?:hspace|vspace|phantom|hphantom|label|tag)\*?\s*\{[^{}]*\}|\\phantom(?![a-z])", ""),
         ("a comma in braces", r"\{\s*,\s*\}", ","),
-        ("spaces", r"\\(?:[,;:>\s]|q?quad(?![a-z])|enspace(?![a-z])|thinspace(?![a-z]))|~|\s+", " "),
+        ("spaces", r"(?<!\\)\\(?:[,;:>\s]|q?quad(?![a-z])|enspace(?![a-z])|thinspace(?![a-z]))|~|\s+", " "),
         ("old fonts", r"\{\s*\\(?:rm|bf|it|cal)\s+([^{}]*)\}", r"\\text{\1}"),
         ("percent", r"\\?%|(?<=[\d}) ])\s*(?:\\%|\b(?:percent(?:age)?(?: points?)?|pct)\b\.?)", r"\\%"),
         ("percent in a font", rf"\\{_TEXT}\s*\{{\s*(?:\\%|percent(?:age)?|pct)\s*\}}", r"\\%"),
@@ -121,11 +125,13 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
         ("approximations", r"\A\s*(?:\\(?:approx|sim|simeq)(?![a-z])|(?:approx(?:imately)?|about|roughly|circa)\b\.?)", ""),
         ("plain braces", r"\A\s*\{([^{}]*,[^{}]*)\}\s*\Z", r"\\{\1\\}"),
         ("set builders", r"\A\s*\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R)\s*)?[|:]\s*(?=.*\1)(.*)\\\}\s*\Z", r"\2"),
+        ("plain braces", r"(\\in(?![a-z])|=)\s*\{([^{}]*,[^{}]*)\}\s*\Z", r"\1\\{\2\\}"),
         ("membership", r"\A\s*[a-z]\s*\\in(?![a-z])\s*(?=\\[{m]|[(\[])", ""),
         ("numbers in words", r"(?<=\d)\s*(thousand|million|billion|trillion)\b", lambda m: rf"\cdot 10^{{{_SCALES[m[1]]}}}"),
+        ("numbers in words", r"(?<=\d)\s*dozen\b", r"\\cdot 12"),
         ("signs", r"(?<![\w)}\]])([-+])\s+(?=[\d\\.])", r"\1"),
         ("a leading plus", r"\A\s*\+(?=\s*[\d\\.])", ""),
-        ("ends", r"\A[\s,;]+|[\s,;:.!?]+\Z|(?<!\\)\\\Z", ""),
+        ("ends", r"\A[\s,;]+|[\s,;:.?]+\Z|(?<!\\)\\\Z", ""),
         ("spaces", r"\s+", " "),
     ]
 ]  # fmt: skip

@@ -16,13 +16,18 @@ import math_verify
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify.grader import should_treat_as_complex
-from sympy import Expr, Float, Rational, S, UnevaluatedExpr  # type: ignore[import-untyped]
+from sympy import Expr, Float, I, MatrixBase, Rational, S, Set, UnevaluatedExpr, Union  # type: ignore[import-untyped]
 
 # It warns that its own time limits are off: they rest on signal.alarm, which fails off the main thread.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _SPELLING = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
 _READING = ConversionConfig(lowercase_symbols=False)
+_OR = re.compile(r"(?:,\s*)?(?<![A-Za-z\\])or(?![A-Za-z])")
+_IMAGINARY = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)i(?![A-Za-z_])")
+_DERIVATIVE = re.compile(
+    r"\\frac\s*\{\s*d\s*(?:\^\{?(\d)\}?)?\s*([A-Za-z])(?:_\{?\w\}?)?\s*\}\s*\{\s*d\s*([A-Za-z])[^{}]*\}"
+)
 _DIGITS = 50
 _POINTS = (Rational(7, 5), Rational(19, 11), Rational(23, 13), Rational(31, 17), Rational(43, 19), Rational(9, 7))
 
@@ -47,18 +52,24 @@ def same_value(answer: str, reference: str, tolerance: float) -> tuple[bool, str
 @lru_cache(maxsize=4096)
 def parsed(answer: str) -> Any:
     """The SymPy object that an answer is; raises what the libraries raise."""
-    latex = normalize_latex(answer, _SPELLING)
-    return latex2sympy(
-        latex,
-        is_real=not should_treat_as_complex(latex),
-        convert_degrees=False,
-        normalization_config=None,
-        conversion_config=_READING,
+    pieces = _OR.split(answer) if _OR.search(answer) else []
+    if len(pieces) > 1:
+        return Union(*(piece if isinstance(piece, Set) else piece.as_set() for piece in map(parsed, pieces)))
+    latex = _DERIVATIVE.sub(r" D_{\1\2\3}", normalize_latex(answer, _SPELLING))
+    is_complex = should_treat_as_complex(latex) or _IMAGINARY.search(latex) is not None
+    value = latex2sympy(
+        latex, is_real=not is_complex, convert_degrees=False, normalization_config=None, conversion_config=_READING
     )
+    if is_complex and isinstance(value, Expr) and "_{i" not in latex:
+        return value.subs({symbol: I for symbol in value.free_symbols if symbol.name == "i"})
+    return value
 
 
 def _sure(a: Any, b: Any, tolerance: float) -> bool | None:
     """What two expressions' values settle: constants always, formulas where they differ; None for the rest."""
+    if isinstance(a, MatrixBase) and isinstance(b, MatrixBase) and a.shape == b.shape:
+        elements = [_sure(x, y, tolerance) for x, y in zip(a.flat(), b.flat(), strict=True)]
+        return None if None in elements else all(elements)
     if not all(isinstance(x, Expr) and not x.has(UnevaluatedExpr) for x in (a, b)):
         return None
     if a.free_symbols or b.free_symbols:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_FUNCTIONS = "lcm gcd max min det rank tr dim ker arg sgn deg mod erf var cov adj diag span inf sup lim sinh cosh tanh".split()
+_FUNCTIONS = (
+    "lcm gcd max min det rank tr dim ker arg sgn deg mod erf var cov adj diag span inf sup lim sinh cosh tanh".split()
+)
 _SHORT_UNITS = set(
     "mm cm dm km nm pm um in ft yd mi lb oz kg mg hr kJ kW Hz Pa ms ns eV ml mL cc pc ly sq cu gm rs AU dB".split()
 )
@@ -12,17 +14,18 @@ _LETTER_UNITS = "mgshLlJNWVAKCF"
 _SHORT_WORDS = (
     "the and for not all one two six ten yes odd any how its who was are has man men day way win red tie pen box cup egg toy "
     "hot big old new low top bob amy tom sam may sun mon tue wed thu fri sat no or if is of at to an by on so it be as am up "
-    "out per cow dog cat pig hen ant bee car bus cat min sec mph kph rpm mol gal rad pts ton"
+    "out per cow dog cat pig hen ant bee car bus cat usd eur gbp cny jpy inr min sec mph kph rpm mol gal rad pts ton"
 ).split()
 _WORD = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{2,}(?![A-Za-z])")
 _TAIL = re.compile(
-    r"(?:(?P<word>(?<![\\A-Za-z])[A-Za-z]{2,}\.?)|(?<=[\s/.])(?P<letter>[A-Za-z]))(?P<power>\s*\^\s*\{?\s*-?\d\s*\}?)?"
+    r"(?:(?P<word>(?<![\\A-Za-z])[A-Za-z]{2,}\.?)|(?P<letter>(?<=[\s/.])[A-Za-z]|(?<=\d)m(?=\s*\^)))(?P<power>\s*\^\s*\{?\s*-?\d\s*\}?)?"
     r"(?P<join>[\s).,]*)\Z"
 )
 _JOIN = re.compile(r"(?:\s*(?:/|\\cdot|-)\s*|\(\s*)\Z")
 _NUMERIC = re.compile(r"(?:\\(?:frac|sqrt|pi|cdot|times)(?![a-z])|[-+*/^.,\d\s{}()]|[a-z](?![a-z]))*")
+_MATHS = re.compile(r"[\d\\]|\A[b-hj-z]\Z")
 _QUALIFIERS = set(
-    "or if except not no when where unless for all every any at least most than between until with without modulo base and "
+    "or if except not no when where unless for all every at least most than between until with without modulo base and "
     "out is are was has does do even odd only to from in of because since exactly".split()
 )
 _OPPOSITES = [
@@ -37,6 +40,7 @@ _OPPOSITES = [
     ).split("|")
 ]
 _ARTICLES = {"the", "a", "an", "is", "are", "there", "it"}
+_RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne)(?![a-z])")
 _TOKEN = re.compile(r"\\?[A-Za-z]+|\d+(?:\.\d+)?|[^\s\w.,;:!?'\"{}()$]", re.ASCII)
 _MAX_UNIT_WORDS = 5
 
@@ -44,7 +48,7 @@ _MAX_UNIT_WORDS = 5
 def words(text: str) -> list[str]:
     """The words of an answer that are no names of functions and no product of two or three letters, in lower case."""
     found = [match[0] for match in _WORD.finditer(text)]
-    return [word.lower() for word in found if _is_word(word)]
+    return [word.lower() for word in found if _is_word(word) and not (word in ("and", "or") and _RELATION.search(text))]
 
 
 def _is_word(word: str) -> bool:
@@ -60,10 +64,13 @@ def without_unit(text: str) -> tuple[str, tuple[str, ...]]:
     (('12', ('cm',)), ('72', ('red', 'cards')), ('2 or more', ()), ('2x', ()))
     """
     rest, unit = text.strip(), []
-    while len(unit) < _MAX_UNIT_WORDS and (tail := _TAIL.search(rest)) and _may_be_unit(rest[: tail.start()], tail, unit):
+    while (
+        len(unit) < _MAX_UNIT_WORDS and (tail := _TAIL.search(rest)) and _may_be_unit(rest[: tail.start()], tail, unit)
+    ):
         unit.insert(0, (tail["word"] or tail["letter"]).rstrip(".").lower())
         rest = _JOIN.sub("", rest[: tail.start()].rstrip()).rstrip()
-    if not unit or not rest or words(rest) or _QUALIFIERS & set(unit):
+    qualified = _QUALIFIERS & set(unit[:-1] if unit[-1:] == ["in"] else unit)
+    if not unit or qualified or words(rest) or not _MATHS.search(rest):
         return text, ()
     return rest, tuple(unit)
 
@@ -71,6 +78,8 @@ def without_unit(text: str) -> tuple[str, tuple[str, ...]]:
 def _may_be_unit(before: str, tail: re.Match[str], unit: list[str]) -> bool:
     if tail["word"]:
         return bool(before.strip()) and (_is_word(tail["word"].rstrip(".")) or before.endswith("/"))
+    if tail["letter"] == "m" and tail["power"] and re.search(r"\d\Z", before):
+        return True
     if tail["letter"] == "m" and re.fullmatch(r"[a-z]\s", before):
         return True
     in_a_unit = before.rstrip().endswith("/") and bool(re.search(r"[A-Za-z]\s*/\s*\Z", before))

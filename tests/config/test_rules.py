@@ -104,6 +104,16 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
             "endpoint.url: found host:8000/v1, wanted the server's address",
         ),
         ({"reward__fn": "no_function"}, "wanted package.module:function"),
+        (
+            {"reward__also": ("m:f", "nothing"), "reward__weights": (1.0, 1.0)},
+            "reward.also: found 'nothing', wanted pack",
+        ),
+        (
+            {"reward__also": ("m:f", "n:f"), "reward__weights": (1.0, 1.0)},
+            "reward.also: found f twice, wanted functions",
+        ),
+        ({"reward__also": ("m:f",)}, "reward.weights: found 0, wanted one for each function of reward.also (1)"),
+        ({"reward__memory_limit": 0}, "reward.memory_limit: found 0, wanted number > 0 | none"),
         ({"rollout__top_k": 0}, "-1 (off) or at least 1"),
     ],
 )

@@ -50,14 +50,15 @@ def test_the_rows_of_a_file_are_judged_and_written(tmp_path, capsys):
         {"mine": r"\boxed{5}", "theirs": 5},
         {"mine": "\x1b[2J\\boxed{\n\x1b6}", "theirs": "5"},
         {"mine": "5", "theirs": "5", "truncated": True},
+        {"mine": "5", "theirs": ["4", "5"]},
     ]
     path, out = written(tmp_path / "a.jsonl", *rows), tmp_path / "out.jsonl"
     fields = ("--response-field", "mine", "--reference-field", "theirs")
     status, text, _ = verify(capsys, path, *fields, "--out", out)
     found = [json.loads(line) for line in out.read_text().splitlines()]
-    assert status == 0 and [row["verdict"] for row in found] == ["right", "wrong", "wrong"]
-    assert [row["answer"] for row in found] == ["5", "\x1b6", None]
-    assert text.splitlines()[-1].startswith("3 answers: 1 right, 2 wrong, 0 timed out; by rule: ")
+    assert status == 0 and [row["verdict"] for row in found] == ["right", "wrong", "wrong", "right"]
+    assert [row["answer"] for row in found] == ["5", "\x1b6", None, "5"]
+    assert text.splitlines()[-1].startswith("4 answers: 2 right, 2 wrong, 0 timed out; by rule: ")
     assert "\x1b" not in text and r"\x1b6 | 5" in text
 
 
@@ -84,9 +85,9 @@ def test_what_is_not_judged_in_time_is_said(tmp_path, capsys, monkeypatch):
     ("words", "says"),
     [
         (("no/such.jsonl",), "no/such.jsonl: no file of answers and no run's folder"),
-        (("a", "b", "c"), "found 3 arguments, wanted a file"),
+        (("a", "b", "c"), "found 3 arguments, wanted capo verify ANSWER REFERENCE | FILE | RUN"),
         (("{rows}", "--response-field", "pred"), "line 1: no field 'pred' (--response-field); found 'text', 'answer'"),
-        (("{rows}",), "field 'answer' (--reference-field): found None, wanted text or a number"),
+        (("{rows}",), "line 1: field 'answer': found None, wanted text or a number"),
         (("{rows}", "--explain"), "--explain and --truncated are of one pair"),
         (("a", "b", "--reward.tolerence", "1"), "did you mean reward.tolerance?"),
         (("a", "b", "--out"), "expected one argument"),

@@ -97,6 +97,13 @@ def test_an_entry_counts_the_tokens_of_each_step():
     assert (found["tokens"], found["advantages"], found["step"]) == ([4, 1], [0.1235, -1.0], 9)
 
 
+def test_an_entry_has_the_answer_that_was_found_and_an_older_run_none():
+    each = row(0, 1.0, (0,), (0.5,), [critique(1)])
+    assert entry(each | {"extracted": "7"}, 9, "right-flagged")["extracted"] == "7"
+    del each["extracted"]
+    assert entry(each, 9, "right-flagged")["extracted"] is None
+
+
 sizes = st.lists(st.integers(1, 60), max_size=40)
 
 
