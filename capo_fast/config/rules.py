@@ -8,20 +8,19 @@ the file says of a critic.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from operator import attrgetter
 
+from capo_fast.config import learning_rules as learning
+from capo_fast.config.learning_rules import Rules
 from capo_fast.config.schema import Config, EndpointConfig
 from capo_fast.config.settings import SETTINGS
 from capo_fast.errors import ConfigError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 """Of OpenAI's client, between the tries of a request."""
-
-Rules = Iterator[tuple[bool, str]]
-"""Pairs (is it broken, what to say then)."""
 
 
 @dataclass(frozen=True)
@@ -183,96 +182,7 @@ def _longest_s(endpoint: EndpointConfig) -> float:
     return (endpoint.retries + 1) * endpoint.timeout_s + sum(pauses)
 
 
-# ---- credit and the loss ----
-
-
-def _lora(config: Config) -> Rules:
-    targets = config.lora.targets
-    yield not targets, "lora.targets: found none, wanted the names of linear layers"
-    yield not all(map(str.strip, targets)), f"lora.targets: found an empty name in {','.join(targets)!r}"
-    yield (
-        (config.policy.dtype, config.engine.dtype) == ("bfloat16", "float32"),
-        "policy.dtype: found bfloat16 with lora.rank and engine.dtype: float32, wanted float32: else the engine's base "
-        "is not the one that the adapter is trained on",
-    )
-
-
-def _process(config: Config) -> Rules:
-    outcome, process = config.credit.outcome_weight, config.credit.process_weight
-    yield (
-        outcome <= process and not config.credit.allow_process_dominance,
-        f"credit.process_weight: found P = {process:g} with C = {outcome:g} (credit.outcome_weight), wanted C > P: "
-        "else a right answer by a wrong step no longer beats a wrong answer by sound steps, and the policy learns "
-        "long, easy steps while accuracy falls; credit.allow_process_dominance: true accepts that",
-    )
-
-
-def _bonus(config: Config) -> Rules:
-    bonus, room = config.reward.format_bonus, config.credit.outcome_weight
-    name = "C"
-    if config.has_critic:
-        room, name = room - config.credit.process_weight, "C - P"
-    yield (
-        0 < bonus >= room,
-        f"reward.format_bonus: found {bonus:g}, wanted less than {name} = {room:g}: "
-        "else the format outweighs the answer",
-    )
-
-
-def _ppo(config: Config) -> Rules:
-    loss = config.loss
-    yield (
-        loss.dual_clip is not None and loss.dual_clip <= 1 + loss.clip_high,
-        f"loss.dual_clip: found {loss.dual_clip}, wanted none or more than 1 + loss.clip_high = {1 + loss.clip_high:g}",
-    )
-
-
-def _importance(config: Config) -> Rules:
-    loss = config.loss
-    yield (
-        config.policy.old == "rollout" and config.has_old_logprobs,
-        f"loss.is_mode: found {loss.is_mode}, wanted none with policy.old: rollout, where the ratio to the engine's "
-        "log-probs is the loss's own ratio already",
-    )
-    yield (
-        loss.is_mode == "mask" and loss.is_high < loss.is_low,
-        f"loss.is_high: found {loss.is_high}, wanted at least loss.is_low ({loss.is_low})",
-    )
-
-
-def _reads_engine_logprobs(config: Config) -> bool:
-    return config.loss.is_mode is not None or (config.policy.old == "rollout" and config.has_old_logprobs)
-
-
-def _engine_logprobs(config: Config) -> Rules:
-    rollout, is_mode = config.rollout, config.loss.is_mode
-    reader = "policy.old: rollout" if is_mode is None else f"loss.is_mode: {is_mode}"
-    for key, found, off in (("top_p", rollout.top_p, 1), ("top_k", rollout.top_k, -1)):
-        yield (
-            found != off,
-            f"rollout.{key}: found {found:g}, wanted {off} with {reader}: the engine's log-probs are normalised over "
-            "the tokens that sampling keeps, the trainer's over all, and their ratio would compare the two",
-        )
-
-
-# ---- training ----
-
-
-def _train(config: Config) -> Rules:
-    train, rollout = config.train, config.rollout
-    yield (
-        train.minibatches > rollout.prompts,
-        f"train.minibatches: found {train.minibatches}, wanted at most rollout.prompts ({rollout.prompts}): "
-        "groups are dealt whole",
-    )
-
-
-def _penalty(config: Config) -> Rules:
-    buffer, longest = config.train.overlong_buffer, config.rollout.max_tokens
-    yield (
-        buffer > longest,
-        f"train.overlong_buffer: found {buffer}, wanted at most rollout.max_tokens ({longest})",
-    )
+# ---- evaluation, and the parts ----
 
 
 def _no_rules(config: Config) -> Rules:
@@ -299,14 +209,14 @@ PARTS = {
     "address": Part(_always, _address),
     "server": Part(lambda c: c.asks_server, _server, SERVER),
     "patience": Part(lambda c: c.asks_server, _patience),
-    "lora": Part(lambda c: c.lora.rank > 0, _lora, ("lora.alpha",)),
-    "process": Part(lambda c: c.credit.process == "steps", _process),
-    "bonus": Part(_always, _bonus),
-    "ppo": Part(lambda c: c.loss.objective == "ppo", _ppo, ("loss.clip_low", "loss.dual_clip")),
-    "importance": Part(lambda c: c.loss.is_mode is not None, _importance, ("loss.is_high",)),
-    "engine's log-probs": Part(_reads_engine_logprobs, _engine_logprobs),
-    "train": Part(_always, _train),
-    "penalty": Part(lambda c: c.train.truncated == "penalise", _penalty),
+    "lora": Part(lambda c: c.lora.rank > 0, learning.lora, ("lora.alpha",)),
+    "process": Part(lambda c: c.credit.process == "steps", learning.process),
+    "bonus": Part(_always, learning.bonus),
+    "ppo": Part(lambda c: c.loss.objective == "ppo", learning.ppo, ("loss.clip_low", "loss.dual_clip")),
+    "importance": Part(lambda c: c.loss.is_mode is not None, learning.importance, ("loss.is_high",)),
+    "engine's log-probs": Part(learning.reads_engine_logprobs, learning.engine_logprobs),
+    "train": Part(_always, learning.train),
+    "penalty": Part(lambda c: c.train.truncated == "penalise", learning.penalty),
     "rounds": Part(lambda c: c.train.dynamic_sampling, _no_rules, ("train.max_rounds",)),
     "eval": Part(lambda c: bool(c.eval.path), _eval, ("eval.n", "eval.top_p", "eval.limit")),
 }
