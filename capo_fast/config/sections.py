@@ -56,7 +56,8 @@ class PolicyConfig:
     """Recompute each decoder layer in the backward pass to save memory."""
     old: Literal["trainer", "rollout"] = "trainer"
     """Old log-probs when a batch gets several updates: a forward pass before the first, or the engine's own. The
-    engine's are those it sampled from: with top-p or top-k they are normalised over the nucleus."""
+    engine's are those it sampled from, and want rollout.top_p and rollout.top_k off, which normalise over fewer tokens.
+    """
 
 
 @dataclass(frozen=True, config=STRICT)

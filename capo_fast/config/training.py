@@ -44,7 +44,8 @@ class LossConfig:
     entropy_coef: NonNegativeFloat = 0.0
     """Weight of the entropy bonus."""
     is_mode: Literal["truncate", "mask"] | None = None
-    """Importance sampling against the engine's own log-probs: truncate or mask the weight; None: off."""
+    """Importance sampling against the engine's own log-probs: truncate or mask the weight; None: off.
+    Wants rollout.top_p and rollout.top_k off."""
     is_level: Literal["token", "sequence"] = "token"
     """That weight by token or by sequence."""
     is_low: NonNegativeFloat = 0.0

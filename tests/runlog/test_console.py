@@ -272,6 +272,12 @@ def test_a_given_standard_error_wins():
     assert "0.860 +- 0.001" in shown(console)
 
 
+def test_the_rate_of_one_problem_has_no_error(tmp_path):
+    console = lines()
+    console.finish(SUMMARY | {"heldout_problems": 1, "pass@1_after": 1.0, "pass@1_after_stderr": math.nan}, tmp_path)
+    assert " 1.000 " in shown(console) and "nan" not in shown(console)
+
+
 @pytest.mark.parametrize("wall", [0.0, 3.0])
 def test_nothing_measured_says_so(wall):
     console = lines()
