@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.config.arguments import read_arguments
 from capo_fast.config.load import build_config, read_file
+from capo_fast.config.paths import path_argument, resolve_path
 from capo_fast.config.schema import RewardConfig
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.runtime.files import json_line, replacing
@@ -193,7 +194,7 @@ def work(argv: Sequence[str]) -> int:
     flags.add_argument("--truncated", action="store_true", help="of one pair: the length limit cut the response")
     flags.add_argument("--response-field", help=f"field of a row's response (default: {', '.join(RESPONSES)})")
     flags.add_argument("--reference-field", help=f"field of its reference (default: {', '.join(REFERENCES)})")
-    flags.add_argument("--out", type=Path, help="JSONL file of all verdicts")
+    flags.add_argument("--out", type=path_argument, help="JSONL file of all verdicts")
     flags.epilog = "and the settings of `reward`: --reward.tolerance, --reward.percent, --reward.timeout_s, ..."
     # What begins with one dash is an answer: argparse takes a word with a space in it for no flag.
     words = [f" {word}" if re.match(r"-[^-]", word) and word != "-h" else word for word in argv]
@@ -202,7 +203,7 @@ def work(argv: Sequence[str]) -> int:
     texts = [text.removeprefix(" ") if text.startswith(" -") else text for text in options.what]
     match texts:
         case [path]:
-            return _file(Path(path).expanduser(), options, layer)
+            return _file(resolve_path(path), options, layer)
         case [response, reference]:
             return verify_pair(response, reference, options.truncated, options.explain, settings_of(None, layer))
     raise ConfigError(f"found {len(texts)} arguments, wanted {USAGE}")
