@@ -21,7 +21,7 @@ from capo_fast.verify.unicode_maths import latex_of
 _THOUGHT = r"(?:think|thinking|thought|reasoning)>"
 _THOUGHT_ENDS, _THOUGHT_STARTS = re.compile(rf"</{_THOUGHT}", re.IGNORECASE), re.compile(rf"<{_THOUGHT}", re.IGNORECASE)
 _TAGS = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
-_BRACES = re.compile(r"\\+(?P<box>boxed|fbox|framebox)\s*(?:\{|(?P<bare>\d))|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"\\\\?(?P<box>boxed|fbox|framebox)\s*(?:\{|(?P<bare>\d))|\\.|[{}]", re.DOTALL)
 _DECORATION = re.compile(r"\\(?:text|mathrm)\s*\{|\\q?quad(?![a-z])|\\[][()!,;: ]|[}$\s]+")
 _JOINS_BOXES = re.compile(r"(?:\(?[a-z]+\)? ){0,4}(?:[,;]|,? ?and|,? ?or)(?: [\w]{1,8} ?=)? ?", re.IGNORECASE)
 _MARK = re.compile(r"(?<!#)####(?!#)")
