@@ -202,6 +202,26 @@ def _same_quantities(a: Any, b: Any, same: Same) -> bool | None:
     return bool(a == b)
 
 
+# ---- angles and triangles ----
+
+_FIGURE = re.compile(r"\\(angle|triangle)(?![a-z])\s*\{?\s*([A-Z])\s*([A-Z])\s*([A-Z])\s*\}?")
+
+
+def _figure(text: str) -> tuple[str, str, frozenset[str]] | None:
+    r"""An angle by its vertex and legs, a triangle by its corners.
+
+    Math-Verify multiplies the letters, so that \angle ABC would be \angle ACB.
+    """
+    match = _FIGURE.fullmatch(text.strip())
+    if match is None:
+        return None
+    return match[1], match[3] if match[1] == "angle" else "", frozenset(match.groups()[1:])
+
+
+def _same_figure(a: Any, b: Any, same: Same) -> bool | None:
+    return bool(a == b)
+
+
 # ---- derivatives ----
 
 
@@ -230,6 +250,7 @@ GUARDS = (
     Guard("guard: dots", _dotted, _same_dotted),
     Guard("guard: several quantities", _quantities, _same_quantities),
     Guard("guard: ratio", _ratio, _same_ratio),
+    Guard("guard: angle or triangle", _figure, _same_figure),
     Guard("guard: derivative", _derivatives, _same_derivatives),
 )
 

@@ -20,6 +20,7 @@ _NAMES = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|max|min|gcd|lcm"
 _TRIG = r"\\(sin|cos|tan|cot|sec|csc)(\^\{?\d\}?)?"
 _DEGREE = r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z])|\bdeg(?:rees?)?\b)"
 _DECIMAL = r"\d*\.\d+|\d+"
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "twelve": 12}
 _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _Replacement = str | Callable[[re.Match[str]], str]
 
@@ -65,12 +66,14 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
     for what, pattern, replacement in [
         ("a command's doubled backslash", r"\\\\(?=(?:d?frac|sqrt|text|pi|left|right|cdot|times|boxed|infty)\b)", r"\\"),
         ("layout", r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\s*\\!\s*|\\(?:display|text|script)style(?![a-z])|\\limits(?![a-z])", ""),
+        ("colours and lines", r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\(?:underline|uline|cancel)(?=\s*\{)", ""),
         ("colons", r"\\colon(?![a-z])|\\mathbin\s*\{\s*:\s*\}", ":"),
         ("quotes", r"\A\s*(?:\\?\"|``)(.*?)(?:\\?\"|'')\s*\Z", r"\1"),
         ("layout", r"\\(?:hspace|vspace|phantom|hphantom|label|tag)\*?\s*\{[^{}]*\}|\\phantom(?![a-z])", ""),
         ("a comma in braces", r"\{\s*,\s*\}", ","),
         ("spaces", r"(?<!\\)\\(?:[,;:>\s]|q?quad(?![a-z])|enspace(?![a-z])|thinspace(?![a-z]))|~|\s+", " "),
         ("old fonts", r"\{\s*\\(?:rm|bf|it|cal)\s+([^{}]*)\}", r"\\text{\1}"),
+        ("old fonts", r"\\(?:rm|bf|it|sf|tt)(?![a-z])", " "),
         ("percent", r"\\?%|(?<=[\d}) ])\s*(?:\\%|\b(?:percent(?:age)?(?: points?)?|pct)\b\.?)", r"\\%"),
         ("percent in a font", rf"\\{_TEXT}\s*\{{\s*(?:\\%|percent(?:age)?|pct)\s*\}}", r"\\%"),
         ("ordinals", rf"(?<=\d)(?:\^\s*\{{?\s*)?(?:\\{_TEXT}\s*\{{\s*)?(?:st|nd|rd|th)\b\s*\}}?\}}?(?=\s*\Z)", ""),
@@ -80,9 +83,15 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
         ("maths delimiters", r"\\[][()]", " "),
         ("fractions", r"\\[dtc]frac(?![a-z])", r"\\frac"),
         ("binomials", r"\\[dt]binom(?![a-z])", r"\\binom"),
+        ("bare binomials", r"\\binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}"),
+        ("binomials", r"\{\s*([^{}]+?)\s*\\choose\s*([^{}]+?)\s*\}", r"\\binom{\1}{\2}"),
         ("over", r"\{\s*([^{}]+?)\s*\\over\s*([^{}]+?)\s*\}", r"\\frac{\1}{\2}"),
         ("bare fractions", r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})", lambda m: rf"\frac{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}"),
         ("bare roots", r"\\sqrt\s*(\d|[A-Za-z])(?![\w{])", r"\\sqrt{\1}"),
+        ("number sets", r"\\mathbb\s*([A-Z])(?![a-z])", r"\\mathbb{\1}"),
+        ("number sets", r"\A\s*(?:the set of )?(?:all )?real numbers\s*\Z", r"\\mathbb{R}"),
+        ("bases", r"_\s*\{?\s*(two|three|four|five|six|seven|eight|nine|twelve)\s*\}?\s*\Z", lambda m: f"_{{{_BASES[m[1]]}}}"),
+        ("logarithms", r"\\lg(?![a-z])", r"\\log_{10}"),
         ("comparisons", r"\\leq(?:q|slant)?(?![a-z])|<=|=<", r"\\le "),
         ("comparisons", r"\\geq(?:q|slant)?(?![a-z])|>=", r"\\ge "),
         ("comparisons", r"\\neq(?![a-z])|!=|\\not\s*=", r"\\ne "),
@@ -113,6 +122,7 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
         ("products", r"(?<=[\w)}])\s*\*\s*(?=[\w(\\{-])", r" \\cdot "),
         ("powers", r"\^\s*(-?\d{2,}|-\d)(?![\d.])", r"^{\1}"),
         ("scientific notation", r"(?<![\w.}])(\d+\.?\d*|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\cdot 10^{\2}"),
+        ("times", r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\cdot "),
         ("times", r"\\times(?![a-z])", r"\\cdot "),
         ("thousands", r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d/])", lambda m: m[1].replace(" ", "")),
         ("mixed numbers", r"(?<![\d.}/])(\d+) (\d+)/(\d+)(?![\d/.])", _mixed),

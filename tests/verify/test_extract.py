@@ -111,7 +111,20 @@ def test_a_reference_is_an_answer(text: str, answer: str) -> None:
 
 def test_long_texts_take_linear_time() -> None:
     """A quadratic expression would take minutes."""
-    pieces = ["answer is ", "<think>", "<answer>", "**a", "`a", "#### ", "$1 and ", r"\(", "not 1 but ", "1 and ", "\\", "√½²"]
+    pieces = [
+        "answer is ",
+        "<think>",
+        "<answer>",
+        "**a",
+        "`a",
+        "#### ",
+        "$1 and ",
+        r"\(",
+        "not 1 but ",
+        "1 and ",
+        "\\",
+        "√½²",
+    ]
     for text in [*HOSTILE_ANSWERS, *(piece * 20_000 for piece in pieces)]:
         extract_answer(text)
         reference_answer(text)
