@@ -1,16 +1,16 @@
-"""The verifier measured: accuracy by kind, different answers accepted, references, throughput; Math-Verify alone beside it.
+"""The verifier measured: accuracy by kind, different answers called equal, references, throughput.
 
-    python -m bench.verifier [--data ../shared/data] [--only accuracy references throughput] [--pairs 1000] [--out FOLDER]
+    python -m bench.verifier [--data ../shared/data] [--only accuracy references throughput] [--out FOLDER]
 
-Accuracy: `answers_equal` and bare Math-Verify on `answer_cases.jsonl` by the report that a case is after, on the cases of
-`tests/verify/kinds.jsonl` by kind, and on `answer_equiv.jsonl` by flag. Bare Math-Verify is `parse` and `verify` on the
-whole texts, with the reference in dollars; on `answer_equiv` both, which does best there.
+Accuracy: `answers_equal`, and Math-Verify alone, on `answer_cases.jsonl` by the report that a case is after, on the
+cases of `tests/verify/kinds.jsonl` by kind, and on `answer_equiv.jsonl` by flag. Math-Verify alone is `parse` and
+`verify` on the whole texts, with the reference in dollars; on `answer_equiv` both, which does best there.
 
 References: each of six data sets against its own copy in a box, and against each part of it that a comma or an operator
 outside brackets cuts off, which must be another answer.
 
-Throughput: answers/s through `VerifierPool` with two workers on a training step's mix: groups of rollouts, of which half
-of the answers are distinct. A worker's start-up and first 40 pairs aren't timed.
+Throughput: answers/s through `VerifierPool` with two workers on a training step's mix: groups of rollouts, half of them
+distinct. A worker's start-up and first 40 pairs aren't timed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import re
 import resource
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -39,46 +39,33 @@ from capo_fast.verify.pool import VerifierPool, VerifyTimeout
 Pair = tuple[str, str]
 Equal = Callable[[str, str, float], bool]
 KINDS = {  # of answer_cases.jsonl, by the end of the report's address
-    "Math-Verify/issues/14": "different answers",
-    "Math-Verify/pull/81": "mixed numbers",
-    "Math-Verify/issues/76": "emphasis, Answer:",
-    "ds4/pull/319": "answer is, chains",
-    "verl/pull/7274": "#### as mark and heading",
-    "proeval/pull/19": "signs",
-    "trl/pull/4563": "thinking",
-    "Math-Verify/issues/69": "program spelling",
-    "Math-Verify/issues/67": "percent",
-    "Math-Verify/issues/47": "several answers",
-    "ms-swift/issues/4541": "quantities, named unknowns",
-    "Math-Verify/issues/44": "leading zeros, several boxes",
-    "Math-Verify/issues/48": "decimals and constants",
-    "Math-Verify/issues/26": "equations",
-    "Math-Verify/issues/71": "intervals, inequalities",
-    "OpenThoughts-Agent/pull/129": "unions",
-    "Math-Verify/issues/16": "choices",
-    "ms-swift/pull/10147": "fractions",
-    "Math-Verify/issues/37": "LaTeX's spellings",
-    "OpenRLHF/pull/1285": "other boxes",
-    "slime/pull/2150": "other boxes",
-    "lm-evaluation-harness/pull/4039": "thousands",
-    "CoursIA/pull/12505": "currency in prose",
-    "PortOS/pull/7304": "units",
-    "Skills/issues/1092": "answers in words",
-    "inspect_ai/pull/1716": "Unicode",
+    "Math-Verify/issues/14": "different answers", "Math-Verify/pull/81": "mixed numbers",
+    "Math-Verify/issues/76": "emphasis, Answer:", "ds4/pull/319": "answer is, chains",
+    "verl/pull/7274": "#### as mark and heading", "proeval/pull/19": "signs", "trl/pull/4563": "thinking",
+    "Math-Verify/issues/69": "program spelling", "Math-Verify/issues/67": "percent",
+    "Math-Verify/issues/47": "several answers", "ms-swift/issues/4541": "quantities, named unknowns",
+    "Math-Verify/issues/44": "leading zeros, several boxes", "Math-Verify/issues/48": "decimals and constants",
+    "Math-Verify/issues/26": "equations", "Math-Verify/issues/71": "intervals, inequalities",
+    "OpenThoughts-Agent/pull/129": "unions", "Math-Verify/issues/16": "choices", "ms-swift/pull/10147": "fractions",
+    "Math-Verify/issues/37": "LaTeX's spellings", "OpenRLHF/pull/1285": "other boxes",
+    "slime/pull/2150": "other boxes", "lm-evaluation-harness/pull/4039": "thousands",
+    "CoursIA/pull/12505": "currency in prose", "PortOS/pull/7304": "units",
+    "Skills/issues/1092": "answers in words", "inspect_ai/pull/1716": "Unicode",
     "Math-Verify/issues/2": "matrices, tuples, sets",
-}
+}  # fmt: skip
 DATA_SETS = {
     "MATH": ("math_train7500.jsonl.gz", "math_test5000.jsonl.gz"),
     "Minerva": ("minerva_math.jsonl",),
     "OlympiadBench": ("olympiadbench.jsonl",),
-    "AIME": ("aime24.jsonl", "aime25.jsonl"),
-    "AMC": ("amc23.jsonl",),
+    "AIME, AMC": ("aime24.jsonl", "aime25.jsonl", "amc23.jsonl"),
     "GSM8K": ("gsm8k_train.jsonl.gz", "gsm8k_test.jsonl"),
 }
 OWN_CASES = Path(__file__).parents[1] / "tests" / "verify" / "kinds.jsonl"
-WARM_UP, GROUP = 40, 8
+WARM_UP, GROUP, COUNT = 40, 8, 1000
+WHO = ("capo_fast", "Math-Verify")
+LINE = "- {kind}: `{response:.80}` against `{reference:.80}`: {capo_fast}, labelled {equal}"
 _CUT = re.compile(
-    r",|;|(?<![\^_{(\[,=])[+-]|/|<|>|\b(?:and|or)\b|\\(?:cdot|times|pm|cup|cap|leq?|geq?|text\{ ?(?:and|or) ?\})(?![a-z])"
+    r",|;|(?<![\^_{(\[,=])[+-]|/|<|>|\b(?:and|or)\b|\\(?:cdot|times|pm|cup|cap|leq?|geq?)(?![a-z])|\\text\{ ?(?:and|or) ?\}"
 )
 
 
@@ -97,10 +84,6 @@ def ours(response: str, reference: str, tolerance: float = 0.0) -> bool:
 def bare(response: str, reference: str, tolerance: float = 0.0) -> bool:
     gold, answer = (math_verify.parse(text, parsing_timeout=None) for text in (in_dollars(reference), response))
     return bool(math_verify.verify(gold, answer, timeout_seconds=None))
-
-
-def bare_in_dollars(response: str, reference: str, tolerance: float = 0.0) -> bool:
-    return bare(in_dollars(response), reference)
 
 
 def in_dollars(text: str) -> str:
@@ -135,26 +118,22 @@ def cases(data: Path) -> dict[str, list[dict[str, Any]]]:
 def accuracy(data: Path) -> dict[str, Any]:
     report = {}
     for name, rows in cases(data).items():
-        contenders = {"capo_fast": ours, "Math-Verify": bare_in_dollars if name == "answer_equiv" else bare}
-        report[name] = _by_kind(rows, {label: [verdict(fn, row) for row in rows] for label, fn in contenders.items()})
+        said = {"capo_fast": [verdict(ours, row) for row in rows]}
+        if name == "answer_equiv":
+            rows = [row | {"response": in_dollars(row["response"])} for row in rows]
+        report[name] = _by_kind(rows, said | {"Math-Verify": [verdict(bare, row) for row in rows]})
     return report
 
 
 def _by_kind(rows: Sequence[dict[str, Any]], said: dict[str, list[bool | None]]) -> dict[str, Any]:
-    """Right verdicts of each kind, and by name what was called equal and isn't, or isn't and is."""
-    kinds: dict[str, list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        kinds[row["kind"]].append(i)
-    table = {
-        kind: {"pairs": len(chosen), **{n: sum(v[i] == rows[i]["equal"] for i in chosen) for n, v in said.items()}}
-        for kind, chosen in kinds.items()
-    }
-    wrong = [
-        {key: row[key] for key in ("response", "reference", "equal", "kind")} | {n: v[i] for n, v in said.items()}
-        for i, row in enumerate(rows)
-        if any(v[i] != row["equal"] for v in said.values())
-    ]
-    return {"kinds": table, "wrong": wrong, "different": sum(not row["equal"] for row in rows)}
+    """Right verdicts of each kind, and every row on which one is wrong."""
+    table: dict[str, Counter[str]] = defaultdict(Counter)
+    judged = [row | {who: verdicts[i] for who, verdicts in said.items()} for i, row in enumerate(rows)]
+    for row in judged:
+        table[row["kind"]].update({"pairs": 1, **{who: int(row[who] == row["equal"]) for who in said}})
+    wrong = [row for row in judged if any(row[who] != row["equal"] for who in said)]
+    shown = [{key: row[key] for key in ("kind", "response", "reference", "equal", *said)} for row in wrong]
+    return {"kinds": table, "wrong": shown, "different": sum(not row["equal"] for row in rows)}
 
 
 # ---- references ----
@@ -188,7 +167,7 @@ def parts_of(answer: str) -> Iterator[str]:
 
 
 def step_mix(data: Path, random: Random) -> list[Pair]:
-    """Groups of eight rollouts with one reference, half of them distinct: the right answer, and others of the subject."""
+    """Groups of eight rollouts, half of them distinct: the solution, and others of its subject."""
     maths, groups = rows_of(data / "math_test5000.jsonl.gz"), []
     for row in random.sample(maths, 2000):
         others = random.sample([each for each in maths if each["subject"] == row["subject"]], GROUP // 2 - 1)
@@ -197,15 +176,15 @@ def step_mix(data: Path, random: Random) -> list[Pair]:
     return [pair for group in groups for pair in group]
 
 
-def throughput(data: Path, count: int) -> list[dict[str, float]]:
+def throughput(data: Path) -> list[dict[str, float]]:
     pairs, lines = step_mix(data, Random(0)), []
     with VerifierPool(2) as pool:
         pool.check(pairs[:WARM_UP])
-        for i in range(WARM_UP, WARM_UP + 3 * count, count):
-            before, start, chosen = cpu_seconds(pool), time.perf_counter(), pairs[i : i + count]
-            figures = {"answers": count, "distinct": len(set(chosen)), "timed out": pool.check(chosen).count(None)}
+        for i in range(WARM_UP, WARM_UP + 3 * COUNT, COUNT):
+            before, start, chosen = cpu_seconds(pool), time.perf_counter(), pairs[i : i + COUNT]
+            figures = {"answers": COUNT, "distinct": len(set(chosen)), "timed out": pool.check(chosen).count(None)}
             wall, used = time.perf_counter() - start, cpu_seconds(pool) - before
-            lines.append(figures | {"answers/s": round(count / wall), "answers/CPU s": round(count / used)})
+            lines.append(figures | {"answers/s": round(COUNT / wall), "answers/CPU s": round(COUNT / used)})
     return lines
 
 
@@ -225,44 +204,32 @@ def cpu_seconds(pool: VerifierPool) -> float:
 def markdown(report: dict[str, Any]) -> str:
     parts = ["# The verifier", f"`python -m bench.verifier` on {report['machine']}, {report['versions']}."]
     for name, found in report.get("accuracy", {}).items():
-        names = ("capo_fast", "Math-Verify")
-        kinds = found["kinds"] | {
-            "all": {key: sum(k[key] for k in found["kinds"].values()) for key in ("pairs", *names)}
+        kinds = {
+            **found["kinds"],
+            "all": {key: sum(k[key] for k in found["kinds"].values()) for key in ("pairs", *WHO)},
         }
         rows = [
-            [kind, str(n["pairs"]), *(f"{n[who]} ({n[who] / n['pairs']:.1%})" for who in names)]
+            [kind, str(n["pairs"]), *(f"{n[who]} ({n[who] / n['pairs']:.1%})" for who in WHO)]
             for kind, n in kinds.items()
         ]
-        parts += [f"## Right verdicts on {name}", markdown_table(["kind", "pairs", *names], rows)]
-        for who in names:
-            accepted = [row for row in found["wrong"] if row[who] and not row["equal"]]
-            parts.append(f"{who}: {len(accepted)} of {found['different']} different answers called equal.")
-        parts += [_line(row) for row in found["wrong"] if row["capo_fast"] != row["equal"]]
+        parts += [f"## Right verdicts on {name}", markdown_table(["kind", "pairs", *WHO], rows)]
+        accepted = {who: sum(bool(row[who]) and not row["equal"] for row in found["wrong"]) for who in WHO}
+        parts += [
+            f"{n} of {found['different']} different answers called equal by {who}." for who, n in accepted.items()
+        ]
+        parts += [LINE.format(**row) for row in found["wrong"] if row["capo_fast"] != row["equal"]]
     for name, found in report.get("references", {}).items():
-        parts.append(
-            f"{name}: {found['references']} references, {found['parts']} parts; "
-            + "; ".join(f"{key}: {found[key] or 'none'}" for key in ("not equal to itself", "equal to a part"))
-        )
+        parts.append(f"{name}: " + "; ".join(f"{key}: {value or 'none'}" for key, value in found.items()))
     if "throughput" in report:
         rows = [[str(value) for value in line.values()] for line in report["throughput"]]
         parts += ["## Throughput, two workers", markdown_table(list(report["throughput"][0]), rows)]
     return "\n\n".join(parts) + "\n"
 
 
-def _line(row: dict[str, Any]) -> str:
-    response, reference = (
-        repr(" ".join(row[key].split())[-70:]).replace("`", "'") for key in ("response", "reference")
-    )
-    return f"- `{response}` against `{reference}`: {row['capo_fast']}, labelled {row['equal']} ({row['kind']})"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--pairs", type=int, default=1000, help="in each of three rounds of the throughput")
-    parser.add_argument(
-        "--only", nargs="+", choices=MEASURES, default=list(MEASURES), help="keeps the rest of the report"
-    )
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES), help="keeps the report's rest")
     parser.add_argument("--out", type=Path, default=Path("bench/results/verifier"))
     arguments = parser.parse_args()
     file = arguments.out / "verifier.json"
@@ -270,17 +237,14 @@ def main() -> None:
     packages = versions(("math-verify", "sympy", "latex2sympy2_extended"))
     report["machine"] = f"{os.cpu_count()} cores of {processor()}"
     report["versions"] = ", ".join(f"{name} {number}" for name, number in packages.items())
-    for name in arguments.only:
-        report[name] = (
-            throughput(arguments.data, arguments.pairs) if name == "throughput" else MEASURES[name](arguments.data)
-        )
+    report |= {name: MEASURES[name](arguments.data) for name in arguments.only}
     arguments.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     (arguments.out / "verifier.md").write_text(markdown(report))
     print(markdown(report))
 
 
-MEASURES: dict[str, Callable[..., Any]] = {"accuracy": accuracy, "references": references, "throughput": throughput}
+MEASURES: dict[str, Callable[[Path], Any]] = {"accuracy": accuracy, "references": references, "throughput": throughput}
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Is the final answer right? Math-Verify (the verifier of CAPO), with what it lacks, made safe for text that a policy wrote.
+"""Is the final answer right? Math-Verify (CAPO's verifier) with what it lacks, safe for text that a policy wrote.
 
 `answers_equal` is the verdict on one pair; `pool.VerifierPool` runs it, or a user's own function, in killable workers.
 The module stays light: a worker imports neither torch nor an engine.

@@ -17,13 +17,11 @@ _FORMS = [
     )
 ]
 _BASED = re.compile(r"([0-9A-Za-z]{1,400})\s*_\s*\{?\s*(\d{1,2})\s*\}?", re.ASCII)
-_WORDS = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen twenty".split()
-    )
-}
+_NAMES = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty
+"""
+_WORDS = {word: value for value, word in enumerate(_NAMES.split())}
 
 
 class Number(NamedTuple):

@@ -1,4 +1,4 @@
-"""Mathematics in prose: its formulas, what a sentence begins with, its last number. Every function takes linear time."""
+"""Mathematics in prose: formulas, what a sentence begins with, its last number. All in linear time."""
 
 from __future__ import annotations
 

@@ -22,11 +22,8 @@ _DEGREE = r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z])|\b
 _DECIMAL = r"\d*\.\d+|\d+"
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "twelve": 12}
 _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_RADIANS = r"\\\1\2(\\frac{\3\\pi}{180})"
 _Replacement = str | Callable[[re.Match[str]], str]
-
-
-def _power_of_e(match: re.Match[str]) -> str:
-    return f"e^{{{match[1]}}}"
 
 
 def _repeating(match: re.Match[str]) -> str:
@@ -37,7 +34,7 @@ def _repeating(match: re.Match[str]) -> str:
 
 
 def _repeated(match: re.Match[str]) -> str:
-    """0.1666... : what is repeated is the shortest block that ends the digits twice or more, of three digits or more."""
+    """The fraction that 0.1666... is: the shortest block that ends the digits twice or more is repeated."""
     digits = match[2]
     block = re.search(r"(\d{1,6}?)\1+\Z", digits)
     if block is None or len(block[0]) < 3:
@@ -45,6 +42,10 @@ def _repeated(match: re.Match[str]) -> str:
     fixed = digits[: block.start()]
     nines = int("9" * len(block[1]) + "0" * len(fixed))
     return _as_frac(Fraction(int(match[1] + fixed + block[1]) - int(match[1] + fixed), nines))
+
+
+def _fraction(match: re.Match[str]) -> str:
+    return rf"\frac{{{match[1] or match[2]}}}{{{match[3] or match[4]}}}"
 
 
 def _as_frac(value: Fraction) -> str:
@@ -64,9 +65,11 @@ def _font(match: re.Match[str]) -> str:
 _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
     (what, re.compile(pattern), replacement)
     for what, pattern, replacement in [
-        ("a command's doubled backslash", r"\\\\(?=(?:d?frac|sqrt|text|pi|left|right|cdot|times|boxed|infty)\b)", r"\\"),
-        ("layout", r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\s*\\!\s*|\\(?:display|text|script)style(?![a-z])|\\limits(?![a-z])", ""),
-        ("colours and lines", r"\\(?:textcolor|colorbox)\s*\{[^{}]*\}|\\color\s*\{[^{}]*\}|\\(?:underline|uline|cancel)(?=\s*\{)", ""),
+        ("doubled backslashes", r"\\\\(?=(?:d?frac|sqrt|text|pi|left|right|cdot|times|boxed|infty)\b)", r"\\"),
+        ("layout", r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\s*\\!\s*", ""),
+        ("layout", r"\\(?:(?:display|text|script)style|limits)(?![a-z])", ""),
+        ("colours", r"\\(?:textcolor|colorbox|color)\s*\{[^{}]*\}", ""),
+        ("lines", r"\\(?:underline|uline|cancel)(?=\s*\{)", ""),
         ("colons", r"\\colon(?![a-z])|\\mathbin\s*\{\s*:\s*\}", ":"),
         ("quotes", r"\A\s*(?:\\?\"|``)(.*?)(?:\\?\"|'')\s*\Z", r"\1"),
         ("layout", r"\\(?:hspace|vspace|phantom|hphantom|label|tag)\*?\s*\{[^{}]*\}|\\phantom(?![a-z])", ""),
@@ -86,11 +89,11 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
         ("bare binomials", r"\\binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}"),
         ("binomials", r"\{\s*([^{}]+?)\s*\\choose\s*([^{}]+?)\s*\}", r"\\binom{\1}{\2}"),
         ("over", r"\{\s*([^{}]+?)\s*\\over\s*([^{}]+?)\s*\}", r"\\frac{\1}{\2}"),
-        ("bare fractions", r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})", lambda m: rf"\frac{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}"),
+        ("bare fractions", r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})", _fraction),
         ("bare roots", r"\\sqrt\s*(\d|[A-Za-z])(?![\w{])", r"\\sqrt{\1}"),
         ("number sets", r"\\mathbb\s*([A-Z])(?![a-z])", r"\\mathbb{\1}"),
         ("number sets", r"\A\s*(?:the set of )?(?:all )?real numbers\s*\Z", r"\\mathbb{R}"),
-        ("bases", r"_\s*\{?\s*(two|three|four|five|six|seven|eight|nine|twelve)\s*\}?\s*\Z", lambda m: f"_{{{_BASES[m[1]]}}}"),
+        ("bases", rf"_\s*\{{?\s*({'|'.join(_BASES)})\s*\}}?\s*\Z", lambda m: f"_{{{_BASES[m[1]]}}}"),
         ("logarithms", r"\\lg(?![a-z])", r"\\log_{10}"),
         ("comparisons", r"\\leq(?:q|slant)?(?![a-z])|<=|=<", r"\\le "),
         ("comparisons", r"\\geq(?:q|slant)?(?![a-z])|>=", r"\\ge "),
@@ -103,16 +106,16 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
         ("angle brackets", r"\\langle(?![a-z])|\\lparen(?![a-z])", "("),
         ("angle brackets", r"\\rangle(?![a-z])|\\rparen(?![a-z])", ")"),
         ("bars", r"\\[lr]?vert(?![a-z])|\\mid(?![a-z])", "|"),
-        ("the empty set", r"\\varnothing(?![a-z])|\\phi(?=\s*\Z)(?<=\A\\phi)|\A\s*\\\{\s*\\\}\s*\Z", r"\\emptyset "),
+        ("the empty set", r"\\varnothing(?![a-z])|\A\s*\\\{\s*\\\}\s*\Z", r"\\emptyset "),
         ("Greek variants", r"\\var(epsilon|phi|theta|rho|sigma|pi)(?![a-z])", r"\\\1 "),
         ("complements", r"\\(?:backslash|smallsetminus)(?![a-z])", r"\\setminus "),
         ("dots", r"\\(?:dots[cbmio]?|ldots|cdots)(?![a-z])|\.\.\.+", r"\\ldots "),
         ("repeating decimals", r"(\d+)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?", _repeating),
         ("repeating decimals", r"(\d+)\.(\d*)\((\d+)\)", _repeating),
         ("repeating decimals", r"(\d+)\.(\d{3,30})\s*\\ldots(?![a-z])", _repeated),
-        ("segments", r"\\(?:overline|overrightarrow|overleftrightarrow|widehat|overarc)\s*\{\s*([A-Z]{2,})\s*\}", r"\1"),
-        ("trigonometry in degrees", rf"{_TRIG}\s*[({{]\s*(-?(?:{_DECIMAL})){_DEGREE}\s*[)}}]", r"\\\1\2(\\frac{\3\\pi}{180})"),
-        ("trigonometry in degrees", rf"{_TRIG}\s*(-?(?:{_DECIMAL})){_DEGREE}", r"\\\1\2(\\frac{\3\\pi}{180})"),
+        ("segments", r"\\over(?:line|rightarrow|leftrightarrow|arc)\s*\{\s*([A-Z]{2,})\s*\}", r"\1"),
+        ("sines in degrees", rf"{_TRIG}\s*[({{]\s*(-?(?:{_DECIMAL})){_DEGREE}\s*[)}}]", _RADIANS),
+        ("sines in degrees", rf"{_TRIG}\s*(-?(?:{_DECIMAL})){_DEGREE}", _RADIANS),
         ("degrees", rf"(?<=[\w)}}\s]){_DEGREE}(?:\s*[CFK](?![A-Za-z]))?", " "),
         ("program powers", r"\*\*", "^"),
         ("program names", rf"(?<![\\A-Za-z])(?:np\.|math\.)?({_NAMES})(?=\s*[({{\\\d]|\s[a-z]\b)", r"\\\1 "),
@@ -132,12 +135,12 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
         ("or", r"\\(?:lor|vee)(?![a-z])", " or "),
         ("and", r"\\(?:land|wedge)(?![a-z])", " and "),
         ("a point's name", r"\A\s*[A-Z]\s*(?=\([^()]*,[^()]*\)\s*\Z)", ""),
-        ("approximations", r"\A\s*(?:\\(?:approx|sim|simeq)(?![a-z])|(?:approx(?:imately)?|about|roughly|circa)\b\.?)", ""),
+        ("approximations", r"\A\s*(?:\\(?:approx|sim|simeq)(?![a-z])|(?:approx(?:imately)?|about|roughly)\b\.?)", ""),
         ("plain braces", r"\A\s*\{([^{}]*,[^{}]*)\}\s*\Z", r"\\{\1\\}"),
-        ("set builders", r"\A\s*\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R)\s*)?[|:]\s*(?=.*\1)(.*)\\\}\s*\Z", r"\2"),
+        ("set builders", r"\A\s*\\\{\s*([a-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*(?=.*\1)(.*)\\\}\s*\Z", r"\2"),
         ("plain braces", r"(\\in(?![a-z])|=)\s*\{([^{}]*,[^{}]*)\}\s*\Z", r"\1\\{\2\\}"),
         ("membership", r"\A\s*[a-z]\s*\\in(?![a-z])\s*(?=\\[{m]|[(\[])", ""),
-        ("numbers in words", r"(?<=\d)\s*(thousand|million|billion|trillion)\b", lambda m: rf"\cdot 10^{{{_SCALES[m[1]]}}}"),
+        ("numbers in words", rf"(?<=\d)\s*({'|'.join(_SCALES)})\b", lambda m: rf"\cdot 10^{{{_SCALES[m[1]]}}}"),
         ("numbers in words", r"(?<=\d)\s*dozen\b", r"\\cdot 12"),
         ("signs", r"(?<![\w)}\]])([-+])\s+(?=[\d\\.])", r"\1"),
         ("a leading plus", r"\A\s*\+(?=\s*[\d\\.])", ""),

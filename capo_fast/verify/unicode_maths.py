@@ -1,4 +1,4 @@
-"""Unicode's mathematics in ASCII and LaTeX, so that one spelling is left for what keyboards and models spell in many."""
+"""Unicode's mathematics in ASCII and LaTeX."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LATEX = {
     "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ", "∅": r"\emptyset ", "∞": r"\infty ", "∨": r"\lor ",
     "∧": r"\land ", "…": r"\ldots ", "⋯": r"\cdots ", "°": r"^{\circ}", "º": r"^{\circ}", "℃": r"^{\circ}C",
     "℉": r"^{\circ}F", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "∠": r"\angle ", "⟨": r"\langle ",
-    "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∣": "|", "∥": r"\parallel ",
+    "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∣": "|",
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
     "→": r"\to ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ", "、": ",", "。": ".", "【": "[", "】": "]",
     "π": r"\pi ", "ϕ": r"\phi ", "ε": r"\epsilon ", "µ": r"\mu ",
