@@ -65,7 +65,7 @@ WARM_UP, GROUP, COUNT = 40, 8, 1000
 WHO = ("capo_fast", "Math-Verify")
 LINE = "- {kind}: `{response:.80}` against `{reference:.80}`: {capo_fast}, labelled {equal}"
 _CUT = re.compile(
-    r",|;|(?<![\^_{(\[,=])[+-]|/|<|>|\b(?:and|or)\b|\\(?:cdot|times|pm|cup|cap|leq?|geq?)(?![a-z])|\\text\{ ?(?:and|or) ?\}"
+    r",|;|(?<![\^_{(\[,=])[+-]|/|<|>|\b(?:and|or)\b|\\(?:cdot|times|pm|cup|leq?|geq?)(?![a-z])|\\text\{ ?(?:and|or) ?\}"
 )
 
 
