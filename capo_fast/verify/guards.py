@@ -85,7 +85,7 @@ def _same_congruence(a: Any, b: Any, same: Same) -> bool | None:
 
 def _residues(text: str) -> set[Any] | None:
     pieces = with_signs(text) if text.startswith("\\pm") else re.split(r",|\bor\b|\band\b", text)
-    values = [number(piece.strip().lstrip("+ ")) for piece in pieces if piece.strip()]
+    values = [number(piece.strip().lstrip("+")) for piece in pieces if piece.strip()]
     return None if None in values else {each.value for each in values if each}
 
 

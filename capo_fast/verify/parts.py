@@ -10,7 +10,7 @@ _COMMA = re.compile(r"[,;]")
 _EQUALS = re.compile(r"(?<![<>!:])={1,2}(?!=)")
 _THEREFORE = re.compile(r"\\(?:Rightarrow|Longrightarrow|implies|therefore|iff|Leftrightarrow)(?![a-z])|=>")
 THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d,])")
-_PLUS_MINUS = re.compile(r"\\pm(?![a-z])")
+_PLUS_MINUS = re.compile(r"\\pm(?![a-z])\s*")
 _LETTERS = r"(?:\\?[A-Za-z]+|\\(?:angle|triangle|vec|overline|mathbb)\s*\{?\s*[A-Za-z]+\}?)"
 _UNKNOWN = r"[a-z](?:_\{?\d\}?)?"
 _NAME = re.compile(

@@ -16,7 +16,7 @@ import math_verify
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify.grader import should_treat_as_complex
-from sympy import Expr, Float, I, MatrixBase, Rational, S, Set, UnevaluatedExpr, Union  # type: ignore[import-untyped]
+from sympy import Eq, Expr, Float, I, MatrixBase, Rational, S, Set, Symbol, UnevaluatedExpr, Union  # type: ignore[import-untyped]
 
 # It warns that its own time limits are off: they rest on signal.alarm, which fails off the main thread.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -29,7 +29,7 @@ _DERIVATIVE = re.compile(
     r"\\frac\s*\{\s*d\s*(?:\^\{?(\d)\}?)?\s*([A-Za-z])(?:_\{?\w\}?)?\s*\}\s*\{\s*d\s*([A-Za-z])[^{}]*\}"
 )
 _DIGITS = 50
-_POINTS = (Rational(7, 5), Rational(19, 11), Rational(23, 13), Rational(31, 17), Rational(43, 19), Rational(9, 7))
+_POINTS = tuple(Rational(prime, 11) for prime in (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59))
 
 
 def same_value(answer: str, reference: str, tolerance: float) -> tuple[bool, str]:
@@ -60,9 +60,11 @@ def parsed(answer: str) -> Any:
     value = latex2sympy(
         latex, is_real=not is_complex, convert_degrees=False, normalization_config=None, conversion_config=_READING
     )
-    if is_complex and isinstance(value, Expr) and "_{i" not in latex:
-        return value.subs({symbol: I for symbol in value.free_symbols if symbol.name == "i"})
-    return value
+    if not is_complex or not isinstance(value, Expr):
+        return value
+    return value.subs(
+        {x: I if x.name == "i" and "_{i" not in latex else Symbol(x.name, real=True) for x in value.free_symbols}
+    )
 
 
 def _sure(a: Any, b: Any, tolerance: float) -> bool | None:
@@ -70,6 +72,8 @@ def _sure(a: Any, b: Any, tolerance: float) -> bool | None:
     if isinstance(a, MatrixBase) and isinstance(b, MatrixBase) and a.shape == b.shape:
         elements = [_sure(x, y, tolerance) for x, y in zip(a.flat(), b.flat(), strict=True)]
         return None if None in elements else all(elements)
+    if isinstance(a, Eq) and isinstance(b, Eq) and a.free_symbols != b.free_symbols:
+        return False
     if not all(isinstance(x, Expr) and not x.has(UnevaluatedExpr) for x in (a, b)):
         return None
     if a.free_symbols or b.free_symbols:
