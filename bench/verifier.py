@@ -63,7 +63,7 @@ DATA_SETS = {
 OWN_CASES = Path(__file__).parents[1] / "tests" / "verify" / "kinds.jsonl"
 WARM_UP, GROUP, COUNT = 40, 8, 1000
 WHO = ("capo_fast", "Math-Verify")
-LINE = "- {kind}: `{response:.80}` against `{reference:.80}`: {capo_fast}, labelled {equal}"
+LINE = "- {kind}: `{response!r:.80}` against `{reference!r:.80}`: {capo_fast}, labelled {equal}"
 _CUT = re.compile(
     r",|;|(?<![\^_{(\[,=])[+-]|/|<|>|\b(?:and|or)\b|\\(?:cdot|times|pm|cup|leq?|geq?)(?![a-z])|\\text\{ ?(?:and|or) ?\}"
 )
@@ -118,10 +118,9 @@ def cases(data: Path) -> dict[str, list[dict[str, Any]]]:
 def accuracy(data: Path) -> dict[str, Any]:
     report = {}
     for name, rows in cases(data).items():
-        said = {"capo_fast": [verdict(ours, row) for row in rows]}
-        if name == "answer_equiv":
-            rows = [row | {"response": in_dollars(row["response"])} for row in rows]
-        report[name] = _by_kind(rows, said | {"Math-Verify": [verdict(bare, row) for row in rows]})
+        wrap = in_dollars if name == "answer_equiv" else str
+        alone = [verdict(bare, row | {"response": wrap(row["response"])}) for row in rows]
+        report[name] = _by_kind(rows, {"capo_fast": [verdict(ours, row) for row in rows], "Math-Verify": alone})
     return report
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from capo_fast.verify.pool import VerifyTimeout
 
-_POWER = re.compile(r"(?:\^|\*\*)\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\([^()]*\)|[-+\w.*^\\]*)")
+_POWER = re.compile(r"(?:\^|\*\*)\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\([^()]*\)|[-+]?[\w.\\]*(?:(?:\^|\*\*)[-+]?[\w.\\]*)*)")
 _COMBINATORIAL = re.compile(r"!|binom|choose|prod|sum|gcd|lcm")
 _FACTORIAL_TOWER = re.compile(r"![!)}\]\s]*!")
 _MAX_EXPONENT, _MAX_DEPTH = 10_000, 30

@@ -44,7 +44,7 @@ def parts(text: str, thousands: bool) -> Parts:
     if text[:1] in _BRACKETS and closing(text, 0) == len(text) - 1 and text[-1] in _BRACKETS[text[0]]:
         items = split(text[1:-1], _COMMA, False)
         if len(items) > 1:
-            return Parts(text[0] + text[-1], tuple(items))
+            return Parts(text[0] + text[-1] if len(items) == 2 else "()", tuple(items))
         if text[0] + text[-1] == "()":
             return parts(text[1:-1], thousands)
     items = split(text, _SEPARATOR, thousands)

@@ -11,7 +11,7 @@ MAX_CHARS = 300
 
 _MATHS_MARK = re.compile(r"\\\\|\\\$|\n|\$\$?|\\[][()]")
 _CLOSES = {"$": "$", "$$": "$$", "\\[": "\\]", "\\(": "\\)"}
-_FUNCTIONS = "(?:arc)?(?:sin|cos|tan)|sqrt|cot|sec|csc|log|ln|exp|pi|mod|gcd|lcm|infty|inf|infinity"
+_FUNCTIONS = "(?:arc)?(?:sin|cos|tan)|sqrt|cot|sec|csc|log|ln|exp|pi|mod|gcd|lcm|infty|inf|infinity|minus|negative"
 _UNIT = r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf)|mbox)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?"
 _COMMAND = re.compile(
     rf"{_UNIT}|\\(?:begin|end)\s*\{{[a-z*]+\}}|\\[A-Za-z]+|\b(?:{_FUNCTIONS})\b|\b(?:and|or)\b(?=\s*[-\d$\\(])"
@@ -118,7 +118,8 @@ def _last_expression(text: str) -> str | None:
     if not re.search(r"[(\[{]", expression):
         expression = _trimmed(re.split(r",\s", expression)[-1])
     sure = re.search(r"\d", expression) and not _TWO_IN_A_ROW.search(expression)
-    return expression if sure and all(expression.count(a) == expression.count(b) for a, b in ("()", "{}")) else None
+    opened, closed = (sum(map(expression.count, signs)) for signs in ("([{", ")]}"))  # [1, 2) is closed
+    return expression if sure and opened == closed else None
 
 
 def _masked(text: str) -> str:

@@ -16,6 +16,7 @@ from capo_fast.verify.unicode_maths import latex_of
 _TEXT = (
     r"(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|operatorname\*?)"
 )
+_GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|rho|tau"
 _NAMES = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|max|min|gcd|lcm"
 _TRIG = r"\\(sin|cos|tan|cot|sec|csc)(\^\{?\d\}?)?"
 _DEGREE = r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z])|\bdeg(?:rees?)?\b)"
@@ -118,12 +119,17 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
         ("sines in degrees", rf"{_TRIG}\s*(-?(?:{_DECIMAL})){_DEGREE}", _RADIANS),
         ("degrees", rf"(?<=[\w)}}\s]){_DEGREE}(?:\s*[CFK](?![A-Za-z]))?", " "),
         ("program powers", r"\*\*", "^"),
-        ("program names", rf"(?<![\\A-Za-z])(?:np\.|math\.)?({_NAMES})(?=\s*[({{\\\d]|\s[a-z]\b)", r"\\\1 "),
-        ("program names", r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
+        ("program names", rf"(?<![\\A-Za-z])(?:np\.|math\.)?({_NAMES})(?=\s*[({{\\\d_]|\s[a-z]\b)", r"\\\1 "),
+        ("program names", rf"(?<![\\A-Za-z])(pi|{_GREEK})(?![A-Za-z])", r"\\\1 "),
+        ("program names", r"(?<![\\A-Za-z])log(2|10)\s*(?=\()", r"\\log_{\1}"),
+        ("program names", r"(?<![\\A-Za-z])sqrt(\d+)", r"\\sqrt{\1}"),
+        ("program calls", r"(?<![\\A-Za-z])(?:binom|comb|nCr)\(\s*(\w+)\s*,\s*(\w+)\s*\)", r"\\binom{\1}{\2}"),
+        ("program calls", r"(?<![\\A-Za-z])factorial\((\w+)\)", r"\1!"),
+        ("products", r"(?<!_\d)(?<=\d)\s*(?=\(-?[\d.]+\))", r"\\cdot "),
         ("program names", r"(?<![\\A-Za-z])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
-        ("inverse functions", r"\\a(sin|cos|tan)(?![a-z])", r"\\arc\1"),
+        ("inverse functions", r"\\?(?<![A-Za-z])a(sin|cos|tan)(?![a-z])", r"\\arc\1"),
         ("products", r"(?<=[\w)}])\s*\*\s*(?=[\w(\\{-])", r" \\cdot "),
-        ("powers", r"\^\s*(-?\d{2,}|-\d)(?![\d.])", r"^{\1}"),
+        ("powers", r"\^\s*(-?\d{2,}|-\d|-[a-z])(?![\d.])", r"^{\1}"),
         ("scientific notation", r"(?<![\w.}])(\d+\.?\d*|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\cdot 10^{\2}"),
         ("times", r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\cdot "),
         ("times", r"\\times(?![a-z])", r"\\cdot "),
@@ -142,13 +148,18 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
         ("membership", r"\A\s*[a-z]\s*\\in(?![a-z])\s*(?=\\[{m]|[(\[])", ""),
         ("numbers in words", rf"(?<=\d)\s*({'|'.join(_SCALES)})\b", lambda m: rf"\cdot 10^{{{_SCALES[m[1]]}}}"),
         ("numbers in words", r"(?<=\d)\s*dozen\b", r"\\cdot 12"),
+        ("signs in words", r"(?<![A-Za-z])(?:minus|negative)\s+(?=[\d\\])", "-"),
         ("signs", r"(?<![\w)}\]])([-+])\s+(?=[\d\\.])", r"\1"),
         ("a leading plus", r"\A\s*\+(?=\s*[\d\\.])", ""),
         ("ends", r"\A[\s,;]+|[\s,;:.?]+\Z|(?<!\\)\\\Z", ""),
         ("spaces", r"\s+", " "),
     ]
 ]  # fmt: skip
-_CALL = re.compile(r"(?<![A-Za-z])(?:(?:np|math)\.)?\\?(sqrt|exp)\s*(?=[({])|\^\s*(?=\()")
+_CALLS = {
+    "sqrt": (r"\sqrt{", "}"), "cbrt": (r"\sqrt[3]{", "}"), "exp": ("e^{", "}"), "abs": ("|", "|"),
+    "floor": (r"\lfloor ", r" \rfloor "), "ceil": (r"\lceil ", r" \rceil "), "ceiling": (r"\lceil ", r" \rceil "),
+}  # fmt: skip
+_CALL = re.compile(r"(?<![A-Za-z])(?:(?:np|math)\.)?\\?(sqrt|cbrt|exp|abs|floor|ceil(?:ing)?)\s*(?=[({])|\^\s*(?=\()")
 
 
 def spelled(answer: str) -> str:
@@ -164,15 +175,15 @@ def spelled(answer: str) -> str:
 
 
 def _braced_calls(text: str) -> str:
-    r"""sqrt(x), exp(x) and ^(x) with braces: \sqrt{x}, e^{x} and ^{x}."""
+    r"""sqrt(x), exp(x), abs(x), ^(x) and their like in LaTeX: \sqrt{x}, e^{x}, |x|, ^{x}."""
     done = 0
     while match := _CALL.search(text, done):
-        name = {"sqrt": r"\sqrt", "exp": "e^"}.get(match[1] or "", "^")
+        before, after = _CALLS.get(match[1] or "", ("^{", "}"))
         opened = match.end()
         closed = closing(text, opened)
         if closed is None:
             done = opened
             continue
-        text = f"{text[: match.start()]}{name}{{{text[opened + 1 : closed]}}}{text[closed + 1 :]}"
-        done = match.start() + len(name)
+        text = text[: match.start()] + before + text[opened + 1 : closed] + after + text[closed + 1 :]
+        done = match.start() + len(before)
     return text
