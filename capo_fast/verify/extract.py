@@ -22,8 +22,16 @@ _THOUGHT_ENDS, _THOUGHT_STARTS = re.compile(rf"</{_THOUGHT}", re.IGNORECASE), re
 _TAGS = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
 _BRACES = re.compile(r"\\\\?(?P<box>boxed|fbox|framebox)\s*(?:\{|(?P<bare>\d))|\\.|[{}]", re.DOTALL)
 _DECORATION = re.compile(r"\\(?:text|mathrm)\s*\{|\\q?quad(?![a-z])|\\[][()!,;: ]|[}$\s]+")
-_JOINS_BOXES = re.compile(r"(?:\(?[a-z]+\)? ){0,4}(?:[,;]|,? ?and|,? ?or)(?: [\w]{1,8} ?=)? ?", re.IGNORECASE)
+_JOINS_BOXES = re.compile(
+    r"(?:\(?[a-z]+\)? ){0,4}(?:[,;]|,? ?and|,? ?or)(?: [\w]{1,8} ?=)? ?|,? ?and [a-z ]+ (?:is|are)", re.IGNORECASE
+)
+_CONCLUDES = re.compile(
+    r"\b(?:so|thus|hence|therefore|then|answer|finally|total|sum|product|which|this)\b", re.IGNORECASE
+)
+_MOST_BETWEEN = 100
 _MARK = re.compile(r"(?<!#)####(?!#)")
+_CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
+"""GSM8K's, before a result: 5*3=<<5*3=15>>15."""
 _EMPHASIS = re.compile(r"(?<![\w*)}])(\*{1,3}|__|`)(?=[^\s*`])([^\n*`]{1,200}?)(?<=\S)\1(?![\w*])")
 _ANSWER_IS = re.compile(
     r"(?:\b(?:the\s+)?(?:final|correct|right)\s+)?\banswers?(?:\s+(?:to|for|of)\s[^.\n:=]{0,80}?)?"
@@ -60,7 +68,7 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
         return final
     if truncated:
         return None
-    text = _EMPHASIS.sub(r"\2", latex_of(text))
+    text = _EMPHASIS.sub(r"\2", latex_of(_CALCULATOR.sub("", text)))
     for find in (_tagged, _marked, _after_phrase, bare, last_formula_or_number, _word):
         if answer := find(text):
             return answer
@@ -108,7 +116,7 @@ def boxed_answer(text: str) -> str | None:
         if box.end > run[-1].start or not _joined(text[box.end : run[-1].start]):
             break
         run.append(box)
-    return ", ".join(dict.fromkeys(box.content for box in reversed(run))) or None
+    return ", ".join(box.content for box in reversed(run)) or None
 
 
 def _boxes(text: str) -> list[Span]:
@@ -128,7 +136,8 @@ def _boxes(text: str) -> list[Span]:
 
 
 def _joined(between: str) -> bool:
-    return len(between) < 80 and _JOINS_BOXES.fullmatch(" ".join(_DECORATION.sub(" ", between).split())) is not None
+    words = " ".join(_DECORATION.sub(" ", between[:_MOST_BETWEEN]).split())
+    return len(between) < _MOST_BETWEEN and _JOINS_BOXES.fullmatch(words) is not None and not _CONCLUDES.search(words)
 
 
 def _tagged(text: str) -> str | None:

@@ -19,6 +19,7 @@ _NAME = re.compile(
     rf"|\({_UNKNOWN}(?:,\s*{_UNKNOWN})*\)"  # (x, y)
     r"|[^\d=]{1,20}:[^\d=]{1,20}|\w+_\{?\w+\}?\s*:\s*\w+(?:_\{?\w+\}?)?"  # a:b, S_1:S_2
 )
+_FUNCTION = re.compile(r"([A-Za-z])\s*\(\s*([a-z])\s*\)")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _BRACKETS = {"(": ")]", "[": ")]"}
 
@@ -96,6 +97,14 @@ def has_letters(member: str) -> bool:
 def bare_name(name: str) -> str:
     """A name without its index."""
     return re.sub(r"_\{?\w+\}?|\s", "", name)
+
+
+def renamed(function: str, other: str, text: str) -> str:
+    """A text about f(y) with the argument of the other's f(x): f(y) = 2y is f(x) = 2x."""
+    ours, theirs = _FUNCTION.fullmatch(function), _FUNCTION.fullmatch(other)
+    if ours is None or theirs is None or ours[1] != theirs[1]:
+        return text
+    return re.sub(rf"(?<![A-Za-z\\\\]){ours[2]}(?![A-Za-z])", theirs[2], text)
 
 
 def names(items: tuple[str, ...]) -> set[str]:

@@ -29,7 +29,7 @@ _NUMBER = re.compile(
 )
 _JOIN = re.compile(r"\s*(?:[,;]\s*)?(?:\b(?:and|or)\b\s*)?", re.IGNORECASE)
 _EDGES = " \t,;:.!?=*"
-_DANGLING = re.compile(r"\s[-+*/^<>&]+\Z|[+*/^<>=&]\Z|\s+\b(?:and|or)\Z|\s+[A-Z]\Z")
+_DANGLING = re.compile(r"\s[-+*/^<>&]+\Z|[+*/^<>=&]\Z|\s+\b(?:and|or)\Z|\s+[A-Z]\Z|(?<=\d)\s+a\Z")
 _TWO_IN_A_ROW = re.compile(r"[A-Za-z\d] +\d(?!\d*/\d)")
 
 
@@ -80,7 +80,7 @@ def leading_formulas(text: str) -> str | None:
         if (found and not (gap.strip() and _JOIN.fullmatch(gap))) or (gap and not found):
             break
         found.append(formula)
-    return ", ".join(formula.content for formula in found) or None
+    return ", ".join(formula.content.strip(" ,") for formula in found) or None
 
 
 def leading_maths(sentence: str) -> str | None:
@@ -98,14 +98,16 @@ def leading_maths(sentence: str) -> str | None:
 
 
 def last_formula_or_number(text: str) -> str | None:
-    """The formula that the last number is in, else the expression that it ends, else the number."""
+    """The formula that the last number is in, with those that "and" joins to it, else its expression, else itself."""
     *_, number = [None, *_NUMBER.finditer(text)]
-    formula = None
+    run: list[Span] = []
     for formula in formulas(text):
+        gap = text[run[-1].end : formula.start] if run else ""
+        run = [*run, formula] if gap.strip() and _JOIN.fullmatch(gap) else [formula]
         if number and formula.end > number.start():
             break
-    if formula and (number is None or formula.start <= number.start() < formula.end):
-        return formula.content
+    if run and (number is None or run[-1].start <= number.start() < run[-1].end):
+        return ", ".join(formula.content.strip(" ,") for formula in run)
     if number is None:
         return None
     return _last_expression(text[max(0, number.end() - MAX_CHARS) : number.end() + 20]) or number[0]

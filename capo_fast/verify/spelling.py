@@ -83,6 +83,7 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
         ("ordinals", rf"(?<=\d)(?:\^\s*\{{?\s*)?(?:\\{_TEXT}\s*\{{\s*)?(?:st|nd|rd|th)\b\s*\}}?\}}?(?=\s*\Z)", ""),
         ("fonts", rf"\\{_TEXT}\s*\{{([^{{}}]*)\}}", _font),
         ("fonts in fonts", rf"\\{_TEXT}\s*\{{([^{{}}]*)\}}", _font),
+        ("a stray backslash", r"(?<!\\)\\(?=\d)", ""),
         ("dollars", r"\\?\$|[€£¥₹]|\\(?:pounds|euro)(?![a-z])|\bUS(?=\s*\d)|\b(?:USD|EUR|GBP|Rs)\.?(?=\s*[\d.])", " "),
         ("maths delimiters", r"\\[][()]", " "),
         ("fractions", r"\\[dtc]frac(?![a-z])", r"\\frac"),

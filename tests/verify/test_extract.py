@@ -19,6 +19,8 @@ BOXES = [
     (r"\boxed{1}, \boxed{2} and $\boxed{3}$", "1, 2, 3"),
     (r"\boxed{(3, 3)} \text{ for part (a) and } \boxed{(1, 1)}", "(3, 3), (1, 1)"),
     (r"\boxed{A} \boxed{B}", "B"),
+    (r"At most \(\boxed{3}\), and the least possible number is \(\boxed{1}\).", "3, 1"),
+    (r"\boxed{3}, and hence the answer is \boxed{5}", "5"),
     (r"#### 4 then \boxed{5}", "5"),
     (r"\boxed{4}. Final Answer: The final answer is $7$. I hope it is correct.", "7"),
 ]
@@ -73,6 +75,8 @@ PROSE = [
     (r"Therefore, x = \frac{3}{4}.", r"\frac{3}{4}"),
     ("Thus it can be done in 2^10 ways", "2^10"),
     ("so the area is 12 cm^2.", "12"),
+    ("So that means he makes 96*5=$<<96*5=480>>480 a week", "480"),
+    (r"the values are \(-1, 0,\) and \(1\).", "-1, 0, 1"),
     ("we get 5-3 and so -2", "-2"),
     ("9*2=8\n\n8-9=9\n\nA:9", "9"),
     ("x+1", "x+1"),
