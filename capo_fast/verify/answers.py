@@ -21,9 +21,9 @@ MAX_CHARS = 1_000
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on one response, and what it was given on.
+    r"""The verdict on one response, and what it was given on.
 
-    >>> judge("so \\boxed{1/2}", "0.5")
+    >>> judge(r"so \boxed{1/2}", "0.5")
     Judgement(equal=True, answer='1/2', reference='0.5', rule='numbers')
     """
 

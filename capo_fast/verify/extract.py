@@ -64,10 +64,10 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
     True
     """
     text = outside_thinking(text)
+    if truncated:
+        return boxed_answer(text)
     if final := _marked_final(text):
         return final
-    if truncated:
-        return None
     text = _EMPHASIS.sub(r"\2", latex_of(_CALCULATOR.sub("", text)))
     for find in (_tagged, _marked, _after_phrase, bare, last_formula_or_number, _word):
         if answer := find(text):

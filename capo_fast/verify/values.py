@@ -68,7 +68,7 @@ def parsed(answer: str) -> Any:
 
 
 def _sure(a: Any, b: Any, tolerance: float) -> bool | None:
-    """What two expressions' values settle: constants always, formulas where they differ; None for the rest."""
+    """What values settle: constants and matrices of them always, formulas where they differ; None for the rest."""
     if isinstance(a, MatrixBase) and isinstance(b, MatrixBase) and a.shape == b.shape:
         elements = [_sure(x, y, tolerance) for x, y in zip(a.flat(), b.flat(), strict=True)]
         return None if None in elements else all(elements)
@@ -76,15 +76,16 @@ def _sure(a: Any, b: Any, tolerance: float) -> bool | None:
         return False
     if not all(isinstance(x, Expr) and not x.has(UnevaluatedExpr) for x in (a, b)):
         return None
-    if a.free_symbols or b.free_symbols:
-        return _differ(a, b)
-    x, y = a.doit(), b.doit()
+    return _differ(a, b) if a.free_symbols or b.free_symbols else _same_constant(a.doit(), b.doit(), tolerance)
+
+
+def _same_constant(x: Any, y: Any, tolerance: float) -> bool | None:
+    """Exact for fractions, to 40 digits for roots, powers and the like, to 6 decimals where one is a decimal."""
     if isinstance(x, Rational) and isinstance(y, Rational):
         return bool(x == y)
     if not (x.is_number and y.is_number):
         return None
-    scale = abs(y.evalf(_DIGITS))
-    gap = abs((x - y).evalf(_DIGITS, maxn=4 * _DIGITS))
+    gap, scale = abs((x - y).evalf(_DIGITS, maxn=4 * _DIGITS)), abs(y.evalf(_DIGITS))
     if not (gap.is_Float or gap.is_Rational) or not scale.is_comparable:
         return None
     if x.has(Float) or y.has(Float):
