@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from capo_fast.verify.guards import guarded
 from capo_fast.verify.limits import explodes
-from capo_fast.verify.parts import THOUSANDS, bare_name, has_letters, is_name, members, names, parts, renamed, signed
+from capo_fast.verify.parts import THOUSANDS, has_letters, is_name, members, names, parts, plain_name, renamed, signed
 from capo_fast.verify.plain_numbers import number, same_number
 from capo_fast.verify.spelling import spelled
 from capo_fast.verify.words import opposite, same_phrase, without_unit, words
@@ -100,12 +100,12 @@ class _Comparison(NamedTuple):
 
     def _two_equations(self, ours: list[str], theirs: list[str]) -> Verdict | None:
         """Last members of two that give one name a value, or that compute; None for equations to be solved."""
-        a, b = ours[0], theirs[0]
-        same = self.same(renamed(a, b, ours[-1]), theirs[-1])
+        (a, body), b = renamed(ours, theirs), theirs[0]
+        same = self.same(body, theirs[-1])
         if _key(a) == _key(b) or not (has_letters(a) or has_letters(b)):
             return same, "equation"
         if same and is_name(a) and is_name(b) and not words(a) and not words(b):
-            return bare_name(renamed(a, b, a)) == bare_name(b), "equation"
+            return plain_name(a) == plain_name(b), "equation"
         return None
 
     def _is_list(self, text: str) -> bool:

@@ -138,6 +138,20 @@ def _same_ends(a: str, b: str, same: Same) -> bool:
     return a == b if not (a and b) else same(a, b)
 
 
+# ---- numerals in another base ----
+
+_BASE = re.compile(r"(?<=\d)_\{?\s*(\d+)")
+
+
+def _bases(text: str) -> list[str] | None:
+    """The bases that numerals name, where they were not read as numbers: Math-Verify drops them."""
+    return _BASE.findall(text) or None
+
+
+def _same_bases(a: Any, b: Any, same: Same) -> bool | None:
+    return None if a == b else False
+
+
 # ---- ratios ----
 
 _RATIO = re.compile(r"[^=:<>,]+(?::[^=:<>,]+)+")
@@ -247,6 +261,7 @@ GUARDS = (
     Guard("guard: membership", _membership, _same_membership),
     Guard("guard: dots", _dotted, _same_dotted),
     Guard("guard: several quantities", _quantities, _same_quantities),
+    Guard("guard: base", _bases, _same_bases),
     Guard("guard: ratio", _ratio, _same_ratio),
     Guard("guard: angle or triangle", _figure, _same_figure),
     Guard("guard: derivative", _derivatives, _same_derivatives),

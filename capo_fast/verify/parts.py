@@ -94,17 +94,27 @@ def has_letters(member: str) -> bool:
     return re.search(r"[A-Za-z]", _COMMAND.sub("", member)) is not None
 
 
+def plain_name(name: str) -> str:
+    """A name in the one spelling: x_{1} is x_1."""
+    return re.sub(r"[{}\s]", "", name)
+
+
 def bare_name(name: str) -> str:
     """A name without its index."""
     return re.sub(r"_\{?\w+\}?|\s", "", name)
 
 
-def renamed(function: str, other: str, text: str) -> str:
-    """A text about f(y) with the argument of the other's f(x): f(y) = 2y is f(x) = 2x."""
-    ours, theirs = _FUNCTION.fullmatch(function), _FUNCTION.fullmatch(other)
-    if ours is None or theirs is None or ours[1] != theirs[1]:
-        return text
-    return re.sub(rf"(?<![A-Za-z\\\\]){ours[2]}(?![A-Za-z])", theirs[2], text)
+def renamed(equation: list[str], other: list[str]) -> tuple[str, str]:
+    """An equation's name and last member, with the argument of the other's name: f(y) = 2y is f(x) = 2x."""
+    name, body = equation[0], equation[-1]
+    ours, theirs = _FUNCTION.fullmatch(name), _FUNCTION.fullmatch(other[0])
+    if ours and theirs and ours[1] == theirs[1] and not re.search(_alone(theirs[2]), body):
+        return other[0], re.sub(_alone(ours[2]), theirs[2], body)
+    return name, body
+
+
+def _alone(letter: str) -> str:
+    return rf"(?<![A-Za-z\\]){letter}(?![A-Za-z])"
 
 
 def names(items: tuple[str, ...]) -> set[str]:
