@@ -28,6 +28,8 @@ _IMAGINARY = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)i(?![A-Za-z_])")
 _DERIVATIVE = re.compile(
     r"\\frac\s*\{\s*d\s*(?:\^\{?(\d)\}?)?\s*([A-Za-z])(?:_\{?\w\}?)?\s*\}\s*\{\s*d\s*([A-Za-z])[^{}]*\}"
 )
+_UNKNOWN_E = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)(?:E(?![A-Za-z_])|[eE]_(?:\{\w+\}|\w))")
+"""An E, and an e with an index, which latex2sympy takes for 2.718... or can't read."""
 _DIGITS = 50
 _POINTS = tuple(Rational(prime, 11) for prime in (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59))
 
@@ -56,6 +58,7 @@ def parsed(answer: str) -> Any:
     if len(pieces) > 1:
         return Union(*(piece if isinstance(piece, Set) else piece.as_set() for piece in map(parsed, pieces)))
     latex = _DERIVATIVE.sub(r" D_{\1\2\3}", normalize_latex(answer, _SPELLING))
+    latex = _UNKNOWN_E.sub(lambda match: f" D_{{{''.join(filter(str.isalnum, match[0]))}}}", latex)
     is_complex = should_treat_as_complex(latex) or _IMAGINARY.search(latex) is not None
     value = latex2sympy(
         latex, is_real=not is_complex, convert_degrees=False, normalization_config=None, conversion_config=_READING
