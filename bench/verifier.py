@@ -1,16 +1,16 @@
-"""The verifier measured: accuracy, throughput, and what is settled without Math-Verify.
+"""The verifier measured: accuracy by kind, different answers called equal, references, throughput.
 
-    python -m bench.verifier [--data ../shared/data] [--pairs 1000] [--rounds 3] [--out FOLDER]
+    python -m bench.verifier [--data ../shared/data] [--only accuracy references throughput] [--out FOLDER]
 
-Accuracy: `answers_equal` and bare Math-Verify (`parse` and `verify` on the whole texts, wrapped as it likes
-best) on `answer_equiv.jsonl`, by flag, with every pair on which `answers_equal` and the label differ, and whose it is.
+Accuracy: `answers_equal`, and Math-Verify alone, on `answer_cases.jsonl` by the report that a case is after, on the
+cases of `tests/verify/kinds.jsonl` by kind, and on `answer_equiv.jsonl` by flag. Math-Verify alone is `parse` and
+`verify` on the whole texts, with the reference in dollars; on `answer_equiv` both, which does best there.
 
-Throughput: answers/s through `VerifierPool` with one worker and with two, on pairs that are all different; "library"
-is `answers_equal` with `compare` switched off, "bare" is Math-Verify alone. Rounds take turns. As the machine may be
-shared, answers per CPU second of the workers (all rounds together) stand beside them: times the cores, what they could
-do alone. A worker's start-up and first 40 pairs aren't timed.
+References: each of six data sets against its own copy in a box, and against each part of it that a comma or an operator
+outside brackets cuts off, which must be another answer.
 
-Agreement: what `compare` settles by itself against Math-Verify, on every pair of the throughput (minutes).
+Throughput: answers/s through `VerifierPool` with two workers on a training step's mix: groups of rollouts, half of them
+distinct. A worker's start-up and first 40 pairs aren't timed.
 """
 
 from __future__ import annotations
@@ -19,64 +19,54 @@ import argparse
 import gzip
 import json
 import os
-import platform
 import re
 import resource
-import statistics
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import math_verify
 
-from bench.machine import processor
+from bench.machine import processor, versions
 from capo_fast.markdown import markdown_table
-from capo_fast.verify import answers as verify
+from capo_fast.verify.answers import judge
+from capo_fast.verify.limits import time_limit
 from capo_fast.verify.pool import VerifierPool, VerifyTimeout
 
 Pair = tuple[str, str]
-CONTENDERS = {
-    "capo_fast": "capo_fast.verify:answers_equal",
-    "library": "bench.verifier:library",
-    "bare": "bench.verifier:bare",
+Equal = Callable[[str, str, float], bool]
+KINDS = {  # of answer_cases.jsonl, by the end of the report's address
+    "Math-Verify/issues/14": "different answers", "Math-Verify/pull/81": "mixed numbers",
+    "Math-Verify/issues/76": "emphasis, Answer:", "ds4/pull/319": "answer is, chains",
+    "verl/pull/7274": "#### as mark and heading", "proeval/pull/19": "signs", "trl/pull/4563": "thinking",
+    "Math-Verify/issues/69": "program spelling", "Math-Verify/issues/67": "percent",
+    "Math-Verify/issues/47": "several answers", "ms-swift/issues/4541": "quantities, named unknowns",
+    "Math-Verify/issues/44": "leading zeros, several boxes", "Math-Verify/issues/48": "decimals and constants",
+    "Math-Verify/issues/26": "equations", "Math-Verify/issues/71": "intervals, inequalities",
+    "OpenThoughts-Agent/pull/129": "unions", "Math-Verify/issues/16": "choices", "ms-swift/pull/10147": "fractions",
+    "Math-Verify/issues/37": "LaTeX's spellings", "OpenRLHF/pull/1285": "other boxes",
+    "slime/pull/2150": "other boxes", "lm-evaluation-harness/pull/4039": "thousands",
+    "CoursIA/pull/12505": "currency in prose", "PortOS/pull/7304": "units",
+    "Skills/issues/1092": "answers in words", "inspect_ai/pull/1716": "Unicode",
+    "Math-Verify/issues/2": "matrices, tuples, sets",
+}  # fmt: skip
+DATA_SETS = {
+    "MATH": ("math_train7500.jsonl.gz", "math_test5000.jsonl.gz"),
+    "Minerva": ("minerva_math.jsonl",),
+    "OlympiadBench": ("olympiadbench.jsonl",),
+    "AIME, AMC": ("aime24.jsonl", "aime25.jsonl", "amc23.jsonl"),
+    "GSM8K": ("gsm8k_train.jsonl.gz", "gsm8k_test.jsonl"),
 }
-MIX = {"ProcessBench": 4, "GSM8K models": 2, "MATH right": 1, "MATH respelled": 1, "MATH wrong": 2}
-WARM_UP = 40
-
-
-def library(prediction: str, reference: str) -> bool:
-    """`answers_equal` without its fast path."""
-    verify.compare = lambda predicted, expected: None
-    return verify.answers_equal(prediction, reference)
-
-
-def bare(prediction: str, reference: str) -> bool:
-    return _bare(prediction, in_dollars(reference))
-
-
-def _bare(prediction: str, reference: str) -> bool:
-    gold, answer = (math_verify.parse(text, parsing_timeout=None) for text in (reference, prediction))
-    return bool(math_verify.verify(gold, answer, timeout_seconds=None))
-
-
-def in_dollars(text: str) -> str:
-    return text if "$" in text or "\\boxed" in text else f"${text}$"
-
-
-def boxed(text: str) -> str:
-    return text if "\\boxed" in text else rf"$\boxed{{{text.replace('$', '')}}}$"
-
-
-WRAPPINGS: dict[str, Callable[[str, str], bool]] = {
-    "the reference in dollars": bare,
-    "both in dollars": lambda prediction, reference: _bare(in_dollars(prediction), in_dollars(reference)),
-    "both boxed": lambda prediction, reference: _bare(boxed(prediction), boxed(reference)),
-    "neither": _bare,
-}
-"""How bare Math-Verify may be given an answer."""
+OWN_CASES = Path(__file__).parents[1] / "tests" / "verify" / "kinds.jsonl"
+WARM_UP, GROUP, COUNT = 40, 8, 1000
+WHO = ("capo_fast", "Math-Verify")
+LINE = "- {kind}: `{response!r:.80}` against `{reference!r:.80}`: {capo_fast}, labelled {equal}"
+_CUT = re.compile(
+    r",|;|(?<![\^_{(\[,=])[+-]|/|<|>|\b(?:and|or)\b|\\(?:cdot|times|pm|cup|leq?|geq?)(?![a-z])|\\text\{ ?(?:and|or) ?\}"
+)
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -84,114 +74,117 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
+# ---- contenders ----
+
+
+def ours(response: str, reference: str, tolerance: float = 0.0) -> bool:
+    return judge(response, reference, tolerance=tolerance).equal
+
+
+def bare(response: str, reference: str, tolerance: float = 0.0) -> bool:
+    gold, answer = (math_verify.parse(text, parsing_timeout=None) for text in (in_dollars(reference), response))
+    return bool(math_verify.verify(gold, answer, timeout_seconds=None))
+
+
+def in_dollars(text: str) -> str:
+    return text if "$" in text or "\\boxed" in text else f"${text}$"
+
+
+def verdict(equal: Equal, row: dict[str, Any]) -> bool | None:
+    """None for a time-out. A test's own precision is a tolerance."""
+    precision = (row.get("settings") or {}).get("precision", 6)
+    try:
+        with time_limit(30.0):  # the machine may be busy
+            return equal(row["response"], row["reference"], 10.0**-precision if precision < 6 else 0.0)
+    except VerifyTimeout:
+        return None
+
+
 # ---- accuracy ----
 
 
-def accuracy(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    verify.TIME_LIMIT_S = 30.0  # the machine may be busy
-    said = {
-        name: [_verdict(fn, row["pred"], row["ref"]) for row in rows]
-        for name, fn in {"capo_fast": verify.answers_equal, **WRAPPINGS}.items()
-    }
-    plain = [i for i, row in enumerate(rows) if not row["flags"]]
-    wrapped = {name: sum(said[name][i] == rows[i]["equal"] for i in plain) for name in WRAPPINGS}
-    verdicts = {"capo_fast": said["capo_fast"], "Math-Verify": said[max(wrapped, key=lambda name: wrapped[name])]}
-    by_flag = {}
-    for flag in ["none", *sorted({flag for row in rows for flag in row["flags"]})]:
-        chosen = [i for i, row in enumerate(rows) if flag in (row["flags"] or ["none"])]
-        right = {name: sum(said[i] == rows[i]["equal"] for i in chosen) for name, said in verdicts.items()}
-        by_flag[flag] = {"pairs": len(chosen), **right}
-    disagreements = [
-        {key: row[key] for key in ("id", "flags", "pred", "ref", "equal", "source", "test")}
-        | {name: said[i] for name, said in verdicts.items()}
-        for i, row in enumerate(rows)
-        if verdicts["capo_fast"][i] != row["equal"]
-    ]
-    return {"right by flag": by_flag, "Math-Verify by wrapping": wrapped, "disagreements": disagreements}
+def cases(data: Path) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each set: response, reference, equal, kind."""
+    public, own = rows_of(data / "answer_cases.jsonl"), rows_of(OWN_CASES)
+    for row in public:
+        row["kind"] = next((name for end, name in KINDS.items() if row["source"].endswith(end)), "own variations")
+        row["response"] = row["solution"]
+    labelled = rows_of(data / "answer_equiv.jsonl")
+    for row in labelled:
+        row.update(response=row["pred"], reference=row["ref"], kind=", ".join(row["flags"]) or "no flag")
+    return {"answer_cases": public, "tests/verify/kinds": own, "answer_equiv": labelled}
 
 
-def _verdict(fn: Callable[[str, str], bool], prediction: str, reference: str) -> bool | None:
-    """None for a time-out."""
-    try:
-        with verify._time_limit(30.0):
-            return fn(prediction, reference)
-    except VerifyTimeout:
-        return None
+def accuracy(data: Path) -> dict[str, Any]:
+    report = {}
+    for name, rows in cases(data).items():
+        wrap = in_dollars if name == "answer_equiv" else str
+        alone = [verdict(bare, row | {"response": wrap(row["response"])}) for row in rows]
+        report[name] = _by_kind(rows, {"capo_fast": [verdict(ours, row) for row in rows], "Math-Verify": alone})
+    return report
+
+
+def _by_kind(rows: Sequence[dict[str, Any]], said: dict[str, list[bool | None]]) -> dict[str, Any]:
+    """Right verdicts of each kind, and every row on which one is wrong."""
+    table: dict[str, Counter[str]] = defaultdict(Counter)
+    judged = [row | {who: verdicts[i] for who, verdicts in said.items()} for i, row in enumerate(rows)]
+    for row in judged:
+        table[row["kind"]].update({"pairs": 1, **{who: int(row[who] == row["equal"]) for who in said}})
+    wrong = [row for row in judged if any(row[who] != row["equal"] for who in said)]
+    shown = [{key: row[key] for key in ("kind", "response", "reference", "equal", *said)} for row in wrong]
+    return {"kinds": table, "wrong": shown, "different": sum(not row["equal"] for row in rows)}
+
+
+# ---- references ----
+
+
+def references(data: Path) -> dict[str, Any]:
+    report = {}
+    for name, files in DATA_SETS.items():
+        answers = [row["answer"] for file in files for row in rows_of(data / file)]
+        found = {"references": len(answers), "not equal to itself": [], "parts": 0, "equal to a part": []}
+        for answer in dict.fromkeys(answers):
+            if verdict(ours, {"response": rf"$\boxed{{{answer}}}$", "reference": answer}) is not True:
+                found["not equal to itself"].append(answer)
+            parts = list(dict.fromkeys(parts_of(answer)))
+            found["parts"] += len(parts)
+            boxes = [{"response": rf"$\boxed{{{part}}}$", "reference": answer} for part in parts]
+            found["equal to a part"] += [[row["response"], answer] for row in boxes if verdict(ours, row)]
+        report[name] = found
+    return report
+
+
+def parts_of(answer: str) -> Iterator[str]:
+    """What is before and behind each comma and operator outside brackets."""
+    for cut in _CUT.finditer(answer):
+        before, after = answer[: cut.start()], answer[cut.end() :]
+        if before.strip() and after.strip() and all(before.count(a) == before.count(b) for a, b in ("()", "[]", "{}")):
+            yield from (before.strip(), after.strip())
 
 
 # ---- throughput ----
 
 
-def kinds_of_pairs(data: Path, random: Random) -> dict[str, list[Pair]]:
-    """Full solution texts against references, as in a training step; no pair occurs twice."""
-    maths, olympiad = rows_of(data / "math_test5000.jsonl.gz"), rows_of(data / "olympiadbench.jsonl")
-    process = [row for row in rows_of(data / "steps_processbench.jsonl.gz") if row["answer"]]
-    gsm8k = [row for row in rows_of(data / "gsm8k_model_solutions.jsonl.gz") if row["model_answer"] is not None]
-    kinds = {
-        "ProcessBench": [("\n\n".join(row["steps"]), row["answer"]) for row in process],
-        "GSM8K models": [("\n".join([*row["steps"], f"#### {row['model_answer']}"]), row["answer"]) for row in gsm8k],
-        "MATH right": [(row["solution"], row["answer"]) for row in maths],
-        "MATH respelled": [(rf"Thus it is $\boxed{{{respelled(row['answer'])}}}$.", row["answer"]) for row in maths],
-        "MATH wrong": list(strangers(maths, random)),
-        "OlympiadBench wrong": list(strangers(olympiad, random)),
-        "Minerva wrong": list(strangers(rows_of(data / "minerva_math.jsonl"), random)),
-    }
-    for pairs in kinds.values():
-        pairs[:] = dict.fromkeys(pairs)
-        random.shuffle(pairs)
-    return {"mix": list(mixed(kinds)), **kinds}
+def step_mix(data: Path, random: Random) -> list[Pair]:
+    """Groups of eight rollouts, half of them distinct: the solution, and others of its subject."""
+    maths, groups = rows_of(data / "math_test5000.jsonl.gz"), []
+    for row in random.sample(maths, 2000):
+        others = random.sample([each for each in maths if each["subject"] == row["subject"]], GROUP // 2 - 1)
+        boxes = [rf"{other['solution'][-800:]} So it is $\boxed{{{other['answer']}}}$." for other in others]
+        groups.append([(text, row["answer"]) for text in [row["solution"], *boxes] * 2])
+    return [pair for group in groups for pair in group]
 
 
-def respelled(answer: str) -> str:
-    """The same value in other words: fractions not in lowest terms, numbers named, other layout."""
-    answer = re.sub(
-        r"\\frac\{(\d+)\}\{(\d+)\}", lambda match: rf"\dfrac{{{2 * int(match[1])}}}{{{2 * int(match[2])}}}", answer
-    )
-    answer = re.sub(r"\\sqrt\{(\d+)\}", lambda match: rf"\frac{{\sqrt{{{4 * int(match[1])}}}}}{{2}}", answer)
-    return f"x = {answer}" if re.fullmatch(r"-?\d+", answer) else re.sub(r"([(),+])", r" \1 ", answer)
-
-
-def strangers(rows: Sequence[dict[str, Any]], random: Random) -> Iterator[Pair]:
-    """Each reference with the solution of another problem of its subject."""
-    for row in rows:
-        other = random.choice([each for each in rows if each["subject"] == row["subject"]])
-        if other["answer"] != row["answer"]:
-            yield rf"{(other['solution'] or '')[-2000:]} So it is $\boxed{{{other['answer']}}}$.", row["answer"]
-
-
-def mixed(kinds: dict[str, list[Pair]]) -> Iterator[Pair]:
-    """Ten at a time in the proportions of MIX, from the far end of each kind."""
-    for i in range(min(len(kinds[name]) // share for name, share in MIX.items())):
-        for name, share in MIX.items():
-            yield from kinds[name][::-1][i * share : (i + 1) * share]
-
-
-def throughput(kinds: dict[str, list[Pair]], count: int, rounds: int) -> list[dict[str, Any]]:
-    lines = []
-    for workers in (1, 2):
-        pools = {name: VerifierPool(workers, timeout_s=10.0, fn=fn) for name, fn in CONTENDERS.items()}
-        for pool in pools.values():
-            pool.check(kinds["mix"][-WARM_UP:])
-        for kind, pairs in kinds.items():
-            rates: dict[str, list[list[float]]] = {name: [] for name in pools}
-            most = min(count, len(pairs) // rounds)
-            for i in range(rounds):
-                for name, pool in pools.items():
-                    share = most if name == "capo_fast" else most // 5
-                    rates[name].append(rate(pool, pairs[i * most : i * most + share]))
-            lines.append({"kind": kind, "workers": workers, "load": round(os.getloadavg()[0], 1), **rates})
-            print(line_of(lines[-1]), flush=True)
-        for pool in pools.values():
-            pool.close()
+def throughput(data: Path) -> list[dict[str, float]]:
+    pairs, lines = step_mix(data, Random(0)), []
+    with VerifierPool(2) as pool:
+        pool.check(pairs[:WARM_UP])
+        for i in range(WARM_UP, WARM_UP + 3 * COUNT, COUNT):
+            before, start, chosen = cpu_seconds(pool), time.perf_counter(), pairs[i : i + COUNT]
+            figures = {"answers": COUNT, "distinct": len(set(chosen)), "timed out": pool.check(chosen).count(None)}
+            wall, used = time.perf_counter() - start, cpu_seconds(pool) - before
+            lines.append(figures | {"answers/s": round(COUNT / wall), "answers/CPU s": round(COUNT / used)})
     return lines
-
-
-def rate(pool: VerifierPool, pairs: Sequence[Pair]) -> list[float]:
-    """Answers, seconds, and CPU seconds of the workers."""
-    before, start = cpu_seconds(pool), time.perf_counter()
-    pool.check(pairs)
-    wall, used = time.perf_counter() - start, cpu_seconds(pool) - before
-    return [len(pairs), round(wall, 3), round(used, 2)]
 
 
 def cpu_seconds(pool: VerifierPool) -> float:
@@ -204,124 +197,53 @@ def cpu_seconds(pool: VerifierPool) -> float:
     return ticks / os.sysconf("SC_CLK_TCK") + gone.ru_utime + gone.ru_stime
 
 
-# ---- agreement ----
-
-
-def agreement(kinds: dict[str, list[Pair]]) -> dict[str, Any]:
-    """What `compare` settles against what Math-Verify says of the same two answers."""
-    counts, differ = {"settled": 0, "left to Math-Verify": 0, "Math-Verify timed out": 0}, []
-    for predicted, expected in dict.fromkeys(asked(pair) for pairs in kinds.values() for pair in pairs):
-        sure = verify.compare(predicted, expected)
-        counts["left to Math-Verify" if sure is None else "settled"] += 1
-        if sure is not None and not verify._explodes(predicted) and not verify._explodes(expected):
-            library_says = _verdict(verify._math_verify, predicted, expected)
-            counts["Math-Verify timed out"] += library_says is None
-            if library_says is not None and library_says != sure:
-                differ.append({"prediction": predicted, "reference": expected, "compare": sure})
-    return {"pairs": counts, "disagreements": differ}
-
-
-def asked(pair: Pair) -> Pair:
-    """The two answers as `compare` sees them."""
-    return verify.extract_answer(pair[0]) or "", verify.extract_answer(pair[1]) or ""
-
-
 # ---- the report ----
 
 
-def line_of(line: dict[str, Any]) -> list[str]:
-    """The median over the rounds, least and most; all answers over all CPU seconds."""
-    cells = []
-    for name in CONTENDERS:
-        rates = [answers / wall for answers, wall, _ in line[name]]
-        cpu = sum(answers for answers, _, _ in line[name]) / max(sum(used for _, _, used in line[name]), 0.01)
-        cells += [f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f})", f"{cpu:.0f}"]
-    return [line["kind"], str(line["workers"]), str(line["load"]), *cells]
-
-
 def markdown(report: dict[str, Any]) -> str:
-    parts = ["# The verifier", f"`{report['command']}` on {report['machine']}, {report['versions']}."]
-    if "accuracy" in report:
-        parts += ["## Right answers on `answer_equiv.jsonl`", accuracy_table(report["accuracy"])]
-    if "throughput" in report:
-        heads = ["pairs", "workers", "load"]
-        heads += [head for name in CONTENDERS for head in (f"{name}, answers/s (range)", "per CPU s")]
-        rows = [line_of(line) for line in report["throughput"]]
-        mix = ", ".join(f"{share} of ten {name}" for name, share in MIX.items())
-        parts += [
-            "## Throughput",
-            f"`mix`: {mix}.",
-            markdown_table(heads, rows).rstrip(),
+    parts = ["# The verifier", f"`python -m bench.verifier` on {report['machine']}, {report['versions']}."]
+    for name, found in report.get("accuracy", {}).items():
+        kinds = {
+            **found["kinds"],
+            "all": {key: sum(k[key] for k in found["kinds"].values()) for key in ("pairs", *WHO)},
+        }
+        rows = [
+            [kind, str(n["pairs"]), *(f"{n[who]} ({n[who] / n['pairs']:.1%})" for who in WHO)]
+            for kind, n in kinds.items()
         ]
-    if "agreement" in report:
-        found = report["agreement"]
-        counts = ", ".join(f"{count} {name}" for name, count in found["pairs"].items())
-        parts += ["## Agreement of `compare` with Math-Verify", f"Pairs: {counts}. Disagreements:"]
-        said = "- `{prediction}` against `{reference}`: {compare}, not what Math-Verify says"
-        parts += ["\n".join(said.format(**each) for each in found["disagreements"]) or "none"]
+        parts += [f"## Right verdicts on {name}", markdown_table(["kind", "pairs", *WHO], rows)]
+        accepted = {who: sum(bool(row[who]) and not row["equal"] for row in found["wrong"]) for who in WHO}
+        parts += [
+            f"{n} of {found['different']} different answers called equal by {who}." for who, n in accepted.items()
+        ]
+        parts += [LINE.format(**row) for row in found["wrong"] if row["capo_fast"] != row["equal"]]
+    for name, found in report.get("references", {}).items():
+        parts.append(f"{name}: " + "; ".join(f"{key}: {value or 'none'}" for key, value in found.items()))
+    if "throughput" in report:
+        rows = [[str(value) for value in line.values()] for line in report["throughput"]]
+        parts += ["## Throughput, two workers", markdown_table(list(report["throughput"][0]), rows)]
     return "\n\n".join(parts) + "\n"
-
-
-def accuracy_table(found: dict[str, Any]) -> str:
-    rows = [
-        [flag, str(n["pairs"]), *(f"{n[name]} ({n[name] / n['pairs']:.1%})" for name in ("capo_fast", "Math-Verify"))]
-        for flag, n in found["right by flag"].items()
-    ]
-    wrapped = ", ".join(f"{name} {right}" for name, right in found["Math-Verify by wrapping"].items())
-    head = ["id", "flags", "prediction", "reference", "label", "capo_fast", "Math-Verify", "whose"]
-    parts = [
-        markdown_table(["flag", "pairs", "capo_fast", "Math-Verify alone"], rows),
-        f"Math-Verify alone, by how both texts are wrapped, on pairs without a flag: {wrapped}. The best is shown.\n",
-        "Every disagreement with a label (the last column says whose it is):\n",
-        markdown_table(head, [disagreement(row) for row in found["disagreements"]]).rstrip(),
-    ]
-    return "\n".join(parts)
-
-
-def disagreement(row: dict[str, Any]) -> list[str]:
-    texts = [f"`{_short(row[key])}`" for key in ("pred", "ref")]
-    said = [str(row[key]) for key in ("equal", "capo_fast", "Math-Verify")]
-    return [row["id"], ", ".join(row["flags"]), *texts, *said, f"{row['source']}, {row['test']}"]
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split()).replace("|", "\\|").replace("`", "'")
-    return text if len(text) <= 80 else f"{text[:25]} ... {text[-50:]}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--pairs", type=int, default=1000, help="in one round; a fifth of it for the slow contenders")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--only", choices=["accuracy", "throughput", "agreement"], help="keeps what the report has of the rest"
-    )
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES), help="keeps the report's rest")
     parser.add_argument("--out", type=Path, default=Path("bench/results/verifier"))
     arguments = parser.parse_args()
     file = arguments.out / "verifier.json"
-    report = json.loads(file.read_text()) if arguments.only and file.exists() else {}
-    report |= {
-        "command": "python -m bench.verifier",
-        "machine": f"{os.cpu_count()} cores of {processor()}",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("math-verify", "sympy", "latex2sympy2_extended"))
-        + f", Python {platform.python_version()}",
-    }
-    kinds = kinds_of_pairs(arguments.data, Random(arguments.seed))
-    todo = {
-        "accuracy": lambda: accuracy(rows_of(arguments.data / "answer_equiv.jsonl")),
-        "throughput": lambda: throughput(kinds, arguments.pairs, arguments.rounds),
-        "agreement": lambda: agreement(kinds),
-    }
-    for name, measure in todo.items():
-        if arguments.only in (None, name):
-            report[name] = measure()
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(report, indent=1) + "\n")
-            (arguments.out / "verifier.md").write_text(markdown(report))
+    report = json.loads(file.read_text()) if file.exists() and len(arguments.only) < len(MEASURES) else {}
+    packages = versions(("math-verify", "sympy", "latex2sympy2_extended"))
+    report["machine"] = f"{os.cpu_count()} cores of {processor()}"
+    report["versions"] = ", ".join(f"{name} {number}" for name, number in packages.items())
+    report |= {name: MEASURES[name](arguments.data) for name in arguments.only}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (arguments.out / "verifier.md").write_text(markdown(report))
     print(markdown(report))
 
+
+MEASURES: dict[str, Callable[[Path], Any]] = {"accuracy": accuracy, "references": references, "throughput": throughput}
 
 if __name__ == "__main__":
     main()

@@ -76,9 +76,9 @@ def shown_question(question: str, choices: Sequence[str]) -> str:
 def read_choice(text: str, choices: Sequence[str]) -> int | None:
     r"""The place (from 0) of the choice that an answer names among those shown; None where it can't be read.
 
-    Looked at in turn: the last `\boxed{}`, `<answer>`, what follows the last "answer is" or "answer:", the last sentence
-    that names a letter. Each may be a letter, a letter with its text, or the text of one choice. A letter that is said
-    to be wrong is not named. Two letters, or one beyond the choices, are none.
+    Looked at in turn: the last `\boxed{}`, `<answer>`, what follows the last "answer is" or "answer:", the last
+    sentence that names a letter. Each may be a letter, a letter with its text, or the text of one choice. A letter that
+    is said to be wrong is not named. Two letters, or one beyond the choices, are none.
 
     >>> [read_choice(text, ["3", "2"]) for text in (r"so \boxed{\text{B}}.", "The answer is (A) 3", "2", "A or B")]
     [1, 0, 1, None]

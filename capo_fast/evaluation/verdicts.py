@@ -68,36 +68,35 @@ def read_pairs(path: Path, fields: Fields) -> Iterator[Asked]:
         for where, row in read_rows(str(file)):
             if not isinstance(row, Mapping):
                 raise ConfigError(f"{where}: found {type(row).__name__}, wanted an object")
-            fields = Fields(fields.response or _usual(row, RESPONSES), fields.reference or _usual(row, REFERENCES))
-            yield _asked(where, row, fields)
+            response = fields.response or _usual(row, RESPONSES)
+            reference = fields.reference or _usual(row, REFERENCES)
+            fields = Fields(response, reference)
+            yield _asked(where, row, response, reference)
 
 
 def _usual(row: Mapping[str, Any], names: Sequence[str]) -> str:
     return next((name for name in names if name in row), names[0])
 
 
-def _asked(where: str, row: Mapping[str, Any], fields: Fields) -> Asked:
-    response, given = (
-        _field(where, row, field, flag)
-        for field, flag in ((fields.response, "--response-field"), (fields.reference, "--reference-field"))
-    )
+def _asked(where: str, row: Mapping[str, Any], response_field: str, reference_field: str) -> Asked:
+    response = _text(where, _field(where, row, response_field, "--response-field"), response_field)
+    given = _field(where, row, reference_field, "--reference-field")
+    references = [_text(where, each, reference_field) for each in (given if isinstance(given, list) else [given])]
     truncated = row.get("truncated") is True or row.get("stop_reason") == "length"
-    references = given if isinstance(given, list) and given else [given]
-    items = tuple(
-        Item(_text(where, response, fields.response), _text(where, each, fields.reference), {"truncated": truncated})
-        for each in references
-    )
+    items = tuple(Item(response, reference, {"truncated": truncated}) for reference in references)
+    if not items:
+        raise ConfigError(f"{where}: field {reference_field!r} is an empty list")
     recorded = row.get("outcome")
     return Asked(where, items, float(recorded) if isinstance(recorded, int | float) else None)
 
 
-def _field(where: str, row: Mapping[str, Any], field: str | None, flag: str) -> Any:
+def _field(where: str, row: Mapping[str, Any], field: str, flag: str) -> Any:
     if field not in row:
         raise ConfigError(f"{where}: no field {field!r} ({flag}); found {', '.join(map(repr, row)) or 'no fields'}")
     return row[field]
 
 
-def _text(where: str, value: Any, field: str | None) -> str:
+def _text(where: str, value: Any, field: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ConfigError(f"{where}: field {field!r}: found {value!r:.80}, wanted text or a number")
     return str(value)
@@ -127,11 +126,12 @@ def verify_pair(response: str, reference: str, truncated: bool, explain: bool, r
     """Print what is said of one answer; 1 where the time limit said it."""
     item = Item(response, reference, {"truncated": truncated})
     with _pool(reward, EXPLAIN if explain else JUDGE) as pool:
-        (found,) = pool.check([item])
-    stages = found if explain and found is not None else list(verdict_row(Asked("", (item,)), [found]).items())[1:]
-    for name, text in stages:
+        found: list[Any] = pool.check([item])
+    stages = verdict_row(Asked("", (item,)), [None if explain else found[0]])
+    del stages["where"]
+    for name, text in found[0] if explain and found[0] is not None else stages.items():
         print(f"{name:<12} {'none' if text is None else one_line(text, 400)}")
-    return int(found is None)
+    return int(found[0] is None)
 
 
 def verify_file(path: Path, fields: Fields, out: Path | None, reward: RewardConfig) -> int:
@@ -146,6 +146,8 @@ def verify_file(path: Path, fields: Fields, out: Path | None, reward: RewardConf
             rules[row["rule"] or "none"] += 1
             differ += asked.recorded is not None and asked.recorded != (row["verdict"] == "right")
     total = verdicts.total()
+    if not total:
+        raise ConfigError(f"{path}: no answers in it")
     counts = ", ".join(f"{verdicts[name]} {name}" for name in ("right", "wrong", "timed out"))
     print(f"{total} answers: {counts}; by rule: {', '.join(f'{rule} {count}' for rule, count in rules.most_common())}")
     if differ:

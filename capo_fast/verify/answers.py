@@ -1,4 +1,4 @@
-"""Is the final answer right? Math-Verify (the verifier of CAPO), with what it lacks, made safe for text that a policy wrote.
+"""Is the final answer right? Math-Verify (CAPO's verifier) with what it lacks, safe for text that a policy wrote.
 
 `answers_equal` is the verdict on one pair; `pool.VerifierPool` runs it, or a user's own function, in killable workers.
 The module stays light: a worker imports neither torch nor an engine.
@@ -21,9 +21,9 @@ MAX_CHARS = 1_000
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on one response, and what it was given on.
+    r"""The verdict on one response, and what it was given on.
 
-    >>> judge("so \\boxed{1/2}", "0.5")
+    >>> judge(r"so \boxed{1/2}", "0.5")
     Judgement(equal=True, answer='1/2', reference='0.5', rule='numbers')
     """
 

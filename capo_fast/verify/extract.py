@@ -11,7 +11,6 @@ from capo_fast.verify.prose import (
     MAX_CHARS,
     Span,
     bare,
-    formulas,
     last_formula_or_number,
     leading_formulas,
     leading_maths,
@@ -21,20 +20,29 @@ from capo_fast.verify.unicode_maths import latex_of
 _THOUGHT = r"(?:think|thinking|thought|reasoning)>"
 _THOUGHT_ENDS, _THOUGHT_STARTS = re.compile(rf"</{_THOUGHT}", re.IGNORECASE), re.compile(rf"<{_THOUGHT}", re.IGNORECASE)
 _TAGS = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
-_BRACES = re.compile(r"\\+(?P<box>boxed|fbox|framebox)\s*(?:\{|(?P<bare>\d))|\\.|[{}]", re.DOTALL)
+_BRACES = re.compile(r"\\\\?(?P<box>boxed|fbox|framebox)\s*(?:\{|(?P<bare>\d))|\\.|[{}]", re.DOTALL)
 _DECORATION = re.compile(r"\\(?:text|mathrm)\s*\{|\\q?quad(?![a-z])|\\[][()!,;: ]|[}$\s]+")
-_JOINS_BOXES = re.compile(r"(?:\(?[a-z]+\)? ){0,4}(?:[,;]|,? ?and|,? ?or)(?: [\w]{1,8} ?=)? ?", re.IGNORECASE)
+_JOINS_BOXES = re.compile(
+    r"(?:\(?[a-z]+\)? ){0,4}(?:[,;]|,? ?and|,? ?or)(?: [\w]{1,8} ?=)? ?|,? ?and [a-z ]+ (?:is|are)", re.IGNORECASE
+)
+_CONCLUDES = re.compile(
+    r"\b(?:so|thus|hence|therefore|then|answer|finally|total|sum|product|which|this)\b", re.IGNORECASE
+)
+_MOST_BETWEEN = 100
 _MARK = re.compile(r"(?<!#)####(?!#)")
+_CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
+"""GSM8K's, before a result: 5*3=<<5*3=15>>15."""
 _EMPHASIS = re.compile(r"(?<![\w*)}])(\*{1,3}|__|`)(?=[^\s*`])([^\n*`]{1,200}?)(?<=\S)\1(?![\w*])")
 _ANSWER_IS = re.compile(
-    r"(?:\b(?:the\s+)?(?:final|correct|right)\s+)?\banswers?(?:\s+(?:to|for|of)\s[^.\n:=]{0,80}?)?\s*(?:\b(?:is|are|would be|must be|should be)\b|=|:)\s*:?",
+    r"(?:\b(?:the\s+)?(?:final|correct|right)\s+)?\banswers?(?:\s+(?:to|for|of)\s[^.\n:=]{0,80}?)?"
+    r"\s*(?:\b(?:is|are|would be|must be|should be)\b|=|:)\s*:?",
     re.IGNORECASE,
 )
 _HOPED = re.compile(r"final answer is:?\s*([^\n]{1,300}?)\.?\s+I hope it is correct", re.IGNORECASE)
 _NO_ANSWER = re.compile(r"(?:not |in)?(?:correct|right)\b|wrong\b|unclear\b|unknown\b", re.IGNORECASE)
 _LEADS = re.compile(
-    r"(?:(?:therefore|thus|hence|then|simply|just|exactly|only|about|approximately|also|clearly|now|indeed|equal to|given by"
-    r"|found to be|the(?= *[-\d$\\(])|not\s[^.\n]{1,40}?\bbut)\b[\s,:]*){1,3}",
+    r"(?:(?:therefore|thus|hence|then|simply|just|exactly|only|about|approximately|also|clearly|now|indeed|equal to"
+    r"|given by|found to be|the(?= *[-\d$\\(])|not\s[^.\n]{1,40}?\bbut)\b[\s,:]*){1,3}",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"\n|(?<!\b[ap]\.m)[.!?](?=\s|\Z)")
@@ -46,21 +54,21 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
     r"""The final answer of a solution; None where there is none.
 
     In turn: the last `\boxed{}` outside the thinking (the last ones, where only commas, "and" or "or" part them),
-    `<answer>`, GSM8K's `####`, "the answer is" or "Answer:", the last number with the formula it is in. [us] An empty or
-    unclosed box is none. A text that is an answer and nothing else is taken whole. `truncated`: the length limit cut
+    `<answer>`, GSM8K's `####`, "the answer is" or "Answer:", the last number with the formula it is in. [us] An empty
+    or unclosed box is none. A text that is an answer and nothing else is taken whole. `truncated`: the length limit cut
     the text, so that only a closed box is an answer.
 
-    >>> [extract_answer(text) for text in (r"so \boxed{3}, no: \boxed{4}.", "The answer is 3/4 of it.", "8 apples", "x+1")]
-    ['4', '3/4', '8', 'x+1']
+    >>> [extract_answer(text) for text in (r"so \boxed{3}, no: \boxed{4}.", "The answer is 3/4 of it.", "8 apples")]
+    ['4', '3/4', '8']
     >>> extract_answer("so 2 + 3 = 5 and the", truncated=True) is None
     True
     """
     text = outside_thinking(text)
+    if truncated:
+        return boxed_answer(text)
     if final := _marked_final(text):
         return final
-    if truncated:
-        return None
-    text = _EMPHASIS.sub(r"\2", latex_of(text))
+    text = _EMPHASIS.sub(r"\2", latex_of(_CALCULATOR.sub("", text)))
     for find in (_tagged, _marked, _after_phrase, bare, last_formula_or_number, _word):
         if answer := find(text):
             return answer
@@ -108,7 +116,7 @@ def boxed_answer(text: str) -> str | None:
         if box.end > run[-1].start or not _joined(text[box.end : run[-1].start]):
             break
         run.append(box)
-    return ", ".join(dict.fromkeys(box.content for box in reversed(run))) or None
+    return ", ".join(box.content for box in reversed(run)) or None
 
 
 def _boxes(text: str) -> list[Span]:
@@ -128,7 +136,8 @@ def _boxes(text: str) -> list[Span]:
 
 
 def _joined(between: str) -> bool:
-    return len(between) < 80 and _JOINS_BOXES.fullmatch(" ".join(_DECORATION.sub(" ", between).split())) is not None
+    words = " ".join(_DECORATION.sub(" ", between[:_MOST_BETWEEN]).split())
+    return len(between) < _MOST_BETWEEN and _JOINS_BOXES.fullmatch(words) is not None and not _CONCLUDES.search(words)
 
 
 def _tagged(text: str) -> str | None:
@@ -136,7 +145,7 @@ def _tagged(text: str) -> str | None:
 
 
 def _marked(text: str) -> str | None:
-    """What follows GSM8K's `####` where it marks the last line, or an answer and no number comes after; else a heading."""
+    """What follows GSM8K's `####` on the last line, or as an answer that no number follows; else it is a heading."""
     for after in reversed(_MARK.split(text)[1:]):
         line, _, rest = after.strip(_CLOSING_HASHES + "\n").partition("\n")
         if line and (not rest.strip() or (bare(line) and not re.search(r"\d", rest))):

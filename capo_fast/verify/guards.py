@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from capo_fast.verify.parts import with_signs
 from capo_fast.verify.plain_numbers import number
 
 Same = Callable[[str, str], bool]
@@ -57,8 +58,8 @@ _MODULUS = re.compile(
 def _congruence(text: str) -> tuple[str, str, str] | None:
     r"""What is congruent, to what, and the modulus.
 
-    Math-Verify compares the modulus alone or the residue alone: x = 1 (mod 3) is not x = 2 (mod 3) nor x = 1 (mod 4), and
-    1 \pmod 4 is 5 \pmod{4}.
+    Math-Verify compares the modulus alone or the residue alone: x = 1 (mod 3) is not x = 2 (mod 3) nor x = 1 (mod 4),
+    and 1 \pmod 4 is 5 \pmod{4}.
     """
     match = _MODULUS.search(text)
     if match is None:
@@ -83,11 +84,7 @@ def _same_congruence(a: Any, b: Any, same: Same) -> bool | None:
 
 
 def _residues(text: str) -> set[Any] | None:
-    pieces = (
-        [sign + text.removeprefix("\\pm").strip() for sign in "+-"]
-        if text.startswith("\\pm")
-        else re.split(r",|\bor\b|\band\b", text)
-    )
+    pieces = with_signs(text) if text.startswith("\\pm") else re.split(r",|\bor\b|\band\b", text)
     values = [number(piece.strip().lstrip("+")) for piece in pieces if piece.strip()]
     return None if None in values else {each.value for each in values if each}
 
@@ -98,7 +95,7 @@ _MEMBER = re.compile(r"\\(not)?in(?![a-z])")
 
 
 def _membership(text: str) -> tuple[str, bool, str] | None:
-    r"""What is or isn't in what: 13 \in A is neither 13 \notin A nor 13. (x \in \{1, 2\} was read as the set before.)"""
+    r"""What is or isn't in what: 13 \in A is neither 13 \notin A nor 13; x \in \{1, 2\} is a set by its spelling."""
     match = _MEMBER.search(text)
     return (text[: match.start()].strip(), match[1] is None, text[match.end() :].strip()) if match else None
 
@@ -141,6 +138,20 @@ def _same_ends(a: str, b: str, same: Same) -> bool:
     return a == b if not (a and b) else same(a, b)
 
 
+# ---- numerals in another base ----
+
+_BASE = re.compile(r"(?<=\d)_\{?\s*(\d+)")
+
+
+def _bases(text: str) -> list[str] | None:
+    """The bases that numerals name, where they were not read as numbers: Math-Verify drops them."""
+    return _BASE.findall(text) or None
+
+
+def _same_bases(a: Any, b: Any, same: Same) -> bool | None:
+    return None if a == b else False
+
+
 # ---- ratios ----
 
 _RATIO = re.compile(r"[^=:<>,]+(?::[^=:<>,]+)+")
@@ -167,15 +178,16 @@ def _same_ratio(a: Any, b: Any, same: Same) -> bool | None:
 # ---- several quantities ----
 
 _QUANTITY = re.compile(
-    r"(-?[\d.,]*\d(?:\\frac\{\d+\}\{\d+\})?|\\frac\{\d+\}\{\d+\})\s*((?:(?!and\b)[A-Za-z]++\.?\s*+)++|['\"])\s*(?:,?\s*and\b|,|\s)?\s*"
+    r"(-?[\d.,]*\d(?:\\frac\{\d+\}\{\d+\})?|\\frac\{\d+\}\{\d+\})\s*"
+    r"((?:(?!and\b)[A-Za-z]++\.?\s*+)++|['\"])\s*(?:,?\s*and\b|,|\s)?\s*"
 )
 _UNITS = {
     spelling: name
     for name, spellings in {
         "foot": "ft feet '", "inch": "in inches \"", "hour": "h hr hrs hours", "minute": "min mins minutes '' m",
-        "second": "s sec secs seconds", "pound": "lb lbs pounds", "ounce": "oz ounces", "dollar": "dollars", "cent": "cents",
-        "metre": "m meter meters metres", "centimetre": "cm", "kilometre": "km", "year": "yr yrs years", "day": "days",
-        "week": "weeks", "month": "months",
+        "second": "s sec secs seconds", "pound": "lb lbs pounds", "ounce": "oz ounces", "dollar": "dollars",
+        "cent": "cents", "metre": "m meter meters metres", "centimetre": "cm", "kilometre": "km", "day": "days",
+        "week": "weeks", "month": "months", "year": "yr yrs years",
     }.items()
     for spelling in spellings.split()
 }  # fmt: skip
@@ -199,6 +211,26 @@ def _quantities(text: str) -> list[tuple[Any, str]] | None:
 def _same_quantities(a: Any, b: Any, same: Same) -> bool | None:
     if a is None or b is None:
         return None
+    return bool(a == b)
+
+
+# ---- angles and triangles ----
+
+_FIGURE = re.compile(r"\\(angle|triangle)(?![a-z])\s*\{?\s*([A-Z])\s*([A-Z])\s*([A-Z])\s*\}?")
+
+
+def _figure(text: str) -> tuple[str, str, frozenset[str]] | None:
+    r"""An angle by its vertex and legs, a triangle by its corners.
+
+    Math-Verify multiplies the letters, so that \angle ABC would be \angle ACB.
+    """
+    match = _FIGURE.fullmatch(text.strip())
+    if match is None:
+        return None
+    return match[1], match[3] if match[1] == "angle" else "", frozenset(match.groups()[1:])
+
+
+def _same_figure(a: Any, b: Any, same: Same) -> bool | None:
     return bool(a == b)
 
 
@@ -229,7 +261,9 @@ GUARDS = (
     Guard("guard: membership", _membership, _same_membership),
     Guard("guard: dots", _dotted, _same_dotted),
     Guard("guard: several quantities", _quantities, _same_quantities),
+    Guard("guard: base", _bases, _same_bases),
     Guard("guard: ratio", _ratio, _same_ratio),
+    Guard("guard: angle or triangle", _figure, _same_figure),
     Guard("guard: derivative", _derivatives, _same_derivatives),
 )
 

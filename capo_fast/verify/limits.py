@@ -11,18 +11,20 @@ from contextlib import contextmanager
 
 from capo_fast.verify.pool import VerifyTimeout
 
-_POWER = re.compile(r"(?:\^|\*\*)\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\([^()]*\)|[-+\w.*^\\]*)")
+_POWER = re.compile(r"(?:\^|\*\*)\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\([^()]*\)|[-+]?[\w.\\]*(?:(?:\^|\*\*)[-+]?[\w.\\]*)*)")
 _COMBINATORIAL = re.compile(r"!|binom|choose|prod|sum|gcd|lcm")
 _FACTORIAL_TOWER = re.compile(r"![!)}\]\s]*!")
-_MAX_EXPONENT = 10_000
+_MAX_EXPONENT, _MAX_DEPTH = 10_000, 30
 
 
 def explodes(answer: str) -> bool:
-    """True where working the answer out could take a number of astronomical length.
+    """True where working the answer out could take a number of astronomical length, or where it is nested too deeply.
 
     One long multiplication in C can't be interrupted by any signal, so such an answer has to be refused before it is
     read. A generous bound: the product of an exponent's integers, to the power of the largest where it has a power.
     """
+    if _depth(answer) > _MAX_DEPTH:
+        return True
     bounds = [_exponent_bound(exponent) for exponent in _POWER.findall(answer)]
     if any(bound > _MAX_EXPONENT for bound in bounds) or math.prod(bounds) > 1000 * _MAX_EXPONENT:
         return True
@@ -30,6 +32,15 @@ def explodes(answer: str) -> bool:
         return True
     large = any(len(digits) > 5 for digits in re.findall(r"\d+", answer))
     return _COMBINATORIAL.search(answer) is not None and (large or ("sum" not in answer and max(bounds, default=0) > 5))
+
+
+def _depth(answer: str) -> int:
+    """How deep brackets are nested: the parser's time grows fast with it."""
+    deepest = depth = 0
+    for character in answer:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _exponent_bound(exponent: str) -> float:

@@ -16,14 +16,12 @@ _FORMS = [
         rf"(?P<sign>[-+]?)(?:(?P<top>{_DIGITS})\s*\\cdot\s*)?10\s*\^\s*(?:\{{\s*(?P<power>[-+]?\d{{1,4}})\s*\}}|(?P<digit>\d))",
     )
 ]
-_BASED = re.compile(r"([0-9A-Za-z]{1,400})\s*_\s*\{?\s*(\d{1,2})\s*\}?", re.ASCII)
-_WORDS = {
-    word: value
-    for value, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen twenty".split()
-    )
-}
+_BASED = re.compile(r"([-+]?[0-9A-Za-z]{1,400})\s*_\s*\{?\s*(\d{1,2})\s*\}?", re.ASCII)
+_NAMES = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty
+"""
+_WORDS = {word: value for value, word in enumerate(_NAMES.split())}
 
 
 class Number(NamedTuple):

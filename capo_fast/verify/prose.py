@@ -1,4 +1,4 @@
-"""Mathematics in prose: its formulas, what a sentence begins with, its last number. Every function takes linear time."""
+"""Mathematics in prose: formulas, what a sentence begins with, its last number. All in linear time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_CHARS = 300
 
 _MATHS_MARK = re.compile(r"\\\\|\\\$|\n|\$\$?|\\[][()]")
 _CLOSES = {"$": "$", "$$": "$$", "\\[": "\\]", "\\(": "\\)"}
-_FUNCTIONS = "(?:arc)?(?:sin|cos|tan)|sqrt|cot|sec|csc|log|ln|exp|pi|mod|gcd|lcm|infty|inf|infinity"
+_FUNCTIONS = "(?:arc)?(?:sin|cos|tan)|sqrt|cot|sec|csc|log|ln|exp|pi|mod|gcd|lcm|infty|inf|infinity|minus|negative"
 _UNIT = r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf)|mbox)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?"
 _COMMAND = re.compile(
     rf"{_UNIT}|\\(?:begin|end)\s*\{{[a-z*]+\}}|\\[A-Za-z]+|\b(?:{_FUNCTIONS})\b|\b(?:and|or)\b(?=\s*[-\d$\\(])"
@@ -21,7 +21,7 @@ _PROSE = re.compile(
     rf"(?<![A-Za-z\d\\])(?:[A-Za-z]{{3,}}|(?:{_SHORT_WORDS})(?![A-Za-z]))|[^\W\d_a-zA-Z]{{2,}}", re.IGNORECASE
 )
 _PLAIN_WORD = re.compile(
-    rf"{_UNIT}|(?<![\\A-Za-z])(?!(?:{_FUNCTIONS})\b)[A-Za-z]{{2,}}(?:\^\{{?-?\d\}}?)?|\n|[.!?;:](?=\s|\Z)|:(?=\d+\s*\Z)|\\?\$"
+    rf"{_UNIT}|(?<![\\A-Za-z])(?!(?:{_FUNCTIONS})\b)[A-Za-z]{{2,}}(?:\^\{{?-?\d\}}?)?|\n|[.!?;:](?=\s|\Z)|(?<=[A-Za-z]):|\\?\$"
 )
 _NUMBER = re.compile(
     r"(?<![\w.^_])(?<![\^_]\{)(?:-?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?|-?\.[0-9]+)"
@@ -29,7 +29,7 @@ _NUMBER = re.compile(
 )
 _JOIN = re.compile(r"\s*(?:[,;]\s*)?(?:\b(?:and|or)\b\s*)?", re.IGNORECASE)
 _EDGES = " \t,;:.!?=*"
-_DANGLING = re.compile(r"\s[-+*/^<>&]+\Z|[+*/^<>=&]\Z|\s+\b(?:and|or)\Z|\s+[A-Z]\Z")
+_DANGLING = re.compile(r"\s[-+*/^<>&]+\Z|[+*/^<>=&]\Z|\s+\b(?:and|or)\Z|\s+[A-Z]\Z|(?<=\d)\s+a\Z")
 _TWO_IN_A_ROW = re.compile(r"[A-Za-z\d] +\d(?!\d*/\d)")
 
 
@@ -80,7 +80,7 @@ def leading_formulas(text: str) -> str | None:
         if (found and not (gap.strip() and _JOIN.fullmatch(gap))) or (gap and not found):
             break
         found.append(formula)
-    return ", ".join(formula.content for formula in found) or None
+    return ", ".join(formula.content.strip(" ,") for formula in found) or None
 
 
 def leading_maths(sentence: str) -> str | None:
@@ -98,14 +98,16 @@ def leading_maths(sentence: str) -> str | None:
 
 
 def last_formula_or_number(text: str) -> str | None:
-    """The formula that the last number is in, else the expression that it ends, else the number."""
+    """The formula that the last number is in, with those that "and" joins to it, else its expression, else itself."""
     *_, number = [None, *_NUMBER.finditer(text)]
-    formula = None
+    run: list[Span] = []
     for formula in formulas(text):
+        gap = text[run[-1].end : formula.start] if run else ""
+        run = [*run, formula] if gap.strip() and _JOIN.fullmatch(gap) else [formula]
         if number and formula.end > number.start():
             break
-    if formula and (number is None or formula.start <= number.start() < formula.end):
-        return formula.content
+    if run and (number is None or run[-1].start <= number.start() < run[-1].end):
+        return ", ".join(formula.content.strip(" ,") for formula in run)
     if number is None:
         return None
     return _last_expression(text[max(0, number.end() - MAX_CHARS) : number.end() + 20]) or number[0]
@@ -118,7 +120,8 @@ def _last_expression(text: str) -> str | None:
     if not re.search(r"[(\[{]", expression):
         expression = _trimmed(re.split(r",\s", expression)[-1])
     sure = re.search(r"\d", expression) and not _TWO_IN_A_ROW.search(expression)
-    return expression if sure and all(expression.count(a) == expression.count(b) for a, b in ("()", "{}")) else None
+    opened, closed = (sum(map(expression.count, signs)) for signs in ("([{", ")]}"))  # [1, 2) is closed
+    return expression if sure and opened == closed else None
 
 
 def _masked(text: str) -> str:

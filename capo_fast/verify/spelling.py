@@ -16,16 +16,15 @@ from capo_fast.verify.unicode_maths import latex_of
 _TEXT = (
     r"(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|operatorname\*?)"
 )
+_GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|rho|tau"
 _NAMES = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|max|min|gcd|lcm"
 _TRIG = r"\\(sin|cos|tan|cot|sec|csc)(\^\{?\d\}?)?"
 _DEGREE = r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degree(?![a-z])|\bdeg(?:rees?)?\b)"
 _DECIMAL = r"\d*\.\d+|\d+"
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "twelve": 12}
 _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_RADIANS = r"\\\1\2(\\frac{\3\\pi}{180})"
 _Replacement = str | Callable[[re.Match[str]], str]
-
-
-def _power_of_e(match: re.Match[str]) -> str:
-    return f"e^{{{match[1]}}}"
 
 
 def _repeating(match: re.Match[str]) -> str:
@@ -36,7 +35,7 @@ def _repeating(match: re.Match[str]) -> str:
 
 
 def _repeated(match: re.Match[str]) -> str:
-    """0.1666... : what is repeated is the shortest block that ends the digits twice or more, of three digits or more."""
+    """The fraction that 0.1666... is: the shortest block that ends the digits twice or more is repeated."""
     digits = match[2]
     block = re.search(r"(\d{1,6}?)\1+\Z", digits)
     if block is None or len(block[0]) < 3:
@@ -44,6 +43,10 @@ def _repeated(match: re.Match[str]) -> str:
     fixed = digits[: block.start()]
     nines = int("9" * len(block[1]) + "0" * len(fixed))
     return _as_frac(Fraction(int(match[1] + fixed + block[1]) - int(match[1] + fixed), nines))
+
+
+def _fraction(match: re.Match[str]) -> str:
+    return rf"\frac{{{match[1] or match[2]}}}{{{match[3] or match[4]}}}"
 
 
 def _as_frac(value: Fraction) -> str:
@@ -63,26 +66,37 @@ def _font(match: re.Match[str]) -> str:
 _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
     (what, re.compile(pattern), replacement)
     for what, pattern, replacement in [
-        ("a command's doubled backslash", r"\\\\(?=(?:d?frac|sqrt|text|pi|left|right|cdot|times|boxed|infty)\b)", r"\\"),
-        ("layout", r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\s*\\!\s*|\\(?:display|text|script)style(?![a-z])|\\limits(?![a-z])", ""),
+        ("doubled backslashes", r"\\\\(?=(?:d?frac|sqrt|text|pi|left|right|cdot|times|boxed|infty)\b)", r"\\"),
+        ("layout", r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\s*\\!\s*", ""),
+        ("layout", r"\\(?:(?:display|text|script)style|limits)(?![a-z])", ""),
+        ("colours", r"\\(?:textcolor|colorbox|color)\s*\{[^{}]*\}", ""),
+        ("lines", r"\\(?:underline|uline|cancel)(?=\s*\{)", ""),
         ("colons", r"\\colon(?![a-z])|\\mathbin\s*\{\s*:\s*\}", ":"),
         ("quotes", r"\A\s*(?:\\?\"|``)(.*?)(?:\\?\"|'')\s*\Z", r"\1"),
         ("layout", r"\\(?:hspace|vspace|phantom|hphantom|label|tag)\*?\s*\{[^{}]*\}|\\phantom(?![a-z])", ""),
         ("a comma in braces", r"\{\s*,\s*\}", ","),
         ("spaces", r"(?<!\\)\\(?:[,;:>\s]|q?quad(?![a-z])|enspace(?![a-z])|thinspace(?![a-z]))|~|\s+", " "),
         ("old fonts", r"\{\s*\\(?:rm|bf|it|cal)\s+([^{}]*)\}", r"\\text{\1}"),
+        ("old fonts", r"\\(?:rm|bf|it|sf|tt)(?![a-z])", " "),
         ("percent", r"\\?%|(?<=[\d}) ])\s*(?:\\%|\b(?:percent(?:age)?(?: points?)?|pct)\b\.?)", r"\\%"),
         ("percent in a font", rf"\\{_TEXT}\s*\{{\s*(?:\\%|percent(?:age)?|pct)\s*\}}", r"\\%"),
         ("ordinals", rf"(?<=\d)(?:\^\s*\{{?\s*)?(?:\\{_TEXT}\s*\{{\s*)?(?:st|nd|rd|th)\b\s*\}}?\}}?(?=\s*\Z)", ""),
         ("fonts", rf"\\{_TEXT}\s*\{{([^{{}}]*)\}}", _font),
         ("fonts in fonts", rf"\\{_TEXT}\s*\{{([^{{}}]*)\}}", _font),
+        ("a stray backslash", r"(?<!\\)\\(?=\d)", ""),
         ("dollars", r"\\?\$|[€£¥₹]|\\(?:pounds|euro)(?![a-z])|\bUS(?=\s*\d)|\b(?:USD|EUR|GBP|Rs)\.?(?=\s*[\d.])", " "),
         ("maths delimiters", r"\\[][()]", " "),
         ("fractions", r"\\[dtc]frac(?![a-z])", r"\\frac"),
         ("binomials", r"\\[dt]binom(?![a-z])", r"\\binom"),
+        ("bare binomials", r"\\binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}"),
+        ("binomials", r"\{\s*([^{}]+?)\s*\\choose\s*([^{}]+?)\s*\}", r"\\binom{\1}{\2}"),
         ("over", r"\{\s*([^{}]+?)\s*\\over\s*([^{}]+?)\s*\}", r"\\frac{\1}{\2}"),
-        ("bare fractions", r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})", lambda m: rf"\frac{{{m[1] or m[2]}}}{{{m[3] or m[4]}}}"),
+        ("bare fractions", r"\\frac\s*(?:(\d)|\{([^{}]*)\})\s*(?:(\d)|\{([^{}]*)\})", _fraction),
         ("bare roots", r"\\sqrt\s*(\d|[A-Za-z])(?![\w{])", r"\\sqrt{\1}"),
+        ("number sets", r"\\mathbb\s*([A-Z])(?![a-z])", r"\\mathbb{\1}"),
+        ("number sets", r"\A\s*(?:the set of )?(?:all )?real numbers\s*\Z", r"\\mathbb{R}"),
+        ("bases", rf"_\s*\{{?\s*({'|'.join(_BASES)})\s*\}}?\s*\Z", lambda m: f"_{{{_BASES[m[1]]}}}"),
+        ("logarithms", r"\\lg(?![a-z])", r"\\log_{10}"),
         ("comparisons", r"\\leq(?:q|slant)?(?![a-z])|<=|=<", r"\\le "),
         ("comparisons", r"\\geq(?:q|slant)?(?![a-z])|>=", r"\\ge "),
         ("comparisons", r"\\neq(?![a-z])|!=|\\not\s*=", r"\\ne "),
@@ -94,25 +108,31 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
         ("angle brackets", r"\\langle(?![a-z])|\\lparen(?![a-z])", "("),
         ("angle brackets", r"\\rangle(?![a-z])|\\rparen(?![a-z])", ")"),
         ("bars", r"\\[lr]?vert(?![a-z])|\\mid(?![a-z])", "|"),
-        ("the empty set", r"\\varnothing(?![a-z])|\\phi(?=\s*\Z)(?<=\A\\phi)|\A\s*\\\{\s*\\\}\s*\Z", r"\\emptyset "),
+        ("the empty set", r"\\varnothing(?![a-z])|\A\s*\\\{\s*\\\}\s*\Z", r"\\emptyset "),
         ("Greek variants", r"\\var(epsilon|phi|theta|rho|sigma|pi)(?![a-z])", r"\\\1 "),
         ("complements", r"\\(?:backslash|smallsetminus)(?![a-z])", r"\\setminus "),
         ("dots", r"\\(?:dots[cbmio]?|ldots|cdots)(?![a-z])|\.\.\.+", r"\\ldots "),
         ("repeating decimals", r"(\d+)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?", _repeating),
         ("repeating decimals", r"(\d+)\.(\d*)\((\d+)\)", _repeating),
         ("repeating decimals", r"(\d+)\.(\d{3,30})\s*\\ldots(?![a-z])", _repeated),
-        ("segments", r"\\(?:overline|overrightarrow|overleftrightarrow|widehat|overarc)\s*\{\s*([A-Z]{2,})\s*\}", r"\1"),
-        ("trigonometry in degrees", rf"{_TRIG}\s*[({{]\s*(-?(?:{_DECIMAL})){_DEGREE}\s*[)}}]", r"\\\1\2(\\frac{\3\\pi}{180})"),
-        ("trigonometry in degrees", rf"{_TRIG}\s*(-?(?:{_DECIMAL})){_DEGREE}", r"\\\1\2(\\frac{\3\\pi}{180})"),
+        ("segments", r"\\over(?:line|rightarrow|leftrightarrow|arc)\s*\{\s*([A-Z]{2,})\s*\}", r"\1"),
+        ("sines in degrees", rf"{_TRIG}\s*[({{]\s*(-?(?:{_DECIMAL})){_DEGREE}\s*[)}}]", _RADIANS),
+        ("sines in degrees", rf"{_TRIG}\s*(-?(?:{_DECIMAL})){_DEGREE}", _RADIANS),
         ("degrees", rf"(?<=[\w)}}\s]){_DEGREE}(?:\s*[CFK](?![A-Za-z]))?", " "),
         ("program powers", r"\*\*", "^"),
-        ("program names", rf"(?<![\\A-Za-z])(?:np\.|math\.)?({_NAMES})(?=\s*[({{\\\d]|\s[a-z]\b)", r"\\\1 "),
-        ("program names", r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
+        ("program names", rf"(?<![\\A-Za-z])(?:np\.|math\.)?({_NAMES})(?=\s*[({{\\\d_]|\s[a-z]\b)", r"\\\1 "),
+        ("program names", rf"(?<![\\A-Za-z])(pi|{_GREEK})(?![A-Za-z])", r"\\\1 "),
+        ("program names", r"(?<![\\A-Za-z])log(2|10)\s*(?=\()", r"\\log_{\1}"),
+        ("program names", r"(?<![\\A-Za-z])sqrt(\d+)", r"\\sqrt{\1}"),
+        ("program calls", r"(?<![\\A-Za-z])(?:binom|comb|nCr)\(\s*(\w+)\s*,\s*(\w+)\s*\)", r"\\binom{\1}{\2}"),
+        ("program calls", r"(?<![\\A-Za-z])factorial\((\w+)\)", r"\1!"),
+        ("products", r"(?<!_\d)(?<=\d)\s*(?=\(-?[\d.]+\))", r"\\cdot "),
         ("program names", r"(?<![\\A-Za-z])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
-        ("inverse functions", r"\\a(sin|cos|tan)(?![a-z])", r"\\arc\1"),
+        ("inverse functions", r"\\?(?<![A-Za-z])a(sin|cos|tan)(?![a-z])", r"\\arc\1"),
         ("products", r"(?<=[\w)}])\s*\*\s*(?=[\w(\\{-])", r" \\cdot "),
-        ("powers", r"\^\s*(-?\d{2,}|-\d)(?![\d.])", r"^{\1}"),
+        ("powers", r"\^\s*(-?\d{2,}|-\d|-[a-z])(?![\d.])", r"^{\1}"),
         ("scientific notation", r"(?<![\w.}])(\d+\.?\d*|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\cdot 10^{\2}"),
+        ("times", r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\cdot "),
         ("times", r"\\times(?![a-z])", r"\\cdot "),
         ("thousands", r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d/])", lambda m: m[1].replace(" ", "")),
         ("mixed numbers", r"(?<![\d.}/])(\d+) (\d+)/(\d+)(?![\d/.])", _mixed),
@@ -122,20 +142,25 @@ _TABLE: list[tuple[str, re.Pattern[str], _Replacement]] = [
         ("or", r"\\(?:lor|vee)(?![a-z])", " or "),
         ("and", r"\\(?:land|wedge)(?![a-z])", " and "),
         ("a point's name", r"\A\s*[A-Z]\s*(?=\([^()]*,[^()]*\)\s*\Z)", ""),
-        ("approximations", r"\A\s*(?:\\(?:approx|sim|simeq)(?![a-z])|(?:approx(?:imately)?|about|roughly|circa)\b\.?)", ""),
+        ("approximations", r"\A\s*(?:\\(?:approx|sim|simeq)(?![a-z])|(?:approx(?:imately)?|about|roughly)\b\.?)", ""),
         ("plain braces", r"\A\s*\{([^{}]*,[^{}]*)\}\s*\Z", r"\\{\1\\}"),
-        ("set builders", r"\A\s*\\\{\s*([a-z])\s*(?:\\in\s*(?:\\mathbb\s*\{?R\}?|R)\s*)?[|:]\s*(?=.*\1)(.*)\\\}\s*\Z", r"\2"),
+        ("set builders", r"\A\s*\\\{\s*([a-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*(?=.*\1)(.*)\\\}\s*\Z", r"\2"),
         ("plain braces", r"(\\in(?![a-z])|=)\s*\{([^{}]*,[^{}]*)\}\s*\Z", r"\1\\{\2\\}"),
         ("membership", r"\A\s*[a-z]\s*\\in(?![a-z])\s*(?=\\[{m]|[(\[])", ""),
-        ("numbers in words", r"(?<=\d)\s*(thousand|million|billion|trillion)\b", lambda m: rf"\cdot 10^{{{_SCALES[m[1]]}}}"),
+        ("numbers in words", rf"(?<=\d)\s*({'|'.join(_SCALES)})\b", lambda m: rf"\cdot 10^{{{_SCALES[m[1]]}}}"),
         ("numbers in words", r"(?<=\d)\s*dozen\b", r"\\cdot 12"),
+        ("signs in words", r"(?<![A-Za-z])(?:minus|negative)\s+(?=[\d\\])", "-"),
         ("signs", r"(?<![\w)}\]])([-+])\s+(?=[\d\\.])", r"\1"),
         ("a leading plus", r"\A\s*\+(?=\s*[\d\\.])", ""),
         ("ends", r"\A[\s,;]+|[\s,;:.?]+\Z|(?<!\\)\\\Z", ""),
         ("spaces", r"\s+", " "),
     ]
 ]  # fmt: skip
-_CALL = re.compile(r"(?<![A-Za-z])(?:(?:np|math)\.)?\\?(sqrt|exp)\s*(?=[({])|\^\s*(?=\()")
+_CALLS = {
+    "sqrt": (r"\sqrt{", "}"), "cbrt": (r"\sqrt[3]{", "}"), "exp": ("e^{", "}"), "abs": ("|", "|"),
+    "floor": (r"\lfloor ", r" \rfloor "), "ceil": (r"\lceil ", r" \rceil "), "ceiling": (r"\lceil ", r" \rceil "),
+}  # fmt: skip
+_CALL = re.compile(r"(?<![A-Za-z])(?:(?:np|math)\.)?\\?(sqrt|cbrt|exp|abs|floor|ceil(?:ing)?)\s*(?=[({])|\^\s*(?=\()")
 
 
 def spelled(answer: str) -> str:
@@ -151,15 +176,15 @@ def spelled(answer: str) -> str:
 
 
 def _braced_calls(text: str) -> str:
-    r"""sqrt(x), exp(x) and ^(x) with braces: \sqrt{x}, e^{x} and ^{x}."""
+    r"""sqrt(x), exp(x), abs(x), ^(x) and their like in LaTeX: \sqrt{x}, e^{x}, |x|, ^{x}."""
     done = 0
     while match := _CALL.search(text, done):
-        name = {"sqrt": r"\sqrt", "exp": "e^"}.get(match[1] or "", "^")
+        before, after = _CALLS.get(match[1] or "", ("^{", "}"))
         opened = match.end()
         closed = closing(text, opened)
         if closed is None:
             done = opened
             continue
-        text = f"{text[: match.start()]}{name}{{{text[opened + 1 : closed]}}}{text[closed + 1 :]}"
-        done = match.start() + len(name)
+        text = text[: match.start()] + before + text[opened + 1 : closed] + after + text[closed + 1 :]
+        done = match.start() + len(before)
     return text

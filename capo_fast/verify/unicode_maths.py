@@ -1,4 +1,4 @@
-"""Unicode's mathematics in ASCII and LaTeX, so that one spelling is left for what keyboards and models spell in many."""
+"""Unicode's mathematics in ASCII and LaTeX."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _LATEX = {
     "∪": r"\cup ", "∩": r"\cap ", "∖": r"\setminus ", "∅": r"\emptyset ", "∞": r"\infty ", "∨": r"\lor ",
     "∧": r"\land ", "…": r"\ldots ", "⋯": r"\cdots ", "°": r"^{\circ}", "º": r"^{\circ}", "℃": r"^{\circ}C",
     "℉": r"^{\circ}F", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"', "∠": r"\angle ", "⟨": r"\langle ",
-    "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∣": "|", "∥": r"\parallel ",
+    "⟩": r"\rangle ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "∣": "|",
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}",
-    "→": r"\to ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ", "、": ",", "。": ".", "【": "[", "】": "]",
+    "∶": ":", "→": r"\to ", "∑": r"\sum ", "∏": r"\prod ", "∫": r"\int ", "、": ",", "。": ".", "【": "[", "】": "]",
     "π": r"\pi ", "ϕ": r"\phi ", "ε": r"\epsilon ", "µ": r"\mu ",
 }  # fmt: skip
 _GREEK = "alpha beta gamma delta zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
@@ -38,8 +38,10 @@ _TO_LINE = {
 }
 _SCRIPT = re.compile(f"([{_RAISED}]+)|([{_LOWERED}]+)")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
-_ROOT = re.compile(r"([√∛∜])\s*(?:(\d+(?:\.\d+)?|[A-Za-z])|(?=\{)|(\())?")
+_ROOT = re.compile(r"([√∛∜])\s*(?:(\d+(?:\.\d+)?|[A-Za-z]|\\frac\{\d+\}\{\d+\})|(\())?")
 _FRACTION = re.compile("[¼½¾⅐-⅞↉]")
+_STYLED = re.compile("[①-⑳\u3008-\u300b\ufe50-\ufe6b\U0001d400-\U0001d7ff]")
+_MICRO = re.compile("[µμ](?=[A-Za-z])")
 
 
 def latex_of(text: str) -> str:
@@ -50,6 +52,7 @@ def latex_of(text: str) -> str:
     """
     if text.isascii():
         return text
+    text = _STYLED.sub(lambda match: unicodedata.normalize("NFKC", match[0]), _MICRO.sub("u", text))
     text = _FRACTION.sub(_fraction, text)
     text = _SCRIPT.sub(
         lambda m: f"^{{{m[1].translate(_TO_LINE)}}}" if m[1] else f"_{{{m[2].translate(_TO_LINE)}}}", text

@@ -16,7 +16,7 @@ import math_verify
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify.grader import should_treat_as_complex
-from sympy import Expr, Float, I, MatrixBase, Rational, S, Set, UnevaluatedExpr, Union  # type: ignore[import-untyped]
+from sympy import Eq, Expr, Float, I, MatrixBase, Rational, S, Set, Symbol, UnevaluatedExpr, Union  # type: ignore[import-untyped]
 
 # It warns that its own time limits are off: they rest on signal.alarm, which fails off the main thread.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -28,8 +28,10 @@ _IMAGINARY = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)i(?![A-Za-z_])")
 _DERIVATIVE = re.compile(
     r"\\frac\s*\{\s*d\s*(?:\^\{?(\d)\}?)?\s*([A-Za-z])(?:_\{?\w\}?)?\s*\}\s*\{\s*d\s*([A-Za-z])[^{}]*\}"
 )
+_UNKNOWN_E = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)(?:E(?![A-Za-z_])|[eE]_(?:\{\w+\}|\w))")
+"""An E, and an e with an index, which latex2sympy takes for 2.718... or can't read."""
 _DIGITS = 50
-_POINTS = (Rational(7, 5), Rational(19, 11), Rational(23, 13), Rational(31, 17), Rational(43, 19), Rational(9, 7))
+_POINTS = tuple(Rational(prime, 11) for prime in (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59))
 
 
 def same_value(answer: str, reference: str, tolerance: float) -> tuple[bool, str]:
@@ -56,31 +58,37 @@ def parsed(answer: str) -> Any:
     if len(pieces) > 1:
         return Union(*(piece if isinstance(piece, Set) else piece.as_set() for piece in map(parsed, pieces)))
     latex = _DERIVATIVE.sub(r" D_{\1\2\3}", normalize_latex(answer, _SPELLING))
+    latex = _UNKNOWN_E.sub(lambda match: f" D_{{{''.join(filter(str.isalnum, match[0]))}}}", latex)
     is_complex = should_treat_as_complex(latex) or _IMAGINARY.search(latex) is not None
     value = latex2sympy(
         latex, is_real=not is_complex, convert_degrees=False, normalization_config=None, conversion_config=_READING
     )
-    if is_complex and isinstance(value, Expr) and "_{i" not in latex:
-        return value.subs({symbol: I for symbol in value.free_symbols if symbol.name == "i"})
-    return value
+    if not is_complex or not isinstance(value, Expr):
+        return value
+    return value.subs(
+        {x: I if x.name == "i" and "_{i" not in latex else Symbol(x.name, real=True) for x in value.free_symbols}
+    )
 
 
 def _sure(a: Any, b: Any, tolerance: float) -> bool | None:
-    """What two expressions' values settle: constants always, formulas where they differ; None for the rest."""
+    """What values settle: constants and matrices of them always, formulas where they differ; None for the rest."""
     if isinstance(a, MatrixBase) and isinstance(b, MatrixBase) and a.shape == b.shape:
         elements = [_sure(x, y, tolerance) for x, y in zip(a.flat(), b.flat(), strict=True)]
         return None if None in elements else all(elements)
+    if isinstance(a, Eq) and isinstance(b, Eq) and a.free_symbols != b.free_symbols:
+        return False
     if not all(isinstance(x, Expr) and not x.has(UnevaluatedExpr) for x in (a, b)):
         return None
-    if a.free_symbols or b.free_symbols:
-        return _differ(a, b)
-    x, y = a.doit(), b.doit()
+    return _differ(a, b) if a.free_symbols or b.free_symbols else _same_constant(a.doit(), b.doit(), tolerance)
+
+
+def _same_constant(x: Any, y: Any, tolerance: float) -> bool | None:
+    """Exact for fractions, to 40 digits for roots, powers and the like, to 6 decimals where one is a decimal."""
     if isinstance(x, Rational) and isinstance(y, Rational):
         return bool(x == y)
     if not (x.is_number and y.is_number):
         return None
-    scale = abs(y.evalf(_DIGITS))
-    gap = abs((x - y).evalf(_DIGITS, maxn=4 * _DIGITS))
+    gap, scale = abs((x - y).evalf(_DIGITS, maxn=4 * _DIGITS)), abs(y.evalf(_DIGITS))
     if not (gap.is_Float or gap.is_Rational) or not scale.is_comparable:
         return None
     if x.has(Float) or y.has(Float):

@@ -4,41 +4,54 @@ from __future__ import annotations
 
 import re
 
-_FUNCTIONS = (
-    "lcm gcd max min det rank tr dim ker arg sgn deg mod erf var cov adj diag span inf sup lim sinh cosh tanh".split()
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_FUNCTIONS = _set(
+    "lcm gcd max min det rank tr dim ker arg sgn deg mod erf var cov adj diag span inf sup lim sinh cosh tanh"
 )
-_SHORT_UNITS = set(
-    "mm cm dm km nm pm um in ft yd mi lb oz kg mg hr kJ kW Hz Pa ms ns eV ml mL cc pc ly sq cu gm rs AU dB".split()
+_SHORT_UNITS = _set(
+    "mm cm dm km nm pm um in ft yd mi lb oz kg mg hr kJ kW Hz Pa ms ns eV ml mL cc pc ly sq cu gm rs AU dB"
 )
 _LETTER_UNITS = "mgshLlJNWVAKCF"
-_SHORT_WORDS = (
-    "the and for not all one two six ten yes odd any how its who was are has man men day way win red tie pen box cup egg toy "
-    "hot big old new low top bob amy tom sam may sun mon tue wed thu fri sat no or if is of at to an by on so it be as am up "
-    "out per cow dog cat pig hen ant bee car bus cat usd eur gbp cny jpy inr min sec mph kph rpm mol gal rad pts ton"
-).split()
+_SHORT_WORDS = _set(
+    """
+    the and for not all one two six ten yes odd any how its who was are has man men day way win red tie pen box cup egg
+    toy hot big old new low top bob amy tom sam may sun mon tue wed thu fri sat no or if is of at to an by on so it be
+    as am up out per cow dog cat pig hen ant bee car bus usd eur gbp cny jpy inr min sec mph kph rpm mol gal rad pts ton
+    """
+)
+"""Of two or three letters; others of that length are products of unknowns."""
 _WORD = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{2,}(?![A-Za-z])")
 _TAIL = re.compile(
-    r"(?:(?P<word>(?<![\\A-Za-z])[A-Za-z]{2,}\.?)|(?P<letter>(?<=[\s/.])[A-Za-z]|(?<=\d)m(?=\s*\^)))(?P<power>\s*\^\s*\{?\s*-?\d\s*\}?)?"
-    r"(?P<join>[\s).,]*)\Z"
+    r"(?:(?P<word>(?<![\\A-Za-z])[A-Za-z]{2,}\.?)|(?P<letter>(?<=[\s/.])[A-Za-z]|(?<=\d)m(?=\s*\^)))"
+    r"(?P<power>\s*\^\s*\{?\s*-?\d\s*\}?)?[\s).,]*\Z"
 )
 _JOIN = re.compile(r"(?:\s*(?:/|\\cdot|-)\s*|\(\s*)\Z")
 _NUMERIC = re.compile(r"(?:\\(?:frac|sqrt|pi|cdot|times)(?![a-z])|[-+*/^.,\d\s{}()]|[a-z](?![a-z]))*")
 _MATHS = re.compile(r"[\d\\]|\A[b-hj-z]\Z")
-_QUALIFIERS = set(
-    "or if except not no when where unless for all every at least most than between until with without modulo base and "
-    "out is are was has does do even odd only to from in of because since exactly".split()
+_QUALIFIERS = _set(
+    """
+    or if except not no when where unless for all every at least most than between until with without modulo base and
+    out is are was has does do even odd only to from in of because since exactly
+    """
 )
+"""With one of these a number's words are no unit: 2 or more is not 2."""
 _OPPOSITES = [
-    set(group.split())
+    _set(group)
     for group in (
-        "even odd|more less fewer|north south east west northeast northwest southeast southwest|left right|up down|above below"
-        "|before after|increase decrease|increased decreased|increasing decreasing|gain loss|profit loss|positive negative"
-        "|clockwise counterclockwise anticlockwise|am pm|true false|yes no|maximum minimum|max min|rational irrational"
-        "|convex concave|inside outside|over under|faster slower|larger smaller|bigger smaller|greater smaller|taller shorter"
-        "|older younger|ahead behind|closed open|finite infinite|forward backward|inward outward|red blue green black white"
-        "|boys girls|men women|heads tails|win lose|wins losses|first second|upstream downstream|horizontal vertical"
-    ).split("|")
-]
+        "even odd", "more less fewer", "north south east west northeast northwest southeast southwest", "left right",
+        "up down", "above below", "before after", "increase decrease", "increased decreased", "increasing decreasing",
+        "gain loss", "profit loss", "positive negative", "clockwise counterclockwise anticlockwise", "am pm",
+        "true false", "yes no", "maximum minimum", "max min", "rational irrational", "convex concave", "inside outside",
+        "over under", "faster slower", "larger smaller", "bigger smaller", "greater smaller", "taller shorter",
+        "older younger", "ahead behind", "closed open", "finite infinite", "forward backward", "inward outward",
+        "red blue green black white", "boys girls", "men women", "heads tails", "win lose", "wins losses",
+        "first second", "upstream downstream", "horizontal vertical"
+    )
+]  # fmt: skip
 _ARTICLES = {"the", "a", "an", "is", "are", "there", "it"}
 _RELATION = re.compile(r"[<>=]|\\(?:le|ge|ne)(?![a-z])")
 _TOKEN = re.compile(r"\\?[A-Za-z]+|\d+(?:\.\d+)?|[^\s\w.,;:!?'\"{}()$]", re.ASCII)
@@ -57,39 +70,34 @@ def _is_word(word: str) -> bool:
     return len(word) > 3 or word in _SHORT_UNITS or word.lower() in _SHORT_WORDS
 
 
-def without_unit(text: str) -> tuple[str, tuple[str, ...]]:
-    """An answer without the unit or the noun at its end, and the words of that; words that qualify it stay.
+def without_unit(text: str) -> str:
+    """An answer without the unit or the noun at its end; words that qualify it stay.
 
-    >>> without_unit("12 cm^2"), without_unit("72 red cards"), without_unit("2 or more"), without_unit("2x")
-    (('12', ('cm',)), ('72', ('red', 'cards')), ('2 or more', ()), ('2x', ()))
+    >>> [without_unit(text) for text in ("12 cm^2", "72 red cards", "9.8 m/s^2", "2 or more", "2x")]
+    ['12', '72', '9.8', '2 or more', '2x']
     """
-    rest, unit = text.strip(), []
-    while (
-        len(unit) < _MAX_UNIT_WORDS and (tail := _TAIL.search(rest)) and _may_be_unit(rest[: tail.start()], tail, unit)
-    ):
+    rest, unit = text.strip(), list[str]()
+    while len(unit) < _MAX_UNIT_WORDS and (tail := _TAIL.search(rest)) and _may_be_unit(rest[: tail.start()], tail):
         unit.insert(0, (tail["word"] or tail["letter"]).rstrip(".").lower())
         rest = _JOIN.sub("", rest[: tail.start()].rstrip()).rstrip()
-    qualified = _QUALIFIERS & set(unit[:-1] if unit[-1:] == ["in"] else unit)
-    if not unit or qualified or words(rest) or not _MATHS.search(rest):
-        return text, ()
-    return rest, tuple(unit)
+    qualified = _QUALIFIERS & set(unit[:-1] if unit[-1:] == ["in"] else unit)  # 5 in is 5 inches
+    return text if not unit or qualified or words(rest) or not _MATHS.search(rest) else rest
 
 
-def _may_be_unit(before: str, tail: re.Match[str], unit: list[str]) -> bool:
+def _may_be_unit(before: str, tail: re.Match[str]) -> bool:
+    """A word; a letter after a number (2 m) or in a unit (m/s); m after one letter or with a power."""
     if tail["word"]:
         return bool(before.strip()) and (_is_word(tail["word"].rstrip(".")) or before.endswith("/"))
-    if tail["letter"] == "m" and tail["power"] and re.search(r"\d\Z", before):
+    if tail["letter"] == "m" and re.search(r"\d\Z" if tail["power"] else r"\A[a-z]\s\Z", before):
         return True
-    if tail["letter"] == "m" and re.fullmatch(r"[a-z]\s", before):
-        return True
-    in_a_unit = before.rstrip().endswith("/") and bool(re.search(r"[A-Za-z]\s*/\s*\Z", before))
+    in_a_unit = re.search(r"[A-Za-z]\s*/\s*\Z", before) is not None
     return tail["letter"] in _LETTER_UNITS and (in_a_unit or _NUMERIC.fullmatch(before) is not None)
 
 
-def opposite(a: list[str] | tuple[str, ...], b: list[str] | tuple[str, ...]) -> bool:
+def opposite(a: list[str], b: list[str]) -> bool:
     """Whether the words of two answers hold different ones of a group that excludes each other: even and odd."""
-    ours, theirs = ({word.lower() for word in each} for each in (a, b))
-    return any(group & ours and group & theirs and group & ours != group & theirs for group in _OPPOSITES)
+    pairs = [(group & set(a), group & set(b)) for group in _OPPOSITES]
+    return any(ours and theirs and ours != theirs for ours, theirs in pairs)
 
 
 def same_phrase(a: str, b: str) -> bool:

@@ -85,6 +85,7 @@ def test_what_is_not_judged_in_time_is_said(tmp_path, capsys, monkeypatch):
     ("words", "says"),
     [
         (("no/such.jsonl",), "no/such.jsonl: no file of answers and no run's folder"),
+        (("{empty}",), "no answers in it"),
         (("a", "b", "c"), "found 3 arguments, wanted capo verify ANSWER REFERENCE | FILE | RUN"),
         (("{rows}", "--response-field", "pred"), "line 1: no field 'pred' (--response-field); found 'text', 'answer'"),
         (("{rows}",), "line 1: field 'answer': found None, wanted text or a number"),
@@ -95,5 +96,8 @@ def test_what_is_not_judged_in_time_is_said(tmp_path, capsys, monkeypatch):
 )
 def test_wrong_arguments_are_one_line(words, says, tmp_path, capsys):
     rows = written(tmp_path / "rows.jsonl", {"text": "1", "answer": None})
-    status, _, error = verify(capsys, *(word.replace("{rows}", str(rows)) for word in words))
+    written(empty := tmp_path / "empty.jsonl")
+    status, _, error = verify(
+        capsys, *(word.replace("{rows}", str(rows)).replace("{empty}", str(empty)) for word in words)
+    )
     assert status == 2 and says in error and error.count("\n") == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import fuzz_texts
 import pytest
@@ -16,93 +18,72 @@ from fuzz_texts import HOSTILE_ANSWERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capo_fast.verify import VerifierPool, answers_equal, extract_answer
+from capo_fast.verify import VerifierPool, answers_equal, extract_answer, values
 from capo_fast.verify import answers as verify
+from capo_fast.verify.answers import judge, same_answer
 from capo_fast.verify.pool import VerifyTimeout
 
-LABELLED = Path(__file__).parents[3] / "shared" / "data" / "answer_equiv.jsonl"
+DATA = Path(__file__).parents[3] / "shared" / "data"
+KINDS: dict[str, list[dict[str, Any]]] = {}
+for line in Path(__file__).with_name("kinds.jsonl").read_text(encoding="utf-8").splitlines():
+    KINDS.setdefault((case := json.loads(line))["kind"], []).append(case)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kind(kind: str) -> None:
+    """Every case of a kind: response, reference and the right verdict, as mathematics has it."""
+    wrong = [case for case in KINDS[kind] if answers_equal(case["response"], case["reference"]) != case["equal"]]
+    assert wrong == []
 
 
 @pytest.mark.parametrize(
-    ("text", "answer"),
+    ("response", "reference", "rule"),
     [
-        (r"so \boxed{3}, no, \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
-        (r"\boxed{a\}b}", r"a\}b"),
-        (r"\boxed{\boxed{5}}", "5"),
-        (r"\boxed{7} and then \boxed{8", "7"),
-        (r"\boxed{7} or so. Put it in \boxed{}", "7"),
-        (r"\boxed{1}, \boxed{2} and $\boxed{3}$", "3"),
-        (r"#### 4 then \boxed{5}", "5"),
-        ("5+5=10\n#### 10", "10"),
-        ("The answer is 3.\n#### 4", "4"),
-        ("The answer is 3. Then 9 more.", "3"),
-        ("the answer is: 12 apples and 3 pears", "12"),
-        (r"The answer is $\frac{5}{6}$.", r"\frac{5}{6}"),
-        ("first the answer is 2, later the answer is 3", "3"),
-        ("We have 7 and 8 apples left", "8"),
-        ("it costs $1,234.50 in all", "1,234.50"),
-        (r"Therefore $x \geq 5$ is the solution.", r"x \geq 5"),
-        ("9*2=8\n\n8-9=9\n\nA:9", "9"),
-        ("x+1", "x+1"),
-        ("Evelyn", "Evelyn"),
-        ("-3", "-3"),
-        ("", None),
-        ("there is nothing to be found here", None),
+        ("nothing here, at all, to be found", "5", "no answer"),
+        (r"\boxed{\dfrac12}", r"\frac{1}{2}", "same text"),
+        (r"\boxed{B) 12}", "B", "choice"),
+        (r"\boxed{0.5}", r"\frac12", "numbers"),
+        (r"\boxed{x\equiv 1 \pmod 3}", r"x\equiv 2\pmod 3", "guard: congruence"),
+        (r"\boxed{2, 1}", "1, 2", "list"),
+        (r"\boxed{5 north}", "5 south", "opposite words"),
+        (r"\boxed{\sqrt8}", r"2\sqrt2", "values"),
+        (r"\boxed{2\sin x\cos x}", r"\sin 2x", "Math-Verify"),
+        (r"\boxed{9^{9^{9^9}}}", r"\sqrt2", "too large"),
+        (r"\boxed{%s}" % ("7" * 1001), "7", "too long"),
     ],
 )
-def test_extract_answer(text: str, answer: str | None) -> None:
-    assert extract_answer(text) == answer
+def test_the_rule_that_decided(response: str, reference: str, rule: str) -> None:
+    assert judge(response, reference).rule == rule
 
 
-@pytest.mark.parametrize(
-    ("prediction", "reference"),
-    [
-        ("5", "5.0"),
-        (r"\boxed{\dfrac12}", "0.5"),
-        ("1,000", "1000"),
-        (r"10{,}000", "10000"),
-        (r"\boxed{x^2+2x+1}", "(x+1)^2"),
-        (r"\text{(C)}", "C"),
-        (r"45^\circ", "45"),
-        (r"$\boxed{6,8}$", r"\boxed{6 \text{ and } 8}"),
-        ("x = 3", "3"),
-        (r"10\%", "10"),
-        (r"(0,1]", r"\left( 0, 1 \right]"),
-        ("0.333333", r"\frac{1}{3}"),
-        (r"2\sqrt{3}", r"\sqrt{12}"),
-        (r"918\frac{1}{2}", "918.5"),
-        (r"\boxed{1} and \boxed{2}", "2"),  # the last box by itself
-        (r"$\boxed{(1,2)}$ and $\boxed{(3,4)}$", r"(3,4), (1,2)"),  # or all of them together
-        ("9*2-9-9+9 is worked out so:\n\nA:9", "9"),
-    ],
-)
-def test_equal(prediction: str, reference: str) -> None:
-    assert answers_equal(prediction, reference) is True
+def test_a_judgement_has_both_answers() -> None:
+    judged = judge("so \\boxed{1/2}", "1 - 1/2 is\n#### 0.5")
+    assert (judged.equal, judged.answer, judged.reference) == (True, "1/2", "0.5")
 
 
-@pytest.mark.parametrize(
-    ("prediction", "reference"),
-    [
-        ("5", "6"),
-        ("", "5"),
-        ("", ""),
-        ("0.33", r"\frac{1}{3}"),
-        ("0.0000001", "0.0000002"),
-        ("2 1/2", "21/2"),
-        ("(1,2)", "[1,2]"),
-        ("x > 1", "x < 1"),
-        ("1/0", "5"),
-        (r"\frac{1}{0}", r"\frac{2}{0}"),
-        (r"\sqrt{3}", r"\sqrt{2}"),
-        ("x+1", "x+2"),
-        ("A", "B"),
-        (r"\boxed{1} or \boxed{2}", "1"),
-        (r"\boxed{2}", r"\boxed{1} and \boxed{2}"),
-        (r"\boxed{32, 349}", "32349"),
-    ],
-)
-def test_unequal(prediction: str, reference: str) -> None:
-    assert answers_equal(prediction, reference) is False
+def test_a_cut_response_has_no_answer_without_a_closed_box() -> None:
+    assert not answers_equal("6*7 = 42", "42", truncated=True)
+    assert answers_equal(r"so \boxed{42}. Let me check: 6*", "42", truncated=True)
+
+
+def test_a_response_that_is_the_reference_is_right() -> None:
+    for text in ("5 feet 10 inches", "10:00 AM", "all real numbers except 2"):
+        assert answers_equal(text, text)
+
+
+def test_same_answer_reads_neither_as_a_solution() -> None:
+    """maj@k compares votes: an answer in words isn't its last number."""
+    assert same_answer("1/2", "0.5") and same_answer("Player 2", r"\text{Player 2}")
+    assert not same_answer("Player 2", "2") and not same_answer("2xy + 100", "100")
+
+
+def test_conventions_are_settings() -> None:
+    assert not answers_equal(r"\boxed{0.33}", r"\frac13")
+    assert answers_equal(r"\boxed{0.33}", r"\frac13", tolerance=0.02)
+    assert answers_equal(r"\boxed{(3.14, 1)}", r"(\pi, 1)", tolerance=0.01)
+    assert not answers_equal(r"\boxed{4}", "5", tolerance=0.5)  # both exact
+    assert answers_equal(r"\boxed{28}", r"28\%") and not answers_equal(r"\boxed{28}", r"28\%", percent=False)
+    assert answers_equal(r"\boxed{0.28}", r"28\%", percent=False)
 
 
 @pytest.mark.parametrize("text", HOSTILE_ANSWERS, ids=range(len(HOSTILE_ANSWERS)))
@@ -127,7 +108,7 @@ def test_fuzz(monkeypatch: pytest.MonkeyPatch) -> None:
 @settings(max_examples=40, deadline=None)
 def test_an_answer_equals_itself(text: str) -> None:
     if answer := extract_answer(text):
-        assert answers_equal(text, text) is True or not verify._key(answer)
+        assert same_answer(answer, answer) is True or not re.search(r"\w", answer)
 
 
 def busy(*args: object, **kwargs: object) -> None:
@@ -138,7 +119,7 @@ def busy(*args: object, **kwargs: object) -> None:
 
 def test_time_limit_on_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "TIME_LIMIT_S", 0.2)
-    monkeypatch.setattr(verify.math_verify, "parse", busy)
+    monkeypatch.setattr(values, "latex2sympy", busy)
     rung: list[int] = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
     try:
@@ -164,7 +145,7 @@ def test_a_failure_to_read_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*args: object, **kwargs: object) -> None:
         raise ValueError("unreadable")
 
-    monkeypatch.setattr(verify.math_verify, "verify", fail)
+    monkeypatch.setattr(values, "latex2sympy", fail)
     assert answers_equal(r"\sin u+v", r"v+\sin u") is False
 
 
@@ -173,15 +154,18 @@ def test_the_default_verifier_in_a_pool() -> None:
         assert pool.check([(r"\boxed{1/2}", "0.5"), ("the answer is 3", "4")]) == [True, False]
 
 
-@pytest.mark.skipif(not LABELLED.is_file(), reason="the labelled pairs are not here")
-def test_labelled_pairs() -> None:
-    rows = [json.loads(line) for line in LABELLED.read_text().splitlines()]
-    rows = [row for row in rows if not row["flags"]][::4]  # a quarter: the whole set takes half a minute
-    right = 0
-    for row in rows:
-        with suppress(VerifyTimeout):
-            right += answers_equal(row["pred"], row["ref"]) == row["equal"]
-    assert right >= 0.95 * len(rows)
+@pytest.mark.skipif(not DATA.is_dir(), reason="the labelled pairs are not here")
+@pytest.mark.parametrize(
+    ("file", "response", "reference", "goal"),
+    [("answer_cases.jsonl", "solution", "reference", 0.97), ("answer_equiv.jsonl", "pred", "ref", 0.99)],
+)
+def test_labelled_pairs(file: str, response: str, reference: str, goal: float) -> None:
+    """Right on the goal's share, and at most 1 % of different answers accepted."""
+    rows = [json.loads(line) for line in (DATA / file).read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if not row.get("flags") and not row.get("settings")]
+    wrong = [row for row in rows if answers_equal(row[response], row[reference]) != row["equal"]]
+    assert len(wrong) <= (1 - goal) * len(rows)
+    assert sum(not row["equal"] for row in wrong) <= 0.01 * sum(not row["equal"] for row in rows)
 
 
 @pytest.mark.parametrize(
