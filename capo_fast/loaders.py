@@ -13,16 +13,9 @@ from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import load_problems, render_prompts
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.errors import ConfigError
+from capo_fast.pretrained import check_context, check_model_folder
+from capo_fast.pretrained import load_tokenizer as load_tokenizer  # for those who load prompts with it
 from capo_fast.records import Prompt
-
-
-def load_tokenizer(model_path: str) -> Any:
-    from transformers import AutoTokenizer  # takes seconds; importing this module does not
-
-    try:
-        return AutoTokenizer.from_pretrained(model_path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path: no tokenizer can be loaded from {model_path}") from error
 
 
 def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
@@ -62,9 +55,10 @@ def check_endpoint_client() -> None:
 
 
 def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:
-    """vLLM; with `lora` it takes adapters of that rank and targets."""
+    """vLLM; with `lora` it takes adapters of that rank and targets. Raises ConfigError as `check_model_folder`."""
     from capo_fast.engine.vllm import VllmEngine  # imports transformers, which takes seconds
 
     if importlib.util.find_spec("vllm") is None:
         raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
+    check_context(check_model_folder(model_path, use="sample"), config.engine.max_model_len)
     return VllmEngine(model_path, config.engine, lora)

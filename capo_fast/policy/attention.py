@@ -36,7 +36,6 @@ def packed_sdpa(
     *,
     sequence_lengths: Sequence[int],
     scaling: float | None = None,
-    dropout: float = 0.0,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each sequence to itself.
@@ -47,7 +46,6 @@ def packed_sdpa(
     pieces = zip(*(x.split(list(sequence_lengths), dim=2) for x in (query, key, value)), strict=True)
     grouped = query.shape[1] != key.shape[1]
     attended = [
-        scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in pieces
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped) for q, k, v in pieces
     ]
     return torch.cat(attended, dim=2).transpose(1, 2), None

@@ -21,7 +21,8 @@ import capo_kernels as ck
 from capo_fast.config.schema import Config, LoraConfig, LossConfig, PolicyConfig, RolloutConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.batch import pack
-from capo_fast.policy.checkpoint import Checkpointer, export_adapter, export_model
+from capo_fast.policy.checkpoint import Checkpointer
+from capo_fast.policy.export import export_adapter, export_model
 from capo_fast.policy.lora import BasePolicy, adapter_weights, add_adapter, base_weights, merged_weights
 from capo_fast.policy.model import load_model, shard_policy
 

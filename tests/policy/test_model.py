@@ -8,8 +8,8 @@ from credited_samples import credited
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import (
     AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
+    GemmaConfig,
+    GemmaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
@@ -100,10 +100,10 @@ def test_a_loss_kernel_that_cannot_run_is_one_line():
 
 
 def test_an_untested_architecture_is_refused_by_name(tmp_path, one_rank):
-    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=1)).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"model\.path: .* is a gpt2 model, want one of qwen2, qwen3, llama"):
+    GemmaForCausalLM(GemmaConfig(**SHAPE, head_dim=32)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.path: .* is a gemma model, want one of qwen2, qwen3, llama"):
         load_model(str(tmp_path), "sdpa")
-    assert load_model(str(tmp_path), "sdpa", untested=True).config.model_type == "gpt2"
+    assert load_model(str(tmp_path), "sdpa", untested=True).config.model_type == "gemma"
 
 
 def test_a_missing_model_is_one_line(tmp_path):

@@ -1,0 +1,62 @@
+"""`check_model_folder`: the one check that every road to a model begins with.
+
+Policy, critic, reference, LoRA base and vLLM's own loader all read the same folder. transformers fills weights that are
+missing with random numbers, and vLLM leaves zeros: here a folder is refused unless the file has every weight.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from capo_fast.errors import ConfigError
+from capo_fast.pretrained.config import check_trainable, read_config, read_object
+from capo_fast.pretrained.weights import check_weights
+
+
+def check_model_folder(
+    path: str, key: str = "model.path", use: Literal["train", "sample"] = "train", untested: bool = False
+) -> Any:
+    """The model's transformers config, when its folder is what it says. Reads the headers of weight files alone.
+
+    path: a folder or a hub id, which is downloaded. key: the setting that names it. use: the trainer computes with it,
+    or the engine alone, which knows quantised weights and more architectures. untested: accept an architecture outside
+    `TESTED` in the trainer. Raises ConfigError that names what is missing, unexpected or wrong.
+    """
+    where = f"{key}: {path}"
+    config = read_config(path, key)
+    if use == "train":
+        check_trainable(config, where, untested)
+    folder = _local_folder(path, where)
+    if (folder / GENERATION).is_file():
+        read_object(folder / GENERATION, where)  # transformers and vLLM would go without it
+    model = check_weights(folder, config, where)
+    if use == "train" and not hasattr(getattr(model, "model", None), "layers"):
+        raise ConfigError(f"{where}: a {config.model_type} model has no model.layers, by which the trainer divides it")
+    return config
+
+
+def generation_file(path: str) -> bytes | None:
+    """`generation_config.json` of a folder or hub id, as it is; None where there is none."""
+    from transformers.utils import cached_file  # takes seconds; importing this module does not
+
+    found = cached_file(path, GENERATION, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found).read_bytes()
+
+
+GENERATION = "generation_config.json"
+WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+LEFT_OUT = ("*/*", "consolidated*")
+"""Copies of the weights in other formats."""
+
+
+def _local_folder(path: str, where: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download  # a local folder needs no client
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=list(WANTED_FILES), ignore_patterns=list(LEFT_OUT)))
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())
+        raise ConfigError(f"{where}: the weights can't be fetched: {cause}") from error
