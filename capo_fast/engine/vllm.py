@@ -14,6 +14,7 @@ import os
 import random
 import re
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -53,7 +54,7 @@ class VllmEngine:
             try:
                 self._llm = _start(path, config, lora)
             except (ValueError, RuntimeError, OSError) as error:
-                cause = " ".join(str(error).split())
+                cause = textwrap.shorten(str(error), 600)
                 raise EngineError(f"vLLM did not start with {model_path}: {cause}") from error
             self._undo = undo.pop_all()
         self._tokenizer = self._llm.get_tokenizer()

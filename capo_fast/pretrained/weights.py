@@ -36,6 +36,8 @@ def check_weights(folder: Path, config: Any, where: str) -> Any:
     model, faults = _compare(config, shapes, where)
     if faults:
         raise ConfigError(f"{where}: the weight files don't match config.json: {'; '.join(faults)}")
+    if model.base_model_prefix == "model" and not any(name in shapes for name in model.state_dict()):
+        raise ConfigError(f"{where}: the weights are named without the prefix 'model.', by which vLLM knows them")
     _check_tied(model.all_tied_weights_keys, holders, where)
     return model
 
@@ -119,9 +121,12 @@ def model_class(config: Any, where: str) -> Any:
     import transformers
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     name = next(iter(config.architectures or []), None)
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        if name not in (None, causal.__name__) and hasattr(transformers, name):  # vLLM goes by the name
+            raise ConfigError(f"{where}: config.json has architectures {name}, wanted {causal.__name__}")
+        return causal
     if name is None or not hasattr(transformers, name):
         raise ConfigError(f"{where}: transformers has no causal language model of type {config.model_type}")
     return getattr(transformers, name)
