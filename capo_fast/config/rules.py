@@ -15,12 +15,16 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 
 def validate(config: Config) -> Config:
     """The same configuration, or a `ConfigError` about the first rule that it breaks."""
-    return _obeying((_data, _sampling, _lengths, _address, _critic, _endpoint, _lora, _credit, _loss, _train), config)
+    return _obeying(
+        (_data, _sampling, _temperatures, _lengths, _address, _critic, _endpoint, _lora, _credit, _loss, _train), config
+    )
 
 
 def validate_sampling(config: Config, longest: str) -> Config:
     """The same for a configuration that only samples; `longest` is the key of its longest answer."""
-    return _obeying((_sampling, _address, lambda config: _length(config, longest)), config)
+    temperature = f"{longest.partition('.')[0]}.temperature"
+    rules = (lambda config: _temperature(config, temperature), lambda config: _length(config, longest))
+    return _obeying((_sampling, _address, *rules), config)
 
 
 Rules = Iterator[tuple[bool, str]]
@@ -43,6 +47,26 @@ def _data(config: Config) -> Rules:
 
 def _sampling(config: Config) -> Rules:
     yield config.rollout.top_k == 0, "rollout.top_k: found 0, wanted -1 (off) or at least 1"
+
+
+def _temperatures(config: Config) -> Rules:
+    yield from _temperature(config, "rollout.temperature")
+    if config.eval.path is not None:
+        yield from _temperature(config, "eval.temperature")
+    if config.credit.process != "none" and config.critic.mode != "endpoint":
+        yield from _temperature(config, "critic.temperature")
+
+
+def _temperature(config: Config, key: str) -> Rules:
+    found = attrgetter(key)(config)
+    yield (
+        0 < found < LOWEST_TEMPERATURE,
+        f"{key}: found {found:g}, wanted at least {LOWEST_TEMPERATURE:g}: the engine raises lower ones to it",
+    )
+
+
+LOWEST_TEMPERATURE = 0.01
+"""Of vLLM, which takes 0 as greedy."""
 
 
 def _lengths(config: Config) -> Rules:
