@@ -43,7 +43,7 @@ class VllmEngine:
         """model_path: folder or hub id. Without `lora` its weights are placeholders until the first `load`, with it
         they are the base, for good."""
         check_version(installed_version())
-        lora = lora or LoraConfig()
+        pushed, lora = lora is not None, lora or LoraConfig()
         self._adapter: Any = None
         self._versions = 0
         self._asleep = False
@@ -57,6 +57,10 @@ class VllmEngine:
                 cause = textwrap.shorten(str(error), 600)
                 raise EngineError(f"vLLM did not start with {model_path}: {cause}") from error
             self._undo = undo.pop_all()
+        self._architecture = self._llm.llm_engine.model_config.architecture
+        if pushed and self._architecture.startswith("Transformers"):
+            self.close()
+            raise EngineError(f"vLLM runs {model_path} by {self._architecture}, into which no weights can be pushed")
         self._tokenizer = self._llm.get_tokenizer()
 
     def add(self, request: Request) -> None:
@@ -88,7 +92,10 @@ class VllmEngine:
         self.forget_prefixes()
 
     def checksums(self) -> dict[str, float]:
-        return self._llm.apply_model(weight_checksums)[0] | self._llm.apply_model(adapter_checksums)[0]
+        try:
+            return self._llm.apply_model(weight_checksums)[0] | self._llm.apply_model(adapter_checksums)[0]
+        except (ValueError, KeyError, AttributeError) as error:  # as of Phi-3, whose file has q, k and v in one
+            raise EngineError(f"vLLM's weights of {self._architecture} can't be compared: {error}") from error
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
         from vllm.lora.request import LoRARequest

@@ -21,7 +21,8 @@ def use_packed_sdpa(model: Any) -> None:
     """From now on `model` wants `sequence_lengths` at each call. Raises ValueError for one with a sliding window."""
     from transformers import AttentionInterface  # takes seconds; importing this module does not
 
-    if windows := {window for module in model.modules() if (window := getattr(module, "sliding_window", None))}:
+    holders = (model.config.get_text_config(), *model.modules())  # Mistral's layers read the config at each call
+    if windows := {window for holder in holders if (window := getattr(holder, "sliding_window", None))}:
         raise ValueError(f"the model has a sliding window of {min(windows)} tokens, which sdpa leaves out")
     AttentionInterface.register(PACKED_SDPA, packed_sdpa)
     model.set_attn_implementation(PACKED_SDPA)

@@ -31,9 +31,17 @@ def check_model_folder(
     if (folder / GENERATION).is_file():
         read_object(folder / GENERATION, where)  # transformers and vLLM would go without it
     model = check_weights(folder, config, where)
-    if use == "train" and not hasattr(getattr(model, "model", None), "layers"):
-        raise ConfigError(f"{where}: a {config.model_type} model has no model.layers, by which the trainer divides it")
+    if use == "train":
+        _check_layers(model, f"{where}: a {config.model_type} model")
     return config
+
+
+def _check_layers(model: Any, what: str) -> None:
+    """Raises ConfigError for a layout that the trainer can't divide over ranks, or hand to vLLM."""
+    if not hasattr(getattr(model, "model", None), "layers"):
+        raise ConfigError(f"{what} has no model.layers, by which the trainer divides it")
+    if fused := next((name for name, weight in model.named_parameters() if weight.dim() > 2), None):
+        raise ConfigError(f"{what} has fused experts ({fused}), wanted a dense model: vLLM knows experts one by one")
 
 
 def generation_file(path: str) -> bytes | None:
