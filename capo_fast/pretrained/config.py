@@ -103,7 +103,7 @@ def _config_file(path: str, where: str) -> Path:
 
     folder = Path(path)
     if folder.is_dir():
-        _check_kind(folder, where)
+        check_kind(folder, where)
         return folder / "config.json"
     try:
         return Path(cached_file(path, "config.json"))
@@ -114,7 +114,7 @@ def _config_file(path: str, where: str) -> Path:
         ) from error
 
 
-def _check_kind(folder: Path, where: str) -> None:
+def check_kind(folder: Path, where: str) -> None:
     """A folder with a config.json, and without an adapter, which transformers would attach to the model."""
     there = {name for name in ("config.json", ADAPTER, "config.yaml") if (folder / name).is_file()}
     if there >= {"config.json", ADAPTER}:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from capo_fast.errors import ConfigError
-from capo_fast.pretrained.config import check_trainable, read_config, read_object
+from capo_fast.pretrained.config import check_kind, check_trainable, read_config, read_object
 from capo_fast.pretrained.weights import check_weights
 
 
@@ -64,7 +64,9 @@ def _local_folder(path: str, where: str) -> Path:
     from huggingface_hub import snapshot_download  # a local folder needs no client
 
     try:
-        return Path(snapshot_download(path, allow_patterns=list(WANTED_FILES), ignore_patterns=list(LEFT_OUT)))
+        folder = Path(snapshot_download(path, allow_patterns=list(WANTED_FILES), ignore_patterns=list(LEFT_OUT)))
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())
         raise ConfigError(f"{where}: the weights can't be fetched: {cause}") from error
+    check_kind(folder, where)
+    return folder

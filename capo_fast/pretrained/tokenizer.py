@@ -16,7 +16,7 @@ def load_tokenizer(path: str, key: str = "model.path") -> Any:
     """The tokenizer of a model's folder or hub id. Raises ConfigError."""
     from transformers import AutoTokenizer  # takes seconds; importing this module does not
 
-    where = f"{key}: {path}"
+    where, config = f"{key}: {path}", read_config(path, key)
     if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in FILES):
         raise ConfigError(f"{where}: no tokenizer, wanted tokenizer.json beside the weights")
     try:
@@ -24,7 +24,7 @@ def load_tokenizer(path: str, key: str = "model.path") -> Any:
     except Exception as error:  # tokenizers raises Exception itself
         _check_json(Path(path), where)
         raise ConfigError(f"{where}: no tokenizer can be loaded: {cause_of(error)}") from error
-    _check_ids(tokenizer, read_config(path, key), where)
+    _check_ids(tokenizer, config, where)
     return tokenizer
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants as hub
 from model_folders import INDEX, SINGLE, configured, copied, reweighted, sharded, with_tokens, without
 
 from capo_fast.build import load_critic
@@ -152,6 +153,22 @@ def test_every_road_to_a_model_is_checked(road, key, tmp_path, one_rank):
     reweighted(folder := copied(tmp_path / "model"), without(*MLP))
     with pytest.raises(ConfigError, match=rf"^{key}: {folder}: the weight files don't match config.json: 3 missing"):
         road(str(folder))
+
+
+def test_a_hub_id_is_checked_as_a_folder_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    cached, commit = tmp_path / "models--org--name", "0" * 40
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    folder = copied(cached / "snapshots" / commit)
+    assert check_model_folder("org/name").model_type == "qwen2"
+    assert load_tokenizer("org/name").get_vocab() == load_tokenizer(str(folder)).get_vocab()
+    reweighted(folder, without(*MLP))
+    with pytest.raises(ConfigError, match=r"^model\.path: org/name: the weight files .* 3 missing"):
+        check_model_folder("org/name")
+    with pytest.raises(ConfigError, match="org/other is neither a model folder nor an id"):
+        check_model_folder("org/other")
 
 
 def test_a_file_in_a_folder_s_place_is_one_line(tmp_path):
