@@ -13,7 +13,7 @@ from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import load_problems, render_prompts
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.errors import ConfigError
-from capo_fast.pretrained import check_context, check_model_folder
+from capo_fast.pretrained import check_context, check_engine_weights, check_model_folder
 from capo_fast.pretrained import load_tokenizer as load_tokenizer  # for those who load prompts with it
 from capo_fast.records import Prompt
 
@@ -55,10 +55,17 @@ def check_endpoint_client() -> None:
 
 
 def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:
-    """vLLM; with `lora` it takes adapters of that rank and targets. Raises ConfigError as `check_model_folder`."""
+    """vLLM; with `lora` it takes adapters of that rank and targets, and weights are pushed, else it reads its own.
+
+    Raises ConfigError as `check_model_folder`.
+    """
     from capo_fast.engine.vllm import VllmEngine  # imports transformers, which takes seconds
 
     if importlib.util.find_spec("vllm") is None:
         raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
-    check_context(check_model_folder(model_path, use="sample"), config.engine.max_model_len)
-    return VllmEngine(model_path, config.engine, lora)
+    model = check_model_folder(model_path, use="sample")
+    check_context(model, config.engine.max_model_len)
+    engine = VllmEngine(model_path, config.engine, lora)
+    if lora is None:  # what is pushed is compared by the sync canary
+        check_engine_weights(model_path, model, engine.weight_names())
+    return engine

@@ -27,7 +27,7 @@ import torch
 
 from capo_fast.config.schema import EngineConfig, LoraConfig
 from capo_fast.engine.base import EngineError
-from capo_fast.engine.vllm_weights import adapter_checksums, weight_checksums
+from capo_fast.engine.vllm_weights import adapter_checksums, weight_checksums, weight_names
 from capo_fast.errors import ConfigError
 from capo_fast.pretrained import read_config
 from capo_fast.records import Completion, Request
@@ -96,6 +96,10 @@ class VllmEngine:
             return self._llm.apply_model(weight_checksums)[0] | self._llm.apply_model(adapter_checksums)[0]
         except (ValueError, KeyError, AttributeError) as error:  # as of Phi-3, whose file has q, k and v in one
             raise EngineError(f"vLLM's weights of {self._architecture} can't be compared: {error}") from error
+
+    def weight_names(self) -> set[str]:
+        """Of every weight the engine computes with, in Hugging Face names."""
+        return self._llm.apply_model(weight_names)[0]
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
         from vllm.lora.request import LoRARequest

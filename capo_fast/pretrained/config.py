@@ -17,7 +17,7 @@ TESTED = ("qwen2", "qwen3", "llama")
 """Dense architectures whose names vLLM's loader knows; transformers 5 fuses MoE experts under names that it doesn't."""
 
 SCALED_ALREADY = ("longrope", "llama3", "yarn")
-"""Rope types whose `max_position_embeddings` is the extended length; other types multiply it by their factor."""
+"""Rope types whose `max_position_embeddings` may be the extended length; other types multiply it by their factor."""
 
 
 def read_config(path: str, key: str = "model.path") -> Any:
@@ -58,8 +58,10 @@ def check_context(config: Any, max_model_len: int) -> None:
     if longest is None:
         return
     rope = getattr(text, "rope_parameters", None) or {}
+    unscaled = rope.get("original_max_position_embeddings", 0)
     if rope.get("rope_type", "default") not in SCALED_ALREADY:
-        longest = int(longest * (rope.get("factor") or 1))
+        unscaled = longest
+    longest = max(longest, int(unscaled * (rope.get("factor") or 1)))
     if max_model_len > longest:
         raise ConfigError(
             f"engine.max_model_len: found {max_model_len}, wanted at most {longest}, the positions of the model "

@@ -6,12 +6,20 @@ missing with random numbers, and vLLM leaves zeros: here a folder is refused unl
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
 
 from capo_fast.errors import ConfigError
-from capo_fast.pretrained.config import check_kind, check_trainable, read_config, read_object
-from capo_fast.pretrained.weights import check_weights
+from capo_fast.pretrained.config import (
+    TESTED,
+    check_kind,
+    check_trainable,
+    quantisation,
+    read_config,
+    read_object,
+)
+from capo_fast.pretrained.weights import check_weights, listed, names_in, weight_files
 
 
 def check_model_folder(
@@ -53,6 +61,25 @@ def generation_file(path: str) -> bytes | None:
 
 
 GENERATION = "generation_config.json"
+
+
+def check_engine_weights(path: str, config: Any, held: Set[str]) -> None:
+    """Raises ConfigError where an engine that has loaded the folder holds other weights than its files, by name.
+
+    vLLM skips some biases that its architecture lacks. Only `TESTED` architectures have the same names there.
+    """
+    if config.model_type not in TESTED or quantisation(config):
+        return
+    where = f"model.path: {path}"
+    stored = {name for file in weight_files(_local_folder(path, where), where) for name in names_in(file, where)}
+    stored = {name for name in stored if not name.endswith("rotary_emb.inv_freq")}  # of old transformers
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    if differing := (stored ^ held) - tied:
+        raise ConfigError(
+            f"{where}: vLLM computes with other weights than the files have: {listed('differ', differing)}"
+        )
+
+
 WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
 LEFT_OUT = ("*/*", "consolidated*")
 """Copies of the weights in other formats."""

@@ -29,7 +29,7 @@ def check_weights(folder: Path, config: Any, where: str) -> Any:
     Quantised weights have names and shapes of their own: of those every module must have one at least.
     """
     files = weight_files(folder, where)
-    holders = {name: file for file in files for name in _names(file, where)}
+    holders = {name: file for file in files for name in names_in(file, where)}
     shapes = {name: shape for file in files for name, shape in _shapes(file).items()}
     if quantisation(config):
         return _check_modules(config, shapes, where)
@@ -74,7 +74,7 @@ def _indexed(folder: Path, where: str) -> list[Path]:
     return [folder / name for name in files]
 
 
-def _names(file: Path, where: str) -> list[str]:
+def names_in(file: Path, where: str) -> list[str]:
     try:
         with safe_open(file, "pt") as opened:
             return list(opened.keys())
@@ -113,7 +113,7 @@ def _compare(config: Any, shapes: Mapping[str, Sequence[int]], where: str) -> tu
         "unexpected": info["unexpected_keys"],
         "of another shape": mismatched,
     }
-    return model, [_listed(kind, names) for kind, names in kinds.items() if names]
+    return model, [listed(kind, names) for kind, names in kinds.items() if names]
 
 
 def model_class(config: Any, where: str) -> Any:
@@ -132,7 +132,7 @@ def model_class(config: Any, where: str) -> Any:
     return getattr(transformers, name)
 
 
-def _listed(kind: str, names: Iterable[str]) -> str:
+def listed(kind: str, names: Iterable[str]) -> str:
     ordered = sorted(names)
     rest = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
     return f"{len(ordered)} {kind}: {', '.join(ordered[:SHOWN])}{rest}"
@@ -145,7 +145,7 @@ def _check_modules(config: Any, shapes: Mapping[str, Sequence[int]], where: str)
     tied = model.all_tied_weights_keys
     wanted = {name.rpartition(".")[0] for name in model.state_dict() if name not in tied}
     if missing := wanted - {name.rpartition(".")[0] for name in shapes}:
-        raise ConfigError(f"{where}: the weight files don't match config.json: {_listed('missing', missing)}")
+        raise ConfigError(f"{where}: the weight files don't match config.json: {listed('missing', missing)}")
     return model
 
 
