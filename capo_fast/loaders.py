@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -65,7 +66,9 @@ def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None
         raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
     model = check_model_folder(model_path, use="sample")
     check_context(model, config.engine.max_model_len)
-    engine = VllmEngine(model_path, config.engine, lora)
-    if lora is None:  # what is pushed is compared by the sync canary
-        check_engine_weights(model_path, model, engine.weight_names())
+    with ExitStack() as undo:
+        undo.callback((engine := VllmEngine(model_path, config.engine, lora)).close)
+        if lora is None:  # what is pushed is compared by the sync canary
+            check_engine_weights(model_path, model, engine.weight_names())
+        undo.pop_all()
     return engine

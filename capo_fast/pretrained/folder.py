@@ -75,9 +75,8 @@ def check_engine_weights(path: str, config: Any, held: Set[str]) -> None:
     stored = {name for name in stored if not name.endswith("rotary_emb.inv_freq")}  # of old transformers
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     if differing := (stored ^ held) - tied:
-        raise ConfigError(
-            f"{where}: vLLM computes with other weights than the files have: {listed('differ', differing)}"
-        )
+        names = listed("of one side alone", differing)
+        raise ConfigError(f"{where}: vLLM computes with other weights than the files have, {names}")
 
 
 WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")

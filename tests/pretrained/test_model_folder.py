@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import constants as hub
 from model_folders import INDEX, SINGLE, configured, copied, reweighted, sharded, with_tokens, without
+from safetensors.torch import load_file
 
 from capo_fast.build import load_critic
 from capo_fast.config.paths import resolve_model
@@ -18,7 +19,13 @@ from capo_fast.config.schema import Config, CriticConfig, EngineConfig
 from capo_fast.errors import ConfigError
 from capo_fast.loaders import start_engine
 from capo_fast.policy.model import load_model
-from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer, read_config
+from capo_fast.pretrained import (
+    check_context,
+    check_engine_weights,
+    check_model_folder,
+    load_tokenizer,
+    read_config,
+)
 
 MLP = tuple(f"model.layers.1.mlp.{name}_proj.weight" for name in ("down", "gate", "up"))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -169,6 +176,18 @@ def test_a_hub_id_is_checked_as_a_folder_is(tmp_path, monkeypatch):
         check_model_folder("org/name")
     with pytest.raises(ConfigError, match="org/other is neither a model folder nor an id"):
         check_model_folder("org/other")
+
+
+def test_an_engine_that_leaves_weights_out_is_refused_by_their_names(tmp_path):
+    """As vLLM's Qwen3 does with the bias of o_proj."""
+    config, path = read_config(str(copied(tmp_path / "model"))), str(tmp_path / "model")
+    held = {*load_file(tmp_path / "model" / SINGLE), HEAD}
+    check_engine_weights(path, config, held)
+    with pytest.raises(ConfigError, match=r"3 of one side alone: model\.layers\.1\.mlp\.down_proj\.weight"):
+        check_engine_weights(path, config, held - set(MLP))
+    config.tie_word_embeddings = False
+    with pytest.raises(ConfigError, match=r"1 of one side alone: lm_head\.weight"):
+        check_engine_weights(path, config, held)
 
 
 def test_a_file_in_a_folder_s_place_is_one_line(tmp_path):
