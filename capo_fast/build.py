@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -27,9 +28,10 @@ from capo_fast.loaders import (
     start_engine,
     with_date,
 )
+from capo_fast.policy.export import rehearse_export
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import BasePolicy, add_adapter
-from capo_fast.policy.model import DTYPES, Policy, check_loss_kernel, load_model, shard_policy
+from capo_fast.policy.model import DTYPES, Policy, check_loss_kernel, dropout_of, load_model, shard_policy
 from capo_fast.policy.sync import (
     AdapterSync,
     FrozenCritic,
@@ -39,6 +41,7 @@ from capo_fast.policy.sync import (
     freeze_critic,
     probe_sequences,
 )
+from capo_fast.pretrained import check_context, check_model_folder
 from capo_fast.rollout.generator import RolloutGenerator
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import open_rewards
@@ -62,6 +65,8 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     seed_everything(config.seed)
     group = engine_group(config.engine.tensor_parallel)
     model_path = resolve_model(config.model.path)
+    model_config = check_model_folder(model_path, untested=config.model.untested)
+    check_context(model_config, config.engine.max_model_len)
     tokenizer = load_tokenizer(model_path)
     functions = load_reward_functions(config.reward)
     config = on_first_rank(partial(with_date, config, tokenizer, saved_date(config)))
@@ -73,6 +78,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     folder = open_run_dir(config)
     probe = probe_sequences(problems.prompts, config.sync.probe_sequences, config.sync.probe_tokens)
     learner, critic = load_learner(model_path, config, device, probe)
+    rehearse_export(learner, tokenizer, folder.path, config)
     progress = folder.resume(learner)
     recorder = open_recorder(folder.path, config, progress.step)
     with ExitStack() as undo:
@@ -152,6 +158,8 @@ def load_learner(
     adapted = config.lora.rank > 0
     dtype = DTYPES[config.policy.dtype] if adapted else torch.float32
     model = load_model(model_path, config.policy.attention, config.model.untested, dtype)
+    if dist.get_rank() == 0 and (dropout := dropout_of(model.config)):
+        logging.getLogger(__name__).warning("the model's dropout (%s) is off: log-probs must be repeatable", dropout)
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
     critic = load_critic(model, config, probe) if config.swaps else None
     if adapted:
@@ -167,9 +175,8 @@ def load_critic(model: Any, config: Config, probe: Sequence[tuple[int, ...]]) ->
     def load() -> Any:
         if config.critic.path is None:
             return model
-        judge = load_model(
-            resolve_model(config.critic.path, "critic.path"), config.policy.attention, config.model.untested
-        )
+        path = resolve_model(config.critic.path, "critic.path")
+        judge = load_model(path, config.policy.attention, config.model.untested, key="critic.path")
         check_same_architecture(judge.config.to_dict(), model.config.to_dict())
         return judge
 

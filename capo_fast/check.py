@@ -7,7 +7,6 @@ FAILED  model          model.path: ...
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
-from capo_fast.config import Config, ConfigError, load_config
+from capo_fast.config import Config, load_config
 from capo_fast.config.paths import resolve_model
 from capo_fast.engine.vllm import check_version, installed_version
 from capo_fast.errors import CapoError
@@ -27,15 +26,14 @@ from capo_fast.loaders import (
     load_reward_functions,
     load_tokenizer,
 )
-from capo_fast.policy.model import check_loss_kernel, load_architecture
+from capo_fast.policy.model import check_loss_kernel
 from capo_fast.policy.sync import check_same_architecture
+from capo_fast.pretrained import check_context, check_model_folder, check_trainable, read_config
+from capo_fast.pretrained.weights import weight_files
 from capo_fast.runtime.ranks import check_divisible
 from capo_fast.verify import RewardFunction
 
 T = TypeVar("T")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Files that transformers looks for, in its order."""
-
 
 USAGE = """\
 usage: capo check [--nproc N] [--config FILE ...] [--section.key VALUE ...]
@@ -92,26 +90,24 @@ def _engine() -> tuple[None, str]:
 def _model(config: Config) -> tuple[Any, str]:
     """Its transformers config. No weights are loaded."""
     path = resolve_model(config.model.path)
-    model = load_architecture(path, config.model.untested)
+    model, weights = _folder(path, "model.path", config)
+    check_context(model, config.engine.max_model_len)
     load_tokenizer(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_loss_kernel(config.policy, model.vocab_size, device)
-    return model, f"{config.model.path}, {model.model_type}, {_weights(path)}"
+    return model, f"{config.model.path}, {model.model_type}, {weights}"
 
 
-def _weights(path: str) -> str:
-    """Where the weights are, in words. Raises ConfigError where a folder lacks a file of them."""
-    if not (folder := Path(path)).is_dir():
-        return "weights of a hub id: not looked at"
-    first = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if first is None:
-        raise ConfigError(f"{folder}: no weights, wanted one of {', '.join(WEIGHTS)}")
-    files = {first.name}
-    if first.suffix == ".json":
-        files = set(json.loads(first.read_text())["weight_map"].values())
-    if missing := sorted(name for name in files if not (folder / name).is_file()):
-        raise ConfigError(f"{folder}: {first.name} names {missing[0]}, which is not there")
-    return f"{sum((folder / name).stat().st_size for name in files) / 1e6:,.1f} MB of weights"
+def _folder(path: str, key: str, config: Config) -> tuple[Any, str]:
+    """The model's transformers config, and where its weights are, in words. Nothing is fetched."""
+    where, untested = f"{key}: {path}", config.model.untested
+    if Path(path).is_dir():
+        model = check_model_folder(path, key, untested=untested)
+        size = sum(file.stat().st_size for file in weight_files(Path(path), where))
+        return model, f"{size / 1e6:,.1f} MB of weights"
+    model = read_config(path, key)
+    check_trainable(model, where, untested)
+    return model, "weights of a hub id: not looked at"
 
 
 def _data(config: Config, rewards: Sequence[RewardFunction]) -> tuple[None, str]:
@@ -134,9 +130,9 @@ def _critic(config: Config, model: Any) -> tuple[None, str]:
     if config.critic.path is None:
         return None, f"{config.critic.mode}: the policy's own weights"
     path = resolve_model(config.critic.path, "critic.path")
-    critic = load_architecture(path, config.model.untested)
+    critic, weights = _folder(path, "critic.path", config)
     check_same_architecture(critic.to_dict(), model.to_dict())
-    return None, f"{config.critic.path}, {critic.model_type}, {_weights(path)}"
+    return None, f"{config.critic.path}, {critic.model_type}, {weights}"
 
 
 def main(argv: Sequence[str] | None = None, count: int = 1) -> int:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.config.paths import path_argument
+from capo_fast.config.schema import RolloutConfig
 from capo_fast.engine.base import Engine
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
@@ -45,10 +46,13 @@ from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group
 from capo_fast.verify import VerifierPool
 
 RUNS = 3
+SAMPLING = tuple(
+    f"rollout.{field.name}" for field in fields(RolloutConfig) if field.name not in ("prompts", "n", "max_tokens")
+)
+"""How a sampled answer is drawn: every setting of training's rollouts that says so."""
 SETTINGS = (
     "seed",
-    "rollout.temperature",
-    "rollout.top_p",
+    *SAMPLING,
     "rollout.max_tokens",
     "data.system_prompt",
     "reward.fn",
@@ -115,7 +119,7 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
 
 
 def _settings(job: Job, protocol: Protocol, benchmarks: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
-    sampling = ("rollout.temperature", "rollout.top_p") if protocol.samples else ()
+    sampling = SAMPLING if protocol.samples else ()
     choices = any(question.choices for questions in benchmarks.values() for question in questions)
     reward = ("reward.fn", "reward.tolerance", "reward.percent")
     return {
@@ -164,10 +168,19 @@ def _legend(settings: Mapping[str, Any], seconds: float) -> str:
     if settings["choice_runs"]:
         lines[0] += f", of multiple choice the mean of {settings['choice_runs']} runs with shuffled choices"
     if settings["samples"]:
-        sampling = f"temperature {settings['rollout.temperature']:g}, top-p {settings['rollout.top_p']:g}"
+        sampling = ", ".join(_shown(key, settings[key]) for key in SAMPLING)
         lines.append(f"avg, maj and pass@k (unbiased) are of {settings['samples']} samples at {sampling}")
     lines.append("In brackets 95 % intervals over problems. Time-outs are left out, unreadable answers count as wrong")
     return ".\n".join(lines) + "."
+
+
+def _shown(key: str, value: float) -> str:
+    """A setting of sampling in words.
+
+    >>> _shown("rollout.top_k", -1), _shown("rollout.top_p", 0.9)
+    ('top-k off', 'top-p 0.9')
+    """
+    return f"{key.partition('.')[2].replace('_', '-')} {'off' if value == -1 else f'{value:g}'}"
 
 
 def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:

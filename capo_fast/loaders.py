@@ -20,20 +20,13 @@ from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.errors import ConfigError
+from capo_fast.pretrained import check_context, check_engine_weights, check_model_folder
+from capo_fast.pretrained import load_tokenizer as load_tokenizer  # for those who load prompts with it
 from capo_fast.runtime.ranks import once_a_node
 from capo_fast.verify import RewardFunction, load_function
 from capo_fast.verify.functions import ALWAYS
 
 T = TypeVar("T")
-
-
-def load_tokenizer(model_path: str) -> Any:
-    from transformers import AutoTokenizer  # takes seconds; importing this module does not
-
-    try:
-        return AutoTokenizer.from_pretrained(model_path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"model.path: no tokenizer can be loaded from {model_path}") from error
 
 
 def chat_template(config: Config, tokenizer: Any) -> ChatTemplate:
@@ -149,9 +142,19 @@ def check_endpoint_client() -> None:
 
 
 def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:
-    """vLLM; with `lora` it takes adapters of that rank and targets."""
+    """vLLM; with `lora` it takes adapters of that rank and targets, and weights are pushed, else it reads its own.
+
+    Raises ConfigError as `check_model_folder`.
+    """
     from capo_fast.engine.vllm import VllmEngine  # imports transformers, which takes seconds
 
     if importlib.util.find_spec("vllm") is None:
         raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
-    return VllmEngine(model_path, config.engine, lora)
+    model = check_model_folder(model_path, use="sample")
+    check_context(model, config.engine.max_model_len)
+    with ExitStack() as undo:
+        undo.callback((engine := VllmEngine(model_path, config.engine, lora)).close)
+        if lora is None:  # what is pushed is compared by the sync canary
+            check_engine_weights(model_path, model, engine.weight_names())
+        undo.pop_all()
+    return engine

@@ -14,7 +14,7 @@ from typing import Any
 
 from capo_fast.data import Problems
 from capo_fast.errors import Interrupted
-from capo_fast.policy.checkpoint import export_policy
+from capo_fast.policy.export import export_policy
 from capo_fast.policy.learner import Learner
 from capo_fast.rollout.generator import RolloutGenerator
 from capo_fast.rollout.pass_rate import PassRate

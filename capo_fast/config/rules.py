@@ -95,7 +95,20 @@ def _is_date(text: str | None) -> bool:
 
 def _sampling(config: Config) -> Rules:
     yield config.rollout.top_k == 0, "rollout.top_k: found 0, wanted -1 (off) or at least 1"
+    yield _too_cold(config, "rollout.temperature")
     yield _too_long(config, "rollout.max_tokens")
+
+
+LOWEST_TEMPERATURE = 0.01
+"""Of vLLM, which takes 0 as greedy."""
+
+
+def _too_cold(config: Config, key: str) -> tuple[bool, str]:
+    found = attrgetter(key)(config)
+    return (
+        0 < found < LOWEST_TEMPERATURE,
+        f"{key}: found {found:g}, wanted at least {LOWEST_TEMPERATURE:g}: the engine raises lower ones to it",
+    )
 
 
 def _too_long(config: Config, key: str) -> tuple[bool, str]:
@@ -120,6 +133,7 @@ def _groups(config: Config) -> Rules:
 
 def _critiques(config: Config) -> Rules:
     if not _at_server(config):
+        yield _too_cold(config, "critic.temperature")
         yield _too_long(config, "critic.max_tokens")
 
 
@@ -190,6 +204,7 @@ def _no_rules(config: Config) -> Rules:
 
 
 def _eval(config: Config) -> Rules:
+    yield _too_cold(config, "eval.temperature")
     yield (
         config.eval.n > 1 and config.eval.temperature == 0,
         f"eval.n: found {config.eval.n}, wanted 1 with eval.temperature: 0, where all samples would be the same",

@@ -9,23 +9,27 @@ vllm is imported inside functions: this takes seconds, and it reads the environm
 
 from __future__ import annotations
 
+import glob
 import os
 import random
 import re
+import tempfile
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig
 
 from capo_fast.config.schema import EngineConfig, LoraConfig
 from capo_fast.engine.base import EngineError
-from capo_fast.engine.vllm_weights import adapter_checksums, weight_checksums
+from capo_fast.engine.vllm_weights import adapter_checksums, weight_checksums, weight_names
 from capo_fast.errors import ConfigError
+from capo_fast.pretrained import read_config
 from capo_fast.records import Completion, Request
 from capo_fast.runtime.files import passing_folder
 
@@ -39,16 +43,24 @@ class VllmEngine:
         """model_path: folder or hub id. Without `lora` its weights are placeholders until the first `load`, with it
         they are the base, for good."""
         check_version(installed_version())
-        lora = lora or LoraConfig()
+        pushed, lora = lora is not None, lora or LoraConfig()
         self._adapter: Any = None
         self._versions = 0
         self._asleep = False
         self._sleep_level = 1 if lora.rank else 2
         """1 keeps the weights on the host: nothing loads the base again. 2 drops them."""
-        try:
-            self._llm = _start(model_path, config, lora)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise EngineError(f"vLLM did not start with {model_path}: {error}") from error
+        with ExitStack() as undo:
+            path = undo.enter_context(without_brackets(model_path))
+            try:
+                self._llm = _start(path, config, lora)
+            except (ValueError, RuntimeError, OSError) as error:
+                cause = textwrap.shorten(str(error), 600)
+                raise EngineError(f"vLLM did not start with {model_path}: {cause}") from error
+            self._undo = undo.pop_all()
+        self._architecture = self._llm.llm_engine.model_config.architecture
+        if pushed and self._architecture.startswith("Transformers"):
+            self.close()
+            raise EngineError(f"vLLM runs {model_path} by {self._architecture}, into which no weights can be pushed")
         self._tokenizer = self._llm.get_tokenizer()
 
     def add(self, request: Request) -> None:
@@ -80,7 +92,14 @@ class VllmEngine:
         self.forget_prefixes()
 
     def checksums(self) -> dict[str, float]:
-        return self._llm.apply_model(weight_checksums)[0] | self._llm.apply_model(adapter_checksums)[0]
+        try:
+            return self._llm.apply_model(weight_checksums)[0] | self._llm.apply_model(adapter_checksums)[0]
+        except (ValueError, KeyError, AttributeError) as error:  # as of Phi-3, whose file has q, k and v in one
+            raise EngineError(f"vLLM's weights of {self._architecture} can't be compared: {error}") from error
+
+    def weight_names(self) -> set[str]:
+        """Of every weight the engine computes with, in Hugging Face names."""
+        return self._llm.apply_model(weight_names)[0]
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
         from vllm.lora.request import LoRARequest
@@ -136,6 +155,7 @@ class VllmEngine:
         if self._asleep:
             self._llm.wake_up()
         self._llm.llm_engine.engine_core.shutdown()
+        self._undo.close()
 
     def _completion(self, output: Any) -> Completion:
         answer = output.outputs[0]
@@ -149,6 +169,19 @@ class VllmEngine:
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,
         )
+
+
+@contextmanager
+def without_brackets(model_path: str) -> Iterator[str]:
+    """The same folder under a name that is no pattern: vLLM finds the weight files by glob, and others of its parts
+    read the folder later."""
+    if glob.escape(model_path) == model_path:
+        yield model_path
+        return
+    with tempfile.TemporaryDirectory(prefix="capo_fast-") as folder:
+        link = Path(folder) / "model"
+        link.symlink_to(Path(model_path).absolute(), target_is_directory=True)
+        yield str(link)
 
 
 OLDEST, NEWEST = (0, 27), (0, 32)
@@ -184,7 +217,7 @@ def check_divides(model: Any, tensor_parallel: int) -> None:
 def _start(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
     """Build vLLM's `LLM` and leave this process's random generators as they were: vLLM reseeds them."""
     if config.tensor_parallel > 1:
-        check_divides(AutoConfig.from_pretrained(model_path).get_text_config(), config.tensor_parallel)
+        check_divides(read_config(model_path).get_text_config(), config.tensor_parallel)
     on_cpu = not torch.cuda.is_available()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # At WARNING, vLLM writes dozens of lines at the start and one at each weight push.
@@ -199,6 +232,9 @@ def _start(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
 
         llm = LLM(
             model_path,
+            trust_remote_code=False,
+            config_format="hf",
+            load_format="safetensors",
             distributed_executor_backend="external_launcher",
             tensor_parallel_size=config.tensor_parallel,
             dtype=config.dtype,

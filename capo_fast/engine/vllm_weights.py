@@ -10,7 +10,7 @@ Letters: N rows and K columns of a weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,20 +21,35 @@ from capo_fast.engine.checksum import checksum
 @torch.no_grad()
 def weight_checksums(model: Any) -> dict[str, float]:
     """`checksum` of every weight by Hugging Face name; an adapter's apart."""
-    from vllm.lora.layers import BaseLayerWithLoRA
-
     found: dict[str, float] = {}
-    # A tied head of vLLM 0.27 is the embedding's own module: one module under two names.
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, BaseLayerWithLoRA) or not isinstance(getattr(module, "weight", None), torch.Tensor):
-            continue
-        name = name.removesuffix(".base_layer")
+    for name, module in _weighted_modules(model):
         names = _parts(model, name)
         weights = _weight_checksums(module, is_head=name.endswith("lm_head"))
         found |= zip((f"{part}.weight" for part in names), weights, strict=True)
         if isinstance(getattr(module, "bias", None), torch.Tensor):
             found |= zip((f"{part}.bias" for part in names), _bias_checksums(module), strict=True)
     return _summed_over_ranks(found)
+
+
+def weight_names(model: Any) -> set[str]:
+    """Hugging Face's names of all weights."""
+    return {
+        f"{part}.{kind}"
+        for name, module in _weighted_modules(model)
+        for part in _parts(model, name)
+        for kind in ("weight", "bias")
+        if isinstance(getattr(module, kind, None), torch.Tensor)
+    }
+
+
+def _weighted_modules(model: Any) -> Iterator[tuple[str, Any]]:
+    """Modules that have a weight of the model, by vLLM's names."""
+    from vllm.lora.layers import BaseLayerWithLoRA
+
+    # A tied head of vLLM 0.27 is the embedding's own module: one module under two names.
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(getattr(module, "weight", None), torch.Tensor) and not isinstance(module, BaseLayerWithLoRA):
+            yield name.removesuffix(".base_layer"), module
 
 
 @torch.no_grad()

@@ -68,7 +68,8 @@ def attempt_requests(attempts: Sequence[Attempt], tokenizer: Any, config: Config
     }
     rendered = render_prompts(list(problems.values()), chat_template(config, tokenizer), room)
     prompts = dict(zip(problems, rendered, strict=True))
-    sampling = {True: (0.0, 1.0), False: (config.rollout.temperature, config.rollout.top_p)}
+    rollout = config.rollout
+    sampling = {True: (0.0, 1.0, -1), False: (rollout.temperature, rollout.top_p, rollout.top_k)}
     return [
         solution_request(a.name, prompts[a.question.id, a.message()], config, *sampling[a.greedy]) for a in attempts
     ]

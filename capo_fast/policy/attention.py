@@ -21,7 +21,8 @@ def use_packed_sdpa(model: Any) -> None:
     """From now on `model` wants `sequence_lengths` at each call. Raises ValueError for one with a sliding window."""
     from transformers import AttentionInterface  # takes seconds; importing this module does not
 
-    if windows := {window for module in model.modules() if (window := getattr(module, "sliding_window", None))}:
+    holders = (model.config.get_text_config(), *model.modules())  # Mistral's layers read the config at each call
+    if windows := {window for holder in holders if (window := getattr(holder, "sliding_window", None))}:
         raise ValueError(f"the model has a sliding window of {min(windows)} tokens, which sdpa leaves out")
     AttentionInterface.register(PACKED_SDPA, packed_sdpa)
     model.set_attn_implementation(PACKED_SDPA)
@@ -36,7 +37,6 @@ def packed_sdpa(
     *,
     sequence_lengths: Sequence[int],
     scaling: float | None = None,
-    dropout: float = 0.0,
     **unused: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention of each sequence to itself.
@@ -47,7 +47,6 @@ def packed_sdpa(
     pieces = zip(*(x.split(list(sequence_lengths), dim=2) for x in (query, key, value)), strict=True)
     grouped = query.shape[1] != key.shape[1]
     attended = [
-        scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in pieces
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped) for q, k, v in pieces
     ]
     return torch.cat(attended, dim=2).transpose(1, 2), None

@@ -12,8 +12,6 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from capo_fast.config.schema import Config
 from capo_fast.errors import CapoError
 from capo_fast.policy.learner import Learner
-from capo_fast.policy.lora import adapter_files, adapter_weights, merged_weights
-from capo_fast.policy.model import DTYPES
 from capo_fast.runtime.ranks import on_first_rank
 
 
@@ -115,70 +109,6 @@ class Checkpointer:
     def _steps(self) -> list[int]:
         names = [path.name for path in self.folder.glob("step_*")] if self.folder.is_dir() else []
         return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d+)", name)))
-
-
-def export_policy(learner: Learner, tokenizer: Any, folder: Path, config: Config) -> None:
-    """Write the policy as `folder/model`, and under LoRA its adapter as `folder/adapter`. A collective.
-
-    Raises CheckpointError.
-    """
-    export_model(learner, tokenizer, folder / "model", config.checkpoint.export_dtype)
-    if config.lora.rank > 0:
-        export_adapter(learner, tokenizer, folder / "adapter")
-
-
-def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str) -> None:
-    """Write the policy as a folder that transformers loads (safetensors, config, tokenizer), an adapter merged into
-    its base. A collective.
-
-    Raises CheckpointError; an older export stands until the new one is whole.
-    """
-    weights = {}
-    for name, weight in merged_weights(learner.policy, DTYPES[dtype]):
-        if dist.get_rank() == 0:
-            weights[name] = weight.cpu()
-    if dist.get_rank() == 0:
-        try:
-            with _replacing_folder(folder) as temporary:
-                _write_model(learner.policy.model, weights, temporary, dtype)
-                tokenizer.save_pretrained(temporary)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} not written, the checkpoints stand: {error}") from error
-    dist.barrier()
-
-
-def export_adapter(learner: Learner, tokenizer: Any, folder: Path) -> None:
-    """Write the policy's LoRA adapter as a folder that PEFT loads, with the tokenizer. A collective.
-
-    Raises CheckpointError; an older export stands until the new one is whole.
-    """
-    files = adapter_files(learner.policy.model, adapter_weights(learner.policy))
-    if dist.get_rank() == 0:
-        try:
-            with _replacing_folder(folder) as temporary:
-                for name, data in files.items():
-                    (temporary / name).write_bytes(data)
-                tokenizer.save_pretrained(temporary)
-        except OSError as error:
-            raise CheckpointError(f"{folder} not written, the checkpoints stand: {error}") from error
-    dist.barrier()
-
-
-@contextmanager
-def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when all is in it."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-
-
-def _write_model(model: Any, weights: dict[str, torch.Tensor], folder: Path, dtype: str) -> None:
-    model.save_pretrained(folder, state_dict=weights)
-    config = json.loads((folder / "config.json").read_text())
-    _write_json(folder / "config.json", config | {"dtype": dtype})
 
 
 def rng_state() -> dict[str, Any]:

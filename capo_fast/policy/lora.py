@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,14 +49,25 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
     from peft import inject_adapter_in_model
 
     check_targets(model, lora)
-    config = PeftConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=0.0)
-    config.base_model_name_or_path = model.name_or_path
+    config = PeftConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=list(lora.targets),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=_found_from_anywhere(model.name_or_path),
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, NAME)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _found_from_anywhere(model_path: str) -> str:
+    """A folder absolute, a hub id as it is."""
+    return str(Path(model_path).resolve()) if Path(model_path).is_dir() else model_path
 
 
 def check_targets(model: Any, lora: LoraConfig) -> None:

@@ -19,10 +19,8 @@ import capo_kernels as ck
 from capo_fast.config.schema import PolicyConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.attention import use_packed_sdpa
+from capo_fast.pretrained import check_model_folder, generation_file
 from capo_fast.records import PackedBatch, TokenBatch
-
-TESTED = ("qwen2", "qwen3", "llama")
-"""Dense architectures whose names vLLM's loader knows; transformers 5 fuses MoE experts under names that it doesn't."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -82,42 +80,56 @@ class Policy(nn.Module):
         return output.last_hidden_state[0, batch.rows]
 
 
-def load_model(path: str, attention: str, untested: bool = False, dtype: torch.dtype = torch.float32) -> Any:
-    """The model on the host, in `dtype`. Raises ConfigError for a missing model or an architecture outside `TESTED`."""
+def load_model(
+    path: str, attention: str, untested: bool = False, dtype: torch.dtype = torch.float32, key: str = "model.path"
+) -> Any:
+    """The model on the host, in `dtype`, without dropout. key: the setting that names it.
+
+    Raises ConfigError as `check_model_folder`, and where `attention` can't run here.
+    """
     # transformers loads its models at this import, in seconds; `capo check` needs none of them.
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
-    load_architecture(path, untested)
+    disable_progress_bar()
+    check_model_folder(path, key, untested=untested)
     try:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, trust_remote_code=False, use_safetensors=True
+        )
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"model.path: the weights in {path} can't be read: {error}") from error
+        raise ConfigError(f"{key}: the weights in {path} can't be read: {error}") from error
     except ImportError as error:
         raise ConfigError(f"policy.attention: {attention} can't run here: {error}") from error
+    _keep_generation_file(model, path)
+    switch_dropout_off(model)
+    return model
 
 
-def load_architecture(path: str, untested: bool = False) -> Any:
-    """The model's config. Raises ConfigError for a missing model or an architecture outside `TESTED`."""
-    from transformers import AutoConfig  # as above
+def _keep_generation_file(model: Any, path: str) -> None:
+    """The export holds the file as it is. The policy never generates by it, and transformers refuses to save one that
+    it finds invalid, as many models' are."""
+    from transformers import GenerationConfig  # see load_model
 
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except OSError as error:
-        raise ConfigError(
-            f"model.path: {path} is neither a model folder nor an id that can be fetched "
-            "(without a network, HF_HUB_OFFLINE=1 avoids the retries)"
-        ) from error
-    except ValueError as error:
-        cause = " ".join(str(error).split())
-        raise ConfigError(f"model.path: {path}: transformers can't read its config.json: {cause}") from error
-    if config.model_type not in TESTED and not untested:
-        raise ConfigError(
-            f"model.path: {path} is a {config.model_type} model, want one of {', '.join(TESTED)} "
-            "(or set model.untested true)"
-        )
-    return config
+    model.generation_file = generation_file(path)
+    if model.generation_file is not None:
+        model.generation_config = GenerationConfig()
+
+
+def switch_dropout_off(model: nn.Module) -> None:
+    """Old, new and reference log-probs must be of one function. The model's config, which is exported, stays."""
+    for module in model.modules():
+        is_dropout = "Dropout" in type(module).__name__
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or (is_dropout and name == "p")):
+                setattr(module, name, 0.0)
+
+
+def dropout_of(config: Any) -> str:
+    """What a model's config wants dropped, in words; "" where it is nothing."""
+    entries = config.to_dict().items()
+    wanted = {name: value for name, value in entries if "drop" in name and isinstance(value, float) and value > 0}
+    return ", ".join(f"{name} {value:g}" for name, value in wanted.items())
 
 
 def check_loss_kernel(config: PolicyConfig, vocab: int, device: torch.device) -> None:

@@ -48,7 +48,9 @@ def evaluate(
     return PassRate(mean(rates), error, len(rates), timeouts=sum(verdict is None for _, verdict in checked))
 
 
-def solution_request(name: str, prompt: Prompt, config: Config, temperature: float, top_p: float) -> Request:
+def solution_request(
+    name: str, prompt: Prompt, config: Config, temperature: float, top_p: float, top_k: int = -1
+) -> Request:
     """The request for one solution, its seed made of the configuration's, its name and the problem's id."""
     return Request(
         id=name,
@@ -56,7 +58,7 @@ def solution_request(name: str, prompt: Prompt, config: Config, temperature: flo
         seed=seed_of(config.seed, name, prompt.id),
         temperature=temperature,
         top_p=top_p,
-        top_k=-1,
+        top_k=top_k,
         max_tokens=config.rollout.max_tokens,
     )
 

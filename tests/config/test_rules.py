@@ -46,6 +46,8 @@ def refused(**settings: Any) -> str:
         {"train__steps": 0},
         {"run__keep_rollouts": 1},
         {"eval__temperature": 0.0},
+        {"rollout__temperature": 0.01, "eval__temperature": 0.001},
+        {"critic__temperature": 0.001, "credit__process": "none"},
         {"rollout__max_tokens": 8191},
         {"critic__mode": "endpoint", "endpoint__url": "http://host:8000/v1", "critic__max_tokens": 9000},
         {"reward__fn": "my_package.rewards:length"},
@@ -62,6 +64,9 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
     ("settings", "says"),
     [
         ({"data__path": None}, "data.path: missing"),
+        ({"rollout__temperature": 0.005}, "rollout.temperature: found 0.005, wanted at least 0.01"),
+        ({"critic__temperature": 1e-6}, "critic.temperature: found 1e-06, wanted at least 0.01"),
+        ({"eval__path": "x.jsonl", "eval__temperature": 0.001}, "eval.temperature: found 0.001, wanted at least 0.01"),
         ({"data__path": ""}, "data.path: missing"),
         (
             {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "endpoint__retries": 5},

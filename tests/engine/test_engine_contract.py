@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from glob import glob
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.checksum import checksum
-from capo_fast.engine.vllm import check_divides, check_version, installed_version
+from capo_fast.engine.vllm import check_divides, check_version, installed_version, without_brackets
 from capo_fast.errors import ConfigError
 
 
@@ -25,6 +27,17 @@ def test_checksums_of_slices_add_up_to_that_of_the_whole(rows, columns, data):
     if 0 < a < rows:
         swapped = checksum(whole[a:]) + checksum(whole[:a], rows - a)
         assert swapped != pytest.approx(checksum(whole), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["model", "model [v1]", "a*[!b]?"])
+def test_vllm_finds_weights_in_a_folder_whatever_its_name(name, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    with without_brackets(name) as path:
+        assert [Path(found).name for found in glob(f"{path}/*.safetensors")] == ["model.safetensors"]
+    assert Path(path).exists() == (name == "model")
+    assert (tmp_path / name / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("version", ["0.27.0", "0.32.0", "0.30.1.dev3+g1234", "0.32.5+cu130", installed_version()])

@@ -31,10 +31,11 @@ class Replies(ScriptedEngine):
 
     def __init__(self, reply):
         super().__init__(self.respond)
-        self.reply, self.asked = reply, []
+        self.reply, self.asked, self.requests = reply, [], {}
 
     def respond(self, request):
         self.asked.append(request.id)
+        self.requests[request.id] = request
         text = self.reply(request.id)
         return Completion(request.id, (7,) * 3, (0.0,) * 3, text, not text.endswith("..."))
 
@@ -135,6 +136,19 @@ def test_a_tolerance_and_several_answers(tmp_path):
     job, protocol = asked(tmp_path / "out", write(tmp_path / "o.jsonl", rows))
     entry = run(job, protocol, Replies(lambda name: texts[int(name.split("-")[2])]))["benchmarks"]["o"]
     assert [row["pass@1"] for row in entry["by_problem"].values()] == [1.0, 0.0, 1.0, 0.0]
+
+
+def test_sampled_answers_are_drawn_as_training_draws_its_rollouts(tmp_path, sums):
+    """And results that were drawn otherwise are not compared."""
+    flags = ("--samples", "2", "--rollout.temperature", "0.6", "--rollout.top_p", "0.8")
+    job, protocol = asked(tmp_path / "a", sums, *QUICK, *flags, "--rollout.top_k", "5")
+    run(job, protocol, engine := Replies(lambda name: "1"))
+    drawn = {name.split("-")[1]: (r.temperature, r.top_p, r.top_k) for name, r in engine.requests.items()}
+    assert drawn == {"greedy": (0.0, 1.0, -1), "sample": (0.6, 0.8, 5)}
+    assert "2 samples at temperature 0.6, top-p 0.8, top-k 5." in (tmp_path / "a" / "results.md").read_text()
+    run(*asked(tmp_path / "b", sums, *QUICK, *flags), Replies(lambda name: "1"))
+    with pytest.raises(ConfigError, match=r"rollout\.top_k is 5 in the first and -1 in the second"):
+        compare(*map(read_results, (tmp_path / "a", tmp_path / "b")))
 
 
 # ---- going on after a kill ----

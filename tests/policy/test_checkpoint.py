@@ -16,7 +16,8 @@ from scripted_world import tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig
-from capo_fast.policy.checkpoint import Checkpointer, CheckpointError, export_model
+from capo_fast.policy.checkpoint import Checkpointer, CheckpointError
+from capo_fast.policy.export import export_model
 from capo_fast.policy.model import DTYPES, full_weights
 
 CONFIG = Config(

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 from learner_ranks import SAMPLES, TRAIN, make_learner, train
+from model_folders import copied
+from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from peft import LoraConfig as PeftConfig
-from peft import PeftModel, get_peft_model
 from scripted_world import MODEL, tokenizer
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.device_mesh import init_device_mesh
@@ -21,8 +22,9 @@ import capo_kernels as ck
 from capo_fast.config.schema import Config, LoraConfig, LossConfig, PolicyConfig, RolloutConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.batch import pack
-from capo_fast.policy.checkpoint import Checkpointer, export_adapter, export_model
-from capo_fast.policy.lora import BasePolicy, adapter_weights, add_adapter, base_weights, merged_weights
+from capo_fast.policy.checkpoint import Checkpointer
+from capo_fast.policy.export import export_adapter, export_model
+from capo_fast.policy.lora import BasePolicy, adapter_files, adapter_weights, add_adapter, base_weights, merged_weights
 from capo_fast.policy.model import load_model, shard_policy
 
 LORA = LoraConfig(rank=4, alpha=6.0, targets=("q_proj", "v_proj", "down_proj"))
@@ -155,6 +157,26 @@ def test_exports_load_in_peft_and_merged_in_transformers(one_rank, tmp_path):
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     torch.testing.assert_close(plain_logprobs(merged), ours, atol=2e-5, rtol=0)
     torch.testing.assert_close(dict(merged.state_dict()), dict(merged_weights(learner.policy, torch.float32)))
+
+
+def test_an_adapter_loads_by_itself_from_any_folder(one_rank, tmp_path, monkeypatch):
+    copied(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    add_adapter(model := load_model("base", "sdpa"), LORA, seed=5)
+    zeros = {name.replace(".default", ""): w for name, w in model.state_dict().items() if ".default." in name}
+    (tmp_path / "adapter").mkdir()
+    for name, data in adapter_files(model, zeros).items():
+        (tmp_path / "adapter" / name).write_bytes(data)
+    monkeypatch.chdir("/")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32)
+    torch.testing.assert_close(plain_logprobs(loaded), plain_logprobs(plain_model()), atol=2e-5, rtol=0)
+
+
+def test_a_hub_id_stays_the_name_of_the_base():
+    model = plain_model()
+    model.name_or_path = "org/name"
+    add_adapter(model, LORA, seed=5)
+    assert model.peft_config["default"].base_model_name_or_path == "org/name"
 
 
 def test_a_resumed_run_goes_on_bit_for_bit_and_its_checkpoint_holds_no_base(one_rank, tmp_path):

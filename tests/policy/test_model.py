@@ -8,10 +8,18 @@ from credited_samples import credited
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -22,7 +30,14 @@ import capo_kernels as ck
 from capo_fast.config.schema import Config, PolicyConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.batch import pack
-from capo_fast.policy.model import check_loss_kernel, full_weights, load_model, shard_policy
+from capo_fast.policy.model import (
+    check_loss_kernel,
+    dropout_of,
+    full_weights,
+    load_model,
+    shard_policy,
+    switch_dropout_off,
+)
 
 SHAPE = {
     "vocab_size": 2000,
@@ -48,10 +63,10 @@ def model_path(request, tmp_path):
     return str(tmp_path)
 
 
-def make_policy(path: str, dtype: str = "float32", loss_kernel: str = "auto"):
+def make_policy(path: str, dtype: str = "float32", loss_kernel: str = "auto", untested: bool = False):
     mesh = init_device_mesh("cpu", (1,))
     config = PolicyConfig(dtype=dtype, loss_kernel=loss_kernel)
-    return shard_policy(load_model(path, "sdpa").train(), config, mesh)
+    return shard_policy(load_model(path, "sdpa", untested).train(), config, mesh)
 
 
 def test_a_packed_batch_gives_each_sequence_its_own_logprobs(model_path, one_rank):
@@ -100,10 +115,10 @@ def test_a_loss_kernel_that_cannot_run_is_one_line():
 
 
 def test_an_untested_architecture_is_refused_by_name(tmp_path, one_rank):
-    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=1)).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"model\.path: .* is a gpt2 model, want one of qwen2, qwen3, llama"):
+    GemmaForCausalLM(GemmaConfig(**SHAPE, head_dim=32)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.path: .* is a gemma model, want one of qwen2, qwen3, llama"):
         load_model(str(tmp_path), "sdpa")
-    assert load_model(str(tmp_path), "sdpa", untested=True).config.model_type == "gpt2"
+    assert load_model(str(tmp_path), "sdpa", untested=True).config.model_type == "gemma"
 
 
 def test_a_missing_model_is_one_line(tmp_path):
@@ -111,8 +126,44 @@ def test_a_missing_model_is_one_line(tmp_path):
         load_model(str(tmp_path / "nowhere"), "sdpa")
 
 
-def test_a_sliding_window_is_refused_under_sdpa(tmp_path, one_rank):
-    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}
-    Qwen2ForCausalLM(Qwen2Config(**SHAPE, **window)).save_pretrained(tmp_path)
+WINDOW = SHAPE | {"sliding_window": 8}
+WINDOWS = {
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**WINDOW, use_sliding_window=True, max_window_layers=0)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**WINDOW)),
+}
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+def test_a_sliding_window_is_refused_under_sdpa(family, tmp_path, one_rank):
+    """Qwen's layers hold it, Mistral's read it in the config."""
+    WINDOWS[family]().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"policy\.attention: the model has a sliding window of 8 tokens"):
-        make_policy(str(tmp_path))
+        make_policy(str(tmp_path), untested=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=1)), "has no model.layers"),
+        (lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=32)), "found final_logit_softcapping 30"),
+        (lambda: MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=2)), "has fused experts"),
+    ],
+)
+def test_what_the_trainer_can_not_compute_is_refused_by_name_even_untested(model, says, tmp_path):
+    model().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=says):
+        load_model(str(tmp_path), "sdpa", untested=True)
+
+
+def test_dropout_is_off_wherever_a_model_has_it(tmp_path, one_rank):
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SHAPE, attention_dropout=0.5)).save_pretrained(tmp_path)
+    policy, batch = make_policy(str(tmp_path)), pack([credited(5, 7)], 1.0, Config())
+    assert policy.training and policy.model.config.attention_dropout == 0.5  # what is exported
+    assert dropout_of(policy.model.config) == "attention_dropout 0.5"
+    first, second = (policy(batch, PLAIN, loss=False) for _ in range(2))
+    assert torch.equal(first, second)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=1)).train()
+    switch_dropout_off(model)
+    ids = torch.tensor([[3, 4, 5]])
+    assert torch.equal(model(ids).logits, model(ids).logits)

@@ -1,0 +1,117 @@
+"""The policy as files for others: `model/` for transformers and vLLM, `adapter/` for PEFT.
+
+All of it but the tensors is written once before the first step, and removed: what can't be written ends a run before it
+has cost anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+
+from capo_fast.config.schema import Config
+from capo_fast.errors import ConfigError
+from capo_fast.policy.checkpoint import CheckpointError
+from capo_fast.policy.learner import Learner
+from capo_fast.policy.lora import adapter_files, adapter_weights, merged_weights
+from capo_fast.policy.model import DTYPES
+from capo_fast.pretrained import GENERATION
+from capo_fast.runtime.ranks import on_first_rank
+
+
+def rehearse_export(learner: Learner, tokenizer: Any, folder: Path, config: Config) -> None:
+    """Write what `export_policy` will, without tensors, to a folder inside `folder` that is removed. A collective.
+
+    Raises ConfigError where the model, its adapter or its tokenizer can't be written.
+    """
+    on_first_rank(lambda: _rehearse(learner.policy.model, tokenizer, folder, config))
+
+
+def _rehearse(model: Any, tokenizer: Any, folder: Path, config: Config) -> None:
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
+            _write_model(model, {}, Path(temporary), config.checkpoint.export_dtype)
+            tokenizer.save_pretrained(temporary)
+            if config.lora.rank > 0:
+                adapter_files(model, {})
+    except OSError as error:
+        raise CheckpointError(f"{folder}: the model to be exported can't be written: {error}") from error
+    except Exception as error:  # configs and tokenizers raise ValueError, TypeError, KeyError, tokenizers Exception
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"model.path: {model.name_or_path} could not be saved after training: {cause}") from error
+
+
+def export_policy(learner: Learner, tokenizer: Any, folder: Path, config: Config) -> None:
+    """Write the policy as `folder/model`, and under LoRA its adapter as `folder/adapter`. A collective.
+
+    Raises CheckpointError.
+    """
+    export_model(learner, tokenizer, folder / "model", config.checkpoint.export_dtype)
+    if config.lora.rank > 0:
+        export_adapter(learner, tokenizer, folder / "adapter")
+
+
+def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str) -> None:
+    """Write the policy as a folder that transformers loads (safetensors, config, tokenizer), an adapter merged into
+    its base. A collective.
+
+    Raises CheckpointError; an older export stands until the new one is whole.
+    """
+    weights = {}
+    for name, weight in merged_weights(learner.policy, DTYPES[dtype]):
+        if dist.get_rank() == 0:
+            weights[name] = weight.cpu()
+    if dist.get_rank() == 0:
+        try:
+            with _replacing_folder(folder) as temporary:
+                _write_model(learner.policy.model, weights, temporary, dtype)
+                tokenizer.save_pretrained(temporary)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} not written, the checkpoints stand: {error}") from error
+    dist.barrier()
+
+
+def export_adapter(learner: Learner, tokenizer: Any, folder: Path) -> None:
+    """Write the policy's LoRA adapter as a folder that PEFT loads, with the tokenizer. A collective.
+
+    Raises CheckpointError; an older export stands until the new one is whole.
+    """
+    files = adapter_files(learner.policy.model, adapter_weights(learner.policy))
+    if dist.get_rank() == 0:
+        try:
+            with _replacing_folder(folder) as temporary:
+                for name, data in files.items():
+                    (temporary / name).write_bytes(data)
+                tokenizer.save_pretrained(temporary)
+        except OSError as error:
+            raise CheckpointError(f"{folder} not written, the checkpoints stand: {error}") from error
+    dist.barrier()
+
+
+@contextmanager
+def _replacing_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `folder` when all is in it."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+
+
+def _write_model(model: Any, weights: dict[str, torch.Tensor], folder: Path, dtype: str) -> None:
+    model.save_pretrained(folder, state_dict=weights)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+    if model.generation_file is not None:
+        (folder / GENERATION).write_bytes(model.generation_file)

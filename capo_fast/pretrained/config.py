@@ -1,0 +1,173 @@
+"""A model's `config.json`: refused with one line where it is none that the trainer or the engine can build.
+
+transformers is imported inside functions: this takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from capo_fast.errors import ConfigError
+
+TESTED = ("qwen2", "qwen3", "llama")
+"""Dense architectures whose names vLLM's loader knows; transformers 5 fuses MoE experts under names that it doesn't."""
+
+SCALED_ALREADY = ("longrope", "llama3", "yarn")
+"""Rope types whose `max_position_embeddings` may be the extended length; other types multiply it by their factor."""
+
+
+def read_config(path: str, key: str = "model.path") -> Any:
+    """The transformers config of a folder or hub id. No code of the model's own is run. Raises ConfigError."""
+    from transformers import AutoConfig
+
+    where = f"{key}: {path}"
+    found = _config_entries(_config_file(path, where), where)
+    try:
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # config classes raise ValueError, KeyError, AttributeError, TypeError and their own
+        raise ConfigError(f"{where}: transformers can't read its config.json: {cause_in(found, error)}") from error
+
+
+def check_trainable(config: Any, where: str, untested: bool) -> None:
+    """Raises ConfigError for what the trainer can't compute with: other architectures, quantised weights, and a head
+    that is more than a linear layer."""
+    if config.model_type not in TESTED and not untested:
+        raise ConfigError(
+            f"{where} is a {config.model_type} model, want one of {', '.join(TESTED)} (or set model.untested true)"
+        )
+    if method := quantisation(config):
+        raise ConfigError(f"{where}: found quantised weights ({method}), wanted plain ones, which can be trained")
+    for name in SCALED_HEADS:
+        if (value := getattr(config.get_text_config(), name, None)) not in (None, 1.0):
+            raise ConfigError(f"{where}: found {name} {value:g}, wanted a model without: the trainer leaves it out")
+
+
+SCALED_HEADS = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")
+"""Entries of Gemma 2, Granite and Cohere that change logits."""
+
+
+def check_context(config: Any, max_model_len: int) -> None:
+    """Raises ConfigError where the engine is to go past the positions that the model was made for."""
+    text = config.get_text_config()
+    longest = getattr(text, "max_position_embeddings", None)
+    if longest is None:
+        return
+    rope = getattr(text, "rope_parameters", None) or {}
+    unscaled = rope.get("original_max_position_embeddings", 0)
+    if rope.get("rope_type", "default") not in SCALED_ALREADY:
+        unscaled = longest
+    longest = max(longest, int(unscaled * (rope.get("factor") or 1)))
+    if max_model_len > longest:
+        raise ConfigError(
+            f"engine.max_model_len: found {max_model_len}, wanted at most {longest}, the positions of the model "
+            "(max_position_embeddings and the rope factor in its config.json)"
+        )
+
+
+def quantisation(config: Any) -> str | None:
+    """The name of the method by which the weights are quantised."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    entries = found if isinstance(found, Mapping) else vars(found)
+    return str(entries.get("quant_method", "of an unknown method"))
+
+
+def cause_in(entries: Mapping[str, Any], error: BaseException) -> str:
+    """The config's entry whose value transformers looked for in vain (a rope type, a dtype), else the error."""
+    value = error.args[0] if isinstance(error, KeyError) and error.args else getattr(error, "name", None)
+    name = _entry_of(entries, value) if isinstance(value, str) else None
+    return cause_of(error) if name is None else f"{name} {value!r} is unknown"
+
+
+def _entry_of(entries: Mapping[str, Any], value: str) -> str | None:
+    """The name of the entry, at any depth, that has this value."""
+    for name, found in entries.items():
+        if isinstance(found, Mapping) and (inner := _entry_of(found, value)):
+            return inner
+        if found == value:
+            return name
+    return None
+
+
+def cause_of(error: BaseException) -> str:
+    """The error's type and text as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _config_file(path: str, where: str) -> Path:
+    from transformers.utils import cached_file
+
+    folder = Path(path)
+    if folder.is_dir():
+        check_kind(folder, where)
+        return folder / "config.json"
+    try:
+        return Path(cached_file(path, "config.json"))
+    except OSError as error:
+        raise ConfigError(
+            f"{where} is neither a model folder nor an id that can be fetched "
+            "(without a network, HF_HUB_OFFLINE=1 avoids the retries)"
+        ) from error
+
+
+def check_kind(folder: Path, where: str) -> None:
+    """A folder with a config.json, and without an adapter, which transformers would attach to the model."""
+    there = {name for name in ("config.json", ADAPTER, "config.yaml") if (folder / name).is_file()}
+    if there >= {"config.json", ADAPTER}:
+        raise ConfigError(f"{where}: found {ADAPTER} beside the model, wanted one or the other: merge the adapter")
+    if ADAPTER in there:
+        raise ConfigError(
+            f"{where}: found a LoRA adapter, wanted a whole model: merge it into its base, or take the run's model/"
+        )
+    if "config.yaml" in there and (folder / "model").is_dir():
+        raise ConfigError(f"{where}: found a run's folder, wanted its model/")
+    if "config.json" not in there:
+        raise ConfigError(f"{where}: no config.json, wanted a model's folder (config.json, safetensors, tokenizer)")
+
+
+ADAPTER = "adapter_config.json"
+
+
+def _config_entries(file: Path, where: str) -> dict[str, Any]:
+    """The JSON object, of a model type that transformers itself knows."""
+    from transformers import CONFIG_MAPPING, __version__
+
+    found = read_object(file, where)
+    kind = found.get("model_type")
+    if not isinstance(kind, str):
+        raise ConfigError(f"{where}: config.json has no model_type, wanted one as {', '.join(TESTED)}")
+    if kind not in CONFIG_MAPPING:
+        code = f"; its own code ({next(iter(auto.values()))}) is never run" if (auto := found.get("auto_map")) else ""
+        raise ConfigError(f"{where}: model_type {kind} is unknown to transformers {__version__}{code}")
+    return found
+
+
+def read_object(file: Path, where: str) -> dict[str, Any]:
+    """The JSON object in a file of the model. Raises ConfigError."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: {file.name} is not JSON: {cause_of(error)}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: {file.name} holds a JSON {type(found).__name__}, wanted an object")
+    return found
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without its progress bar and its warnings: what is wrong is said in one line of ours."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,98 @@
+"""`check_model_folder`: the one check that every road to a model begins with.
+
+Policy, critic, reference, LoRA base and vLLM's own loader all read the same folder. transformers fills weights that are
+missing with random numbers, and vLLM leaves zeros: here a folder is refused unless the file has every weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from pathlib import Path
+from typing import Any, Literal
+
+from capo_fast.errors import ConfigError
+from capo_fast.pretrained.config import (
+    TESTED,
+    check_kind,
+    check_trainable,
+    quantisation,
+    read_config,
+    read_object,
+)
+from capo_fast.pretrained.weights import check_weights, listed, names_in, weight_files
+
+
+def check_model_folder(
+    path: str, key: str = "model.path", use: Literal["train", "sample"] = "train", untested: bool = False
+) -> Any:
+    """The model's transformers config, when its folder is what it says. Reads the headers of weight files alone.
+
+    path: a folder or a hub id, which is downloaded. key: the setting that names it. use: the trainer computes with it,
+    or the engine alone, which knows quantised weights and more architectures. untested: accept an architecture outside
+    `TESTED` in the trainer. Raises ConfigError that names what is missing, unexpected or wrong.
+    """
+    where = f"{key}: {path}"
+    config = read_config(path, key)
+    if use == "train":
+        check_trainable(config, where, untested)
+    folder = _local_folder(path, where)
+    if (folder / GENERATION).is_file():
+        read_object(folder / GENERATION, where)  # transformers and vLLM would go without it
+    model = check_weights(folder, config, where)
+    if use == "train":
+        _check_layers(model, f"{where}: a {config.model_type} model")
+    return config
+
+
+def _check_layers(model: Any, what: str) -> None:
+    """Raises ConfigError for a layout that the trainer can't divide over ranks, or hand to vLLM."""
+    if not hasattr(getattr(model, "model", None), "layers"):
+        raise ConfigError(f"{what} has no model.layers, by which the trainer divides it")
+    if fused := next((name for name, weight in model.named_parameters() if weight.dim() > 2), None):
+        raise ConfigError(f"{what} has fused experts ({fused}), wanted a dense model: vLLM knows experts one by one")
+
+
+def generation_file(path: str) -> bytes | None:
+    """`generation_config.json` of a folder or hub id, as it is; None where there is none."""
+    from transformers.utils import cached_file  # takes seconds; importing this module does not
+
+    found = cached_file(path, GENERATION, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found).read_bytes()
+
+
+GENERATION = "generation_config.json"
+
+
+def check_engine_weights(path: str, config: Any, held: Set[str]) -> None:
+    """Raises ConfigError where an engine that has loaded the folder holds other weights than its files, by name.
+
+    vLLM skips some biases that its architecture lacks. Only `TESTED` architectures have the same names there.
+    """
+    if config.model_type not in TESTED or quantisation(config):
+        return
+    where = f"model.path: {path}"
+    stored = {name for file in weight_files(_local_folder(path, where), where) for name in names_in(file, where)}
+    stored = {name for name in stored if not name.endswith("rotary_emb.inv_freq")}  # of old transformers
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    if differing := (stored ^ held) - tied:
+        names = listed("of one side alone", differing)
+        raise ConfigError(f"{where}: vLLM computes with other weights than the files have, {names}")
+
+
+WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+LEFT_OUT = ("*/*", "consolidated*")
+"""Copies of the weights in other formats."""
+
+
+def _local_folder(path: str, where: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download  # a local folder needs no client
+
+    try:
+        folder = Path(snapshot_download(path, allow_patterns=list(WANTED_FILES), ignore_patterns=list(LEFT_OUT)))
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())
+        raise ConfigError(f"{where}: the weights can't be fetched: {cause}") from error
+    check_kind(folder, where)
+    return folder

@@ -1,0 +1,47 @@
+"""A model's tokenizer: there, and of no id that the model has no embedding for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from capo_fast.errors import ConfigError
+from capo_fast.pretrained.config import cause_of, read_config, read_object
+
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+"""Any one of them is a vocabulary; transformers makes an empty tokenizer where there is none."""
+
+
+def load_tokenizer(path: str, key: str = "model.path") -> Any:
+    """The tokenizer of a model's folder or hub id. Raises ConfigError."""
+    from transformers import AutoTokenizer  # takes seconds; importing this module does not
+
+    where, config = f"{key}: {path}", read_config(path, key)
+    if Path(path).is_dir() and not any((Path(path) / name).is_file() for name in FILES):
+        raise ConfigError(f"{where}: no tokenizer, wanted tokenizer.json beside the weights")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises Exception itself
+        _check_json(Path(path), where)
+        raise ConfigError(f"{where}: no tokenizer can be loaded: {cause_of(error)}") from error
+    _check_ids(tokenizer, config, where)
+    return tokenizer
+
+
+def _check_json(folder: Path, where: str) -> None:
+    """Raises ConfigError that names the file which is not JSON."""
+    for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        if file.is_file():
+            read_object(file, where)
+
+
+def _check_ids(tokenizer: Any, config: Any, where: str) -> None:
+    """Raises ConfigError for a token without an embedding: it fails inside the model, on a GPU as a device assert."""
+    size = config.get_text_config().vocab_size
+    beyond = sorted((id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= size)
+    if beyond:
+        id_, token = beyond[0]
+        raise ConfigError(
+            f"{where}: the tokenizer has {len(beyond)} tokens beyond the model's vocabulary of {size}, "
+            f"as {token!r} with id {id_}: wanted resized embeddings, or a tokenizer without them"
+        )

@@ -1,0 +1,164 @@
+"""The weight files of a model against what its architecture needs: names and shapes, by their headers alone.
+
+transformers judges: it loads tensors without storage ("meta") into a model without storage, by its own rules for
+renamed, fused and tied weights. transformers is imported inside functions: this takes seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from capo_fast.errors import ConfigError
+from capo_fast.pretrained.config import cause_in, cause_of, quantisation, quiet_transformers, read_object
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHOWN = 3
+"""Names in a message, before the count of the rest."""
+
+
+def check_weights(folder: Path, config: Any, where: str) -> Any:
+    """The model without storage.
+
+    Raises ConfigError with the names that are missing, unexpected or of another shape, the first few and how many.
+    Quantised weights have names and shapes of their own: of those every module must have one at least.
+    """
+    files = weight_files(folder, where)
+    holders = {name: file for file in files for name in names_in(file, where)}
+    shapes = {name: shape for file in files for name, shape in _shapes(file).items()}
+    if quantisation(config):
+        return _check_modules(config, shapes, where)
+    model, faults = _compare(config, shapes, where)
+    if faults:
+        raise ConfigError(f"{where}: the weight files don't match config.json: {'; '.join(faults)}")
+    if model.base_model_prefix == "model" and not any(name in shapes for name in model.state_dict()):
+        raise ConfigError(f"{where}: the weights are named without the prefix 'model.', by which vLLM knows them")
+    _check_tied(model.all_tied_weights_keys, holders, where)
+    return model
+
+
+def weight_files(folder: Path, where: str) -> list[Path]:
+    """The files that both transformers and vLLM read. Raises ConfigError."""
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    if (folder / INDEX).is_file():
+        if SINGLE in found:
+            raise ConfigError(f"{where}: found both {SINGLE} and {INDEX}, wanted one of them")
+        return _indexed(folder, where)
+    if SINGLE in found:
+        if others := [name for name in found if name != SINGLE]:
+            raise ConfigError(f"{where}: found {others[0]} beside {SINGLE}, which vLLM would read as well")
+        return [folder / SINGLE]
+    raise ConfigError(f"{where}: no weights, wanted {SINGLE} or {INDEX}{_pickled(folder)}")
+
+
+def _pickled(folder: Path) -> str:
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if not pickles:
+        return ""
+    return f"; {pickles[0]} is a pickle, which can run code: save_pretrained of transformers writes safetensors"
+
+
+def _indexed(folder: Path, where: str) -> list[Path]:
+    names = read_object(folder / INDEX, where).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ConfigError(f"{where}: {INDEX} has no weight_map from weights to files")
+    files = sorted(set(names.values()))
+    for name in files:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ConfigError(f"{where}: {INDEX} names {name}, which is not there")
+    return [folder / name for name in files]
+
+
+def names_in(file: Path, where: str) -> list[str]:
+    try:
+        with safe_open(file, "pt") as opened:
+            return list(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{where}: {file.name} can't be read, is it whole? {cause_of(error)}") from error
+
+
+def _shapes(file: Path) -> dict[str, list[int]]:
+    with safe_open(file, "pt") as opened:
+        return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  it is no mapping
+
+
+def _compare(config: Any, shapes: Mapping[str, Sequence[int]], where: str) -> tuple[Any, list[str]]:
+    """The model without storage, and a description of each kind of difference."""
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    architecture = model_class(config, where)
+    try:
+        with quiet_transformers():
+            model, info = architecture.from_pretrained(
+                None,
+                config=copy.deepcopy(config),
+                state_dict=tensors,
+                dtype=torch.float32,
+                device_map={"": "meta"},
+                attn_implementation="eager",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # model classes raise KeyError, AttributeError, TypeError, ValueError ...
+        raise ConfigError(
+            f"{where}: transformers can't build the model: {cause_in(config.to_dict(), error)}"
+        ) from error
+    mismatched = [f"{name} {list(found)}, wanted {list(wanted)}" for name, found, wanted in info["mismatched_keys"]]
+    kinds = {
+        "missing": info["missing_keys"],
+        "unexpected": info["unexpected_keys"],
+        "of another shape": mismatched,
+    }
+    return model, [listed(kind, names) for kind, names in kinds.items() if names]
+
+
+def model_class(config: Any, where: str) -> Any:
+    """The class that computes with it: the causal one, or else the first of its architectures."""
+    import transformers
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    name = next(iter(config.architectures or []), None)
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        if name not in (None, causal.__name__) and hasattr(transformers, name):  # vLLM goes by the name
+            raise ConfigError(f"{where}: config.json has architectures {name}, wanted {causal.__name__}")
+        return causal
+    if name is None or not hasattr(transformers, name):
+        raise ConfigError(f"{where}: transformers has no causal language model of type {config.model_type}")
+    return getattr(transformers, name)
+
+
+def listed(kind: str, names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    rest = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
+    return f"{len(ordered)} {kind}: {', '.join(ordered[:SHOWN])}{rest}"
+
+
+def _check_modules(config: Any, shapes: Mapping[str, Sequence[int]], where: str) -> Any:
+    plain = copy.deepcopy(config)
+    del plain.quantization_config
+    model, _ = _compare(plain, shapes, where)
+    tied = model.all_tied_weights_keys
+    wanted = {name.rpartition(".")[0] for name in model.state_dict() if name not in tied}
+    if missing := wanted - {name.rpartition(".")[0] for name in shapes}:
+        raise ConfigError(f"{where}: the weight files don't match config.json: {listed('missing', missing)}")
+    return model
+
+
+def _check_tied(tied: Mapping[str, str], holders: Mapping[str, Path], where: str) -> None:
+    """Two tied weights that are both in the files must be equal: transformers would untie others, vLLM would not."""
+    for name, source in tied.items():
+        if {name, source} <= holders.keys() and not torch.equal(_tensor(holders, name), _tensor(holders, source)):
+            raise ConfigError(
+                f"{where}: config.json ties {name} to {source}, but their values in the files differ; "
+                "wanted tie_word_embeddings false, or one of them"
+            )
+
+
+def _tensor(holders: Mapping[str, Path], name: str) -> torch.Tensor:
+    with safe_open(holders[name], "pt") as opened:
+        return opened.get_tensor(name)

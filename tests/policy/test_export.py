@@ -1,0 +1,51 @@
+"""What a run writes at its end is written once before its first step: no trained run ends without its model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from learner_ranks import make_learner
+from model_folders import copied
+from scripted_world import tokenizer
+
+from capo_fast.config.schema import Config, LoraConfig, PolicyConfig
+from capo_fast.errors import ConfigError
+from capo_fast.policy.checkpoint import CheckpointError
+from capo_fast.policy.export import export_model, rehearse_export
+from capo_fast.policy.model import load_model
+
+CONFIG = Config(policy=PolicyConfig(dtype="float32"), lora=LoraConfig(rank=4, targets=("q_proj",)))
+INVALID = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "eos_token_id": 1}
+"""transformers reads it, and refuses to save it."""
+
+
+@pytest.fixture
+def learner(one_rank):
+    return make_learner(CONFIG)
+
+
+def test_a_rehearsal_leaves_nothing(learner, tmp_path):
+    rehearse_export(learner, tokenizer(), tmp_path, CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_generation_config_is_exported_as_it_was(learner, tmp_path):
+    (folder := copied(tmp_path / "base")).joinpath("generation_config.json").write_text(json.dumps(INVALID))
+    learner.policy.model = load_model(str(folder), "sdpa")
+    rehearse_export(learner, tokenizer(), tmp_path, Config())
+    export_model(learner, tokenizer(), tmp_path / "model", "float32")
+    assert json.loads((tmp_path / "model" / "generation_config.json").read_text()) == INVALID
+
+
+class Unsavable:
+    def save_pretrained(self, folder):
+        raise ValueError("not\nlike this")
+
+
+def test_what_could_not_be_saved_is_refused_before_the_first_step(learner, tmp_path):
+    with pytest.raises(ConfigError, match=r"^model\.path: .* could not be saved after training: ValueError: not like"):
+        rehearse_export(learner, Unsavable(), tmp_path, CONFIG)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(CheckpointError, match="the model to be exported can't be written"):
+        rehearse_export(learner, tokenizer(), tmp_path / "nowhere", CONFIG)
