@@ -99,6 +99,16 @@ template <bool SOFTCAP> struct Head {
   __device__ float slope(float y) const { return SOFTCAP ? 1.f - (y / softcap) * (y / softcap) : 1.f; }
 };
 
+// The largest of x, as a tree whose depth is log2(N). A half that is rounded up leaves no element out, whatever N is.
+template <int N> __device__ float largest(const float (&x)[N]) {
+  float most[N];
+  for (int i = 0; i < N; ++i) most[i] = x[i];
+#pragma unroll
+  for (int left = N; left > 1; left = (left + 1) / 2)
+    for (int i = 0; i < left / 2; ++i) most[i] = fmaxf(most[i], most[i + (left + 1) / 2]);
+  return most[0];
+}
+
 // Sums over some of a row's y; k = log2(e) / temperature. The largest y has u = 0 exactly, so that no log-prob exceeds
 // 0 and no entropy falls below. NaN, which maxima drop, stays in the sums.
 struct Softmax {
@@ -112,12 +122,7 @@ struct Softmax {
   }
 
   template <int N> __device__ void add(const float (&y)[N], float k) {
-    float most[N];
-    for (int i = 0; i < N; ++i) most[i] = y[i];
-#pragma unroll
-    for (int half = N / 2; half; half /= 2)
-      for (int i = 0; i < half; ++i) most[i] = fmaxf(most[i], most[i + half]);
-    raise(fmaxf(top, most[0]), k);
+    raise(fmaxf(top, largest(y)), k);
     for (int i = 0; i < N; ++i) {
       const float u = (y[i] - top) * k, e = exp2_fast(u);
       sum += e;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import capo_kernels as ck
+from capo_kernels import registry
+from capo_kernels.fused.autograd import FusedImplementation
+from capo_kernels.fused.custom_ops import KERNELS
 
 SPEC = ck.LossSpec(ratio="sequence", kl_coef=0.1, entropy_coef=0.1, softcap=20.0, is_mode="mask", is_level="sequence")
 PROBLEMS = [logits_problem, linear_problem]
@@ -114,6 +118,22 @@ def test_log_probs_in_one_graph(make, impl: str) -> None:
     for x, y in zip(run(lambda f: torch.compile(f, fullgraph=True, backend=counted)), run(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
     assert counted.graphs == 1
+
+
+def test_one_graph_beside_triton_and_a_gpu(impl: str, monkeypatch) -> None:
+    """A pretended one. What the choice asks of Triton and of the driver can't be traced."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from capo_kernels.fused.triton_rows import TritonRows
+
+    monkeypatch.setitem(KERNELS, "triton", TritonRows())
+    monkeypatch.setitem(registry.BUILT, "triton", FusedImplementation(KERNELS["triton"]))
+    monkeypatch.delitem(registry.MISSING, "triton", raising=False)
+    # Dynamo must not believe in the GPU: only the package sees it.
+    pretended = SimpleNamespace(is_available=lambda: True)
+    monkeypatch.setattr(registry, "torch", SimpleNamespace(**{**vars(torch), "cuda": pretended}))
+    problem = logits_problem()
+    got = results(problem, impl, lambda step: torch.compile(step, fullgraph=True, backend="eager"))
+    same(got, results(problem, impl))
 
 
 def test_through_inductor(impl: str) -> None:

@@ -6,6 +6,7 @@ again, clusters of 1, 2, 4 and 8 blocks, rows that no vector begins at. `exp2` i
 
 from __future__ import annotations
 
+import ctypes
 import re
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from capo_kernels.fused.autograd import FusedImplementation
 from capo_kernels.fused.custom_ops import KERNELS
 
 ROOT = Path(__file__).parents[2]
-BUILD = 'g++ -O1 -std=c++17 -shared -fPIC -Wall -Werror -Wno-unknown-pragmas -DCAPO_DEVICE="cuda_emulated.h" -x c++'
+BUILD = "g++ -O1 -std=c++17 -shared -fPIC -Wall -Werror -Wno-unknown-pragmas"
 CLUSTERS = {1: 4_001, 2: 8_111, 4: 16_001, 8: 32_003}
 """A width for each number of blocks to a row, of bfloat16; of half as many float32."""
 
@@ -46,8 +47,8 @@ def emulated_cuda(tmp_path_factory):
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("lib")
     include = [f"-I{ROOT / 'csrc'}", f"-I{Path(__file__).parent}"]
-    command = [*BUILD.split(), str(ROOT / "csrc" / "cuda.cu"), *include, "-o", str(folder / "libcapo_cuda.so")]
-    subprocess.run(command, check=True)
+    source = str(Path(__file__).with_name("cuda_emulated.cpp"))
+    subprocess.run([*BUILD.split(), source, *include, "-o", str(folder / "libcapo_cuda.so")], check=True)
     status = sys.modules["capo_kernels.registry"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "LIBRARIES", folder)
@@ -108,6 +109,12 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad.clone(), None
+
+
+def test_no_element_is_left_out_of_a_maximum() -> None:
+    """Of any number of elements, of which a thread may come to hold other than 2^n."""
+    library = ctypes.CDLL(str(native.LIBRARIES / "libcapo_cuda.so"))
+    assert library.probe_largest() == 0
 
 
 def test_what_nvcc_built_spills_nothing() -> None:

@@ -209,6 +209,7 @@ class _PolicyLoss(torch.autograd.Function):
             )
         # Saved after the write: autograd then refuses a backward over logits that someone has written to since.
         ctx.save_for_backward(dlogits_TV)
+        ctx.set_materialize_grads(False)  # or backward begins with zeros for the outputs that have no gradient
         ctx.inplace, ctx.impl = inplace, impl
         loss, logp_T, entropy_T, raw_M = _outputs(terms_TK, tokens)
         ctx.mark_non_differentiable(logp_T, entropy_T, raw_M)
@@ -253,6 +254,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
             needs=ctx.needs_input_grad[:3],
         )
         ctx.save_for_backward(*grads)
+        ctx.set_materialize_grads(False)
         ctx.impl = impl
         loss, logp_T, entropy_T, raw_M = _outputs(terms_TK, tokens)
         ctx.mark_non_differentiable(logp_T, entropy_T, raw_M)

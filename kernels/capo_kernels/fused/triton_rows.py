@@ -30,6 +30,9 @@ FAR = tl.constexpr(-1e30)
 STAGES = tl.constexpr(4)
 """Three blocks of a wide row are on their way while one is at work (cp.async)."""
 
+INTERPRETED = triton.knobs.runtime.interpret
+"""Read once, as Triton does where a kernel is defined; torch.compile could not trace the question."""
+
 # ---- columns of a row ------------------------------------------------------------------------------------------------
 
 
@@ -362,7 +365,7 @@ class TritonRows:
     def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
         if dtype not in (torch.bfloat16, torch.float16, torch.float32):
             return f"triton takes bfloat16, float16 and float32, not {dtype}"
-        if triton.knobs.runtime.interpret:
+        if INTERPRETED:
             return None
         if device.type != "cuda":
             return f"triton takes tensors on an NVIDIA GPU, not on {device.type} (TRITON_INTERPRET=1 runs it, slowly)"
