@@ -6,7 +6,7 @@ Letters: T packed tokens, B sequences, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from .checks import (
     token_dtypes,
 )
 from .credit import Credit
+from .metrics import derive
 from .rows import CHOICES, Modes, Scalars
 
 LIMIT = 20.0
@@ -203,7 +204,18 @@ class PolicyLoss:
     """[T] natural log, detached; 0 in rows of weight 0."""
     entropy: Tensor
     """[T] nats, detached; 0 in rows of weight 0."""
-    metrics: dict[str, Tensor]
-    """0-d tensors on the inputs' device, always the same keys (metrics.py explains them); unused ones are NaN."""
+    raw: Tensor
+    """float32 [13] (float64 for float64 inputs), detached: the raw metrics in the order of metrics.RAW."""
     impl: str
     """The implementation that ran."""
+
+    _derived: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """Filled by `metrics`. (torch.compile can't trace a cached_property.)"""
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """0-d tensors on the inputs' device, always the same keys (metrics.py explains them); unused ones are NaN.
+        Derived where they are first read."""
+        if not self._derived:
+            self._derived.update(derive(self.raw))
+        return self._derived

@@ -59,6 +59,11 @@ def results(problem: Problem, impl: str, wrap=lambda f: f, **options) -> list[to
     return [loss.detach(), logprobs, entropy, *metrics.values(), *(x.grad for x in leaves.values())]
 
 
+def with_credit(problem: Problem) -> Problem:
+    beside = {name: x for name, x in problem.beside.items() if name != "advantages"}
+    return replace(problem, beside={**beside, "credit": credit_of(problem)})
+
+
 def credit_of(problem: Problem) -> ck.Credit:
     starts = torch.arange(TOKENS, device=DEVICE) % 5 == 0
     wrong = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0], device=DEVICE)
@@ -89,9 +94,7 @@ def test_the_loss_in_one_graph_that_annealing_keeps(make, impl: str) -> None:
 
 
 def test_the_loss_in_place_with_credit_in_one_graph(impl: str) -> None:
-    plain = logits_problem(SPEC)
-    beside = {name: x for name, x in plain.beside.items() if name != "advantages"}
-    problem = replace(plain, beside={**beside, "credit": credit_of(plain)})
+    problem = with_credit(logits_problem(SPEC))
     counted = Counted()
     got = results(problem, impl, lambda step: torch.compile(step, fullgraph=True, backend=counted), inplace=True)
     same(got, results(problem, impl, inplace=True))
@@ -173,7 +176,7 @@ def test_every_operator_is_what_its_registration_says(impl: str) -> None:
             leaves = {name: x.clone().requires_grad_() for name, x in problem.leaves.items()}
             targets = problem.beside["targets"].clamp(min=0)
             sum(op(**leaves, targets=targets, entropy=True, impl=impl)).sum().backward()
-        results(logits_problem(SPEC).tidy(), impl, inplace=True)
+        results(with_credit(logits_problem(SPEC).tidy()), impl, inplace=True)
     defined = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("capo::")}
     assert {func.name() for func, _, _ in calls.seen} == defined
     for func in {func for func, _, _ in calls.seen}:

@@ -11,11 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from calls import with_credit
 from criterion import check_logprobs, check_loss, loss_results
 from problems import logits_problem
 
@@ -37,8 +38,10 @@ class EmulatedCuda(native.CudaRows):
     def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
         return None if 0 < vocab <= self._widest[dtype] else f"too wide: {vocab}"
 
-    def _launch(self, device: torch.device) -> nullcontext:
-        return nullcontext()
+    def _run_rows(self, function, device: torch.device, *arguments) -> None:
+        function(*arguments, 0, None)
+
+    _run_tokens = _run_rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,6 +112,27 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad.clone(), None
+
+
+@pytest.mark.parametrize(
+    ("make", "want"),
+    [
+        (lambda: logits_problem(EVERYTHING), 2),
+        (lambda: with_credit(logits_problem(EVERYTHING), stats=True), 3),
+        (lambda: with_credit(logits_problem(EVERYTHING), stats=False), 4),
+        (lambda: logits_problem(replace(EVERYTHING, ratio="sequence", is_level="sequence")), 4),
+    ],
+)
+def test_launches(make, want: int) -> None:
+    library = ctypes.CDLL(str(native.LIBRARIES / "libcapo_cuda.so"))
+    problem = make()
+    check_loss(problem, "cuda")
+    before = library.probe_launches()
+    leaf = problem.leaves["logits"].clone().requires_grad_()
+    result = problem.call("cuda", {"logits": leaf})
+    assert library.probe_launches() - before == want
+    torch.autograd.grad(result.loss, leaf)
+    assert library.probe_launches() - before == want + 1
 
 
 def test_no_element_is_left_out_of_a_maximum() -> None:

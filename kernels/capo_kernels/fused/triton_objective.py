@@ -31,22 +31,14 @@ TRUNCATE = tl.constexpr(CHOICES["is_mode"].index("truncate"))
 TOKEN = tl.constexpr(CHOICES["is_level"].index("token"))
 
 # The columns of a row's terms, by the names of rows.py.
-LOGP = tl.constexpr(TERMS.index("logp"))
-ENTROPY = tl.constexpr(TERMS.index("entropy"))
 LOSS = tl.constexpr(TERMS.index("loss"))
-TOKENS = tl.constexpr(TERMS.index("tokens"))
 RATIO = tl.constexpr(TERMS.index("ratio"))
 CLIP_LOW = tl.constexpr(TERMS.index("clip_low"))
 CLIP_HIGH = tl.constexpr(TERMS.index("clip_high"))
 APPROX_KL = tl.constexpr(TERMS.index("approx_kl"))
 REF_KL = tl.constexpr(TERMS.index("ref_kl"))
 IS_WEIGHT = tl.constexpr(TERMS.index("is_weight"))
-IS_WEIGHT_SQ = tl.constexpr(TERMS.index("is_weight_sq"))
 ACTIVE = tl.constexpr(TERMS.index("active"))
-ADVANTAGE = tl.constexpr(TERMS.index("advantage"))
-NEG_RATIO_MAX = tl.constexpr(TERMS.index("neg_ratio_max"))
-RATIO_MAX = tl.constexpr(TERMS.index("ratio_max"))
-IS_WEIGHT_MAX = tl.constexpr(TERMS.index("is_weight_max"))
 WIDTH = tl.constexpr(len(TERMS))
 
 
@@ -67,17 +59,6 @@ def _clamp(x):
 def _clamped_exp(x):
     value = _exp(_clamp(x))
     return value, tl.where(tl.abs(x) > LIMIT, 0.0, value)
-
-
-@triton.jit
-def _advantage(row, tokens):
-    if tokens.advantage is None:
-        reward = tokens.reward + 5 * tl.load(tokens.sequence + row).to(tl.int64)
-        process = tl.load(tokens.process + tl.load(tokens.step + row))
-        outcome = (tl.load(reward) - tl.load(reward + 1)) * tl.load(reward + 2)
-        return outcome + (process - tl.load(reward + 3)) * tl.load(reward + 4)
-    else:
-        return tl.load(tokens.advantage + row)
 
 
 @triton.jit
@@ -132,9 +113,9 @@ def _importance(row, old_logp, tokens, scalars, MODE: tl.constexpr, LEVEL: tl.co
 
 
 @triton.jit
-def loss_terms(row, weight, logp, entropy, terms, tokens, scalars, MODES: tl.constexpr):
-    """Writes the terms of a row; returns the derivatives of its loss by logp and by the entropy."""
-    advantage = _advantage(row, tokens)
+def loss_terms(row, weight, logp, entropy, results, tokens, scalars, MODES: tl.constexpr):
+    """Writes the results of a row; returns the derivatives of its loss by logp and by the entropy."""
+    advantage = tl.load(tokens.advantage + row)
     old_logp = logp
     if tokens.old_logp is not None:
         old_logp = tl.load(tokens.old_logp + row)
@@ -153,27 +134,23 @@ def loss_terms(row, weight, logp, entropy, terms, tokens, scalars, MODES: tl.con
         slope += tl.where(scalars.kl_coef != 0, scalars.kl_coef * kl_slope, 0.0)
     loss -= tl.where(scalars.entropy_coef != 0, scalars.entropy_coef * entropy, 0.0)
     slope *= weight
-    tl.store(terms + LOGP, logp)
-    tl.store(terms + ENTROPY, entropy)
+    tl.store(results.logp + row, logp)
+    tl.store(results.entropy + row, entropy)
+    terms = results.terms + row.to(tl.int64) * WIDTH
     tl.store(terms + LOSS, weight * loss)
-    tl.store(terms + TOKENS, 1.0)
     tl.store(terms + RATIO, rho)
     tl.store(terms + CLIP_LOW, tl.where((advantage < 0) & (rho < scalars.ratio_low), 1.0, 0.0))
     tl.store(terms + CLIP_HIGH, tl.where((advantage > 0) & (rho > scalars.ratio_high), 1.0, 0.0))
     tl.store(terms + APPROX_KL, token - _clamp(logp - old_logp) - 1.0)
     tl.store(terms + REF_KL, kl)
     tl.store(terms + IS_WEIGHT, w)
-    tl.store(terms + IS_WEIGHT_SQ, w * w)
     tl.store(terms + ACTIVE, tl.where((slope != 0) | (scalars.entropy_coef != 0), 1.0, 0.0))
-    tl.store(terms + ADVANTAGE, advantage)
-    tl.store(terms + NEG_RATIO_MAX, -rho)
-    tl.store(terms + RATIO_MAX, rho)
-    tl.store(terms + IS_WEIGHT_MAX, w)
     return slope, -weight * scalars.entropy_coef
 
 
 @triton.jit
-def untrained_terms(terms):
-    """Writes those of a row of weight 0."""
-    column = tl.arange(0, WIDTH)
-    tl.store(terms + column, tl.where(column < NEG_RATIO_MAX, 0.0, -INF))
+def untrained_terms(row, results):
+    """Writes the results of a row of weight 0."""
+    tl.store(results.logp + row, 0.0)
+    tl.store(results.entropy + row, 0.0)
+    tl.store(results.terms + row.to(tl.int64) * WIDTH + tl.arange(0, WIDTH), tl.zeros([WIDTH], tl.float32))
