@@ -14,6 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import over_tokens
 import pytest
 import torch
 from calls import with_credit
@@ -112,6 +113,11 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad.clone(), None
+
+
+@pytest.mark.parametrize("check", over_tokens.CHECKS, ids=lambda check: check.__name__)
+def test_over_tokens(check) -> None:
+    check("cuda")
 
 
 @pytest.mark.parametrize(
