@@ -38,7 +38,7 @@ class Implementation(Protocol):
         targets_T: Tensor,
         head: Head,
         entropy: bool,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
     ) -> tuple[Tensor, ...]:
         """The same of `hidden @ weight.T + bias`, of which no more than [chunk, V] is ever held; `wide_logits`: in
@@ -58,7 +58,7 @@ class Implementation(Protocol):
         inputs: LossInputs,
         spec: LossSpec,
         rows_R: Tensor | None,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
     ) -> PolicyLoss:
         """`rows_R`: int64, the rows to compute; outside of them the weights are 0."""

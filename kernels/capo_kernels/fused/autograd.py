@@ -49,7 +49,7 @@ class FusedImplementation:
         targets_T: Tensor,
         head: Head,
         entropy: bool,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
     ) -> tuple[Tensor, ...]:
         run = (head.temperature, head.softcap or 0.0, self.name, chunk, wide_logits)
@@ -87,7 +87,7 @@ class FusedImplementation:
         inputs: LossInputs,
         spec: LossSpec,
         rows_R: Tensor | None,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
     ) -> PolicyLoss:
         head, targets_T, logp_T = (hidden_TH, weight_VH, bias_V), targets_T.contiguous(), None
@@ -149,7 +149,7 @@ class _LinearLogprobs(torch.autograd.Function):
         temperature: float,
         softcap: float,
         impl: str,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, targets_T)
@@ -228,7 +228,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
         modes: Modes,
         numbers: Tensor,
         impl: str,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
         *arguments: Tensor | None,
     ) -> Outputs:

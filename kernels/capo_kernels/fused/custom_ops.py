@@ -176,7 +176,7 @@ def linear_policy_loss(
     modes: Sequence[int],
     numbers: Tensor,
     impl: str,
-    chunk: int,
+    chunk: int | None,
     wide_logits: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -214,7 +214,7 @@ def linear_logprobs(
     temperature: float,
     softcap: float,
     impl: str,
-    chunk: int,
+    chunk: int | None,
     wide_logits: bool,
 ) -> tuple[Tensor, Tensor]:
     """(logp, entropy), [T] each; 0 where the token's weight is 0."""
@@ -250,7 +250,7 @@ def linear_logprobs_backward(
     temperature: float,
     softcap: float,
     impl: str,
-    chunk: int,
+    chunk: int | None,
     wide_logits: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:

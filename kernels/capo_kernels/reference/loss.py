@@ -39,7 +39,7 @@ def linear_policy_loss(
     inputs: LossInputs,
     spec: LossSpec,
     rows_R: Tensor | None,
-    chunk: int,
+    chunk: int | None,
     wide_logits: bool,
 ) -> PolicyLoss:
     """`rows_R` says nothing that the weights don't say."""
