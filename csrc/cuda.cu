@@ -230,6 +230,7 @@ struct Loss {
     capo_tokens token = {};
     token.advantage = &x.advantage, token.importance = &x.importance;
     token.old_logp = &old_logp, token.ref_logp = &ref_logp;
+    token.coefficients = tokens.coefficients;
     token.sequence_log_ratio = tokens.sequence_log_ratio ? tokens.sequence_log_ratio + row : nullptr;
     float terms[CAPO_TERMS];
     capo_slopes slopes = capo_row(&token, &spec, 0, weight, logp, entropy, terms);

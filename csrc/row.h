@@ -34,6 +34,16 @@ CAPO_ROW int64_t capo_target(const capo_logits *l, int64_t row) {
   return target >= 0 && target < l->vocab ? target : -1;
 }
 
+/* The spec with the coefficients that stand for its own. */
+CAPO_ROW capo_spec capo_live(const capo_spec *s, const float *c) {
+  capo_spec live = *s;
+  if (c) {
+    live.ratio_low = c[0], live.ratio_high = c[1], live.dual_clip = c[2], live.kl_coef = c[3];
+    live.entropy_coef = c[4], live.is_low = c[5], live.is_high = c[6];
+  }
+  return live;
+}
+
 CAPO_ROW capo_dual capo_policy(const capo_spec *s, capo_dual rho, float advantage, float logp) {
   if (s->objective == CAPO_REINFORCE) {
     capo_dual out = {-advantage * logp, -advantage};
@@ -79,8 +89,9 @@ CAPO_ROW float capo_importance(const capo_spec *s, const capo_tokens *t, int64_t
 }
 
 /* Writes the row's terms; returns the derivatives of its loss. Weight 0: its terms are 0. */
-CAPO_ROW capo_slopes capo_row(const capo_tokens *t, const capo_spec *s, int64_t row, float weight, float logp,
+CAPO_ROW capo_slopes capo_row(const capo_tokens *t, const capo_spec *given, int64_t row, float weight, float logp,
                               float entropy, float *terms) {
+  const capo_spec live = capo_live(given, t->coefficients), *s = &live;
   float advantage = t->advantage[row];
   float old_logp = t->old_logp ? t->old_logp[row] : logp;
   capo_dual token = capo_clamped_exp(logp - old_logp), rho = token;

@@ -78,8 +78,8 @@ def _cases() -> Iterator[tuple[str, Any]]:
     kernels = TritonRows()
     f_T = torch.zeros(2)
     i_T = f_T.int()
-    given = TokenArguments(f_T, f_T, f_T, f_T, f_T, f_T)
-    bare = TokenArguments(f_T, f_T, None, None, None, None)
+    given = TokenArguments(f_T, f_T, f_T, f_T, f_T, f_T, f_T)
+    bare = TokenArguments(f_T, f_T, None, None, None, None, None)
     results = Results(f_T, f_T, torch.zeros(2, len(TERMS)))
 
     def loss(x_TV: Tensor, tokens: TokenArguments, modes: Modes, cap: float = 0.0, grad: Tensor | None = None) -> Any:

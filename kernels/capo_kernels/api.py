@@ -105,6 +105,7 @@ def policy_loss(
     check_bool("inplace", inplace)
     if inplace:
         _check_overwritable(logits)
+    _refuse_frozen_coefficients(logits, spec)
     implementation = choose(impl, logits.device, logits.dtype, logits.shape[1])
     return implementation.policy_loss(logits, targets, inputs, spec, inplace)
 
@@ -143,11 +144,31 @@ def linear_policy_loss(
         inputs = inputs.restricted_to(_check_rows(rows, hidden))
     inputs.check_targets(targets, vocab)
     _check_chunk(chunk_tokens)
+    _refuse_frozen_coefficients(hidden, spec)
     implementation = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
     return implementation.linear_policy_loss(hidden, weight, bias, targets, inputs, spec, rows, chunk_tokens, wide)
 
 
+def _refuse_transforms() -> None:
+    """A batch rule or a second derivative is in no kernel; without this line the error would name torch's inside."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError("torch.func: got a call inside a transform (grad, vmap, jvp, ...), want loss.backward()")
+
+
+def _refuse_frozen_coefficients(logits: Tensor, spec: LossSpec) -> None:
+    if logits.is_cuda and spec.coefficients is None and _is_captured():
+        raise RuntimeError(
+            "spec: got coefficients on the host inside the capture of a CUDA graph, which would replay them for ever, "
+            "want spec.on(device)"
+        )
+
+
+def _is_captured() -> bool:
+    return not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
+
+
 def _check_logits(logits: Any, targets: Any) -> None:
+    _refuse_transforms()
     check_tensor("logits", logits, {"T": None, "V": None}, LOGIT_DTYPES, None)
     if logits.shape[1] == 0:
         raise ValueError(f"logits: got shape {list(logits.shape)}, want V >= 1")
@@ -166,6 +187,7 @@ def _check_overwritable(logits: Tensor) -> None:
 
 
 def _check_linear(hidden: Any, weight: Any, bias: Any, targets: Any) -> None:
+    _refuse_transforms()
     check_tensor("hidden", hidden, {"T": None, "H": None}, LOGIT_DTYPES, None)
     check_tensor("weight", weight, {"V": None, "H": hidden.shape[1]}, (hidden.dtype,), hidden.device)
     if weight.shape[0] == 0:

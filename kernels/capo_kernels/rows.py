@@ -26,10 +26,15 @@ class TokenArguments(NamedTuple):
     """Rollout log-probs, or at sequence level (`is_level`) the sequence's sum of old - rollout."""
     sequence_log_ratio: Tensor | None
     """log s_i, clamped; None: token ratios."""
+    coefficients: Tensor | None
+    """float32 [9], Scalars that stand for those of the call, but for temperature and softcap; None: those."""
 
     def take(self, rows: Tensor | slice | None) -> TokenArguments:
         """Those of some rows; None: of all."""
-        return self if rows is None else TokenArguments._make(None if x is None else x[rows] for x in self)
+        if rows is None:
+            return self
+        per_token = (None if x is None else x[rows] for x in self[:-1])
+        return TokenArguments(*per_token, self.coefficients)
 
 
 class CreditArguments(NamedTuple):

@@ -51,6 +51,7 @@ TESTS = {
         "test_a_target_that_is_no_word",
     ),
     "test_compiled": ("test_the_loss_in_place_with_credit_in_one_graph", "test_log_probs_in_one_graph"),
+    "test_coefficients": ("test_they_stand_for_those_of_the_call",),
     "test_over_tokens": ("test_over_tokens",),
     "test_launches": ("test_launches_that_triton_counts",),
     "test_gradients": ("test_a_gradient_by_one_of_the_two_outputs",),

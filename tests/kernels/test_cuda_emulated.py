@@ -17,7 +17,7 @@ from pathlib import Path
 import over_tokens
 import pytest
 import torch
-from calls import with_credit
+from calls import call, same_in_every_bit, with_credit
 from criterion import check_logprobs, check_loss, loss_results
 from problems import logits_problem
 
@@ -120,6 +120,14 @@ def test_over_tokens(check) -> None:
     check("cuda")
 
 
+def test_coefficients_on_the_device() -> None:
+    changed = replace(EVERYTHING, clip_low=0.1, kl_coef=0.3, entropy_coef=-0.2, is_high=1.5)
+    live = EVERYTHING.on("cpu")
+    live.coefficients.copy_(changed.numbers)
+    problem = logits_problem(changed)
+    same_in_every_bit(call(problem, "cuda", spec=live), call(problem, "cuda"))
+
+
 @pytest.mark.parametrize(
     ("make", "want"),
     [
@@ -157,3 +165,18 @@ def test_what_nvcc_built_spills_nothing() -> None:
     stacks = re.findall(r"STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage.stdout)
     assert len(stacks) > 20
     assert set(stacks) == {("0", "0")}
+
+
+def test_two_blocks_fit_on_a_multiprocessor_however_their_warps_fall() -> None:
+    """Each of its four schedulers holds the warps of a quarter of both blocks, of 16,384 registers."""
+    library = ROOT / "kernels/capo_kernels/lib/libcapo_cuda.so"
+    if not library.exists():
+        pytest.skip(library.with_suffix(".missing").read_text())
+    cuobjdump = pytest.importorskip("triton").knobs.nvidia.cuobjdump.path
+    usage = subprocess.run([cuobjdump, "--dump-resource-usage", library], capture_output=True, text=True, check=True)
+    registers = [int(count) for count in re.findall(r"stream_rows\S*\n\s*REG:(\d+)", usage.stdout)]
+    [consumers] = re.findall(r"CONSUMERS = (\d+)", (ROOT / "csrc/cuda_device.cuh").read_text())
+    warps = int(consumers) // 32 + 1
+    assert warps % 4 == 0
+    assert len(registers) == 18
+    assert 2 * warps // 4 * 32 * (-(-max(registers) // 8) * 8) <= 16_384

@@ -35,6 +35,7 @@ def token_arguments(inputs: LossInputs, spec: LossSpec, logp_T: Tensor | None, i
         ref_logp=ref_T,
         importance=None if spec.is_mode is None else importance_T,
         sequence_log_ratio=log_ratio_T,
+        coefficients=spec.coefficients,
     )
 
 

@@ -52,6 +52,8 @@ def linear_policy_loss(
 
 
 def _loss(logp_T: Tensor, entropy_T: Tensor, inputs: LossInputs, spec: LossSpec) -> PolicyLoss:
+    if spec.coefficients is not None:
+        raise RuntimeError("impl='reference' cannot run: it reads no coefficients on a device")
     wants_grad = logp_T.requires_grad
     # The derivative by logp_T is wanted for active_frac even where the caller has switched autograd off.
     with torch.inference_mode(False), torch.enable_grad():
