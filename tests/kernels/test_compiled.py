@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch
 from implementations import DEVICE
 from problems import TOKENS, Problem, linear_problem, logits_problem
 from torch._dynamo.backends.registry import lookup_backend
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -140,18 +142,23 @@ def test_one_graph_beside_triton_and_a_gpu(impl: str, monkeypatch) -> None:
 
 
 def test_through_inductor(impl: str) -> None:
-    """What comes after the operator becomes a kernel of inductor's: one, for compiling it takes seconds."""
+    """What comes before and after the operator becomes kernels of inductor's: one test, for compiling takes seconds.
+    The backward scales the gradient where it is: no second [T, V]."""
     if DEVICE.type == "cpu" and shutil.which("c++") is None:
         pytest.skip("inductor needs a C++ compiler")
-    logits, targets = logits_problem().leaves["logits"].nan_to_num(0.0), torch.arange(TOKENS, device=DEVICE)
+    problem = logits_problem(vocab=4_001).tidy()
+    beside = {**problem.beside, "spec": problem.spec, "impl": impl}
 
-    def run(wrap):
-        leaf = logits.clone().requires_grad_()
-        loss = wrap(lambda x: ck.token_logprobs(x, targets, impl=impl).sum())(leaf)
-        return loss.detach(), *torch.autograd.grad(loss, leaf)
+    def run(wrap=lambda f: f) -> list[torch.Tensor]:
+        leaf = problem.leaves["logits"].clone().requires_grad_()
+        loss = wrap(lambda x: ck.policy_loss(x.sin(), **beside).loss)(leaf)
+        loss.backward(torch.full_like(loss, 3.0))
+        return [loss.detach(), leaf.grad]
 
-    for x, y in zip(run(torch.compile(fullgraph=True)), run(lambda f: f), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    got, [_, backward] = run_and_get_code(lambda: run(torch.compile(fullgraph=True)))
+    same(got, run())
+    assert "def call" in backward
+    assert not re.findall(rf"empty_strided_\w+\(\({TOKENS}, 4001\)", backward)
 
 
 class Calls(TorchDispatchMode):

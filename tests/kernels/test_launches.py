@@ -12,16 +12,13 @@ from dataclasses import replace
 import pytest
 import torch
 from calls import with_credit
-from implementations import DEVICE, INTERPRETED, refusal
+from implementations import DEVICE, INTERPRETED
 from problems import logits_problem
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import capo_kernels as ck
 from capo_kernels.fused import operators
 from capo_kernels.fused.custom_ops import KERNELS
-
-IMPL = "triton" if INTERPRETED else "cpu"
-pytestmark = pytest.mark.skipif(refusal(IMPL) is not None, reason=f"{IMPL}: {refusal(IMPL)}")
 
 FREE = ("empty", "new_empty", "empty_like", "detach", "alias", "view", "slice", "unsqueeze")
 """Operations that launch nothing."""
@@ -69,25 +66,25 @@ class Kernels:
 
 
 @contextmanager
-def counted(monkeypatch) -> Iterator[list[str]]:
+def counted(impl: str, monkeypatch) -> Iterator[list[str]]:
     """Inside the operators too, which a dispatch mode sees as one call each."""
     launches: list[str] = []
     monkeypatch.setattr(operators, "observed", lambda arguments: False)
-    monkeypatch.setitem(KERNELS, IMPL, Kernels(KERNELS[IMPL], launches))
+    monkeypatch.setitem(KERNELS, impl, Kernels(KERNELS[impl], launches))
     with Operations(launches):
         yield launches
 
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_launches_of_a_loss(case: str, inplace: bool, monkeypatch) -> None:
+def test_launches_of_a_loss(case: str, inplace: bool, fused: str, monkeypatch) -> None:
     problem, want = CASES[case]
     leaf = problem.leaves["logits"].clone().requires_grad_()
     logits, one = leaf * 1, torch.ones((), device=DEVICE)
-    with counted(monkeypatch) as forward:
-        result = problem.call(IMPL, {"logits": logits}, inplace=inplace)
+    with counted(fused, monkeypatch) as forward:
+        result = problem.call(fused, {"logits": logits}, inplace=inplace)
     assert len(forward) == want, forward
-    with counted(monkeypatch) as backward:
+    with counted(fused, monkeypatch) as backward:
         torch.autograd.grad(result.loss, logits, one)
     assert len(backward) == 1, backward
     assert problem.beside["targets"].dtype == torch.int64
@@ -95,7 +92,7 @@ def test_launches_of_a_loss(case: str, inplace: bool, monkeypatch) -> None:
 
 @pytest.mark.skipif(not INTERPRETED, reason="counted under the interpreter")
 @pytest.mark.parametrize("case", CASES)
-def test_launches_that_triton_counts(case: str, monkeypatch) -> None:
+def test_launches_that_triton_counts(case: str, fused: str, monkeypatch) -> None:
     from capo_kernels.fused import triton_rows, triton_tokens
 
     problem, want = CASES[case]
@@ -105,16 +102,16 @@ def test_launches_that_triton_counts(case: str, monkeypatch) -> None:
             if hasattr(kernel, "pre_run_hooks"):
                 monkeypatch.setattr(kernel, "pre_run_hooks", [lambda *_, name=name, **__: launches.append(name)])
     leaf = problem.leaves["logits"].clone().requires_grad_()
-    result = problem.call(IMPL, {"logits": leaf})
+    result = problem.call(fused, {"logits": leaf})
     assert len(launches) == want, launches
     torch.autograd.grad(result.loss, leaf)
     assert len(launches) == want + 1, launches
 
 
-def test_metrics_are_derived_when_they_are_read(monkeypatch) -> None:
+def test_metrics_are_derived_when_they_are_read(fused: str, monkeypatch) -> None:
     problem, _ = CASES["advantages"]
-    result = problem.call(IMPL)
-    with counted(monkeypatch) as launches:
+    result = problem.call(fused)
+    with counted(fused, monkeypatch) as launches:
         first = result.metrics
         read = len(launches)
         assert result.metrics is first
