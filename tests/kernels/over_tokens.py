@@ -6,7 +6,7 @@ import itertools
 from dataclasses import replace
 
 import torch
-from implementations import DEVICE
+from implementations import DEVICE, thinned
 
 import capo_kernels as ck
 from capo_kernels.credit import step_of_tokens
@@ -50,7 +50,7 @@ def packed_credit(norm: str, seed: int = 0) -> tuple[ck.Credit, torch.Tensor]:
 
 
 def check_credit(impl: str) -> None:
-    for norm, narrow in zip(NORMS, itertools.cycle((False, True))):
+    for norm, narrow in thinned(zip(NORMS, itertools.cycle((False, True, True))), step=2):
         credit, weights = packed_credit(norm)
         case = replace(credit, group=credit.group.int()) if narrow else credit
         same_advantages(case, weights, impl)
