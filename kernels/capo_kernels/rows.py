@@ -33,8 +33,8 @@ class TokenArguments(NamedTuple):
         """Those of some rows; None: of all."""
         if rows is None:
             return self
-        per_token = (None if x is None else x[rows] for x in self[:-1])
-        return TokenArguments(*per_token, self.coefficients)
+        per_token = {name: x[rows] for name, x in self._asdict().items() if x is not None and name != "coefficients"}
+        return self._replace(**per_token)
 
 
 class CreditArguments(NamedTuple):
