@@ -76,8 +76,9 @@ class Logits {
   Row read(int64_t t) const {
     const CapoSums s = kernels().read(logit(t, 0), l.vocab, head);
     Row row = {s.most, s.e, log(s.e), s.e_d / s.e, 1, NAN, log(s.e) - s.e_d / s.e};
-    if (in_vocab(t)) {
-      const CapoEntry target = kernels().entry(logit(t, l.targets[t]), head, s.most);
+    const int64_t at = capo_target(&l, t);
+    if (at >= 0) {
+      const CapoEntry target = kernels().entry(logit(t, at), head, s.most);
       row.logp = target.d - row.log_sum;
       /* Capped logits may round out of their order. */
       if (row.logp > 0) row.logp = 0;
@@ -90,9 +91,10 @@ class Logits {
     if (by.logp == 0 && by.entropy == 0) return zero(t);
     const double scale = 1 / (double)l.temperature, a = scale / row.sum * (by.entropy * row.mean - by.logp);
     kernels().write(logit(t, 0), grad(t, 0), l.vocab, head, row.most, (float)a, (float)(-scale / row.sum * by.entropy));
-    if (!in_vocab(t)) return;
+    const int64_t at = capo_target(&l, t);
+    if (at < 0) return;
     const double p = exp(row.logp), spread = p == 0 ? 0 : p * (row.logp + row.entropy);
-    store(grad(t, l.targets[t]), scale * row.target_slope * (-by.logp * expm1(row.logp) - by.entropy * spread));
+    store(grad(t, at), scale * row.target_slope * (-by.logp * expm1(row.logp) - by.entropy * spread));
   }
 
   void zero(int64_t t) const { memset(grad(t, 0), 0, l.vocab * size); }
@@ -123,7 +125,6 @@ class Logits {
 
   const char *logit(int64_t t, int64_t v) const { return (const char *)l.logits + (t * l.stride + v) * size; }
   char *grad(int64_t t, int64_t v) const { return (char *)l.grad + (t * l.grad_stride + v) * size; }
-  bool in_vocab(int64_t t) const { return l.targets[t] >= 0 && l.targets[t] < l.vocab; }
 
   void store(char *p, double value) const {
     const float x = (float)value;
@@ -148,19 +149,22 @@ class Logits {
 
 extern "C" {
 
-int capo_cpu_loss(const capo_logits *l, const capo_tokens *tokens, const capo_spec *spec, float *terms, int threads) {
+int capo_cpu_loss(const capo_logits *l, const capo_tokens *tokens, const capo_spec *spec, const capo_results *out,
+                  int threads) {
   const Logits logits(*l);
   if (int refused = logits.refuses(threads)) return refused;
   logits.for_each(threads, [&](int64_t t) {
+    float *terms = out->terms + t * CAPO_TERMS;
     if (!logits.trained(t)) {
-      capo_untrained(terms + t * CAPO_TERMS);
+      out->logp[t] = out->entropy[t] = 0;
+      memset(terms, 0, CAPO_TERMS * sizeof *terms);
       if (l->grad) logits.zero(t);
       return;
     }
     const float weight = l->weight ? l->weight[t] : 1.f;
     const Row row = logits.read(t);
-    const capo_slopes by =
-        capo_row(tokens, spec, t, weight, (float)row.logp, (float)row.entropy, terms + t * CAPO_TERMS);
+    out->logp[t] = (float)row.logp, out->entropy[t] = (float)row.entropy;
+    const capo_slopes by = capo_row(tokens, spec, t, weight, out->logp[t], out->entropy[t], terms);
     if (l->grad) logits.write(t, row, by);
   });
   return 0;

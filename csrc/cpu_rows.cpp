@@ -180,7 +180,9 @@ CapoSums read(const void *row, int64_t vocab, CapoHead head) {
     if (start == 0) add(last.a, keep.a), add(last.b, keep.b);
     for (int64_t i = start; i < end; i += PAIR) {
       const Pair x = Dtype::load(p + i);
-      __builtin_prefetch(p + i + BLOCK); /* The next block arrives while this one is computed: a third less time. */
+      /* The next block arrives while this one is computed: a third less time. A pair may take two cache lines. */
+      __builtin_prefetch(p + i + BLOCK);
+      if (sizeof(Element) * PAIR > 64) __builtin_prefetch(p + i + BLOCK + PAIR / 2);
       add(x.a, splat(1.f)), add(x.b, splat(1.f));
     }
     for (int i = 0; i < WIDTH; ++i) row_e[i] += sum_e[i], row_e_d[i] += sum_e_d[i];

@@ -21,6 +21,7 @@
 #endif
 #include CAPO_DEVICE
 #include "row.h"
+#include "cuda_tokens.cuh"
 
 namespace {
 
@@ -99,6 +100,16 @@ template <bool SOFTCAP> struct Head {
   __device__ float slope(float y) const { return SOFTCAP ? 1.f - (y / softcap) * (y / softcap) : 1.f; }
 };
 
+// The largest of x, as a tree whose depth is log2(N). A half that is rounded up leaves no element out, whatever N is.
+template <int N> __device__ float largest(const float (&x)[N]) {
+  float most[N];
+  for (int i = 0; i < N; ++i) most[i] = x[i];
+#pragma unroll
+  for (int left = N; left > 1; left = (left + 1) / 2)
+    for (int i = 0; i < left / 2; ++i) most[i] = fmaxf(most[i], most[i + (left + 1) / 2]);
+  return most[0];
+}
+
 // Sums over some of a row's y; k = log2(e) / temperature. The largest y has u = 0 exactly, so that no log-prob exceeds
 // 0 and no entropy falls below. NaN, which maxima drop, stays in the sums.
 struct Softmax {
@@ -112,12 +123,7 @@ struct Softmax {
   }
 
   template <int N> __device__ void add(const float (&y)[N], float k) {
-    float most[N];
-    for (int i = 0; i < N; ++i) most[i] = y[i];
-#pragma unroll
-    for (int half = N / 2; half; half /= 2)
-      for (int i = 0; i < half; ++i) most[i] = fmaxf(most[i], most[i + half]);
-    raise(fmaxf(top, most[0]), k);
+    raise(fmaxf(top, largest(y)), k);
     for (int i = 0; i < N; ++i) {
       const float u = (y[i] - top) * k, e = exp2_fast(u);
       sum += e;
@@ -203,7 +209,7 @@ struct Loss {
   const float *weights;
   capo_tokens tokens;
   capo_spec spec;
-  float *terms;
+  capo_results out;
 
   struct Row {
     float advantage, old_logp, ref_logp, importance;
@@ -212,7 +218,7 @@ struct Loss {
   __device__ float weight(int64_t row) const { return weights ? weights[row] : 1.f; }
 
   __device__ Row read(int64_t row) const {
-    return {capo_advantage(&tokens, row), tokens.old_logp ? tokens.old_logp[row] : 0.f,
+    return {tokens.advantage[row], tokens.old_logp ? tokens.old_logp[row] : 0.f,
             tokens.ref_logp ? tokens.ref_logp[row] : 0.f, tokens.importance ? tokens.importance[row] : 0.f};
   }
 
@@ -224,15 +230,20 @@ struct Loss {
     capo_tokens token = {};
     token.advantage = &x.advantage, token.importance = &x.importance;
     token.old_logp = &old_logp, token.ref_logp = &ref_logp;
+    token.coefficients = tokens.coefficients;
     token.sequence_log_ratio = tokens.sequence_log_ratio ? tokens.sequence_log_ratio + row : nullptr;
-    float out[CAPO_TERMS];
-    capo_slopes slopes = capo_row(&token, &spec, 0, weight, logp, entropy, out);
-    if (writes)
-      for (int i = 0; i < CAPO_TERMS; ++i) terms[row * CAPO_TERMS + i] = out[i];
+    float terms[CAPO_TERMS];
+    capo_slopes slopes = capo_row(&token, &spec, 0, weight, logp, entropy, terms);
+    if (writes) write(row, logp, entropy, terms);
     return slopes;
   }
 
-  __device__ void skip(int64_t row) const { capo_untrained(terms + row * CAPO_TERMS); }
+  __device__ void skip(int64_t row) const { write(row, 0.f, 0.f, {}); }
+
+  __device__ void write(int64_t row, float logp, float entropy, const float (&terms)[CAPO_TERMS]) const {
+    out.logp[row] = logp, out.entropy[row] = entropy;
+    for (int i = 0; i < CAPO_TERMS; ++i) out.terms[row * CAPO_TERMS + i] = terms[i];
+  }
 };
 
 struct Logprobs {
@@ -336,8 +347,8 @@ __device__ void consume(const capo_logits &a, const Result &result, Shared &shar
     }
     const Bits *row = static_cast<const Bits *>(a.logits) + rows.row * a.stride;
     const typename Result::Row scalars = result.read(rows.row);
-    const int64_t target = a.targets[rows.row];
-    const bool known = target >= 0 && target < a.vocab;
+    const int64_t target = capo_target(&a, rows.row);
+    const bool known = target >= 0;
     float y_target = rank == 0 && known ? head.cap(E::load(row + target)) : NAN;
 
     // A thread takes the same elements wherever the row begins in memory, so that no bit of the sums depends on that.
@@ -489,7 +500,8 @@ template <typename Call> int with_dtype(int dtype, Call call) {
 }
 
 // As few blocks to a row as let two of them stand on a multiprocessor; else the most, with all of its memory each.
-template <int DTYPE, typename Result> int launch_rows(const capo_logits &a, const Result &result, void *stream) {
+template <int DTYPE, typename Result>
+int launch_rows(const capo_logits &a, const Result &result, int device, void *stream) {
   constexpr int64_t WIDTH = Element<DTYPE>::WIDTH;
   const int64_t vectors = (a.vocab + WIDTH - 1) / WIDTH;
   int cluster = 1, slots = slots_within(SHARED_BYTES_EACH);
@@ -499,42 +511,43 @@ template <int DTYPE, typename Result> int launch_rows(const capo_logits &a, cons
   if (!holds()) slots = slots_within(SHARED_BYTES);
   if (!holds()) return TOO_WIDE;
   auto kernel = a.softcap > 0.f ? stream_rows<DTYPE, true, Result> : stream_rows<DTYPE, false, Result>;
-  const Launch launch = {cluster, CONSUMERS + WARP, FIXED_BYTES + slots * SLOT_BYTES, stream};
+  const Launch launch = {cluster, CONSUMERS + WARP, FIXED_BYTES + slots * SLOT_BYTES, device, stream};
   return launch.persistent(kernel, a.tokens, a, result, slots, share() * WIDTH);
 }
 
-template <typename Result> int launch_rows(const capo_logits *a, const Result &result, void *stream) {
+template <typename Result> int launch_rows(const capo_logits *a, const Result &result, int device, void *stream) {
   if (int bad = check(a)) return bad;
   if (a->tokens == 0) return 0;
-  return with_dtype(a->dtype, [&](auto dtype) { return launch_rows<dtype.value>(*a, result, stream); });
+  return with_dtype(a->dtype, [&](auto dtype) { return launch_rows<dtype.value>(*a, result, device, stream); });
 }
 
 } // namespace
 
 extern "C" {
 
-int capo_cuda_loss(const capo_logits *a, const capo_tokens *tokens, const capo_spec *spec, float *terms, void *stream) {
-  return launch_rows(a, Loss{a->weight, *tokens, *spec, terms}, stream);
+int capo_cuda_loss(const capo_logits *a, const capo_tokens *tokens, const capo_spec *spec, const capo_results *out,
+                   int device, void *stream) {
+  return launch_rows(a, Loss{a->weight, *tokens, *spec, *out}, device, stream);
 }
 
-int capo_cuda_logprobs(const capo_logits *a, float *logp, float *entropy, void *stream) {
+int capo_cuda_logprobs(const capo_logits *a, float *logp, float *entropy, int device, void *stream) {
   capo_logits read_only = *a;
   read_only.grad = nullptr;
-  return launch_rows(&read_only, Logprobs{a->weight, logp, entropy}, stream);
+  return launch_rows(&read_only, Logprobs{a->weight, logp, entropy}, device, stream);
 }
 
-int capo_cuda_dlogits(const capo_logits *a, const float *dlogp, const float *dentropy, void *stream) {
-  return a->grad || a->tokens == 0 ? launch_rows(a, Slopes{dlogp, dentropy}, stream) : NO_GRAD;
+int capo_cuda_dlogits(const capo_logits *a, const float *dlogp, const float *dentropy, int device, void *stream) {
+  return a->grad || a->tokens == 0 ? launch_rows(a, Slopes{dlogp, dentropy}, device, stream) : NO_GRAD;
 }
 
-int capo_cuda_scale(const capo_logits *a, const float *factor, void *stream) {
+int capo_cuda_scale(const capo_logits *a, const float *factor, int device, void *stream) {
   if (int bad = check(a)) return bad;
   if (a->tokens == 0) return 0;
   return with_dtype(a->dtype, [&](auto dtype) {
     constexpr int DTYPE = dtype.value;
     constexpr int64_t SHARE = SCALE_VECTORS * Element<DTYPE>::WIDTH;
     const int64_t parts = (a->vocab + SHARE - 1) / SHARE, blocks = a->tokens * parts;
-    const Launch launch = {1, SCALE_THREADS, 0, stream};
+    const Launch launch = {1, SCALE_THREADS, 0, device, stream};
     return launch(scale<DTYPE>, blocks < SCALE_BLOCKS ? blocks : SCALE_BLOCKS, *a, factor, parts);
   });
 }

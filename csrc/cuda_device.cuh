@@ -1,4 +1,4 @@
-/* What cuda.cu needs of an sm_90a device: numbers, barriers, copies, conversions, launches. No arithmetic of the loss.
+/* What cuda.cu needs of an sm_90a device: numbers, barriers, copies, conversions. No arithmetic of the loss.
  * It has compiled and never run on a GPU. The tests put a CPU's version in its place (CAPO_DEVICE in cuda.cu): keep
  * the two alike. */
 #pragma once
@@ -6,8 +6,11 @@
 #include <stdint.h>
 
 #include "capo.h"
+#include "cuda_launch.cuh"
 
-constexpr int CONSUMERS = 384;               // threads that compute; one warp more copies
+// Threads that compute; one warp more copies. The 12 warps of a block fall evenly on the four schedulers of a
+// multiprocessor: wherever the second block's begin, each of these has 6 warps, whose registers it holds (7 at 72 each).
+constexpr int CONSUMERS = 352;
 constexpr int RESIDENT = 2;                  // blocks that share a multiprocessor, where their memory allows
 constexpr int SHARED_BYTES = 227 << 10;      // the most that one block gets
 constexpr int SHARED_BYTES_EACH = 113 << 10; // and each of two: 228 KB less 1 KB that the system takes of each
@@ -99,8 +102,12 @@ __device__ inline char *shared_memory() {
   return memory;
 }
 
-__device__ inline float shuffle_xor(float x, int lanes) { return __shfl_xor_sync(0xffffffff, x, lanes); }
+template <typename T> __device__ T shuffle_xor(T x, int lanes) { return __shfl_xor_sync(0xffffffff, x, lanes); }
+// A bit for each lane of the warp.
+__device__ inline uint32_t lanes_where(bool x) { return __ballot_sync(0xffffffff, x); }
+__device__ inline int bit_count(uint32_t x) { return __popc(x); }
 __device__ inline void warp_sync() { __syncwarp(); }
+__device__ inline void block_sync() { __syncthreads(); }
 
 // Read once or written once, and not soon again.
 __device__ inline uint4 load_vector(const uint4 *p) { return __ldcs(p); }
@@ -132,38 +139,3 @@ template <int DTYPE> __device__ uint32_t pack(float2 x) {
   }
   return pair;
 }
-
-struct Launch {
-  int cluster, threads, shared; // blocks that stand together, threads and bytes of shared memory of each
-  void *stream;
-
-  // A cudaError_t.
-  template <typename... Parameters, typename... Arguments>
-  int operator()(void (*kernel)(Parameters...), int64_t clusters, const Arguments &...arguments) const {
-    cudaLaunchAttribute size;
-    cudaLaunchConfig_t config = configure(size, clusters);
-    return cudaLaunchKernelEx(&config, kernel, arguments...);
-  }
-
-  // The same, with no more clusters than the device holds at a time: each of them loops over its rows.
-  template <typename... Parameters, typename... Arguments>
-  int persistent(void (*kernel)(Parameters...), int64_t rows, const Arguments &...arguments) const {
-    const void *entry = reinterpret_cast<const void *>(kernel);
-    cudaLaunchAttribute size;
-    cudaLaunchConfig_t config = configure(size, 1);
-    int resident = 0;
-    cudaError_t error = cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error == cudaSuccess) error = cudaOccupancyMaxActiveClusters(&resident, entry, &config);
-    return error == cudaSuccess ? (*this)(kernel, rows < resident ? rows : resident, arguments...) : error;
-  }
-
-private:
-  cudaLaunchConfig_t configure(cudaLaunchAttribute &size, int64_t clusters) const {
-    size.id = cudaLaunchAttributeClusterDimension;
-    size.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-    return {static_cast<unsigned>(clusters * cluster), static_cast<unsigned>(threads), static_cast<size_t>(shared),
-            static_cast<cudaStream_t>(stream), &size, 1};
-  }
-};
-
-inline const char *device_error(int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); }

@@ -46,7 +46,7 @@ def cpu(library: Path, temp: Path) -> None:
     for isa, flags in ISAS.items():
         objects.append(str(temp / f"cpu_{isa}.o"))
         run([*cxx, *own, *flags, f"-DCAPO_ISA={isa}", "-c", str(HERE / "cpu_rows.cpp"), "-o", objects[-1]])
-    run([*cxx, *own, "-shared", str(HERE / "cpu.cpp"), *objects, "-o", str(library)])
+    run([*cxx, *own, "-shared", str(HERE / "cpu.cpp"), str(HERE / "cpu_tokens.cpp"), *objects, "-o", str(library)])
 
 
 def cuda(library: Path, temp: Path) -> None:

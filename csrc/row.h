@@ -28,10 +28,20 @@ CAPO_ROW capo_dual capo_clamped_exp(float x) {
   return out;
 }
 
-CAPO_ROW float capo_advantage(const capo_tokens *t, int64_t row) {
-  if (t->advantage) return t->advantage[row];
-  const float *reward = t->reward + 5 * (int64_t)t->sequence[row];
-  return (reward[0] - reward[1]) * reward[2] + (t->process[t->step[row]] - reward[3]) * reward[4];
+/* The target of a row; -1 where it is no index of a row. */
+CAPO_ROW int64_t capo_target(const capo_logits *l, int64_t row) {
+  int64_t target = l->wide_targets ? ((const int64_t *)l->targets)[row] : ((const int32_t *)l->targets)[row];
+  return target >= 0 && target < l->vocab ? target : -1;
+}
+
+/* The spec with the coefficients that stand for its own. */
+CAPO_ROW capo_spec capo_live(const capo_spec *s, const float *c) {
+  capo_spec live = *s;
+  if (c) {
+    live.ratio_low = c[0], live.ratio_high = c[1], live.dual_clip = c[2], live.kl_coef = c[3];
+    live.entropy_coef = c[4], live.is_low = c[5], live.is_high = c[6];
+  }
+  return live;
 }
 
 CAPO_ROW capo_dual capo_policy(const capo_spec *s, capo_dual rho, float advantage, float logp) {
@@ -78,10 +88,11 @@ CAPO_ROW float capo_importance(const capo_spec *s, const capo_tokens *t, int64_t
   return w >= s->is_low && w <= s->is_high ? w : (w == w ? 0.f : w);
 }
 
-/* Writes the row's terms; returns the derivatives of its loss. Weight 0: see capo_untrained. */
-CAPO_ROW capo_slopes capo_row(const capo_tokens *t, const capo_spec *s, int64_t row, float weight, float logp,
+/* Writes the row's terms; returns the derivatives of its loss. Weight 0: its terms are 0. */
+CAPO_ROW capo_slopes capo_row(const capo_tokens *t, const capo_spec *given, int64_t row, float weight, float logp,
                               float entropy, float *terms) {
-  float advantage = capo_advantage(t, row);
+  const capo_spec live = capo_live(given, t->coefficients), *s = &live;
+  float advantage = t->advantage[row];
   float old_logp = t->old_logp ? t->old_logp[row] : logp;
   capo_dual token = capo_clamped_exp(logp - old_logp), rho = token;
   if (t->sequence_log_ratio) rho.value = rho.slope = expf(t->sequence_log_ratio[row]);
@@ -92,25 +103,14 @@ CAPO_ROW capo_slopes capo_row(const capo_tokens *t, const capo_spec *s, int64_t 
   if (s->kl_coef != 0.f) loss += s->kl_coef * kl.value, slope += s->kl_coef * kl.slope;
   if (s->entropy_coef != 0.f) loss -= s->entropy_coef * entropy;
   capo_slopes slopes = {weight * slope, -weight * s->entropy_coef};
-  terms[CAPO_LOGP] = logp;
-  terms[CAPO_ENTROPY] = entropy;
   terms[CAPO_LOSS] = weight * loss;
-  terms[CAPO_TOKENS] = 1.f;
-  terms[CAPO_RATIO] = terms[CAPO_RATIO_MAX] = rho.value;
-  terms[CAPO_NEG_RATIO_MAX] = -rho.value;
+  terms[CAPO_RATIO] = rho.value;
   terms[CAPO_CLIP_LOW] = advantage < 0 && rho.value < s->ratio_low;
   terms[CAPO_CLIP_HIGH] = advantage > 0 && rho.value > s->ratio_high;
   terms[CAPO_APPROX_KL] = token.value - capo_clamp(logp - old_logp, -20.f, 20.f) - 1.f;
   terms[CAPO_REF_KL] = kl.value;
-  terms[CAPO_IS] = terms[CAPO_IS_MAX] = w;
-  terms[CAPO_IS_SQUARE] = w * w;
+  terms[CAPO_IS] = w;
   terms[CAPO_ACTIVE] = slopes.logp != 0.f || s->entropy_coef != 0.f;
-  terms[CAPO_ADVANTAGE] = advantage;
   return slopes;
 }
 
-/* The terms of a row of weight 0. */
-CAPO_ROW void capo_untrained(float *terms) {
-  for (int i = 0; i < CAPO_NEG_RATIO_MAX; ++i) terms[i] = 0.f;
-  for (int i = CAPO_NEG_RATIO_MAX; i < CAPO_TERMS; ++i) terms[i] = -INFINITY;
-}

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from capo_kernels.rows import Modes, Scalars, TokenArguments
+from capo_kernels.rows import NORMS, TERMS, CreditArguments, Modes, Results, Scalars, SequenceArguments, TokenArguments
 
 
 class Compiled(NamedTuple):
@@ -78,13 +78,13 @@ def _cases() -> Iterator[tuple[str, Any]]:
     kernels = TritonRows()
     f_T = torch.zeros(2)
     i_T = f_T.int()
-    given = TokenArguments(f_T, f_T, None, None, None, None, f_T, f_T, f_T, f_T)
-    credit = TokenArguments(f_T, None, i_T, i_T, f_T, torch.zeros(2, 5), f_T, f_T, f_T, f_T)
-    bare = TokenArguments(f_T, f_T, None, None, None, None, None, None, None, None)
+    given = TokenArguments(f_T, f_T, f_T, f_T, f_T, f_T, f_T)
+    bare = TokenArguments(f_T, f_T, None, None, None, None, None)
+    results = Results(f_T, f_T, torch.zeros(2, len(TERMS)))
 
     def loss(x_TV: Tensor, tokens: TokenArguments, modes: Modes, cap: float = 0.0, grad: Tensor | None = None) -> Any:
         scalars = Scalars(0.8, 1.2, inf, 0.1, 0.1, 0.0, 2.0, 1.0, cap)
-        return lambda: kernels.loss(x_TV, i_T, tokens, modes, scalars, torch.zeros(2, 16), grad)
+        return lambda: kernels.loss(x_TV, i_T, tokens, modes, scalars, results, grad)
 
     def rows(vocab: int, dtype: torch.dtype, stride: int | None = None) -> Tensor:
         return torch.zeros(2, stride or vocab, dtype=dtype)[:, :vocab]
@@ -100,10 +100,10 @@ def _cases() -> Iterator[tuple[str, Any]]:
         name = str(dtype).removeprefix("torch.")
         wide_TV, odd_TV = rows(WIDE, dtype), rows(ODD, dtype)
         yield f"{name} {WIDE} ppo", loss(wide_TV, bare, LEAST, grad=wide_TV)
-        yield f"{name} {ODD} softcap, credit, all terms", loss(odd_TV, credit, MOST, 30.0, odd_TV)
+        yield f"{name} {ODD} softcap, all terms", loss(odd_TV, given, MOST, 30.0, odd_TV)
         yield f"{name} scaled", lambda x_TV=odd_TV: kernels.scale_(x_TV, torch.zeros(()))
     wide_TV = rows(WIDE, bfloat16)
-    yield f"bfloat16 {WIDE} softcap, credit, all terms", loss(wide_TV, credit, MOST, 30.0, wide_TV)
+    yield f"bfloat16 {WIDE} softcap, all terms", loss(wide_TV, given, MOST, 30.0, wide_TV)
     strided_TV = rows(ODD, bfloat16, ODD + 1)
     yield f"bfloat16 {ODD}, strides apart", loss(strided_TV, given, CISPO, grad=rows(ODD, bfloat16))
     yield f"bfloat16 {WIDE}", logprobs(wide_TV)
@@ -113,6 +113,14 @@ def _cases() -> Iterator[tuple[str, Any]]:
     yield f"bfloat16 {NARROW} no gradient", loss(rows(NARROW, bfloat16), given, CISPO)
     yield f"float16 {TINY} cispo", loss(rows(TINY, float16), given, CISPO, grad=rows(TINY, float16))
     yield "float32 1", loss(rows(1, float32), given, LEAST, grad=rows(1, float32))
+    of_T = SequenceArguments(f_T, i_T, f_T, f_T, f_T)
+    yield "both", lambda: kernels.sequences(of_T, f_T, f_T)
+    yield "all", lambda: kernels.summary(f_T, results, True, True, f_T, f_T)
+    for norm in range(len(NORMS)):
+        credit = CreditArguments(f_T.bool(), f_T, f_T, i_T.long(), i_T, None, f_T, 2.0, 1.0, 0.1, norm)
+        yield NORMS[norm], lambda credit=credit: kernels.advantages(credit, f_T)
+    given_T = credit._replace(stats=torch.zeros(1, 4))
+    yield "statistics given", lambda: kernels.advantages(given_T, f_T)
 
 
 # ---- compiling -------------------------------------------------------------------------------------------------------
@@ -146,11 +154,17 @@ def _compile() -> Iterator[Compiled]:
     JITFunction.run = only_compile
     for case, call in _cases():
         call()
-        kernel, options = launched.pop()
-        use = _resources(kernel.asm["cubin"], triton.knobs.nvidia.cuobjdump.path)
-        block = f"{options.get('N', '')}x{options.get('W', options.get('BLOCK'))}"
-        shared = max(use["SHARED"], kernel.metadata.shared)
-        yield Compiled(kernel.name.strip("_"), case, block, kernel.metadata.num_warps, use["REG"], use["STACK"], shared)
+        while launched:
+            yield _figures(case, *launched.pop(0))
+
+
+def _figures(case: str, kernel: Any, options: dict[str, Any]) -> Compiled:
+    import triton
+
+    use = _resources(kernel.asm["cubin"], triton.knobs.nvidia.cuobjdump.path)
+    block = f"{options.get('N', '')}x{options.get('W', options.get('BLOCK', 1))}"
+    shared = max(use["SHARED"], kernel.metadata.shared)
+    return Compiled(kernel.name.strip("_"), case, block, kernel.metadata.num_warps, use["REG"], use["STACK"], shared)
 
 
 def _resources(cubin: bytes, cuobjdump: str) -> dict[str, int]:

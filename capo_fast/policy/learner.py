@@ -35,9 +35,10 @@ class Update:
     grad_norm: float
     skipped: bool
     metrics: list[dict[str, torch.Tensor]]
-    """Of this rank's micro-batches (`capo_kernels.combine_metrics`)."""
+    """Of this rank's micro-batches (`capo_kernels.combine_metrics`), on the device."""
     gaps: list[torch.Tensor]
-    """The trainer's log-probs minus the engine's, of the trained tokens of each of this rank's micro-batches."""
+    """[2, T] for each of this rank's micro-batches, on the device: the trainer's log-probs minus the engine's, and
+    whether the token is trained."""
 
 
 class Learner:
@@ -75,8 +76,8 @@ class Learner:
         prepared = [[self._prepare(micro) for micro in minibatch] for minibatch in minibatches]
         lr = self.optimizer.param_groups[0]["lr"]
         updates = [self._update(minibatch) for _ in range(self.config.train.epochs) for minibatch in prepared]
-        metrics = gather([each for update in updates for each in update.metrics])
-        gaps = gather(updates[0].gaps if updates else [])
+        metrics = gather(on_host([each for update in updates for each in update.metrics]))
+        gaps = gather([trained_gap(updates[0])] if updates else [])
         return summarise(updates, metrics, gaps) | {"lr": lr}
 
     def _init_optimizer_state(self) -> None:
@@ -96,8 +97,13 @@ class Learner:
         return policy(batch, self.spec, loss=False)
 
     def _prepare(self, micro: PackedBatch) -> PackedBatch:
-        """The micro-batch on the device, with old and reference log-probs where the loss reads them."""
+        """The micro-batch on the device, with old and reference log-probs where the loss reads them.
+
+        FSDP averages gradients over ranks, the weights' denominators already span them: the weights are multiplied by
+        the ranks. A factor before the loss would cost another pass over the gradient of the logits.
+        """
         micro = micro.to(self.device)
+        micro = replace(micro, weights=micro.weights * dist.get_world_size())
         if self.config.train.epochs * self.config.train.minibatches > 1:
             by_rollout = self.config.policy.old == "rollout"
             old = micro.rollout_logprobs if by_rollout else self._logprobs(self.policy, micro)
@@ -111,12 +117,12 @@ class Learner:
         for micro in minibatch:
             loss, result = self.policy(micro, self.spec, loss=True)
             self.loss_kernel = result.impl
-            # FSDP averages gradients over ranks; the weights' denominators already span them.
-            (loss * dist.get_world_size()).backward()
+            loss.backward()
             loss_sum += loss.detach()
-            metrics.append({key: value.cpu() for key, value in result.metrics.items()})
-            gaps.append((result.logprobs - micro.rollout_logprobs)[micro.weights != 0].cpu())
+            metrics.append(result.metrics)
+            gaps.append(torch.stack([result.logprobs - micro.rollout_logprobs, micro.weights != 0]))
         dist.all_reduce(loss_sum)
+        loss_sum /= dist.get_world_size()
         norm, skipped = self._step(loss_sum.item())
         return Update(loss_sum.item(), norm, skipped, metrics, gaps)
 
@@ -158,6 +164,20 @@ def lr_factor(update: int, schedule: str, warmup: int, total: int) -> float:
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     return 1 - progress if schedule == "linear" else 1.0
+
+
+def on_host(metrics: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """The same in one copy, for which the host waits once."""
+    if not metrics:
+        return []
+    rows = torch.stack([torch.stack(list(each.values())) for each in metrics]).cpu()
+    return [dict(zip(each, row.unbind(), strict=True)) for each, row in zip(metrics, rows, strict=True)]
+
+
+def trained_gap(update: Update) -> torch.Tensor:
+    """[T], on the host, of the trained tokens."""
+    gap, trained = torch.cat(update.gaps, dim=1).cpu()
+    return gap[trained != 0]
 
 
 def summarise(

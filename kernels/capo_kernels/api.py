@@ -56,17 +56,19 @@ def linear_token_logprobs(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`token_logprobs` of `hidden @ weight.T + bias`, of which no more than [chunk_tokens, V] is ever held.
 
-    hidden: float [T, H]; weight [V, H] and bias [V] in the dtype of hidden; chunk_tokens: None takes 4,096 on CUDA,
-    elsewhere 2^25 / V and at least 256. logits_dtype: "float32" keeps the logits of bfloat16 inputs unrounded; None:
-    the dtype of hidden. Gradients by hidden, weight and bias; that by weight is summed in float32 and returned in its
-    dtype.
+    hidden: float [T, H]; weight [V, H] and bias [V] in the dtype of hidden; chunk_tokens: None takes 8,192 on CUDA
+    (4,096 where their logits would take more than a sixteenth of the device; all of T where that takes no more memory
+    than 4,096 do with a float32 gradient by the weight), elsewhere 2^25 / V and at least 256. Chunks have equal sizes.
+    logits_dtype: "float32" keeps the logits of bfloat16 inputs unrounded; None: the dtype of hidden. Gradients by
+    hidden, weight and bias; that by weight is summed in float32 and returned in its dtype.
     """
     _check_linear(hidden, weight, bias, targets)
     _check_head(targets, weight.shape[0], temperature, softcap, entropy)
+    _check_chunk(chunk_tokens)
     wide, vocab = _is_wide(logits_dtype, hidden), weight.shape[0]
     implementation = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
-    head, chunk = Head(temperature, softcap), _chunk(chunk_tokens, hidden, vocab)
-    return _unpack(implementation.linear_logprobs(hidden, weight, bias, targets, head, entropy, chunk, wide))
+    head = Head(temperature, softcap)
+    return _unpack(implementation.linear_logprobs(hidden, weight, bias, targets, head, entropy, chunk_tokens, wide))
 
 
 def policy_loss(
@@ -103,6 +105,7 @@ def policy_loss(
     check_bool("inplace", inplace)
     if inplace:
         _check_overwritable(logits)
+    _refuse_frozen_coefficients(logits, spec)
     implementation = choose(impl, logits.device, logits.dtype, logits.shape[1])
     return implementation.policy_loss(logits, targets, inputs, spec, inplace)
 
@@ -140,12 +143,32 @@ def linear_policy_loss(
     if rows is not None:
         inputs = inputs.restricted_to(_check_rows(rows, hidden))
     inputs.check_targets(targets, vocab)
-    chunk = _chunk(chunk_tokens, hidden, vocab)
+    _check_chunk(chunk_tokens)
+    _refuse_frozen_coefficients(hidden, spec)
     implementation = choose(impl, hidden.device, torch.float32 if wide else hidden.dtype, vocab)
-    return implementation.linear_policy_loss(hidden, weight, bias, targets, inputs, spec, rows, chunk, wide)
+    return implementation.linear_policy_loss(hidden, weight, bias, targets, inputs, spec, rows, chunk_tokens, wide)
+
+
+def _refuse_transforms() -> None:
+    """A batch rule or a second derivative is in no kernel; without this line the error would name torch's inside."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError("torch.func: got a call inside a transform (grad, vmap, jvp, ...), want loss.backward()")
+
+
+def _refuse_frozen_coefficients(logits: Tensor, spec: LossSpec) -> None:
+    if logits.is_cuda and spec.coefficients is None and _is_captured():
+        raise RuntimeError(
+            "spec: got coefficients on the host inside the capture of a CUDA graph, which would replay them for ever, "
+            "want spec.on(device)"
+        )
+
+
+def _is_captured() -> bool:
+    return not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
 
 
 def _check_logits(logits: Any, targets: Any) -> None:
+    _refuse_transforms()
     check_tensor("logits", logits, {"T": None, "V": None}, LOGIT_DTYPES, None)
     if logits.shape[1] == 0:
         raise ValueError(f"logits: got shape {list(logits.shape)}, want V >= 1")
@@ -164,6 +187,7 @@ def _check_overwritable(logits: Tensor) -> None:
 
 
 def _check_linear(hidden: Any, weight: Any, bias: Any, targets: Any) -> None:
+    _refuse_transforms()
     check_tensor("hidden", hidden, {"T": None, "H": None}, LOGIT_DTYPES, None)
     check_tensor("weight", weight, {"V": None, "H": hidden.shape[1]}, (hidden.dtype,), hidden.device)
     if weight.shape[0] == 0:
@@ -181,15 +205,13 @@ def _check_head(targets: Tensor, vocab: int, temperature: float, softcap: float 
         check_range("targets", targets, 0, vocab - 1)
 
 
-def _chunk(chunk_tokens: int | None, hidden: Tensor, vocab: int) -> int:
+def _check_chunk(chunk_tokens: int | None) -> None:
     if chunk_tokens is None:
-        # 256 rows at a vocabulary of 128k; small vocabularies pay by the call, not by the row.
-        return 4096 if hidden.device.type == "cuda" else max(256, 2**25 // vocab)
+        return
     if isinstance(chunk_tokens, bool) or not isinstance(chunk_tokens, int):
         raise TypeError(f"chunk_tokens: got {type(chunk_tokens).__name__}, want an int >= 1 or None")
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens: got {chunk_tokens}, want an int >= 1 or None")
-    return chunk_tokens
 
 
 def _is_wide(logits_dtype: str | None, hidden: Tensor) -> bool:

@@ -38,7 +38,7 @@ class Implementation(Protocol):
         targets_T: Tensor,
         head: Head,
         entropy: bool,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
     ) -> tuple[Tensor, ...]:
         """The same of `hidden @ weight.T + bias`, of which no more than [chunk, V] is ever held; `wide_logits`: in
@@ -58,7 +58,7 @@ class Implementation(Protocol):
         inputs: LossInputs,
         spec: LossSpec,
         rows_R: Tensor | None,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
     ) -> PolicyLoss:
         """`rows_R`: int64, the rows to compute; outside of them the weights are 0."""
@@ -99,6 +99,9 @@ def _build() -> tuple[dict[str, Implementation], dict[str, str]]:
 
 BUILT, MISSING = _build()
 
+NAMES = ("reference", "triton", "cuda", "cpu")
+"""A constant: torch.compile traces `choose`, and could not trace `status`, which asks the driver and Triton."""
+
 AUTO = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 """`auto` by device type: the first that is built and takes the tensors. Other devices run on `reference`."""
 
@@ -109,7 +112,7 @@ def status() -> dict[str, str]:
     >>> status()["reference"]
     'available'
     """
-    return {name: _missing(name) or "available" for name in ("reference", "triton", "cuda", "cpu")}
+    return {name: _missing(name) or "available" for name in NAMES}
 
 
 def _missing(name: str) -> str | None:
@@ -123,7 +126,7 @@ def _missing(name: str) -> str | None:
 
 def choose(impl: str, device: torch.device, dtype: torch.dtype, vocab: int) -> Implementation:
     """The implementation to run on logits like these. A named one that can't raises RuntimeError with the reason."""
-    check_choice("impl", impl, ("auto", *status()))
+    check_choice("impl", impl, ("auto", *NAMES))
     if impl == "auto":
         order = [BUILT[name] for name in AUTO.get(device.type, ("reference",)) if name in BUILT]
         return next(each for each in order if each.refuses(device, dtype, vocab) is None)

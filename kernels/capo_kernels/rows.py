@@ -10,40 +10,67 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from . import norms
+
 
 class TokenArguments(NamedTuple):
-    """What a row of the loss has beside its logits: contiguous, on the logits' device, None where absent."""
+    """What a row of the loss has beside its logits: float32 [T], contiguous, on one device, None where absent."""
 
     weight: Tensor
-    """float32 [T]; a row of weight 0 is not read."""
-    advantage: Tensor | None
-    """float32 [T], or else the four of credit:"""
-    step: Tensor | None
-    """int32 [T], index into `process`; 0 where a token belongs to no step."""
-    sequence: Tensor | None
-    """int32 [T], index into `reward`."""
-    process: Tensor | None
-    """float32 [S + 2]: 0, -P wrong of each step, NaN for a step without a vote."""
-    reward: Tensor | None
-    """float32 [B, 5]: C outcome, outcome shift and scale, process shift and scale.
-    A = (reward0 - reward1) reward2 + (process - reward3) reward4."""
+    """A row of weight 0 is not read."""
+    advantage: Tensor
     old_logp: Tensor | None
-    """float32 [T]; None: the current log-probs."""
+    """None: the current log-probs."""
     ref_logp: Tensor | None
-    """float32 [T]."""
     importance: Tensor | None
-    """float32 [T]: rollout log-probs, or at sequence level (`is_level`) the sequence's sum of old - rollout."""
+    """Rollout log-probs, or at sequence level (`is_level`) the sequence's sum of old - rollout."""
     sequence_log_ratio: Tensor | None
-    """float32 [T], log s_i, clamped; None: token ratios."""
+    """log s_i, clamped; None: token ratios."""
+    coefficients: Tensor | None
+    """float32 [9], Scalars that stand for those of the call, but for temperature and softcap; None: those."""
 
     def take(self, rows: Tensor | slice | None) -> TokenArguments:
         """Those of some rows; None: of all."""
         if rows is None:
             return self
-        per_token = {
-            name: x[rows] for name, x in self._asdict().items() if x is not None and name not in ("process", "reward")
-        }
+        per_token = {name: x[rows] for name, x in self._asdict().items() if x is not None and name != "coefficients"}
         return self._replace(**per_token)
+
+
+class CreditArguments(NamedTuple):
+    """A Credit (credit.py) with contiguous tensors on one device."""
+
+    step_starts: Tensor
+    """bool [T]."""
+    step_wrong: Tensor
+    """float32 [S]."""
+    outcome: Tensor
+    """float32 [B]."""
+    group: Tensor
+    """int32 or int64 [B]."""
+    cu_seqlens: Tensor
+    """int32 [B + 1]."""
+    stats: Tensor | None
+    """float32 [G, 4]; None: of the groups here, over the tokens with weight."""
+    weight: Tensor
+    """float32 [T]."""
+    outcome_weight: float
+    process_weight: float
+    std_floor: float
+    norm: int
+    """Its place in NORMS."""
+
+
+class SequenceArguments(NamedTuple):
+    """What sums over the trained tokens of sequences are made from: float32 [T] each, None where absent."""
+
+    weight: Tensor
+    cu_seqlens: Tensor
+    """int32 [B + 1]."""
+    logp: Tensor | None
+    """The current log-probs, where old_logp is None or the ratio is wanted."""
+    old_logp: Tensor | None
+    rollout_logp: Tensor | None
 
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -86,30 +113,38 @@ class Scalars(NamedTuple):
     """0 where off."""
 
 
+NORMS = tuple(norms.NORMS)
+"""The norms of a Credit, known to a kernel by their places here."""
+
 TERMS = (
-    "logp",
-    "entropy",
     "loss",  # weight (w l + kl_coef KL - entropy_coef H)
-    "tokens",
     "ratio",
     "clip_low",
     "clip_high",
     "approx_kl",
     "ref_kl",
     "is_weight",
-    "is_weight_sq",
     "active",  # 1 where the derivative by logp or H is not 0
-    "advantage",
-    "neg_ratio_max",
-    "ratio_max",
-    "is_weight_max",
 )
-"""The columns of a loss kernel's result. A row of weight 0 has 0 in all but the last three, which are -inf there."""
+"""The columns of a loss kernel's terms; 0 in a row of weight 0."""
+
+
+class Results(NamedTuple):
+    """What a loss kernel writes, float32; 0 in a row of weight 0."""
+
+    logp: Tensor
+    """[T]."""
+    entropy: Tensor
+    """[T]."""
+    terms: Tensor
+    """[T, 8] (TERMS)."""
 
 
 class RowKernels(Protocol):
     """One set of them. Rows of `logits` and `grad` are contiguous, any stride apart; logits bfloat16, float16 or
-    float32; targets int32 [T] contiguous. `grad`, in the dtype of the logits, may be the logits themselves."""
+    float32; targets int32 or int64 [T] contiguous. `grad`, in the dtype of the logits, may be the logits themselves.
+
+    On a GPU each method is one launch, but `advantages`, which takes two where it makes the statistics."""
 
     name: str
 
@@ -142,10 +177,21 @@ class RowKernels(Protocol):
         tokens: TokenArguments,
         modes: Modes,
         scalars: Scalars,
-        terms: Tensor,
+        results: Results,
         grad: Tensor | None,
     ) -> None:
-        """Writes terms, float32 [T, 16] (TERMS), and the gradient of sum(terms[:, loss]) unless grad is None."""
+        """Writes the results, and the gradient of sum(terms[:, loss]) unless grad is None."""
+
+    def summary(self, weight: Tensor, results: Results, has_ref: bool, has_is: bool, loss: Tensor, raw: Tensor) -> None:
+        """Writes the loss, float32 [], and the raw metrics, float32 [13] (metrics.RAW). Sums in float64."""
+
+    def advantages(self, credit: CreditArguments, advantage: Tensor) -> None:
+        """Writes A = (C outcome - shift0) scale0 + (-P wrong - shift1) scale1, float32 [T]; NaN for a step without a
+        vote and for a group without statistics. Statistics in float64."""
+
+    def sequences(self, arguments: SequenceArguments, log_ratio: Tensor | None, importance: Tensor | None) -> None:
+        """Writes what is not None, float32 [T]: the mean of logp - old, clamped to +-20 (0 without old_logp); the sum
+        of old - rollout, where logp stands for old if that is None. Sums in float64."""
 
     def scale_(self, grad: Tensor, factor: Tensor) -> None:
         """grad [T, V] or [V] *= factor (float32, 0-d, same device), without a sync; for nothing where it is 1."""

@@ -6,7 +6,7 @@ Letters: T packed tokens, B sequences, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from .checks import (
     token_dtypes,
 )
 from .credit import Credit
+from .metrics import derive
 from .rows import CHOICES, Modes, Scalars
 
 LIMIT = 20.0
@@ -87,6 +88,8 @@ class LossSpec:
     # Derived, and set for each spec: ClassVar keeps them out of the fields, of `asdict` and of `==`.
     numbers: ClassVar[Tensor]
     """float32 [9] on the CPU, `Scalars`: a graph that reads its numbers here is not compiled again when one changes."""
+    coefficients: ClassVar[Tensor | None] = None
+    """float32 [9] like `numbers`, on a device: see `on`."""
     modes: ClassVar[Modes]
     needs_ref: ClassVar[bool]
 
@@ -111,6 +114,17 @@ class LossSpec:
         check_number("dual_clip", self.dual_clip, 1 + self.clip_high, above=True, optional=True)
         if self.dual_clip is not None and self.objective != "ppo":
             raise ValueError(f"dual_clip: got {self.dual_clip} with objective={self.objective!r}, want objective='ppo'")
+
+    def on(self, device: torch.device | str) -> LossSpec:
+        """The same, with its coefficients on a device too, in `coefficients`, where kernels read them at each launch.
+
+        A captured CUDA graph replays what was on the host at its capture; these it reads anew. To change them:
+        `spec.coefficients.copy_(replace(spec, kl_coef=0.01).numbers)`. Keep the spec as long as the graph. The names,
+        the temperature and the softcap stay those of the capture. `reference` reads none of it.
+        """
+        found = replace(self)
+        object.__setattr__(found, "coefficients", self.numbers.to(device, copy=True))
+        return found
 
     @property
     def needs_sequences(self) -> bool:
@@ -145,6 +159,8 @@ class LossInputs:
         """`rows`: the logits [T, V] or hidden states [T, H] that the tokens stand beside."""
         if not isinstance(spec, LossSpec):
             raise TypeError(f"spec: got {type(spec).__name__}, want LossSpec")
+        if spec.coefficients is not None:
+            check_tensor("spec.coefficients", spec.coefficients, {"9": 9}, (torch.float32,), rows.device)
         dims, dtypes = {"T": rows.shape[0]}, token_dtypes(rows.dtype)
         check_tensor("weights", self.weights, dims, dtypes, rows.device)
         for name in ("advantages", "old_logprobs", "ref_logprobs", "rollout_logprobs"):
@@ -203,7 +219,18 @@ class PolicyLoss:
     """[T] natural log, detached; 0 in rows of weight 0."""
     entropy: Tensor
     """[T] nats, detached; 0 in rows of weight 0."""
-    metrics: dict[str, Tensor]
-    """0-d tensors on the inputs' device, always the same keys (metrics.py explains them); unused ones are NaN."""
+    raw: Tensor
+    """float32 [13] (float64 for float64 inputs), detached: the raw metrics in the order of metrics.RAW."""
     impl: str
     """The implementation that ran."""
+
+    _derived: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """Filled by `metrics`. (torch.compile can't trace a cached_property.)"""
+
+    @property
+    def metrics(self) -> dict[str, Tensor]:
+        """0-d tensors on the inputs' device, always the same keys (metrics.py explains them); unused ones are NaN.
+        Derived where they are first read."""
+        if not self._derived:
+            self._derived.update(derive(self.raw))
+        return self._derived

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from implementations import thinned
+from implementations import DEVICE, thinned
 from problems import Problem, linear_problem, logits_problem
 
 import capo_kernels as ck
@@ -38,6 +40,19 @@ def call(problem: Problem, impl: str, **options) -> dict:
     grads = torch.autograd.grad(result.loss, list(leaves.values()))
     found = dict(zip(leaves, grads, strict=True))
     return {**figures(result), **found}
+
+
+def with_credit(problem: Problem, stats: bool) -> Problem:
+    """Credit by steps in place of the advantages; `stats`: its statistics are given."""
+    beside = {name: x for name, x in problem.beside.items() if name != "advantages"}
+    tokens, cu_seqlens = problem.trained_T.shape[0], beside["cu_seqlens"]
+    starts = torch.arange(tokens, device=DEVICE) % 3 == 1
+    wrong = (torch.arange(int(starts.sum()), device=DEVICE) % 2).float()
+    outcome = torch.arange(cu_seqlens.shape[0] - 1, device=DEVICE) % 2
+    credit = ck.Credit(starts, wrong, outcome.float(), outcome * 0, cu_seqlens)
+    if stats:
+        credit = replace(credit, stats=ck.credit_stats(credit, problem.trained_T))
+    return replace(problem, beside={**beside, "credit": credit})
 
 
 def figures(result: ck.PolicyLoss) -> dict:

@@ -20,6 +20,7 @@
 
 #define __device__
 #define __global__
+#define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
 
@@ -44,11 +45,12 @@ inline void require(bool holds, const char *what) {
 
 struct Warp {
   int arrived = 0, syncs = 0;
-  float lanes[2][32];
+  double lanes[2][32];
 };
 struct Block {
   alignas(128) char memory[SHARED_BYTES];
   std::vector<Warp> warps;
+  int arrived = 0, syncs = 0;
 };
 struct Cluster {
   std::vector<std::unique_ptr<Block>> blocks;
@@ -95,12 +97,25 @@ template <typename Group> void meet(Group &group, int all) {
 inline void cluster_sync() { meet(*cluster, cluster->threads * cluster_size()); }
 inline Warp &warp() { return cluster->blocks[fiber->rank]->warps[fiber->thread / 32]; }
 inline void warp_sync() { meet(warp(), 32); }
-inline float shuffle_xor(float x, int lanes) {
-  float(&all)[32] = warp().lanes[warp().syncs & 1];
+inline void block_sync() {
+  Block &block = *cluster->blocks[fiber->rank];
+  meet(block, cluster->threads);
+}
+// What each lane of the warp holds.
+inline const double *lanes_of(double x) {
+  double(&all)[32] = warp().lanes[warp().syncs & 1];
   all[fiber->thread % 32] = x;
   warp_sync();
-  return all[fiber->thread % 32 ^ lanes];
+  return all;
 }
+template <typename T> T shuffle_xor(T x, int lanes) { return T(lanes_of(x)[fiber->thread % 32 ^ lanes]); }
+inline uint32_t lanes_where(bool x) {
+  const double *all = lanes_of(x);
+  uint32_t bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= uint32_t(all[lane]) << lane;
+  return bits;
+}
+inline int bit_count(uint32_t x) { return __builtin_popcount(x); }
 
 inline void run_fiber() {
   try {
@@ -200,14 +215,17 @@ template <int DTYPE> uint32_t pack(float2 x) { return narrow<DTYPE>(x.x) | uint3
 
 // ---- launches ----
 
+inline int launches = 0;
+
 struct Launch {
-  int size, threads, shared;
+  int size, threads, shared, device;
   void *stream;
 
   template <typename... Parameters, typename... Arguments>
   int operator()(void (*kernel)(Parameters...), int64_t count, const Arguments &...arguments) const {
     std::mt19937 random(0);
     failure.clear();
+    ++launches;
     kernel_call = [&] { kernel(arguments...); };
     for (int i = 0; i < count && failure.empty(); ++i) {
       Cluster all{{}, i, static_cast<int>(count), threads};

@@ -50,6 +50,10 @@ TESTS = {
         "test_credit_against_float64",
         "test_a_target_that_is_no_word",
     ),
+    "test_compiled": ("test_the_loss_in_place_with_credit_in_one_graph",),
+    "test_coefficients": ("test_they_stand_for_those_of_the_call[triton-ppo-logits_problem]",),
+    "test_over_tokens": ("test_over_tokens",),
+    "test_launches": ("test_launches_that_triton_counts",),
     "test_gradients": ("test_a_gradient_by_one_of_the_two_outputs",),
     "test_inplace_loss": (
         "test_same_loss_and_gradient_and_the_storage_holds_it",

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from implementations import DEVICE
 from problems import TOKENS, Problem, linear_problem, logits_problem
 from torch._dynamo.backends.registry import lookup_backend
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import capo_kernels as ck
+from capo_kernels import registry
+from capo_kernels.fused.autograd import FusedImplementation
+from capo_kernels.fused.custom_ops import KERNELS
 
 SPEC = ck.LossSpec(ratio="sequence", kl_coef=0.1, entropy_coef=0.1, softcap=20.0, is_mode="mask", is_level="sequence")
 PROBLEMS = [logits_problem, linear_problem]
@@ -55,6 +61,11 @@ def results(problem: Problem, impl: str, wrap=lambda f: f, **options) -> list[to
     return [loss.detach(), logprobs, entropy, *metrics.values(), *(x.grad for x in leaves.values())]
 
 
+def with_credit(problem: Problem) -> Problem:
+    beside = {name: x for name, x in problem.beside.items() if name != "advantages"}
+    return replace(problem, beside={**beside, "credit": credit_of(problem)})
+
+
 def credit_of(problem: Problem) -> ck.Credit:
     starts = torch.arange(TOKENS, device=DEVICE) % 5 == 0
     wrong = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0], device=DEVICE)
@@ -85,9 +96,7 @@ def test_the_loss_in_one_graph_that_annealing_keeps(make, impl: str) -> None:
 
 
 def test_the_loss_in_place_with_credit_in_one_graph(impl: str) -> None:
-    plain = logits_problem(SPEC)
-    beside = {name: x for name, x in plain.beside.items() if name != "advantages"}
-    problem = replace(plain, beside={**beside, "credit": credit_of(plain)})
+    problem = with_credit(logits_problem(SPEC))
     counted = Counted()
     got = results(problem, impl, lambda step: torch.compile(step, fullgraph=True, backend=counted), inplace=True)
     same(got, results(problem, impl, inplace=True))
@@ -116,19 +125,40 @@ def test_log_probs_in_one_graph(make, impl: str) -> None:
     assert counted.graphs == 1
 
 
+def test_one_graph_beside_triton_and_a_gpu(impl: str, monkeypatch) -> None:
+    """A pretended one. What the choice asks of Triton and of the driver can't be traced."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from capo_kernels.fused.triton_rows import TritonRows
+
+    monkeypatch.setitem(KERNELS, "triton", TritonRows())
+    monkeypatch.setitem(registry.BUILT, "triton", FusedImplementation(KERNELS["triton"]))
+    monkeypatch.delitem(registry.MISSING, "triton", raising=False)
+    # Dynamo must not believe in the GPU: only the package sees it.
+    pretended = SimpleNamespace(is_available=lambda: True)
+    monkeypatch.setattr(registry, "torch", SimpleNamespace(**{**vars(torch), "cuda": pretended}))
+    problem = logits_problem()
+    got = results(problem, impl, lambda step: torch.compile(step, fullgraph=True, backend="eager"))
+    same(got, results(problem, impl))
+
+
 def test_through_inductor(impl: str) -> None:
-    """What comes after the operator becomes a kernel of inductor's: one, for compiling it takes seconds."""
+    """What comes after the operator becomes a kernel of inductor's: one, for compiling takes seconds. It scales the
+    gradient where it is: no second [T, V]."""
     if DEVICE.type == "cpu" and shutil.which("c++") is None:
         pytest.skip("inductor needs a C++ compiler")
-    logits, targets = logits_problem().leaves["logits"].nan_to_num(0.0), torch.arange(TOKENS, device=DEVICE)
+    problem = logits_problem(vocab=4_001).tidy()
+    beside = {**problem.beside, "spec": problem.spec, "impl": impl}
 
-    def run(wrap):
-        leaf = logits.clone().requires_grad_()
-        loss = wrap(lambda x: ck.token_logprobs(x, targets, impl=impl).sum())(leaf)
-        return loss.detach(), *torch.autograd.grad(loss, leaf)
+    def run(wrap=lambda f: f) -> list[torch.Tensor]:
+        leaf = problem.leaves["logits"].clone().requires_grad_()
+        loss = wrap(lambda x: ck.policy_loss(x, **beside).loss)(leaf)
+        loss.backward(torch.full_like(loss, 3.0))
+        return [loss.detach(), leaf.grad]
 
-    for x, y in zip(run(torch.compile(fullgraph=True)), run(lambda f: f), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    got, [_, backward] = run_and_get_code(lambda: run(torch.compile(fullgraph=True)))
+    same(got, run())
+    assert "def call" in backward
+    assert not re.findall(rf"empty_strided_\w+\(\({TOKENS}, 4001\)", backward)
 
 
 class Calls(TorchDispatchMode):
@@ -153,7 +183,7 @@ def test_every_operator_is_what_its_registration_says(impl: str) -> None:
             leaves = {name: x.clone().requires_grad_() for name, x in problem.leaves.items()}
             targets = problem.beside["targets"].clamp(min=0)
             sum(op(**leaves, targets=targets, entropy=True, impl=impl)).sum().backward()
-        results(logits_problem(SPEC).tidy(), impl, inplace=True)
+        results(with_credit(logits_problem(SPEC).tidy()), impl, inplace=True)
     defined = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("capo::")}
     assert {func.name() for func, _, _ in calls.seen} == defined
     for func in {func for func, _, _ in calls.seen}:

@@ -146,7 +146,31 @@ def test_autocast_changes_nothing(dtype: torch.dtype, impl: str) -> None:
     same_in_every_bit({**figures(result), **{name: x.grad for name, x in leaves.items()}}, want)
 
 
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_backward_makes_no_zeros_for_results_without_a_gradient(make, impl: str) -> None:
+    if impl == "reference":
+        pytest.skip("eager code, whose operations make what they need")
+    problem = make()
+    leaves = {name: x.clone().requires_grad_() for name, x in problem.leaves.items()}
+    loss = problem.call(impl, leaves).loss
+    with Calls() as calls:
+        torch.autograd.grad(loss, list(leaves.values()), torch.ones_like(loss))
+    assert not [name for name in calls.names if "zeros" in name or "fill" in name]
+
+
 # ---- what a call may hold and read ----
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operations that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 class Largest(TorchDispatchMode):

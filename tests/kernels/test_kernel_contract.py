@@ -15,7 +15,8 @@ import torch
 from implementations import judged, refusal
 
 import capo_kernels as ck
-from capo_kernels.rows import CHOICES, TERMS
+from capo_kernels.metrics import RAW
+from capo_kernels.rows import CHOICES, NORMS, TERMS
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 
@@ -144,8 +145,10 @@ def test_the_numbers_of_choices_and_columns_are_the_same_in_c() -> None:
     for field, prefix in {"objective": "", "kl_estimator": "", "is_mode": "IS_", "is_level": "LEVEL_"}.items():
         places = enumerate(CHOICES[field])
         assert [(f"{prefix}{choice}".upper(), str(place)) for place, choice in places] in enums, field
-    columns = [re.sub("^IS", "IS_WEIGHT", name).replace("SQUARE", "SQ") for name, _ in enums[-1]]
-    assert columns == [*(name.upper() for name in TERMS), "TERMS"]
+    listed = [[name for name, _ in enum] for enum in enums]
+    assert [*(re.sub("^IS_WEIGHT", "IS", name.upper()) for name in TERMS), "TERMS"] in listed
+    assert [*(f"RAW_{name}".upper() for name in RAW), "RAW"] in listed
+    assert [name.replace("-", "_").upper() for name in NORMS] in listed
 
 
 def test_a_choice_that_is_not_read_compiles_no_kernel_of_its_own() -> None:

@@ -113,6 +113,27 @@ def test_a_nan_advantage_is_not_clipped_away(impl: str) -> None:
         assert torch.autograd.grad(result.loss, logits)[0].isnan().all()
 
 
+@pytest.mark.parametrize("make", [logits_problem, linear_problem])
+def test_transforms_of_torch_func_are_refused_by_name(make, impl: str) -> None:
+    problem = make().tidy()
+    rows = next(iter(problem.leaves))
+    others = {name: x for name, x in problem.leaves.items() if name != rows}
+    targets = problem.beside["targets"].clamp(min=0)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return problem.call(impl, {rows: x, **others}).loss
+
+    def logprobs(x: torch.Tensor) -> torch.Tensor:
+        op = ck.linear_token_logprobs if problem.linear else ck.token_logprobs
+        return op(x, *([others["weight"]] if problem.linear else []), targets, impl=impl).sum()
+
+    for function in (loss, logprobs):
+        for transform in (torch.func.grad, torch.vmap, torch.func.jacrev):
+            x = problem.leaves[rows]
+            with pytest.raises(RuntimeError, match=r"^torch\.func: got a call inside a transform"):
+                transform(function)(x[None] if transform is torch.vmap else x)
+
+
 def test_a_spec_is_plain_data() -> None:
     as_json = json.dumps(dataclasses.asdict(EVERYTHING))
     assert ck.LossSpec(**json.loads(as_json)) == EVERYTHING

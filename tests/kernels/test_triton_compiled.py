@@ -6,6 +6,9 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from bench.kernels.triton_resources import WIDE, Compiled, compiled_launches, table
 
+ROWS = ("loss", "logprobs", "dlogits", "scale")
+TOKENS = ("moments", "advantages", "sequences", "summary")
+
 
 @pytest.fixture(scope="module")
 def launches() -> list[Compiled]:
@@ -15,7 +18,7 @@ def launches() -> list[Compiled]:
 
 
 def test_every_kernel_is_among_them(launches):
-    assert {each.kernel for each in launches} == {"loss", "logprobs", "dlogits", "scale"}
+    assert {each.kernel for each in launches} == {*ROWS, *TOKENS}
 
 
 def test_no_launch_spills(launches):

@@ -77,7 +77,7 @@ def test_torch_is_the_only_requirement(wheel):
     archive = zipfile.ZipFile(wheel)
     metadata = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     needs = email.message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
-    assert [need for need in needs if "extra ==" not in need] == ["torch"]
+    assert [need for need in needs if "extra ==" not in need] == ["torch>=2.10"]
 
 
 def test_kernels_work_from_the_wheel_with_torch_alone(site, tmp_path):

@@ -1,17 +1,16 @@
-"""From the arguments of a loss call to those of the row kernels. A few small launches over T, none over V.
+"""From the arguments of a loss call to those of its kernels. Nothing here launches a kernel but the operators.
 
 Letters: T packed tokens, B sequences, S steps.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..credit import Credit, sequence_stats, step_of_tokens
-from ..rows import TokenArguments
-from ..segments import segment_sum, sequence_of_tokens
-from ..spec import LIMIT, LossInputs, LossSpec
+from ..credit import Credit
+from ..rows import NORMS, TokenArguments
+from ..spec import LossInputs, LossSpec
+from . import custom_ops
 
 
 def needs_logprobs(inputs: LossInputs, spec: LossSpec) -> bool:
@@ -21,73 +20,62 @@ def needs_logprobs(inputs: LossInputs, spec: LossSpec) -> bool:
     return spec.ratio == "sequence"
 
 
-def token_arguments(inputs: LossInputs, spec: LossSpec, logp_T: Tensor | None) -> TokenArguments:
+def token_arguments(inputs: LossInputs, spec: LossSpec, logp_T: Tensor | None, impl: str) -> TokenArguments:
     """`logp_T`: the current log-probs where `needs_logprobs` says so."""
-    old_T = None if inputs.old_logprobs is None else _plain(inputs.old_logprobs)
-    step_T, sequence_T, process_S, reward_B5 = _credit_arguments(inputs.credit, inputs.weights != 0)
+    weight_T = plain(inputs.weights)
+    old_T, ref_T, importance_T = map(_optional, (inputs.old_logprobs, inputs.ref_logprobs, inputs.rollout_logprobs))
+    log_ratio_T = None
+    if spec.needs_sequences:
+        log_ratio_T, sum_T = _sequence_arguments(inputs, spec, weight_T, logp_T, impl)
+        importance_T = importance_T if sum_T is None else sum_T
     return TokenArguments(
-        weight=_plain(inputs.weights),
-        advantage=None if inputs.advantages is None else _plain(inputs.advantages),
-        step=step_T,
-        sequence=sequence_T,
-        process=process_S,
-        reward=reward_B5,
+        weight=weight_T,
+        advantage=_advantages(inputs, weight_T, impl),
         old_logp=old_T,
-        ref_logp=None if inputs.ref_logprobs is None else _plain(inputs.ref_logprobs),
-        importance=_importance(inputs, spec, old_T if old_T is not None else logp_T),
-        sequence_log_ratio=_sequence_log_ratio(inputs, spec, logp_T),
+        ref_logp=ref_T,
+        importance=None if spec.is_mode is None else importance_T,
+        sequence_log_ratio=log_ratio_T,
+        coefficients=spec.coefficients,
     )
 
 
-def _plain(x: Tensor) -> Tensor:
-    return x.detach().contiguous()
+def plain(x: Tensor) -> Tensor:
+    """Contiguous, and without a gradient of its own."""
+    return (x.detach() if x.requires_grad else x).contiguous()
 
 
-def _credit_arguments(
-    credit: Credit | None, trained_T: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    if credit is None:
-        return None, None, None, None
-    sequence_T = sequence_of_tokens(credit.cu_seqlens, trained_T.shape[0])
-    step_T = step_of_tokens(credit, sequence_T)
-    steps = credit.step_wrong.shape[0]
-    process_S = torch.nn.functional.pad(-credit.process_weight * credit.step_wrong, (1, 0))
-    # A step without a vote (S != step_starts.sum()) must not be read from beyond the votes: its advantage is NaN.
-    process_S = torch.nn.functional.pad(process_S, (0, 1), value=torch.nan)
-    outcome_B1 = (credit.outcome_weight * credit.outcome).unsqueeze(1)
-    reward_B5 = torch.cat([outcome_B1, sequence_stats(credit, trained_T)], dim=1)
-    return (step_T + 1).clamp(max=steps + 1).int(), sequence_T.int(), process_S, reward_B5
+def _optional(x: Tensor | None) -> Tensor | None:
+    return None if x is None else plain(x)
 
 
-def _importance(inputs: LossInputs, spec: LossSpec, old_T: Tensor | None) -> Tensor | None:
-    if spec.is_mode is None:
-        return None
-    assert inputs.rollout_logprobs is not None  # LossInputs.check
-    rollout_T = _plain(inputs.rollout_logprobs)
-    if spec.is_level == "token":
-        return rollout_T
-    assert old_T is not None  # needs_logprobs
-    return _sequence_sum(old_T - rollout_T, inputs)[0]
+def _advantages(inputs: LossInputs, weight_T: Tensor, impl: str) -> Tensor:
+    if inputs.credit is None:
+        assert inputs.advantages is not None  # LossInputs.check
+        return plain(inputs.advantages)
+    credit = inputs.credit
+    return custom_ops.advantages(
+        *_tensors(credit),
+        weight_T,
+        float(credit.outcome_weight),
+        float(credit.process_weight),
+        float(credit.std_floor),
+        NORMS.index(credit.norm),
+        impl,
+    )
 
 
-def _sequence_log_ratio(inputs: LossInputs, spec: LossSpec, logp_T: Tensor | None) -> Tensor | None:
-    if spec.ratio == "token":
-        return None
-    if inputs.old_logprobs is None:
-        return torch.zeros_like(inputs.weights)
-    assert logp_T is not None  # needs_logprobs
-    sum_T, count_T = _sequence_sum(logp_T - inputs.old_logprobs.detach(), inputs)
-    return (sum_T / count_T.clamp(min=1)).clamp(-LIMIT, LIMIT)
+def _tensors(credit: Credit) -> tuple[Tensor | None, ...]:
+    fields = (credit.step_starts, credit.step_wrong, credit.outcome, credit.group, credit.cu_seqlens)
+    return *map(plain, fields), _optional(credit.stats)
 
 
-def _sequence_sum(x_T: Tensor, inputs: LossInputs) -> tuple[Tensor, Tensor]:
-    """Each token's sum over the trained tokens of its sequence, and their number, float32 [T] each."""
+def _sequence_arguments(
+    inputs: LossInputs, spec: LossSpec, weight_T: Tensor, logp_T: Tensor | None, impl: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """log s_i and the sequence's sum of old - rollout, where the spec has them."""
     assert inputs.cu_seqlens is not None  # LossInputs.check
-    trained_T, sequences = inputs.weights != 0, inputs.cu_seqlens.shape[0] - 1
-    sequence_T = sequence_of_tokens(inputs.cu_seqlens, trained_T.shape[0])
-
-    def total(y_T: Tensor) -> Tensor:
-        # In float64 the order of a device's atomic additions does not show in the float32 result.
-        return segment_sum(y_T.where(trained_T, 0).double(), sequence_T, sequences)[sequence_T].float()
-
-    return total(x_T), total(trained_T)
+    wants = spec.ratio == "sequence", spec.is_mode is not None and spec.is_level == "sequence"
+    beside = logp_T, _optional(inputs.old_logprobs), _optional(inputs.rollout_logprobs)
+    sums = custom_ops.sequences(weight_T, plain(inputs.cu_seqlens), *beside, *wants, impl)
+    log_ratio_T, sum_T = (x if want else None for x, want in zip(sums, wants, strict=True))
+    return log_ratio_T, sum_T

@@ -1,6 +1,6 @@
 """The operations on row kernels, which triton, cuda and cpu share: autograd around the operators of custom_ops.py.
 
-Letters: T packed tokens, R rows to compute, H hidden, V vocabulary, K terms, M raw metrics.
+Letters: T packed tokens, R rows to compute, H hidden, V vocabulary, M raw metrics.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metrics import derive
-from ..rows import Modes, RowKernels, TokenArguments
+from ..rows import Modes, RowKernels
 from ..spec import Head, LossInputs, LossSpec, PolicyLoss
 from . import custom_ops
-from .arguments import needs_logprobs, token_arguments
-from .summary import column, summarise
+from .arguments import needs_logprobs, plain, token_arguments
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 """Loss, log-probs [T], entropies [T], raw metrics [M]."""
@@ -40,7 +38,7 @@ class FusedImplementation:
 
     def logprobs(self, logits_TV: Tensor, targets_T: Tensor, head: Head, entropy: bool) -> tuple[Tensor, ...]:
         run = (head.temperature, head.softcap or 0.0, self.name)
-        both = _Logprobs.apply(_rows_contiguous(logits_TV), _int32(targets_T), *run)
+        both = _Logprobs.apply(_rows_contiguous(logits_TV), targets_T.contiguous(), *run)
         return both if entropy else both[:1]
 
     def linear_logprobs(
@@ -51,34 +49,34 @@ class FusedImplementation:
         targets_T: Tensor,
         head: Head,
         entropy: bool,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
     ) -> tuple[Tensor, ...]:
         run = (head.temperature, head.softcap or 0.0, self.name, chunk, wide_logits)
-        both = _LinearLogprobs.apply(hidden_TH, weight_VH, bias_V, _int32(targets_T), *run)
+        both = _LinearLogprobs.apply(hidden_TH, weight_VH, bias_V, targets_T.contiguous(), *run)
         return both if entropy else both[:1]
 
     def policy_loss(
         self, logits_TV: Tensor, targets_T: Tensor, inputs: LossInputs, spec: LossSpec, inplace: bool
     ) -> PolicyLoss:
-        logits_TV, targets_T, logp_T = _rows_contiguous(logits_TV), _int32(targets_T), None
+        logits_TV, targets_T, logp_T = _rows_contiguous(logits_TV), targets_T.contiguous(), None
         if needs_logprobs(inputs, spec):
             logp_T, _ = custom_ops.logprobs(
                 logits_TV.detach(),
                 targets_T,
-                inputs.weights.detach().contiguous(),
+                plain(inputs.weights),
                 temperature=spec.temperature,
                 softcap=spec.softcap or 0.0,
                 impl=self.name,
             )
-        tokens = token_arguments(inputs, spec, logp_T)
+        tokens = token_arguments(inputs, spec, logp_T, self.name)
         if torch.is_grad_enabled() and logits_TV.requires_grad:
             apply = _PolicyLoss.apply
-            return self._result(apply(logits_TV, inplace, targets_T, spec.modes, spec.numbers, self.name, *tokens))
-        terms_TK, _ = custom_ops.policy_loss(
+            return self._result(*apply(logits_TV, inplace, targets_T, spec.modes, spec.numbers, self.name, *tokens))
+        *outputs, _ = custom_ops.policy_loss(
             logits_TV, targets_T, tokens, modes=spec.modes, numbers=spec.numbers, impl=self.name, wants_grad=False
         )
-        return self._result(_outputs(terms_TK, tokens))
+        return self._result(*outputs)
 
     def linear_policy_loss(
         self,
@@ -89,40 +87,35 @@ class FusedImplementation:
         inputs: LossInputs,
         spec: LossSpec,
         rows_R: Tensor | None,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
     ) -> PolicyLoss:
-        head, targets_T, logp_T = (hidden_TH, weight_VH, bias_V), _int32(targets_T), None
+        head, targets_T, logp_T = (hidden_TH, weight_VH, bias_V), targets_T.contiguous(), None
         options = {"rows": rows_R, "impl": self.name, "chunk": chunk, "wide_logits": wide_logits}
         if needs_logprobs(inputs, spec):
             logp_T, _ = custom_ops.linear_logprobs(
                 *(None if x is None else x.detach() for x in head),
                 targets_T,
-                token_weight=inputs.weights.detach().contiguous(),
+                token_weight=plain(inputs.weights),
                 temperature=spec.temperature,
                 softcap=spec.softcap or 0.0,
                 **options,
             )
-        tokens = token_arguments(inputs, spec, logp_T)
+        tokens = token_arguments(inputs, spec, logp_T, self.name)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in head):
             plan = (rows_R, spec.modes, spec.numbers, self.name, chunk, wide_logits)
-            return self._result(_LinearPolicyLoss.apply(*head, targets_T, *plan, *tokens))
-        terms_TK, *_ = custom_ops.linear_policy_loss(
+            return self._result(*_LinearPolicyLoss.apply(*head, targets_T, *plan, *tokens))
+        *outputs, _, _, _ = custom_ops.linear_policy_loss(
             *head, targets_T, tokens, modes=spec.modes, numbers=spec.numbers, needs=(False,) * 3, **options
         )
-        return self._result(_outputs(terms_TK, tokens))
+        return self._result(*outputs)
 
-    def _result(self, outputs: Outputs) -> PolicyLoss:
-        loss, logp_T, entropy_T, raw_M = outputs
-        return PolicyLoss(loss, logp_T, entropy_T, derive(raw_M), self.name)
+    def _result(self, loss: Tensor, logp_T: Tensor, entropy_T: Tensor, raw_M: Tensor) -> PolicyLoss:
+        return PolicyLoss(loss, logp_T, entropy_T, raw_M, self.name)
 
 
 def _rows_contiguous(x: Tensor) -> Tensor:
     return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
-
-
-def _int32(targets_T: Tensor) -> Tensor:
-    return targets_T.to(torch.int32).contiguous()
 
 
 # ---- log-probs -------------------------------------------------------------------------------------------------------
@@ -156,7 +149,7 @@ class _LinearLogprobs(torch.autograd.Function):
         temperature: float,
         softcap: float,
         impl: str,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, targets_T)
@@ -197,20 +190,20 @@ class _PolicyLoss(torch.autograd.Function):
         impl: str,
         *arguments: Tensor | None,
     ) -> Outputs:
-        tokens = TokenArguments._make(arguments)
         if inplace:
-            terms_TK = custom_ops.policy_loss_(
-                logits_TV.detach(), targets_T, tokens, modes=modes, numbers=numbers, impl=impl
+            outputs = custom_ops.policy_loss_(
+                logits_TV.detach(), targets_T, arguments, modes=modes, numbers=numbers, impl=impl
             )
             dlogits_TV = logits_TV
         else:
-            terms_TK, dlogits_TV = custom_ops.policy_loss(
-                logits_TV, targets_T, tokens, modes=modes, numbers=numbers, impl=impl, wants_grad=True
+            *outputs, dlogits_TV = custom_ops.policy_loss(
+                logits_TV, targets_T, arguments, modes=modes, numbers=numbers, impl=impl, wants_grad=True
             )
         # Saved after the write: autograd then refuses a backward over logits that someone has written to since.
         ctx.save_for_backward(dlogits_TV)
+        ctx.set_materialize_grads(False)  # or backward begins with zeros for the outputs that have no gradient
         ctx.inplace, ctx.impl = inplace, impl
-        loss, logp_T, entropy_T, raw_M = _outputs(terms_TK, tokens)
+        loss, logp_T, entropy_T, raw_M = outputs
         ctx.mark_non_differentiable(logp_T, entropy_T, raw_M)
         return loss, logp_T, entropy_T, raw_M
 
@@ -235,15 +228,14 @@ class _LinearPolicyLoss(torch.autograd.Function):
         modes: Modes,
         numbers: Tensor,
         impl: str,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
         *arguments: Tensor | None,
     ) -> Outputs:
-        tokens = TokenArguments._make(arguments)
-        terms_TK, *grads = custom_ops.linear_policy_loss(
+        *outputs, dhidden_TH, dweight_VH, dbias_V = custom_ops.linear_policy_loss(
             *(hidden_TH, weight_VH, bias_V),
             targets_T,
-            tokens,
+            arguments,
             rows=rows_R,
             modes=modes,
             numbers=numbers,
@@ -252,9 +244,10 @@ class _LinearPolicyLoss(torch.autograd.Function):
             wide_logits=wide_logits,
             needs=ctx.needs_input_grad[:3],
         )
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(dhidden_TH, dweight_VH, dbias_V)
+        ctx.set_materialize_grads(False)
         ctx.impl = impl
-        loss, logp_T, entropy_T, raw_M = _outputs(terms_TK, tokens)
+        loss, logp_T, entropy_T, raw_M = outputs
         ctx.mark_non_differentiable(logp_T, entropy_T, raw_M)
         return loss, logp_T, entropy_T, raw_M
 
@@ -264,11 +257,6 @@ class _LinearPolicyLoss(torch.autograd.Function):
         wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         grads = (_scaled(grad, dloss, ctx.impl) if need else None for grad, need in wanted)
         return *grads, *_nones(ctx, 3)
-
-
-def _outputs(terms_TK: Tensor, tokens: TokenArguments) -> Outputs:
-    loss, raw_M = summarise(terms_TK, tokens.ref_logp is not None, tokens.importance is not None)
-    return loss, column(terms_TK, "logp"), column(terms_TK, "entropy"), raw_M
 
 
 def _scaled(grad: Tensor, factor: Tensor, impl: str) -> Tensor:

@@ -1,19 +1,21 @@
-"""The row kernels as operators of torch (`torch.ops.capo.*`), which torch.compile takes as they are.
+"""The kernels as operators of torch (`torch.ops.capo.*`), which torch.compile takes as they are.
 
 The numbers of a spec come as `Scalars` in a float32 tensor on the CPU, its choices as `Modes`, absent tensors as None;
-`impl` names the row kernels. Letters: T tokens, V vocabulary, H hidden, c rows of one chunk.
+`impl` names the row kernels. Letters: T tokens, V vocabulary, H hidden, c rows of one chunk, M raw metrics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..rows import TERMS, Modes, RowKernels, Scalars, TokenArguments
+from ..metrics import RAW
+from ..rows import TERMS, CreditArguments, Modes, Results, RowKernels, Scalars, SequenceArguments, TokenArguments
 from .linear import Matmuls, take, trained_rows
-from .summary import untrained_terms
+from .operators import operator
 
 KERNELS: dict[str, RowKernels] = {}
 """By name; a FusedImplementation enters its own."""
@@ -21,7 +23,7 @@ KERNELS: dict[str, RowKernels] = {}
 # ---- of logits -------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("capo::logprobs", mutates_args=())
+@operator("logprobs")
 def logprobs(
     logits: Tensor, targets: Tensor, weight: Tensor | None, temperature: float, softcap: float, impl: str
 ) -> tuple[Tensor, Tensor]:
@@ -34,7 +36,7 @@ def _(logits, targets, weight, temperature, softcap, impl):  # type: ignore[no-u
     return tuple(logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(2))
 
 
-@torch.library.custom_op("capo::dlogits", mutates_args=())
+@operator("dlogits")
 def dlogits(
     logits: Tensor,
     targets: Tensor,
@@ -54,7 +56,7 @@ def _(logits, targets, dlogp, dentropy, temperature, softcap, impl):  # type: ig
     return _like(logits)
 
 
-@torch.library.custom_op("capo::policy_loss", mutates_args=())
+@operator("policy_loss")
 def policy_loss(
     logits: Tensor,
     targets: Tensor,
@@ -63,19 +65,19 @@ def policy_loss(
     numbers: Tensor,
     impl: str,
     wants_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """(terms [T, 16], gradient [T, V], empty where not wanted)."""
-    terms, grad = _terms(logits), _like(logits) if wants_grad else None
-    KERNELS[impl].loss(logits, targets, *_records(tokens, modes, numbers), terms, grad)
-    return terms, logits.new_empty(0) if grad is None else grad
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, logp [T], entropy [T], raw [13], gradient [T, V], empty where not wanted)."""
+    grad = _like(logits) if wants_grad else None
+    outputs = _loss(logits, targets, tokens, modes, numbers, impl, grad)
+    return *outputs, logits.new_empty(0) if grad is None else grad
 
 
 @policy_loss.register_fake
 def _(logits, targets, tokens, modes, numbers, impl, wants_grad):  # type: ignore[no-untyped-def]
-    return _terms(logits), _like(logits) if wants_grad else logits.new_empty(0)
+    return *_outputs(logits), _like(logits) if wants_grad else logits.new_empty(0)
 
 
-@torch.library.custom_op("capo::policy_loss_", mutates_args=("logits",))
+@operator("policy_loss_", mutates="logits")
 def policy_loss_(
     logits: Tensor,
     targets: Tensor,
@@ -83,19 +85,17 @@ def policy_loss_(
     modes: Sequence[int],
     numbers: Tensor,
     impl: str,
-) -> Tensor:
-    """terms [T, 16]; the gradient takes the logits' place."""
-    terms = _terms(logits)
-    KERNELS[impl].loss(logits, targets, *_records(tokens, modes, numbers), terms, logits)
-    return terms
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, logp [T], entropy [T], raw [13]); the gradient takes the logits' place."""
+    return _loss(logits, targets, tokens, modes, numbers, impl, logits)
 
 
 @policy_loss_.register_fake
 def _(logits, targets, tokens, modes, numbers, impl):  # type: ignore[no-untyped-def]
-    return _terms(logits)
+    return _outputs(logits)
 
 
-@torch.library.custom_op("capo::scale_", mutates_args=("grad",))
+@operator("scale_", mutates="grad")
 def scale_(grad: Tensor, factor: Tensor, impl: str) -> None:
     """grad *= factor, for nothing where it is 1."""
     KERNELS[impl].scale_(grad, factor)
@@ -106,10 +106,66 @@ def _(grad, factor, impl):  # type: ignore[no-untyped-def]
     return None
 
 
+# ---- over T ----------------------------------------------------------------------------------------------------------
+
+
+@operator("advantages")
+def advantages(
+    step_starts: Tensor,
+    step_wrong: Tensor,
+    outcome: Tensor,
+    group: Tensor,
+    cu_seqlens: Tensor,
+    stats: Tensor | None,
+    weight: Tensor,
+    outcome_weight: float,
+    process_weight: float,
+    std_floor: float,
+    norm: int,
+    impl: str,
+) -> Tensor:
+    """float32 [T], of a Credit whose statistics, where it has none, are over the tokens with weight."""
+    advantage = torch.empty_like(weight)
+    tensors = step_starts, step_wrong, outcome, group, cu_seqlens, stats, weight
+    KERNELS[impl].advantages(CreditArguments(*tensors, outcome_weight, process_weight, std_floor, norm), advantage)
+    return advantage
+
+
+@advantages.register_fake
+def _(step_starts, step_wrong, outcome, group, cu_seqlens, stats, weight, *options):  # type: ignore[no-untyped-def]
+    return torch.empty_like(weight)
+
+
+@operator("sequences")
+def sequences(
+    weight: Tensor,
+    cu_seqlens: Tensor,
+    logp: Tensor | None,
+    old_logp: Tensor | None,
+    rollout_logp: Tensor | None,
+    wants_ratio: bool,
+    wants_importance: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    """RowKernels.sequences; empty what is not wanted."""
+    found = tuple(torch.empty_like(weight) if want else weight.new_empty(0) for want in (wants_ratio, wants_importance))
+    log_ratio, importance = (
+        x if want else None for x, want in zip(found, (wants_ratio, wants_importance), strict=True)
+    )
+    arguments = SequenceArguments(weight, cu_seqlens, logp, old_logp, rollout_logp)
+    KERNELS[impl].sequences(arguments, log_ratio, importance)
+    return found[0], found[1]
+
+
+@sequences.register_fake
+def _(weight, cu_seqlens, logp, old_logp, rollout_logp, wants_ratio, wants_importance, impl):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty_like(weight) if want else weight.new_empty(0) for want in (wants_ratio, wants_importance))
+
+
 # ---- of a linear head ------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("capo::linear_policy_loss", mutates_args=())
+@operator("linear_policy_loss")
 def linear_policy_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -120,33 +176,34 @@ def linear_policy_loss(
     modes: Sequence[int],
     numbers: Tensor,
     impl: str,
-    chunk: int,
+    chunk: int | None,
     wide_logits: bool,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(terms [T, 16], gradients by hidden, weight and bias; empty where `needs` is false)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, logp [T], entropy [T], raw [13], gradients by hidden, weight and bias; empty where `needs` is false)."""
     arguments, choices, scalars = _records(tokens, modes, numbers)
     rows, all_trained = trained_rows(arguments.weight, rows)
     targets, arguments = take(targets, rows), arguments.take(rows)
     weight_R = None if all_trained else arguments.weight
     matmuls = Matmuls(hidden, weight, bias, weight_R, rows, chunk, wide_logits, needs)
-    terms = _terms(targets)
+    results = _results(targets)
     for part, hidden_cH, logits_cV in matmuls.chunks():
         grad_cV = logits_cV if any(needs) else None
-        KERNELS[impl].loss(logits_cV, targets[part], arguments.take(part), choices, scalars, terms[part], grad_cV)
+        written = Results._make(x[part] for x in results)
+        KERNELS[impl].loss(logits_cV, targets[part], arguments.take(part), choices, scalars, written, grad_cV)
         if any(needs):
             matmuls.backward(part, hidden_cH, logits_cV)
-    if rows is not None:
-        terms = untrained_terms(hidden.shape[0], hidden.device).index_copy_(0, rows, terms)
-    return terms, *matmuls.gradients()
+    loss, raw = _summary(arguments, results, impl)
+    logp, entropy = (_spread(x, rows, hidden.shape[0]) for x in results[:2])
+    return loss, logp, entropy, raw, *matmuls.gradients()
 
 
 @linear_policy_loss.register_fake
 def _(hidden, weight, bias, targets, tokens, rows, modes, numbers, impl, chunk, wide_logits, needs):  # type: ignore[no-untyped-def]
-    return _terms(hidden), *_gradients(hidden, weight, bias, needs)
+    return *_outputs(hidden), *_gradients(hidden, weight, bias, needs)
 
 
-@torch.library.custom_op("capo::linear_logprobs", mutates_args=())
+@operator("linear_logprobs")
 def linear_logprobs(
     hidden: Tensor,
     weight: Tensor,
@@ -157,7 +214,7 @@ def linear_logprobs(
     temperature: float,
     softcap: float,
     impl: str,
-    chunk: int,
+    chunk: int | None,
     wide_logits: bool,
 ) -> tuple[Tensor, Tensor]:
     """(logp, entropy), [T] each; 0 where the token's weight is 0."""
@@ -182,7 +239,7 @@ def _(hidden, weight, bias, targets, token_weight, rows, temperature, softcap, i
     return tuple(hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(2))
 
 
-@torch.library.custom_op("capo::linear_logprobs_backward", mutates_args=())
+@operator("linear_logprobs_backward")
 def linear_logprobs_backward(
     hidden: Tensor,
     weight: Tensor,
@@ -193,7 +250,7 @@ def linear_logprobs_backward(
     temperature: float,
     softcap: float,
     impl: str,
-    chunk: int,
+    chunk: int | None,
     wide_logits: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,6 +271,22 @@ def _(hidden, weight, bias, targets, dlogp, dentropy, temperature, softcap, impl
 # ---- arguments and results -------------------------------------------------------------------------------------------
 
 
+def _loss(
+    logits: Tensor,
+    targets: Tensor,
+    tokens: Sequence[Tensor | None],
+    modes: Sequence[int],
+    numbers: Tensor,
+    impl: str,
+    grad: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two launches: the rows and their summary."""
+    results, records = _results(logits), _records(tokens, modes, numbers)
+    KERNELS[impl].loss(logits, targets, *records, results, grad)
+    loss, raw = _summary(records[0], results, impl)
+    return loss, results.logp, results.entropy, raw
+
+
 def _records(
     tokens: Sequence[Tensor | None], modes: Sequence[int], numbers: Tensor
 ) -> tuple[TokenArguments, Modes, Scalars]:
@@ -221,9 +294,30 @@ def _records(
     return TokenArguments._make(tokens), Modes._make(modes), Scalars._make(numbers.tolist())
 
 
-def _terms(beside: Tensor) -> Tensor:
-    """float32 [T, 16], of as many tokens as `beside` has rows."""
-    return beside.new_empty(beside.shape[0], len(TERMS), dtype=torch.float32)
+def _summary(tokens: TokenArguments, results: Results, impl: str) -> tuple[Tensor, Tensor]:
+    loss, raw = results.logp.new_empty(()), results.logp.new_empty(len(RAW))
+    has_ref, has_is = tokens.ref_logp is not None, tokens.importance is not None
+    KERNELS[impl].summary(tokens.weight, results, has_ref, has_is, loss, raw)
+    return loss, raw
+
+
+def _results(beside: Tensor) -> Results:
+    """Of as many tokens as `beside` has rows."""
+    new = partial(beside.new_empty, dtype=torch.float32)
+    tokens = beside.shape[0]
+    return Results(new(tokens), new(tokens), new(tokens, len(TERMS)))
+
+
+def _outputs(beside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The shapes of a loss, its log-probs and entropies, and its raw metrics."""
+    new = partial(beside.new_empty, dtype=torch.float32)
+    tokens = beside.shape[0]
+    return new(()), new(tokens), new(tokens), new(len(RAW))
+
+
+def _spread(x_R: Tensor, rows: Tensor | None, tokens: int) -> Tensor:
+    """[T], 0 outside of the rows."""
+    return x_R if rows is None else x_R.new_zeros(tokens).index_copy_(0, rows, x_R)
 
 
 def _like(x: Tensor) -> Tensor:

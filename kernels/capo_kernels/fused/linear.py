@@ -12,18 +12,21 @@ Letters: T packed tokens, R rows to compute, H hidden, V vocabulary, c rows of o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..chunks import chunk_rows, on_gpu
+
 
 class Matmuls:
-    """The three GEMMs of a head over some rows of `hidden`, chunk by chunk; dweight and dbias sum up in float32.
+    """The three GEMMs of a head over some rows of `hidden`, chunk by chunk.
 
-    No more than one [chunk, V] of logits is alive: the buffer is used again. `weight_R`: the rows' weights in the loss,
-    None where none is 0.
+    No more than one [chunk, V] of logits is alive: the buffer is used again. One chunk writes dweight in the weight's
+    dtype; of several the first writes it in float32, the others add to that, and one pass converts it: no GEMM of
+    cuBLAS adds to float32 and writes another dtype. dbias sums up in float32. `weight_R`: the rows' weights in the
+    loss, None where none is 0; `chunk`: as the caller of the package gave it.
     """
 
     def __init__(
@@ -33,24 +36,29 @@ class Matmuls:
         bias_V: Tensor | None,
         weight_R: Tensor | None,
         rows_R: Tensor | None,
-        chunk: int,
+        chunk: int | None,
         wide_logits: bool,
         needs: Sequence[bool],
     ) -> None:
         self.hidden_TH, self.weight_R, self.rows_R = hidden_TH, weight_R, rows_R
-        self.size = hidden_TH.shape[0] if rows_R is None else rows_R.shape[0]
-        self.chunk = min(chunk, max(self.size, 1))
         self.weight_VH, self.bias_V = weight_VH, bias_V
+        self.size = hidden_TH.shape[0] if rows_R is None else rows_R.shape[0]
         dtype = torch.float32 if wide_logits else hidden_TH.dtype
+        self.chunk = chunk_rows(self.size, weight_VH, dtype, chunk, needs[1])
         self.buffer_cV = hidden_TH.new_empty(self.chunk, weight_VH.shape[0], dtype=dtype)
         # A GPU multiplies narrow numbers into wide ones; on a CPU the head is widened, once.
-        self.head_VH = weight_VH if weight_VH.is_cuda else weight_VH.to(dtype)
+        self.head_VH = weight_VH if on_gpu(weight_VH) else weight_VH.to(dtype)
         # Rows that are left out have gradient 0.
         fresh = torch.empty_like if rows_R is None else torch.zeros_like
         self.dhidden_TH = fresh(hidden_TH, memory_format=torch.contiguous_format) if needs[0] else None
-        zeros = partial(torch.zeros_like, dtype=torch.float32, memory_format=torch.contiguous_format)
-        self.dweight_VH = zeros(weight_VH) if needs[1] else None
-        self.dbias_V = zeros(bias_V) if needs[2] and bias_V is not None else None
+        self.dweight_VH = self._new_dweight() if needs[1] else None
+        self.dbias_V = torch.zeros_like(bias_V, dtype=torch.float32) if needs[2] and bias_V is not None else None
+
+    def _new_dweight(self) -> Tensor:
+        if self.size == 0:
+            return torch.zeros_like(self.weight_VH, memory_format=torch.contiguous_format)
+        dtype = self.weight_VH.dtype if self.size <= self.chunk else torch.float32
+        return torch.empty_like(self.weight_VH, dtype=dtype, memory_format=torch.contiguous_format)
 
     def chunks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(rows of the R, their hidden states [c, H], their logits [c, V])."""
@@ -83,7 +91,8 @@ class Matmuls:
             if self.rows_R is not None:
                 self.dhidden_TH[self.rows_R[rows]] = dhidden_cH
         if self.dweight_VH is not None:
-            accumulate(self.dweight_VH, dlogits_cV.T, hidden_cH)
+            form = matmul if rows.start == 0 else accumulate
+            form(dlogits_cV.T, hidden_cH, self.dweight_VH)
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
         """By hidden, weight and bias in their dtypes; empty where not needed."""
@@ -100,17 +109,17 @@ def matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
     """out = left @ right, out in the inputs' dtype or in float32."""
     if out.dtype == left.dtype:
         torch.mm(left, right, out=out)
-    elif left.is_cuda:
+    elif on_gpu(left):
         torch.mm(left, right, out_dtype=out.dtype, out=out)
     else:
         torch.mm(left.float(), right.float(), out=out)
 
 
-def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, total in float32."""
+def accumulate(left: Tensor, right: Tensor, total: Tensor) -> None:
+    """total += left @ right, total in the inputs' dtype or in float32."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
-    elif left.is_cuda:
+    elif on_gpu(left):
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
         total.addmm_(left.float(), right.float())

@@ -1,4 +1,4 @@
-"""The row kernels of csrc/, libcapo_cpu and libcapo_cuda, through ctypes: pointers and sizes, no torch headers.
+"""The kernels of csrc/, libcapo_cpu and libcapo_cuda, through ctypes: pointers and sizes, no torch headers.
 
 Letters: T tokens (rows), V vocabulary.
 """
@@ -6,58 +6,39 @@ Letters: T tokens (rows), V vocabulary.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..rows import Modes, Scalars, TokenArguments
+from ..rows import CreditArguments, Modes, Results, Scalars, SequenceArguments, TokenArguments
+from .structs import (
+    ABI,
+    DTYPES,
+    CCredit,
+    CLogits,
+    CResults,
+    CSequences,
+    CSpec,
+    CSummary,
+    CTokens,
+    credit_of,
+    logits_of,
+    pointer,
+)
 
 LIBRARIES = Path(__file__).parents[1] / "lib"
-ABI = 1
-"""CAPO_ABI of csrc/capo.h, which this file mirrors."""
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-class _Logits(ctypes.Structure):
-    """capo_logits."""
-
-    _fields_ = (
-        ("logits", c_void_p),
-        ("grad", c_void_p),
-        ("targets", c_void_p),
-        ("weight", c_void_p),
-        ("tokens", c_int64),
-        ("vocab", c_int64),
-        ("stride", c_int64),
-        ("grad_stride", c_int64),
-        ("temperature", c_float),
-        ("softcap", c_float),
-        ("dtype", c_int32),
-    )
-
-
-class _Tokens(ctypes.Structure):
-    """capo_tokens."""
-
-    _fields_ = tuple((name, c_void_p) for name in TokenArguments._fields if name != "weight")
-
-
-class _Spec(ctypes.Structure):
-    """capo_spec."""
-
-    _fields_ = (
-        *((name, c_int32) for name in Modes._fields),
-        *((name, c_float) for name in Scalars._fields if name not in ("temperature", "softcap")),
-    )
 
 
 class NativeRows:
-    """The row kernels of one library."""
+    """The kernels of one library."""
+
+    rows_end: tuple[Any, ...]
+    """The types of the last arguments of its functions on rows."""
+    tokens_end: tuple[Any, ...]
+    """And of those over T."""
 
     def __init__(self, name: str) -> None:
         """Raises OSError where the library was not built or can't be loaded."""
@@ -65,24 +46,26 @@ class NativeRows:
         self._library = _load(f"libcapo_{name}")
         if self._library[f"capo_{name}_abi"]() != ABI:
             raise OSError(f"libcapo_{name} was built from other sources than this version's: install it again")
-        tail = c_int if name == "cpu" else c_void_p
-        self._loss = self._function("loss", POINTER(_Tokens), POINTER(_Spec), c_void_p, tail)
-        self._logprobs = self._function("logprobs", c_void_p, c_void_p, tail)
-        self._dlogits = self._function("dlogits", c_void_p, c_void_p, tail)
+        logits, end = POINTER(CLogits), self.rows_end
+        self._loss = self._function("loss", logits, POINTER(CTokens), POINTER(CSpec), POINTER(CResults), *end)
+        self._logprobs = self._function("logprobs", logits, c_void_p, c_void_p, *end)
+        self._dlogits = self._function("dlogits", logits, c_void_p, c_void_p, *end)
+        self._advantages = self._function("advantages", POINTER(CCredit), *self.tokens_end)
+        self._sequences = self._function("sequences", POINTER(CSequences), *self.tokens_end)
+        self._summary = self._function("summary", POINTER(CSummary), *self.tokens_end)
 
     def _function(self, name: str, *arguments: Any) -> ctypes._NamedFuncPointer:
         function = self._library[f"capo_{self.name}_{name}"]
-        function.argtypes, function.restype = (POINTER(_Logits), *arguments), c_int
+        function.argtypes, function.restype = arguments, c_int
         function.errcheck = self._check
         return function
 
     def logprobs(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None, temperature: float, softcap: float
     ) -> tuple[Tensor, Tensor]:
-        matrix = _matrix(logits, targets, weight, temperature, softcap, None)
+        matrix = logits_of(logits, targets, weight, temperature, softcap, None)
         logp, entropy = (logits.new_empty(logits.shape[0], dtype=torch.float32) for _ in range(2))
-        with self._launch(logits.device) as tail:
-            self._logprobs(byref(matrix), _pointer(logp), _pointer(entropy), tail)
+        self._run_rows(self._logprobs, logits.device, byref(matrix), pointer(logp), pointer(entropy))
         return logp, entropy
 
     def dlogits(
@@ -95,9 +78,8 @@ class NativeRows:
         softcap: float,
         grad: Tensor,
     ) -> None:
-        matrix = _matrix(logits, targets, None, temperature, softcap, grad)
-        with self._launch(logits.device) as tail:
-            self._dlogits(byref(matrix), _pointer(dlogp), _pointer(dentropy), tail)
+        matrix = logits_of(logits, targets, None, temperature, softcap, grad)
+        self._run_rows(self._dlogits, logits.device, byref(matrix), pointer(dlogp), pointer(dentropy))
 
     def loss(
         self,
@@ -106,17 +88,36 @@ class NativeRows:
         tokens: TokenArguments,
         modes: Modes,
         scalars: Scalars,
-        terms: Tensor,
+        results: Results,
         grad: Tensor | None,
     ) -> None:
-        matrix = _matrix(logits, targets, tokens.weight, scalars.temperature, scalars.softcap, grad)
-        beside = _Tokens(*map(_pointer, tokens[1:]))
-        spec = _Spec(*modes, *scalars[:-2])
-        with self._launch(logits.device) as tail:
-            self._loss(byref(matrix), byref(beside), byref(spec), _pointer(terms), tail)
+        matrix = logits_of(logits, targets, tokens.weight, scalars.temperature, scalars.softcap, grad)
+        records = CTokens(*map(pointer, tokens[1:])), CSpec(*modes, *scalars[:-2]), CResults(*map(pointer, results))
+        self._run_rows(self._loss, logits.device, byref(matrix), *map(byref, records))
 
-    def _launch(self, device: torch.device) -> AbstractContextManager[int | None]:
-        """Around a call of the library: gives the call's last argument."""
+    def summary(self, weight: Tensor, results: Results, has_ref: bool, has_is: bool, loss: Tensor, raw: Tensor) -> None:
+        inputs = map(pointer, (weight, results.entropy, results.terms))
+        record = CSummary(*inputs, weight.shape[0], has_ref, has_is, loss.data_ptr(), raw.data_ptr())
+        self._run_tokens(self._summary, weight.device, byref(record))
+
+    def advantages(self, credit: CreditArguments, advantage: Tensor) -> None:
+        moments = None
+        if credit.stats is None:
+            moments = advantage.new_empty(credit.outcome.shape[0], 3, dtype=torch.float64)
+        record = credit_of(credit, moments, advantage)
+        self._run_tokens(self._advantages, advantage.device, byref(record))
+
+    def sequences(self, arguments: SequenceArguments, log_ratio: Tensor | None, importance: Tensor | None) -> None:
+        sizes = arguments.weight.shape[0], arguments.cu_seqlens.shape[0] - 1
+        record = CSequences(*map(pointer, (*arguments, log_ratio, importance)), *sizes)
+        self._run_tokens(self._sequences, arguments.weight.device, byref(record))
+
+    def _run_rows(self, function: Any, device: torch.device, *arguments: Any) -> None:
+        """Calls a function of the library with `arguments` and those of `rows_end`."""
+        raise NotImplementedError
+
+    def _run_tokens(self, function: Any, device: torch.device, *arguments: Any) -> None:
+        """And of `tokens_end`."""
         raise NotImplementedError
 
     def _check(self, code: Any, *_: object) -> Any:
@@ -126,6 +127,8 @@ class NativeRows:
 
 class CpuRows(NativeRows):
     """libcapo_cpu: SIMD, on torch's number of threads."""
+
+    rows_end, tokens_end = (c_int,), ()
 
     def __init__(self) -> None:
         super().__init__("cpu")
@@ -146,8 +149,11 @@ class CpuRows(NativeRows):
         if factor.item() != 1:
             grad.mul_(factor.item())
 
-    def _launch(self, device: torch.device) -> AbstractContextManager[int]:
-        return nullcontext(torch.get_num_threads())
+    def _run_rows(self, function: Any, device: torch.device, *arguments: Any) -> None:
+        function(*arguments, torch.get_num_threads())
+
+    def _run_tokens(self, function: Any, device: torch.device, *arguments: Any) -> None:
+        function(*arguments)
 
     def _check(self, code: Any, *_: object) -> Any:
         if code != 0:
@@ -158,11 +164,13 @@ class CpuRows(NativeRows):
 class CudaRows(NativeRows):
     """libcapo_cuda, sm_90a, on torch's current stream. Has compiled; has never run on a GPU."""
 
+    rows_end = tokens_end = (c_int, c_void_p)
+
     def __init__(self) -> None:
         super().__init__("cuda")
         self._library.capo_cuda_error.restype = c_char_p
         self._library.capo_cuda_max_vocab.restype = c_int64
-        self._scale = self._function("scale", c_void_p, c_void_p)
+        self._scale = self._function("scale", POINTER(CLogits), c_void_p, *self.rows_end)
         self._widest = {dtype: self._library.capo_cuda_max_vocab(code) for dtype, code in DTYPES.items()}
 
     def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
@@ -178,14 +186,15 @@ class CudaRows(NativeRows):
 
     def scale_(self, grad: Tensor, factor: Tensor) -> None:
         rows = grad if grad.dim() == 2 else grad.unsqueeze(0)
-        matrix = _Logits(None, _pointer(rows), None, None, *rows.shape, 0, rows.stride(0), 1, 0, DTYPES[rows.dtype])
-        with self._launch(rows.device) as stream:
-            self._scale(byref(matrix), _pointer(factor), stream)
+        matrix = CLogits(None, pointer(rows), None, None, *rows.shape, 0, rows.stride(0), 1, 0, DTYPES[rows.dtype], 0)
+        self._run_rows(self._scale, rows.device, byref(matrix), pointer(factor))
 
-    @contextmanager
-    def _launch(self, device: torch.device) -> Iterator[int]:
+    def _run_rows(self, function: Any, device: torch.device, *arguments: Any) -> None:
+        # The library makes `device` the current one, which need not be the caller's.
         with torch.cuda.device(device):
-            yield torch.cuda.current_stream().cuda_stream
+            function(*arguments, device.index, torch.cuda.current_stream().cuda_stream)
+
+    _run_tokens = _run_rows
 
     def _check(self, code: Any, *_: object) -> Any:
         if code != 0:
@@ -198,24 +207,3 @@ def _load(name: str) -> ctypes.CDLL:
     if not library.exists():
         raise OSError(reason.read_text(encoding="utf-8").strip() if reason.exists() else f"{name} was not built")
     return ctypes.CDLL(str(library))
-
-
-def _matrix(
-    logits: Tensor, targets: Tensor, weight: Tensor | None, temperature: float, softcap: float, grad: Tensor | None
-) -> _Logits:
-    return _Logits(
-        _pointer(logits),
-        _pointer(grad),
-        _pointer(targets),
-        _pointer(weight),
-        *logits.shape,
-        logits.stride(0),
-        0 if grad is None else grad.stride(0),
-        temperature,
-        softcap,
-        DTYPES[logits.dtype],
-    )
-
-
-def _pointer(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()

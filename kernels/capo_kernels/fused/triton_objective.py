@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .. import spec
-from ..rows import CHOICES, TERMS
+from ..rows import CHOICES, TERMS, Scalars
 
 INF = tl.constexpr(math.inf)
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -30,23 +30,24 @@ UNWEIGHTED = tl.constexpr(CHOICES["is_mode"].index(None))
 TRUNCATE = tl.constexpr(CHOICES["is_mode"].index("truncate"))
 TOKEN = tl.constexpr(CHOICES["is_level"].index("token"))
 
+# The places of Scalars in `coefficients`, by the names of rows.py.
+RATIO_LOW = tl.constexpr(Scalars._fields.index("ratio_low"))
+RATIO_HIGH = tl.constexpr(Scalars._fields.index("ratio_high"))
+DUAL_CLIP = tl.constexpr(Scalars._fields.index("dual_clip"))
+KL_COEF = tl.constexpr(Scalars._fields.index("kl_coef"))
+ENTROPY_COEF = tl.constexpr(Scalars._fields.index("entropy_coef"))
+IS_LOW = tl.constexpr(Scalars._fields.index("is_low"))
+IS_HIGH = tl.constexpr(Scalars._fields.index("is_high"))
+
 # The columns of a row's terms, by the names of rows.py.
-LOGP = tl.constexpr(TERMS.index("logp"))
-ENTROPY = tl.constexpr(TERMS.index("entropy"))
 LOSS = tl.constexpr(TERMS.index("loss"))
-TOKENS = tl.constexpr(TERMS.index("tokens"))
 RATIO = tl.constexpr(TERMS.index("ratio"))
 CLIP_LOW = tl.constexpr(TERMS.index("clip_low"))
 CLIP_HIGH = tl.constexpr(TERMS.index("clip_high"))
 APPROX_KL = tl.constexpr(TERMS.index("approx_kl"))
 REF_KL = tl.constexpr(TERMS.index("ref_kl"))
 IS_WEIGHT = tl.constexpr(TERMS.index("is_weight"))
-IS_WEIGHT_SQ = tl.constexpr(TERMS.index("is_weight_sq"))
 ACTIVE = tl.constexpr(TERMS.index("active"))
-ADVANTAGE = tl.constexpr(TERMS.index("advantage"))
-NEG_RATIO_MAX = tl.constexpr(TERMS.index("neg_ratio_max"))
-RATIO_MAX = tl.constexpr(TERMS.index("ratio_max"))
-IS_WEIGHT_MAX = tl.constexpr(TERMS.index("is_weight_max"))
 WIDTH = tl.constexpr(len(TERMS))
 
 
@@ -70,32 +71,21 @@ def _clamped_exp(x):
 
 
 @triton.jit
-def _advantage(row, tokens):
-    if tokens.advantage is None:
-        reward = tokens.reward + 5 * tl.load(tokens.sequence + row).to(tl.int64)
-        process = tl.load(tokens.process + tl.load(tokens.step + row))
-        outcome = (tl.load(reward) - tl.load(reward + 1)) * tl.load(reward + 2)
-        return outcome + (process - tl.load(reward + 3)) * tl.load(reward + 4)
-    else:
-        return tl.load(tokens.advantage + row)
-
-
-@triton.jit
-def _ppo(rho, rho_slope, advantage, scalars):
-    bound = tl.where(advantage > 0, scalars.ratio_high, scalars.ratio_low)
+def _ppo(rho, rho_slope, advantage, ratio_low, ratio_high, dual_clip):
+    bound = tl.where(advantage > 0, ratio_high, ratio_low)
     held = tl.where(advantage > 0, rho > bound, (advantage <= 0) & (rho < bound))  # of a NaN neither
     ratio = tl.where(held, bound, rho)
-    dual = (advantage < 0) & (ratio > scalars.dual_clip)
-    ratio = tl.where(dual, scalars.dual_clip, ratio)
+    dual = (advantage < 0) & (ratio > dual_clip)
+    ratio = tl.where(dual, dual_clip, ratio)
     return -ratio * advantage, tl.where(held | dual, 0.0, -rho_slope * advantage)
 
 
 @triton.jit
-def _policy(rho, rho_slope, advantage, logp, scalars, OBJECTIVE: tl.constexpr):
+def _policy(rho, rho_slope, advantage, logp, ratio_low, ratio_high, dual_clip, OBJECTIVE: tl.constexpr):
     if OBJECTIVE == PPO:
-        return _ppo(rho, rho_slope, advantage, scalars)
+        return _ppo(rho, rho_slope, advantage, ratio_low, ratio_high, dual_clip)
     elif OBJECTIVE == CISPO:
-        slope = -tl.where(rho > scalars.ratio_high, scalars.ratio_high, rho) * advantage
+        slope = -tl.where(rho > ratio_high, ratio_high, rho) * advantage
         return slope * logp, slope
     else:
         return -advantage * logp, -advantage
@@ -117,7 +107,7 @@ def _kl(logp, ref, rho, rho_slope, ESTIMATOR: tl.constexpr, RATIO: tl.constexpr)
 
 
 @triton.jit
-def _importance(row, old_logp, tokens, scalars, MODE: tl.constexpr, LEVEL: tl.constexpr):
+def _importance(row, old_logp, tokens, is_low, is_high, MODE: tl.constexpr, LEVEL: tl.constexpr):
     if MODE == UNWEIGHTED:
         return 1.0
     else:
@@ -126,15 +116,29 @@ def _importance(row, old_logp, tokens, scalars, MODE: tl.constexpr, LEVEL: tl.co
             x = old_logp - x
         w = _exp(_clamp(x))
         if MODE == TRUNCATE:
-            return tl.where(w > scalars.is_high, scalars.is_high, w)
+            return tl.where(w > is_high, is_high, w)
         else:
-            return tl.where((w < scalars.is_low) | (w > scalars.is_high), 0.0, w)
+            return tl.where((w < is_low) | (w > is_high), 0.0, w)
 
 
 @triton.jit
-def loss_terms(row, weight, logp, entropy, terms, tokens, scalars, MODES: tl.constexpr):
-    """Writes the terms of a row; returns the derivatives of its loss by logp and by the entropy."""
-    advantage = _advantage(row, tokens)
+def _coefficient(tokens, scalar, AT: tl.constexpr):
+    """Of the call, or where a captured graph finds it anew."""
+    if tokens.coefficients is not None:
+        scalar = tl.load(tokens.coefficients + AT)
+    return scalar
+
+
+@triton.jit
+def loss_terms(row, weight, logp, entropy, results, tokens, scalars, MODES: tl.constexpr):
+    """Writes the results of a row; returns the derivatives of its loss by logp and by the entropy."""
+    ratio_low = _coefficient(tokens, scalars.ratio_low, RATIO_LOW)
+    ratio_high = _coefficient(tokens, scalars.ratio_high, RATIO_HIGH)
+    dual_clip = _coefficient(tokens, scalars.dual_clip, DUAL_CLIP)
+    kl_coef = _coefficient(tokens, scalars.kl_coef, KL_COEF)
+    entropy_coef = _coefficient(tokens, scalars.entropy_coef, ENTROPY_COEF)
+    is_low, is_high = _coefficient(tokens, scalars.is_low, IS_LOW), _coefficient(tokens, scalars.is_high, IS_HIGH)
+    advantage = tl.load(tokens.advantage + row)
     old_logp = logp
     if tokens.old_logp is not None:
         old_logp = tl.load(tokens.old_logp + row)
@@ -143,37 +147,33 @@ def loss_terms(row, weight, logp, entropy, terms, tokens, scalars, MODES: tl.con
     if tokens.sequence_log_ratio is not None:
         rho = _exp(tl.load(tokens.sequence_log_ratio + row))
         rho_slope = rho
-    w = _importance(row, old_logp, tokens, scalars, MODES.is_mode, MODES.is_level)
-    policy, slope = _policy(rho, rho_slope, advantage, logp, scalars, MODES.objective)
+    w = _importance(row, old_logp, tokens, is_low, is_high, MODES.is_mode, MODES.is_level)
+    policy, slope = _policy(rho, rho_slope, advantage, logp, ratio_low, ratio_high, dual_clip, MODES.objective)
     loss, slope = w * policy, w * slope
     kl = 0.0
     if tokens.ref_logp is not None:
         kl, kl_slope = _kl(logp, tl.load(tokens.ref_logp + row), rho, rho_slope, MODES.kl_estimator, MODES.kl_ratio)
-        loss += tl.where(scalars.kl_coef != 0, scalars.kl_coef * kl, 0.0)
-        slope += tl.where(scalars.kl_coef != 0, scalars.kl_coef * kl_slope, 0.0)
-    loss -= tl.where(scalars.entropy_coef != 0, scalars.entropy_coef * entropy, 0.0)
+        loss += tl.where(kl_coef != 0, kl_coef * kl, 0.0)
+        slope += tl.where(kl_coef != 0, kl_coef * kl_slope, 0.0)
+    loss -= tl.where(entropy_coef != 0, entropy_coef * entropy, 0.0)
     slope *= weight
-    tl.store(terms + LOGP, logp)
-    tl.store(terms + ENTROPY, entropy)
+    tl.store(results.logp + row, logp)
+    tl.store(results.entropy + row, entropy)
+    terms = results.terms + row.to(tl.int64) * WIDTH
     tl.store(terms + LOSS, weight * loss)
-    tl.store(terms + TOKENS, 1.0)
     tl.store(terms + RATIO, rho)
-    tl.store(terms + CLIP_LOW, tl.where((advantage < 0) & (rho < scalars.ratio_low), 1.0, 0.0))
-    tl.store(terms + CLIP_HIGH, tl.where((advantage > 0) & (rho > scalars.ratio_high), 1.0, 0.0))
+    tl.store(terms + CLIP_LOW, tl.where((advantage < 0) & (rho < ratio_low), 1.0, 0.0))
+    tl.store(terms + CLIP_HIGH, tl.where((advantage > 0) & (rho > ratio_high), 1.0, 0.0))
     tl.store(terms + APPROX_KL, token - _clamp(logp - old_logp) - 1.0)
     tl.store(terms + REF_KL, kl)
     tl.store(terms + IS_WEIGHT, w)
-    tl.store(terms + IS_WEIGHT_SQ, w * w)
-    tl.store(terms + ACTIVE, tl.where((slope != 0) | (scalars.entropy_coef != 0), 1.0, 0.0))
-    tl.store(terms + ADVANTAGE, advantage)
-    tl.store(terms + NEG_RATIO_MAX, -rho)
-    tl.store(terms + RATIO_MAX, rho)
-    tl.store(terms + IS_WEIGHT_MAX, w)
-    return slope, -weight * scalars.entropy_coef
+    tl.store(terms + ACTIVE, tl.where((slope != 0) | (entropy_coef != 0), 1.0, 0.0))
+    return slope, -weight * entropy_coef
 
 
 @triton.jit
-def untrained_terms(terms):
-    """Writes those of a row of weight 0."""
-    column = tl.arange(0, WIDTH)
-    tl.store(terms + column, tl.where(column < NEG_RATIO_MAX, 0.0, -INF))
+def untrained_terms(row, results):
+    """Writes the results of a row of weight 0."""
+    tl.store(results.logp + row, 0.0)
+    tl.store(results.entropy + row, 0.0)
+    tl.store(results.terms + row.to(tl.int64) * WIDTH + tl.arange(0, WIDTH), tl.zeros([WIDTH], tl.float32))

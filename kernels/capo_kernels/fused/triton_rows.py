@@ -21,14 +21,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..rows import Modes, Scalars, TokenArguments
-from .triton_objective import INF, LOG2_E, WIDTH, loss_terms, untrained_terms
+from ..rows import Modes, Results, Scalars, TokenArguments
+from .triton_objective import INF, LOG2_E, loss_terms, untrained_terms
+from .triton_tokens import TritonTokens
 
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 FAR = tl.constexpr(-1e30)
 """As good as -inf below a maximum, but 0 times it is 0."""
 STAGES = tl.constexpr(4)
 """Three blocks of a wide row are on their way while one is at work (cp.async)."""
+
+INTERPRETED = triton.knobs.runtime.interpret
+"""Read once, as Triton does where a kernel is defined; torch.compile could not trace the question."""
 
 # ---- columns of a row ------------------------------------------------------------------------------------------------
 
@@ -203,12 +207,12 @@ def _write_gradient(
 # ---- kernels ---------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize_on_alignment=["targets", "terms", "tokens"])
+@triton.jit(do_not_specialize_on_alignment=["targets", "results", "tokens"])
 def _loss(
     logits,
     grad,
     targets,
-    terms,
+    results,
     stride,
     grad_stride,
     vocab,
@@ -222,7 +226,6 @@ def _loss(
 ):
     row = tl.program_id(0)
     row_ptr, lead = _row(logits, row, stride, W, SHIFTED)
-    terms_row = terms + row.to(tl.int64) * WIDTH
     target = tl.load(targets + row)
     weight = tl.load(tokens.weight + row)
     temperature, softcap = scalars.temperature, scalars.softcap
@@ -233,13 +236,13 @@ def _loss(
         y = _target(row_ptr, lead, vocab, target, softcap, SOFTCAP)
         m, s, e = _statistics(row_ptr, lead, vocab, k, softcap, SOFTCAP, N, W)
         logp, entropy, log_s = _logp_entropy(y, m, s, e, temperature)
-        slope, entropy_slope = loss_terms(row, weight, logp, entropy, terms_row, tokens, scalars, MODES)
+        slope, entropy_slope = loss_terms(row, weight, logp, entropy, results, tokens, scalars, MODES)
         if grad is not None:
             a, b, at_target = _coefficients(
                 y, m, s, log_s, entropy, slope, entropy_slope, temperature, softcap, SOFTCAP
             )
     else:
-        untrained_terms(terms_row)
+        untrained_terms(row, results)
     if grad is not None:
         grad_ptr, lead = _row(grad, row, grad_stride, W, SHIFTED)
         _write_gradient(grad_ptr, row_ptr, lead, vocab, target, at_target, m, a, b, k, softcap, SOFTCAP, N, W)
@@ -351,7 +354,7 @@ def _blocks(*matrices_TV: Tensor) -> dict[str, int | bool]:
     }
 
 
-class TritonRows:
+class TritonRows(TritonTokens):
     """Row kernels (rows.py) for NVIDIA GPUs of compute capability 8.0 and up; under TRITON_INTERPRET=1 for CPUs too.
 
     Compiled ahead for sm_90 in the tests; has never run on a GPU.
@@ -362,7 +365,7 @@ class TritonRows:
     def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
         if dtype not in (torch.bfloat16, torch.float16, torch.float32):
             return f"triton takes bfloat16, float16 and float32, not {dtype}"
-        if triton.knobs.runtime.interpret:
+        if INTERPRETED:
             return None
         if device.type != "cuda":
             return f"triton takes tensors on an NVIDIA GPU, not on {device.type} (TRITON_INTERPRET=1 runs it, slowly)"
@@ -406,14 +409,14 @@ class TritonRows:
         tokens: TokenArguments,
         modes: Modes,
         scalars: Scalars,
-        terms: Tensor,
+        results: Results,
         grad: Tensor | None,
     ) -> None:
         matrices = (logits,) if grad is None else (logits, grad)
         grad_stride = matrices[-1].stride(0)
         with torch.cuda.device_of(logits):
             _loss[(logits.shape[0],)](
-                logits, grad, targets, terms, logits.stride(0), grad_stride, logits.shape[1], tokens, scalars,
+                logits, grad, targets, results, logits.stride(0), grad_stride, logits.shape[1], tokens, scalars,
                 MODES=modes, SOFTCAP=scalars.softcap != 0, **_blocks(*matrices),
             )  # fmt: skip
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..chunks import chunk_rows
 from ..spec import Head
 
 
@@ -36,7 +37,7 @@ def linear_logprobs(
     targets_T: Tensor,
     head: Head,
     entropy: bool,
-    chunk: int,
+    chunk: int | None,
     wide_logits: bool = False,
 ) -> tuple[Tensor, ...]:
     """`logprobs` of `hidden @ weight.T + bias`, of which no more than [chunk, V] is ever held; `wide_logits`: in
@@ -56,14 +57,15 @@ class _LinearLogprobs(torch.autograd.Function):
         targets_T: Tensor,
         head: Head,
         entropy: bool,
-        chunk: int,
+        chunk: int | None,
         wide: bool,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, targets_T)
         ctx.set_materialize_grads(False)
-        ctx.head, ctx.chunk, ctx.wide = head, chunk, wide
+        ctx.chunk = chunk_rows(targets_T.shape[0], weight_VH, hidden_TH.dtype, chunk, needs_dweight=True)
+        ctx.head, ctx.wide = head, wide
         chunks = []
-        for rows in _chunks(targets_T.shape[0], chunk):
+        for rows in _chunks(targets_T.shape[0], ctx.chunk):
             logits_cV = _linear(hidden_TH[rows], weight_VH, bias_V, wide)
             chunks.append(logprobs(logits_cV, targets_T[rows], head, entropy))
         return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..metrics import RAW, derive, maximum, minimum
+from ..metrics import RAW, maximum, minimum
 from ..spec import Head, LossInputs, LossSpec, PolicyLoss
 from .logprobs import linear_logprobs, logprobs
 from .objective import Terms, Tokens, loss_terms, masked_tokens
@@ -39,7 +39,7 @@ def linear_policy_loss(
     inputs: LossInputs,
     spec: LossSpec,
     rows_R: Tensor | None,
-    chunk: int,
+    chunk: int | None,
     wide_logits: bool,
 ) -> PolicyLoss:
     """`rows_R` says nothing that the weights don't say."""
@@ -52,6 +52,8 @@ def linear_policy_loss(
 
 
 def _loss(logp_T: Tensor, entropy_T: Tensor, inputs: LossInputs, spec: LossSpec) -> PolicyLoss:
+    if spec.coefficients is not None:
+        raise RuntimeError("impl='reference' cannot run: it reads no coefficients on a device")
     wants_grad = logp_T.requires_grad
     # The derivative by logp_T is wanted for active_frac even where the caller has switched autograd off.
     with torch.inference_mode(False), torch.enable_grad():
@@ -65,12 +67,12 @@ def _loss(logp_T: Tensor, entropy_T: Tensor, inputs: LossInputs, spec: LossSpec)
             loss = loss - spec.entropy_coef * (t.weight_T * entropy_T).sum()
     with torch.no_grad():
         moves_T = (slope_T != 0) | (spec.entropy_coef != 0)
-        metrics = _metrics(terms, entropy_T, moves_T, t, spec)
+        raw_M = _raw_metrics(terms, entropy_T, moves_T, t, spec)
     loss = loss if wants_grad else loss.detach()
-    return PolicyLoss(loss, logp_T.detach().where(t.trained_T, 0.0), entropy_T.detach(), metrics, "reference")
+    return PolicyLoss(loss, logp_T.detach().where(t.trained_T, 0.0), entropy_T.detach(), raw_M, "reference")
 
 
-def _metrics(terms: Terms, entropy_T: Tensor, moves_T: Tensor, t: Tokens, spec: LossSpec) -> dict[str, Tensor]:
+def _raw_metrics(terms: Terms, entropy_T: Tensor, moves_T: Tensor, t: Tokens, spec: LossSpec) -> Tensor:
     def total(x_T: Tensor | None) -> Tensor:
         return entropy_T.new_full((), torch.nan) if x_T is None else x_T.where(t.trained_T, 0).sum().to(entropy_T.dtype)
 
@@ -90,7 +92,7 @@ def _metrics(terms: Terms, entropy_T: Tensor, moves_T: Tensor, t: Tokens, spec: 
         "is_weight_max": total(None) if w_T is None else maximum(w_T, t.trained_T),
         "active_count": total(moves_T),
     }
-    return derive(torch.stack([raw[key] for key in RAW]).detach())
+    return torch.stack([raw[key] for key in RAW]).detach()
 
 
 def _overwrite(logits_TV: Tensor, targets_T: Tensor, inputs: LossInputs, spec: LossSpec) -> PolicyLoss:

@@ -1,0 +1,36 @@
+"""How many rows of a linear head's logits are formed at a time.
+
+Letters: T packed tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ROUND = 128
+"""Chunks are a multiple of it, the rows of a GEMM's tile: the last may be shorter."""
+
+
+def on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def chunk_rows(size: int, weight_VH: Tensor, dtype: torch.dtype, chunk: int | None, needs_dweight: bool) -> int:
+    """Rows of a chunk of `size` rows: at most `chunk` (None: the default), and as few chunks of equal size as do. Each
+    reads the head twice and reads and writes dweight: none may be left with a few rows. `dtype`: of the logits."""
+    most = _default(size, weight_VH, dtype, needs_dweight) if chunk is None else chunk
+    count = max(1, -(-size // most))
+    return max(1, min(most, size, -(-size // (count * ROUND)) * ROUND))
+
+
+def _default(size: int, weight_VH: Tensor, dtype: torch.dtype, needs_dweight: bool) -> int:
+    vocab, hidden = weight_VH.shape
+    if not on_gpu(weight_VH):
+        return max(256, 2**25 // vocab)  # 256 at a vocabulary of 128k; small vocabularies pay by the call
+    # One chunk needs no dweight in float32, whose memory can go to logits beside those of 4,096 rows.
+    spared = 4 * hidden // dtype.itemsize if needs_dweight and weight_VH.dtype != torch.float32 else 0
+    if size <= 4096 + spared:
+        return max(size, 1)
+    memory = torch.cuda.get_device_properties(weight_VH.device).total_memory
+    return 8192 if 8192 * vocab * dtype.itemsize <= memory // 16 else 4096
