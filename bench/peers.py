@@ -6,14 +6,14 @@ pip downloads the sdist of each library, of one version and one sha256; those of
 ours run under pytest with `bench/peers_plugin.py`, which puts the adapter there. A test is
 
     passed     it reached the adapter
-    refused    the adapter does not offer what it asks for: ValueError with the name of the setting
+    refused    its loss_type is not offered: ValueError with its name
     beyond     the library refuses it, the adapter offers it
     skipped    by the library itself
     apart      it never reached the adapter
     failed     anything else, and the exit status is 1
 
---short: the small sizes, every fifth test. Without a network the tests are left out, with the reason, and with
---required that is an error too.
+--short: the small sizes, every fifth test. Where pip can't download a library its tests are left out, with the reason;
+with --required that is an error. FOLDER keeps the sdists, pytest's output and the results.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ PEERS = {
 }
 
 
-class Test(NamedTuple):
-    """What a test came to: its function, one of OUTCOMES and the reason."""
+class Outcome(NamedTuple):
+    """Of a test: its function, one of OUTCOMES and the reason."""
 
     name: str
     outcome: str
@@ -131,21 +131,22 @@ def test_files(peer: Peer, source: Path) -> list[Path]:
     return [path for path in files if names.search((source / path).read_text(encoding="utf-8"))]
 
 
-def run(peer: Peer, source: Path, files: Sequence[Path], short: bool) -> list[Test]:
+def run(peer: Peer, source: Path, files: Sequence[Path], short: bool) -> list[Outcome]:
     results = source.parent / f"{peer.package}.jsonl"
     results.unlink(missing_ok=True)
-    options = ["-q", "--no-header", "--no-summary", "-p", "no:cacheprovider", "-p", "bench.peers_plugin"]
+    options = ["-p", "no:cacheprovider", "-p", "bench.peers_plugin"]
     options += [f"--adapter={target}={ours}" for target, ours in peer.adapters.items()]
     options += [f"--results={results.resolve()}", *(["--short"] if short else [])]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
-    status = subprocess.run(command, cwd=source, env=environment).returncode
+    with results.with_suffix(".log").open("w") as log:
+        status = subprocess.run(command, cwd=source, env=environment, stdout=log, stderr=log).returncode
     if status > 1 or not results.exists():
-        sys.exit(f"{peer.package}: pytest ended with exit status {status}")
-    return [Test(**json.loads(line)) for line in results.read_text(encoding="utf-8").splitlines()]
+        sys.exit(f"{peer.package}: pytest ended with exit status {status}, see {log.name}")
+    return [Outcome(**json.loads(line)) for line in results.read_text(encoding="utf-8").splitlines()]
 
 
-def table(tests: Sequence[Test]) -> str:
+def table(tests: Sequence[Outcome]) -> str:
     counts = Counter((test.name, test.outcome) for test in tests)
     names = dict.fromkeys(test.name for test in tests)
     rows = [[f"`{name}`", *(str(counts[name, outcome] or "") for outcome in OUTCOMES)] for name in names]
@@ -153,7 +154,7 @@ def table(tests: Sequence[Test]) -> str:
     return markdown_table(["test", *OUTCOMES], rows, right=set(OUTCOMES), padded=True)
 
 
-def reasons(tests: Sequence[Test]) -> str:
+def reasons(tests: Sequence[Outcome]) -> str:
     counts = Counter(f"{test.outcome}: {test.reason}" for test in tests if test.reason)
     return "".join(f"- {count} x {text}\n" for text, count in counts.most_common())
 
