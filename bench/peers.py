@@ -90,8 +90,9 @@ PEERS = {
 
 
 class Outcome(NamedTuple):
-    """Of a test: its function, one of OUTCOMES and the reason."""
+    """Of a test: its file and function, one of OUTCOMES and the reason."""
 
+    file: str
     name: str
     outcome: str
     reason: str
@@ -147,10 +148,10 @@ def run(peer: Peer, source: Path, files: Sequence[Path], short: bool) -> list[Ou
 
 
 def table(tests: Sequence[Outcome]) -> str:
-    counts = Counter((test.name, test.outcome) for test in tests)
-    names = dict.fromkeys(test.name for test in tests)
+    """How many of each file, and of each function in it, came to what."""
+    counts = Counter((row, test.outcome) for test in tests for row in (test.file, test.name))
+    names = dict.fromkeys(row for test in tests for row in (test.file, test.name))
     rows = [[f"`{name}`", *(str(counts[name, outcome] or "") for outcome in OUTCOMES)] for name in names]
-    rows.append(["all", *(str(sum(test.outcome == outcome for test in tests)) for outcome in OUTCOMES)])
     return markdown_table(["test", *OUTCOMES], rows, right=set(OUTCOMES), padded=True)
 
 
@@ -170,7 +171,7 @@ def compare(peer: Peer, folder: Path, short: bool) -> bool:
     if (installed := _installed(peer.package)) != peer.version:
         sys.exit(f"{peer.package}: got {installed or 'none'} installed, want {peer.version}, whose tests these are")
     tests = run(peer, source, files, short)
-    print(f"\n{title}: {', '.join(map(str, files))}\n\n{table(tests)}\n{reasons(tests)}", end="")
+    print(f"{title}\n\n{table(tests)}\n{reasons(tests)}", end="")
     found = {test.outcome for test in tests}
     return "passed" in found and "failed" not in found
 
@@ -185,9 +186,9 @@ def _installed(package: str) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)}; default: all")
-    parser.add_argument("--short", action="store_true")
-    parser.add_argument("--folder", type=Path, default=Path("runs/peers"))
-    parser.add_argument("--required", action="store_true")
+    parser.add_argument("--short", action="store_true", help="the small sizes, every fifth test")
+    parser.add_argument("--folder", type=Path, default=Path("runs/peers"), help="default: %(default)s")
+    parser.add_argument("--required", action="store_true", help="a failed download is an error")
     arguments = parser.parse_args()
     if unknown := set(arguments.peers) - PEERS.keys():
         parser.error(f"PEER: got {', '.join(sorted(unknown))}, want some of {', '.join(PEERS)}")

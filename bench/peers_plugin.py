@@ -69,7 +69,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Gener
     report = yield
     if call.when == "call" or report.outcome != "passed":
         outcome, reason = _outcome(item, call, report)
-        line = {"name": item.originalname, "outcome": outcome, "reason": reason}
+        line = {"file": item.location[0], "name": item.originalname, "outcome": outcome, "reason": reason}
         with item.config.option.results.open("a", encoding="utf-8") as results:
             results.write(json.dumps(line) + "\n")
     return report

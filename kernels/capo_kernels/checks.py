@@ -31,7 +31,9 @@ def check_tensor(
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: got {type(x).__name__}, want a tensor")
     if hasattr(x, "device_mesh"):  # DTensor, whose module takes half a second to import
-        raise TypeError(f"{name}: got a DTensor, want a plain tensor (FSDP2: call the head's unshard() before the loss)")
+        raise TypeError(
+            f"{name}: got a DTensor, want a plain tensor (FSDP2: call unshard() of the head before the loss)"
+        )
     if x.dtype not in dtypes:
         raise TypeError(f"{name}: got {_short(x.dtype)}, want {' or '.join(map(_short, dtypes))}")
     if x.dim() != len(dims) or any(want not in (None, got) for got, want in zip(x.shape, dims.values(), strict=True)):

@@ -76,6 +76,13 @@ class FusedLinearForPPO(torch.nn.Module):
 def _logprobs_and_entropy(
     hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, temperature: float, chunk: int | None
 ) -> tuple[Tensor, Tensor]:
-    options = {"temperature": temperature, "entropy": True, "chunk_tokens": chunk, "logits_dtype": "float32"}
-    logp_T, entropy_T = linear_token_logprobs(hidden_TH, weight_VH, targets_T, **options)
+    logp_T, entropy_T = linear_token_logprobs(
+        hidden_TH,
+        weight_VH,
+        targets_T,
+        temperature=temperature,
+        entropy=True,
+        chunk_tokens=chunk,
+        logits_dtype="float32",
+    )
     return logp_T, entropy_T
