@@ -58,7 +58,7 @@ def as_rows(name: str, x: Any, mask_BT: Tensor) -> Tensor:
 def flat_rows(**arguments: Any) -> tuple[Tensor, Tensor]:
     """[T, last] and [T] of rows [..., last] and labels in any shape of as many elements, both given by their names."""
     for (name, x), dtypes in zip(arguments.items(), (LOGIT_DTYPES, INTS), strict=True):
-        any_shape = dict.fromkeys(range(x.dim())) if isinstance(x, Tensor) else {}
+        any_shape = {str(i): None for i in range(x.dim())} if isinstance(x, Tensor) else {}
         check_tensor(name, x, any_shape, dtypes, None)
     (rows_name, rows), (labels_name, labels) = arguments.items()
     if rows.dim() < 2:
