@@ -1,4 +1,4 @@
-"""Liger: `LigerFusedLinearGRPOLoss`, for step credit too. Written for and tested against liger_kernel 0.8.5."""
+"""Liger: `LigerFusedLinearGRPOLoss` and `triton_grpo_loss`, for step credit too. Written for liger_kernel 0.8.5."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import LOGIT_DTYPES, check_bool, check_number, check_tensor
+from ..checks import INTS, LOGIT_DTYPES, check_bool, check_number, check_tensor
 from .arguments import as_rows, check_completions, check_head, check_logprobs
 from .grpo import (
     BATCH_TYPES,
@@ -122,17 +122,14 @@ class CapoFusedLinearGRPOLoss(torch.nn.Module):
             warnings.warn(_BOTH_REFERENCES, stacklevel=2)
         if self.spec.kl_coef and ref_per_token_logps is None:
             ref_per_token_logps = self._reference(ref_input, ref_weight, ref_bias, selected_token_ids, mask_BT)
-        share_B1 = token_shares(self.loss_type, mask_BT, self.max_completion_length)
-        if self.loss_type in BATCH_TYPES:
-            share_B1 = share_B1 / tokens_per_rank(mask_BT, num_items_in_batch)
-        batch = Completions(
+        batch = _completions(
             selected_token_ids,
             mask_BT,
-            as_rows("advantages", advantages, mask_BT),
-            share_B1,
+            advantages,
+            (self.loss_type, self.max_completion_length, num_items_in_batch),
             old_per_token_logps,
             ref_per_token_logps if self.spec.kl_coef else None,
-            None if vllm_is_ratio is None else as_rows("vllm_is_ratio", vllm_is_ratio, mask_BT),
+            vllm_is_ratio,
         )
         head = Head(lin_weight.to(_input.dtype), None if bias is None else bias.to(_input.dtype))
         result = grpo_loss(_input, head, batch, self.spec)
@@ -213,34 +210,44 @@ def triton_grpo_loss(
     )
     if delta is not None and loss_type == "cispo":
         raise ValueError(f"delta: got {delta} with loss_type='cispo', want None")
+    check_number("max_completion_length", max_completion_length, 0, above=True, optional=True)
+    check_tensor("completion_ids", completion_ids, {"B": None, "T": None}, INTS, None)
     mask = torch.ones_like(completion_ids) if completion_mask is None else completion_mask
     check_completions(("completion_ids", completion_ids), ("completion_mask", mask), ("logits", logits), beyond=1)
-    mask_BT = mask.bool()
+    mask_BT, length = mask.bool(), max_completion_length or completion_ids.shape[1]
     check_logprobs(mask_BT, old_logp=old_logp, ref_logp=ref_logp)
     if beta and ref_logp is None:
         raise ValueError(f"ref_logp: got None with beta={beta}, want a float tensor [B, T]")
-    share_B1 = token_shares(
-        loss_type, mask_BT, mask_BT.shape[1] if max_completion_length is None else max_completion_length
-    )
-    if loss_type in BATCH_TYPES:
-        share_B1 = share_B1 / tokens_per_rank(mask_BT, num_items_in_batch)
-    batch = Completions(
-        completion_ids,
-        mask_BT,
-        as_rows("advantages", advantages, mask_BT),
-        share_B1,
-        old_logp,
-        ref_logp if beta else None,
-        None if vllm_is_ratio is None else as_rows("vllm_is_ratio", vllm_is_ratio, mask_BT),
-    )
+    shares = (loss_type, length, num_items_in_batch)
+    ref_BT = ref_logp if beta else None
+    batch = _completions(completion_ids, mask_BT, advantages, shares, old_logp, ref_BT, vllm_is_ratio)
     if spec.ratio == "sequence" and batch.advantages.shape[1] != 1:
         raise ValueError(f"advantages: got shape {list(advantages.shape)}, want [B] with sequence ratios")
     if reduce and spec.ratio == "token":
         return _reduced(reduced_loss(logits, batch, spec, inplace), mask_BT)
     found = token_losses(logprobs_BT(logits, batch, temperature), batch, spec)
     if reduce:
-        return _reduced(found._replace(loss=(share_B1 * found.loss).sum()), mask_BT)
+        return _reduced(found._replace(loss=(batch.share_B1 * found.loss).sum()), mask_BT)
     return found.loss, found.kl_BT, found.clipped_BT.to(found.loss.dtype)
+
+
+def _completions(
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    advantages: Tensor,
+    shares: tuple[str, int | None, Tensor | float | None],
+    old_BT: Tensor | None,
+    ref_BT: Tensor | None,
+    vllm_is_ratio: Tensor | None,
+) -> Completions:
+    """`shares`: loss_type, max_completion_length and num_items_in_batch."""
+    loss_type, length, items = shares
+    share_B1 = token_shares(loss_type, mask_BT, length)
+    if loss_type in BATCH_TYPES:
+        share_B1 = share_B1 / tokens_per_rank(mask_BT, items)
+    importance = None if vllm_is_ratio is None else as_rows("vllm_is_ratio", vllm_is_ratio, mask_BT)
+    advantages_BT = as_rows("advantages", advantages, mask_BT)
+    return Completions(ids_BT, mask_BT, advantages_BT, share_B1, old_BT, ref_BT, importance)
 
 
 def _reduced(found: Losses, mask_BT: Tensor) -> tuple[Tensor, list[Tensor]]:

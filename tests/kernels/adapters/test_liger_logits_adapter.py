@@ -187,6 +187,7 @@ def test_the_arguments_are_those_of_liger() -> None:
         ("ref_logp", {"ref_logp": torch.zeros(4, 5)}),
         ("old_logp", {"old_logp": torch.zeros(4, 7)}),
         ("logits", {"logits": torch.zeros(4, 6, 40)}),
+        ("completion_ids", {"completion_ids": torch.ones(4, 6, 1).long(), "completion_mask": None}),
         ("completion_mask", {"completion_mask": torch.ones(4, 7)}),
         ("vllm_is_ratio", {"vllm_is_ratio": torch.ones(4, 5)}),
         ("advantages", {"advantages": torch.ones(4, 6), "importance_sampling_level": "sequence"}),
