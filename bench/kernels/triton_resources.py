@@ -142,7 +142,10 @@ class _Hopper:
 
 
 def _compile() -> Iterator[Compiled]:
-    import triton
+    try:
+        import triton
+    except ModuleNotFoundError:
+        sys.exit("triton: not installed, want the package triton, whose compiler makes these figures")
     from triton.runtime.jit import JITFunction
 
     triton.runtime.driver.set_active(_Hopper())

@@ -30,6 +30,10 @@ def check_tensor(
     """Checks type, dtype, shape and device. `dims` names each dimension and gives its size, None for any."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: got {type(x).__name__}, want a tensor")
+    if hasattr(x, "device_mesh"):  # DTensor, whose module takes half a second to import
+        raise TypeError(
+            f"{name}: got a DTensor, want a plain tensor (FSDP2: call unshard() of the head before the loss)"
+        )
     if x.dtype not in dtypes:
         raise TypeError(f"{name}: got {_short(x.dtype)}, want {' or '.join(map(_short, dtypes))}")
     if x.dim() != len(dims) or any(want not in (None, got) for got, want in zip(x.shape, dims.values(), strict=True)):
@@ -37,6 +41,12 @@ def check_tensor(
         raise ValueError(f"{name}: got shape {list(x.shape)}, want [{wanted}]")
     if device is not None and x.device != device:
         raise ValueError(f"{name}: got device {x.device}, want {device} like the other arguments")
+
+
+def check_no_transform(operation: str) -> None:
+    """Raises RuntimeError inside of a transform of torch.func or of forward-mode autograd."""
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        raise RuntimeError(f"torch.func: got a transform (grad, vmap, jvp) of {operation}, want autograd's backward()")
 
 
 def check_number(name: str, x: Any, low: float = -math.inf, *, above: bool = False, optional: bool = False) -> None:

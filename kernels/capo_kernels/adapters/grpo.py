@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..api import linear_policy_loss, linear_token_logprobs
-from ..checks import check_choice
+from ..checks import check_bool, check_choice, check_number
 from ..spec import LossSpec
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
@@ -35,6 +35,11 @@ def grpo_spec(
     """The peers' settings as a LossSpec. Raises ValueError, naming the setting, for what it does not offer."""
     check_choice("loss_type", loss_type, LOSS_TYPES)
     check_choice("importance_sampling_level", importance_sampling_level, ("token", "sequence"))
+    check_number("epsilon_low", epsilon_low, 0)
+    check_number("epsilon_high", epsilon_high, 0)
+    check_number("delta", delta, optional=True)
+    check_number("beta", beta, 0)
+    check_bool("use_bias_correction_kl", use_bias_correction_kl)
     cispo = loss_type == "cispo"
     if delta is not None and not cispo and delta <= 1 + epsilon_high:
         raise ValueError(f"delta: got {delta}, want more than 1 + epsilon_high = {1 + epsilon_high:g}")
@@ -65,22 +70,23 @@ def token_shares(loss_type: str, mask_BT: Tensor, max_completion_length: int | N
     return torch.ones_like(length_B1)
 
 
-def as_rows(name: str, x: Tensor, mask_BT: Tensor) -> Tensor:
-    """[B, 1] for [B]; [B, 1] and [B, T] as they are."""
-    x_BT = x.unsqueeze(1) if x.dim() == 1 else x
-    sequences, tokens = mask_BT.shape
-    if x_BT.shape not in ((sequences, 1), (sequences, tokens)):
-        wanted = f"[{sequences}], [{sequences}, 1] or [{sequences}, {tokens}]"
-        raise ValueError(f"{name}: got shape {list(x.shape)}, want {wanted}")
-    return x_BT
+def tokens_per_rank(mask_BT: Tensor, num_items_in_batch: Tensor | float | None) -> Tensor:
+    """What BATCH_TYPES divide by: the tokens of the whole batch over the number of ranks, whose gradients are averaged.
+    None: the tokens of all ranks in this call."""
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if num_items_in_batch is None:
+        tokens = mask_BT.sum().float()
+        if distributed:
+            torch.distributed.all_reduce(tokens)
+    else:
+        tokens = torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=mask_BT.device)
+    return (tokens / (torch.distributed.get_world_size() if distributed else 1)).clamp(min=1)
 
 
 @dataclass(frozen=True, eq=False)
 class Completions:
-    """A padded batch. What lies outside the mask is not read."""
+    """A padded batch, without its hidden states or logits. What lies outside the mask is not read."""
 
-    hidden_BTH: Tensor
-    """Hidden state t of a completion is the one that predicts its token t."""
     targets_BT: Tensor
     mask_BT: Tensor
     """bool."""
@@ -92,6 +98,22 @@ class Completions:
     importance: Tensor | None
     """[B, 1] or [B, T], a factor of the policy term; not of the KL."""
 
+    @property
+    def weighted_advantages(self) -> Tensor:
+        """Every objective is positively homogeneous in the advantage, so the factor may stand there."""
+        return self.advantages if self.importance is None else self.advantages * self.importance
+
+    def clips(self, ratio: Tensor, spec: LossSpec) -> tuple[Tensor, Tensor]:
+        """bool of the shape of `ratio` or of the advantages: ratios below the lower bound, of which cispo has none, and
+        above the upper one, where that holds the loss back."""
+        low = (ratio < 1 - spec.clip_low) & (self.advantages < 0) & (spec.objective == "ppo")
+        return low, (ratio > 1 + spec.clip_high) & (self.advantages > 0)
+
+
+class Head(NamedTuple):
+    weight_VH: Tensor
+    bias_V: Tensor | None
+
 
 class GRPOLoss(NamedTuple):
     loss: Tensor
@@ -101,66 +123,58 @@ class GRPOLoss(NamedTuple):
     kl_BT: Tensor | None
 
 
-def grpo_loss(batch: Completions, weight_VH: Tensor, bias_V: Tensor | None, spec: LossSpec) -> GRPOLoss:
-    """The loss through the linear head, differentiable by hidden states, weight and bias; the rest is detached.
+def grpo_loss(hidden_BTH: Tensor, head: Head, batch: Completions, spec: LossSpec) -> GRPOLoss:
+    """The loss through the linear head, differentiable by hidden states, weight and bias; the rest is detached. Hidden
+    state t of a completion is the one that predicts its token t.
 
     With sequence ratios and one advantage for each token the gradient is GSPO-token's (arXiv 2507.18071, section 4.3):
     each token keeps its own credit. That of the peers would give every token of a sequence the mean credit; the two
     agree where the advantage is constant over the sequence.
     """
     mask_BT = batch.mask_BT
-    dtype = torch.promote_types(batch.hidden_BTH.dtype, torch.float32)
+    dtype = torch.promote_types(hidden_BTH.dtype, torch.float32)
 
     def pack(x: Tensor) -> Tensor:
         return x.expand_as(mask_BT)[mask_BT].to(dtype)
 
     kl_apart = spec.ratio == "sequence" and spec.kl_ratio and spec.kl_coef != 0
     result = linear_policy_loss(
-        batch.hidden_BTH[mask_BT],
-        weight_VH,
+        hidden_BTH[mask_BT],
+        head.weight_VH,
         batch.targets_BT[mask_BT],
         weights=pack(batch.share_B1),
-        bias=bias_V,
-        advantages=pack(batch.advantages if batch.importance is None else batch.advantages * batch.importance),
+        bias=head.bias_V,
+        advantages=pack(batch.weighted_advantages),
         old_logprobs=None if batch.old_BT is None else pack(batch.old_BT),
         ref_logprobs=None if batch.ref_BT is None else pack(batch.ref_BT),
         cu_seqlens=torch.nn.functional.pad(mask_BT.sum(-1).cumsum(0), (1, 0)).int(),
         spec=replace(spec, kl_coef=0.0) if kl_apart else spec,
     )
-    loss = result.loss + _sequence_kl(batch, weight_VH, bias_V, spec) if kl_apart else result.loss
-    ratio, kl_BT = _ratio_and_kl(_unpack(result.logprobs, mask_BT), batch, spec)
+    loss = result.loss + _sequence_kl(hidden_BTH, head, batch, spec) if kl_apart else result.loss
+    ratio, kl_BT = ratio_and_kl(_unpack(result.logprobs, mask_BT), batch, spec)
     return GRPOLoss(loss, _unpack(result.entropy, mask_BT), ratio, kl_BT)
 
 
-def token_logprobs_BT(
-    hidden_BTH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
-    targets_BT: Tensor,
-    mask_BT: Tensor,
-    temperature: float,
-    softcap: float | None = None,
-) -> Tensor:
+def token_logprobs_BT(hidden_BTH: Tensor, head: Head, targets_BT: Tensor, mask_BT: Tensor, spec: LossSpec) -> Tensor:
     """[B, T], 0 outside the mask."""
     logp_N = linear_token_logprobs(
         hidden_BTH[mask_BT],
-        weight_VH,
+        head.weight_VH,
         targets_BT[mask_BT],
-        bias=bias_V,
-        temperature=temperature,
-        softcap=softcap,
+        bias=head.bias_V,
+        temperature=spec.temperature,
+        softcap=spec.softcap,
     )
     assert isinstance(logp_N, Tensor)  # entropy=False
     return _unpack(logp_N, mask_BT)
 
 
-def _sequence_kl(batch: Completions, weight_VH: Tensor, bias_V: Tensor | None, spec: LossSpec) -> Tensor:
+def _sequence_kl(hidden_BTH: Tensor, head: Head, batch: Completions, spec: LossSpec) -> Tensor:
     """KL times a sequence's ratio, which the peers differentiate through all tokens of the sequence. GSPO-token's
     gradient is the same for the policy term, but not here, where KL differs between tokens; so this term takes another
     pass through the head."""
-    head = (spec.temperature, spec.softcap)
-    logp_BT = token_logprobs_BT(batch.hidden_BTH, weight_VH, bias_V, batch.targets_BT, batch.mask_BT, *head)
-    _, kl_BT = _ratio_and_kl(logp_BT, batch, spec)
+    logp_BT = token_logprobs_BT(hidden_BTH, head, batch.targets_BT, batch.mask_BT, spec)
+    _, kl_BT = ratio_and_kl(logp_BT, batch, spec)
     assert kl_BT is not None  # both adapters see to a reference where kl_coef != 0
     return spec.kl_coef * (batch.share_B1 * kl_BT).sum()
 
@@ -169,7 +183,8 @@ def _unpack(x_N: Tensor, mask_BT: Tensor) -> Tensor:
     return x_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, x_N)
 
 
-def _ratio_and_kl(logp_BT: Tensor, batch: Completions, spec: LossSpec) -> tuple[Tensor, Tensor | None]:
+def ratio_and_kl(logp_BT: Tensor, batch: Completions, spec: LossSpec) -> tuple[Tensor, Tensor | None]:
+    """The ratio, [B, 1] for sequence ratios, and the KL as the loss has it; both [B, T], differentiable by logp."""
     old_BT = logp_BT.detach() if batch.old_BT is None else batch.old_BT
     diff_BT = (logp_BT - old_BT).where(batch.mask_BT, 0.0)
     ratio = diff_BT.exp()

@@ -1,14 +1,39 @@
-"""Liger: `LigerFusedLinearGRPOLoss`, for step credit too. Written for and tested against liger_kernel 0.8.5."""
+"""Liger: `LigerFusedLinearGRPOLoss` and `triton_grpo_loss`, for step credit too. Written for liger_kernel 0.8.5."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import check_number
-from .grpo import BATCH_TYPES, Completions, GRPOLoss, as_rows, grpo_loss, grpo_spec, token_logprobs_BT, token_shares
+from ..checks import INTS, LOGIT_DTYPES, check_bool, check_number, check_tensor
+from .arguments import as_rows, check_completions, check_head, check_logprobs
+from .grpo import (
+    BATCH_TYPES,
+    Completions,
+    GRPOLoss,
+    Head,
+    grpo_loss,
+    grpo_spec,
+    token_logprobs_BT,
+    token_shares,
+    tokens_per_rank,
+)
+from .grpo_logits import Losses, logprobs_BT, reduced_loss, token_losses
+
+_DEFAULTS = {
+    "sapo_temperature_pos": 1.0,
+    "sapo_temperature_neg": 1.05,
+    "vespo_k_pos": 2.0,
+    "vespo_lambda_pos": 3.0,
+    "vespo_k_neg": 3.0,
+    "vespo_lambda_neg": 2.0,
+}
+"""Settings of the losses that are not offered."""
+
+_BOTH_REFERENCES = "Both ref_per_token_logps and ref_input are provided. Using ref_per_token_logps."
 
 
 class CapoFusedLinearGRPOLoss(torch.nn.Module):
@@ -44,20 +69,12 @@ class CapoFusedLinearGRPOLoss(torch.nn.Module):
         vespo_lambda_neg: float = 2.0,
     ) -> None:
         super().__init__()
-        refused = {
-            "sapo_temperature_pos": (sapo_temperature_pos, 1.0),
-            "sapo_temperature_neg": (sapo_temperature_neg, 1.05),
-            "vespo_k_pos": (vespo_k_pos, 2.0),
-            "vespo_lambda_pos": (vespo_lambda_pos, 3.0),
-            "vespo_k_neg": (vespo_k_neg, 3.0),
-            "vespo_lambda_neg": (vespo_lambda_neg, 2.0),
-        }
-        for name, (value, default) in refused.items():
-            if value != default:
-                raise ValueError(f"{name}: got {value}, want {default} (sapo and vespo are not offered)")
+        _refuse_settings(
+            sapo_temperature_pos, sapo_temperature_neg, vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg
+        )
+        check_bool("use_ref_model", use_ref_model)
         if loss_type == "dr_grpo":
             check_number("max_completion_length", max_completion_length, 0, above=True)
-        check_number("beta", beta, 0)
         self.spec = grpo_spec(
             loss_type=loss_type,
             importance_sampling_level=importance_sampling_level,
@@ -96,52 +113,150 @@ class CapoFusedLinearGRPOLoss(torch.nn.Module):
         are [B, T]; advantages [B] or [B, T]; vllm_is_ratio [B, T] or [B, 1]. The reference's log-probs are formed from
         ref_input, ref_weight and ref_bias where they are not given.
         """
+        ids, mask = ("selected_token_ids", selected_token_ids), ("attention_mask", attention_mask)
+        check_completions(ids, mask, ("_input", _input))
+        check_head(_input, lin_weight=lin_weight, bias=bias)
         mask_BT = attention_mask.bool()
+        check_logprobs(mask_BT, old_per_token_logps=old_per_token_logps, ref_per_token_logps=ref_per_token_logps)
+        if self.use_ref_model and ref_per_token_logps is not None and ref_input is not None:
+            warnings.warn(_BOTH_REFERENCES, stacklevel=2)
         if self.spec.kl_coef and ref_per_token_logps is None:
             ref_per_token_logps = self._reference(ref_input, ref_weight, ref_bias, selected_token_ids, mask_BT)
-        share_B1 = token_shares(self.loss_type, mask_BT, self.max_completion_length)
-        if self.loss_type in BATCH_TYPES:
-            share_B1 = share_B1 / _tokens_per_rank(mask_BT, num_items_in_batch)
-        batch = Completions(
-            _input,
+        batch = _completions(
             selected_token_ids,
             mask_BT,
-            as_rows("advantages", advantages, mask_BT),
-            share_B1,
+            advantages,
+            (self.loss_type, self.max_completion_length, num_items_in_batch),
             old_per_token_logps,
             ref_per_token_logps if self.spec.kl_coef else None,
-            None if vllm_is_ratio is None else as_rows("vllm_is_ratio", vllm_is_ratio, mask_BT),
+            vllm_is_ratio,
         )
-        weight_VH, bias_V = lin_weight.to(_input.dtype), None if bias is None else bias.to(_input.dtype)
-        result = grpo_loss(batch, weight_VH, bias_V, self.spec)
+        head = Head(lin_weight.to(_input.dtype), None if bias is None else bias.to(_input.dtype))
+        result = grpo_loss(_input, head, batch, self.spec)
         return result.loss, self._metrics(result, batch)
 
     def _reference(self, hidden: Any, weight: Any, bias: Any, targets_BT: Tensor, mask_BT: Tensor) -> Tensor:
         if hidden is None or weight is None:
             raise ValueError("ref_per_token_logps: got None, want it, or else ref_input and ref_weight")
+        sizes = {**dict(zip("BT", mask_BT.shape, strict=True)), "H": None}
+        check_tensor("ref_input", hidden, sizes, LOGIT_DTYPES, mask_BT.device)
+        check_head(hidden, (hidden.dtype,), ref_weight=weight, ref_bias=bias)
         with torch.no_grad():
-            return token_logprobs_BT(hidden, weight, bias, targets_BT, mask_BT, self.spec.temperature)
+            return token_logprobs_BT(hidden, Head(weight, bias), targets_BT, mask_BT, self.spec)
 
     def _metrics(self, result: GRPOLoss, batch: Completions) -> tuple[Tensor, ...]:
-        clipped = (result.ratio > 1 + self.spec.clip_high) & (batch.advantages > 0)
-        if self.spec.objective == "ppo":
-            clipped = clipped | (result.ratio < 1 - self.spec.clip_low) & (batch.advantages < 0)
+        low, high = batch.clips(result.ratio, self.spec)
         tokens = batch.mask_BT.sum().clamp(min=1)
-        clip_fraction = (clipped & batch.mask_BT).sum() / tokens
+        clip_fraction = ((low | high) & batch.mask_BT).sum() / tokens
         if self.beta == 0:
             return (clip_fraction,)
         kl = torch.zeros_like(clip_fraction) if result.kl_BT is None else result.kl_BT.sum() / tokens
         return kl, clip_fraction
 
 
-def _tokens_per_rank(mask_BT: Tensor, num_items_in_batch: Tensor | float | None) -> Tensor:
-    """What dapo and cispo divide by: the tokens of the whole batch over the number of ranks, whose gradients are
-    averaged. None: the tokens of all ranks in this call."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if num_items_in_batch is None:
-        tokens = mask_BT.sum().float()
-        if distributed:
-            torch.distributed.all_reduce(tokens)
-    else:
-        tokens = torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=mask_BT.device)
-    return (tokens / (torch.distributed.get_world_size() if distributed else 1)).clamp(min=1)
+def triton_grpo_loss(
+    logits: Tensor,
+    old_logp: Tensor | None,
+    ref_logp: Tensor | None,
+    completion_ids: Tensor,
+    advantages: Tensor,
+    completion_mask: Tensor | None = None,
+    temperature: float = 0.9,
+    beta: float = 0.04,
+    eps_low: float = 0.2,
+    eps_high: float = 0.4,
+    inplace: bool = True,
+    loss_type: str = "dapo",
+    max_completion_length: int | None = None,
+    importance_sampling_level: str = "token",
+    reduce: bool = False,
+    sapo_temperature_pos: float = 1.0,
+    sapo_temperature_neg: float = 1.05,
+    vllm_is_ratio: Tensor | None = None,
+    delta: float | None = None,
+    use_bias_correction_kl: bool = False,
+    num_items_in_batch: Tensor | float | None = None,
+    vespo_k_pos: float = 2.0,
+    vespo_lambda_pos: float = 3.0,
+    vespo_k_neg: float = 3.0,
+    vespo_lambda_neg: float = 2.0,
+) -> tuple[Tensor, list[Tensor]] | tuple[Tensor, Tensor | None, Tensor]:
+    """Stands in for `liger_kernel.transformers.grpo_loss.triton_grpo_loss`: same arguments, same results.
+
+    logits: [B, T + 1, V], differentiable, row t of a sequence for its token t; ids, mask, old and reference log-probs
+    [B, T]; advantages [B], with token ratios also [B, T]; vllm_is_ratio [B], [B, 1] or [B, T].
+    Returns with `reduce` (loss, [mean KL where beta != 0, share of clipped tokens]), else (losses [B, T], KL [B, T] or
+    None, clipped [B, T]), where the losses alone are differentiable.
+
+    With `reduce` and token ratios one kernel gives loss and gradient, and with `inplace` the gradient takes the logits'
+    place in forward, unless they are a leaf. Else the logits are read again in backward and stay as they are.
+    Beyond Liger: loss_type="cispo" at sequence level. Not offered, ValueError with the name: as for
+    `CapoFusedLinearGRPOLoss`.
+    """
+    _refuse_settings(
+        sapo_temperature_pos, sapo_temperature_neg, vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg
+    )
+    check_number("eps_low", eps_low, 0)
+    check_number("eps_high", eps_high, 0)
+    spec = grpo_spec(
+        loss_type=loss_type,
+        importance_sampling_level=importance_sampling_level,
+        epsilon_low=eps_low,
+        epsilon_high=eps_high,
+        delta=delta,
+        beta=beta,
+        use_bias_correction_kl=use_bias_correction_kl,
+        temperature=temperature,
+    )
+    if delta is not None and loss_type == "cispo":
+        raise ValueError(f"delta: got {delta} with loss_type='cispo', want None")
+    check_number("max_completion_length", max_completion_length, 0, above=True, optional=True)
+    check_tensor("completion_ids", completion_ids, {"B": None, "T": None}, INTS, None)
+    mask = torch.ones_like(completion_ids) if completion_mask is None else completion_mask
+    check_completions(("completion_ids", completion_ids), ("completion_mask", mask), ("logits", logits), beyond=1)
+    mask_BT, length = mask.bool(), max_completion_length or completion_ids.shape[1]
+    check_logprobs(mask_BT, old_logp=old_logp, ref_logp=ref_logp)
+    if beta and ref_logp is None:
+        raise ValueError(f"ref_logp: got None with beta={beta}, want a float tensor [B, T]")
+    shares = (loss_type, length, num_items_in_batch)
+    ref_BT = ref_logp if beta else None
+    batch = _completions(completion_ids, mask_BT, advantages, shares, old_logp, ref_BT, vllm_is_ratio)
+    if spec.ratio == "sequence" and batch.advantages.shape[1] != 1:
+        raise ValueError(f"advantages: got shape {list(advantages.shape)}, want [B] with sequence ratios")
+    if reduce and spec.ratio == "token":
+        return _reduced(reduced_loss(logits, batch, spec, inplace), mask_BT)
+    found = token_losses(logprobs_BT(logits, batch, temperature), batch, spec)
+    if reduce:
+        return _reduced(found._replace(loss=(batch.share_B1 * found.loss).sum()), mask_BT)
+    return found.loss, found.kl_BT, found.clipped_BT.to(found.loss.dtype)
+
+
+def _completions(
+    ids_BT: Tensor,
+    mask_BT: Tensor,
+    advantages: Tensor,
+    shares: tuple[str, int | None, Tensor | float | None],
+    old_BT: Tensor | None,
+    ref_BT: Tensor | None,
+    vllm_is_ratio: Tensor | None,
+) -> Completions:
+    """`shares`: loss_type, max_completion_length and num_items_in_batch."""
+    loss_type, length, items = shares
+    share_B1 = token_shares(loss_type, mask_BT, length)
+    if loss_type in BATCH_TYPES:
+        share_B1 = share_B1 / tokens_per_rank(mask_BT, items)
+    importance = None if vllm_is_ratio is None else as_rows("vllm_is_ratio", vllm_is_ratio, mask_BT)
+    advantages_BT = as_rows("advantages", advantages, mask_BT)
+    return Completions(ids_BT, mask_BT, advantages_BT, share_B1, old_BT, ref_BT, importance)
+
+
+def _reduced(found: Losses, mask_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
+    tokens = mask_BT.sum().clamp(min=1)
+    means = [] if found.kl_BT is None else [found.kl_BT.sum() / tokens]
+    return found.loss, [*means, found.clipped_BT.sum() / tokens]
+
+
+def _refuse_settings(*values: float) -> None:
+    for (name, default), value in zip(_DEFAULTS.items(), values, strict=True):
+        if value != default:
+            raise ValueError(f"{name}: got {value}, want {default} (sapo and vespo are not offered)")

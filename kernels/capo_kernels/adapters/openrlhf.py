@@ -5,13 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..api import token_logprobs
+from .arguments import flat_rows
 
 
 def log_probs_from_logits(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
-    """openrlhf/models/utils.py, `log_probs_from_logits`: logits [..., V], labels [...] -> log-probs [...], float32.
+    """openrlhf/models/utils.py, `log_probs_from_logits`: logits [..., V], labels [...] -> log-probs of the shape
+    `logits.shape[:-1]`, float32.
 
     OpenRLHF divides the caller's logits by the temperature in place and in their dtype; here they stay as they are.
     """
-    logp_T = token_logprobs(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), temperature=temperature)
+    logits_TV, labels_T = flat_rows(logits=logits, labels=labels)
+    logp_T = token_logprobs(logits_TV, labels_T, temperature=temperature)
     assert isinstance(logp_T, Tensor)  # entropy=False
-    return logp_T.view(labels.shape)
+    return logp_T.view(logits.shape[:-1])

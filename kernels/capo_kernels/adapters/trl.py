@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..spec import LossSpec
-from .grpo import BATCH_TYPES, Completions, GRPOLoss, as_rows, grpo_loss, grpo_spec, token_shares
+from .arguments import as_rows
+from .grpo import BATCH_TYPES, Completions, GRPOLoss, Head, grpo_loss, grpo_spec, token_shares
 
 _LOGIT_SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 _MULTIMODAL = ("pixel_values", "token_type_ids", "mm_token_type_ids")
@@ -51,9 +52,8 @@ class CapoLossMixin:
         mask_BT = inputs["completion_mask"].bool()
         if "tool_mask" in inputs:
             mask_BT = mask_BT & inputs["tool_mask"].bool()
-        hidden_BTH, weight_VH, bias_V = _completion_hidden(self, model, inputs)
+        hidden_BTH, head = _completion_hidden(self, model, inputs)
         batch = Completions(
-            hidden_BTH,
             inputs["completion_ids"],
             mask_BT,
             as_rows("advantages", inputs["advantages"], mask_BT),
@@ -62,7 +62,7 @@ class CapoLossMixin:
             inputs["ref_per_token_logps"] if spec.kl_coef else None,
             inputs["importance_sampling_ratio"] if _corrects_vllm(self) else None,
         )
-        result = grpo_loss(batch, weight_VH, bias_V, spec)
+        result = grpo_loss(hidden_BTH, head, batch, spec)
         _log_metrics(self, result, batch, spec)
         return result.loss
 
@@ -107,8 +107,8 @@ def _mode(trainer: Any) -> str:
     return "train" if trainer.model.training else "eval"
 
 
-def _completion_hidden(trainer: Any, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The hidden states that predict the completions, and the head's weight and bias, in one dtype."""
+def _completion_hidden(trainer: Any, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Head]:
+    """The hidden states that predict the completions, and the head, in one dtype."""
     for name in _MULTIMODAL:
         if name in inputs:
             raise ValueError(f"inputs[{name!r}]: want text alone")
@@ -128,7 +128,8 @@ def _completion_hidden(trainer: Any, model: Any, inputs: dict[str, Any]) -> tupl
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_BTH.dtype
     if trainer.args.cast_lm_head_to_fp32:
         dtype = torch.float32
-    return hidden_BTH.to(dtype), head.weight.to(dtype), None if head.bias is None else head.bias.to(dtype)
+    bias_V = None if head.bias is None else head.bias.to(dtype)
+    return hidden_BTH.to(dtype), Head(head.weight.to(dtype), bias_V)
 
 
 def _token_shares(trainer: Any, mask_BT: Tensor, inputs: dict[str, Any]) -> Tensor:
@@ -146,11 +147,10 @@ def _log_metrics(trainer: Any, result: GRPOLoss, batch: Completions, spec: LossS
     if result.kl_BT is not None:
         metrics["kl"].append(mean(result.kl_BT))
     metrics["entropy"].append(mean(result.entropy_BT))
-    high = (result.ratio > 1 + spec.clip_high) & (batch.advantages > 0)
+    low, high = batch.clips(result.ratio, spec)
     if spec.objective == "cispo":
         metrics["cispo_clip_ratio"].append(mean(high.float()))
         return
-    low = (result.ratio < 1 - spec.clip_low) & (batch.advantages < 0)
     metrics["clip_ratio/low_mean"].append(mean(low.float()))
     metrics["clip_ratio/high_mean"].append(mean(high.float()))
     metrics["clip_ratio/region_mean"].append(mean((low | high).float()))

@@ -1,5 +1,5 @@
-"""A rank with batches of its own: the losses of TRL and Liger beside ours. Run by torchrun with the folder of the model
-and the start of the name of the files to write."""
+"""A rank with batches of its own: the losses of TRL and Liger beside ours, and a head that FSDP2 has sharded. Run by
+torchrun with the folder of the model and the start of the name of the files to write."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import test_liger_adapter as liger
 import torch
 import torch.distributed as dist
 import trl_world as trl
+from torch.distributed.fsdp import fully_shard
+
+import capo_kernels as ck
 
 
 def compare_trl(model: str, folder: Path, rank: int) -> list[dict[str, Any]]:
@@ -36,9 +39,56 @@ def compare_liger(rank: int) -> list[list[list[float]]]:
     return [[torch.cat([x.flatten() for x in outcome]).tolist() for outcome in pair] for pair in pairs]
 
 
+def sharded_head(rank: int) -> dict[str, Any]:
+    """A head that is its own unit of FSDP2, used without its forward: what a call says, and after `unshard()` how far
+    its gradients are from the mean over the ranks."""
+    batches = [fsdp_batch(seed) for seed in range(2)]
+    whole, sharded = fsdp_model(), fsdp_model()
+    torch.stack([fsdp_loss(whole, *batch) for batch in batches]).mean().backward()
+    for unit in (sharded[0], sharded[1], sharded):
+        fully_shard(unit)
+    try:
+        fsdp_loss(sharded, *batches[rank])
+        message = "none"
+    except TypeError as error:
+        message = str(error)
+    errors = []
+    for _ in range(2):  # the second step finds the head as the first one's backward left it
+        sharded.zero_grad()
+        fsdp_loss(sharded, *batches[rank], unshard=True).backward()
+        pairs = zip(sharded.parameters(), whole.parameters(), strict=True)
+        errors += [(ours.grad.full_tensor() - exact.grad).abs().max().item() for ours, exact in pairs]
+    return {"message": message, "errors": errors}
+
+
+class BodyAlone(torch.nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self[0](x)
+
+
+def fsdp_model() -> BodyAlone:
+    torch.manual_seed(0)
+    return BodyAlone(torch.nn.Linear(8, 16), torch.nn.Linear(16, 40))
+
+
+def fsdp_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(5, 8, generator=g), torch.randint(40, (5,), generator=g), torch.randn(5, generator=g)
+
+
+def fsdp_loss(
+    model: BodyAlone, x: torch.Tensor, targets: torch.Tensor, advantages: torch.Tensor, unshard: bool = False
+) -> torch.Tensor:
+    hidden, head = model(x), model[1]
+    if unshard:
+        head.unshard()
+    beside = {"weights": torch.full((5,), 0.2), "advantages": advantages, "bias": head.bias}
+    return ck.linear_policy_loss(hidden, head.weight, targets, **beside).loss
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     model, out, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
-    found = {"trl": compare_trl(model, out.parent, rank), "liger": compare_liger(rank)}
+    found = {"trl": compare_trl(model, out.parent, rank), "liger": compare_liger(rank), "head": sharded_head(rank)}
     out.with_suffix(f".{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -204,10 +204,49 @@ def test_what_is_not_offered_is_refused_by_name(name: str, settings: dict[str, A
         CapoFusedLinearGRPOLoss(**settings or {name: 1.5})
 
 
-def test_a_reference_that_is_missing_or_advantages_of_another_shape_are_refused() -> None:
-    batch = make_batch()
-    with pytest.raises(ValueError, match=r"^advantages: got shape \[4, 5\]"):
-        CapoFusedLinearGRPOLoss()(**batch | {"advantages": torch.zeros(4, 5)})
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("_input", torch.zeros(4, 5, 8)),
+        ("_input", torch.zeros(4, 8)),
+        ("lin_weight", torch.zeros(40, 9)),
+        ("bias", torch.zeros(39)),
+        ("selected_token_ids", torch.zeros(4)),
+        ("attention_mask", torch.ones(4, 5)),
+        ("advantages", torch.zeros(4, 5)),
+        ("advantages", 1.0),
+        ("old_per_token_logps", torch.zeros(4, 5)),
+        ("ref_per_token_logps", torch.zeros(4, 6).long()),
+        ("vllm_is_ratio", torch.ones(5)),
+    ],
+)
+def test_an_argument_of_another_shape_or_type_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}: got .*, want "):
+        CapoFusedLinearGRPOLoss()(**make_batch() | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("ref_per_token_logps", {}),
+        ("ref_input", {"ref_input": torch.zeros(4, 5, 8), "ref_weight": torch.zeros(40, 8)}),
+        ("ref_weight", {"ref_input": torch.zeros(4, 6, 8), "ref_weight": torch.zeros(40, 9)}),
+    ],
+)
+def test_a_reference_that_is_missing_or_of_another_shape_is_refused_by_name(name: str, change: dict[str, Any]) -> None:
+    batch = make_batch() | change
     del batch["ref_per_token_logps"]
-    with pytest.raises(ValueError, match=r"^ref_per_token_logps: got None, want it, or else ref_input and ref_weight"):
+    with pytest.raises(ValueError, match=rf"^{name}: got .*, want "):
         CapoFusedLinearGRPOLoss()(**batch)
+
+
+def test_of_two_references_the_log_probs_are_taken_with_a_warning_as_liger_has_it() -> None:
+    batch, messages = make_batch(), []
+    both_given = batch | {"ref_input": batch["_input"] + 1, "ref_weight": batch["lin_weight"]}
+    for kind in (CapoFusedLinearGRPOLoss, LigerFusedLinearGRPOLoss):
+        expected = run(kind(**EAGER), batch)
+        with pytest.warns(UserWarning, match="Using ref_per_token_logps") as warned:
+            found = run(kind(**EAGER), both_given)
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+        messages.append(str(warned[0].message))
+    assert messages[0] == messages[1]

@@ -40,3 +40,9 @@ def test_bfloat16_logits_keep_float32_log_probs() -> None:
     logits, labels = torch.randn(50, 400).bfloat16(), torch.randint(400, (50,))
     wanted = logits.double().log_softmax(-1).gather(-1, labels[:, None])[:, 0]
     assert (log_probs_from_logits(logits, labels) - wanted).abs().max() < 1e-5
+
+
+def test_the_result_has_the_shape_of_the_logits_whatever_that_of_the_labels() -> None:
+    assert log_probs_from_logits(torch.randn(5, 7), torch.randint(7, (1, 5))).shape == (5,)
+    with pytest.raises(ValueError, match=r"^labels: got shape \[4\], want \[5\] beside logits \[5, 7\]"):
+        log_probs_from_logits(torch.randn(5, 7), torch.zeros(4).long())

@@ -1,9 +1,10 @@
-"""TRL's and Liger's losses beside ours, on two ranks with different batches."""
+"""TRL's and Liger's losses beside ours, on two ranks with different batches, and a head under FSDP2."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,10 @@ def test_liger_divides_by_the_tokens_of_all_ranks(found: list[dict[str, Any]]) -
         for ours, theirs in each["liger"]:
             difference = torch.tensor(ours) - torch.tensor(theirs)
             assert difference.norm() < TOLERANCE * torch.tensor(theirs).norm()
+
+
+def test_a_head_that_is_its_own_unit_of_fsdp2(found: list[dict[str, Any]]) -> None:
+    """Sharded it is refused by name; after the call that the message names, gradients are the mean over the ranks."""
+    for each in found:
+        assert re.match(r"weight: got a DTensor, want a plain tensor \(FSDP2: .*unshard\(\)", each["head"]["message"])
+        assert len(each["head"]["errors"]) == 8 and max(each["head"]["errors"]) < 1e-6

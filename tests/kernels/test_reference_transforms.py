@@ -1,0 +1,55 @@
+"""Transforms of torch.func around `reference`: right, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.func import functional_call, grad, jvp, vmap
+
+import capo_kernels as ck
+
+TARGETS = torch.tensor([1, 4, 0])
+HIDDEN, WEIGHT = torch.randn(3, 4), torch.randn(5, 4)
+BESIDE = {"weights": torch.full((3,), 1 / 3), "advantages": torch.tensor([1.0, -0.5, 2.0]), "impl": "reference"}
+
+
+def loss(logits: torch.Tensor) -> torch.Tensor:
+    return ck.policy_loss(logits, TARGETS, **BESIDE).loss
+
+
+def linear_loss(hidden: torch.Tensor) -> torch.Tensor:
+    return ck.linear_policy_loss(hidden, WEIGHT, TARGETS, **BESIDE).loss
+
+
+def linear_logprobs(hidden: torch.Tensor) -> torch.Tensor:
+    return ck.linear_token_logprobs(hidden, WEIGHT, TARGETS, impl="reference").sum()
+
+
+def test_the_gradient_of_a_loss_on_logits_is_that_of_backward() -> None:
+    logits = (HIDDEN @ WEIGHT.T).requires_grad_()
+    (wanted,) = torch.autograd.grad(loss(logits), logits)
+    assert torch.equal(grad(loss)(logits.detach()), wanted)
+
+
+def test_functional_call_with_backward() -> None:
+    head = torch.nn.Linear(4, 5)
+    loss(head(HIDDEN)).backward()
+    parameters = {name: p.detach().requires_grad_() for name, p in head.named_parameters()}
+    loss(functional_call(head, parameters, (HIDDEN,))).backward()
+    assert torch.equal(parameters["weight"].grad, head.weight.grad)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: vmap(loss)(torch.zeros(2, 3, 5)),
+        lambda: jvp(loss, (torch.zeros(3, 5),), (torch.ones(3, 5),)),
+        lambda: grad(linear_loss)(HIDDEN),
+        lambda: vmap(linear_logprobs)(torch.zeros(2, 3, 4)),
+    ],
+)
+def test_what_would_be_wrong_is_refused_by_name(call: Callable) -> None:
+    with pytest.raises(RuntimeError, match=r"^torch.func: got a transform .* of .*, want autograd's backward"):
+        call()
