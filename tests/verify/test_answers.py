@@ -157,12 +157,12 @@ def test_the_default_verifier_in_a_pool() -> None:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the labelled pairs are not here")
 @pytest.mark.parametrize(
-    ("file", "response", "reference", "goal", "step"),
-    [("answer_cases.jsonl", "solution", "reference", 0.97, 1), ("answer_equiv.jsonl", "pred", "ref", 0.99, 3)],
+    ("file", "response", "reference", "goal"),
+    [("answer_cases.jsonl", "solution", "reference", 0.97), ("answer_equiv.jsonl", "pred", "ref", 0.991)],
 )
-def test_labelled_pairs(file: str, response: str, reference: str, goal: float, step: int) -> None:
+def test_labelled_pairs(file: str, response: str, reference: str, goal: float) -> None:
     """Right on the goal's share, and at most 1 % of different answers accepted."""
-    rows = [json.loads(line) for line in (DATA / file).read_text(encoding="utf-8").splitlines()[::step]]
+    rows = [json.loads(line) for line in (DATA / file).read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if not row.get("flags") and not row.get("settings")]
     wrong = [row for row in rows if answers_equal(row[response], row[reference]) != row["equal"]]
     assert len(wrong) <= (1 - goal) * len(rows)
