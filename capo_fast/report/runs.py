@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from capo_fast.config.dotted import dotted
-from capo_fast.runlog.recorder import read_metrics
+from capo_fast.runlog.recorder import read_metrics, rollout_files
 from capo_fast.runtime.files import RecordError
 
 
@@ -36,7 +36,7 @@ class Run:
 
     def rollout_files(self) -> dict[int, Path]:
         """The rollouts on disk by step."""
-        return {int(path.name.split(".")[0]): path for path in sorted(self.folder.glob("rollouts/[0-9]*.jsonl.gz"))}
+        return rollout_files(self.folder)
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:

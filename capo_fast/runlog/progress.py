@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
+
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
 
 from capo_fast.config.schema import Config
 from capo_fast.records import Rollout
 from capo_fast.rollout.pass_rate import PassRate
+from capo_fast.runtime.files import RecordError
 
 
 @dataclass
 class Progress:
     """Kept in every checkpoint as JSON."""
 
-    step: int = 0
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    step: NonNegativeInt = 0
     """Finished training steps; the version of the policy."""
-    cursor: int = 0
+    cursor: NonNegativeInt = 0
     """Prompts drawn so far."""
-    wall_seconds: float = 0.0
+    wall_seconds: NonNegativeFloat = 0.0
     """Over all starts of the run."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds by stage."""
-    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, int | float]] = field(default_factory=dict)
     """`PassRate` by step."""
-    best_step: int | None = None
+    best_step: NonNegativeInt | None = None
     """Step of the best evaluation."""
-    critique_tokens: int = 0
+    critique_tokens: NonNegativeInt = 0
     """Of all critiques so far, prompts included."""
     lengths: dict[str, float] = field(default_factory=dict)
     """Mean response length of each prompt, tokens, when it was last sampled; by prompt id."""
+
+    @classmethod
+    def read(cls, value: Any, step: int, where: Path) -> Self:
+        """The progress after a step, from its JSON in the checkpoint at `where`. Raises RecordError."""
+        try:
+            progress = TypeAdapter(cls).validate_json(json.dumps(value))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise RecordError(f"{where}, progress, {field}: found {first['input']!r}: {first['msg']}") from None
+        rated = progress.best_step is None or "rate" in progress.evaluations.get(str(progress.best_step), {})
+        if progress.step != step or not rated:
+            raise RecordError(f"{where}, progress: found step {progress.step}, best step {progress.best_step}")
+        return progress
 
     def note(self, step: int, rate: PassRate | None) -> None:
         """Keep an evaluation; the best step is the first with the highest rate."""
