@@ -21,7 +21,7 @@ from capo_fast.policy.learner import Learner
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import read_metrics
-from capo_fast.runtime.files import RecordError, json_line, lock, replacing
+from capo_fast.runtime.files import RecordError, lock, replacing
 from capo_fast.runtime.manifest import ADVICE
 from capo_fast.runtime.ranks import on_first_rank
 
@@ -68,7 +68,7 @@ class RunDir:
             "progress": asdict(progress),
             "settings": config_as_dict(self._config),
             "inputs": self._inputs,
-            "records": {"metrics": metrics_digest(self.path, progress.step)},
+            "records": {"metrics": metrics_digest(self.path)},
         }
 
     def _check(self) -> None:
@@ -102,9 +102,9 @@ class RunDir:
         moved = zip(self._damaged, aside, strict=True)
         lines = [("warning", f"{damage}; it is now {path.name}, and {name} is resumed") for damage, path in moved]
         saved = found.section("records")["metrics"]
-        if saved != on_first_rank(lambda: metrics_digest(self.path, progress.step)):
-            wanted = f"are not the {saved['lines']} of {name}; training goes on"
-            lines.append(("warning", f"{self.path / 'metrics.jsonl'}: the lines up to step {progress.step} {wanted}"))
+        if saved != on_first_rank(lambda: metrics_digest(self.path, saved["lines"])):
+            wanted = f"the first {saved['lines']} lines are not those that were there when {name} was saved"
+            lines.append(("warning", f"{self.path / 'metrics.jsonl'}: {wanted}; training goes on"))
         lines += [("note", line) for line in self._changes(self._settings(found), progress, learner)]
         if dist.get_rank() == 0:
             for line in lines:
@@ -158,7 +158,9 @@ def _move_aside(folder: Path) -> None:
         os.replace(folder, next(path for path in names if not path.exists()))
 
 
-def metrics_digest(run: Path, step: int) -> dict[str, str | int]:
-    """How many lines of metrics a run has up to a step, and their digest."""
-    lines = [json_line(line) for line in read_metrics(run / "metrics.jsonl") if line["step"] <= step]
-    return {"lines": len(lines), "digest": xxh3_128(b"".join(lines)).hexdigest()}
+def metrics_digest(run: Path, lines: int | None = None) -> dict[str, str | int]:
+    """How many whole lines of metrics a run has, or so many of them, and the digest of their bytes."""
+    path = run / "metrics.jsonl"
+    found = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in found if line.endswith(b"\n")][:lines]
+    return {"lines": len(whole), "digest": xxh3_128(b"".join(whole)).hexdigest()}

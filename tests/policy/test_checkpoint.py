@@ -15,7 +15,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from learner_ranks import TRAIN, make_learner, train
+from forked import run_ranks
+from learner_ranks import TRAIN, make_learner, resave, train
 from scripted_world import tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -93,6 +94,21 @@ def test_everything_comes_back_bit_for_bit(learner, tmp_path):
     assert draws() == drawn
     train(other, CONFIG)
     assert same(after, state_of(other))
+
+
+@pytest.mark.usefixtures("fork_server")
+def test_two_ranks_go_on_from_one_and_one_from_two(learner, tmp_path):
+    train(learner, CONFIG)
+    Checkpointer(tmp_path / "one", keep=1).save(1, learner, SECTIONS)
+    statuses, output = run_ranks(resave, tmp_path / "log", CONFIG, tmp_path / "one", tmp_path / "two")
+    assert statuses == [0, 0], output
+    checkpoint = whole(Checkpointer(tmp_path / "two", keep=1))
+    assert checkpoint.manifest.of("model") == ["model-00000.safetensors", "model-00001.safetensors"]
+    sizes = [checkpoint.manifest.files[name].size for name in checkpoint.manifest.of("optimizer")]
+    assert max(sizes) < 1.1 * min(sizes)
+    other = make_learner(CONFIG)
+    checkpoint.load(other)
+    assert same(state_of(learner), state_of(other))
 
 
 def test_a_longer_schedule_is_computed_over_all_steps_again(learner, tmp_path):
