@@ -12,6 +12,7 @@ from capo_fast.config.schema import Config
 from capo_fast.records import Prompt, Rollout, StepSpans
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runlog.progress import Progress
+from capo_fast.runtime.files import RecordError
 
 
 def noted(*rates):
@@ -20,6 +21,28 @@ def noted(*rates):
     for step, rate in enumerate(rates):
         progress.note(step, None if rate is None else PassRate(rate, 0.1, 8, 0))
     return progress
+
+
+def reread(progress):
+    return Progress.read(json.loads(json.dumps(asdict(progress))), progress.step, "step_000001")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cursor": "12"}, "cursor: found '12': Input should be a valid integer"),
+        ({"step": -5}, "step: found -5: "),
+        ({"step": 99}, "found step 99, best step None"),
+        ({"seconds": [1]}, "seconds: found "),
+        ({"speed": 1}, "speed: found 1: "),
+        ({"best_step": 3}, "found step 1, best step 3"),
+        ([], "found \\[\\]: "),
+    ],
+)
+def test_what_is_no_progress_of_that_step_is_refused(change, said):
+    value = asdict(Progress(step=1)) | change if isinstance(change, dict) else change
+    with pytest.raises(RecordError, match=f"^step_000001, progress.*{said}"):
+        Progress.read(value, 1, "step_000001")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +113,7 @@ def test_json_brings_everything_back():
     progress = noted(0.1, 1 / 3)
     progress.step, progress.cursor, progress.wall_seconds = 1, 48, 0.1 + 0.2
     progress.add_seconds({"learn": 1 / 7})
-    again = Progress(**json.loads(json.dumps(asdict(progress))))
+    again = reread(progress)
     assert again == progress
     again.note(2, PassRate(0.2, 0.1, 8, 0))
     assert again.best_step == 1
@@ -99,7 +122,7 @@ def test_json_brings_everything_back():
 
 
 def test_json_brings_back_a_rate_that_is_none():
-    again = Progress(**json.loads(json.dumps(asdict(noted(math.nan)))))
+    again = reread(noted(math.nan))
     assert math.isnan(again.evaluations["0"]["rate"])
     again.note(1, PassRate(0.0, 0.1, 8, 0))
     assert again.best_step == 1
@@ -113,4 +136,4 @@ def test_lengths_are_those_of_the_last_time():
     progress = Progress()
     progress.note_lengths([*rollouts("a", 2, 4), *rollouts("b", 10)])
     progress.note_lengths(rollouts("a", 7, 8))
-    assert Progress(**json.loads(json.dumps(asdict(progress)))).lengths == {"a": 7.5, "b": 10.0}
+    assert reread(progress).lengths == {"a": 7.5, "b": 10.0}
