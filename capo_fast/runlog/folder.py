@@ -105,13 +105,15 @@ class RunDir:
         if saved != on_first_rank(lambda: metrics_digest(self.path, saved["lines"])):
             wanted = f"the first {saved['lines']} lines are not those that were there when {name} was saved"
             lines.append(("warning", f"{self.path / 'metrics.jsonl'}: {wanted}; training goes on"))
-        lines += [("note", line) for line in self._changes(self._settings(found), progress, learner)]
+        lines += [("note", line) for line in self._changes(found, progress, learner)]
         if dist.get_rank() == 0:
             for line in lines:
                 print_line(*line)
 
-    def _changes(self, settings: Config, progress: Progress, learner: Learner) -> Iterator[str]:
-        before, now = by_key(settings), by_key(self._config)
+    def _changes(self, found: Checkpoint, progress: Progress, learner: Learner) -> Iterator[str]:
+        if (ranks := dist.get_world_size()) != found.manifest.ranks:
+            yield f"{ranks} ranks, was {found.manifest.ranks}: the run goes on as it would have but for rounding"
+        before, now = by_key(self._settings(found)), by_key(self._config)
         for key in input_paths(self._config):
             if before[key] != now[key]:
                 yield f"{key} is {now[key]}, was {before[key]}: the same content"
