@@ -20,7 +20,10 @@ import capo_fast.runlog.status as status
 from capo_fast.errors import run_command
 from tests.corrupted.damages import DAMAGES, damage
 
-SETTINGS = "--checkpoint.every 1 --eval.every 1 --eval.limit 4 --rollout.prompts 2 --rollout.n 2".split()
+SETTINGS = [
+    *("--checkpoint.every", "1", "--eval.every", "1", "--eval.limit", "4"),
+    *("--rollout.prompts", "2", "--rollout.n", "2"),
+]
 TIMED = ("time/", "cpu/", "engine/", "memory", "tokens_per_s")
 
 
