@@ -286,14 +286,17 @@ def test_data_may_move_but_not_change(copied, tmp_path, capsys):
     )
 
 
-def test_changed_metrics_and_a_longer_schedule_are_said(tmp_path, capsys):
+def test_changed_records_and_a_longer_schedule_are_said(tmp_path, capsys):
     arguments = ["--run.dir", str(tmp_path / "run"), "--algorithm", "grpo", "--train.schedule", "cosine"]
     run(scripted_config(*arguments, "--train.steps", "1"), scripted_engine())
     metrics = tmp_path / "run" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"rollouts": 16', '"rollouts": 15'))
+    (tmp_path / "run" / "rollouts" / "000001.jsonl.gz").unlink()
     run(scripted_config(*arguments, "--train.steps", "2"), scripted_engine())
     assert [line.rpartition("/")[2] for line in capsys.readouterr().err.splitlines()] == [
-        "metrics.jsonl: the first 1 lines are not those that were there when step_000001 was saved; training goes on",
+        "metrics.jsonl: the first 1 lines are not those that were there before step_000001 was saved; training goes on",
+        "rollouts: 000001.jsonl.gz: missing, or not of the size that was there before step_000001 was saved; "
+        "training goes on",
         "capo_fast: note: train.steps is 2, was 1: the cosine schedule is computed over all of them again; "
         "the learning rate of step 2 is 0.0001",
     ]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from xxhash import xxh3_128
 
 from capo_fast.config.load import build_config, by_key, changed_settings, config_as_dict, dump_config
 from capo_fast.config.schema import Config
@@ -19,6 +18,7 @@ from capo_fast.errors import ConfigError, print_line
 from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
+from capo_fast.runlog.kept import changed_records, kept_records
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.files import RecordError, lock, replacing
@@ -68,7 +68,7 @@ class RunDir:
             "progress": asdict(progress),
             "settings": config_as_dict(self._config),
             "inputs": self._inputs,
-            "records": {"metrics": metrics_digest(self.path)},
+            "records": kept_records(self.path),
         }
 
     def _check(self) -> None:
@@ -101,10 +101,9 @@ class RunDir:
         aside, name = self._checkpointer.put_aside(newer_than=progress.step), found.folder.name
         moved = zip(self._damaged, aside, strict=True)
         lines = [("warning", f"{damage}; it is now {path.name}, and {name} is resumed") for damage, path in moved]
-        saved = found.section("records")["metrics"]
-        if saved != on_first_rank(lambda: metrics_digest(self.path, saved["lines"])):
-            wanted = f"the first {saved['lines']} lines are not those that were there when {name} was saved"
-            lines.append(("warning", f"{self.path / 'metrics.jsonl'}: {wanted}; training goes on"))
+        keep_all = self._config.run.keep_rollouts == "all"
+        changed = on_first_rank(lambda: list(changed_records(self.path, found.section("records"), keep_all)))
+        lines += [("warning", f"{line} before {name} was saved; training goes on") for line in changed]
         lines += [("note", line) for line in self._changes(found, progress, learner)]
         if dist.get_rank() == 0:
             for line in lines:
@@ -158,11 +157,3 @@ def _move_aside(folder: Path) -> None:
     names = (folder.with_name(f"{folder.name}.old-{i}") for i in range(1, 10**6))
     with lock(folder):
         os.replace(folder, next(path for path in names if not path.exists()))
-
-
-def metrics_digest(run: Path, lines: int | None = None) -> dict[str, str | int]:
-    """How many whole lines of metrics a run has, or so many of them, and the digest of their bytes."""
-    path = run / "metrics.jsonl"
-    found = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in found if line.endswith(b"\n")][:lines]
-    return {"lines": len(whole), "digest": xxh3_128(b"".join(whole)).hexdigest()}

@@ -7,6 +7,7 @@ A small run on the scripted engine is trained for two steps. For each case a cop
 
     harmless    done, with the same weights, metrics and rollouts as without the damage
     warned      the same, and a warning names the file
+    lost        as warned, but lines of metrics are gone
     refused     one line names what is wrong, exit status 1 or 2, and the checkpoints are as they were
     SILENT      done, with another result and no warning
     TRACEBACK   what a user should never see; so marked for the other commands, too

@@ -24,6 +24,7 @@ SETTINGS = [
     *("--checkpoint.every", "1", "--eval.every", "1", "--eval.limit", "4"),
     *("--rollout.prompts", "2", "--rollout.n", "2"),
 ]
+LOST = "other metrics"
 TIMED = ("time/", "cpu/", "engine/", "memory", "tokens_per_s")
 
 
@@ -65,9 +66,10 @@ class Attack:
             lines = [line for line in text.splitlines() if line.startswith("capo_fast: error: ")]
             sound = code in (1, 2) and len(lines) == 1 and state(run / "checkpoints") == before
             return "refused" if sound else f"SILENT exit {code}"
-        if difference := different(run, self.resumed):
+        warned, difference = "capo_fast: warning: " in text, different(run, self.resumed)
+        if difference and not (warned and difference == LOST):
             return f"SILENT {difference}"
-        return "warned" if "capo_fast: warning: " in text else "harmless"
+        return "lost" if difference else "warned" if warned else "harmless"
 
     def train(self, run: Path, steps: int) -> tuple[int, str]:
         return self.child(scripted_run.main, ["--run.dir", str(run), "--train.steps", str(steps), *SETTINGS])
@@ -111,7 +113,7 @@ def different(run: Path, other: Path) -> str | None:
         return "other weights"
     lines = [[timeless(line) for line in (folder / "metrics.jsonl").open()] for folder in (run, other)]
     if lines[0] != lines[1]:
-        return "other metrics"
+        return LOST
     return None if rollouts(run) == rollouts(other) else "other rollouts"
 
 
