@@ -40,6 +40,7 @@ from capo_fast.runtime.manifest import (
     FileEntry,
     Manifest,
     check_file,
+    read_json,
     read_manifest,
     steps_in,
     write_json,
@@ -64,10 +65,9 @@ class Checkpoint:
     folder: Path
     manifest: Manifest
 
-    def section(self, role: str) -> Any:
-        """The value of a section of one JSON file."""
-        [name] = self.manifest.of(role)
-        return json.loads((self.folder / name).read_bytes())
+    def section(self, role: str, kind: Any = Any) -> Any:
+        """The value of a section of one JSON file, as a type. Raises DamagedError."""
+        return read_json(self.folder / f"{role}.json", kind)
 
     def load(self, learner: Learner) -> None:
         """Restore the learner and this rank's random generators in place. A collective. Raises CheckpointError."""
@@ -75,8 +75,8 @@ class Checkpoint:
         def load() -> None:
             try:
                 read_state(self.folder, self.manifest, learner)
-            except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{self.folder} can't be loaded: {error}") from error
+            except (OSError, SafetensorError, ValueError, LookupError, TypeError, OverflowError, RuntimeError) as error:
+                raise CheckpointError(f"{self.folder} can't be loaded: {type(error).__name__}: {error}") from error
 
         on_every_rank(load)
 

@@ -8,19 +8,29 @@ learner.json                  updates so far; rank 0's
 
 from __future__ import annotations
 
-import json
 import random
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from pydantic import NonNegativeInt
 
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.shards import read_shards, write_shards
 from capo_fast.runtime.files import sync
-from capo_fast.runtime.manifest import FileEntry, Manifest, write_json
+from capo_fast.runtime.manifest import FileEntry, Manifest, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Updates:
+    """How far a learner is."""
+
+    updates: NonNegativeInt
+    """Taken so far; skipped ones don't count."""
+    bad_in_a_row: NonNegativeInt
 
 
 def write_state(folder: Path, learner: Learner) -> dict[str, FileEntry]:
@@ -31,8 +41,7 @@ def write_state(folder: Path, learner: Learner) -> dict[str, FileEntry]:
         written[name] = write_shards(folder / name, role, tensors, rank)
     values: dict[str, tuple[str, Any]] = {f"rng-{rank:05d}.json": ("rng", rng_state())}
     if rank == 0:
-        updates = {"updates": learner.schedule.last_epoch, "bad_in_a_row": learner.bad_in_a_row}
-        values["learner.json"] = "learner", updates
+        values["learner.json"] = "learner", asdict(Updates(learner.schedule.last_epoch, learner.bad_in_a_row))
     written |= {name: write_json(folder / name, role, value) for name, (role, value) in values.items()}
     sync(folder / name for name in written)
     return written
@@ -41,15 +50,15 @@ def write_state(folder: Path, learner: Learner) -> dict[str, FileEntry]:
 def read_state(folder: Path, manifest: Manifest, learner: Learner) -> None:
     """Restore the learner and this rank's random generators in place, on any number of ranks.
 
-    Raises OSError, SafetensorError, ValueError, KeyError or TypeError for what does not fit.
+    Raises DamagedError, or what safetensors, torch and the generators raise for what does not fit.
     """
     for role, tensors in _tensors(learner).items():
         read_shards([folder / name for name in manifest.of(role)], tensors)
-    saved = json.loads((folder / "learner.json").read_bytes())
-    _resume_schedule(learner, saved["updates"])
-    learner.bad_in_a_row = saved["bad_in_a_row"]
+    saved = read_json(folder / "learner.json", Updates)
+    _resume_schedule(learner, saved.updates)
+    learner.bad_in_a_row = saved.bad_in_a_row
     if dist.get_rank() < manifest.ranks:  # a rank beyond those that wrote keeps the generators it was started with
-        restore_rng(json.loads((folder / f"rng-{dist.get_rank():05d}.json").read_bytes()))
+        restore_rng(read_json(folder / f"rng-{dist.get_rank():05d}.json", dict[str, Any]))
 
 
 def _tensors(learner: Learner) -> dict[str, dict[str, torch.Tensor]]:

@@ -18,7 +18,7 @@ from capo_fast.errors import ConfigError, print_line
 from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
-from capo_fast.runlog.kept import changed_records, kept_records
+from capo_fast.runlog.kept import Kept, changed_records, kept_records
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.files import RecordError, lock, replacing
@@ -48,9 +48,10 @@ class RunDir:
         """
         self._inputs, progress = inputs, Progress()
         if self._found is not None:
-            check_inputs(self._found.section("inputs"), inputs, self._config, self.path)
+            check_inputs(self._found.section("inputs", Digests), inputs, self._config, self.path)
             self._found.load(learner)
-            progress = Progress.read(self._found.section("progress"), self._found.manifest.step, self._found.folder)
+            progress = self._found.section("progress", Progress)
+            progress.check(self._found.manifest.step, self._found.folder)
             self._note(self._found, progress, learner)
         on_first_rank(self._write_config)
         return progress
@@ -68,7 +69,7 @@ class RunDir:
             "progress": asdict(progress),
             "settings": config_as_dict(self._config),
             "inputs": self._inputs,
-            "records": kept_records(self.path),
+            "records": asdict(kept_records(self.path)),
         }
 
     def _check(self) -> None:
@@ -88,7 +89,7 @@ class RunDir:
 
     def _settings(self, found: Checkpoint) -> Config:
         try:
-            return build_config(found.section("settings"))
+            return build_config(found.section("settings", dict[str, Any]))
         except ConfigError as error:
             raise ConfigError(f"{found.folder / 'settings.json'}: {error}") from None
 
@@ -102,7 +103,7 @@ class RunDir:
         moved = zip(self._damaged, aside, strict=True)
         lines = [("warning", f"{damage}; it is now {path.name}, and {name} is resumed") for damage, path in moved]
         keep_all = self._config.run.keep_rollouts == "all"
-        changed = on_first_rank(lambda: list(changed_records(self.path, found.section("records"), keep_all)))
+        changed = on_first_rank(lambda: list(changed_records(self.path, found.section("records", Kept), keep_all)))
         lines += [("warning", f"{line} before {name} was saved; training goes on") for line in changed]
         lines += [("note", line) for line in self._changes(found, progress, learner)]
         if dist.get_rank() == 0:

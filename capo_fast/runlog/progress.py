@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self
+from typing import Any
 
-from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from capo_fast.config.schema import Config
 from capo_fast.records import Rollout
@@ -22,7 +21,7 @@ from capo_fast.runtime.files import RecordError
 class Progress:
     """Kept in every checkpoint as JSON."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     step: NonNegativeInt = 0
     """Finished training steps; the version of the policy."""
@@ -41,19 +40,11 @@ class Progress:
     lengths: dict[str, float] = field(default_factory=dict)
     """Mean response length of each prompt, tokens, when it was last sampled; by prompt id."""
 
-    @classmethod
-    def read(cls, value: Any, step: int, where: Path) -> Self:
-        """The progress after a step, from its JSON in the checkpoint at `where`. Raises RecordError."""
-        try:
-            progress = TypeAdapter(cls).validate_json(json.dumps(value))
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise RecordError(f"{where}, progress, {field}: found {first['input']!r}: {first['msg']}") from None
-        rated = progress.best_step is None or "rate" in progress.evaluations.get(str(progress.best_step), {})
-        if progress.step != step or not rated:
-            raise RecordError(f"{where}, progress: found step {progress.step}, best step {progress.best_step}")
-        return progress
+    def check(self, step: int, where: Path) -> None:
+        """Raises RecordError where the checkpoint of a step, at `where`, holds the progress of another."""
+        rated = self.best_step is None or "rate" in self.evaluations.get(str(self.best_step), {})
+        if self.step != step or not rated:
+            raise RecordError(f"{where}: found the progress of step {self.step}, with best step {self.best_step}")
 
     def note(self, step: int, rate: PassRate | None) -> None:
         """Keep an evaluation; the best step is the first with the highest rate."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,6 +104,18 @@ def write_json(path: Path, role: str, value: Any) -> FileEntry:
     with new_file(path, len(data)) as file:
         file.write(data)
     return file.entry(role)
+
+
+def read_json(path: Path, kind: Any) -> Any:
+    """What a JSON file holds, as a type. Raises DamagedError that names the place of what does not fit."""
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
+    except OSError as error:
+        raise DamagedError(f"{path} can't be read: {error.strerror or error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DamagedError(f"{path}: {place}: found {reprlib.repr(first['input'])}: {first['msg']}") from None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
