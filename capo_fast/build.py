@@ -47,6 +47,7 @@ from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import open_rewards
 from capo_fast.runlog.console import open_console
 from capo_fast.runlog.folder import RunDir, open_run_dir
+from capo_fast.runlog.inputs import input_digests
 from capo_fast.runlog.log import RunLog
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, RunFolder
@@ -79,7 +80,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     probe = probe_sequences(problems.prompts, config.sync.probe_sequences, config.sync.probe_tokens)
     learner, critic = load_learner(model_path, config, device, probe)
     rehearse_export(learner, tokenizer, folder.path, config)
-    progress = folder.resume(learner)
+    progress = folder.resume(learner, input_digests(config))
     recorder = open_recorder(folder.path, config, progress.step)
     with ExitStack() as undo:
         server = ask_server(config, group, progress)

@@ -35,8 +35,13 @@ def run_command(work: Callable[[], object]) -> int:
     try:
         result = work()
     except CapoError as error:
-        rank = os.environ.get("RANK", "0")
-        name = "capo_fast" if rank == "0" else f"capo_fast, rank {rank}"
-        print(f"{name}: {error.label}: {error}", file=sys.stderr, flush=True)
+        print_line(error.label, str(error))
         return error.exit_status
     return result if isinstance(result, int) else 0
+
+
+def print_line(label: str, text: str) -> None:
+    """One line on standard error, as `capo_fast: warning: ...`; ranks other than 0 name themselves."""
+    rank = os.environ.get("RANK", "0")
+    name = "capo_fast" if rank == "0" else f"capo_fast, rank {rank}"
+    print(f"{name}: {label}: {text}", file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from capo_fast.credit.assign import assign_credit
 from capo_fast.credit.steps import step_spans
 from capo_fast.engine.checksum import checksum
 from capo_fast.policy.batch import pack_update, split_minibatches
+from capo_fast.policy.checkpoint import RUN_SECTIONS, Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import BasePolicy, add_adapter
 from capo_fast.policy.model import full_weights, load_model, shard_policy
@@ -70,6 +71,15 @@ def train(learner: Learner, config: Config) -> dict[str, float]:
     minibatches = split_minibatches(SAMPLES, config.train.minibatches)
     rank, world = dist.get_rank(), dist.get_world_size()
     return learner.train_batch([pack_update(minibatch, config, rank, world) for minibatch in minibatches])
+
+
+def resave(config: Config, source: Path, target: Path) -> None:
+    """Load the newest checkpoint of a folder on these ranks, and save it again to another folder."""
+    with ranks():
+        learner = make_learner(config)
+        checkpoint, _ = Checkpointer(source, keep=1).newest_whole()
+        checkpoint.load(learner)
+        Checkpointer(target, keep=1).save(1, learner, dict.fromkeys(RUN_SECTIONS))
 
 
 def main(out: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from capo_fast.policy.shards import read_whole
 
 COMPARED = ("metrics.jsonl", "rollouts/*.jsonl.gz", "model/*.safetensors", "adapter/*.safetensors")
 """The files that are compared, besides the tensors of the newest checkpoint."""
@@ -74,13 +73,13 @@ def _records(path: Path) -> list[Record]:
 
 
 def _checkpoint(folder: Path) -> Record:
-    entries = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    tensors = {key: entry for key, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-    state: Record = {key: torch.empty(entry.size, dtype=entry.properties.dtype) for key, entry in tensors.items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process reads the shards of all ranks
-        dcp.load(state, checkpoint_id=folder, no_dist=True)
-    return state
+    """The tensors of all ranks, whole; of a checkpoint of another format only its files' names."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        return {path.name: "a file of another format" for path in sorted(folder.iterdir())}
+    roles = {path.name.split("-")[0] for path in files}
+    whole = {role: read_whole(folder.glob(f"{role}-*.safetensors")) for role in sorted(roles)}
+    return {f"{role}.{name}": tensor for role, tensors in whole.items() for name, tensor in tensors.items()}
 
 
 def _unequal(one: Mapping[str, Any], two: Mapping[str, Any], key: str) -> tuple[str, str] | None:

@@ -1,162 +1,194 @@
-"""Checkpoints of a run: complete or absent, never torn.
+"""Checkpoints of a run: whole or absent, and checked before they are loaded.
 
-A checkpoint holds what is trained of the model and its optimizer, sharded (torch.distributed.checkpoint), and as JSON
-the schedule, every rank's random generators and the run's progress. It is written beside its place and renamed into it,
-so a crash at any point leaves the last good one.
+    step_000002/
+      manifest.json    size, digest and role of every other file, written last             (runtime/manifest.py)
+      model-00000.safetensors, optimizer-00000.safetensors, rng-00000.json, learner.json    (policy/state.py)
+      progress.json, settings.json, inputs.json, records.json                               (runlog/folder.py)
+
+Nothing in it is code. It is written beside its place and renamed into it, so a crash at any point leaves the last good
+one.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import random
-import re
 import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
+from safetensors import SafetensorError
 
-from capo_fast.errors import CapoError
+from capo_fast.errors import CapoError, print_line
 from capo_fast.policy.learner import Learner
-from capo_fast.runtime.ranks import on_first_rank
+from capo_fast.policy.state import read_state, write_state
+from capo_fast.runtime.files import RecordError, naming, sync
+from capo_fast.runtime.manifest import (
+    ADVICE,
+    MANIFEST,
+    DamagedError,
+    FileEntry,
+    Manifest,
+    check_file,
+    read_json,
+    read_manifest,
+    steps_in,
+    write_json,
+    write_manifest,
+)
+from capo_fast.runtime.ranks import on_every_rank, on_first_rank
+
+RUN_SECTIONS = ("progress", "settings", "inputs", "records")
+"""What `save` is given of a checkpoint, beside the learner's state."""
+READERS = 8
+"""Files that one rank checks side by side."""
 
 
 class CheckpointError(CapoError):
     """A checkpoint could not be written or read."""
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    folder: Path
+    manifest: Manifest
+
+    def section(self, role: str, kind: Any = Any) -> Any:
+        """The value of a section of one JSON file, as a type. Raises DamagedError."""
+        return read_json(self.folder / f"{role}.json", kind)
+
+    def load(self, learner: Learner) -> None:
+        """Restore the learner and this rank's random generators in place. A collective. Raises CheckpointError."""
+
+        def load() -> None:
+            try:
+                read_state(self.folder, self.manifest, learner)
+            except (OSError, SafetensorError, ValueError, LookupError, TypeError, OverflowError, RuntimeError) as error:
+                raise CheckpointError(f"{self.folder} can't be loaded: {type(error).__name__}: {error}") from error
+
+        on_every_rank(load)
+
+
 class Checkpointer:
-    """The `checkpoints/` folder of a run. All methods but `newest` are collectives."""
+    """The `checkpoints/` folder of a run. Its methods are collectives."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self._keep = keep
+        self._warned = set[Path]()
 
-    def newest(self) -> int | None:
-        """Step of the newest checkpoint."""
-        return max(self._steps(), default=None)
+    def newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint of which every file is as it was written, and what is wrong with newer ones.
 
-    def save(self, step: int, learner: Learner, progress: dict[str, Any]) -> None:
-        """Write the checkpoint of `step` and prune older ones; `progress["best_step"]` stays. Raises CheckpointError.
-
-        A step that has a checkpoint keeps it: a run's state after a step is always the same.
+        None where there is no checkpoint at all. Raises CheckpointError where there are some and none is whole,
+        FormatError where the newest that is whole can't be read by this version.
         """
-        if on_first_rank(lambda: step in self._steps()):  # a shared file system may show the others less
+        damaged: list[str] = []
+        steps = on_first_rank(lambda: steps_in(self.folder))
+        for step in reversed(steps):
+            try:
+                return self._whole(step), damaged
+            except DamagedError as error:
+                damaged.append(str(error))
+        if damaged:
+            raise CheckpointError(f"{damaged[0]}; none of {len(steps)} checkpoints in {self.folder} is whole; {ADVICE}")
+        return None, damaged
+
+    def _whole(self, step: int) -> Checkpoint:
+        """The checkpoint of a step, its files checked by all ranks together. Raises DamagedError, FormatError."""
+        folder = self.folder / f"step_{step:06d}"
+        manifest = on_first_rank(lambda: read_manifest(folder, step))
+        names = sorted(manifest.files, key=lambda name: -manifest.files[name].size)
+        mine = names[dist.get_rank() :: dist.get_world_size()]
+
+        def check() -> None:
+            with ThreadPoolExecutor(READERS) as pool:
+                list(pool.map(lambda name: check_file(folder, name, manifest.files[name]), mine))
+
+        on_every_rank(check)
+        return Checkpoint(folder, manifest)
+
+    def put_aside(self, newer_than: int) -> list[Path]:
+        """Rename the checkpoints after a step, which are damaged, so that they are none any more; newest first."""
+
+        def rename() -> list[Path]:
+            moved = []
+            for step in reversed([step for step in steps_in(self.folder) if step > newer_than]):
+                moved.append(_free_name(self.folder / f"step_{step:06d}.damaged"))
+                with naming(moved[-1]):
+                    os.replace(self.folder / f"step_{step:06d}", moved[-1])
+            return moved
+
+        return on_first_rank(rename)
+
+    def save(self, step: int, learner: Learner, sections: Mapping[str, Any], best_step: int | None = None) -> None:
+        """Write the checkpoint of `step` and delete older ones but `best_step`'s. Raises CheckpointError.
+
+        sections: rank 0's RUN_SECTIONS, as JSON. A step that has a checkpoint keeps it: a run's state after a
+        step is always the same. An older one that can't be deleted is a warning.
+        """
+        if on_first_rank(lambda: step in steps_in(self.folder)):  # a shared file system may show the others less
             return
         temporary = self.folder / f".step_{step:06d}.tmp"
         try:
-            self._write(temporary, learner, progress)
-            if dist.get_rank() == 0:
-                self._publish(temporary, step, progress.get("best_step"))
-        except (OSError, CheckpointException) as error:
+            temporary = on_first_rank(lambda: self._make_temporary(step))
+            written = on_every_rank(lambda: write_state(temporary, learner))
+            files = {name: entry for part in written for name, entry in part.items()}
+            on_first_rank(lambda: self._publish(temporary, step, files, sections))
+        except (OSError, RecordError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(f"step {step} not saved, earlier checkpoints stand: {_cause(error)}") from error
-        dist.barrier()
+            raise CheckpointError(f"step {step} not saved, earlier checkpoints stand: {error}") from error
+        on_first_rank(lambda: self._prune(best_step))
 
-    def load(self, step: int, learner: Learner) -> dict[str, Any]:
-        """Restore learner and random generators in place; returns the progress that was saved."""
-        path = self.folder / f"step_{step:06d}"
-        try:
-            return self._read(path, learner)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, CheckpointException) as error:
-            raise CheckpointError(
-                f"{path} can't be read: {_cause(error)}; move it away to go on from the one before"
-            ) from error
+    def _make_temporary(self, step: int) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._clear()
+        temporary = _free_name(self.folder / f".step_{step:06d}.tmp")
+        temporary.mkdir()
+        return temporary
 
-    def _write(self, temporary: Path, learner: Learner, progress: dict[str, Any]) -> None:
-        if dist.get_rank() == 0:
-            for torn in self.folder.glob(".step_*.tmp"):
-                shutil.rmtree(torn)
-            temporary.mkdir(parents=True)
-        dist.barrier()
-        dcp.save(_tensors(learner), checkpoint_id=temporary)
-        _write_json(temporary / f"rng_{dist.get_rank()}.json", rng_state())
-        if dist.get_rank() == 0:
-            extra = {"schedule": learner.schedule.state_dict(), "bad_in_a_row": learner.bad_in_a_row}
-            _write_json(temporary / "progress.json", {**extra, "progress": progress})
-        dist.barrier()
-
-    def _read(self, path: Path, learner: Learner) -> dict[str, Any]:
-        tensors = _tensors(learner)
-        dcp.load(tensors, checkpoint_id=path)
-        learner.policy.load_state_dict(learner.policy.state_dict() | tensors["model"])
-        learner.optimizer.load_state_dict(tensors["optimizer"])
-        saved = json.loads((path / "progress.json").read_text())
-        learner.schedule.load_state_dict(saved["schedule"])
-        learner.bad_in_a_row = saved["bad_in_a_row"]
-        rng = path / f"rng_{dist.get_rank()}.json"
-        if rng.exists():
-            restore_rng(json.loads(rng.read_text()))
-        return saved["progress"]
-
-    def _publish(self, temporary: Path, step: int, best_step: int | None) -> None:
-        for path in [*temporary.iterdir(), temporary]:
-            _fsync(path)
+    def _publish(self, temporary: Path, step: int, files: Mapping[str, FileEntry], sections: Mapping[str, Any]) -> None:
+        rest = {f"{role}.json": write_json(temporary / f"{role}.json", role, value) for role, value in sections.items()}
+        write_manifest(temporary, Manifest(step, dist.get_world_size(), {**files, **rest}))
+        sync([temporary, *(temporary / name for name in (*rest, MANIFEST))])
         os.replace(temporary, self.folder / f"step_{step:06d}")
-        _fsync(self.folder)
-        kept = {*self._steps()[-self._keep :], best_step}
-        for old in set(self._steps()) - kept:
-            # Under its temporary name first: a kill half-way must not leave a torn checkpoint.
-            torn = self.folder / f".step_{old:06d}.tmp"
-            os.replace(self.folder / f"step_{old:06d}", torn)
-            shutil.rmtree(torn)
+        sync([self.folder])
 
-    def _steps(self) -> list[int]:
-        names = [path.name for path in self.folder.glob("step_*")] if self.folder.is_dir() else []
-        return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d+)", name)))
+    def _prune(self, best_step: int | None) -> None:
+        steps = steps_in(self.folder)
+        kept = {*steps[-self._keep :], best_step}
+        for old in set(steps) - kept:
+            # Under a temporary name first: a kill half-way must not leave a torn checkpoint.
+            path = self.folder / f"step_{old:06d}"
+            with self._warning(path):
+                os.replace(path, _free_name(self.folder / f".{path.name}.tmp"))
+        self._clear()
 
+    def _clear(self) -> None:
+        """Delete what was torn or is no longer kept."""
+        for path in self.folder.glob(".step_*.tmp*"):
+            with self._warning(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-def rng_state() -> dict[str, Any]:
-    """Every random generator of this process, as JSON."""
-    name, keys, *rest = np.random.get_state(legacy=True)
-    cuda = [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
-    return {
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-        "torch": torch.get_rng_state().tolist(),
-        "cuda": cuda,
-    }
-
-
-def restore_rng(state: dict[str, Any]) -> None:
-    """Inverse of `rng_state`."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([torch.tensor(s, dtype=torch.uint8) for s in state["cuda"]])
+    @contextmanager
+    def _warning(self, path: Path) -> Iterator[None]:
+        """A refusal to delete is no reason to end a run: one line per path and start."""
+        try:
+            yield
+        except OSError as error:
+            if path not in self._warned:
+                print_line("warning", f"{path} can't be deleted: {error.strerror or error}; training goes on")
+            self._warned.add(path)
 
 
-def _tensors(learner: Learner) -> dict[str, Any]:
-    """What training changes: a frozen base stays in the model's own files."""
-    parameters = learner.policy.named_parameters(remove_duplicate=False)
-    frozen = {name for name, parameter in parameters if not parameter.requires_grad}
-    model = {name: tensor for name, tensor in learner.policy.state_dict().items() if name not in frozen}
-    return {"model": model, "optimizer": learner.optimizer.state_dict()}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value))
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _cause(error: BaseException) -> str:
-    """The one line that says why: DCP wraps the error of each rank."""
-    if isinstance(error, CheckpointException):
-        first = next(iter(error.failures.values()))
-        return str(first[0] if isinstance(first, tuple) else first)
-    return str(error)
+def _free_name(path: Path) -> Path:
+    """The path, or the first of `path-1`, `path-2`, ... that is not taken."""
+    names = chain([path], (path.with_name(f"{path.name}-{i}") for i in count(1)))
+    return next(name for name in names if not os.path.lexists(name))

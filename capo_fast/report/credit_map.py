@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import heapq
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,11 +78,14 @@ def read_credit_map(
     pools = {name: Pool(room) for name in SHARES}
     ends = (min(files), max(files)) if files else ()
     for step in watch(files):
-        for row, judged, group in _judged(files[step], step, found):
-            pool = pools["disagreement" if judged in DISAGREEMENTS else "ends" if step in ends else "others"]
-            order = _order(judged, seed, step, row["group"], row["sample"])
-            if pool.is_open(order):
-                pool.add(order, entry(row, step, judged) | group)
+        try:
+            for row, judged, group in _judged(files[step], step, found):
+                pool = pools["disagreement" if judged in DISAGREEMENTS else "ends" if step in ends else "others"]
+                order = _order(judged, seed, step, row["group"], row["sample"])
+                if pool.is_open(order):
+                    pool.add(order, entry(row, step, judged) | group)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"{files[step]} is damaged: a row is no rollout's: {error!r}") from error
     found.shown = sorted(draw(pools, room), key=lambda each: (each["step"], each["group"], each["sample"]))
     return found
 
@@ -180,7 +184,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             yield from map(json.loads, file)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise RecordError(f"{path} is damaged: {error}") from error
 
 

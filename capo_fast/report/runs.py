@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import yaml
 
 from capo_fast.config.dotted import dotted
-from capo_fast.runlog.recorder import read_metrics
+from capo_fast.runlog.recorder import read_metrics, rollout_files
+from capo_fast.runlog.summary import read_summary
 from capo_fast.runtime.files import RecordError
 
 
@@ -36,7 +36,7 @@ class Run:
 
     def rollout_files(self) -> dict[int, Path]:
         """The rollouts on disk by step."""
-        return {int(path.name.split(".")[0]): path for path in sorted(self.folder.glob("rollouts/[0-9]*.jsonl.gz"))}
+        return rollout_files(self.folder)
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
@@ -73,18 +73,15 @@ def _load(folder: Path, name: str) -> Run:
     if not metrics.is_file():
         what = "it has no metrics.jsonl" if folder.is_dir() else "no such folder"
         raise RecordError(f"{folder} is not the folder of a run: {what}")
-    settings = _read(folder / "config.yaml", yaml.safe_load, yaml.YAMLError)
-    summary = _read(folder / "summary.json", json.loads, ValueError)
-    return Run(folder, name, dotted(settings), read_metrics(metrics), summary)
+    settings = _read_settings(folder / "config.yaml")
+    return Run(folder, name, dotted(settings), read_metrics(metrics), read_summary(folder / "summary.json"))
 
 
-def _read(path: Path, parse: Any, error: type[Exception]) -> dict[str, Any]:
+def _read_settings(path: Path) -> dict[str, Any]:
     """The mapping in a file, empty without the file."""
-    if not path.exists():
-        return {}
     try:
-        found = parse(path.read_text(encoding="utf-8"))
-    except (error, UnicodeDecodeError) as fault:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as fault:
         raise RecordError(f"{path} can't be read: {' '.join(str(fault).split())}") from fault
     if not isinstance(found, dict):
         raise RecordError(f"{path} holds {type(found).__name__}, want a mapping")

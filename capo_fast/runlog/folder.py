@@ -4,60 +4,151 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-from capo_fast.config.load import build_config, changed_settings, dump_config, read_file
+import torch.distributed as dist
+
+from capo_fast.config.load import build_config, by_key, changed_settings, config_as_dict, dump_config
 from capo_fast.config.schema import Config
-from capo_fast.errors import ConfigError
-from capo_fast.policy.checkpoint import Checkpointer
+from capo_fast.errors import ConfigError, print_line
+from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
+from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
+from capo_fast.runlog.kept import Kept, changed_records, kept_records
 from capo_fast.runlog.progress import Progress
-from capo_fast.runtime.files import lock, replacing
+from capo_fast.runlog.recorder import read_metrics
+from capo_fast.runtime.files import RecordError, lock, replacing
+from capo_fast.runtime.manifest import ADVICE
 from capo_fast.runtime.ranks import on_first_rank
 
 
-@dataclass(frozen=True)
 class RunDir:
     """Of every rank; rank 0 made it and holds the lock that keeps other processes out."""
 
-    path: Path
-    checkpointer: Checkpointer
-    guard: BinaryIO | None
+    def __init__(self, path: Path, config: Config) -> None:
+        """Looks for the newest whole checkpoint. A collective. Raises ConfigError where its settings are others."""
+        self.path = path
+        self.guard = ExitStack()
+        """Holds the lock."""
+        self._checkpointer = Checkpointer(path / "checkpoints", config.checkpoint.keep)
+        self._config = config
+        self._inputs: Digests = {}
+        self._found, self._damaged = self._checkpointer.newest_whole()
+        on_first_rank(self._check)
 
-    def resume(self, learner: Learner) -> Progress:
-        """Restore the newest checkpoint, if there is one; the run's progress. A collective."""
-        newest = on_first_rank(self.checkpointer.newest)
-        return Progress() if newest is None else Progress(**self.checkpointer.load(newest, learner))
+    def resume(self, learner: Learner, inputs: Digests) -> Progress:
+        """Restore the checkpoint that was found, if there is one; the run's progress. A collective.
+
+        Raises ConfigError where it was made with other inputs, CheckpointError where it can't be loaded. Nothing in the
+        folder changes before it is loaded.
+        """
+        self._inputs, progress = inputs, Progress()
+        if self._found is not None:
+            check_inputs(self._found.section("inputs", Digests), inputs, self._config, self.path)
+            self._found.load(learner)
+            progress = self._found.section("progress", Progress)
+            progress.check(self._found.manifest.step, self._found.folder)
+            self._note(self._found, progress, learner)
+        on_first_rank(self._write_config)
+        return progress
+
+    def save(self, learner: Learner, progress: Progress) -> None:
+        """Write a checkpoint. A collective. Raises CheckpointError."""
+        sections = self._sections(progress) if dist.get_rank() == 0 else {}
+        self._checkpointer.save(progress.step, learner, sections, progress.best_step)
 
     def close(self) -> None:
-        if self.guard is not None:
-            self.guard.close()
+        self.guard.close()
+
+    def _sections(self, progress: Progress) -> dict[str, Any]:
+        return {
+            "progress": asdict(progress),
+            "settings": config_as_dict(self._config),
+            "inputs": self._inputs,
+            "records": asdict(kept_records(self.path)),
+        }
+
+    def _check(self) -> None:
+        """What can be seen before a model is loaded."""
+        if self._found is None:
+            if lines := read_metrics(self.path / "metrics.jsonl"):
+                raise RecordError(
+                    f"{self.path}: metrics up to step {lines[-1]['step']} and no checkpoint to go on from; {ADVICE}"
+                )
+            return
+        for key, (before, now) in changed_settings(self._settings(self._found), self._config).items():
+            if key not in input_paths(self._config) or before is None:
+                raise ConfigError(
+                    f"{key}: {now!r}, but the run in {self.path} was started with {before!r}; "
+                    "resume it with the same settings, or take another run.dir, or --resume never"
+                )
+
+    def _settings(self, found: Checkpoint) -> Config:
+        try:
+            return build_config(found.section("settings", dict[str, Any]))
+        except ConfigError as error:
+            raise ConfigError(f"{found.folder / 'settings.json'}: {error}") from None
+
+    def _write_config(self) -> None:
+        with replacing(self.path / "config.yaml") as file:
+            file.write(dump_config(self._config).encode())
+
+    def _note(self, found: Checkpoint, progress: Progress, learner: Learner) -> None:
+        """Print what a user should know of this resume. A collective."""
+        aside, name = self._checkpointer.put_aside(newer_than=progress.step), found.folder.name
+        moved = zip(self._damaged, aside, strict=True)
+        lines = [("warning", f"{damage}; it is now {path.name}, and {name} is resumed") for damage, path in moved]
+        keep_all = self._config.run.keep_rollouts == "all"
+        changed = on_first_rank(lambda: list(changed_records(self.path, found.section("records", Kept), keep_all)))
+        lines += [("warning", f"{line} before {name} was saved; training goes on") for line in changed]
+        lines += [("note", line) for line in self._changes(found, progress, learner)]
+        if dist.get_rank() == 0:
+            for line in lines:
+                print_line(*line)
+
+    def _changes(self, found: Checkpoint, progress: Progress, learner: Learner) -> Iterator[str]:
+        if (ranks := dist.get_world_size()) != found.manifest.ranks:
+            yield f"{ranks} ranks, was {found.manifest.ranks}: the run goes on as it would have but for rounding"
+        before, now = by_key(self._settings(found)), by_key(self._config)
+        for key in input_paths(self._config):
+            if before[key] != now[key]:
+                yield f"{key} is {now[key]}, was {before[key]}: the same content"
+        steps, schedule = now["train.steps"], now["train.schedule"]
+        if before["train.steps"] != steps > progress.step and schedule != "constant":
+            lr = learner.optimizer.param_groups[0]["lr"]
+            yield (
+                f"train.steps is {steps}, was {before['train.steps']}: the {schedule} schedule is computed over all of "
+                f"them again; the learning rate of step {progress.step + 1} is {lr:.3g}"
+            )
 
 
 def open_run_dir(config: Config) -> RunDir:
-    """The run's folder, ready to be written to. A collective. With `resume = never` one that is there moves aside.
+    """The run's folder, locked; nothing in it has changed. A collective. With `resume = never` one that is there moves
+    aside.
 
-    Raises ConfigError where a resumed run's settings differ, RecordError where another process is at work there.
+    Raises ConfigError where a resumed run's settings differ, RecordError where another process is at work there,
+    CheckpointError where it has checkpoints and none is whole.
     """
-    guards: list[BinaryIO] = []  # a file stays on its rank
-    path = on_first_rank(lambda: _make_folder(config, guards))
-    return RunDir(path, Checkpointer(path / "checkpoints", config.checkpoint.keep), guards[0] if guards else None)
+    with ExitStack() as guard:
+        path = on_first_rank(lambda: _make_folder(config, guard))
+        folder = RunDir(path, config)
+        folder.guard = guard.pop_all()
+    return folder
 
 
-def _make_folder(config: Config, guards: list[BinaryIO]) -> Path:
+def _make_folder(config: Config, guard: ExitStack) -> Path:
     folder = Path(config.run.dir or f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
-    saved = folder / "config.yaml"
+    if "\0" in str(folder):
+        raise ConfigError(f"run.dir: found {str(folder)!r}, wanted a path")
     try:
         if folder.exists() and config.resume == "never":
             _move_aside(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        guards.append(lock(folder))
-        if Checkpointer(folder / "checkpoints", config.checkpoint.keep).newest() is not None:
-            _check_same_settings(config, saved)
-        with replacing(saved) as file:
-            file.write(dump_config(config).encode())
+        guard.enter_context(lock(folder))  # a file stays on its rank
     except OSError as error:
         raise ConfigError(f"run.dir: {error}") from error
     return folder
@@ -67,11 +158,3 @@ def _move_aside(folder: Path) -> None:
     names = (folder.with_name(f"{folder.name}.old-{i}") for i in range(1, 10**6))
     with lock(folder):
         os.replace(folder, next(path for path in names if not path.exists()))
-
-
-def _check_same_settings(config: Config, saved: Path) -> None:
-    for key, (before, now) in changed_settings(build_config(read_file(saved)), config).items():
-        raise ConfigError(
-            f"{key}: {now!r}, but the run in {saved.parent} was started with {before!r}; "
-            "resume it with the same settings, or take another run.dir, or --resume never"
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
@@ -81,7 +81,7 @@ class RunLog:
         """Write a checkpoint. A collective."""
         with self.stages("checkpoint"):
             self.progress.wall_seconds = self.wall_seconds()
-            self.folder.checkpointer.save(self.progress.step, learner, asdict(self.progress))
+            self.folder.save(learner, self.progress)
 
     def finish(self, **more: Any) -> dict[str, Any]:
         """Write and show the summary, with what else it is to hold; returns it."""

@@ -5,36 +5,48 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from capo_fast.config.schema import Config
 from capo_fast.records import Rollout
 from capo_fast.rollout.pass_rate import PassRate
+from capo_fast.runtime.files import RecordError
 
 
 @dataclass
 class Progress:
     """Kept in every checkpoint as JSON."""
 
-    step: int = 0
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    step: NonNegativeInt = 0
     """Finished training steps; the version of the policy."""
-    cursor: int = 0
+    cursor: NonNegativeInt = 0
     """Prompts drawn so far."""
-    wall_seconds: float = 0.0
+    wall_seconds: NonNegativeFloat = 0.0
     """Over all starts of the run."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds by stage."""
-    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, int | float]] = field(default_factory=dict)
     """`PassRate` by step."""
-    best_step: int | None = None
+    best_step: NonNegativeInt | None = None
     """Step of the best evaluation."""
-    critique_tokens: int = 0
+    critique_tokens: NonNegativeInt = 0
     """Of all critiques so far, prompts included."""
     failed_steps: int = 0
     """Steps in a row, up to this one, in which no answer got a verdict."""
     lengths: dict[str, float] = field(default_factory=dict)
     """Mean response length of each prompt, tokens, when it was last sampled; by prompt id."""
+
+    def check(self, step: int, where: Path) -> None:
+        """Raises RecordError where the checkpoint of a step, at `where`, holds the progress of another."""
+        rated = self.best_step is None or "rate" in self.evaluations.get(str(self.best_step), {})
+        if self.step != step or not rated:
+            raise RecordError(f"{where}: found the progress of step {self.step}, with best step {self.best_step}")
 
     def note(self, step: int, rate: PassRate | None) -> None:
         """Keep an evaluation; the best step is the first with the highest rate."""

@@ -18,6 +18,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
+import reprlib
 import resource
 import secrets
 import sys
@@ -115,7 +117,7 @@ class RunFolder(Recorder):
             self._wandb.close()
 
     def _steps(self) -> list[int]:
-        return [int(path.name.split(".")[0]) for path in self.rollouts.glob("[0-9]*.jsonl.gz")]
+        return list(rollout_files(self.folder))
 
     def _remove(self, steps: Iterable[int]) -> None:
         for step in steps:
@@ -155,15 +157,40 @@ def rollout_row(credited: CreditedSample) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, in order. What follows the last newline is a torn line, or one being written."""
-    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
-    lines = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise RecordError(f"{path}, line {number}, is not JSON ({error})") from error
+    """The lines of a metrics file, in order. What follows the last newline is a torn line, or one being written.
+
+    Raises RecordError for a line that is no object of numbers, or whose step is not above the step before it.
+    """
+    try:
+        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    except OSError as error:
+        raise RecordError(f"{path} can't be read: {error.strerror or error}") from error
+    lines: list[dict[str, Any]] = []
+    for number, text in enumerate(whole.splitlines(), start=1):
+        line = _metrics_line(text, f"{path}, line {number}")
+        if lines and line["step"] <= lines[-1]["step"]:
+            raise RecordError(f"{path}, line {number}: found step {line['step']} after step {lines[-1]['step']}")
+        lines.append(line)
     return lines
+
+
+def _metrics_line(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{where}, is not JSON ({error})") from error
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int) or line["step"] < 0:
+        raise RecordError(f"{where}: found {reprlib.repr(line)}, wanted an object with a step")
+    for key, value in line.items():
+        if not (value is None or type(value) is int or (type(value) is float and math.isfinite(value))):
+            raise RecordError(f"{where}: {key}: found {reprlib.repr(value)}, wanted a number")
+    return line
+
+
+def rollout_files(run: Path) -> dict[int, Path]:
+    """The rollouts on disk by step; a file of another name is none."""
+    names = {path.name.removesuffix(".jsonl.gz"): path for path in sorted(run.glob("rollouts/*.jsonl.gz"))}
+    return {int(name): path for name, path in names.items() if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,}", name)}
 
 
 def peak_memory_gb() -> float:

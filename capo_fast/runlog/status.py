@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from capo_fast.errors import run_command
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runlog.shown import PACE_STEPS, clock, shown_metrics, step_seconds, time_left
 from capo_fast.runtime.files import RecordError, is_locked
+from capo_fast.runtime.manifest import DamagedError, FormatError, check_sizes, read_manifest, steps_in
 
 
 def status(folder: Path, now: float) -> str:
@@ -59,10 +59,16 @@ def _evaluation(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _checkpoint(folder: Path) -> str:
-    """As policy.checkpoint finds it, whose import of torch takes seconds."""
-    names = [path.name for path in (folder / "checkpoints").glob("step_*")]
-    steps = [int(match[1]) for name in names if (match := re.fullmatch(r"step_(\d+)", name))]
-    return f"checkpoints/step_{max(steps):06d}" if steps else "none"
+    """The newest checkpoint, its files seen but not read: a resume checks their digests."""
+    steps = steps_in(folder / "checkpoints")
+    if not steps:
+        return "none"
+    newest = folder / "checkpoints" / f"step_{steps[-1]:06d}"
+    try:
+        check_sizes(newest, read_manifest(newest, steps[-1]))
+    except (DamagedError, FormatError) as error:
+        return str(error)
+    return f"checkpoints/{newest.name}"
 
 
 def _show(run: Path) -> None:

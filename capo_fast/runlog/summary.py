@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from capo_fast.runlog.shown import clock
-from capo_fast.runtime.files import finite, json_line, replacing
+from capo_fast.runtime.files import RecordError, finite, json_line, replacing
 
 REQUIRED = ("pass@1_before", "pass@1_after", "steps", "wall_seconds", "seconds_by_stage")
 """Keys of every summary."""
+STDERRS = ("pass@1_before_stderr", "pass@1_after_stderr")
 
 
 def write_summary(folder: str | Path, summary: Mapping[str, Any]) -> Path:
@@ -26,6 +29,20 @@ def write_summary(folder: str | Path, summary: Mapping[str, Any]) -> Path:
     with replacing(path) as file:
         file.write(json_line({key: finite(v) if isinstance(v, float) else v for key, v in summary.items()}))
     return path
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What a summary file holds, empty without the file. Raises RecordError for what is no summary."""
+    try:
+        summary = json.loads(path.read_bytes()) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"{path} can't be read: {error}") from error
+    if not isinstance(summary, dict):
+        raise RecordError(f"{path} holds {type(summary).__name__}, want a mapping")
+    for key in {*REQUIRED, *STDERRS} & summary.keys():
+        if not isinstance(summary[key], dict if key == "seconds_by_stage" else int | float | None):
+            raise RecordError(f"{path}: {key}: found {reprlib.repr(summary[key])}, wanted a number")
+    return summary
 
 
 def before_and_after(summary: Mapping[str, Any]) -> Table | Text:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import blake2b
+from pathlib import Path
+
+from xxhash import xxh3_128
+
+CHUNK = 2**22
+"""Bytes of a file that are read and hashed at once."""
 
 
 def digest(parts: Iterable[object]) -> str:
@@ -25,3 +31,13 @@ def seed_of(*key: object) -> int:
     True
     """
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def file_digest(path: Path) -> str:
+    """32 hex digits of a file's bytes: XXH3, which finds damage at the speed of memory and is no defence against a
+    forger. Threads hash side by side. Raises OSError."""
+    state, buffer = xxh3_128(), memoryview(bytearray(CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            state.update(buffer[:count])
+    return state.hexdigest()

@@ -145,6 +145,20 @@ def on_first_rank(work: Callable[[], T]) -> T:
     return answer[0]
 
 
+def on_every_rank(work: Callable[[], T]) -> list[T]:
+    """What `work` returns on each rank, in their order; every rank raises the error of the first that fails. A
+    collective."""
+    try:
+        mine: tuple[Any, Exception | None] = work(), None
+    except Exception as error:
+        mine = None, error
+    answers = gather([mine])
+    for _, failed in answers:
+        if failed is not None:
+            raise failed
+    return [answer for answer, _ in answers]
+
+
 def once_a_node(work: Callable[[], T]) -> T:
     """What `work` returns, or raises, when the first rank of each node does it. A collective."""
     local_rank = int(os.environ["LOCAL_RANK"])

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import random
+import resource
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from learner_ranks import TRAIN, make_learner, train
+from forked import run_ranks
+from learner_ranks import TRAIN, make_learner, resave, train
 from scripted_world import tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig
 from capo_fast.policy.checkpoint import Checkpointer, CheckpointError
 from capo_fast.policy.export import export_model
+from capo_fast.policy.learner import lr_factor
 from capo_fast.policy.model import DTYPES, full_weights
+from capo_fast.runtime.manifest import steps_in
 
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
@@ -26,7 +33,7 @@ CONFIG = Config(
     train=replace(TRAIN, schedule="cosine"),
     rollout=RolloutConfig(temperature=1.0, max_tokens=64),
 )
-PROGRESS = {"step": 1, "cursor": 12, "best_step": None}
+SECTIONS = {"progress": {"cursor": 12}, "settings": {}, "inputs": {}, "records": {}}
 
 
 @pytest.fixture
@@ -37,13 +44,13 @@ def learner(one_rank):
 @pytest.fixture
 def saved(learner, tmp_path):
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep=2)
-    checkpointer.save(1, learner, PROGRESS)
+    checkpointer.save(1, learner, SECTIONS)
     return learner, checkpointer
 
 
 def state_of(learner):
     weights, optimizer = dict(full_weights(learner.policy, torch.float32)), plain(learner.optimizer.state_dict())
-    return copy.deepcopy((weights, optimizer, learner.schedule.state_dict(), learner.bad_in_a_row))
+    return copy.deepcopy((weights, optimizer, learner.schedule.last_epoch, learner.bad_in_a_row))
 
 
 def plain(value):
@@ -67,20 +74,53 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def whole(checkpointer):
+    checkpoint, damaged = checkpointer.newest_whole()
+    assert damaged == []
+    return checkpoint
+
+
 def test_everything_comes_back_bit_for_bit(learner, tmp_path):
     train(learner, CONFIG)
     learner.bad_in_a_row = 2
     draws()  # an odd number of normal draws: the second of each pair is part of the state
-    (checkpointer := Checkpointer(tmp_path / "checkpoints", keep=2)).save(1, learner, PROGRESS)
+    (checkpointer := Checkpointer(tmp_path / "checkpoints", keep=2)).save(1, learner, SECTIONS)
     kept, drawn = state_of(learner), draws()
     train(learner, CONFIG)
     after = state_of(learner)
     other = make_learner(CONFIG)
-    assert checkpointer.load(1, other) == PROGRESS
+    whole(checkpointer).load(other)
+    assert {role: whole(checkpointer).section(role) for role in SECTIONS} == SECTIONS
     assert same(kept, state_of(other))
     assert draws() == drawn
     train(other, CONFIG)
     assert same(after, state_of(other))
+
+
+@pytest.mark.usefixtures("fork_server")
+def test_two_ranks_go_on_from_one_and_one_from_two(learner, tmp_path):
+    train(learner, CONFIG)
+    Checkpointer(tmp_path / "one", keep=1).save(1, learner, SECTIONS)
+    statuses, output = run_ranks(resave, tmp_path / "log", CONFIG, tmp_path / "one", tmp_path / "two")
+    assert statuses == [0, 0], output
+    checkpoint = whole(Checkpointer(tmp_path / "two", keep=1))
+    assert checkpoint.manifest.of("model") == ["model-00000.safetensors", "model-00001.safetensors"]
+    sizes = [checkpoint.manifest.files[name].size for name in checkpoint.manifest.of("optimizer")]
+    assert max(sizes) < 1.1 * min(sizes)
+    other = make_learner(CONFIG)
+    checkpoint.load(other)
+    assert same(state_of(learner), state_of(other))
+
+
+def test_a_longer_schedule_is_computed_over_all_steps_again(learner, tmp_path):
+    (checkpointer := Checkpointer(tmp_path, keep=2)).save(1, learner, SECTIONS)
+    for _ in range(2):
+        train(learner, CONFIG)
+    checkpointer.save(2, learner, SECTIONS)
+    longer = make_learner(replace(CONFIG, train=replace(CONFIG.train, steps=8)))
+    whole(checkpointer).load(longer)
+    rates = [longer.optimizer.param_groups[0]["lr"], train(longer, CONFIG)["lr"], train(longer, CONFIG)["lr"]]
+    assert rates == [CONFIG.train.lr * lr_factor(update, "cosine", 0, 8) for update in (2, 2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -89,42 +129,73 @@ def test_everything_comes_back_bit_for_bit(learner, tmp_path):
 )
 def test_the_last_and_the_best_stay(keep, best, left, learner, tmp_path):
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep)
-    assert checkpointer.newest() is None
+    assert whole(checkpointer) is None
     for step in range(5):
-        checkpointer.save(step, learner, {"best_step": best})
+        checkpointer.save(step, learner, SECTIONS, best)
     assert names(checkpointer.folder) == [f"step_{step:06d}" for step in left]
-    assert checkpointer.newest() == 4
+    assert whole(checkpointer).manifest.step == 4
 
 
 def test_a_torn_checkpoint_never_counts_and_goes_at_the_next_save(saved):
     learner, checkpointer = saved
     shutil.copytree(checkpointer.folder / "step_000001", checkpointer.folder / ".step_000009.tmp")
-    assert checkpointer.newest() == 1
-    checkpointer.save(2, learner, PROGRESS)
+    (checkpointer.folder / ".step_000002.tmp").write_text("a file, no folder")
+    assert whole(checkpointer).manifest.step == 1
+    checkpointer.save(2, learner, SECTIONS)
     assert names(checkpointer.folder) == ["step_000001", "step_000002"]
 
 
 def test_a_step_saved_twice_keeps_the_first(saved):
     learner, checkpointer = saved
-    checkpointer.save(1, learner, {"step": 99})
-    assert checkpointer.load(1, learner) == PROGRESS
+    checkpointer.save(1, learner, SECTIONS | {"progress": {"cursor": 99}})
+    assert whole(checkpointer).section("progress") == SECTIONS["progress"]
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"progress": {}}', "\udcff"])
-@pytest.mark.parametrize("file", ["progress.json", "rng_0.json", ".metadata"])
-def test_a_damaged_file_is_an_error_that_names_the_folder(file, damage, saved):
+def test_what_can_not_be_deleted_is_said_once_and_the_next_is_saved(saved, monkeypatch, capsys):
     learner, checkpointer = saved
-    (checkpointer.folder / "step_000001" / file).write_text(damage, errors="surrogateescape")
-    with pytest.raises(CheckpointError, match="step_000001 can't be read: "):
-        checkpointer.load(1, learner)
+    checkpointer._keep = 1
+
+    def busy(path, *rest):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        for step in (2, 3):
+            checkpointer.save(step, learner, SECTIONS)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"capo_fast: warning: {checkpointer.folder}/.step_00000{step}.tmp can't be deleted: Directory not empty; "
+        "training goes on"
+        for step in (1, 2)
+    ]
+    assert steps_in(checkpointer.folder) == [3]
+    checkpointer.save(4, learner, SECTIONS)
+    assert names(checkpointer.folder) == ["step_000004"]
 
 
-def test_a_save_that_fails_leaves_the_others(saved):
+@contextmanager
+def largest_file(size):
+    """No file may grow past `size` bytes, as on a full disk: a write takes a part, the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("size", "file"), [(1_000_000, "model-00000.safetensors"), (2_000_000, "optimizer-00000.safetensors")]
+)
+def test_a_full_disk_is_named_and_leaves_the_others(size, file, saved):
     learner, checkpointer = saved
-    (checkpointer.folder / ".step_000002.tmp").write_text("a file, no folder")
-    with pytest.raises(CheckpointError, match="step 2 not saved, earlier checkpoints stand"):
-        checkpointer.save(2, learner, PROGRESS)
-    assert checkpointer.newest() == 1
+    said = (
+        rf"step 2 not saved, earlier checkpoints stand: can't write \S+/{file}: File too large \([\d,]+ bytes wanted, "
+    )
+    with pytest.raises(CheckpointError, match=said), largest_file(size):
+        checkpointer.save(2, learner, SECTIONS)
+    assert names(checkpointer.folder) == ["step_000001"]
+    assert whole(checkpointer).manifest.step == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

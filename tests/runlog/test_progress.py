@@ -9,9 +9,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from capo_fast.config.schema import Config
+from capo_fast.errors import CapoError
 from capo_fast.records import Prompt, Rollout, StepSpans
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runlog.progress import Progress
+from capo_fast.runtime.manifest import read_json, write_json
 
 
 def noted(*rates):
@@ -20,6 +22,30 @@ def noted(*rates):
     for step, rate in enumerate(rates):
         progress.note(step, None if rate is None else PassRate(rate, 0.1, 8, 0))
     return progress
+
+
+def reread(progress, folder):
+    write_json(folder / "progress.json", "progress", asdict(progress))
+    return read_json(folder / "progress.json", Progress)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cursor": "12"}, "cursor: found '12': Input should be a valid integer"),
+        ({"step": -5}, "step: found -5: "),
+        ({"step": 99}, "found the progress of step 99, with best step None"),
+        ({"seconds": [1]}, "seconds: found "),
+        ({"speed": 1}, "speed: found 1: "),
+        ({"best_step": 3}, "found the progress of step 1, with best step 3"),
+        ([], "found \\[\\]: "),
+    ],
+)
+def test_what_is_no_progress_of_that_step_is_refused(change, said, tmp_path):
+    value = asdict(Progress(step=1)) | change if isinstance(change, dict) else change
+    (path := tmp_path / "progress.json").write_text(json.dumps(value))
+    with pytest.raises(CapoError, match=f"^{path}: .*{said}"):
+        read_json(path, Progress).check(1, path)
 
 
 @pytest.mark.parametrize(
@@ -86,11 +112,11 @@ def test_a_run_without_held_out_problems_has_the_same_keys():
     assert [summary[key] for key in (*rates, "best_step")] == [None] * 6
 
 
-def test_json_brings_everything_back():
+def test_json_brings_everything_back(tmp_path):
     progress = noted(0.1, 1 / 3)
     progress.step, progress.cursor, progress.wall_seconds = 1, 48, 0.1 + 0.2
     progress.add_seconds({"learn": 1 / 7})
-    again = Progress(**json.loads(json.dumps(asdict(progress))))
+    again = reread(progress, tmp_path)
     assert again == progress
     again.note(2, PassRate(0.2, 0.1, 8, 0))
     assert again.best_step == 1
@@ -98,14 +124,14 @@ def test_json_brings_everything_back():
     assert again.best_step == 3
 
 
-def test_json_brings_back_a_rate_that_is_none():
-    again = Progress(**json.loads(json.dumps(asdict(noted(math.nan)))))
+def test_json_brings_back_a_rate_that_is_none(tmp_path):
+    again = reread(noted(math.nan), tmp_path)
     assert math.isnan(again.evaluations["0"]["rate"])
     again.note(1, PassRate(0.0, 0.1, 8, 0))
     assert again.best_step == 1
 
 
-def test_lengths_are_those_of_the_last_time():
+def test_lengths_are_those_of_the_last_time(tmp_path):
     def rollouts(name, *lengths):
         prompt = Prompt(name, "", "", None, ())
         return [Rollout(prompt, 0, i, 0, (5,) * n, (), "", True, StepSpans((), ())) for i, n in enumerate(lengths)]
@@ -113,4 +139,4 @@ def test_lengths_are_those_of_the_last_time():
     progress = Progress()
     progress.note_lengths([*rollouts("a", 2, 4), *rollouts("b", 10)])
     progress.note_lengths(rollouts("a", 7, 8))
-    assert Progress(**json.loads(json.dumps(asdict(progress)))).lengths == {"a": 7.5, "b": 10.0}
+    assert reread(progress, tmp_path).lengths == {"a": 7.5, "b": 10.0}

@@ -30,6 +30,7 @@ from capo_fast.runlog.recorder import (
     RunFolder,
     peak_memory_gb,
     read_metrics,
+    rollout_files,
     rollout_row,
 )
 from capo_fast.runtime.files import RecordError, finite, json_line, replacing
@@ -145,10 +146,32 @@ def test_a_torn_last_line_is_no_line_and_is_cut_when_the_folder_is_opened(tmp_pa
     assert steps_of(tmp_path) == [1, 2, 3]
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
-    with pytest.raises(RecordError, match=r"metrics\.jsonl, line 2, is not JSON"):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"step"', ", is not JSON"),
+        ("[" * 9999, ", is not JSON"),
+        ("[1]", r": found \[1\], wanted an object with a step"),
+        ('{"a": 1}', r": found {'a': 1}, wanted an object with a step"),
+        ('{"step": -5}', r": found {'step': -5}, wanted an object with a step"),
+        ('{"step": 2, "lr": "fast"}', ": lr: found 'fast', wanted a number"),
+        ('{"step": 2, "lr": NaN}', ": lr: found nan, wanted a number"),
+        ('{"step": 1}', ": found step 1 after step 1"),
+    ],
+)
+def test_a_damaged_line_in_the_middle_is_named(tmp_path, line, said):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(RecordError, match=rf"metrics\.jsonl, line 2{said}"):
         RunFolder(tmp_path)
+
+
+def test_files_of_other_names_are_no_rollouts(tmp_path):
+    recorder = filled(tmp_path, 2)
+    for name in ("1 (copy).jsonl.gz", "0000003.jsonl.gz", "\u0663\u0663\u0663\u0663\u0663\u0663.jsonl.gz"):
+        (tmp_path / "rollouts" / name).touch()
+    assert list(rollout_files(tmp_path)) == [1, 2]
+    recorder.cut_back(0)
+    assert len(rollouts_of(tmp_path)) == 3
 
 
 # ---- rollouts --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 from capo_fast.config import dump_config, load_config
 from capo_fast.runlog.status import main, status
 from capo_fast.runtime.files import json_line, lock
+from capo_fast.runtime.manifest import SECTIONS, Manifest, write_json, write_manifest
 
 NOW = 1_000_000.0
 
@@ -17,9 +18,15 @@ NOW = 1_000_000.0
 def folder(tmp_path):
     """A run of 16 steps after two of them, and what it left beside them."""
     (tmp_path / "config.yaml").write_text(dump_config(load_config(["--algorithm", "dapo", "--seed", "5"])))
-    for name in ("step_000000", "step_000001", ".step_000002.tmp"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".step_000002.tmp").mkdir(parents=True)
+    for step in (0, 1):
+        make_checkpoint(tmp_path, step)
     return tmp_path
+
+
+def make_checkpoint(folder, step):
+    (path := folder / "checkpoints" / f"step_{step:06d}").mkdir()
+    write_manifest(path, Manifest(step, 1, {role: write_json(path / role, role, 1) for role in SECTIONS}))
 
 
 def write(folder, lines):
@@ -59,8 +66,10 @@ def test_a_run_that_has_stopped_or_ended(folder):
 
 def test_the_newest_checkpoint_is_that_of_the_last_step(folder):
     for step in (999_999, 1_000_000):
-        (folder / "checkpoints" / f"step_{step:06d}").mkdir()
+        make_checkpoint(folder, step)
     assert status(folder, NOW).endswith("\n  checkpoint  checkpoints/step_1000000")
+    (folder / "checkpoints" / "step_1000000" / "model").write_text("")
+    assert status(folder, NOW).endswith("/checkpoints/step_1000000/model is damaged: 0 bytes, wanted 1")
 
 
 def test_looking_leaves_the_folder_as_it_was(folder):

@@ -1,0 +1,126 @@
+"""Tensors of which every rank holds a part, as safetensors files, a file per rank; read back on any number of ranks.
+
+A file's `__metadata__` says for each of its tensors where in the whole it begins and what the whole's shape is:
+
+    rank 0 of 2: {"model.norm.weight": [[0], [64]]}        rank 1 of 2: {"model.norm.weight": [[32], [64]]}
+
+The files are written here, not by the safetensors package: piece by piece, so that no rank holds a copy of its part on
+the host, and hashed on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from capo_fast.runtime.manifest import FileEntry, new_file
+
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
+"""What safetensors calls the types that are saved."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """This rank's part of a tensor."""
+
+    local: torch.Tensor
+    offset: tuple[int, ...]
+    """Where in the whole it begins, per dimension."""
+    shape: tuple[int, ...]
+    """Of the whole."""
+
+
+def shard_of(tensor: torch.Tensor) -> Shard:
+    """A plain tensor is whole on every rank. Its memory is that of the tensor: what is written to it, is in it."""
+    if not isinstance(tensor, DTensor):
+        return Shard(tensor.detach(), (0,) * tensor.ndim, tuple(tensor.shape))
+    local = tensor.to_local().detach()
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Shard(local, tuple(offset), tuple(tensor.shape))
+
+
+def write_shards(path: Path, role: str, tensors: Mapping[str, torch.Tensor], rank: int) -> FileEntry:
+    """Write this rank's parts; those of tensors that are whole everywhere are rank 0's. Raises RecordError."""
+    mine = {name: shard_of(tensor) for name, tensor in tensors.items() if rank == 0 or isinstance(tensor, DTensor)}
+    parts = {name: part for name, part in mine.items() if part.local.numel()}
+    header = _header(parts)
+    with new_file(path, len(header) + sum(part.local.nbytes for part in parts.values())) as file:
+        file.write(header)
+        for part in parts.values():
+            file.write(part.local.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return file.entry(role)
+
+
+def _header(parts: Mapping[str, Shard]) -> bytes:
+    """Length (8 bytes, little-endian) and JSON of names, types, shapes and places, padded to a multiple of 8 bytes."""
+    table: dict[str, Any] = {
+        "__metadata__": {"shards": json.dumps({name: [part.offset, part.shape] for name, part in parts.items()})}
+    }
+    end = 0
+    for name, part in parts.items():
+        begin, end = end, end + part.local.nbytes
+        entry = {"dtype": NAMES[part.local.dtype], "shape": list(part.local.shape), "data_offsets": [begin, end]}
+        table[name] = entry
+    text = json.dumps(table).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_shards(paths: Sequence[Path], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Fill this rank's part of every tensor from the files of all ranks that wrote. Raises ValueError where a tensor is
+    missing, unknown, of another type or shape, or not all there."""
+    wanted = {name: shard_of(tensor) for name, tensor in tensors.items()}
+    filled = dict.fromkeys(wanted, 0)
+    with ExitStack() as stack:
+        for path in paths:
+            file = stack.enter_context(safe_open(path, "pt"))
+            for name, (offset, shape) in json.loads(file.metadata()["shards"]).items():
+                if name not in wanted:
+                    raise ValueError(f"{path.name}: {name} is no tensor of this run")
+                filled[name] += _copy(file.get_slice(name), offset, shape, wanted[name], f"{path.name}: {name}")
+    for name, part in wanted.items():
+        if filled[name] != part.local.numel():
+            raise ValueError(f"{name}: found {filled[name]} of {part.local.numel()} elements")
+
+
+def _copy(saved: Any, offset: Sequence[int], shape: Sequence[int], part: Shard, where: str) -> int:
+    """Copy what a saved part and this rank's have in common; the number of elements."""
+    found = saved.get_dtype(), tuple(shape)
+    if found != (NAMES[part.local.dtype], part.shape):
+        raise ValueError(f"{where}: found {found}, wanted {(NAMES[part.local.dtype], part.shape)}")
+    if not shape:
+        part.local.copy_(saved[...])
+        return 1
+    sizes = saved.get_shape(), part.local.shape
+    spans = [(max(a, b), min(a + m, b + n)) for a, b, m, n in zip(offset, part.offset, *sizes, strict=True)]
+    if any(begin >= end for begin, end in spans):
+        return 0
+    part.local[_slices(spans, part.offset)].copy_(saved[_slices(spans, offset)])
+    return math.prod(end - begin for begin, end in spans)
+
+
+def _slices(spans: Sequence[tuple[int, int]], start: Sequence[int]) -> tuple[slice, ...]:
+    """Spans of the whole, in a part that begins at `start`."""
+    return tuple(slice(begin - at, end - at) for (begin, end), at in zip(spans, start, strict=True))
+
+
+def read_whole(paths: Iterable[Path]) -> dict[str, torch.Tensor]:
+    """The whole tensors of the files of all ranks, on the host, by name."""
+    whole: dict[str, torch.Tensor] = {}
+    paths = list(paths)
+    for path in paths:
+        with safe_open(path, "pt") as file:
+            for name, (_, shape) in json.loads(file.metadata()["shards"]).items():
+                whole.setdefault(name, torch.empty(shape, dtype=file.get_tensor(name).dtype))
+    read_shards(paths, whole)
+    return whole

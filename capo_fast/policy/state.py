@@ -1,0 +1,108 @@
+"""A learner's state as the files of a checkpoint, a part of them from each rank.
+
+model-00000.safetensors       what rank 0 holds of the trained weights
+optimizer-00000.safetensors   and of the optimizer's tensors
+rng-00000.json                its random generators
+learner.json                  updates so far; rank 0's
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import NonNegativeInt
+
+from capo_fast.policy.learner import Learner
+from capo_fast.policy.shards import read_shards, write_shards
+from capo_fast.runtime.files import sync
+from capo_fast.runtime.manifest import FileEntry, Manifest, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Updates:
+    """How far a learner is."""
+
+    updates: NonNegativeInt
+    """Taken so far; skipped ones don't count."""
+    bad_in_a_row: NonNegativeInt
+
+
+def write_state(folder: Path, learner: Learner) -> dict[str, FileEntry]:
+    """Write this rank's files; they are on disk then. Raises RecordError."""
+    rank, written = dist.get_rank(), {}
+    for role, tensors in _tensors(learner).items():
+        name = f"{role}-{rank:05d}.safetensors"
+        written[name] = write_shards(folder / name, role, tensors, rank)
+    values: dict[str, tuple[str, Any]] = {f"rng-{rank:05d}.json": ("rng", rng_state())}
+    if rank == 0:
+        values["learner.json"] = "learner", asdict(Updates(learner.schedule.last_epoch, learner.bad_in_a_row))
+    written |= {name: write_json(folder / name, role, value) for name, (role, value) in values.items()}
+    sync(folder / name for name in written)
+    return written
+
+
+def read_state(folder: Path, manifest: Manifest, learner: Learner) -> None:
+    """Restore the learner and this rank's random generators in place, on any number of ranks.
+
+    Raises DamagedError, or what safetensors, torch and the generators raise for what does not fit.
+    """
+    for role, tensors in _tensors(learner).items():
+        read_shards([folder / name for name in manifest.of(role)], tensors)
+    saved = read_json(folder / "learner.json", Updates)
+    _resume_schedule(learner, saved.updates)
+    learner.bad_in_a_row = saved.bad_in_a_row
+    if dist.get_rank() < manifest.ranks:  # a rank beyond those that wrote keeps the generators it was started with
+        restore_rng(read_json(folder / f"rng-{dist.get_rank():05d}.json", dict[str, Any]))
+
+
+def _tensors(learner: Learner) -> dict[str, dict[str, torch.Tensor]]:
+    """What training changes, by section and name: a frozen base stays in the model's own files.
+
+    The optimizer's tensors have the names of their parameters: `model.norm.weight.exp_avg`. All share memory with the
+    learner.
+    """
+    names = [name for name, parameter in learner.policy.named_parameters() if parameter.requires_grad]
+    weights, parameters = learner.policy.state_dict(), learner.optimizer.param_groups[0]["params"]
+    states = {name: learner.optimizer.state[each] for name, each in zip(names, parameters, strict=True)}
+    return {
+        "model": {name: weights[name] for name in names},
+        "optimizer": {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()},
+    }
+
+
+def _resume_schedule(learner: Learner, updates: int) -> None:
+    """Set the learning rate to that after so many updates, under the settings of now: `train.steps` may have grown."""
+    schedule = learner.schedule
+    schedule.last_epoch = updates
+    rates = zip(learner.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    for group, peak, factor in rates:
+        group["lr"] = peak * factor(updates)
+
+
+def rng_state() -> dict[str, Any]:
+    """Every random generator of this process, as JSON."""
+    name, keys, *rest = np.random.get_state(legacy=True)
+    cuda = [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": cuda,
+    }
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Inverse of `rng_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([torch.tensor(s, dtype=torch.uint8) for s in state["cuda"]])

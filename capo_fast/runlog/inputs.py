@@ -1,0 +1,113 @@
+"""What a run is made from, by content: digests of the data, the models and the critic's prompt.
+
+    {"data.path": {"": "5f0c..."}, "model.path": {"config.json": "77ab...", "model.safetensors": "01c4..."}}
+
+By the key of the setting that names it and the file's name in it ("" for a file by itself). Whole files are hashed, at
+0.15 s per GB and thread from the page cache, where the model's have just been read to. A model or a data file may move,
+but not change.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch.distributed as dist
+from xxhash import xxh3_128
+
+from capo_fast.config.paths import resolve_model, resolve_path
+from capo_fast.config.schema import Config, DataConfig, EvalConfig
+from capo_fast.data import read_rows
+from capo_fast.errors import ConfigError
+from capo_fast.runtime.digest import file_digest
+from capo_fast.runtime.manifest import ADVICE
+from capo_fast.runtime.ranks import on_every_rank, on_first_rank
+
+Digests = dict[str, dict[str, str]]
+
+READ_OF_A_MODEL = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".tiktoken")
+"""Endings of the files that transformers and the engine read. Others in the folder (a README) may change."""
+READERS = 8
+
+
+def input_paths(config: Config) -> dict[str, str]:
+    """The settings that name what this run reads, by key."""
+    critic = config.credit.process != "none"
+    paths = {
+        "data.path": config.data.path,
+        "eval.path": config.eval.path,
+        "model.path": config.model.path,
+        "critic.path": config.critic.path if config.swaps else None,
+        "critic.prompt": config.critic.prompt if critic else None,
+    }
+    return {key: path for key, path in paths.items() if path is not None}
+
+
+def input_digests(config: Config) -> Digests:
+    """Digests of all that the run reads, computed by all ranks together. A collective. Raises ConfigError."""
+    files = on_first_rank(lambda: {key: _files(key, path) for key, path in input_paths(config).items()})
+    flat = [(key, name, path) for key, found in files.items() for name, path in found.items()]
+    parts = on_every_rank(lambda: _hash(flat[dist.get_rank() :: dist.get_world_size()]))
+    digests: Digests = {key: {} for key in files}
+    for key, name, digest in (each for part in parts for each in part):
+        digests[key][name] = digest
+    return digests | on_first_rank(lambda: _hub_data(config, files))
+
+
+def check_inputs(before: Digests, now: Digests, config: Config, run: Path) -> None:
+    """Raises ConfigError that names the setting and the file whose content the run was not started with."""
+    for key, path in input_paths(config).items():
+        old, new = before.get(key, {}), now[key]
+        for name in sorted(old | new):
+            if old.get(name) != new.get(name):
+                found = "is new" if name not in old else "is missing" if name not in new else "has changed"
+                where = str(Path(path, name)) if name else path
+                raise ConfigError(
+                    f"{key}: {where} {found} since the run in {run} was started; put it back, or {ADVICE}"
+                )
+
+
+def _files(key: str, path: str) -> dict[str, Path]:
+    """The files that a setting names, by their names in its folder; none for data of the hub."""
+    if key in ("model.path", "critic.path"):
+        folder = _model_folder(resolve_model(path, key))
+        return {each.name: each for each in sorted(folder.iterdir()) if each.suffix in READ_OF_A_MODEL}
+    file = resolve_path(path)
+    if file.is_dir():  # a saved data set, in which `datasets` may keep its caches
+        found = (each for each in sorted(file.rglob("*")) if each.is_file() and not each.name.startswith("cache-"))
+        return {str(each.relative_to(file)): each for each in found}
+    return {"": file} if file.exists() else {}
+
+
+def _model_folder(model: str) -> Path:
+    """The folder itself, or that of a hub id in the cache, where loading it has put it."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download  # slow to import, and a folder needs none of it
+
+    return Path(snapshot_download(model, local_files_only=True))
+
+
+def _hash(files: list[tuple[str, str, Path]]) -> list[tuple[str, str, str]]:
+    try:
+        with ThreadPoolExecutor(READERS) as pool:
+            digests = pool.map(file_digest, [path for _, _, path in files])
+            return [(key, name, digest) for (key, name, _), digest in zip(files, digests, strict=True)]
+    except OSError as error:
+        raise ConfigError(f"can't read {error.filename}: {error.strerror or error}") from error
+
+
+def _hub_data(config: Config, files: Mapping[str, Mapping[str, Path]]) -> Digests:
+    """Digests of the rows of data that has no file of its own here."""
+    parts: dict[str, DataConfig | EvalConfig] = {"data.path": config.data, "eval.path": config.eval}
+    return {key: {"": _rows_digest(parts[key])} for key in parts if key in files and not files[key]}
+
+
+def _rows_digest(source: DataConfig | EvalConfig) -> str:
+    assert source.path is not None
+    state = xxh3_128()
+    for _, row in read_rows(source.path, source.name, source.split):
+        state.update(json.dumps(row, default=str).encode())
+    return state.hexdigest()

@@ -1,0 +1,42 @@
+"""What a checkpoint keeps of a run's records, so that a resume sees whether they are still those that were written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import NonNegativeInt
+from xxhash import xxh3_128
+
+from capo_fast.runlog.recorder import rollout_files
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Of metrics.jsonl the number of lines and their digest, of the rollouts the sizes: gzip has its own checksum."""
+
+    lines: NonNegativeInt
+    digest: str
+    rollouts: dict[str, NonNegativeInt]
+    """Bytes, by the file's name."""
+
+
+def kept_records(run: Path, lines: int | None = None) -> Kept:
+    """Of a run as it is now; of the first lines of its metrics, or of all whole ones."""
+    path = run / "metrics.jsonl"
+    found = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in found if line.endswith(b"\n")][:lines]
+    sizes = {path.name: path.stat().st_size for path in rollout_files(run).values()}
+    return Kept(len(whole), xxh3_128(b"".join(whole)).hexdigest(), sizes)
+
+
+def changed_records(run: Path, kept: Kept, all_rollouts: bool) -> Iterator[str]:
+    """A line about each kind of record that is not as it was. `all_rollouts`: none may be missing."""
+    now = kept_records(run, kept.lines)
+    if (now.lines, now.digest) != (kept.lines, kept.digest):
+        yield f"{run / 'metrics.jsonl'}: the first {kept.lines} lines are not those that were there"
+    sizes = now.rollouts if all_rollouts else kept.rollouts | now.rollouts
+    if changed := [name for name, size in kept.rollouts.items() if sizes.get(name) != size]:
+        names = f"{changed[0]} and {len(changed) - 1} more" if len(changed) > 1 else changed[0]
+        yield f"{run / 'rollouts'}: {names}: missing, or not of the size that was there"
