@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -18,6 +17,7 @@ from capo_fast.rollout.pass_rate import solution_request
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
 from capo_fast.verify import Item, Verdict, VerifierPool, extract_answer
+from capo_fast.verify.comparison import within
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _item(question: Question, answer: Answer) -> Item:
 def _free_form(question: Question, answer: Answer, verdict: Verdict) -> Checked:
     vote = extract_answer(answer.text, truncated=not answer.finished)
     if verdict is not None and float(verdict) < 1.0 and question.tolerance is not None and vote is not None:
-        verdict = _close(vote, question.answer, question.tolerance) or verdict
+        verdict = within(vote, question.answer, question.tolerance) or verdict
     return Checked(verdict, vote)
 
 
@@ -104,14 +104,3 @@ def _choice(attempt: Attempt, text: str) -> Checked:
     place = read_choice(text, attempt.shown())
     vote = None if place is None else ascii_uppercase[attempt.order[place]]
     return Checked(vote == attempt.question.answer, vote)
-
-
-_NUMBER = re.compile(r"-?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
-
-
-def _close(answer: str, reference: str, tolerance: float) -> bool:
-    """Whether both hold as many numbers, in order each within the tolerance of the other."""
-    found, wanted = ([float(n.replace(",", "")) for n in _NUMBER.findall(text)] for text in (answer, reference))
-    if not wanted or len(found) != len(wanted):
-        return False
-    return all(abs(a - b) <= tolerance * (1 + 1e-9) for a, b in zip(found, wanted, strict=True))

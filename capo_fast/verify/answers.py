@@ -54,10 +54,10 @@ def judge(
     time limit is the caller's business, as it is for `VerifierPool`, whose parent kills a worker at its deadline.
     """
     answer, expected = extract_answer(response, truncated), reference_answer(reference)
+    if expected and not truncated and response.strip() == reference.strip():
+        return Judgement(True, expected, expected, "same text")
     if answer is None:
         return Judgement(False, None, expected, "no answer")
-    if response.strip() == reference.strip():
-        return Judgement(True, expected, expected, "same text")
     equal, rule = _decided(answer, expected, tolerance, percent)
     return Judgement(equal, answer, expected, rule)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -48,6 +49,21 @@ def compare(answer: str, reference: str, conventions: Conventions) -> Verdict:
         again = _Comparison(conventions, thousands=False).verdict(a, b)
         return again if again[0] else found
     return found
+
+
+def within(answer: str, reference: str, tolerance: float) -> bool:
+    r"""Whether both are as many numbers, in order each within the absolute tolerance of the other.
+
+    >>> within(r"2.8 \times 10^{11}", "2.75e11", 1e10), within("x = 0.34", r"\frac{1}{3}", 0.01)
+    (True, True)
+    """
+    found, wanted = (
+        [number(without_unit(members(item)[-1])) for item in parts(spelled(text), thousands=True).items]
+        for text in (answer, reference)
+    )
+    most = Fraction(tolerance) * (1 + Fraction(1, 10**9))
+    pairs = list(zip(found, wanted, strict=False))
+    return len(found) == len(wanted) and all(a and b and abs(a.value - b.value) <= most for a, b in pairs)
 
 
 def _same_choice(answer: str, reference: str) -> bool | None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from capo_fast.verify import VerifierPool, answers_equal, extract_answer, values
 from capo_fast.verify import answers as verify
 from capo_fast.verify.answers import judge, same_answer
+from capo_fast.verify.comparison import within
 from capo_fast.verify.pool import VerifyTimeout
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -67,7 +68,7 @@ def test_a_cut_response_has_no_answer_without_a_closed_box() -> None:
 
 
 def test_a_response_that_is_the_reference_is_right() -> None:
-    for text in ("5 feet 10 inches", "10:00 AM", "all real numbers except 2"):
+    for text in ("5 feet 10 inches", "10:00 AM", "all real numbers except 2", "the sequence does not converge"):
         assert answers_equal(text, text)
 
 
@@ -157,7 +158,7 @@ def test_the_default_verifier_in_a_pool() -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="the labelled pairs are not here")
 @pytest.mark.parametrize(
     ("file", "response", "reference", "goal"),
-    [("answer_cases.jsonl", "solution", "reference", 0.97), ("answer_equiv.jsonl", "pred", "ref", 0.99)],
+    [("answer_cases.jsonl", "solution", "reference", 0.97), ("answer_equiv.jsonl", "pred", "ref", 0.991)],
 )
 def test_labelled_pairs(file: str, response: str, reference: str, goal: float) -> None:
     """Right on the goal's share, and at most 1 % of different answers accepted."""
@@ -183,3 +184,21 @@ def test_labelled_pairs(file: str, response: str, reference: str, goal: float) -
 )
 def test_scientific_notation(prediction: str, reference: str, equal: bool) -> None:
     assert answers_equal(prediction, reference) is equal
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "tolerance", "near"),
+    [
+        (r"2.8 \times 10^{11}", "2.75e11", 1e10, True),
+        ("0.34", r"\frac{1}{3}", 0.01, True),
+        ("x = 4.13", "4.2", 0.1, True),
+        (r"4.13\%", "4.2", 0.1, True),
+        ("4.0 cm", "4.2", 0.1, False),
+        ("1, 2.05", "1.01, 2", 0.1, True),
+        ("2.05, 1", "1.01, 2", 0.1, False),
+        ("1", "1, 2", 5.0, False),
+        ("x", "4.2", 5.0, False),
+    ],
+)
+def test_an_absolute_tolerance(answer: str, reference: str, tolerance: float, near: bool) -> None:
+    assert within(answer, reference, tolerance) is near

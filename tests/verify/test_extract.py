@@ -129,6 +129,6 @@ def test_long_texts_take_linear_time() -> None:
         "\\",
         "√½²",
     ]
-    for text in [*HOSTILE_ANSWERS, *(piece * 20_000 for piece in pieces)]:
+    for text in [*HOSTILE_ANSWERS, *(piece * 5_000 for piece in pieces)]:
         extract_answer(text)
         reference_answer(text)
