@@ -142,7 +142,12 @@ def references(data: Path) -> dict[str, Any]:
     report = {}
     for name, files in DATA_SETS.items():
         answers = [row["answer"] for file in files for row in rows_of(data / file)]
-        found = {"references": len(answers), "not equal to itself": [], "parts": 0, "equal to a part": []}
+        found: dict[str, Any] = {
+            "references": len(answers),
+            "not equal to itself": [],
+            "parts": 0,
+            "equal to a part": [],
+        }
         for answer in dict.fromkeys(answers):
             if verdict(ours, {"response": rf"$\boxed{{{answer}}}$", "reference": answer}) is not True:
                 found["not equal to itself"].append(answer)
@@ -175,7 +180,7 @@ def step_mix(data: Path, random: Random) -> list[Pair]:
     return [pair for group in groups for pair in group]
 
 
-def throughput(data: Path) -> list[dict[str, float]]:
+def throughput(data: Path) -> list[dict[str, int]]:
     pairs, lines = step_mix(data, Random(0)), []
     with VerifierPool(2) as pool:
         pool.check(pairs[:WARM_UP])
