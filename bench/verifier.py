@@ -74,9 +74,6 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-# ---- contenders ----
-
-
 def ours(response: str, reference: str, tolerance: float = 0.0) -> bool:
     return judge(response, reference, tolerance=tolerance).equal
 
@@ -98,9 +95,6 @@ def verdict(equal: Equal, row: dict[str, Any]) -> bool | None:
             return equal(row["response"], row["reference"], 10.0**-precision if precision < 6 else 0.0)
     except VerifyTimeout:
         return None
-
-
-# ---- accuracy ----
 
 
 def cases(data: Path) -> dict[str, list[dict[str, Any]]]:
@@ -135,9 +129,6 @@ def _by_kind(rows: Sequence[dict[str, Any]], said: dict[str, list[bool | None]])
     return {"kinds": table, "wrong": shown, "different": sum(not row["equal"] for row in rows)}
 
 
-# ---- references ----
-
-
 def references(data: Path) -> dict[str, Any]:
     report = {}
     for name, files in DATA_SETS.items():
@@ -165,9 +156,6 @@ def parts_of(answer: str) -> Iterator[str]:
         before, after = answer[: cut.start()], answer[cut.end() :]
         if before.strip() and after.strip() and all(before.count(a) == before.count(b) for a, b in ("()", "[]", "{}")):
             yield from (before.strip(), after.strip())
-
-
-# ---- throughput ----
 
 
 def step_mix(data: Path, random: Random) -> list[Pair]:
@@ -200,9 +188,6 @@ def cpu_seconds(pool: VerifierPool) -> float:
             fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK") + gone.ru_utime + gone.ru_stime
-
-
-# ---- the report ----
 
 
 def markdown(report: dict[str, Any]) -> str:
