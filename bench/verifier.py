@@ -74,9 +74,6 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-# ---- contenders ----
-
-
 def ours(response: str, reference: str, tolerance: float = 0.0) -> bool:
     return judge(response, reference, tolerance=tolerance).equal
 
@@ -98,9 +95,6 @@ def verdict(equal: Equal, row: dict[str, Any]) -> bool | None:
             return equal(row["response"], row["reference"], 10.0**-precision if precision < 6 else 0.0)
     except VerifyTimeout:
         return None
-
-
-# ---- accuracy ----
 
 
 def cases(data: Path) -> dict[str, list[dict[str, Any]]]:
@@ -135,14 +129,16 @@ def _by_kind(rows: Sequence[dict[str, Any]], said: dict[str, list[bool | None]])
     return {"kinds": table, "wrong": shown, "different": sum(not row["equal"] for row in rows)}
 
 
-# ---- references ----
-
-
 def references(data: Path) -> dict[str, Any]:
     report = {}
     for name, files in DATA_SETS.items():
         answers = [row["answer"] for file in files for row in rows_of(data / file)]
-        found = {"references": len(answers), "not equal to itself": [], "parts": 0, "equal to a part": []}
+        found: dict[str, Any] = {
+            "references": len(answers),
+            "not equal to itself": [],
+            "parts": 0,
+            "equal to a part": [],
+        }
         for answer in dict.fromkeys(answers):
             if verdict(ours, {"response": rf"$\boxed{{{answer}}}$", "reference": answer}) is not True:
                 found["not equal to itself"].append(answer)
@@ -162,9 +158,6 @@ def parts_of(answer: str) -> Iterator[str]:
             yield from (before.strip(), after.strip())
 
 
-# ---- throughput ----
-
-
 def step_mix(data: Path, random: Random) -> list[Pair]:
     """Groups of eight rollouts, half of them distinct: the solution, and others of its subject."""
     maths, groups = rows_of(data / "math_test5000.jsonl.gz"), []
@@ -175,7 +168,7 @@ def step_mix(data: Path, random: Random) -> list[Pair]:
     return [pair for group in groups for pair in group]
 
 
-def throughput(data: Path) -> list[dict[str, float]]:
+def throughput(data: Path) -> list[dict[str, int]]:
     pairs, lines = step_mix(data, Random(0)), []
     with VerifierPool(2) as pool:
         pool.check(pairs[:WARM_UP])
@@ -195,9 +188,6 @@ def cpu_seconds(pool: VerifierPool) -> float:
             fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK") + gone.ru_utime + gone.ru_stime
-
-
-# ---- the report ----
 
 
 def markdown(report: dict[str, Any]) -> str:

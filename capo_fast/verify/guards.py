@@ -76,10 +76,9 @@ def _same_congruence(a: Any, b: Any, same: Same) -> bool | None:
     (left, x, modulus), (other, y, other_modulus) = a, b
     if not same(modulus, other_modulus) or (left and other and not same(left, other)):
         return False
-    m, sets = number(modulus), [_residues(each) for each in (x, y)]
-    if m and m.value.denominator == 1 and m.value and None not in sets:
-        first, second = ({value % m.value for value in each} for each in sets)
-        return first == second
+    m, ours, theirs = number(modulus), _residues(x), _residues(y)
+    if m and m.value and m.value.denominator == 1 and ours is not None and theirs is not None:
+        return {value % m.value for value in ours} == {value % m.value for value in theirs}
     return same(x, y)
 
 
