@@ -58,9 +58,9 @@ class VllmEngine:
                 raise EngineError(f"vLLM did not start with {model_path}: {cause}") from error
             self._undo = undo.pop_all()
         self._architecture = self._llm.llm_engine.model_config.architecture
-        if pushed and self._architecture.startswith("Transformers"):
+        if pushed and self._llm.llm_engine.model_config.using_transformers_backend():
             self.close()
-            raise EngineError(f"vLLM runs {model_path} by {self._architecture}, into which no weights can be pushed")
+            raise EngineError(f"vLLM runs {self._architecture} by transformers: no weights can be pushed into it")
         self._tokenizer = self._llm.get_tokenizer()
 
     def add(self, request: Request) -> None:
