@@ -166,8 +166,14 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path, line, said):
 
 
 def test_files_of_other_names_are_no_rollouts(tmp_path):
-    recorder = filled(tmp_path, 2)
-    for name in ("1 (copy).jsonl.gz", "0000003.jsonl.gz", "\u0663\u0663\u0663\u0663\u0663\u0663.jsonl.gz"):
+    recorder = RunFolder(tmp_path)
+    for name in (
+        "000001.jsonl.gz",
+        "000002.jsonl.gz",
+        "1 (copy).jsonl.gz",
+        "0000003.jsonl.gz",
+        "\u0663\u0663\u0663\u0663\u0663\u0663.jsonl.gz",
+    ):
         (tmp_path / "rollouts" / name).touch()
     assert list(rollout_files(tmp_path)) == [1, 2]
     recorder.cut_back(0)
