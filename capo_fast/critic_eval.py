@@ -42,6 +42,7 @@ from capo_fast.records import Critique, Request
 from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room
 from capo_fast.runtime.digest import digest, seed_of
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, on_first_rank, ranks
+from capo_fast.terminal import printable
 
 SETTINGS = (
     "seed",
@@ -250,10 +251,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         job = job_of(sys.argv[1:] if argv is None else argv)
         if results := run(job):
-            print(f"{results_table(results)}\n{job.out}/results.json")
+            print(printable(f"{results_table(results)}\n{job.out}/results.json"))
 
     die_with_launcher()
-    return run_command(lambda: resumable(work))
+    return run_command(lambda: resumable(work), goes_on=True)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable
-from typing import ClassVar
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from capo_fast.terminal import OutputLost, printable, standard_streams
 
 
 class CapoError(Exception):
@@ -22,21 +27,65 @@ class ConfigError(CapoError, ValueError):
 
 
 class Interrupted(CapoError):
-    """SIGTERM or Ctrl-C ended the command after it had saved its work."""
+    """SIGTERM or Ctrl-C ended the command, with what it had to save saved."""
 
     exit_status = 130
     label = "interrupted"
 
 
-def run_command(work: Callable[[], object]) -> int:
+def run_command(work: Callable[[], object], goes_on: bool = False) -> int:
     """Exit status of a command: what `work()` returns if that is an int, else 0; after a CapoError that of the error,
-    whose line goes to standard error.
+    whose line goes to standard error; after SIGINT or SIGTERM 130.
+
+    goes_on: the command's work is in files, so that it goes on where standard output is closed, broken or full. Else it
+    ends there: with 141 (as by SIGPIPE) where the reader has gone, with one line and 1 where the disk is full.
     """
+    with standard_streams(goes_on=True):
+        try:
+            with standard_streams(goes_on), interruptible():
+                return _status(work)
+        except OutputLost as lost:
+            return BY_READER if lost.by_reader else _shown(CapoError(str(lost)))
+
+
+BY_READER = 128 + signal.SIGPIPE
+
+
+def _status(work: Callable[[], object]) -> int:
     try:
         result = work()
     except CapoError as error:
-        rank = os.environ.get("RANK", "0")
-        name = "capo_fast" if rank == "0" else f"capo_fast, rank {rank}"
-        print(f"{name}: {error.label}: {error}", file=sys.stderr, flush=True)
-        return error.exit_status
+        return _shown(error)
+    except KeyboardInterrupt:
+        return _shown(Interrupted("ended by a signal, with nothing to save"))
     return result if isinstance(result, int) else 0
+
+
+def _shown(error: CapoError) -> int:
+    """The status of an error whose line has been shown. All ranks are interrupted together: one line says so."""
+    rank = os.environ.get("RANK", "0")
+    name = "capo_fast" if rank == "0" else f"capo_fast, rank {rank}"
+    if rank == "0" or not isinstance(error, Interrupted):
+        print(f"{name}: {error.label}: {printable(error)}", file=sys.stderr, flush=True)
+    return error.exit_status
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does; a second signal ends the process at once."""
+    handled: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if threading.current_thread() is not threading.main_thread():
+        handled = {}
+    mine = [number for number, before in handled.items() if signal.getsignal(number) is before]
+    for number in mine:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, handled[number])
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt

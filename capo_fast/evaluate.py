@@ -40,6 +40,7 @@ from capo_fast.loaders import check_reward_function, load_tokenizer, start_engin
 from capo_fast.markdown import markdown_table
 from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, ranks
+from capo_fast.terminal import printable
 from capo_fast.verify import VerifierPool
 
 RUNS = 3
@@ -174,7 +175,7 @@ def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
     if options.compare:
         if rest:
             raise ConfigError(f"{rest[0]}: unexpected beside --compare")
-        print(comparison_table(compare(*map(read_results, options.compare))))
+        print(printable(comparison_table(compare(*map(read_results, options.compare)))))
         return None
     if options.benchmarks is None and options.model != TINY:
         raise ConfigError("--benchmarks is missing: names or files, parted by commas")
@@ -188,10 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         asked = job_of(sys.argv[1:] if argv is None else argv)
         if asked is not None and (results := run(*asked)):
-            print(f"{results_table(results)}\n{asked[0].out}/results.json")
+            print(printable(f"{results_table(results)}\n{asked[0].out}/results.json"))
 
     die_with_launcher()
-    return run_command(lambda: resumable(work))
+    return run_command(lambda: resumable(work), goes_on=True)
 
 
 if __name__ == "__main__":

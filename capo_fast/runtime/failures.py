@@ -166,7 +166,8 @@ def write_stacks(rank: int, what: str, more: str = "") -> None:
         if ident != threading.get_ident():
             text += f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
     lines = "".join(f"capo_fast, rank {rank}: {line}\n" for line in text.splitlines())
-    os.write(2, lines.encode())
+    with suppress(OSError):  # a broken standard error must not keep a process from its end
+        os.write(2, lines.encode())
 
 
 def _within(seconds: float, true: Callable[[], bool]) -> bool:
