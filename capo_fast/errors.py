@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from capo_fast.terminal import OutputLost, printable, standard_streams
 
@@ -72,18 +72,24 @@ def _shown(error: CapoError) -> int:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does; a second signal ends the process at once."""
-    handled: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    if threading.current_thread() is not threading.main_thread():
-        handled = {}
-    mine = [number for number, before in handled.items() if signal.getsignal(number) is before]
-    for number in mine:
+    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does; a second signal ends the process at once.
+
+    Handlers that are not the system's or Python's stay.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    usual = {number: handler for number, handler in before.items() if handler in USUAL}
+    for number in usual:
         signal.signal(number, _interrupt)
     try:
         yield
     finally:
-        for number in mine:
-            signal.signal(number, handled[number])
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+USUAL = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
+"""A shell's background jobs start with SIGINT ignored; a training run is to save on it all the same."""
 
 
 def _interrupt(number: int, frame: object) -> None:
