@@ -57,13 +57,23 @@ SETTINGS = (
     "engine.max_num_seqs",
     "engine.kv_cache_gb",
     "engine.tensor_parallel",
+    "critic.template_kwargs",
     "endpoint.model",
+    "endpoint.max_tokens_field",
+    "endpoint.extra_body",
     "endpoint.api_key_env",
     "endpoint.concurrency",
     "endpoint.timeout_s",
     "endpoint.retries",
     "endpoint.budget_tokens",
 )
+
+
+DECIDING = (
+    *("critic.votes", "critic.voting", "critic.temperature", "critic.top_p", "critic.max_tokens"),
+    *("critic.template_kwargs", "endpoint.extra_body"),
+)
+"""Of the settings, what decides the answers beside the prompts."""
 
 
 def run(job: Job, engine: Completer | None = None) -> dict[str, Any]:
@@ -85,7 +95,7 @@ def score_critic(job: Job, engine: Completer | None = None) -> dict[str, Any]:
     ]
     settings = {
         "command": "critic_eval",
-        **job.settings("critic.votes", "critic.voting", "critic.temperature", "critic.top_p", "critic.max_tokens"),
+        **job.settings(*DECIDING),
         "model": model,
         "data": {name: f"{len(solutions)} solutions, {digest(solutions)}" for name, solutions in sets.items()},
         "prompt": digest([template]),
@@ -121,7 +131,8 @@ def start_critic(job: Job, spent_tokens: int) -> Completer:
 
     endpoint = replace(job.config.endpoint, on_failure="stop")  # an evaluation has no outcome credit to go on with
     budget = endpoint.budget_tokens
-    return EndpointCritic(endpoint, None if budget is None else (budget - spent_tokens) // dist.get_world_size())
+    left = None if budget is None else (budget - spent_tokens) // dist.get_world_size()
+    return EndpointCritic(endpoint, left, job.config.critic.template_kwargs)
 
 
 def critiques_of(
@@ -132,7 +143,7 @@ def critiques_of(
     `tokenizer`: None for a server, which has its own, and so the say on what is too long.
     """
     for i, solution in enumerate(solutions):
-        prompt_ids, message = _prompt(solution, tokenizer, template)
+        prompt_ids, message = _prompt(solution, tokenizer, template, config.critic.template_kwargs)
         if len(prompt_ids) <= critique_room(config) or tokenizer is None:
             for critique in critique_names(name, i, config):
                 greedy = critique.endswith("greedy")
@@ -140,11 +151,13 @@ def critiques_of(
                 yield critique_request(critique, seed, prompt_ids, config, greedy, message)
 
 
-def _prompt(solution: Solution, tokenizer: Any | None, template: str) -> tuple[tuple[int, ...], str]:
+def _prompt(
+    solution: Solution, tokenizer: Any | None, template: str, template_kwargs: Mapping[str, Any]
+) -> tuple[tuple[int, ...], str]:
     """The critique's prompt: tokens for an engine, text for a server."""
     if tokenizer is None:
         return (), render_critique_prompt(template, solution.problem, solution.steps, None, COMMON_SPECIAL_TOKENS)
-    return critique_prompt_ids(tokenizer, template, solution.problem, solution.steps, None), ""
+    return critique_prompt_ids(tokenizer, template, solution.problem, solution.steps, None, template_kwargs), ""
 
 
 def critique_names(name: str, i: int, config: Config) -> list[str]:

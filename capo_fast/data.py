@@ -8,9 +8,10 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,13 +71,16 @@ def render_prompts(
     tokenizer: PreTrainedTokenizerBase,
     system_prompt: str | None,
     max_prompt_tokens: int,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Prompt]:
-    """Prompts as the policy sees them: chat template, system message if any, and the opening of its own turn."""
+    """Prompts as the policy sees them: chat template with these arguments, system message if any, and the opening of
+    its own turn.
+    """
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     chats = [[*system, {"role": "user", "content": problem.problem}] for problem in problems]
     prompts = [
         Prompt(p.id, p.problem, p.answer, p.solution, tuple(ids))
-        for p, ids in zip(problems, _apply_template(tokenizer, chats), strict=True)
+        for p, ids in zip(problems, _apply_template(tokenizer, chats, template_kwargs), strict=True)
     ]
     long = [prompt for prompt in prompts if len(prompt.token_ids) > max_prompt_tokens]
     if long:
@@ -250,13 +254,16 @@ def text_field(where: str, row: dict[str, Any], field: str, setting: str, kinds:
     return text
 
 
-def _apply_template(tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]]) -> list[list[int]]:
+def _apply_template(
+    tokenizer: PreTrainedTokenizerBase, chats: list[list[dict[str, str]]], template_kwargs: Mapping[str, Any]
+) -> list[list[int]]:
     if not chats:
         return []
     if not tokenizer.chat_template:
         raise DataError(f"model.path: the tokenizer of {tokenizer.name_or_path!r} has no chat template")
     try:
-        return tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
+        form = {"tokenize": True, "return_dict": False}
+        return tokenizer.apply_chat_template(chats, add_generation_prompt=True, **form, **template_kwargs)
     except (TemplateError, ValueError) as error:
         hint = "; if it takes no system message, set data.system_prompt: null" if len(chats[0]) > 1 else ""
         raise DataError(f"model.path: the chat template can't render a prompt: {_one_line(error)}{hint}") from None

@@ -28,14 +28,14 @@ def load_tokenizer(model_path: str) -> Any:
 def load_prompts(config: Config, tokenizer: Any) -> tuple[list[Prompt], list[Prompt]]:
     """Training and held-out prompts, each short enough to leave room for its answer."""
     room = config.engine.max_model_len - config.rollout.max_tokens
-    system = config.data.system_prompt
+    system, arguments = config.data.system_prompt, config.data.template_kwargs
     assert config.data.path is not None  # a rule of the configuration
-    prompts = render_prompts(load_problems(config.data.path, config.data), tokenizer, system, room)
+    prompts = render_prompts(load_problems(config.data.path, config.data), tokenizer, system, room, arguments)
     if config.eval.path is None:
         return prompts, []
     fields = replace(config.data, name=config.eval.name, split=config.eval.split)
     problems = load_problems(config.eval.path, fields)[: config.eval.limit]
-    return prompts, render_prompts(problems, tokenizer, system, room)
+    return prompts, render_prompts(problems, tokenizer, system, room, arguments)
 
 
 def load_critic_template(config: Config) -> str:

@@ -15,12 +15,14 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
 
 def validate(config: Config) -> Config:
     """The same configuration, or a `ConfigError` about the first rule that it breaks."""
-    return _obeying((_data, _sampling, _lengths, _address, _critic, _endpoint, _lora, _credit, _loss, _train), config)
+    return _obeying(
+        (_data, _templates, _sampling, _lengths, _address, _critic, _endpoint, _lora, _credit, _loss, _train), config
+    )
 
 
 def validate_sampling(config: Config, longest: str) -> Config:
     """The same for a configuration that only samples; `longest` is the key of its longest answer."""
-    return _obeying((_sampling, _address, lambda config: _length(config, longest)), config)
+    return _obeying((_templates, _sampling, _address, lambda config: _length(config, longest)), config)
 
 
 Rules = Iterator[tuple[bool, str]]
@@ -39,6 +41,16 @@ def _data(config: Config) -> Rules:
     yield not config.data.path, "data.path: missing; wanted a JSONL, JSONL.gz or Parquet file, or a dataset id"
     function = re.fullmatch(r"\w+(\.\w+)*:\w+", config.reward.fn)
     yield function is None, f"reward.fn: found {config.reward.fn!r}, wanted package.module:function"
+
+
+TEMPLATE_ARGUMENTS = {"add_generation_prompt", "conversation", "messages", "return_dict", "tokenize"}
+"""Of a chat template, or of transformers' call of it, and set by us."""
+
+
+def _templates(config: Config) -> Rules:
+    for key in ("data.template_kwargs", "critic.template_kwargs"):
+        taken = sorted(TEMPLATE_ARGUMENTS & attrgetter(key)(config).keys())
+        yield bool(taken), f"{key}: found {', '.join(taken)}, wanted arguments of the template's own"
 
 
 def _sampling(config: Config) -> Rules:

@@ -5,7 +5,8 @@ The defaults are the paper's CAPO set-up where the paper states one.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -75,6 +76,8 @@ class DataConfig:
     """Field of a reference solution for the critic; None: the critic is shown none."""
     system_prompt: str | None = "Please reason step by step, and put your final answer within \\boxed{}."
     """System message of every prompt; None: no system message."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the policy's chat template, as `{enable_thinking: false}`."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -127,6 +130,9 @@ class CriticConfig:
     """Longest critique, in tokens."""
     prompt: str = "pkg://capo_fast.credit/prompts/genprm.txt"
     """Jinja2 template file of the critic's prompt."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the critic's chat template, as `{enable_thinking: false}`; a server gets them as
+    chat_template_kwargs, which vLLM and SGLang read."""
     stream: bool = True
     """Critiques start as soon as their rollout has ended; false: after the last one, as always where weights are
     swapped."""
@@ -145,6 +151,11 @@ class EndpointConfig:
     """The server's name of the critic; None: the only one it offers."""
     api_key_env: MayChange[str] = "OPENAI_API_KEY"
     """Environment variable that holds the key; if it is unset, none is sent."""
+    max_tokens_field: MayChange[Literal["max_tokens", "max_completion_tokens"]] = "max_tokens"
+    """Field of a request that holds critic.max_tokens: hosted reasoning models want max_completion_tokens."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Further fields of every request, as `{reasoning_effort: low}`; they win, and null takes one out, as
+    `{temperature: null}`."""
     concurrency: MayChange[PositiveInt] = 64
     """Concurrent requests per rank."""
     timeout_s: MayChange[PositiveFloat] = 300.0

@@ -65,7 +65,8 @@ def attempt_requests(attempts: Sequence[Attempt], tokenizer: Any, config: Config
         (attempt.question.id, message := attempt.message()): Problem(attempt.question.id, message, "", None)
         for attempt in attempts
     }
-    rendered = render_prompts(list(problems.values()), tokenizer, config.data.system_prompt, room)
+    data = config.data
+    rendered = render_prompts(list(problems.values()), tokenizer, data.system_prompt, room, data.template_kwargs)
     prompts = dict(zip(problems, rendered, strict=True))
     sampling = {True: (0.0, 1.0), False: (config.rollout.temperature, config.rollout.top_p)}
     return [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from capo_fast.config.schema import Config
@@ -61,7 +62,9 @@ class RequestBuilder:
         """
         prompt, critic = rollout.prompt, self.config.critic
         message = critique_message(self.tokenizer, self.template, prompt.problem, rollout.steps.texts, prompt.solution)
-        prompt_ids = () if critic.mode == "endpoint" else chat_ids(self.tokenizer, message)
+        prompt_ids = ()
+        if critic.mode != "endpoint":
+            prompt_ids = chat_ids(self.tokenizer, message, critic.template_kwargs)
         if len(prompt_ids) > critique_room(self.config) and critic.mode != "endpoint":
             return []
         greedy = critic.voting == "greedy"
@@ -88,10 +91,15 @@ def critique_room(config: Config) -> int:
 
 
 def critique_prompt_ids(
-    tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None
+    tokenizer: Any,
+    template: str,
+    problem: str,
+    steps: Sequence[str],
+    solution: str | None,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[int, ...]:
-    """The critic's prompt for one solution, as one user message under the chat template."""
-    return chat_ids(tokenizer, critique_message(tokenizer, template, problem, steps, solution))
+    """The critic's prompt for one solution, as one user message under the chat template with these arguments."""
+    return chat_ids(tokenizer, critique_message(tokenizer, template, problem, steps, solution), template_kwargs)
 
 
 def critique_message(tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None) -> str:
@@ -99,10 +107,10 @@ def critique_message(tokenizer: Any, template: str, problem: str, steps: Sequenc
     return render_critique_prompt(template, problem, steps, solution, special_tokens(tokenizer))
 
 
-def chat_ids(tokenizer: Any, message: str) -> tuple[int, ...]:
+def chat_ids(tokenizer: Any, message: str, template_kwargs: Mapping[str, Any]) -> tuple[int, ...]:
     """One user message under the chat template."""
-    chat = [{"role": "user", "content": message}]
-    return tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))
+    chat, form = [{"role": "user", "content": message}], {"tokenize": True, "return_dict": False}
+    return tuple(tokenizer.apply_chat_template(chat, add_generation_prompt=True, **form, **template_kwargs))
 
 
 def special_tokens(tokenizer: Any) -> tuple[str, ...]:
