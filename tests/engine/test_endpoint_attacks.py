@@ -48,7 +48,8 @@ ECHOES = [
     json.dumps(KEY),
     repr({"authorization": f"Bearer {KEY}"}),
     KEY.encode().hex(),
-    *(encode(f"{before}{KEY}:x".encode()).decode() for before in ("", "u", "me") for encode in (b64encode, urlsafe_b64encode)),
+    *(b64encode(f"{before}{KEY}:x".encode()).decode() for before in ("", "u", "me")),
+    *(urlsafe_b64encode(f"{before}{KEY}:x".encode()).decode() for before in ("", "u", "me")),
 ]  # fmt: skip
 
 
@@ -109,7 +110,6 @@ BODIES = {
     "deep": ((200, "[" * 10**6), "found '[[[["),
     "digits": ((200, '{"choices": ' + "9" * 10**5 + "}"), "where a chat completion was wanted"),
     "odd charset": ((500, "{}", {"content-type": "application/json; charset=zlib"}), "500 Internal Server Error"),
-    "many tokens": ((200, chat(prompt=10**30)[1]), None),
 }
 
 
@@ -119,8 +119,7 @@ def test_a_body_that_is_no_answer_is_one_that_failed(server, name):
     server.respond = lambda body: reply
     with critic_at(server.url, on_failure="outcome") as critic:
         error = ask(critic)["c"].error
-    assert error is None if says is None else says in error
-    assert error is None or "\n" not in error
+    assert says in error and "\n" not in error
 
 
 def test_an_answer_that_unpacks_to_a_hundred_times_its_size_is_never_whole(server):
