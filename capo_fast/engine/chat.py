@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import anyio
 import httpx2
 import openai
-from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt
+from pydantic import BaseModel, BeforeValidator, Field
 
 from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.base import EngineError
@@ -117,13 +117,17 @@ class _Chat(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
 
 
+_Count = Annotated[int, Field(ge=0, le=2**40)]
+"""Of tokens; a larger one is none."""
+
+
 class _Cached(BaseModel):
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class _Usage(BaseModel):
-    prompt_tokens: NonNegativeInt | None = None
-    completion_tokens: NonNegativeInt | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
     prompt_tokens_details: _Cached | None = None
 
 
