@@ -63,11 +63,16 @@ def _status(work: Callable[[], object]) -> int:
 
 def _shown(error: CapoError) -> int:
     """The status of an error whose line has been shown. All ranks are interrupted together: one line says so."""
+    if os.environ.get("RANK", "0") == "0" or not isinstance(error, Interrupted):
+        print_line(error.label, str(error))
+    return error.exit_status
+
+
+def print_line(label: str, text: str) -> None:
+    """One line on standard error, as `capo_fast: warning: ...`; ranks other than 0 name themselves."""
     rank = os.environ.get("RANK", "0")
     name = "capo_fast" if rank == "0" else f"capo_fast, rank {rank}"
-    if rank == "0" or not isinstance(error, Interrupted):
-        print(f"{name}: {error.label}: {printable(error)}", file=sys.stderr, flush=True)
-    return error.exit_status
+    print(f"{name}: {label}: {printable(text)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

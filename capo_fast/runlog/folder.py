@@ -14,7 +14,7 @@ from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.runlog.progress import Progress
-from capo_fast.runtime.files import lock, replacing
+from capo_fast.runtime.files import free_folder, lock, replacing
 from capo_fast.runtime.ranks import on_first_rank
 
 
@@ -47,12 +47,9 @@ def open_run_dir(config: Config) -> RunDir:
 
 
 def _make_folder(config: Config, guards: list[BinaryIO]) -> Path:
-    folder = Path(config.run.dir or f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
-    saved = folder / "config.yaml"
     try:
-        if folder.exists() and config.resume == "never":
-            _move_aside(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _named(config)
+        saved = folder / "config.yaml"
         guards.append(lock(folder))
         if Checkpointer(folder / "checkpoints", config.checkpoint.keep).newest() is not None:
             _check_same_settings(config, saved)
@@ -60,6 +57,17 @@ def _make_folder(config: Config, guards: list[BinaryIO]) -> Path:
             file.write(dump_config(config).encode())
     except OSError as error:
         raise ConfigError(f"run.dir: {error}") from error
+    return folder
+
+
+def _named(config: Config) -> Path:
+    """The folder of `run.dir`, or a new one of a name with the time."""
+    if config.run.dir is None:
+        return free_folder(Path(f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    folder = Path(config.run.dir)
+    if folder.exists() and config.resume == "never":
+        _move_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

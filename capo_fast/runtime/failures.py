@@ -114,7 +114,7 @@ PEER_GONE = re.compile(
 
 def connection_lost(error: BaseException | None) -> bool:
     """Whether an error, or a cause of it, is how gloo, NCCL or the store say that a peer has gone."""
-    while error is not None:
+    while error is not None and not isinstance(error, CapoError):  # ours name what failed, as a critic's server
         if isinstance(error, dist.DistNetworkError) or PEER_GONE.search(str(error)):
             return True
         error = error.__cause__ or error.__context__

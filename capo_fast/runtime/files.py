@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +36,18 @@ def finite(value: float | int | None) -> float | int | None:
 def json_line(row: Mapping[str, Any]) -> bytes:
     """One line of a JSONL file, newline included."""
     return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def free_folder(path: Path) -> Path:
+    """A new folder of this name, or of the first free one of `name-2`, `name-3`, ...: two runs may start in the same
+    second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
 
 
 LOCK = ".lock"

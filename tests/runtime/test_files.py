@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from capo_fast.runtime.files import LOCK, RecordError, is_locked, lock
+from capo_fast.runtime.files import LOCK, RecordError, free_folder, is_locked, lock
 
 
 def test_one_process_holds_the_folder(tmp_path):
@@ -26,3 +26,8 @@ def test_a_process_that_looks_for_a_moment_keeps_no_run_out(tmp_path, monkeypatc
         fcntl.flock(reader, fcntl.LOCK_SH)  # as in is_locked, interrupted there by the scheduler
         monkeypatch.setattr(time, "sleep", lambda seconds: reader.close())
         lock(tmp_path).close()
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path):
+    names = [free_folder(tmp_path / "runs" / "grpo-1").name for _ in range(3)]
+    assert names == ["grpo-1", "grpo-1-2", "grpo-1-3"]
