@@ -118,8 +118,11 @@ def passing_folder(size: int) -> Iterator[Path]:
     In memory (/dev/shm) where there is room, which containers often leave little of, else among the temporary files.
     """
     memory = Path("/dev/shm")
-    room = shutil.disk_usage(memory).free if memory.is_dir() else 0
-    with tempfile.TemporaryDirectory(prefix="capo_fast-", dir=memory if room > size + SPARE else None) as folder:
+    room = shutil.disk_usage(memory).free if os.access(memory, os.W_OK) else 0
+    parent = memory if room > size + SPARE else Path(tempfile.gettempdir())
+    with naming(parent):
+        holder = tempfile.TemporaryDirectory(prefix="capo_fast-", dir=parent)
+    with holder as folder:
         yield Path(folder)
 
 
