@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from scripted_engine import ScriptedEngine
 from scripted_world import answer, scripted_config, tokenizer
 
 from capo_fast.credit.critic import load_template
+from capo_fast.data import Problem, render_prompts
 from capo_fast.engine.base import run_requests
 from capo_fast.records import Completion, Critique, Prompt
 from capo_fast.rollout.requests import RequestBuilder, critique_prompt_ids, rollout_id
@@ -155,3 +157,14 @@ def test_greedy_is_temperature_0(voting, asked):
     engine = Keeping()
     critiques(engine, with_critic(voting=voting, temperature=0.8, top_p=0.9, max_tokens=77), rollouts())
     assert {(r.temperature, r.top_p, r.top_k, r.max_tokens) for r in engine.requests} == {(*asked, -1, 77)}
+
+
+def test_templates_get_their_arguments():
+    coder = copy.deepcopy(tokenizer())
+    coder.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '' if enable_thinking else ' ok\\n' }}"
+    problem = Problem("p", "1+1=", "2", None)
+    for thinks, end in ((True, ""), (False, " ok\n")):
+        arguments = {"enable_thinking": thinks}
+        ids = critique_prompt_ids(coder, "{{ problem }}", "1+1=", [], None, arguments)
+        [prompt] = render_prompts([problem], coder, None, 99, arguments)
+        assert coder.decode(ids) == coder.decode(prompt.token_ids) == f"1+1={end}"
