@@ -101,6 +101,16 @@ def test_a_run_outlives_its_output_and_is_interrupted_while_it_starts():
     assert (done.returncode, done.stderr) == (130, FULL + line)
 
 
+def test_a_reward_function_that_prints_outlives_the_output_too(tmp_path):
+    (tmp_path / "talkative.py").write_text("def judge(text, answer):\n    print(text, flush=True)\n    return True\n")
+    code = (
+        "from capo_fast.verify import VerifierPool\n"
+        "assert VerifierPool(1, 9.0, 'talkative:judge').submit([('a', 'b')]).result() == [True]"
+    )
+    with open("/dev/full", "w") as full:
+        subprocess.run([sys.executable, "-c", code], stdout=full, cwd=tmp_path, check=True)
+
+
 def test_control_characters_reach_no_terminal(capsys):
     hostile = "\x1b]0;title\x07 \x9b2J \u202egnp.exe \u2066 \u2028 \ud800 \r"
     shown = r"\x1b]0;title\x07 \x9b2J \u202egnp.exe \u2066 \u2028 \ud800 \r"

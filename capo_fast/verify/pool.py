@@ -30,7 +30,14 @@ from capo_fast.errors import CapoError
 START_LIMIT_S = 120.0
 """What a worker may take to import its function."""
 # Deaf to Ctrl-C from the first moment: it reaches the whole process group, and the parent decides.
-_BOOT = "import signal; signal.signal(2, signal.SIG_IGN); from capo_fast.verify.pool import serve; serve()"
+_BOOT = """\
+import signal
+signal.signal(2, signal.SIG_IGN)
+from capo_fast.terminal import standard_streams
+from capo_fast.verify.pool import serve
+with standard_streams(goes_on=True):  # a function that prints is not wrong because the output is full
+    serve()
+"""
 _PR_SET_PDEATHSIG = 1
 
 
