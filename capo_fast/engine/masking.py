@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from urllib.parse import quote, quote_plus
 
@@ -29,13 +29,18 @@ def without_key(text: str, key: str) -> str:
 def _forms(key: str) -> re.Pattern[str] | None:
     raw = key.encode()
     plain = {key, json.dumps(key)[1:-1], repr(key)[1:-1], quote(key, safe=""), quote(key), quote_plus(key), raw.hex()}
-    forms = sorted(plain.union(_in_base64(raw)), key=len, reverse=True)
-    pattern = "|".join(re.escape(form) for form in forms if len(form) >= SHORTEST)
+    pattern = rf"{_any_of(plain)}|[\w+/-]?(?:{_any_of(_in_base64(raw))})[\w+/-]?={{0,2}}"
     return re.compile(pattern, re.IGNORECASE) if len(key) >= SHORTEST else None
 
 
+def _any_of(forms: Iterable[str]) -> str:
+    return "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))
+
+
 def _in_base64(raw: bytes) -> Iterator[str]:
-    """The letters that stand for these bytes alone, at each of three places in a longer text, in both alphabets."""
+    """The letters that stand for these bytes alone, at each of three places in a longer text, in both alphabets. The
+    letters beside them stand for a part of the first or last byte.
+    """
     for before in range(3):
         letters = b64encode(bytes(before) + raw).decode()
         form = letters[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6]

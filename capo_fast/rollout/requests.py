@@ -62,7 +62,7 @@ class RequestBuilder:
         """
         prompt, critic = rollout.prompt, self.config.critic
         message = critique_message(self.tokenizer, self.template, prompt.problem, rollout.steps.texts, prompt.solution)
-        prompt_ids = ()
+        prompt_ids: tuple[int, ...] = ()
         if critic.mode != "endpoint":
             prompt_ids = chat_ids(self.tokenizer, message, critic.template_kwargs)
         if len(prompt_ids) > critique_room(self.config) and critic.mode != "endpoint":

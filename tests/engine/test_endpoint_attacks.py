@@ -60,6 +60,12 @@ def test_a_key_is_masked_in_every_spelling(echo):
     assert len(masked) < 12 + len("{'authorization': 'Bearer '}")
 
 
+def test_no_letter_of_a_key_in_base64_is_left():
+    for before in ("", "u", "me"):
+        text = b64encode(f"{before}{KEY}".encode()).decode()
+        assert without_key(text, KEY) in ("***", "d***", "bW***")
+
+
 def test_a_word_is_no_key():
     assert without_key("Judgment: No, none", "none") == "Judgment: No, none"
     assert without_key("Judgment: No", "") == "Judgment: No"
