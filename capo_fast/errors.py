@@ -91,12 +91,18 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in usual.items():
             signal.signal(number, handler)
+            asked_to_stop.clear()
 
 
 USUAL = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
 """A shell's background jobs start with SIGINT ignored; a training run is to save on it all the same."""
 
 
+asked_to_stop = threading.Event()
+"""A signal came in `interruptible`, also where some library has caught its KeyboardInterrupt."""
+
+
 def _interrupt(number: int, frame: object) -> None:
+    asked_to_stop.set()
     signal.signal(number, signal.SIG_DFL)
     raise KeyboardInterrupt
