@@ -40,7 +40,7 @@ from capo_fast.loaders import check_reward_function, load_tokenizer, start_engin
 from capo_fast.markdown import markdown_table
 from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, ranks
-from capo_fast.terminal import printable
+from capo_fast.terminal import printable, standard_streams
 from capo_fast.verify import VerifierPool
 
 RUNS = 3
@@ -175,7 +175,8 @@ def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
     if options.compare:
         if rest:
             raise ConfigError(f"{rest[0]}: unexpected beside --compare")
-        print(printable(comparison_table(compare(*map(read_results, options.compare)))))
+        with standard_streams(goes_on=False):  # there is nothing else to keep
+            print(printable(comparison_table(compare(*map(read_results, options.compare)))))
         return None
     if options.benchmarks is None and options.model != TINY:
         raise ConfigError("--benchmarks is missing: names or files, parted by commas")
