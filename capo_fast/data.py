@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jinja2 import TemplateError
 
+from capo_fast.config.hub import reach_hub
 from capo_fast.config.paths import PACKAGED, resolve_path
 from capo_fast.config.schema import DataConfig
 from capo_fast.errors import ConfigError
@@ -202,10 +203,12 @@ def _saved_rows(folder: Path, split: str) -> Iterator[Row]:
 def _hub_rows(path: str, name: str | None, split: str) -> Iterator[Row]:
     from datasets import load_dataset  # takes a second
 
+    cause = reach_hub()
     try:
         data = load_dataset(path, name, split=split)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no such file, and as a Hugging Face data set: {_one_line(error)}") from None
+        reason = cause or _one_line(error)
+        raise DataError(f"{path}: no such file, and as a Hugging Face data set: {reason}") from None
     return ((f"{path}, row {index}", row) for index, row in enumerate(data))
 
 

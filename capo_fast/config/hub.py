@@ -20,7 +20,7 @@ def hub_id(name: str, key: str) -> str:
     """
     from huggingface_hub import try_to_load_from_cache  # takes a second; a local folder needs none of it
 
-    if (cause := unreachable()) is None:
+    if (cause := reach_hub()) is None:
         return name
     if not isinstance(try_to_load_from_cache(name, "config.json"), str):
         raise ConfigError(f"{key}: {name}: no such folder, nor in the cache of the Hugging Face hub, and {cause}")
@@ -29,8 +29,10 @@ def hub_id(name: str, key: str) -> str:
 
 
 @cache
-def unreachable() -> str | None:
-    """Why the hub can't be reached; None where it can, or where a proxy or HF_HUB_OFFLINE decides that."""
+def reach_hub() -> str | None:
+    """Why the hub can't be reached, and then its client reads its cache alone; None where it can, or where a proxy or
+    HF_HUB_OFFLINE decides that.
+    """
     from huggingface_hub import constants, get_session, set_client_factory
 
     if constants.is_offline_mode() or {"https", "all"} & getproxies_environment().keys():

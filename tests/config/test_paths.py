@@ -44,7 +44,7 @@ def test_a_bad_packaged_path_is_one_line(text: str, says: str) -> None:
 
 
 def test_model_is_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "unreachable", lambda: None)
+    monkeypatch.setattr(hub, "reach_hub", lambda: None)
     assert resolve_model(str(tmp_path)) == str(tmp_path)
     assert resolve_model("Qwen/Qwen2.5-1.5B-Instruct") == "Qwen/Qwen2.5-1.5B-Instruct"
     assert resolve_model("pkg://capo_fast/tiny") == str(resolve_path("pkg://capo_fast/tiny"))
@@ -70,14 +70,14 @@ def test_without_a_network_the_hub_is_not_tried_again_and_again(monkeypatch: pyt
         monkeypatch.setattr(
             huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"
         )
-        cause = hub.unreachable.__wrapped__()
+        cause = hub.reach_hub.__wrapped__()
     assert cause == "127.0.0.1 can't be reached (Connection refused)"
     try:
         with pytest.raises(OfflineModeIsEnabled):  # which the client reads its cache after, without a pause
             huggingface_hub.get_session().get("http://127.0.0.1")
     finally:
         huggingface_hub.set_client_factory(default_client_factory)
-    monkeypatch.setattr(hub, "unreachable", lambda: cause)
+    monkeypatch.setattr(hub, "reach_hub", lambda: cause)
     with pytest.raises(
         ConfigError, match=r"critic\.path: no/such: no such folder, nor in the cache .*, and 127\.0\.0\.1"
     ):
