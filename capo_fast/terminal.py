@@ -23,8 +23,8 @@ def printable(text: object) -> str:
     r"""The text with control characters as escapes: whatever a server, a model, data or a path holds, a terminal only
     shows it. Line feeds and tabs stay.
 
-    >>> print(printable("a\tb\x1b[2J\u202ec"))
-    a	b\x1b[2J\u202ec
+    >>> print(printable("a\x1b[2J\u202eb"))
+    a\x1b[2J\u202eb
     """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 

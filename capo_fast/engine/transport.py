@@ -7,7 +7,7 @@ import zlib
 from importlib.util import find_spec
 from ipaddress import ip_address
 from typing import Any
-from urllib.request import getproxies_environment, proxy_bypass_environment
+from urllib.request import getproxies_environment, proxy_bypass
 
 import anyio
 import httpx2
@@ -98,7 +98,7 @@ def proxy_for(url: str) -> httpx2.Proxy | None:
     address = httpx2.URL(url)
     proxies = getproxies_environment()
     scheme = address.scheme if address.scheme in proxies else "all"
-    if scheme not in proxies or is_loopback(address.host) or proxy_bypass_environment(address.host, proxies):
+    if scheme not in proxies or is_loopback(address.host) or proxy_bypass(address.host):
         return None
     text = proxies[scheme] if "://" in proxies[scheme] else f"http://{proxies[scheme]}"
     try:
