@@ -60,7 +60,8 @@ def _stream(number: int, stream: TextIO | None, original: TextIO | None) -> Text
         return _Stream(_null_device(), "utf-8", line_buffering=True)
     if stream is not original:
         return stream
-    return _Stream(number, stream.encoding, line_buffering=number == 2 or stream.isatty())
+    at_once = number == 2 or stream.isatty() or getattr(stream, "write_through", False)  # the last: `python -u`
+    return _Stream(number, stream.encoding, line_buffering=at_once)
 
 
 def _null_device() -> int:
