@@ -114,10 +114,12 @@ PEER_GONE = re.compile(
 
 def connection_lost(error: BaseException | None) -> bool:
     """Whether an error, or a cause of it, is how gloo, NCCL or the store say that a peer has gone."""
-    while error is not None and not isinstance(error, CapoError):  # ours name what failed, as a critic's server
-        if isinstance(error, dist.DistNetworkError) or PEER_GONE.search(str(error)):
+    while error is not None:
+        # What our own errors say is of something else, as of a critic's server.
+        says_so = isinstance(error, dist.DistNetworkError) or PEER_GONE.search(str(error))
+        if says_so and not isinstance(error, CapoError):
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False
 
 

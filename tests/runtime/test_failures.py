@@ -81,7 +81,7 @@ def stacks(output, rank, place):
 
 def test_what_counts_as_a_lost_connection():
     lost = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:14753")
-    wrapped = OSError("step 2 not saved")
+    wrapped = CapoError("step 2 not saved")
     wrapped.__cause__ = lost
     assert connection_lost(lost) and connection_lost(wrapped) and connection_lost(dist.DistNetworkError("gone"))
     assert not connection_lost(RuntimeError("CUDA out of memory")) and not connection_lost(None)
