@@ -148,7 +148,7 @@ def ask_server(config: Config, group: EngineGroup, progress: Progress) -> Comple
     left = None if budget is None else max(0, budget - progress.critique_tokens) // group.count
     from capo_fast.engine.endpoint import EndpointCritic  # a run without an endpoint needs no HTTP package
 
-    return EndpointCritic(config.endpoint, left)
+    return EndpointCritic(config.endpoint, left, config.critic.template_kwargs)
 
 
 def load_learner(

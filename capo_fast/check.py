@@ -18,7 +18,7 @@ import capo_fast.runtime.extras  # noqa: F401  before the imports that would fai
 from capo_fast.config import Config, load_config
 from capo_fast.config.paths import resolve_model
 from capo_fast.engine.vllm import check_version, installed_version
-from capo_fast.errors import CapoError
+from capo_fast.errors import CapoError, run_command
 from capo_fast.loaders import (
     check_endpoint_client,
     load_critic_template,
@@ -31,6 +31,7 @@ from capo_fast.policy.sync import check_same_architecture
 from capo_fast.pretrained import check_context, check_model_folder, check_trainable, read_config
 from capo_fast.pretrained.weights import weight_files
 from capo_fast.runtime.ranks import check_divisible
+from capo_fast.terminal import printable
 from capo_fast.verify import RewardFunction
 
 T = TypeVar("T")
@@ -63,9 +64,9 @@ def line(name: str, look: Callable[[], tuple[T, str]]) -> T:
     try:
         found, text = look()
     except CapoError as error:
-        print(f"FAILED  {name:<14} {error}")
+        print(printable(f"FAILED  {name:<14} {error}"))
         raise CheckFailed from error
-    print(f"ok      {name:<14} {text}")
+    print(printable(f"ok      {name:<14} {text}"))
     return found
 
 
@@ -137,15 +138,19 @@ def _critic(config: Config, model: Any) -> tuple[None, str]:
 
 def main(argv: Sequence[str] | None = None, count: int = 1) -> int:
     """The command, for a run on `count` ranks. Exit status: 0 where a run could start, else 1."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if any(word in ("-h", "--help") for word in arguments):
-        print(USAGE)
+
+    def work() -> int:
+        arguments = sys.argv[1:] if argv is None else argv
+        if any(word in ("-h", "--help") for word in arguments):
+            print(USAGE)
+            return 0
+        try:
+            check(arguments, count)
+        except CheckFailed:
+            return 1
         return 0
-    try:
-        check(arguments, count)
-    except CheckFailed:
-        return 1
-    return 0
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

@@ -36,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     sys.path.insert(0, os.getcwd())
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        print(usage())
-        return 0
-    return run_command(lambda: run(*words))
+    return run_command(lambda: run(*words or ["--help"]))
 
 
 def run(command: str, *arguments: str) -> int:
     """Exit status of one command. Raises CapoError."""
+    if command in ("-h", "--help"):
+        print(usage())
+        return 0
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         raise ConfigError(f"{command}: unknown command; wanted {near[0] if near else ', '.join(COMMANDS)}")

@@ -20,6 +20,7 @@ from capo_fast.config.schema import Config
 from capo_fast.credit.critique_parser import parse_critique
 from capo_fast.credit.critique_prompt import render_critique_prompt
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
+from capo_fast.data import ChatTemplate
 from capo_fast.engine.base import Completer
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.evaluation.command import (
@@ -40,9 +41,10 @@ from capo_fast.evaluation.store import Answer, Store
 from capo_fast.loaders import check_endpoint_client, load_critic_template, load_tokenizer, start_engine
 from capo_fast.markdown import markdown_table
 from capo_fast.records import Critique, Request
-from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room
+from capo_fast.rollout.requests import critic_chat, critique_prompt_ids, critique_request, critique_room
 from capo_fast.runtime.digest import digest, seed_of
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, on_first_rank, ranks
+from capo_fast.terminal import printable
 
 SETTINGS = (
     "seed",
@@ -57,13 +59,23 @@ SETTINGS = (
     "engine.max_num_seqs",
     "engine.kv_cache_gb",
     "engine.tensor_parallel",
+    "critic.template_kwargs",
     "endpoint.model",
+    "endpoint.max_tokens_field",
+    "endpoint.extra_body",
     "endpoint.api_key_env",
     "endpoint.concurrency",
     "endpoint.timeout_s",
     "endpoint.retries",
     "endpoint.budget_tokens",
 )
+
+
+DECIDING = (
+    *("critic.votes", "critic.voting", "critic.temperature", "critic.top_p", "critic.max_tokens"),
+    *("critic.template_kwargs", "endpoint.extra_body"),
+)
+"""Of the settings, what decides the answers beside the prompts."""
 
 
 def run(job: Job, engine: Completer | None = None) -> dict[str, Any]:
@@ -87,7 +99,7 @@ def score_critic(job: Job, engine: Completer | None = None) -> dict[str, Any]:
     ]
     settings = {
         "command": "critic_eval",
-        **job.settings("critic.votes", "critic.voting", "critic.temperature", "critic.top_p", "critic.max_tokens"),
+        **job.settings(*DECIDING),
         "model": model,
         "data": {name: f"{len(solutions)} solutions, {digest(solutions)}" for name, solutions in sets.items()},
         "prompt": digest([template]),
@@ -123,7 +135,8 @@ def start_critic(job: Job, spent_tokens: int) -> Completer:
 
     endpoint = replace(job.config.endpoint, on_failure="stop")  # an evaluation has no outcome credit to go on with
     budget = endpoint.budget_tokens
-    return EndpointCritic(endpoint, None if budget is None else (budget - spent_tokens) // dist.get_world_size())
+    left = None if budget is None else (budget - spent_tokens) // dist.get_world_size()
+    return EndpointCritic(endpoint, left, job.config.critic.template_kwargs)
 
 
 def critiques_of(
@@ -133,8 +146,9 @@ def critiques_of(
 
     `tokenizer`: None for a server, which has its own, and so the say on what is too long.
     """
+    chat = None if tokenizer is None else critic_chat(config, tokenizer)
     for i, solution in enumerate(solutions):
-        prompt_ids, message = _prompt(solution, tokenizer, template, config.data.date)
+        prompt_ids, message = _prompt(solution, chat, template)
         if len(prompt_ids) <= critique_room(config) or tokenizer is None:
             for critique in critique_names(name, i, config):
                 greedy = critique.endswith("greedy")
@@ -142,11 +156,11 @@ def critiques_of(
                 yield critique_request(critique, seed, prompt_ids, config, greedy, message)
 
 
-def _prompt(solution: Solution, tokenizer: Any | None, template: str, date: str | None) -> tuple[tuple[int, ...], str]:
+def _prompt(solution: Solution, chat: ChatTemplate | None, template: str) -> tuple[tuple[int, ...], str]:
     """The critique's prompt: tokens for an engine, text for a server."""
-    if tokenizer is None:
+    if chat is None:
         return (), render_critique_prompt(template, solution.problem, solution.steps, None, COMMON_SPECIAL_TOKENS)
-    return critique_prompt_ids(tokenizer, template, solution.problem, solution.steps, None, date), ""
+    return critique_prompt_ids(chat, template, solution.problem, solution.steps, None), ""
 
 
 def critique_names(name: str, i: int, config: Config) -> list[str]:
@@ -253,10 +267,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         job = job_of(sys.argv[1:] if argv is None else argv)
         if results := run(job):
-            print(f"{results_table(results)}\n{job.out}/results.json")
+            print(printable(f"{results_table(results)}\n{job.out}/results.json"))
 
     die_with_launcher()
-    return run_command(lambda: resumable(work))
+    return run_command(lambda: resumable(work), goes_on=True)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from capo_fast.markdown import markdown_table
 from capo_fast.rollout.rewards import answer_pool
 from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, ranks
+from capo_fast.terminal import printable, standard_streams
 from capo_fast.verify import VerifierPool
 
 RUNS = 3
@@ -124,7 +125,7 @@ def _settings(job: Job, protocol: Protocol, benchmarks: Mapping[str, Sequence[Qu
     reward = ("reward.fn", "reward.tolerance", "reward.percent")
     return {
         "command": "evaluate",
-        **job.settings("rollout.max_tokens", "data.system_prompt", *reward, *sampling),
+        **job.settings("rollout.max_tokens", "data.system_prompt", "data.template_kwargs", *reward, *sampling),
         "samples": protocol.samples,
         "choice_runs": protocol.runs if choices else None,
         "benchmarks": {name: f"{len(found)} questions, {digest(found)}" for name, found in benchmarks.items()},
@@ -196,7 +197,8 @@ def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
     if options.compare:
         if rest:
             raise ConfigError(f"{rest[0]}: unexpected beside --compare")
-        print(comparison_table(compare(*map(read_results, options.compare))))
+        with standard_streams(goes_on=False):  # there is nothing else to keep
+            print(printable(comparison_table(compare(*map(read_results, options.compare)))))
         return None
     if options.benchmarks is None and options.model != TINY:
         raise ConfigError("--benchmarks is missing: names or files, parted by commas")
@@ -210,10 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         asked = job_of(sys.argv[1:] if argv is None else argv)
         if asked is not None and (results := run(*asked)):
-            print(f"{results_table(results)}\n{asked[0].out}/results.json")
+            print(printable(f"{results_table(results)}\n{asked[0].out}/results.json"))
 
     die_with_launcher()
-    return run_command(lambda: resumable(work))
+    return run_command(lambda: resumable(work), goes_on=True)
 
 
 if __name__ == "__main__":

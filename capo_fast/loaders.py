@@ -30,8 +30,9 @@ T = TypeVar("T")
 
 
 def chat_template(config: Config, tokenizer: Any) -> ChatTemplate:
-    """The chat template with the system message and the date of the settings."""
-    return ChatTemplate(tokenizer, config.data.system_prompt, config.data.date)
+    """The chat template with the system message, the date and the arguments of the settings."""
+    data = config.data
+    return ChatTemplate(tokenizer, data.system_prompt, data.date, data.template_kwargs)
 
 
 def with_date(config: Config, tokenizer: Any, saved: str | None = None) -> Config:

@@ -15,6 +15,7 @@ The way from critiques to token advantages, for a group of two rollouts (C = 2, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
@@ -159,6 +160,14 @@ class Request:
     """What the whole answer must match (structured output)."""
 
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+def unicode_text(text: str) -> str:
+    """The text with U+FFFD for what is none: NUL, and halves of surrogate pairs, which UTF-8 can't hold."""
+    return _NO_TEXT.sub("\ufffd", text)
+
+
 @dataclass(frozen=True)
 class Completion:
     """The engine's finished answer to one request."""
@@ -167,6 +176,7 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
+    """Valid Unicode: `unicode_text` of what the model or the server wrote."""
     finished: bool
     prompt_tokens: int = 0
     answer_tokens: int = 0
@@ -175,6 +185,9 @@ class Completion:
     """Prompt tokens whose keys and values were there already."""
     error: str | None = None
     """Why there is no answer: a server that could not be reached or a spent budget."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", unicode_text(self.text))
 
     @property
     def tokens(self) -> int:

@@ -12,7 +12,7 @@ from capo_fast.runlog.recorder import RunFolder, rollout_row
 from capo_fast.runtime.files import json_line
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned=1'>"
-HOSTILE += "\u2028<!-- {{ 7*7 }} ${x} \ud800 \0 é𝕏"
+HOSTILE += "\u2028<!-- {{ 7*7 }} ${x} \ud800 \0 é𝕏 \u202e\x1b[2J" + "x" * 2000 + "\U0001f468\u200d" * 500
 SETTINGS = "algorithm: {algorithm}\nrun:\n  dir: {folder}\nmodel:\n  path: some/model\ntrain:\n  steps: 4\n"
 
 

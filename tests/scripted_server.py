@@ -41,6 +41,7 @@ class Scripted(ThreadingHTTPServer):
         self.respond, self.models = lambda body: chat(), (200, {"data": [{"id": "critic"}]})
         self.bodies, self.keys, self.headers = [], [], []
         self.pause_s = 0.0  # between two bytes of an answer
+        self.endless = False  # an answer's body is sent again and again
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -67,11 +68,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, code, payload, headers=()):
         self.server.headers.append(dict(self.headers))
-        data = (payload if isinstance(payload, str) else json.dumps(payload)).encode()
+        data = payload if isinstance(payload, bytes) else payload.encode() if isinstance(payload, str) else None
+        data = json.dumps(payload).encode() if data is None else data
         self.send_response(code)
         for name, value in {"content-length": len(data), "connection": "close", **dict(headers)}.items():
             self.send_header(name, str(value))
         self.end_headers()
+        while self.server.endless:
+            self.wfile.write(data)
         for part in [data[i : i + 1] for i in range(len(data))] if self.server.pause_s else [data]:
             self.wfile.write(part)
             time.sleep(self.server.pause_s)

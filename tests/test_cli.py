@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,9 +106,11 @@ def launched(*orders: str) -> subprocess.Popen[str]:
 
 
 def test_the_status_of_ranks_is_that_of_the_first_to_fail():
-    output, error = launched("0:0", "1:2", "0:1", f"1:{-signal.SIGKILL}").communicate()
-    assert output.splitlines() == ["0", "2", "1", "error 1"]
-    assert error == "capo_fast: error: rank 1 was ended by SIGKILL\n"
+    output, error = launched("0:0", "1:2", "0:1", f"1:{-signal.SIGKILL}", f"0:{-signal.SIGBUS}").communicate()
+    assert output.splitlines() == ["0", "2", "1", "error 1", "error 1"]
+    first, second = error.splitlines()
+    assert first == "capo_fast: error: rank 1 was ended by SIGKILL"
+    assert re.fullmatch(r"capo_fast: error: rank 0 was ended by SIGBUS: /dev/shm has \d+ MiB free, .*", second)
 
 
 def test_a_signal_reaches_every_rank_which_saves_before_the_command_ends(tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import yaml
 from pydantic import TypeAdapter
 
 from capo_fast.config.core_yaml import CoreDumper, CoreLoader
-from capo_fast.config.dotted import dotted
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.schema import Config
 from capo_fast.config.settings import SECTIONS, SETTINGS, find_setting, shown
@@ -50,7 +50,7 @@ def read_algorithm(name: str) -> dict[str, Any]:
 
 def by_key(config: Config) -> dict[str, Any]:
     """Every value by its dotted key."""
-    return dotted(dataclasses.asdict(config))
+    return {key: attrgetter(key)(config) for key in SETTINGS}
 
 
 def config_as_dict(config: Config) -> dict[str, Any]:

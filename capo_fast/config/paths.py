@@ -8,6 +8,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from capo_fast.config.hub import hub_id
 from capo_fast.errors import ConfigError
 
 PACKAGED = "pkg://"
@@ -62,7 +63,7 @@ def resolve_model(text: str, key: str = "model.path") -> str:
         raise ConfigError(f"{key}: {text}: a file, wanted a model's folder or a hub id")
     if path.is_absolute() or text.startswith(".") or text.count("/") > 1:
         raise ConfigError(f"{key}: {text}: no such model folder")
-    return text
+    return hub_id(text, key)
 
 
 def _packaged(text: str) -> Path:

@@ -93,6 +93,16 @@ def _is_date(text: str | None) -> bool:
         return False
 
 
+TEMPLATE_ARGUMENTS = {"add_generation_prompt", "conversation", "messages", "return_dict", "strftime_now", "tokenize"}
+"""Of a chat template, or of transformers' call of it, and set by us."""
+
+
+def _templates(config: Config) -> Rules:
+    for key in ("data.template_kwargs", "critic.template_kwargs"):
+        taken = sorted(TEMPLATE_ARGUMENTS & attrgetter(key)(config).keys())
+        yield bool(taken), f"{key}: found {', '.join(taken)}, wanted arguments of the template's own"
+
+
 def _sampling(config: Config) -> Rules:
     yield config.rollout.top_k == 0, "rollout.top_k: found 0, wanted -1 (off) or at least 1"
     yield _too_cold(config, "rollout.temperature")
@@ -215,6 +225,7 @@ CRITIQUES = ("critic.votes", "critic.top_p", "critic.max_tokens")
 SERVER = ("endpoint.concurrency", "endpoint.timeout_s", "endpoint.budget_tokens")
 PARTS = {
     "data": Part(_always, _data),
+    "templates": Part(_always, _templates),
     "reward": Part(_always, _reward),
     "sampling": Part(_always, _sampling),
     "groups": Part(_always, _groups),

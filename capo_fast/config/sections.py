@@ -7,7 +7,8 @@ The defaults are the paper's CAPO set-up where the paper states one.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -94,6 +95,8 @@ class DataConfig:
     date: str | None = None
     """Today, as 2026-11-29, for a chat template that writes the date; None: the day on which the run starts. A resumed
     run keeps it."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the policy's chat template, as `{enable_thinking: false}`."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -146,6 +149,9 @@ class CriticConfig:
     """Longest critique, in tokens."""
     prompt: FilePath = "pkg://capo_fast.credit/prompts/genprm.txt"
     """Jinja2 template file of the critic's prompt."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the critic's chat template, as `{enable_thinking: false}`; a server gets them as
+    chat_template_kwargs, which vLLM and SGLang read."""
     stream: bool = True
     """Critiques start as soon as their rollout has ended; false: after the last one, as always where weights are
     swapped."""
@@ -164,6 +170,11 @@ class EndpointConfig:
     """The server's name of the critic; None: the only one it offers."""
     api_key_env: MayChange[str] = "OPENAI_API_KEY"
     """Environment variable that holds the key; if it is unset, none is sent."""
+    max_tokens_field: MayChange[Literal["max_tokens", "max_completion_tokens"]] = "max_tokens"
+    """Field of a request that holds critic.max_tokens: hosted reasoning models want max_completion_tokens."""
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    """Further fields of every request, as `{reasoning_effort: low}`; they win, and null takes one out, as
+    `{temperature: null}`."""
     concurrency: MayChange[CountWhereUsed] = 64
     """Concurrent requests per rank."""
     timeout_s: MayChange[NumberWhereUsed] = 300.0

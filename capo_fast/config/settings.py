@@ -11,14 +11,19 @@ from functools import cached_property, partial
 from itertools import chain
 from typing import Annotated, Any, get_type_hints
 
+import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from capo_fast.config.core_yaml import CoreLoader
 from capo_fast.config.schema import Config
 from capo_fast.config.types import WhereUsed
 from capo_fast.errors import ConfigError
 
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-WORDS = {"integer": "integer", "number": "number", "string": "text", "boolean": "true | false", "null": "none"}
+WORDS = {
+    **{"integer": "integer", "number": "number", "string": "text", "boolean": "true | false", "null": "none"},
+    "object": "mapping as {name: value}",
+}
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,13 @@ class Setting:
 
     def convert(self, value: Any) -> Any:
         """The value in the setting's type, text as on a command line. Raises ConfigError."""
-        read = self._from_text(value) if isinstance(value, str) else value
-        items = read if isinstance(read, list | tuple) else [read]
         try:
+            read = self._from_text(value) if isinstance(value, str) else value
+            items = read if isinstance(read, list | tuple) else [read]
             if not self._takes("boolean") and any(isinstance(item, bool) for item in items):  # pydantic takes true as 1
                 raise TypeError
             return self._adapter.validate_python(read)
-        except (ValidationError, TypeError, OverflowError) as error:
+        except (ValidationError, TypeError, OverflowError, yaml.YAMLError) as error:
             raise ConfigError(f"{self.key}: found {shown(value)}{self._cause(error)}") from None
 
     def check_used(self, value: Any) -> None:
@@ -80,6 +85,8 @@ class Setting:
     def _from_text(self, text: str) -> Any:
         if self._takes("null") and text.lower() in ("none", "null"):
             return None
+        if self._takes("object"):
+            return yaml.load(text, Loader=CoreLoader)
         return [item.strip() for item in text.split(",")] if self._takes("array") else text
 
     def _takes(self, kind: str) -> bool:

@@ -14,6 +14,12 @@ from capo_fast.records import Critique
 # Blanks inside these patterns never cross a line, so that text on another line can't complete the critic's own tag.
 _FLAGS = re.IGNORECASE | re.ASCII
 _HEADER = re.compile(r"(?<![a-z])judge?ment[ \t*_`~\"']*(?:\([^()\n]*\)[ \t*_`]*)?[:\uff1a]", _FLAGS)
+_CLAUSE = re.compile(
+    r"(?:[^a-z]|\b(?:and|answer|conclusion|corrected|final|hence|here|is|my|new|overall|revised|so|the|then|thus"
+    r"|therefore|updated))*\Z",
+    _FLAGS,
+)
+"""What may stand before a header in its clause: more makes it prose about a judgment, as `I double checked the`."""
 _LIST_TAG = re.compile(r"<[ \t]*(?P<closes>/[ \t]*)?incorrect\\?_steps[ \t]*>", _FLAGS)
 _LINE_END = re.compile(rf"\n|{_HEADER.pattern}|{_LIST_TAG.pattern}|\Z", _FLAGS)
 _LEADING_VERDICT = re.compile(r"[ \t*_`~\"'(\[{]*(yes|no)(?![a-z]|[ \t]*(?:/|or)[ \t]*(?:yes|no))", _FLAGS)
@@ -23,10 +29,18 @@ _VERDICT = re.compile(r"(?<![a-z])(yes|no)(?![a-z])", _FLAGS)
 _STEP_TAG = re.compile(r"<[ \t]*(?:(/)[ \t]*)?step\\?[ _]?([0-9]+)[ \t]*>", _FLAGS)
 _LIST_PART = re.compile(
     r"(?P<first>-?[0-9]+)(?:[ \t]*(?:-|\u2013|\u2014)[ \t]*(?P<last>[0-9]+))?(?![0-9a-z_%/+=^-]|\.\S)"
-    r"|[\s,;:|&#*`\"'()\[\]{}]+|-(?!\d)|\.(?=\s|\Z)(?![ \t]+\S)|and(?![a-z])|steps?_?(?![a-z])",
+    r"|[\s,\uff0c\u3001;\uff1b:|&#*`\"'()\[\]{}]+|-(?!\d)|\.(?=\s|\Z)(?![ \t]+\S)|and(?![a-z])|steps?_?(?![a-z])",
     _FLAGS,
 )
 _FAR = 10**9
+_PLAIN = {
+    **dict.fromkeys(
+        map(ord, "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"),
+        " ",
+    ),
+    **dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"), None),
+}
+"""Blanks of other widths are blanks; what has no width is nothing."""
 
 
 def parse_critique(text: str, num_steps: int, finished: bool = True) -> Critique:
@@ -43,14 +57,16 @@ def parse_critique(text: str, num_steps: int, finished: bool = True) -> Critique
     | any | only out-of-range indices, words, more indices than steps, or unclosed | abstain |
 
     [us] Neither verdict nor list abstains, and so does an unfinished answer without a closed list. The verdict is the
-    Yes or No right after `Judgment:`, else the last one on its line; `Yes/No` is the prompt's echo, not a verdict.
+    Yes or No right after `Judgment:`, else the last one on its line; `Yes/No` is the prompt's echo, not a verdict. A
+    judgment that prose speaks of (`I double checked the judgment: yes, ...`) counts only where there is no other.
     Repeated indices count towards "more indices than steps"; `and` and `step` are the only words a list may hold.
 
     >>> parse_critique("Judgment: No\\n<incorrect_steps>0, <step_2>-<step_3>, 5</incorrect_steps>", 5).wrong_steps
     frozenset({0, 2, 3})
     """
-    verdict, position = _last_verdict(text)
-    body, unclosed = _last_list(text, position)
+    plain = text.translate(_PLAIN)
+    verdict, position = _last_verdict(plain)
+    body, unclosed = _last_list(plain, position)
     truncated = not finished and body is None
     ranges = _index_ranges(body or "")
     named = sum(last - first + 1 for first, last in ranges or [])
@@ -68,7 +84,8 @@ def parse_critique(text: str, num_steps: int, finished: bool = True) -> Critique
 
 def _last_verdict(text: str) -> tuple[str | None, int]:
     """The last judgment's `yes` or `no`, and where its line (or the part of it before a list) ends."""
-    for header in reversed(list(_HEADER.finditer(text))):
+    headers = list(_HEADER.finditer(text))
+    for header in reversed([header for header in headers if _begins_a_clause(text, header.start())] or headers):
         end = _LINE_END.search(text, header.end())
         assert end is not None  # it matches at the end of the text
         line = text[header.end() : end.start()]
@@ -77,6 +94,11 @@ def _last_verdict(text: str) -> tuple[str | None, int]:
         if words := _VERDICT.findall(_CHOICE.sub("", line)):
             return words[-1].lower(), end.start()
     return None, 0
+
+
+def _begins_a_clause(text: str, position: int) -> bool:
+    line = text[max(position - 80, 0) : position].rpartition("\n")[2]  # a longer clause is prose all the more
+    return _CLAUSE.match(re.split(r"[.!?,;:]", line)[-1]) is not None
 
 
 def _last_list(text: str, position: int) -> tuple[str | None, bool]:

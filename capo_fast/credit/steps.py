@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from capo_fast.records import StepSpans
+from capo_fast.records import StepSpans, unicode_text
 
 _DELIMITER = re.compile(rb"(?:\r?\n){2,}")
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -63,7 +63,8 @@ def step_spans(token_ids: Sequence[int], tokenizer: Any) -> StepSpans:
         begin += len(chunk)
     lasts = [first - 1 for first in firsts[1:]] + [len(pieces) - 1]
     spans = ((pieces[first][0], pieces[last][1]) for first, last in zip(firsts, lasts, strict=False))
-    return StepSpans(tuple(starts), tuple(data[start:end].decode("utf-8", "replace") for start, end in spans))
+    texts = (unicode_text(data[start:end].decode("utf-8", "replace")) for start, end in spans)
+    return StepSpans(tuple(starts), tuple(texts))
 
 
 def _pieces(data: bytes) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date as day
 from datetime import datetime, time
@@ -69,6 +69,8 @@ class ChatTemplate:
     """Of every prompt that has no system message of its own; None: no system message."""
     date: str | None = None
     """As 2026-11-29, for a template that writes today's; None: today."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further ones of the template, as `enable_thinking`."""
     _frames: dict[tuple[str, ...], int] = field(default_factory=dict, repr=False, compare=False)
 
     def prompt(self, problem: Problem, room: int) -> Prompt:
@@ -147,7 +149,7 @@ class ChatTemplate:
         if not self.tokenizer.chat_template:
             raise DataError(f"model.path: the tokenizer of {self._name} has no chat template")
         messages = [{"role": role, "content": content} for role, content in chat]
-        given = {"strftime_now": self._clock} if self.shows_date() else {}
+        given = {**self.arguments, **({"strftime_now": self._clock} if self.shows_date() else {})}
         try:
             return self.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=tokenize, return_dict=False, **given

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from capo_fast.config.hub import reach_hub
 from capo_fast.config.paths import PACKAGED, resolve_path
 from capo_fast.data.fields import DataError
 
@@ -206,10 +207,12 @@ def _saved_rows(folder: Path, split: str) -> Rows:
 def _hub_rows(path: str, name: str | None, split: str) -> Rows:
     from datasets import load_dataset  # takes a second
 
+    cause = reach_hub()
     try:
         return DatasetRows(path, load_dataset(path, name, split=split))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no such file, and as a Hugging Face data set: {one_line(error)}") from None
+        reason = cause or one_line(error)
+        raise DataError(f"{path}: no such file, and as a Hugging Face data set: {reason}") from None
 
 
 def _parsed(where: str, line: bytes) -> Any:

@@ -1,22 +1,25 @@
 """Requests to an OpenAI-compatible server, and what its answers mean.
 
-Every text of a server that reaches an error is one line, shortened, and without the key.
+Every text of a server enters through `without_key`; where it reaches an error it is one line, and shortened.
 """
 
 from __future__ import annotations
 
-import os
-from typing import Any
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import anyio
 import httpx2
 import openai
-from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field
 
 from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.base import EngineError
+from capo_fast.engine.masking import without_key
+from capo_fast.engine.transport import api_key, headers, openai_client
 from capo_fast.errors import ConfigError
-from capo_fast.records import Completion, Request
+from capo_fast.records import Completion, Request, unicode_text
 
 CONNECT_S = 10.0
 
@@ -28,12 +31,12 @@ def served_model(config: EndpointConfig) -> str:
     try:
         text = anyio.run(_list_models, config)
     except (openai.APIConnectionError, httpx2.InvalidURL) as error:
-        raise EngineError(f"critic at {config.url} can't be reached: {words(error, config)}") from error
+        raise EngineError(f"critic at {config.url} can't be reached: {words(error, config)}") from None
     except openai.APIStatusError as error:
-        raise EngineError(f"critic at {config.url} doesn't list its models: {words(error, config)}") from error
+        raise EngineError(f"critic at {config.url} doesn't list its models: {words(error, config)}") from None
     try:
-        names = [model.id for model in _Models.model_validate_json(text).data]
-    except ValidationError:
+        names = [without_key(model.id, api_key(config)) for model in _Models.model_validate(read_body(text)).data]
+    except ValueError:
         found = shortened(text, config)
         raise EngineError(f"critic at {config.url}: found {found!r} where a list of models was wanted") from None
     if config.model is None and len(names) == 1:
@@ -45,82 +48,44 @@ def served_model(config: EndpointConfig) -> str:
 
 
 async def _list_models(config: EndpointConfig) -> str:
-    async with _client(config, retries=0, timeout_s=CONNECT_S) as client:
+    async with openai_client(config, retries=0, timeout_s=CONNECT_S, connect_s=CONNECT_S) as client:
         return (await client.models.with_raw_response.list(extra_headers=headers(config))).text
 
 
 def async_client(config: EndpointConfig) -> openai.AsyncOpenAI:
-    return _client(config, config.retries, config.timeout_s)
-
-
-def _client(config: EndpointConfig, retries: int, timeout_s: float) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(
-        base_url=config.url,
-        api_key=_key(config) or "unset",  # the client demands one; `headers` takes it out again
-        max_retries=retries,
-        timeout=openai.Timeout(None, connect=CONNECT_S),
-        http_client=_Transport(timeout_s),
-    )
-
-
-class _Transport(openai.DefaultAsyncHttpxClient):
-    """A redirect is an error. A proxy of the environment is used, but never for this machine itself.
-
-    httpx limits the time of each read; here a try as a whole has a deadline, however slowly its answer comes.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        local = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}
-        super().__init__(follow_redirects=False, mounts=local)
-        self.timeout_s = timeout_s
-
-    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """One try, with the body of its answer."""
-        try:
-            with anyio.fail_after(self.timeout_s):
-                return await super().send(request, **options)
-        except TimeoutError as error:
-            raise httpx2.ReadTimeout(f"time-out after {self.timeout_s:g} s", request=request) from error
-
-
-def headers(config: EndpointConfig) -> dict[str, Any]:
-    """Of each request: the key of `endpoint.api_key_env`, and nothing else that the environment holds for OpenAI."""
-    key, omitted = _key(config), openai.Omit()
-    authorization = f"Bearer {key}" if key else omitted
-    return {"Authorization": authorization, "OpenAI-Organization": omitted, "OpenAI-Project": omitted}
-
-
-def _key(config: EndpointConfig) -> str:
-    key = os.environ.get(config.api_key_env, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"endpoint.api_key_env: the key in {config.api_key_env} holds signs that no key has")
-    return key
+    return openai_client(config, config.retries, config.timeout_s, CONNECT_S)
 
 
 # ---- a request ----
 
 
-def chat_request(request: Request, model: str) -> dict[str, Any]:
-    """`top_k` and `structured_outputs` are vLLM's; 31 bits of the seed are what every server takes."""
-    return {
-        "model": model,
-        "messages": [{"role": "user", "content": request.message}],
+def chat_request(
+    request: Request, model: str, config: EndpointConfig, template_kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of OpenAI's client. `top_k`, `structured_outputs` and `chat_template_kwargs` are vLLM's; 31 bits of the
+    seed are what every server takes. What `endpoint.extra_body` has counts, and its null takes a field out.
+    """
+    fields = {
         "temperature": request.temperature,
         "top_p": request.top_p,
-        "max_tokens": request.max_tokens,
+        config.max_tokens_field: request.max_tokens,
         "seed": request.seed % 2**31,
-        "extra_body": {
-            **({"top_k": request.top_k} if request.top_k != -1 else {}),
-            **({"structured_outputs": {"regex": request.regex}} if request.regex else {}),
-        },
+        "top_k": None if request.top_k == -1 else request.top_k,
+        "structured_outputs": {"regex": request.regex} if request.regex else None,
+        "chat_template_kwargs": dict(template_kwargs) or None,
     }
+    body = {name: value for name, value in (fields | config.extra_body).items() if value is not None}
+    return {"model": model, "messages": [{"role": "user", "content": request.message}], "extra_body": body}
 
 
 # ---- its answer: OpenAI's client checks no type, and servers differ ----
 
 
+_Text = Annotated[str, BeforeValidator(lambda value: unicode_text(value) if isinstance(value, str) else value)]
+
+
 class _Model(BaseModel):
-    id: str
+    id: _Text
 
 
 class _Models(BaseModel):
@@ -128,12 +93,12 @@ class _Models(BaseModel):
 
 
 class _Part(BaseModel):
-    type: str = "text"
-    text: str | None = None
+    type: _Text = "text"
+    text: _Text | None = None
 
 
 class _Message(BaseModel):
-    content: str | list[_Part] | None = None
+    content: _Text | list[_Part] | None = None
     """Without a reasoning model's thinking, for which servers have fields, or types of parts, of their own."""
 
     @property
@@ -145,20 +110,24 @@ class _Message(BaseModel):
 class _Choice(BaseModel):
     message: _Message | None
     """None where a server's filter withheld it."""
-    finish_reason: str | None = None
+    finish_reason: _Text | None = None
 
 
 class _Chat(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
 
 
+_Count = Annotated[int, Field(ge=0, le=2**40)]
+"""Of tokens; a larger one is none."""
+
+
 class _Cached(BaseModel):
-    cached_tokens: int | None = None
+    cached_tokens: _Count | None = None
 
 
 class _Usage(BaseModel):
-    prompt_tokens: NonNegativeInt | None = None
-    completion_tokens: NonNegativeInt | None = None
+    prompt_tokens: _Count | None = None
+    completion_tokens: _Count | None = None
     prompt_tokens_details: _Cached | None = None
 
 
@@ -166,15 +135,23 @@ class _Paid(BaseModel):
     usage: _Usage | None = None
 
 
-def read_completion(request: Request, text: str) -> Completion:
-    """Raises ValidationError where the answer is no chat completion."""
-    choice, usage = _Chat.model_validate_json(text).choices[0], _read_usage(text)
+def read_body(text: str) -> Any:
+    """The JSON of an answer. Raises ValueError where it is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_completion(request: Request, text: str, key: str) -> Completion:
+    """Raises ValueError where the answer is no chat completion."""
+    choice, usage = _Chat.model_validate(read_body(text)).choices[0], _read_usage(text)
     cached = usage.prompt_tokens_details
     return Completion(
         id=request.id,
         token_ids=(),
         logprobs=(),
-        text=choice.message.text if choice.message else "",
+        text=without_key(choice.message.text, key) if choice.message else "",
         finished=choice.finish_reason == "stop",
         prompt_tokens=usage.prompt_tokens or 0,
         answer_tokens=usage.completion_tokens or 0,
@@ -190,8 +167,8 @@ def read_tokens(text: str) -> int:
 
 def _read_usage(text: str) -> _Usage:
     try:
-        return _Paid.model_validate_json(text).usage or _Usage()
-    except ValidationError:
+        return _Paid.model_validate(read_body(text)).usage or _Usage()
+    except ValueError:
         return _Usage()
 
 
@@ -217,7 +194,9 @@ def _status_words(error: openai.APIStatusError, config: EndpointConfig) -> str:
     response = error.response
     status = f"{response.status_code} {response.reason_phrase}".strip()
     said = f"to {response.headers['location']}" if response.has_redirect_location else _message(error.body)
-    hint = f" (key: {config.api_key_env}, {'' if _key(config) else 'not '}set)" if response.status_code == 401 else ""
+    hint = (
+        f" (key: {config.api_key_env}, {'' if api_key(config) else 'not '}set)" if response.status_code == 401 else ""
+    )
     return shortened(f"{status}: {said}" if said else status, config) + hint
 
 
@@ -230,6 +209,4 @@ def _message(body: Any) -> str:
 
 def shortened(text: str, config: EndpointConfig) -> str:
     """One line of at most 300 letters, without the key."""
-    line = " ".join(text.split())
-    key = _key(config)
-    return (line.replace(key, "***") if key else line)[:300]
+    return " ".join(without_key(text, api_key(config)).split())[:300]

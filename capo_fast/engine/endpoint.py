@@ -13,22 +13,22 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from queue import SimpleQueue
-from typing import NoReturn
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 import anyio
 import openai
 from anyio.from_thread import start_blocking_portal
-from pydantic import ValidationError
 
 from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.chat import (
     async_client,
     chat_request,
-    headers,
     read_completion,
     read_tokens,
     served_model,
@@ -36,6 +36,7 @@ from capo_fast.engine.chat import (
     status_of,
     words,
 )
+from capo_fast.engine.transport import api_key, headers
 from capo_fast.records import Completion, Request
 
 FAILURES, PAUSE_S = 3, 60.0
@@ -78,15 +79,21 @@ class EndpointCritic:
 
     pause_s = 0.005
 
-    def __init__(self, config: EndpointConfig, budget_left: int | None = None) -> None:
-        """`budget_left`: this rank's tokens of `endpoint.budget_tokens`; None: no limit.
+    def __init__(
+        self,
+        config: EndpointConfig,
+        budget_left: int | None = None,
+        template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """`budget_left`: this rank's tokens of `endpoint.budget_tokens`; None: no limit. `template_kwargs`: of the chat
+        template, which the server renders.
 
         Raises EngineError where the server can't be reached, ConfigError where it doesn't offer the model.
         """
         self.model = served_model(config)
         self.spent_tokens = 0
         """Of prompts and answers, as the server counts them, since this object was made."""
-        self._config, self._budget = config, budget_left
+        self._config, self._budget, self._template_kwargs = config, budget_left, template_kwargs
         self._ended: SimpleQueue[Future[Completion]] = SimpleQueue()
         self._under_way: set[Future[Completion]] = set()
         self._broken: BaseException | None = None
@@ -132,7 +139,7 @@ class EndpointCritic:
                 return await self._ask(request)
             except GivenUp as error:
                 if self._config.on_failure == "stop":
-                    raise EngineError(str(error)) from error.__cause__
+                    raise EngineError(str(error)) from None
                 return Completion(request.id, (), (), "", finished=False, error=str(error))
 
     def _check_budget(self) -> None:
@@ -143,31 +150,32 @@ class EndpointCritic:
         start = time.monotonic()
         create = self._client.chat.completions.with_raw_response.create
         try:
-            raw = await create(**chat_request(request, self.model), extra_headers=headers(self._config))
+            fields = chat_request(request, self.model, self._config, self._template_kwargs)
+            raw = await create(**fields, extra_headers=headers(self._config))
         except openai.APIError as error:
             if (status := status_of(error)) is not None:
                 return await self._refused(request, status, words(error, self._config))
             limits = f"endpoint.timeout_s: {self._config.timeout_s:g}, endpoint.retries: {self._config.retries}"
             seconds = f"{time.monotonic() - start:.0f} s"
-            self._give_up(f"no answer in {seconds} ({limits}): {words(error, self._config)}", error)
+            self._give_up(f"no answer in {seconds} ({limits}): {words(error, self._config)}")
         return await self._read(request, raw.text)
 
     async def _read(self, request: Request, text: str) -> Completion:
         self.spent_tokens += read_tokens(text)
         try:
-            completion = read_completion(request, text)
-        except ValidationError as error:
-            self._give_up(f"found {shortened(text, self._config)[:80]!r} where a chat completion was wanted", error)
+            completion = read_completion(request, text, api_key(self._config))
+        except ValueError:
+            self._give_up(f"found {shortened(text, self._config)[:80]!r} where a chat completion was wanted")
         self._breaker.answered()
         if self._budget is not None and not completion.prompt_tokens:
             await self._refuse("doesn't say what it used: no endpoint.budget_tokens there")
         self._answered = True
         return completion
 
-    def _give_up(self, what: str, error: Exception) -> NoReturn:
+    def _give_up(self, what: str) -> NoReturn:
         reason = f"critic at {self._config.url}: {what}"
         self._breaker.given_up(reason)
-        raise GivenUp(reason) from error
+        raise GivenUp(reason) from None  # a cause has the server's words as they came, with a key that it echoed
 
     async def _refused(self, request: Request, status: int, said: str) -> Completion:
         """The truncated answer that a refusal amounts to where the prompt is too long."""

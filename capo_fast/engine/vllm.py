@@ -31,7 +31,7 @@ from capo_fast.engine.vllm_weights import adapter_checksums, weight_checksums, w
 from capo_fast.errors import ConfigError
 from capo_fast.pretrained import read_config
 from capo_fast.records import Completion, Request
-from capo_fast.runtime.files import passing_folder
+from capo_fast.runtime.files import naming, passing_folder
 
 
 class VllmEngine:
@@ -108,7 +108,8 @@ class VllmEngine:
         self._versions += 1
         with self._waking(), passing_folder(sum(map(len, files.values()))) as folder:
             for name, data in files.items():
-                (folder / name).write_bytes(data)
+                with naming(folder / name):
+                    (folder / name).write_bytes(data)
             if self._adapter is not None:
                 self._llm.llm_engine.remove_lora(self._adapter.lora_int_id)
             self._adapter = LoRARequest(f"policy-{self._versions}", self._versions, str(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from capo_fast.engine.base import Completer
 from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.evaluation.store import SETTINGS_FILE, fingerprint
 from capo_fast.loaders import with_date
-from capo_fast.runtime.files import replacing
+from capo_fast.runtime.files import free_folder, naming, replacing
 from capo_fast.runtime.ranks import on_first_rank
 
 TINY = "tiny"
@@ -110,11 +111,18 @@ def read_job(options: argparse.Namespace, rest: Sequence[str], sets: str, longes
     files = options.config or ([file] if file else [])
     config = build_config(*map(read_file, files), {"model.path": model} if model else {}, layer)
     path = options.model if at_server else resolve_model(config.model.path)
-    out = options.out or Path("runs") / f"eval-{_short(options.model)}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = tuple(name.strip() for name in sets.split(",") if name.strip())
     if not names:
         raise ConfigError("no data named; wanted names or files, parted by commas")
-    return Job(path, validate_sampling(config, longest), names, options.data_dir, options.limit, out)
+    config = validate_sampling(config, longest)
+    return Job(path, config, names, options.data_dir, options.limit, options.out or _new_folder(options.model))
+
+
+def _new_folder(model: str) -> Path:
+    """Under a name with the time. Rank 0 makes it, whose name all ranks use (`Store`)."""
+    path = Path("runs") / f"eval-{_short(model)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with naming(path):
+        return free_folder(path) if os.environ.get("RANK", "0") == "0" else path
 
 
 def _file_and_model(text: str) -> tuple[str | None, str | None]:

@@ -19,6 +19,7 @@ from capo_fast.report.html import render
 from capo_fast.report.runs import load_runs
 from capo_fast.runlog.console import progress
 from capo_fast.runtime.files import replacing
+from capo_fast.terminal import printable
 
 ROLLOUTS, MEGABYTES = 2000, 10
 """Of all runs of a page; its library and curves add about 5 MB."""
@@ -46,9 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--out", type=path_argument, help="file to write (default: report.html in the first run's folder)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of rollouts, where not all fit (default: 0)")
-    options = parser.parse_args(argv)
-    out = options.out or options.runs[0] / "report.html"
-    return run_command(lambda: print(write_report(options.runs, out, options.seed)))
+
+    def work() -> None:
+        options = parser.parse_args(argv)
+        out = options.out or options.runs[0] / "report.html"
+        print(printable(write_report(options.runs, out, options.seed)))
+
+    return run_command(work, goes_on=True)
 
 
 if __name__ == "__main__":

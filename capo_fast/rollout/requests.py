@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 from capo_fast.config.schema import Config
@@ -63,7 +63,7 @@ class RequestBuilder:
         """
         prompt, critic = rollout.prompt, self.config.critic
         message = critique_message(self.tokenizer, self.template, prompt.problem, rollout.steps.texts, prompt.solution)
-        prompt_ids = () if critic.mode == "endpoint" else chat_ids(self.tokenizer, message, self.config.data.date)
+        prompt_ids = () if critic.mode == "endpoint" else self._critic_chat.ids([("user", message)])
         if len(prompt_ids) > critique_room(self.config) and critic.mode != "endpoint":
             return []
         greedy = critic.voting == "greedy"
@@ -74,6 +74,10 @@ class RequestBuilder:
             seed = seed_of(self.config.seed, key, prompt.id)
             requests.append(critique_request(name, seed, prompt_ids, self.config, greedy, message))
         return requests
+
+    @cached_property
+    def _critic_chat(self) -> ChatTemplate:
+        return critic_chat(self.config, self.tokenizer)
 
     def read_critiques(self, rollout: Rollout, answers: Mapping[str, Completion]) -> tuple[Critique, ...]:
         names = [critique_id(rollout, vote) for vote in range(self.config.critic.votes)]
@@ -89,26 +93,21 @@ def critique_room(config: Config) -> int:
     return config.engine.max_model_len - config.critic.max_tokens
 
 
+def critic_chat(config: Config, tokenizer: Any) -> ChatTemplate:
+    """The chat template of critiques, with the date and the arguments of the settings."""
+    return ChatTemplate(tokenizer, date=config.data.date, arguments=config.critic.template_kwargs)
+
+
 def critique_prompt_ids(
-    tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None, date: str | None = None
+    chat: ChatTemplate, template: str, problem: str, steps: Sequence[str], solution: str | None
 ) -> tuple[int, ...]:
-    """The critic's prompt for one solution, as one user message under the chat template. `date` is `data.date`."""
-    return chat_ids(tokenizer, critique_message(tokenizer, template, problem, steps, solution), date)
+    """The critic's prompt for one solution, as one user message under the chat template."""
+    return chat.ids([("user", critique_message(chat.tokenizer, template, problem, steps, solution))])
 
 
 def critique_message(tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None) -> str:
     """The same as text."""
     return render_critique_prompt(template, problem, steps, solution, special_tokens(tokenizer))
-
-
-def chat_ids(tokenizer: Any, message: str, date: str | None = None) -> tuple[int, ...]:
-    """One user message under the chat template."""
-    return _chat_template(tokenizer, date).ids([("user", message)])
-
-
-@lru_cache(maxsize=4)
-def _chat_template(tokenizer: Any, date: str | None) -> ChatTemplate:
-    return ChatTemplate(tokenizer, date=date)
 
 
 def special_tokens(tokenizer: Any) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ from rich.text import Text
 from capo_fast.runlog.recorder import Metrics
 from capo_fast.runlog.shown import PACE_STEPS, clock, shown_metrics, step_seconds, time_left
 from capo_fast.runlog.summary import before_and_after, places, time_by_stage
+from capo_fast.terminal import printable
 
 
 class Console:
@@ -98,7 +99,7 @@ class Console:
         return Text.assemble(row, (f" {self._stage} {age}", "cyan"), f" eta={self._eta()} {self._rates}")
 
     def _print(self, line: str) -> None:
-        self._out.print(Text(line), soft_wrap=True)  # Text: brackets in a path are no markup
+        self._out.print(Text(printable(line)), soft_wrap=True)  # Text: brackets in a path are no markup
 
     def _eta(self) -> str:
         return time_left(self._pace, self._total - self._done)
@@ -129,14 +130,14 @@ class AnswerDisplay:
 
     def __init__(self, what: str, total: int, rank: int = 0) -> None:
         self._out = Terminal(stderr=True, quiet=rank != 0)
-        self._what, self._total = what, total
+        self._what, self._total = printable(what), total
         self._done = self._tokens = 0
         self._start = time.monotonic()
         self._live = rank == 0 and total > 0 and _is_live(self._out, sys.stderr.isatty())
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         rate = TextColumn("{task.fields[rate]}")
         self._row = Progress(*columns, rate, console=self._out, transient=True, disable=not self._live)
-        self._task = self._row.add_task(escape(what), total=total, rate="")
+        self._task = self._row.add_task(escape(self._what), total=total, rate="")
 
     def advance(self, tokens: int) -> None:
         """One more answer of so many tokens is done."""
@@ -162,4 +163,4 @@ def progress(what: str) -> Callable[[Iterable[int]], Iterable[int]]:
     """Wraps an iterable with a transient progress bar on a terminal's standard error."""
     terminal = Terminal(stderr=True)
     quiet = not terminal.is_terminal
-    return lambda things: track(things, escape(what), console=terminal, transient=True, disable=quiet)
+    return lambda things: track(things, escape(printable(what)), console=terminal, transient=True, disable=quiet)

@@ -21,7 +21,7 @@ from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
 from capo_fast.runlog.kept import Kept, changed_records, kept_records
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import read_metrics
-from capo_fast.runtime.files import RecordError, lock, replacing
+from capo_fast.runtime.files import RecordError, free_folder, lock, replacing
 from capo_fast.runtime.manifest import ADVICE
 from capo_fast.runtime.ranks import on_first_rank
 
@@ -141,16 +141,22 @@ def open_run_dir(config: Config) -> RunDir:
 
 
 def _make_folder(config: Config, guard: ExitStack) -> Path:
-    folder = Path(config.run.dir or f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}")
-    if "\0" in str(folder):
-        raise ConfigError(f"run.dir: found {str(folder)!r}, wanted a path")
     try:
-        if folder.exists() and config.resume == "never":
-            _move_aside(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _named(config)
         guard.enter_context(lock(folder))  # a file stays on its rank
     except OSError as error:
         raise ConfigError(f"run.dir: {error}") from error
+    return folder
+
+
+def _named(config: Config) -> Path:
+    """The folder of `run.dir`, or a new one of a name with the time."""
+    if config.run.dir is None:
+        return free_folder(Path(f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    folder = Path(config.run.dir)
+    if folder.exists() and config.resume == "never":
+        _move_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

@@ -15,6 +15,9 @@ from capo_fast.runlog.recorder import peak_memory_gb
 from capo_fast.runtime.stages import Lap
 from capo_fast.statistics import agreement
 
+REPLACED = "\ufffd"
+"""What stands in texts in place of bytes or halves of surrogate pairs that are no Unicode, and of NUL."""
+
 
 def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, float]:
     """The metrics of a step: all of its rollouts and critiques, its time and its memory.
@@ -68,6 +71,7 @@ def _rollouts(credited: Sequence[CreditedSample]) -> dict[str, float]:
         "response_tokens_mean": fmean(len(rollout.token_ids) for rollout in rollouts),
         "truncated_frac": fmean(not rollout.finished for rollout in rollouts),
         "steps_mean": fmean(len(rollout.steps.texts) for rollout in rollouts),
+        "replaced_chars": sum(rollout.text.count(REPLACED) for rollout in rollouts),
     }
 
 
@@ -83,6 +87,7 @@ def _critiques(credited: Sequence[CreditedSample]) -> dict[str, float]:
         "critic/out_of_range": sum(critique.dropped for critique in critiques),
         "critic/truncated": sum(critique.truncated for critique in critiques),
         "critic/failed": sum(critique.failed for critique in critiques),
+        "critic/replaced_chars": sum(critique.text.count(REPLACED) for critique in critiques),
         "critic/agreement": _agreement(credited),
         "groups/outcome_only": len(unjudged_groups([each.sample for each in credited])),
     }

@@ -16,7 +16,10 @@ RATES = {
     "tokens_per_s": ".0f",
 }
 """Shown in every line where the step has them."""
-COUNTS = ("critic/failed", "critic/out_of_range", "verify/timeouts", "groups/dropped", "updates_skipped")
+COUNTS = (
+    *("critic/failed", "critic/out_of_range", "critic/replaced_chars", "replaced_chars"),
+    *("verify/timeouts", "groups/dropped", "updates_skipped"),
+)
 """Shown only where they are not 0."""
 PACE_STEPS = 10
 """Last steps whose mean time gives the time left."""

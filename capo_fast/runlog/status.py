@@ -14,11 +14,12 @@ from typing import Any
 from capo_fast.config import Config
 from capo_fast.config.load import build_config, read_file
 from capo_fast.config.paths import path_argument
-from capo_fast.errors import run_command
+from capo_fast.errors import BY_READER, run_command
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runlog.shown import PACE_STEPS, clock, shown_metrics, step_seconds, time_left
 from capo_fast.runtime.files import RecordError, is_locked
 from capo_fast.runtime.manifest import DamagedError, FormatError, check_sizes, read_manifest, steps_in
+from capo_fast.terminal import printable
 
 
 def status(folder: Path, now: float) -> str:
@@ -72,16 +73,19 @@ def _checkpoint(folder: Path) -> str:
 
 
 def _show(run: Path) -> None:
-    print(status(run, time.time()))
+    print(printable(status(run, time.time())))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command, on all folders. Exit status: 0 done, 1 where one can't be read, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="capo status", description="Shows how far runs are.")
     parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help="folder of a run")
-    runs = parser.parse_args(argv).runs
-    statuses = [run_command(partial(_show, run)) for run in runs]
-    return int(any(statuses))
+
+    def work() -> int:
+        statuses = [run_command(partial(_show, run)) for run in parser.parse_args(argv).runs]
+        return BY_READER if BY_READER in statuses else int(any(statuses))
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

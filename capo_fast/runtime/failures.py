@@ -115,9 +115,11 @@ PEER_GONE = re.compile(
 def connection_lost(error: BaseException | None) -> bool:
     """Whether an error, or a cause of it, is how gloo, NCCL or the store say that a peer has gone."""
     while error is not None:
-        if isinstance(error, dist.DistNetworkError) or PEER_GONE.search(str(error)):
+        # What our own errors say is of something else, as of a critic's server.
+        says_so = isinstance(error, dist.DistNetworkError) or PEER_GONE.search(str(error))
+        if says_so and not isinstance(error, CapoError):
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False
 
 
@@ -166,7 +168,8 @@ def write_stacks(rank: int, what: str, more: str = "") -> None:
         if ident != threading.get_ident():
             text += f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
     lines = "".join(f"capo_fast, rank {rank}: {line}\n" for line in text.splitlines())
-    os.write(2, lines.encode())
+    with suppress(OSError):  # a broken standard error must not keep a process from its end
+        os.write(2, lines.encode())
 
 
 def _within(seconds: float, true: Callable[[], bool]) -> bool:

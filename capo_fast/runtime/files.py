@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +37,18 @@ def finite(value: float | int | None) -> float | int | None:
 def json_line(row: Mapping[str, Any]) -> bytes:
     """One line of a JSONL file, newline included."""
     return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def free_folder(path: Path) -> Path:
+    """A new folder of this name, or of the first free one of `name-2`, `name-3`, ...: two runs may start in the same
+    second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
 
 
 LOCK = ".lock"
@@ -106,8 +119,11 @@ def passing_folder(size: int) -> Iterator[Path]:
     In memory (/dev/shm) where there is room, which containers often leave little of, else among the temporary files.
     """
     memory = Path("/dev/shm")
-    room = shutil.disk_usage(memory).free if memory.is_dir() else 0
-    with tempfile.TemporaryDirectory(prefix="capo_fast-", dir=memory if room > size + SPARE else None) as folder:
+    room = shutil.disk_usage(memory).free if os.access(memory, os.W_OK) else 0
+    parent = memory if room > size + SPARE else Path(tempfile.gettempdir())
+    with naming(parent):
+        holder = tempfile.TemporaryDirectory(prefix="capo_fast-", dir=parent)
+    with holder as folder:
         yield Path(folder)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -68,5 +70,12 @@ def _status(exits: dict[int, int]) -> int:
     stopped = (-signal.SIGTERM, Interrupted.exit_status)
     rank, status = min(exits.items(), key=lambda item: (item[1] in stopped, item[1] == 1))
     if status < 0:
-        raise RankKilled(f"rank {rank} was ended by {signal.Signals(-status).name}")
+        raise RankKilled(f"rank {rank} was ended by {signal.Signals(-status).name}{_hint(-status)}")
     return status
+
+
+def _hint(number: int) -> str:
+    """What a signal often means: shared memory that can't grow ends a process by SIGBUS, as vLLM's between ranks."""
+    if number != signal.SIGBUS or not (memory := Path("/dev/shm")).is_dir():
+        return ""
+    return f": /dev/shm has {shutil.disk_usage(memory).free / 2**20:.0f} MiB free, which ranks share memory in"

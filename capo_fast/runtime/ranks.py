@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from capo_fast.errors import ConfigError, Interrupted
+from capo_fast.errors import ConfigError, Interrupted, asked_to_stop
 from capo_fast.runtime.failures import one_error_shown
 
 PR_SET_PDEATHSIG = 1
@@ -29,7 +29,7 @@ class StopSignal:
     """Turns SIGTERM and SIGINT into `Interrupted`, raised on all ranks at the same place."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._asked = asked_to_stop.is_set()
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def _ask(self, number: int, frame: object) -> None:

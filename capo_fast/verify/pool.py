@@ -29,7 +29,14 @@ START_LIMIT_S = 120.0
 MEMORY_PAUSE_S = 0.05
 """Between two looks at the memory of the workers."""
 # Deaf to Ctrl-C from the first moment: it reaches the whole process group, and the parent decides.
-_BOOT = "import signal; signal.signal(2, signal.SIG_IGN); from capo_fast.verify.worker import main; main()"
+_BOOT = """\
+import signal
+signal.signal(2, signal.SIG_IGN)
+from capo_fast.terminal import standard_streams
+from capo_fast.verify.worker import main
+with standard_streams(goes_on=True):  # a function that prints is not wrong because the output is full
+    main()
+"""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 Verdict = bool | float | None

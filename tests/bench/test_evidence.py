@@ -14,6 +14,7 @@ from bench.evidence.oracle import OracleCritic
 from bench.evidence.report import Figures, differences, interval
 from bench.evidence.runs import FIGURES, missing_seeds, rule_counts
 from capo_fast.credit.critic import load_template, parse_critique
+from capo_fast.data import ChatTemplate
 from capo_fast.records import Completion, Request
 from capo_fast.rollout.requests import critique_prompt_ids
 from capo_fast.tiny.task import World, corrupt_solution, draw_question, true_wrong_steps
@@ -33,7 +34,7 @@ def critiques(chains, noise):
     """What a run reads of an oracle's answers to its own critique requests."""
     critic, template = OracleCritic(None, TOKENIZER, noise), load_template("tiny")
     for i, (question, steps) in enumerate(chains):
-        ids = critique_prompt_ids(TOKENIZER, template, question, steps, None)
+        ids = critique_prompt_ids(ChatTemplate(TOKENIZER), template, question, steps, None)
         critic.add(Request(f"critique-0-{i}-0-0", ids, seed=i, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=9))
     answers = critic.step()
     return [parse_critique(a.text, len(steps), a.finished) for a, (_, steps) in zip(answers, chains, strict=True)]

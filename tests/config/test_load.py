@@ -190,6 +190,8 @@ def test_values_take_their_setting_s_type(key: str, text: Any, value: Any) -> No
         ("algorithm", "gpro", "wanted capo | grpo"),
         ("credit.process", None, "found nothing, wanted steps | prefix | none"),
         ("train", 3, "train: found 3, wanted a mapping"),
+        ("endpoint.extra_body", "low", "found 'low', wanted mapping as {name: value}"),
+        ("endpoint.extra_body", "{a: [}", "wanted mapping as {name: value}"),
     ],
 )
 def test_a_wrong_value_is_one_line(key: str, value: Any, says: str) -> None:
@@ -211,6 +213,9 @@ def by_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
             return st.lists(by_schema(item), min_size=1).map(tuple)
         case {"type": "number" | "integer" as kind}:
             return numbers(kind, schema)
+        case {"type": "object"}:
+            names = st.from_regex("[a-z_]+", fullmatch=True)
+            return st.dictionaries(names, st.integers() | st.booleans() | names)
     texts = st.from_regex(r"[\w ./-]+", fullmatch=True) if schema.get("format") == "path" else st.text()
     return {"boolean": st.booleans(), "string": texts, "null": st.none()}[schema["type"]]
 

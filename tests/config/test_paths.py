@@ -1,9 +1,14 @@
 """Paths on disk, in packages, and of models."""
 
+import socket
 from pathlib import Path
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.utils._http import default_client_factory
 
+from capo_fast.config import hub
 from capo_fast.config.paths import resolve_model, resolve_path
 from capo_fast.errors import ConfigError
 
@@ -38,7 +43,8 @@ def test_a_bad_packaged_path_is_one_line(text: str, says: str) -> None:
     assert message.startswith(text) and says in message and "\n" not in message
 
 
-def test_model_is_a_folder_or_a_hub_id(tmp_path: Path) -> None:
+def test_model_is_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "reach_hub", lambda: None)
     assert resolve_model(str(tmp_path)) == str(tmp_path)
     assert resolve_model("Qwen/Qwen2.5-1.5B-Instruct") == "Qwen/Qwen2.5-1.5B-Instruct"
     assert resolve_model("pkg://capo_fast/tiny") == str(resolve_path("pkg://capo_fast/tiny"))
@@ -54,3 +60,25 @@ def test_model_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ConfigError, match=says):
             resolve_model(text)
+
+
+def test_without_a_network_the_hub_is_not_tried_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "getproxies_environment", dict)
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(
+            huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"
+        )
+        cause = hub.reach_hub.__wrapped__()
+    assert cause == "127.0.0.1 can't be reached (Connection refused)"
+    try:
+        with pytest.raises(OfflineModeIsEnabled):  # which the client reads its cache after, without a pause
+            huggingface_hub.get_session().get("http://127.0.0.1")
+    finally:
+        huggingface_hub.set_client_factory(default_client_factory)
+    monkeypatch.setattr(hub, "reach_hub", lambda: cause)
+    with pytest.raises(
+        ConfigError, match=r"critic\.path: no/such: no such folder, nor in the cache .*, and 127\.0\.0\.1"
+    ):
+        resolve_model("no/such", "critic.path")

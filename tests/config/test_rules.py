@@ -72,6 +72,10 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
             {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "endpoint__retries": 5},
             "endpoint.timeout_s: found 300 with endpoint.retries: 5, with the pauses 1815.5 s in all, wanted less than",
         ),
+        (
+            {"data__template_kwargs": {"tokenize": False}},
+            "data.template_kwargs: found tokenize, wanted arguments of the",
+        ),
         ({"lora__rank": 513}, "lora.rank: found 513, wanted integer >= 0 and <= 512"),
         ({"lora__rank": 8, "engine__dtype": "float32"}, "policy.dtype: found bfloat16 with lora.rank and engine.dtype"),
         ({"credit__process_weight": 2.0}, "a right answer by a wrong step no longer beats"),

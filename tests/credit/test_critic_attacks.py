@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from capo_fast.credit.critic import load_template, parse_critique, render_critique_prompt
+from capo_fast.data import ChatTemplate
 from capo_fast.records import Critique
 from capo_fast.rollout.requests import critique_prompt_ids, special_tokens
 
@@ -136,6 +137,6 @@ def test_the_tokens_hold_only_the_chat_templates_own(chat_tokenizer: PreTrainedT
     assert {"<think>", "</s>", "<|im_end|>"} <= set(special_tokens(chat_tokenizer))
     for (problem, steps), attack in [case for case in CASES if case[0] in MADE]:
         written = attacked(problem, steps, attack, random)
-        ids = critique_prompt_ids(chat_tokenizer, TEMPLATE, problem, written, None)
+        ids = critique_prompt_ids(ChatTemplate(chat_tokenizer), TEMPLATE, problem, written, None)
         special = chat_tokenizer.convert_ids_to_tokens([token for token in ids if token in added])
         assert special == ["<|im_start|>", "<|im_end|>", "<|im_start|>"], attack

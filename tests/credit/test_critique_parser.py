@@ -63,6 +63,9 @@ def test_any_verdict_abstains_on_an_unreadable_list(verdict: str, listed: str) -
         ("Judgment (Yes/No): No", "no"),
         ("Judgment\uff1aNo", "no"),
         ("Judgment: Yes. On reflection, Judgment: No", "no"),
+        ("Judgment:\u00a0No", "no"),
+        ("I have read it all, so my final judgment: No", "no"),
+        ("I come to the judgment: yes", "yes"),
         ("Judgment: Yes\n\nWait.\nJudgment: No", "no"),
         ("Judgment: No\nJudgment: the student is careless", "no"),
         ("Judgment: Yes/No", None),
@@ -114,10 +117,24 @@ def test_the_last_word_of_a_judgment_counts() -> None:
         ("0-999999999", ABSTAIN),
         ("9" * 5000, ABSTAIN),
         ("\u0663", ABSTAIN),
+        ("\u00a01,\u202f3\u00a0", {1, 3}),
+        ("<step_1\u200b>\uff0c <step_3>\u3000", {1, 3}),
     ],
 )
 def test_lists(body: str, expected: set[int] | None) -> None:
     assert outcome(boxed(body)) == expected
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "Let me double check the judgment: yes, it's step 1.",
+        "- To verify my judgement: yes. It holds.",
+        "I checked; I stand by this Judgment: yes, step 1 fails.",
+    ],
+)
+def test_prose_about_the_judgment_is_none(after: str) -> None:
+    assert outcome(f"Judgment: No\n{boxed('1')}\n\n{after}") == {1}
 
 
 def test_dropped_indices_are_counted() -> None:

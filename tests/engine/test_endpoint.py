@@ -128,6 +128,7 @@ WITHHELD = {"choices": [{"message": None, "finish_reason": "content_filter"}]}
 SHAPES = {
     "no count": (chat(prompt=None, answer=None), "Judgment: Yes", True, 0),
     "a strange count": ((200, chat()[1] | {"usage": {"prompt_tokens": "many"}}), "Judgment: Yes", True, 0),
+    "a count beyond reason": (chat(prompt=10**30), "Judgment: Yes", True, 0),
     "parts": (chat(PARTS), "Judgment: Yes", True, 15),
     "withheld": ((200, WITHHELD), "", False, 0),
 }

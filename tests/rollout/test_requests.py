@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from scripted_engine import ScriptedEngine
 from scripted_world import answer, scripted_config, tokenizer
 
 from capo_fast.credit.critic import load_template
+from capo_fast.data import ChatTemplate, Problem, render_prompts
 from capo_fast.engine.base import run_requests
 from capo_fast.records import Completion, Critique, Prompt
 from capo_fast.rollout.requests import RequestBuilder, critique_prompt_ids, rollout_id
@@ -135,7 +137,9 @@ def test_each_rollout_gets_its_own_critiques():
 def test_a_prompt_without_room_abstains_unasked():
     found = rollouts()
     lengths = [
-        len(critique_prompt_ids(tokenizer(), TEMPLATE, r.prompt.problem, r.steps.texts, r.prompt.solution))
+        len(
+            critique_prompt_ids(ChatTemplate(tokenizer()), TEMPLATE, r.prompt.problem, r.steps.texts, r.prompt.solution)
+        )
         for r in found
     ]
     longest = sorted(set(lengths))[-1]
@@ -155,3 +159,15 @@ def test_greedy_is_temperature_0(voting, asked):
     engine = Keeping()
     critiques(engine, with_critic(voting=voting, temperature=0.8, top_p=0.9, max_tokens=77), rollouts())
     assert {(r.temperature, r.top_p, r.top_k, r.max_tokens) for r in engine.requests} == {(*asked, -1, 77)}
+
+
+def test_templates_get_their_arguments():
+    coder = copy.deepcopy(tokenizer())
+    coder.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '' if enable_thinking else ' ok\\n' }}"
+    problem = Problem("p", "1+1=", "2", None)
+    for thinks, end in ((True, ""), (False, " ok\n")):
+        arguments = {"enable_thinking": thinks}
+        chat = ChatTemplate(coder, arguments=arguments)
+        ids = critique_prompt_ids(chat, "{{ problem }}", "1+1=", [], None)
+        [prompt] = render_prompts([problem], chat, 99)
+        assert coder.decode(ids) == coder.decode(prompt.token_ids) == f"1+1={end}"

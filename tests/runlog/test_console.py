@@ -157,12 +157,12 @@ def test_time_left_follows_the_pace_of_the_last_ten_steps():
     assert shown(console).splitlines()[-1].endswith("eta=16:10")
 
 
-def test_markup_in_a_path_is_text(tmp_path):
-    folder = tmp_path / "[bold]run"
+def test_markup_and_control_characters_in_a_path_are_text(tmp_path):
+    folder = tmp_path / "[bold]run\x1b[2J"
     folder.mkdir()
     console = lines()
     console.finish(SUMMARY, folder)
-    assert str(folder) in shown(console)
+    assert str(folder).replace("\x1b", r"\x1b") in shown(console)
 
 
 def test_in_a_pipe_there_is_no_control_code_even_if_colour_is_forced():
@@ -328,10 +328,10 @@ def test_importing_is_light():
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 10), (1, 0)])
 def test_answers_are_ten_lines_where_there_is_no_terminal(rank, lines, capsys):
-    with AnswerDisplay("[math]", 50, rank) as display:
+    with AnswerDisplay("[math]\x1b", 50, rank) as display:
         for _ in range(50):
             display.advance(3)
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert len(re.findall(r"^\[math\]: \d*[05]/50 answers, \d+ tokens/s$", shown.err, re.MULTILINE)) == lines
+    assert len(re.findall(r"^\[math\]\\x1b: \d*[05]/50 answers, \d+ tokens/s$", shown.err, re.MULTILINE)) == lines
     assert len(shown.err.splitlines()) == lines

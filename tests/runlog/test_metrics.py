@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
+from capo_fast.records import Completion, CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.rollout.stream import Traffic
@@ -125,3 +125,14 @@ def test_a_step_without_samples_has_figures():
     assert (figures["rollouts"], figures["groups/dropped"], figures["critic/critiques"]) == (0, 0, 0)
     assert figures["tokens_per_s"] == 0
     assert math.isnan(figures["wrong_step_rate"])
+
+
+def test_what_was_no_unicode_is_replaced_and_counted():
+    """In a completion, whichever engine made it, so in all that is written of it."""
+    written = Completion("r", (1,), (0.0,), "\ud800 a\0b \U0001f600\udfff", True).text
+    assert written == "\ufffd a\ufffdb \U0001f600\ufffd"
+    said = replace(critique(), text=written)
+    sample = credited(1.0, critiques=(said, critique()))
+    sample = replace(sample, sample=replace(sample.sample, rollout=replace(sample.rollout, text=written)))
+    figures = step_metrics(Batch([], [sample, credited(1.0)], TRAFFIC, 0), STAGES, None)
+    assert (figures["replaced_chars"], figures["critic/replaced_chars"]) == (3, 3)

@@ -7,6 +7,7 @@ import ranks_run
 import torch.distributed as dist
 from forked import run_ranks
 
+from capo_fast.errors import CapoError
 from capo_fast.runtime.failures import connection_lost
 
 pytestmark = pytest.mark.usefixtures("fork_server")
@@ -80,10 +81,11 @@ def stacks(output, rank, place):
 
 def test_what_counts_as_a_lost_connection():
     lost = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:14753")
-    wrapped = OSError("step 2 not saved")
+    wrapped = CapoError("step 2 not saved")
     wrapped.__cause__ = lost
     assert connection_lost(lost) and connection_lost(wrapped) and connection_lost(dist.DistNetworkError("gone"))
     assert not connection_lost(RuntimeError("CUDA out of memory")) and not connection_lost(None)
+    assert not connection_lost(CapoError("critic at http://host: no answer: Connection refused"))
     late = RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation")
     duplicate = dist.DistBackendError("NCCL error: invalid usage. Duplicate GPU detected")
     assert not connection_lost(late) and not connection_lost(duplicate)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import tempfile
 import time
 
 import pytest
 
-from capo_fast.runtime.files import LOCK, RecordError, is_locked, lock
+from capo_fast.runtime.files import LOCK, RecordError, free_folder, is_locked, lock, passing_folder
 
 
 def test_one_process_holds_the_folder(tmp_path):
@@ -26,3 +27,20 @@ def test_a_process_that_looks_for_a_moment_keeps_no_run_out(tmp_path, monkeypatc
         fcntl.flock(reader, fcntl.LOCK_SH)  # as in is_locked, interrupted there by the scheduler
         monkeypatch.setattr(time, "sleep", lambda seconds: reader.close())
         lock(tmp_path).close()
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path):
+    names = [free_folder(tmp_path / "runs" / "grpo-1").name for _ in range(3)]
+    assert names == ["grpo-1", "grpo-1-2", "grpo-1-3"]
+
+
+def test_full_shared_memory_is_one_line_that_names_it(monkeypatch):
+    def full(*, prefix, dir):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    with (
+        pytest.raises(RecordError, match=r"can't write /dev/shm: No space left on device \(\S+ GiB free"),
+        passing_folder(1),
+    ):
+        pass

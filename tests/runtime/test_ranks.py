@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from capo_fast.errors import ConfigError, Interrupted
+from capo_fast.errors import ConfigError, Interrupted, asked_to_stop, interruptible
 from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, gather, ranks, seed_everything
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -103,6 +104,18 @@ def test_close_gives_the_signals_back(handlers):
     signal.raise_signal(signal.SIGTERM)
     stop.close()
     assert all(signal.getsignal(number) is handlers for number in SIGNALS)
+
+
+def test_a_signal_whose_exception_a_library_caught_stops_the_run_at_its_first_seam(one_rank):
+    with interruptible():
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        stop = StopSignal()
+        with pytest.raises(Interrupted):
+            stop.check()
+        stop.close()
+    StopSignal().close()
+    assert not asked_to_stop.is_set()
 
 
 def test_gather_gives_the_items_of_a_rank_in_their_order(one_rank):

@@ -1,0 +1,53 @@
+"""Models of the Hugging Face hub where the hub can't be reached: its client would try each file for half a minute."""
+
+from __future__ import annotations
+
+import socket
+from functools import cache, partial
+from typing import NoReturn
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment
+
+from capo_fast.errors import ConfigError, print_line
+
+CONNECT_S = 5.0
+
+
+def hub_id(name: str, key: str) -> str:
+    """The same id. Where the hub can't be reached, its client reads its cache alone from now on.
+
+    key: the setting that names it. Raises ConfigError where the cache doesn't have the model either.
+    """
+    from huggingface_hub import try_to_load_from_cache  # takes a second; a local folder needs none of it
+
+    if (cause := reach_hub()) is None:
+        return name
+    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise ConfigError(f"{key}: {name}: no such folder, nor in the cache of the Hugging Face hub, and {cause}")
+    print_line("warning", f"{key}: {name} comes from the cache of the Hugging Face hub: {cause}")
+    return name
+
+
+@cache
+def reach_hub() -> str | None:
+    """Why the hub can't be reached, and then its client reads its cache alone; None where it can, or where a proxy or
+    HF_HUB_OFFLINE decides that.
+    """
+    from huggingface_hub import constants, get_session, set_client_factory
+
+    if constants.is_offline_mode() or {"https", "all"} & getproxies_environment().keys():
+        return None
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), CONNECT_S).close()
+    except OSError as error:
+        set_client_factory(partial(type(get_session()), event_hooks={"request": [_refuse]}))
+        return f"{address.hostname} can't be reached ({error.strerror or error})"
+    return None
+
+
+def _refuse(request: object) -> NoReturn:
+    """As the client's own hook does under HF_HUB_OFFLINE, which is read when the package is imported."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    raise OfflineModeIsEnabled("the hub can't be reached")
