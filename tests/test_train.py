@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from types import SimpleNamespace
@@ -22,9 +21,7 @@ from scripted_world import MODEL, score_with, scripted_config, scripted_engine, 
 from transformers import AutoModelForCausalLM
 
 import capo_kernels as ck
-from capo_fast.config import load_config
 from capo_fast.config.load import read_file
-from capo_fast.config.paths import resolve_path
 from capo_fast.config.schema import RewardConfig
 from capo_fast.records import Completion
 from capo_fast.runtime.files import lock
@@ -269,74 +266,6 @@ def test_bad_input_is_one_clear_line(arguments, line, tmp_path, capsys):
     assert status in (1, 2)
     assert error.startswith("capo_fast: error: ")
     assert line in error
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.fixture
-def copied(undisturbed, tmp_path):
-    return shutil.copytree(undisturbed, tmp_path / "run")
-
-
-def test_a_damaged_checkpoint_is_named_and_the_one_before_ends_with_the_same_bits(undisturbed, copied):
-    flip(copied / "checkpoints" / "step_000005" / "optimizer-00000.safetensors")
-    done = process(copied, "--train.steps", "5")
-    assert done.returncode == 0, done.stderr
-    said = "step_000005/optimizer-00000.safetensors is damaged: digest "
-    assert said in done.stderr and "; it is now step_000005.damaged, and step_000004 is resumed" in done.stderr
-    assert {path.name for path in (copied / "checkpoints").iterdir()} > {"step_000005", "step_000005.damaged"}
-    same_run(undisturbed, copied)
-
-
-def test_without_a_whole_checkpoint_a_run_is_left_as_it_is(copied, capsys):
-    for checkpoint in (copied / "checkpoints").iterdir():
-        flip(checkpoint / "progress.json")
-    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
-    assert main(small_arguments("--run.dir", str(copied), "--train.steps", "6")) == 1
-    [line] = capsys.readouterr().err.splitlines()
-    assert "step_000005/progress.json is damaged: digest " in line and "none of 3 checkpoints in " in line
-    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
-    shutil.rmtree(copied / "checkpoints")
-    assert main(small_arguments("--run.dir", str(copied), "--train.steps", "6")) == 1
-    assert "metrics up to step 5 and no checkpoint to go on from" in capsys.readouterr().err
-
-
-def test_data_may_move_but_not_change(copied, tmp_path, capsys):
-    data = tmp_path / "problems.jsonl.gz"
-    shutil.copy(resolve_path("pkg://capo_fast.tiny/train.jsonl.gz"), data)
-    arguments = small_arguments("--run.dir", str(copied), "--train.steps", "5", "--data.path", str(data))
-    run(load_config(arguments), scripted_engine())
-    assert f"capo_fast: note: data.path is {data}, was pkg://capo_fast.tiny/train.jsonl.gz: the same content\n" in (
-        capsys.readouterr().err
-    )
-    rows = gzip.decompress(data.read_bytes()).splitlines(keepends=True)
-    data.write_bytes(gzip.compress(b"".join(reversed(rows))))
-    assert main(arguments) == 2
-    assert (
-        f"capo_fast: error: data.path: {data} has changed since the run in {copied} was started"
-        in capsys.readouterr().err
-    )
-
-
-def test_changed_records_and_a_longer_schedule_are_said(tmp_path, capsys):
-    arguments = ["--run.dir", str(tmp_path / "run"), "--algorithm", "grpo", "--train.schedule", "cosine"]
-    run(scripted_config(*arguments, "--train.steps", "1"), scripted_engine())
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    metrics.write_text(metrics.read_text().replace('"rollouts": 16', '"rollouts": 15'))
-    (tmp_path / "run" / "rollouts" / "000001.jsonl.gz").unlink()
-    run(scripted_config(*arguments, "--train.steps", "2"), scripted_engine())
-    assert [line.rpartition("/")[2] for line in capsys.readouterr().err.splitlines()] == [
-        "metrics.jsonl: the first 1 lines are not those that were there before step_000001 was saved; training goes on",
-        "rollouts: 000001.jsonl.gz: missing, or not of the size that was there before step_000001 was saved; "
-        "training goes on",
-        "capo_fast: note: train.steps is 2, was 1: the cosine schedule is computed over all of them again; "
-        "the learning rate of step 2 is 0.0001",
-    ]
-    assert [line["lr"] for line in metrics_of(tmp_path / "run")] == [2e-4, 1e-4]
 
 
 def test_a_full_disk_stops_cleanly_and_keeps_what_was_there(tmp_path):

@@ -135,7 +135,7 @@ def test_each_rollout_gets_its_own_critiques():
 
 
 def test_a_prompt_without_room_abstains_unasked():
-    found = rollouts()
+    found, chat = rollouts(), ChatTemplate(tokenizer())
     lengths = [
         len(
             critique_prompt_ids(ChatTemplate(tokenizer()), TEMPLATE, r.prompt.problem, r.steps.texts, r.prompt.solution)

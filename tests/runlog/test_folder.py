@@ -1,0 +1,100 @@
+"""The folder of a run when it is resumed: after damage, over moved and changed inputs, with other settings."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file
+from scripted_world import scripted_config, scripted_engine, small_arguments
+
+from capo_fast.config.paths import resolve_path
+from capo_fast.train import main, run
+
+SHORT = ("--algorithm", "grpo", "--checkpoint.every", "1", "--eval.limit", "4")
+
+
+def train(folder, *arguments):
+    run(scripted_config("--run.dir", str(folder), *SHORT, *arguments), scripted_engine())
+
+
+def fails(folder, *arguments):
+    return main(small_arguments("--run.dir", str(folder), *SHORT, *arguments))
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two_steps") / "run"
+    train(folder, "--train.steps", "2")
+    return folder
+
+
+@pytest.fixture
+def copied(two_steps, tmp_path):
+    return shutil.copytree(two_steps, tmp_path / "run")
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_ends_with_the_same_bits(two_steps, copied, capsys):
+    flip(copied / "checkpoints" / "step_000002" / "optimizer-00000.safetensors")
+    train(copied, "--train.steps", "2")
+    [line] = capsys.readouterr().err.splitlines()
+    assert "step_000002/optimizer-00000.safetensors is damaged: digest " in line
+    assert line.endswith("; it is now step_000002.damaged, and step_000001 is resumed")
+    assert {path.name for path in (copied / "checkpoints").iterdir()} > {"step_000002", "step_000002.damaged"}
+    for file in ("checkpoints/step_000002/optimizer-00000.safetensors", "model/model.safetensors"):
+        ours, theirs = load_file(copied / file), load_file(two_steps / file)
+        assert all(ours[name].equal(theirs[name]) for name in ours | theirs)
+
+
+def test_without_a_whole_checkpoint_a_run_is_left_as_it_is(copied, capsys):
+    for checkpoint in (copied / "checkpoints").iterdir():
+        flip(checkpoint / "progress.json")
+    before = files_of(copied)
+    assert fails(copied, "--train.steps", "3") == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "step_000002/progress.json is damaged: digest " in line and " checkpoints in " in line
+    assert files_of(copied) == before
+    shutil.rmtree(copied / "checkpoints")
+    assert fails(copied, "--train.steps", "3") == 1
+    assert "metrics up to step 2 and no checkpoint to go on from" in capsys.readouterr().err
+
+
+def test_data_may_move_but_not_change(copied, tmp_path, capsys):
+    data = tmp_path / "problems.jsonl.gz"
+    shutil.copy(resolve_path("pkg://capo_fast.tiny/train.jsonl.gz"), data)
+    arguments = ("--train.steps", "2", "--data.path", str(data))
+    train(copied, *arguments)
+    said = f"capo_fast: note: data.path is {data}, was pkg://capo_fast.tiny/train.jsonl.gz: the same content\n"
+    assert capsys.readouterr().err == said
+    rows = gzip.decompress(data.read_bytes()).splitlines(keepends=True)
+    data.write_bytes(gzip.compress(b"".join(reversed(rows))))
+    assert fails(copied, *arguments) == 2
+    assert f"error: data.path: {data} has changed since the run in {copied} was started" in capsys.readouterr().err
+
+
+def test_changed_records_and_a_longer_schedule_are_said(tmp_path, capsys):
+    train(tmp_path / "run", "--train.schedule", "cosine", "--train.steps", "1")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"rollouts": 16', '"rollouts": 15'))
+    (tmp_path / "run" / "rollouts" / "000001.jsonl.gz").unlink()
+    train(tmp_path / "run", "--train.schedule", "cosine", "--train.steps", "2")
+    assert [line.rpartition("/")[2] for line in capsys.readouterr().err.splitlines()] == [
+        "metrics.jsonl: the first 1 lines are not those that were there before step_000001 was saved; training goes on",
+        "rollouts: 000001.jsonl.gz: missing, or not of the size that was there before step_000001 was saved; "
+        "training goes on",
+        "capo_fast: note: train.steps is 2, was 1: the cosine schedule is computed over all of them again; "
+        "the learning rate of step 2 is 0.0001",
+    ]
+    assert [json.loads(line)["lr"] for line in metrics.read_text().splitlines()] == [2e-4, 1e-4]
