@@ -30,6 +30,13 @@ _CONCLUDES = re.compile(
 )
 _MOST_BETWEEN = 100
 _MARK = re.compile(r"(?<!#)####(?!#)")
+_HEADING = re.compile(r"^(?:#{1,3}|#{5,6})\s+", re.MULTILINE)
+_MIXED_UNITS = re.compile(
+    r"(?:\d[\d.]*\s*(?:hours?|hrs?|minutes?|mins?|seconds?|secs?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|in"
+    r"|yards?|miles?|pounds?|lbs?|ounces?|oz|dollars?|cents?|kg|g|km|m|cm)\b\.?[\s,]*(?:and\s+)?){2,4}"
+)
+_SWEEPING = re.compile(r"\b(?:all|except|every|any|no|not|none|only|infinitely|unless|if)\b", re.IGNORECASE)
+_MOST_WORDS = 3, 12
 _CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
 """GSM8K's, before a result: 5*3=<<5*3=15>>15."""
 _EMPHASIS = re.compile(r"(?<![\w*)}])(\*{1,3}|__|`)(?=[^\s*`])([^\n*`]{1,200}?)(?<=\S)\1(?![\w*])")
@@ -68,7 +75,7 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
         return boxed_answer(text)
     if final := _marked_final(text):
         return final
-    text = _EMPHASIS.sub(r"\2", latex_of(_CALCULATOR.sub("", text)))
+    text = _EMPHASIS.sub(r"\2", _HEADING.sub("", latex_of(_CALCULATOR.sub("", text))))
     for find in (_tagged, _marked, _after_phrase, bare, last_formula_or_number, _word):
         if answer := find(text):
             return answer
@@ -171,12 +178,17 @@ def _stated(text: str) -> str:
         return formula
     end = _SENTENCE_END.search(text)
     clause = " ".join(_DELIMITER.sub(" ", text[: end.start()] if end else text).split())
-    return bare(clause) or leading_maths(clause) or _in_words(clause)
+    whole = bare(clause) or (clause if _MIXED_UNITS.fullmatch(clause) else None)
+    return whole or leading_maths(clause) or _in_words(clause)
 
 
 def _in_words(clause: str) -> str:
-    """A short answer in words, such as "east"; in a longer clause its last number."""
-    return clause if len(clause.split()) <= 3 else last_formula_or_number(clause) or clause
+    """A short answer in words, such as "east", or one that its number is not; in a longer clause its last number."""
+    short, longer = _MOST_WORDS
+    count = len(clause.split())
+    if count <= short or (count <= longer and _SWEEPING.search(clause)):
+        return clause
+    return last_formula_or_number(clause) or clause
 
 
 def _word(text: str) -> str | None:

@@ -45,7 +45,13 @@ def _clock(text: str) -> tuple[int, int, int, str] | None:
 def _same_clock(a: Any, b: Any, same: Same) -> bool | None:
     if a is None or b is None:
         return None
-    return a[:3] == b[:3] and (a[3] == b[3] or "" in (a[3], b[3]))
+    if a[3] and b[3]:
+        return bool(a == b)
+    return bool(a[:3] == b[:3] or _by_24(*a) == _by_24(*b))
+
+
+def _by_24(hour: int, minute: int, second: int, half: str) -> tuple[int, int, int]:
+    return (hour % 12 + 12 * (half == "p") if half else hour), minute, second
 
 
 # ---- congruences ----

@@ -64,6 +64,8 @@ PHRASES = [
     ("Work 1.\n\nAnswer:\n$$\n9\n$$", "9"),
     ("2+3=5.\n\nAnswer: Yes", "Yes"),
     ("Answer： １２", "12"),
+    ("The answer is 5 feet 10 inches.", "5 feet 10 inches"),
+    ("The answer is all real numbers except 2.", "all real numbers except 2"),
     ("so the answer is 2½", r"2\frac{1}{2}"),
     ("the answer is - 3", "- 3"),
 ]
