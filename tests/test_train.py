@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from types import SimpleNamespace

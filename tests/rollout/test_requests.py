@@ -137,10 +137,7 @@ def test_each_rollout_gets_its_own_critiques():
 def test_a_prompt_without_room_abstains_unasked():
     found, chat = rollouts(), ChatTemplate(tokenizer())
     lengths = [
-        len(
-            critique_prompt_ids(ChatTemplate(tokenizer()), TEMPLATE, r.prompt.problem, r.steps.texts, r.prompt.solution)
-        )
-        for r in found
+        len(critique_prompt_ids(chat, TEMPLATE, r.prompt.problem, r.steps.texts, r.prompt.solution)) for r in found
     ]
     longest = sorted(set(lengths))[-1]
     fits = with_critic(votes=2, max_tokens=100)
