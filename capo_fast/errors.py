@@ -16,7 +16,7 @@ from capo_fast.terminal import OutputLost, printable, standard_streams
 class CapoError(Exception):
     """Ends a command. The message is one line that names the thing, what was found and what is wanted."""
 
-    exit_status: ClassVar[int] = 1
+    exit_status: int = 1
     label: ClassVar[str] = "error"
 
 

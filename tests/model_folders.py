@@ -48,13 +48,13 @@ def sharded(folder: Path) -> None:
     (folder / SINGLE).unlink()
 
 
-def with_tokens(folder: Path, last: int) -> None:
-    """Added tokens up to the id `last`, the last one in the chat template."""
+def with_tokens(folder: Path, last: int, special: bool = True) -> None:
+    """Added tokens up to the id `last`."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     first = max(token["id"] for token in tokenizer["added_tokens"]) + 1
     first = max(first, *(id_ + 1 for id_ in tokenizer["model"]["vocab"].values()))
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     tokenizer["added_tokens"] += [
-        {"id": i, "content": f"<{i}>", "special": True} | flags for i in range(first, last + 1)
+        {"id": i, "content": f"<{i}>", "special": special} | flags for i in range(first, last + 1)
     ]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))

@@ -36,9 +36,19 @@ def _check_json(folder: Path, where: str) -> None:
 
 
 def _check_ids(tokenizer: Any, config: Any, where: str) -> None:
-    """Raises ConfigError for a token without an embedding: it fails inside the model, on a GPU as a device assert."""
+    """Raises ConfigError for a token without an embedding: it fails inside the model, on a GPU as a device assert.
+
+    A special one that no prompt holds is allowed: transformers adds such by a tokenizer's class, and text that spells
+    it stays text.
+    """
     size = config.get_text_config().vocab_size
-    beyond = sorted((id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= size)
+    written = f"{tokenizer.bos_token} {tokenizer.eos_token} {tokenizer.chat_template}"
+    unused = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    beyond = sorted(
+        (id_, token)
+        for token, id_ in tokenizer.get_vocab().items()
+        if id_ >= size and (token not in unused or token in written)
+    )
     if beyond:
         id_, token = beyond[0]
         raise ConfigError(

@@ -35,7 +35,11 @@ DEADLINE = "went over its deadline"
 
 
 class RankLost(CapoError):
-    """Another rank ended first: its error is the one to read."""
+    """Another rank ended first: its error is the one to read, and its exit status, where known, is that of all."""
+
+    def __init__(self, message: str, exit_status: int = CapoError.exit_status) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 class Peers:
@@ -56,17 +60,19 @@ class Peers:
         first = self._store.compare_set(FIRST, "", mine).decode()
         return None if first == mine else first
 
-    def first(self) -> str | None:
-        """What the rank that ended first said, once its error has been shown; None if it was killed."""
+    def first(self) -> tuple[str | None, int]:
+        """What the rank that ended first said, once its error has been shown, and its exit status; None if it was
+        killed."""
         if not _within(WORD_S, lambda: self._store.check([FIRST])):
-            return None
-        _within(WORD_S, lambda: self._store.check([SHOWN]))
-        return self._store.get(FIRST).decode()
+            return None, CapoError.exit_status
+        shown = _within(WORD_S, lambda: self._store.check([SHOWN]))
+        status = int(self._store.get(SHOWN)) if shown else CapoError.exit_status
+        return self._store.get(FIRST).decode(), status
 
-    def shown(self) -> None:
+    def shown(self, exit_status: int = CapoError.exit_status) -> None:
         """This rank's error has been shown."""
         with suppress(dist.DistError):  # there is no one left to tell
-            self._store.set(SHOWN, "1")
+            self._store.set(SHOWN, str(exit_status))
 
 
 @contextmanager
@@ -88,18 +94,18 @@ def one_error_shown() -> Iterator[None]:
 
 
 def _raise_if_not_first(peers: Peers, error: Exception) -> None:
-    lost, first = connection_lost(error), None
+    lost, first, status = connection_lost(error), None, CapoError.exit_status
     with suppress(dist.DistError):  # the store ended with the rank that kept it
         if not lost and peers.claim("failed") is None:
             # The error is shown after this, by `run_command` or at the end as a traceback.
-            atexit.register(peers.shown)
+            atexit.register(peers.shown, getattr(error, "exit_status", CapoError.exit_status))
             return
-        first = peers.first()
+        first, status = peers.first()
     if first is not None and DEADLINE in first:
         waited = "".join(traceback.format_exception(error))
         write_stacks(peers.rank, f"{first}; this rank waited here, beside its other threads:", waited)
     if first is not None:
-        raise RankLost(f"{first}; its error is the one to read") from None
+        raise RankLost(f"{first}; its error is the one to read", status) from None
     if lost:
         line = str(error).partition("\n")[0].partition(". ")[0][:200]
         raise RankLost(f"another rank has ended without a word, as if killed ({line})") from None

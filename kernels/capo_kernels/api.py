@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .checks import INTS, LOGIT_DTYPES, check_bool, check_choice, check_number, check_range, check_tensor, debugging
 from .credit import Credit
@@ -151,7 +152,9 @@ def linear_policy_loss(
 
 def _refuse_transforms() -> None:
     """A batch rule or a second derivative is in no kernel; without this line the error would name torch's inside."""
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         raise RuntimeError("torch.func: got a call inside a transform (grad, vmap, jvp, ...), want loss.backward()")
 
 

@@ -43,12 +43,6 @@ def check_tensor(
         raise ValueError(f"{name}: got device {x.device}, want {device} like the other arguments")
 
 
-def check_no_transform(operation: str) -> None:
-    """Raises RuntimeError inside of a transform of torch.func or of forward-mode autograd."""
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
-        raise RuntimeError(f"torch.func: got a transform (grad, vmap, jvp) of {operation}, want autograd's backward()")
-
-
 def check_number(name: str, x: Any, low: float = -math.inf, *, above: bool = False, optional: bool = False) -> None:
     """Checks for a finite int or float, at least `low` (above it with `above`), or None where that is allowed."""
     if x is None and optional:

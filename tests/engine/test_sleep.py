@@ -21,6 +21,7 @@ class RecordingLLM:
         self.llm_engine = SimpleNamespace(
             add_lora=lambda request: self.calls.append(f"add {request.lora_name}"),
             remove_lora=lambda number: self.calls.append(f"remove {number}"),
+            model_config=SimpleNamespace(architecture="LlamaForCausalLM", using_transformers_backend=lambda: False),
         )
 
     def get_tokenizer(self):

@@ -206,11 +206,18 @@ def test_an_engine_longer_than_the_model_names_the_setting(tmp_path):
 
 
 def test_tokens_beyond_the_vocabulary_are_refused_by_name(tmp_path):
-    with_tokens(folder := copied(tmp_path / "model"), last=63)
-    load_tokenizer(str(folder))
+    """Text spells those that are not special; a special one is there only where the chat template writes it."""
+    with_tokens(folder := copied(tmp_path / "model"), last=63, special=False)
     with_tokens(folder, last=64)
+    load_tokenizer(str(folder))
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"chat_template": "<64>" + config["chat_template"]}))
     with pytest.raises(ConfigError, match=r"has 1 tokens beyond the model's vocabulary of 64, as '<64>' with id 64"):
         load_tokenizer(str(folder))
+    with_tokens(plain := copied(tmp_path / "plain"), last=65, special=False)
+    with pytest.raises(ConfigError, match=r"has 2 tokens beyond"):
+        load_tokenizer(str(plain))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..checks import check_no_transform
 from ..chunks import chunk_rows
 from ..spec import Head
 
@@ -43,7 +42,6 @@ def linear_logprobs(
 ) -> tuple[Tensor, ...]:
     """`logprobs` of `hidden @ weight.T + bias`, of which no more than [chunk, V] is ever held; `wide_logits`: in
     float32 or wider."""
-    check_no_transform("a linear head")
     return _LinearLogprobs.apply(hidden_TH, weight_VH, bias_V, targets_T, head, entropy, chunk, wide_logits)
 
 

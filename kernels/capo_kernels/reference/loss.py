@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..checks import check_no_transform
 from ..metrics import RAW, maximum, minimum
 from ..spec import Head, LossInputs, LossSpec, PolicyLoss
 from .logprobs import linear_logprobs, logprobs
@@ -56,8 +55,6 @@ def _loss(logp_T: Tensor, entropy_T: Tensor, inputs: LossInputs, spec: LossSpec)
     if spec.coefficients is not None:
         raise RuntimeError("impl='reference' cannot run: it reads no coefficients on a device")
     wants_grad = logp_T.requires_grad
-    if not wants_grad:
-        check_no_transform("policy_loss")
     # The derivative by logp_T is wanted for active_frac even where the caller has switched autograd off.
     with torch.inference_mode(False), torch.enable_grad():
         t = masked_tokens(inputs, logp_T.dtype)
