@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..api import linear_policy_loss, linear_token_logprobs
 from ..checks import check_bool, check_choice, check_number
-from ..spec import LossSpec
+from ..reference.objective import KL
+from ..spec import LIMIT, LossSpec
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
 BATCH_TYPES = ("dapo", "cispo")
@@ -186,11 +187,11 @@ def _unpack(x_N: Tensor, mask_BT: Tensor) -> Tensor:
 def ratio_and_kl(logp_BT: Tensor, batch: Completions, spec: LossSpec) -> tuple[Tensor, Tensor | None]:
     """The ratio, [B, 1] for sequence ratios, and the KL as the loss has it; both [B, T], differentiable by logp."""
     old_BT = logp_BT.detach() if batch.old_BT is None else batch.old_BT
-    diff_BT = (logp_BT - old_BT).where(batch.mask_BT, 0.0)
-    ratio = diff_BT.exp()
+    diff = (logp_BT - old_BT).where(batch.mask_BT, 0.0)
     if spec.ratio == "sequence":
-        ratio = (diff_BT.sum(-1, keepdim=True) / batch.mask_BT.sum(-1, keepdim=True).clamp(min=1)).exp()
+        diff = diff.sum(-1, keepdim=True) / batch.mask_BT.sum(-1, keepdim=True).clamp(min=1)
+    ratio = diff.clamp(-LIMIT, LIMIT).exp()
     if batch.ref_BT is None:
         return ratio, None
-    x_BT = (batch.ref_BT - logp_BT).where(batch.mask_BT, 0.0)
-    return ratio, (x_BT.exp() - x_BT - 1) * (ratio if spec.kl_ratio else 1.0)
+    kl_BT = KL[spec.kl_estimator](logp_BT, batch.ref_BT.where(batch.mask_BT, logp_BT))
+    return ratio, kl_BT * (ratio if spec.kl_ratio else 1.0)

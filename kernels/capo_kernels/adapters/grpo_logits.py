@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..api import policy_loss
+from ..reference.objective import OBJECTIVES
 from ..spec import LossSpec, PolicyLoss
 from .grpo import Completions, ratio_and_kl
 
@@ -45,12 +46,7 @@ def token_losses(logp_BT: Tensor, batch: Completions, spec: LossSpec) -> Losses:
     """The loss of each token as Liger and TRL define it, differentiable by the log-probs."""
     ratio, kl_BT = ratio_and_kl(logp_BT, batch, spec)
     advantages_BT = batch.weighted_advantages.expand_as(batch.mask_BT).where(batch.mask_BT, 0.0)
-    if spec.objective == "cispo":
-        loss_BT = -ratio.clamp(max=1 + spec.clip_high).detach() * advantages_BT * logp_BT
-    else:
-        bounded = ratio if spec.dual_clip is None else ratio.clamp(max=spec.dual_clip)
-        clipped = ratio.clamp(1 - spec.clip_low, 1 + spec.clip_high)
-        loss_BT = -torch.minimum(bounded * advantages_BT, clipped * advantages_BT)
+    loss_BT = OBJECTIVES[spec.objective](ratio, advantages_BT, logp_BT, spec)
     low, high = batch.clips(ratio, spec)
     clipped_BT = (low | high) & batch.mask_BT
     if kl_BT is None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import INTS, LOGIT_DTYPES, check_bool, check_number, check_tensor
+from ..spec import LossSpec
 from .arguments import as_rows, check_completions, check_head, check_logprobs
 from .grpo import (
     BATCH_TYPES,
@@ -21,7 +22,7 @@ from .grpo import (
     token_shares,
     tokens_per_rank,
 )
-from .grpo_logits import Losses, logprobs_BT, reduced_loss, token_losses
+from .grpo_logits import logprobs_BT, reduced_loss, token_losses
 
 _DEFAULTS = {
     "sapo_temperature_pos": 1.0,
@@ -70,7 +71,12 @@ class CapoFusedLinearGRPOLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         _refuse_settings(
-            sapo_temperature_pos, sapo_temperature_neg, vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg
+            sapo_temperature_pos=sapo_temperature_pos,
+            sapo_temperature_neg=sapo_temperature_neg,
+            vespo_k_pos=vespo_k_pos,
+            vespo_lambda_pos=vespo_lambda_pos,
+            vespo_k_neg=vespo_k_neg,
+            vespo_lambda_neg=vespo_lambda_neg,
         )
         check_bool("use_ref_model", use_ref_model)
         if loss_type == "dr_grpo":
@@ -194,41 +200,55 @@ def triton_grpo_loss(
     `CapoFusedLinearGRPOLoss`.
     """
     _refuse_settings(
-        sapo_temperature_pos, sapo_temperature_neg, vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg
+        sapo_temperature_pos=sapo_temperature_pos,
+        sapo_temperature_neg=sapo_temperature_neg,
+        vespo_k_pos=vespo_k_pos,
+        vespo_lambda_pos=vespo_lambda_pos,
+        vespo_k_neg=vespo_k_neg,
+        vespo_lambda_neg=vespo_lambda_neg,
     )
-    check_number("eps_low", eps_low, 0)
-    check_number("eps_high", eps_high, 0)
-    spec = grpo_spec(
+    spec = _logits_spec(
+        eps_low,
+        eps_high,
         loss_type=loss_type,
         importance_sampling_level=importance_sampling_level,
-        epsilon_low=eps_low,
-        epsilon_high=eps_high,
         delta=delta,
         beta=beta,
         use_bias_correction_kl=use_bias_correction_kl,
         temperature=temperature,
     )
-    if delta is not None and loss_type == "cispo":
-        raise ValueError(f"delta: got {delta} with loss_type='cispo', want None")
     check_number("max_completion_length", max_completion_length, 0, above=True, optional=True)
-    check_tensor("completion_ids", completion_ids, {"B": None, "T": None}, INTS, None)
-    mask = torch.ones_like(completion_ids) if completion_mask is None else completion_mask
-    check_completions(("completion_ids", completion_ids), ("completion_mask", mask), ("logits", logits), beyond=1)
-    mask_BT, length = mask.bool(), max_completion_length or completion_ids.shape[1]
+    mask_BT = _logits_mask(logits, completion_ids, completion_mask)
     check_logprobs(mask_BT, old_logp=old_logp, ref_logp=ref_logp)
     if beta and ref_logp is None:
         raise ValueError(f"ref_logp: got None with beta={beta}, want a float tensor [B, T]")
-    shares = (loss_type, length, num_items_in_batch)
+    shares = (loss_type, max_completion_length or completion_ids.shape[1], num_items_in_batch)
     ref_BT = ref_logp if beta else None
     batch = _completions(completion_ids, mask_BT, advantages, shares, old_logp, ref_BT, vllm_is_ratio)
     if spec.ratio == "sequence" and batch.advantages.shape[1] != 1:
         raise ValueError(f"advantages: got shape {list(advantages.shape)}, want [B] with sequence ratios")
-    if reduce and spec.ratio == "token":
-        return _reduced(reduced_loss(logits, batch, spec, inplace), mask_BT)
-    found = token_losses(logprobs_BT(logits, batch, temperature), batch, spec)
     if reduce:
-        return _reduced(found._replace(loss=(batch.share_B1 * found.loss).sum()), mask_BT)
+        return _reduced(logits, batch, spec, inplace)
+    found = token_losses(logprobs_BT(logits, batch, temperature), batch, spec)
     return found.loss, found.kl_BT, found.clipped_BT.to(found.loss.dtype)
+
+
+def _logits_spec(eps_low: float, eps_high: float, **settings: Any) -> LossSpec:
+    """`settings`: the other arguments of `grpo_spec`."""
+    check_number("eps_low", eps_low, 0)
+    check_number("eps_high", eps_high, 0)
+    spec = grpo_spec(epsilon_low=eps_low, epsilon_high=eps_high, **settings)
+    if settings["delta"] is not None and settings["loss_type"] == "cispo":
+        raise ValueError(f"delta: got {settings['delta']} with loss_type='cispo', want None")
+    return spec
+
+
+def _logits_mask(logits: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
+    """bool [B, T], all True where there is no mask."""
+    check_tensor("completion_ids", ids, {"B": None, "T": None}, INTS, None)
+    mask = torch.ones_like(ids) if mask is None else mask
+    check_completions(("completion_ids", ids), ("completion_mask", mask), ("logits", logits), beyond=1)
+    return mask.bool()
 
 
 def _completions(
@@ -250,13 +270,18 @@ def _completions(
     return Completions(ids_BT, mask_BT, advantages_BT, share_B1, old_BT, ref_BT, importance)
 
 
-def _reduced(found: Losses, mask_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
-    tokens = mask_BT.sum().clamp(min=1)
+def _reduced(logits: Tensor, batch: Completions, spec: LossSpec, inplace: bool) -> tuple[Tensor, list[Tensor]]:
+    if spec.ratio == "token":
+        found = reduced_loss(logits, batch, spec, inplace)
+    else:
+        found = token_losses(logprobs_BT(logits, batch, spec.temperature), batch, spec)
+        found = found._replace(loss=(batch.share_B1 * found.loss).sum())
+    tokens = batch.mask_BT.sum().clamp(min=1)
     means = [] if found.kl_BT is None else [found.kl_BT.sum() / tokens]
     return found.loss, [*means, found.clipped_BT.sum() / tokens]
 
 
-def _refuse_settings(*values: float) -> None:
-    for (name, default), value in zip(_DEFAULTS.items(), values, strict=True):
-        if value != default:
-            raise ValueError(f"{name}: got {value}, want {default} (sapo and vespo are not offered)")
+def _refuse_settings(**settings: float) -> None:
+    for name, value in settings.items():
+        if value != _DEFAULTS[name]:
+            raise ValueError(f"{name}: got {value}, want {_DEFAULTS[name]} (sapo and vespo are not offered)")

@@ -116,6 +116,18 @@ def test_results_and_gradient_are_those_of_the_definition(setting: tuple[Any, ..
     assert_same(run(make_batch(), **settings), exact)
 
 
+def test_far_ratios_have_one_loss_with_and_without_reduce() -> None:
+    """Both bound a difference of log-probs by 20; the exponential of 100 is infinite."""
+    batch = make_batch()
+    batch["old_logp"][:, 0] -= 100
+    batch["ref_logp"][:, 1] += 100
+    tokens = batch["completion_mask"].sum()
+    total, gradient, _ = run(batch, loss_type="bnpo", beta=0.5, reduce=True)
+    losses, gradient_apart, _ = run(batch | {"upstream": 3 / tokens}, loss_type="bnpo", beta=0.5)
+    torch.testing.assert_close(losses.sum() / tokens, total)
+    torch.testing.assert_close(gradient_apart, gradient)
+
+
 @pytest.mark.parametrize("change", ["no old", "vLLM [B, T]", "vLLM [B, 1]", "vLLM [B]"])
 @pytest.mark.parametrize("reduce", [False, True])
 @pytest.mark.parametrize("level", ["token", "sequence"])
