@@ -222,16 +222,12 @@ def linear_logprobs(
     targets, token_weight = take(targets, rows), take(token_weight, rows)
     weight_R = None if all_trained else token_weight
     matmuls = Matmuls(hidden, weight, bias, weight_R, rows, chunk, wide_logits, (False,) * 3)
-    results = hidden.new_empty(2, targets.shape[0], dtype=torch.float32)
+    logp, entropy = (hidden.new_empty(targets.shape[0], dtype=torch.float32) for _ in range(2))
     for part, _, logits_cV in matmuls.chunks():
         weight_c = None if token_weight is None else token_weight[part]
-        outputs = KERNELS[impl].logprobs(logits_cV, targets[part], weight_c, temperature, softcap)
-        for result, output in zip(results, outputs, strict=True):
-            result[part] = output
-    if rows is not None:
-        results = results.new_zeros(2, hidden.shape[0]).index_copy_(1, rows, results)
-    logp, entropy = (result.clone() for result in results)
-    return logp, entropy
+        logp[part], entropy[part] = KERNELS[impl].logprobs(logits_cV, targets[part], weight_c, temperature, softcap)
+    tokens = hidden.shape[0]
+    return _spread(logp, rows, tokens), _spread(entropy, rows, tokens)
 
 
 @linear_logprobs.register_fake
