@@ -100,7 +100,7 @@ def _build() -> tuple[dict[str, Implementation], dict[str, str]]:
 BUILT, MISSING = _build()
 
 NAMES = ("reference", "triton", "cuda", "cpu")
-"""A constant: torch.compile traces `choose`, and could not trace `status`, which asks the driver and Triton."""
+"""A constant: torch.compile traces `choose`, and could not trace `status`, which calls the driver and Triton."""
 
 AUTO = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 """`auto` by device type: the first that is built and takes the tensors. Other devices run on `reference`."""
@@ -118,7 +118,7 @@ def status() -> dict[str, str]:
 def _missing(name: str) -> str | None:
     if name in MISSING or name in ("reference", "cpu") or (name == "triton" and _interpreted()):
         return MISSING.get(name)
-    # Asked here and not at the import, which must leave the driver alone: a process may still fork.
+    # Called here and not at the import, which must leave the driver alone: a process may still fork.
     if not torch.cuda.is_available():
         return "no CUDA device"
     return BUILT[name].refuses(torch.device("cuda"), torch.float32, 1)

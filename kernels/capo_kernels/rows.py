@@ -27,7 +27,7 @@ class TokenArguments(NamedTuple):
     sequence_log_ratio: Tensor | None
     """log s_i, clamped; None: token ratios."""
     coefficients: Tensor | None
-    """float32 [9], Scalars that stand for those of the call, but for temperature and softcap; None: those."""
+    """float32 [9], Scalars in place of those of the call, but for temperature and softcap; None: those."""
 
     def take(self, rows: Tensor | slice | None) -> TokenArguments:
         """Those of some rows; None: of all."""
@@ -191,7 +191,7 @@ class RowKernels(Protocol):
 
     def sequences(self, arguments: SequenceArguments, log_ratio: Tensor | None, importance: Tensor | None) -> None:
         """Writes what is not None, float32 [T]: the mean of logp - old, clamped to +-20 (0 without old_logp); the sum
-        of old - rollout, where logp stands for old if that is None. Sums in float64."""
+        of old - rollout, where logp takes the place of old if that is None. Sums in float64."""
 
     def scale_(self, grad: Tensor, factor: Tensor) -> None:
         """grad [T, V] or [V] *= factor (float32, 0-d, same device), without a sync; for nothing where it is 1."""

@@ -21,7 +21,7 @@ def needs_logprobs(inputs: LossInputs, spec: LossSpec) -> bool:
 
 
 def token_arguments(inputs: LossInputs, spec: LossSpec, logp_T: Tensor | None, impl: str) -> TokenArguments:
-    """`logp_T`: the current log-probs where `needs_logprobs` says so."""
+    """`logp_T`: the current log-probs where `needs_logprobs` is true."""
     weight_T = plain(inputs.weights)
     old_T, ref_T, importance_T = map(_optional, (inputs.old_logprobs, inputs.ref_logprobs, inputs.rollout_logprobs))
     log_ratio_T = None
