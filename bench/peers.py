@@ -46,7 +46,7 @@ class Peer:
     sha256: str
     """Of the sdist."""
     adapters: Mapping[str, str]
-    """`module:name` of the library, and of what stands in for it."""
+    """`module:name` of the library, and of what replaces it."""
 
     @property
     def sdist(self) -> str:

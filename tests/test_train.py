@@ -276,7 +276,7 @@ def test_a_full_disk_stops_cleanly_and_keeps_what_was_there(tmp_path):
     stopped = process(folder, "--train.steps", "4", largest_file=1_500_000)
     assert stopped.returncode == 1, stopped.stderr
     said = (
-        r"capo_fast: error: step 4 not saved, earlier checkpoints stand: can't write \S+: File too large \([\d,]+ bytes"
+        r"capo_fast: error: step 4 not saved, earlier checkpoints kept: can't write \S+: File too large \([\d,]+ bytes"
     )
     assert re.search(said, stopped.stderr)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_000000", "step_000002"]

@@ -144,7 +144,7 @@ class Checkpointer:
             on_first_rank(lambda: self._publish(temporary, step, files, sections))
         except (OSError, RecordError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise CheckpointError(f"step {step} not saved, earlier checkpoints stand: {error}") from error
+            raise CheckpointError(f"step {step} not saved, earlier checkpoints kept: {error}") from error
         on_first_rank(lambda: self._prune(best_step))
 
     def _make_temporary(self, step: int) -> Path:

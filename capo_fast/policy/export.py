@@ -65,7 +65,7 @@ def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str) -> 
     """Write the policy as a folder that transformers loads (safetensors, config, tokenizer), an adapter merged into
     its base. A collective.
 
-    Raises CheckpointError; an older export stands until the new one is whole.
+    Raises CheckpointError; an older export is kept until the new one is whole.
     """
     weights = {}
     for name, weight in merged_weights(learner.policy, DTYPES[dtype]):
@@ -77,14 +77,14 @@ def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str) -> 
                 _write_model(learner.policy.model, weights, temporary, dtype)
                 tokenizer.save_pretrained(temporary)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} not written, the checkpoints stand: {error}") from error
+            raise CheckpointError(f"{folder} not written, the checkpoints kept: {error}") from error
     dist.barrier()
 
 
 def export_adapter(learner: Learner, tokenizer: Any, folder: Path) -> None:
     """Write the policy's LoRA adapter as a folder that PEFT loads, with the tokenizer. A collective.
 
-    Raises CheckpointError; an older export stands until the new one is whole.
+    Raises CheckpointError; an older export is kept until the new one is whole.
     """
     files = adapter_files(learner.policy.model, adapter_weights(learner.policy))
     if dist.get_rank() == 0:
@@ -94,7 +94,7 @@ def export_adapter(learner: Learner, tokenizer: Any, folder: Path) -> None:
                     (temporary / name).write_bytes(data)
                 tokenizer.save_pretrained(temporary)
         except OSError as error:
-            raise CheckpointError(f"{folder} not written, the checkpoints stand: {error}") from error
+            raise CheckpointError(f"{folder} not written, the checkpoints kept: {error}") from error
     dist.barrier()
 
 

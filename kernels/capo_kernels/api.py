@@ -93,7 +93,7 @@ def policy_loss(
     weights: float32 [T], the share of each token in the loss (`token_weights`). A row of weight 0 is not read: it may
     hold NaN and its target anything; it adds nothing and gets gradient 0.
     advantages: float32 [T], or else credit, from which they are computed over the rows with weight.
-    old_logprobs, ref_logprobs, rollout_logprobs: float32 [T], natural log; old None stands for the current ones.
+    old_logprobs, ref_logprobs, rollout_logprobs: float32 [T], natural log; old None: the current ones.
     All of these may be float64 beside float64 logits. None of them gets a gradient.
     cu_seqlens: int32 [B + 1], needed for sequence ratios and sequence importance weights.
     inplace: the gradient takes the place of the logits in their storage. The logits may not be a leaf that requires

@@ -13,7 +13,7 @@ from torch import Tensor, zeros_like
 from .segments import segment_sum
 
 STD_ZERO = 1e-6
-"""A group whose rewards spread less than this says nothing: its advantages are 0."""
+"""A group whose rewards have a smaller standard deviation has advantages of 0."""
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]
 """float64 [G] each: shift and scale of the outcome part, shift and scale of the process part."""

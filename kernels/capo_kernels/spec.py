@@ -156,7 +156,7 @@ class LossInputs:
     cu_seqlens: Tensor | None
 
     def check(self, rows: Tensor, spec: LossSpec) -> None:
-        """`rows`: the logits [T, V] or hidden states [T, H] that the tokens stand beside."""
+        """`rows`: the logits [T, V] or hidden states [T, H] of the tokens."""
         if not isinstance(spec, LossSpec):
             raise TypeError(f"spec: got {type(spec).__name__}, want LossSpec")
         if spec.coefficients is not None:

@@ -83,7 +83,7 @@ def loss_magnitude(problem: Problem, exact: Results) -> float:
 def check(
     got: Results, same: Results, exact: Results, magnitudes: dict[str, float], rounded: torch.dtype | None
 ) -> None:
-    """`magnitudes`: norms that stand for the exact result's own; `rounded`: the dtype of rounded intermediates."""
+    """`magnitudes`: norms in place of the exact result's own; `rounded`: the dtype of rounded intermediates."""
     assert got.keys() == exact.keys()
     faults = []
     for name, want in exact.items():

@@ -126,14 +126,14 @@ def test_log_probs_in_one_graph(make, impl: str) -> None:
 
 
 def test_one_graph_beside_triton_and_a_gpu(impl: str, monkeypatch) -> None:
-    """A pretended one. What the choice asks of Triton and of the driver can't be traced."""
+    """A pretended one. Calls of Triton and of the driver can't be traced."""
     pytest.importorskip("triton", reason="Triton is not installed")
     from capo_kernels.fused.triton_rows import TritonRows
 
     monkeypatch.setitem(KERNELS, "triton", TritonRows())
     monkeypatch.setitem(registry.BUILT, "triton", FusedImplementation(KERNELS["triton"]))
     monkeypatch.delitem(registry.MISSING, "triton", raising=False)
-    # Dynamo must not believe in the GPU: only the package sees it.
+    # Dynamo must find no GPU: only the package finds one.
     pretended = SimpleNamespace(is_available=lambda: True)
     monkeypatch.setattr(registry, "torch", SimpleNamespace(**{**vars(torch), "cuda": pretended}))
     problem = logits_problem()

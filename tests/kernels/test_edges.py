@@ -44,7 +44,7 @@ def test_strided_and_unaligned_rows(extra: int, offset: int, dtype: torch.dtype,
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_any_other_layout_of_the_logits(dtype: torch.dtype, fused: str) -> None:
-    """Columns apart, columns first, and one row that stands for all."""
+    """Columns apart, columns first, and one row in place of all."""
     problem = logits_problem(EVERYTHING, dtype)
     logits = problem.leaves["logits"]
     every_third = torch.stack([logits, logits, logits], -1).flatten(1)[:, ::3]

@@ -190,7 +190,7 @@ def largest_file(size):
 def test_a_full_disk_is_named_and_leaves_the_others(size, file, saved):
     learner, checkpointer = saved
     said = (
-        rf"step 2 not saved, earlier checkpoints stand: can't write \S+/{file}: File too large \([\d,]+ bytes wanted, "
+        rf"step 2 not saved, earlier checkpoints kept: can't write \S+/{file}: File too large \([\d,]+ bytes wanted, "
     )
     with pytest.raises(CheckpointError, match=said), largest_file(size):
         checkpointer.save(2, learner, SECTIONS)
@@ -215,6 +215,6 @@ def test_an_export_loads_in_transformers(dtype, learner, tmp_path):
 def test_an_export_that_can_not_be_written_is_an_error(in_the_way, learner, tmp_path):
     (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
     (tmp_path / in_the_way).write_text("a file, no folder")
-    with pytest.raises(CheckpointError, match="model not written, the checkpoints stand"):
+    with pytest.raises(CheckpointError, match="model not written, the checkpoints kept"):
         export_model(learner, tokenizer(), tmp_path / "parent" / "model", "float32")
     assert (tmp_path / in_the_way).read_text() == "a file, no folder"

@@ -101,7 +101,7 @@ class Completions:
 
     @property
     def weighted_advantages(self) -> Tensor:
-        """Every objective is positively homogeneous in the advantage, so the factor may stand there."""
+        """Every objective is positively homogeneous in the advantage, so the factor may be part of it."""
         return self.advantages if self.importance is None else self.advantages * self.importance
 
     def clips(self, ratio: Tensor, spec: LossSpec) -> tuple[Tensor, Tensor]:

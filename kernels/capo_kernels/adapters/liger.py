@@ -38,7 +38,7 @@ _BOTH_REFERENCES = "Both ref_per_token_logps and ref_input are provided. Using r
 
 
 class CapoFusedLinearGRPOLoss(torch.nn.Module):
-    """Stands in for `liger_kernel.chunked_loss.LigerFusedLinearGRPOLoss`: same arguments, same (loss, metrics).
+    """Replaces `liger_kernel.chunked_loss.LigerFusedLinearGRPOLoss`: same arguments, same (loss, metrics).
 
     Beyond it: advantages may be [B, T], and importance_sampling_level="sequence" goes with loss_type="cispo" too. See
     `grpo.grpo_loss` for what sequence ratios with [B, T] mean.
@@ -187,7 +187,7 @@ def triton_grpo_loss(
     vespo_k_neg: float = 3.0,
     vespo_lambda_neg: float = 2.0,
 ) -> tuple[Tensor, list[Tensor]] | tuple[Tensor, Tensor | None, Tensor]:
-    """Stands in for `liger_kernel.transformers.grpo_loss.triton_grpo_loss`: same arguments, same results.
+    """Replaces `liger_kernel.transformers.grpo_loss.triton_grpo_loss`: same arguments, same results.
 
     logits: [B, T + 1, V], differentiable, row t of a sequence for its token t; ids, mask, old and reference log-probs
     [B, T]; advantages [B], with token ratios also [B, T]; vllm_is_ratio [B], [B, 1] or [B, T].

@@ -39,7 +39,7 @@ def operator(name: str, mutates: str | None = None) -> Callable[[Callable[..., A
 
 
 def observed(arguments: Iterable[Any]) -> bool:
-    """Whether something wants to see the operator: a dispatch mode, a transform of torch.func, a trace, a subclass."""
+    """Whether something must observe the operator: a dispatch mode, a transform of torch.func, a trace, a subclass."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None

@@ -40,8 +40,8 @@ def compare_liger(rank: int) -> list[list[list[float]]]:
 
 
 def sharded_head(rank: int) -> dict[str, Any]:
-    """A head that is its own unit of FSDP2, used without its forward: what a call says, and after `unshard()` how far
-    its gradients are from the mean over the ranks."""
+    """Of a head that is its own unit of FSDP2, used without its forward: the error of a call, and after `unshard()` how
+    far its gradients are from the mean over the ranks."""
     batches = [fsdp_batch(seed) for seed in range(2)]
     whole, sharded = fsdp_model(), fsdp_model()
     torch.stack([fsdp_loss(whole, *batch) for batch in batches]).mean().backward()
