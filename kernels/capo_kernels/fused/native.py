@@ -6,6 +6,7 @@ Letters: T tokens (rows), V vocabulary.
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from .structs import (
 LIBRARIES = Path(__file__).parents[1] / "lib"
 
 
-class NativeRows:
+class NativeRows(ABC):
     """The kernels of one library."""
 
     rows_end: tuple[Any, ...]
@@ -112,17 +113,23 @@ class NativeRows:
         record = CSequences(*map(pointer, (*arguments, log_ratio, importance)), *sizes)
         self._run_tokens(self._sequences, arguments.weight.device, byref(record))
 
+    @abstractmethod
     def _run_rows(self, function: Any, device: torch.device, *arguments: Any) -> None:
         """Calls a function of the library with `arguments` and those of `rows_end`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _run_tokens(self, function: Any, device: torch.device, *arguments: Any) -> None:
         """And of `tokens_end`."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def _error(self, code: int) -> str:
+        """Of the result of a function of the library that failed."""
 
     def _check(self, code: Any, *_: object) -> Any:
         """Raises RuntimeError for the result of a function of the library, unless it is 0."""
-        raise NotImplementedError
+        if code != 0:
+            raise RuntimeError(f"libcapo_{self.name}: {self._error(code)}")
+        return code
 
 
 class CpuRows(NativeRows):
@@ -155,10 +162,8 @@ class CpuRows(NativeRows):
     def _run_tokens(self, function: Any, device: torch.device, *arguments: Any) -> None:
         function(*arguments)
 
-    def _check(self, code: Any, *_: object) -> Any:
-        if code != 0:
-            raise RuntimeError(f"libcapo_cpu: error {code}")
-        return code
+    def _error(self, code: int) -> str:
+        return f"error {code}"
 
 
 class CudaRows(NativeRows):
@@ -196,10 +201,9 @@ class CudaRows(NativeRows):
 
     _run_tokens = _run_rows
 
-    def _check(self, code: Any, *_: object) -> Any:
-        if code != 0:
-            raise RuntimeError(f"libcapo_cuda: {self._library.capo_cuda_error(code).decode()}")
-        return code
+    def _error(self, code: int) -> str:
+        error: bytes = self._library.capo_cuda_error(code)
+        return error.decode()
 
 
 def _load(name: str) -> ctypes.CDLL:
