@@ -99,6 +99,8 @@ def _resolve(name: str) -> Any:
 
 def _keywords(function: Any) -> set[str]:
     """Of `vllm.LLM` those of its `EngineArgs` too, to which it passes what it does not know."""
+    if isinstance(function, type) and issubclass(function, dict):  # a TypedDict has no signature
+        return set(function.__annotations__)
     found = set(inspect.signature(function).parameters)
     return found | (_keywords(_resolve("vllm.EngineArgs")) if function.__name__ == "LLM" else set())
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
+from dispatched import Operations
 from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from capo_fast.policy.attention import attend_each, attend_padded, attend_varlen, choose_attention
 
@@ -23,16 +21,6 @@ def varlen_stub(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window
     mask_NN = (sequence_N[:, None] == sequence_N) & (place_N[:, None] >= place_N)
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     return scaled_dot_product_attention(q, k, v, attn_mask=mask_NN, scale=scale, enable_gqa=enable_gqa).transpose(0, 1)
-
-
-class Operations(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count[function.name().removeprefix("aten::").partition(".")[0]] += 1
-        return function(*args, **(kwargs or {}))
 
 
 def tensors(lengths, dtype=torch.float64):
