@@ -156,7 +156,7 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
         try:
             use_packed_attention(model, choose_attention(mesh.device_type, DTYPES[config.dtype]))
         except ValueError as error:
-            raise ConfigError(f"policy.attention: {error}; flash_attention_2 can do it") from error
+            raise ConfigError(f"policy.attention: {error}; want flash_attention_2") from error
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     policy = Policy(model, config.loss_kernel)
