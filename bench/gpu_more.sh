@@ -15,7 +15,7 @@ run="$python tests/scripted_run.py --run.dir $work/run"
 case "${words[*]:-}" in
     peers)
         all=()
-        [ -n "$dry" ] && all=(-k "not compile") # which takes longest; train_step has it too
+        [ -n "$dry" ] && all=(-k "not compile and not liger") # which compile; train_step has them too
         bench policy_loss 100 "${all[@]}"
         bench linear_policy_loss 90 "${all[@]}"
         bench train_step 70

@@ -74,7 +74,7 @@ def attend_each(
 ) -> torch.Tensor:
     """One call of SDPA per sequence: on a CPU calls cost little and padding costs much."""
     pieces = zip(*(x.transpose(0, 1).split(list(lengths), dim=1) for x in (q, k, v)), strict=True)
-    return torch.cat([_causal(*(x[None] for x in piece), scale)[0] for piece in pieces], dim=1).transpose(0, 1)
+    return torch.cat([_causal(q[None], k[None], v[None], scale)[0] for q, k, v in pieces], dim=1).transpose(0, 1)
 
 
 def attend_varlen(
@@ -82,9 +82,10 @@ def attend_varlen(
 ) -> torch.Tensor:
     """One kernel for all sequences; bfloat16 or float16 on CUDA."""
     bounds, longest = _bounds(lengths, q.device), max(lengths)
+    attention: Any = varlen.varlen_attn  # with `return_aux` it returns a pair
     # torch 2.11 has no such argument, and takes fewer key-value heads as they are.
-    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen.varlen_attn).parameters else {}
-    return varlen.varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0), **grouped)
+    grouped = {"enable_gqa": True} if "enable_gqa" in signature(attention).parameters else {}
+    return attention(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0), **grouped)
 
 
 def attend_padded(
@@ -92,7 +93,8 @@ def attend_padded(
 ) -> torch.Tensor:
     """One call of SDPA on [B, L]. A causal token sees none of the padding, which comes after it."""
     taken_BL, back_N = _padding(lengths, q.device)
-    padded = _causal(*(x[taken_BL].transpose(1, 2) for x in (q, k, v)), scale)
+    q, k, v = (x[taken_BL].transpose(1, 2) for x in (q, k, v))
+    padded = _causal(q, k, v, scale)
     return padded.transpose(1, 2).flatten(0, 1)[back_N]
 
 
