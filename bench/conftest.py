@@ -1,4 +1,4 @@
-"""`pytest bench/`: measures what fits this machine. Options: --suite cuda | cpu | dry, --time-limit SECONDS.
+"""`pytest bench/`: measures what fits this machine. Options: --suite cuda | cpu | dry, --time-limit SECONDS, --figures.
 
 The providers of a case are timed in turns, by clocks of ours (on a GPU: events); what pytest-benchmark gets is a clock
 that plays the measured seconds back, for its tables, comparisons and JSON.
@@ -6,10 +6,12 @@ that plays the measured seconds back, for its tables, comparisons and JSON.
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,12 +45,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     group.addoption("--suite", default=default, choices=SUITES, help="default: %(default)s")
     group.addoption("--time-limit", type=float, metavar="SECONDS", help="begin no case after that many")
+    group.addoption("--figures", type=Path, metavar="FILE", help="gets a line of JSON per provider when a case ends")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.started = time.monotonic()
     if results := config.option.benchmark_json:  # pytest-benchmark would miss the folder when all is measured
-        results.parent.mkdir(parents=True, exist_ok=True)
+        Path(getattr(results, "name", results)).parent.mkdir(parents=True, exist_ok=True)  # before 5.2 it is a file
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -73,7 +76,20 @@ def measured(request: pytest.FixtureRequest, case: Case) -> Bench:
     bench = Bench(module.KERNEL, case, suite, problem, module.cost(problem))
     params = [item.callspec.params for item in request.session.items if item.module is module]
     bench.run([each["provider"] for each in params if each["case"] is case])
+    if options.figures:
+        write_figures(bench, options.figures)
     return bench
+
+
+def write_figures(bench: Bench, file: Path) -> None:
+    """Appends what was measured, or why not."""
+    with file.open("a", encoding="utf-8") as lines:
+        for provider, found in bench.found.items():
+            if isinstance(found, Exception):
+                line = {"kernel": bench.kernel, "case": str(bench.case), "provider": provider.name, "error": str(found)}
+            else:
+                line = bench.figures(provider) | {"seconds": found.median}
+            lines.write(json.dumps(line) + "\n")
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
-"""One JSON and one page of tables from the parts of bench/gpu.sh: `python -m bench.report.gather WORK OUT --seconds S`.
+"""One JSON and one page of tables from benches of bench/gpu_more.sh: `python -m bench.report.gather WORK OUT`.
 
-WORK holds `parts/NAME` ("exit-status seconds NAME") and the benches' `bench-NAME.json`; OUT gets `results.json`, in
+WORK holds the benches' `bench-NAME.json`, OUT `parts.jsonl` (bench/gpu/parts.sh). OUT gets `results.json`, in
 pytest-benchmark's format with the parts beside it, for bench/results/<device>/, and `results.md`. Exit status 1 where
-a part failed.
+no bench ended.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from bench.report.runs import Machine, read_run
 from bench.report.tables import Notes, case_table, case_title, overview
 
 
-def parts_of(work: Path) -> list[dict[str, Any]]:
-    lines = [path.read_text().split() for path in sorted((work / "parts").iterdir())]
-    return [{"name": name, "exit_status": int(status), "seconds": int(seconds)} for status, seconds, name in lines]
+def parts_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "parts.jsonl").read_text().splitlines()]
 
 
 def merged(work: Path) -> dict[str, Any]:
@@ -42,16 +41,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seconds", type=int, required=True, help="that all parts took")
     arguments = parser.parse_args()
-    results, parts = merged(arguments.work), parts_of(arguments.work)
+    results, parts = merged(arguments.work), parts_of(arguments.out)
     text = page(results, arguments.out) if results else "no bench ended"
-    content = results | {"parts": parts, "seconds": arguments.seconds}
-    (arguments.out / "results.json").write_text(json.dumps(content, indent=1) + "\n")
+    (arguments.out / "results.json").write_text(json.dumps(results | {"parts": parts}, indent=1) + "\n")
     (arguments.out / "results.md").write_text(text + "\n")
-    failed = [part["name"] for part in parts if part["exit_status"]]
-    print(f"{text}\n\n{len(parts)} parts, {len(failed)} failed{': ' * bool(failed)}{', '.join(failed)}")
-    return 1 if failed else 0
+    print(text)
+    return 0 if results else 1
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 import capo_kernels as ck
 from capo_fast.config.schema import PolicyConfig
 from capo_fast.errors import ConfigError
-from capo_fast.policy.attention import use_packed_sdpa
+from capo_fast.policy.attention import choose_attention, use_packed_attention
 from capo_fast.pretrained import check_model_folder, generation_file
 from capo_fast.records import PackedBatch, TokenBatch
 
@@ -144,7 +144,7 @@ def check_loss_kernel(config: PolicyConfig, vocab: int, device: torch.device) ->
 def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
     """The model under FSDP2: its shards by decoder layer, computed in `policy.dtype`, gradients reduced in float32.
 
-    Raises ConfigError for a sliding window under `policy.attention: sdpa`.
+    Raises ConfigError under `policy.attention: sdpa` for a sliding window, and for a torch that is too old for a GPU.
     """
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -154,7 +154,7 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
     )
     if config.attention == "sdpa":
         try:
-            use_packed_sdpa(model)
+            use_packed_attention(model, choose_attention(mesh.device_type, DTYPES[config.dtype]))
         except ValueError as error:
             raise ConfigError(f"policy.attention: {error}; want flash_attention_2") from error
     for layer in model.model.layers:

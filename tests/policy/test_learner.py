@@ -8,6 +8,7 @@ from dataclasses import replace
 import learner_ranks
 import pytest
 import torch
+from dispatched import Operations
 from forked import run_ranks
 from learner_ranks import SAMPLES, TRAIN, make_learner, train, with_plain_gradient_steps
 from scripted_world import MODEL
@@ -150,3 +151,18 @@ def test_training_settings_reach_the_optimizer(one_rank):
     config = replace(CONFIG, train=TrainConfig(lr=3e-4, betas=(0.8, 0.85), weight_decay=0.1, warmup_steps=1))
     [group] = make_learner(config).optimizer.param_groups
     assert (group["lr"], group["betas"], group["weight_decay"]) == (1.5e-4, (0.8, 0.85), 0.1)
+
+
+def test_more_micro_batches_are_no_more_waits_for_the_device(one_rank):
+    """A tensor's value is read once per update and per metric of the step, not per micro-batch."""
+    counts = []
+    for budget in (10**6, 30):
+        config = replace(CONFIG, train=replace(TRAIN, micro_tokens=budget))
+        learner = make_learner(config)
+        minibatch = pack_update(SAMPLES, config, 0, 1)
+        with Operations() as seen:
+            learner.train_batch([minibatch])
+        counts.append((len(minibatch), seen.count["_local_scalar_dense"]))
+    (few, of_few), (many, of_many) = counts
+    assert few == 1 and many > 3
+    assert of_many == of_few

@@ -1,6 +1,8 @@
 // The calls of the CUDA runtime that csrc/cuda_launch.cuh makes, as a list of words. Kernels are not run.
 #pragma once
 #include <cstddef>
+#include <cstdlib>
+#include <cstring>
 #include <string>
 
 using cudaError_t = int;
@@ -38,3 +40,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*)(Argume
   return calls += "launch" + std::to_string(config->gridDim) + " ", 0;
 }
 inline const char *cudaGetErrorString(cudaError_t) { return "an error"; }
+
+// Memory of the host in place of the device's, for csrc/selftest.cu.
+enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+inline cudaError_t cudaMalloc(void **memory, size_t bytes) { return *memory = malloc(bytes), 0; }
+inline cudaError_t cudaFree(void *memory) { return free(memory), 0; }
+inline cudaError_t cudaMemset(void *memory, int byte, size_t bytes) { return memset(memory, byte, bytes), 0; }
+inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, int) { return memcpy(to, from, bytes), 0; }
+inline cudaError_t cudaDeviceSynchronize() { return 0; }
