@@ -8,9 +8,10 @@
 #include "capo.h"
 #include "cuda_launch.cuh"
 
-// Threads that compute; one warp more copies. The 12 warps of a block fall evenly on the four schedulers of a
-// multiprocessor: wherever the second block's begin, each of these has 6 warps, whose registers it holds (7 at 72 each).
-constexpr int CONSUMERS = 352;
+// Of each shape of a block: threads that compute, and vectors that one takes of a chunk; one warp more copies. Rows in
+// general run in the first; for those that matter most CAPO_CUDA_SHAPE chooses. The 12 warps of the first and of the
+// last fall evenly on the four schedulers of a multiprocessor, wherever the second block's begin.
+constexpr int SHAPES[3][2] = {{352, 2}, {192, 4}, {160, 5}};
 constexpr int RESIDENT = 2;                  // blocks that share a multiprocessor, where their memory allows
 constexpr int SHARED_BYTES = 227 << 10;      // the most that one block gets
 constexpr int SHARED_BYTES_EACH = 113 << 10; // and each of two: 228 KB less 1 KB that the system takes of each
@@ -108,6 +109,10 @@ __device__ inline uint32_t lanes_where(bool x) { return __ballot_sync(0xffffffff
 __device__ inline int bit_count(uint32_t x) { return __popc(x); }
 __device__ inline void warp_sync() { __syncwarp(); }
 __device__ inline void block_sync() { __syncthreads(); }
+// The 32 bits that begin `bits` after the first of `low`.
+__device__ inline uint32_t straddle(uint32_t low, uint32_t high, int bits) {
+  return __funnelshift_r(low, high, bits);
+}
 
 // Read once or written once, and not soon again.
 __device__ inline uint4 load_vector(const uint4 *p) { return __ldcs(p); }
@@ -118,6 +123,26 @@ __device__ inline float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// Of two elements of 16 bits each: the larger of a and b. NaN yields to a number in the first, and stays in the second.
+template <int DTYPE> __device__ uint32_t larger_pair(uint32_t a, uint32_t b) {
+  uint32_t pair;
+  if (DTYPE == CAPO_BF16) {
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+  } else {
+    asm("max.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+  }
+  return pair;
+}
+template <int DTYPE> __device__ uint32_t raised_pair(uint32_t a, uint32_t b) {
+  uint32_t pair;
+  if (DTYPE == CAPO_BF16) {
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+  } else {
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+  }
+  return pair;
 }
 
 // Two elements of 16 bits and the floats that they stand for; rounding is to nearest even.
