@@ -51,6 +51,9 @@ template <int N> struct Constant {
 // One of SHAPES.
 template <int INDEX> struct Shape {
   static constexpr int CONSUMERS = SHAPES[INDEX][0], PER_THREAD = SHAPES[INDEX][1], WARPS = CONSUMERS / WARP;
+  // As if the block's warps fell evenly on the four schedulers of a multiprocessor: where they don't, the registers of
+  // those that meet on one are still there.
+  static constexpr int BOUND = (WARPS + 1 + 3) / 4 * 4 * WARP;
   static constexpr int CHUNK = CONSUMERS * PER_THREAD; // in vectors
   static constexpr int SLOT = CHUNK + 1;               // a chunk that starts within one
   static constexpr int SLOT_BYTES = SLOT * VECTOR_BYTES, MAX_SLOTS = SHARED_BYTES / SLOT_BYTES;
@@ -93,12 +96,14 @@ template <typename Result> struct Rows {
 
 // A Result says what becomes of a row's sums. `weight`: 0 where the row is not to be read; then `skip` is called, else
 // `read`, ahead of the sums, which take longer than its reads, and after them `finish`, in all threads, one of which
-// `writes`. It returns the derivatives of the loss by logp and entropy.
+// `writes`. It returns the derivatives of the loss by logp and entropy. GRADIENT: whether they may be wanted.
 struct Loss {
   const float *weights;
   capo_tokens tokens;
   capo_spec spec;
   capo_results out;
+
+  static constexpr bool GRADIENT = true;
 
   struct Row {
     float advantage, old_logp, ref_logp, importance;
@@ -139,6 +144,8 @@ struct Logprobs {
   const float *weights;
   float *logp, *entropy;
 
+  static constexpr bool GRADIENT = false;
+
   struct Row {};
 
   __device__ float weight(int64_t row) const { return weights ? weights[row] : 1.f; }
@@ -157,6 +164,8 @@ struct Logprobs {
 // 2^-25 of its size.
 struct Slopes {
   const float *dlogp, *dentropy;
+
+  static constexpr bool GRADIENT = true;
 
   using Row = capo_slopes;
 
@@ -264,18 +273,19 @@ template <typename Shape, int DTYPE, bool SOFTCAP, bool EVEN> struct Consumer {
   // gradient(vector of logits) to `grad`, which has the part's elements.
   template <typename Gradient> __device__ void write(Bits *grad, Row part, bool alike, Gradient gradient) {
     auto take = [&](auto whole, int left) {
-      const uint4 *slot = shared.slots[ring.slot];
-      const int vectors = whole.value && EVEN ? Shape::CHUNK : (part.lead + left + W - 1) / W;
-      Row chunk = part;
-      chunk.count = left;
+      const uint4 *slot = shared.slots[ring.slot] + threadIdx.x;
+      if constexpr (EVEN) {
+        uint4 *out = reinterpret_cast<uint4 *>(grad) + threadIdx.x;
 #pragma unroll
-      for (int i = 0; i < PER_THREAD; ++i) {
-        const int v = threadIdx.x + i * CONSUMERS;
-        if (v < vectors) chunk.store(grad, v, gradient(slot[v]), alike);
+        for (int i = 0; i < PER_THREAD; ++i)
+          if (whole.value || (static_cast<int>(threadIdx.x) + i * CONSUMERS) * W < left)
+            store_vector(out + i * CONSUMERS, gradient(slot[i * CONSUMERS]));
+      } else {
+        Row chunk = part;
+        chunk.count = left;
+        const int vectors = chunk.vectors() - threadIdx.x;
+        for (int i = 0; i < vectors; i += CONSUMERS) chunk.store(grad, threadIdx.x + i, gradient(slot[i]), alike);
       }
-      // What begins within a vector ends in one more.
-      if (!EVEN && threadIdx.x == 0 && vectors > Shape::CHUNK)
-        chunk.store(grad, Shape::CHUNK, gradient(slot[Shape::CHUNK]), alike);
       release();
       ring.advance();
       grad += ELEMENTS;
@@ -320,11 +330,11 @@ __device__ void consume(const capo_logits &a, const Result &result, typename Sha
     float y_target = leads && target >= 0 ? head.cap(Element<DTYPE>::load(logits + target)) : NAN;
 
     const Ring begin = mine.ring;
-    const auto total = mine.exchange(mine.sum(row, grad), y_target);
+    const auto total = mine.exchange(mine.sum(row, Result::GRADIENT && grad), y_target);
     const float log_sum = logf(total.sum), mean = total.weighted / total.sum, wide = log_sum - LN2 * mean;
     const float entropy = wide < 0.f ? 0.f : wide, logp = (y_target - total.top) / a.temperature - log_sum;
     const capo_slopes slopes = result.finish(scalars, rows.row, rows.weight, logp, entropy, first);
-    if (!grad) continue;
+    if (!Result::GRADIENT || !grad) continue;
 
     mine.ring = begin;
     const float per_sum = 1.f / (total.sum * a.temperature), linear = per_sum * slopes.entropy * LN2;
@@ -348,10 +358,10 @@ __device__ void consume(const capo_logits &a, const Result &result, typename Sha
 
 // `slots` of the ring; `share`: elements of a row to a block.
 template <typename Shape, int DTYPE, bool SOFTCAP, bool EVEN, typename Result>
-__global__ void __launch_bounds__(Shape::CONSUMERS + WARP, RESIDENT)
+__global__ void __launch_bounds__(Shape::BOUND, RESIDENT)
     stream_rows(const __grid_constant__ capo_logits a, const __grid_constant__ Result result, int slots,
                 int64_t share) {
-  auto &shared = *reinterpret_cast<typename Shape::Shared *>(shared_memory());
+  auto &shared = *reinterpret_cast<typename Shape::Shared *>(kept_shared_memory());
   if (threadIdx.x == 0) {
     for (Barrier &barrier : shared.exchanged) barrier.init(1);
     for (int i = 0; i < slots; ++i) shared.full[i].init(1), shared.empty[i].init(Shape::WARPS);

@@ -10,7 +10,7 @@ constexpr int VECTOR_BYTES = 16;
 template <int DTYPE> struct Element {
   using Bits = uint16_t;
   static constexpr int WIDTH = 8; // elements of a vector
-  static constexpr uint32_t LOWEST = DTYPE == CAPO_BF16 ? 0xff80ff80u : 0xfc00fc00u; // -inf, twice
+  static constexpr uint32_t LOW = DTYPE == CAPO_BF16 ? 0xe0ade0adu : 0xfbfffbffu; // -1e20 or -65504, twice
 
   static __device__ void unpack(uint4 v, float (&x)[WIDTH]) {
     const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
@@ -30,7 +30,6 @@ template <int DTYPE> struct Element {
 template <> struct Element<CAPO_F32> {
   using Bits = float;
   static constexpr int WIDTH = 4;
-  static constexpr uint32_t LOWEST = 0xff800000u;
 
   static __device__ void unpack(uint4 v, float (&x)[WIDTH]) { memcpy(x, &v, sizeof v); }
   static __device__ uint4 pack(const float (&x)[WIDTH]) {
@@ -60,9 +59,8 @@ template <int DTYPE, bool EVEN> struct Span {
     if (EVEN || lead == 0) return slot[v];
     const int bytes = lead * static_cast<int>(sizeof(Bits));
     const uint32_t *words = reinterpret_cast<const uint32_t *>(slot + v) + bytes / 4;
-    if (sizeof(Bits) == 4) return {words[0], words[1], words[2], words[3]};
-    uint32_t all[5];
-    for (int i = 0; i < 5; ++i) all[i] = words[i];
+    if constexpr (sizeof(Bits) == 4) return {words[0], words[1], words[2], words[3]};
+    const uint32_t all[5] = {words[0], words[1], words[2], words[3], words[4]};
     const int bits = bytes % 4 * 8;
     return {straddle(all[0], all[1], bits), straddle(all[1], all[2], bits), straddle(all[2], all[3], bits),
             straddle(all[3], all[4], bits)};
@@ -80,16 +78,17 @@ template <int DTYPE, bool EVEN> struct Span {
   }
 };
 
-// v, but -inf from the element `left` on.
+// v, but LOW from the element `left` on. Of 16-bit elements.
 template <int DTYPE> __device__ uint4 cut(uint4 v, int left) {
-  using E = Element<DTYPE>;
-  if (left >= E::WIDTH) return v;
-  typename E::Bits each[E::WIDTH], lowest[E::WIDTH];
-  const uint4 low = {E::LOWEST, E::LOWEST, E::LOWEST, E::LOWEST};
-  memcpy(each, &v, sizeof v), memcpy(lowest, &low, sizeof low);
-  for (int i = 0; i < E::WIDTH; ++i) each[i] = i < left ? each[i] : lowest[i];
-  memcpy(&v, each, sizeof v);
-  return v;
+  constexpr uint32_t LOW = Element<DTYPE>::LOW;
+  if (left >= Element<DTYPE>::WIDTH) return v;
+  uint32_t pairs[4];
+  memcpy(pairs, &v, sizeof v);
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t both = left > 2 * i + 1 ? pairs[i] : (LOW & 0xffff0000u) | (pairs[i] & 0xffffu);
+    pairs[i] = left > 2 * i ? both : LOW;
+  }
+  return {pairs[0], pairs[1], pairs[2], pairs[3]};
 }
 
 } // namespace

@@ -22,12 +22,11 @@ template <bool SOFTCAP> struct Head {
 
 /* 2^(y k - top k) is one fma and one exponential with `base` for top k: the product, rounded. All numbers of a row take
  * the same base, so that its error is a common factor of theirs, 2^low, which division takes out of the sums. Only
- * where the base is small: its error grows with it, and the gradient meets it once more. In elements of 16 bits, for
- * which `DEEP` stands for -inf: 2^(DEEP k - base) is 0, and times any power of it still is. */
+ * where the base is small: its error grows with it, and the gradient meets it once more. And only in elements of 16
+ * bits, where k lets LOW stand for -inf: 2^(LOW k - base) is 0, and LOW k a number. */
 template <int DTYPE, bool SOFTCAP> struct Scale {
   static constexpr bool FUSED = DTYPE != CAPO_F32 && !SOFTCAP;
   static constexpr float NEAR = 512.f, LEAST = 0x1p-6f, MOST = 0x1p60f;
-  static constexpr uint32_t DEEP = DTYPE == CAPO_BF16 ? 0xe0ade0adu : 0xfbfffbffu; // -1e20 or -65504, twice
   float k, near;
 
   explicit __device__ Scale(float temperature) : k(LOG2E / temperature) {
@@ -66,38 +65,52 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
   // N vectors: load(i), of which the first left(i) elements count.
   template <int N, typename Load, typename Left>
   __device__ void add(Load load, Left left, Head<SOFTCAP> head, Scaled scale) {
-    if constexpr (Scaled::FUSED) {
-      uint4 vectors[N];
-      for (int i = 0; i < N; ++i) vectors[i] = cut<DTYPE>(load(i), left(i));
-      uint32_t pairs[4 * N];
-      memcpy(pairs, vectors, sizeof vectors);
-      const float2 most = unpack<DTYPE>(largest(pairs, larger_pair<DTYPE>));
-      const float to = fmaxf(top, fmaxf(most.x, most.y));
-      if (scale.fused(to)) return raise(to, scale), add_fused(pairs, scale);
-    }
+    if constexpr (Scaled::FUSED)
+      if (add_fused<N>(load, left, scale)) return;
+    constexpr int SOME = Scaled::FUSED || SOFTCAP ? 1 : N; // at once; more only where it is the usual way, and short
 #pragma unroll 1
-    for (int i = 0; i < N; ++i) add_exact(load(i), left(i), head, scale);
+    for (int i = 0; i < N; i += SOME)
+      add_exact<SOME>([&](int j) { return load(i + j); }, [&](int j) { return left(i + j); }, head, scale);
   }
 
-  template <int N> __device__ void add_fused(uint32_t (&pairs)[N], Scaled scale) {
-    const float base = top * scale.k;
-    float second_sum = 0.f, second_weighted = 0.f;
-    for (int i = 0; i < N; ++i) {
-      const float2 y = unpack<DTYPE>(raised_pair<DTYPE>(pairs[i], Scaled::DEEP));
-      const float u = fmaf(y.x, scale.k, -base), e = exp2_fast(u), v = fmaf(y.y, scale.k, -base), f = exp2_fast(v);
-      sum += e, second_sum += f;
-      weighted = fmaf(e, u, weighted), second_weighted = fmaf(f, v, second_weighted);
+  // Whether it could: not where 0 * -inf made NaN of a sum.
+  template <int N, typename Load, typename Left> __device__ bool add_fused(Load load, Left left, Scaled scale) {
+    uint4 vectors[N];
+    for (int i = 0; i < N; ++i) vectors[i] = cut<DTYPE>(load(i), left(i));
+    uint32_t pairs[4 * N];
+    memcpy(pairs, vectors, sizeof vectors);
+    const float2 most = unpack<DTYPE>(largest(pairs, larger_pair<DTYPE>));
+    Sums one = *this, two;
+    one.raise(fmaxf(top, fmaxf(most.x, most.y)), scale);
+    const float base = one.top * scale.k;
+    for (uint32_t pair : pairs) {
+      const float2 y = unpack<DTYPE>(pair);
+      one.count(fmaf(y.x, scale.k, -base));
+      two.count(fmaf(y.y, scale.k, -base));
     }
-    sum += second_sum, weighted += second_weighted;
+    one.sum += two.sum, one.weighted += two.weighted;
+    if (!scale.fused(one.top) || one.weighted != one.weighted) return false;
+    *this = one;
+    return true;
   }
 
-  __device__ void add_exact(uint4 vector, int left, Head<SOFTCAP> head, Scaled scale) {
-    float y[W];
-    E::unpack(vector, y);
-    for (int i = 0; i < W; ++i) y[i] = i < left ? head.cap(y[i]) : -INFINITY;
+  __device__ void count(float u) {
+    const float e = exp2_fast(u);
+    sum += e;
+    weighted = fmaf(e, u, weighted);
+  }
+
+  template <int N, typename Load, typename Left>
+  __device__ void add_exact(Load load, Left left, Head<SOFTCAP> head, Scaled scale) {
+    float y[N * W];
+    for (int i = 0; i < N; ++i) {
+      float(&some)[W] = reinterpret_cast<float(&)[W]>(y[i * W]);
+      E::unpack(load(i), some);
+      for (int j = 0; j < W; ++j) some[j] = j < left(i) ? head.cap(some[j]) : -INFINITY;
+    }
     raise(fmaxf(top, largest(y, fmaxf)), scale);
-    for (int i = 0; i < W; ++i) {
-      const float u = fmaf(y[i] - top, scale.k, low), e = exp2_fast(u);
+    for (float each : y) {
+      const float u = fmaf(each - top, scale.k, low), e = exp2_fast(u);
       sum += e;
       weighted = fmaf(e, fmaxf(u, -LARGE), weighted);
     }

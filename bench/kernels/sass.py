@@ -63,6 +63,8 @@ class Loop:
     head: int
     blocks: set[int]
     path: Path = field(default_factory=Path)
+    computes: bool = False
+    """Whether it, or a loop inside it, has exponentials."""
 
 
 @dataclass
@@ -130,11 +132,12 @@ class Kernel:
         for loop in loops:
             inside = [other for other in loops if other.head != loop.head and other.blocks < loop.blocks]
             loop.path = self._best_path(loop, inside)
+            loop.computes = loop.path.exponentials > 0 or any(other.computes for other in inside)
         return loops
 
     def _best_path(self, loop: Loop, inside: list[Loop]) -> Path:
         """From the head to an edge back to it. Blocks of inner loops that compute exponentials cost nothing."""
-        apart = {block for other in inside if other.path.exponentials for block in other.blocks}
+        apart = {block for other in inside if other.computes for block in other.blocks}
         best: dict[int, Path] = {loop.head: Path()}
         ends = []
         place = {block: i for i, block in enumerate(self.order)}

@@ -89,6 +89,7 @@ inline int cluster_size() { return static_cast<int>(cluster->blocks.size()); }
 inline int cluster_index() { return cluster->index; }
 inline int cluster_count() { return cluster->count; }
 inline char *shared_memory() { return cluster->blocks[fiber->rank]->memory; }
+inline char *kept_shared_memory() { return shared_memory(); }
 inline void publish_barriers() {}
 
 template <typename Group> void meet(Group &group, int all) {
@@ -222,16 +223,12 @@ template <int DTYPE> uint16_t narrow(float x) {
 template <int DTYPE> float2 unpack(uint32_t pair) { return {widen<DTYPE>(pair), widen<DTYPE>(pair >> 16)}; }
 template <int DTYPE> uint32_t pack(float2 x) { return narrow<DTYPE>(x.x) | uint32_t(narrow<DTYPE>(x.y)) << 16; }
 
-template <int DTYPE> uint16_t larger(uint16_t a, uint16_t b, bool keep_nan) {
+template <int DTYPE> uint16_t larger(uint16_t a, uint16_t b) {
   const float x = widen<DTYPE>(a), y = widen<DTYPE>(b);
-  if (x != x || y != y) return (x != x) == keep_nan ? a : b;
-  return x > y ? a : b;
+  return x != x || y > x ? b : a;
 }
 template <int DTYPE> uint32_t larger_pair(uint32_t a, uint32_t b) {
-  return larger<DTYPE>(a, b, false) | uint32_t(larger<DTYPE>(a >> 16, b >> 16, false)) << 16;
-}
-template <int DTYPE> uint32_t raised_pair(uint32_t a, uint32_t b) {
-  return larger<DTYPE>(a, b, true) | uint32_t(larger<DTYPE>(a >> 16, b >> 16, true)) << 16;
+  return larger<DTYPE>(a, b) | uint32_t(larger<DTYPE>(a >> 16, b >> 16)) << 16;
 }
 inline uint32_t straddle(uint32_t low, uint32_t high, int bits) {
   return (uint64_t(high) << 32 | low) >> bits;
