@@ -1,7 +1,6 @@
 """What nvcc makes of the CUDA row kernels: registers, stack and instructions an element of each variant.
 
-They are counted in the library as it was built, with the cuobjdump of the Triton wheel; no GPU is needed. A multiprocessor
-of sm_90 issues four instructions of a warp in a cycle.
+They are counted in the library as it was built, with the cuobjdump of the Triton wheel; no GPU is needed.
 
     python -m bench.kernels.cuda_resources                 # the table, and the share of the bound that follows
     python -m bench.kernels.cuda_resources --keep          # also into cuda_resources.txt, to which a test compares

@@ -23,13 +23,13 @@ class Instruction:
     name: str
     operands: str
 
-    @property
+    @cached_property
     def target(self) -> int | None:
         """Of a branch."""
-        found = re.search(r"0x([0-9a-f]+)\s*$", self.operands)
-        return int(found[1], 16) if self.name.split(".")[0] == "BRA" and found else None
+        found = re.search(r"0x([0-9a-f]+)$", self.operands) if self.name.startswith("BRA") else None
+        return int(found[1], 16) if found else None
 
-    @property
+    @cached_property
     def falls_through(self) -> bool:
         """Whether the next instruction may follow."""
         if self.name.split(".")[0] in ("EXIT", "RET"):
@@ -115,9 +115,13 @@ class Kernel:
         return done[::-1]
 
     @cached_property
+    def place(self) -> dict[int, int]:
+        return {block: i for i, block in enumerate(self.order)}
+
+    @cached_property
     def loops(self) -> list[Loop]:
         """Natural loops, inner before outer, each with its path."""
-        place = {block: i for i, block in enumerate(self.order)}
+        place = self.place
         before: dict[int, list[int]] = {block: [] for block in self.order}
         for block in self.order:
             for each in self.following[block]:
@@ -140,7 +144,7 @@ class Kernel:
         apart = {block for other in inside if other.computes for block in other.blocks}
         best: dict[int, Path] = {loop.head: Path()}
         ends = []
-        place = {block: i for i, block in enumerate(self.order)}
+        place = self.place
         for block in (each for each in self.order if each in loop.blocks and each in best):
             path = best[block] if block in apart else best[block].then(_cost(self.blocks[block]))
             for each in self.following[block]:

@@ -1,7 +1,7 @@
 """The logic of csrc/cuda.cu without a GPU: the same source, compiled for the CPU over cuda_emulated.h.
 
 The emulated blocks are small, so that these vocabularies take all that a GPU's do: several chunks, slots that are used
-again, clusters of 1, 2, 4 and 8 blocks, rows that no vector begins at. `exp2` is off by 2 ulp, the most that a GPU's is.
+again, clusters of 1, 2, 4 and 8 blocks, rows that no vector begins at. `exp2` is off by up to 2 ulp, as a GPU's may be.
 """
 
 from __future__ import annotations

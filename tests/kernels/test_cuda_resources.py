@@ -1,5 +1,5 @@
-"""The CUDA row kernels as nvcc built them: registers, stack, instructions. They are bound by instructions, not by memory,
-where these grow."""
+"""The CUDA row kernels as nvcc built them: registers, stack, instructions. With more of these they would no longer be
+bound by memory."""
 
 from __future__ import annotations
 
