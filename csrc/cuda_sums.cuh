@@ -23,14 +23,14 @@ template <bool SOFTCAP> struct Head {
 /* 2^(y k - top k) is one fma and one exponential with `base` for top k: the product, rounded. All numbers of a row take
  * the same base, so that its error is a common factor of theirs, 2^low, which division takes out of the sums. Only
  * where the base is small: its error grows with it, and the gradient meets it once more. And only in elements of 16
- * bits, where k lets LOW stand for -inf: 2^(LOW k - base) is 0, and LOW k a number. */
+ * bits, where k lets LOW stand for -inf: 2^(LOW k - base) is 0. */
 template <int DTYPE, bool SOFTCAP> struct Scale {
   static constexpr bool FUSED = DTYPE != CAPO_F32 && !SOFTCAP;
-  static constexpr float NEAR = 512.f, LEAST = 0x1p-6f, MOST = 0x1p60f;
+  static constexpr float NEAR = 512.f, LEAST = 0x1p-6f;
   float k, near;
 
   explicit __device__ Scale(float temperature) : k(LOG2E / temperature) {
-    near = FUSED && k >= LEAST && k <= MOST ? NEAR : 0.f;
+    near = FUSED && k >= LEAST ? NEAR : 0.f;
   }
   __device__ bool fused(float top) const { return FUSED && fabsf(top * k) < near; }
   __device__ float low(float top) const { return fused(top) ? fmaf(top, k, -(top * k)) : 0.f; }

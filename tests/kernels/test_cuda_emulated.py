@@ -116,7 +116,7 @@ def test_hard_rows(rows: str, dtype: torch.dtype, entropy: bool) -> None:
     targets = torch.arange(6) * 500 + 17
     logits = HARD[rows](torch.randn(6, HARD_VOCAB, generator=torch.Generator().manual_seed(0)) * 2, targets).to(dtype)
     outer = {"logprobs": torch.linspace(-1, 2, 6), **({"entropy": torch.ones(6)} if entropy else {})}
-    for temperature in (1.0, 0.01, 150.0):
+    for temperature in (1.0, 0.01, 3e4):
         got = check_logprobs({"logits": logits}, targets, "cuda", temperature, outer)
         assert (got["logprobs"] <= 0).all()
         assert not entropy or (got["entropy"] >= 0).all()
@@ -169,19 +169,24 @@ def test_log_probs_and_their_gradients(dtype: torch.dtype) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize(("vocab", "inplace"), [(10_007, False), (10_008, True)])
-def test_anywhere_in_memory_the_same_bits(dtype: torch.dtype, vocab: int, inplace: bool) -> None:
+@pytest.mark.parametrize(
+    ("vocab", "begin", "width", "inplace"),
+    [(10_007, 5, 10_107, False), (10_008, 5, 10_107, True), (10_007, 8, 10_112, True)],
+)
+def test_anywhere_in_memory_the_same_bits(
+    dtype: torch.dtype, vocab: int, begin: int, width: int, inplace: bool
+) -> None:
     """Rows that begin at any of the 16 bytes of a vector, beside NaN that is neither used nor overwritten."""
     problem = logits_problem(EVERYTHING, dtype, lengths=(7,), vocab=vocab)
     want = loss_results(problem, "cuda")["gradient by logits"]
-    place = torch.full((7, vocab + 99), torch.nan, dtype=dtype)
-    inside = place[:, 5 : vocab + 5]
+    place = torch.full((7, width), torch.nan, dtype=dtype)
+    inside = place[:, begin : begin + vocab]
     leaf = problem.leaves["logits"].clone().requires_grad_()
     problem.call("cuda", {"logits": _Moved.apply(leaf, inside)}, inplace=inplace).loss.backward()
     assert torch.equal(leaf.grad, want)
     assert torch.equal(inside, want) == inplace
-    assert place[:, :5].isnan().all()
-    assert place[:, vocab + 5 :].isnan().all()
+    assert place[:, :begin].isnan().all()
+    assert place[:, begin + vocab :].isnan().all()
 
 
 class _Moved(torch.autograd.Function):
