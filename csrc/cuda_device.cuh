@@ -8,9 +8,9 @@
 #include "capo.h"
 #include "cuda_launch.cuh"
 
-// Threads that compute; one warp more copies. The 12 warps of a block fall evenly on the four schedulers of a
-// multiprocessor: wherever the second block's begin, each of these has 6 warps, whose registers it holds (7 at 72 each).
-constexpr int CONSUMERS = 352;
+// Of each shape of a block: threads that compute, and vectors that one takes of a chunk; one warp more copies. Rows in
+// general run in the first; for those that matter most CAPO_CUDA_SHAPE chooses.
+constexpr int SHAPES[3][2] = {{192, 4}, {352, 2}, {192, 5}};
 constexpr int RESIDENT = 2;                  // blocks that share a multiprocessor, where their memory allows
 constexpr int SHARED_BYTES = 227 << 10;      // the most that one block gets
 constexpr int SHARED_BYTES_EACH = 113 << 10; // and each of two: 228 KB less 1 KB that the system takes of each
@@ -102,12 +102,24 @@ __device__ inline char *shared_memory() {
   return memory;
 }
 
+// The same, in a register: the compiler would form the address again wherever it is used, in three instructions.
+__device__ inline char *kept_shared_memory() {
+  char *memory = shared_memory();
+  asm volatile("" : "+l"(memory));
+  __builtin_assume(__isShared(memory));
+  return memory;
+}
+
 template <typename T> __device__ T shuffle_xor(T x, int lanes) { return __shfl_xor_sync(0xffffffff, x, lanes); }
 // A bit for each lane of the warp.
 __device__ inline uint32_t lanes_where(bool x) { return __ballot_sync(0xffffffff, x); }
 __device__ inline int bit_count(uint32_t x) { return __popc(x); }
 __device__ inline void warp_sync() { __syncwarp(); }
 __device__ inline void block_sync() { __syncthreads(); }
+// The 32 bits that begin `bits` after the first of `low`.
+__device__ inline uint32_t straddle(uint32_t low, uint32_t high, int bits) {
+  return __funnelshift_r(low, high, bits);
+}
 
 // Read once or written once, and not soon again.
 __device__ inline uint4 load_vector(const uint4 *p) { return __ldcs(p); }
@@ -118,6 +130,17 @@ __device__ inline float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// The larger of a and b, of two elements of 16 bits each; a number before NaN.
+template <int DTYPE> __device__ uint32_t larger_pair(uint32_t a, uint32_t b) {
+  uint32_t pair;
+  if (DTYPE == CAPO_BF16) {
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+  } else {
+    asm("max.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(a), "r"(b));
+  }
+  return pair;
 }
 
 // Two elements of 16 bits and the floats that they stand for; rounding is to nearest even.

@@ -3,6 +3,7 @@
 // sums, deadlocks and most missing barriers show. What only
 // hardware knows doesn't: speed, spills, the order of its copies.
 #pragma once
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -25,7 +26,8 @@
 #define __launch_bounds__(...)
 
 // Small, so that small rows need several chunks, several slots and several blocks.
-constexpr int CONSUMERS = 64, RESIDENT = 2, SHARED_BYTES = 24 << 10, SHARED_BYTES_EACH = 11 << 10, CLUSTERS = 2;
+constexpr int SHAPES[3][2] = {{64, 2}, {32, 4}, {64, 3}};
+constexpr int RESIDENT = 2, SHARED_BYTES = 24 << 10, SHARED_BYTES_EACH = 11 << 10, CLUSTERS = 2;
 
 struct float2 {
   float x, y;
@@ -87,6 +89,7 @@ inline int cluster_size() { return static_cast<int>(cluster->blocks.size()); }
 inline int cluster_index() { return cluster->index; }
 inline int cluster_count() { return cluster->count; }
 inline char *shared_memory() { return cluster->blocks[fiber->rank]->memory; }
+inline char *kept_shared_memory() { return shared_memory(); }
 inline void publish_barriers() {}
 
 template <typename Group> void meet(Group &group, int all) {
@@ -194,7 +197,6 @@ inline void store_vector(uint4 *p, uint4 x) {
 
 // ---- arithmetic ----
 
-inline float exp2_fast(float x) { return exp2f(x); }
 
 template <typename To, typename From> To bits(From x) {
   To y;
@@ -202,6 +204,14 @@ template <typename To, typename From> To bits(From x) {
   memcpy(&y, &x, sizeof y);
   return y;
 }
+// As wrong as a GPU's approximation may be, 2 ulp to either side as the bits of x have it, and exact at 0.
+inline float exp2_fast(float x) {
+  const uint32_t ulps = bits<uint32_t>(x) * 2654435761u >> 30;
+  const float y = exp2f(x);
+  if (x == 0.f || !(y < INFINITY)) return y;
+  return y < FLT_MIN ? 0.f : bits<float>(bits<uint32_t>(y) + 2 - (ulps == 0 ? 4 : ulps));
+}
+
 template <int DTYPE> float widen(uint16_t x) {
   return DTYPE == CAPO_BF16 ? bits<float>(uint32_t(x) << 16) : float(bits<_Float16>(x));
 }
@@ -212,6 +222,17 @@ template <int DTYPE> uint16_t narrow(float x) {
 }
 template <int DTYPE> float2 unpack(uint32_t pair) { return {widen<DTYPE>(pair), widen<DTYPE>(pair >> 16)}; }
 template <int DTYPE> uint32_t pack(float2 x) { return narrow<DTYPE>(x.x) | uint32_t(narrow<DTYPE>(x.y)) << 16; }
+
+template <int DTYPE> uint16_t larger(uint16_t a, uint16_t b) {
+  const float x = widen<DTYPE>(a), y = widen<DTYPE>(b);
+  return x != x || y > x ? b : a;
+}
+template <int DTYPE> uint32_t larger_pair(uint32_t a, uint32_t b) {
+  return larger<DTYPE>(a, b) | uint32_t(larger<DTYPE>(a >> 16, b >> 16)) << 16;
+}
+inline uint32_t straddle(uint32_t low, uint32_t high, int bits) {
+  return (uint64_t(high) << 32 | low) >> bits;
+}
 
 // ---- launches ----
 

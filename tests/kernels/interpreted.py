@@ -43,6 +43,7 @@ TESTS = {
         "test_no_tokens",
         "test_log_probs_of_no_tokens",
         "test_one_token",
+        "test_rows_of_whole_vectors_in_several_blocks",
         "test_one_word_leaves_no_choice",
         "test_nothing_trained",
         "test_every_row_trained_and_negative_weights",

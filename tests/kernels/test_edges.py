@@ -120,6 +120,14 @@ def test_one_token(make, vocab: int, impl: str) -> None:
         torch.testing.assert_close(found[name].double(), value, rtol=2e-5, atol=2e-6, equal_nan=True, msg=name)
 
 
+@pytest.mark.parametrize("entropy", [0.0, 0.1])
+@pytest.mark.parametrize("vocab", [16_384, 16_388])
+def test_rows_of_whole_vectors_in_several_blocks(vocab: int, entropy: float, impl: str) -> None:
+    """The last block full, and with four words alone."""
+    spec = replace(EVERYTHING, softcap=None, entropy_coef=entropy)
+    check_loss(logits_problem(spec, lengths=(2,), vocab=vocab, untrained=0.0), impl)
+
+
 def test_one_word_leaves_no_choice(impl: str) -> None:
     found = call(logits_problem(replace(EVERYTHING, softcap=None, temperature=0.3), vocab=1), impl)
     assert all(found[name].abs().max() < 1e-6 for name in ("logprobs", "entropies", "logits"))

@@ -37,3 +37,9 @@ def test_a_multiprocessor_holds_one_wide_row_at_a_time(launches):
     twice = [each for each in launches if each.kernel in ("loss", "dlogits") and f"bfloat16 {WIDE}" in each.case]
     assert twice
     assert all(each.programs == 1 for each in twice)
+
+
+def test_four_rows_at_a_time_where_they_are_read_once(launches):
+    once = [each for each in launches if each.kernel == "logprobs" and f"bfloat16 {WIDE}" in each.case]
+    assert once
+    assert all(each.warps == 8 and each.programs >= 4 for each in once)

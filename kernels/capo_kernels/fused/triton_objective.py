@@ -107,11 +107,10 @@ def _kl(logp, ref, rho, rho_slope, ESTIMATOR: tl.constexpr, RATIO: tl.constexpr)
 
 
 @triton.jit
-def _importance(row, old_logp, tokens, is_low, is_high, MODE: tl.constexpr, LEVEL: tl.constexpr):
+def _importance(x, old_logp, is_low, is_high, MODE: tl.constexpr, LEVEL: tl.constexpr):
     if MODE == UNWEIGHTED:
         return 1.0
     else:
-        x = tl.load(tokens.importance + row)
         if LEVEL == TOKEN:
             x = old_logp - x
         w = _exp(_clamp(x))
@@ -130,7 +129,27 @@ def _coefficient(tokens, scalar, AT: tl.constexpr):
 
 
 @triton.jit
-def loss_terms(row, weight, logp, entropy, results, tokens, scalars, MODES: tl.constexpr):
+def _given(pointer, row):
+    value = 0.0
+    if pointer is not None:
+        value = tl.load(pointer + row)
+    return value
+
+
+@triton.jit
+def row_arguments(row, tokens):
+    """What `loss_terms` takes of a row, loaded before the logits, which take longer. 0 where it is absent."""
+    return (
+        tl.load(tokens.advantage + row),
+        _given(tokens.old_logp, row),
+        _given(tokens.ref_logp, row),
+        _given(tokens.importance, row),
+        _given(tokens.sequence_log_ratio, row),
+    )
+
+
+@triton.jit
+def loss_terms(row, arguments, weight, logp, entropy, results, tokens, scalars, MODES: tl.constexpr):
     """Writes the results of a row; returns the derivatives of its loss by logp and by the entropy."""
     ratio_low = _coefficient(tokens, scalars.ratio_low, RATIO_LOW)
     ratio_high = _coefficient(tokens, scalars.ratio_high, RATIO_HIGH)
@@ -138,21 +157,20 @@ def loss_terms(row, weight, logp, entropy, results, tokens, scalars, MODES: tl.c
     kl_coef = _coefficient(tokens, scalars.kl_coef, KL_COEF)
     entropy_coef = _coefficient(tokens, scalars.entropy_coef, ENTROPY_COEF)
     is_low, is_high = _coefficient(tokens, scalars.is_low, IS_LOW), _coefficient(tokens, scalars.is_high, IS_HIGH)
-    advantage = tl.load(tokens.advantage + row)
-    old_logp = logp
-    if tokens.old_logp is not None:
-        old_logp = tl.load(tokens.old_logp + row)
+    advantage, old_logp, ref_logp, importance, log_ratio = arguments
+    if tokens.old_logp is None:
+        old_logp = logp
     token, token_slope = _clamped_exp(logp - old_logp)
     rho, rho_slope = token, token_slope
     if tokens.sequence_log_ratio is not None:
-        rho = _exp(tl.load(tokens.sequence_log_ratio + row))
+        rho = _exp(log_ratio)
         rho_slope = rho
-    w = _importance(row, old_logp, tokens, is_low, is_high, MODES.is_mode, MODES.is_level)
+    w = _importance(importance, old_logp, is_low, is_high, MODES.is_mode, MODES.is_level)
     policy, slope = _policy(rho, rho_slope, advantage, logp, ratio_low, ratio_high, dual_clip, MODES.objective)
     loss, slope = w * policy, w * slope
     kl = 0.0
     if tokens.ref_logp is not None:
-        kl, kl_slope = _kl(logp, tl.load(tokens.ref_logp + row), rho, rho_slope, MODES.kl_estimator, MODES.kl_ratio)
+        kl, kl_slope = _kl(logp, ref_logp, rho, rho_slope, MODES.kl_estimator, MODES.kl_ratio)
         loss += tl.where(kl_coef != 0, kl_coef * kl, 0.0)
         slope += tl.where(kl_coef != 0, kl_coef * kl_slope, 0.0)
     loss -= tl.where(entropy_coef != 0, entropy_coef * entropy, 0.0)

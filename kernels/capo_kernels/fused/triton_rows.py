@@ -9,9 +9,10 @@ loads at once (16 bytes). With y = softcap tanh(logits / softcap) (softcap 0: y 
     grad_j = dy_j/dlogits_j (slope (onehot_j - p_j) - entropy_slope p_j (z_j - lse + entropy))
            = dy_j/dlogits_j q_j (a + b d_j), and at the target apart
 
-`logprobs` reads a row once, `loss` and `dlogits` read it twice and write it once. The second read is meant to come out
-of L2, which holds a bfloat16 row of 152,064 for each of the 132 multiprocessors of an H200 (40 MB of 50): a wide row
-takes so many registers that a multiprocessor holds one at a time. No figure here was measured on a GPU.
+`logprobs` reads a row once, with four programs on a multiprocessor. `loss` and `dlogits` read it twice and write it
+once. The second read is meant to come out of L2, which holds a bfloat16 row of 152,064 for each of the 132
+multiprocessors of an H200 (40 MB of 50): a wide row takes so many registers that a multiprocessor holds one at a time.
+No figure here was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..rows import Modes, Results, Scalars, TokenArguments
-from .triton_objective import INF, LOG2_E, loss_terms, untrained_terms
+from .triton_objective import INF, LOG2_E, loss_terms, row_arguments, untrained_terms
 from .triton_tokens import TritonTokens
 
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
@@ -114,19 +115,32 @@ def _online(y_NW, m_N, s_N, e_N, k):
 
 
 @triton.jit
-def _statistics(row_ptr, lead, vocab, k, softcap, SOFTCAP: tl.constexpr, N: tl.constexpr, W: tl.constexpr):
+def _ragged(blocks, SHIFTED: tl.constexpr):
+    """The first and the step of the blocks that a row may not fill: the last, and where rows are shifted the first.
+    The whole ones are those before the last, from SHIFTED on."""
+    first = blocks - 1
+    if SHIFTED:
+        first = 0
+    return first, tl.maximum(blocks - 1, 1)
+
+
+@triton.jit
+def _statistics(
+    row_ptr, lead, vocab, k, softcap, SOFTCAP: tl.constexpr, SHIFTED: tl.constexpr, N: tl.constexpr, W: tl.constexpr
+):
     """m, s and e of a row. k: log2(e) / temperature."""
     m_N = tl.full([N], LOWEST, tl.float32)
     s_N = tl.zeros([N], tl.float32)
     e_N = tl.zeros([N], tl.float32)
     blocks = tl.cdiv(lead + vocab, N * W)
-    for block in range(0, blocks, tl.maximum(blocks - 1, 1)):  # the first and the last, which the row may not fill
+    first, step = _ragged(blocks, SHIFTED)
+    for block in range(first, blocks, step):
         at_NW = _positions(block, N, W)
         inside_NW = _inside(at_NW, lead, vocab)
         x_NW = tl.load(row_ptr + at_NW, mask=inside_NW, other=0.0)
         y_NW = tl.where(inside_NW, _cap(x_NW, softcap, SOFTCAP), -INF)
         m_N, s_N, e_N = _online(y_NW, m_N, s_N, e_N, k)
-    for block in tl.range(1, blocks - 1, num_stages=STAGES):
+    for block in tl.range(1 if SHIFTED else 0, blocks - 1, num_stages=STAGES):
         x_NW = tl.load(row_ptr + _positions(block, N, W))
         m_N, s_N, e_N = _online(_cap(x_NW, softcap, SOFTCAP), m_N, s_N, e_N, k)
     m = tl.max(m_N, 0)
@@ -157,9 +171,13 @@ def _coefficients(y, m, s, log_s, entropy, slope, entropy_slope, temperature, so
 
 
 @triton.jit
-def _gradient(y_NW, m, a, b, k, softcap, SOFTCAP: tl.constexpr):
-    d_NW = _below(y_NW, m)
-    return tl.exp2(d_NW * k) * (a + b * d_NW) * _cap_slope(y_NW, softcap, SOFTCAP)
+def _gradient(y_NW, m, a, b, k, softcap, SOFTCAP: tl.constexpr, ENTROPY: tl.constexpr):
+    if ENTROPY:
+        d_NW = _below(y_NW, m)
+        g_NW = tl.exp2(d_NW * k) * (a + b * d_NW)
+    else:
+        g_NW = tl.exp2((y_NW - m) * k) * a
+    return g_NW * _cap_slope(y_NW, softcap, SOFTCAP)
 
 
 @triton.jit
@@ -176,29 +194,33 @@ def _write_gradient(
     k,
     softcap,
     SOFTCAP: tl.constexpr,
+    ENTROPY: tl.constexpr,
+    SHIFTED: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
 ):
-    """A block is loaded before it is stored, and no block is loaded twice: the gradient may lie where the logits do."""
+    """A block is loaded before it is stored, and no block is loaded twice: the gradient may lie where the logits do.
+    ENTROPY: whether b may be other than 0."""
     blocks = tl.cdiv(lead + vocab, N * W)
+    first, step = _ragged(blocks, SHIFTED)
     if (a != 0) | (b != 0):
-        for block in range(0, blocks, tl.maximum(blocks - 1, 1)):
+        for block in range(first, blocks, step):
             at_NW = _positions(block, N, W)
             inside_NW = _inside(at_NW, lead, vocab)
             x_NW = tl.load(row_ptr + at_NW, mask=inside_NW, other=0.0, eviction_policy="evict_first")
-            g_NW = _gradient(_cap(x_NW, softcap, SOFTCAP), m, a, b, k, softcap, SOFTCAP)
+            g_NW = _gradient(_cap(x_NW, softcap, SOFTCAP), m, a, b, k, softcap, SOFTCAP, ENTROPY)
             tl.store(grad_ptr + at_NW, g_NW, mask=inside_NW, eviction_policy="evict_first")
-        for i in tl.range(1, blocks - 1, num_stages=STAGES):
+        for i in tl.range(1, blocks - (1 if SHIFTED else 0), num_stages=STAGES):
             at_NW = _positions(blocks - 1 - i, N, W)  # backwards: what was read last is the likeliest to be near
             x_NW = tl.load(row_ptr + at_NW, eviction_policy="evict_first")
-            g_NW = _gradient(_cap(x_NW, softcap, SOFTCAP), m, a, b, k, softcap, SOFTCAP)
+            g_NW = _gradient(_cap(x_NW, softcap, SOFTCAP), m, a, b, k, softcap, SOFTCAP, ENTROPY)
             tl.store(grad_ptr + at_NW, g_NW, eviction_policy="evict_first")
     else:
         zero_NW = tl.zeros([N, W], tl.float32)
-        for block in range(0, blocks, tl.maximum(blocks - 1, 1)):
+        for block in range(first, blocks, step):
             at_NW = _positions(block, N, W)
             tl.store(grad_ptr + at_NW, zero_NW, mask=_inside(at_NW, lead, vocab), eviction_policy="evict_first")
-        for block in range(1, blocks - 1):
+        for block in range(1 if SHIFTED else 0, blocks - 1):
             tl.store(grad_ptr + _positions(block, N, W), zero_NW, eviction_policy="evict_first")
     tl.debug_barrier()  # the target's column was just written by another thread
     tl.store(grad_ptr + lead + target, at_target, mask=(target >= 0) & (target < vocab))
@@ -220,6 +242,7 @@ def _loss(
     scalars,
     MODES: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    ENTROPY: tl.constexpr,
     SHIFTED: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
@@ -234,9 +257,10 @@ def _loss(
     m, a, b, at_target = zero, zero, zero, zero
     if weight != 0:
         y = _target(row_ptr, lead, vocab, target, softcap, SOFTCAP)
-        m, s, e = _statistics(row_ptr, lead, vocab, k, softcap, SOFTCAP, N, W)
+        arguments = row_arguments(row, tokens)
+        m, s, e = _statistics(row_ptr, lead, vocab, k, softcap, SOFTCAP, SHIFTED, N, W)
         logp, entropy, log_s = _logp_entropy(y, m, s, e, temperature)
-        slope, entropy_slope = loss_terms(row, weight, logp, entropy, results, tokens, scalars, MODES)
+        slope, entropy_slope = loss_terms(row, arguments, weight, logp, entropy, results, tokens, scalars, MODES)
         if grad is not None:
             a, b, at_target = _coefficients(
                 y, m, s, log_s, entropy, slope, entropy_slope, temperature, softcap, SOFTCAP
@@ -245,7 +269,9 @@ def _loss(
         untrained_terms(row, results)
     if grad is not None:
         grad_ptr, lead = _row(grad, row, grad_stride, W, SHIFTED)
-        _write_gradient(grad_ptr, row_ptr, lead, vocab, target, at_target, m, a, b, k, softcap, SOFTCAP, N, W)
+        _write_gradient(
+            grad_ptr, row_ptr, lead, vocab, target, at_target, m, a, b, k, softcap, SOFTCAP, ENTROPY, SHIFTED, N, W
+        )
 
 
 @triton.jit(do_not_specialize_on_alignment=["targets", "weights", "logps", "entropies"])
@@ -272,7 +298,7 @@ def _logprobs(
     logp, entropy = 0.0, 0.0
     if weight != 0:
         y = _target(row_ptr, lead, vocab, tl.load(targets + row), softcap, SOFTCAP)
-        m, s, e = _statistics(row_ptr, lead, vocab, LOG2_E / temperature, softcap, SOFTCAP, N, W)
+        m, s, e = _statistics(row_ptr, lead, vocab, LOG2_E / temperature, softcap, SOFTCAP, SHIFTED, N, W)
         logp, entropy, _ = _logp_entropy(y, m, s, e, temperature)
     tl.store(logps + row, logp)
     tl.store(entropies + row, entropy)
@@ -307,10 +333,13 @@ def _dlogits(
     k = LOG2_E / temperature
     if (slope != 0) | (entropy_slope != 0):
         y = _target(row_ptr, lead, vocab, target, softcap, SOFTCAP)
-        m, s, e = _statistics(row_ptr, lead, vocab, k, softcap, SOFTCAP, N, W)
+        m, s, e = _statistics(row_ptr, lead, vocab, k, softcap, SOFTCAP, SHIFTED, N, W)
         _, entropy, log_s = _logp_entropy(y, m, s, e, temperature)
         a, b, at_target = _coefficients(y, m, s, log_s, entropy, slope, entropy_slope, temperature, softcap, SOFTCAP)
-    _write_gradient(grad_ptr, row_ptr, lead, vocab, target, at_target, m, a, b, k, softcap, SOFTCAP, N, W)
+    ENTROPY: tl.constexpr = dentropies is not None
+    _write_gradient(
+        grad_ptr, row_ptr, lead, vocab, target, at_target, m, a, b, k, softcap, SOFTCAP, ENTROPY, SHIFTED, N, W
+    )
 
 
 @triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["factor_ptr"])
@@ -335,16 +364,19 @@ VECTOR_BYTES = 16
 THREAD_BYTES = 32  # of a block: two loads in flight for each thread
 SCALE_BLOCK = 4096  # elements
 BLOCK_BYTES = (2048, 8192, 32768)  # with 2, 8 and 32 warps; a row takes the first that holds it, else the last
+ONCE_BYTES = BLOCK_BYTES[:2]  # where it is read once: four programs on a multiprocessor hide each other's ends
 
 
-def _blocks(*matrices_TV: Tensor) -> dict[str, int | bool]:
-    """How their rows are cut into blocks. Rows that no common shift aligns are read and written element by element."""
+def _blocks(*matrices_TV: Tensor, twice: bool) -> dict[str, int | bool]:
+    """How their rows are cut into blocks. Rows that no common shift aligns are read and written element by element.
+    `twice`: whether a row is read again, out of L2, for which few may be at work at once."""
     item, vocab = matrices_TV[0].element_size(), matrices_TV[0].shape[1]
     vector = VECTOR_BYTES // item
     leads = {x_TV.stride(0) % vector for x_TV in matrices_TV}
     if len(leads) > 1 or any(x_TV.data_ptr() % VECTOR_BYTES for x_TV in matrices_TV):
         return {"SHIFTED": False, "N": 2048, "W": 1, "num_warps": 8, "maxnreg": 64}
-    size = next((each for each in BLOCK_BYTES if vocab * item <= each), BLOCK_BYTES[-1])
+    sizes = BLOCK_BYTES if twice else ONCE_BYTES
+    size = next((each for each in sizes if vocab * item <= each), sizes[-1])
     return {
         "SHIFTED": leads != {0},
         "N": size // VECTOR_BYTES,
@@ -380,7 +412,7 @@ class TritonRows(TritonTokens):
         with torch.cuda.device_of(logits):
             _logprobs[(tokens,)](
                 logits, targets, weight, logp, entropy, logits.stride(0), vocab, temperature, softcap,
-                SOFTCAP=softcap != 0, **_blocks(logits),
+                SOFTCAP=softcap != 0, **_blocks(logits, twice=False),
             )  # fmt: skip
         return logp, entropy
 
@@ -399,7 +431,7 @@ class TritonRows(TritonTokens):
         with torch.cuda.device_of(logits):
             _dlogits[(tokens,)](
                 logits, grad, targets, dlogp, dentropy, *strides, vocab, temperature, softcap,
-                SOFTCAP=softcap != 0, **_blocks(logits, grad),
+                SOFTCAP=softcap != 0, **_blocks(logits, grad, twice=True),
             )  # fmt: skip
 
     def loss(
@@ -414,10 +446,12 @@ class TritonRows(TritonTokens):
     ) -> None:
         matrices = (logits,) if grad is None else (logits, grad)
         grad_stride = matrices[-1].stride(0)
+        blocks = _blocks(*matrices, twice=grad is not None)
+        entropy = scalars.entropy_coef != 0 or tokens.coefficients is not None
         with torch.cuda.device_of(logits):
             _loss[(logits.shape[0],)](
                 logits, grad, targets, results, logits.stride(0), grad_stride, logits.shape[1], tokens, scalars,
-                MODES=modes, SOFTCAP=scalars.softcap != 0, **_blocks(*matrices),
+                MODES=modes, SOFTCAP=scalars.softcap != 0, ENTROPY=entropy, **blocks,
             )  # fmt: skip
 
     def scale_(self, grad: Tensor, factor: Tensor) -> None:
