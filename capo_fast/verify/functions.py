@@ -22,6 +22,12 @@ ALWAYS: Mapping[str, Any] = {"id": "", "problem": "", "truncated": False}
 """What a function may take by name of every answer, and its value where an answer comes without a problem."""
 BATCH = "responses"
 """Name of the first parameter of a function that takes lists."""
+Verdict = bool | float | None
+"""Of one answer: right or wrong, a share, or None where the check timed out or took too much memory."""
+
+
+class VerifyTimeout(Exception):
+    """A check took too long and ended itself; the pool counts it like an item whose worker it had to kill."""
 
 
 class Item(NamedTuple):

@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from capo_fast.errors import CapoError
-from capo_fast.verify.functions import Item, split_name
+from capo_fast.verify.functions import Item, Verdict, split_name
 
 START_LIMIT_S = 120.0
 """What a worker may take to import its function."""
@@ -39,16 +39,9 @@ with standard_streams(goes_on=True):  # a function that prints is not wrong beca
 """
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-Verdict = bool | float | None
-"""Of one answer: right or wrong, a share, or None where the check timed out or took too much memory."""
-
 
 class VerifierError(CapoError):
     """The reward function failed, could not be loaded, or gave no verdict: a bug in it, not a wrong answer."""
-
-
-class VerifyTimeout(Exception):
-    """A check took too long and ended itself; the pool counts it like an item whose worker it had to kill."""
 
 
 class VerifierPool:

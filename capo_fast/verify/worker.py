@@ -20,8 +20,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from capo_fast.verify.functions import Item, RewardFunction, load_function
-from capo_fast.verify.pool import Verdict, VerifyTimeout
+from capo_fast.verify.functions import Item, RewardFunction, Verdict, VerifyTimeout, load_function
 
 _PR_SET_PDEATHSIG = 1
 

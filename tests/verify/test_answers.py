@@ -22,7 +22,7 @@ from capo_fast.verify import VerifierPool, answers_equal, extract_answer, values
 from capo_fast.verify import answers as verify
 from capo_fast.verify.answers import judge, same_answer
 from capo_fast.verify.comparison import within
-from capo_fast.verify.pool import VerifyTimeout
+from capo_fast.verify.functions import VerifyTimeout
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 KINDS: dict[str, list[dict[str, Any]]] = {}
