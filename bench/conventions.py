@@ -15,8 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import math_verify
-
+from bench.verifier import bare
 from capo_fast.markdown import markdown_table
 from capo_fast.verify.answers import Judgement, judge
 
@@ -161,25 +160,27 @@ def table() -> str:
 
 
 def row(pair: Pair) -> list[str]:
-    found, bare = judgement(pair), alone(pair)
+    """The cells of `own`, and before the last Math-Verify's verdict."""
+    *cells, setting = own(pair)
+    alone = word(bare(pair.response, pair.reference))
+    return [*cells, alone if alone == cells[2] else f"**{alone}**", setting]
+
+
+def own(pair: Pair) -> list[str]:
+    """The cells that Math-Verify has no part in."""
+    found = judgement(pair)
     cut = " (cut by the length limit)" if pair.truncated else ""
     return [
         f"{code(pair.response)}{cut}",
         code(pair.reference),
         word(found.equal),
         found.rule,
-        word(bare) if bare == found.equal else f"**{word(bare)}**",
         f"{setting_of(pair)}: {word(judgement(pair, **settings(pair)).equal)}" if pair.setting else "",
     ]
 
 
 def judgement(pair: Pair, **settings: Any) -> Judgement:
     return judge(pair.response, pair.reference, pair.truncated, **settings)
-
-
-def alone(pair: Pair) -> bool:
-    gold, answer = (math_verify.parse(text) for text in (f"${pair.reference}$", pair.response))
-    return bool(math_verify.verify(gold, answer))
 
 
 def settings(pair: Pair) -> dict[str, Any]:

@@ -33,8 +33,9 @@ import math_verify
 from bench.machine import processor, versions
 from capo_fast.markdown import markdown_table
 from capo_fast.verify.answers import judge
+from capo_fast.verify.functions import VerifyTimeout
 from capo_fast.verify.limits import time_limit
-from capo_fast.verify.pool import VerifierPool, VerifyTimeout
+from capo_fast.verify.pool import VerifierPool
 
 Pair = tuple[str, str]
 Equal = Callable[[str, str, float], bool]

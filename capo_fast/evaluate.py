@@ -35,7 +35,7 @@ from capo_fast.evaluation.command import (
 )
 from capo_fast.evaluation.compare import compare, comparison_table, read_results
 from capo_fast.evaluation.questions import BENCHMARKS, Question, load_benchmarks
-from capo_fast.evaluation.scores import equal_answers, equal_letters, macro_mean, score_benchmark
+from capo_fast.evaluation.scores import equal_letters, macro_mean, score_benchmark
 from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
 from capo_fast.evaluation.store import Store
 from capo_fast.loaders import check_answer_function, load_tokenizer, start_engine
@@ -66,6 +66,10 @@ SETTINGS = (
     "engine.kv_cache_gb",
     "engine.tensor_parallel",
 )
+
+
+SAME_ANSWER = "capo_fast.verify.answers:same_answer"
+"""Whether wrong answers vote together (maj@k): both are answers already, so neither is read as a solution."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,14 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
         Store(job.out, settings) as store,
         engine_of(engine, lambda: start_engine(job.model, config)) as start,
         answer_pool(config.reward, config.reward.fn) as pool,
+        answer_pool(config.reward, SAME_ANSWER) as equality,
     ):
         answers = store.complete(start, requests, "evaluating", group)
         checked = check_attempts(everything, answers, pool, dist.get_rank(), dist.get_world_size())
         if dist.get_rank() != 0:
             return {}
         scored = {
-            name: score_benchmark(questions, attempts[name], answers, checked, _equality(questions, pool))
+            name: score_benchmark(questions, attempts[name], answers, checked, _equality(questions, equality))
             for name, questions in benchmarks.items()
         }
         seconds = sum(answer.seconds for answer in answers.values())
@@ -133,7 +138,7 @@ def _settings(job: Job, protocol: Protocol, benchmarks: Mapping[str, Sequence[Qu
 
 
 def _equality(questions: Sequence[Question], pool: VerifierPool) -> Any:
-    return equal_letters if all(question.choices for question in questions) else equal_answers(pool)
+    return equal_letters if all(question.choices for question in questions) else pool.check
 
 
 COUNTS = ("truncated", "timeouts", "unreadable")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from capo_fast.verify.pool import VerifyTimeout
+from capo_fast.verify.functions import VerifyTimeout
 
 
 def digit_share(response: str, reference: str) -> float:

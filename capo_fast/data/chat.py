@@ -32,17 +32,10 @@ class Overlong:
     first: str = ""
     """In words."""
 
-    def takes(self, template: ChatTemplate, problem: Problem) -> bool:
-        """Whether the problem is one of them. Only what may be too long is tokenised."""
-        if template.surely_fits(problem, self.room):
-            return False
-        length = template.length(problem, self.room)
-        if length is not None and length <= self.room:
-            return False
-        size = f"{len(problem.problem)} characters" if length is None else f"{length}"
+    def note(self, problem: Problem, size: str) -> None:
+        """Count a problem, whose prompt has this size."""
         self.first = self.first or f"{problem.id!r} with {size}"
         self.count += 1
-        return True
 
     def error(self, total: int) -> DataError:
         """Of a data set of so many problems."""
@@ -55,7 +48,10 @@ class Overlong:
 def render_prompts(problems: Sequence[Problem], template: ChatTemplate, room: int) -> list[Prompt]:
     """Their prompts, of at most `room` tokens each. Raises DataError."""
     overlong = Overlong(room)
-    if any([overlong.takes(template, problem) for problem in problems]):
+    for problem in problems:
+        if size := template.overlong_size(problem, room):
+            overlong.note(problem, size)
+    if overlong.count:
         raise overlong.error(len(problems))
     return [template.prompt(problem, room) for problem in problems]
 
@@ -100,6 +96,18 @@ class ChatTemplate:
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
         return tuple(token for token, (start, end) in pairs if text[start:end] != mark)
+
+    def overlong_size(self, problem: Problem, room: int) -> str | None:
+        """The size of its prompt in words where that has more than `room` tokens, else None.
+
+        Only what may be too long is tokenised.
+        """
+        if self.surely_fits(problem, room):
+            return None
+        length = self.length(problem, room)
+        if length is None:
+            return f"{len(problem.problem)} characters"
+        return f"{length}" if length > room else None
 
     def length(self, problem: Problem, room: int) -> int | None:
         """Tokens of its prompt; None where it has more characters than `room` tokens can stand for.

@@ -62,7 +62,7 @@ def read_problem(
     return Problem(
         id=row_id(where, row, number, fields.id_field, "data.id_field"),
         problem=problem,
-        answer=_answer(where, row, fields.answer_field),
+        answer=references_of(where, row, fields.answer_field, "data.answer_field"),
         solution=_solution(where, row, fields.solution_field),
         messages=messages,
         columns=_columns(where, row, columns) if columns else {},
@@ -158,13 +158,13 @@ def _no_field(row: Mapping[str, Any], field: str, setting: str) -> str:
     return f"no field {field!r} ({setting}); found {', '.join(map(repr, place)) or 'no fields'}{inside}{hint}"
 
 
-def _answer(where: str, row: Mapping[str, Any], field: str) -> str | tuple[str, ...]:
-    """One reference, or the several of a list."""
+def references_of(where: str, row: Mapping[str, Any], field: str, setting: str) -> str | tuple[str, ...]:
+    """One reference, or the several of a list. Raises DataError."""
     kinds = (str, *NUMBERS)
     given = find(row, field)
     if not isinstance(given, list) or not given:
-        return text_field(where, row, field, "data.answer_field", kinds)
-    found = tuple(as_text(where, each, f"an answer of field {field!r} (data.answer_field)", kinds) for each in given)
+        return text_field(where, row, field, setting, kinds)
+    found = tuple(as_text(where, each, f"an answer of field {field!r} ({setting})", kinds) for each in given)
     return found if len(found) > 1 else found[0]
 
 

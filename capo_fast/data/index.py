@@ -106,7 +106,11 @@ def _index(source: Source, rows: Rows) -> Index:
     for number, (where, row) in enumerate(rows):
         problem = read_problem(where, row, number, source.fields, source.columns)
         ids.append(hash(problem.id))
-        if number < wanted and not overlong.takes(source.template, problem):
+        if number >= wanted:
+            continue
+        if size := source.template.overlong_size(problem, source.room):
+            overlong.note(problem, size)
+        else:
             kept.append(number)
             texts.append(hash(" ".join(problem.problem.split())))
     if not ids:

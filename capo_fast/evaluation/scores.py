@@ -10,15 +10,9 @@ from capo_fast.evaluation.questions import Question
 from capo_fast.evaluation.solving import Attempt, Checked
 from capo_fast.evaluation.store import Answer
 from capo_fast.statistics import macro_interval, mean, mean_interval, pass_at_k
-from capo_fast.verify import VerifierPool
 
 Scores = dict[str, float | None]
 """Of one problem by metric; None where time-outs left nothing (or too little) to score."""
-
-
-def equal_answers(pool: VerifierPool) -> Equal:
-    """Equality of answers, as the verifier sees it."""
-    return lambda pairs: pool.check([(rf"\boxed{{{a}}}", b) for a, b in pairs])
 
 
 def equal_letters(pairs: list[tuple[str, str]]) -> list[bool]:

@@ -13,10 +13,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.config.arguments import read_arguments
@@ -25,7 +24,12 @@ from capo_fast.config.paths import path_argument, resolve_path
 from capo_fast.config.schema import RewardConfig
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.runtime.files import json_line, replacing
-from capo_fast.verify import Item, VerifierPool
+from capo_fast.verify.answers import Judgement
+from capo_fast.verify.functions import Item
+from capo_fast.verify.pool import WorkerPool
+
+if TYPE_CHECKING:
+    from capo_fast.evaluation.answer_rows import Asked
 
 RESPONSES = ("response", "text", "pred", "prediction", "solution", "output", "completion")
 """Fields that a response is looked for in, the first one that the first row has."""
@@ -38,88 +42,23 @@ WIDTH = 48
 JUDGE, EXPLAIN = "capo_fast.verify.answers:judge", "capo_fast.verify.explain:stages"
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One answer to be judged."""
-
-    where: str
-    items: tuple[Item, ...]
-    """One for each right answer."""
-    recorded: float | None = None
-    """The verdict that a rollout's line has."""
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Where a row has its response and its reference; None: the first of the usual names that the first row has."""
-
-    response: str | None = None
-    reference: str | None = None
-
-
-def read_pairs(path: Path, fields: Fields) -> Iterator[Asked]:
-    """The answers of a file, or of all rollouts of a run's folder. Raises ConfigError."""
-    from capo_fast.data import read_rows  # imports torch, which one pair can do without
-
-    files = sorted((path / "rollouts").glob("[0-9]*.jsonl.gz")) if path.is_dir() else [path]
-    if not files or not path.exists():
-        raise ConfigError(f"{path}: no file of answers and no run's folder with rollouts/ in it")
-    for file in files:
-        for where, row in read_rows(str(file)):
-            if not isinstance(row, Mapping):
-                raise ConfigError(f"{where}: found {type(row).__name__}, wanted an object")
-            response = fields.response or _usual(row, RESPONSES)
-            reference = fields.reference or _usual(row, REFERENCES)
-            fields = Fields(response, reference)
-            yield _asked(where, row, response, reference)
-
-
-def _usual(row: Mapping[str, Any], names: Sequence[str]) -> str:
-    return next((name for name in names if name in row), names[0])
-
-
-def _asked(where: str, row: Mapping[str, Any], response_field: str, reference_field: str) -> Asked:
-    response = _text(where, _field(where, row, response_field, "--response-field"), response_field)
-    given = _field(where, row, reference_field, "--reference-field")
-    references = [_text(where, each, reference_field) for each in (given if isinstance(given, list) else [given])]
-    truncated = row.get("truncated") is True or row.get("stop_reason") == "length"
-    items = tuple(Item(response, reference, {"truncated": truncated}) for reference in references)
-    if not items:
-        raise ConfigError(f"{where}: field {reference_field!r} is an empty list")
-    recorded = row.get("outcome")
-    return Asked(where, items, float(recorded) if isinstance(recorded, int | float) else None)
-
-
-def _field(where: str, row: Mapping[str, Any], field: str, flag: str) -> Any:
-    if field not in row:
-        raise ConfigError(f"{where}: no field {field!r} ({flag}); found {', '.join(map(repr, row)) or 'no fields'}")
-    return row[field]
-
-
-def _text(where: str, value: Any, field: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(f"{where}: field {field!r}: found {value!r:.80}, wanted text or a number")
-    return str(value)
-
-
-def judged(asked: Iterable[Asked], pool: VerifierPool) -> Iterator[tuple[Asked, dict[str, Any]]]:
+def judged(asked: Iterable[Asked], pool: WorkerPool[Judgement]) -> Iterator[tuple[Asked, dict[str, Any]]]:
     """Each answer with what the verifier says of it, as a line of `--out` has it."""
     every = iter(asked)
     while block := list(islice(every, BLOCK)):
         found = iter(pool.check([item for each in block for item in each.items]))
         for each in block:
-            yield each, verdict_row(each, [next(found) for _ in each.items])
+            row = {"where": each.where} | verdict_row(each.items[0], [next(found) for _ in each.items])
+            yield each, row if each.recorded is None else row | {"recorded": each.recorded}
 
 
-def verdict_row(asked: Asked, found: Sequence[Any]) -> dict[str, Any]:
+def verdict_row(item: Item, found: Sequence[Judgement | None]) -> dict[str, Any]:
     """`found` is a Judgement for each right answer, or None where there was none in time."""
     best = next((each for each in found if each is not None and each.equal), found[0])
-    row = {"where": asked.where, "answer": None, "reference": asked.items[0].reference}
-    row |= {"verdict": "timed out", "rule": None}
-    if best is not None:
-        row |= {"answer": best.answer, "reference": best.reference, "rule": best.rule}
-        row["verdict"] = "right" if best.equal else "wrong"
-    return row if asked.recorded is None else row | {"recorded": asked.recorded}
+    if best is None:
+        return {"answer": None, "reference": item.reference, "verdict": "timed out", "rule": None}
+    verdict = "right" if best.equal else "wrong"
+    return {"answer": best.answer, "reference": best.reference, "verdict": verdict, "rule": best.rule}
 
 
 def verify_pair(response: str, reference: str, truncated: bool, explain: bool, reward: RewardConfig) -> int:
@@ -127,18 +66,17 @@ def verify_pair(response: str, reference: str, truncated: bool, explain: bool, r
     item = Item(response, reference, {"truncated": truncated})
     with _pool(reward, EXPLAIN if explain else JUDGE) as pool:
         found: list[Any] = pool.check([item])
-    stages = verdict_row(Asked("", (item,)), [None if explain else found[0]])
-    del stages["where"]
+    stages = verdict_row(item, [None if explain else found[0]])
     for name, text in found[0] if explain and found[0] is not None else stages.items():
         print(f"{name:<12} {'none' if text is None else one_line(text, 400)}")
     return int(found[0] is None)
 
 
-def verify_file(path: Path, fields: Fields, out: Path | None, reward: RewardConfig) -> int:
-    """Print and write what is said of every answer; 1 where none could be judged."""
+def verify_file(path: Path, answers: Iterable[Asked], out: Path | None, reward: RewardConfig) -> int:
+    """Print and write what is said of every answer of a path; 1 where none could be judged."""
     verdicts, rules, differ = Counter[str](), Counter[str](), 0
     with _pool(reward, JUDGE) as pool, replacing(out) if out else nullcontext() as file:
-        for asked, row in judged(read_pairs(path, fields), pool):
+        for asked, row in judged(answers, pool):
             print(_line(row))
             if file:
                 file.write(json_line(row))
@@ -170,8 +108,8 @@ def one_line(text: str, width: int = WIDTH) -> str:
     return shown if len(text) <= width else f"{shown[:width]}…"
 
 
-def _pool(reward: RewardConfig, fn: str) -> VerifierPool:
-    return VerifierPool(reward.workers, reward.timeout_s, fn, reward.memory_limit, reward.conventions, verdicts=False)
+def _pool(reward: RewardConfig, fn: str) -> WorkerPool[Any]:
+    return WorkerPool(fn, reward.workers, reward.timeout_s, reward.memory_limit, reward.conventions)
 
 
 def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
@@ -214,8 +152,12 @@ def work(argv: Sequence[str]) -> int:
 def _file(path: Path, options: argparse.Namespace, layer: Mapping[str, Any]) -> int:
     if options.explain or options.truncated:
         raise ConfigError("--explain and --truncated are of one pair: wanted an answer and a reference")
-    fields = Fields(options.response_field, options.reference_field)
-    return verify_file(path, fields, options.out, settings_of(path, layer))
+    from capo_fast.evaluation.answer_rows import read_pairs  # imports torch, which one pair can do without
+
+    responses = (options.response_field,) if options.response_field else RESPONSES
+    references = (options.reference_field,) if options.reference_field else REFERENCES
+    answers = read_pairs(path, responses, references)
+    return verify_file(path, answers, options.out, settings_of(path, layer))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from capo_fast.config.schema import Config
 from capo_fast.engine.base import Engine, run_requests
 from capo_fast.records import Prompt, Request
-from capo_fast.rollout.rewards import item_of
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import EngineGroup, gather
 from capo_fast.statistics import mean, variance
 from capo_fast.verify import Verdict, VerifierPool
+from capo_fast.verify.functions import item_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ def evaluate(
     answers = run_requests(engine, requests)
     asked = mine if group.is_first else {}
     verdicts = pool.check(
-        [item_of(answers[name].text, prompts[i], answers[name].finished) for name, (i, _) in asked.items()]
+        [
+            item_of(answers[name].text, prompts[i], prompts[i].columns, answers[name].finished)
+            for name, (i, _) in asked.items()
+        ]
     )
     checked = gather([(i, verdict) for (i, _), verdict in zip(asked.values(), verdicts, strict=True)])
     rates = list(problem_rates(checked).values())

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from capo_fast.config.schema import RewardConfig
-from capo_fast.records import Prompt
 from capo_fast.verify import Item, RewardFunction, Verdict, VerifierPool
 
 Verdicts = tuple[float | None, ...]
@@ -66,9 +65,3 @@ def answer_pool(config: RewardConfig, name: str) -> VerifierPool:
 
 def _share(verdict: Verdict) -> float | None:
     return None if verdict is None else float(verdict)
-
-
-def item_of(text: str, prompt: Prompt, finished: bool) -> Item:
-    """A response to a prompt, as reward functions get it."""
-    always = {"id": prompt.id, "problem": prompt.problem, "truncated": not finished}
-    return Item(text, prompt.answer, {**prompt.columns, **always})

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from capo_fast.credit.vote import vote
 from capo_fast.records import Completion, Prompt, Rollout, Sample
 from capo_fast.rollout.requests import RequestBuilder, rollout_id
-from capo_fast.rollout.rewards import Check, Rewards, Verdicts, item_of
+from capo_fast.rollout.rewards import Check, Rewards, Verdicts
 from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import gather
+from capo_fast.verify.functions import item_of
 
 Member = tuple[int, int]
 """Group and sample."""
@@ -137,7 +138,9 @@ class SamplingRound:
         if not (sent and self._judges):
             return
         rollouts = [each.rollout for each in sent]
-        check = self._rewards.submit([item_of(each.text, each.prompt, each.finished) for each in rollouts])
+        check = self._rewards.submit(
+            [item_of(each.text, each.prompt, each.prompt.columns, each.finished) for each in rollouts]
+        )
         self._checks.append(check)
         for place, each in enumerate(sent):
             each.check, each.place = check, place

@@ -3,8 +3,8 @@
 from typing import Any
 
 from capo_fast.verify.extract import extract_answer
-from capo_fast.verify.functions import Item, RewardFunction, load_function
-from capo_fast.verify.pool import Verdict, VerifierError, VerifierPool
+from capo_fast.verify.functions import Item, RewardFunction, Verdict, load_function
+from capo_fast.verify.pool import VerifierError, VerifierPool
 
 __all__ = [
     "Item",

@@ -62,9 +62,9 @@ def judge(
     return Judgement(equal, answer, expected, rule)
 
 
-def same_answer(a: str, b: str) -> bool:
+def same_answer(a: str, b: str, *, tolerance: float = 0.0, percent: bool = True) -> bool:
     """Whether two answers, neither read as a solution, are equal by the same rules."""
-    return _decided(a, b, 0.0, True)[0]
+    return _decided(a, b, tolerance, percent)[0]
 
 
 @lru_cache(maxsize=8192)

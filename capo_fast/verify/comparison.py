@@ -134,10 +134,10 @@ class _Comparison(NamedTuple):
         if kinds == {"one"} or ("one" in kinds and (_INTERVAL.search(a) or _INTERVAL.search(b))):
             return None
         if kinds <= {"one", "list", "set"}:
-            return self._same_items(ours.items, theirs.items, "set" in kinds), "list"
+            return self._same_items(ours.items, theirs.items, "set" in kinds), _rule(kinds)
         if "set" in kinds or len(ours.items) != len(theirs.items) or (len(kinds) == 2 and kinds != {"list", "()"}):
-            return False, "tuple"
-        return all(map(self.same, ours.items, theirs.items)), "tuple"
+            return False, _rule(kinds)
+        return all(map(self.same, ours.items, theirs.items)), _rule(kinds)
 
     def _same_items(self, ours: tuple[str, ...], theirs: tuple[str, ...], is_set: bool) -> bool:
         """Whether each has its equal on the other side; in order, where one side alone names different unknowns.
@@ -175,6 +175,14 @@ class _Comparison(NamedTuple):
         from capo_fast.verify.values import same_value  # SymPy takes a second to import, and most pairs don't need it
 
         return same_value(a, b, self.conventions.tolerance)
+
+
+def _rule(kinds: set[str]) -> str:
+    """What of the kinds two answers are compared as."""
+    if "set" in kinds:
+        return "set"
+    brackets = kinds - {"one", "list"}
+    return "list" if not brackets else "tuple" if brackets == {"()"} else "interval"
 
 
 def _each_its_own(columns: list[tuple[bool, ...]]) -> bool:

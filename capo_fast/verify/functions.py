@@ -16,12 +16,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 ALWAYS: Mapping[str, Any] = {"id": "", "problem": "", "truncated": False}
 """What a function may take by name of every answer, and its value where an answer comes without a problem."""
 BATCH = "responses"
 """Name of the first parameter of a function that takes lists."""
+Verdict = bool | float | None
+"""Of one answer: right or wrong, a share, or None where the check timed out or took too much memory."""
+
+
+class VerifyTimeout(Exception):
+    """A check took too long and ended itself; the pool counts it like an item whose worker it had to kill."""
 
 
 class Item(NamedTuple):
@@ -36,6 +42,23 @@ class Item(NamedTuple):
     """Or several, each of them right."""
     columns: Mapping[str, Any] = ALWAYS
     """By name: those of `ALWAYS`, and of the row."""
+
+
+class Posed(Protocol):
+    """What has an answer to be judged: a prompt, a question of a benchmark."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def problem(self) -> str: ...
+    @property
+    def answer(self) -> str | tuple[str, ...]: ...
+
+
+def item_of(text: str, posed: Posed, columns: Mapping[str, Any], finished: bool) -> Item:
+    """A response, as reward functions get it. `columns`: of the problem's row; not `finished`: a limit cut it."""
+    always = {"id": posed.id, "problem": posed.problem, "truncated": not finished}
+    return Item(text, posed.answer, {**columns, **always})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from capo_fast.verify.pool import VerifyTimeout
+from capo_fast.verify.functions import VerifyTimeout
 
 _POWER = re.compile(r"(?:\^|\*\*)\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\([^()]*\)|[-+]?[\w.\\]*(?:(?:\^|\*\*)[-+]?[\w.\\]*)*)")
 _COMBINATORIAL = re.compile(r"!|binom|choose|prod|sum|gcd|lcm")

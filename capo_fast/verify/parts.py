@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_SEPARATOR = re.compile(r"(?:[,;]\s*)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])\s*|[,;]\s*|\s\\quad\s")
+_SEPARATOR = re.compile(
+    r"(?:[,;]\s*)?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])(?!\s+(?:more|less|fewer|greater|larger|smaller|higher|lower)\b)\s*"
+    r"|[,;]\s*|\s\\quad\s"
+)
 _COMMA = re.compile(r"[,;]")
 _EQUALS = re.compile(r"(?<![<>!:])={1,2}(?!=)")
 _THEREFORE = re.compile(r"\\(?:Rightarrow|Longrightarrow|implies|therefore|iff|Leftrightarrow)(?![a-z])|=>")

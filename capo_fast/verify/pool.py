@@ -8,85 +8,66 @@ torch and the engine, in each of them. What is said between the two is in `worke
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from multiprocessing.connection import Pipe, wait
+from multiprocessing.connection import wait
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from capo_fast.errors import CapoError
-from capo_fast.verify.functions import Item, split_name
+from capo_fast.verify.functions import Item, Verdict, split_name
+from capo_fast.verify.process import START_LIMIT_S, Setup, WorkerProcess
 
-START_LIMIT_S = 120.0
-"""What a worker may take to import its function."""
 MEMORY_PAUSE_S = 0.05
 """Between two looks at the memory of the workers."""
-# Deaf to Ctrl-C from the first moment: it reaches the whole process group, and the parent decides.
-_BOOT = """\
-import signal
-signal.signal(2, signal.SIG_IGN)
-from capo_fast.terminal import standard_streams
-from capo_fast.verify.worker import main
-with standard_streams(goes_on=True):  # a function that prints is not wrong because the output is full
-    main()
-"""
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-
-Verdict = bool | float | None
-"""Of one answer: right or wrong, a share, or None where the check timed out or took too much memory."""
+T = TypeVar("T")
 
 
 class VerifierError(CapoError):
     """The reward function failed, could not be loaded, or gave no verdict: a bug in it, not a wrong answer."""
 
 
-class VerifyTimeout(Exception):
-    """A check took too long and ended itself; the pool counts it like an item whose worker it had to kill."""
+class WorkerPool(Generic[T]):
+    """Calls a function on (response, reference) pairs in `workers` processes, at most `timeout_s` seconds for each.
 
-
-class VerifierPool:
-    """Checks (response, reference) pairs in `workers` processes, at most `timeout_s` seconds for each.
-
-    `fn` names any reward function (`functions.py`), so that a user's can stand in for the verifier; one that takes
+    `fn` names a function with the parameters of a reward function (`functions.py`), which returns any T; one that takes
     lists gets all items of a `check` in one call, which has the one deadline. `memory_gb` is the most resident memory
     of a worker, GiB: one above it is killed, and no allocation gets past twice as much (Linux). `settings` are given to
-    a function that takes parameters of their names. Without `verdicts` it may return anything, which `check` passes on.
-    Workers start at the first `check` and stay; a pool may be used from several threads, which take turns.
-
-    >>> with VerifierPool(workers=1) as pool:
-    ...     pool.check([("\\\\boxed{1/2}", "0.5"), ("the answer is 3", "4")])
-    [True, False]
+    a function that takes parameters of their names. Workers start at the first `check` and stay; a pool may be used
+    from several threads, which take turns.
     """
+
+    _wants_verdicts = False
 
     def __init__(
         self,
+        fn: str,
         workers: int = 2,
         timeout_s: float = 10.0,
-        fn: str = "capo_fast.verify:answers_equal",
         memory_gb: float | None = None,
         settings: Mapping[str, Any] | None = None,
-        verdicts: bool = True,
     ) -> None:
         if workers < 1 or timeout_s <= 0:
             raise ValueError(f"workers and timeout_s must be positive, not {workers} and {timeout_s}")
         split_name(fn)
         self.workers, self.timeout_s, self.fn = workers, timeout_s, fn
         self.memory = None if memory_gb is None else int(memory_gb * 2**30)
-        self.settings, self.verdicts = dict(settings or {}), verdicts
-        self._team: list[_Worker] = []
+        self.settings = dict(settings or {})
+        self._team: list[WorkerProcess] = []
         self._lock = threading.Lock()
         self._starter: ThreadPoolExecutor | None = None
         self._queue: ThreadPoolExecutor | None = None
-        self._submitted: SimpleQueue[tuple[list[Item], Future[list[Verdict]]]] = SimpleQueue()
+        self._submitted: SimpleQueue[tuple[list[Item], Future[list[T | None]]]] = SimpleQueue()
 
-    def __enter__(self) -> VerifierPool:
+    @property
+    def _setup(self) -> Setup:
+        most = None if self.memory is None else 2 * self.memory
+        return self.fn, self.settings, most, self._wants_verdicts
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -99,12 +80,12 @@ class VerifierPool:
             self._queue = None
         self._dismiss()
 
-    def check(self, items: Sequence[Item | tuple[str, str]]) -> list[Verdict]:
-        """What `fn` says of each item, in order; None where it timed out, took too much memory, or killed its worker
+    def check(self, items: Sequence[Item | tuple[str, str]]) -> list[T | None]:
+        """What `fn` returns of each item, in order; None where it timed out, took too much memory, or killed its worker
         twice over.
 
-        An exception of `fn`, or a value that is no bool and no float in [0, 1], raises `VerifierError` with the item
-        and the worker's traceback; so does a function that can't be loaded.
+        An exception of `fn` raises `VerifierError` with the item and the worker's traceback; so does a function that
+        can't be loaded.
         """
         with self._lock:
             try:
@@ -113,9 +94,9 @@ class VerifierPool:
                 self._dismiss()  # an item still at work would answer into the next round
                 raise
 
-    def submit(self, items: Sequence[Item | tuple[str, str]]) -> Future[list[Verdict]]:
+    def submit(self, items: Sequence[Item | tuple[str, str]]) -> Future[list[T | None]]:
         """`check` in the background, in one round with all that is submitted while the round before runs."""
-        future: Future[list[Verdict]] = Future()
+        future: Future[list[T | None]] = Future()
         self._submitted.put(([Item(*item) for item in items], future))
         self._queue = self._queue or ThreadPoolExecutor(1, thread_name_prefix="verifier-queue")
         self._queue.submit(self._check_submitted)
@@ -131,13 +112,13 @@ class VerifierPool:
             for _, future in waiting:
                 future.set_exception(error)
 
-    def _staff(self, wanted: int) -> list[_Worker]:
+    def _staff(self, wanted: int) -> list[WorkerProcess]:
         """The living workers, brought up to `wanted`."""
         self._team[:] = [worker for worker in self._team if not worker.dead]
         while len(self._team) < wanted:
             # A worker dies with the thread that started it (Linux ties the signal to that), so a lasting one does.
             self._starter = self._starter or ThreadPoolExecutor(1, thread_name_prefix="verifier-starter")
-            self._team.append(self._starter.submit(_Worker, self).result())
+            self._team.append(self._starter.submit(WorkerProcess, self._setup).result())
         return self._team
 
     def _dismiss(self) -> None:
@@ -149,18 +130,41 @@ class VerifierPool:
             self._starter = None
 
 
+class VerifierPool(WorkerPool[Verdict]):
+    """A pool of the rule verifier, or of a user's reward function in its place.
+
+    A value that is no bool and no float in [0, 1] raises `VerifierError`.
+
+    >>> with VerifierPool(workers=1) as pool:
+    ...     pool.check([("\\\\boxed{1/2}", "0.5"), ("the answer is 3", "4")])
+    [True, False]
+    """
+
+    _wants_verdicts = True
+
+    def __init__(
+        self,
+        workers: int = 2,
+        timeout_s: float = 10.0,
+        fn: str = "capo_fast.verify:answers_equal",
+        memory_gb: float | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(fn, workers, timeout_s, memory_gb, settings)
+
+
 class _Round:
     """One `check`: items to do, items at work, and what came back."""
 
-    def __init__(self, pool: VerifierPool, items: list[Item]) -> None:
+    def __init__(self, pool: WorkerPool[Any], items: list[Item]) -> None:
         self.pool, self.items = pool, items
-        self.results: list[Verdict] = [None] * len(items)
+        self.results: list[Any] = [None] * len(items)
         self.todo = deque(range(len(items)))
         self.deaths: set[int] = set()
         self.too_large: list[int] = []
 
-    def run(self) -> list[Verdict]:
-        team: list[_Worker] = []
+    def run(self) -> list[Any]:
+        team: list[WorkerProcess] = []
         while self.todo or any(worker.work for worker in team):
             busy = sum(bool(worker.work) for worker in team)
             team = self.pool._staff(min(self.pool.workers, busy + len(self.todo)))
@@ -175,13 +179,13 @@ class _Round:
             self._report_memory()
         return self.results
 
-    def _patience(self, waited: Sequence[_Worker]) -> float:
+    def _patience(self, waited: Sequence[WorkerProcess]) -> float:
         if not waited:
             return 0.0
         left = max(0.0, min(worker.deadline for worker in waited) - time.monotonic())
         return left if self.pool.memory is None else min(left, MEMORY_PAUSE_S)
 
-    def _send(self, worker: _Worker) -> None:
+    def _send(self, worker: WorkerProcess) -> None:
         """The next item, or all of them to a function that takes lists."""
         work = [self.todo.popleft() for _ in range(len(self.todo) if worker.batch else 1)]
         try:
@@ -192,7 +196,7 @@ class _Round:
         else:
             worker.work, worker.deadline = work, time.monotonic() + self.pool.timeout_s
 
-    def _look_at(self, worker: _Worker, answered: bool) -> None:
+    def _look_at(self, worker: WorkerProcess, answered: bool) -> None:
         if answered:
             try:
                 self._take(worker, *worker.connection.recv())
@@ -205,7 +209,7 @@ class _Round:
         elif self.pool.memory is not None and worker.resident() > self.pool.memory:
             self._outgrown(worker)
 
-    def _take(self, worker: _Worker, kind: str, value: Any) -> None:
+    def _take(self, worker: WorkerProcess, kind: str, value: Any) -> None:
         match kind:
             case "ready":
                 worker.ready, worker.batch = True, value
@@ -220,7 +224,7 @@ class _Round:
                     self.results[item] = verdict
                 worker.work = []
 
-    def _bury(self, worker: _Worker) -> None:
+    def _bury(self, worker: WorkerProcess) -> None:
         """A worker died by itself. Its items are tried once more: the death may have been the machine's fault."""
         work = worker.work
         worker.kill()
@@ -233,7 +237,7 @@ class _Round:
         self.todo.extend(item for item in work if item not in self.deaths)
         self.deaths.update(work)
 
-    def _outgrown(self, worker: _Worker) -> None:
+    def _outgrown(self, worker: WorkerProcess) -> None:
         if not worker.ready:
             raise VerifierError(f"a verifier worker for {self.pool.fn!r} needs more memory than it may have to start")
         self.too_large += worker.work
@@ -251,41 +255,3 @@ class _Round:
         pair = ", ".join(f"{text!r:.500}" for text in self.items[work[0]][:2])
         more = f" and {len(work) - 1} more" if len(work) > 1 else ""
         return f"item {work[0]} ({pair}){more}"
-
-
-class _Worker:
-    """A worker as its parent sees it."""
-
-    def __init__(self, pool: VerifierPool) -> None:
-        self.connection, theirs = Pipe()
-        self.work: list[int] = []
-        """Items that it is at."""
-        self.ready = self.dead = self.batch = False
-        self.deadline = time.monotonic() + START_LIMIT_S
-        path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
-        command = [sys.executable, "-c", _BOOT, str(theirs.fileno()), str(os.getpid())]
-        with theirs:
-            self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}
-            )
-        with suppress(OSError):  # one that died at once: the round finds out
-            most = None if pool.memory is None else 2 * pool.memory
-            self.connection.send((pool.fn, pool.settings, most, pool.verdicts))
-
-    @property
-    def idle(self) -> bool:
-        return self.ready and not self.work and not self.dead
-
-    def resident(self) -> int:
-        """Bytes in memory; 0 where /proc has no word on it."""
-        try:
-            with open(f"/proc/{self.process.pid}/statm") as file:
-                return int(file.read().split()[1]) * _PAGE_BYTES
-        except (OSError, IndexError):
-            return 0
-
-    def kill(self) -> None:
-        self.dead, self.work = True, []
-        self.process.kill()
-        self.process.wait()
-        self.connection.close()

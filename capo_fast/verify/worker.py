@@ -1,4 +1,4 @@
-"""A worker process of `pool.VerifierPool`: it loads one reward function and answers until its parent is gone.
+"""A worker process of `pool.WorkerPool`: it loads one function and answers until its parent is gone.
 
     parent -> worker   (name, settings, most, verdicts), once: the function, the bytes that the worker may map, and
                        whether what the function returns has to be a verdict
@@ -20,8 +20,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-from capo_fast.verify.functions import Item, RewardFunction, load_function
-from capo_fast.verify.pool import Verdict, VerifyTimeout
+from capo_fast.verify.functions import Item, RewardFunction, Verdict, VerifyTimeout, load_function
 
 _PR_SET_PDEATHSIG = 1
 

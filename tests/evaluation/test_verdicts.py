@@ -47,13 +47,13 @@ def test_stages_go_from_the_texts_to_the_verdict():
 
 def test_the_rows_of_a_file_are_judged_and_written(tmp_path, capsys):
     rows = [
-        {"mine": r"\boxed{5}", "theirs": 5},
-        {"mine": "\x1b[2J\\boxed{\n\x1b6}", "theirs": "5"},
-        {"mine": "5", "theirs": "5", "truncated": True},
-        {"mine": "5", "theirs": ["4", "5"]},
+        {"mine": r"\boxed{5}", "its": {"answer": 5}},
+        {"mine": "\x1b[2J\\boxed{\n\x1b6}", "its": {"answer": "5"}},
+        {"mine": "5", "its": {"answer": "5"}, "truncated": True},
+        {"mine": "5", "its": {"answer": ["4", "5"]}},
     ]
     path, out = written(tmp_path / "a.jsonl", *rows), tmp_path / "out.jsonl"
-    fields = ("--response-field", "mine", "--reference-field", "theirs")
+    fields = ("--response-field", "mine", "--reference-field", "its.answer")
     status, text, _ = verify(capsys, path, *fields, "--out", out)
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert status == 0 and [row["verdict"] for row in found] == ["right", "wrong", "wrong", "right"]
@@ -88,7 +88,7 @@ def test_what_is_not_judged_in_time_is_said(tmp_path, capsys, monkeypatch):
         (("{empty}",), "no answers in it"),
         (("a", "b", "c"), "found 3 arguments, wanted capo verify ANSWER REFERENCE | FILE | RUN"),
         (("{rows}", "--response-field", "pred"), "line 1: no field 'pred' (--response-field); found 'text', 'answer'"),
-        (("{rows}",), "line 1: field 'answer': found None, wanted text or a number"),
+        (("{rows}",), "line 1: field 'answer' (--reference-field): found null, wanted text or a number"),
         (("{rows}", "--explain"), "--explain and --truncated are of one pair"),
         (("a", "b", "--reward.tolerence", "1"), "did you mean reward.tolerance?"),
         (("a", "b", "--out"), "expected one argument"),

@@ -8,7 +8,8 @@ from capo_fast.config.schema import RewardConfig
 from capo_fast.errors import ConfigError
 from capo_fast.loaders import check_answer_function, load_reward_functions, reward_columns
 from capo_fast.records import Prompt
-from capo_fast.rollout.rewards import item_of, open_rewards
+from capo_fast.rollout.rewards import open_rewards
+from capo_fast.verify.functions import item_of
 
 PROMPT = Prompt("p7", "1+1=?", "2", None, (1,), {"level": 3, "truncated": "the row's own"})
 SEVERAL = RewardConfig(
@@ -20,7 +21,7 @@ SEVERAL = RewardConfig(
 
 @pytest.mark.parametrize("finished", [True, False])
 def test_an_item_has_the_row_s_columns_and_what_is_always_there(finished):
-    item = item_of("so 2", PROMPT, finished)
+    item = item_of("so 2", PROMPT, PROMPT.columns, finished)
     always = {"id": "p7", "problem": "1+1=?", "truncated": not finished}
     assert item == ("so 2", "2", {"level": 3} | always)
 
@@ -32,7 +33,7 @@ def test_every_function_judges_every_answer():
     assert rewards.batch and not open_rewards(SEVERAL, functions[:2]).batch
     prompt = Prompt("p", "", "", None, (), {"level": 0.25})
     try:
-        check = rewards.submit([item_of(text, prompt, True) for text in ("a", "bb")])
+        check = rewards.submit([item_of(text, prompt, prompt.columns, True) for text in ("a", "bb")])
         assert check.result() == [(0.25, None, 0.5), (0.25, None, 1.0)]
     finally:
         rewards.close()

@@ -22,7 +22,7 @@ from capo_fast.verify import VerifierPool, answers_equal, extract_answer, values
 from capo_fast.verify import answers as verify
 from capo_fast.verify.answers import judge, same_answer
 from capo_fast.verify.comparison import within
-from capo_fast.verify.pool import VerifyTimeout
+from capo_fast.verify.functions import VerifyTimeout
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 KINDS: dict[str, list[dict[str, Any]]] = {}
@@ -46,6 +46,10 @@ def test_kind(kind: str) -> None:
         (r"\boxed{0.5}", r"\frac12", "numbers"),
         (r"\boxed{x\equiv 1 \pmod 3}", r"x\equiv 2\pmod 3", "guard: congruence"),
         (r"\boxed{2, 1}", "1, 2", "list"),
+        (r"\boxed{2, 1}", r"\{1, 2\}", "set"),
+        (r"\boxed{(2, 1)}", "(1, 2)", "tuple"),
+        (r"\boxed{[0, 1]}", "(0, 1)", "interval"),
+        (r"\boxed{2 or more}", "2 or less", "opposite words"),
         (r"\boxed{5 north}", "5 south", "opposite words"),
         (r"\boxed{\sqrt8}", r"2\sqrt2", "values"),
         (r"\boxed{2\sin x\cos x}", r"\sin 2x", "Math-Verify"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from capo_fast.verify.functions import Item
-from capo_fast.verify.pool import VerifierError, VerifierPool
+from capo_fast.verify.pool import VerifierError, VerifierPool, WorkerPool
 
 HERE = Path(__file__).parent
 FN = "verify_fns:check"
@@ -154,7 +154,7 @@ def test_too_much_memory_is_no_verdict_and_is_said(caplog: pytest.LogCaptureFixt
 
 
 def test_what_is_no_verdict_passes_where_it_may() -> None:
-    with VerifierPool(workers=1, fn="verify_fns:anything", verdicts=False) as pool:
+    with WorkerPool("verify_fns:anything", workers=1) as pool:
         assert pool.check([("a", "b")]) == [{"a": "b"}]
 
 

@@ -3,7 +3,7 @@
 import os
 import time
 
-from capo_fast.verify.pool import VerifyTimeout
+from capo_fast.verify.functions import VerifyTimeout
 
 
 def check(prediction: str, reference: str) -> bool | float:

@@ -1,0 +1,61 @@
+"""The answers that `capo verify` is given as rows: of a file, or of a run's rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from capo_fast.data import read_rows
+from capo_fast.data.fields import NUMBERS, find, references_of, text_field
+from capo_fast.errors import ConfigError
+from capo_fast.runlog.recorder import rollout_files
+from capo_fast.verify.functions import Item
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One answer to be judged."""
+
+    where: str
+    items: tuple[Item, ...]
+    """One for each right answer."""
+    recorded: float | None = None
+    """The verdict that a rollout's line has."""
+
+
+def read_pairs(path: Path, responses: Sequence[str], references: Sequence[str]) -> Iterator[Asked]:
+    """The answers of a file, or of all rollouts of a run's folder. Raises ConfigError.
+
+    Of the names of fields the first counts that the first row has.
+    """
+    files = list(rollout_files(path).values()) if path.is_dir() else [path]
+    if not files or not path.exists():
+        raise ConfigError(f"{path}: no file of answers and no run's folder with rollouts/ in it")
+    for file in files:
+        for where, row in read_rows(str(file)):
+            if not isinstance(row, Mapping):
+                raise ConfigError(f"{where}: found {type(row).__name__}, wanted an object")
+            responses, references = _first(row, responses), _first(row, references)
+            yield _asked(where, row, responses[0], references[0])
+
+
+def _first(row: Mapping[str, Any], names: Sequence[str]) -> Sequence[str]:
+    return names if len(names) == 1 else (next((name for name in names if name in row), names[0]),)
+
+
+def _asked(where: str, row: Mapping[str, Any], response_field: str, reference_field: str) -> Asked:
+    response = _response(where, row, response_field)
+    references = references_of(where, row, reference_field, "--reference-field")
+    truncated = row.get("truncated") is True or row.get("stop_reason") == "length"
+    each = (references,) if isinstance(references, str) else references
+    items = tuple(Item(response, reference, {"truncated": truncated}) for reference in each)
+    recorded = row.get("outcome")
+    return Asked(where, items, float(recorded) if isinstance(recorded, int | float) else None)
+
+
+def _response(where: str, row: Mapping[str, Any], field: str) -> str:
+    """Text, which may be empty, as an answer may, or a number."""
+    given = find(row, field)
+    return given if isinstance(given, str) else text_field(where, row, field, "--response-field", (str, *NUMBERS))
