@@ -176,7 +176,7 @@ def test_log_probs_and_their_gradients(dtype: torch.dtype) -> None:
 def test_anywhere_in_memory_the_same_bits(
     dtype: torch.dtype, vocab: int, begin: int, width: int, inplace: bool
 ) -> None:
-    """Rows that begin at any of the 16 bytes of a vector, beside large numbers that are neither used nor overwritten."""
+    """Rows that begin at any of the 16 bytes of a vector, beside numbers that are neither used nor overwritten."""
     problem = logits_problem(EVERYTHING, dtype, lengths=(7,), vocab=vocab)
     want = loss_results(problem, "cuda")["gradient by logits"]
     place = torch.full((7, width), 7.0, dtype=dtype)
