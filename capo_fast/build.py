@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -54,6 +53,7 @@ from capo_fast.runlog.recorder import Recorder, RunFolder
 from capo_fast.runtime.failures import Deadline
 from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
 from capo_fast.runtime.stages import Stages
+from capo_fast.terminal import print_line
 from capo_fast.trainer import Trainer
 
 
@@ -160,7 +160,7 @@ def load_learner(
     dtype = DTYPES[config.policy.dtype] if adapted else torch.float32
     model = load_model(model_path, config.policy.attention, config.model.untested, dtype)
     if dist.get_rank() == 0 and (dropout := dropout_of(model.config)):
-        logging.getLogger(__name__).warning("the model's dropout (%s) is off: log-probs must be repeatable", dropout)
+        print_line("warning", f"the model's dropout ({dropout}) is off: log-probs must be repeatable")
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
     critic = load_critic(model, config, probe) if config.swaps else None
     if adapted:

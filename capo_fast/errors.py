@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from capo_fast.terminal import OutputLost, printable, standard_streams
+from capo_fast.terminal import OutputLost, print_line, standard_streams
 
 
 class CapoError(Exception):
@@ -18,6 +17,11 @@ class CapoError(Exception):
 
     exit_status: int = 1
     label: ClassVar[str] = "error"
+
+
+def cause_of(error: BaseException) -> str:
+    """The error's type and text as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 class ConfigError(CapoError, ValueError):
@@ -66,13 +70,6 @@ def _shown(error: CapoError) -> int:
     if os.environ.get("RANK", "0") == "0" or not isinstance(error, Interrupted):
         print_line(error.label, str(error))
     return error.exit_status
-
-
-def print_line(label: str, text: str) -> None:
-    """One line on standard error, as `capo_fast: warning: ...`; ranks other than 0 name themselves."""
-    rank = os.environ.get("RANK", "0")
-    name = "capo_fast" if rank == "0" else f"capo_fast, rank {rank}"
-    print(f"{name}: {label}: {printable(text)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

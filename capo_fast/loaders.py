@@ -19,7 +19,7 @@ from capo_fast.config.schema import Config, LoraConfig, RewardConfig
 from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
 from capo_fast.engine.base import Engine, EngineError
-from capo_fast.errors import ConfigError
+from capo_fast.errors import ConfigError, cause_of
 from capo_fast.pretrained import check_context, check_engine_weights, check_model_folder
 from capo_fast.pretrained import load_tokenizer as load_tokenizer  # for those who load prompts with it
 from capo_fast.runtime.ranks import once_a_node
@@ -126,8 +126,7 @@ def _load_reward_function(key: str, name: str, settings: Mapping[str, Any]) -> R
     try:
         return load_function(name, settings)
     except Exception as error:  # the user's module may raise any at its import
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{key}: {name} can't be loaded: {cause}") from error
+        raise ConfigError(f"{key}: {name} can't be loaded: {cause_of(error)}") from error
 
 
 def reward_columns(rewards: Sequence[RewardFunction]) -> dict[str, str | None]:

@@ -8,7 +8,8 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
-from capo_fast.errors import ConfigError, print_line
+from capo_fast.errors import ConfigError
+from capo_fast.terminal import print_line
 
 CONNECT_S = 5.0
 

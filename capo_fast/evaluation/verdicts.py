@@ -25,6 +25,7 @@ from capo_fast.config.paths import path_argument, resolve_path
 from capo_fast.config.schema import RewardConfig
 from capo_fast.errors import ConfigError, run_command
 from capo_fast.runtime.files import json_line, replacing
+from capo_fast.terminal import print_line
 from capo_fast.verify import Item, VerifierPool
 
 RESPONSES = ("response", "text", "pred", "prediction", "solution", "output", "completion")
@@ -130,7 +131,7 @@ def verify_pair(response: str, reference: str, truncated: bool, explain: bool, r
     stages = verdict_row(Asked("", (item,)), [None if explain else found[0]])
     del stages["where"]
     for name, text in found[0] if explain and found[0] is not None else stages.items():
-        print(f"{name:<12} {'none' if text is None else one_line(text, 400)}")
+        print(f"{name:<12} {'none' if text is None else shortened(text, 400)}")
     return int(found[0] is None)
 
 
@@ -156,13 +157,13 @@ def verify_file(path: Path, fields: Fields, out: Path | None, reward: RewardConf
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    answer = "none" if row["answer"] is None else one_line(row["answer"])
+    answer = "none" if row["answer"] is None else shortened(row["answer"])
     recorded = f", recorded {row['recorded']:g}" if "recorded" in row else ""
-    texts = f"{answer} | {one_line(row['reference'])}"
+    texts = f"{answer} | {shortened(row['reference'])}"
     return f"{Path(row['where']).name}  {row['verdict'] + recorded:<9}  {row['rule'] or 'none':<20}  {texts}"
 
 
-def one_line(text: str, width: int = WIDTH) -> str:
+def shortened(text: str, width: int = WIDTH) -> str:
     """At most so many characters, those that a terminal doesn't just show as escapes."""
     shown = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text[: width + 1]
@@ -180,7 +181,7 @@ def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
     files = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
     reward = build_config(*map(read_file, files[:1]), layer).reward
     if reward.fn != RewardConfig().fn:
-        print(f"reward.fn is {reward.fn}; these are the rule verifier's verdicts", file=sys.stderr)
+        print_line("note", f"reward.fn is {reward.fn}; these are the rule verifier's verdicts")
     return reward
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from capo_fast.errors import CapoError, print_line
+from capo_fast.errors import CapoError
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.state import read_state, write_state
 from capo_fast.runtime.files import RecordError, naming, sync
@@ -42,6 +42,7 @@ from capo_fast.runtime.manifest import (
     write_manifest,
 )
 from capo_fast.runtime.ranks import on_every_rank, on_first_rank
+from capo_fast.terminal import print_line
 
 RUN_SECTIONS = ("progress", "settings", "inputs", "records")
 """What `save` is given of a checkpoint, beside the learner's state."""

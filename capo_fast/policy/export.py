@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from capo_fast.config.schema import Config
-from capo_fast.errors import ConfigError
+from capo_fast.errors import ConfigError, cause_of
 from capo_fast.policy.checkpoint import CheckpointError
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import adapter_files, adapter_weights, merged_weights
@@ -47,8 +47,8 @@ def _rehearse(model: Any, tokenizer: Any, folder: Path, config: Config) -> None:
     except OSError as error:
         raise CheckpointError(f"{folder}: the model to be exported can't be written: {error}") from error
     except Exception as error:  # configs and tokenizers raise ValueError, TypeError, KeyError, tokenizers Exception
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"model.path: {model.name_or_path} could not be saved after training: {cause}") from error
+        where = f"model.path: {model.name_or_path}"
+        raise ConfigError(f"{where} could not be saved after training: {cause_of(error)}") from error
 
 
 def export_policy(learner: Learner, tokenizer: Any, folder: Path, config: Config) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
 
-from capo_fast.errors import ConfigError
+from capo_fast.errors import ConfigError, cause_of
 from capo_fast.pretrained.config import (
     TESTED,
     check_kind,
@@ -92,7 +92,6 @@ def _local_folder(path: str, where: str) -> Path:
     try:
         folder = Path(snapshot_download(path, allow_patterns=list(WANTED_FILES), ignore_patterns=list(LEFT_OUT)))
     except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())
-        raise ConfigError(f"{where}: the weights can't be fetched: {cause}") from error
+        raise ConfigError(f"{where}: the weights can't be fetched: {cause_of(error)}") from error
     check_kind(folder, where)
     return folder

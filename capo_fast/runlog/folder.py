@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from capo_fast.config.load import build_config, by_key, changed_settings, config_as_dict, dump_config
 from capo_fast.config.schema import Config
-from capo_fast.errors import ConfigError, print_line
+from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
@@ -24,6 +24,7 @@ from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.files import RecordError, free_folder, lock, replacing
 from capo_fast.runtime.manifest import ADVICE
 from capo_fast.runtime.ranks import on_first_rank
+from capo_fast.terminal import print_line
 
 
 class RunDir:

@@ -7,7 +7,6 @@ torch and the engine, in each of them. What is said between the two is in `worke
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from capo_fast.errors import CapoError
+from capo_fast.terminal import print_line
 from capo_fast.verify.functions import Item, split_name
 
 START_LIMIT_S = 120.0
@@ -229,7 +229,7 @@ class _Round:
             raise VerifierError(f"a verifier worker for {self.pool.fn!r} died while it started (exit code {code})")
         if not work:
             return
-        logging.getLogger(__name__).warning("a verifier worker died (exit code %s) on %s", code, self._named(work))
+        print_line("warning", f"a verifier worker died (exit code {code}) on {self._named(work)}")
         self.todo.extend(item for item in work if item not in self.deaths)
         self.deaths.update(work)
 
@@ -241,10 +241,10 @@ class _Round:
 
     def _report_memory(self) -> None:
         assert self.pool.memory is not None
-        logging.getLogger(__name__).warning(
-            "%s: %d of %d answers have no verdict: a worker had more than %.3g GiB (reward.memory_limit) on %s",
-            *(self.pool.fn, len(self.too_large), len(self.items)),
-            *(self.pool.memory / 2**30, self._named(self.too_large[:1])),
+        print_line(
+            "warning",
+            f"{self.pool.fn}: {len(self.too_large)} of {len(self.items)} answers have no verdict: a worker had more "
+            f"than {self.pool.memory / 2**30:.3g} GiB (reward.memory_limit) on {self._named(self.too_large[:1])}",
         )
 
     def _named(self, work: Sequence[int]) -> str:
