@@ -70,7 +70,12 @@ class CapoFusedLinearGRPOLoss(torch.nn.Module):
     ) -> None:
         super().__init__()
         _refuse_settings(
-            sapo_temperature_pos, sapo_temperature_neg, vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg
+            sapo_temperature_pos=sapo_temperature_pos,
+            sapo_temperature_neg=sapo_temperature_neg,
+            vespo_k_pos=vespo_k_pos,
+            vespo_lambda_pos=vespo_lambda_pos,
+            vespo_k_neg=vespo_k_neg,
+            vespo_lambda_neg=vespo_lambda_neg,
         )
         check_bool("use_ref_model", use_ref_model)
         if loss_type == "dr_grpo":
@@ -194,7 +199,12 @@ def triton_grpo_loss(
     `CapoFusedLinearGRPOLoss`.
     """
     _refuse_settings(
-        sapo_temperature_pos, sapo_temperature_neg, vespo_k_pos, vespo_lambda_pos, vespo_k_neg, vespo_lambda_neg
+        sapo_temperature_pos=sapo_temperature_pos,
+        sapo_temperature_neg=sapo_temperature_neg,
+        vespo_k_pos=vespo_k_pos,
+        vespo_lambda_pos=vespo_lambda_pos,
+        vespo_k_neg=vespo_k_neg,
+        vespo_lambda_neg=vespo_lambda_neg,
     )
     check_number("eps_low", eps_low, 0)
     check_number("eps_high", eps_high, 0)
@@ -256,7 +266,7 @@ def _reduced(found: Losses, mask_BT: Tensor) -> tuple[Tensor, list[Tensor]]:
     return found.loss, [*means, found.clipped_BT.sum() / tokens]
 
 
-def _refuse_settings(*values: float) -> None:
-    for (name, default), value in zip(_DEFAULTS.items(), values, strict=True):
-        if value != default:
-            raise ValueError(f"{name}: got {value}, want {default} (sapo and vespo are not offered)")
+def _refuse_settings(**settings: float) -> None:
+    for name, value in settings.items():
+        if value != _DEFAULTS[name]:
+            raise ValueError(f"{name}: got {value}, want {_DEFAULTS[name]} (sapo and vespo are not offered)")
