@@ -101,11 +101,10 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
 
 def notes(config: Config, problems: Problems) -> list[str]:
     """What a user may not expect of the data, a line each."""
-    date = config.data.date
-    return [
-        *problems.notes(),
-        *([f"the chat template writes the date {date} (data.date), also in a resumed run"] * bool(date)),
-    ]
+    lines = list(problems.notes())
+    if config.data.date:
+        lines.append(f"the chat template writes the date {config.data.date} (data.date), also in a resumed run")
+    return lines
 
 
 def saved_date(config: Config) -> str | None:

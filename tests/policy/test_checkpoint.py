@@ -24,8 +24,8 @@ from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutCon
 from capo_fast.policy.checkpoint import Checkpointer, CheckpointError
 from capo_fast.policy.export import export_model
 from capo_fast.policy.learner import lr_factor
+from capo_fast.policy.manifest import steps_in
 from capo_fast.policy.model import DTYPES, full_weights
-from capo_fast.runtime.manifest import steps_in
 
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
