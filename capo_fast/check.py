@@ -24,11 +24,10 @@ from capo_fast.loaders import (
     load_critic_template,
     load_prompts,
     load_reward_functions,
-    load_tokenizer,
 )
 from capo_fast.policy.model import check_loss_kernel
 from capo_fast.policy.sync import check_same_architecture
-from capo_fast.pretrained import check_context, check_model_folder, check_trainable, read_config
+from capo_fast.pretrained import check_context, check_model_folder, check_trainable, load_tokenizer, read_config
 from capo_fast.pretrained.weights import weight_files
 from capo_fast.runtime.ranks import check_divisible
 from capo_fast.terminal import printable

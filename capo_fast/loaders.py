@@ -21,7 +21,6 @@ from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_in
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.errors import ConfigError, cause_of
 from capo_fast.pretrained import check_context, check_engine_weights, check_model_folder
-from capo_fast.pretrained import load_tokenizer as load_tokenizer  # for those who load prompts with it
 from capo_fast.runtime.ranks import once_a_node
 from capo_fast.verify import RewardFunction, load_function
 from capo_fast.verify.functions import ALWAYS
@@ -35,14 +34,14 @@ def chat_template(config: Config, tokenizer: Any) -> ChatTemplate:
     return ChatTemplate(tokenizer, data.system_prompt, data.date, data.template_kwargs)
 
 
-def with_date(config: Config, tokenizer: Any, saved: str | None = None) -> Config:
+def with_date(config: Config, tokenizer: Any, saved: Callable[[], str | None]) -> Config:
     """The settings with the date that prompts are rendered with, where the chat template writes one.
 
-    saved: the date of the start that this one goes on from.
+    saved: reads the date of the start that this one goes on from; called where it is needed alone.
     """
     if not chat_template(config, tokenizer).shows_date():
         return config
-    day = config.data.date or saved or date.today().isoformat()
+    day = config.data.date or saved() or date.today().isoformat()
     return replace(config, data=replace(config.data, date=day))
 
 

@@ -16,10 +16,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
-from capo_fast.config.arguments import read_arguments
+from capo_fast.config.arguments import Flags, read_arguments
 from capo_fast.config.load import build_config, read_file
 from capo_fast.config.paths import path_argument, resolve_path
 from capo_fast.config.schema import RewardConfig
@@ -185,13 +185,8 @@ def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
     return reward
 
 
-class _Flags(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def work(argv: Sequence[str]) -> int:
-    flags = _Flags("capo verify", f"{USAGE} [arguments]", "What the rule verifier says of answers, and by which rule.")
+    flags = Flags("capo verify", f"{USAGE} [arguments]", "What the rule verifier says of answers, and by which rule.")
     flags.add_argument("what", nargs="*", metavar="...", help="one response and its reference; rows; or a run's folder")
     flags.add_argument("--explain", action="store_true", help="of one pair: every stage from the text to the verdict")
     flags.add_argument("--truncated", action="store_true", help="of one pair: the length limit cut the response")

@@ -87,12 +87,17 @@ def load_model(
 
     Raises ConfigError as `check_model_folder`, and where `attention` can't run here.
     """
+    check_model_folder(path, key, untested=untested)
+    return load_checked_model(path, attention, dtype, key)
+
+
+def load_checked_model(path: str, attention: str, dtype: torch.dtype = torch.float32, key: str = "model.path") -> Any:
+    """`load_model` of a folder that `check_model_folder` has passed, which is not checked again."""
     # transformers loads its models at this import, in seconds; `capo check` needs none of them.
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    check_model_folder(path, key, untested=untested)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, trust_remote_code=False, use_safetensors=True
