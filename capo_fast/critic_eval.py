@@ -16,13 +16,14 @@ from typing import Any
 import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.command import run_command
 from capo_fast.config.schema import Config
 from capo_fast.credit.critique_parser import parse_critique
 from capo_fast.credit.critique_prompt import render_critique_prompt
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.data import ChatTemplate
 from capo_fast.engine.base import Completer
-from capo_fast.errors import ConfigError, run_command
+from capo_fast.errors import ConfigError
 from capo_fast.evaluation.command import (
     TINY,
     EvaluationFlags,

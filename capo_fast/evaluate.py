@@ -16,10 +16,11 @@ from typing import Any
 import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.command import run_command
 from capo_fast.config.paths import path_argument
 from capo_fast.config.schema import RolloutConfig
 from capo_fast.engine.base import Engine
-from capo_fast.errors import ConfigError, run_command
+from capo_fast.errors import ConfigError
 from capo_fast.evaluation.command import (
     TINY,
     EvaluationFlags,

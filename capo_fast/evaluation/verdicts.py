@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.command import run_command
 from capo_fast.config.arguments import Flags, read_arguments
 from capo_fast.config.load import build_config, read_file
 from capo_fast.config.paths import path_argument, resolve_path
 from capo_fast.config.schema import RewardConfig
-from capo_fast.errors import ConfigError, run_command
+from capo_fast.errors import ConfigError
 from capo_fast.runtime.files import json_line, replacing
 from capo_fast.terminal import print_line
 from capo_fast.verify import Item, VerifierPool

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from capo_fast.errors import ConfigError, Interrupted, asked_to_stop
+from capo_fast.command import asked_to_stop
+from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.runtime.failures import one_error_shown
 
 PR_SET_PDEATHSIG = 1
