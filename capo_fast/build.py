@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,14 +23,21 @@ from capo_fast.loaders import (
     load_critic_template,
     load_prompts,
     load_reward_functions,
-    load_tokenizer,
     start_engine,
     with_date,
 )
 from capo_fast.policy.export import rehearse_export
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import BasePolicy, add_adapter
-from capo_fast.policy.model import DTYPES, Policy, check_loss_kernel, dropout_of, load_model, shard_policy
+from capo_fast.policy.model import (
+    DTYPES,
+    Policy,
+    check_loss_kernel,
+    dropout_of,
+    load_checked_model,
+    load_model,
+    shard_policy,
+)
 from capo_fast.policy.sync import (
     AdapterSync,
     FrozenCritic,
@@ -41,7 +47,7 @@ from capo_fast.policy.sync import (
     freeze_critic,
     probe_sequences,
 )
-from capo_fast.pretrained import check_context, check_model_folder
+from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
 from capo_fast.rollout.generator import RolloutGenerator
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import open_rewards
@@ -54,6 +60,7 @@ from capo_fast.runlog.recorder import Recorder, RunFolder
 from capo_fast.runtime.failures import Deadline
 from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
 from capo_fast.runtime.stages import Stages
+from capo_fast.terminal import print_line
 from capo_fast.trainer import Trainer
 
 
@@ -70,7 +77,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     check_context(model_config, config.engine.max_model_len)
     tokenizer = load_tokenizer(model_path)
     functions = load_reward_functions(config.reward)
-    config = on_first_rank(partial(with_date, config, tokenizer, saved_date(config)))
+    config = on_first_rank(partial(with_date, config, tokenizer, partial(saved_date, config)))
     problems = load_prompts(config, tokenizer, functions)
     template = load_critic_template(config) if config.has_critic else ""
     requests = RequestBuilder(tokenizer, template, config)
@@ -101,11 +108,10 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
 
 def notes(config: Config, problems: Problems) -> list[str]:
     """What a user may not expect of the data, a line each."""
-    date = config.data.date
-    return [
-        *problems.notes(),
-        *([f"the chat template writes the date {date} (data.date), also in a resumed run"] * bool(date)),
-    ]
+    lines = list(problems.notes())
+    if config.data.date:
+        lines.append(f"the chat template writes the date {config.data.date} (data.date), also in a resumed run")
+    return lines
 
 
 def saved_date(config: Config) -> str | None:
@@ -158,9 +164,9 @@ def load_learner(
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     adapted = config.lora.rank > 0
     dtype = DTYPES[config.policy.dtype] if adapted else torch.float32
-    model = load_model(model_path, config.policy.attention, config.model.untested, dtype)
+    model = load_checked_model(model_path, config.policy.attention, dtype)
     if dist.get_rank() == 0 and (dropout := dropout_of(model.config)):
-        logging.getLogger(__name__).warning("the model's dropout (%s) is off: log-probs must be repeatable", dropout)
+        print_line("warning", f"the model's dropout ({dropout}) is off: log-probs must be repeatable")
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
     critic = load_critic(model, config, probe) if config.swaps else None
     if adapted:
@@ -188,5 +194,5 @@ def load_reference(policy: Policy, model_path: str, config: Config, mesh: Device
     """The policy as it was before training: its own base, or a frozen copy."""
     if config.lora.rank > 0:
         return BasePolicy(policy)
-    frozen = load_model(model_path, config.policy.attention, config.model.untested).requires_grad_(False)
+    frozen = load_checked_model(model_path, config.policy.attention).requires_grad_(False)
     return shard_policy(frozen, config.policy, mesh)

@@ -15,20 +15,20 @@ from typing import Any, TypeVar
 import torch
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.command import run_command
 from capo_fast.config import Config, load_config
 from capo_fast.config.paths import resolve_model
 from capo_fast.engine.vllm import check_version, installed_version
-from capo_fast.errors import CapoError, run_command
+from capo_fast.errors import CapoError
 from capo_fast.loaders import (
     check_endpoint_client,
     load_critic_template,
     load_prompts,
     load_reward_functions,
-    load_tokenizer,
 )
 from capo_fast.policy.model import check_loss_kernel
 from capo_fast.policy.sync import check_same_architecture
-from capo_fast.pretrained import check_context, check_model_folder, check_trainable, read_config
+from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
 from capo_fast.pretrained.weights import weight_files
 from capo_fast.runtime.ranks import check_divisible
 from capo_fast.terminal import printable
@@ -101,14 +101,11 @@ def _model(config: Config) -> tuple[Any, str]:
 
 def _folder(path: str, key: str, config: Config) -> tuple[Any, str]:
     """The model's transformers config, and where its weights are, in words. Nothing is fetched."""
-    where, untested = f"{key}: {path}", config.model.untested
-    if Path(path).is_dir():
-        model = check_model_folder(path, key, untested=untested)
-        size = sum(file.stat().st_size for file in weight_files(Path(path), where))
-        return model, f"{size / 1e6:,.1f} MB of weights"
-    model = read_config(path, key)
-    check_trainable(model, where, untested)
-    return model, "weights of a hub id: not looked at"
+    model = check_model_folder(path, key, untested=config.model.untested, fetch=False)
+    if not Path(path).is_dir():
+        return model, "weights of a hub id: not looked at"
+    size = sum(file.stat().st_size for file in weight_files(Path(path), f"{key}: {path}"))
+    return model, f"{size / 1e6:,.1f} MB of weights"
 
 
 def _data(config: Config, rewards: Sequence[RewardFunction]) -> tuple[None, str]:

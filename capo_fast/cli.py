@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from capo_fast.errors import CapoError, ConfigError, run_command
+from capo_fast.command import run_command
+from capo_fast.errors import CapoError, ConfigError
 
 COMMANDS = {
     "train": ("capo_fast.train", "train a policy; --help lists the settings"),

@@ -16,16 +16,17 @@ from typing import Any
 import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.command import run_command
 from capo_fast.config.schema import Config
 from capo_fast.credit.critique_parser import parse_critique
 from capo_fast.credit.critique_prompt import render_critique_prompt
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.data import ChatTemplate
 from capo_fast.engine.base import Completer
-from capo_fast.errors import ConfigError, run_command
+from capo_fast.errors import ConfigError
 from capo_fast.evaluation.command import (
     TINY,
-    Flags,
+    EvaluationFlags,
     Job,
     dated,
     engine_of,
@@ -38,8 +39,9 @@ from capo_fast.evaluation.command import (
 from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_mean
 from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
 from capo_fast.evaluation.store import Answer, Store
-from capo_fast.loaders import check_endpoint_client, load_critic_template, load_tokenizer, start_engine
+from capo_fast.loaders import check_endpoint_client, load_critic_template, start_engine
 from capo_fast.markdown import markdown_table
+from capo_fast.pretrained import load_tokenizer
 from capo_fast.records import Critique, Request
 from capo_fast.rollout.requests import critic_chat, critique_prompt_ids, critique_request, critique_room
 from capo_fast.runtime.digest import digest, seed_of
@@ -249,7 +251,9 @@ def _number(value: float | None) -> str:
 
 def job_of(arguments: Sequence[str]) -> Job:
     """What a command line asks for. Raises ConfigError."""
-    flags = Flags("critic-eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS)
+    flags = EvaluationFlags(
+        "critic-eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS
+    )
     flags.epilog = f"--critic may also be the address of an OpenAI-compatible server.\n\n{flags.epilog}"
     flags.add_argument("--data", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(DATA)}")
     options, rest = flags.parse_known_args(arguments)

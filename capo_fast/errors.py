@@ -1,16 +1,8 @@
-"""The errors that end a command with one line, and the one handler that prints it."""
+"""The errors that end a command with one line."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import ClassVar
-
-from capo_fast.terminal import OutputLost, printable, standard_streams
 
 
 class CapoError(Exception):
@@ -18,6 +10,11 @@ class CapoError(Exception):
 
     exit_status: int = 1
     label: ClassVar[str] = "error"
+
+
+def cause_of(error: BaseException) -> str:
+    """The error's type and text as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 class ConfigError(CapoError, ValueError):
@@ -31,78 +28,3 @@ class Interrupted(CapoError):
 
     exit_status = 130
     label = "interrupted"
-
-
-def run_command(work: Callable[[], object], goes_on: bool = False) -> int:
-    """Exit status of a command: what `work()` returns if that is an int, else 0; after a CapoError that of the error,
-    whose line goes to standard error; after SIGINT or SIGTERM 130.
-
-    goes_on: the command's work is in files, so that it goes on where standard output is closed, broken or full. Else it
-    ends there: with 141 (as by SIGPIPE) where the reader has gone, with one line and 1 where the disk is full.
-    """
-    with standard_streams(goes_on=True):
-        try:
-            with standard_streams(goes_on), interruptible():
-                return _status(work)
-        except OutputLost as lost:
-            return BY_READER if lost.by_reader else _shown(CapoError(str(lost)))
-
-
-BY_READER = 128 + signal.SIGPIPE
-
-
-def _status(work: Callable[[], object]) -> int:
-    try:
-        result = work()
-    except CapoError as error:
-        return _shown(error)
-    except KeyboardInterrupt:
-        return _shown(Interrupted("ended by a signal, with nothing to save"))
-    return result if isinstance(result, int) else 0
-
-
-def _shown(error: CapoError) -> int:
-    """The status of an error whose line has been shown. All ranks are interrupted together: one line says so."""
-    if os.environ.get("RANK", "0") == "0" or not isinstance(error, Interrupted):
-        print_line(error.label, str(error))
-    return error.exit_status
-
-
-def print_line(label: str, text: str) -> None:
-    """One line on standard error, as `capo_fast: warning: ...`; ranks other than 0 name themselves."""
-    rank = os.environ.get("RANK", "0")
-    name = "capo_fast" if rank == "0" else f"capo_fast, rank {rank}"
-    print(f"{name}: {label}: {printable(text)}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does; a second signal ends the process at once.
-
-    Handlers that are not the system's or Python's stay.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
-    usual = {number: handler for number, handler in before.items() if handler in USUAL}
-    for number in usual:
-        signal.signal(number, _interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-            asked_to_stop.clear()
-
-
-USUAL = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
-"""A shell's background jobs start with SIGINT ignored; a training run is to save on it all the same."""
-
-
-asked_to_stop = threading.Event()
-"""A signal came in `interruptible`, also where some library has caught its KeyboardInterrupt."""
-
-
-def _interrupt(number: int, frame: object) -> None:
-    asked_to_stop.set()
-    signal.signal(number, signal.SIG_DFL)
-    raise KeyboardInterrupt

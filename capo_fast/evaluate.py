@@ -16,13 +16,14 @@ from typing import Any
 import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.command import run_command
 from capo_fast.config.paths import path_argument
 from capo_fast.config.schema import RolloutConfig
 from capo_fast.engine.base import Engine
-from capo_fast.errors import ConfigError, run_command
+from capo_fast.errors import ConfigError
 from capo_fast.evaluation.command import (
     TINY,
-    Flags,
+    EvaluationFlags,
     Job,
     at_least,
     dated,
@@ -38,8 +39,9 @@ from capo_fast.evaluation.questions import BENCHMARKS, Question, load_benchmarks
 from capo_fast.evaluation.scores import equal_letters, macro_mean, score_benchmark
 from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
 from capo_fast.evaluation.store import Store
-from capo_fast.loaders import check_answer_function, load_tokenizer, start_engine
+from capo_fast.loaders import check_answer_function, start_engine
 from capo_fast.markdown import markdown_table
+from capo_fast.pretrained import load_tokenizer
 from capo_fast.rollout.rewards import answer_pool
 from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, ranks
@@ -191,7 +193,7 @@ def _shown(key: str, value: float) -> str:
 
 def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
     """What a command line asks for; None where it asks for a comparison, which is printed."""
-    flags = Flags("evaluate", "--model", "Judge a model on benchmarks, or compare two results.", SETTINGS)
+    flags = EvaluationFlags("evaluate", "--model", "Judge a model on benchmarks, or compare two results.", SETTINGS)
     flags.add_argument("--benchmarks", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(BENCHMARKS)}")
     flags.add_argument("--samples", type=at_least(0), default=0, metavar="K", help="for avg@K, maj@K and pass@K")
     flags.add_argument("--choice-runs", type=at_least(1), default=RUNS, metavar="N", help=f"default {RUNS}")

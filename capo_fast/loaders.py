@@ -19,9 +19,8 @@ from capo_fast.config.schema import Config, LoraConfig, RewardConfig
 from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
 from capo_fast.engine.base import Engine, EngineError
-from capo_fast.errors import ConfigError
+from capo_fast.errors import ConfigError, cause_of
 from capo_fast.pretrained import check_context, check_engine_weights, check_model_folder
-from capo_fast.pretrained import load_tokenizer as load_tokenizer  # for those who load prompts with it
 from capo_fast.runtime.ranks import once_a_node
 from capo_fast.verify import RewardFunction, load_function
 from capo_fast.verify.functions import ALWAYS
@@ -35,14 +34,14 @@ def chat_template(config: Config, tokenizer: Any) -> ChatTemplate:
     return ChatTemplate(tokenizer, data.system_prompt, data.date, data.template_kwargs)
 
 
-def with_date(config: Config, tokenizer: Any, saved: str | None = None) -> Config:
+def with_date(config: Config, tokenizer: Any, saved: Callable[[], str | None]) -> Config:
     """The settings with the date that prompts are rendered with, where the chat template writes one.
 
-    saved: the date of the start that this one goes on from.
+    saved: reads the date of the start that this one goes on from; called where it is needed alone.
     """
     if not chat_template(config, tokenizer).shows_date():
         return config
-    day = config.data.date or saved or date.today().isoformat()
+    day = config.data.date or saved() or date.today().isoformat()
     return replace(config, data=replace(config.data, date=day))
 
 
@@ -126,8 +125,7 @@ def _load_reward_function(key: str, name: str, settings: Mapping[str, Any]) -> R
     try:
         return load_function(name, settings)
     except Exception as error:  # the user's module may raise any at its import
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{key}: {name} can't be loaded: {cause}") from error
+        raise ConfigError(f"{key}: {name} can't be loaded: {cause_of(error)}") from error
 
 
 def reward_columns(rewards: Sequence[RewardFunction]) -> dict[str, str | None]:

@@ -128,7 +128,7 @@ class CreditedSample:
     """False: out of the loss and out of its group's statistics (verifier time-out, masked truncation)."""
     outcome: float
     """What the outcome weight multiplies: the verdict, plus the weighted values of the other reward functions, with
-    the format bonus and length penalty worked in."""
+    the format bonus and length penalty worked in; 0 where there is no verdict."""
     step_wrong: tuple[float, ...]
     """[S] in [0, 1], what the process weight multiplies."""
     stats: tuple[float, ...]

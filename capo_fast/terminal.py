@@ -29,6 +29,13 @@ def printable(text: object) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
+def print_line(label: str, text: str) -> None:
+    """One line on standard error, as `capo_fast: warning: ...`; ranks other than 0 name themselves."""
+    rank = os.environ.get("RANK", "0")
+    name = "capo_fast" if rank == "0" else f"capo_fast, rank {rank}"
+    print(f"{name}: {label}: {printable(text)}", file=sys.stderr, flush=True)
+
+
 class OutputLost(Exception):
     """Standard output takes nothing more, and it is what the command is for."""
 
@@ -100,7 +107,7 @@ def _ignored(error: OSError) -> None:
 
 
 def _said(error: OSError) -> None:
-    print(f"capo_fast: warning: standard output: {error.strerror}; going on without it", file=sys.stderr)
+    print_line("warning", f"standard output: {error.strerror}; going on without it")
 
 
 def _raised(error: OSError) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.command import run_command
 from capo_fast.config import Config, load_config
-from capo_fast.errors import Interrupted, run_command
+from capo_fast.errors import Interrupted
 
 if TYPE_CHECKING:
     from capo_fast.engine.base import Engine

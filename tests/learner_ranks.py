@@ -16,9 +16,10 @@ from capo_fast.credit.assign import assign_credit
 from capo_fast.credit.steps import step_spans
 from capo_fast.engine.checksum import checksum
 from capo_fast.policy.batch import pack_update, split_minibatches
-from capo_fast.policy.checkpoint import RUN_SECTIONS, Checkpointer
+from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import BasePolicy, add_adapter
+from capo_fast.policy.manifest import RUN_SECTIONS
 from capo_fast.policy.model import full_weights, load_model, shard_policy
 from capo_fast.policy.sync import freeze_critic
 from capo_fast.records import Prompt, Request, Rollout, Sample

@@ -94,7 +94,7 @@ def test_the_current_folder_s_modules_can_be_a_reward(count, tmp_path):
 def launched(*orders: str) -> subprocess.Popen[str]:
     """A process that launches two ranks for each order, which end as it says, and prints their exit statuses."""
     code = (
-        "from capo_fast.errors import run_command\n"
+        "from capo_fast.command import run_command\n"
         "from capo_fast.runtime.launch import launch\n"
         f"for order in {orders!r}:\n"
         "    error = run_command(lambda: print(launch('launched_rank', [order], 2), flush=True))\n"
@@ -127,7 +127,7 @@ def test_a_signal_reaches_every_rank_which_saves_before_the_command_ends(tmp_pat
 def test_ranks_that_can_not_be_started_are_one_line():
     code = (
         "import sys\n"
-        "from capo_fast.errors import run_command\n"
+        "from capo_fast.command import run_command\n"
         "from capo_fast.runtime.launch import launch\n"
         "sys.executable = '/nowhere/python'\n"
         "sys.exit(run_command(lambda: launch('launched_rank', ['0:0'], 2)))\n"

@@ -7,13 +7,15 @@ import sys
 
 import pytest
 
-from capo_fast.errors import CapoError, run_command
+from capo_fast.command import run_command
+from capo_fast.errors import CapoError
 from capo_fast.terminal import printable
 
 WORK = """
 import os, signal, sys
 from pathlib import Path
-from capo_fast.errors import CapoError, run_command
+from capo_fast.command import run_command
+from capo_fast.errors import CapoError
 def work():
     print("\\u2013 line\\n" * int(sys.argv[1]))
     {then}

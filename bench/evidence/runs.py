@@ -25,7 +25,8 @@ from bench.trainer.timed import TimedTrainer
 from capo_fast.build import build
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
-from capo_fast.loaders import load_tokenizer, start_engine
+from capo_fast.loaders import start_engine
+from capo_fast.pretrained import load_tokenizer
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.files import replacing
 from capo_fast.runtime.ranks import ranks

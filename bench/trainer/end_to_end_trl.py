@@ -23,8 +23,9 @@ from bench.trainer.end_to_end import arm_config
 from bench.trainer.laps import Laps
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
-from capo_fast.loaders import load_prompts, load_tokenizer
+from capo_fast.loaders import load_prompts
 from capo_fast.policy.model import load_model
+from capo_fast.pretrained import load_tokenizer
 from capo_fast.records import Prompt
 from capo_fast.verify.answers import answers_equal
 from capo_kernels.adapters.trl import CapoLossMixin

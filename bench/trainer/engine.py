@@ -49,8 +49,8 @@ from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config, CriticConfig, EngineConfig, LoraConfig, RolloutConfig
 from capo_fast.credit.critique_prompt import load_template
 from capo_fast.engine.vllm import VllmEngine
-from capo_fast.loaders import load_tokenizer
 from capo_fast.policy.lora import adapter_files, add_adapter
+from capo_fast.pretrained import load_tokenizer
 from capo_fast.records import Prompt, Request
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.stream import Stream

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from capo_fast.config.help import usage
 from capo_fast.config.load import DEFAULT_FILE, build_config, read_file
@@ -12,6 +13,13 @@ from capo_fast.config.rules import validate
 from capo_fast.config.schema import Config
 from capo_fast.config.settings import find_setting
 from capo_fast.errors import ConfigError
+
+
+class Flags(argparse.ArgumentParser):
+    """A parser of a command's own flags, whose errors are one line, raised as ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
 
 
 def load_config(argv: Sequence[str]) -> Config:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from functools import cache, partial
 from typing import NoReturn
 from urllib.parse import urlsplit
 from urllib.request import getproxies_environment
 
-from capo_fast.errors import ConfigError, print_line
+from capo_fast.errors import ConfigError
+from capo_fast.terminal import print_line
 
 CONNECT_S = 5.0
 
@@ -24,8 +26,15 @@ def hub_id(name: str, key: str) -> str:
         return name
     if not isinstance(try_to_load_from_cache(name, "config.json"), str):
         raise ConfigError(f"{key}: {name}: no such folder, nor in the cache of the Hugging Face hub, and {cause}")
-    print_line("warning", f"{key}: {name} comes from the cache of the Hugging Face hub: {cause}")
+    _warn(f"{name} comes from the cache of the Hugging Face hub: {cause}")
     return name
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once per run: a name is resolved several times, and on every rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print_line("warning", text)
 
 
 @cache

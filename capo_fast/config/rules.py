@@ -28,7 +28,7 @@ class Part:
     """A part of a run: whether the run has it, its rules, and the settings whose `WhereUsed` bounds hold for it."""
 
     used: Callable[[Config], bool]
-    rules: Callable[[Config], Rules]
+    rules: Callable[[Config], Rules] = lambda config: iter(())
     bounds: tuple[str, ...] = ()
 
 
@@ -39,8 +39,10 @@ def validate(config: Config) -> Config:
 
 def validate_sampling(config: Config, longest: str) -> Config:
     """The same for a command that only samples; `longest` is the key of its longest answer, whose section it reads."""
-    names = ["sampling"] if longest.startswith("rollout.") else ["critiques", *(["server"] * _at_server(config))]
-    return _checked(config, [PARTS["address"], *(PARTS[name] for name in names)])
+    names = ["address", *SAMPLING[longest]]
+    if longest == "critic.max_tokens" and _at_server(config):
+        names.append("server")
+    return _checked(config, [PARTS[name] for name in names])
 
 
 def _checked(config: Config, parts: Sequence[Part]) -> Config:
@@ -209,10 +211,6 @@ def _longest_s(endpoint: EndpointConfig) -> float:
 # ---- evaluation, and the parts ----
 
 
-def _no_rules(config: Config) -> Rules:
-    yield from ()
-
-
 def _eval(config: Config) -> Rules:
     yield _too_cold(config, "eval.temperature")
     yield (
@@ -243,7 +241,9 @@ PARTS = {
     "engine's log-probs": Part(learning.reads_engine_logprobs, learning.engine_logprobs),
     "train": Part(_always, learning.train),
     "penalty": Part(lambda c: c.train.truncated == "penalise", learning.penalty),
-    "rounds": Part(lambda c: c.train.dynamic_sampling, _no_rules, ("train.max_rounds",)),
+    "rounds": Part(lambda c: c.train.dynamic_sampling, bounds=("train.max_rounds",)),
     "eval": Part(lambda c: bool(c.eval.path), _eval, ("eval.n", "eval.top_p", "eval.limit")),
 }
 """The parts of a run, in the order in which they are checked."""
+SAMPLING = {"rollout.max_tokens": ("sampling",), "critic.max_tokens": ("critiques",)}
+"""The parts that a command which only samples has, by the key of its longest answer."""

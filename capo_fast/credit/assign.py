@@ -88,13 +88,15 @@ def outcome_reward(sample: Sample, config: Config) -> float:
     (per C) and DAPO's length penalty.
 
     [us] The bonus is added where the response has a `\boxed{}`. With `credit.process = prefix` a wrong answer starts
-    from 0.5 (VPPO, arXiv 2601.18984).
+    from 0.5 (VPPO, arXiv 2601.18984). A sample without a verdict has none and is not trained on: 0 takes its place.
     """
-    reward = sample.outcome or 0.0
+    if sample.outcome is None:
+        return 0.0
+    reward = sample.outcome
     if config.credit.process == "prefix" and reward < 1:
         reward = 0.5
-    others = zip(config.reward.weights, sample.rewards[1:], strict=False)
-    reward += sum(weight * (value or 0.0) for weight, value in others)
+    others = [value for value in sample.rewards[1:] if value is not None]
+    reward += sum(weight * value for weight, value in zip(config.reward.weights, others, strict=True))
     if config.reward.format_bonus and "\\boxed{" in sample.rollout.text:
         reward += config.reward.format_bonus / config.credit.outcome_weight
     if config.train.truncated == "penalise":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from capo_fast.data.fields import DataError, Message, Problem
-from capo_fast.data.rows import one_line
+from capo_fast.errors import cause_of
 from capo_fast.records import Prompt
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class ChatTemplate:
             )
         except (TemplateError, ValueError, TypeError) as error:
             hint = "; if it takes no system message, set data.system_prompt: null" if chat[0][0] == "system" else ""
-            raise DataError(f"model.path: the chat template can't render a prompt: {one_line(error)}{hint}") from None
+            raise DataError(f"model.path: the chat template can't render a prompt: {cause_of(error)}{hint}") from None
 
     def _clock(self, form: str) -> str:
         """What stands for transformers' `strftime_now`, which reads the clock."""

@@ -27,6 +27,7 @@ import numpy as np
 from capo_fast.config.hub import reach_hub
 from capo_fast.config.paths import PACKAGED, resolve_path
 from capo_fast.data.fields import DataError
+from capo_fast.errors import cause_of
 
 Row = tuple[str, Any]
 """Where a row stands, for messages, and what stands there."""
@@ -187,7 +188,7 @@ def _to_arrow(file: Path, unpacked: Path) -> None:
     except FileNotFoundError:
         raise DataError(f"{file}: no such file") from None
     except (OSError, ArrowException) as error:
-        raise DataError(f"{file}: can't read it as Parquet: {one_line(error)}") from None
+        raise DataError(f"{file}: can't read it as Parquet: {cause_of(error)}") from None
 
 
 def _saved_rows(folder: Path, split: str) -> Rows:
@@ -196,7 +197,7 @@ def _saved_rows(folder: Path, split: str) -> Rows:
     try:
         data = load_from_disk(str(folder))
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: not a folder of datasets' save_to_disk: {one_line(error)}") from None
+        raise DataError(f"{folder}: not a folder of datasets' save_to_disk: {cause_of(error)}") from None
     if isinstance(data, DatasetDict):
         if split not in data:
             raise DataError(f"{folder}: no split {split!r} (data.split); it has {', '.join(data)}")
@@ -211,7 +212,7 @@ def _hub_rows(path: str, name: str | None, split: str) -> Rows:
     try:
         return DatasetRows(path, load_dataset(path, name, split=split))
     except (OSError, ValueError) as error:
-        reason = cause or one_line(error)
+        reason = cause or cause_of(error)
         raise DataError(f"{path}: no such file, and as a Hugging Face data set: {reason}") from None
 
 
@@ -220,7 +221,3 @@ def _parsed(where: str, line: bytes) -> Any:
         return json.loads(line.removeprefix(BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {getattr(error, 'msg', error)}") from None
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

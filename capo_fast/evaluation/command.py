@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from capo_fast.config.arguments import read_arguments
+from capo_fast.config.arguments import Flags, read_arguments
 from capo_fast.config.load import DEFAULT_FILE, build_config, by_key, read_file
 from capo_fast.config.paths import path_argument, resolve_model, resolve_path
 from capo_fast.config.rules import validate_sampling
@@ -61,13 +61,13 @@ def dated(job: Job, tokenizer: Any) -> Job:
         saved: dict[str, Any] = {}
         with suppress(OSError, ValueError):  # a damaged file is the store's to refuse
             saved = json.loads((job.out / SETTINGS_FILE).read_text())
-        return with_date(job.config, tokenizer, saved.get("data.date"))
+        return with_date(job.config, tokenizer, lambda: saved.get("data.date"))
 
     return replace(job, config=on_first_rank(config))
 
 
-class Flags(argparse.ArgumentParser):
-    """The flags that both commands have. Its errors are one line, raised."""
+class EvaluationFlags(Flags):
+    """The flags that both commands have."""
 
     def __init__(self, command: str, model_flag: str, description: str, settings: Sequence[str]) -> None:
         """`settings`: keys of the configuration worth naming in the help."""
@@ -96,9 +96,6 @@ class Flags(argparse.ArgumentParser):
             action="extend",
             help="YAML files of settings, later ones win (default: the run's, tiny.yaml, else the paper's)",
         )
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
 
 
 def read_job(options: argparse.Namespace, rest: Sequence[str], sets: str, longest: str, at_server: bool = False) -> Job:

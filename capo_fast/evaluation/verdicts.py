@@ -15,15 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
-from capo_fast.config.arguments import read_arguments
+from capo_fast.command import run_command
+from capo_fast.config.arguments import Flags, read_arguments
 from capo_fast.config.load import build_config, read_file
 from capo_fast.config.paths import path_argument, resolve_path
 from capo_fast.config.schema import RewardConfig
-from capo_fast.errors import ConfigError, run_command
+from capo_fast.errors import ConfigError
 from capo_fast.runtime.files import json_line, replacing
+from capo_fast.terminal import print_line
 from capo_fast.verify.answers import Judgement
 from capo_fast.verify.functions import Item
 from capo_fast.verify.pool import WorkerPool
@@ -68,7 +70,7 @@ def verify_pair(response: str, reference: str, truncated: bool, explain: bool, r
         found: list[Any] = pool.check([item])
     stages = verdict_row(item, [None if explain else found[0]])
     for name, text in found[0] if explain and found[0] is not None else stages.items():
-        print(f"{name:<12} {'none' if text is None else one_line(text, 400)}")
+        print(f"{name:<12} {'none' if text is None else shortened(text, 400)}")
     return int(found[0] is None)
 
 
@@ -94,13 +96,13 @@ def verify_file(path: Path, answers: Iterable[Asked], out: Path | None, reward: 
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    answer = "none" if row["answer"] is None else one_line(row["answer"])
+    answer = "none" if row["answer"] is None else shortened(row["answer"])
     recorded = f", recorded {row['recorded']:g}" if "recorded" in row else ""
-    texts = f"{answer} | {one_line(row['reference'])}"
+    texts = f"{answer} | {shortened(row['reference'])}"
     return f"{Path(row['where']).name}  {row['verdict'] + recorded:<9}  {row['rule'] or 'none':<20}  {texts}"
 
 
-def one_line(text: str, width: int = WIDTH) -> str:
+def shortened(text: str, width: int = WIDTH) -> str:
     """At most so many characters, those that a terminal doesn't just show as escapes."""
     shown = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text[: width + 1]
@@ -118,17 +120,12 @@ def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
     files = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
     reward = build_config(*map(read_file, files[:1]), layer).reward
     if reward.fn != RewardConfig().fn:
-        print(f"reward.fn is {reward.fn}; these are the rule verifier's verdicts", file=sys.stderr)
+        print_line("note", f"reward.fn is {reward.fn}; these are the rule verifier's verdicts")
     return reward
 
 
-class _Flags(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def work(argv: Sequence[str]) -> int:
-    flags = _Flags("capo verify", f"{USAGE} [arguments]", "What the rule verifier says of answers, and by which rule.")
+    flags = Flags("capo verify", f"{USAGE} [arguments]", "What the rule verifier says of answers, and by which rule.")
     flags.add_argument("what", nargs="*", metavar="...", help="one response and its reference; rows; or a run's folder")
     flags.add_argument("--explain", action="store_true", help="of one pair: every stage from the text to the verdict")
     flags.add_argument("--truncated", action="store_true", help="of one pair: the length limit cut the response")

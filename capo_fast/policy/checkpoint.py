@@ -1,7 +1,7 @@
 """Checkpoints of a run: whole or absent, and checked before they are loaded.
 
     step_000002/
-      manifest.json    size, digest and role of every other file, written last             (runtime/manifest.py)
+      manifest.json    size, digest and role of every other file, written last             (policy/manifest.py)
       model-00000.safetensors, optimizer-00000.safetensors, rng-00000.json, learner.json    (policy/state.py)
       progress.json, settings.json, inputs.json, records.json                               (runlog/folder.py)
 
@@ -17,20 +17,19 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from capo_fast.errors import CapoError, print_line
+from capo_fast.errors import CapoError
 from capo_fast.policy.learner import Learner
-from capo_fast.policy.state import read_state, write_state
-from capo_fast.runtime.files import RecordError, naming, sync
-from capo_fast.runtime.manifest import (
+from capo_fast.policy.manifest import (
     ADVICE,
     MANIFEST,
+    RUN_SECTIONS,
     DamagedError,
     FileEntry,
     Manifest,
@@ -41,12 +40,11 @@ from capo_fast.runtime.manifest import (
     write_json,
     write_manifest,
 )
+from capo_fast.policy.state import read_state, write_state
+from capo_fast.runtime.digest import READERS
+from capo_fast.runtime.files import RecordError, free_name, naming, numbered, sync
 from capo_fast.runtime.ranks import on_every_rank, on_first_rank
-
-RUN_SECTIONS = ("progress", "settings", "inputs", "records")
-"""What `save` is given of a checkpoint, beside the learner's state."""
-READERS = 8
-"""Files that one rank checks side by side."""
+from capo_fast.terminal import print_line
 
 
 class CheckpointError(CapoError):
@@ -155,6 +153,8 @@ class Checkpointer:
         return temporary
 
     def _publish(self, temporary: Path, step: int, files: Mapping[str, FileEntry], sections: Mapping[str, Any]) -> None:
+        if sections.keys() != RUN_SECTIONS:
+            raise ValueError(f"sections: found {sorted(sections)}, wanted {sorted(RUN_SECTIONS)}")
         rest = {f"{role}.json": write_json(temporary / f"{role}.json", role, value) for role, value in sections.items()}
         write_manifest(temporary, Manifest(step, dist.get_world_size(), {**files, **rest}))
         sync([temporary, *(temporary / name for name in (*rest, MANIFEST))])
@@ -190,5 +190,4 @@ class Checkpointer:
 
 def _free_name(path: Path) -> Path:
     """The path, or the first of `path-1`, `path-2`, ... that is not taken."""
-    names = chain([path], (path.with_name(f"{path.name}-{i}") for i in count(1)))
-    return next(name for name in names if not os.path.lexists(name))
+    return free_name(chain([path], numbered(path)))

@@ -20,11 +20,11 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 
 from capo_fast.config.schema import Config
-from capo_fast.errors import ConfigError
+from capo_fast.errors import ConfigError, cause_of
 from capo_fast.policy.checkpoint import CheckpointError
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import adapter_files, adapter_weights, merged_weights
-from capo_fast.policy.model import DTYPES
+from capo_fast.policy.model import DTYPES, Policy
 from capo_fast.pretrained import GENERATION
 from capo_fast.runtime.ranks import on_first_rank
 
@@ -34,21 +34,21 @@ def rehearse_export(learner: Learner, tokenizer: Any, folder: Path, config: Conf
 
     Raises ConfigError where the model, its adapter or its tokenizer can't be written.
     """
-    on_first_rank(lambda: _rehearse(learner.policy.model, tokenizer, folder, config))
+    on_first_rank(lambda: _rehearse(learner.policy, tokenizer, folder, config))
 
 
-def _rehearse(model: Any, tokenizer: Any, folder: Path, config: Config) -> None:
+def _rehearse(policy: Policy, tokenizer: Any, folder: Path, config: Config) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as temporary:
-            _write_model(model, {}, Path(temporary), config.checkpoint.export_dtype)
+            _write_model(policy, {}, Path(temporary), config.checkpoint.export_dtype)
             tokenizer.save_pretrained(temporary)
             if config.lora.rank > 0:
-                adapter_files(model, {})
+                adapter_files(policy.model, {})
     except OSError as error:
         raise CheckpointError(f"{folder}: the model to be exported can't be written: {error}") from error
     except Exception as error:  # configs and tokenizers raise ValueError, TypeError, KeyError, tokenizers Exception
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"model.path: {model.name_or_path} could not be saved after training: {cause}") from error
+        where = f"model.path: {policy.model.name_or_path}"
+        raise ConfigError(f"{where} could not be saved after training: {cause_of(error)}") from error
 
 
 def export_policy(learner: Learner, tokenizer: Any, folder: Path, config: Config) -> None:
@@ -74,7 +74,7 @@ def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str) -> 
     if dist.get_rank() == 0:
         try:
             with _replacing_folder(folder) as temporary:
-                _write_model(learner.policy.model, weights, temporary, dtype)
+                _write_model(learner.policy, weights, temporary, dtype)
                 tokenizer.save_pretrained(temporary)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder} not written, the checkpoints kept: {error}") from error
@@ -109,9 +109,9 @@ def _replacing_folder(folder: Path) -> Iterator[Path]:
     os.replace(temporary, folder)
 
 
-def _write_model(model: Any, weights: dict[str, torch.Tensor], folder: Path, dtype: str) -> None:
-    model.save_pretrained(folder, state_dict=weights)
+def _write_model(policy: Policy, weights: dict[str, torch.Tensor], folder: Path, dtype: str) -> None:
+    policy.model.save_pretrained(folder, state_dict=weights)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
-    if model.generation_file is not None:
-        (folder / GENERATION).write_bytes(model.generation_file)
+    if policy.generation_file is not None:
+        (folder / GENERATION).write_bytes(policy.generation_file)

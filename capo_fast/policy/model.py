@@ -36,6 +36,13 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.loss_kernel = loss_kernel
+        self.generation_file = generation_file(model.name_or_path)
+        """The bytes of `generation_config.json`, which the export holds as they are; None where there is none."""
+        if self.generation_file is not None:
+            from transformers import GenerationConfig  # see load_checked_model
+
+            # The policy never generates by it, and transformers refuses to save an invalid one, as many models' are.
+            model.generation_config = GenerationConfig()
 
     def forward(self, batch: TokenBatch, spec: ck.LossSpec, loss: bool) -> Any:
         """Log-probs float32 [T], or with `loss`, for a PackedBatch, the loss, where FSDP looks for it, and the whole
@@ -87,12 +94,17 @@ def load_model(
 
     Raises ConfigError as `check_model_folder`, and where `attention` can't run here.
     """
+    check_model_folder(path, key, untested=untested)
+    return load_checked_model(path, attention, dtype, key)
+
+
+def load_checked_model(path: str, attention: str, dtype: torch.dtype = torch.float32, key: str = "model.path") -> Any:
+    """`load_model` of a folder that `check_model_folder` has passed, which is not checked again."""
     # transformers loads its models at this import, in seconds; `capo check` needs none of them.
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    check_model_folder(path, key, untested=untested)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, trust_remote_code=False, use_safetensors=True
@@ -101,19 +113,8 @@ def load_model(
         raise ConfigError(f"{key}: the weights in {path} can't be read: {error}") from error
     except ImportError as error:
         raise ConfigError(f"policy.attention: {attention} can't run here: {error}") from error
-    _keep_generation_file(model, path)
     switch_dropout_off(model)
     return model
-
-
-def _keep_generation_file(model: Any, path: str) -> None:
-    """The export holds the file as it is. The policy never generates by it, and transformers refuses to save one that
-    it finds invalid, as many models' are."""
-    from transformers import GenerationConfig  # see load_model
-
-    model.generation_file = generation_file(path)
-    if model.generation_file is not None:
-        model.generation_config = GenerationConfig()
 
 
 def switch_dropout_off(model: nn.Module) -> None:

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from capo_fast.runtime.manifest import FileEntry, new_file
+from capo_fast.policy.manifest import FileEntry, new_file
 
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 """What safetensors calls the types that are saved."""

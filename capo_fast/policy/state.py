@@ -19,9 +19,9 @@ import torch.distributed as dist
 from pydantic import NonNegativeInt
 
 from capo_fast.policy.learner import Learner
+from capo_fast.policy.manifest import FileEntry, Manifest, read_json, write_json
 from capo_fast.policy.shards import read_shards, write_shards
 from capo_fast.runtime.files import sync
-from capo_fast.runtime.manifest import FileEntry, Manifest, read_json, write_json
 
 
 @dataclass(frozen=True)

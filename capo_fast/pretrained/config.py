@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from capo_fast.errors import ConfigError
+from capo_fast.errors import ConfigError, cause_of
 
 TESTED = ("qwen2", "qwen3", "llama")
 """Dense architectures whose names vLLM's loader knows; transformers 5 fuses MoE experts under names that it doesn't."""
@@ -93,11 +93,6 @@ def _entry_of(entries: Mapping[str, Any], value: str) -> str | None:
         if found == value:
             return name
     return None
-
-
-def cause_of(error: BaseException) -> str:
-    """The error's type and text as one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _config_file(path: str, where: str) -> Path:

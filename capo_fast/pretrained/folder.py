@@ -10,7 +10,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
 
-from capo_fast.errors import ConfigError
+from capo_fast.errors import ConfigError, cause_of
 from capo_fast.pretrained.config import (
     TESTED,
     check_kind,
@@ -23,18 +23,25 @@ from capo_fast.pretrained.weights import check_weights, listed, names_in, weight
 
 
 def check_model_folder(
-    path: str, key: str = "model.path", use: Literal["train", "sample"] = "train", untested: bool = False
+    path: str,
+    key: str = "model.path",
+    use: Literal["train", "sample"] = "train",
+    untested: bool = False,
+    fetch: bool = True,
 ) -> Any:
     """The model's transformers config, when its folder is what it says. Reads the headers of weight files alone.
 
     path: a folder or a hub id, which is downloaded. key: the setting that names it. use: the trainer computes with it,
     or the engine alone, which knows quantised weights and more architectures. untested: accept an architecture outside
-    `TESTED` in the trainer. Raises ConfigError that names what is missing, unexpected or wrong.
+    `TESTED` in the trainer. fetch: false leaves out the weights of a hub id. Raises ConfigError that names what is
+    missing, unexpected or wrong.
     """
     where = f"{key}: {path}"
     config = read_config(path, key)
     if use == "train":
         check_trainable(config, where, untested)
+    if not fetch and not Path(path).is_dir():
+        return config
     folder = _local_folder(path, where)
     if (folder / GENERATION).is_file():
         read_object(folder / GENERATION, where)  # transformers and vLLM would go without it
@@ -92,7 +99,6 @@ def _local_folder(path: str, where: str) -> Path:
     try:
         folder = Path(snapshot_download(path, allow_patterns=list(WANTED_FILES), ignore_patterns=list(LEFT_OUT)))
     except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())
-        raise ConfigError(f"{where}: the weights can't be fetched: {cause}") from error
+        raise ConfigError(f"{where}: the weights can't be fetched: {cause_of(error)}") from error
     check_kind(folder, where)
     return folder

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from capo_fast.errors import ConfigError
-from capo_fast.pretrained.config import cause_of, read_config, read_object
+from capo_fast.errors import ConfigError, cause_of
+from capo_fast.pretrained.config import read_config, read_object
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 """Any one of them is a vocabulary; transformers makes an empty tokenizer where there is none."""

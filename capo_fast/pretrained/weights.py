@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from capo_fast.errors import ConfigError
-from capo_fast.pretrained.config import cause_in, cause_of, quantisation, quiet_transformers, read_object
+from capo_fast.errors import ConfigError, cause_of
+from capo_fast.pretrained.config import cause_in, quantisation, quiet_transformers, read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHOWN = 3

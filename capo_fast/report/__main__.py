@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.command import run_command
 from capo_fast.config.paths import path_argument
-from capo_fast.errors import run_command
 from capo_fast.report.credit_map import Room, read_credit_map
 from capo_fast.report.html import render
 from capo_fast.report.runs import load_runs

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from capo_fast.config.core_yaml import CoreLoader
 from capo_fast.config.dotted import dotted
 from capo_fast.runlog.recorder import read_metrics, rollout_files
 from capo_fast.runlog.summary import read_summary
@@ -80,7 +81,7 @@ def _load(folder: Path, name: str) -> Run:
 def _read_settings(path: Path) -> dict[str, Any]:
     """The mapping in a file, empty without the file."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=CoreLoader) if path.exists() else {}
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as fault:
         raise RecordError(f"{path} can't be read: {' '.join(str(fault).split())}") from fault
     if not isinstance(found, dict):

@@ -14,16 +14,17 @@ import torch.distributed as dist
 
 from capo_fast.config.load import build_config, by_key, changed_settings, config_as_dict, dump_config
 from capo_fast.config.schema import Config
-from capo_fast.errors import ConfigError, print_line
+from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
+from capo_fast.policy.manifest import ADVICE
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
 from capo_fast.runlog.kept import Kept, changed_records, kept_records
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import read_metrics
-from capo_fast.runtime.files import RecordError, free_folder, lock, replacing
-from capo_fast.runtime.manifest import ADVICE
+from capo_fast.runtime.files import RecordError, free_folder, free_name, lock, numbered, replacing
 from capo_fast.runtime.ranks import on_first_rank
+from capo_fast.terminal import print_line
 
 
 class RunDir:
@@ -84,7 +85,7 @@ class RunDir:
             if key not in input_paths(self._config) or before is None:
                 raise ConfigError(
                     f"{key}: {now!r}, but the run in {self.path} was started with {before!r}; "
-                    "resume it with the same settings, or take another run.dir, or --resume never"
+                    f"resume it with the same settings, or {ADVICE}"
                 )
 
     def _settings(self, found: Checkpoint) -> Config:
@@ -161,6 +162,5 @@ def _named(config: Config) -> Path:
 
 
 def _move_aside(folder: Path) -> None:
-    names = (folder.with_name(f"{folder.name}.old-{i}") for i in range(1, 10**6))
     with lock(folder):
-        os.replace(folder, next(path for path in names if not path.exists()))
+        os.replace(folder, free_name(numbered(folder.with_name(f"{folder.name}.old"))))

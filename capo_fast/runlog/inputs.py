@@ -15,21 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch.distributed as dist
-from xxhash import xxh3_128
 
 from capo_fast.config.paths import resolve_model, resolve_path
 from capo_fast.config.schema import Config, DataConfig, EvalConfig
 from capo_fast.data import read_rows
 from capo_fast.errors import ConfigError
-from capo_fast.runtime.digest import file_digest
-from capo_fast.runtime.manifest import ADVICE
+from capo_fast.policy.manifest import ADVICE
+from capo_fast.runtime.digest import READERS, bytes_digest, file_digest
 from capo_fast.runtime.ranks import on_every_rank, on_first_rank
 
 Digests = dict[str, dict[str, str]]
 
 READ_OF_A_MODEL = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".tiktoken")
 """Endings of the files that transformers and the engine read. Others in the folder (a README) may change."""
-READERS = 8
 
 
 def input_paths(config: Config) -> dict[str, str]:
@@ -107,7 +105,5 @@ def _hub_data(config: Config, files: Mapping[str, Mapping[str, Path]]) -> Digest
 
 def _rows_digest(source: DataConfig | EvalConfig) -> str:
     assert source.path is not None
-    state = xxh3_128()
-    for _, row in read_rows(source.path, source.name, source.split):
-        state.update(json.dumps(row, default=str).encode())
-    return state.hexdigest()
+    rows = read_rows(source.path, source.name, source.split)
+    return bytes_digest(json.dumps(row, default=str).encode() for _, row in rows)

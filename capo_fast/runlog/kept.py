@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import NonNegativeInt
-from xxhash import xxh3_128
 
 from capo_fast.runlog.recorder import rollout_files
+from capo_fast.runtime.digest import bytes_digest
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def kept_records(run: Path, lines: int | None = None) -> Kept:
     found = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     whole = [line for line in found if line.endswith(b"\n")][:lines]
     sizes = {path.name: path.stat().st_size for path in rollout_files(run).values()}
-    return Kept(len(whole), xxh3_128(b"".join(whole)).hexdigest(), sizes)
+    return Kept(len(whole), bytes_digest(whole), sizes)
 
 
 def changed_records(run: Path, kept: Kept, all_rollouts: bool) -> Iterator[str]:

@@ -11,14 +11,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from capo_fast.command import BY_READER, run_command
 from capo_fast.config import Config
 from capo_fast.config.load import build_config, read_file
 from capo_fast.config.paths import path_argument
-from capo_fast.errors import BY_READER, run_command
+from capo_fast.policy.manifest import DamagedError, FormatError, check_sizes, read_manifest, steps_in
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runlog.shown import PACE_STEPS, clock, shown_metrics, step_seconds, time_left
 from capo_fast.runtime.files import RecordError, is_locked
-from capo_fast.runtime.manifest import DamagedError, FormatError, check_sizes, read_manifest, steps_in
 from capo_fast.terminal import printable
 
 

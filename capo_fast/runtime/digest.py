@@ -10,6 +10,11 @@ from xxhash import xxh3_128
 
 CHUNK = 2**22
 """Bytes of a file that are read and hashed at once."""
+READERS = 8
+"""Files that one process hashes side by side."""
+Digest = xxh3_128
+"""Of bytes that come in parts (`update`, `hexdigest`): XXH3 finds damage at the speed of memory and is no
+defence against a forger."""
 
 
 def digest(parts: Iterable[object]) -> str:
@@ -34,10 +39,21 @@ def seed_of(*key: object) -> int:
 
 
 def file_digest(path: Path) -> str:
-    """32 hex digits of a file's bytes: XXH3, which finds damage at the speed of memory and is no defence against a
-    forger. Threads hash side by side. Raises OSError."""
-    state, buffer = xxh3_128(), memoryview(bytearray(CHUNK))
+    """32 hex digits of a file's bytes, its `Digest`. Threads hash side by side. Raises OSError."""
+    state, buffer = Digest(), memoryview(bytearray(CHUNK))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             state.update(buffer[:count])
+    return state.hexdigest()
+
+
+def bytes_digest(parts: Iterable[bytes]) -> str:
+    """The same of bytes in memory.
+
+    >>> bytes_digest([b"weights"]) == bytes_digest([b"wei", b"ghts"]) != bytes_digest([b"weight"])
+    True
+    """
+    state = Digest()
+    for part in parts:
+        state.update(part)
     return state.hexdigest()

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from itertools import count
+from io import FileIO
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,12 +44,21 @@ def free_folder(path: Path) -> Path:
     """A new folder of this name, or of the first free one of `name-2`, `name-3`, ...: two runs may start in the same
     second."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
-        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+    for folder in chain([path], numbered(path, 2)):
         with suppress(FileExistsError):
             folder.mkdir()
             break
     return folder
+
+
+def free_name(paths: Iterable[Path]) -> Path:
+    """The first that is not taken."""
+    return next(path for path in paths if not os.path.lexists(path))
+
+
+def numbered(path: Path, start: int = 1) -> Iterator[Path]:
+    """`path-1`, `path-2`, ..., from the number `start` on."""
+    return (path.with_name(f"{path.name}-{number}") for number in count(start))
 
 
 LOCK = ".lock"
@@ -80,13 +90,19 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def write_all(file: FileIO, data: bytes | memoryview) -> None:
+    """Write past every buffer. A disk that fills up takes a part first and refuses the rest after."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
 def append(path: Path, data: bytes) -> None:
     """Add `data` to the end of the file, whole or not at all, past every buffer of this process."""
     with naming(path), path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         try:
-            while data:  # a disk that fills up takes a part first and refuses the rest after
-                data = data[os.write(file.fileno(), data) :]
+            write_all(file, data)
         except BaseException:
             with suppress(OSError):  # the refusal to write is the news
                 file.truncate(size)

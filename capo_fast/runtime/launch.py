@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from capo_fast.errors import CapoError, Interrupted
+from capo_fast.errors import CapoError, Interrupted, cause_of
 
 SAVING_S = 600
 """How long ranks that were asked to stop may take to save their work."""
@@ -56,8 +56,7 @@ def launch(module: str, arguments: Sequence[str], count: int) -> int:
     except SignalException as stopped:
         raise Interrupted(f"all ranks have ended after {stopped.sigval.name}") from None
     except (RendezvousError, DistError, OSError) as error:
-        cause = " ".join(f"{type(error).__name__}: {error}".split())
-        raise LaunchError(f"can't start {count} ranks: {cause}") from error
+        raise LaunchError(f"can't start {count} ranks: {cause_of(error)}") from error
     return 0
 
 

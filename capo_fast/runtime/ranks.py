@@ -8,7 +8,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from capo_fast.errors import ConfigError, Interrupted, asked_to_stop
+from capo_fast.command import asked_to_stop
+from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.runtime.failures import one_error_shown
 
 PR_SET_PDEATHSIG = 1
@@ -133,46 +134,42 @@ def gather(items: list[Any]) -> list[Any]:
 
 def on_first_rank(work: Callable[[], T]) -> T:
     """What `work` returns, or raises, when rank 0 does it; every rank gets the same. A collective."""
-    answer: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            answer = [work(), None]
-        except Exception as error:
-            answer = [None, error]
-    dist.broadcast_object_list(answer, src=0)
-    if answer[1] is not None:
-        raise answer[1]
-    return answer[0]
+    outcomes = [_outcome(work) if dist.get_rank() == 0 else NO_OUTCOME]
+    dist.broadcast_object_list(outcomes, src=0)
+    return _values(outcomes)[0]
 
 
 def on_every_rank(work: Callable[[], T]) -> list[T]:
     """What `work` returns on each rank, in their order; every rank raises the error of the first that fails. A
     collective."""
-    try:
-        mine: tuple[Any, Exception | None] = work(), None
-    except Exception as error:
-        mine = None, error
-    answers = gather([mine])
-    for _, failed in answers:
-        if failed is not None:
-            raise failed
-    return [answer for answer, _ in answers]
+    return _values(gather([_outcome(work)]))
 
 
 def once_a_node(work: Callable[[], T]) -> T:
     """What `work` returns, or raises, when the first rank of each node does it. A collective."""
     local_rank = int(os.environ["LOCAL_RANK"])
-    answer: list[Any] = [None, None]
-    if local_rank == 0:
-        try:
-            answer = [work(), None]
-        except Exception as error:
-            answer = [None, error]
-    answers = gather([answer])
-    for _, failed in answers:
+    outcomes = gather([_outcome(work) if local_rank == 0 else NO_OUTCOME])
+    return _values(outcomes)[dist.get_rank() - local_rank]
+
+
+Outcome = tuple[Any, Exception | None]
+"""What a piece of work has returned, or raised."""
+NO_OUTCOME: Outcome = (None, None)
+
+
+def _outcome(work: Callable[[], Any]) -> Outcome:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _values(outcomes: Sequence[Outcome]) -> list[Any]:
+    """What each has returned. Raises the first error."""
+    for _, failed in outcomes:
         if failed is not None:
             raise failed
-    return answers[dist.get_rank() - local_rank][0]
+    return [value for value, _ in outcomes]
 
 
 def seed_everything(seed: int) -> None:

@@ -7,7 +7,6 @@ torch and the engine, in each of them. What is said between the two is in `worke
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from queue import SimpleQueue
 from typing import Any, Generic, Self, TypeVar
 
 from capo_fast.errors import CapoError
+from capo_fast.terminal import print_line
 from capo_fast.verify.functions import Item, Verdict, split_name
 from capo_fast.verify.process import START_LIMIT_S, Setup, WorkerProcess
 
@@ -233,7 +233,7 @@ class _Round:
             raise VerifierError(f"a verifier worker for {self.pool.fn!r} died while it started (exit code {code})")
         if not work:
             return
-        logging.getLogger(__name__).warning("a verifier worker died (exit code %s) on %s", code, self._named(work))
+        print_line("warning", f"a verifier worker died (exit code {code}) on {self._named(work)}")
         self.todo.extend(item for item in work if item not in self.deaths)
         self.deaths.update(work)
 
@@ -245,10 +245,10 @@ class _Round:
 
     def _report_memory(self) -> None:
         assert self.pool.memory is not None
-        logging.getLogger(__name__).warning(
-            "%s: %d of %d answers have no verdict: a worker had more than %.3g GiB (reward.memory_limit) on %s",
-            *(self.pool.fn, len(self.too_large), len(self.items)),
-            *(self.pool.memory / 2**30, self._named(self.too_large[:1])),
+        print_line(
+            "warning",
+            f"{self.pool.fn}: {len(self.too_large)} of {len(self.items)} answers have no verdict: a worker had more "
+            f"than {self.pool.memory / 2**30:.3g} GiB (reward.memory_limit) on {self._named(self.too_large[:1])}",
         )
 
     def _named(self, work: Sequence[int]) -> str:

@@ -224,7 +224,7 @@ class PolicyLoss:
     impl: str
     """The implementation that ran."""
 
-    _derived: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _derived: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Filled by `metrics`. (torch.compile can't trace a cached_property.)"""
 
     @property

@@ -62,7 +62,9 @@ def test_model_that_is_no_folder_is_refused(tmp_path: Path) -> None:
             resolve_model(text)
 
 
-def test_without_a_network_the_hub_is_not_tried_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_hub_is_not_tried_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "getproxies_environment", dict)
     with socket.socket() as nobody_listens:
@@ -82,3 +84,8 @@ def test_without_a_network_the_hub_is_not_tried_again_and_again(monkeypatch: pyt
         ConfigError, match=r"critic\.path: no/such: no such folder, nor in the cache .*, and 127\.0\.0\.1"
     ):
         resolve_model("no/such", "critic.path")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *names: "config.json")
+    capsys.readouterr()
+    assert [resolve_model("in/cache") for _ in range(3)] == ["in/cache"] * 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("capo_fast: warning: in/cache comes from the cache of the Hugging Face hub: 127.0.0.1")

@@ -17,7 +17,7 @@ from scripted_world import scripted_engine
 import capo_fast.evaluate as evaluate
 import capo_fast.report.__main__ as report
 import capo_fast.runlog.status as status
-from capo_fast.errors import run_command
+from capo_fast.command import run_command
 from tests.corrupted.damages import DAMAGES, damage
 
 SETTINGS = [

@@ -55,6 +55,10 @@ def test_other_reward_functions_add_to_the_outcome_by_their_weights():
     rewards = [(1.0, 0.5, 1.0), (0.0, 1.0, 0.0)]
     samples = [replace(sample(values[0], [0]), rewards=values) for values in rewards]
     assert [each.outcome for each in assign_credit(samples, replace(Config(), reward=reward))] == [1.0, 0.5]
+    timed_out = replace(sample(None, [0]), rewards=(1.0, None, 1.0))
+    assert assign_credit([*samples, timed_out], replace(Config(), reward=reward))[2].outcome == 0.0
+    with pytest.raises(ValueError, match="shorter"):
+        assign_credit([replace(samples[0], rewards=(1.0, 0.5))], replace(Config(), reward=reward))
 
 
 def test_groups_do_not_mix_and_a_tied_group_has_no_advantage():

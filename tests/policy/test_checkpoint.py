@@ -24,8 +24,8 @@ from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutCon
 from capo_fast.policy.checkpoint import Checkpointer, CheckpointError
 from capo_fast.policy.export import export_model
 from capo_fast.policy.learner import lr_factor
+from capo_fast.policy.manifest import steps_in
 from capo_fast.policy.model import DTYPES, full_weights
-from capo_fast.runtime.manifest import steps_in
 
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
@@ -218,3 +218,9 @@ def test_an_export_that_can_not_be_written_is_an_error(in_the_way, learner, tmp_
     with pytest.raises(CheckpointError, match="model not written, the checkpoints kept"):
         export_model(learner, tokenizer(), tmp_path / "parent" / "model", "float32")
     assert (tmp_path / in_the_way).read_text() == "a file, no folder"
+
+
+def test_sections_are_those_that_a_checkpoint_has(learner, tmp_path):
+    with pytest.raises(ValueError, match=r"sections: found \['progress'\], wanted \['inputs', 'progress', "):
+        Checkpointer(tmp_path, keep=1).save(1, learner, {"progress": {}})
+    assert steps_in(tmp_path) == []

@@ -13,7 +13,7 @@ from capo_fast.config.schema import Config, LoraConfig, PolicyConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import CheckpointError
 from capo_fast.policy.export import export_model, rehearse_export
-from capo_fast.policy.model import load_model
+from capo_fast.policy.model import Policy, load_model
 
 CONFIG = Config(policy=PolicyConfig(dtype="float32"), lora=LoraConfig(rank=4, targets=("q_proj",)))
 INVALID = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "eos_token_id": 1}
@@ -32,7 +32,7 @@ def test_a_rehearsal_leaves_nothing(learner, tmp_path):
 
 def test_a_generation_config_is_exported_as_it_was(learner, tmp_path):
     (folder := copied(tmp_path / "base")).joinpath("generation_config.json").write_text(json.dumps(INVALID))
-    learner.policy.model = load_model(str(folder), "sdpa")
+    learner.policy = Policy(load_model(str(folder), "sdpa"), CONFIG.policy.loss_kernel)
     rehearse_export(learner, tokenizer(), tmp_path, Config())
     export_model(learner, tokenizer(), tmp_path / "model", "float32")
     assert json.loads((tmp_path / "model" / "generation_config.json").read_text()) == INVALID

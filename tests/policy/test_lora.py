@@ -22,9 +22,10 @@ import capo_kernels as ck
 from capo_fast.config.schema import Config, LoraConfig, LossConfig, PolicyConfig, RolloutConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.batch import pack
-from capo_fast.policy.checkpoint import RUN_SECTIONS, Checkpointer
+from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.export import export_adapter, export_model
 from capo_fast.policy.lora import BasePolicy, adapter_files, adapter_weights, add_adapter, base_weights, merged_weights
+from capo_fast.policy.manifest import RUN_SECTIONS
 from capo_fast.policy.model import load_model, shard_policy
 
 LORA = LoraConfig(rank=4, alpha=6.0, targets=("q_proj", "v_proj", "down_proj"))

@@ -10,10 +10,10 @@ import pytest
 
 from capo_fast.config.schema import Config
 from capo_fast.errors import CapoError
+from capo_fast.policy.manifest import read_json, write_json
 from capo_fast.records import Prompt, Rollout, StepSpans
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runlog.progress import Progress
-from capo_fast.runtime.manifest import read_json, write_json
 
 
 def noted(*rates):

@@ -7,9 +7,9 @@ import os
 import pytest
 
 from capo_fast.config import dump_config, load_config
+from capo_fast.policy.manifest import SECTIONS, Manifest, write_json, write_manifest
 from capo_fast.runlog.status import main, status
 from capo_fast.runtime.files import json_line, lock
-from capo_fast.runtime.manifest import SECTIONS, Manifest, write_json, write_manifest
 
 NOW = 1_000_000.0
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from capo_fast.errors import ConfigError, Interrupted, asked_to_stop, interruptible
+from capo_fast.command import asked_to_stop, interruptible
+from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, gather, ranks, seed_everything
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -145,11 +145,12 @@ def test_a_function_of_lists_has_one_call_and_one_deadline() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
-def test_too_much_memory_is_no_verdict_and_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_too_much_memory_is_no_verdict_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with VerifierPool(workers=1, timeout_s=60.0, fn="verify_fns:hungry", memory_gb=0.2) as pool:
         pairs = [("a", "a"), ("at once", ""), ("bit by bit", ""), ("a", "b")]
         assert pool.check(pairs) == [True, None, None, False]
-    (line,) = caplog.messages
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("capo_fast: warning: ")
     assert "2 of 4 answers have no verdict: a worker had more than 0.2 GiB (reward.memory_limit)" in line
 
 

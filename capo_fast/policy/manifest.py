@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
-from xxhash import xxh3_128
 
 from capo_fast.errors import CapoError
-from capo_fast.runtime.digest import CHUNK, file_digest
-from capo_fast.runtime.files import naming
+from capo_fast.runtime.digest import CHUNK, Digest, bytes_digest, file_digest
+from capo_fast.runtime.files import naming, write_all
 
 MANIFEST = "manifest.json"
 VERSION = 1
 """Of the format. A new section needs no new one: a reader that doesn't know it refuses it by name."""
-SECTIONS = frozenset({"model", "optimizer", "rng", "learner", "progress", "settings", "inputs", "records"})
+RUN_SECTIONS = frozenset({"progress", "settings", "inputs", "records"})
+"""Of the run, beside the learner's state."""
+SECTIONS = RUN_SECTIONS | {"model", "optimizer", "rng", "learner"}
 """What a checkpoint is made of; every file belongs to one, its role. All must be there."""
 
 ADVICE = "take another run.dir, or --resume never"
@@ -79,14 +80,14 @@ class DigestedFile:
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
-        self._state, self.size = xxh3_128(), 0
+        self._state, self.size = Digest(), 0
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        while view:  # a disk that fills up takes a part first and refuses the rest after
-            written = self._file.write(view[:CHUNK])
-            self._state.update(view[:written])
-            self.size, view = self.size + written, view[written:]
+        for start in range(0, len(view), CHUNK):
+            write_all(self._file, view[start : start + CHUNK])
+            self._state.update(view[start : start + CHUNK])
+        self.size += len(view)
 
     def entry(self, role: str) -> FileEntry:
         return FileEntry(role, self.size, self._state.hexdigest())
@@ -197,7 +198,7 @@ def _check_size(path: Path, size: int | None) -> None:
 
 
 def _body_digest(body: dict[str, Any]) -> str:
-    return xxh3_128(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return bytes_digest([json.dumps(body, sort_keys=True).encode()])
 
 
 _ADAPTER = TypeAdapter(Manifest)

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from capo_fast.runtime.manifest import (
+from capo_fast.policy.manifest import (
     MANIFEST,
     SECTIONS,
     DamagedError,

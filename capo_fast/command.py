@@ -1,0 +1,80 @@
+"""The one frame around a command: its exit status, the line of its error, and the signals that end it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from capo_fast.errors import CapoError, Interrupted
+from capo_fast.terminal import OutputLost, print_line, standard_streams
+
+
+def run_command(work: Callable[[], object], goes_on: bool = False) -> int:
+    """Exit status of a command: what `work()` returns if that is an int, else 0; after a CapoError that of the error,
+    whose line goes to standard error; after SIGINT or SIGTERM 130.
+
+    goes_on: the command's work is in files, so that it goes on where standard output is closed, broken or full. Else it
+    ends there: with 141 (as by SIGPIPE) where the reader has gone, with one line and 1 where the disk is full.
+    """
+    with standard_streams(goes_on=True):
+        try:
+            with standard_streams(goes_on), interruptible():
+                return _status(work)
+        except OutputLost as lost:
+            return BY_READER if lost.by_reader else _shown(CapoError(str(lost)))
+
+
+BY_READER = 128 + signal.SIGPIPE
+
+
+def _status(work: Callable[[], object]) -> int:
+    try:
+        result = work()
+    except CapoError as error:
+        return _shown(error)
+    except KeyboardInterrupt:
+        return _shown(Interrupted("ended by a signal, with nothing to save"))
+    return result if isinstance(result, int) else 0
+
+
+def _shown(error: CapoError) -> int:
+    """The status of an error whose line has been shown. All ranks are interrupted together: one line says so."""
+    if os.environ.get("RANK", "0") == "0" or not isinstance(error, Interrupted):
+        print_line(error.label, str(error))
+    return error.exit_status
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does; a second signal ends the process at once.
+
+    Handlers that are not the system's or Python's stay.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    usual = {number: handler for number, handler in before.items() if handler in USUAL}
+    for number in usual:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+            asked_to_stop.clear()
+
+
+USUAL = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
+"""A shell's background jobs start with SIGINT ignored; a training run is to save on it all the same."""
+
+
+asked_to_stop = threading.Event()
+"""A signal came in `interruptible`, also where some library has caught its KeyboardInterrupt."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    asked_to_stop.set()
+    signal.signal(number, signal.SIG_DFL)
+    raise KeyboardInterrupt
