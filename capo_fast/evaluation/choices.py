@@ -9,14 +9,13 @@ from string import ascii_uppercase
 
 from capo_fast.verify.extract import boxed_answer, outside_thinking, tagged_answer
 from capo_fast.verify.unicode_maths import latex_of
+from capo_fast.verify.vocabulary import CHOICE_WORD, TEXT_COMMANDS
 
 MOST = len(ascii_uppercase)
 INSTRUCTION = "Put the letter of the right choice within \\boxed{}."
 
-_WRAPPING = re.compile(
-    r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf)|mbox)\s*\{|[{}$*`\"'\u201c\u201d]|\\[()\[\], ]|(?<!\w)_|_(?!\w)"
-)
-_WORD = r"(?i:option|choice|letter|answer)"
+_WRAPPING = re.compile(rf"\\{TEXT_COMMANDS}\s*\{{|[{{}}$*`\"'\u201c\u201d]|\\[()\[\], ]|(?<!\w)_|_(?!\w)")
+_WORD = f"(?i:{CHOICE_WORD})"
 _PHRASE = re.compile(
     rf"\b{_WORD}\s*(?:(?i:is|would be|must be|should be)\b|[:=-])\s*:?(?!\s*(?:not|in)?(?:correct|right|wrong)\b)"
 )

@@ -13,6 +13,7 @@ from capo_fast.verify.parts import THOUSANDS, has_letters, is_name, members, nam
 from capo_fast.verify.plain_numbers import number, same_number
 from capo_fast.verify.spelling import spelled
 from capo_fast.verify.symbols import SYMBOL_GUARDS
+from capo_fast.verify.vocabulary import CHOICE_WORD
 from capo_fast.verify.words import opposite, same_phrase, without_unit, words
 
 Verdict = tuple[bool, str]
@@ -20,7 +21,7 @@ Verdict = tuple[bool, str]
 
 _LETTER = re.compile(r"\(?([A-J])\)?")
 _CHOICE = re.compile(
-    r"(?:(?:the )?(?:correct |right )?(?:option|choice|answer|letter)(?: is)?:? ?)?"
+    rf"(?:(?:the )?(?:correct |right )?{CHOICE_WORD}(?: is)?:? ?)?"
     r"[(\[]?([A-J])(?:[)\]]\s?[.:]?\s?(?P<text>.*)|\s?[.:]\s(?P<more>.*))?",
     re.IGNORECASE,
 )

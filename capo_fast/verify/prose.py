@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from capo_fast.verify.vocabulary import TEXT_COMMANDS
+
 MAX_CHARS = 300
 """Of a text that may be an answer as a whole."""
 
 _MATHS_MARK = re.compile(r"\\\\|\\\$|\n|\$\$?|\\[][()]")
 _CLOSES = {"$": "$", "$$": "$$", "\\[": "\\]", "\\(": "\\)"}
 _FUNCTIONS = "(?:arc)?(?:sin|cos|tan)|sqrt|cot|sec|csc|log|ln|exp|pi|mod|gcd|lcm|infty|inf|infinity|minus|negative"
-_UNIT = r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf)|mbox)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?"
+_UNIT = rf"\\{TEXT_COMMANDS}\s*\{{[^{{}}]*\}}(?:\^\{{?-?\d\}}?)?"
 _COMMAND = re.compile(
     rf"{_UNIT}|\\(?:begin|end)\s*\{{[a-z*]+\}}|\\[A-Za-z]+|\b(?:{_FUNCTIONS})\b|\b(?:and|or)\b(?=\s*[-\d$\\(])"
 )
