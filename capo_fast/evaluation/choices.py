@@ -9,14 +9,13 @@ from string import ascii_uppercase
 
 from capo_fast.verify.extract import boxed_answer, outside_thinking, tagged_answer
 from capo_fast.verify.unicode_maths import latex_of
+from capo_fast.verify.vocabulary import CHOICE_WORD, TEXT_COMMANDS
 
 MOST = len(ascii_uppercase)
 INSTRUCTION = "Put the letter of the right choice within \\boxed{}."
 
-_WRAPPING = re.compile(
-    r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf)|mbox)\s*\{|[{}$*`\"'\u201c\u201d]|\\[()\[\], ]|(?<!\w)_|_(?!\w)"
-)
-_WORD = r"(?i:option|choice|letter|answer)"
+_WRAPPING = re.compile(rf"\\{TEXT_COMMANDS}\s*\{{|[{{}}$*`\"'\u201c\u201d]|\\[()\[\], ]|(?<!\w)_|_(?!\w)")
+_WORD = f"(?i:{CHOICE_WORD})"
 _PHRASE = re.compile(
     rf"\b{_WORD}\s*(?:(?i:is|would be|must be|should be)\b|[:=-])\s*:?(?!\s*(?:not|in)?(?:correct|right|wrong)\b)"
 )
@@ -35,16 +34,23 @@ _ARE_NOT = (
 _NOT = (
     r"not|isn.?t|rather than|instead of|neither|nor|can(?:not|.?t) be|eliminates?|rules? out|exclud\w+|reject\w*|unlike"
 )
-_REJECTED = re.compile(rf"{_SOME}\s*,?\s*(?:{_ARE_NOT})[^,.;]*|\b(?i:{_NOT})\s+(?:by\s+)?{_SOME}")
+_WRONG = r"(?i:wrong|incorrect|false|least likely|worst)"
+_CALLED_WRONG = re.compile(rf"\b{_WRONG} \Z")
+_REJECTED = re.compile(
+    rf"\b{_WRONG} {_WORD}s?\s+(?i:is|are|was)\s+{_SOME}"
+    rf"|{_SOME}\s*,?\s*(?:{_ARE_NOT})[^,.;]*|\b(?i:{_NOT})\s+(?:by\s+)?{_SOME}"
+)
 _AFFIRMED = re.compile(
     r"[(\[]?\b(?P<first>[A-Z])\b[)\].]?\s+(?:is|must be|would be|seems)\s+(?:clearly |indeed |therefore |thus )?"
     r"(?:the\s+)?(?:only\s+|most likely\s+)?(?:correct|right|best|true|answer|one)\b"
     r"|\b(?i:so|thus|therefore|hence|choose|pick|select|chose|is|be|but|:),?\s+(?:(?i:option|choice|it is|its)\s+)?"
     r"[(\[]?(?P<last>[A-Z])[)\]]?\s*[.!]*\s*\Z"
 )
+_CORRECTED = re.compile(r"\b(?i:but|actually),? (?:(?i:option|choice|it is|its) )?[(\[]?([A-Z])[)\]]?\s*[.!]*\Z")
+"""What takes back a letter before it: A, but it's B."""
 _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z(\[])|\n")
 _MENTIONED = re.compile(
-    r"[(\[](?P<inside>[A-Z])[)\]]|(?<![\w'(\[])(?:(?P<alone>[B-HJ-Z])(?![\w'])"
+    r"(?<!\b[A-Za-z])[(\[](?P<inside>[A-Z])[)\]]|(?<![\w'(\[])(?:(?P<alone>[B-HJ-Z])(?![\w'])"
     r"|(?P<article>[AI])(?=[).:,;]|\s*\Z|\s*(?:or\b|and\b|/|&)\s*[(\[]?[A-Z]\b))"
 )
 _MOST_CHARS = 500
@@ -96,7 +102,7 @@ def read_choice(text: str, choices: Sequence[str]) -> int | None:
 
 def _stated(text: str) -> str:
     """What follows the last "answer is", on its line or the next."""
-    phrases = list(_PHRASE.finditer(text))
+    phrases = [phrase for phrase in _PHRASE.finditer(text) if not _CALLED_WRONG.search(text[: phrase.start()][-20:])]
     return text[phrases[-1].end() :].lstrip(" \t\n*").partition("\n")[0] if phrases else ""
 
 
@@ -131,6 +137,8 @@ def _named(clause: str, choices: Sequence[str]) -> int | None:
     match = _LETTER.match(clause)
     if match is None or _ANOTHER.match(match["rest"]):
         return None
+    if corrected := _CORRECTED.search(match["rest"]):
+        return _place(corrected[1], choices)
     # A bare letter before a word may be an article or a pronoun.
     article = match["letter"].upper() in "AI" and not match["open"] and not match["word"]
     separated = r"[)\].:,;]|\s*$" if article else r"[)\].:,;\s]|$"

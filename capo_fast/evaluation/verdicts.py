@@ -141,6 +141,8 @@ def work(argv: Sequence[str]) -> int:
     match texts:
         case [path]:
             return _file(resolve_path(path), options, layer)
+        case [_, _] if options.out or options.response_field or options.reference_field:
+            raise ConfigError("--out, --response-field and --reference-field are of a file: found one pair")
         case [response, reference]:
             return verify_pair(response, reference, options.truncated, options.explain, settings_of(None, layer))
     raise ConfigError(f"found {len(texts)} arguments, wanted {USAGE}")

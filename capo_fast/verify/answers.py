@@ -9,14 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from capo_fast.verify.comparison import Conventions, compare
+from capo_fast.verify.comparison import MAX_CHARS, Conventions, compare
 from capo_fast.verify.extract import extract_answer, reference_answer
 from capo_fast.verify.limits import time_limit
 
 TIME_LIMIT_S = 5.0
 """What one comparison may take on a main thread."""
-MAX_CHARS = 1_000
-"""A longer answer is compared as a text alone."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from capo_fast.verify.guards import guarded
+from capo_fast.verify.guards import GUARDS, guarded
 from capo_fast.verify.limits import explodes
 from capo_fast.verify.parts import THOUSANDS, has_letters, is_name, members, names, parts, plain_name, renamed, signed
 from capo_fast.verify.plain_numbers import number, same_number
 from capo_fast.verify.spelling import spelled
+from capo_fast.verify.symbols import SYMBOL_GUARDS
+from capo_fast.verify.vocabulary import CHOICE_WORD
 from capo_fast.verify.words import opposite, same_phrase, without_unit, words
 
 Verdict = tuple[bool, str]
@@ -19,7 +21,7 @@ Verdict = tuple[bool, str]
 
 _LETTER = re.compile(r"\(?([A-J])\)?")
 _CHOICE = re.compile(
-    r"(?:(?:the )?(?:correct |right )?(?:option|choice|answer|letter)(?: is)?:? ?)?"
+    rf"(?:(?:the )?(?:correct |right )?{CHOICE_WORD}(?: is)?:? ?)?"
     r"[(\[]?([A-J])(?:[)\]]\s?[.:]?\s?(?P<text>.*)|\s?[.:]\s(?P<more>.*))?",
     re.IGNORECASE,
 )
@@ -27,7 +29,10 @@ _ANOTHER_CHOICE = re.compile(r"\b[A-J]\s*[)\]]|\b(?:and|or)\s+[A-J]\b")
 _APPROXIMATELY = re.compile(r"\\(?:approx|sim|simeq)(?![a-z])")
 _INTERVAL = re.compile(r"[<>]|\\(?:le|ge|ne|cup|cap|setminus|mathbb)(?![a-z])")
 _NO_NUMBER = re.compile(r"[A-DF-Za-df-z]")
+_GUARDS = (*GUARDS, *SYMBOL_GUARDS)
 _MAX_DEPTH, _MAX_ITEMS = 6, 50
+MAX_CHARS = 1_000
+"""A longer answer is compared as a text alone."""
 
 
 class Conventions(NamedTuple):
@@ -57,6 +62,8 @@ def within(answer: str, reference: str, tolerance: float) -> bool:
     >>> within(r"2.8 \times 10^{11}", "2.75e11", 1e10), within("x = 0.34", r"\frac{1}{3}", 0.01)
     (True, True)
     """
+    if max(len(answer), len(reference)) > MAX_CHARS:
+        return False
     found, wanted = (
         [number(without_unit(members(item)[-1])) for item in parts(spelled(text), thousands=True).items]
         for text in (answer, reference)
@@ -94,7 +101,7 @@ class _Comparison(NamedTuple):
             return same_number(x, y, *self.conventions), "numbers"
         if _APPROXIMATELY.search(a) or _APPROXIMATELY.search(b):
             return self._approximately(a, b)
-        return self._equations(a, b) or guarded(a, b, self.same) or self._parts(a, b) or self._one(a, b)
+        return self._equations(a, b) or guarded(_GUARDS, a, b, self.same) or self._parts(a, b) or self._one(a, b)
 
     def _approximately(self, a: str, b: str) -> Verdict:
         r"""Of x = 1/3 \approx 0.33 first what is exact, then what is approximate."""
@@ -165,7 +172,7 @@ class _Comparison(NamedTuple):
             return self.verdict(x, y)
         if ours or theirs:
             same = bool(ours and theirs) and same_phrase(a, b)
-            product = len(ours) == len(theirs) == 1 and sorted(ours[0]) == sorted(theirs[0])  # of single letters
+            product = len(ours) == len(theirs) == 1 and len(ours[0]) > 3 and sorted(ours[0]) == sorted(theirs[0])
             if same or not product:
                 return same, "words"
         if (_NO_NUMBER.fullmatch(a) and number(b)) or (number(a) and _NO_NUMBER.fullmatch(b)):
@@ -198,6 +205,6 @@ def _each_its_own(columns: list[tuple[bool, ...]]) -> bool:
 
 @lru_cache(maxsize=8192)
 def _key(text: str) -> str:
-    """The text without white space, in lower case where it has words."""
-    key = re.sub(r"\s+", "", text).rstrip(".")
+    """The text without white space but between digits, in lower case where it has words."""
+    key = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text).rstrip(".")
     return key.lower() if words(text) else key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from capo_fast.verify.answers import judge
+from capo_fast.verify.comparison import MAX_CHARS
 from capo_fast.verify.spelling import spelled
 
 
@@ -25,10 +26,14 @@ def stages(
     return [
         ("response", response),
         ("answer", found.answer),
-        ("normalised", None if found.answer is None else spelled(found.answer)),
+        ("normalised", None if found.answer is None else _normalised(found.answer)),
         ("reference", reference),
         ("answer", found.reference),
-        ("normalised", spelled(found.reference)),
+        ("normalised", _normalised(found.reference)),
         ("rule", found.rule),
         ("verdict", "right" if found.equal else "wrong"),
     ]
+
+
+def _normalised(answer: str) -> str:
+    return spelled(answer) if len(answer) <= MAX_CHARS else answer

@@ -39,6 +39,8 @@ _SWEEPING = re.compile(r"\b(?:all|except|every|any|no|not|none|only|infinitely|u
 _MOST_WORDS = 3, 12
 _CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
 """GSM8K's, before a result: 5*3=<<5*3=15>>15."""
+_TOKENS = re.compile(r"<\|[^<>|\s]{1,40}\|>|</s>")
+"""Special tokens that a text still has."""
 _EMPHASIS = re.compile(r"(?<![\w*)}])(\*{1,3}|__|`)(?=[^\s*`])([^\n*`]{1,200}?)(?<=\S)\1(?![\w*])")
 _ANSWER_IS = re.compile(
     r"(?:\b(?:the\s+)?(?:final|correct|right)\s+)?\banswers?(?:\s+(?:to|for|of)\s[^.\n:=]{0,80}?)?"
@@ -75,7 +77,7 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
         return boxed_answer(text)
     if final := _marked_final(text):
         return final
-    text = _EMPHASIS.sub(r"\2", _HEADING.sub("", latex_of(_CALCULATOR.sub("", text))))
+    text = _EMPHASIS.sub(r"\2", _HEADING.sub("", latex_of(_CALCULATOR.sub("", _TOKENS.sub(" ", text)))))
     for find in (_tagged, _marked, _after_phrase, bare, last_formula_or_number, _word):
         if answer := find(text):
             return answer

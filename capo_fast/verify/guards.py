@@ -7,7 +7,7 @@ or None to leave the pair to the rules after it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from capo_fast.verify.parts import with_signs
@@ -113,8 +113,6 @@ def _same_membership(a: Any, b: Any, same: Same) -> bool | None:
 
 
 # ---- dots ----
-
-_SERIES = re.compile(r"\s*(\\ldots(?![a-z])|,|(?<![{(^])\+|(?<=\S)-|\\cdot(?![a-z]))\s*")
 
 
 def _dotted(text: str) -> list[str] | None:
@@ -273,9 +271,9 @@ GUARDS = (
 )
 
 
-def guarded(a: str, b: str, same: Same) -> tuple[bool, str] | None:
+def guarded(guards: Iterable[Guard], a: str, b: str, same: Same) -> tuple[bool, str] | None:
     """The decision of the first guard that has one."""
-    for guard in GUARDS:
+    for guard in guards:
         x, y = guard.read(a), guard.read(b)
         if (x is not None or y is not None) and (decision := guard.decide(x, y, same)) is not None:
             return decision, guard.name

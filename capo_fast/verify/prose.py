@@ -6,15 +6,17 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from capo_fast.verify.vocabulary import TEXT_COMMANDS
+
 MAX_CHARS = 300
 """Of a text that may be an answer as a whole."""
 
 _MATHS_MARK = re.compile(r"\\\\|\\\$|\n|\$\$?|\\[][()]")
 _CLOSES = {"$": "$", "$$": "$$", "\\[": "\\]", "\\(": "\\)"}
 _FUNCTIONS = "(?:arc)?(?:sin|cos|tan)|sqrt|cot|sec|csc|log|ln|exp|pi|mod|gcd|lcm|infty|inf|infinity|minus|negative"
-_UNIT = r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf)|mbox)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?"
+_UNIT = rf"\\{TEXT_COMMANDS}\s*\{{[^{{}}]*\}}(?:\^\{{?-?\d\}}?)?"
 _COMMAND = re.compile(
-    rf"{_UNIT}|\\(?:begin|end)\s*\{{[a-z*]+\}}|\\[A-Za-z]+|\b(?:{_FUNCTIONS})\b|\b(?:and|or)\b(?=\s*[-\d$\\(])"
+    rf"{_UNIT}|\\(?:begin|end)\s*\{{[a-z*]+\}}|\\[A-Za-z]+|\b(?:{_FUNCTIONS})\b|\b(?:and|or)\b(?=\s*(?:[-\d$\\(]|[a-z]\s*=))"
 )
 _SHORT_WORDS = "of|in|is|as|so|if|to|by|on|at|we|it|be|or|an|am|pm|no|he|up|my|us|do"
 _PROSE = re.compile(
@@ -28,6 +30,7 @@ _NUMBER = re.compile(
     r"(?:[eE][-+]?[0-9]{1,3}(?!\w))?(?:\s?\\?%)?"
 )
 _JOIN = re.compile(r"\s*(?:[,;]\s*)?(?:\b(?:and|or)\b\s*)?", re.IGNORECASE)
+_MODULO = re.compile(r"(?<![\w.])-?\d{1,30}\s*\(?\s*\\?(?:[pb]?mod|modulo)\s*\{?\s*\Z")
 _EDGES = " \t,;:.!?=*"
 _DANGLING = re.compile(r"\s[-+*/^<>&]+\Z|[+*/^<>=&]\Z|\s+\b(?:and|or)\Z|\s+[A-Z]\Z|(?<=\d)\s+a\Z")
 _TWO_IN_A_ROW = re.compile(r"[A-Za-z\d] +\d(?!\d*/\d)")
@@ -110,6 +113,8 @@ def last_formula_or_number(text: str) -> str | None:
         return ", ".join(formula.content.strip(" ,") for formula in run)
     if number is None:
         return None
+    if residue := _MODULO.search(text[max(0, number.start() - 60) : number.start()]):
+        return f"{residue[0]}{number[0]}" + ")" * residue[0].count("(") + "}" * residue[0].count("{")
     return _last_expression(text[max(0, number.end() - MAX_CHARS) : number.end() + 20]) or number[0]
 
 

@@ -12,10 +12,8 @@ from fractions import Fraction
 
 from capo_fast.verify.parts import closing
 from capo_fast.verify.unicode_maths import latex_of
+from capo_fast.verify.vocabulary import TEXT_COMMANDS
 
-_TEXT = (
-    r"(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|operatorname\*?)"
-)
 _GREEK = "alpha|beta|gamma|delta|theta|lambda|mu|sigma|phi|omega|rho|tau"
 _NAMES = "arc(?:sin|cos|tan)|sin|cos|tan|cot|sec|csc|ln|log|exp|max|min|gcd|lcm"
 _TRIG = r"\\(sin|cos|tan|cot|sec|csc)(\^\{?\d\}?)?"
@@ -77,10 +75,10 @@ _ROWS: list[tuple[str, str, _Replacement]] = [
     ("old fonts", r"\{\s*\\(?:rm|bf|it|cal)\s+([^{}]*)\}", r"\\text{\1}"),
     ("old fonts", r"\\(?:rm|bf|it|sf|tt)(?![a-z])", " "),
     ("percent", r"\\?%|(?<=[\d}) ])\s*(?:\\%|\b(?:percent(?:age)?(?: points?)?|pct)\b\.?)", r"\\%"),
-    ("percent in a font", rf"\\{_TEXT}\s*\{{\s*(?:\\%|percent(?:age)?|pct)\s*\}}", r"\\%"),
-    ("ordinals", rf"(?<=\d)(?:\^\s*\{{?\s*)?(?:\\{_TEXT}\s*\{{\s*)?(?:st|nd|rd|th)\b\s*\}}?\}}?(?=\s*\Z)", ""),
-    ("fonts", rf"\\{_TEXT}\s*\{{([^{{}}]*)\}}", _font),
-    ("fonts in fonts", rf"\\{_TEXT}\s*\{{([^{{}}]*)\}}", _font),
+    ("percent in a font", rf"\\{TEXT_COMMANDS}\s*\{{\s*(?:\\%|percent(?:age)?|pct)\s*\}}", r"\\%"),
+    ("ordinals", rf"(?<=\d)(?:\^\s*\{{?\s*)?(?:\\{TEXT_COMMANDS}\s*\{{\s*)?(?:st|nd|rd|th)\b\s*\}}?\}}?(?=\s*\Z)", ""),
+    ("fonts", rf"\\{TEXT_COMMANDS}\s*\{{([^{{}}]*)\}}", _font),
+    ("fonts in fonts", rf"\\{TEXT_COMMANDS}\s*\{{([^{{}}]*)\}}", _font),
     ("a stray backslash", r"(?<!\\)\\(?=\d)", ""),
     ("dollars", r"\\?\$|[€£¥₹]|\\(?:pounds|euro)(?![a-z])|\bUS(?=\s*\d)", " "),
     ("currency codes", r"\b(?:USD|EUR|GBP|CAD|AUD|CNY|RMB|INR|Rs)\.?(?=\s*\d)", " "),
@@ -133,7 +131,7 @@ _ROWS: list[tuple[str, str, _Replacement]] = [
     ("powers", r"\^\s*(-?\d{2,}|-\d|-[a-z])(?![\d.])", r"^{\1}"),
     ("scientific notation", r"(?<![\w.}])(\d+\.?\d*|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\cdot 10^{\2}"),
     ("times", r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\cdot "),
-    ("times", r"\\times(?![a-z])", r"\\cdot "),
+    ("times", r"(?<!\\nabla)(?<!\\nabla )\\times(?![a-z])(?!\s*\\vec)", r"\\cdot "),
     ("thousands", r"(?<![\d.])(\d{1,3}(?: \d{3})+)(?![\d/])", lambda m: m[1].replace(" ", "")),
     ("mixed numbers", r"(?<![\d.}/])(\d+) (\d+)/(\d+)(?![\d/.])", _mixed),
     ("mixed numbers", r"(?<=\d)\s+(?=\\frac\{\d+\}\{\d+\})", ""),
@@ -141,7 +139,6 @@ _ROWS: list[tuple[str, str, _Replacement]] = [
     ("no digit after the point", r"(?<=\d)\.(?=\s*(?:\Z|[-+/*)},]))", ""),
     ("or", r"\\(?:lor|vee)(?![a-z])", " or "),
     ("and", r"\\(?:land|wedge)(?![a-z])", " and "),
-    ("a point's name", r"\A\s*[A-Z]\s*(?=\([^()]*,[^()]*\)\s*\Z)", ""),
     ("approximations", r"\A\s*(?:\\(?:approx|sim|simeq)(?![a-z])|(?:approx(?:imately)?|about|roughly)\b\.?)", ""),
     ("plain braces", r"\A\s*\{([^{}]*,[^{}]*)\}\s*\Z", r"\\{\1\\}"),
     ("set builders", r"\A\s*\\\{\s*([a-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*(?=.*\1)(.*)\\\}\s*\Z", r"\2"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from capo_fast.verify.parts import split
+
 
 def _set(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -30,7 +32,9 @@ _TAIL = re.compile(
     r"(?P<power>\s*\^\s*\{?\s*-?\d\s*\}?)?[\s).,]*\Z"
 )
 _JOIN = re.compile(r"(?:\s*(?:/|\\cdot|-)\s*|\(\s*)\Z")
-_NUMERIC = re.compile(r"(?:\\(?:frac|sqrt|pi|cdot|times)(?![a-z])|[-+*/^.,\d\s{}()]|[a-z](?![a-z]))*")
+_NUMERIC = re.compile(r"(?:\\(?:frac|sqrt|pi|cdot|times)(?![a-z])|[-+*/^.,\d\s{}()])*")
+_FACTOR = re.compile(r"(?:/|\\cdot|[-+*])\s*\Z")
+_SUM = re.compile(r"(?<=[\w)}])\s*[-+]")
 _MATHS = re.compile(r"[\d\\]|\A[b-hj-z]\Z")
 _QUALIFIERS = _set(
     """
@@ -48,8 +52,14 @@ _OPPOSITES = [
         "true false", "yes no", "maximum minimum", "max min", "rational irrational", "convex concave", "inside outside",
         "over under", "faster slower", "larger smaller", "bigger smaller", "greater smaller", "taller shorter",
         "older younger", "ahead behind", "closed open", "finite infinite", "forward backward", "inward outward",
-        "red blue green black white", "boys girls", "men women", "heads tails", "win lose", "wins losses",
-        "first second", "upstream downstream", "horizontal vertical"
+        "red blue green black white", "boys girls", "men women", "heads tails", "win lose",
+        "first second", "upstream downstream", "horizontal vertical", "noon midnight", "discount markup",
+        "cheaper dearer",
+        "january february march april may june july august september october november december",
+        "monday tuesday wednesday thursday friday saturday sunday", "longer shorter", "upward downward",
+        "upwards downwards", "northward southward eastward westward", "uphill downhill", "early late", "earlier later",
+        "heavier lighter", "deeper shallower", "surplus deficit", "fast slow", "wins draws losses", "passed failed",
+        "credits debits", "closer farther", "higher lower", "wider narrower", "hotter colder", "warmer cooler"
     )
 ]  # fmt: skip
 _ARTICLES = {"the", "a", "an", "is", "are", "there", "it"}
@@ -85,13 +95,24 @@ def without_unit(text: str) -> str:
 
 
 def _may_be_unit(before: str, tail: re.Match[str]) -> bool:
-    """A word; a letter after a number (2 m) or in a unit (m/s); m after one letter or with a power."""
+    r"""A word; a letter after a number that is no sum (2 m) or in a unit (m/s); m after x, y or z.
+
+    A letter behind another letter, or behind an operator, is an unknown: \pi r^2 h, 2 \cdot h.
+    """
     if tail["word"]:
         return bool(before.strip()) and (_is_word(tail["word"].rstrip(".")) or before.endswith("/"))
-    if tail["letter"] == "m" and re.search(r"\d\Z" if tail["power"] else r"\A[a-z]\s\Z", before):
+    if tail["letter"] not in _LETTER_UNITS:
+        return False
+    if tail["letter"] == "m" and re.search(r"\A[xyz]\s\Z", before):
         return True
-    in_a_unit = re.search(r"[A-Za-z]\s*/\s*\Z", before) is not None
-    return tail["letter"] in _LETTER_UNITS and (in_a_unit or _NUMERIC.fullmatch(before) is not None)
+    if in_a_unit := re.search(rf"(?<![\\A-Za-z])([A-Za-z]{{2,}}|[{_LETTER_UNITS}])(?:\s*\^\s*\d)?\s*/\s*\Z", before):
+        return _is_number(before[: in_a_unit.start()]) or words(before) != []
+    return _is_number(before)
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number or a product of some, and no operator follows it."""
+    return bool(_NUMERIC.fullmatch(text)) and not _FACTOR.search(text) and len(split(text, _SUM, True)) < 2
 
 
 def opposite(a: list[str], b: list[str]) -> bool:

@@ -92,6 +92,7 @@ def test_what_is_not_judged_in_time_is_said(tmp_path, capsys, monkeypatch):
         (("{rows}", "--explain"), "--explain and --truncated are of one pair"),
         (("a", "b", "--reward.tolerence", "1"), "did you mean reward.tolerance?"),
         (("a", "b", "--out"), "expected one argument"),
+        (("a", "b", "--out", "c"), "are of a file: found one pair"),
     ],
 )
 def test_wrong_arguments_are_one_line(words, says, tmp_path, capsys):
