@@ -18,6 +18,7 @@ from capo_fast.rollout.pass_rate import solution_request
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
 from capo_fast.verify import Item, Verdict, VerifierPool, extract_answer
+from capo_fast.verify.answers import MAX_CHARS
 from capo_fast.verify.comparison import within
 
 
@@ -97,7 +98,9 @@ def _item(question: Question, answer: Answer) -> Item:
 
 def _free_form(question: Question, answer: Answer, verdict: Verdict) -> Checked:
     vote = extract_answer(answer.text, truncated=not answer.finished)
-    if verdict is not None and float(verdict) < 1.0 and question.tolerance is not None and vote is not None:
+    wrong = verdict is not None and float(verdict) < 1.0
+    # Compared in this process, which has no deadline: as the verifier, it compares no long text as numbers.
+    if wrong and question.tolerance is not None and vote is not None and len(vote) <= MAX_CHARS:
         verdict = within(vote, question.answer, question.tolerance) or verdict
     return Checked(verdict, vote)
 
