@@ -23,6 +23,8 @@ class Asked:
     """One for each right answer."""
     recorded: float | None = None
     """The verdict that a rollout's line has."""
+    missing: bool = False
+    """The row's response is null, as after a failed call: there is nothing to judge."""
 
 
 def read_pairs(path: Path, responses: Sequence[str], references: Sequence[str]) -> Iterator[Asked]:
@@ -46,13 +48,14 @@ def _first(row: Mapping[str, Any], names: Sequence[str]) -> Sequence[str]:
 
 
 def _asked(where: str, row: Mapping[str, Any], response_field: str, reference_field: str) -> Asked:
-    response = _response(where, row, response_field)
+    missing = find(row, response_field) is None
+    response = "" if missing else _response(where, row, response_field)
     references = references_of(where, row, reference_field, "--reference-field")
     truncated = row.get("truncated") is True or row.get("stop_reason") == "length"
     each = (references,) if isinstance(references, str) else references
     items = tuple(Item(response, reference, {"truncated": truncated}) for reference in each)
     recorded = row.get("outcome")
-    return Asked(where, items, float(recorded) if isinstance(recorded, int | float) else None)
+    return Asked(where, items, float(recorded) if isinstance(recorded, int | float) else None, missing)
 
 
 def _response(where: str, row: Mapping[str, Any], field: str) -> str:

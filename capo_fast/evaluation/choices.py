@@ -9,13 +9,14 @@ from string import ascii_uppercase
 
 from capo_fast.verify.extract import boxed_answer, outside_thinking, tagged_answer
 from capo_fast.verify.unicode_maths import latex_of
-from capo_fast.verify.vocabulary import CHOICE_WORD, TEXT_COMMANDS
 
 MOST = len(ascii_uppercase)
 INSTRUCTION = "Put the letter of the right choice within \\boxed{}."
 
-_WRAPPING = re.compile(rf"\\{TEXT_COMMANDS}\s*\{{|[{{}}$*`\"'\u201c\u201d]|\\[()\[\], ]|(?<!\w)_|_(?!\w)")
-_WORD = f"(?i:{CHOICE_WORD})"
+_WRAPPING = re.compile(
+    r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf)|mbox)\s*\{|[{}$*`\"'\u201c\u201d]|\\[()\[\], ]|(?<!\w)_|_(?!\w)"
+)
+_WORD = r"(?i:option|choice|letter|answer)"
 _PHRASE = re.compile(
     rf"\b{_WORD}\s*(?:(?i:is|would be|must be|should be)\b|[:=-])\s*:?(?!\s*(?:not|in)?(?:correct|right|wrong)\b)"
 )
@@ -26,32 +27,65 @@ _LETTER = re.compile(
 _ANOTHER = re.compile(r"[)\]]?\s*(?:,|/|&|\bor\b|\band\b)\s*(?:and|or)?\s*[(\[]?[A-Z](?![\w'])")
 _ONE = rf"(?:\b{_WORD}\s+)?[(\[]?\b[A-Z]\b[)\].]?"
 _SOME = rf"{_ONE}(?:\s*(?:,|,?\s*(?:and|or|nor))\s*{_ONE}){{0,8}}"
+_REST = r"(?:(?!\b(?:so|but|hence|thus|therefore|while)\b)[^,.;])*"
 _ARE_NOT = (
-    r"(?:is|are|was|were|would be|seems?)\s+(?:(?:all|both|also|clearly|just|simply) ){0,3}"
-    r"(?:not|incorrect|wrong|false|out|ruled|eliminated|impossible|excluded|too|never)\b"
+    r"(?:is|are|was|were|would be|seems?|looks?)\s+(?:(?:all|both|also|clearly|just|simply|very|only) ){0,3}"
+    r"(?:not|incorrect|wrong|false|out|ruled|eliminated|impossible|excluded|too|never|tempting|hardly|barely|unlikely"
+    r"|less|least|worse|invalid|implausible)\b"
     r"|(?:isn|aren|can|won|doesn|don).?t\b|cannot\b|fails?\b"
 )
 _NOT = (
     r"not|isn.?t|rather than|instead of|neither|nor|can(?:not|.?t) be|eliminates?|rules? out|exclud\w+|reject\w*|unlike"
 )
-_WRONG = r"(?i:wrong|incorrect|false|least likely|worst)"
-_CALLED_WRONG = re.compile(rf"\b{_WRONG} \Z")
+_NOT_VERB = (
+    r"(?:not|never|(?:do|does|did|is|was|ca|wo|would|could|should)n.?t)\s+(?:(?:choose|pick|select|say|think|believe|agree|go|with|that|it|is|be|the|an?|right"
+    r"|correct|to|option|choice|answer)\s+){1,5}"
+)
+_SUPPOSED = r"(?:if|whether|unless|suppos\w+|assum\w+|doubt(?:s|ed|ful)?)\s+(?:that\s+)?(?!I\s)"
 _REJECTED = re.compile(
-    rf"\b{_WRONG} {_WORD}s?\s+(?i:is|are|was)\s+{_SOME}"
-    rf"|{_SOME}\s*,?\s*(?:{_ARE_NOT})[^,.;]*|\b(?i:{_NOT})\s+(?:by\s+)?{_SOME}"
+    rf"{_SOME}\s*,?\s*(?:{_ARE_NOT}){_REST}|\b(?i:{_NOT})\s+(?:by\s+)?{_SOME}|\b(?i:{_NOT_VERB}){_SOME}"
+    rf"|\b(?i:{_SUPPOSED}){_SOME}{_REST}"
+)
+_WRONG = re.compile(
+    r"\b(?i:wrong|incorrect|false|worst|poor|least\s+\w+|less\s+\w+|unlikely|impossible|tempting|second.best"
+    rf"|next.best|eliminated|excluded|rejected|initial|previous|earlier|first)[^\S\n]+{_WORD}s?[^\S\n]*"
+    rf"(?:(?i:is|are|was|were)\b|[:=-])[^\S\n]*(?:{_SOME})?"
+)
+"""An answer that is said to be wrong, or to be one that was given up."""
+_RIGHT = (
+    r"(?:is|must be|would be|seems)\s+(?:clearly |indeed |therefore |thus )?"
+    r"(?:(?:the|our|my)\s+)?(?:only\s+|most likely\s+)?(?:correct|right|best|true|answer|one)\b"
 )
 _AFFIRMED = re.compile(
-    r"[(\[]?\b(?P<first>[A-Z])\b[)\].]?\s+(?:is|must be|would be|seems)\s+(?:clearly |indeed |therefore |thus )?"
-    r"(?:the\s+)?(?:only\s+|most likely\s+)?(?:correct|right|best|true|answer|one)\b"
+    rf"(?<![\w(\[])[(\[]?(?P<first>[A-Z])\b[)\].]?\s+{_RIGHT}"
     r"|\b(?i:so|thus|therefore|hence|choose|pick|select|chose|is|be|but|:),?\s+(?:(?i:option|choice|it is|its)\s+)?"
     r"[(\[]?(?P<last>[A-Z])[)\]]?\s*[.!]*\s*\Z"
 )
-_CORRECTED = re.compile(r"\b(?i:but|actually),? (?:(?i:option|choice|it is|its) )?[(\[]?([A-Z])[)\]]?\s*[.!]*\Z")
-"""What takes back a letter before it: A, but it's B."""
+_FITS = (
+    r"(?:(?:also|clearly|best|indeed|alone|only)\s+)?"
+    r"(?:is\s+(?:it|left|valid|consistent|supported|possible|what|the\s+\w+\s+(?:that|which))"
+    r"|it\s+is|fits?|satisf\w+|works?|match\w*|holds?|remains?|follows?|makes?|does|gives?|as|because|since|for|so|by)\b"
+)
+_DESCRIBED = re.compile(rf"{_SOME}\s+(?!{_RIGHT}|{_FITS}|and\b|or\b)[a-z]{_REST}")
+"""A letter of which something is said that makes it neither right nor wrong: "C is tempting", "B floats"."""
+_BEFORE = (
+    r"option|choice|letter|answer|is|be|it.?s|so|thus|therefore|hence|and|or|but|not|nor|either|neither|with|for|to|on|by"
+    r"|that|than|these|those|only|just|say|wait|then|as|because|since|if|\w+ing|\w+ly|match\w*|giv\w+|select\w*|pick\w*"
+    r"|choos\w+|chose|mark\w*|conclud\w+|leaves?|left|prefer|yes|no|maybe|of|are|label\w*|makes?|means?|implies"
+    r"|statement|alternative|response|item|hm+|let|between|among|from|in"
+)
+_LABEL = re.compile(
+    rf"(?<![\w'])(?!(?i:{_BEFORE})\b)[A-Za-z]{{2,}}\s+[A-HJ-Z](?![\w')\]])"
+    r"(?:\s*(?:,|/|&|and\b|or\b)\s*[A-Z]\b){0,8}"
+)
+"""A noun and its letter: "vitamin C", "case A"."""
+_REVISED = re.compile(r"\b(?:(?i:wait|hm+|second thoughts?|sorry|correction|scratch that|oops)|Actually|No(?=,))\b")
+_REVISED_AT_ONCE = re.compile(rf"{_REVISED.pattern}|\b(?i:actually|but|however|no|yet)\b")
+"""Within the sentence that states an answer."""
 _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z(\[])|\n")
 _MENTIONED = re.compile(
-    r"(?<!\b[A-Za-z])[(\[](?P<inside>[A-Z])[)\]]|(?<![\w'(\[])(?:(?P<alone>[B-HJ-Z])(?![\w'])"
-    r"|(?P<article>[AI])(?=[).:,;]|\s*\Z|\s*(?:or\b|and\b|/|&)\s*[(\[]?[A-Z]\b))"
+    r"(?<!\w)[(\[](?P<inside>[A-Z])[)\]]|(?<![\w'(\[])(?:(?P<alone>[B-HJ-Z])(?![\w'])"
+    r"|(?P<article>[AI])(?=[).:,;]|\s*(?:\Z|=)|\s+(?:because|since)\b|\s*(?:or\b|and\b|/|&)\s*[(\[]?[A-Z]\b))"
 )
 _MOST_CHARS = 500
 """Of a clause that is looked at; what the expressions above cost grows faster than its length."""
@@ -84,26 +118,39 @@ def read_choice(text: str, choices: Sequence[str]) -> int | None:
 
     Looked at in turn: the last `\boxed{}`, `<answer>`, what follows the last "answer is" or "answer:", the last
     sentence that names a letter. Each may be a letter, a letter with its text, or the text of one choice. A letter that
-    is said to be wrong is not named. Two letters, or one beyond the choices, are none.
+    is said to be wrong is not named, and of a statement that is taken back the new one counts. Two letters, one beyond
+    the choices, or a letter with the text of another choice are none.
 
     >>> [read_choice(text, ["3", "2"]) for text in (r"so \boxed{\text{B}}.", "The answer is (A) 3", "2", "A or B")]
     [1, 0, 1, None]
     """
     text = outside_thinking(text)
-    for clause in filter(None, (boxed_answer(text), tagged_answer(text), _stated(text))):
+    stated = _stated(_WRONG.sub(" ", text))
+    new = _taken_back(stated)
+    line = "" if new else stated.partition("\n")[0]
+    for clause in filter(None, (boxed_answer(text), tagged_answer(text), line)):
         clause = _plain(clause[:_MOST_CHARS])
-        if (place := _named(_without_rejected(clause), choices)) is not None:
-            return place
-        if _MENTIONED.search(clause):
-            return _mentioned(clause, choices)
-    line = _plain(text.strip().rpartition("\n")[2][-_MOST_CHARS:])
-    return _named(line, choices) if _alone(line) else _concluded(line, choices)
+        place = _named(_without_rejected(clause), choices)
+        if place is not None or _MENTIONED.search(clause):
+            place = _mentioned(clause, choices) if place is None else place
+            return place if _agrees(place, clause, choices) else None
+    line = new or _plain(_WRONG.sub(" ", text.strip().rpartition("\n")[2][-_MOST_CHARS:]))
+    place = _named(line, choices) if _alone(line) else _concluded(line, choices)
+    return place if _agrees(place, line, choices) else None
 
 
 def _stated(text: str) -> str:
-    """What follows the last "answer is", on its line or the next."""
-    phrases = [phrase for phrase in _PHRASE.finditer(text) if not _CALLED_WRONG.search(text[: phrase.start()][-20:])]
-    return text[phrases[-1].end() :].lstrip(" \t\n*").partition("\n")[0] if phrases else ""
+    """What follows the last "answer is", from its line or the next."""
+    phrases = list(_PHRASE.finditer(text))
+    return text[phrases[-1].end() :].lstrip(" \t\n*") if phrases else ""
+
+
+def _taken_back(stated: str) -> str:
+    """What follows the sign that a statement is taken back; empty without one, or where it names no letter."""
+    sentence = _SENTENCES.split(stated[:_MOST_CHARS], maxsplit=1)[0]
+    sign = _REVISED_AT_ONCE.search(sentence) or _REVISED.search(stated)
+    new = _plain(stated[sign.end() :].strip(" ,.:;!-\n")[-_MOST_CHARS:]) if sign else ""
+    return new if _letters(_without_rejected(new)) else ""
 
 
 def _plain(clause: str) -> str:
@@ -137,8 +184,6 @@ def _named(clause: str, choices: Sequence[str]) -> int | None:
     match = _LETTER.match(clause)
     if match is None or _ANOTHER.match(match["rest"]):
         return None
-    if corrected := _CORRECTED.search(match["rest"]):
-        return _place(corrected[1], choices)
     # A bare letter before a word may be an article or a pronoun.
     article = match["letter"].upper() in "AI" and not match["open"] and not match["word"]
     separated = r"[)\].:,;]|\s*$" if article else r"[)\].:,;\s]|$"
@@ -151,22 +196,37 @@ def _concluded(line: str, choices: Sequence[str]) -> int | None:
         sentence = _without_rejected(sentence)
         affirmed = {match["first"] or match["last"] for match in _AFFIRMED.finditer(sentence)}
         if affirmed:
-            return _place(affirmed.pop(), choices) if len(affirmed) == 1 else None
+            again = _letters(" ".join(_REVISED_AT_ONCE.split(sentence, maxsplit=1)[1:]))
+            return _place(affirmed.pop(), choices) if len(affirmed | again) == 1 else None
         if _MENTIONED.search(sentence):
-            return _mentioned(sentence, choices)
+            return _mentioned(_DESCRIBED.sub(" ", sentence), choices)
     return _mentioned(line, choices)
 
 
 def _mentioned(line: str, choices: Sequence[str]) -> int | None:
     """The one choice that a line mentions, by its letter or by its text."""
     line = _without_rejected(line)
-    letters = {match["inside"] or match["alone"] or match["article"] for match in _MENTIONED.finditer(line)}
-    if letters:
+    if letters := _letters(line):
         return _place(letters.pop(), choices) if len(letters) == 1 else None
     seen = f" {_norm(line)} "
     found = [place for place, choice in enumerate(choices) if f" {_norm(choice)} " in seen]
     widest = [place for place in found if not any(_inside(choices[place], choices[other]) for other in found)]
-    return widest[0] if len(widest) == 1 else None
+    labels = [_norm(label) for label in _LABEL.findall(line)]
+    sure = len(widest) == 1 and all(label in _norm(choices[widest[0]]) for label in labels)
+    return widest[0] if sure else None
+
+
+def _letters(line: str) -> set[str]:
+    """The letters that a line mentions as choices."""
+    found = _MENTIONED.finditer(_LABEL.sub(" ", line))
+    return {match["inside"] or match["alone"] or match["article"] for match in found}
+
+
+def _agrees(place: int | None, clause: str, choices: Sequence[str]) -> bool:
+    """Whether what stands beside a letter is not the text of another choice."""
+    text = _norm(_MENTIONED.sub(" ", clause)).strip(" ().,:;=-")
+    same = [other for other, choice in enumerate(choices) if _norm(choice) == text != ""]
+    return not same or place in same
 
 
 def _inside(one: str, other: str) -> bool:

@@ -42,15 +42,19 @@ def _open(right: int, wrong: Counter[str]) -> bool:
 
 
 def _merged(wrong: Counter[str], pairs: Sequence[tuple[str, str]]) -> list[int]:
-    """Votes of each cluster, its spellings joined by the pairs that are equal."""
-    leader = {text: text for text in wrong}
-    for a, b in pairs:
-        old, new = leader[b], leader[a]
-        leader = {text: new if first == old else first for text, first in leader.items()}
-    votes: Counter[str] = Counter()
-    for text, count in wrong.items():
-        votes[leader[text]] += count
-    return list(votes.values())
+    """Votes of each cluster, made from the most common spelling down.
+
+    A spelling joins the first cluster of which it equals every member. Equality isn't transitive: 28 % equals 0.28 and
+    28, which differ. Ties go by text, so the order of the samples doesn't matter.
+    """
+    equal = set(map(frozenset, pairs))
+    clusters: list[list[str]] = []
+    for text in sorted(wrong, key=lambda text: (-wrong[text], text)):
+        fitting = (each for each in clusters if all(frozenset((text, other)) in equal for other in each))
+        if (cluster := next(fitting, None)) is None:
+            clusters.append(cluster := [])
+        cluster.append(text)
+    return [sum(wrong[text] for text in cluster) for cluster in clusters]
 
 
 def _score(right: int, wrong: Sequence[int]) -> float:

@@ -95,7 +95,8 @@ def check_attempts(
 
 def _free_form(question: Question, answer: Answer, verdict: Verdict) -> Checked:
     vote = extract_answer(answer.text, truncated=not answer.finished)
-    if verdict is not None and float(verdict) < 1.0 and question.tolerance is not None and vote is not None:
+    wrong = verdict is not None and float(verdict) < 1.0
+    if wrong and question.tolerance is not None and vote is not None:
         verdict = within(vote, question.answer, question.tolerance) or verdict
     return Checked(verdict, vote)
 

@@ -48,17 +48,19 @@ def judged(asked: Iterable[Asked], pool: WorkerPool[Judgement]) -> Iterator[tupl
     """Each answer with what the verifier says of it, as a line of `--out` has it."""
     every = iter(asked)
     while block := list(islice(every, BLOCK)):
-        found = iter(pool.check([item for each in block for item in each.items]))
+        found = iter(pool.check([item for each in block if not each.missing for item in each.items]))
         for each in block:
-            row = {"where": each.where} | verdict_row(each.items[0], [next(found) for _ in each.items])
+            mine = [] if each.missing else [next(found) for _ in each.items]
+            row = {"where": each.where} | verdict_row(each.items[0], mine)
             yield each, row if each.recorded is None else row | {"recorded": each.recorded}
 
 
 def verdict_row(item: Item, found: Sequence[Judgement | None]) -> dict[str, Any]:
-    """`found` is a Judgement for each right answer, or None where there was none in time."""
-    best = next((each for each in found if each is not None and each.equal), found[0])
+    """`found` is a Judgement for each right answer, or None where there was none in time; empty without a response."""
+    best = next((each for each in found if each is not None and each.equal), found[0] if found else None)
     if best is None:
-        return {"answer": None, "reference": item.reference, "verdict": "timed out", "rule": None}
+        verdict = "timed out" if found else "no response"
+        return {"answer": None, "reference": item.reference, "verdict": verdict, "rule": None}
     verdict = "right" if best.equal else "wrong"
     return {"answer": best.answer, "reference": best.reference, "verdict": verdict, "rule": best.rule}
 
@@ -76,7 +78,7 @@ def verify_pair(response: str, reference: str, truncated: bool, explain: bool, r
 
 def verify_file(path: Path, answers: Iterable[Asked], out: Path | None, reward: RewardConfig) -> int:
     """Print and write what is said of every answer of a path; 1 where none could be judged."""
-    verdicts, rules, differ = Counter[str](), Counter[str](), 0
+    verdicts, rules, recorded = Counter[str](), Counter[str](), Counter[bool]()
     with _pool(reward, JUDGE) as pool, replacing(out) if out else nullcontext() as file:
         for asked, row in judged(answers, pool):
             print(_line(row))
@@ -84,15 +86,16 @@ def verify_file(path: Path, answers: Iterable[Asked], out: Path | None, reward: 
                 file.write(json_line(row))
             verdicts[row["verdict"]] += 1
             rules[row["rule"] or "none"] += 1
-            differ += asked.recorded is not None and asked.recorded != (row["verdict"] == "right")
+            if asked.recorded is not None and row["verdict"] in ("right", "wrong"):
+                recorded[asked.recorded == (row["verdict"] == "right")] += 1
     total = verdicts.total()
     if not total:
         raise ConfigError(f"{path}: no answers in it")
-    counts = ", ".join(f"{verdicts[name]} {name}" for name in ("right", "wrong", "timed out"))
+    counts = ", ".join(f"{verdicts[name]} {name}" for name in ("right", "wrong", "timed out", "no response"))
     print(f"{total} answers: {counts}; by rule: {', '.join(f'{rule} {count}' for rule, count in rules.most_common())}")
-    if differ:
-        print(f"{differ} verdicts differ from the recorded outcome")
-    return int(verdicts["timed out"] == total)
+    if recorded:
+        print(f"{recorded[False]} of {recorded.total()} verdicts differ from the recorded outcome")
+    return int(verdicts["right"] + verdicts["wrong"] == 0)
 
 
 def _line(row: Mapping[str, Any]) -> str:

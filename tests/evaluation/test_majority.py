@@ -40,6 +40,16 @@ def test_equal_answers_vote_together():
     assert score([R, R, wrong("0.5"), wrong("1/3"), wrong("2/3")]) == 1.0
 
 
+def test_answers_that_differ_are_not_joined_by_one_that_equals_both():
+    def equal(pairs):
+        return [set(pair) != {"0.28", "28"} for pair in pairs]
+
+    for votes in permutations([R, R, wrong("28%"), wrong("0.28"), wrong("28")]):
+        assert score(list(votes), equal) == 0.5
+    assert score([R, R, R, wrong("0.28"), wrong("28%"), wrong("28")], equal) == 1.0
+    assert score([R, R, wrong("28"), wrong("28"), wrong("28%"), wrong("0.28")], equal) == 0.0
+
+
 def test_a_tie_is_a_fair_draw():
     assert score([R, wrong("1")]) == 0.5
     assert score([R, wrong("1"), wrong("2")]) == pytest.approx(1 / 3)

@@ -58,7 +58,7 @@ def test_the_rows_of_a_file_are_judged_and_written(tmp_path, capsys):
     found = [json.loads(line) for line in out.read_text().splitlines()]
     assert status == 0 and [row["verdict"] for row in found] == ["right", "wrong", "wrong", "right"]
     assert [row["answer"] for row in found] == ["5", "\x1b6", None, "5"]
-    assert text.splitlines()[-1].startswith("4 answers: 2 right, 2 wrong, 0 timed out; by rule: ")
+    assert text.splitlines()[-1].startswith("4 answers: 2 right, 2 wrong, 0 timed out, 0 no response; by rule: ")
     assert "\x1b" not in text and r"\x1b6 | 5" in text
 
 
@@ -70,7 +70,17 @@ def test_a_run_s_rollouts_are_judged_by_its_settings(tmp_path, capsys):
     for what in (tmp_path, path):
         status, text, _ = verify(capsys, what)
         assert status == 0 and "2 answers: 1 right, 1 wrong" in text
-        assert text.splitlines()[-1] == "1 verdicts differ from the recorded outcome"
+        assert text.splitlines()[-1] == "1 of 2 verdicts differ from the recorded outcome"
+
+
+def test_a_row_without_a_response_is_counted(tmp_path, capsys):
+    rows = [{"response": None, "reference": ["1", "2"], "outcome": 0.0}, {"response": "3", "reference": "3"}]
+    path, out = written(tmp_path / "a.jsonl", *rows), tmp_path / "out.jsonl"
+    status, text, _ = verify(capsys, path, "--out", out)
+    assert status == 0
+    assert text.splitlines()[-1].startswith("2 answers: 1 right, 0 wrong, 0 timed out, 1 no response; by rule: ")
+    assert [json.loads(line)["verdict"] for line in out.read_text().splitlines()] == ["no response", "right"]
+    assert verify(capsys, written(path, rows[0]))[0] == 1
 
 
 def test_what_is_not_judged_in_time_is_said(tmp_path, capsys, monkeypatch):
