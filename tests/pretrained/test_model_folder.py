@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import constants as hub
 from model_folders import INDEX, SINGLE, configured, copied, reweighted, sharded, with_tokens, without
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from capo_fast.build import load_critic
 from capo_fast.config.paths import resolve_model
@@ -28,6 +28,7 @@ from capo_fast.pretrained import (
 )
 
 MLP = tuple(f"model.layers.1.mlp.{name}_proj.weight" for name in ("down", "gate", "up"))
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 BUFFER = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}
 CODE = {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}
@@ -67,6 +68,22 @@ def lost_shard(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
+def with_twice_the_embedding(folder: Path) -> None:
+    """The second shard holds it as well, and transformers would take that one."""
+    sharded(folder)
+    first, last = (load_file(folder / SHARDS[i]) for i in (0, 1))
+    save_file(last | {EMBEDDING: 2 * (first | last)[EMBEDDING]}, folder / SHARDS[1], {"format": "pt"})
+    moved(folder, SHARDS[0])
+
+
+def moved(folder: Path, shard: str | None) -> None:
+    """The index has the embedding in this shard; None: not at all."""
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"].pop(EMBEDDING)
+    index["weight_map"] |= {EMBEDDING: shard} if shard else {}
+    (folder / INDEX).write_text(json.dumps(index))
+
+
 REFUSED = {
     "lacks projections": (lambda f: reweighted(f, without(*MLP)), f"3 missing: {', '.join(MLP)}"),
     "lacks a head": (lambda f: configured(f, tie_word_embeddings=False), f"1 missing: {HEAD}"),
@@ -79,6 +96,19 @@ REFUSED = {
         "named without the prefix 'model.'",
     ),
     "a shard lost": (lost_shard, f"{INDEX} names model-00002-of-00002.safetensors, which is not there"),
+    "a weight in two shards": (with_twice_the_embedding, f"found {EMBEDDING} in both {SHARDS[0]} and {SHARDS[1]}"),
+    "a weight in another shard": (
+        lambda f: (sharded(f), moved(f, SHARDS[1])),
+        f"{SHARDS[0]} holds {EMBEDDING}, which {INDEX} has in {SHARDS[1]}",
+    ),
+    "a weight not in the index": (
+        lambda f: (sharded(f), moved(f, None)),
+        f"{SHARDS[0]} holds {EMBEDDING}, which {INDEX} lacks",
+    ),
+    "a stray shard": (
+        lambda f: (sharded(f), (f / "model-00003-of-00003.safetensors").touch()),
+        f"found model-00003-of-00003.safetensors, wanted only the files that {INDEX} names",
+    ),
     "a second file": (lambda f: (f / "old.safetensors").touch(), f"found old.safetensors beside {SINGLE}"),
     "both forms": (lambda f: (f / INDEX).write_text("{}"), f"found both {SINGLE} and {INDEX}"),
     "cut": (lambda f: os.truncate(f / SINGLE, 1000), f"{SINGLE} can't be read, is it whole?"),
