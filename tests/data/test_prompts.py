@@ -145,6 +145,14 @@ def test_a_template_that_leaves_out_the_system_message_is_refused() -> None:
     assert len(rendered(PROBLEMS, default, "Think.", 99)) == 2  # what the template says anyway is not left out
 
 
+@pytest.mark.parametrize(
+    "template", ["1+1=", "{{ messages[0].content }}", "{{ messages[-1].content | upper }}", "{{ messages[-1].role }}"]
+)
+def test_a_template_that_leaves_out_or_changes_the_problem_is_refused(template: str) -> None:
+    said = refused(rendered, PROBLEMS, template, "Think.", 99)
+    assert "leaves out or changes the last message, which holds the problem" in said
+
+
 def test_a_date_is_that_of_the_run() -> None:
     coder = byte_tokenizer("{{ strftime_now('%d %b %Y %H:%M') }} {{ messages[-1].content }}")
     template = ChatTemplate(coder, date="2025-02-03")
