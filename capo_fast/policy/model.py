@@ -19,7 +19,7 @@ import capo_kernels as ck
 from capo_fast.config.schema import PolicyConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.attention import use_packed_sdpa
-from capo_fast.pretrained import check_model_folder, generation_file
+from capo_fast.pretrained import check_finite, check_model_folder, generation_file
 from capo_fast.records import PackedBatch, TokenBatch
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -85,7 +85,7 @@ def load_model(
 ) -> Any:
     """The model on the host, in `dtype`, without dropout. key: the setting that names it.
 
-    Raises ConfigError as `check_model_folder`, and where `attention` can't run here.
+    Raises ConfigError as `check_model_folder` and `check_finite`, and where `attention` can't run here.
     """
     # transformers loads its models at this import, in seconds; `capo check` needs none of them.
     from transformers import AutoModelForCausalLM
@@ -101,6 +101,7 @@ def load_model(
         raise ConfigError(f"{key}: the weights in {path} can't be read: {error}") from error
     except ImportError as error:
         raise ConfigError(f"policy.attention: {attention} can't run here: {error}") from error
+    check_finite(path, {name: weight.detach().sum().item() for name, weight in model.named_parameters()}, key)
     _keep_generation_file(model, path)
     switch_dropout_off(model)
     return model

@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from capo_fast.build import load_critic
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config, CriticConfig, EngineConfig
+from capo_fast.engine.checksum import checksum
 from capo_fast.errors import ConfigError
 from capo_fast.loaders import start_engine
 from capo_fast.policy.model import load_model
 from capo_fast.pretrained import (
     check_context,
+    check_engine_values,
     check_engine_weights,
     check_model_folder,
     load_tokenizer,
@@ -192,6 +194,20 @@ def test_every_road_to_a_model_is_checked(road, key, tmp_path, one_rank):
         road(str(folder))
 
 
+def test_weights_that_are_not_finite_are_refused_by_file_and_name(tmp_path):
+    def spoil(weights):
+        weights[MLP[0]][3, 5] = torch.inf
+        weights[MLP[1]][:] = torch.nan
+
+    reweighted(folder := copied(tmp_path / "model"), spoil)
+    says = rf"^model\.path: {folder}: found NaN or infinite values in {SINGLE}, 2 with such: {MLP[0]}, {MLP[1]}$"
+    with pytest.raises(ConfigError, match=says):
+        load_model(str(folder), "sdpa")
+    config, held = read_config(str(folder)), load_file(folder / SINGLE)
+    with pytest.raises(ConfigError, match=says):
+        check_engine_values(str(folder), config, lambda: {name: checksum(each) for name, each in held.items()})
+
+
 def test_a_hub_id_is_checked_as_a_folder_is(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
@@ -254,6 +270,10 @@ def test_tokens_beyond_the_vocabulary_are_refused_by_name(tmp_path):
     ("damage", "says"),
     [
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer, wanted tokenizer.json"),
+        (
+            lambda f: ((f / "tokenizer.json").unlink(), (f / "vocab.txt").write_text("a\nb\n")),
+            "no tokenizer, found one without a token for '1[+]1'",
+        ),
         (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json is not JSON"),
         (lambda f: (f / "tokenizer.json").write_text(json.dumps({"model": 3})), "no tokenizer can be loaded"),
         (lambda f: (f / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is not JSON"),
