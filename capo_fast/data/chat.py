@@ -141,8 +141,8 @@ class ChatTemplate:
         *before, (role, _) = self._with_system(chat)
         if PROBE not in self._apply([*before, (role, PROBE)], tokenize=False):
             raise DataError(
-                f"model.path: the chat template of {self._name} leaves out or changes the last message, which holds the "
-                "problem"
+                f"model.path: the chat template of {self._name} leaves out or changes the last message, which "
+                "holds the problem"
             )
 
     def _check_system(self, chat: Sequence[Message]) -> None:

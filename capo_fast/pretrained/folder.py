@@ -40,6 +40,10 @@ def check_model_folder(
     if (folder / GENERATION).is_file():
         read_object(folder / GENERATION, where)  # transformers and vLLM would go without it
     model = check_weights(folder, config, where)
+    if config.model_type in TESTED and (found := config.get_text_config().hidden_act) != "silu":
+        raise ConfigError(
+            f"{where}: config.json has hidden_act {found}, wanted silu: vLLM's {config.model_type} has no other"
+        )
     if use == "train":
         _check_layers(model, f"{where}: a {config.model_type} model")
     return config

@@ -40,6 +40,7 @@ def check_weights(folder: Path, config: Any, where: str) -> Any:
         raise ConfigError(f"{where}: the weight files don't match config.json: {'; '.join(faults)}")
     if model.base_model_prefix == "model" and not any(name in shapes for name in model.state_dict()):
         raise ConfigError(f"{where}: the weights are named without the prefix 'model.', by which vLLM knows them")
+    _check_types(model, holders, where)
     _check_tied(model.all_tied_weights_keys, holders, where)
     return model
 
@@ -118,6 +119,25 @@ def _shapes(file: Path) -> dict[str, list[int]]:
         return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  it is no mapping
 
 
+def _check_types(model: Any, holders: Mapping[str, Path], where: str) -> None:
+    """Raises ConfigError for integers and 8-bit floats: they are of a quantised model, and their scales are missing."""
+    for name, _ in model.named_parameters():
+        if name in holders and (found := _type(holders[name], name)) not in PLAIN:
+            raise ConfigError(
+                f"{where}: {holders[name].name} has {name} as {found} and config.json no quantization_config, wanted "
+                f"one of {', '.join(PLAIN)}"
+            )
+
+
+PLAIN = ("F64", "F32", "F16", "BF16")
+"""Types of weights that are not quantised, by safetensors' names."""
+
+
+def _type(file: Path, name: str) -> str:
+    with safe_open(file, "pt") as opened:
+        return str(opened.get_slice(name).get_dtype())
+
+
 def _compare(config: Any, shapes: Mapping[str, Sequence[int]], where: str) -> tuple[Any, list[str]]:
     """The model without storage, and a description of each kind of difference."""
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
@@ -153,9 +173,11 @@ def model_class(config: Any, where: str) -> Any:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     name = next(iter(config.architectures or []), None)
+    if config.architectures and not isinstance(name, str):
+        raise ConfigError(f"{where}: config.json has architectures {config.architectures}, wanted names")
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        if name not in (None, causal.__name__) and hasattr(transformers, name):  # vLLM goes by the name
+        if name not in (None, causal.__name__):  # vLLM goes by the name
             raise ConfigError(f"{where}: config.json has architectures {name}, wanted {causal.__name__}")
         return causal
     if name is None or not hasattr(transformers, name):

@@ -128,6 +128,20 @@ REFUSED = {
         lambda f: configured(f, architectures=["Qwen2ForSequenceClassification"]),
         "architectures Qwen2ForSequenceClassification, wanted Qwen2ForCausalLM",
     ),
+    "an unknown architecture": (
+        lambda f: configured(f, architectures=["FrobForCausalLM"]),
+        "architectures FrobForCausalLM, wanted Qwen2ForCausalLM$",
+    ),
+    "an unnamed architecture": (lambda f: configured(f, architectures=[None]), r"architectures \[None\], wanted names"),
+    "an activation that vLLM lacks": (lambda f: configured(f, hidden_act="gelu"), "hidden_act gelu, wanted silu"),
+    "integers": (
+        lambda f: reweighted(f, lambda w: w | {MLP[0]: w[MLP[0]].to(torch.int8)}),
+        f"{SINGLE} has {MLP[0]} as I8 and config.json no quantization_config, wanted one of F64, ",
+    ),
+    "8-bit floats": (
+        lambda f: reweighted(f, lambda w: w | {MLP[0]: w[MLP[0]].to(torch.float8_e4m3fn)}),
+        f"{SINGLE} has {MLP[0]} as F8_E4M3 and",
+    ),
     "empty": (emptied, "no config.json, wanted a model's folder"),
     "an adapter": (lambda f: (emptied(f), adapter(f)), "found a LoRA adapter, wanted a whole model"),
     "an adapter beside": (adapter, "found adapter_config.json beside the model"),
