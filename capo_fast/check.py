@@ -45,7 +45,7 @@ Looks at all that a run needs without starting it, one line each. The arguments 
 lists the settings."""
 
 TOKENISED = 1000
-"""Prompts of which the longest is shown. Of the others only those are tokenised that may be too long, as in training."""
+"""Prompts of which the longest is shown. Of the others only what may be too long is tokenised, as in training."""
 
 
 class CheckFailed(Exception):
