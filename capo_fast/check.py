@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,10 +27,11 @@ from capo_fast.loaders import (
     load_prompts,
     load_reward_functions,
 )
+from capo_fast.policy.lora import check_targets
 from capo_fast.policy.model import check_loss_kernel
 from capo_fast.policy.sync import check_same_architecture
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
-from capo_fast.pretrained.weights import weight_files
+from capo_fast.pretrained.weights import model_class, weight_files
 from capo_fast.runtime.ranks import check_divisible
 from capo_fast.terminal import printable
 from capo_fast.verify import RewardFunction
@@ -41,6 +43,9 @@ usage: capo check [--nproc N] [--config FILE ...] [--section.key VALUE ...]
 
 Looks at all that a run needs without starting it, one line each. The arguments are those of `capo train`, whose --help
 lists the settings."""
+
+TOKENISED = 1000
+"""Prompts of which the longest is shown. Of the others only what may be too long is tokenised, as in training."""
 
 
 class CheckFailed(Exception):
@@ -96,6 +101,9 @@ def _model(config: Config) -> tuple[Any, str]:
     load_tokenizer(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_loss_kernel(config.policy, model.vocab_size, device)
+    if config.lora.rank > 0:
+        with torch.device("meta"):
+            check_targets(model_class(model, f"model.path: {path}")(deepcopy(model)), config.lora)
     return model, f"{config.model.path}, {model.model_type}, {weights}"
 
 
@@ -111,8 +119,10 @@ def _folder(path: str, key: str, config: Config) -> tuple[Any, str]:
 def _data(config: Config, rewards: Sequence[RewardFunction]) -> tuple[None, str]:
     problems = load_prompts(config, load_tokenizer(resolve_model(config.model.path)), rewards)
     room = config.engine.max_model_len - config.rollout.max_tokens
-    longest = max(len(prompt.token_ids) for prompt in problems.prompts)
-    counts = f"{len(problems.prompts):,} problems, the longest prompt {longest} of {room} tokens"
+    tokenised = problems.prompts[:TOKENISED]
+    longest = max(len(prompt.token_ids) for prompt in tokenised)
+    of_some = f" of the first {TOKENISED:,}" if len(problems.prompts) > TOKENISED else ""
+    counts = f"{len(problems.prompts):,} problems, the longest prompt{of_some} {longest} of {room} tokens"
     return None, "; ".join([counts, f"{len(problems.heldout):,} held out", *problems.notes()])
 
 

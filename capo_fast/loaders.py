@@ -20,7 +20,7 @@ from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
 from capo_fast.engine.base import Engine, EngineError
 from capo_fast.errors import ConfigError, cause_of
-from capo_fast.pretrained import check_context, check_engine_weights, check_model_folder
+from capo_fast.pretrained import check_context, check_engine_values, check_engine_weights, check_model_folder
 from capo_fast.runtime.ranks import once_a_node
 from capo_fast.verify import RewardFunction, load_function
 from capo_fast.verify.functions import ALWAYS
@@ -155,5 +155,6 @@ def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None
         undo.callback((engine := VllmEngine(model_path, config.engine, lora)).close)
         if lora is None:  # what is pushed is compared by the sync canary
             check_engine_weights(model_path, model, engine.weight_names())
+            check_engine_values(model_path, model, engine.checksums)
         undo.pop_all()
     return engine

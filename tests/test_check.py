@@ -27,7 +27,7 @@ def test_the_embedded_default_could_start(capsys):
     assert status == 0
     assert [line.split()[:2] for line in lines] == [["ok", name] for name in NAMES]
     assert lines[0].endswith("capo, 16 steps of 16 prompts x 8 rollouts")
-    assert lines[4].endswith("4,096 problems, the longest prompt 14 of 208 tokens; 400 held out")
+    assert lines[4].endswith("4,096 problems, the longest prompt of the first 1,000 14 of 208 tokens; 400 held out")
 
 
 @pytest.fixture
@@ -43,6 +43,10 @@ def test_what_would_stop_a_run_ends_the_check(capsys, tmp_path):
         (["--reward.fn", "capo_fast.verify:nothing"], "reward         reward.fn: capo_fast.verify:nothing can't be"),
         (["--model.path", str(tmp_path / "none")], f"model          model.path: {tmp_path}/none: no such model folder"),
         (["--policy.loss_kernel", "triton"], "model          policy.loss_kernel: "),
+        (
+            ["--lora.rank", "2", "--lora.targets", "nope"],
+            "model          lora.targets: the model has no nope, want some of",
+        ),
         (["--data.path", "none.jsonl"], "data           none.jsonl: can't read it"),
         (
             ["--engine.max_model_len", "50", "--critic.max_tokens", "9"],

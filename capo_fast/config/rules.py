@@ -95,8 +95,12 @@ def _is_date(text: str | None) -> bool:
         return False
 
 
-TEMPLATE_ARGUMENTS = {"add_generation_prompt", "conversation", "messages", "return_dict", "strftime_now", "tokenize"}
-"""Of a chat template, or of transformers' call of it, and set by us."""
+TEMPLATE_ARGUMENTS = {
+    *("add_generation_prompt", "chat_template", "continue_final_message", "conversation", "max_length", "messages"),
+    *("padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "strftime_now", "tokenize"),
+    *("tokenizer_kwargs", "truncation"),
+}
+"""Of transformers' `apply_chat_template`, or set by us. Only its `tools` and `documents` are the template's."""
 
 
 def _templates(config: Config) -> Rules:

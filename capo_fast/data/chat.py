@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SLACK = 8
 """Tokens of a prompt that are neither its frame's nor of a byte each, such as a space that a tokenizer puts first."""
 
+PROBE = "Is 12 + 34 = 46? Say Yes or No."
+"""A problem that no template has."""
+
 
 @dataclass
 class Overlong:
@@ -72,6 +75,8 @@ class ChatTemplate:
     def prompt(self, problem: Problem, room: int) -> Prompt:
         """The problem as the policy sees it, opened for its answer. Raises DataError past `room` tokens."""
         ids = self.ids(problem.chat())
+        if not ids:
+            raise DataError(f"the prompt of problem {problem.id!r} has no tokens: the chat template renders nothing")
         if len(ids) > room:
             raise DataError(f"the prompt of problem {problem.id!r} has {len(ids)} tokens, wanted at most {room}")
         return Prompt(problem.id, problem.problem, problem.answer, problem.solution, ids, problem.columns)
@@ -130,12 +135,23 @@ class ChatTemplate:
         return "strftime_now" in str(self.tokenizer.chat_template)
 
     def _frame(self, roles: tuple[str, ...]) -> int:
-        """Tokens around the texts of messages with these roles. Raises DataError where a system message is left out."""
+        """Tokens around the texts of messages with these roles. Raises DataError where the problem or a system message
+        is left out."""
         if roles not in self._frames:
             chat = [(role, f"({role})") for role in roles]
+            self._check_problem(chat)
             self._check_system(chat)
             self._frames[roles] = len(self.ids(chat)) + SLACK
         return self._frames[roles]
+
+    def _check_problem(self, chat: Sequence[Message]) -> None:
+        """Whether the last message, which holds the problem, is in the prompt as it is."""
+        *before, (role, _) = self._with_system(chat)
+        if PROBE not in self._apply([*before, (role, PROBE)], tokenize=False):
+            raise DataError(
+                f"model.path: the chat template of {self._name} leaves out or changes the last message, which "
+                "holds the problem"
+            )
 
     def _check_system(self, chat: Sequence[Message]) -> None:
         (role, content), *rest = self._with_system(chat)

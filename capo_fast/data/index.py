@@ -118,7 +118,8 @@ def _index(source: Source, rows: Rows) -> Index:
     _check_unique(np.array(ids), rows, source)
     if overlong.count and (source.fields.overlong == "refuse" or not kept):
         total = min(wanted, len(rows))
-        raise DataError(f"{overlong.error(total)} (in {source.path}); data.overlong: drop leaves them out")
+        advice = "; data.overlong: drop leaves them out" if kept else ": no problem is short enough"
+        raise DataError(f"{overlong.error(total)} (in {source.path}){advice}")
     return Index(np.array(kept), np.array(texts), overlong.count)
 
 

@@ -19,7 +19,7 @@ import capo_kernels as ck
 from capo_fast.config.schema import PolicyConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.attention import choose_attention, use_packed_attention
-from capo_fast.pretrained import check_model_folder, generation_file
+from capo_fast.pretrained import check_finite, check_model_folder, generation_file
 from capo_fast.records import PackedBatch, TokenBatch
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -92,7 +92,7 @@ def load_model(
 ) -> Any:
     """The model on the host, in `dtype`, without dropout. key: the setting that names it.
 
-    Raises ConfigError as `check_model_folder`, and where `attention` can't run here.
+    Raises ConfigError as `check_model_folder` and `check_finite`, and where `attention` can't run here.
     """
     check_model_folder(path, key, untested=untested)
     return load_checked_model(path, attention, dtype, key)
@@ -113,6 +113,7 @@ def load_checked_model(path: str, attention: str, dtype: torch.dtype = torch.flo
         raise ConfigError(f"{key}: the weights in {path} can't be read: {error}") from error
     except ImportError as error:
         raise ConfigError(f"policy.attention: {attention} can't run here: {error}") from error
+    check_finite(path, {name: weight.detach().sum().item() for name, weight in model.named_parameters()}, key)
     switch_dropout_off(model)
     return model
 

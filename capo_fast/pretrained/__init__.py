@@ -1,13 +1,22 @@
 """A pretrained model as it is on disk, looked at before any of its weights is loaded."""
 
 from capo_fast.pretrained.config import check_context, check_trainable, read_config
-from capo_fast.pretrained.folder import GENERATION, check_engine_weights, check_model_folder, generation_file
+from capo_fast.pretrained.folder import (
+    GENERATION,
+    check_engine_values,
+    check_engine_weights,
+    check_finite,
+    check_model_folder,
+    generation_file,
+)
 from capo_fast.pretrained.tokenizer import load_tokenizer
 
 __all__ = [
     "GENERATION",
     "check_context",
+    "check_engine_values",
     "check_engine_weights",
+    "check_finite",
     "check_model_folder",
     "check_trainable",
     "generation_file",

@@ -6,7 +6,8 @@ missing with random numbers, and vLLM leaves zeros: here a folder is refused unl
 
 from __future__ import annotations
 
-from collections.abc import Set
+import math
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,10 @@ def check_model_folder(
     if (folder / GENERATION).is_file():
         read_object(folder / GENERATION, where)  # transformers and vLLM would go without it
     model = check_weights(folder, config, where)
+    if config.model_type in TESTED and (found := config.get_text_config().hidden_act) != "silu":
+        raise ConfigError(
+            f"{where}: config.json has hidden_act {found}, wanted silu: vLLM's {config.model_type} has no other"
+        )
     if use == "train":
         _check_layers(model, f"{where}: a {config.model_type} model")
     return config
@@ -84,6 +89,25 @@ def check_engine_weights(path: str, config: Any, held: Set[str]) -> None:
     if differing := (stored ^ held) - tied:
         names = listed("of one side alone", differing)
         raise ConfigError(f"{where}: vLLM computes with other weights than the files have, {names}")
+
+
+def check_engine_values(path: str, config: Any, sums: Callable[[], Mapping[str, float]]) -> None:
+    """`check_finite` of what an engine has loaded, for the architectures and weights that it can sum."""
+    if config.model_type in TESTED and not quantisation(config):
+        check_finite(path, sums())
+
+
+def check_finite(path: str, sums: Mapping[str, float], key: str = "model.path") -> None:
+    """Raises ConfigError with the weights whose sum is NaN or infinite, as one of their values is then.
+
+    sums: over all values of each loaded weight, by name.
+    """
+    if not (names := sorted(name for name, found in sums.items() if not math.isfinite(found))):
+        return
+    where = f"{key}: {path}"
+    holders = [file for file in weight_files(_local_folder(path, where), where) if names[0] in names_in(file, where)]
+    inside = holders[0].name if holders else "the weight files"
+    raise ConfigError(f"{where}: found NaN or infinite values in {inside}, {listed('with such', names)}")
 
 
 WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")

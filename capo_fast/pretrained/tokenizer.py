@@ -24,6 +24,7 @@ def load_tokenizer(path: str, key: str = "model.path") -> Any:
     except Exception as error:  # tokenizers raises Exception itself
         _check_json(Path(path), where)
         raise ConfigError(f"{where}: no tokenizer can be loaded: {cause_of(error)}") from error
+    _check_vocabulary(tokenizer, where)
     _check_ids(tokenizer, config, where)
     return tokenizer
 
@@ -33,6 +34,13 @@ def _check_json(folder: Path, where: str) -> None:
     for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
         if file.is_file():
             read_object(file, where)
+
+
+def _check_vocabulary(tokenizer: Any, where: str) -> None:
+    """Raises ConfigError for the empty tokenizer that transformers makes of a file that its class doesn't read."""
+    found = tokenizer("1+1", add_special_tokens=False)["input_ids"]
+    if not set(found) - {tokenizer.unk_token_id}:
+        raise ConfigError(f"{where}: no tokenizer, found one without a token for '1+1', wanted tokenizer.json")
 
 
 def _check_ids(tokenizer: Any, config: Any, where: str) -> None:

@@ -29,7 +29,9 @@ def check_weights(folder: Path, config: Any, where: str) -> Any:
     Quantised weights have names and shapes of their own: of those every module must have one at least.
     """
     files = weight_files(folder, where)
-    holders = {name: file for file in files for name in names_in(file, where)}
+    holders = _holders(files, where)
+    if (folder / INDEX).is_file():
+        _check_index(_weight_map(folder, where), holders, where)
     shapes = {name: shape for file in files for name, shape in _shapes(file).items()}
     if quantisation(config):
         return _check_modules(config, shapes, where)
@@ -38,6 +40,7 @@ def check_weights(folder: Path, config: Any, where: str) -> Any:
         raise ConfigError(f"{where}: the weight files don't match config.json: {'; '.join(faults)}")
     if model.base_model_prefix == "model" and not any(name in shapes for name in model.state_dict()):
         raise ConfigError(f"{where}: the weights are named without the prefix 'model.', by which vLLM knows them")
+    _check_types(model, holders, where)
     _check_tied(model.all_tied_weights_keys, holders, where)
     return model
 
@@ -48,7 +51,7 @@ def weight_files(folder: Path, where: str) -> list[Path]:
     if (folder / INDEX).is_file():
         if SINGLE in found:
             raise ConfigError(f"{where}: found both {SINGLE} and {INDEX}, wanted one of them")
-        return _indexed(folder, where)
+        return _indexed(folder, found, where)
     if SINGLE in found:
         if others := [name for name in found if name != SINGLE]:
             raise ConfigError(f"{where}: found {others[0]} beside {SINGLE}, which vLLM would read as well")
@@ -63,15 +66,44 @@ def _pickled(folder: Path) -> str:
     return f"; {pickles[0]} is a pickle, which can run code: save_pretrained of transformers writes safetensors"
 
 
-def _indexed(folder: Path, where: str) -> list[Path]:
-    names = read_object(folder / INDEX, where).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise ConfigError(f"{where}: {INDEX} has no weight_map from weights to files")
-    files = sorted(set(names.values()))
+def _indexed(folder: Path, found: Sequence[str], where: str) -> list[Path]:
+    """found: the names of all safetensors files of the folder."""
+    files = sorted(set(_weight_map(folder, where).values()))
     for name in files:
         if Path(name).name != name or not (folder / name).is_file():
             raise ConfigError(f"{where}: {INDEX} names {name}, which is not there")
+    for name in found:
+        if name not in files and not name.startswith("consolidated"):  # Mistral's own format, which nobody reads here
+            raise ConfigError(f"{where}: found {name}, wanted only the files that {INDEX} names")
     return [folder / name for name in files]
+
+
+def _weight_map(folder: Path, where: str) -> dict[str, str]:
+    """The index: the file of each weight by name."""
+    names = read_object(folder / INDEX, where).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ConfigError(f"{where}: {INDEX} has no weight_map from weights to files")
+    return names
+
+
+def _holders(files: Sequence[Path], where: str) -> dict[str, Path]:
+    """The file of each weight. Raises ConfigError for a weight in two: transformers would take the last."""
+    holders: dict[str, Path] = {}
+    for file in files:
+        for name in names_in(file, where):
+            if name in holders:
+                raise ConfigError(f"{where}: found {name} in both {holders[name].name} and {file.name}, wanted it once")
+            holders[name] = file
+    return holders
+
+
+def _check_index(index: Mapping[str, str], holders: Mapping[str, Path], where: str) -> None:
+    """Raises ConfigError with the first weight that the index and the files have in different places."""
+    for name in sorted(index.keys() | holders.keys()):
+        if name not in holders:
+            raise ConfigError(f"{where}: {INDEX} has {name} in {index[name]}, which does not hold it")
+        if (said := index.get(name)) != (held := holders[name].name):
+            raise ConfigError(f"{where}: {held} holds {name}, which {INDEX} " + (f"has in {said}" if said else "lacks"))
 
 
 def names_in(file: Path, where: str) -> list[str]:
@@ -85,6 +117,25 @@ def names_in(file: Path, where: str) -> list[str]:
 def _shapes(file: Path) -> dict[str, list[int]]:
     with safe_open(file, "pt") as opened:
         return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  it is no mapping
+
+
+def _check_types(model: Any, holders: Mapping[str, Path], where: str) -> None:
+    """Raises ConfigError for integers and 8-bit floats: they are of a quantised model, and their scales are missing."""
+    for name, _ in model.named_parameters():
+        if name in holders and (found := _type(holders[name], name)) not in PLAIN:
+            raise ConfigError(
+                f"{where}: {holders[name].name} has {name} as {found} and config.json no quantization_config, wanted "
+                f"one of {', '.join(PLAIN)}"
+            )
+
+
+PLAIN = ("F64", "F32", "F16", "BF16")
+"""Types of weights that are not quantised, by safetensors' names."""
+
+
+def _type(file: Path, name: str) -> str:
+    with safe_open(file, "pt") as opened:
+        return str(opened.get_slice(name).get_dtype())
 
 
 def _compare(config: Any, shapes: Mapping[str, Sequence[int]], where: str) -> tuple[Any, list[str]]:
@@ -122,9 +173,11 @@ def model_class(config: Any, where: str) -> Any:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     name = next(iter(config.architectures or []), None)
+    if config.architectures and not isinstance(name, str):
+        raise ConfigError(f"{where}: config.json has architectures {config.architectures}, wanted names")
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        if name not in (None, causal.__name__) and hasattr(transformers, name):  # vLLM goes by the name
+        if name not in (None, causal.__name__):  # vLLM goes by the name
             raise ConfigError(f"{where}: config.json has architectures {name}, wanted {causal.__name__}")
         return causal
     if name is None or not hasattr(transformers, name):

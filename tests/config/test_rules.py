@@ -1,8 +1,10 @@
 """What a configuration must satisfy, and the values worked out from others."""
 
+import inspect
 from typing import Any, get_args
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from capo_fast.config import rules
 from capo_fast.config.load import build_config
@@ -267,3 +269,9 @@ def test_critiques_stream_unless_weights_swap_or_a_verdict_is_needed(
 ) -> None:
     config = valid(**settings)
     assert (config.swaps, config.streams) == (swaps, streams)
+
+
+def test_no_argument_of_transformers_call_is_taken_for_one_of_the_template():
+    """Its `truncation` would cut every prompt, its `chat_template` replace the model's."""
+    call = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    assert call.keys() - rules.TEMPLATE_ARGUMENTS == {"self", "kwargs", "tools", "documents"}

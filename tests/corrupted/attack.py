@@ -34,9 +34,9 @@ class Attack:
     def __init__(self, folder: Path, verbose: bool) -> None:
         self.folder, self.verbose = folder, verbose
         self.sound, self.resumed = folder / "sound", folder / "resumed"
-        assert self.train(self.sound, 2)[0] == 0
+        self.train_whole(self.sound, 2)
         shutil.copytree(self.sound, self.resumed)
-        assert self.train(self.resumed, 3)[0] == 0
+        self.train_whole(self.resumed, 3)
 
     def run(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
         """Outcomes by file and damage."""
@@ -70,6 +70,10 @@ class Attack:
         if difference and not (warned and difference == LOST):
             return f"SILENT {difference}"
         return "lost" if difference else "warned" if warned else "harmless"
+
+    def train_whole(self, run: Path, steps: int) -> None:
+        code, text = self.train(run, steps)
+        assert code == 0, f"the run without damage has exit status {code}:\n{text}"
 
     def train(self, run: Path, steps: int) -> tuple[int, str]:
         return self.child(scripted_run.main, ["--run.dir", str(run), "--train.steps", str(steps), *SETTINGS])

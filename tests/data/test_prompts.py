@@ -145,6 +145,14 @@ def test_a_template_that_leaves_out_the_system_message_is_refused() -> None:
     assert len(rendered(PROBLEMS, default, "Think.", 99)) == 2  # what the template says anyway is not left out
 
 
+@pytest.mark.parametrize(
+    "template", ["1+1=", "{{ messages[0].content }}", "{{ messages[-1].content | upper }}", "{{ messages[-1].role }}"]
+)
+def test_a_template_that_leaves_out_or_changes_the_problem_is_refused(template: str) -> None:
+    said = refused(rendered, PROBLEMS, template, "Think.", 99)
+    assert "leaves out or changes the last message, which holds the problem" in said
+
+
 def test_a_date_is_that_of_the_run() -> None:
     coder = byte_tokenizer("{{ strftime_now('%d %b %Y %H:%M') }} {{ messages[-1].content }}")
     template = ChatTemplate(coder, date="2025-02-03")
@@ -188,7 +196,8 @@ def test_prompts_that_are_too_long_are_refused_or_dropped(tmp_path: Path) -> Non
         "2 of 5 training problems are dropped: their prompts are too long",
         "1 of 2 held-out problems are dropped: their prompts are too long",
     ]
-    assert "1 of 1 prompts are longer" in refused(partial(loaded, **{"data.overlong": "drop"}), tmp_path, [LONG], [])
+    said = refused(partial(loaded, **{"data.overlong": "drop"}), tmp_path, [LONG], [])
+    assert said.startswith("1 of 1 prompts are longer") and said.endswith("train.jsonl): no problem is short enough")
 
 
 def test_held_out_problems_that_are_trained_on_are_counted(tmp_path: Path) -> None:

@@ -11,16 +11,18 @@ import pytest
 import torch
 from huggingface_hub import constants as hub
 from model_folders import INDEX, SINGLE, configured, copied, reweighted, sharded, with_tokens, without
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from capo_fast.build import load_critic
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config, CriticConfig, EngineConfig
+from capo_fast.engine.checksum import checksum
 from capo_fast.errors import ConfigError
 from capo_fast.loaders import start_engine
 from capo_fast.policy.model import load_model
 from capo_fast.pretrained import (
     check_context,
+    check_engine_values,
     check_engine_weights,
     check_model_folder,
     load_tokenizer,
@@ -28,6 +30,7 @@ from capo_fast.pretrained import (
 )
 
 MLP = tuple(f"model.layers.1.mlp.{name}_proj.weight" for name in ("down", "gate", "up"))
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 BUFFER = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(16)}
 CODE = {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}
@@ -67,6 +70,22 @@ def lost_shard(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
+def with_twice_the_embedding(folder: Path) -> None:
+    """The second shard holds it as well, and transformers would take that one."""
+    sharded(folder)
+    first, last = (load_file(folder / SHARDS[i]) for i in (0, 1))
+    save_file(last | {EMBEDDING: 2 * (first | last)[EMBEDDING]}, folder / SHARDS[1], {"format": "pt"})
+    moved(folder, SHARDS[0])
+
+
+def moved(folder: Path, shard: str | None) -> None:
+    """The index has the embedding in this shard; None: not at all."""
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"].pop(EMBEDDING)
+    index["weight_map"] |= {EMBEDDING: shard} if shard else {}
+    (folder / INDEX).write_text(json.dumps(index))
+
+
 REFUSED = {
     "lacks projections": (lambda f: reweighted(f, without(*MLP)), f"3 missing: {', '.join(MLP)}"),
     "lacks a head": (lambda f: configured(f, tie_word_embeddings=False), f"1 missing: {HEAD}"),
@@ -79,6 +98,19 @@ REFUSED = {
         "named without the prefix 'model.'",
     ),
     "a shard lost": (lost_shard, f"{INDEX} names model-00002-of-00002.safetensors, which is not there"),
+    "a weight in two shards": (with_twice_the_embedding, f"found {EMBEDDING} in both {SHARDS[0]} and {SHARDS[1]}"),
+    "a weight in another shard": (
+        lambda f: (sharded(f), moved(f, SHARDS[1])),
+        f"{SHARDS[0]} holds {EMBEDDING}, which {INDEX} has in {SHARDS[1]}",
+    ),
+    "a weight not in the index": (
+        lambda f: (sharded(f), moved(f, None)),
+        f"{SHARDS[0]} holds {EMBEDDING}, which {INDEX} lacks",
+    ),
+    "a stray shard": (
+        lambda f: (sharded(f), (f / "model-00003-of-00003.safetensors").touch()),
+        f"found model-00003-of-00003.safetensors, wanted only the files that {INDEX} names",
+    ),
     "a second file": (lambda f: (f / "old.safetensors").touch(), f"found old.safetensors beside {SINGLE}"),
     "both forms": (lambda f: (f / INDEX).write_text("{}"), f"found both {SINGLE} and {INDEX}"),
     "cut": (lambda f: os.truncate(f / SINGLE, 1000), f"{SINGLE} can't be read, is it whole?"),
@@ -95,6 +127,20 @@ REFUSED = {
     "a classifier": (
         lambda f: configured(f, architectures=["Qwen2ForSequenceClassification"]),
         "architectures Qwen2ForSequenceClassification, wanted Qwen2ForCausalLM",
+    ),
+    "an unknown architecture": (
+        lambda f: configured(f, architectures=["FrobForCausalLM"]),
+        "architectures FrobForCausalLM, wanted Qwen2ForCausalLM$",
+    ),
+    "an unnamed architecture": (lambda f: configured(f, architectures=[None]), r"architectures \[None\], wanted names"),
+    "an activation that vLLM lacks": (lambda f: configured(f, hidden_act="gelu"), "hidden_act gelu, wanted silu"),
+    "integers": (
+        lambda f: reweighted(f, lambda w: w | {MLP[0]: w[MLP[0]].to(torch.int8)}),
+        f"{SINGLE} has {MLP[0]} as I8 and config.json no quantization_config, wanted one of F64, ",
+    ),
+    "8-bit floats": (
+        lambda f: reweighted(f, lambda w: w | {MLP[0]: w[MLP[0]].to(torch.float8_e4m3fn)}),
+        f"{SINGLE} has {MLP[0]} as F8_E4M3 and",
     ),
     "empty": (emptied, "no config.json, wanted a model's folder"),
     "an adapter": (lambda f: (emptied(f), adapter(f)), "found a LoRA adapter, wanted a whole model"),
@@ -162,6 +208,20 @@ def test_every_road_to_a_model_is_checked(road, key, tmp_path, one_rank):
         road(str(folder))
 
 
+def test_weights_that_are_not_finite_are_refused_by_file_and_name(tmp_path):
+    def spoil(weights):
+        weights[MLP[0]][3, 5] = torch.inf
+        weights[MLP[1]][:] = torch.nan
+
+    reweighted(folder := copied(tmp_path / "model"), spoil)
+    says = rf"^model\.path: {folder}: found NaN or infinite values in {SINGLE}, 2 with such: {MLP[0]}, {MLP[1]}$"
+    with pytest.raises(ConfigError, match=says):
+        load_model(str(folder), "sdpa")
+    config, held = read_config(str(folder)), load_file(folder / SINGLE)
+    with pytest.raises(ConfigError, match=says):
+        check_engine_values(str(folder), config, lambda: {name: checksum(each) for name, each in held.items()})
+
+
 def test_a_hub_id_is_checked_as_a_folder_is(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
@@ -224,6 +284,10 @@ def test_tokens_beyond_the_vocabulary_are_refused_by_name(tmp_path):
     ("damage", "says"),
     [
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer, wanted tokenizer.json"),
+        (
+            lambda f: ((f / "tokenizer.json").unlink(), (f / "vocab.txt").write_text("a\nb\n")),
+            "no tokenizer, found one without a token for '1[+]1'",
+        ),
         (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer.json is not JSON"),
         (lambda f: (f / "tokenizer.json").write_text(json.dumps({"model": 3})), "no tokenizer can be loaded"),
         (lambda f: (f / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is not JSON"),
