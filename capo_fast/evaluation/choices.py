@@ -24,7 +24,10 @@ _LETTER = re.compile(
     rf"(?:(?P<word>{_WORD})[\s:]+)?(?P<open>[(\[]?)(?P<letter>[A-Z]|(?<=[(\[\s:])[a-z])(?![A-Za-z])(?P<rest>.*)",
     re.DOTALL,
 )
-_ANOTHER = re.compile(r"[)\]]?\s*(?:,|/|&|\bor\b|\band\b)\s*(?:and|or)?\s*[(\[]?[A-Z](?![\w'])")
+_ANOTHER = re.compile(
+    r"[)\]]?\s*(?:,|/|&|\bor\b|\band\b)\s*(?:and|or)?\s*[(\[]?[A-Z](?![\w'])|\s+(?:only\s+)?(?:if|unless)\b"
+)
+"""What makes a letter one of several, or conditional."""
 _ONE = rf"(?:\b{_WORD}\s+)?[(\[]?\b[A-Z]\b[)\].]?"
 _SOME = rf"{_ONE}(?:\s*(?:,|,?\s*(?:and|or|nor))\s*{_ONE}){{0,8}}"
 _REST = r"(?:(?!\b(?:so|but|hence|thus|therefore|while)\b)[^,.;])*"
@@ -36,6 +39,7 @@ _ARE_NOT = (
 )
 _NOT = (
     r"not|isn.?t|rather than|instead of|neither|nor|can(?:not|.?t) be|eliminates?|rules? out|exclud\w+|reject\w*|unlike"
+    r"|(?:all|anything|everything) but|other than|except(?: for)?|opposite of|avoid"
 )
 _NOT_VERB = (
     r"(?:not|never|(?:do|does|did|is|was|ca|wo|would|could|should)n.?t)\s+(?:(?:choose|pick|select|say|think|believe|agree|go|with|that|it|is|be|the|an?|right"
@@ -44,17 +48,20 @@ _NOT_VERB = (
 _SUPPOSED = r"(?:if|whether|unless|suppos\w+|assum\w+|doubt(?:s|ed|ful)?)\s+(?:that\s+)?(?!I\s)"
 _REJECTED = re.compile(
     rf"{_SOME}\s*,?\s*(?:{_ARE_NOT}){_REST}|\b(?i:{_NOT})\s+(?:by\s+)?{_SOME}|\b(?i:{_NOT_VERB}){_SOME}"
-    rf"|\b(?i:{_SUPPOSED}){_SOME}{_REST}"
+    rf"|\b(?i:{_SUPPOSED}){_SOME}{_REST}|{_SOME}\s*\?"
 )
 _WRONG = re.compile(
     r"\b(?i:wrong|incorrect|false|worst|poor|least\s+\w+|less\s+\w+|unlikely|impossible|tempting|second.best"
     rf"|next.best|eliminated|excluded|rejected|initial|previous|earlier|first)[^\S\n]+{_WORD}s?[^\S\n]*"
     rf"(?:(?i:is|are|was|were)\b|[:=-])[^\S\n]*(?:{_SOME})?"
+    r"|\b(?:[Ff]alse|not the case|not true|doubt|(?:might|could|would) (?:think|say|guess))"
+    rf"[^\S\n]+(?:that[^\S\n]+)?the[^\S\n]+(?:\w+[^\S\n]+)?{_WORD}[^\S\n]+(?:is|was)[^\S\n]+{_SOME}"
 )
 """An answer that is said to be wrong, or to be one that was given up."""
 _RIGHT = (
     r"(?:is|must be|would be|seems)\s+(?:clearly |indeed |therefore |thus )?"
     r"(?:(?:the|our|my)\s+)?(?:only\s+|most likely\s+)?(?:correct|right|best|true|answer|one)\b"
+    r"(?!\s+(?:only\s+)?(?:if|when|unless)\b)"
 )
 _AFFIRMED = re.compile(
     rf"(?<![\w(\[])[(\[]?(?P<first>[A-Z])\b[)\].]?\s+{_RIGHT}"
@@ -72,19 +79,26 @@ _BEFORE = (
     r"option|choice|letter|answer|is|be|it.?s|so|thus|therefore|hence|and|or|but|not|nor|either|neither|with|for|to|on|by"
     r"|that|than|these|those|only|just|say|wait|then|as|because|since|if|\w+ing|\w+ly|match\w*|giv\w+|select\w*|pick\w*"
     r"|choos\w+|chose|mark\w*|conclud\w+|leaves?|left|prefer|yes|no|maybe|of|are|label\w*|makes?|means?|implies"
-    r"|statement|alternative|response|item|hm+|let|between|among|from|in"
+    r"|statement|alternative|response|item|hm+|let|between|among|from|in|else|otherwise"
 )
 _LABEL = re.compile(
     rf"(?<![\w'])(?!(?i:{_BEFORE})\b)[A-Za-z]{{2,}}\s+[A-HJ-Z](?![\w')\]])"
     r"(?:\s*(?:,|/|&|and\b|or\b)\s*[A-Z]\b){0,8}"
 )
 """A noun and its letter: "vitamin C", "case A"."""
-_REVISED = re.compile(r"\b(?:(?i:wait|hm+|second thoughts?|sorry|correction|scratch that|oops)|Actually|No(?=,))\b")
-_REVISED_AT_ONCE = re.compile(rf"{_REVISED.pattern}|\b(?i:actually|but|however|no|yet)\b")
+_REVISED = re.compile(
+    r"\b(?:(?i:wait|hm+|second thoughts?|sorry|correction|scratch that|oops|(?:was|made) a mistake"
+    r"|was mistaken|I meant)|Actually|No(?=,))\b"
+)
+_REVISED_AT_ONCE = re.compile(rf"{_REVISED.pattern}|\b(?i:actually|(?<!all )(?<!thing )but|however|no|yet)\b")
 """Within the sentence that states an answer."""
+_DENIED = re.compile(
+    r"\b(?i:that|this|it)(?:.?s| is| was)\s+(?:wrong|incorrect|false|impossible|an? (?:trap|mistake|error)"
+    r"|not (?:right|correct|true|possible|it))\b|\bisn.?t (?:right|correct)\b"
+)
 _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z(\[])|\n")
 _MENTIONED = re.compile(
-    r"(?<!\w)[(\[](?P<inside>[A-Z])[)\]]|(?<![\w'(\[])(?:(?P<alone>[B-HJ-Z])(?![\w'])"
+    r"(?<!\w)[(\[](?P<inside>[A-Z])[)\]]|(?<![\w'(\[])(?:(?P<alone>[B-HJ-Z])(?![\w'^+])"
     r"|(?P<article>[AI])(?=[).:,;]|\s*(?:\Z|=)|\s+(?:because|since)\b|\s*(?:or\b|and\b|/|&)\s*[(\[]?[A-Z]\b))"
 )
 _MOST_CHARS = 500
@@ -146,11 +160,11 @@ def _stated(text: str) -> str:
 
 
 def _taken_back(stated: str) -> str:
-    """What follows the sign that a statement is taken back; empty without one, or where it names no letter."""
+    """What follows the sign that a statement is taken back; empty without one, or where it goes on about no choice."""
     sentence = _SENTENCES.split(stated[:_MOST_CHARS], maxsplit=1)[0]
     sign = _REVISED_AT_ONCE.search(sentence) or _REVISED.search(stated)
     new = _plain(stated[sign.end() :].strip(" ,.:;!-\n")[-_MOST_CHARS:]) if sign else ""
-    return new if _letters(_without_rejected(new)) else ""
+    return new if _letters(_without_rejected(new)) or _DENIED.search(new) else ""
 
 
 def _plain(clause: str) -> str:

@@ -46,7 +46,7 @@ def test_answers_that_differ_are_not_joined_by_one_that_equals_both():
 
     for votes in permutations([R, R, wrong("28%"), wrong("0.28"), wrong("28")]):
         assert score(list(votes), equal) == 0.5
-    assert score([R, R, R, wrong("0.28"), wrong("28%"), wrong("28")], equal) == 1.0
+    assert score([R, R, R, wrong("28%"), wrong("28%"), wrong("0.28"), wrong("28")], equal) == 0.5
     assert score([R, R, wrong("28"), wrong("28"), wrong("28%"), wrong("0.28")], equal) == 0.0
 
 
