@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from capo_fast.errors import ConfigError
@@ -96,8 +97,8 @@ def _entry_of(entries: Mapping[str, Any], value: str) -> str | None:
 
 
 def cause_of(error: BaseException) -> str:
-    """The error's type and text as one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """The error's type and text as one line of at most 200 characters."""
+    return shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
 def _config_file(path: str, where: str) -> Path:
@@ -145,7 +146,25 @@ def _config_entries(file: Path, where: str) -> dict[str, Any]:
     if kind not in CONFIG_MAPPING:
         code = f"; its own code ({next(iter(auto.values()))}) is never run" if (auto := found.get("auto_map")) else ""
         raise ConfigError(f"{where}: model_type {kind} is unknown to transformers {__version__}{code}")
+    _check_numbers(found, where)
     return found
+
+
+SIZES = (
+    *("hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers"),
+    *("num_key_value_heads", "vocab_size"),
+)
+
+
+def _check_numbers(entries: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError for entries of which Python's own errors would not give the name."""
+    for name in SIZES:
+        value = entries.get(name)
+        if value is not None and not (isinstance(value, int) and value > 0):
+            raise ConfigError(f"{where}: config.json has {name} {value!r}, wanted a positive integer")
+    padding, size = entries.get("pad_token_id"), entries.get("vocab_size")
+    if isinstance(padding, int) and size is not None and padding >= size:
+        raise ConfigError(f"{where}: config.json has pad_token_id {padding}, wanted less than vocab_size, {size}")
 
 
 def read_object(file: Path, where: str) -> dict[str, Any]:
