@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import ClassVar
 
 
@@ -13,8 +14,8 @@ class CapoError(Exception):
 
 
 def cause_of(error: BaseException) -> str:
-    """The error's type and text as one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """The error's type and text as one line of at most 300 characters."""
+    return shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
 
 
 class ConfigError(CapoError, ValueError):

@@ -193,8 +193,9 @@ def _messages(where: str, given: list[Any], field: str) -> tuple[Message, ...]:
                 f"{', '.join(ROLES)}"
             )
         found.append((each["role"], as_text(where, each["content"], f"{name}, content of a message")))
-    if not found or found[-1][0] != "user":
-        last = found[-1][0] if found else "no message"
+    if not found:
+        raise DataError(f"{where}: {name}: found an empty list, wanted messages")
+    if (last := found[-1][0]) != "user":
         raise DataError(f"{where}: {name}: the last message is of {last}, wanted one of user, which the policy answers")
     return tuple(found)
 

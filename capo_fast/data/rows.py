@@ -220,4 +220,5 @@ def _parsed(where: str, line: bytes) -> Any:
     try:
         return json.loads(line.removeprefix(BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {getattr(error, 'msg', error)}") from None
+        cause = str(getattr(error, "msg", error)).partition("; use sys.")[0]  # Python's advice to its programmers
+        raise DataError(f"{where}: not JSON: {cause}") from None

@@ -140,7 +140,25 @@ def _config_entries(file: Path, where: str) -> dict[str, Any]:
     if kind not in CONFIG_MAPPING:
         code = f"; its own code ({next(iter(auto.values()))}) is never run" if (auto := found.get("auto_map")) else ""
         raise ConfigError(f"{where}: model_type {kind} is unknown to transformers {__version__}{code}")
+    _check_numbers(found, where)
     return found
+
+
+SIZES = (
+    *("hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads", "num_hidden_layers"),
+    *("num_key_value_heads", "vocab_size"),
+)
+
+
+def _check_numbers(entries: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError for entries of which Python's own errors would not give the name."""
+    for name in SIZES:
+        value = entries.get(name)
+        if value is not None and not (isinstance(value, int) and value > 0):
+            raise ConfigError(f"{where}: config.json has {name} {value!r}, wanted a positive integer")
+    padding, size = entries.get("pad_token_id"), entries.get("vocab_size")
+    if isinstance(padding, int) and size is not None and padding >= size:
+        raise ConfigError(f"{where}: config.json has pad_token_id {padding}, wanted less than vocab_size, {size}")
 
 
 def read_object(file: Path, where: str) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class RunDir:
 
     def _changes(self, found: Checkpoint, progress: Progress, learner: Learner) -> Iterator[str]:
         if (ranks := dist.get_world_size()) != found.manifest.ranks:
-            yield f"{ranks} ranks, was {found.manifest.ranks}: the run goes on as it would have but for rounding"
+            yield f"ranks: {ranks}, was {found.manifest.ranks}: the run goes on as it would have but for rounding"
         before, now = by_key(self._settings(found)), by_key(self._config)
         for key in input_paths(self._config):
             if before[key] != now[key]:

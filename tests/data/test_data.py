@@ -254,7 +254,7 @@ GOOD = {"problem": "?", "answer": "1"}
         ({**GOOD, "answer": [["1"]]}, 'found ["1"], wanted text or a number'),
         ({**GOOD, "answer": "\u200b"}, "field 'answer' (data.answer_field) is empty"),
         ({**GOOD, "answer": "\0"}, "field 'answer' (data.answer_field) is empty"),
-        ({**GOOD, "problem": []}, "the last message is of no message, wanted one of user"),
+        ({**GOOD, "problem": []}, "found an empty list, wanted messages"),
         (
             {**GOOD, "problem": [{"role": "tool", "content": "x"}]},
             "in a list, wanted a message with content and a role",

@@ -134,6 +134,8 @@ REFUSED = {
     ),
     "an unnamed architecture": (lambda f: configured(f, architectures=[None]), r"architectures \[None\], wanted names"),
     "an activation that vLLM lacks": (lambda f: configured(f, hidden_act="gelu"), "hidden_act gelu, wanted silu"),
+    "no heads": (lambda f: configured(f, num_attention_heads=0), "num_attention_heads 0, wanted a positive integer"),
+    "padding beyond": (lambda f: configured(f, pad_token_id=64), "pad_token_id 64, wanted less than vocab_size, 64"),
     "integers": (
         lambda f: reweighted(f, lambda w: w | {MLP[0]: w[MLP[0]].to(torch.int8)}),
         f"{SINGLE} has {MLP[0]} as I8 and config.json no quantization_config, wanted one of F64, ",
