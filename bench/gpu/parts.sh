@@ -51,8 +51,9 @@ has() { # has TOOL: whether it is there; where it is not, says so
 bench() { # bench NAME SECONDS [PYTEST'S ARGUMENTS]: begins no case in the last third of its time
     local name="$1" limit="$2"
     shift 2
+    # With "=": before conftest.py is read, pytest takes the file of an option that it doesn't know for a path of tests.
     part "bench-$name" "$limit" $python -m pytest -q "bench/kernels/bench_$name.py" --suite "$suite" "$@" \
-        --time-limit $((limit * patience * 2 / 3)) --figures "$out/figures.jsonl" \
+        --time-limit=$((limit * patience * 2 / 3)) --figures="$out/figures.jsonl" \
         --benchmark-json "$work/bench-$name.json"
 }
 
