@@ -158,6 +158,7 @@ def _same_bases(a: Any, b: Any, same: Same) -> bool | None:
 # ---- ratios ----
 
 _RATIO = re.compile(r"[^=:<>,]+(?::[^=:<>,]+)+")
+_ODDS = re.compile(r"(\d+)\s+to\s+(\d+)")
 
 
 def _ratio(text: str) -> list[str] | None:
@@ -165,6 +166,8 @@ def _ratio(text: str) -> list[str] | None:
 
     Math-Verify divides them in turn, so that 1:2:\sqrt3 would be 1:\sqrt3:2.
     """
+    if odds := _ODDS.fullmatch(text.strip()):
+        return list(odds.groups())
     return [part.strip() for part in text.split(":")] if _RATIO.fullmatch(text) else None
 
 
@@ -173,8 +176,6 @@ def _same_ratio(a: Any, b: Any, same: Same) -> bool | None:
         return None if len(a or b) == 2 else False
     if len(a) != len(b):
         return False
-    if len(a) == 2:
-        return None
     return all(same(rf"\frac{{{x}}}{{{a[0]}}}", rf"\frac{{{y}}}{{{b[0]}}}") for x, y in zip(a[1:], b[1:], strict=True))
 
 
