@@ -40,6 +40,7 @@ _NONE = re.compile(
     r"\b(?:there\s+(?:are|is|exists?)|has|have)\s+(no\s+(?:[a-z]+\s+){0,2}(?:solution|root|answer|integer|value)s?)\.?\s*\Z",
     re.IGNORECASE,
 )
+_REASON = re.compile(r"\b(?:as|since|because|for|if|when|where|unless|while|that)\b", re.IGNORECASE)
 _SWEEPING = re.compile(r"\b(?:all|except|every|any|no|not|none|only|infinitely|unless|if)\b", re.IGNORECASE)
 _MOST_WORDS = 3, 12
 _CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
@@ -203,8 +204,9 @@ def _in_words(clause: str) -> str:
 
 def _none(text: str) -> str | None:
     """The end of a text that says that there is no solution."""
-    match = _NONE.search(text[-MAX_CHARS:])
-    return match[1] if match else None
+    end = text[-MAX_CHARS:]
+    match = _NONE.search(end)
+    return match[1] if match and not _REASON.search(_SENTENCE_END.split(end[: match.start()])[-1]) else None
 
 
 def _last_quantities(text: str) -> str | None:

@@ -218,6 +218,22 @@ def _same_quantities(a: Any, b: Any, same: Same) -> bool | None:
     return bool(a == b)
 
 
+# ---- mixed numbers in words ----
+
+_MIXED = re.compile(r"(\d+)\s+and\s+(\\frac\{\d+\}\{\d+\})")
+
+
+def _mixed(text: str) -> tuple[str, bool] | None:
+    """A number, and whether it may be two: 3 and 1/4 is 3.25 or a list."""
+    if match := _MIXED.fullmatch(text.strip()):
+        return match[1] + match[2], True
+    return (text, False) if number(text) else None
+
+
+def _same_mixed(a: Any, b: Any, same: Same) -> bool | None:
+    return same(a[0], b[0]) if a and b and a[1] != b[1] else None
+
+
 # ---- angles and triangles ----
 
 _FIGURE = re.compile(r"\\(angle|triangle)(?![a-z])\s*\{?\s*([A-Z])\s*([A-Z])\s*([A-Z])\s*\}?")
@@ -265,6 +281,7 @@ GUARDS = (
     Guard("guard: membership", _membership, _same_membership),
     Guard("guard: dots", _dotted, _same_dotted),
     Guard("guard: several quantities", _quantities, _same_quantities),
+    Guard("guard: mixed number", _mixed, _same_mixed),
     Guard("guard: base", _bases, _same_bases),
     Guard("guard: ratio", _ratio, _same_ratio),
     Guard("guard: angle or triangle", _figure, _same_figure),
