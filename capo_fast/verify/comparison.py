@@ -25,6 +25,7 @@ _CHOICE = re.compile(
     r"[(\[]?([A-J])(?:[)\]]\s?[.:]?\s?(?P<text>.*)|\s?[.:]\s(?P<more>.*))?",
     re.IGNORECASE,
 )
+_LABELLED = re.compile(r"\(?([A-J])(?:\)|\.)\s(?P<text>.+)")
 _ANOTHER_CHOICE = re.compile(r"\b[A-J]\s*[)\]]|\b(?:and|or)\s+[A-J]\b")
 _APPROXIMATELY = re.compile(r"\\(?:approx|sim|simeq)(?![a-z])")
 _INTERVAL = re.compile(r"[<>]|\\(?:le|ge|ne|cup|cap|setminus|mathbb)(?![a-z])")
@@ -48,7 +49,7 @@ def compare(answer: str, reference: str, conventions: Conventions) -> Verdict:
     """Whether two answers are equal, and the rule that decided."""
     if (choice := _same_choice(answer, reference)) is not None:
         return choice, "choice"
-    a, b = spelled(answer), spelled(reference)
+    a, b = _chosen_text(spelled(answer)), _chosen_text(spelled(reference))
     found = _Comparison(conventions, thousands=True).verdict(a, b)
     if not found[0] and (THOUSANDS.search(a) or THOUSANDS.search(b)):  # 1,234 may be a list
         again = _Comparison(conventions, thousands=False).verdict(a, b)
@@ -74,14 +75,29 @@ def within(answer: str, reference: str, tolerance: float) -> bool:
 
 
 def _same_choice(answer: str, reference: str) -> bool | None:
-    """Whether an answer chooses the letter that the reference is; None where either is something else."""
-    letter = _LETTER.fullmatch(spelled(reference))
-    chosen = _CHOICE.fullmatch(spelled(answer)) if letter else None
-    if letter is None or chosen is None:
+    """Whether an answer chooses the letter of the reference; None where one has no letter, or both have their texts."""
+    wanted = spelled(reference)
+    expected = _LETTER.fullmatch(wanted) or _labelled(wanted)
+    chosen = _CHOICE.fullmatch(spelled(answer)) if expected else None
+    if expected is None or chosen is None:
         return None
-    if _ANOTHER_CHOICE.search(chosen["text"] or chosen["more"] or ""):
+    text, letter = chosen["text"] or chosen["more"] or "", expected[1]
+    if _ANOTHER_CHOICE.search(text):
         return False
-    return chosen[1].upper() == letter[1] if len(chosen[0]) > 1 else chosen[1] == letter[1]
+    same = chosen[1].upper() == letter if len(chosen[0]) > 1 else chosen[1] == letter
+    return None if same and text and expected.re is _LABELLED else same
+
+
+def _labelled(text: str) -> re.Match[str] | None:
+    """A letter with the text of its choice."""
+    match = _LABELLED.fullmatch(text)
+    return match if match and not _ANOTHER_CHOICE.search(match["text"]) else None
+
+
+def _chosen_text(text: str) -> str:
+    """The text of a choice without its letter."""
+    match = _labelled(text)
+    return match["text"] if match else text
 
 
 class _Comparison(NamedTuple):

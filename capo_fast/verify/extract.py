@@ -16,6 +16,7 @@ from capo_fast.verify.prose import (
     leading_maths,
 )
 from capo_fast.verify.unicode_maths import latex_of
+from capo_fast.verify.vocabulary import CHOICE_WORD
 
 _THOUGHT = r"(?:think|thinking|thought|reasoning)>"
 _THOUGHT_ENDS, _THOUGHT_STARTS = re.compile(rf"</{_THOUGHT}", re.IGNORECASE), re.compile(rf"<{_THOUGHT}", re.IGNORECASE)
@@ -35,16 +36,23 @@ _MIXED_UNITS = re.compile(
     r"(?:\d[\d.]*\s*(?:hours?|hrs?|minutes?|mins?|seconds?|secs?|days?|weeks?|months?|years?|feet|foot|ft|inch(?:es)?|in"
     r"|yards?|miles?|pounds?|lbs?|ounces?|oz|dollars?|cents?|kg|g|km|m|cm)\b\.?[\s,]*(?:and\s+)?){2,4}"
 )
+_NONE = re.compile(
+    r"\b(?:there\s+(?:are|is|exists?)|has|have)\s+(no\s+(?:[a-z]+\s+){0,2}(?:solution|root|answer|integer|value)s?)\.?\s*\Z",
+    re.IGNORECASE,
+)
+_REASON = re.compile(r"\b(?:as|since|because|for|if|when|where|unless|while|that)\b", re.IGNORECASE)
 _SWEEPING = re.compile(r"\b(?:all|except|every|any|no|not|none|only|infinitely|unless|if)\b", re.IGNORECASE)
 _MOST_WORDS = 3, 12
 _CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
 """GSM8K's, before a result: 5*3=<<5*3=15>>15."""
 _TOKENS = re.compile(r"<\|[^<>|\s]{1,40}\|>|</s>")
 """Special tokens that a text still has."""
+_HTML = re.compile(r"<(b|i|em|strong)>([^<>\n]{1,200})</\1>")
 _EMPHASIS = re.compile(r"(?<![\w*)}])(\*{1,3}|__|`)(?=[^\s*`])([^\n*`]{1,200}?)(?<=\S)\1(?![\w*])")
 _ANSWER_IS = re.compile(
     r"(?:\b(?:the\s+)?(?:final|correct|right)\s+)?\banswers?(?:\s+(?:to|for|of)\s[^.\n:=]{0,80}?)?"
-    r"\s*(?:\b(?:is|are|would be|must be|should be)\b|=|:)\s*:?",
+    r"\s*(?:\b(?:is|are|would be|must be|should be)\b|=|:)\s*:?"
+    rf"|\b(?:correct|right)\s+{CHOICE_WORD}\s+is\b\s*:?|答案\s*(?:是|为|:)\s*:?",
     re.IGNORECASE,
 )
 _HOPED = re.compile(r"final answer is:?\s*([^\n]{1,300}?)\.?\s+I hope it is correct", re.IGNORECASE)
@@ -77,8 +85,9 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
         return boxed_answer(text)
     if final := _marked_final(text):
         return final
-    text = _EMPHASIS.sub(r"\2", _HEADING.sub("", latex_of(_CALCULATOR.sub("", _TOKENS.sub(" ", text)))))
-    for find in (_tagged, _marked, _after_phrase, bare, last_formula_or_number, _word):
+    text = _HTML.sub(r"\2", _CALCULATOR.sub("", _TOKENS.sub(" ", text)))
+    text = _EMPHASIS.sub(r"\2", _HEADING.sub("", latex_of(text)))
+    for find in (_tagged, _marked, _after_phrase, bare, _none, _last_quantities, last_formula_or_number, _word):
         if answer := find(text):
             return answer
     return None
@@ -191,6 +200,21 @@ def _in_words(clause: str) -> str:
     if count <= short or (count <= longer and _SWEEPING.search(clause)):
         return clause
     return last_formula_or_number(clause) or clause
+
+
+def _none(text: str) -> str | None:
+    """The end of a text that says that there is no solution."""
+    end = text[-MAX_CHARS:]
+    match = _NONE.search(end)
+    return match[1] if match and not _REASON.search(_SENTENCE_END.split(end[: match.start()])[-1]) else None
+
+
+def _last_quantities(text: str) -> str | None:
+    """The last quantity of several units, such as 2 hours and 30 minutes, that no number follows."""
+    end = text[-MAX_CHARS:]
+    *_, last = [None, *_MIXED_UNITS.finditer(end)]
+    sure = last and not re.search(r"\d", end[last.end() :]) and not re.search(r"\d\s*in\b", last[0])
+    return last[0].strip(" ,") if last and sure else None
 
 
 def _word(text: str) -> str | None:

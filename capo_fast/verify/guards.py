@@ -158,6 +158,7 @@ def _same_bases(a: Any, b: Any, same: Same) -> bool | None:
 # ---- ratios ----
 
 _RATIO = re.compile(r"[^=:<>,]+(?::[^=:<>,]+)+")
+_ODDS = re.compile(r"(\d+)\s+to\s+(\d+)")
 
 
 def _ratio(text: str) -> list[str] | None:
@@ -165,6 +166,8 @@ def _ratio(text: str) -> list[str] | None:
 
     Math-Verify divides them in turn, so that 1:2:\sqrt3 would be 1:\sqrt3:2.
     """
+    if odds := _ODDS.fullmatch(text.strip()):
+        return list(odds.groups())
     return [part.strip() for part in text.split(":")] if _RATIO.fullmatch(text) else None
 
 
@@ -173,8 +176,6 @@ def _same_ratio(a: Any, b: Any, same: Same) -> bool | None:
         return None if len(a or b) == 2 else False
     if len(a) != len(b):
         return False
-    if len(a) == 2:
-        return None
     return all(same(rf"\frac{{{x}}}{{{a[0]}}}", rf"\frac{{{y}}}{{{b[0]}}}") for x, y in zip(a[1:], b[1:], strict=True))
 
 
@@ -215,6 +216,22 @@ def _same_quantities(a: Any, b: Any, same: Same) -> bool | None:
     if a is None or b is None:
         return None
     return bool(a == b)
+
+
+# ---- mixed numbers in words ----
+
+_MIXED = re.compile(r"(\d+)\s+and\s+(\\frac\{\d+\}\{\d+\})")
+
+
+def _mixed(text: str) -> tuple[str, bool] | None:
+    """A number, and whether it may be two: 3 and 1/4 is 3.25 or a list."""
+    if match := _MIXED.fullmatch(text.strip()):
+        return match[1] + match[2], True
+    return (text, False) if number(text) else None
+
+
+def _same_mixed(a: Any, b: Any, same: Same) -> bool | None:
+    return same(a[0], b[0]) if a and b and a[1] != b[1] else None
 
 
 # ---- angles and triangles ----
@@ -264,6 +281,7 @@ GUARDS = (
     Guard("guard: membership", _membership, _same_membership),
     Guard("guard: dots", _dotted, _same_dotted),
     Guard("guard: several quantities", _quantities, _same_quantities),
+    Guard("guard: mixed number", _mixed, _same_mixed),
     Guard("guard: base", _bases, _same_bases),
     Guard("guard: ratio", _ratio, _same_ratio),
     Guard("guard: angle or triangle", _figure, _same_figure),

@@ -22,6 +22,16 @@ _DECIMAL = r"\d*\.\d+|\d+"
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "twelve": 12}
 _SCALES = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _RADIANS = r"\\\1\2(\\frac{\3\\pi}{180})"
+_STATED = r"(?i:(?:the\s+)?(?:final\s+)?(?:answer|total|result|value|sum)(?:\s+(?:is|equals)\b|\s*:)\s*:?)"
+_MODULO = r"\\pmod\s*(\{?\d+\}?)"
+_UNIT_PARTS = r"(?:[kcmnsghNJWKAVCP/\s]|\\cdot(?![a-z])|\^\{-?\d\}|\^\d)+"
+_UNIT = rf"\\{TEXT_COMMANDS}\s*\{{\s*[A-Za-z]{{1,3}}\s*\}}(?:\^\{{?\d\}}?)?"
+_INTEGER_NAME = (
+    r"([kmn])\s*\\in\s*\\mathbb\{Z\}|(?:(?:any|an|all|every)\s+)?integers?\s+([kmn])|([kmn])\s+(?:is\s+)?an\s+integer"
+)
+_FEW = r"((?:-?\d{1,9},\s*){1,8}-?\d{1,9})"
+_CONSTANT = r"(?:some|any|an)\s+(?:(?:real|arbitrary)\s+)?constants?\s+([A-Za-z])"
+_NEXT_RESIDUE = r"([a-z])\s*\\equiv\s*(?=-?\d+(?:,\s*\d+)*\s*\\pmod\s*\1)"
 _Replacement = str | Callable[[re.Match[str]], str]
 
 
@@ -61,7 +71,50 @@ def _font(match: re.Match[str]) -> str:
     return match[1] if len(match[1]) == 1 and not unit else f" {match[1]} "
 
 
+def _dotted_block(match: re.Match[str]) -> str:
+    """The repeating decimal whose block has a dot over its first and its last digit."""
+    return rf"{match[1]}.{match[2]}\overline{{{match[3]}{match[4]}{match[5]}}}"
+
+
+def _binomial(match: re.Match[str]) -> str:
+    lower, upper = int(match[1]), int(match[2])
+    return rf"\binom{{{lower}}}{{{upper}}}" if lower >= upper else match[0]
+
+
+def _interval(match: re.Match[str]) -> str:
+    return f"{'[' if match[1] == '[' else '('}{match[2]}{']' if match[3] == ']' else ')'}"
+
+
+def _sequence(match: re.Match[str]) -> str:
+    """All terms of an arithmetic sequence of integers with dots, where they are few."""
+    first, second, *more = map(int, match[2].split(","))
+    last, step = int(match[3]), second - first
+    terms = list(range(first, last + (1 if step > 0 else -1), step)) if step and abs(last - first) < 50 else []
+    known = [first, second, *more]
+    whole = terms[: len(known)] == known and terms[-1] == last and len(terms) > len(known)
+    return f"{match[1] or ''}{', '.join(map(str, terms))}{match[4] or ''}" if whole else match[0]
+
+
+def _system(match: re.Match[str]) -> str:
+    """The equations of a system, between commas; a function by cases is left alone."""
+    lines = [line.strip(" ,") for line in match[1].split("\\\\")]
+    return ", ".join(lines) if all(re.fullmatch(r"[a-z]\s*=[^=&,]+", line) for line in lines) else match[0]
+
+
+def _named_before(match: re.Match[str]) -> str:
+    """Nothing, where the letter of a remark is in what it is a remark on."""
+    letter = next(filter(None, match.groups()))
+    return "" if letter in re.sub(r"\\[A-Za-z]+", " ", match.string[: match.start()]) else match[0]
+
+
+def _same_unknown(match: re.Match[str]) -> str:
+    return ", " if match.string.lstrip()[:1] == match[2] else match[0]
+
+
 _ROWS: list[tuple[str, str, _Replacement]] = [
+    ("emphasis", r"\A\s*(\*{1,3}|__)([^*_]+)\1\s*\Z", r"\2"),
+    ("currencies", r"\A\s*(?:R|HK|NZ|[ACS])\\?\$\s*(?=\d)", ""),
+    ("counters", r"(?<=\d)\s*[元円个人岁]\s*\Z", ""),
     ("doubled backslashes", r"\\\\(?=(?:d?frac|sqrt|text|pi|left|right|cdot|times|boxed|infty)\b)", r"\\"),
     ("layout", r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|\s*\\!\s*", ""),
     ("layout", r"\\(?:(?:display|text|script)style|limits)(?![a-z])", ""),
@@ -76,6 +129,11 @@ _ROWS: list[tuple[str, str, _Replacement]] = [
     ("old fonts", r"\\(?:rm|bf|it|sf|tt)(?![a-z])", " "),
     ("percent", r"\\?%|(?<=[\d}) ])\s*(?:\\%|\b(?:percent(?:age)?(?: points?)?|pct)\b\.?)", r"\\%"),
     ("percent in a font", rf"\\{TEXT_COMMANDS}\s*\{{\s*(?:\\%|percent(?:age)?|pct)\s*\}}", r"\\%"),
+    ("colons", rf"(?<=\d)\s*\\{TEXT_COMMANDS}\s*\{{\s*:\s*\}}\s*(?=\d\d)", ":"),
+    ("ohms", r"(?<=[\d}])\s+(?:[kM]|\\(?:text|mathrm)\s*\{\s*[kM]\s*\})?\s*\\Omega\s*\Z", " ohms"),
+    ("micro", rf"(?<=[\d}}])\s*\\mu\s*\\{TEXT_COMMANDS}\s*\{{\s*([A-Za-z]{{1,3}})\s*\}}\s*\Z", r" micro\1"),
+    ("units with powers", rf"(?<=[\d}}])\s*\\{TEXT_COMMANDS}\s*\{{(?=[^^]*\^){_UNIT_PARTS}\}}\s*\Z", ""),
+    ("units over units", rf"(?<=[\d}}])\s*\\[dt]?frac\s*\{{\s*{_UNIT}\s*\}}\s*\{{\s*{_UNIT}\s*\}}\s*\Z", ""),
     ("ordinals", rf"(?<=\d)(?:\^\s*\{{?\s*)?(?:\\{TEXT_COMMANDS}\s*\{{\s*)?(?:st|nd|rd|th)\b\s*\}}?\}}?(?=\s*\Z)", ""),
     ("fonts", rf"\\{TEXT_COMMANDS}\s*\{{([^{{}}]*)\}}", _font),
     ("fonts in fonts", rf"\\{TEXT_COMMANDS}\s*\{{([^{{}}]*)\}}", _font),
@@ -83,8 +141,11 @@ _ROWS: list[tuple[str, str, _Replacement]] = [
     ("dollars", r"\\?\$|[€£¥₹]|\\(?:pounds|euro)(?![a-z])|\bUS(?=\s*\d)", " "),
     ("currency codes", r"\b(?:USD|EUR|GBP|CAD|AUD|CNY|RMB|INR|Rs)\.?(?=\s*\d)", " "),
     ("maths delimiters", r"\\[][()]", " "),
+    ("spaces", r"\s+", " "),
     ("fractions", r"\\[dtc]frac(?![a-z])", r"\\frac"),
     ("binomials", r"\\[dt]binom(?![a-z])", r"\\binom"),
+    ("binomials", r"\A\s*C_\{?(\d+)\}?\^\{?(\d+)\}?\s*\Z", _binomial),
+    ("binomials", r"\A\s*(?:\{\s*\})?\^?\{?(\d+)\}?\s*C_?\{?(\d+)\}?\s*\Z", _binomial),
     ("bare binomials", r"\\binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}"),
     ("binomials", r"\{\s*([^{}]+?)\s*\\choose\s*([^{}]+?)\s*\}", r"\\binom{\1}{\2}"),
     ("over", r"\{\s*([^{}]+?)\s*\\over\s*([^{}]+?)\s*\}", r"\\frac{\1}{\2}"),
@@ -92,7 +153,9 @@ _ROWS: list[tuple[str, str, _Replacement]] = [
     ("bare roots", r"\\sqrt\s*(\d|[A-Za-z])(?![\w{])", r"\\sqrt{\1}"),
     ("number sets", r"\\mathbb\s*([A-Z])(?![a-z])", r"\\mathbb{\1}"),
     ("number sets", r"\A\s*(?:the set of )?(?:all )?real numbers\s*\Z", r"\\mathbb{R}"),
+    ("bases", r"(?<=\d)\s*_\s*\{\s*\(\s*(\d+)\s*\)\s*\}", r"_{\1}"),
     ("bases", rf"_\s*\{{?\s*({'|'.join(_BASES)})\s*\}}?\s*\Z", lambda m: f"_{{{_BASES[m[1]]}}}"),
+    ("logarithms", r"\\log\s*_\s*(?:\{\s*e\s*\}|e(?![a-z]))", r"\\ln "),
     ("logarithms", r"\\lg(?![a-z])", r"\\log_{10}"),
     ("comparisons", r"\\leq(?:q|slant)?(?![a-z])|<=|=<", r"\\le "),
     ("comparisons", r"\\geq(?:q|slant)?(?![a-z])|>=", r"\\ge "),
@@ -109,6 +172,7 @@ _ROWS: list[tuple[str, str, _Replacement]] = [
     ("Greek variants", r"\\var(epsilon|phi|theta|rho|sigma|pi)(?![a-z])", r"\\\1 "),
     ("complements", r"\\(?:backslash|smallsetminus)(?![a-z])", r"\\setminus "),
     ("dots", r"\\(?:dots[cbmio]?|ldots|cdots)(?![a-z])|\.\.\.+", r"\\ldots "),
+    ("repeating decimals", r"(\d+)\.(\d*)\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?", _dotted_block),
     ("repeating decimals", r"(\d+)\.(\d*)\\(?:overline|bar|dot)\s*\{?\s*(\d+)\s*\}?", _repeating),
     ("repeating decimals", r"(\d+)\.(\d*)\((\d+)\)", _repeating),
     ("repeating decimals", r"(\d+)\.(\d{3,30})\s*\\ldots(?![a-z])", _repeated),
@@ -140,6 +204,14 @@ _ROWS: list[tuple[str, str, _Replacement]] = [
     ("or", r"\\(?:lor|vee)(?![a-z])", " or "),
     ("and", r"\\(?:land|wedge)(?![a-z])", " and "),
     ("approximations", r"\A\s*(?:\\(?:approx|sim|simeq)(?![a-z])|(?:approx(?:imately)?|about|roughly)\b\.?)", ""),
+    ("a stated answer", rf"\A\s*{_STATED}\s*(?=[-\d\\(])", ""),
+    ("equal unknowns", r"\A\s*([a-z])\s*=\s*([a-z])\s*=\s*(-?\d+(?:\.\d+)?)\s*\Z", r"\1=\3, \2=\3"),
+    ("open intervals", r"\A\s*([][])([^][]*[,;][^][]*)([][])\s*\Z", _interval),
+    ("dots", rf"\A\s*(\\\{{)?\s*{_FEW},\s*\\ldots\s*,\s*(-?\d{{1,9}})\s*(\\\}})?\s*\Z", _sequence),
+    ("systems", r"\A\s*\\begin\s*\{cases\}(.*)\\end\s*\{cases\}\s*\Z", _system),
+    ("integers", rf"\s*[,;]?\s*\(?\s*(?:(?:where|for|with)\s+)?(?:{_INTEGER_NAME})\s*\)?\s*\Z", _named_before),
+    ("constants", rf"\s*,?\s*\b(?:for|where|with)\s+{_CONSTANT}\s*\Z", _named_before),
+    ("congruences", rf"\s*{_MODULO}\s*(?:,\s*|,?\s*\bor\s+){_NEXT_RESIDUE}", _same_unknown),
     ("plain braces", r"\A\s*\{([^{}]*,[^{}]*)\}\s*\Z", r"\\{\1\\}"),
     ("set builders", r"\A\s*\\\{\s*([a-z])\s*(?:\\in\s*\\mathbb\{R\}\s*)?[|:]\s*(?=.*\1)(.*)\\\}\s*\Z", r"\2"),
     ("plain braces", r"(\\in(?![a-z])|=)\s*\{([^{}]*,[^{}]*)\}\s*\Z", r"\1\\{\2\\}"),

@@ -107,7 +107,28 @@ def _same_operators(a: Any, b: Any, same: Same) -> bool | None:
     return False if any(x and y and x != y for x, y in zip(a[2:], b[2:], strict=True)) else None
 
 
+# ---- the range of an index ----
+
+_RANGE = re.compile(r"[,;]?\s*\(?\s*(?:for|where|with)?\s*([kmn])\s*(?:\\ge(?![a-z])|>)\s*-?\d+\s*\)?\Z")
+_INDEXED = re.compile(r"[<>]|\\(?:le|ge|ne|in)(?![a-z])|\b(?:and|or)\b|\A\s*[kmn]\s*=")
+"""What makes a condition on the index a part of the answer."""
+
+
+def _ranged(text: str) -> tuple[str, bool]:
+    """A formula of an index, and whether it states the index's range: 2^n, n >= 1."""
+    match = _RANGE.search(text)
+    body = text[: match.start()].strip() if match else ""
+    stated = match is not None and re.search(rf"(?<![A-Za-z\\]){match[1]}(?![A-Za-z])", body) is not None
+    return (body, True) if stated and not _INDEXED.search(body) else (text, False)
+
+
+def _same_ranged(a: Any, b: Any, same: Same) -> bool | None:
+    """With a range on one side alone, the formulas decide; two ranges are compared after this."""
+    return None if a[1] == b[1] or _INDEXED.search(a[0]) or _INDEXED.search(b[0]) else same(a[0], b[0])
+
+
 SYMBOL_GUARDS = (
+    Guard("guard: range of an index", _ranged, _same_ranged),
     Guard("guard: named point", _point, _same_point),
     Guard("guard: and, or", _connective, _same_connective),
     Guard("guard: numbers side by side", _side_by_side, _same_side_by_side),
