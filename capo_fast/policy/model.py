@@ -36,7 +36,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.loss_kernel = loss_kernel
-        self.generation_file = generation_file(model.name_or_path)
+        # A model that was made in memory has no name.
+        self.generation_file = generation_file(model.name_or_path) if model.name_or_path else None
         """The bytes of `generation_config.json`, which the export holds as they are; None where there is none."""
         if self.generation_file is not None:
             from transformers import GenerationConfig  # see load_checked_model
