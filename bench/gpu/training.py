@@ -22,6 +22,7 @@ import torch
 from scripted_world import MODEL
 from torch.distributed.device_mesh import init_device_mesh
 
+from bench.kernels.problems import random_model
 from bench.kernels.suites import HEADS
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig
 from capo_fast.policy.batch import pack_update
@@ -67,23 +68,6 @@ def compare_gradients(impls: list[str], device: torch.device) -> bool:
     return good
 
 
-def random_model(name: str) -> Any:
-    from transformers import Qwen2Config, Qwen2ForCausalLM  # takes seconds
-
-    head = HEADS[name]
-    config = Qwen2Config(
-        vocab_size=head.vocab,
-        hidden_size=head.hidden,
-        intermediate_size=head.intermediate,
-        num_hidden_layers=head.layers,
-        num_attention_heads=head.heads,
-        num_key_value_heads=head.kv_heads,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    return Qwen2ForCausalLM(config)
-
-
 @contextmanager
 def counted_waits() -> Iterator[list[str]]:
     """What torch warns of: operations for which the host waits for the GPU."""
@@ -102,7 +86,7 @@ def counted_waits() -> Iterator[list[str]]:
 def measure_micro_batches(device: torch.device) -> None:
     """Steps of 1 and of 4 micro-batches: the waits must not grow with them."""
     name, copies = ("qwen2.5-0.5b", 20) if device.type == "cuda" else ("toy", 1)
-    model = random_model(name)
+    model = random_model(HEADS[name])
     weights = sum(x.numel() for x in model.parameters())
     learner = learner_of(model, PolicyConfig(dtype="bfloat16"), device)
     [micro] = pack_update(learner_ranks.SAMPLES * copies, learner.config, 0, 1)

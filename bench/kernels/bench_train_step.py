@@ -16,7 +16,7 @@ from torch import Tensor
 import capo_kernels as ck
 from bench.kernels.measure import Cost, Provider
 from bench.kernels.problems import Problem as LossProblem
-from bench.kernels.problems import Results
+from bench.kernels.problems import Results, random_model
 from bench.kernels.providers import (
     FUSED,
     LOGPROBS_ALONE,
@@ -38,21 +38,9 @@ class Problem(LossProblem):
     """The model, and old log-probs near its own."""
 
     def _make_inputs(self) -> None:
-        from transformers import Qwen2Config, Qwen2ForCausalLM
-
         head = self.case.head
-        config = Qwen2Config(
-            vocab_size=head.vocab,
-            hidden_size=head.hidden,
-            intermediate_size=head.intermediate,
-            num_hidden_layers=head.layers,
-            num_attention_heads=head.heads,
-            num_key_value_heads=head.kv_heads,
-            tie_word_embeddings=True,
-        )
-        torch.manual_seed(0)
         with torch.device(self.device):
-            self.model = Qwen2ForCausalLM(config).to(self.dtype)
+            self.model = random_model(head).to(self.dtype)
         self.input_ids = torch.randint(
             head.vocab, (self.sequences, self.length), generator=self.random, device=self.device
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import capo_kernels as ck
-from bench.kernels.suites import Case
+from bench.kernels.suites import Case, Head
 
 ENTROPY_COEF = 0.01
 STEP = 32
@@ -238,3 +238,20 @@ class LinearProblem(Problem):
 
     def forget(self) -> None:
         self.__dict__.pop("_wide_weight", None)
+
+
+def random_model(head: Head) -> Any:
+    """A Qwen2 of random weights with this head, on torch's default device."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM  # takes seconds
+
+    config = Qwen2Config(
+        vocab_size=head.vocab,
+        hidden_size=head.hidden,
+        intermediate_size=head.intermediate,
+        num_hidden_layers=head.layers,
+        num_attention_heads=head.heads,
+        num_key_value_heads=head.kv_heads,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(config)
