@@ -31,6 +31,7 @@ def start_server(*more: str) -> None:
     FORKS.set_forkserver_preload([*SCRIPTED, *more])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.path.dirname(__file__))
+        patch.setenv("OMP_NUM_THREADS", "1")  # what it imports may start OpenMP's threads, which no fork inherits
         forkserver.ensure_running()
 
 

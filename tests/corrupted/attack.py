@@ -25,6 +25,7 @@ SETTINGS = [
     *("--rollout.prompts", "2", "--rollout.n", "2"),
 ]
 LOST = "other metrics"
+LONGEST_S = 240
 TIMED = ("time/", "cpu/", "engine/", "memory", "tokens_per_s")
 
 
@@ -84,8 +85,11 @@ class Attack:
         log.unlink(missing_ok=True)
         process = forked.FORKS.Process(target=logged, args=(work, arguments, log))
         process.start()
-        process.join(120)
+        process.join(LONGEST_S)
         text = log.read_text(errors="replace")
+        if process.is_alive():
+            process.kill()
+            raise TimeoutError(f"{arguments} has not ended after {LONGEST_S} s:\n{text}")
         if self.verbose:
             print(text, file=sys.stderr, flush=True)
         return process.exitcode, text
