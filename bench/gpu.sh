@@ -23,6 +23,7 @@ fi
 part gate 40 $python -m bench.gpu.gate $device $impls
 ours="capo or multiply or read or GEMM or bound"
 bench policy_loss 45 -k "$ours"
+part shapes 20 $python -m bench.gpu.shapes
 bench token_logprobs 20 -k "$ours"
 bench linear_policy_loss 45 -k "$ours"
 if has ncu; then
@@ -34,7 +35,7 @@ if has ncu; then
         done
     done
 fi
-tests="$(ls tests/kernels/test_*.py | grep -vE 'triton_|emulated|instruction_sets|cuda_launches|linear_gemms|covering')"
+tests="$(ls tests/kernels/test_*.py | grep -vE 'triton_|emulated|instruction_sets|cuda_launches|cuda_resources|linear_gemms|covering')"
 [ -n "$dry" ] && tests=tests/kernels/test_coefficients.py
 for impl in $impls; do
     part "tests-$impl" 90 env CAPO_TEST_IMPL=$impl CAPO_TEST_DEVICE=$device $python -m pytest -q -p no:cacheprovider \
