@@ -162,7 +162,7 @@ def undisturbed(tmp_path_factory):
 def same_run(folder, other):
     weights = [load_file(path / "model" / "model.safetensors") for path in (folder, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] | weights[1])
-    clocks = ("time/", "cpu/", "engine/", "memory", "tokens_per_s")
+    clocks = ("time/", "cpu/", "engine/", "memory", "speed/", "tokens_per_s")
     timeless = [
         [{k: v for k, v in line.items() if not k.startswith(clocks)} for line in lines]
         for lines in map(metrics_of, (folder, other))

@@ -109,10 +109,15 @@ def run_shard(name: str, case: Case) -> dict[str, Any]:
         if done.returncode:
             sys.exit(f"{name}: exit status {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
         found = json.loads(Path(folder, "arm.json").read_text())
-    for step in found["steps"]:
-        if case.tokens is not None and step["tokens"] != step["rollouts"] * case.tokens:
-            sys.exit(f"{name}: found {step['tokens']} tokens, wanted {step['rollouts']} rollouts of {case.tokens}")
+    check_work(name, found, case.tokens)
     return found | {"outside": seconds - sum(map(wall, found["steps"]))}
+
+
+def check_work(name: str, found: Mapping[str, Any], tokens: int | None) -> None:
+    """Ends the command where responses don't have so many tokens: arms would be compared on unequal work."""
+    for step in found["steps"]:
+        if tokens is not None and step["tokens"] != step["rollouts"] * tokens:
+            sys.exit(f"{name}: found {step['tokens']} tokens, wanted {step['rollouts']} rollouts of {tokens}")
 
 
 def write_settings(name: str, case: Case, folder: Path) -> Path:

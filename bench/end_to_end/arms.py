@@ -75,12 +75,14 @@ EQUAL: dict[str, Any] = {
 
 
 def common_config(words: Sequence[str], *layers: Mapping[str, Any]) -> Config:
-    """The settings of a command line (`--config FILE`, else the embedded default) under these layers.
+    """The settings of a command line (`--config FILE`, else the embedded default) under these layers, without
+    evaluation; checkpoints are written before the first step and after the last.
 
     Raises ConfigError, also where an arm of TRL would do something else.
     """
     files, given = read_arguments(words)
-    config = validate(build_config(*map(read_file, files or [DEFAULT_FILE]), given, *layers))
+    bare = {"eval.path": "none", "checkpoint.every": 0}
+    config = validate(build_config(*map(read_file, files or [DEFAULT_FILE]), given, bare, *layers))
     for key, wanted in EQUAL.items():
         if (found := attrgetter(key)(config)) != wanted:
             raise ConfigError(f"{key}: found {found}, wanted {wanted}: TRL's arm does not take it over")
@@ -88,5 +90,4 @@ def common_config(words: Sequence[str], *layers: Mapping[str, Any]) -> Config:
 
 
 def arm_config(folder: Path, words: Sequence[str]) -> Config:
-    """What an arm trains: without evaluation; checkpoints are written before the first step and after the last."""
-    return common_config(words, {"run.dir": str(folder / "run"), "eval.path": "none", "checkpoint.every": 0})
+    return common_config(words, {"run.dir": str(folder / "run")})

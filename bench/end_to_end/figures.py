@@ -56,7 +56,10 @@ def summarise(results: Mapping[str, Sequence[Round]]) -> dict[str, Spread]:
     count = min(map(len, results.values()))
     found = {name: [figures(each) for each in rounds[:count]] for name, rounds in results.items()}
     base, best = found[BASE], found[best_of_trl(found)]
-    return {name: spread([a | ratios(a, *by) for a, *by in zip(each, base, best)]) for name, each in found.items()}
+    return {
+        name: spread([one | ratios(one, *to) for one, *to in zip(rounds, base, best, strict=True)])
+        for name, rounds in found.items()
+    }
 
 
 def spread(rounds: Sequence[Mapping[str, float]]) -> Spread:
@@ -71,7 +74,8 @@ def table(summary: Mapping[str, Spread]) -> str:
     others = ["tokens/s", "rollouts", "tokens a response", "first step, ms", "outside the steps, s"]
     by_stage = [key.replace(", ms", ", ratio") for key in times]
     rows = [*times, *by_stage, "step, ratio to the best", *others]
-    cells = [[row, *(cell(arm.get(row)) for arm in summary.values())] for row in rows]
+    shown = [row for row in rows if any(row in arm for arm in summary.values())]
+    cells = [[row, *(cell(arm.get(row)) for arm in summary.values())] for row in shown]
     return markdown_table(["", *summary], cells).rstrip()
 
 

@@ -25,7 +25,7 @@ SETTINGS = [
     *("--rollout.prompts", "2", "--rollout.n", "2"),
 ]
 LOST = "other metrics"
-TIMED = ("time/", "cpu/", "engine/", "memory", "tokens_per_s")
+TIMED = ("time/", "cpu/", "engine/", "memory", "speed/", "tokens_per_s")
 
 
 class Attack:
