@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
 from types import SimpleNamespace
 
@@ -62,15 +60,7 @@ def test_peak_memory_never_falls():
     del ballast
 
 
-def test_a_trace_has_the_operators_and_a_step_that_fails_leaves_none(tmp_path):
-    notes = []
-    with profiled(tmp_path, 3, notes.append):
-        torch.mm(torch.ones(4, 4), torch.ones(4, 4))
-    trace = tmp_path / "profile" / "step_000003.json.gz"
-    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    assert any(event.get("name") == "aten::mm" for event in events)
-    assert "aten::mm" in trace.with_name("step_000003.txt").read_text()
-    assert notes == [f"step 3 is traced in {trace}"]
-    with pytest.raises(ZeroDivisionError), profiled(tmp_path, 4, notes.append):
+def test_a_step_that_fails_leaves_no_trace(tmp_path):
+    with pytest.raises(ZeroDivisionError), profiled(tmp_path, 4, print):
         _ = 1 / 0
-    assert len(list(trace.parent.iterdir())) == 2
+    assert list(tmp_path.iterdir()) == []
