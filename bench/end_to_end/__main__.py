@@ -168,7 +168,8 @@ def measure(case: Case, options: argparse.Namespace, left: int) -> int:
 
 
 def result(case: Case, rounds: Mapping[str, list[Any]]) -> dict[str, Any]:
-    command = f"python -m bench.end_to_end {shlex.join(sys.argv[1:])}"
+    words = [shown_path(word) for given in sys.argv[1:] for word in given.split("=", 1)]
+    command = shlex.join(["python", "-m", "bench.end_to_end", *words])
     found = {**about(case.threads), "command": command, "work": case.work(), "rounds": rounds}
     if not all(rounds.values()):
         return found

@@ -120,6 +120,7 @@ def test_shards_are_kept_and_those_that_are_missing_are_run(tmp_path, monkeypatc
     assert run() == []
     found = json.loads((tmp_path / "end_to_end-tiny.json").read_text())
     assert (found["best"], found["work"]["prompts"], found["summary"]["capo"]["step, ms"]) == ("trl", 16, [2000] * 3)
+    assert str(tmp_path) not in json.dumps(found), "figures are committed: no path of a machine is in them"
     assert "| step, ratio | 1.00 | 1.00 |" in (tmp_path / "end_to_end-tiny.md").read_text()
     assert run("--live", "0.5") == ["capo", "trl", "trl", "capo"], "another case has a file of its own"
     with pytest.raises(SystemExit, match=r"tiny\.json: work: found .*: its shards are of another measurement"):
