@@ -3,7 +3,7 @@
     python -m bench.end_to_end [--config FILE ...] [--live SHARE ...] [--tokens N] [--out FOLDER] [settings]
 
     python -m bench.end_to_end                                                              the embedded default
-    python -m bench.end_to_end --config bench/end_to_end/smollm2.yaml --live 1 0.5 --tokens 96 --steps 2 --out FOLDER
+    python -m bench.end_to_end --config bench/end_to_end/smollm2.yaml --live 1 0.5 --tokens 96 --steps 1 --out FOLDER
 
 Settings are those of a run; TRL's arms derive theirs from them. Every arm and round is a process of its own, a shard.
 Rounds interleave the arms. With --out a finished shard is kept in FOLDER/end_to_end-NAME.json: the same command goes on

@@ -52,12 +52,11 @@ def best_of_trl(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def summarise(results: Mapping[str, Sequence[Round]]) -> dict[str, Spread]:
-    """Every figure and ratio of every arm, over the rounds that all of them have."""
-    count = min(map(len, results.values()))
-    found = {name: [figures(each) for each in rounds[:count]] for name, rounds in results.items()}
+    """Every figure of every arm, with ratios in the rounds that it shares with the base and the best of TRL's."""
+    found = {name: [figures(each) for each in rounds] for name, rounds in results.items()}
     base, best = found[BASE], found[best_of_trl(found)]
     return {
-        name: spread([one | ratios(one, *to) for one, *to in zip(rounds, base, best, strict=True)])
+        name: spread([one | ratios(one, *to) for one, *to in zip(rounds, base, best, strict=False)])
         for name, rounds in found.items()
     }
 
@@ -99,6 +98,7 @@ def page(found: Mapping[str, Any]) -> list[str]:
         f"{work['model']}: {work['prompts']} prompts x {work['n']} rollouts of {length} tokens, {work['updates']} "
         f"update{'s' * (work['updates'] != 1)} per step, {live}. The best of TRL's arms: {found['best']}.",
         "",
+        f"Rounds: {', '.join(f'{name} {len(rounds)}' for name, rounds in found['rounds'].items())}. "
         f"{found['cores']} cores of {found['processor']}, {found['threads']} threads, commit {found['commit']}, "
         f"python {found['python']}, {versions}; `{found['command']}`",
         "",
