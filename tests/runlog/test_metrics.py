@@ -90,7 +90,9 @@ def test_critiques_are_counted_by_what_became_of_them():
 
 def test_traffic_is_shown_as_counted():
     traffic = Traffic(critique_tokens=8, critique_prompt_tokens=20, critique_cached_tokens=16, overlapped_tokens=6)
-    both = traffic + Traffic(critique_tokens=4, shared=2, unread=3, busy_seconds=1.5, idle_seconds=0.25, both_seconds=0.5)
+    both = traffic + Traffic(
+        critique_tokens=4, shared=2, unread=3, busy_seconds=1.5, idle_seconds=0.25, both_seconds=0.5
+    )
     figures = step_metrics(Batch([], [], both, 0), STAGES, None)
     assert figures["critic/overlap"] == 0.5
     assert (figures["critic/tokens"], figures["critic/cached_tokens"]) == (12, 16)
