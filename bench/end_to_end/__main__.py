@@ -93,8 +93,8 @@ class Case:
 
 
 def shown_path(path: str) -> str:
-    """A hub id or a packaged file as it is, of a path on this machine the last part."""
-    return Path(path).name if Path(path).is_absolute() else path
+    """A hub id or a file of the project as it is, of a path elsewhere on this machine the last part."""
+    return Path(path).name if path.startswith(("/", "..", "~")) else path
 
 
 def run_shard(name: str, case: Case) -> dict[str, Any]:
