@@ -46,6 +46,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -244,4 +245,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # An exception, with which subprocess ends the running arm: it would disturb what is measured next.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
     main()
