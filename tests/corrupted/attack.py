@@ -26,7 +26,7 @@ SETTINGS = [
 ]
 LOST = "other metrics"
 LONGEST_S = 240
-TIMED = ("time/", "cpu/", "engine/", "memory", "tokens_per_s")
+TIMED = ("time/", "cpu/", "engine/", "memory", "speed/", "tokens_per_s")
 
 
 class Attack:
