@@ -144,7 +144,7 @@ def read_manifest(folder: Path, step: int) -> Manifest:
         if name != os.path.basename(name) or name in ("", ".", "..", MANIFEST) or "\0" in name:
             raise DamagedError(f"{path} names the file {name!r}, wanted one in its own folder")
         if entry.role not in SECTIONS | OPTIONAL_SECTIONS:
-            known = ", ".join(sorted(SECTIONS | OPTIONAL_SECTIONS))
+            known = ", ".join([*sorted(SECTIONS), *sorted(OPTIONAL_SECTIONS)])
             raise FormatError(f"{folder}: unknown section {entry.role!r} ({name}), wanted {known}")
     if missing := SECTIONS - {entry.role for entry in manifest.files.values()}:
         raise DamagedError(f"{path} has no file of section {min(missing)}")

@@ -7,7 +7,7 @@ carry.safetensors   their tokens and log-probs, end to end in the same order
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,12 +18,11 @@ from capo_fast.rollout.carry import OpenGroup, Partial
 
 CARRY = "carry"
 TENSORS = {"token_ids": torch.int64, "logprobs": torch.float64}
-"""float64 [T] and int64 [T]: an engine's log-probs are Python floats, and come back bit for bit."""
+"""Their fields of `Partial`, [T]: an engine's log-probs are Python floats, and come back bit for bit."""
 
 
 def carried_json(groups: Sequence[OpenGroup]) -> list[dict[str, Any]]:
-    bare = [replace(each, rollouts=tuple(map(_without_tokens, each.rollouts))) for each in groups]
-    return [asdict(each) for each in bare]
+    return [vars(group) | {"rollouts": [_without_tokens(each) for each in group.rollouts]} for group in groups]
 
 
 def carried_tensors(groups: Sequence[OpenGroup]) -> dict[str, torch.Tensor]:
@@ -56,8 +55,8 @@ def _filled(rollouts: Iterable[Partial], ids: Iterator[int], logprobs: Iterator[
         yield replace(each, token_ids=tuple(next(ids) for _ in places), logprobs=tuple(next(logprobs) for _ in places))
 
 
-def _without_tokens(rollout: Partial) -> Partial:
-    return replace(rollout, token_ids=(), logprobs=())
+def _without_tokens(rollout: Partial) -> dict[str, Any]:
+    return {name: value for name, value in vars(rollout).items() if name not in TENSORS}
 
 
 def _length(rollout: Partial) -> int:
