@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from scripted_engine import ScriptedEngine
@@ -12,35 +12,42 @@ from capo_fast.records import Completion, Request
 
 
 class DecodingEngine(ScriptedEngine):
-    def __init__(self, write: Callable[[Request], Completion] | None = None) -> None:
-        super().__init__(write or answer_from_there, score_with(MODEL))
+    """Has room for all requests, and notes after which of its steps each one came and ended."""
+
+    def __init__(self, write: Callable[[Request], Completion] = answer, **parts) -> None:
+        super().__init__(write, **parts)
         self.steps = 0
         self.entered: dict[str, int] = {}
-        """The step after which each request came."""
         self.ended: dict[str, int] = {}
         self._running: dict[str, Completion] = {}
+        self._due: dict[str, int] = {}
 
     def add(self, request: Request) -> None:
-        self.entered[request.id] = self.steps
-        self._running[request.id] = self._answer(request)
+        completion = self._answer(request)
+        self.entered[request.id], self._due[request.id] = self.steps, self.steps + len(completion.token_ids)
+        self._running[request.id] = completion
 
     def step(self) -> list[Completion]:
         self.steps += 1
-        done = [each for name, each in self._running.items() if self.steps - self.entered[name] == len(each.token_ids)]
-        return list(self._taken(each.id for each in done))
+        return list(self._taken([name for name in self._running if self._due[name] == self.steps]))
 
     def stop(self, ids: Sequence[str]) -> list[Completion]:
-        written = {name: self.steps - self.entered[name] for name in ids}
-        return [
-            replace(each, finished=False, token_ids=each.token_ids[: written[each.id]],
-                    logprobs=each.logprobs[: written[each.id]])
-            for each in self._taken(ids)
-        ]  # fmt: skip
+        return [cut(each, self.steps - self.entered[each.id]) for each in self._taken(ids)]
 
-    def _taken(self, names: Iterable[str]):
+    def _taken(self, names: Iterable[str]) -> Iterator[Completion]:
         for name in names:
             self.ended[name] = self.steps
             yield self._running.pop(name)
+
+
+def cut(whole: Completion, tokens: int) -> Completion:
+    """What there is of an answer after so many tokens."""
+    return replace(whole, finished=False, token_ids=whole.token_ids[:tokens], logprobs=whole.logprobs[:tokens])
+
+
+def carrying_engine() -> DecodingEngine:
+    """For whole runs, with the real canary."""
+    return DecodingEngine(answer_from_there, scorer=score_with(MODEL))
 
 
 def answer_from_there(request: Request) -> Completion:
@@ -49,9 +56,9 @@ def answer_from_there(request: Request) -> Completion:
         return answer(request)
     end = request.prompt_ids.index(*tokenizer().encode("\n", add_special_tokens=False)) + 1
     written = len(request.prompt_ids) - end
-    prompt = replace(request, prompt_ids=request.prompt_ids[:end], max_tokens=written + request.max_tokens)
-    whole = answer(prompt)
+    whole = answer(replace(request, prompt_ids=request.prompt_ids[:end], max_tokens=written + request.max_tokens))
     rest = whole.token_ids[written:] or (tokenizer().eos_token_id,)
-    part = int(request.id.partition("-part-")[2] or 0)
     finished = whole.finished or written >= len(whole.token_ids)
-    return Completion(request.id, rest, (-0.5 - part / 64,) * len(rest), "", finished)
+    part = int(request.id.partition("-part-")[2] or 0)
+    text = tokenizer().decode(rest, skip_special_tokens=True)
+    return Completion(request.id, rest, (-0.5 - part / 64,) * len(rest), text, finished)

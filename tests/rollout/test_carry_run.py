@@ -6,8 +6,8 @@ import gzip
 import json
 
 import pytest
-from decoding_engine import DecodingEngine
-from scripted_world import scripted_config
+from decoding_engine import DecodingEngine, answer_from_there, carrying_engine
+from scripted_world import MODEL, score_with, scripted_config
 
 from capo_fast.config.paths import resolve_path
 from capo_fast.data import PromptOrder
@@ -27,7 +27,7 @@ WORDS = {
 
 class Dying(DecodingEngine):
     def step(self):
-        if self.steps == 130:  # amid the rollouts of step 4
+        if any(name.startswith("rollout-4-") and self.steps - self.entered[name] == 5 for name in self._running):
             raise EngineError("killed")
         return super().step()
 
@@ -49,7 +49,7 @@ def groups_of(rows):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("carry") / "run"
-    run(config_of(folder), DecodingEngine())
+    run(config_of(folder), carrying_engine())
     return folder
 
 
@@ -83,17 +83,17 @@ def test_rows_and_metrics_name_the_versions(whole):
 
 def test_a_run_that_was_killed_ends_with_the_same_bits(whole, tmp_path):
     with pytest.raises(EngineError, match="killed"):
-        run(config_of(tmp_path / "run"), Dying())
+        run(config_of(tmp_path / "run"), Dying(answer_from_there, scorer=score_with(MODEL)))
     saved = tmp_path / "run/checkpoints"
     assert (saved / "step_000003/carry.safetensors").exists() and not (saved / "step_000004").exists()
-    run(config_of(tmp_path / "run"), DecodingEngine())
+    run(config_of(tmp_path / "run"), carrying_engine())
     names = ["model/model.safetensors", "checkpoints/step_000006/carry.json"]
     for name in names + [f"rollouts/{step:06d}.jsonl.gz" for step in range(1, 7)]:
         assert (whole / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
 
 
 def test_under_dynamic_sampling_rounds_go_on_with_what_is_open(tmp_path):
-    run(config_of(tmp_path, train__dynamic_sampling="true", train__steps="2", rollout__n="2"), DecodingEngine())
+    run(config_of(tmp_path, train__dynamic_sampling="true", train__steps="2", rollout__n="2"), carrying_engine())
     for rows in rollouts_of(tmp_path):
         assert len(rows) == 2 * len(groups_of(rows))
         assert len({(row["group"], row["sample"]) for row in rows}) == len(rows)
