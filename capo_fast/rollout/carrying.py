@@ -20,7 +20,7 @@ from capo_fast.rollout.stream import Stream
 from capo_fast.runtime.ranks import EngineGroup
 
 EXCHANGE_STEPS = 16
-"""Engine steps between two exchanges: a gather of a few bytes over all ranks, under a millisecond on one machine."""
+"""Engine steps between two exchanges, each a gather of a few bytes over all ranks."""
 
 
 class CarryingRound(SamplingRound):
