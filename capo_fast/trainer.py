@@ -50,7 +50,7 @@ class Trainer:
     def step(self, step: int) -> None:
         """One training step. Nothing changes until the first update: an interrupted step leaves no trace."""
         progress = self.log.progress
-        batch = self.generator.collect(step, self.problems, progress.cursor, progress.lengths)
+        batch = self.generator.collect(step, self.problems, progress.cursor, progress.lengths, progress.carried)
         with self.log.stages("learn", seam=True):
             updates = self.learner.train(batch.kept)
         self.log.advance(step, batch)

@@ -244,6 +244,7 @@ PARTS = {
     "importance": Part(lambda c: c.loss.is_mode is not None, learning.importance, ("loss.is_high",)),
     "engine's log-probs": Part(learning.reads_engine_logprobs, learning.engine_logprobs),
     "train": Part(_always, learning.train),
+    "carry": Part(lambda c: c.rollout.carry, learning.carry, ("rollout.enough", "rollout.max_staleness")),
     "penalty": Part(lambda c: c.train.truncated == "penalise", learning.penalty),
     "rounds": Part(lambda c: c.train.dynamic_sampling, bounds=("train.max_rounds",)),
     "eval": Part(lambda c: bool(c.eval.path), _eval, ("eval.n", "eval.top_p", "eval.limit")),

@@ -18,6 +18,7 @@ from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.manifest import ADVICE
+from capo_fast.runlog.carried import CARRY, carried_json, carried_tensors, read_carried
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
 from capo_fast.runlog.kept import Kept, changed_records, kept_records
 from capo_fast.runlog.progress import Progress
@@ -52,6 +53,7 @@ class RunDir:
             check_inputs(self._found.section("inputs", Digests), inputs, self._config, self.path)
             self._found.load(learner)
             progress = self._found.section("progress", Progress)
+            progress.carried = read_carried(self._found)
             progress.check(self._found.manifest.step, self._found.folder)
             self._note(self._found, progress, learner)
         on_first_rank(self._write_config)
@@ -60,14 +62,17 @@ class RunDir:
     def save(self, learner: Learner, progress: Progress) -> None:
         """Write a checkpoint. A collective. Raises CheckpointError."""
         sections = self._sections(progress) if dist.get_rank() == 0 else {}
-        self._checkpointer.save(progress.step, learner, sections, progress.best_step)
+        tensors = {}
+        if progress.carried:
+            sections[CARRY], tensors[CARRY] = carried_json(progress.carried), carried_tensors(progress.carried)
+        self._checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
 
     def close(self) -> None:
         self.guard.close()
 
     def _sections(self, progress: Progress) -> dict[str, Any]:
         return {
-            "progress": asdict(progress),
+            "progress": progress.as_json(),
             "settings": config_as_dict(self._config),
             "inputs": self._inputs,
             "records": asdict(kept_records(self.path)),
@@ -113,7 +118,10 @@ class RunDir:
 
     def _changes(self, found: Checkpoint, progress: Progress, learner: Learner) -> Iterator[str]:
         if (ranks := dist.get_world_size()) != found.manifest.ranks:
-            yield f"ranks: {ranks}, was {found.manifest.ranks}: the run goes on as it would have but for rounding"
+            effect = "the run goes on as it would have but for rounding"
+            if self._config.rollout.carry:
+                effect = "other rollouts are stopped than would have been (rollout.carry)"
+            yield f"ranks: {ranks}, was {found.manifest.ranks}: {effect}"
         before, now = by_key(self._settings(found)), by_key(self._config)
         for key in input_paths(self._config):
             if before[key] != now[key]:
