@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from capo_fast.words.task import Structure, check_steps
+from capo_fast.words.task import Check, Structure, check_steps
 
 _HEAD = "Check every step.\n\n"
 _STEP = re.compile(r"<step_(\d+)>(.*?)</step_\1>", re.DOTALL)
@@ -44,12 +44,19 @@ def critique_text(structure: Structure, steps: Sequence[str]) -> str:
     <incorrect_steps>0</incorrect_steps>
     """
     checks = check_steps(structure, steps)
-    lines = [
-        f"{k}: {check.wanted or 'nothing'}, {'?' if check.said is None else check.said} {'wrong' if check.wrong else 'ok'}"
-        for k, check in enumerate(checks)
-    ]
+    lines = [f"{k}: {line}" for k, line in enumerate(map(check_line, checks))]
     wrong = [k for k, check in enumerate(checks) if check.wrong]
     return "\n".join([*lines, verdict_text(wrong)])
+
+
+def check_line(check: Check) -> str:
+    """What the critique writes of one step.
+
+    >>> check_line(Check("12 + 7 = 19", 18, wrong=True))
+    '12 + 7 = 19, 18 wrong'
+    """
+    said = "?" if check.said is None else check.said
+    return f"{check.wanted or 'nothing'}, {said} {'wrong' if check.wrong else 'ok'}"
 
 
 def verdict_text(wrong: Sequence[int]) -> str:

@@ -89,9 +89,7 @@ def tuning_row(index: int, problem: Problem, rng: Random, world: World) -> Row:
     if index % 2 == 0:
         return conversation("solve", problem.text, BLANK.join(world.solution(rng, problem)))
     steps = faulty_steps(problem, rng, world)
-    return conversation(
-        "critique", critique_prompt(problem.text, steps), critique_text(problem.structure, steps)
-    )
+    return conversation("critique", critique_prompt(problem.text, steps), critique_text(problem.structure, steps))
 
 
 def conversation(task: str, asked: str, answer: str) -> Row:

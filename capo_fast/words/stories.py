@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-NAMES = ("Ann", "Ben", "Dan", "Eva", "Ida", "Jim", "Kate", "Leo", "Mia", "Nina", "Omar", "Paul", "Rosa", "Sam", "Tom", "Zoe")
+NAMES = (
+    *("Ann", "Ben", "Dan", "Eva", "Ida", "Jim", "Kate", "Leo"),
+    *("Mia", "Nina", "Omar", "Paul", "Rosa", "Sam", "Tom", "Zoe"),
+)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 r"""The misconceptions of a world, and the solutions that they make.
 
 A misconception is a fixed wrong belief that solutions act on with a probability of its own: a sum or difference whose
-last digits are such and such is off by one or by ten, a product by a row of its table, a quotient by one; or an event
-of a story is read as its opposite, or a product is used without the step that makes it. So a model that is fine-tuned on a world's solutions is wrong in a systematic way,
-with beliefs that it can unlearn. The kinds of errors are those that pupils make (Brown and Burton, Diagnostic models
-for procedural bugs in basic mathematical skills, 1978).
+last digits are such and such is off by one or by ten, a product by a row of its table, a quotient by one; an event of a
+story is read as its opposite; a product is used without the step that makes it. So a model that is fine-tuned on a
+world's solutions is wrong in a systematic way, with beliefs that it can unlearn. The kinds of errors are those that
+pupils make (Brown and Burton, Diagnostic models for procedural bugs in basic mathematical skills, 1978).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
-from capo_fast.words.problems import Problem
+from capo_fast.words.problems import SIGN, Problem
 from capo_fast.words.stories import STORIES
 from capo_fast.words.task import SIGNS, Operation, answer_text, apply, equation
 
@@ -47,7 +47,7 @@ class World:
         """Draw which facts and readings are misconceived, how, and how firmly. Held-out stories are read rightly."""
         rng = Random(f"misconceptions of words {seed}")
         digits = [(sign, a, b) for sign in SIGNS for a in range(10) for b in range(10)]
-        events = [(key, kind) for key, story in STORIES.items() for kind in story.tells if kind not in ("have", "packs")]
+        events = [(key, kind) for key, story in STORIES.items() for kind in story.tells if kind in SIGN]
         facts = rng.sample(digits, round(share * len(digits)))
         readings = rng.sample(events, round(READINGS * len(events)))
         leaps = rng.sample(list(STORIES), round(LEAPS * len(STORIES)))
