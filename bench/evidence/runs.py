@@ -70,7 +70,7 @@ def run_seed(config: Config, device: torch.device, engine: KeptEngine, rule: Rul
         trainer.close()
     folder, evaluations = trainer.log.folder.path, trainer.log.progress.evaluations
     found = run_figures(folder, evaluations, np.array(trainer.seconds), rule) | {"about": about(1)}
-    for weights in ("checkpoints", "model"):
+    for weights in ("checkpoints", "model", *(["adapter"] if config.lora.rank else [])):
         shutil.rmtree(folder / weights)
     return found
 
