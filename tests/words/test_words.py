@@ -1,6 +1,7 @@
 """The rule and the generator agree, critiques parse to the truth, and files share no problem."""
 
 import json
+from itertools import islice
 from random import Random
 
 import pytest
@@ -9,7 +10,7 @@ from capo_fast.credit.critic import load_template, parse_critique, render_critiq
 from capo_fast.words.critique import critique_prompt, critique_text, shown_solution
 from capo_fast.words.files import Sizes, files, read_structures, write_files
 from capo_fast.words.planted import plant_errors
-from capo_fast.words.problems import LARGEST, MAX_STEPS, MIN_STEPS, draw_problem
+from capo_fast.words.problems import LARGEST, MAX_STEPS, MIN_STEPS, draw_distinct, draw_problem
 from capo_fast.words.stories import HELD_OUT, STORIES
 from capo_fast.words.task import BLANK, results, structure_of, true_wrong_steps
 from capo_fast.words.world import FACTS, World, right_steps
@@ -110,3 +111,10 @@ def test_files_are_repeatable_and_share_no_problem_or_form(tmp_path):
 def test_another_seed_is_another_world():
     assert World.from_seed(0) != World.from_seed(1)
     assert files(0, SIZES, FACTS)["sft"] != files(1, SIZES, FACTS)["sft"]
+
+
+def test_a_problem_is_drawn_once():
+    seen = set()
+    once, again = ([p.text for p in islice(draw_distinct(Random(0), STORIES, seen), 50)] for _ in range(2))
+    assert set(once).isdisjoint(again)
+    assert len(seen) == 100
