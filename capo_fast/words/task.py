@@ -46,9 +46,10 @@ _SAME_SIGN = {"×": "*", "÷": "/"}
 
 
 class Statement(NamedTuple):
-    """An equation, or a boxed answer: then `operation` is None."""
+    """An equation, or a boxed answer."""
 
     operation: tuple[str, int, int] | None
+    """Sign and operands; None of an answer."""
     value: int
 
 
@@ -148,26 +149,29 @@ class _Solving:
     def written(self, k: int) -> str:
         return equation(*self.terms(k), apply(*self.terms(k)))
 
-    def repeats(self, operation: tuple[str, int, int]) -> bool:
-        return any(_same(self.terms(k), operation) for k in self.values)
+    def attempted(self, stated: tuple[str, int, int]) -> int | None:
+        """The operation that an equation is an attempt at: the one that it is, best one whose operands are stated, else
+        the next; None where it says one again, or none is left."""
+        same = [k for k in range(len(self.structure)) if _same(self.terms(k), stated)]
+        there = [k for k in same if k in self.left()]
+        if same and not there:
+            return None
+        return min(there or self.left(), key=lambda k: (len(self.needs(k)), k), default=None)
 
     def state(self, statement: Statement) -> Check:
         """Take one statement, and judge it."""
-        wanted, (operation, value) = self.wanted(), statement
-        if self.answered:
-            return Check(None, value, True)
-        if operation is None:
+        wanted, (stated, value) = self.wanted(), statement
+        if stated is None and not self.answered:
             self.answered = True
             return Check(wanted, value, wanted != f"answer {value}")
-        matched = [k for k in self.left() if _same(self.terms(k), operation)]
-        ready = [k for k in matched if not self.needs(k)]
-        k = next(iter(ready or matched or ([] if self.repeats(operation) else self.left())), None)
-        if k is None:
+        k = None if self.answered or stated is None else self.attempted(stated)
+        if k is None or stated is None:
             return Check(wanted, value, True)
-        if ready:
+        is_it, before = _same(self.terms(k), stated), self.needs(k)
+        if is_it and not before:
             wanted = self.written(k)
-        right = bool(ready) and value == apply(*self.terms(k))
-        self.values |= {n: self.value(f"#{n}") for n in (self.needs(k) if matched else [])} | {k: value}
+        right = is_it and not before and value == apply(*self.terms(k))
+        self.values |= {n: self.value(f"#{n}") for n in before} | {k: value}
         return Check(wanted, value, not right)
 
 
