@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,31 @@ from capo_fast.words.files import Sizes, write_files
 
 NAME = "SmolLM2-135M-Instruct"
 SETTINGS = {
+    "seed": SEED,
+    "policy.dtype": "float32",
     "lora.rank": 16,
     "lora.alpha": 32,
+    "data.system_prompt": "null",
     "train.epochs": 1,
+    "train.batch": 16,
     "train.lr": 2e-3,
+    "train.betas": "0.9,0.95",
     "train.warmup_steps": 20,
-    "train.schedule": "cosine",
-    "policy.dtype": "float32",
-    "seed": SEED,
+    "train.micro_tokens": 2048,
+    "checkpoint.every": 50,
 }
+"""Of `capo sft`, beside the files."""
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def tuning_command(places: Places) -> list[str]:
     """The fine-tuning, in one place."""
     files = {"model.path": places.pretrained, "data.path": places.data / "sft.jsonl", "run.dir": tuned(places)}
-    settings = files | SETTINGS
-    return [sys.executable, "-m", "capo_fast.cli", "sft", *(f"--{key}={value}" for key, value in settings.items())]
+    return [sys.executable, "-m", "capo_fast.cli", *arguments("sft", files | SETTINGS)]
+
+
+def arguments(command: str, settings: Mapping[str, Any]) -> list[str]:
+    return [command, *(f"--{key}={value}" for key, value in settings.items())]
 
 
 def tuned(places: Places) -> Path:
@@ -55,7 +64,8 @@ def make_base(places: Places, problems: int, data_dir: Path | None) -> None:
     make_data(places)
     if not (places.adapter / WEIGHTS).exists():
         start, command = time.monotonic(), tuning_command(places)
-        subprocess.run(command, check=True)
+        if status := subprocess.run(command).returncode:
+            sys.exit(status)
         keep_adapter(tuned(places) / "adapter", places.adapter)
         made = {
             "command": command[1:],
