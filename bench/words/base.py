@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from bench.evidence.report import cell
 from bench.machine import about
 from bench.words.measure import measure
 from bench.words.places import SEED, Places
@@ -76,6 +75,7 @@ def make_base(places: Places, problems: int, data_dir: Path | None) -> None:
     merge_base(places)
     if not (places.results / "base.json").exists():
         write_json(places.results / "base.json", measure(places, problems, data_dir))
+    print(summary(json.loads((places.results / "base.json").read_text())))
 
 
 def make_data(places: Places) -> None:
@@ -96,12 +96,25 @@ def merge_base(places: Places) -> None:
     """The pretrained model with the adapter merged, in float32, unless it is there."""
     if (places.base / "config.json").exists():
         return
+    # Both take seconds to import, and most starts find the base.
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     model = AutoModelForCausalLM.from_pretrained(places.pretrained, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, places.adapter).merge_and_unload()
     partial = places.base.with_name(f".{places.base.name}.tmp")
     merged.save_pretrained(partial)
     AutoTokenizer.from_pretrained(places.pretrained).save_pretrained(partial)
     partial.rename(places.base)
+
+
+def summary(base: Mapping[str, Any]) -> str:
+    """What the base can do, in a line."""
+    solved, critic = base["solved"]["heldout"]["metrics"], base["critic"][0]
+    f1 = critic["f1"] and critic["f1"]["value"]
+    rates = [solved["avg@1"]["value"], solved["pass@1"]["value"], f1, critic["step_precision"], critic["step_recall"]]
+    sampled, greedy, *found = (cell([rate]) for rate in rates)
+    return f"held-out pass@1 {sampled} sampled, {greedy} greedy; F1, precision, recall of critiques {', '.join(found)}"
 
 
 def write_json(path: Path, found: dict[str, Any]) -> None:
