@@ -1,4 +1,4 @@
-"""A critic that knows the tiny world's rule, in the place of the generative one: a yardstick, never part of training.
+"""A critic that knows a world's rule, in the place of the generative one: a yardstick, never part of training.
 
 It answers the critique requests of a run itself, in the critic's own format, and passes everything else to the engine.
 """
@@ -6,6 +6,7 @@ It answers the critique requests of a run itself, in the critic's own format, an
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -31,23 +32,28 @@ class KeptEngine:
 
 
 class OracleCritic(KeptEngine):
-    """Critiques by the rule; each step's verdict is turned round with the probability `noise`."""
+    """Critiques by a rule: `answer` gives the text for a critique's request."""
 
-    def __init__(self, engine: Engine, tokenizer: Any, noise: float) -> None:
+    def __init__(self, engine: Engine, answer: Callable[[Request], str]) -> None:
         super().__init__(engine)
-        self.tokenizer, self.noise = tokenizer, noise
+        self.answer = answer
         self.answers: list[Completion] = []
 
     def add(self, request: Request) -> None:
         if not request.id.startswith("critique-"):
             self.engine.add(request)
             return
-        text = oracle_answer(self.tokenizer.decode(request.prompt_ids), self.noise, request.seed)
+        text = self.answer(request)
         self.answers.append(Completion(request.id, token_ids=(), logprobs=(), text=text, finished=True))
 
     def step(self) -> list[Completion]:
         answers, self.answers = self.answers, []
         return answers or self.engine.step()
+
+
+def tiny_oracle(tokenizer: Any, noise: float) -> Callable[[Request], str]:
+    """The tiny world's rule; each step's verdict is turned round with the probability `noise`."""
+    return lambda request: oracle_answer(tokenizer.decode(request.prompt_ids), noise, request.seed)
 
 
 def oracle_answer(prompt: str, noise: float, seed: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,13 +17,15 @@ PANELS = {
     "CAPO and others": (False, OTHERS),
     "The same by CPU time": (True, OTHERS),
 }
-"""Whether the x axis is CPU time, and the arms."""
+"""By title: whether the x axis is CPU time, and the arms."""
 LOOKS = {
     "grpo": ("#000000", "o"),
     "capo-1": ("#D55E00", "s"),
     "capo-3": ("#E69F00", "^"),
     "capo-5": ("#CC79A7", "v"),
     "capo-oracle": ("#0072B2", "D"),
+    "capo": ("#D55E00", "s"),
+    "oracle": ("#0072B2", "D"),
     "prefix": ("#009E73", "P"),
     "dapo": ("#56B4E9", "X"),
     "dr_grpo": ("#8C6D1F", "d"),
@@ -30,10 +33,12 @@ LOOKS = {
 """Okabe and Ito's colours, and a marker each."""
 
 
-def save_plot(results: Results, figures: Figures, path: Path) -> None:
-    figure = Figure((14, 4), facecolor="white", layout="constrained")
+def save_plot(
+    results: Results, figures: Figures, path: Path, panels: Mapping[str, tuple[bool, Sequence[str]]] = PANELS
+) -> None:
+    figure = Figure((14 * len(panels) / 3, 4), facecolor="white", layout="constrained")
     for axes, (title, (by_time, names)) in zip(
-        figure.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True
+        figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True
     ):
         for name in names:
             draw(axes, name, results, figures, by_time)

@@ -68,6 +68,11 @@ class Figures:
 
         return figure
 
+    def area_by_time(self, cpu_seconds: float) -> Figure:
+        """Mean of pass@1 from 0 to so many seconds of CPU time."""
+        times = np.linspace(0.0, cpu_seconds, 101)
+        return lambda run: float(np.trapezoid([self.rate_after(time)(run) for time in times], dx=0.01))
+
     def area(self, part: float) -> Figure:
         """Mean of pass@1 over this part of the budget, by trapezia between its quarters."""
         parts = [quarter for quarter in QUARTERS if quarter <= part]
@@ -139,15 +144,15 @@ def differences(figure: Figure, runs: Mapping[int, Run], reference: Mapping[int,
 
 def curve_table(results: Results, figures: Figures) -> str:
     columns = [*map(figures.rate, QUARTERS), figures.area(1.0)]
-    rows = [[name, *(cell([f(run) for run in results[name].values()]) for f in columns)] for name in MAIN]
+    rows = [[name, *(cell([f(run) for run in runs.values()]) for f in columns)] for name, runs in results.items()]
     return markdown_table(["arm", *map(figures.step, QUARTERS), "area"], rows)
 
 
 def difference_table(results: Results, figures: Figures) -> str:
     columns = [figures.area(1.0), figures.rate(0.5), figures.rate(1.0), figures.unsound(EARLY), figures.unsound(LATE)]
     rows = [
-        [name, *(cell(differences(f, results[name], results[BASELINE]), sign="+") for f in columns)]
-        for name in MAIN
+        [name, *(cell(differences(f, runs, results[BASELINE]), sign="+") for f in columns)]
+        for name, runs in results.items()
         if name != BASELINE
     ]
     head = ["arm", "area", figures.step(0.5), figures.step(1.0), "unsound, early", "unsound, late"]
@@ -158,7 +163,7 @@ def soundness_table(results: Results, figures: Figures) -> str:
     counts = [("right_unsound", "right"), ("named_wrong", "named"), ("named_wrong", "judged_wrong")]
     columns = [figures.share(window, *pair) for pair in counts for window in (EARLY, LATE)]
     names = [f"{what}, {when}" for what in ("unsound", "precision", "recall") for when in ("early", "late")]
-    rows = [[name, *(cell([f(run) for run in results[name].values()]) for f in columns)] for name in MAIN]
+    rows = [[name, *(cell([f(run) for run in runs.values()]) for f in columns)] for name, runs in results.items()]
     return markdown_table(["arm", *names], rows)
 
 
@@ -176,7 +181,7 @@ def seconds_table(results: Results, figures: Figures) -> str:
 
     rates = [f"pass@1 after {time:.0f} CPU s" for time in times]
     head = ["arm", "CPU s", "wall s", *rates, *(f"{stage}, wall s" for stage in STAGES), "rollouts drawn"]
-    return markdown_table(head, [list(row(name)) for name in MAIN])
+    return markdown_table(head, [list(row(name)) for name in results])
 
 
 def ablation_table(ablation: Ablation, results: Results, figures: Figures) -> str:
@@ -225,7 +230,7 @@ def missing(results: Results) -> str:
 
 def page(results: Results, plan: Plan) -> str:
     """All tables as Markdown."""
-    figures, lacking = Figures(plan), missing(results)
+    figures, lacking, main = Figures(plan), missing(results), {name: results[name] for name in MAIN}
     timeouts = sum(run["timeouts"] for runs in results.values() for run in runs.values())
     quarter = plan.rollouts // 4
     parts = [
@@ -239,17 +244,17 @@ def page(results: Results, plan: Plan) -> str:
         f"Answers whose check timed out, and which are left out: {timeouts}.\n",
         f"**Not finished: {lacking}.**\n" if lacking else "",
         f"## Main arms, {MAIN[BASELINE].seeds} seeds\n",
-        curve_table(results, figures),
+        curve_table(main, figures),
         f"### Difference to {BASELINE}, paired by seed\n",
-        difference_table(results, figures),
+        difference_table(main, figures),
         "### Sound steps, and the critic against the rule\n",
-        soundness_table(results, figures),
+        soundness_table(main, figures),
         "### Seconds of training until the budget is drawn\n",
         "Without evaluation and checkpoints; one core an arm. CPU is of the training process (not of the worker that "
         "checks answers), wall shares the machine with another arm. The stages are of the whole run, and their sync "
         "includes the pushes for evaluations. pass@1 is given at half and at all of the CPU time that "
         f"{BASELINE} takes, on the straight line between two evaluations.\n",
-        seconds_table(results, figures),
+        seconds_table(main, figures),
         f"## Ablations, the first {plan.steps // 2} steps\n",
         *(ablation_table(ablation, results, figures) for ablation in ABLATIONS),
         "## Other base checkpoints and task worlds\n",

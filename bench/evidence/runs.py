@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from bench.evidence.arms import ARMS, Plan, arm_config, base_folder, run_folder
-from bench.evidence.oracle import KeptEngine, OracleCritic
+from bench.evidence.oracle import KeptEngine, OracleCritic, tiny_oracle
 from bench.machine import about
 from bench.trainer.timed import TimedTrainer
 from capo_fast.build import build
@@ -35,6 +35,8 @@ from capo_fast.tiny.task import oracle_critique
 
 FIGURES = "figures.json"
 STAGES = ("sync", "rollout", "critique", "verify", "learn")
+Rule = Callable[[str, Sequence[str]], frozenset[int]]
+"""A problem and a solution's steps -> its wrong steps."""
 
 
 def missing_seeds(name: str, seeds: int, runs: Path) -> list[int]:
@@ -48,29 +50,39 @@ def run_arm(name: str, seeds: Sequence[int], plan: Plan, runs: Path) -> None:
     with ranks() as device:
         engine = start_engine(model, config)
         try:
-            kept = KeptEngine(engine) if noise is None else OracleCritic(engine, load_tokenizer(model), noise)
+            kept = KeptEngine(engine)
+            if noise is not None:
+                kept = OracleCritic(engine, tiny_oracle(load_tokenizer(model), noise))
             for seed in seeds:
-                run_seed(arm_config(name, seed, plan, runs), device, kept)
+                config = arm_config(name, seed, plan, runs)
+                found = run_seed(config, device, kept, oracle_critique)
+                write_figures(run_folder(runs, name, seed) / FIGURES, found)
         finally:
             engine.close()
 
 
-def run_seed(config: Config, device: torch.device, engine: KeptEngine) -> None:
-    """One run, and its figures. Its weights are not kept."""
+def run_seed(config: Config, device: torch.device, engine: KeptEngine, rule: Rule) -> dict[str, Any]:
+    """One run; its figures. Its weights are not kept."""
     trainer = TimedTrainer(**vars(build(config, device, engine)))
     try:
         trainer.train()
     finally:
         trainer.close()
     folder, evaluations = trainer.log.folder.path, trainer.log.progress.evaluations
-    found = run_figures(folder, evaluations, np.array(trainer.seconds)) | {"about": about(1)}
-    for weights in ("checkpoints", "model"):
+    found = run_figures(folder, evaluations, np.array(trainer.seconds), rule) | {"about": about(1)}
+    for weights in ("checkpoints", "model", *(["adapter"] if config.lora.rank else [])):
         shutil.rmtree(folder / weights)
-    with replacing(folder / FIGURES) as file:
-        file.write(json.dumps(found).encode())
+    return found
 
 
-def run_figures(folder: Path, evaluations: Mapping[str, Mapping[str, float]], seconds: np.ndarray) -> dict[str, Any]:
+def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(figures).encode())
+
+
+def run_figures(
+    folder: Path, evaluations: Mapping[str, Mapping[str, float]], seconds: np.ndarray, rule: Rule
+) -> dict[str, Any]:
     """What the report needs of a run; every list but the curve has one entry a step."""
     lines = read_metrics(folder / "metrics.jsonl")
     drawn = list(accumulate((line["rollouts"] for line in lines), initial=0))
@@ -84,7 +96,8 @@ def run_figures(folder: Path, evaluations: Mapping[str, Mapping[str, float]], se
         + sum(line["verify/timeouts"] for line in lines),
         "critique_tokens": [line["critic/tokens"] for line in lines],
         "abstained": [line["critic/abstained"] for line in lines],
-        "by_rule": [rule_counts(step_rollouts(folder, line["step"])) for line in lines],
+        "response_tokens": [line["response_tokens_mean"] for line in lines],
+        "by_rule": [rule_counts(step_rollouts(folder, line["step"]), rule) for line in lines],
     }
 
 
@@ -93,16 +106,16 @@ def step_rollouts(folder: Path, step: int) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def rule_counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """What the rule says of a step's rollouts, and of the votes on their steps (1/2 and more counts as wrong).
+def rule_counts(rows: Iterable[Mapping[str, Any]], rule: Rule) -> dict[str, int]:
+    """What a rule says of a step's rollouts, and of the votes on their steps (1/2 and more counts as wrong).
 
     >>> row = {"problem": "9*2", "steps": ["9*2=7", "A:8"], "outcome": 1.0, "votes": [1.0, 0.0], "critiques": [{}]}
-    >>> rule_counts([row])
+    >>> rule_counts([row], oracle_critique)
     {'right': 1, 'right_unsound': 1, 'judged_wrong': 2, 'named': 1, 'named_wrong': 1}
     """
     counts = Counter(right=0, right_unsound=0, judged_wrong=0, named=0, named_wrong=0)
     for row in rows:
-        wrong = oracle_critique(row["problem"], row["steps"])
+        wrong = rule(row["problem"], row["steps"])
         named = {k for k, vote in enumerate(row["votes"]) if vote >= 0.5}
         right = row["outcome"] == 1
         counts.update(right=right, right_unsound=right and bool(wrong))

@@ -10,14 +10,14 @@ from scripted_engine import ScriptedEngine
 
 from bench.evidence.__main__ import write_report
 from bench.evidence.arms import ABLATIONS, ARMS, MAIN, Plan, arm_config, run_folder
-from bench.evidence.oracle import OracleCritic
+from bench.evidence.oracle import OracleCritic, tiny_oracle
 from bench.evidence.report import Figures, differences, interval
 from bench.evidence.runs import FIGURES, missing_seeds, rule_counts
 from capo_fast.credit.critic import load_template, parse_critique
 from capo_fast.data import ChatTemplate
 from capo_fast.records import Completion, Request
 from capo_fast.rollout.requests import critique_prompt_ids
-from capo_fast.tiny.task import World, corrupt_solution, draw_question, true_wrong_steps
+from capo_fast.tiny.task import World, corrupt_solution, draw_question, oracle_critique, true_wrong_steps
 from capo_fast.tiny.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer()
@@ -32,7 +32,7 @@ def solutions(count):
 
 def critiques(chains, noise):
     """What a run reads of an oracle's answers to its own critique requests."""
-    critic, template = OracleCritic(None, TOKENIZER, noise), load_template("tiny")
+    critic, template = OracleCritic(None, tiny_oracle(TOKENIZER, noise)), load_template("tiny")
     for i, (question, steps) in enumerate(chains):
         ids = critique_prompt_ids(ChatTemplate(TOKENIZER), template, question, steps, None)
         critic.add(Request(f"critique-0-{i}-0-0", ids, seed=i, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=9))
@@ -58,7 +58,7 @@ def test_noise_turns_verdicts_round_at_its_rate_and_repeatably():
 def test_an_oracle_passes_everything_else_to_the_engine():
     request = Request("rollout-1-0-0", (5,), seed=0, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=4)
     answer = Completion(request.id, (1,), (-0.1,), "", finished=True)
-    critic = OracleCritic(ScriptedEngine({request: answer}.__getitem__), TOKENIZER, noise=0.0)
+    critic = OracleCritic(ScriptedEngine({request: answer}.__getitem__), tiny_oracle(TOKENIZER, noise=0.0))
     critic.add(request)
     assert critic.step() == [answer]
 
@@ -126,5 +126,5 @@ def test_a_right_answer_through_a_wrong_step_is_counted():
     row = {"problem": "9*2-9", "outcome": 1.0, "critiques": [{}]}
     sound = row | {"steps": ["9*2=8", "8-9=9", "A:9"], "votes": [0.0, 1.0, 0.0]}
     lucky = row | {"steps": ["9*2=8", "8-9=7", "A:9"], "votes": [0.4, 0.5, 1.0]}
-    counts = rule_counts([sound, lucky])
+    counts = rule_counts([sound, lucky], oracle_critique)
     assert counts == {"right": 2, "right_unsound": 1, "judged_wrong": 2, "named": 3, "named_wrong": 2}

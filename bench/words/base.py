@@ -1,0 +1,122 @@
+"""The base of every run: the pretrained model, fine-tuned on the world's solutions and critiques.
+
+What is kept is its LoRA adapter, in bfloat16. Merged into the pretrained model it gives the same base anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from bench.evidence.report import cell
+from bench.machine import about
+from bench.words.measure import measure
+from bench.words.places import SEED, Places
+from capo_fast.words.files import Sizes, write_files
+
+NAME = "SmolLM2-135M-Instruct"
+SETTINGS = {
+    "seed": SEED,
+    "policy.dtype": "float32",
+    "lora.rank": 16,
+    "lora.alpha": 32,
+    "data.system_prompt": "null",
+    "train.epochs": 1,
+    "train.batch": 16,
+    "train.lr": 2e-3,
+    "train.betas": "0.9,0.95",
+    "train.warmup_steps": 20,
+    "train.micro_tokens": 2048,
+    "checkpoint.every": 50,
+}
+"""Of `capo sft`, beside the files."""
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def tuning_command(places: Places) -> list[str]:
+    """The fine-tuning, in one place."""
+    files = {"model.path": places.pretrained, "data.path": places.data / "sft.jsonl", "run.dir": tuned(places)}
+    return [sys.executable, "-m", "capo_fast.cli", *arguments("sft", files | SETTINGS)]
+
+
+def arguments(command: str, settings: Mapping[str, Any]) -> list[str]:
+    return [command, *(f"--{key}={value}" for key, value in settings.items())]
+
+
+def tuned(places: Places) -> Path:
+    """The run of the fine-tuning."""
+    return places.runs / "sft"
+
+
+def make_base(places: Places, problems: int, data_dir: Path | None) -> None:
+    """The data, the fine-tuning where there is no adapter yet, the merged model, and its figures: whatever lacks."""
+    if not (places.pretrained / "config.json").exists():
+        raise SystemExit(f"{places.pretrained} is not there: capo fetch smollm2 --out {places.pretrained}")
+    make_data(places)
+    if not (places.adapter / WEIGHTS).exists():
+        start, command = time.monotonic(), tuning_command(places)
+        if status := subprocess.run(command).returncode:
+            sys.exit(status)
+        keep_adapter(tuned(places) / "adapter", places.adapter)
+        made = {
+            "command": command[1:],
+            "minutes": (time.monotonic() - start) / 60,
+            "about": about(torch.get_num_threads()),
+        }
+        write_json(places.results / "tuning.json", made)
+    merge_base(places)
+    if not (places.results / "base.json").exists():
+        write_json(places.results / "base.json", measure(places, problems, data_dir))
+    print(summary(json.loads((places.results / "base.json").read_text())))
+
+
+def make_data(places: Places) -> None:
+    if not places.data.exists():
+        write_files(places.data, SEED, Sizes())
+
+
+def keep_adapter(source: Path, out: Path) -> None:
+    """An adapter in bfloat16, its base by name: the folder that it was trained on is of one machine."""
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in load_file(source / WEIGHTS).items()}
+    save_file(weights, out / WEIGHTS)
+    config = json.loads((source / CONFIG).read_text())
+    write_json(out / CONFIG, config | {"base_model_name_or_path": NAME})
+
+
+def merge_base(places: Places) -> None:
+    """The pretrained model with the adapter merged, in float32, unless it is there."""
+    if (places.base / "config.json").exists():
+        return
+    # Both take seconds to import, and most starts find the base.
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(places.pretrained, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, places.adapter).merge_and_unload()
+    partial = places.base.with_name(f".{places.base.name}.tmp")
+    merged.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(places.pretrained).save_pretrained(partial)
+    partial.rename(places.base)
+
+
+def summary(base: Mapping[str, Any]) -> str:
+    """What the base can do, in a line."""
+    solved, critic = base["solved"]["heldout"]["metrics"], base["critic"][0]
+    f1 = critic["f1"] and critic["f1"]["value"]
+    rates = [solved["avg@1"]["value"], solved["pass@1"]["value"], f1, critic["step_precision"], critic["step_recall"]]
+    sampled, greedy, *found = (cell([rate]) for rate in rates)
+    return f"held-out pass@1 {sampled} sampled, {greedy} greedy; F1, precision, recall of critiques {', '.join(found)}"
+
+
+def write_json(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
