@@ -72,8 +72,8 @@ def make_policy(path: str, dtype: str = "float32", loss_kernel: str = "auto", un
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_groups_have_the_logprobs_and_gradients_of_each_sequence_alone(checkpointing, model_path, one_rank):
-    lengths = [(0, 7), (0, 1), (0, 4), (1, 3), (2, 2), (2, 6)]
-    samples = [credited(5 + group, length, group, i) for i, (group, length) in enumerate(lengths)]
+    shapes = [(5, 7, 0), (5, 1, 0), (5, 4, 0), (3, 3, 0), (6, 2, 1), (6, 6, 1)]
+    samples = [credited(prompt, response, group, i) for i, (prompt, response, group) in enumerate(shapes)]
     mesh = init_device_mesh("cpu", (1,))
     config = PolicyConfig(dtype="float32", gradient_checkpointing=checkpointing)
     policy = shard_policy(load_model(model_path, "sdpa").train(), config, mesh)
