@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
@@ -37,19 +39,27 @@ from capo_fast.policy.batch import pack_update
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.model import load_model, shard_policy
 from capo_fast.pretrained import load_tokenizer
-from capo_fast.records import CreditedSample, Prompt, Rollout, Sample, StepSpans
+from capo_fast.records import CreditedSample, PackedBatch, Prompt, Rollout, Sample, StepSpans
 from capo_fast.runtime.ranks import ranks
 
-SETTINGS = (
-    *("--algorithm=grpo", "--policy.dtype=float32", "--rollout.prompts=4", "--rollout.n=8", "--rollout.max_tokens=96"),
-    *("--train.epochs=1", "--train.minibatches=1", "--train.micro_tokens=2048", "--engine.max_model_len=8192"),
-)
+SETTINGS = {
+    "algorithm": "grpo",
+    "policy.dtype": "float32",
+    "rollout.prompts": "4",
+    "rollout.n": "8",
+    "rollout.max_tokens": "96",
+    "train.epochs": "1",
+    "train.minibatches": "1",
+    "train.micro_tokens": "2048",
+    "engine.max_model_len": "8192",
+}
 
 
 def prompts_of(options: argparse.Namespace) -> tuple[Config, list[Prompt]]:
     """The configuration, and the prompts of a step or, to count, all."""
-    own = [f"--model.path={options.model}", f"--data.path={options.data}"]
-    config = load_config([*SETTINGS, *own, *(f"--{word}" for word in options.set)])
+    own = {"model.path": options.model, "data.path": options.data}
+    settings = SETTINGS | own | dict(word.split("=", 1) for word in options.set)
+    config = load_config([f"--{key}={value}" for key, value in settings.items()])
     problems = load_prompts(config, load_tokenizer(options.model))
     return config, problems.take(0, len(problems.prompts) if options.count else config.rollout.prompts)[0]
 
@@ -84,36 +94,53 @@ def with_own_prompt(credited: CreditedSample) -> CreditedSample:
 ARMS = ("neither", "skip", "share", "both")
 
 
-def time_steps(options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """Seconds of a step by share of live groups and arm, after one step to warm up."""
-    config, prompts = prompts_of(options)
-    model = load_model(options.model, config.policy.attention).train()
-    vocab = model.config.vocab_size
-    learner = Learner(shard_policy(model, config.policy, init_device_mesh(device.type, (1,))), None, config)
-    found: dict[tuple[float, str], list[float]] = {}
-    batches = {}
+def batches_of(
+    options: argparse.Namespace, config: Config, prompts: Sequence[Prompt], vocab: int
+) -> dict[tuple[float, str], list[PackedBatch]]:
+    """Micro-batches of a step by share of live groups and arm."""
+    found = {}
     for share in options.live:
         samples = [
             sample_of(prompt, group, i, config.rollout.max_tokens, vocab, group < share * len(prompts))
             for group, prompt in enumerate(prompts)
             for i in range(config.rollout.n)
         ]
-        batches |= {(share, arm): pack_update(of_arm(samples, arm), config, 0, 1) for arm in options.arms}
+        found |= {(share, arm): pack_update(of_arm(samples, arm), config, 0, 1) for arm in options.arms}
+    return found
+
+
+def time_steps(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Wall and CPU seconds of a step by share of live groups and arm, as they come; one of the last to warm up."""
+    config, prompts = prompts_of(options)
+    model = load_model(options.model, config.policy.attention).train()
+    batches = batches_of(options, config, prompts, model.config.vocab_size)
+    learner = Learner(shard_policy(model, config.policy, init_device_mesh(device.type, (1,))), None, config)
     learner.train_batch([list(batches.values())[-1]])
     for _ in range(options.rounds):
-        for key, batch in batches.items():
-            start = time.perf_counter()
-            learner.train_batch([batch])
-            found.setdefault(key, []).append(time.perf_counter() - start)
-    return [
-        {
-            "live": share,
-            "arm": arm,
-            "tokens": sum(len(micro.input_ids) for micro in batches[share, arm]),
-            "seconds": seconds,
-        }
-        for (share, arm), seconds in found.items()
+        for (share, arm), batch in batches.items():
+            start = time.perf_counter(), time.process_time()
+            metrics = learner.train_batch([batch])
+            seconds, cpu = time.perf_counter() - start[0], time.process_time() - start[1]
+            yield {"live": share, "arm": arm, "tokens": metrics["learn/tokens"], "seconds": seconds, "cpu": cpu}
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Medians over the rounds, and their ratio to `neither` where it was timed."""
+    seconds: dict[tuple[float, str, int], list[float]] = defaultdict(list)
+    for row in rows:
+        seconds[row["live"], row["arm"], row["tokens"]].append(row["seconds"])
+    whole = {live: median(each) for (live, arm, _), each in seconds.items() if arm == "neither"}
+    cells = [
+        [
+            str(live),
+            arm,
+            str(tokens),
+            f"{median(each):.1f}",
+            f"{median(each) / whole[live]:.2f}" if live in whole else "-",
+        ]
+        for (live, arm, tokens), each in seconds.items()
     ]
+    return markdown_table(["live groups", "arm", "tokens", "seconds", "ratio"], cells)
 
 
 def count_tokens(options: argparse.Namespace) -> str:
@@ -144,12 +171,12 @@ def main() -> None:
     if options.count:
         print(count_tokens(options))
         return
+    rows = []
     with ranks() as device:
-        rows = time_steps(options, device)
-    for row in rows:
-        print(json.dumps(row), flush=True)
-    cells = [[str(row["live"]), row["arm"], str(row["tokens"]), f"{median(row['seconds']):.1f}"] for row in rows]
-    print(markdown_table(["live groups", "arm", "tokens", "seconds"], cells))
+        for row in time_steps(options, device):
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            rows.append(row)
+    print(table(rows))
 
 
 if __name__ == "__main__":
