@@ -98,7 +98,7 @@ def batches_of(
     options: argparse.Namespace, config: Config, prompts: Sequence[Prompt], vocab: int
 ) -> dict[tuple[float, str], list[PackedBatch]]:
     """Micro-batches of a step by share of live groups and arm."""
-    found = {}
+    found: dict[tuple[float, str], list[PackedBatch]] = {}
     for share in options.live:
         samples = [
             sample_of(prompt, group, i, config.rollout.max_tokens, vocab, group < share * len(prompts))
