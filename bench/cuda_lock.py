@@ -3,7 +3,8 @@
     pip install --no-deps -r requirements/cuda.txt    # in a fresh environment, some 9 GB; no GPU is needed
     python -m bench.cuda_lock                         # in that environment; writes requirements/cuda_names.json
 
-It imports every module of the trainer. Then it looks up the names of vLLM and torch that engine and policy use: imported names, attributes of torch, keywords of vLLM's constructors, attributes of its engine. The file has these
+It imports every module of the trainer. Then it looks up the names of vLLM and torch that engine and policy use:
+imported names, attributes of torch, keywords of vLLM's constructors, attributes of its engine. The file has these
 names and the versions that have them; a test compares it with the sources and the lock.
 """
 
