@@ -110,12 +110,12 @@ def batches_of(
 
 
 def time_steps(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Wall and CPU seconds of a step by share of live groups and arm, as they come; one of the last to warm up."""
+    """Wall and CPU seconds of a step by share of live groups and arm, as they come; one of the first to warm up."""
     config, prompts = prompts_of(options)
     model = load_model(options.model, config.policy.attention).train()
     batches = batches_of(options, config, prompts, model.config.vocab_size)
     learner = Learner(shard_policy(model, config.policy, init_device_mesh(device.type, (1,))), None, config)
-    learner.train_batch([list(batches.values())[-1]])
+    learner.train_batch([next(iter(batches.values()))])
     for _ in range(options.rounds):
         for (share, arm), batch in batches.items():
             start = time.perf_counter(), time.process_time()
