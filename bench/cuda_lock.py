@@ -3,8 +3,8 @@
     pip install --no-deps -r requirements/cuda.txt    # in a fresh environment, some 9 GB; no GPU is needed
     python -m bench.cuda_lock                         # in that environment; writes requirements/cuda_names.json
 
-It imports every module of the trainer. Then it looks up the names of vLLM, torch and flash-attn that engine and policy
-use: imported names, attributes of torch, keywords of vLLM's constructors, attributes of its engine. The file has these
+It imports every module of the trainer. Then it looks up the names of vLLM and torch that engine and policy use:
+imported names, attributes of torch, keywords of vLLM's constructors, attributes of its engine. The file has these
 names and the versions that have them; a test compares it with the sources and the lock.
 """
 
@@ -24,7 +24,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "requirements/cuda_names.json"
-LIBRARIES = ("vllm", "torch", "flash_attn")
+LIBRARIES = ("vllm", "torch")
+"""Not flash-attn, which the lock does not hold: its one name is checked nowhere."""
 ENGINE = "self._llm"
 """An attribute that begins so is one of `vllm.LLM`."""
 

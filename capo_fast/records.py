@@ -203,17 +203,22 @@ class Completion:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Whole sequences end to end, without padding, and which of their tokens are responses.
+    """A packed row: prompts and responses end to end, without padding.
 
-    `rows` picks, out of the N packed positions, the T ones that predict a response token.
+    A prompt that several responses share is in the row once. The row is cut into segments: a prompt with its only
+    response, or a prompt and after it each of its responses. The last token of a response predicts nothing and is left
+    out. `rows` picks, out of the N packed positions, the T ones that predict a response token; the last of a prompt is
+    picked once by each response.
     """
 
     input_ids: torch.Tensor
     """int64 [N]"""
     position_ids: torch.Tensor
-    """int64 [N], from 0 in each sequence"""
-    sequence_lengths: tuple[int, ...]
-    """Prompt and response together; their sum is N"""
+    """int64 [N], from 0 at each prompt; every response goes on from its prompt"""
+    lengths: tuple[int, ...]
+    """Tokens of each segment, at least 1; their sum is N"""
+    prefix: tuple[int | None, ...]
+    """For each segment, the index of the earlier one that its tokens attend to as well, before their own"""
     rows: torch.Tensor
     """int64 [T], indices into N"""
     targets: torch.Tensor
@@ -225,7 +230,7 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class PackedBatch(TokenBatch):
-    """One micro-batch of training. Every [T] tensor is aligned with `rows`."""
+    """One micro-batch of training. Every [T] tensor is aligned with `rows` and `targets`."""
 
     weights: torch.Tensor
     """float32 [T], the share of each token in the loss; 0 where it is not trained"""

@@ -5,12 +5,19 @@ from __future__ import annotations
 from capo_fast.records import CreditedSample, Prompt, Rollout, Sample, StepSpans
 
 
-def credited(prompt: int = 2, response: int = 3, group: int = 0, sample: int = 0, trained: bool = True):
-    """A sample whose tokens tell where they belong: 1000 * group + 100 * sample + position."""
+def credited(
+    prompt: int = 2,
+    response: int = 3,
+    group: int = 0,
+    sample: int = 0,
+    trained: bool = True,
+    advantage: float = 1.0,
+):
+    """A sample whose tokens tell where they belong: 1000 * group + 100 * sample + position; a prompt is its group's."""
     base = 1000 * group + 100 * sample
     starts = tuple(i % 2 == 0 for i in range(response))
     rollout = Rollout(
-        prompt=Prompt("p", "", "", None, tuple(base + i for i in range(prompt))),
+        prompt=Prompt("p", "", "", None, tuple(1000 * group + i for i in range(prompt))),
         group=group,
         sample=sample,
         version=0,
@@ -23,4 +30,4 @@ def credited(prompt: int = 2, response: int = 3, group: int = 0, sample: int = 0
     wrong = tuple(float(i == 0) for i in range(sum(starts)))
     inner = Sample(rollout, outcome=float(sample % 2), critiques=(), step_wrong=wrong)
     stats = (0.5, 1.0 + group, 0.0, 1.0 + group)
-    return CreditedSample(inner, trained, float(sample % 2), wrong, stats, (1.0,) * len(wrong))
+    return CreditedSample(inner, trained, float(sample % 2), wrong, stats, (advantage,) * len(wrong))

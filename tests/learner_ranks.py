@@ -51,6 +51,16 @@ def make_sample(group: int, i: int) -> Sample:
 SAMPLES = assign_credit([make_sample(group, i) for group in range(3) for i in range(4)], Config())
 
 
+def all_right(sample: Sample) -> Sample:
+    return replace(sample, outcome=1.0, step_wrong=(0.0,) * len(sample.step_wrong))
+
+
+WITHOUT_GRADIENT = assign_credit([all_right(sample.sample) for sample in SAMPLES], Config())
+"""The same with answers that are all right, and so without any advantage."""
+PARTLY_LIVE = [*SAMPLES[:8], *WITHOUT_GRADIENT[8:]]
+"""Two groups with a gradient and one without."""
+
+
 def make_learner(config: Config) -> Learner:
     """A learner of `config`, with an adapter where it has a rank; it then has its base as the reference."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -89,7 +99,10 @@ def main(out: Path) -> None:
 
 
 def write_steps(out: Path) -> None:
-    """A training step's weights by LoRA rank (0: none) to a file; metrics, and the ranks' critics, to another."""
+    """A training step's weights by LoRA rank (0: none) to a file; metrics, and the ranks' critics, to another.
+
+    Without LoRA, one of its three updates has no rollout with a gradient.
+    """
     config = Config(
         policy=PolicyConfig(dtype="float32"),
         loss=LossConfig(kl_coef=0.0),
@@ -100,7 +113,7 @@ def write_steps(out: Path) -> None:
     for rank in (0, 4):
         config = replace(config, lora=replace(config.lora, rank=rank), loss=LossConfig(kl_coef=0.1 if rank else 0.0))
         learner = with_plain_gradient_steps(make_learner(config))
-        metrics[rank] = train(learner, config)
+        metrics[rank] = learner.train(SAMPLES if rank else PARTLY_LIVE)
         weights[rank] = {name: weight.clone() for name, weight in full_weights(learner.policy, torch.float32)}
     critic = freeze_critic(lambda: load_model(MODEL, "sdpa"), [(5, 6, 7)], torch.float32)
     dist.barrier()  # the first rank deletes the file, perhaps after the others have returned

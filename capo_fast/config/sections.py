@@ -50,8 +50,8 @@ class PolicyConfig:
     """Compute type of forward and backward; the master weights and the optimizer are float32 always."""
     attention: Literal["sdpa", "flash_attention_2"] = "sdpa"
     """Attention kernel of the trainer. sdpa: torch's own, on a GPU its FlashAttention for all packed sequences in one
-    launch (torch 2.11); in float32 there, which that does not take, over a padded batch. flash_attention_2 needs the
-    package flash-attn."""
+    launch (torch 2.11); in float32 there, which that does not take, over a padded batch. flash_attention_2: the package
+    flash-attn, on a GPU in bfloat16; it alone takes a model with a sliding window."""
     loss_kernel: MayChange[Literal["auto", "reference", "cpu", "triton", "cuda"]] = "auto"
     """Implementation of capo_kernels for log-probs and loss; auto: the fastest that runs here; reference: plain torch.
     One that can't run here is refused at the start, with the reason."""

@@ -9,7 +9,11 @@ Letters: N packed tokens, T response tokens, B sequences, S steps.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 
@@ -20,12 +24,20 @@ from capo_fast.records import CreditedSample, PackedBatch, TokenBatch
 
 
 def pack_update(samples: Sequence[CreditedSample], config: Config, rank: int, world: int) -> list[PackedBatch]:
-    """This rank's micro-batches of one optimizer update over `samples` (of all ranks)."""
-    trained = [sample for sample in samples if sample.trained]
-    denominator = loss_denominator(trained, config)
-    bins = deal(trained, config.train.micro_tokens, world)
+    """This rank's micro-batches of one optimizer update over `samples` (of all ranks).
+
+    Denominators count every trained rollout. Those without a gradient are then left out.
+    """
+    denominator = loss_denominator([sample for sample in samples if sample.trained], config)
+    bins = deal([sample for sample in samples if has_gradient(sample, config)], config.train.micro_tokens, world)
     filler = min(samples, key=sequence_length)
     return [pack(bin_ or [filler], denominator if bin_ else None, config) for bin_ in bins[rank::world]]
+
+
+def has_gradient(sample: CreditedSample, config: Config) -> bool:
+    """False: the sample is not trained, or all its advantages are 0 and the loss has no term besides the policy's."""
+    other_terms = config.loss.kl_coef > 0 or config.loss.entropy_coef > 0
+    return sample.trained and (other_terms or any(sample.step_advantages))
 
 
 def split_minibatches(samples: Sequence[CreditedSample], count: int) -> list[list[CreditedSample]]:
@@ -54,22 +66,36 @@ def loss_denominator(trained: Sequence[CreditedSample], config: Config) -> float
 
 
 def deal(samples: Sequence[CreditedSample], micro_tokens: int, world: int) -> list[list[CreditedSample]]:
-    """Bins of at most `micro_tokens` (a longer sequence has a bin of its own): as few as do, a multiple of `world`.
+    """Bins of at most `micro_tokens` computed tokens (a longer sequence has a bin of its own), a multiple of `world`.
 
-    Longest first into the emptiest bin, so ranks get nearly equal work.
+    Rollouts are laid out group by group and cut into as few bins as do, the fullest of which holds as little as can
+    be. So a cut repeats one prompt at most, and ranks get nearly equal work.
     """
-    ordered = sorted(samples, key=sequence_length, reverse=True)
-    count = world
-    while True:
-        bins: list[list[CreditedSample]] = [[] for _ in range(count)]
-        loads = [0] * count
-        for sample in ordered:
-            emptiest = loads.index(min(loads))
-            bins[emptiest].append(sample)
-            loads[emptiest] += sequence_length(sample)
-        if all(load <= micro_tokens or len(bin_) == 1 for load, bin_ in zip(loads, bins, strict=True)):
-            return bins
-        count += world
+    ordered = sorted(samples, key=lambda sample: (sample.rollout.group, -sequence_length(sample)))
+    count = world * max(1, -(-len(_fill(ordered, micro_tokens)) // world))
+    capacity = bisect_left(range(micro_tokens), True, key=lambda tokens: len(_fill(ordered, tokens)) <= count)
+    bins = _fill(ordered, capacity)
+    return [*bins, *([] for _ in range(count - len(bins)))]
+
+
+def _fill(ordered: Sequence[CreditedSample], capacity: int) -> list[list[CreditedSample]]:
+    """Bins in this order, each begun where the one before has no room for the next."""
+    bins: list[list[CreditedSample]] = []
+    room = 0
+    for sample in ordered:
+        added = _added_tokens(sample, bins[-1][-1] if bins else None)
+        if not bins or added > room:
+            bins.append([])
+            room, added = capacity, _added_tokens(sample, None)
+        bins[-1].append(sample)
+        room -= added
+    return bins
+
+
+def _added_tokens(sample: CreditedSample, before: CreditedSample | None) -> int:
+    """Packed tokens that a sample adds behind another."""
+    prompt, tokens = sample.rollout.prompt.token_ids, max(0, len(sample.rollout.token_ids) - 1)
+    return tokens + (0 if before and before.rollout.prompt.token_ids == prompt else len(prompt))
 
 
 def pack(samples: Sequence[CreditedSample], denominator: float | None, config: Config) -> PackedBatch:
@@ -90,18 +116,52 @@ def pack(samples: Sequence[CreditedSample], denominator: float | None, config: C
 
 
 def pack_tokens(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenBatch:
-    """Pairs of prompt and response ids, end to end. A prompt has at least one token."""
-    prompt_B = torch.tensor([len(prompt) for prompt, _ in sequences])
-    response_B = torch.tensor([len(response) for _, response in sequences])
-    ends_B = (prompt_B + response_B).cumsum(0)
-    starts_B = ends_B - prompt_B - response_B
-    position_N = torch.arange(int(ends_B[-1]))
-    first_B = response_B.cumsum(0) - response_B
-    offset_T = torch.arange(int(response_B.sum())) - first_B.repeat_interleave(response_B)
+    """Pairs of prompt and response ids, end to end; neighbours share a prompt that is the same. A prompt has at least
+    one token."""
+    row = _Row()
+    for prompt, pairs in groupby(sequences, key=itemgetter(0)):
+        responses = [response for _, response in pairs]
+        if len(responses) == 1:
+            row.add_whole(prompt, responses[0])
+        else:
+            row.add_group(prompt, responses)
     return TokenBatch(
-        input_ids=torch.tensor([token for prompt, response in sequences for token in (*prompt, *response)]),
-        position_ids=position_N - starts_B.repeat_interleave(prompt_B + response_B),
-        sequence_lengths=tuple((prompt_B + response_B).tolist()),
-        rows=(starts_B + prompt_B - 1).repeat_interleave(response_B) + offset_T,
+        input_ids=torch.tensor(row.ids),
+        position_ids=torch.tensor(row.positions),
+        lengths=tuple(row.lengths),
+        prefix=tuple(row.prefix),
+        rows=torch.tensor(row.rows),
         targets=torch.tensor([token for _, response in sequences for token in response]),
     )
+
+
+@dataclass
+class _Row:
+    """A packed row as it grows; the fields are those of TokenBatch."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    prefix: list[int | None] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+
+    def add_whole(self, prompt: Sequence[int], response: Sequence[int]) -> None:
+        first = len(self.ids) + len(prompt) - 1
+        self._add([*prompt, *response[:-1]], 0, None)
+        self.rows += range(first, first + len(response))
+
+    def add_group(self, prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> None:
+        index = len(self.lengths)
+        self._add(prompt, 0, None)
+        last = len(self.ids) - 1
+        for response in responses:
+            start = len(self.ids)
+            self.rows += [last, *range(start, start + len(response) - 1)][: len(response)]
+            self._add(response[:-1], len(prompt), index)
+
+    def _add(self, tokens: Sequence[int], position: int, prefix: int | None) -> None:
+        if tokens:
+            self.ids += tokens
+            self.positions += range(position, position + len(tokens))
+            self.lengths.append(len(tokens))
+            self.prefix.append(prefix)

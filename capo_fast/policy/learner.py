@@ -16,7 +16,7 @@ import torch.distributed as dist
 import capo_kernels as ck
 from capo_fast.config.schema import Config
 from capo_fast.errors import CapoError
-from capo_fast.policy.batch import pack_update, split_minibatches
+from capo_fast.policy.batch import has_gradient, pack_update, split_minibatches
 from capo_fast.policy.lora import BasePolicy
 from capo_fast.policy.model import Policy, whole
 from capo_fast.policy.work import PassCounter
@@ -65,24 +65,29 @@ class Learner:
         """The implementation of capo_kernels that the last loss ran on."""
 
     def train(self, samples: Sequence[CreditedSample]) -> dict[str, float]:
-        """All updates on one batch of rollouts, of all ranks; returns the metrics of `train_batch`. A collective."""
+        """All updates on one batch of rollouts, of all ranks. A collective.
+
+        Returns the metrics of `train_batch` and of `skipped`, and the model's FLOPs.
+        """
         rank, world = dist.get_rank(), dist.get_world_size()
         minibatches = split_minibatches(samples, self.config.train.minibatches)
         self._passes.read()  # those of the canary
         metrics = self.train_batch([pack_update(each, self.config, rank, world) for each in minibatches])
-        return metrics | {"learn/flops": sum(gather([self._passes.read()]))}
+        return metrics | skipped(samples, self.config) | {"learn/flops": sum(gather([self._passes.read()]))}
 
     def train_batch(self, minibatches: Sequence[Sequence[PackedBatch]]) -> dict[str, float]:
         """All updates of one batch of rollouts: `train.epochs` passes over its minibatches.
 
-        Returns the step's metrics over all updates and ranks. Raises TrainingDiverged.
+        Returns the step's metrics over all updates and ranks, with the packed tokens of one pass as `learn/tokens`.
+        Raises TrainingDiverged.
         """
         prepared = [[self._prepare(micro) for micro in minibatch] for minibatch in minibatches]
         lr = self.optimizer.param_groups[0]["lr"]
         updates = [self._update(minibatch) for _ in range(self.config.train.epochs) for minibatch in prepared]
         metrics = gather(on_host([each for update in updates for each in update.metrics]))
         gaps = gather([trained_gap(updates[0])] if updates else [])
-        return summarise(updates, metrics, gaps) | {"lr": lr}
+        tokens = gather([len(micro.input_ids) for minibatch in prepared for micro in minibatch])
+        return summarise(updates, metrics, gaps) | {"lr": lr, "learn/tokens": sum(tokens)}
 
     def _init_optimizer_state(self) -> None:
         """AdamW's state from the start, so that a checkpoint always has the same entries to load into."""
@@ -184,14 +189,20 @@ def trained_gap(update: Update) -> torch.Tensor:
     return gap[trained != 0]
 
 
+def skipped(samples: Sequence[CreditedSample], config: Config) -> dict[str, int]:
+    """Rollouts that never enter the model, as they are not trained or have no gradient, and their response tokens."""
+    lengths = [len(each.rollout.token_ids) for each in samples if not has_gradient(each, config)]
+    return {"learn/skipped_rollouts": len(lengths), "learn/skipped_tokens": sum(lengths)}
+
+
 def summarise(
     updates: Sequence[Update], micro: Sequence[dict[str, torch.Tensor]], gaps: Sequence[torch.Tensor]
 ) -> dict[str, float]:
-    """The metrics of one step. `gap/*` compares log-probs of trainer and engine over its first minibatch, before any
-    update: mean and 99th percentile of the absolute difference, and k3, the estimate of KL(engine, trainer).
+    """The metrics of one step, over the tokens that entered the model; NaN where none did (see `skipped`).
 
-    The engine's log-probs are those it sampled from: with top-p or top-k they are normalised over the nucleus, and the
-    gap includes that.
+    `gap/*` compares log-probs of trainer and engine over the first minibatch, before any update: mean and 99th
+    percentile of the absolute difference, and k3, the estimate of KL(engine, trainer). The engine's log-probs are those
+    it sampled from: with top-p or top-k they are normalised over the nucleus, and the gap includes that.
     """
     if not updates:
         return {"updates": 0, "updates_skipped": 0}
@@ -199,6 +210,7 @@ def summarise(
     taken = [update for update in updates if not update.skipped] or updates
     keys = ("ratio_mean", "clip_low_frac", "clip_high_frac", "approx_kl", "ref_kl", "entropy", "active_frac")
     log_ratio = torch.cat(list(gaps)).double()
+    log_ratio = log_ratio if len(log_ratio) else torch.full((1,), torch.nan, dtype=torch.float64)
     gap = log_ratio.abs()
     return {
         **{f"loss/{key}": metrics[key].item() for key in (*keys, "is_weight_mean", "ess")},

@@ -77,13 +77,13 @@ class Policy(nn.Module):
         return result.loss, result
 
     def _hidden(self, batch: TokenBatch) -> torch.Tensor:
-        """[T, H]. `sequence_lengths` keeps the sequences apart under sdpa; under flash attention position ids that
-        start again at 0 do, as long as there is neither a mask nor a cache."""
+        """[T, H], of the positions that predict response tokens."""
         output = self.model.model(
             input_ids=batch.input_ids[None],
             position_ids=batch.position_ids[None],
             use_cache=False,
-            sequence_lengths=batch.sequence_lengths,
+            lengths=batch.lengths,
+            prefix=batch.prefix,
         )
         return output.last_hidden_state[0, batch.rows]
 
@@ -147,7 +147,8 @@ def check_loss_kernel(config: PolicyConfig, vocab: int, device: torch.device) ->
 def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
     """The model under FSDP2: its shards by decoder layer, computed in `policy.dtype`, gradients reduced in float32.
 
-    Raises ConfigError under `policy.attention: sdpa` for a sliding window, and for a torch that is too old for a GPU.
+    Raises ConfigError where `policy.attention` can't run here: sdpa with a sliding window or, on a GPU, with an old
+    torch; flash_attention_2 on a CPU or in float32.
     """
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -155,11 +156,10 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
     precision = MixedPrecisionPolicy(
         param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    if config.attention == "sdpa":
-        try:
-            use_packed_attention(model, choose_attention(mesh.device_type, DTYPES[config.dtype]))
-        except ValueError as error:
-            raise ConfigError(f"policy.attention: {error}; want flash_attention_2") from error
+    try:
+        use_packed_attention(model, choose_attention(mesh.device_type, DTYPES[config.dtype], config.attention))
+    except ValueError as error:
+        raise ConfigError(f"policy.attention: {error}") from error
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     policy = Policy(model, config.loss_kernel)

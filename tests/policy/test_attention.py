@@ -1,6 +1,9 @@
-"""The attentions of packed rows against each other, and that those for a GPU launch no more for more sequences."""
+"""The attentions of packed rows against one sequence at a time, and that those for a GPU launch no more for more."""
 
 from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,19 +11,64 @@ from dispatched import Operations
 from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
-from capo_fast.policy.attention import attend_each, attend_padded, attend_varlen, choose_attention
+from capo_fast.policy.attention import attend_each, attend_flash, attend_padded, attend_varlen, choose_attention
 
-LENGTHS = (5, 1, 9)
+PACKINGS = {
+    "apart": ((5, 1, 9), (None, None, None)),
+    "shared": ((3, 2, 1, 6, 4, 2, 5, 1), (None, 0, 0, None, None, 4, 4, 4)),
+}
+"""Lengths of segments, and for each the one that it attends to as well."""
+
+
+def dense(q, k, v, cut_q, cut_k, scale, window=None):
+    """Causal attention between pieces of q and of k whose last tokens are the same, by one mask; any dtype."""
+    sequence_N = torch.searchsorted(cut_q[1:], torch.arange(len(q)), right=True)
+    sequence_M = torch.searchsorted(cut_k[1:], torch.arange(len(k)), right=True)
+    before_N = cut_q[1:][sequence_N] - torch.arange(len(q))  # counted from the end of the piece
+    before_M = cut_k[1:][sequence_M] - torch.arange(len(k))
+    back_NM = before_M - before_N[:, None]
+    mask_NM = (sequence_N[:, None] == sequence_M) & (back_NM >= 0) & (back_NM < (window or len(k)))
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+    grouped = q.shape[0] != k.shape[0]
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask_NM, scale=scale, enable_gqa=grouped).transpose(0, 1)
+
+
+def checked_cuts(cut_q, cut_k, max_q, max_k):
+    assert cut_q.dtype == cut_k.dtype == torch.int32
+    assert (max_q, max_k) == (cut_q.diff().max(), cut_k.diff().max())
 
 
 def varlen_stub(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
-    """torch's varlen_attn by one dense mask, in any dtype and on any device."""
-    assert max_q == max_k == cu_seq_q.diff().max() and cu_seq_q.dtype == torch.int32 and window_size == (-1, 0)
-    place_N = torch.arange(len(q))
-    sequence_N = torch.searchsorted(cu_seq_q[1:], place_N, right=True)
-    mask_NN = (sequence_N[:, None] == sequence_N) & (place_N[:, None] >= place_N)
-    q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask_NN, scale=scale, enable_gqa=enable_gqa).transpose(0, 1)
+    """torch's varlen_attn."""
+    checked_cuts(cu_seq_q, cu_seq_k, max_q, max_k)
+    assert window_size == (-1, 0) and enable_gqa
+    return dense(q, k, v, cu_seq_q, cu_seq_k, scale)
+
+
+def flash_stub(
+    q,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    max_seqlen_q,
+    max_seqlen_k,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+):
+    """flash_attn.flash_attn_varlen_func."""
+    checked_cuts(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    assert causal and window_size[1] <= 0
+    window = window_size[0] + 1 if window_size[0] >= 0 else None
+    return dense(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, window)
+
+
+@pytest.fixture
+def stubs(monkeypatch):
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_stub)
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=flash_stub))
 
 
 def tensors(lengths, dtype=torch.float64):
@@ -29,28 +77,48 @@ def tensors(lengths, dtype=torch.float64):
     return [torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in shapes]
 
 
-@pytest.mark.parametrize("attend", [attend_padded, attend_varlen])
-@pytest.mark.parametrize("scale", [None, 0.3])
-def test_a_gpus_attention_and_its_gradients_are_those_of_each_sequence(attend, scale, monkeypatch):
-    monkeypatch.setattr(varlen, "varlen_attn", varlen_stub)
+def one_by_one(q, k, v, lengths, prefix, scale, window=None):
+    """Each segment behind its prefix, as a sequence of its own."""
+    token = torch.arange(sum(lengths)).split(list(lengths))
     found = []
-    for each in (attend, attend_each):
-        q, k, v = tensors(LENGTHS)
-        out = each(q, k, v, LENGTHS, scale)
+    for own, before in zip(token, prefix, strict=True):
+        ids = own if before is None else torch.cat([token[before], own])
+        whole = torch.tensor([0, len(ids)])
+        found.append(dense(q[ids], k[ids], v[ids], whole, whole, scale, window)[-len(own) :])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("attend", [attend_each, attend_padded, attend_varlen, attend_flash])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_attention_and_its_gradients_are_those_of_each_sequence(attend, scale, packing, stubs):
+    found, (lengths, prefix) = [], PACKINGS[packing]
+    for each in (attend, one_by_one):
+        q, k, v = tensors(lengths)
+        out = each(q, k, v, lengths, prefix, scale)
         found.append([out, *torch.autograd.grad((out * torch.arange(8)).sum(), (q, k, v))])
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("attend", [attend_padded, attend_varlen])
-def test_more_sequences_are_no_more_operations_and_no_wait(attend, monkeypatch):
+def test_a_sliding_window_reaches_over_the_prefix(stubs):
+    lengths, prefix = PACKINGS["shared"]
+    q, k, v = tensors(lengths)
+    found = attend_flash(q, k, v, lengths, prefix, window=3)
+    torch.testing.assert_close(found, one_by_one(q, k, v, lengths, prefix, None, window=3), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("attend", [attend_padded, attend_varlen, attend_flash])
+def test_more_segments_are_no_more_operations_and_no_wait(attend, monkeypatch):
     """Beyond the first layer, which makes the indices of all."""
     monkeypatch.setattr(varlen, "varlen_attn", lambda q, k, v, *bounds, **options: q * 1)
+    flash = SimpleNamespace(flash_attn_varlen_func=lambda q, k, v, *bounds, **options: q * 1)
+    monkeypatch.setitem(sys.modules, "flash_attn", flash)
     counts = []
-    for lengths in ((8, 8), (1,) * 16):
+    for lengths, prefix in (((8, 4), (None, 0)), ((1,) * 16, (None, *[0] * 7) * 2)):
         q, k, v = tensors(lengths)
-        attend(q, k, v, lengths, None)
+        attend(q, k, v, lengths, prefix)
         with Operations() as seen:
-            attend(q, k, v, lengths, None)
+            attend(q, k, v, lengths, prefix)
         counts.append(seen.count)
     assert counts[0] == counts[1]
     assert not {"_local_scalar_dense", "nonzero", "masked_select", "_to_copy"} & set(counts[0])
@@ -60,6 +128,10 @@ def test_the_attention_is_chosen_by_device_and_dtype(monkeypatch):
     assert choose_attention("cpu", torch.bfloat16) is attend_each
     assert choose_attention("cuda", torch.float32) is attend_padded
     assert choose_attention("cuda", torch.bfloat16) is attend_varlen
+    assert choose_attention("cuda", torch.bfloat16, "flash_attention_2") is attend_flash
+    for device, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float32)):
+        with pytest.raises(ValueError, match=rf"flash_attention_2 can't run on {device} in {dtype}, wanted sdpa"):
+            choose_attention(device, dtype, "flash_attention_2")
     monkeypatch.setattr(varlen, "varlen_attn", lambda q, k, v, is_causal=False: q)  # torch 2.10
     with pytest.raises(ValueError, match=r"varlen_attn of torch .* has no scale, window_size, wanted torch 2\.11"):
         choose_attention("cuda", torch.bfloat16)

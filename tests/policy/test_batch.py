@@ -11,16 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capo_fast.config.schema import Config, LossConfig, RolloutConfig, TrainConfig
-from capo_fast.policy.batch import deal, pack, pack_update, sequence_length, split_minibatches
+from capo_fast.policy.batch import deal, pack, pack_update, split_minibatches
 
 CONFIG = Config()
 
 
 def test_rows_are_the_positions_that_predict_their_targets():
     batch = pack([credited(2, 3), credited(1, 2, sample=1), credited(3, 1, group=1)], 6.0, CONFIG)
-    assert batch.input_ids.tolist() == [0, 1, 2, 3, 4, 100, 101, 102, 1000, 1001, 1002, 1003]
-    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]
-    assert batch.input_ids[batch.rows + 1].tolist() == batch.targets.tolist() == [2, 3, 4, 101, 102, 1003]
+    assert batch.input_ids.tolist() == [0, 1, 2, 3, 0, 101, 1000, 1001, 1002]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2]
+    assert (batch.lengths, batch.prefix) == ((4, 2, 3), (None, None, None))
+    assert batch.rows.tolist() == [1, 2, 3, 4, 5, 8]
+    assert batch.targets.tolist() == [2, 3, 4, 101, 102, 1003]
     assert batch.credit.cu_seqlens.tolist() == [0, 3, 5, 6]
     assert batch.credit.group.tolist() == [0, 0, 1]
     assert batch.credit.stats.tolist() == [[0.5, 1.0, 0.0, 1.0], [0.5, 2.0, 0.0, 2.0]]
@@ -28,17 +30,60 @@ def test_rows_are_the_positions_that_predict_their_targets():
     assert batch.credit.step_wrong.tolist() == [1.0, 0.0, 1.0, 1.0]
 
 
+def test_a_prompt_that_a_group_shares_is_packed_once():
+    samples = [credited(2, 3), credited(2, 1, sample=1), credited(2, 2, sample=2), credited(3, 2, group=1)]
+    batch = pack(samples, 4.0, CONFIG)
+    assert batch.input_ids.tolist() == [0, 1, 2, 3, 202, 1000, 1001, 1002, 1003]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 2, 0, 1, 2, 3]
+    assert (batch.lengths, batch.prefix) == ((2, 2, 1, 4), (None, 0, 0, None))
+    assert batch.rows.tolist() == [1, 2, 3, 1, 1, 4, 7, 8]
+    assert batch.targets.tolist() == [2, 3, 4, 102, 202, 203, 1003, 1004]
+
+
+def computed(samples):
+    return len(pack(samples, 1.0, CONFIG).input_ids)
+
+
 @given(
-    lengths=st.lists(st.integers(1, 40), min_size=0, max_size=30),
+    lengths=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 40)), min_size=0, max_size=30),
     budget=st.integers(1, 100),
     world=st.integers(1, 4),
 )
-def test_bins_hold_every_sample_once_within_the_budget(lengths, budget, world):
-    samples = [credited(1, length, sample=i) for i, length in enumerate(lengths)]
+def test_bins_hold_every_sample_once_within_the_budget_and_keep_groups_together(lengths, budget, world):
+    samples = [credited(5, length, group=group, sample=i) for i, (group, length) in enumerate(lengths)]
     bins = deal(samples, budget, world)
     assert len(bins) % world == 0
     assert sorted(s.rollout.sample for b in bins for s in b) == list(range(len(samples)))
-    assert all(len(b) == 1 or sum(map(sequence_length, b)) <= budget for b in bins if b)
+    assert all(len(b) == 1 or computed(b) <= budget for b in bins if b)
+    repeats = sum(len({s.rollout.group for s in b}) for b in bins) - len({s.rollout.group for s in samples})
+    assert repeats <= max(0, sum(map(bool, bins)) - 1)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_get_nearly_equal_work(world):
+    samples = [credited(50, 20 + 7 * (i % 9), group=i // 8, sample=i) for i in range(64)]
+    bins = deal(samples, 1000, world)
+    loads = [sum(computed(b) for b in bins[rank::world] if b) for rank in range(world)]
+    assert len(bins) == -(-computed(samples) // 1000 // world) * world
+    assert max(loads) < computed(samples) / world + 50 + 76, "the mean, and the longest sequence"
+
+
+@pytest.mark.parametrize("loss", [{}, {"kl_coef": 0.1}, {"entropy_coef": 0.1}])
+def test_what_has_no_gradient_is_left_out_and_counts_in_the_denominators(loss):
+    config = replace(CONFIG, loss=LossConfig(**{"kl_coef": 0.0, **loss}))
+    samples = [credited(2, 3, sample=i, advantage=float(i % 2), trained=i != 5) for i in range(6)]
+    [micro] = pack_update(samples, config, 0, 1)
+    found = {target // 100 for target in micro.targets.tolist()}
+    assert found == ({0, 1, 2, 3, 4} if loss else {1, 3})
+    assert micro.weights.tolist() == pytest.approx([1 / (5 * 3)] * len(micro.weights))
+
+
+def test_an_update_without_a_gradient_is_a_filler_on_every_rank():
+    config = replace(CONFIG, loss=LossConfig(kl_coef=0.0))
+    samples = [credited(2, 9 - i, sample=i, advantage=0.0) for i in range(4)]
+    [[first], [second]] = [pack_update(samples, config, rank, 2) for rank in range(2)]
+    assert first.targets.tolist() == second.targets.tolist() == [302 + i for i in range(6)]
+    assert not (first.weights.any() or second.weights.any())
 
 
 @pytest.mark.parametrize("aggregation", ["sequence-mean", "token-mean", "constant"])

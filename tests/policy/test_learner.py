@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import learner_ranks
@@ -10,11 +11,19 @@ import pytest
 import torch
 from dispatched import Operations
 from forked import run_ranks
-from learner_ranks import SAMPLES, TRAIN, make_learner, train, with_plain_gradient_steps
+from learner_ranks import (
+    PARTLY_LIVE,
+    SAMPLES,
+    TRAIN,
+    WITHOUT_GRADIENT,
+    make_learner,
+    train,
+    with_plain_gradient_steps,
+)
 from scripted_world import MODEL
 from torch.distributed.device_mesh import init_device_mesh
 
-from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
+from capo_fast.config.schema import Config, LoraConfig, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
 from capo_fast.policy.batch import pack_update
 from capo_fast.policy.learner import Learner, TrainingDiverged, lr_factor
 from capo_fast.policy.model import full_weights, load_model, shard_policy
@@ -68,8 +77,45 @@ def on_ranks(tmp_path_factory, fork_server):
 def test_two_ranks_make_the_step_of_one(lora_rank, on_ranks):
     (one, of_one), (two, of_two) = on_ranks[1], on_ranks[2]
     assert difference(one[lora_rank], two[lora_rank]) < 2e-6
-    expected = pytest.approx(of_two["metrics"][str(lora_rank)], abs=1e-5, nan_ok=True)
-    assert of_one["metrics"][str(lora_rank)] == expected
+    expected, found = of_one["metrics"][str(lora_rank)], of_two["metrics"][str(lora_rank)]
+    assert found["learn/tokens"] >= expected.pop("learn/tokens"), "a group that is cut repeats its prompt"
+    assert found == pytest.approx(expected | {"learn/tokens": found["learn/tokens"]}, abs=1e-5, nan_ok=True)
+
+
+def test_ten_steps_that_leave_out_what_has_no_gradient_are_those_that_compute_it(one_rank):
+    """The third update of each step has nothing to compute; weight decay and momentum move the weights all the same."""
+    config = replace(CONFIG, train=replace(TRAIN, minibatches=3, weight_decay=0.1))
+    # Packing alone reads the advantages of steps.
+    computed = [replace(each, step_advantages=(1.0,) * len(each.step_advantages)) for each in PARTLY_LIVE]
+    found = []
+    for samples in (PARTLY_LIVE, computed):
+        learner = make_learner(config)
+        learner.optimizer.param_groups[0]["eps"] = 1e-3  # see with_plain_gradient_steps
+        metrics = [learner.train(samples) for _ in range(10)][-1]
+        found.append((weights_of(learner), metrics))
+    (skipping, of_skipping), (whole, of_whole) = found
+    assert difference(skipping, whole) < 1e-6 < difference(skipping, weights_of(make_learner(config)))
+    assert of_skipping["updates"] == 3 and of_skipping["updates_skipped"] == 0
+    assert of_skipping["loss/loss"] == pytest.approx(of_whole["loss/loss"], abs=1e-6)
+    left_out = [len(each.rollout.token_ids) for each in PARTLY_LIVE[8:]]
+    assert (of_skipping["learn/skipped_rollouts"], of_skipping["learn/skipped_tokens"]) == (4, sum(left_out))
+    assert (of_whole["learn/skipped_rollouts"], of_whole["learn/skipped_tokens"]) == (0, 0)
+    assert of_skipping["learn/tokens"] < of_whole["learn/tokens"]
+
+
+@pytest.mark.parametrize("loss", [{"kl_coef": 0.1}, {"entropy_coef": 0.1}])
+def test_a_term_besides_the_policys_needs_every_rollout(loss, one_rank):
+    config = replace(CONFIG, loss=LossConfig(**{"kl_coef": 0.0, **loss}), lora=LoraConfig(rank=2))
+    metrics = make_learner(config).train(WITHOUT_GRADIENT)
+    assert metrics["learn/skipped_rollouts"] == 0
+    assert metrics["loss/entropy"] > 0
+
+
+def test_a_step_without_any_gradient_is_an_update_whose_figures_are_unknown(one_rank):
+    metrics = make_learner(CONFIG).train(WITHOUT_GRADIENT)
+    assert (metrics["updates"], metrics["updates_skipped"], metrics["grad_norm"]) == (1, 0, 0)
+    assert metrics["learn/skipped_rollouts"] == 12
+    assert all(math.isnan(metrics[key]) for key in ("gap/mean", "gap/p99", "gap/k3", "loss/entropy"))
 
 
 def test_the_ranks_of_a_node_share_one_critic_and_leave_no_file(on_ranks):

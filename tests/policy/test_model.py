@@ -37,6 +37,7 @@ from capo_fast.policy.model import (
     load_model,
     shard_policy,
     switch_dropout_off,
+    whole,
 )
 
 SHAPE = {
@@ -69,18 +70,29 @@ def make_policy(path: str, dtype: str = "float32", loss_kernel: str = "auto", un
     return shard_policy(load_model(path, "sdpa", untested).train(), config, mesh)
 
 
-def test_a_packed_batch_gives_each_sequence_its_own_logprobs(model_path, one_rank):
-    samples = [credited(5, 7), credited(1, 3, sample=1), credited(9, 2, group=1)]
-    policy = make_policy(model_path)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_groups_have_the_logprobs_and_gradients_of_each_sequence_alone(checkpointing, model_path, one_rank):
+    shapes = [(5, 7, 0), (5, 1, 0), (5, 4, 0), (3, 3, 0), (6, 2, 1), (6, 6, 1)]
+    samples = [credited(prompt, response, group, i) for i, (prompt, response, group) in enumerate(shapes)]
+    mesh = init_device_mesh("cpu", (1,))
+    config = PolicyConfig(dtype="float32", gradient_checkpointing=checkpointing)
+    policy = shard_policy(load_model(model_path, "sdpa").train(), config, mesh)
     packed = policy(pack(samples, 1.0, Config()), PLAIN, loss=False)
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-    alone = []
-    for sample in samples:
-        rollout = sample.rollout
-        ids = torch.tensor([[*rollout.prompt.token_ids, *rollout.token_ids]])
-        logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-        alone.append(logprobs[-len(rollout.token_ids) :])
-    torch.testing.assert_close(packed, torch.cat(alone), atol=2e-6, rtol=0)
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
+    alone = torch.cat([logprobs_alone(model, sample.rollout) for sample in samples])
+    torch.testing.assert_close(packed.double(), alone, atol=2e-6, rtol=0)
+    weights = torch.linspace(-1, 1, len(alone), dtype=torch.float64)
+    (packed * weights).sum().backward()
+    (alone * weights).sum().backward()
+    found = {name: whole(weight.grad).double() for name, weight in policy.model.named_parameters()}
+    expected = {name: weight.grad for name, weight in model.named_parameters()}
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def logprobs_alone(model, rollout):
+    ids = torch.tensor([[*rollout.prompt.token_ids, *rollout.token_ids]])
+    logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    return logprobs[-len(rollout.token_ids) :]
 
 
 def test_the_weights_have_the_names_and_values_of_the_file(model_path, one_rank):
