@@ -32,7 +32,7 @@ from capo_fast.policy.model import check_loss_kernel
 from capo_fast.policy.sync import check_same_architecture
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
 from capo_fast.pretrained.weights import model_class, weight_files
-from capo_fast.runtime.ranks import check_divisible
+from capo_fast.runtime.ranks import check_roles
 from capo_fast.terminal import printable
 from capo_fast.verify import RewardFunction
 
@@ -77,7 +77,7 @@ def line(name: str, look: Callable[[], tuple[T, str]]) -> T:
 
 def _configuration(arguments: Sequence[str], count: int) -> tuple[Config, str]:
     config = load_config(arguments)
-    check_divisible(count, config.engine.tensor_parallel)
+    check_roles(count, config.engine)
     batch = f"{config.rollout.prompts} prompts x {config.rollout.n} rollouts"
     return config, f"{config.algorithm}, {config.train.steps} steps of {batch}"
 

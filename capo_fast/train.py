@@ -28,7 +28,7 @@ def run(config: Config, engine: Engine | None = None) -> dict[str, Any]:
     from capo_fast.runtime.ranks import die_with_launcher, ranks
 
     die_with_launcher()
-    with ranks(max(2 * config.train.stage_timeout_s, START_S)) as device:
+    with ranks(max(2 * config.train.stage_timeout_s, START_S), config.engine) as device:
         trainer = build(config, device, engine)
         try:
             with one_error_shown():  # now: vLLM's shutdown takes a while, and breaks the others' collectives

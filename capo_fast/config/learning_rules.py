@@ -94,3 +94,17 @@ def penalty(config: Config) -> Rules:
         buffer > longest,
         f"train.overlong_buffer: found {buffer}, wanted at most rollout.max_tokens ({longest})",
     )
+
+
+def one_step_off(config: Config) -> Rules:
+    found = f"engine.ranks: found {config.engine.ranks}, wanted 0"
+    yield (
+        not reads_engine_logprobs(config),
+        f"{found}, or loss.is_mode: truncate or mask, or policy.old: rollout with several updates per step: rollouts "
+        "are written by weights one version old, and would be trained on as if the current ones had written them",
+    )
+    yield (
+        config.train.dynamic_sampling and config.swaps,
+        f"{found} with train.dynamic_sampling and a frozen critic without LoRA: after its critiques a further round of "
+        "rollouts wants weights back that the learner has changed since",
+    )

@@ -243,6 +243,7 @@ PARTS = {
     "ppo": Part(lambda c: c.loss.objective == "ppo", learning.ppo, ("loss.clip_low", "loss.dual_clip")),
     "importance": Part(lambda c: c.loss.is_mode is not None, learning.importance, ("loss.is_high",)),
     "engine's log-probs": Part(learning.reads_engine_logprobs, learning.engine_logprobs),
+    "one step off": Part(lambda c: c.engine.ranks > 0, learning.one_step_off),
     "train": Part(_always, learning.train),
     "penalty": Part(lambda c: c.train.truncated == "penalise", learning.penalty),
     "rounds": Part(lambda c: c.train.dynamic_sampling, bounds=("train.max_rounds",)),

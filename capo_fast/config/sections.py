@@ -131,6 +131,9 @@ class EngineConfig:
     """Skip compilation and CUDA graphs: starts in seconds, decodes more slowly."""
     tensor_parallel: MayChange[PositiveInt] = 1
     """Ranks that hold one engine together, each a slice of every weight; the number of ranks is a multiple of it."""
+    ranks: NonNegativeInt = 0
+    """The last so many ranks only hold engines, the others only learn: a step's rollouts are generated while the step
+    before is learned, by weights one version old. 0: every rank does both, in turns."""
 
 
 @dataclass(frozen=True, config=STRICT)

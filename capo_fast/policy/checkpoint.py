@@ -4,6 +4,7 @@
       manifest.json    size, digest and role of every other file, written last             (policy/manifest.py)
       model-00000.safetensors, optimizer-00000.safetensors, rng-00000.json, learner.json    (policy/state.py)
       progress.json, settings.json, inputs.json, records.json                               (runlog/folder.py)
+      ahead.json, ahead.safetensors: the next step's batch, where it is one step off        (runlog/ahead.py)
 
 Nothing in it is code. It is written beside its place and renamed into it, so a crash at any point leaves the last good
 one.
@@ -21,6 +22,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
@@ -29,6 +31,7 @@ from capo_fast.policy.learner import Learner
 from capo_fast.policy.manifest import (
     ADVICE,
     MANIFEST,
+    OPTIONAL_SECTIONS,
     RUN_SECTIONS,
     DamagedError,
     FileEntry,
@@ -40,6 +43,7 @@ from capo_fast.policy.manifest import (
     write_json,
     write_manifest,
 )
+from capo_fast.policy.shards import read_whole, write_shards
 from capo_fast.policy.state import read_state, write_state
 from capo_fast.runtime.digest import READERS
 from capo_fast.runtime.files import RecordError, free_name, naming, numbered, sync
@@ -61,6 +65,14 @@ class Checkpoint:
     def section(self, role: str, kind: Any = Any) -> Any:
         """The value of a section of one JSON file, as a type. Raises DamagedError."""
         return read_json(self.folder / f"{role}.json", kind)
+
+    def tensors(self, role: str) -> dict[str, torch.Tensor]:
+        """Those of a section that rank 0 wrote alone, on the host. Raises CheckpointError."""
+        path = self.folder / f"{role}.safetensors"
+        try:
+            return read_whole([path])
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(f"{path} can't be read: {type(error).__name__}: {error}") from error
 
     def load(self, learner: Learner) -> None:
         """Restore the learner and this rank's random generators in place. A collective. Raises CheckpointError."""
@@ -126,11 +138,19 @@ class Checkpointer:
 
         return on_first_rank(rename)
 
-    def save(self, step: int, learner: Learner, sections: Mapping[str, Any], best_step: int | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        learner: Learner,
+        sections: Mapping[str, Any],
+        best_step: int | None = None,
+        tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+    ) -> None:
         """Write the checkpoint of `step` and delete older ones but `best_step`'s. Raises CheckpointError.
 
-        sections: rank 0's RUN_SECTIONS, as JSON. A step that has a checkpoint keeps it: a run's state after a
-        step is always the same. An older one that can't be deleted is a warning.
+        sections: rank 0's RUN_SECTIONS and any of OPTIONAL_SECTIONS, as JSON. tensors: of these sections. A step that
+        has a checkpoint keeps it: a run's state after a step is always the same. An older one that can't be deleted is
+        a warning.
         """
         if on_first_rank(lambda: step in steps_in(self.folder)):  # a shared file system may show the others less
             return
@@ -139,7 +159,7 @@ class Checkpointer:
             temporary = on_first_rank(lambda: self._make_temporary(step))
             written = on_every_rank(lambda: write_state(temporary, learner))
             files = {name: entry for part in written for name, entry in part.items()}
-            on_first_rank(lambda: self._publish(temporary, step, files, sections))
+            on_first_rank(lambda: self._publish(temporary, step, files, sections, tensors or {}))
         except (OSError, RecordError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"step {step} not saved, earlier checkpoints kept: {error}") from error
@@ -152,10 +172,19 @@ class Checkpointer:
         temporary.mkdir()
         return temporary
 
-    def _publish(self, temporary: Path, step: int, files: Mapping[str, FileEntry], sections: Mapping[str, Any]) -> None:
-        if sections.keys() != RUN_SECTIONS:
+    def _publish(
+        self,
+        temporary: Path,
+        step: int,
+        files: Mapping[str, FileEntry],
+        sections: Mapping[str, Any],
+        tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    ) -> None:
+        if sections.keys() - OPTIONAL_SECTIONS != RUN_SECTIONS:
             raise ValueError(f"sections: found {sorted(sections)}, wanted {sorted(RUN_SECTIONS)}")
         rest = {f"{role}.json": write_json(temporary / f"{role}.json", role, value) for role, value in sections.items()}
+        for role, values in tensors.items():
+            rest[f"{role}.safetensors"] = write_shards(temporary / f"{role}.safetensors", role, values, rank=0)
         write_manifest(temporary, Manifest(step, dist.get_world_size(), {**files, **rest}))
         sync([temporary, *(temporary / name for name in (*rest, MANIFEST))])
         os.replace(temporary, self.folder / f"step_{step:06d}")

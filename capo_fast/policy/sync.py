@@ -53,20 +53,19 @@ class FrozenCritic:
     probe_logprobs: torch.Tensor
 
 
+def allowed_gap(config: Config) -> float:
+    """Largest mean |difference| of the probe's log-probs, nats."""
+    coarser = "bfloat16" if "bfloat16" in (config.engine.dtype, config.policy.dtype) else "float32"
+    return config.sync.max_logprob_gap or LOGPROB_TOLERANCE[coarser]
+
+
 class Canary:
     """Compares the engine with the trainer."""
 
-    def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
+    def __init__(self, engine: Engine, probe: Sequence[tuple[int, ...]], config: Config) -> None:
         self._engine = engine
-        self._learner = learner
         self._probe = probe
-        self._batch = pack_tokens([(tokens[:1], tokens[1:]) for tokens in probe]).to(learner.device)
-        coarser = "bfloat16" if "bfloat16" in (config.engine.dtype, config.policy.dtype) else "float32"
-        self._limit = config.sync.max_logprob_gap or LOGPROB_TOLERANCE[coarser]
-
-    def trainer_logprobs(self, base: bool = False) -> torch.Tensor:
-        """The trainer's log-probs of the probe, by the policy or by its frozen base. A collective."""
-        return self._learner.logprobs_at(self._batch, temperature=1.0, base=base).cpu()
+        self._limit = allowed_gap(config)
 
     def check_weights(self, wanted: Sums) -> None:
         """Raises SyncError with the first weight that is another in the engine, or only on one side."""
@@ -102,6 +101,20 @@ class Canary:
             )
 
 
+class CriticPush:
+    """Puts a frozen critic's weights in place of all that an engine holds."""
+
+    def __init__(self, engine: Engine, critic: FrozenCritic, canary: Canary) -> None:
+        self._engine, self._critic, self._canary = engine, critic, canary
+        self._sums = _sums(critic.weights.items())
+
+    def push(self) -> None:
+        """Raises SyncError."""
+        self._engine.load(iter(self._critic.weights.items()))
+        self._canary.check_weights(self._sums)
+        self._canary.check_probe(self._critic.probe_logprobs)
+
+
 class Sync(ABC):
     """Decides whose weights the engine answers with."""
 
@@ -109,7 +122,8 @@ class Sync(ABC):
         self._engine = engine
         self._learner = learner
         self._dtype = DTYPES[config.engine.dtype]
-        self._canary = Canary(engine, learner, probe, config)
+        self._canary = Canary(engine, probe, config)
+        self._batch = pack_tokens([(tokens[:1], tokens[1:]) for tokens in probe]).to(learner.device)
         self._held: tuple[str, int] | None = None
 
     def hold(self, what: Literal["policy", "critic"], version: int) -> None:
@@ -133,6 +147,10 @@ class Sync(ABC):
         self._engine.sleep()
         self._held = None
 
+    def trainer_logprobs(self, base: bool = False) -> torch.Tensor:
+        """The trainer's log-probs of the probe, by the policy or by its frozen base. A collective."""
+        return self._learner.logprobs_at(self._batch, temperature=1.0, base=base).cpu()
+
     @abstractmethod
     def push_policy(self) -> None:
         """Push the policy as it is now. A collective on all ranks. Raises SyncError."""
@@ -155,21 +173,18 @@ class FullSync(Sync):
     ) -> None:
         """critic: None where the engine never holds one."""
         super().__init__(engine, learner, probe, config)
-        self._critic = critic
-        self._critic_sums = _sums(critic.weights.items()) if critic else {}
+        self._critic = CriticPush(engine, critic, self._canary) if critic else None
 
     def push_policy(self) -> None:
         pushed: Sums = {}
         self._engine.load(_watched(full_weights(self._learner.policy, self._dtype), pushed))
         self._canary.check_weights(pushed)
-        self._canary.check_probe(self._canary.trainer_logprobs())
+        self._canary.check_probe(self.trainer_logprobs())
 
     def push_critic(self) -> bool:
         if self._critic is None:
             return False
-        self._engine.load(iter(self._critic.weights.items()))
-        self._canary.check_weights(self._critic_sums)
-        self._canary.check_probe(self._critic.probe_logprobs)
+        self._critic.push()
         return True
 
 
@@ -180,14 +195,14 @@ class AdapterSync(Sync):
         """A collective: the base is summed up once, since nothing changes it in the trainer."""
         super().__init__(engine, learner, probe, config)
         self._base = _sums(base_weights(learner.policy, self._dtype))
-        self._base_logprobs = self._canary.trainer_logprobs(base=True)
+        self._base_logprobs = self.trainer_logprobs(base=True)
 
     def push_policy(self) -> None:
         model, adapter = self._learner.policy.model, adapter_weights(self._learner.policy)
         self._engine.load_adapter(adapter_files(model, adapter))
         sums = _sums(scaled_adapter(model, adapter, self._dtype))
         self._canary.check_weights(self._base | sums)
-        self._canary.check_probe(self._canary.trainer_logprobs(), self._base_logprobs)
+        self._canary.check_probe(self.trainer_logprobs(), self._base_logprobs)
 
     def push_critic(self) -> bool:
         return False

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch.distributed as dist
 
@@ -12,6 +12,7 @@ from capo_fast.config.schema import Config
 from capo_fast.credit.assign import assign_credit, informative_groups
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
+from capo_fast.errors import Interrupted
 from capo_fast.records import CreditedSample, Prompt, Sample
 from capo_fast.rollout.dealing import deal_rollouts
 from capo_fast.rollout.pass_rate import PassRate, evaluate
@@ -20,7 +21,7 @@ from capo_fast.rollout.rewards import Rewards
 from capo_fast.rollout.sampling import SamplingRound
 from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import EngineGroup, gather
-from capo_fast.runtime.stages import Stages
+from capo_fast.runtime.stages import Lap, Stages
 
 
 class Weights(Protocol):
@@ -43,6 +44,8 @@ class Batch:
     traffic: Traffic
     cursor: int
     """Prompts drawn from the data so far."""
+    beside: Lap = field(default_factory=lambda: Lap({}, {}))
+    """What it took on ranks that only hold engines, beside learning."""
 
 
 @dataclass
@@ -59,10 +62,11 @@ class RolloutGenerator:
     group: EngineGroup
     stages: Stages
 
-    def collect(self, step: int, problems: Problems, cursor: int, lengths: Mapping[str, float]) -> Batch:
+    def collect(self, step: int, version: int, problems: Problems, cursor: int, lengths: Mapping[str, float]) -> Batch:
         """The credited samples of one step (from 1). Under dynamic sampling uninformative groups are replaced.
 
-        cursor: prompts drawn so far. lengths: mean response length in tokens by prompt id, where known.
+        version: of the policy that writes them. cursor: prompts drawn so far. lengths: mean response length in tokens
+        by prompt id, where known.
         """
         kept: list[CreditedSample] = []
         sampled: list[CreditedSample] = []
@@ -70,7 +74,7 @@ class RolloutGenerator:
         dynamic = self.config.train.dynamic_sampling
         for _ in range(self.config.train.max_rounds if dynamic else 1):
             drawn, cursor = problems.take(cursor, wanted)
-            samples, cost = self._sample(step, dict(enumerate(drawn, start=groups)), lengths)
+            samples, cost = self._sample(step, version, dict(enumerate(drawn, start=groups)), lengths)
             credited = assign_credit(samples, self.config)
             alive = informative_groups(credited) if dynamic else {each.rollout.group for each in credited}
             sampled += credited
@@ -91,6 +95,13 @@ class RolloutGenerator:
         with self.stages("eval"):
             return evaluate(self.engine, self.rewards.answer, prompts, self.config, self.group)
 
+    def in_hand(self, step: int) -> Batch | None:
+        """None: a batch is sampled when its step begins."""
+        return None
+
+    def end(self, outcome: dict[str, Any] | Interrupted) -> None:
+        """No other rank waits for orders."""
+
     def close(self) -> None:
         self.rewards.close()
         if self.critic is not self.engine:
@@ -98,19 +109,20 @@ class RolloutGenerator:
         self.engine.close()
 
     def _sample(
-        self, step: int, prompts: dict[int, Prompt], lengths: Mapping[str, float]
+        self, step: int, version: int, prompts: dict[int, Prompt], lengths: Mapping[str, float]
     ) -> tuple[list[Sample], Traffic]:
         """Rollouts of these groups with verdicts and votes, in the order (group, sample), and what they cost."""
         members = deal_rollouts(prompts, self.config.rollout.n, lengths, self.group.count)[self.group.index]
+        stream = Stream(self.engine, self.critic)
         generation = SamplingRound(
-            Stream(self.engine, self.critic), self.rewards, self.requests, prompts, members, step, self.group.is_first
+            stream, self.rewards, self.requests, prompts, members, step, version, self.group.is_first
         )
         with self.stages("sync"):
-            self.weights.hold("policy", step - 1)
+            self.weights.hold("policy", version)
         with self.stages("rollout", seam=True):
             generation.finish_rollouts()
         with self.stages("sync"):
-            self.weights.hold("critic", step - 1)
+            self.weights.hold("critic", version)
         # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
         with self.stages("critique", seam=self.config.swaps):
             generation.finish_critiques()

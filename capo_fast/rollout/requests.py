@@ -41,13 +41,13 @@ class RequestBuilder:
             max_tokens=settings.max_tokens,
         )
 
-    def read_rollout(self, answer: Completion, prompt: Prompt, group: int, sample: int, step: int) -> Rollout:
-        """`step` counts from 1: its rollouts are written by the policy of version `step - 1`."""
+    def read_rollout(self, answer: Completion, prompt: Prompt, group: int, sample: int, version: int) -> Rollout:
+        """version: of the policy that wrote the answer."""
         return Rollout(
             prompt=prompt,
             group=group,
             sample=sample,
-            version=step - 1,
+            version=version,
             token_ids=answer.token_ids,
             logprobs=answer.logprobs,
             text=answer.text,

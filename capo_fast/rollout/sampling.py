@@ -68,9 +68,12 @@ class SamplingRound:
         prompts: Mapping[int, Prompt],
         members: Sequence[Member],
         step: int,
+        version: int,
         judges: bool = True,
     ) -> None:
+        """version: of the policy that the engine holds."""
         self._stream, self._rewards, self._requests, self._step = stream, rewards, requests, step
+        self._version = version
         self._config = requests.config
         self._streams = requests.config.streams
         self._prompts, self._judges = prompts, judges
@@ -130,7 +133,7 @@ class SamplingRound:
 
     def _read(self, completion: Completion) -> Rollout:
         group, sample = self._members[completion.id]
-        return self._requests.read_rollout(completion, self._prompts[group], group, sample, self._step)
+        return self._requests.read_rollout(completion, self._prompts[group], group, sample, self._version)
 
     def _check(self) -> None:
         """Send the answers that have not been sent yet to the reward functions, in the order of groups."""

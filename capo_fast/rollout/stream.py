@@ -30,6 +30,11 @@ class Traffic:
     idle_seconds: float = 0.0
     """Between the engine's steps, while requests were under way there."""
 
+    @property
+    def all_critique_tokens(self) -> int:
+        """Prompts included: what counts against `endpoint.budget_tokens`."""
+        return self.critique_tokens + self.critique_prompt_tokens
+
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 

@@ -18,6 +18,7 @@ from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.manifest import ADVICE
+from capo_fast.runlog.ahead import AHEAD, batch_json, batch_tensors, read_batch
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
 from capo_fast.runlog.kept import Kept, changed_records, kept_records
 from capo_fast.runlog.progress import Progress
@@ -52,6 +53,7 @@ class RunDir:
             check_inputs(self._found.section("inputs", Digests), inputs, self._config, self.path)
             self._found.load(learner)
             progress = self._found.section("progress", Progress)
+            progress.ahead = read_batch(self._found)
             progress.check(self._found.manifest.step, self._found.folder)
             self._note(self._found, progress, learner)
         on_first_rank(self._write_config)
@@ -60,14 +62,17 @@ class RunDir:
     def save(self, learner: Learner, progress: Progress) -> None:
         """Write a checkpoint. A collective. Raises CheckpointError."""
         sections = self._sections(progress) if dist.get_rank() == 0 else {}
-        self._checkpointer.save(progress.step, learner, sections, progress.best_step)
+        tensors = {}
+        if progress.ahead is not None:
+            sections[AHEAD], tensors[AHEAD] = batch_json(progress.ahead), batch_tensors(progress.ahead)
+        self._checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
 
     def close(self) -> None:
         self.guard.close()
 
     def _sections(self, progress: Progress) -> dict[str, Any]:
         return {
-            "progress": asdict(progress),
+            "progress": progress.as_json(),
             "settings": config_as_dict(self._config),
             "inputs": self._inputs,
             "records": asdict(kept_records(self.path)),

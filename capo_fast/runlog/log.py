@@ -46,7 +46,7 @@ class RunLog:
         self.progress.step, self.progress.cursor = step, batch.cursor
         self.progress.note_lengths(each.rollout for each in batch.sampled)
         self.progress.note_verdicts(each.sample.outcome for each in batch.sampled)
-        self.progress.critique_tokens += batch.traffic.critique_tokens + batch.traffic.critique_prompt_tokens
+        self.progress.critique_tokens += batch.traffic.all_critique_tokens
 
     def record(self, batch: Batch, updates: dict[str, float], rate: PassRate | None) -> None:
         """Write the step's line of metrics and its file of rollouts. A collective. Raises VerifierError, after that,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 
 from capo_fast.credit.assign import unjudged_groups
@@ -30,7 +31,8 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
         **_traffic(batch.traffic),
         "groups/dropped": _groups(batch.sampled) - _groups(batch.kept),
         **{f"time/{stage}": seconds for stage, seconds in lap.wall.items()},
-        **{f"cpu/{stage}": seconds for stage, seconds in lap.cpu.items()},
+        **{f"cpu/{stage}": seconds for stage, seconds in _added(lap.cpu, batch.beside.cpu).items()},
+        **{f"beside/{stage}": seconds for stage, seconds in batch.beside.wall.items()},
     }
     tokens = sum(len(each.rollout.token_ids) for each in batch.sampled)
     seconds = sum(seconds for stage, seconds in lap.wall.items() if stage not in ("eval", "checkpoint"))
@@ -39,6 +41,10 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
     if rate is not None:
         metrics |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
     return metrics
+
+
+def _added(*laps: Mapping[str, float]) -> dict[str, float]:
+    return {stage: sum(lap.get(stage, 0.0) for lap in laps) for stage in dict.fromkeys(chain(*laps))}
 
 
 def reward_metrics(credited: Sequence[CreditedSample], names: Sequence[str]) -> dict[str, float]:

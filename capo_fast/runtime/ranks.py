@@ -90,9 +90,9 @@ def ranks(timeout_s: float = 1800.0, engine: EngineConfig | None = None) -> Iter
         job = Job(store, rank, count, engine.ranks if engine else 0, timeout)
         enter_job(job)
         with one_error_shown():
-            if engine is not None and engine.ranks > 0:
+            if engine is not None:
                 check_roles(count, engine)
-                check_devices()
+                check_devices(engine)
             yield _join(job)
     finally:
         if dist.is_initialized():  # vLLM's shutdown destroys every group, the default one included
@@ -163,10 +163,10 @@ def check_roles(count: int, engine: EngineConfig) -> None:
     check_divisible(engine.ranks, engine.tensor_parallel, "engine.ranks")
 
 
-def check_devices() -> None:
+def check_devices(engine: EngineConfig) -> None:
     """Raises ConfigError where engines have ranks of their own and ranks of this node share a GPU."""
     wanted, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if torch.cuda.is_available() and found < wanted:
+    if engine.ranks and torch.cuda.is_available() and found < wanted:
         raise ConfigError(
             f"engine.ranks: found {found} GPUs for {wanted} ranks on this node, wanted one for each: "
             "on a shared device generation and learning have nothing to overlap"
