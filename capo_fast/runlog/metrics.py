@@ -32,7 +32,7 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
         "groups/dropped": _groups(batch.sampled) - _groups(batch.kept),
         **{f"time/{stage}": seconds for stage, seconds in lap.wall.items()},
         **{f"cpu/{stage}": seconds for stage, seconds in _added(lap.cpu, batch.beside.cpu).items()},
-        **{f"beside/{stage}": seconds for stage, seconds in batch.beside.wall.items()},
+        **{f"engine/{stage}_s": seconds for stage, seconds in batch.beside.wall.items()},
     }
     tokens = sum(len(each.rollout.token_ids) for each in batch.sampled)
     seconds = sum(seconds for stage, seconds in lap.wall.items() if stage not in ("eval", "checkpoint"))
