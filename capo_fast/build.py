@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from capo_fast.config.load import config_as_dict, read_file
 from capo_fast.config.paths import resolve_model
@@ -31,24 +30,14 @@ from capo_fast.loaders import (
 from capo_fast.policy.engine_weights import EngineWeights
 from capo_fast.policy.export import rehearse_export
 from capo_fast.policy.learner import Learner
-from capo_fast.policy.lora import BasePolicy, add_adapter
-from capo_fast.policy.model import (
-    DTYPES,
-    Policy,
-    check_loss_kernel,
-    dropout_of,
-    load_checked_model,
-    load_model,
-    shard_policy,
-)
+from capo_fast.policy.loading import load_critic, load_learner
+from capo_fast.policy.model import load_checked_model
 from capo_fast.policy.sync import (
     AdapterSync,
     FrozenCritic,
     FullSync,
     Sync,
     allowed_gap,
-    check_same_architecture,
-    freeze_critic,
     probe_sequences,
 )
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
@@ -64,9 +53,16 @@ from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, RunFolder
 from capo_fast.runtime.failures import Deadline
 from capo_fast.runtime.job import this_job
-from capo_fast.runtime.ranks import EngineGroup, PassedOn, StopSignal, engine_group, on_first_rank, seed_everything
+from capo_fast.runtime.ranks import (
+    EngineGroup,
+    PassedOn,
+    StopSignal,
+    engine_group,
+    on_first_rank,
+    rank_of_role,
+    seed_everything,
+)
 from capo_fast.runtime.stages import Stages
-from capo_fast.terminal import print_line
 from capo_fast.trainer import Trainer
 from capo_fast.verify import RewardFunction
 
@@ -124,7 +120,8 @@ def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, s
     """That of a rank that learns. A collective on all of these."""
     config = inputs.config
     folder = open_run_dir(config)
-    learner, critic = load_learner(inputs, device)
+    swaps = config.swaps and inputs.crossing is None
+    learner, critic = load_learner(inputs.model_path, config, device, inputs.probe, swaps)
     rehearse_export(learner, inputs.tokenizer, folder.path, config)
     progress = folder.resume(learner, input_digests(config))
     recorder = open_recorder(folder.path, config, progress.step)
@@ -196,7 +193,8 @@ def hold_engine(
     if server is not None:
         undo.callback(server.close)
     if engine is None:
-        engine = start_engine(inputs.model_path, inputs.config, inputs.config.lora)
+        with rank_of_role():
+            engine = start_engine(inputs.model_path, inputs.config, inputs.config.lora)
         undo.callback(engine.close)
     return engine, server or engine
 
@@ -257,46 +255,3 @@ def ask_server(config: Config, group: EngineGroup, critique_tokens: int) -> Comp
     from capo_fast.engine.endpoint import EndpointCritic  # a run without an endpoint needs no HTTP package
 
     return EndpointCritic(config.endpoint, left, config.critic.template_kwargs)
-
-
-def load_learner(inputs: Inputs, device: torch.device) -> tuple[Learner, FrozenCritic | None]:
-    """The learner, with a reference where the loss has a KL term, and the critic where its weights are swapped in by
-    this rank."""
-    config, model_path = inputs.config, inputs.model_path
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    adapted = config.lora.rank > 0
-    dtype = DTYPES[config.policy.dtype] if adapted else torch.float32
-    model = load_checked_model(model_path, config.policy.attention, dtype)
-    if dist.get_rank() == 0 and (dropout := dropout_of(model.config)):
-        print_line("warning", f"the model's dropout ({dropout}) is off: log-probs must be repeatable")
-    check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
-    swaps = config.swaps and inputs.crossing is None
-    critic = load_critic(lambda: model, config, inputs.probe) if swaps else None
-    if adapted:
-        add_adapter(model, config.lora, config.seed)
-    policy = shard_policy(model.train(), config.policy, mesh)
-    reference = load_reference(policy, model_path, config, mesh) if config.loss.kl_coef > 0 else None
-    return Learner(policy, reference, config), critic
-
-
-def load_critic(load_policy: Callable[[], Any], config: Config, probe: Sequence[tuple[int, ...]]) -> FrozenCritic:
-    """The weights at `critic.path`, or a copy of the policy's own. A collective of the ranks that hold engines."""
-
-    def load() -> Any:
-        policy = load_policy()
-        if config.critic.path is None:
-            return policy
-        path = resolve_model(config.critic.path, "critic.path")
-        judge = load_model(path, config.policy.attention, config.model.untested, key="critic.path")
-        check_same_architecture(judge.config.to_dict(), policy.config.to_dict())
-        return judge
-
-    return freeze_critic(load, probe, DTYPES[config.engine.dtype])
-
-
-def load_reference(policy: Policy, model_path: str, config: Config, mesh: DeviceMesh) -> Policy | BasePolicy:
-    """The policy as it was before training: its own base, or a frozen copy."""
-    if config.lora.rank > 0:
-        return BasePolicy(policy)
-    frozen = load_checked_model(model_path, config.policy.attention).requires_grad_(False)
-    return shard_policy(frozen, config.policy, mesh)

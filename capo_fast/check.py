@@ -79,7 +79,14 @@ def _configuration(arguments: Sequence[str], count: int) -> tuple[Config, str]:
     config = load_config(arguments)
     check_roles(count, config.engine)
     batch = f"{config.rollout.prompts} prompts x {config.rollout.n} rollouts"
-    return config, f"{config.algorithm}, {config.train.steps} steps of {batch}"
+    return config, f"{config.algorithm}, {config.train.steps} steps of {batch}{_roles(config, count)}"
+
+
+def _roles(config: Config, count: int) -> str:
+    if not (engines := config.engine.ranks):
+        return ""
+    on_cpu = "" if torch.cuda.is_available() else "; on a CPU whose cores are busy they have nothing to overlap"
+    return f"; {count - engines} ranks learn beside {engines} with engines{on_cpu}"
 
 
 def _reward(config: Config) -> tuple[tuple[RewardFunction, ...], str]:

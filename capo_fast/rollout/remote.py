@@ -1,8 +1,8 @@
 """One step off: ranks with engines generate a step's batch while the others learn the step before.
 
-    learning ranks     batch 1 waits | learn batch 1 | learn batch 2 | learn batch 3
-    weights                          0               1               2
-    ranks with engines  batch 1 by 0 | batch 2 by 0  | batch 3 by 1  | batch 4 by 2
+    learning ranks       (wait)       | learn batch 1 | learn batch 2 | learn batch 3
+    weights pushed     0              0               1               2
+    ranks with engines   batch 1 by 0 | batch 2 by 0  | batch 3 by 1  | batch 4 by 2
 
 The weights of a version are pushed between two steps, so a batch is written by the version before the one that learns
 from it; the first, for which nothing can be learned meanwhile, by the version that does. A checkpoint holds the batch

@@ -22,7 +22,7 @@ from capo_fast.command import asked_to_stop
 from capo_fast.config.schema import EngineConfig
 from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.runtime.failures import one_error_shown
-from capo_fast.runtime.job import Job, enter_job, leave_job
+from capo_fast.runtime.job import Job, enter_job, leave_job, this_job
 
 PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
@@ -106,7 +106,6 @@ def ranks(timeout_s: float = 1800.0, engine: EngineConfig | None = None) -> Iter
 def _join(job: Job) -> torch.device:
     """Enter the group of this rank's role; its device."""
     role, rank, count = job.in_role()
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}  # vLLM reads its rank here
     place: Any = dict(store=dist.PrefixStore(role, job.store), rank=rank, world_size=count, timeout=job.timeout)
     if not torch.cuda.is_available():
         dist.init_process_group("gloo", **place)
@@ -115,6 +114,17 @@ def _join(job: Job) -> torch.device:
     torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl", **place)
     return device
+
+
+@contextmanager
+def rank_of_role() -> Iterator[None]:
+    """The environment says this rank's place in its role, as vLLM reads it when it starts, not that in the job."""
+    before, (_, rank, count) = dict(os.environ), this_job().in_role()
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+    try:
+        yield
+    finally:
+        os.environ |= {name: before[name] for name in ("RANK", "WORLD_SIZE")}
 
 
 def die_with_launcher() -> None:
@@ -158,7 +168,7 @@ def check_roles(count: int, engine: EngineConfig) -> None:
         check_divisible(count, engine.tensor_parallel)
         return
     if engine.ranks >= count:
-        wanted = f"at most {count - 1}: the others learn" if count > 1 else "0: one rank generates and learns in turns"
+        wanted = f"at most {count - 1}: the others learn" if count > 1 else "0: one rank does both in turns"
         raise ConfigError(f"engine.ranks: found {engine.ranks} with {count} ranks in all, wanted {wanted}")
     check_divisible(engine.ranks, engine.tensor_parallel, "engine.ranks")
 
