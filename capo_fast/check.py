@@ -85,8 +85,8 @@ def _configuration(arguments: Sequence[str], count: int) -> tuple[Config, str]:
 def _roles(config: Config, count: int) -> str:
     if not (engines := config.engine.ranks):
         return ""
-    on_cpu = "" if torch.cuda.is_available() else "; on a CPU whose cores are busy they have nothing to overlap"
-    return f"; {count - engines} ranks learn beside {engines} with engines{on_cpu}"
+    on_cpu = "" if torch.cuda.is_available() else "; on a CPU with busy cores there is nothing to overlap"
+    return f"; {engines} of {count} ranks hold engines, the others learn{on_cpu}"
 
 
 def _reward(config: Config) -> tuple[tuple[RewardFunction, ...], str]:

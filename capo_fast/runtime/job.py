@@ -57,17 +57,17 @@ class Link:
 
     def __init__(self, job: Job, name: str, members: Sequence[int]) -> None:
         self.rank = members.index(job.rank)
-        store, timeout = dist.PrefixStore(f"link/{name}", job.store), job.timeout * BETWEEN_MEETINGS
-        place = self.rank, len(members)
-        self._groups: dict[str, Any] = {"cpu": dist.ProcessGroupGloo(dist.PrefixStore("cpu", store), *place, timeout)}
-        if torch.cuda.is_available():  # never run on several GPUs yet
-            options = dist.ProcessGroupNCCL.Options()
-            options._timeout = timeout
-            self._groups["cuda"] = dist.ProcessGroupNCCL(dist.PrefixStore("cuda", store), *place, options)
+        self._count = len(members)
+        self._store = dist.PrefixStore(f"link/{name}", job.store)
+        self._timeout = job.timeout * BETWEEN_MEETINGS
+        self._groups: dict[str, Any] = {}
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> None:
         """Fill the tensor with that of the member `source`: of the same shape, dtype and kind of device on each."""
-        self._groups[tensor.device.type].broadcast(tensor, source).wait()
+        kind = tensor.device.type
+        if kind not in self._groups:
+            self._groups[kind] = self._group(kind)
+        self._groups[kind].broadcast(tensor, source).wait()
 
     def pass_bytes(self, data: bytes | None, source: int) -> bytes:
         """The bytes that the member `source` gives; the others give None."""
@@ -86,6 +86,15 @@ class Link:
             self.pass_bytes(pickle.dumps(value), source)
             return value
         return pickle.loads(self.pass_bytes(None, source))
+
+    def _group(self, kind: str) -> Any:
+        """Of these ranks, for tensors of one kind of device."""
+        store = dist.PrefixStore(kind, self._store)
+        if kind == "cpu":
+            return dist.ProcessGroupGloo(store, self.rank, self._count, self._timeout)
+        options = dist.ProcessGroupNCCL.Options()  # never run on several GPUs yet
+        options._timeout = self._timeout
+        return dist.ProcessGroupNCCL(store, self.rank, self._count, options)
 
 
 _current: list[Job] = []

@@ -168,8 +168,10 @@ def check_roles(count: int, engine: EngineConfig) -> None:
         check_divisible(count, engine.tensor_parallel)
         return
     if engine.ranks >= count:
-        wanted = f"at most {count - 1}: the others learn" if count > 1 else "0: one rank does both in turns"
-        raise ConfigError(f"engine.ranks: found {engine.ranks} with {count} ranks in all, wanted {wanted}")
+        wanted = f"at most {count - 1} of {count} ranks: the others learn"
+        if count == 1:
+            wanted = "0 with one rank: on one device generation and learning have nothing to overlap"
+        raise ConfigError(f"engine.ranks: found {engine.ranks}, wanted {wanted}")
     check_divisible(engine.ranks, engine.tensor_parallel, "engine.ranks")
 
 

@@ -172,9 +172,10 @@ def test_ranks_that_no_engines_can_share_are_refused(monkeypatch):
         (
             1,
             {"ranks": 1},
-            "engine.ranks: found 1 with 1 ranks in all, wanted 0: one rank does both in turns",
+            "engine.ranks: found 1, wanted 0 with one rank: on one device generation and learning have nothing to "
+            "overlap",
         ),
-        (4, {"ranks": 4}, "engine.ranks: found 4 with 4 ranks in all, wanted at most 3: the others learn"),
+        (4, {"ranks": 4}, "engine.ranks: found 4, wanted at most 3 of 4 ranks: the others learn"),
         (4, {"ranks": 3, "tensor_parallel": 2}, "engine.tensor_parallel: found 2, wanted a divisor of engine.ranks, 3"),
         (3, {"tensor_parallel": 2}, "engine.tensor_parallel: found 2, wanted a divisor of the number of ranks, 3"),
         (3, {"ranks": 2, "tensor_parallel": 2}, None),
