@@ -1,7 +1,7 @@
 """The command `capo_fast.train` on two ranks, one of which only holds the scripted engine, and what it was asked when.
 
-Arguments: NOTES [--die PLACE:N[:SIGNAL]] [settings ...]: as of scripted_run.py, but the order befalls the rank with the
-engine. NOTES gets a line for each thing that the engine is asked.
+Arguments: NOTES [--die PLACE:N[:SIGNAL] | --fail PLACE:N] [settings ...]: as of scripted_run.py, but the order befalls
+the rank with the engine. NOTES gets a line for each step whose rollouts the engine is asked for.
 """
 
 from __future__ import annotations
@@ -15,9 +15,19 @@ from scripted_run import Doom, DoomedEngine
 from scripted_world import small_arguments
 
 import capo_fast.train as train
+from capo_fast.engine.base import EngineError
 from capo_fast.engine.checksum import checksum
 
 SETTINGS = ["--engine.ranks", "1", "--loss.is_mode", "truncate", "--rollout.top_p", "1"]
+
+
+class Failure(Doom):
+    """Raises an error of the engine in place of a signal."""
+
+    def reached(self, place: str) -> None:
+        self.left -= place == self.place
+        if place == self.place and self.left == 0:
+            raise EngineError("the engine ran out of something")
 
 
 class NotedEngine(DoomedEngine):
@@ -40,8 +50,8 @@ class NotedEngine(DoomedEngine):
 
 def main(notes: Path, arguments: list[str]) -> None:
     doom = Doom("")
-    if arguments[:1] == ["--die"]:
-        doom, arguments = Doom(arguments[1] if os.environ["RANK"] == "1" else ""), arguments[2:]
+    if arguments[0] in (kinds := {"--die": Doom, "--fail": Failure}):
+        doom, arguments = kinds[arguments[0]](arguments[1] if os.environ["RANK"] == "1" else ""), arguments[2:]
     original = train.run
     train.run = lambda config: original(config, NotedEngine(doom, notes))
     sys.exit(train.main(small_arguments(*SETTINGS, *arguments)))
