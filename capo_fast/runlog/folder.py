@@ -61,9 +61,8 @@ class RunDir:
 
     def save(self, learner: Learner, progress: Progress) -> None:
         """Write a checkpoint. A collective. Raises CheckpointError."""
-        sections = self._sections(progress) if dist.get_rank() == 0 else {}
-        tensors = {}
-        if progress.ahead is not None:
+        sections, tensors = (self._sections(progress), {}) if dist.get_rank() == 0 else ({}, {})
+        if sections and progress.ahead is not None:
             sections[AHEAD], tensors[AHEAD] = batch_json(progress.ahead), batch_tensors(progress.ahead)
         self._checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
 
