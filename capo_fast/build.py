@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from capo_fast.config.load import config_as_dict, read_file
 from capo_fast.config.paths import resolve_model
-from capo_fast.config.schema import Config
+from capo_fast.config.schema import Config, with_merging
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.loaders import (
@@ -42,6 +42,7 @@ from capo_fast.policy.sync import (
     AdapterSync,
     FrozenCritic,
     FullSync,
+    MergedSync,
     Sync,
     check_same_architecture,
     freeze_critic,
@@ -70,6 +71,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     engine: one to use instead of vLLM. Raises ConfigError for what can't be used, before the engine is started.
     """
     started = time.monotonic()
+    config = with_merging(config, on_cpu=device.type == "cpu")
     seed_everything(config.seed)
     group = engine_group(config.engine.tensor_parallel)
     model_path = resolve_model(config.model.path)
@@ -133,6 +135,8 @@ def open_recorder(folder: Path, config: Config, step: int) -> Recorder:
 def push_from(
     learner: Learner, engine: Engine, critic: FrozenCritic | None, probe: Sequence[tuple[int, ...]], config: Config
 ) -> Sync:
+    if config.merges:
+        return MergedSync(engine, learner, probe, config)
     if config.lora.rank > 0:
         return AdapterSync(engine, learner, probe, config)
     return FullSync(engine, learner, critic, probe, config)
@@ -168,7 +172,7 @@ def load_learner(
     if dist.get_rank() == 0 and (dropout := dropout_of(model.config)):
         print_line("warning", f"the model's dropout ({dropout}) is off: log-probs must be repeatable")
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
-    critic = load_critic(model, config, probe) if config.swaps else None
+    critic = load_critic(model, config, probe) if config.swaps and not adapted else None
     if adapted:
         add_adapter(model, config.lora, config.seed)
     policy = shard_policy(model.train(), config.policy, mesh)

@@ -35,7 +35,13 @@ class Engine(Completer, Protocol):
     """A generation engine in this process, whose weights are pushed from outside."""
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Replace all weights by one whole version, in Hugging Face names, and forget every cached prefix."""
+        """Replace the weights of these Hugging Face names, and forget every cached prefix.
+
+        Of weights that `fused_with` gives together, all must come.
+        """
+
+    def fused_with(self, names: Iterable[str]) -> set[str]:
+        """These names, and those of all weights that the engine keeps in one piece with theirs."""
 
     def checksums(self) -> dict[str, float]:
         """`checksum` of every weight the engine computes with, by its Hugging Face name."""
