@@ -86,7 +86,8 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     if config.asks_server:
         check_endpoint_client()
     folder = open_run_dir(config)
-    probe = probe_sequences(problems.prompts, config.sync.probe_sequences, config.sync.probe_tokens)
+    longest = min(config.sync.probe_tokens, config.engine.max_model_len - 1)
+    probe = probe_sequences(problems.prompts, config.sync.probe_sequences, longest)
     learner, critic = load_learner(model_path, config, device, probe)
     rehearse_export(learner, tokenizer, folder.path, config)
     progress = folder.resume(learner, input_digests(config))

@@ -63,7 +63,8 @@ class Engine(Completer, Protocol):
     def score(self, sequences: Sequence[Sequence[int]], base: Sequence[bool] | None = None) -> list[list[float]]:
         """Log-prob of each token after the first, natural log, temperature 1; all in one batch.
 
-        base: which sequences go without the policy's adapter; None: none of them.
+        base: which sequences go without the policy's adapter; None: none of them. Raises EngineError where a prefix of
+        the first sequence is cached: none outlives a push.
         """
 
 

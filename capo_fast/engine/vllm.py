@@ -123,7 +123,8 @@ class VllmEngine:
         self.forget_prefixes()
 
     def forget_prefixes(self) -> None:
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise EngineError("vLLM kept its cached prefixes: requests are under way")
 
     def sleep(self) -> None:
         # Never run on a GPU yet; on a CPU there is nothing to free.
@@ -149,9 +150,17 @@ class VllmEngine:
         from vllm.inputs import TokensPrompt
 
         params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        first = SamplingParams(
+            temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False, skip_reading_prefix_cache=False
+        )
         prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
         adapters = [None if is_base else self._adapter for is_base in base or [False] * len(sequences)]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=adapters)
+        asked = [first, *[params] * (len(prompts) - 1)]
+        outputs = self._llm.generate(prompts, asked, use_tqdm=False, lora_request=adapters)
+        if outputs[0].num_cached_tokens:
+            raise EngineError(
+                f"vLLM still has {outputs[0].num_cached_tokens} tokens of a prefix cached, wanted none after a push"
+            )
         return [
             [at[token].logprob for token, at in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
             for sequence, output in zip(sequences, outputs, strict=True)

@@ -229,8 +229,16 @@ class MergedSync(Sync):
 
 
 def probe_sequences(prompts: Sequence[Prompt], count: int, tokens: int) -> list[tuple[int, ...]]:
-    """The last `tokens` tokens of the first `count` prompts."""
-    return [prompt.token_ids[-tokens:] for prompt in prompts[:count] if len(prompt.token_ids) > 1]
+    """At most `count` sequences of `tokens` tokens: the ends of the first prompts, short ones joined."""
+    found: list[tuple[int, ...]] = []
+    joined: tuple[int, ...] = ()
+    for prompt in prompts:
+        joined = (*joined, *prompt.token_ids)[-tokens:]
+        if len(joined) == tokens:
+            found, joined = [*found, joined], ()
+        if len(found) == count:
+            break
+    return found or [joined]
 
 
 @torch.no_grad()
