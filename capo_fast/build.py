@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from capo_fast.config.load import config_as_dict, read_file
 from capo_fast.config.paths import resolve_model
-from capo_fast.config.schema import Config
+from capo_fast.config.schema import Config, with_merging
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.engine.remote import Crossing, EngineHost, RemoteEngines
@@ -36,6 +36,7 @@ from capo_fast.policy.sync import (
     AdapterSync,
     FrozenCritic,
     FullSync,
+    MergedSync,
     Sync,
     allowed_gap,
     probe_sequences,
@@ -88,14 +89,15 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
     engine: one to use instead of vLLM. Raises ConfigError for what can't be used, before the engine is started.
     """
     started = time.monotonic()
-    inputs = read_inputs(config)
+    inputs = read_inputs(config, device)
     if this_job().only_generates:
         return build_engine_rank(inputs, device, engine)
     return build_trainer(inputs, device, engine, started)
 
 
-def read_inputs(config: Config) -> Inputs:
+def read_inputs(config: Config, device: torch.device) -> Inputs:
     """A collective on all ranks."""
+    config = with_merging(config, on_cpu=device.type == "cpu")
     seed_everything(config.seed)
     job = this_job()
     crossing = Crossing(job) if job.engines else None
@@ -112,7 +114,8 @@ def read_inputs(config: Config) -> Inputs:
     requests = RequestBuilder(tokenizer, template, config)
     if config.asks_server:
         check_endpoint_client()
-    probe = probe_sequences(problems.prompts, config.sync.probe_sequences, config.sync.probe_tokens)
+    longest = min(config.sync.probe_tokens, config.engine.max_model_len - 1)
+    probe = probe_sequences(problems.prompts, config.sync.probe_sequences, longest)
     return Inputs(config, model_path, tokenizer, functions, problems, requests, probe, crossing)
 
 
@@ -233,6 +236,8 @@ def open_recorder(folder: Path, config: Config, step: int) -> Recorder:
 def push_from(
     learner: Learner, engine: Engine, critic: FrozenCritic | None, probe: Sequence[tuple[int, ...]], config: Config
 ) -> Sync:
+    if config.merges:
+        return MergedSync(engine, learner, probe, config)
     if config.lora.rank > 0:
         return AdapterSync(engine, learner, probe, config)
     return FullSync(engine, learner, critic, probe, config)

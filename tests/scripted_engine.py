@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from safetensors.torch import load
@@ -42,7 +42,10 @@ class ScriptedEngine:
         return [self._answer(self._waiting.popleft())] if self._waiting else []
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        self.weights = {name: weight.detach().clone() for name, weight in weights}
+        self.weights = self.weights | {name: weight.detach().clone() for name, weight in weights}
+
+    def fused_with(self, names: Iterable[str]) -> set[str]:
+        return set(names)
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
         config = json.loads(files["adapter_config.json"])

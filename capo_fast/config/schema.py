@@ -68,9 +68,14 @@ class Config:
         return self.credit.process != "none"
 
     @property
+    def merges(self) -> bool:
+        """Whether the engine holds a LoRA adapter merged into the base; `with_merging` decides what `auto` is."""
+        return self.lora.rank > 0 and self.engine.merge_lora is True
+
+    @property
     def swaps(self) -> bool:
         """Whether the critic's weights take the policy's place in the engine."""
-        return self.has_critic and self.critic.mode == "frozen" and self.lora.rank == 0
+        return self.has_critic and self.critic.mode == "frozen" and (self.lora.rank == 0 or self.merges)
 
     @property
     def asks_server(self) -> bool:
@@ -97,3 +102,10 @@ class Config:
             dual_clip=loss.dual_clip if loss.objective == "ppo" else None,
             is_low=loss.is_low if loss.is_mode == "mask" else 0.0,
         )
+
+
+def with_merging(config: Config, on_cpu: bool) -> Config:
+    """The configuration with `engine.merge_lora: auto` decided: vLLM's LoRA kernels are slow on a CPU."""
+    if config.engine.merge_lora != "auto":
+        return config
+    return replace(config, engine=replace(config.engine, merge_lora=on_cpu))

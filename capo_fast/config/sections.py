@@ -129,6 +129,10 @@ class EngineConfig:
     """Size of the engine's key/value cache, GiB per rank."""
     enforce_eager: bool = False
     """Skip compilation and CUDA graphs: starts in seconds, decodes more slowly."""
+    merge_lora: MayChange[bool | Literal["auto"]] = "auto"
+    """Whether the engine holds a LoRA adapter merged into the base. Critiques by the base then wait for the last
+    rollout: base and policy take turns, the adapted weights alone. auto: on a CPU, where vLLM is much slower with
+    adapters."""
     tensor_parallel: MayChange[PositiveInt] = 1
     """Ranks that hold one engine together, each a slice of every weight; the number of ranks is a multiple of it."""
     ranks: NonNegativeInt = 0

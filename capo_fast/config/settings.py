@@ -104,6 +104,8 @@ def in_words(schema: Mapping[str, Any]) -> str:
             return " | ".join(map(in_words, kinds))
         case {"enum": words}:
             return " | ".join(words)
+        case {"const": word}:
+            return str(word)
         case {"prefixItems": items}:
             return ",".join(map(in_words, items))
         case {"items": item}:

@@ -108,6 +108,9 @@ class RemoteEngines:
             for data in files.values():
                 self._crossing.lane.pass_bytes(data, 0)
 
+    def fused_with(self, names: Iterable[str]) -> set[str]:
+        return self._ask("fused_with", list(names))[0]
+
     def forget_prefixes(self) -> None:
         self._crossing.tell("forget_prefixes")
 
@@ -159,6 +162,9 @@ class EngineHost:
 
     def forget_prefixes(self) -> None:
         self.engine.forget_prefixes()
+
+    def fused_with(self, names: Iterable[str]) -> None:
+        self.crossing.answer(gather([self.engine.fused_with(names)]))
 
     def checksums(self) -> None:
         self.crossing.answer(gather([self.engine.checksums()]))

@@ -38,7 +38,7 @@ def load_learner(
     if dist.get_rank() == 0 and (dropout := dropout_of(model.config)):
         print_line("warning", f"the model's dropout ({dropout}) is off: log-probs must be repeatable")
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
-    critic = load_critic(lambda: model, config, probe) if swaps else None
+    critic = load_critic(lambda: model, config, probe) if swaps and not adapted else None
     if adapted:
         add_adapter(model, config.lora, config.seed)
     policy = shard_policy(model.train(), config.policy, mesh)

@@ -271,6 +271,9 @@ def test_overlong_buffer_is_a_fifth_unless_set() -> None:
     [
         ({}, True, False),
         ({"lora__rank": 8}, False, True),
+        ({"lora__rank": 8, "engine__merge_lora": True}, True, False),
+        ({"lora__rank": 8, "engine__merge_lora": True, "critic__mode": "self"}, False, True),
+        ({"engine__merge_lora": False}, True, False),
         ({"critic__mode": "self"}, False, True),
         ({"critic__mode": "self", "credit__when": "mixed-groups"}, False, False),
         ({"critic__mode": "self", "critic__stream": False}, False, False),
