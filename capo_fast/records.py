@@ -66,7 +66,7 @@ class Rollout:
     sample: int
     """Index of the rollout in its group."""
     version: int
-    """Version of the policy that wrote it."""
+    """Version of the policy that wrote it; under `rollout.carry` its last token."""
     token_ids: tuple[int, ...]
     """[L], the response, with its end-of-sequence token if it wrote one."""
     logprobs: tuple[float, ...]
@@ -75,6 +75,13 @@ class Rollout:
     finished: bool
     """False where the length limit cut it."""
     steps: StepSpans
+    earlier: tuple[tuple[int, int], ...] = ()
+    """Version and number of tokens of each part that an earlier policy wrote, oldest first (`rollout.carry`)."""
+
+    @property
+    def versions(self) -> tuple[tuple[int, int], ...]:
+        """Version and number of tokens of each part."""
+        return (*self.earlier, (self.version, len(self.token_ids) - sum(tokens for _, tokens in self.earlier)))
 
 
 @dataclass(frozen=True)

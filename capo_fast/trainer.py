@@ -58,7 +58,9 @@ class Trainer:
         step before and has them begin the next one, so that generation and learning overlap.
         """
         progress = self.log.progress
-        batch = self.generator.collect(step, progress.step, self.problems, progress.cursor, progress.lengths)
+        batch = self.generator.collect(
+            step, progress.step, self.problems, progress.cursor, progress.lengths, progress.carried
+        )
         with self.log.stages("learn", seam=True):
             updates = self.learner.train(batch.kept)
         self.log.advance(step, batch)

@@ -41,6 +41,10 @@ class ScriptedEngine:
     def step(self) -> list[Completion]:
         return [self._answer(self._waiting.popleft())] if self._waiting else []
 
+    def stop(self, ids: Sequence[str]) -> list[Completion]:
+        self._waiting = deque(request for request in self._waiting if request.id not in ids)
+        return [Completion(name, (), (), "", False) for name in ids]
+
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         self.weights = self.weights | {name: weight.detach().clone() for name, weight in weights}
 

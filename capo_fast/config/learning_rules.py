@@ -79,6 +79,27 @@ def engine_logprobs(config: Config) -> Rules:
         )
 
 
+def carry(config: Config) -> Rules:
+    """`rollout.carry`. A token of an earlier policy with the ratio 1 would bias the gradient, and nothing would show
+    it."""
+    rollout, minibatches = config.rollout, config.train.minibatches
+    smallest = rollout.prompts - rollout.may_stay_open
+    yield (
+        smallest > rollout.prompts,
+        f"rollout.enough: found {smallest}, wanted at most rollout.prompts ({rollout.prompts})",
+    )
+    yield (
+        minibatches > smallest,
+        f"train.minibatches: found {minibatches}, wanted at most {smallest}, the groups of the smallest batch of "
+        "rollout.carry (rollout.enough)",
+    )
+    yield (
+        not reads_engine_logprobs(config),
+        "rollout.carry: found true, wanted loss.is_mode: truncate or mask, or policy.old: rollout with several updates "
+        "per step: else tokens of earlier policies would be trained on as if the current one had written them",
+    )
+
+
 def train(config: Config) -> Rules:
     train, rollout = config.train, config.rollout
     yield (

@@ -245,6 +245,7 @@ PARTS = {
     "engine's log-probs": Part(learning.reads_engine_logprobs, learning.engine_logprobs),
     "one step off": Part(lambda c: c.engine.ranks > 0, learning.one_step_off),
     "train": Part(_always, learning.train),
+    "carry": Part(lambda c: c.rollout.carry, learning.carry, ("rollout.enough", "rollout.max_staleness")),
     "penalty": Part(lambda c: c.train.truncated == "penalise", learning.penalty),
     "rounds": Part(lambda c: c.train.dynamic_sampling, bounds=("train.max_rounds",)),
     "eval": Part(lambda c: bool(c.eval.path), _eval, ("eval.n", "eval.top_p", "eval.limit")),

@@ -115,6 +115,20 @@ class RolloutConfig:
     """Top-k sampling; -1 is off."""
     max_tokens: PositiveInt = 2048
     """Longest response, in tokens."""
+    carry: bool = False
+    """Stop the last rollouts of a step, and go on with them in the next one, under the next policy: no step waits for
+    its longest rollout. Wants a loss that weighs tokens of earlier policies: loss.is_mode, or policy.old: rollout."""
+    enough: Annotated[NonNegativeInt | None, POSITIVE] = None
+    """carry: a step leaves at most rollout.prompts minus this many groups open; None: three quarters of
+    rollout.prompts, rounded up."""
+    max_staleness: CountWhereUsed = 2
+    """carry: a group whose oldest token would be more than so many policy versions old in the next step is completed in
+    this one."""
+
+    @property
+    def may_stay_open(self) -> int:
+        """Groups that a step may leave open under carry."""
+        return self.prompts - (-(-3 * self.prompts // 4) if self.enough is None else self.enough)
 
 
 @dataclass(frozen=True, config=STRICT)

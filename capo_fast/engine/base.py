@@ -60,6 +60,10 @@ class Engine(Completer, Protocol):
         """Give the accelerator's memory back until the next `load` or `load_adapter`: until then nothing else may be
         asked. On a CPU nothing happens."""
 
+    def stop(self, ids: Sequence[str]) -> list[Completion]:
+        """End these requests, all of them under way, and return what each has so far, which may be nothing; none is
+        `finished`. All ranks of an engine stop the same ones, in the same order, between the same two steps."""
+
     def score(self, sequences: Sequence[Sequence[int]], base: Sequence[bool] | None = None) -> list[list[float]]:
         """Log-prob of each token after the first, natural log, temperature 1; all in one batch.
 

@@ -87,6 +87,17 @@ class VllmEngine:
     def step(self) -> list[Completion]:
         return [self._completion(output) for output in self._llm.llm_engine.step() if output.finished]
 
+    def stop(self, ids: Sequence[str]) -> list[Completion]:
+        from vllm.v1.engine import FinishReason
+
+        # vLLM makes an output of an aborted request only for its asynchronous front end, by this same call.
+        processor = self._llm.llm_engine.output_processor
+        states = [processor.request_states[processor.external_req_ids[name][0]] for name in ids]
+        outputs = [state.make_request_output([], None, FinishReason.ABORT, None) for state in states]
+        for name in ids:  # together vLLM frees them in the order of a set, another one on each rank
+            self._llm.llm_engine.abort_request([name])
+        return [self._completion(output) for output in outputs]
+
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         with self._waking():
             self._llm.apply_model(partial(load_weights, weights=weights))

@@ -32,8 +32,9 @@ RUN_SECTIONS = frozenset({"progress", "settings", "inputs", "records"})
 """Of the run, beside the learner's state."""
 SECTIONS = RUN_SECTIONS | {"model", "optimizer", "rng", "learner"}
 """What a checkpoint is made of; every file belongs to one, its role. All must be there."""
-OPTIONAL_SECTIONS = frozenset({"ahead"})
-"""Of the run as well, and there where a run has what they hold: `ahead` the next step's batch (runlog/ahead.py)."""
+OPTIONAL_SECTIONS = frozenset({"ahead", "carry"})
+"""Of the run as well, and there where a run has what they hold: `ahead` the next step's batch (runlog/ahead.py),
+`carry` the rollouts that go on (runlog/carried.py)."""
 
 ADVICE = "take another run.dir, or --resume never"
 
@@ -144,7 +145,7 @@ def read_manifest(folder: Path, step: int) -> Manifest:
         if name != os.path.basename(name) or name in ("", ".", "..", MANIFEST) or "\0" in name:
             raise DamagedError(f"{path} names the file {name!r}, wanted one in its own folder")
         if entry.role not in SECTIONS | OPTIONAL_SECTIONS:
-            known = ", ".join(sorted(SECTIONS | OPTIONAL_SECTIONS))
+            known = ", ".join([*sorted(SECTIONS), *sorted(OPTIONAL_SECTIONS)])
             raise FormatError(f"{folder}: unknown section {entry.role!r} ({name}), wanted {known}")
     if missing := SECTIONS - {entry.role for entry in manifest.files.values()}:
         raise DamagedError(f"{path} has no file of section {min(missing)}")

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from statistics import fmean
 
 from capo_fast.records import Prompt
+from capo_fast.rollout.carry import Member, OpenGroup
 
 
 def deal_rollouts(
     prompts: Mapping[int, Prompt], n: int, expected: Mapping[str, float], count: int
-) -> list[list[tuple[int, int]]]:
+) -> list[list[Member]]:
     """(group, sample) of each engine group: `n` samples of every prompt, the longest first to the least loaded.
 
     prompts: by group. expected: mean response length in tokens by prompt id, of the prompts seen before; a new one
@@ -24,7 +25,7 @@ def deal_rollouts(
     """
     unseen = fmean(expected.values()) if expected else 1.0
     lengths = {group: expected.get(prompt.id, unseen) for group, prompt in prompts.items()}
-    shares: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+    shares: list[list[Member]] = [[] for _ in range(count)]
     loads = [(0.0, 0, share) for share in range(count)]  # a heap: tokens, rollouts, index
     for group in sorted(lengths, key=lambda group: (-lengths[group], group)):
         for sample in range(n):
@@ -32,3 +33,23 @@ def deal_rollouts(
             shares[share].append((group, sample))
             heapq.heapreplace(loads, (tokens + lengths[group], rollouts + 1, share))
     return shares
+
+
+def deal_open(
+    groups: Mapping[int, OpenGroup],
+    prompts: Mapping[int, Prompt],
+    n: int,
+    expected: Mapping[str, float],
+    count: int,
+) -> list[list[Member]]:
+    """The same where some groups are open since an earlier round: what goes on is begun before what is new. What has
+    ended is dealt as well, last, to be judged there.
+
+    prompts: of all groups.
+    """
+    new = {group: prompts[group] for group, found in groups.items() if found.is_new}
+    old = [((g, s), each) for g, found in groups.items() if g not in new for s, each in enumerate(found.rollouts)]
+    running = [member for member, each in old if not each.ended]
+    ended = [member for member, each in old if each.ended]
+    dealt = deal_rollouts(new, n, expected, count)
+    return [running[i::count] + dealt[i] + ended[i::count] for i in range(count)]

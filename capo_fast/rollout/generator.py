@@ -14,7 +14,9 @@ from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.errors import Interrupted
 from capo_fast.records import CreditedSample, Prompt, Sample
-from capo_fast.rollout.dealing import deal_rollouts
+from capo_fast.rollout.carry import OpenGroup, Partial, at_limit, carry_metrics, still_open
+from capo_fast.rollout.carrying import CarryingRound
+from capo_fast.rollout.dealing import deal_open
 from capo_fast.rollout.pass_rate import PassRate, evaluate
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
@@ -44,6 +46,10 @@ class Batch:
     traffic: Traffic
     cursor: int
     """Prompts drawn from the data so far."""
+    carried: tuple[OpenGroup, ...] = ()
+    """Groups that go on in the next step (`rollout.carry`)."""
+    carry_metrics: Mapping[str, float] = field(default_factory=dict)
+    """None without `rollout.carry`."""
     beside: Lap = field(default_factory=lambda: Lap({}, {}))
     """What it took on ranks that only hold engines, beside learning."""
 
@@ -62,29 +68,40 @@ class RolloutGenerator:
     group: EngineGroup
     stages: Stages
 
-    def collect(self, step: int, version: int, problems: Problems, cursor: int, lengths: Mapping[str, float]) -> Batch:
+    def collect(
+        self,
+        step: int,
+        version: int,
+        problems: Problems,
+        cursor: int,
+        lengths: Mapping[str, float],
+        carried: tuple[OpenGroup, ...] = (),
+    ) -> Batch:
         """The credited samples of one step (from 1). Under dynamic sampling uninformative groups are replaced.
 
-        version: of the policy that writes them. cursor: prompts drawn so far. lengths: mean response length in tokens
-        by prompt id, where known.
+        version: of the policy that writes what is new. cursor: prompts drawn so far. lengths: mean response length in
+        tokens by prompt id, where known. carried: what the step before left open.
         """
         kept: list[CreditedSample] = []
         sampled: list[CreditedSample] = []
-        traffic, groups, wanted = Traffic(), 0, self.config.rollout.prompts
+        traffic, first, wanted = Traffic(), 0, self.config.rollout.prompts
+        late = at_limit(dict(enumerate(carried)), step - 1, self.config.rollout.max_staleness)
         dynamic = self.config.train.dynamic_sampling
         for _ in range(self.config.train.max_rounds if dynamic else 1):
-            drawn, cursor = problems.take(cursor, wanted)
-            samples, cost = self._sample(step, version, dict(enumerate(drawn, start=groups)), lengths)
+            groups, prompts = self._entering(step, problems, carried, first, cursor, wanted)
+            samples, cost, carried = self._sample(step, version, groups, prompts, lengths)
             credited = assign_credit(samples, self.config)
             alive = informative_groups(credited) if dynamic else {each.rollout.group for each in credited}
             sampled += credited
             kept += [each for each in credited if each.rollout.group in alive]
-            traffic, groups, wanted = traffic + cost, groups + len(drawn), wanted - len(alive)
-            if wanted == 0:
+            traffic, first, cursor = traffic + cost, first + len(groups), cursor + wanted
+            wanted -= len(alive)
+            if wanted <= 0:
                 break
         with self.stages("sync"):
             self.weights.release()
-        return Batch(kept, sampled, traffic, cursor)
+        figures = carry_metrics(sampled, carried, step - 1, len(late)) if self.config.rollout.carry else {}
+        return Batch(kept, sampled, traffic, cursor, carried, figures)
 
     def evaluate(self, prompts: Sequence[Prompt], version: int) -> PassRate | None:
         """pass@1 of the policy of this version on held-out problems; None without any."""
@@ -108,15 +125,27 @@ class RolloutGenerator:
             self.critic.close()
         self.engine.close()
 
+    def _entering(
+        self, step: int, problems: Problems, carried: Sequence[OpenGroup], first: int, cursor: int, wanted: int
+    ) -> tuple[dict[int, OpenGroup], dict[int, Prompt]]:
+        """The groups of a sampling round and their prompts, by index from `first`: carried ones, then new ones."""
+        drawn, start = problems.take(cursor, wanted)[0], first + len(carried)
+        rollouts = (Partial(),) * self.config.rollout.n
+        new = [OpenGroup(step, start + i, cursor + i, rollouts) for i in range(wanted)]
+        old = [problems.take(each.draw, 1)[0][0] for each in carried]
+        return dict(enumerate([*carried, *new], first)), dict(enumerate([*old, *drawn], first))
+
     def _sample(
-        self, step: int, version: int, prompts: dict[int, Prompt], lengths: Mapping[str, float]
-    ) -> tuple[list[Sample], Traffic]:
-        """Rollouts of these groups with verdicts and votes, in the order (group, sample), and what they cost."""
-        members = deal_rollouts(prompts, self.config.rollout.n, lengths, self.group.count)[self.group.index]
-        stream = Stream(self.engine, self.critic)
-        generation = SamplingRound(
-            stream, self.rewards, self.requests, prompts, members, step, version, self.group.is_first
-        )
+        self,
+        step: int,
+        version: int,
+        groups: Mapping[int, OpenGroup],
+        prompts: Mapping[int, Prompt],
+        lengths: Mapping[str, float],
+    ) -> tuple[list[Sample], Traffic, tuple[OpenGroup, ...]]:
+        """Rollouts of whole groups with verdicts and votes, in the order (group, sample), what all of them cost, and
+        the groups that are left open."""
+        generation = self._round(step, version, groups, prompts, lengths)
         with self.stages("sync"):
             self.weights.hold("policy", version)
         with self.stages("rollout", seam=True):
@@ -129,5 +158,22 @@ class RolloutGenerator:
             dist.barrier()  # in this stage, or the ranks that wait would come under the deadline of the next one
         with self.stages("verify"):
             samples = gather(generation.samples())
-        traffic = sum(self.group.gather([generation.traffic]), Traffic())
-        return sorted(samples, key=lambda sample: (sample.rollout.group, sample.rollout.sample)), traffic
+        parts = self.group.gather([(generation.traffic, generation.left())])
+        carried = still_open(groups, (found for _, left in parts for found in left))
+        samples.sort(key=lambda sample: (sample.rollout.group, sample.rollout.sample))
+        return samples, sum((cost for cost, _ in parts), Traffic()), carried
+
+    def _round(
+        self,
+        step: int,
+        version: int,
+        groups: Mapping[int, OpenGroup],
+        prompts: Mapping[int, Prompt],
+        lengths: Mapping[str, float],
+    ) -> SamplingRound:
+        """This rank's share."""
+        dealt = deal_open(groups, prompts, self.config.rollout.n, lengths, self.group.count)[self.group.index]
+        stream = Stream(self.engine, self.critic)
+        if self.config.rollout.carry:
+            return CarryingRound(stream, self.rewards, self.requests, prompts, dealt, step, version, groups, self.group)
+        return SamplingRound(stream, self.rewards, self.requests, prompts, dealt, step, version, self.group.is_first)

@@ -20,6 +20,7 @@ from capo_fast.data import Problems
 from capo_fast.engine.remote import Crossing, EngineHost
 from capo_fast.errors import Interrupted
 from capo_fast.records import Prompt
+from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch, RolloutGenerator, Weights
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runtime.ranks import gather
@@ -42,17 +43,25 @@ class RemoteGenerator:
     begun: int | None = None
     """The step whose batch is being generated."""
 
-    def collect(self, step: int, version: int, problems: Problems, cursor: int, lengths: Mapping[str, float]) -> Batch:
+    def collect(
+        self,
+        step: int,
+        version: int,
+        problems: Problems,
+        cursor: int,
+        lengths: Mapping[str, float],
+        carried: tuple[OpenGroup, ...] = (),
+    ) -> Batch:
         """The batch of a step, which may have been begun beside the step before; that of the next is begun.
 
         version: of the policy now. The rest is as for `RolloutGenerator.collect`.
         """
         batch = self.in_hand(step)
         if batch is None:
-            self._begin(step, version, cursor, lengths)
+            self._begin(step, version, cursor, lengths, carried)
             batch = self._finished()
         if step + AHEAD <= self.config.train.steps:
-            self._begin(step + AHEAD, version, batch.cursor, lengths)
+            self._begin(step + AHEAD, version, batch.cursor, lengths, batch.carried)
         return batch
 
     def in_hand(self, step: int) -> Batch | None:
@@ -80,10 +89,11 @@ class RemoteGenerator:
     def close(self) -> None:
         """The ranks with engines close them."""
 
-    def _begin(self, step: int, version: int, cursor: int, lengths: Mapping[str, float]) -> None:
+    def _begin(self, step: int, version: int, *data: Any) -> None:
+        """data: cursor, lengths and carried groups."""
         with self.stages("sync", seam=True):
             self.weights.hold("policy", version)
-        self.crossing.tell("collect", step, version, cursor, lengths)
+        self.crossing.tell("collect", step, version, *data)
         self.begun = step
 
     def _free_engines(self) -> None:
@@ -137,8 +147,8 @@ class EngineRank:
     def _stages(self) -> Stages:
         return self.generator.stages
 
-    def _collect(self, step: int, version: int, cursor: int, lengths: Mapping[str, float]) -> None:
-        batch = self.generator.collect(step, version, self.problems, cursor, lengths)
+    def _collect(self, step: int, version: int, *data: Any) -> None:
+        batch = self.generator.collect(step, version, self.problems, *data)
         lap = self._stages.lap()
         cpu = gather([lap.cpu])
         spent = Lap(lap.wall, {stage: sum(each[stage] for each in cpu) for stage in lap.cpu})

@@ -6,7 +6,7 @@ Every request's seed is a function of the run's seed and of what the request is,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.credit.steps import step_spans
 from capo_fast.data import ChatTemplate
 from capo_fast.records import Completion, Critique, Prompt, Request, Rollout
+from capo_fast.rollout.carry import OpenGroup, Partial
 from capo_fast.runtime.digest import seed_of
 
 
@@ -40,6 +41,28 @@ class RequestBuilder:
             top_k=settings.top_k,
             max_tokens=settings.max_tokens,
         )
+
+    def next_request(self, prompt: Prompt, of: OpenGroup, sample: int) -> Request:
+        """That for the rest of a rollout, from the tokens that it has on; the first one is its `rollout_request`."""
+        so_far = of.rollouts[sample]
+        first = self.rollout_request(prompt, of.group, sample, of.step)
+        if not so_far.requests:
+            return first
+        name = f"{first.id}-part-{so_far.requests}"
+        return replace(
+            first,
+            id=name,
+            prompt_ids=prompt.token_ids + so_far.token_ids,
+            seed=seed_of(self.config.seed, name, prompt.id),
+            max_tokens=first.max_tokens - len(so_far.token_ids),
+        )
+
+    def read_partial(self, found: Partial, prompt: Prompt, group: int, sample: int) -> Rollout:
+        """One that has ended, of the group with this index in its step."""
+        text = self.tokenizer.decode(found.token_ids, skip_special_tokens=True)
+        answer = Completion("", found.token_ids, found.logprobs, text, found.finished)
+        rollout = self.read_rollout(answer, prompt, group, sample, found.versions[-1][0])
+        return replace(rollout, earlier=found.versions[:-1])
 
     def read_rollout(self, answer: Completion, prompt: Prompt, group: int, sample: int, version: int) -> Rollout:
         """version: of the policy that wrote the answer."""

@@ -16,15 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from capo_fast.credit.vote import vote
-from capo_fast.records import Completion, Prompt, Rollout, Sample
-from capo_fast.rollout.requests import RequestBuilder, rollout_id
+from capo_fast.records import Completion, Prompt, Request, Rollout, Sample
+from capo_fast.rollout.carry import Member, Partial
+from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Check, Rewards, Verdicts
 from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import gather
 from capo_fast.verify.functions import item_of
-
-Member = tuple[int, int]
-"""Group and sample."""
 
 
 @dataclass
@@ -77,7 +75,9 @@ class SamplingRound:
         self._config = requests.config
         self._streams = requests.config.streams
         self._prompts, self._judges = prompts, judges
-        self._members = {rollout_id(step, group, sample): (group, sample) for group, sample in members}
+        self._dealt = members
+        self._members: dict[str, Member] = {}
+        """Of this rank's rollouts, by request id."""
         self._ended: list[Ended] = []
         self._unchecked: list[Ended] = []
         self._checks: list[Check] = []
@@ -92,10 +92,13 @@ class SamplingRound:
 
     def finish_rollouts(self) -> None:
         """Until every rollout has ended; critiques that can run beside them do."""
-        for group, sample in self._members.values():
-            self._stream.add_rollout(self._requests.rollout_request(self._prompts[group], group, sample, self._step))
+        self._send(self._dealt)
         while self._stream.rollouts:
             self._advance()
+
+    def left(self) -> list[tuple[Member, Partial]]:
+        """What goes on in the next step."""
+        return []
 
     def finish_critiques(self) -> None:
         """Until every critique has ended. Under `credit.when` a collective on all ranks."""
@@ -114,16 +117,38 @@ class SamplingRound:
         votes = tuple(vote(critiques, len(ended.rollout.steps.texts), self._config.critic.voting))
         return Sample(ended.rollout, ended.outcome(), critiques, votes, rewards)
 
+    def _send(self, members: Sequence[Member]) -> None:
+        for group, sample in members:
+            request = self._request(group, sample)
+            self._members[request.id] = group, sample
+            self._stream.add_rollout(request)
+
+    def _request(self, group: int, sample: int) -> Request:
+        return self._requests.rollout_request(self._prompts[group], group, sample, self._step)
+
     def _advance(self) -> None:
         ended = []
         for completion in self._stream.advance():
             if completion.id in self._members:
-                ended.append(Ended(self._read(completion)))
+                ended.append(completion)
             else:
                 self._answers[completion.id] = completion
+        self._settle(self._read(ended))
+
+    def _read(self, ended: Sequence[Completion]) -> list[Rollout]:
+        """The rollouts that are to be judged, of those that have ended."""
+        members = [self._members[completion.id] for completion in ended]
+        return [
+            self._requests.read_rollout(answer, self._prompts[group], group, sample, self._version)
+            for answer, (group, sample) in zip(ended, members, strict=True)
+        ]
+
+    def _settle(self, rollouts: Sequence[Rollout]) -> None:
+        """Send these to the reward functions and, where they stream, to the critic."""
+        ended = [Ended(rollout) for rollout in rollouts]
         self._ended += ended
         self._unchecked += ended
-        if not (self._rewards.batch and self._stream.rollouts):
+        if self._all_have_ended() or not self._rewards.batch:
             self._check()
         for check in [check for check in self._checks if check.done()]:
             check.result()  # a verifier that fails raises now, not after the last critique
@@ -131,9 +156,9 @@ class SamplingRound:
         if self._streams:
             self._ask(ended)
 
-    def _read(self, completion: Completion) -> Rollout:
-        group, sample = self._members[completion.id]
-        return self._requests.read_rollout(completion, self._prompts[group], group, sample, self._version)
+    def _all_have_ended(self) -> bool:
+        """Whether no further rollout is to be judged."""
+        return not self._stream.rollouts
 
     def _check(self) -> None:
         """Send the answers that have not been sent yet to the reward functions, in the order of groups."""

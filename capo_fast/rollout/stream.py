@@ -64,7 +64,7 @@ class Stream:
 
     def advance(self) -> list[Completion]:
         """What has ended in one step of the engine and at the critic meanwhile."""
-        busy = self._engine_has_work()
+        busy = self.engine_has_work()
         ended = self._step() if busy else []
         if self._critic is not self._engine:
             ended += self._critic.step()
@@ -74,12 +74,20 @@ class Stream:
             self._count(completion)
         return ended
 
-    def _engine_has_work(self) -> bool:
+    def stop_rollouts(self) -> list[Completion]:
+        """What the rollouts that still run have so far; they end with it."""
+        stopped = self._engine.stop(sorted(self.rollouts))
+        self.rollouts.clear()
+        self.traffic += Traffic(rollout_tokens=sum(completion.tokens for completion in stopped))
+        return stopped
+
+    def engine_has_work(self) -> bool:
+        """Whether anything is under way at the engine; otherwise `advance` does not step it."""
         return bool(self.rollouts or (self._critic is self._engine and self.critiques))
 
     def _note_work(self) -> None:
         """The engine idles from its first request on, not before."""
-        if not self._engine_has_work():
+        if not self.engine_has_work():
             self._idle_since = time.perf_counter()
 
     def _step(self) -> list[Completion]:

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from capo_fast.policy.checkpoint import Checkpoint
 from capo_fast.policy.manifest import DamagedError
 from capo_fast.records import CreditedSample, Prompt
+from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.stream import Traffic
 from capo_fast.runtime.stages import Lap
@@ -41,6 +42,9 @@ class Saved:
     """Places in `sampled`."""
     traffic: Traffic
     cursor: NonNegativeInt
+    carried: tuple[OpenGroup, ...]
+    """With their tokens: they are few."""
+    carry_metrics: dict[str, float]
     beside: Lap
 
 
@@ -58,6 +62,8 @@ def batch_json(batch: Batch) -> Any:
         kept=[places[each.rollout.group, each.rollout.sample] for each in batch.kept],
         traffic=batch.traffic,
         cursor=batch.cursor,
+        carried=batch.carried,
+        carry_metrics=dict(batch.carry_metrics),
         beside=batch.beside,
     )
     return SAVED.dump_python(saved, mode="json")
@@ -81,7 +87,7 @@ def read_batch(found: Checkpoint) -> Batch | None:
         kept = [sampled[place] for place in saved.kept]
     except (LookupError, ValueError) as error:
         raise DamagedError(f"{found.folder / AHEAD}: JSON and tensors don't fit: {error}") from None
-    return Batch(kept, sampled, saved.traffic, saved.cursor, beside=saved.beside)
+    return Batch(kept, sampled, saved.traffic, saved.cursor, saved.carried, saved.carry_metrics, saved.beside)
 
 
 def _filled(saved: Saved, tensors: dict[str, torch.Tensor]) -> Iterator[CreditedSample]:

@@ -19,6 +19,7 @@ from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.manifest import ADVICE
 from capo_fast.runlog.ahead import AHEAD, batch_json, batch_tensors, read_batch
+from capo_fast.runlog.carried import CARRY, carried_json, carried_tensors, read_carried
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
 from capo_fast.runlog.kept import Kept, changed_records, kept_records
 from capo_fast.runlog.progress import Progress
@@ -54,6 +55,7 @@ class RunDir:
             self._found.load(learner)
             progress = self._found.section("progress", Progress)
             progress.ahead = read_batch(self._found)
+            progress.carried = read_carried(self._found)
             progress.check(self._found.manifest.step, self._found.folder)
             self._note(self._found, progress, learner)
         on_first_rank(self._write_config)
@@ -64,6 +66,8 @@ class RunDir:
         sections, tensors = (self._sections(progress), {}) if dist.get_rank() == 0 else ({}, {})
         if sections and progress.ahead is not None:
             sections[AHEAD], tensors[AHEAD] = batch_json(progress.ahead), batch_tensors(progress.ahead)
+        if sections and progress.carried:
+            sections[CARRY], tensors[CARRY] = carried_json(progress.carried), carried_tensors(progress.carried)
         self._checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
 
     def close(self) -> None:

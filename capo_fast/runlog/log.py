@@ -43,7 +43,7 @@ class RunLog:
 
     def advance(self, step: int, batch: Batch) -> None:
         """The updates of this step are done."""
-        self.progress.step, self.progress.cursor = step, batch.cursor
+        self.progress.step, self.progress.cursor, self.progress.carried = step, batch.cursor, batch.carried
         self.progress.note_lengths(each.rollout for each in batch.sampled)
         self.progress.note_verdicts(each.sample.outcome for each in batch.sampled)
         self.progress.critique_tokens += batch.traffic.all_critique_tokens

@@ -29,6 +29,7 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
         **_rollouts(batch.sampled),
         **_critiques(batch.sampled),
         **_traffic(batch.traffic),
+        **batch.carry_metrics,
         "groups/dropped": _groups(batch.sampled) - _groups(batch.kept),
         **{f"time/{stage}": seconds for stage, seconds in lap.wall.items()},
         **{f"cpu/{stage}": seconds for stage, seconds in _added(lap.cpu, batch.beside.cpu).items()},
@@ -70,7 +71,7 @@ def _rollouts(credited: Sequence[CreditedSample]) -> dict[str, float]:
     outcomes = [each.sample.outcome for each in credited]
     return {
         "rollouts": len(rollouts),
-        "policy_version": rollouts[0].version,
+        "policy_version": max(rollout.version for rollout in rollouts),
         "reward_mean": _mean([each.outcome for each in credited if each.trained]),
         "pass_rate": _mean([outcome for outcome in outcomes if outcome is not None]),
         "verify/timeouts": outcomes.count(None),

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from capo_fast.config.schema import Config
 from capo_fast.records import Rollout
+from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runtime.files import RecordError
@@ -42,12 +43,14 @@ class Progress:
     """Steps in a row, up to this one, in which no answer got a verdict."""
     lengths: dict[str, float] = field(default_factory=dict)
     """Mean response length of each prompt, tokens, when it was last sampled; by prompt id."""
+    carried: tuple[OpenGroup, ...] = ()
+    """Groups that the last step left open (`rollout.carry`). In a checkpoint they are a section of their own."""
 
     ahead: Batch | None = None
     """The next step's batch, where it has been sampled (`engine.ranks`). In a checkpoint it is a section of its own."""
 
     def as_json(self) -> dict[str, Any]:
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "ahead"}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("carried", "ahead")}
 
     def check(self, step: int, where: Path) -> None:
         """Raises RecordError where the checkpoint of a step, at `where`, holds the progress of another."""

@@ -130,7 +130,8 @@ def rollout_row(credited: CreditedSample) -> dict[str, Any]:
     `answer` is the reference, `extracted` the answer that the rule verifier reads in `text`, null where it reads none.
     `outcome` is the verdict, null where the check of the answer timed out; `rewards` the values of `reward.fn` and of
     each function of `reward.also`; `reward` is what the outcome weight multiplied. The steps' texts, as the critic saw
-    them, repeat `text`: gzip makes them nearly free.
+    them, repeat `text`: gzip makes them nearly free. `versions` is there where several policies wrote the rollout:
+    version and number of tokens of each part, oldest first.
     """
     sample, rollout = credited.sample, credited.rollout
     return {
@@ -153,6 +154,7 @@ def rollout_row(credited: CreditedSample) -> dict[str, Any]:
         "critiques": [asdict(each) | {"wrong_steps": sorted(each.wrong_steps)} for each in sample.critiques],
         "token_ids": list(rollout.token_ids),
         "step_starts": list(rollout.steps.starts),
+        **({"versions": list(map(list, rollout.versions))} if rollout.earlier else {}),
     }
 
 

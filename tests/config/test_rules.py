@@ -38,6 +38,9 @@ def refused(**settings: Any) -> str:
         {"policy__old": "rollout", "rollout__top_p": 1.0},
         {"policy__old": "rollout", "train__epochs": 1},  # one update: no old log-probs are read
         {"loss__is_mode": "mask", "rollout__top_p": 1.0},
+        {"rollout__carry": True, "loss__is_mode": "truncate", "rollout__top_p": 1.0, "rollout__enough": 12},
+        {"rollout__carry": True, "policy__old": "rollout", "rollout__top_p": 1.0, "train__minibatches": 9},
+        {"rollout__enough": 99, "rollout__max_staleness": 0},  # read under rollout.carry alone
         {"rollout__n": 1, "credit__norm": "none"},
         {"critic__temperature": 0.0, "critic__votes": 1},
         {"loss__dual_clip": 3.0},
@@ -72,6 +75,21 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"critic__temperature": 1e-6}, "critic.temperature: found 1e-06, wanted at least 0.01"),
         ({"eval__path": "x.jsonl", "eval__temperature": 0.001}, "eval.temperature: found 0.001, wanted at least 0.01"),
         ({"data__path": ""}, "data.path: missing"),
+        ({"rollout__carry": True}, "rollout.carry: found true, wanted loss.is_mode: truncate or mask, or policy.old: "),
+        (
+            {"rollout__carry": True, "policy__old": "rollout", "rollout__top_p": 1.0, "train__epochs": 1},
+            "rollout.carry: found true, wanted loss.is_mode",
+        ),
+        (
+            {"rollout__carry": True, "rollout__enough": 13},
+            "rollout.enough: found 13, wanted at most rollout.prompts (12)",
+        ),
+        ({"rollout__carry": True, "rollout__enough": 0}, "rollout.enough: found 0, wanted "),
+        ({"rollout__carry": True, "rollout__max_staleness": 0}, "rollout.max_staleness: found 0, wanted "),
+        (
+            {"rollout__carry": True, "train__minibatches": 10},
+            "train.minibatches: found 10, wanted at most 9, the ",
+        ),
         (
             {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "endpoint__retries": 5},
             "endpoint.timeout_s: found 300 with endpoint.retries: 5, with the pauses 1815.5 s in all, wanted less than",

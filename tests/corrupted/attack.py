@@ -22,7 +22,8 @@ from tests.corrupted.damages import DAMAGES, damage
 
 SETTINGS = [
     *("--checkpoint.every", "1", "--eval.every", "1", "--eval.limit", "4"),
-    *("--rollout.prompts", "2", "--rollout.n", "2"),
+    *("--rollout.prompts", "2", "--rollout.n", "2", "--train.minibatches", "1"),
+    *("--rollout.carry", "true", "--rollout.enough", "1", "--loss.is_mode", "truncate"),
 ]
 LOST = "other metrics"
 TIMED = ("time/", "cpu/", "engine/", "memory", "tokens_per_s")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NEWEST, OLDER = "checkpoints/step_000002", "checkpoints/step_000001"
-SECTIONS = ("learner", "progress", "settings", "inputs", "records")
+SECTIONS = ("learner", "progress", "settings", "inputs", "records", "carry")
 CASES = {
     "config.yaml": "summary.json",
     "metrics.jsonl": "config.yaml",
@@ -20,6 +20,7 @@ CASES = {
     f"{NEWEST}/model-00000.safetensors": f"{OLDER}/model-00000.safetensors",
     f"{NEWEST}/optimizer-00000.safetensors": f"{NEWEST}/model-00000.safetensors",
     f"{NEWEST}/rng-00000.json": f"{OLDER}/rng-00000.json",
+    f"{NEWEST}/carry.safetensors": f"{NEWEST}/model-00000.safetensors",
     **{f"{NEWEST}/{name}.json": f"{OLDER}/{name}.json" for name in SECTIONS},
     NEWEST: OLDER,
     "checkpoints": "rollouts",

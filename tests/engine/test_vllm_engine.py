@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +17,8 @@ from small_engine import CONFIG, chosen, logits_of
 from transformers import AutoModelForCausalLM
 
 import capo_fast.engine.vllm_weights as vllm_weights
+from bench.evidence.oracle import KeptEngine
+from capo_fast.build import build
 from capo_fast.config.schema import LoraConfig, with_merging
 from capo_fast.critic_eval import job_of as critic_job
 from capo_fast.critic_eval import score_critic
@@ -214,6 +219,47 @@ def test_requests_may_enter_while_others_run(engine, base):
         ended |= {completion.id: completion for completion in engine.step()}
     alone = run_requests(engine, requests(2, prefix="q"))
     assert [ended[f"s{i}"].token_ids for i in range(2)] == [alone[f"q{i}"].token_ids for i in range(2)]
+
+
+def test_what_is_stopped_gives_what_it_has_and_goes_on_as_a_new_request(engine, base):
+    asked = requests(4, prefix="p")
+    whole = run_requests(engine, requests(3, prefix="v"))
+    for request in asked[:3]:
+        engine.add(request)
+    assert [engine.step() for _ in range(6)] == [[]] * 6
+    engine.add(asked[3])  # it has nothing yet
+    stopped = {completion.id: completion for completion in engine.stop([request.id for request in asked])}
+    assert stopped["p3"].token_ids == () and engine.step() == []
+    for part, of in ((stopped[f"p{i}"], whole[f"v{i}"]) for i in range(3)):
+        assert (part.token_ids, part.logprobs, part.finished) == (of.token_ids[:6], of.logprobs[:6], False)
+    rest = replace(asked[0], id="rest", prompt_ids=asked[0].prompt_ids + stopped["p0"].token_ids, max_tokens=34)
+    completion = run_requests(engine, [rest])["rest"]
+    expected = chosen(logits_of(base, rest, completion).log_softmax(-1), completion)
+    torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=2e-5, rtol=0)
+
+
+def test_a_run_that_carries_rollouts_goes_on_from_a_checkpoint_with_the_same_bits(engine, tmp_path):
+    words = {"rollout.carry": "true", "rollout.enough": "2", "loss.is_mode": "truncate", "eval.path": "none"}
+    words |= {"algorithm": "grpo", "checkpoint.every": "1", "checkpoint.keep": "9", "train.steps": "4"}
+
+    def train(folder):
+        pairs = (words | {"run.dir": str(folder)}).items()
+        config = scripted_config(*(word for key, value in pairs for word in (f"--{key}", value)))
+        trainer = build(config, torch.device("cpu"), KeptEngine(engine))
+        for step in range(trainer.log.progress.step + 1, 5):
+            trainer.step(step)
+        trainer.close()
+        return trainer.log.progress.carried
+
+    once = train(tmp_path / "once")
+    shutil.copytree(tmp_path / "once", tmp_path / "twice")
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / f"twice/checkpoints/step_{step:06d}")
+    assert train(tmp_path / "twice") == once
+    for name in ("checkpoints/step_000004/model-00000.safetensors", "rollouts/000004.jsonl.gz"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+    rows = gzip.decompress((tmp_path / "once/rollouts/000003.jsonl.gz").read_bytes()).splitlines()
+    assert any("versions" in json.loads(row) for row in rows)
 
 
 def test_the_length_limit_cuts(engine, base):

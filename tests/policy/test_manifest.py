@@ -124,7 +124,7 @@ def test_a_checkpoint_of_another_step_or_without_a_section_is_damaged(folder):
 
 def test_other_formats_and_sections_are_named(folder):
     forge(folder, lambda body: body["files"]["rng.json"].update(role="engine"))
-    with pytest.raises(FormatError, match=r"unknown section 'engine' \(rng\.json\), wanted ahead, .*inputs, learner, "):
+    with pytest.raises(FormatError, match=r"unknown section 'engine' \(rng\.json\), wanted inputs, learner, "):
         read_manifest(folder, 2)
     forge(folder, lambda body: body.update(version=2))
     with pytest.raises(FormatError, match="is of version 2, wanted version 1"):

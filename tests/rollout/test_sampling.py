@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from decoding_engine import DecodingEngine
 from scripted_world import answer, scripted_config, tokenizer
 
 from capo_fast.credit.critic import load_template
@@ -21,35 +22,7 @@ TEMPLATE = load_template("tiny")
 CONFIG = scripted_config("--critic.mode", "self", "--critic.votes", "2")
 
 
-class Decoding:
-    """Decodes one token of every request a step, as an engine with room for all does, and notes what came when."""
-
-    pause_s = 0.0
-
-    def __init__(self, write=answer):
-        self.steps = 0
-        self.entered = {}
-        self.ended = {}
-        self._write = write
-        self._left = {}
-
-    def add(self, request):
-        completion = self._write(request)
-        self.entered[request.id] = self.steps
-        self._left[request.id] = [len(completion.token_ids), completion]
-
-    def step(self):
-        self.steps += 1
-        for waiting in self._left.values():
-            waiting[0] -= 1
-        done = [completion for left, completion in self._left.values() if left == 0]
-        for completion in done:
-            del self._left[completion.id]
-            self.ended[completion.id] = self.steps
-        return done
-
-
-class Elsewhere(Decoding):
+class Elsewhere(DecodingEngine):
     """A server: its answers come with the second look after they were asked for."""
 
     pause_s = 0.001
@@ -57,7 +30,7 @@ class Elsewhere(Decoding):
     def add(self, request):
         ids = tokenizer().encode(request.message, add_special_tokens=False)
         super().add(replace(request, prompt_ids=tuple(ids)))
-        self._left[request.id][0] = 2
+        self._due[request.id] = self.steps + 2
 
 
 def prompt(question):
@@ -86,7 +59,7 @@ def pool():
 
 
 def generate(pool, config=CONFIG, engine=None, critic=None, prompts=PROMPTS, judges=True):
-    engine = engine or Decoding()
+    engine = engine or DecodingEngine()
     members = [(group, sample) for group in prompts for sample in range(config.rollout.n)]
     sampler = RequestBuilder(tokenizer(), TEMPLATE, config)
     stream = Stream(engine, critic or engine)
@@ -110,7 +83,7 @@ def asked(engine):
 
 
 def test_critiques_enter_in_the_step_in_which_their_rollout_ended(pool):
-    engine = Decoding()
+    engine = DecodingEngine()
     generate(pool, with_(critic={"judge_once": False}), engine)
     assert len(critiques_in(engine)) == 2 * 12
     assert all(engine.entered[name] == engine.ended[rollout_of(name)] for name in critiques_in(engine))
@@ -122,7 +95,7 @@ def test_critiques_enter_in_the_step_in_which_their_rollout_ended(pool):
     [{"critic": {"stream": False}}, {"critic": {"mode": "frozen"}}, {"credit": {"when": "wrong-answers"}}],
 )
 def test_otherwise_they_wait_for_the_last_rollout(changes, pool):
-    engine = Decoding()
+    engine = DecodingEngine()
     generate(pool, with_(**changes), engine)
     last = max(step for name, step in engine.ended.items() if name.startswith("rollout"))
     assert {engine.entered[name] for name in critiques_in(engine)} == {last}
@@ -138,7 +111,7 @@ def test_streamed_or_not_the_samples_are_the_same(pool):
 
 
 def test_equal_rollouts_are_judged_once(pool):
-    engine = Decoding()
+    engine = DecodingEngine()
     generation = generate(pool, engine=engine)
     samples = generation.samples()
     distinct = {(s.rollout.prompt.id, s.rollout.token_ids) for s in samples}
@@ -150,13 +123,13 @@ def test_equal_rollouts_are_judged_once(pool):
 
 def test_equal_tokens_of_two_problems_are_judged_twice(pool):
     same = Completion("", (5, 6, 7), (0.0,) * 3, "no", True)
-    engine = Decoding(lambda request: replace(same, id=request.id))
+    engine = DecodingEngine(lambda request: replace(same, id=request.id))
     generate(pool, engine=engine)
     assert len(asked(engine)) == len(PROMPTS)
 
 
 def test_when_wrong_answers(pool):
-    engine = Decoding()
+    engine = DecodingEngine()
     generation = generate(pool, with_(credit={"when": "wrong-answers"}, critic={"judge_once": False}), engine)
     wrong = {(s.rollout.group, s.rollout.sample) for s in generation.samples() if s.outcome == 0}
     assert asked(engine) == wrong and 0 < len(wrong) < 12
@@ -165,7 +138,7 @@ def test_when_wrong_answers(pool):
 
 
 def test_when_mixed_groups(pool):
-    engine = Decoding()
+    engine = DecodingEngine()
     prompts = {**PROMPTS, 8: replace(PROMPTS[6], answer="none")}
     generation = generate(
         pool, with_(credit={"when": "mixed-groups"}, critic={"judge_once": False}), engine, None, prompts
@@ -195,7 +168,7 @@ def test_equal_rollouts_share_seeds_so_that_any_of_them_may_be_asked_about():
 
 def test_a_critic_elsewhere_overlaps_by_what_ended_beside_rollouts(pool):
     critic = Elsewhere()
-    generation = generate(pool, with_(critic={"mode": "endpoint"}), Decoding(), critic)
+    generation = generate(pool, with_(critic={"mode": "endpoint"}), DecodingEngine(), critic)
     assert 0 < generation.traffic.overlapped_tokens < generation.traffic.critique_tokens
 
 
@@ -205,7 +178,7 @@ def test_the_engine_idles_only_while_it_has_work(pool):
             time.sleep(0.01)
             return super().step()
 
-    engine = Decoding()
+    engine = DecodingEngine()
     generation = SamplingRound(
         Stream(engine, Slow()), pool, RequestBuilder(tokenizer(), TEMPLATE, with_(critic={"mode": "endpoint"})),
         PROMPTS, [(3, 0)], 7, 6,
@@ -220,21 +193,21 @@ def test_a_rollout_whose_check_timed_out_is_not_read(pool):
         def check(self, pairs):
             return [None] * len(pairs)
 
-    engine = Decoding()
+    engine = DecodingEngine()
     with Late(workers=1) as late:
         generation = generate(Rewards((late,)), with_(credit={"when": "wrong-answers"}), engine)
     assert asked(engine) == set() and generation.traffic.unread == 12
 
 
 def test_without_process_credit_nobody_is_asked(pool):
-    engine = Decoding()
+    engine = DecodingEngine()
     generation = generate(pool, with_(credit={"process": "none"}), engine)
     assert critiques_in(engine) == set()
     assert {sample.critiques for sample in generation.samples()} == {()}
 
 
 def test_a_critic_elsewhere_is_asked_beside_the_engine(pool):
-    engine, critic = Decoding(), Elsewhere()
+    engine, critic = DecodingEngine(), Elsewhere()
     config = with_(critic={"mode": "endpoint", "judge_once": False})
     generation = generate(pool, config, engine, critic)
     assert critiques_in(engine) == set() and len(critiques_in(critic)) == 24
@@ -242,10 +215,10 @@ def test_a_critic_elsewhere_is_asked_beside_the_engine(pool):
 
 
 def test_only_one_rank_of_an_engine_asks_elsewhere_and_answers(pool):
-    engine, critic = Decoding(), Elsewhere()
+    engine, critic = DecodingEngine(), Elsewhere()
     generation = generate(pool, with_(critic={"mode": "endpoint"}), engine, critic, judges=False)
     assert critiques_in(critic) == set() and generation.samples() == []
-    inside = Decoding()
+    inside = DecodingEngine()
     assert generate(pool, CONFIG, inside, judges=False).samples() == []
     assert len(critiques_in(inside)) > 0, "the ranks of an engine must step it together"
 
@@ -255,13 +228,13 @@ def test_a_failed_critique_is_counted_and_has_no_say(pool):
         completion = answer(request)
         return replace(completion, error="spent") if request.id.endswith("-1") else completion
 
-    samples = generate(pool, engine=Decoding(write)).samples()
+    samples = generate(pool, engine=DecodingEngine(write)).samples()
     assert all([c.failed for c in s.critiques] == [False, True] and s.critiques[1].abstained for s in samples)
     assert any(sum(sample.step_wrong) for sample in samples)
 
 
 def test_overlap_counts_the_tokens_decoded_beside_rollouts(pool):
-    engine = Decoding()
+    engine = DecodingEngine()
     generation = generate(pool, with_(critic={"judge_once": False}), engine)
     last = max(step for name, step in engine.ended.items() if name.startswith("rollout"))
     lengths = {name: engine.ended[name] - engine.entered[name] for name in critiques_in(engine)}

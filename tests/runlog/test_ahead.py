@@ -32,7 +32,9 @@ def credited(group, sample, prompt):
 def batch():
     prompts = [Prompt("a", "1+1", ("2", "two"), None, (1, 2)), Prompt("b", "2+2", "4", "so", (3,))]
     sampled = [credited(group, sample, prompts[group]) for group in (0, 1) for sample in (0, 1)]
-    return Batch(sampled[2:], sampled, Traffic(4, 7, busy_seconds=0.5), 9, Lap({"rollout": 1.5}, {"rollout": 2.0}))
+    return Batch(
+        sampled[2:], sampled, Traffic(4, 7, busy_seconds=0.5), 9, beside=Lap({"rollout": 1.5}, {"rollout": 2.0})
+    )
 
 
 def checkpoint(value, tensors):

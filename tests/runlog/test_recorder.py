@@ -15,6 +15,7 @@ import textwrap
 import time
 import types
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,9 @@ def test_a_rollout_row_says_everything(tmp_path):
     }
     RunFolder(tmp_path).write_rollouts(1, [row])
     assert read_rows(tmp_path / "rollouts" / "000001.jsonl.gz") == [row]
+    rollout = replace(credited.rollout, earlier=((9, 1), (10, 1)))
+    parts = rollout_row(replace(credited, sample=replace(credited.sample, rollout=rollout)))
+    assert parts == row | {"versions": [[9, 1], [10, 1], [11, 1]]}
 
 
 # ---- going back to a checkpoint --------------------------------------------------------------------------------------

@@ -1,0 +1,142 @@
+"""Partial rollouts (`rollout.carry`): what is kept of a group that is not complete, and when a step stops the others.
+
+    step 1: groups 0 1 2 3 enter      2 and 0 and 3 are complete: they are trained on; 1 is stopped and kept
+    step 2: group 1 goes on, 4 more enter     all but one are complete: ...
+
+Every step draws `rollout.prompts` groups, and leaves at most `rollout.prompts - rollout.enough` open. So a step trains
+on `rollout.prompts` groups on average, the open ones are bounded, and each prompt is trained on once. A group whose
+oldest token would be more than `rollout.max_staleness` versions old in the next step is always completed: nothing is
+dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt
+
+from capo_fast.records import Completion, CreditedSample
+
+Member = tuple[int, int]
+"""Group and sample."""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What there is of one rollout of an open group.
+
+    >>> Partial().extended(Completion("", (5, 6), (-0.5, -0.1), "", False), version=3, ended=False).versions
+    ((3, 2),)
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    versions: tuple[tuple[NonNegativeInt, PositiveInt], ...] = ()
+    """Policy version and number of tokens of each part, oldest first."""
+    requests: NonNegativeInt = 0
+    """Sent to an engine for it so far; the seed of the next one is made of their number."""
+    ended: bool = False
+    """The rollout is whole, and waits for the others of its group."""
+    finished: bool = False
+    """As in Completion."""
+    token_ids: tuple[int, ...] = field(default=(), repr=False)
+    """[L], the response so far."""
+    logprobs: tuple[float, ...] = field(default=(), repr=False)
+    """[L], each under the version that wrote the token."""
+
+    def extended(self, part: Completion, version: int, ended: bool) -> Partial:
+        """The same with the answer to one more request, written by the policy of this version."""
+        versions, tokens = self.versions, len(part.token_ids)
+        if versions and versions[-1][0] == version:
+            versions, tokens = versions[:-1], tokens + versions[-1][1]
+        return Partial(
+            versions=(*versions, (version, tokens)) if tokens else versions,
+            requests=self.requests + 1,
+            ended=ended,
+            finished=part.finished,
+            token_ids=self.token_ids + part.token_ids,
+            logprobs=self.logprobs + part.logprobs,
+        )
+
+
+@dataclass(frozen=True)
+class OpenGroup:
+    """A prompt's rollouts, some of which have not ended."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+
+    step: PositiveInt
+    """The training step in which it was drawn."""
+    group: NonNegativeInt
+    """Its index in that step: both name its rollouts, and give them their seeds, until they end."""
+    draw: NonNegativeInt
+    """The place of its prompt in the data's order, counted from the start of the run."""
+    rollouts: tuple[Partial, ...]
+
+    @property
+    def is_new(self) -> bool:
+        """No request of it has been sent yet."""
+        return not any(each.requests for each in self.rollouts)
+
+    @property
+    def oldest(self) -> int | None:
+        """Version of its oldest token."""
+        return min((version for each in self.rollouts for version, _ in each.versions), default=None)
+
+    def updated(self, rollouts: Mapping[int, Partial]) -> OpenGroup:
+        """The same with these rollouts in place of those of their samples."""
+        return replace(self, rollouts=tuple(rollouts.get(i, each) for i, each in enumerate(self.rollouts)))
+
+
+def at_limit(groups: Mapping[int, OpenGroup], version: int, max_staleness: int) -> set[int]:
+    """Groups that must be complete at this version of the policy: at the next one they would be too old."""
+    oldest = {group: each.oldest for group, each in groups.items()}
+    return {group for group, found in oldest.items() if found is not None and version - found >= max_staleness}
+
+
+class Quota:
+    """Which groups of a sampling round are complete, and whether enough are. The same on every rank."""
+
+    def __init__(self, groups: Mapping[int, OpenGroup], may_stay_open: int, must_end: set[int]) -> None:
+        """may_stay_open: how many groups; one at least is completed. must_end: groups that are always completed."""
+        self._running = {group: sum(not each.ended for each in found.rollouts) for group, found in groups.items()}
+        self._may_stay_open = min(may_stay_open, len(groups) - 1)
+        self._must_end = must_end
+
+    def met(self) -> bool:
+        """Whether the rollouts that still run are to be stopped."""
+        still_open = {group for group, running in self._running.items() if running}
+        return len(still_open) <= self._may_stay_open and not still_open & self._must_end
+
+    def note(self, ended: Iterable[Member]) -> set[int]:
+        """The groups that are complete with these rollouts, of all engines."""
+        touched = set()
+        for group, _ in ended:
+            self._running[group] -= 1
+            touched.add(group)
+        return {group for group in touched if not self._running[group]}
+
+
+def still_open(groups: Mapping[int, OpenGroup], left: Iterable[tuple[Member, Partial]]) -> tuple[OpenGroup, ...]:
+    """The open groups with what there is of each of their rollouts, in the order of the groups."""
+    found: dict[int, dict[int, Partial]] = {}
+    for (group, sample), partial in left:
+        found.setdefault(group, {})[sample] = partial
+    return tuple(groups[group].updated(found[group]) for group in sorted(found))
+
+
+def carry_metrics(
+    sampled: Sequence[CreditedSample], carried: Sequence[OpenGroup], version: int, late: int
+) -> dict[str, float]:
+    """What a step, with the policy of this version, says of its carried rollouts; late: how many groups it had to
+    complete."""
+    kept = [rollout for group in carried for rollout in group.rollouts]
+    parts = [part for each in sampled for part in each.rollout.versions]
+    tokens = sum(count for _, count in parts)
+    return {
+        "rollout/carried": len(kept),
+        "rollout/carried_tokens": sum(len(rollout.token_ids) for rollout in kept),
+        "rollout/finished_stale": late,
+        "rollout/staleness": sum((version - written) * count for written, count in parts) / max(tokens, 1),
+    }
