@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from capo_fast.policy.manifest import DamagedError
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
+from capo_fast.rollout.carry import OpenGroup, Partial
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.stream import Traffic
 from capo_fast.runlog.ahead import batch_json, batch_tensors, read_batch
@@ -32,9 +33,9 @@ def credited(group, sample, prompt):
 def batch():
     prompts = [Prompt("a", "1+1", ("2", "two"), None, (1, 2)), Prompt("b", "2+2", "4", "so", (3,))]
     sampled = [credited(group, sample, prompts[group]) for group in (0, 1) for sample in (0, 1)]
-    return Batch(
-        sampled[2:], sampled, Traffic(4, 7, busy_seconds=0.5), 9, beside=Lap({"rollout": 1.5}, {"rollout": 2.0})
-    )
+    going_on = OpenGroup(2, 1, 5, (Partial(((1, 2),), 1, False, False, (5, 6), (-0.1, -1 / 3)), Partial()))
+    spent = Lap({"rollout": 1.5}, {"rollout": 2.0})
+    return Batch(sampled[2:], sampled, Traffic(4, 7, busy_seconds=0.5), 9, (going_on,), {"rollout/carried": 2.0}, spent)
 
 
 def checkpoint(value, tensors):
