@@ -1,4 +1,4 @@
-"""The console command `capo`: train, evaluate, critic-eval, report, status, check, verify."""
+"""The console command `capo`: train, evaluate, critic-eval, report, status, verify, fetch, check."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "report": ("capo_fast.report.__main__", "write one HTML page of one or more runs"),
     "status": ("capo_fast.runlog.status", "show how far runs are"),
     "verify": ("capo_fast.evaluation.verdicts", "judge answers by the rule verifier, and show by which rule"),
+    "fetch": ("capo_fast.fetch", "make a model's folder from an installed Python package"),
     "check": ("capo_fast.check", "look at all that a run needs, without starting it"),
 }
 """Module, whose `main` is the command, and text of each."""
