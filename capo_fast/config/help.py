@@ -12,7 +12,8 @@ from typing import Any
 
 from capo_fast.config.load import DEFAULT_FILE, build_config, by_key, read_algorithm, read_file
 from capo_fast.config.schema import Config
-from capo_fast.config.settings import SETTINGS, Setting
+from capo_fast.config.settings import SETTINGS, Setting, schema_of
+from capo_fast.config.sft import SftConfig
 from capo_fast.markdown import markdown_table
 
 WIDTH = 110
@@ -29,6 +30,16 @@ Settings come in layers, the later one wins key by key:
   3. the command line: --section.key VALUE or --section.key=VALUE, names in full.
 The last layer that names an algorithm decides which one it is. The algorithm's own keys, listed here, come in
 just before the other keys of that layer.
+Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a packaged file."""
+
+
+SFT_INTRODUCTION = """\
+usage: capo sft [--nproc N] [--config FILE ...] --model.path DIR --data.path FILE [--section.key VALUE ...]
+
+Fine-tunes a model on conversations, with the loss on the assistant's answers alone, or (--task critic) a critic on
+solutions whose wrong steps are labelled. Checkpoints, resume, metrics and model/ are those of `capo train`.
+
+Settings come in layers, the later one wins key by key: the defaults, YAML files in the order given, the command line.
 Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a packaged file."""
 
 
@@ -51,6 +62,19 @@ def markdown() -> str:
         table = markdown_table(["Setting", "Type", "Default", "tiny.yaml", ""], [*map(_row, settings)])
         parts.append(f"## {section or 'General'}\n\n{table}")
     return "\n".join(parts)
+
+
+def sft_usage() -> str:
+    """The help text of `capo sft`."""
+    lines = [SFT_INTRODUCTION, "", "settings, [default]:"]
+    lines += ["", "  --nproc N  ranks on this machine, started as by torchrun", "  --config FILE ..."]
+    values = by_key(SftConfig())
+    for section, settings in groupby(schema_of(SftConfig).settings.values(), _section):
+        lines += ["", section] if section else [""]
+        for setting in settings:
+            lines += _wrapped(f"--{setting.key}  {setting.wanted}  [{_value(values[setting.key])}]", 2, 8)
+            lines += _wrapped(setting.text, 6, 6)
+    return "\n".join(lines)
 
 
 def _section(setting: Setting) -> str:

@@ -78,6 +78,17 @@ class Config:
         return self.has_critic and self.critic.mode == "endpoint"
 
     @property
+    def input_paths(self) -> dict[str, str | None]:
+        """The settings that name what this run reads, by key; None where it reads none."""
+        return {
+            "data.path": self.data.path,
+            "eval.path": self.eval.path,
+            "model.path": self.model.path,
+            "critic.path": self.critic.path if self.swaps else None,
+            "critic.prompt": self.critic.prompt if self.has_critic else None,
+        }
+
+    @property
     def streams(self) -> bool:
         """Whether critiques run beside rollouts: no verdict is needed first, and no other weights in the engine."""
         chooses = self.has_critic and self.credit.when != "always"
