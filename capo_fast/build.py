@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from capo_fast.config.load import config_as_dict, read_file
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
+from capo_fast.config.sft import SftConfig
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.loaders import (
@@ -114,14 +115,14 @@ def notes(config: Config, problems: Problems) -> list[str]:
     return lines
 
 
-def saved_date(config: Config) -> str | None:
+def saved_date(config: Config | SftConfig) -> str | None:
     """`data.date` of the run that this one would resume."""
     saved = Path(config.run.dir or "") / "config.yaml"
     resumes = config.run.dir is not None and config.resume != "never" and saved.is_file()
-    return read_file(saved).get("data.date") if resumes else None
+    return read_file(saved, type(config)).get("data.date") if resumes else None
 
 
-def open_recorder(folder: Path, config: Config, step: int) -> Recorder:
+def open_recorder(folder: Path, config: Config | SftConfig, step: int) -> Recorder:
     """What records the steps after this one: on rank 0 into the folder."""
     if dist.get_rank() != 0:
         return Recorder()
@@ -162,18 +163,28 @@ def load_learner(
 ) -> tuple[Learner, FrozenCritic | None]:
     """The learner, with a reference where the loss has a KL term, and the critic where its weights are swapped in."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    adapted = config.lora.rank > 0
-    dtype = DTYPES[config.policy.dtype] if adapted else torch.float32
+    model = load_trained(model_path, config, device)
+    critic = load_critic(model, config, probe) if config.swaps else None
+    policy = shard_trained(model, config, mesh)
+    reference = load_reference(policy, model_path, config, mesh) if config.loss.kl_coef > 0 else None
+    return Learner(policy, reference, config), critic
+
+
+def load_trained(model_path: str, config: Config, device: torch.device) -> Any:
+    """The model that is to be trained, on the host. Raises ConfigError where its loss can't run on the device."""
+    dtype = DTYPES[config.policy.dtype] if config.lora.rank > 0 else torch.float32
     model = load_checked_model(model_path, config.policy.attention, dtype)
     if dist.get_rank() == 0 and (dropout := dropout_of(model.config)):
         print_line("warning", f"the model's dropout ({dropout}) is off: log-probs must be repeatable")
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
-    critic = load_critic(model, config, probe) if config.swaps else None
-    if adapted:
+    return model
+
+
+def shard_trained(model: Any, config: Config, mesh: DeviceMesh) -> Policy:
+    """The policy, with an adapter where the settings give it a rank."""
+    if config.lora.rank > 0:
         add_adapter(model, config.lora, config.seed)
-    policy = shard_policy(model.train(), config.policy, mesh)
-    reference = load_reference(policy, model_path, config, mesh) if config.loss.kl_coef > 0 else None
-    return Learner(policy, reference, config), critic
+    return shard_policy(model.train(), config.policy, mesh)
 
 
 def load_critic(model: Any, config: Config, probe: Sequence[tuple[int, ...]]) -> FrozenCritic:

@@ -21,6 +21,7 @@ from capo_fast.config.core_yaml import CoreDumper, CoreLoader
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.schema import Config
 from capo_fast.config.settings import Schema, schema_of, shown
+from capo_fast.config.sft import SftConfig
 from capo_fast.errors import ConfigError
 
 Kind = TypeVar("Kind")
@@ -86,21 +87,36 @@ def read_file(name: str | Path, kind: Any = Config) -> dict[str, Any]:
     """A YAML file as a flat layer."""
     path = resolve_path(str(name))
     try:
-        mapping = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=CoreLoader)
-        if not isinstance(mapping, dict) or not mapping:
-            raise ConfigError(f"found {shown(mapping) if mapping else 'nothing'}, wanted a mapping of settings")
-        return checked_layer(mapping, kind)
-    except OSError as error:
-        raise ConfigError(f"{path}: can't read the configuration: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: malformed YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: malformed YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: malformed YAML: nested too deep") from None
+        return checked_layer(_mapping(path), kind)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def read_run(path: Path) -> Config | SftConfig:
+    """The `config.yaml` of a run of `capo train` or `capo sft`, of which the latter has a task."""
+    try:
+        found = _mapping(path)
+        return build_kind(SftConfig if "task" in found else Config, found)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _mapping(path: Path) -> dict[Any, Any]:
+    """Raises ConfigError without the file's name, but where YAML knows the line."""
+    try:
+        mapping = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=CoreLoader)
+    except OSError as error:
+        raise ConfigError(f"can't read the configuration: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{line}malformed YAML: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"malformed YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError("malformed YAML: nested too deep") from None
+    if not isinstance(mapping, dict) or not mapping:
+        raise ConfigError(f"found {shown(mapping) if mapping else 'nothing'}, wanted a mapping of settings")
+    return mapping
 
 
 def checked_layer(layer: Mapping[Any, Any], kind: Any = Config) -> dict[str, Any]:
