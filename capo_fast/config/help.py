@@ -36,11 +36,13 @@ Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://pa
 SFT_INTRODUCTION = """\
 usage: capo sft [--nproc N] [--config FILE ...] --model.path DIR --data.path FILE [--section.key VALUE ...]
 
-Fine-tunes a model on conversations, with the loss on the assistant's answers alone, or (--task critic) a critic on
-solutions whose wrong steps are labelled. Checkpoints, resume, metrics and model/ are those of `capo train`.
+Fine-tunes a model on conversations, with the loss on the assistant's answers alone, or (--task critic) a
+critic on solutions whose wrong steps are labelled. Checkpoints, resume, metrics and model/ are those of
+`capo train`. The defaults of batch and learning rate are the paper's for its base models.
 
-Settings come in layers, the later one wins key by key: the defaults, YAML files in the order given, the command line.
-Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a packaged file."""
+Settings come in layers, the later one wins key by key: the defaults, YAML files in the order given, the command
+line. Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a packaged
+file."""
 
 
 def usage() -> str:
