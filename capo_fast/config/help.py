@@ -40,9 +40,9 @@ Fine-tunes a model on conversations, with the loss on the assistant's answers al
 critic on solutions whose wrong steps are labelled. Checkpoints, resume, metrics and model/ are those of
 `capo train`. The defaults of batch and learning rate are the paper's for its base models.
 
-Settings come in layers, the later one wins key by key: the defaults, YAML files in the order given, the command
-line. Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a packaged
-file."""
+Settings come in layers, the later one wins key by key: the defaults, YAML files in the order given, the
+command line. Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a
+packaged file."""
 
 
 def usage() -> str:
@@ -114,7 +114,7 @@ def _algorithms() -> list[str]:
     lines = []
     for name in SETTINGS["algorithm"].schema["enum"]:
         settings = "  ".join(f"{key}={_value(value)}" for key, value in read_algorithm(name).items())
-        lines += _wrapped(f"{name:<8}{settings}", 2, 10)
+        lines += _wrapped(f"{name:<7} {settings}", 2, 10)
     return lines
 
 

@@ -96,7 +96,7 @@ def read_run(path: Path) -> Config | SftConfig:
     """The `config.yaml` of a run of `capo train` or `capo sft`, of which the latter has a task."""
     try:
         found = _mapping(path)
-        return build_kind(SftConfig if "task" in found else Config, found)
+        return build_kind(SftConfig, found) if "task" in found else build_config(found)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

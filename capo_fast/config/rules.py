@@ -239,6 +239,7 @@ PARTS = {
     "patience": Part(lambda c: c.asks_server, _patience),
     "lora": Part(lambda c: c.lora.rank > 0, learning.lora, ("lora.alpha",)),
     "process": Part(lambda c: c.credit.process == "steps", learning.process),
+    "judgment": Part(lambda c: c.credit.process == "outcome", learning.judgment),
     "bonus": Part(_always, learning.bonus),
     "ppo": Part(lambda c: c.loss.objective == "ppo", learning.ppo, ("loss.clip_low", "loss.dual_clip")),
     "importance": Part(lambda c: c.loss.is_mode is not None, learning.importance, ("loss.is_high",)),

@@ -27,7 +27,7 @@ from capo_fast.config.types import STRICT, MayChange
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
-    algorithm: Literal["capo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = "capo"
+    algorithm: Literal["capo", "grpo", "grpo_genorm", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = "capo"
     """Named algorithm: sets its own keys, any of which may be overridden after it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random draw of the run comes from it."""

@@ -149,9 +149,13 @@ class Schema:
         return bare.get(near[0], near[0]) if near else None
 
 
-@cache
 def schema_of(kind: Any) -> Schema:
     """The settings of a configuration's class, but for those that it names in `UNUSED`."""
+    return _schema(kind)
+
+
+@cache
+def _schema(kind: Any) -> Schema:
     sections = {name: cls for name, cls in get_type_hints(kind).items() if dataclasses.is_dataclass(cls)}
     unused = getattr(kind, "UNUSED", ())
     found = {each.key: each for each in _all_settings(kind, sections) if each.key not in unused}
