@@ -35,9 +35,9 @@ ROLLOUTS = {
     "critic.prompt": "pkg://capo_fast.credit/prompts/genorm.txt",
     "rollout.prompts": 2,
     "rollout.n": 4,
-    "rollout.max_tokens": 32,
+    "rollout.max_tokens": 24,
     "critic.votes": 1,
-    "critic.max_tokens": 16,
+    "critic.max_tokens": 12,
     "train.epochs": 1,
     "train.lr": 1e-4,
     "loss.kl_coef": 0,
@@ -77,7 +77,7 @@ def run_all(folder: Path, steps: int) -> None:
     write_sums(sums)
     capo("fetch", "smollm2", "--out", str(model))
     shared = SIZES | {"data.path": sums, "train.steps": steps}
-    tuning = {"train.batch": 8, "train.lr": 3e-4, "eval.share": 0.05, "data.prompt_field": "problem"}
+    tuning = {"train.batch": 4, "train.lr": 3e-4, "eval.share": 0.05, "data.prompt_field": "problem"}
     capo("sft", *flags(shared | tuning | {"model.path": model, "run.dir": folder / "sft"}))
     capo("train", *flags(shared | ROLLOUTS | {"model.path": folder / "sft" / "model", "run.dir": folder / "grpo"}))
     check(folder, steps)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -70,13 +71,27 @@ def sft_usage() -> str:
     """The help text of `capo sft`."""
     lines = [SFT_INTRODUCTION, "", "settings, [default]:"]
     lines += ["", "  --nproc N  ranks on this machine, started as by torchrun", "  --config FILE ..."]
+    for section, settings in _sft_sections():
+        lines += ["", section] if section else [""]
+        for setting, value in settings:
+            lines += _wrapped(f"--{setting.key}  {setting.wanted}  [{value}]", 2, 8) + _wrapped(setting.text, 6, 6)
+    return "\n".join(lines)
+
+
+def sft_markdown() -> str:
+    """Its tables, as `markdown`."""
+    parts = []
+    for section, settings in _sft_sections():
+        rows = [[f"`{each.key}`", _kinds(each), f"`{value}`", _cell(each)] for each, value in settings]
+        parts.append(f"### {section or 'General'}\n\n{markdown_table(['Setting', 'Type', 'Default', ''], rows)}")
+    return "\n".join(parts)
+
+
+def _sft_sections() -> Iterator[tuple[str, list[tuple[Setting, str]]]]:
+    """Each section of `capo sft` with its settings and their defaults."""
     values = by_key(SftConfig())
     for section, settings in groupby(schema_of(SftConfig).settings.values(), _section):
-        lines += ["", section] if section else [""]
-        for setting in settings:
-            lines += _wrapped(f"--{setting.key}  {setting.wanted}  [{_value(values[setting.key])}]", 2, 8)
-            lines += _wrapped(setting.text, 6, 6)
-    return "\n".join(lines)
+        yield section, [(each, _value(values[each.key])) for each in settings]
 
 
 def _section(setting: Setting) -> str:
@@ -91,10 +106,16 @@ def _entry(setting: Setting) -> list[str]:
 
 
 def _row(setting: Setting) -> list[str]:
-    kind = " or ".join(f"`{word}`" for word in setting.wanted.split(" | "))
     paper, tiny = (f"`{value}`" for value in _defaults(setting.key))
-    text = setting.text.replace("|", "\\|") + (" *May change on a resume.*" if setting.may_change else "")
-    return [f"`{setting.key}`", kind, paper, "" if tiny == paper else tiny, text]
+    return [f"`{setting.key}`", _kinds(setting), paper, "" if tiny == paper else tiny, _cell(setting)]
+
+
+def _kinds(setting: Setting) -> str:
+    return " or ".join(f"`{word}`" for word in setting.wanted.split(" | "))
+
+
+def _cell(setting: Setting) -> str:
+    return setting.text.replace("|", "\\|") + (" *May change on a resume.*" if setting.may_change else "")
 
 
 def _defaults(key: str) -> tuple[str, str]:
