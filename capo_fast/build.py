@@ -16,6 +16,7 @@ import torch.distributed as dist
 from capo_fast.config.load import config_as_dict, read_file
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config, with_merging
+from capo_fast.config.sft import SftConfig
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.engine.remote import Crossing, EngineHost, RemoteEngines
@@ -217,14 +218,14 @@ def notes(config: Config, problems: Problems) -> list[str]:
     return lines
 
 
-def saved_date(config: Config) -> str | None:
+def saved_date(config: Config | SftConfig) -> str | None:
     """`data.date` of the run that this one would resume."""
     saved = Path(config.run.dir or "") / "config.yaml"
     resumes = config.run.dir is not None and config.resume != "never" and saved.is_file()
-    return read_file(saved).get("data.date") if resumes else None
+    return read_file(saved, type(config)).get("data.date") if resumes else None
 
 
-def open_recorder(folder: Path, config: Config, step: int) -> Recorder:
+def open_recorder(folder: Path, config: Config | SftConfig, step: int) -> Recorder:
     """What records the steps after this one: on rank 0 into the folder."""
     if dist.get_rank() != 0:
         return Recorder()

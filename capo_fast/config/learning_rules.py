@@ -31,10 +31,18 @@ def process(config: Config) -> Rules:
     )
 
 
+def judgment(config: Config) -> Rules:
+    yield (
+        config.credit.when == "wrong-answers",
+        "credit.when: found wrong-answers with credit.process: outcome, wanted always or mixed-groups: right answers "
+        "without a judgment would be compared with wrong ones that have one",
+    )
+
+
 def bonus(config: Config) -> Rules:
     bonus, room = config.reward.format_bonus, config.credit.outcome_weight
     name = "C"
-    if config.has_critic:
+    if config.credit.process in ("steps", "prefix"):
         room, name = room - config.credit.process_weight, "C - P"
     yield (
         0 < bonus >= room,

@@ -27,7 +27,7 @@ from capo_fast.config.types import STRICT, MayChange
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
-    algorithm: Literal["capo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = "capo"
+    algorithm: Literal["capo", "grpo", "grpo_genorm", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = "capo"
     """Named algorithm: sets its own keys, any of which may be overridden after it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random draw of the run comes from it."""
@@ -81,6 +81,17 @@ class Config:
     def asks_server(self) -> bool:
         """Whether critiques come from a server."""
         return self.has_critic and self.critic.mode == "endpoint"
+
+    @property
+    def input_paths(self) -> dict[str, str | None]:
+        """The settings that name what this run reads, by key; None where it reads none."""
+        return {
+            "data.path": self.data.path,
+            "eval.path": self.eval.path,
+            "model.path": self.model.path,
+            "critic.path": self.critic.path if self.swaps else None,
+            "critic.prompt": self.critic.prompt if self.has_critic else None,
+        }
 
     @property
     def streams(self) -> bool:

@@ -215,14 +215,22 @@ class EndpointConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class CreditConfig:
-    process: Literal["steps", "prefix", "none"] = "steps"
-    """What wrong steps do: penalise their own tokens (CAPO), cut credit from the first one on (prefix), or nothing."""
+    process: Literal["steps", "prefix", "outcome", "none"] = "steps"
+    """What the critic is for: wrong steps penalise their own tokens (CAPO), or cut credit from the first one on
+    (prefix); outcome: its judgment of the whole solution joins the verdict (the paper's GRPO-GenORM); none: no
+    critic."""
     outcome_weight: NonNegativeFloat = 2.0
     """C, the weight of the outcome reward."""
     process_weight: NonNegativeFloat = 1.0
     """P, the weight of the process penalty; C > P is a rule of the paper."""
     allow_process_dominance: bool = False
     """Accept C <= P, against the paper's finding that accuracy then falls."""
+    judgment_scale: NonNegativeFloat = 1.0
+    """outcome: alpha of the reward sigmoid(alpha * judgment) + beta * verdict - 1, in which the judgment is the share
+    of critiques that found the solution right, 0.5 where none can be read. The paper does not state alpha, nor how
+    several critiques are joined."""
+    verdict_scale: NonNegativeFloat = 2.0
+    """outcome: beta of that reward, which the paper does not state either; 2 makes the verdict +1 or -1."""
     norm: Norm = "group-token"
     """Normalisation of token rewards within a group."""
     std_floor: NonNegativeFloat | None = None

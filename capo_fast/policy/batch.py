@@ -9,7 +9,8 @@ Letters: N packed tokens, T response tokens, B sequences, S steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -18,12 +19,14 @@ from capo_fast.config.schema import Config
 from capo_fast.credit.assign import credit_of
 from capo_fast.records import CreditedSample, PackedBatch, TokenBatch
 
+T = TypeVar("T")
+
 
 def pack_update(samples: Sequence[CreditedSample], config: Config, rank: int, world: int) -> list[PackedBatch]:
     """This rank's micro-batches of one optimizer update over `samples` (of all ranks)."""
     trained = [sample for sample in samples if sample.trained]
     denominator = loss_denominator(trained, config)
-    bins = deal(trained, config.train.micro_tokens, world)
+    bins = deal(trained, config.train.micro_tokens, world, sequence_length)
     filler = min(samples, key=sequence_length)
     return [pack(bin_ or [filler], denominator if bin_ else None, config) for bin_ in bins[rank::world]]
 
@@ -53,20 +56,20 @@ def loss_denominator(trained: Sequence[CreditedSample], config: Config) -> float
             return len(trained) * config.rollout.max_tokens
 
 
-def deal(samples: Sequence[CreditedSample], micro_tokens: int, world: int) -> list[list[CreditedSample]]:
+def deal(samples: Sequence[T], micro_tokens: int, world: int, length: Callable[[T], int]) -> list[list[T]]:
     """Bins of at most `micro_tokens` (a longer sequence has a bin of its own): as few as do, a multiple of `world`.
 
-    Longest first into the emptiest bin, so ranks get nearly equal work.
+    Longest first into the emptiest bin, so ranks get nearly equal work. length: of a sample, in tokens.
     """
-    ordered = sorted(samples, key=sequence_length, reverse=True)
+    ordered = sorted(samples, key=length, reverse=True)
     count = world
     while True:
-        bins: list[list[CreditedSample]] = [[] for _ in range(count)]
+        bins: list[list[T]] = [[] for _ in range(count)]
         loads = [0] * count
         for sample in ordered:
             emptiest = loads.index(min(loads))
             bins[emptiest].append(sample)
-            loads[emptiest] += sequence_length(sample)
+            loads[emptiest] += length(sample)
         if all(load <= micro_tokens or len(bin_) == 1 for load, bin_ in zip(loads, bins, strict=True)):
             return bins
         count += world

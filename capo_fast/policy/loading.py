@@ -32,18 +32,28 @@ def load_learner(
     """The learner, with a reference where the loss has a KL term, and the critic where this rank swaps its weights in.
     A collective on all ranks that learn."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    adapted = config.lora.rank > 0
-    dtype = DTYPES[config.policy.dtype] if adapted else torch.float32
+    model = load_trained(model_path, config, device)
+    critic = load_critic(lambda: model, config, probe) if swaps and config.lora.rank == 0 else None
+    policy = shard_trained(model, config, mesh)
+    reference = load_reference(policy, model_path, config, mesh) if config.loss.kl_coef > 0 else None
+    return Learner(policy, reference, config), critic
+
+
+def load_trained(model_path: str, config: Config, device: torch.device) -> Any:
+    """The model that is to be trained, on the host. Raises ConfigError where its loss can't run on the device."""
+    dtype = DTYPES[config.policy.dtype] if config.lora.rank > 0 else torch.float32
     model = load_checked_model(model_path, config.policy.attention, dtype)
     if dist.get_rank() == 0 and (dropout := dropout_of(model.config)):
         print_line("warning", f"the model's dropout ({dropout}) is off: log-probs must be repeatable")
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
-    critic = load_critic(lambda: model, config, probe) if swaps and not adapted else None
-    if adapted:
+    return model
+
+
+def shard_trained(model: Any, config: Config, mesh: DeviceMesh) -> Policy:
+    """The policy, with an adapter where the settings give it a rank."""
+    if config.lora.rank > 0:
         add_adapter(model, config.lora, config.seed)
-    policy = shard_policy(model.train(), config.policy, mesh)
-    reference = load_reference(policy, model_path, config, mesh) if config.loss.kl_coef > 0 else None
-    return Learner(policy, reference, config), critic
+    return shard_policy(model.train(), config.policy, mesh)
 
 
 def load_critic(load_policy: Callable[[], Any], config: Config, probe: Sequence[tuple[int, ...]]) -> FrozenCritic:

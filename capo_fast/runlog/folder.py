@@ -12,8 +12,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from capo_fast.config.load import build_config, by_key, changed_settings, config_as_dict, dump_config
+from capo_fast.config.load import build_kind, by_key, changed_settings, config_as_dict, dump_config
 from capo_fast.config.schema import Config
+from capo_fast.config.sft import SftConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
@@ -32,7 +33,7 @@ from capo_fast.terminal import print_line
 class RunDir:
     """Of every rank; rank 0 made it and holds the lock that keeps other processes out."""
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config | SftConfig) -> None:
         """Looks for the newest whole checkpoint. A collective. Raises ConfigError where its settings are others."""
         self.path = path
         self.guard = ExitStack()
@@ -96,9 +97,9 @@ class RunDir:
                     f"resume it with the same settings, or {ADVICE}"
                 )
 
-    def _settings(self, found: Checkpoint) -> Config:
+    def _settings(self, found: Checkpoint) -> Config | SftConfig:
         try:
-            return build_config(found.section("settings", dict[str, Any]))
+            return build_kind(type(self._config), found.section("settings", dict[str, Any]))
         except ConfigError as error:
             raise ConfigError(f"{found.folder / 'settings.json'}: {error}") from None
 
@@ -135,7 +136,7 @@ class RunDir:
             )
 
 
-def open_run_dir(config: Config) -> RunDir:
+def open_run_dir(config: Config | SftConfig) -> RunDir:
     """The run's folder, locked; nothing in it has changed. A collective. With `resume = never` one that is there moves
     aside.
 
@@ -149,7 +150,7 @@ def open_run_dir(config: Config) -> RunDir:
     return folder
 
 
-def _make_folder(config: Config, guard: ExitStack) -> Path:
+def _make_folder(config: Config | SftConfig, guard: ExitStack) -> Path:
     try:
         folder = _named(config)
         guard.enter_context(lock(folder))  # a file stays on its rank
@@ -158,7 +159,7 @@ def _make_folder(config: Config, guard: ExitStack) -> Path:
     return folder
 
 
-def _named(config: Config) -> Path:
+def _named(config: Config | SftConfig) -> Path:
     """The folder of `run.dir`, or a new one of a name with the time."""
     if config.run.dir is None:
         return free_folder(Path(f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
 
@@ -15,8 +15,15 @@ from capo_fast.config.schema import Config
 from capo_fast.records import Rollout
 from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch
-from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runtime.files import RecordError
+
+
+class Evaluation(Protocol):
+    """`PassRate`, or the held-out loss of fine-tuning: a dataclass of numbers."""
+
+    @property
+    def rate(self) -> float:
+        """What the best step has the highest of."""
 
 
 @dataclass
@@ -34,7 +41,7 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds by stage."""
     evaluations: dict[str, dict[str, int | float]] = field(default_factory=dict)
-    """`PassRate` by step."""
+    """`PassRate` by step, or the held-out loss."""
     best_step: NonNegativeInt | None = None
     """Step of the best evaluation."""
     critique_tokens: NonNegativeInt = 0
@@ -58,7 +65,7 @@ class Progress:
         if self.step != step or not rated:
             raise RecordError(f"{where}: found the progress of step {self.step}, with best step {self.best_step}")
 
-    def note(self, step: int, rate: PassRate | None) -> None:
+    def note(self, step: int, rate: Evaluation | None) -> None:
         """Keep an evaluation; the best step is the first with the highest rate."""
         if rate is None:
             return
