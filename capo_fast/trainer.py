@@ -41,7 +41,8 @@ class Trainer:
                 self.save()
                 self.log.lap()  # apart from the first step's
             for step in range(progress.step + 1, self.log.config.train.steps + 1):
-                self.step(step)
+                with self.log.profile(step):
+                    self.step(step)
         except Interrupted:
             self.save()
             stopped = Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} goes on")

@@ -61,6 +61,20 @@ def process(folder, *arguments, die=None, largest_file=None):
     return Ended(child.exitcode, log.read_text())
 
 
+def test_the_trace_of_a_step_has_its_operators_and_stages(tmp_path):
+    small = ["--rollout.prompts", "2", "--rollout.n", "2", "--eval.path", "none"]
+    run(
+        scripted_config("--run.dir", str(tmp_path), "--train.steps", "2", "--train.profile", "2", *small),
+        scripted_engine(),
+    )
+    files = sorted(path.name for path in (tmp_path / "profile").iterdir())
+    assert files == ["step_000002.json.gz", "step_000002.txt"]
+    trace = json.loads(gzip.decompress((tmp_path / "profile" / files[0]).read_bytes()))
+    names = {event.get("name") for event in trace["traceEvents"]}
+    assert {"capo/sync", "capo/rollout", "capo/learn", "aten::mm"} <= names
+    assert "aten::mm" in (tmp_path / "profile" / files[1]).read_text()
+
+
 @pytest.mark.parametrize("algorithm", ["prefix", "gspo"])
 def test_an_algorithm_with_a_critic_and_one_without(algorithm, tmp_path):
     """CAPO and GRPO train below; what each algorithm sets, tests/config/test_presets.py has."""
@@ -74,6 +88,7 @@ def test_an_algorithm_with_a_critic_and_one_without(algorithm, tmp_path):
     assert all(line["updates_skipped"] == 0 for line in lines)
     assert any(line["updates"] == 2 and line["grad_norm"] > 0 for line in lines)
     assert lines[0]["critic/critiques"] == (16 if algorithm == "prefix" else 0)
+    assert all(line["learn/tokens"] > 0 and line["speed/mfu"] > 0 for line in lines)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     shipped = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).state_dict()
     assert not torch.equal(model.state_dict()["model.norm.weight"], shipped["model.norm.weight"])
@@ -162,7 +177,7 @@ def undisturbed(tmp_path_factory):
 def same_run(folder, other):
     weights = [load_file(path / "model" / "model.safetensors") for path in (folder, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0] | weights[1])
-    clocks = ("time/", "cpu/", "engine/", "memory", "tokens_per_s")
+    clocks = ("time/", "cpu/", "engine/", "memory", "speed/", "tokens_per_s")
     timeless = [
         [{k: v for k, v in line.items() if not k.startswith(clocks)} for line in lines]
         for lines in map(metrics_of, (folder, other))

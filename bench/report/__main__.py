@@ -57,11 +57,11 @@ repeat: `pytest bench/ --benchmark-json bench/results/<device>/<name>.json`, the
 
 
 ARMS = """\
-The embedded default, a model of 0.3M parameters, by `python -m bench.trainer.end_to_end`. Arms: **capo** and **grpo**
-are this trainer with and without its critic; **eager** is grpo with the loss in plain torch; **trl** is TRL's
-GRPOTrainer, which generates with transformers, and **trl+capo** the same with our loss. Model, prompts, rollouts,
-updates and threads are equal; bench/trainer/end_to_end.py says what is not. Medians over rounds [least, greatest];
-ratios are to grpo in its round.
+By `python -m bench.end_to_end`. Arms: **capo** is this trainer with GRPO, **capo-critic** with its critic,
+**capo-eager** with the loss in plain torch, **capo-bf16** in bfloat16; **trl** is TRL's GRPOTrainer, which generates
+with transformers, **trl-...** are other settings of it, and **trl+capo** is trl with our loss. Model, prompts,
+rollouts, updates and threads are equal; `bench/end_to_end/__main__.py` says what is not and what each arm is.
+Medians over rounds [least, greatest]; ratios are to trl in its round.
 """
 
 
@@ -71,7 +71,7 @@ class Found:
 
     runs: list[Run] = field(default_factory=list)
     end_to_end: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
-    """Files of bench/trainer/end_to_end.py."""
+    """Files of bench.end_to_end."""
     left_out: dict[Path, str] = field(default_factory=dict)
     """Why."""
 
@@ -86,7 +86,7 @@ def find(results: Path) -> Found:
         elif is_end_to_end(content):
             found.end_to_end[path] = content
         else:
-            found.left_out[path] = "no result of `pytest bench/` or bench/trainer/end_to_end.py"
+            found.left_out[path] = "no result of `pytest bench/` or bench.end_to_end"
     return found
 
 
@@ -100,7 +100,7 @@ def add_run(found: Found, run: Run) -> None:
 
 
 def is_end_to_end(content: Any) -> bool:
-    return isinstance(content, dict) and {"summary", "rounds", "processor"} <= content.keys()
+    return isinstance(content, dict) and {"summary", "rounds", "work"} <= content.keys()
 
 
 def about_run(run: Run) -> str:
@@ -153,14 +153,12 @@ def save_plots(machine: Machine) -> list[tuple[Plot, Path]]:
 
 
 def end_to_end_section(files: Mapping[Path, Mapping[str, Any]]) -> list[str]:
-    """Whole training steps of the trainer beside a peer's, as bench/trainer/end_to_end.py has them."""
-    from bench.trainer.end_to_end import table
+    """Whole training steps of the trainer beside a peer's, as bench.end_to_end has them."""
+    from bench.end_to_end.figures import page
 
     lines = ["", "## A step of training, end to end", "", *ARMS.splitlines()]
     for found in files.values():
-        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        about = f"{found['cores']} cores of {found['processor']}, {found['threads']} threads, commit {found['commit']}"
-        lines += ["", f"{about}, python {found['python']}, {versions}", "", table(found["summary"])]
+        lines += ["", *page(found)]
     return lines
 
 

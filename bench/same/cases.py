@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-TIMED = ("time/*", "cpu/*", "tokens_per_s", "memory_gb", "engine/busy_s", "engine/idle_s")
+TIMED = ("time/*", "cpu/*", "speed/*", "memory*", "tokens_per_s", "engine/*_s")
 """Metrics that no two runs share: times, rates and memory."""
 SMALL = (
     "--train.steps=3",

@@ -235,7 +235,7 @@ def loop(settings: dict[str, Any], threads: int, steps: int = 4) -> list[dict[st
     with tempfile.TemporaryDirectory() as name:
         make_model(Path(name, "base"), "large")
         words = [f"--{key}={value}" for key, value in (LOOP | settings | {"model.path": f"{name}/base"}).items()]
-        command = [sys.executable, "-m", "bench.trainer.end_to_end_capo", str(steps + 1), name, *words]
+        command = [sys.executable, "-m", "bench.end_to_end.capo_arm", name, f"--train.steps={steps + 1}", *words]
         subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdout=sys.stderr)
         walls = [sum(step["seconds"].values()) for step in json.loads(Path(name, "arm.json").read_text())["steps"]]
         lines = read_metrics(Path(name, "run", "metrics.jsonl"))

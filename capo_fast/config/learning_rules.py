@@ -115,6 +115,10 @@ def train(config: Config) -> Rules:
         f"train.minibatches: found {train.minibatches}, wanted at most rollout.prompts ({rollout.prompts}): "
         "groups are dealt whole",
     )
+    yield (
+        train.profile is not None and train.profile > train.steps,
+        f"train.profile: found {train.profile}, wanted at most train.steps ({train.steps}): the run ends before",
+    )
 
 
 def penalty(config: Config) -> Rules:

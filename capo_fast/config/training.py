@@ -86,6 +86,8 @@ class TrainConfig:
     """Most sampling rounds per step, to fill its batch under dynamic_sampling."""
     max_bad_updates: PositiveInt = 3
     """Stop after this many updates in a row with a loss or gradient that is not finite; each is skipped."""
+    profile: MayChange[PositiveInt | None] = None
+    """Trace this step by torch.profiler, on rank 0, into `profile/` of the run's folder; None: no step."""
     stage_timeout_s: MayChange[PositiveFloat] = 1800.0
     """Deadline of one stage of a step, seconds: past it every rank writes its stacks and exits."""
 

@@ -65,11 +65,19 @@ class VllmEngine:
         self._tokenizer = self._llm.get_tokenizer()
 
     def add(self, request: Request) -> None:
-        from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
+
+        prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+        adapter = None if request.base else self._adapter
+        params = self.sampling_params(request)
+        self._llm.llm_engine.add_request(request.id, prompt, params, lora_request=adapter)
+
+    def sampling_params(self, request: Request) -> Any:
+        """vLLM's for one request."""
+        from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-        params = SamplingParams(
+        return SamplingParams(
             temperature=request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
@@ -80,9 +88,6 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=request.regex) if request.regex else None,
         )
-        prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
-        adapter = None if request.base else self._adapter
-        self._llm.llm_engine.add_request(request.id, prompt, params, lora_request=adapter)
 
     def step(self) -> list[Completion]:
         return [self._completion(output) for output in self._llm.llm_engine.step() if output.finished]

@@ -19,6 +19,7 @@ from capo_fast.errors import CapoError
 from capo_fast.policy.batch import pack_update, split_minibatches
 from capo_fast.policy.lora import BasePolicy
 from capo_fast.policy.model import Policy, whole
+from capo_fast.policy.work import PassCounter
 from capo_fast.records import CreditedSample, PackedBatch, TokenBatch
 from capo_fast.runtime.ranks import gather
 
@@ -50,6 +51,7 @@ class Learner:
         self.config = config
         self.spec = loss_spec(config)
         self.device = next(policy.parameters()).device
+        self._passes = PassCounter(policy, *([reference] if isinstance(reference, Policy) else []))
         train = config.train
         trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trainable, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
@@ -66,7 +68,10 @@ class Learner:
         """All updates on one batch of rollouts, of all ranks; returns the metrics of `train_batch`. A collective."""
         rank, world = dist.get_rank(), dist.get_world_size()
         minibatches = split_minibatches(samples, self.config.train.minibatches)
-        return self.train_batch([pack_update(each, self.config, rank, world) for each in minibatches])
+        self._passes.read()  # those of the canary
+        metrics = self.train_batch([pack_update(each, self.config, rank, world) for each in minibatches])
+        tokens, flops = zip(*gather([self._passes.read()]), strict=True)
+        return metrics | {"learn/tokens": sum(tokens), "learn/flops": sum(flops)}
 
     def train_batch(self, minibatches: Sequence[Sequence[PackedBatch]]) -> dict[str, float]:
         """All updates of one batch of rollouts: `train.epochs` passes over its minibatches.

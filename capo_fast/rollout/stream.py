@@ -29,6 +29,8 @@ class Traffic:
     """Inside the engine's steps."""
     idle_seconds: float = 0.0
     """Between the engine's steps, while requests were under way there."""
+    both_seconds: float = 0.0
+    """Of the engine's steps, those in which rollouts ran there and critiques were under way, there or elsewhere."""
 
     @property
     def all_critique_tokens(self) -> int:
@@ -92,12 +94,14 @@ class Stream:
 
     def _step(self) -> list[Completion]:
         self._steps += 1
+        both = bool(self.rollouts and self.critiques)
         if self.rollouts:
             self._steps_with_rollouts = self._steps
         started = time.perf_counter()
         ended = self._engine.step()
         idle, self._idle_since = started - self._idle_since, time.perf_counter()
-        self.traffic += Traffic(busy_seconds=self._idle_since - started, idle_seconds=idle)
+        busy = self._idle_since - started
+        self.traffic += Traffic(busy_seconds=busy, idle_seconds=idle, both_seconds=busy * both)
         return ended
 
     def _count(self, completion: Completion) -> None:

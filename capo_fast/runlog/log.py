@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,18 @@ import torch.distributed as dist
 
 from capo_fast.config.schema import Config
 from capo_fast.policy.learner import Learner
+from capo_fast.policy.model import DTYPES
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runlog.console import Console
 from capo_fast.runlog.folder import RunDir
 from capo_fast.runlog.metrics import reward_metrics, step_metrics
+from capo_fast.runlog.profile import profiled
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, rollout_row
+from capo_fast.runlog.speed import memory_metrics, peak_flops, peak_memory, speed_metrics
 from capo_fast.runlog.summary import write_summary
+from capo_fast.runtime.job import this_job
 from capo_fast.runtime.ranks import gather
 from capo_fast.runtime.stages import Lap, Stages
 from capo_fast.verify import VerifierError
@@ -55,7 +60,10 @@ class RunLog:
         step, lap = self.progress.step, self.lap()
         self.progress.note(step, rate)
         rewards = reward_metrics(batch.sampled, self.config.reward.names)
-        metrics = step_metrics(batch, lap, rate) | rewards | updates
+        peak, job = peak_flops(DTYPES[self.config.policy.dtype]), this_job()
+        speed = speed_metrics(batch, lap, updates, peak, job.count, job.learners)
+        memory = memory_metrics(gather([peak_memory()]))
+        metrics = step_metrics(batch, lap, rate) | rewards | updates | speed | memory
         self.recorder.record(step, metrics)
         self.recorder.write_rollouts(step, map(rollout_row, batch.sampled))
         self.console.step(step, metrics)
@@ -70,6 +78,12 @@ class RunLog:
             f"{', '.join((reward.fn, *reward.also))}, reward.timeout_s ({reward.timeout_s:g}), reward.memory_limit and "
             f"{self.folder.path / 'rollouts' / f'{step:06d}.jsonl.gz'}"
         )
+
+    def profile(self, step: int) -> AbstractContextManager[None]:
+        """Around a step: writes its trace where it is the one of `train.profile`, on rank 0."""
+        if step != self.config.train.profile or dist.get_rank() != 0:
+            return nullcontext()
+        return profiled(self.folder.path, step, self.console.note)
 
     def evaluation_due(self) -> bool:
         return self.due(self.config.eval.every)

@@ -12,7 +12,7 @@ from capo_fast.records import CreditedSample
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.rollout.stream import Traffic
-from capo_fast.runlog.recorder import peak_memory_gb
+from capo_fast.runlog.speed import peak_memory, step_seconds
 from capo_fast.runtime.stages import Lap
 from capo_fast.statistics import agreement
 
@@ -36,9 +36,9 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
         **{f"engine/{stage}_s": seconds for stage, seconds in batch.beside.wall.items()},
     }
     tokens = sum(len(each.rollout.token_ids) for each in batch.sampled)
-    seconds = sum(seconds for stage, seconds in lap.wall.items() if stage not in ("eval", "checkpoint"))
-    metrics["tokens_per_s"] = tokens / seconds
-    metrics["memory_gb"] = peak_memory_gb()
+    metrics["tokens_per_s"] = tokens / step_seconds(lap)
+    memory = peak_memory()
+    metrics["memory_gb"] = memory.host if memory.device is None else memory.device
     if rate is not None:
         metrics |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
     return metrics
@@ -120,6 +120,7 @@ def _traffic(traffic: Traffic) -> dict[str, float]:
         "critic/unread": traffic.unread,
         "engine/busy_s": traffic.busy_seconds,
         "engine/idle_s": traffic.idle_seconds,
+        "engine/both_s": traffic.both_seconds,
     }
 
 

@@ -20,9 +20,7 @@ import json
 import math
 import re
 import reprlib
-import resource
 import secrets
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -193,16 +191,6 @@ def rollout_files(run: Path) -> dict[int, Path]:
     """The rollouts on disk by step; a file of another name is none."""
     names = {path.name.removesuffix(".jsonl.gz"): path for path in sorted(run.glob("rollouts/*.jsonl.gz"))}
     return {int(name): path for name, path in names.items() if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,}", name)}
-
-
-def peak_memory_gb() -> float:
-    """Most memory this process has held so far, GiB: PyTorch's on the GPU where there is one, else resident memory."""
-    import torch  # `capo status` and `capo report` read records without it
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 class _TensorBoard:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import psutil
+from torch.profiler import record_function
 
 from capo_fast.runtime.failures import Deadline
 from capo_fast.runtime.ranks import StopSignal
@@ -31,6 +32,7 @@ class Stages:
         self._on_entry = (deadline.start, *on_entry)
         self._lap = Lap({}, {})
         self._running: str | None = None
+        self._descendants = descendants()
 
     @contextmanager
     def __call__(self, stage: str, seam: bool = False) -> Iterator[None]:
@@ -43,13 +45,17 @@ class Stages:
         self._running = stage
         for call in self._on_entry:
             call(stage)
-        wall, cpu = time.perf_counter(), cpu_seconds()
+        wall, cpu = time.perf_counter(), cpu_seconds(self._descendants)
         try:
             if seam:
                 self.stop.check()
-            yield
+            with record_function(f"capo/{stage}"):  # its name in a trace (train.profile)
+                yield
         finally:
-            self._add(stage, time.perf_counter() - wall, cpu_seconds() - cpu)
+            seconds = time.perf_counter() - wall
+            # Looked for once a stage: that reads the entries of all processes of the machine.
+            self._descendants = descendants()
+            self._add(stage, seconds, cpu_seconds(self._descendants) - cpu)
             self._running = None
 
     def lap(self) -> Lap:
@@ -67,14 +73,18 @@ class Stages:
             raise RuntimeError(f"{what} inside stage {self._running!r}")
 
 
-def cpu_seconds() -> float:
-    """CPU time of this process and of its descendants so far, seconds.
+def descendants() -> list[psutil.Process]:
+    """The processes that this one, or one of these, has started."""
+    return psutil.Process().children(recursive=True)
+
+
+def cpu_seconds(living: Sequence[psutil.Process]) -> float:
+    """CPU time of this process and of these descendants so far, seconds.
 
     A descendant that has ended counts if its parent waited for it.
     """
-    this = psutil.Process()
-    total = sum(this.cpu_times()[:4])
-    for child in this.children(recursive=True):
+    total = sum(psutil.Process().cpu_times()[:4])
+    for child in living:
         try:
             total += sum(child.cpu_times()[:4])
         except psutil.NoSuchProcess:  # it ended meanwhile, and counts among its parent's

@@ -154,7 +154,8 @@ def run_main(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def test_end_to_end_has_its_table(tmp_path):
-    pytest.importorskip("bench.trainer.end_to_end")
+    pytest.importorskip("bench.end_to_end.figures")
+    work = {"model": "tiny", "prompts": 16, "n": 8, "max_tokens": 48, "tokens": None, "updates": 2, "live": 0.5}
     about = {
         "processor": "a CPU",
         "cores": 2,
@@ -162,12 +163,16 @@ def test_end_to_end_has_its_table(tmp_path):
         "python": "3.11",
         "versions": {"trl": "1.16"},
         "commit": "0123",
+        "command": "python -m bench.end_to_end",
+        "best": "trl",
+        "work": work,
+        "rounds": {},
+        "summary": {"capo": {"step, ms": [940.0, 920.0, 1001.0]}},
     }
-    write(
-        tmp_path, "end_to_end.json", about | {"summary": {"capo": {"step, ms": [940.0, 920.0, 1001.0]}}, "rounds": {}}
-    )
+    write(tmp_path, "end_to_end.json", about)
     page, _ = make(tmp_path)
     assert "| step, ms | 940 [920, 1001] |" in page and "2 cores of a CPU, 2 threads, commit 0123" in page
+    assert "tiny: 16 prompts x 8 rollouts of at most 48 tokens, 2 updates per step, 50% of the groups live" in page
 
 
 def test_committed_results_can_be_read():

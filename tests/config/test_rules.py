@@ -138,6 +138,7 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"loss__is_low": 3.0, "loss__is_mode": "mask"}, "loss.is_high: found 2.0, wanted at least"),
         ({"critic__voting": "greedy"}, "critic.votes: found 4, wanted 1"),
         ({"train__minibatches": 13}, "train.minibatches: found 13, wanted at most rollout.prompts (12)"),
+        ({"train__profile": 601, "train__steps": 600}, "train.profile: found 601, wanted at most train.steps (600)"),
         ({"train__overlong_buffer": 2049, "train__truncated": "penalise"}, "train.overlong_buffer: found 2049"),
         ({"rollout__max_tokens": 8192}, "rollout.max_tokens: found 8192, wanted less than engine.max_model_len"),
         ({"critic__max_tokens": 9000}, "critic.max_tokens: found 9000"),

@@ -26,7 +26,7 @@ SETTINGS = [
     *("--rollout.carry", "true", "--rollout.enough", "1", "--loss.is_mode", "truncate"),
 ]
 LOST = "other metrics"
-TIMED = ("time/", "cpu/", "engine/", "memory", "tokens_per_s")
+TIMED = ("time/", "cpu/", "engine/", "memory", "speed/", "tokens_per_s")
 
 
 class Attack:

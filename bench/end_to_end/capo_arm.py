@@ -1,4 +1,7 @@
-"""One arm of end_to_end.py, capo_fast's own loop: `python -m bench.trainer.end_to_end_capo STEPS FOLDER [settings]`."""
+"""One arm of bench.end_to_end, capo_fast's own loop: `python -m bench.end_to_end.capo_arm FOLDER [--fixed] [settings]`.
+
+fixed: every response has rollout.max_tokens tokens.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,32 @@ from typing import Any
 
 import torch
 
-from bench.trainer.end_to_end import arm_config
+from bench.end_to_end.arms import arm_config
 from bench.trainer.timed import TimedTrainer
 from capo_fast.build import build
+from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
+from capo_fast.engine.vllm import VllmEngine
+from capo_fast.records import Request
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.ranks import ranks
 
 
-def run(config: Config) -> dict[str, Any]:
+class FixedLengthEngine(VllmEngine):
+    """No answer ends before its limit: its end-of-sequence token has probability 0 until then."""
+
+    def sampling_params(self, request: Request) -> Any:
+        params = super().sampling_params(request)
+        params.min_tokens = params.max_tokens
+        return params
+
+
+def run(config: Config, fixed: bool) -> dict[str, Any]:
     with ranks() as device:
-        trainer = TimedTrainer(**vars(build(config, device)))
+        engine = None
+        if fixed:
+            engine = FixedLengthEngine(resolve_model(config.model.path), config.engine, config.lora)
+        trainer = TimedTrainer(**vars(build(config, device, engine)))
         try:
             trainer.train()
         finally:
@@ -44,6 +62,7 @@ def step_of(line: dict[str, Any], wall: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    steps, folder, *words = sys.argv[1:]
-    found = run(arm_config(int(steps), Path(folder), words))
+    folder, *words = sys.argv[1:]
+    fixed = "--fixed" in words
+    found = run(arm_config(Path(folder), [word for word in words if word != "--fixed"]), fixed)
     Path(folder, "arm.json").write_text(json.dumps(found))
