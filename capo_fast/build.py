@@ -163,9 +163,10 @@ def own_generator(
 def remote_generator(
     config: Config, crossing: Crossing, learner: Learner, probe: Sequence[tuple[int, ...]], progress: Progress
 ) -> Generating:
-    """Of a rank that only learns. The ranks with engines start them now: all that can be refused has been looked at."""
+    """Of a rank that only learns. The ranks with engines start them meanwhile, after all that can be refused."""
     ahead = progress.ahead
     crossing.tell("start", progress.critique_tokens + (ahead.traffic.all_critique_tokens if ahead else 0))
+    crossing.reply()  # they run: no stage has their start in it
     engines = cast(Engine, RemoteEngines(crossing, allowed_gap(config)))  # it takes no requests: Sync makes none
     weights = push_from(learner, engines, None, probe, config)
     ready = None if ahead is None else (progress.step + 1, ahead)
@@ -186,6 +187,7 @@ def build_engine_rank(inputs: Inputs, device: torch.device, engine: Engine | Non
         stages = Stages(PassedOn(), Deadline(config.train.stage_timeout_s))
         undo.pop_all()
     generator = generator_on(inputs, group, engine, answers, weights, stages)
+    crossing.answer("started")
     return EngineRank(generator, inputs.problems, EngineHost(engine, crossing, device))
 
 
