@@ -68,6 +68,7 @@ class Cycle:
     @torch.no_grad()
     def move(self) -> None:
         """Another version: some weights differ by about a step of the optimizer."""
+        self.learner.policy.reshard()  # a forward pass leaves the outermost weights whole
         trainable = [(n, p) for n, p in self.learner.policy.model.named_parameters() if p.requires_grad]
         matrices = [(n, p) for n, p in trainable if p.ndim == 2]
         chosen = self.draw.sample(matrices, min(4, len(matrices)))
