@@ -31,7 +31,7 @@ import torch
 
 from bench.machine import about
 from capo_fast.config.paths import resolve_model
-from capo_fast.config.schema import Config, EngineConfig, LoraConfig, PolicyConfig, TrainConfig
+from capo_fast.config.schema import Config, EngineConfig, LoraConfig, LossConfig, PolicyConfig, TrainConfig
 
 SEQUENCES, PROMPT, TOKENS, ROUNDS = 32, 64, 96, 3
 ENGINE = EngineConfig(dtype="float32", max_model_len=256, max_num_seqs=64, kv_cache_gb=0.5, enforce_eager=True)
@@ -101,7 +101,11 @@ def learner(model: str, dtype: str) -> dict[str, float]:
     from capo_fast.policy.learner import Learner
     from capo_fast.policy.model import load_model, shard_policy
 
-    config = Config(policy=PolicyConfig(dtype=dtype), train=TrainConfig(micro_tokens=2048, epochs=1, minibatches=1))
+    config = Config(
+        policy=PolicyConfig(dtype=dtype),
+        train=TrainConfig(micro_tokens=2048, epochs=1, minibatches=1),
+        loss=LossConfig(kl_coef=0.0),
+    )
     policy = shard_policy(load_model(model, "sdpa").train(), config.policy, init_device_mesh("cpu", (1,)))
     trained = Learner(policy, None, config)
     batch = [pack_update(samples(config), config, 0, 1)]

@@ -68,8 +68,10 @@ class Cycle:
     @torch.no_grad()
     def move(self) -> None:
         """Another version: some weights differ by about a step of the optimizer."""
+        self.learner.policy.reshard()  # a forward pass leaves the outermost weights whole
         trainable = [(n, p) for n, p in self.learner.policy.model.named_parameters() if p.requires_grad]
-        matrices = [(n, p) for n, p in trainable if p.ndim == 2]
+        # While B is zero, another A leaves the merged weights as they were.
+        matrices = [(n, p) for n, p in trainable if p.ndim == 2 and ".lora_A." not in n]
         chosen = self.draw.sample(matrices, min(4, len(matrices)))
         for _, parameter in chosen:
             local = parameter.to_local()
@@ -81,13 +83,9 @@ class Cycle:
     def victim(self) -> str:
         return self.draw.choice(self.moved)
 
-    def module_of(self, name: str) -> Any:
-        """vLLM's module of a weight."""
-
-        def find(model: Any) -> Any:
-            return next(found[1] for found in vllm_weights._weights(model) if f"{found[4]}.weight" == name)
-
-        return self.engine._llm.apply_model(find)[0]
+    def weight(self, name: str) -> vllm_weights.Weight:
+        """vLLM's."""
+        return self.engine._llm.apply_model(vllm_weights._weights)[0][name]
 
 
 # ---- one weight that is another ----
@@ -171,8 +169,9 @@ def restored(cycle: Cycle) -> Any:
 
 def packed_copy(cycle: Cycle, stale: bool) -> Any:
     """The kernel's packed copy of a matrix is the one before, or has a wrong element; all else is right."""
-    load, module = cycle.engine.load, cycle.module_of(cycle.victim())
-    if not hasattr(module, "cpu_linear"):
+    load, weight = cycle.engine.load, cycle.weight(cycle.victim())
+    module = weight.module
+    if not weight.packed:
         return changed(cycle, one_element)
 
     def load_and_pack(weights: Push) -> None:
@@ -182,10 +181,9 @@ def packed_copy(cycle: Cycle, stale: bool) -> Any:
         if stale or right is None:
             module.cpu_linear = before
             return
-        place = vllm_weights._places(module, "weight")[0]
-        wrong = vllm_weights._unpacked(module, place.columns).contiguous()
+        wrong = vllm_weights._unpacked(module, weight.place.columns).contiguous()
         wrong.view(-1)[cycle.draw.randrange(wrong.numel())] += 1e-2 * wrong.square().mean().sqrt()
-        vllm_weights._pack(module, wrong)
+        vllm_weights._pack(weight, wrong)
         vllm_weights._packed[module] = replace(right, linear=module.cpu_linear)
 
     return instead(cycle.engine, "load", load_and_pack)

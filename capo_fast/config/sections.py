@@ -142,7 +142,8 @@ class EngineConfig:
     kv_cache_gb: MayChange[PositiveFloat] = 4.0
     """Size of the engine's key/value cache, GiB per rank."""
     enforce_eager: bool = False
-    """Skip compilation and CUDA graphs: starts in seconds, decodes more slowly."""
+    """Skip compilation and CUDA graphs: starts in seconds, decodes more slowly. Compiled code is kept for later starts
+    in vLLM's cache, $VLLM_CACHE_ROOT or vllm in $XDG_CACHE_HOME or ~/.cache."""
     merge_lora: MayChange[bool | Literal["auto"]] = "auto"
     """Whether the engine holds a LoRA adapter merged into the base. Critiques by the base then wait for the last
     rollout: base and policy take turns, the adapted weights alone. auto: on a CPU, where vLLM is much slower with

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-BLOCK = {"cpu": 2**18, "cuda": 2**26}
+BLOCK = {"cpu": 2**17, "cuda": 2**26}
 """Entries that are widened to float64 at once: on a CPU what its cache holds."""
 
 

@@ -110,7 +110,7 @@ class VllmEngine:
 
     def fused_with(self, names: Iterable[str]) -> set[str]:
         fused = self._llm.apply_model(fused_names)[0]
-        return {each for name in names for each in fused[name]}
+        return set().union(*(fused[name] for name in names))
 
     def checksums(self) -> dict[str, float]:
         try:

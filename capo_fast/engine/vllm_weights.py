@@ -14,7 +14,7 @@ Letters: N rows and K columns of a weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -59,56 +59,84 @@ class Packed:
 _packed: WeakKeyDictionary[Any, Packed] = WeakKeyDictionary()
 
 
+@dataclass(frozen=True)
+class Weight:
+    """One weight by its Hugging Face name: the module that has it, alone or fused with others, and which of them."""
+
+    module: Any
+    kind: str
+    """`weight` or `bias`."""
+    index: int
+    places: list[Place]
+    """Of all that are fused."""
+    is_head: bool
+
+    @property
+    def place(self) -> Place:
+        return self.places[self.index]
+
+    @property
+    def packed_alone(self) -> bool:
+        """Whether the kernel's packed copy is all that is kept."""
+        return self.packed and self.module.weight.numel() == 0
+
+    @property
+    def packed(self) -> bool:
+        """Whether a packed copy is computed with. The embeddings have one as well, which is not."""
+        linear = self.is_head or self.module.weight.numel() == 0
+        return self.kind == "weight" and hasattr(self.module, "cpu_linear") and linear
+
+
 @torch.no_grad()
 def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Copy weights into those of these names, in place; pack anew what the kernels keep packed.
 
     Of a packed matrix that vLLM has fused from several, all must come. Raises EngineError for a name it doesn't know.
     """
-    places = {f"{part}.{kind}": (name, module, kind, i) for name, module, kind, i, part in _weights(model)}
-    waiting: dict[Any, list[torch.Tensor | None]] = {}
-    for name, weight in weights:
-        if name not in places:
+    known = _weights(model)
+    waiting: dict[Any, dict[int, torch.Tensor]] = {}
+    for name, whole in weights:
+        if name not in known:
             raise EngineError(f"vLLM's model has no weight {name}")
-        module_name, module, kind, i = places[name]
-        piece = _places(module, kind)[i].cut(weight)
-        if kind == "bias" or not _keeps_packed_alone(module):
-            _held(module, kind)[i].copy_(piece)
-            if kind == "weight" and _is_packed_head(module_name, module):
-                _pack(module, module.weight)
+        weight = known[name]
+        piece = weight.place.cut(whole)
+        if not weight.packed_alone:
+            _held(weight)[weight.index].copy_(piece)
+            if weight.packed:
+                _pack(weight, weight.module.weight)
             continue
-        parts = waiting.setdefault(module, [None] * len(_places(module, kind)))
-        parts[i] = piece
-        if all(part is not None for part in parts):
-            _pack(module, _fused(waiting.pop(module), module.weight.dtype))
+        parts = waiting.setdefault(weight.module, {})
+        parts[weight.index] = piece
+        if len(parts) == len(weight.places):
+            del waiting[weight.module]
+            fused = piece if len(parts) == 1 else torch.cat([parts[i] for i in range(len(parts))])
+            _pack(weight, fused.to(weight.module.weight.dtype).contiguous())
 
 
 @torch.no_grad()
 def weight_checksums(model: Any) -> dict[str, float]:
     """`checksum` of every weight by Hugging Face name; an adapter's apart."""
     found: dict[str, torch.Tensor] = {}
-    sums: dict[tuple[Any, str], list[torch.Tensor]] = {}
-    for name, module, kind, i, part in _weights(model):
-        packed = kind == "weight" and (_keeps_packed_alone(module) or _is_packed_head(name, module))
-        key = (module, f"{kind} {packed}")
-        if key not in sums:
-            sums[key] = _row_sums(module, kind, packed)
-        place = _places(module, kind)[i]
-        found[f"{part}.{kind}"] = checksum_of_rows(sums[key][i], place.row) / place.copies
+    sums: Sequence[torch.Tensor] = ()
+    for name, weight in _weights(model).items():
+        if weight.index == 0:
+            sums = _row_sums(weight)
+        found[name] = checksum_of_rows(sums[weight.index], weight.place.row) / weight.place.copies
     return _summed_over_ranks(found)
 
 
 def weight_names(model: Any) -> set[str]:
     """Hugging Face's names of all weights."""
-    return {f"{part}.{kind}" for _, _, kind, _, part in _weights(model)}
+    return set(_weights(model))
 
 
-def fused_names(model: Any) -> dict[str, tuple[str, ...]]:
+def fused_names(model: Any) -> dict[str, set[str]]:
     """Each weight's name with those of all that vLLM has fused with it into one."""
-    fused: dict[tuple[str, str], list[str]] = {}
-    for name, _, kind, _, part in _weights(model):
-        fused.setdefault((name, kind), []).append(f"{part}.{kind}")
-    return {name: tuple(names) for names in fused.values() for name in names}
+    fused: dict[tuple[Any, str, bool], set[str]] = {}
+    known = {name: (weight.module, weight.kind, weight.is_head) for name, weight in _weights(model).items()}
+    for name, key in known.items():
+        fused.setdefault(key, set()).add(name)
+    return {name: fused[key] for name, key in known.items()}
 
 
 @torch.no_grad()
@@ -134,11 +162,11 @@ def adapter_checksums(model: Any) -> dict[str, float]:
     return _summed_over_ranks(found)
 
 
-def _weights(model: Any) -> Iterator[tuple[str, Any, str, int, str]]:
-    """Every weight: vLLM's name of its module, the module, `weight` or `bias`, which of the fused ones it is, and
-    Hugging Face's name of its module."""
+def _weights(model: Any) -> dict[str, Weight]:
+    """Every weight by Hugging Face name, those that are fused one after another."""
     from vllm.lora.layers import BaseLayerWithLoRA
 
+    found: dict[str, Weight] = {}
     # A tied head of vLLM 0.27 is the embedding's own module: one module under two names.
     for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(getattr(module, "weight", None), torch.Tensor) or isinstance(module, BaseLayerWithLoRA):
@@ -146,8 +174,10 @@ def _weights(model: Any) -> Iterator[tuple[str, Any, str, int, str]]:
         name = name.removesuffix(".base_layer")
         for kind in ("weight", "bias"):
             if isinstance(getattr(module, kind, None), torch.Tensor):
+                places, is_head = _places(module, kind), name.endswith("lm_head")
                 for i, part in enumerate(_parts(model, name)):
-                    yield name, module, kind, i, part
+                    found[f"{part}.{kind}"] = Weight(module, kind, i, places, is_head)
+    return found
 
 
 def _parts(model: Any, name: str) -> list[str]:
@@ -179,45 +209,32 @@ def _places(module: Any, kind: str) -> list[Place]:
     ]
 
 
-def _held(module: Any, kind: str) -> Sequence[torch.Tensor]:
-    """This rank's slice of each weight that the module has fused into one, without padding."""
-    sizes = [place.rows for place in _places(module, kind)]
-    return getattr(module, kind)[: sum(sizes)].split(sizes)
+def _held(weight: Weight) -> Sequence[torch.Tensor]:
+    """This rank's slices of all that are fused, without padding."""
+    sizes = [place.rows for place in weight.places]
+    return getattr(weight.module, weight.kind)[: sum(sizes)].split(sizes)
 
 
-def _keeps_packed_alone(module: Any) -> bool:
-    return hasattr(module, "cpu_linear") and module.weight.numel() == 0
-
-
-def _is_packed_head(name: str, module: Any) -> bool:
-    """The embeddings have a packed copy as well, with which nothing computes."""
-    return hasattr(module, "cpu_linear") and name.endswith("lm_head")
-
-
-def _fused(parts: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
-    return whole.to(dtype).contiguous()
-
-
-def _pack(module: Any, weight: torch.Tensor) -> None:
-    """Give the kernel a new packed copy of a weight, [N, K]."""
-    before, column = module.cpu_linear, _places(module, "weight")[0].column
-    if weight is not module.weight:  # vLLM drops it once it is packed
-        module.weight = torch.nn.Parameter(weight, requires_grad=False)
+def _pack(weight: Weight, fused: torch.Tensor) -> None:
+    """Give the kernel a new packed copy of a matrix, [N, K]."""
+    module = weight.module
+    before = module.cpu_linear
+    if fused is not module.weight:  # vLLM drops it once it is packed
+        module.weight = torch.nn.Parameter(fused, requires_grad=False)
     module.quant_method.process_weights_after_loading(module)
     if module.cpu_linear is not before:
-        _packed[module] = Packed(module.cpu_linear, row_sums(weight, column))
+        _packed[module] = Packed(module.cpu_linear, row_sums(fused, weight.place.column))
 
 
-def _row_sums(module: Any, kind: str, packed: bool) -> Sequence[torch.Tensor]:
-    """`row_sums` of this rank's slice of each weight that the module has fused into one."""
-    places = _places(module, kind)
-    if not packed:
-        return [row_sums(held, place.column) for held, place in zip(_held(module, kind), places, strict=True)]
-    place, known = places[0], _packed.get(module)
+def _row_sums(weight: Weight) -> Sequence[torch.Tensor]:
+    """`row_sums` of this rank's slices of all that are fused."""
+    if not weight.packed:
+        return [row_sums(held, place.column) for held, place in zip(_held(weight), weight.places, strict=True)]
+    module, place = weight.module, weight.place
+    known = _packed.get(module)
     if known is None or known.linear is not module.cpu_linear or not _computes_with(module, known.sums_N, place):
         known = _packed[module] = Packed(module.cpu_linear, row_sums(_unpacked(module, place.columns), place.column))
-    sizes = [place.rows for place in places]
+    sizes = [each.rows for each in weight.places]
     return known.sums_N[: sum(sizes)].split(sizes)
 
 

@@ -139,10 +139,8 @@ def test_checksums_are_of_the_packed_copy_whatever_was_packed_before(engine, bas
     """A kernel's old copy under a module whose record is of the new one, and one matrix with one wrong entry."""
     name = "model.layers.1.self_attn.o_proj"
 
-    def module_of(model):
-        return model.get_submodule(name)
-
-    [module] = engine._llm.apply_model(module_of)
+    weight = engine._llm.apply_model(vllm_weights._weights)[0][f"{name}.weight"]
+    module = weight.module
     old = module.cpu_linear
     moved = model_of(3).state_dict()
     engine.load(iter(moved.items()))
@@ -152,11 +150,11 @@ def test_checksums_are_of_the_packed_copy_whatever_was_packed_before(engine, bas
         checksum(base.state_dict()[f"{name}.weight"]), abs=1e-9
     )
     module.cpu_linear = new
-    assert engine.checksums() == right
+    assert engine.checksums() == pytest.approx(right, abs=1e-9)
     wrong = moved[f"{name}.weight"].clone()
     wrong[3, 5] += 1e-3
     record = vllm_weights._packed[module]
-    vllm_weights._pack(module, wrong)
+    vllm_weights._pack(weight, wrong)
     vllm_weights._packed[module] = replace(record, linear=module.cpu_linear)
     assert engine.checksums()[f"{name}.weight"] == pytest.approx(checksum(wrong), abs=1e-9)
 
