@@ -122,7 +122,10 @@ class RunDir:
 
     def _changes(self, found: Checkpoint, progress: Progress, learner: Learner) -> Iterator[str]:
         if (ranks := dist.get_world_size()) != found.manifest.ranks:
-            yield f"ranks: {ranks}, was {found.manifest.ranks}: the run goes on as it would have but for rounding"
+            effect = "the run goes on as it would have but for rounding"
+            if self._config.rollout.carry:
+                effect = "other rollouts are stopped than would have been (rollout.carry)"
+            yield f"ranks: {ranks}, was {found.manifest.ranks}: {effect}"
         before, now = by_key(self._settings(found)), by_key(self._config)
         for key in input_paths(self._config):
             if before[key] != now[key]:
