@@ -10,7 +10,7 @@ Letters: N packed tokens, T response tokens, B sequences, S steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,7 +26,7 @@ def pack_update(samples: Sequence[CreditedSample], config: Config, rank: int, wo
     """This rank's micro-batches of one optimizer update over `samples` (of all ranks)."""
     trained = [sample for sample in samples if sample.trained]
     denominator = loss_denominator(trained, config)
-    bins = deal(trained, config.train.micro_tokens, world, sequence_length)
+    bins = deal(trained, config.train.micro_tokens, world)
     filler = min(samples, key=sequence_length)
     return [pack(bin_ or [filler], denominator if bin_ else None, config) for bin_ in bins[rank::world]]
 
@@ -56,7 +56,9 @@ def loss_denominator(trained: Sequence[CreditedSample], config: Config) -> float
             return len(trained) * config.rollout.max_tokens
 
 
-def deal(samples: Sequence[T], micro_tokens: int, world: int, length: Callable[[T], int]) -> list[list[T]]:
+def deal(
+    samples: Sequence[T], micro_tokens: int, world: int, length: Callable[[Any], int] = sequence_length
+) -> list[list[T]]:
     """Bins of at most `micro_tokens` (a longer sequence has a bin of its own): as few as do, a multiple of `world`.
 
     Longest first into the emptiest bin, so ranks get nearly equal work. length: of a sample, in tokens.
