@@ -10,6 +10,7 @@ Letters: N packed tokens, T response tokens, B sequences, S steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import torch
@@ -40,6 +41,15 @@ def split_minibatches(samples: Sequence[CreditedSample], count: int) -> list[lis
     return [minibatch for minibatch in dealt if any(sample.trained for sample in minibatch)]
 
 
+Parts = tuple[int, Sequence[int], Sequence[int]]
+"""Of what is packed: its group, whose members have the same prompt, the prompt's tokens, and those after it."""
+
+
+def parts_of(sample: CreditedSample) -> Parts:
+    rollout = sample.rollout
+    return rollout.group, rollout.prompt.token_ids, rollout.token_ids
+
+
 def sequence_length(sample: CreditedSample) -> int:
     rollout = sample.rollout
     return len(rollout.prompt.token_ids) + len(rollout.token_ids)
@@ -57,21 +67,22 @@ def loss_denominator(trained: Sequence[CreditedSample], config: Config) -> float
 
 
 def deal(
-    samples: Sequence[T], micro_tokens: int, world: int, length: Callable[[Any], int] = sequence_length
+    samples: Sequence[T], micro_tokens: int, world: int, parts: Callable[[Any], Parts] = parts_of
 ) -> list[list[T]]:
     """Bins of at most `micro_tokens` (a longer sequence has a bin of its own): as few as do, a multiple of `world`.
 
-    Longest first into the emptiest bin, so ranks get nearly equal work. length: of a sample, in tokens.
+    Longest first into the emptiest bin, so ranks get nearly equal work. parts: of a sample.
     """
-    ordered = sorted(samples, key=length, reverse=True)
+    sized = [(sum(map(len, parts(sample)[1:])), sample) for sample in samples]
+    ordered = sorted(sized, key=itemgetter(0), reverse=True)
     count = world
     while True:
         bins: list[list[T]] = [[] for _ in range(count)]
         loads = [0] * count
-        for sample in ordered:
+        for size, sample in ordered:
             emptiest = loads.index(min(loads))
             bins[emptiest].append(sample)
-            loads[emptiest] += length(sample)
+            loads[emptiest] += size
         if all(load <= micro_tokens or len(bin_) == 1 for load, bin_ in zip(loads, bins, strict=True)):
             return bins
         count += world
