@@ -94,7 +94,7 @@ class SftConfig:
     data: SftDataConfig = field(default_factory=SftDataConfig)
     train: SftTrainConfig = field(default_factory=SftTrainConfig)
     eval: SftEvalConfig = field(default_factory=SftEvalConfig)
-    checkpoint: MayChange[CheckpointConfig] = field(default_factory=CheckpointConfig)
+    checkpoint: MayChange[CheckpointConfig] = field(default_factory=lambda: CheckpointConfig(every=100))
 
     @property
     def algorithm(self) -> str:

@@ -10,7 +10,8 @@ Letters: N packed tokens, T response tokens, B sequences, S steps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,7 +27,7 @@ def pack_update(samples: Sequence[CreditedSample], config: Config, rank: int, wo
     """This rank's micro-batches of one optimizer update over `samples` (of all ranks)."""
     trained = [sample for sample in samples if sample.trained]
     denominator = loss_denominator(trained, config)
-    bins = deal(trained, config.train.micro_tokens, world, sequence_length)
+    bins = deal(trained, config.train.micro_tokens, world)
     filler = min(samples, key=sequence_length)
     return [pack(bin_ or [filler], denominator if bin_ else None, config) for bin_ in bins[rank::world]]
 
@@ -38,6 +39,15 @@ def split_minibatches(samples: Sequence[CreditedSample], count: int) -> list[lis
         groups.setdefault(sample.rollout.group, []).append(sample)
     dealt = [[s for group in list(groups.values())[i::count] for s in group] for i in range(count)]
     return [minibatch for minibatch in dealt if any(sample.trained for sample in minibatch)]
+
+
+Parts = tuple[int, Sequence[int], Sequence[int]]
+"""Of what is packed: its group, whose members have the same prompt, the prompt's tokens, and those after it."""
+
+
+def parts_of(sample: CreditedSample) -> Parts:
+    rollout = sample.rollout
+    return rollout.group, rollout.prompt.token_ids, rollout.token_ids
 
 
 def sequence_length(sample: CreditedSample) -> int:
@@ -56,20 +66,23 @@ def loss_denominator(trained: Sequence[CreditedSample], config: Config) -> float
             return len(trained) * config.rollout.max_tokens
 
 
-def deal(samples: Sequence[T], micro_tokens: int, world: int, length: Callable[[T], int]) -> list[list[T]]:
+def deal(
+    samples: Sequence[T], micro_tokens: int, world: int, parts: Callable[[Any], Parts] = parts_of
+) -> list[list[T]]:
     """Bins of at most `micro_tokens` (a longer sequence has a bin of its own): as few as do, a multiple of `world`.
 
-    Longest first into the emptiest bin, so ranks get nearly equal work. length: of a sample, in tokens.
+    Longest first into the emptiest bin, so ranks get nearly equal work. parts: of a sample.
     """
-    ordered = sorted(samples, key=length, reverse=True)
+    sized = [(sum(map(len, parts(sample)[1:])), sample) for sample in samples]
+    ordered = sorted(sized, key=itemgetter(0), reverse=True)
     count = world
     while True:
         bins: list[list[T]] = [[] for _ in range(count)]
         loads = [0] * count
-        for sample in ordered:
+        for size, sample in ordered:
             emptiest = loads.index(min(loads))
             bins[emptiest].append(sample)
-            loads[emptiest] += length(sample)
+            loads[emptiest] += size
         if all(load <= micro_tokens or len(bin_) == 1 for load, bin_ in zip(loads, bins, strict=True)):
             return bins
         count += world

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
-from capo_fast.policy.batch import deal, pack_tokens
+from capo_fast.policy.batch import Parts, deal, pack_tokens
 from capo_fast.policy.learner import Learner
 from capo_fast.records import TokenBatch
 from capo_fast.sft.examples import Example
@@ -67,10 +67,15 @@ class AnswerLearner(Learner):
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[tuple[TokenBatch, float]]:
         """This rank's, each with 1; a filler, which only keeps ranks in step, with 0."""
         rank, world = dist.get_rank(), dist.get_world_size()
-        bins = deal(examples, self.config.train.micro_tokens, world, len)
+        bins = deal(examples, self.config.train.micro_tokens, world, parts_of)
         filler = min(examples, key=len)
         for bin_ in bins[rank::world]:
             yield pack_examples(bin_ or [filler]).to(self.device), float(bool(bin_))
+
+
+def parts_of(example: Example) -> Parts:
+    """Examples of one prompt are a group."""
+    return hash(example.prompt_ids), example.prompt_ids, example.token_ids
 
 
 def pack_examples(examples: Sequence[Example]) -> TokenBatch:

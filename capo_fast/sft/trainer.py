@@ -102,7 +102,7 @@ class SftTrainer:
             **{"algorithm": self.config.algorithm, "seed": self.config.seed, "steps": progress.step},
             **{"loss_before": before and before["loss"], "loss_after": after and after["loss"]},
             **{"heldout_tokens": after and after["tokens"], "examples": len(self.data.train), **rates},
-            **{"overlong_examples": self.data.overlong, "heldout_in_training": self.data.repeated},
+            **{"overlong_examples": self.data.overlong, "rows_left_out": self.data.repeated},
             **{"wall_seconds": progress.wall_seconds, "seconds_by_stage": progress.seconds},
         }
 
