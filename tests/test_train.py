@@ -88,7 +88,7 @@ def test_an_algorithm_with_a_critic_and_one_without(algorithm, tmp_path):
     assert all(line["updates_skipped"] == 0 for line in lines)
     assert any(line["updates"] == 2 and line["grad_norm"] > 0 for line in lines)
     assert lines[0]["critic/critiques"] == (16 if algorithm == "prefix" else 0)
-    assert all(line["learn/tokens"] > 0 and line["speed/mfu"] > 0 for line in lines)
+    assert all(line["learn/flops"] > 0 and line["speed/mfu"] > 0 for line in lines)
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     shipped = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).state_dict()
     assert not torch.equal(model.state_dict()["model.norm.weight"], shipped["model.norm.weight"])

@@ -19,7 +19,6 @@ to the arm `trl`, and of the whole step to the best of TRL's, in the same round.
     trl-batch8        in batches of 8, TRL's own default, with gradients accumulated
     trl-bf16          bf16: true, which computes in bfloat16 by autocast
     trl-bf16-weights  the weights themselves are bfloat16, without float32 masters: it rounds where others don't
-    trl-vllm          TRL's rollouts by vLLM in its process
     trl+capo          trl with the loss of capo_kernels.adapters.trl
 
 Equal: the model and its first weights, attention, prompts and their order (checked at each step), rollouts per prompt,
@@ -36,6 +35,9 @@ metrics to disk; trains under FSDP2, on packed rollouts. TRL generates with the 
 its own process; writes nothing; pads an update's rollouts into one batch, takes them at random from the step's
 (capo_fast: whole groups), and takes the token mean over all updates of a step. TRL's stages are timed by a subclass.
 `learn` is old log-probs, loss, backward, clip and optimizer on both sides, `rest` what is left of a step.
+
+No arms, as they can't run on a CPU: TRL 1.16's use_vllm (vLLM 0.32 starts and fails at the first push of weights, whose
+CPU layers have packed them) and use_liger_kernel (Triton layers; TRL has no Liger loss any more).
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -91,8 +94,8 @@ class Case:
 
 
 def shown_path(path: str) -> str:
-    """A hub id or a packaged file as it is, of a path on this machine the last part."""
-    return Path(path).name if Path(path).is_absolute() else path
+    """A hub id or a file of the project as it is, of a path elsewhere on this machine the last part."""
+    return Path(path).name if path.startswith(("/", "..", "~")) else path
 
 
 def run_shard(name: str, case: Case) -> dict[str, Any]:
@@ -242,4 +245,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # An exception, with which subprocess ends the running arm: it would disturb what is measured next.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
     main()

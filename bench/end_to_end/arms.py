@@ -47,7 +47,6 @@ ARMS = {
     "trl-batch8": _trl(per_device_train_batch_size=8),
     "trl-bf16": _trl(bf16=True),
     "trl-bf16-weights": _trl("--dtype", "bfloat16"),
-    "trl-vllm": _trl(use_vllm=True),
     "trl+capo": _trl("--loss", "capo"),
 }
 BASE = "trl"

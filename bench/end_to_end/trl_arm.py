@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__" and '"use_vllm": true' not in " ".join(sys.argv):
+if __name__ == "__main__":
     # TRL imports vLLM where it finds it: ten seconds, and nothing here generates with it.
     sys.modules["vllm"] = None  # type: ignore[assignment]
 
@@ -159,10 +159,7 @@ def grpo_config(config: Config, folder: Path, fixed: bool, changes: dict[str, An
     settings = grpo_settings(config, folder)
     update = settings["per_device_train_batch_size"]
     if fixed:
-        name = "min_tokens" if changes.get("use_vllm") else "min_new_tokens"
-        settings["generation_kwargs"] = {name: config.rollout.max_tokens}
-    if changes.get("use_vllm"):
-        settings["vllm_max_model_length"] = config.engine.max_model_len
+        settings["generation_kwargs"] = {"min_new_tokens": config.rollout.max_tokens}
     settings |= changes
     settings["gradient_accumulation_steps"] = max(1, update // settings["per_device_train_batch_size"])
     return GRPOConfig(**settings)

@@ -70,8 +70,7 @@ class Learner:
         minibatches = split_minibatches(samples, self.config.train.minibatches)
         self._passes.read()  # those of the canary
         metrics = self.train_batch([pack_update(each, self.config, rank, world) for each in minibatches])
-        tokens, flops = zip(*gather([self._passes.read()]), strict=True)
-        return metrics | {"learn/tokens": sum(tokens), "learn/flops": sum(flops)}
+        return metrics | {"learn/flops": sum(gather([self._passes.read()]))}
 
     def train_batch(self, minibatches: Sequence[Sequence[PackedBatch]]) -> dict[str, float]:
         """All updates of one batch of rollouts: `train.epochs` passes over its minibatches.

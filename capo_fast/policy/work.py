@@ -1,4 +1,4 @@
-"""The work of the learner's passes: tokens that were computed, and the model FLOPs that they take.
+"""The work of the learner's passes: the model FLOPs of the tokens that were computed.
 
 The rule is the usual one, 6N per token and the products of attention:
 
@@ -93,8 +93,8 @@ class PassCounter:
         passes = self._backward if keywords["loss"] else self._forward
         passes.add(arguments[0])
 
-    def read(self) -> tuple[int, float]:
-        """Tokens that were computed with a backward pass, and the FLOPs of all passes, since the last read."""
+    def read(self) -> float:
+        """The FLOPs of all passes since the last read."""
         forward, backward = self._forward, self._backward
         self._forward, self._backward = Passes(), Passes()
-        return backward.tokens, self._size.flops(forward, False) + self._size.flops(backward, True)
+        return self._size.flops(forward, False) + self._size.flops(backward, True)

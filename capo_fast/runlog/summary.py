@@ -86,6 +86,6 @@ def time_by_stage(summary: Mapping[str, Any]) -> Table:
 
 def places(folder: Path) -> list[str]:
     """A line for each thing that the run has left."""
-    names = ("metrics.jsonl", "rollouts", "checkpoints", "model", "summary.json")
+    names = ("metrics.jsonl", "rollouts", "checkpoints", "model", "profile", "summary.json")
     found = [f"{name:<14} {folder / name}" for name in names if (folder / name).exists()]
     return [f"{'run':<14} {folder}", *found, f"{'TensorBoard':<14} tensorboard --logdir {folder / 'tensorboard'}"]

@@ -244,7 +244,8 @@ def test_overlap_counts_the_tokens_decoded_beside_rollouts(pool):
     assert traffic.overlapped_tokens == overlapped > 0
     waiting = generate(pool, with_(critic={"stream": False}))
     assert waiting.traffic.overlapped_tokens == 0 < waiting.traffic.critique_tokens
-    assert traffic.busy_seconds > 0 and traffic.idle_seconds > 0
+    assert traffic.idle_seconds > 0 < traffic.both_seconds < traffic.busy_seconds
+    assert waiting.traffic.both_seconds == 0
 
 
 def test_traffic_adds_up():
