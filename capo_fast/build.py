@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from capo_fast.config.load import config_as_dict, read_file
 from capo_fast.config.paths import resolve_model
-from capo_fast.config.schema import Config
+from capo_fast.config.schema import Config, with_merging
+from capo_fast.config.sft import SftConfig
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
+from capo_fast.engine.remote import Crossing, EngineHost, RemoteEngines
 from capo_fast.loaders import (
     check_endpoint_client,
     load_critic_template,
@@ -26,29 +28,23 @@ from capo_fast.loaders import (
     start_engine,
     with_date,
 )
+from capo_fast.policy.engine_weights import EngineWeights
 from capo_fast.policy.export import rehearse_export
 from capo_fast.policy.learner import Learner
-from capo_fast.policy.lora import BasePolicy, add_adapter
-from capo_fast.policy.model import (
-    DTYPES,
-    Policy,
-    check_loss_kernel,
-    dropout_of,
-    load_checked_model,
-    load_model,
-    shard_policy,
-)
+from capo_fast.policy.loading import load_critic, load_learner
+from capo_fast.policy.model import load_checked_model
 from capo_fast.policy.sync import (
     AdapterSync,
     FrozenCritic,
     FullSync,
+    MergedSync,
     Sync,
-    check_same_architecture,
-    freeze_critic,
+    allowed_gap,
     probe_sequences,
 )
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
-from capo_fast.rollout.generator import RolloutGenerator
+from capo_fast.rollout.generator import RolloutGenerator, Weights
+from capo_fast.rollout.remote import EngineRank, RemoteGenerator
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import open_rewards
 from capo_fast.runlog.console import open_console
@@ -58,52 +54,162 @@ from capo_fast.runlog.log import RunLog
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, RunFolder
 from capo_fast.runtime.failures import Deadline
-from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, on_first_rank, seed_everything
+from capo_fast.runtime.job import this_job
+from capo_fast.runtime.ranks import (
+    EngineGroup,
+    PassedOn,
+    StopSignal,
+    engine_group,
+    on_first_rank,
+    rank_of_role,
+    seed_everything,
+)
 from capo_fast.runtime.stages import Stages
-from capo_fast.terminal import print_line
 from capo_fast.trainer import Trainer
+from capo_fast.verify import RewardFunction
 
 
-def build(config: Config, device: torch.device, engine: Engine | None = None) -> Trainer:
-    """A run, resumed from its newest checkpoint if there is one. A collective on all ranks.
+@dataclass(frozen=True)
+class Inputs:
+    """What ranks of either role read."""
+
+    config: Config
+    model_path: str
+    tokenizer: Any
+    functions: Sequence[RewardFunction]
+    problems: Problems
+    requests: RequestBuilder
+    probe: Sequence[tuple[int, ...]]
+    crossing: Crossing | None
+    """Between the roles, where there are two."""
+
+
+def build(config: Config, device: torch.device, engine: Engine | None = None) -> Trainer | EngineRank:
+    """This rank's part of a run, resumed from its newest checkpoint if there is one. A collective on all ranks.
 
     engine: one to use instead of vLLM. Raises ConfigError for what can't be used, before the engine is started.
     """
     started = time.monotonic()
+    inputs = read_inputs(config, device)
+    if this_job().only_generates:
+        return build_engine_rank(inputs, device, engine)
+    return build_trainer(inputs, device, engine, started)
+
+
+def read_inputs(config: Config, device: torch.device) -> Inputs:
+    """A collective on all ranks."""
+    config = with_merging(config, on_cpu=device.type == "cpu")
     seed_everything(config.seed)
-    group = engine_group(config.engine.tensor_parallel)
+    job = this_job()
+    crossing = Crossing(job) if job.engines else None
     model_path = resolve_model(config.model.path)
     model_config = check_model_folder(model_path, untested=config.model.untested)
     check_context(model_config, config.engine.max_model_len)
     tokenizer = load_tokenizer(model_path)
     functions = load_reward_functions(config.reward)
     config = on_first_rank(partial(with_date, config, tokenizer, partial(saved_date, config)))
+    if crossing is not None:
+        config = crossing.all.share(config, 0)  # the date of one role may be that of the day before
     problems = load_prompts(config, tokenizer, functions)
     template = load_critic_template(config) if config.has_critic else ""
     requests = RequestBuilder(tokenizer, template, config)
     if config.asks_server:
         check_endpoint_client()
+    longest = min(config.sync.probe_tokens, config.engine.max_model_len - 1)
+    probe = probe_sequences(problems.prompts, config.sync.probe_sequences, longest)
+    return Inputs(config, model_path, tokenizer, functions, problems, requests, probe, crossing)
+
+
+def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, started: float) -> Trainer:
+    """That of a rank that learns. A collective on all of these."""
+    config = inputs.config
     folder = open_run_dir(config)
-    probe = probe_sequences(problems.prompts, config.sync.probe_sequences, config.sync.probe_tokens)
-    learner, critic = load_learner(model_path, config, device, probe)
-    rehearse_export(learner, tokenizer, folder.path, config)
+    swaps = config.swaps and inputs.crossing is None
+    learner, critic = load_learner(inputs.model_path, config, device, inputs.probe, swaps)
+    rehearse_export(learner, inputs.tokenizer, folder.path, config)
     progress = folder.resume(learner, input_digests(config))
     recorder = open_recorder(folder.path, config, progress.step)
     with ExitStack() as undo:
-        server = ask_server(config, group, progress)
-        if server is not None:
-            undo.callback(server.close)
-        if engine is None:
-            engine = start_engine(model_path, config, config.lora)
-            undo.callback(engine.close)
-        weights = push_from(learner, engine, critic, probe, config)
+        if inputs.crossing is None:
+            generator = own_generator(inputs, learner, critic, progress, engine, undo)
+        else:
+            generator = remote_generator(config, inputs.crossing, learner, inputs.probe, progress)
         log = open_log(config, folder, progress, recorder, started)
-        for line in notes(config, problems):
+        for line in notes(config, inputs.problems):
             log.console.note(line)
-        rewards = open_rewards(config.reward, functions)
         undo.pop_all()
-    generator = RolloutGenerator(config, engine, server or engine, rewards, requests, weights, group, log.stages)
-    return Trainer(problems, tokenizer, generator, learner, log)
+    return Trainer(inputs.problems, inputs.tokenizer, generator(stages=log.stages), learner, log)
+
+
+Generating = Callable[..., RolloutGenerator | RemoteGenerator]
+"""Makes a generator of `stages`."""
+
+
+def own_generator(
+    inputs: Inputs,
+    learner: Learner,
+    critic: FrozenCritic | None,
+    progress: Progress,
+    engine: Engine | None,
+    undo: ExitStack,
+) -> Generating:
+    """Of a rank that learns and holds an engine."""
+    group = engine_group(inputs.config.engine.tensor_parallel)
+    engine, answers = hold_engine(inputs, group, progress.critique_tokens, engine, undo)
+    weights = push_from(learner, engine, critic, inputs.probe, inputs.config)
+    return partial(generator_on, inputs, group, engine, answers, weights)
+
+
+def remote_generator(
+    config: Config, crossing: Crossing, learner: Learner, probe: Sequence[tuple[int, ...]], progress: Progress
+) -> Generating:
+    """Of a rank that only learns. The ranks with engines start them meanwhile, after all that can be refused."""
+    ahead = progress.ahead
+    crossing.tell("start", progress.critique_tokens + (ahead.traffic.all_critique_tokens if ahead else 0))
+    crossing.reply()  # they run: no stage has their start in it
+    engines = cast(Engine, RemoteEngines(crossing, allowed_gap(config)))  # it takes no requests: Sync makes none
+    weights = push_from(learner, engines, None, probe, config)
+    ready = None if ahead is None else (progress.step + 1, ahead)
+    return partial(RemoteGenerator, config, crossing, weights, ready=ready)
+
+
+def build_engine_rank(inputs: Inputs, device: torch.device, engine: Engine | None) -> EngineRank:
+    """That of a rank that only holds an engine. A collective on all of these."""
+    config, crossing = inputs.config, inputs.crossing
+    assert crossing is not None  # the job has two roles
+    group = engine_group(config.engine.tensor_parallel)
+    _, (critique_tokens,) = crossing.next_order()
+    load_policy = partial(load_checked_model, inputs.model_path, config.policy.attention)
+    critic = load_critic(load_policy, config, inputs.probe) if config.swaps else None
+    with ExitStack() as undo:
+        engine, answers = hold_engine(inputs, group, critique_tokens, engine, undo)
+        weights = EngineWeights(engine, critic, inputs.probe, config)
+        stages = Stages(PassedOn(), Deadline(config.train.stage_timeout_s))
+        undo.pop_all()
+    generator = generator_on(inputs, group, engine, answers, weights, stages)
+    crossing.answer("started")
+    return EngineRank(generator, inputs.problems, EngineHost(engine, crossing, device))
+
+
+def hold_engine(
+    inputs: Inputs, group: EngineGroup, critique_tokens: int, engine: Engine | None, undo: ExitStack
+) -> tuple[Engine, Completer]:
+    """The engine, and what answers critiques. critique_tokens: those of the run so far."""
+    server = ask_server(inputs.config, group, critique_tokens)
+    if server is not None:
+        undo.callback(server.close)
+    if engine is None:
+        with rank_of_role():
+            engine = start_engine(inputs.model_path, inputs.config, inputs.config.lora)
+        undo.callback(engine.close)
+    return engine, server or engine
+
+
+def generator_on(
+    inputs: Inputs, group: EngineGroup, engine: Engine, answers: Completer, weights: Weights, stages: Stages
+) -> RolloutGenerator:
+    rewards = open_rewards(inputs.config.reward, inputs.functions)
+    return RolloutGenerator(inputs.config, engine, answers, rewards, inputs.requests, weights, group, stages)
 
 
 def notes(config: Config, problems: Problems) -> list[str]:
@@ -114,14 +220,14 @@ def notes(config: Config, problems: Problems) -> list[str]:
     return lines
 
 
-def saved_date(config: Config) -> str | None:
+def saved_date(config: Config | SftConfig) -> str | None:
     """`data.date` of the run that this one would resume."""
     saved = Path(config.run.dir or "") / "config.yaml"
     resumes = config.run.dir is not None and config.resume != "never" and saved.is_file()
-    return read_file(saved).get("data.date") if resumes else None
+    return read_file(saved, type(config)).get("data.date") if resumes else None
 
 
-def open_recorder(folder: Path, config: Config, step: int) -> Recorder:
+def open_recorder(folder: Path, config: Config | SftConfig, step: int) -> Recorder:
     """What records the steps after this one: on rank 0 into the folder."""
     if dist.get_rank() != 0:
         return Recorder()
@@ -133,6 +239,8 @@ def open_recorder(folder: Path, config: Config, step: int) -> Recorder:
 def push_from(
     learner: Learner, engine: Engine, critic: FrozenCritic | None, probe: Sequence[tuple[int, ...]], config: Config
 ) -> Sync:
+    if config.merges:
+        return MergedSync(engine, learner, probe, config)
     if config.lora.rank > 0:
         return AdapterSync(engine, learner, probe, config)
     return FullSync(engine, learner, critic, probe, config)
@@ -146,53 +254,12 @@ def open_log(config: Config, folder: RunDir, progress: Progress, recorder: Recor
     return RunLog(config, folder, progress, recorder, console, stages, started - progress.wall_seconds)
 
 
-def ask_server(config: Config, group: EngineGroup, progress: Progress) -> Completer | None:
+def ask_server(config: Config, group: EngineGroup, critique_tokens: int) -> Completer | None:
     """The client of the critic's server on the ranks that ask it, with its share of what is left of the budget."""
     if not (config.asks_server and group.is_first):
         return None
     budget = config.endpoint.budget_tokens
-    left = None if budget is None else max(0, budget - progress.critique_tokens) // group.count
+    left = None if budget is None else max(0, budget - critique_tokens) // group.count
     from capo_fast.engine.endpoint import EndpointCritic  # a run without an endpoint needs no HTTP package
 
     return EndpointCritic(config.endpoint, left, config.critic.template_kwargs)
-
-
-def load_learner(
-    model_path: str, config: Config, device: torch.device, probe: Sequence[tuple[int, ...]]
-) -> tuple[Learner, FrozenCritic | None]:
-    """The learner, with a reference where the loss has a KL term, and the critic where its weights are swapped in."""
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    adapted = config.lora.rank > 0
-    dtype = DTYPES[config.policy.dtype] if adapted else torch.float32
-    model = load_checked_model(model_path, config.policy.attention, dtype)
-    if dist.get_rank() == 0 and (dropout := dropout_of(model.config)):
-        print_line("warning", f"the model's dropout ({dropout}) is off: log-probs must be repeatable")
-    check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
-    critic = load_critic(model, config, probe) if config.swaps else None
-    if adapted:
-        add_adapter(model, config.lora, config.seed)
-    policy = shard_policy(model.train(), config.policy, mesh)
-    reference = load_reference(policy, model_path, config, mesh) if config.loss.kl_coef > 0 else None
-    return Learner(policy, reference, config), critic
-
-
-def load_critic(model: Any, config: Config, probe: Sequence[tuple[int, ...]]) -> FrozenCritic:
-    """The weights at `critic.path`, or a copy of the model's own. A collective."""
-
-    def load() -> Any:
-        if config.critic.path is None:
-            return model
-        path = resolve_model(config.critic.path, "critic.path")
-        judge = load_model(path, config.policy.attention, config.model.untested, key="critic.path")
-        check_same_architecture(judge.config.to_dict(), model.config.to_dict())
-        return judge
-
-    return freeze_critic(load, probe, DTYPES[config.engine.dtype])
-
-
-def load_reference(policy: Policy, model_path: str, config: Config, mesh: DeviceMesh) -> Policy | BasePolicy:
-    """The policy as it was before training: its own base, or a frozen copy."""
-    if config.lora.rank > 0:
-        return BasePolicy(policy)
-    frozen = load_checked_model(model_path, config.policy.attention).requires_grad_(False)
-    return shard_policy(frozen, config.policy, mesh)

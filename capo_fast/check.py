@@ -32,7 +32,7 @@ from capo_fast.policy.model import check_loss_kernel
 from capo_fast.policy.sync import check_same_architecture
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
 from capo_fast.pretrained.weights import model_class, weight_files
-from capo_fast.runtime.ranks import check_divisible
+from capo_fast.runtime.ranks import check_roles
 from capo_fast.terminal import printable
 from capo_fast.verify import RewardFunction
 
@@ -77,9 +77,16 @@ def line(name: str, look: Callable[[], tuple[T, str]]) -> T:
 
 def _configuration(arguments: Sequence[str], count: int) -> tuple[Config, str]:
     config = load_config(arguments)
-    check_divisible(count, config.engine.tensor_parallel)
+    check_roles(count, config.engine)
     batch = f"{config.rollout.prompts} prompts x {config.rollout.n} rollouts"
-    return config, f"{config.algorithm}, {config.train.steps} steps of {batch}"
+    return config, f"{config.algorithm}, {config.train.steps} steps of {batch}{_roles(config, count)}"
+
+
+def _roles(config: Config, count: int) -> str:
+    if not (engines := config.engine.ranks):
+        return ""
+    on_cpu = "" if torch.cuda.is_available() else "; on a CPU with busy cores there is nothing to overlap"
+    return f"; {engines} of {count} ranks hold engines, the others learn{on_cpu}"
 
 
 def _reward(config: Config) -> tuple[tuple[RewardFunction, ...], str]:

@@ -1,4 +1,4 @@
-"""The console command `capo`: train, evaluate, critic-eval, report, status, check, verify."""
+"""The console command `capo`: train, sft, evaluate, critic-eval, report, status, verify, fetch, check."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from capo_fast.errors import CapoError, ConfigError
 
 COMMANDS = {
     "train": ("capo_fast.train", "train a policy; --help lists the settings"),
+    "sft": ("capo_fast.sft.__main__", "fine-tune a model on conversations, or a critic on labelled solutions"),
     "evaluate": ("capo_fast.evaluate", "measure a model on benchmarks, or compare two results"),
     "critic-eval": ("capo_fast.critic_eval", "score a critic on solutions whose wrong steps are labelled"),
     "report": ("capo_fast.report.__main__", "write one HTML page of one or more runs"),
     "status": ("capo_fast.runlog.status", "show how far runs are"),
     "verify": ("capo_fast.evaluation.verdicts", "judge answers by the rule verifier, and show by which rule"),
+    "fetch": ("capo_fast.fetch", "make a model's folder from an installed Python package"),
     "check": ("capo_fast.check", "look at all that a run needs, without starting it"),
 }
 """Module, whose `main` is the command, and text of each."""
-ON_RANKS = ("train", "evaluate", "critic-eval")
+ON_RANKS = ("train", "sft", "evaluate", "critic-eval")
+
+LOADS = {"train": "load_config", "sft": "load_sft_config"}
+"""What reads the settings of a command."""
 
 
 def usage() -> str:
@@ -58,8 +63,8 @@ def run(command: str, *arguments: str) -> int:
         count, rest = split_ranks(arguments)
     if command == "check":
         return import_module(module).main(rest, count)
-    if command == "train":
-        import_module("capo_fast.config").load_config(rest)  # --help or a wrong setting ends here, before torch
+    if command in LOADS:  # --help or a wrong setting ends here, before torch
+        getattr(import_module("capo_fast.config.arguments"), LOADS[command])(rest)
     if count > 1:
         return import_module("capo_fast.runtime.launch").launch(module, rest, count)
     return import_module(module).main(rest)

@@ -27,6 +27,18 @@ def run_command(work: Callable[[], object], goes_on: bool = False) -> int:
             return BY_READER if lost.by_reader else _shown(CapoError(str(lost)))
 
 
+def run_training(work: Callable[[], object]) -> int:
+    """`run_command` of a run that saves its work when it is interrupted; before it has started there is none."""
+
+    def started() -> None:
+        try:
+            work()
+        except KeyboardInterrupt:  # once it has started, the run takes the signals itself
+            raise Interrupted("while the run started; the same command starts it again") from None
+
+    return run_command(started, goes_on=True)
+
+
 BY_READER = 128 + signal.SIGPIPE
 
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.schema import Config, LoraConfig, RewardConfig
+from capo_fast.config.sft import SftConfig
 from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
 from capo_fast.engine.base import Engine, EngineError
@@ -26,15 +27,16 @@ from capo_fast.verify import RewardFunction, load_function
 from capo_fast.verify.functions import ALWAYS
 
 T = TypeVar("T")
+Kind = TypeVar("Kind", Config, SftConfig)
 
 
-def chat_template(config: Config, tokenizer: Any) -> ChatTemplate:
+def chat_template(config: Config | SftConfig, tokenizer: Any) -> ChatTemplate:
     """The chat template with the system message, the date and the arguments of the settings."""
     data = config.data
     return ChatTemplate(tokenizer, data.system_prompt, data.date, data.template_kwargs)
 
 
-def with_date(config: Config, tokenizer: Any, saved: Callable[[], str | None]) -> Config:
+def with_date(config: Kind, tokenizer: Any, saved: Callable[[], str | None]) -> Kind:
     """The settings with the date that prompts are rendered with, where the chat template writes one.
 
     saved: reads the date of the start that this one goes on from; called where it is needed alone.

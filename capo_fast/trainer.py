@@ -18,16 +18,17 @@ from capo_fast.policy.export import export_policy
 from capo_fast.policy.learner import Learner
 from capo_fast.rollout.generator import RolloutGenerator
 from capo_fast.rollout.pass_rate import PassRate
+from capo_fast.rollout.remote import RemoteGenerator
 from capo_fast.runlog.log import RunLog
 
 
 @dataclass
 class Trainer:
-    """One run, on one rank. A checkpoint holds all of its state: that of `learner` and of `log.progress`."""
+    """One run, on a rank that learns. A checkpoint holds all of its state: that of `learner` and of `log.progress`."""
 
     problems: Problems
     tokenizer: Any
-    generator: RolloutGenerator
+    generator: RolloutGenerator | RemoteGenerator
     learner: Learner
     log: RunLog
 
@@ -44,13 +45,23 @@ class Trainer:
                     self.step(step)
         except Interrupted:
             self.save()
-            raise Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} goes on") from None
-        return self.finish()
+            stopped = Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} goes on")
+            self.generator.end(stopped)
+            raise stopped from None
+        summary = self.finish()
+        self.generator.end(summary)
+        return summary
 
     def step(self, step: int) -> None:
-        """One training step. Nothing changes until the first update: an interrupted step leaves no trace."""
+        """One training step. Nothing changes until the first update: an interrupted step leaves no trace.
+
+        Where engines have ranks of their own (`engine.ranks`), `collect` gives the batch that they sampled beside the
+        step before and has them begin the next one, so that generation and learning overlap.
+        """
         progress = self.log.progress
-        batch = self.generator.collect(step, self.problems, progress.cursor, progress.lengths, progress.carried)
+        batch = self.generator.collect(
+            step, progress.step, self.problems, progress.cursor, progress.lengths, progress.carried
+        )
         with self.log.stages("learn", seam=True):
             updates = self.learner.train(batch.kept)
         self.log.advance(step, batch)
@@ -64,6 +75,7 @@ class Trainer:
         return self.generator.evaluate(self.problems.heldout, self.log.progress.step)
 
     def save(self) -> None:
+        self.log.progress.ahead = self.generator.in_hand(self.log.progress.step + 1)
         self.log.save(self.learner)
 
     def finish(self) -> dict[str, Any]:

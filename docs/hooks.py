@@ -12,13 +12,21 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from capo_fast.config.help import markdown as settings
+from capo_fast.config import help as tables
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md", "kernels/README.md", "bench/NOTES.md"]
+DOCUMENTS = [
+    "BENCHMARKS.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "kernels/README.md",
+    "bench/NOTES.md",
+    "configs/paper/README.md",
+]
 SHOWN = (".md", ".json", ".png", ".svg")
 """Kinds of files under bench/results/ that pages link to."""
-SETTINGS = "<!-- settings -->"
+TABLES = {"<!-- settings -->": tables.markdown, "<!-- settings of capo sft -->": tables.sft_markdown}
+"""What a page has in place of tables, and what makes them."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -31,5 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     inside = Path(config.docs_dir, page.file.src_uri).exists()
     assert not inside or page.file.src_uri == page.file.name + ".md", "the rule for links takes docs/ to be flat"
-    markdown = markdown.replace("](../", "](") if inside else markdown.replace("](docs/", "](")
-    return markdown.replace(SETTINGS, settings()) if SETTINGS in markdown else markdown
+    text = markdown.replace("](../", "](") if inside else markdown.replace("](docs/", "](")
+    for mark, make in TABLES.items():
+        text = text.replace(mark, make()) if mark in text else text
+    return text

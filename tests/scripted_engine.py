@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from safetensors.torch import load
@@ -46,7 +46,10 @@ class ScriptedEngine:
         return [Completion(name, (), (), "", False) for name in ids]
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        self.weights = {name: weight.detach().clone() for name, weight in weights}
+        self.weights = self.weights | {name: weight.detach().clone() for name, weight in weights}
+
+    def fused_with(self, names: Iterable[str]) -> set[str]:
+        return set(names)
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
         config = json.loads(files["adapter_config.json"])

@@ -134,7 +134,7 @@ def ours(engine: VllmEngine, work: Work) -> dict[str, Any]:
     while stream.rollouts:
         for completion in stream.advance():
             group, i = work.members[completion.id]
-            work.sampler.read_rollout(completion, work.prompts[group], group, i, 1)
+            work.sampler.read_rollout(completion, work.prompts[group], group, i, 0)
     return {"seconds": time.perf_counter() - start, "tokens": stream.traffic.rollout_tokens}
 
 
@@ -148,7 +148,7 @@ def critiqued(engine: VllmEngine, work: Work, streamed: bool, adapter: bool) -> 
         for completion in stream.advance():
             if completion.id in work.members:
                 group, i = work.members[completion.id]
-                held.append(work.sampler.read_rollout(completion, work.prompts[group], group, i, 1))
+                held.append(work.sampler.read_rollout(completion, work.prompts[group], group, i, 0))
         if streamed or not stream.rollouts:
             for request in [request for rollout in held for request in work.sampler.critique_requests(rollout)]:
                 stream.add_critique(request)

@@ -6,6 +6,10 @@ Every step swaps policy and critic in the engine twice and checks both. The trai
 resident memory against the finished steps. Afterwards nothing of it may be left: no process of its session, no file in
 its temporary folder or, while nothing else writes there, in /dev/shm. Exit status 1 where the run failed, something was
 left, or memory grew in the second half by more than `--growth` MiB (a line fitted to it).
+
+    python -m bench.trainer.soak --pushes 50 [--model FOLDER] [--lora none | adapter | merged] [--seed 0] [--json FILE]
+
+Pushes of weights with planted faults, in this process: see bench/trainer/soak_pushes.py.
 """
 
 from __future__ import annotations
@@ -96,8 +100,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--growth", type=float, default=20.0, help="MiB allowed over the second half")
+    parser.add_argument(
+        "--pushes", type=int, default=0, help="cycles of pushes with a planted fault, in place of a run"
+    )
+    parser.add_argument("--model", default="pkg://capo_fast.tiny/model", help="of --pushes")
+    parser.add_argument("--lora", choices=["none", "adapter", "merged"], default="none", help="of --pushes")
+    parser.add_argument("--seed", type=int, default=0, help="of --pushes")
     parser.add_argument("--json", type=Path)
     options, rest = parser.parse_known_args()
+    found, failed = pushes(options) if options.pushes else run(options, rest)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(about(1) | found) + "\n")
+    return int(failed)
+
+
+def pushes(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """What a soak of pushes found, and whether it failed."""
+    from bench.trainer.soak_pushes import soak  # imports transformers, which a run's watcher needs not
+
+    found = soak(options.model, options.lora, options.pushes, options.seed)
+    print(json.dumps(found))
+    return found, bool(found["missed"])
+
+
+def run(options: argparse.Namespace, rest: list[str]) -> tuple[dict[str, Any], bool]:
+    """What a watched run left, and whether it failed."""
     words = [f"--{key}={value}" for key, value in (SMALL | {"train.steps": options.steps}).items()]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=".") as name:
@@ -108,11 +136,8 @@ def main() -> int:
     print({key: value for key, value in found.items() if key != "curve"})
     quarter = max(1, len(found["curve"]) // 8)
     print("step, MiB of the trainer, MiB of all:", *found["curve"][::quarter], found["curve"][-1:], sep="\n  ")
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(about(1) | found) + "\n")
     left = found["processes_left"] or found["files_left"]
-    return int(found["exit_status"] != 0 or bool(left) or found["growth_mib"] > options.growth)
+    return found, found["exit_status"] != 0 or bool(left) or found["growth_mib"] > options.growth
 
 
 if __name__ == "__main__":

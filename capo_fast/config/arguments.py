@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from capo_fast.config.help import usage
-from capo_fast.config.load import DEFAULT_FILE, build_config, read_file
+from capo_fast.config.help import sft_usage, usage
+from capo_fast.config.load import DEFAULT_FILE, build_config, build_kind, read_file
 from capo_fast.config.rules import validate
 from capo_fast.config.schema import Config
-from capo_fast.config.settings import find_setting
+from capo_fast.config.settings import schema_of
+from capo_fast.config.sft import SftConfig, validate_sft
 from capo_fast.errors import ConfigError
 
 
@@ -31,13 +32,22 @@ def load_config(argv: Sequence[str]) -> Config:
     return validate(build_config(*map(read_file, files or [DEFAULT_FILE]), given))
 
 
-def read_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def load_sft_config(argv: Sequence[str]) -> SftConfig:
+    """The same of `capo sft`, which has no file of its own."""
+    if any(word in ("-h", "--help") for word in argv):
+        print(sft_usage())
+        sys.exit(0)
+    files, given = read_arguments(argv, SftConfig)
+    return validate_sft(build_kind(SftConfig, *(read_file(file, SftConfig) for file in files), given))
+
+
+def read_arguments(argv: Sequence[str], kind: Any = Config) -> tuple[list[str], dict[str, Any]]:
     """The files of `--config`, in order, and the other arguments as a flat layer. Raises ConfigError."""
     files: list[str] = []
     layer: dict[str, Any] = {}
     for flag, values in _flags(argv):
         key = flag.removeprefix("--")
-        setting = find_setting(key) if key != "config" else None
+        setting = schema_of(kind).find(key) if key != "config" else None
         if not values:
             raise ConfigError(f"{flag}: wants a value, as {flag} VALUE or {flag}=VALUE")
         if setting is None:

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterator
 from functools import cache
 from itertools import groupby
 from typing import Any
 
 from capo_fast.config.load import DEFAULT_FILE, build_config, by_key, read_algorithm, read_file
 from capo_fast.config.schema import Config
-from capo_fast.config.settings import SETTINGS, Setting
+from capo_fast.config.settings import SETTINGS, Setting, schema_of
+from capo_fast.config.sft import SftConfig
 from capo_fast.markdown import markdown_table
 
 WIDTH = 110
@@ -30,6 +32,18 @@ Settings come in layers, the later one wins key by key:
 The last layer that names an algorithm decides which one it is. The algorithm's own keys, listed here, come in
 just before the other keys of that layer.
 Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a packaged file."""
+
+
+SFT_INTRODUCTION = """\
+usage: capo sft [--nproc N] [--config FILE ...] --model.path DIR --data.path FILE [--section.key VALUE ...]
+
+Fine-tunes a model on conversations, with the loss on the assistant's answers alone, or (--task critic) a
+critic on solutions whose wrong steps are labelled. Checkpoints, resume, metrics and model/ are those of
+`capo train`. The defaults of batch and learning rate are the paper's for its base models.
+
+Settings come in layers, the later one wins key by key: the defaults, YAML files in the order given, the
+command line. Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a
+packaged file."""
 
 
 def usage() -> str:
@@ -53,6 +67,33 @@ def markdown() -> str:
     return "\n".join(parts)
 
 
+def sft_usage() -> str:
+    """The help text of `capo sft`."""
+    lines = [SFT_INTRODUCTION, "", "settings, [default]:"]
+    lines += ["", "  --nproc N  ranks on this machine, started as by torchrun", "  --config FILE ..."]
+    for section, settings in _sft_sections():
+        lines += ["", section] if section else [""]
+        for setting, value in settings:
+            lines += _wrapped(f"--{setting.key}  {setting.wanted}  [{value}]", 2, 8) + _wrapped(setting.text, 6, 6)
+    return "\n".join(lines)
+
+
+def sft_markdown() -> str:
+    """Its tables, as `markdown`."""
+    parts = []
+    for section, settings in _sft_sections():
+        rows = [[f"`{each.key}`", _kinds(each), f"`{value}`", _cell(each)] for each, value in settings]
+        parts.append(f"### {section or 'General'}\n\n{markdown_table(['Setting', 'Type', 'Default', ''], rows)}")
+    return "\n".join(parts)
+
+
+def _sft_sections() -> Iterator[tuple[str, list[tuple[Setting, str]]]]:
+    """Each section of `capo sft` with its settings and their defaults."""
+    values = by_key(SftConfig())
+    for section, settings in groupby(schema_of(SftConfig).settings.values(), _section):
+        yield section, [(each, _value(values[each.key])) for each in settings]
+
+
 def _section(setting: Setting) -> str:
     return setting.key.rpartition(".")[0]
 
@@ -65,10 +106,16 @@ def _entry(setting: Setting) -> list[str]:
 
 
 def _row(setting: Setting) -> list[str]:
-    kind = " or ".join(f"`{word}`" for word in setting.wanted.split(" | "))
     paper, tiny = (f"`{value}`" for value in _defaults(setting.key))
-    text = setting.text.replace("|", "\\|") + (" *May change on a resume.*" if setting.may_change else "")
-    return [f"`{setting.key}`", kind, paper, "" if tiny == paper else tiny, text]
+    return [f"`{setting.key}`", _kinds(setting), paper, "" if tiny == paper else tiny, _cell(setting)]
+
+
+def _kinds(setting: Setting) -> str:
+    return " or ".join(f"`{word}`" for word in setting.wanted.split(" | "))
+
+
+def _cell(setting: Setting) -> str:
+    return setting.text.replace("|", "\\|") + (" *May change on a resume.*" if setting.may_change else "")
 
 
 def _defaults(key: str) -> tuple[str, str]:
@@ -88,7 +135,7 @@ def _algorithms() -> list[str]:
     lines = []
     for name in SETTINGS["algorithm"].schema["enum"]:
         settings = "  ".join(f"{key}={_value(value)}" for key, value in read_algorithm(name).items())
-        lines += _wrapped(f"{name:<8}{settings}", 2, 10)
+        lines += _wrapped(f"{name:<7} {settings}", 2, 10)
     return lines
 
 

@@ -31,10 +31,18 @@ def process(config: Config) -> Rules:
     )
 
 
+def judgment(config: Config) -> Rules:
+    yield (
+        config.credit.when == "wrong-answers",
+        "credit.when: found wrong-answers with credit.process: outcome, wanted always or mixed-groups: right answers "
+        "without a judgment would be compared with wrong ones that have one",
+    )
+
+
 def bonus(config: Config) -> Rules:
     bonus, room = config.reward.format_bonus, config.credit.outcome_weight
     name = "C"
-    if config.has_critic:
+    if config.credit.process in ("steps", "prefix"):
         room, name = room - config.credit.process_weight, "C - P"
     yield (
         0 < bonus >= room,
@@ -118,4 +126,18 @@ def penalty(config: Config) -> Rules:
     yield (
         buffer > longest,
         f"train.overlong_buffer: found {buffer}, wanted at most rollout.max_tokens ({longest})",
+    )
+
+
+def one_step_off(config: Config) -> Rules:
+    found = f"engine.ranks: found {config.engine.ranks}, wanted 0"
+    yield (
+        not reads_engine_logprobs(config),
+        f"{found}, or loss.is_mode: truncate or mask, or policy.old: rollout with several updates per step: rollouts "
+        "are written by weights one version old, and would be trained on as if the current ones had written them",
+    )
+    yield (
+        config.train.dynamic_sampling and config.swaps,
+        f"{found} with train.dynamic_sampling and a frozen critic without LoRA: after its critiques a further round of "
+        "rollouts wants weights back that the learner has changed since",
     )

@@ -9,11 +9,10 @@ decides which one it is, and the algorithm's own keys (configs/algorithms/NAME.y
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter
@@ -21,9 +20,11 @@ from pydantic import TypeAdapter
 from capo_fast.config.core_yaml import CoreDumper, CoreLoader
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.schema import Config
-from capo_fast.config.settings import SECTIONS, SETTINGS, find_setting, shown
+from capo_fast.config.settings import Schema, schema_of, shown
+from capo_fast.config.sft import SftConfig
 from capo_fast.errors import ConfigError
 
+Kind = TypeVar("Kind")
 DEFAULT_FILE = "pkg://capo_fast.configs/tiny.yaml"
 
 
@@ -37,10 +38,15 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     named = [index for index, layer in enumerate(flat) if "algorithm" in layer]
     if named:
         flat.insert(named[-1], read_algorithm(flat[named[-1]]["algorithm"]))
-    values = by_key(Config())
-    for layer in flat:
-        values |= layer
-    return _assemble(values)
+    return build_kind(Config, *flat)
+
+
+def build_kind(kind: type[Kind], *layers: Mapping[str, Any]) -> Kind:
+    """The defaults of a kind of configuration under the given layers, as they are."""
+    values = by_key(kind())
+    for layer in layers:
+        values |= checked_layer(layer, kind)
+    return _assemble(kind, values)
 
 
 def read_algorithm(name: str) -> dict[str, Any]:
@@ -48,70 +54,89 @@ def read_algorithm(name: str) -> dict[str, Any]:
     return read_file(f"pkg://capo_fast.configs/algorithms/{name}.yaml")
 
 
-def by_key(config: Config) -> dict[str, Any]:
+def by_key(config: Any) -> dict[str, Any]:
     """Every value by its dotted key."""
-    return {key: attrgetter(key)(config) for key in SETTINGS}
+    return {key: attrgetter(key)(config) for key in schema_of(type(config)).settings}
 
 
-def config_as_dict(config: Config) -> dict[str, Any]:
+def config_as_dict(config: Any) -> dict[str, Any]:
     """The configuration as nested dictionaries; pairs are lists, so that YAML and JSON can hold it."""
-    return TypeAdapter(Config).dump_python(config, mode="json")
+    nested = TypeAdapter(type(config)).dump_python(config, mode="json")
+    for section, _, name in (key.partition(".") for key in getattr(config, "UNUSED", ())):
+        del nested[section][name]
+    return nested
 
 
-def dump_config(config: Config) -> str:
+def dump_config(config: Any) -> str:
     """YAML text that loads back to an equal configuration; ASCII, as PyYAML misreads some of its own Unicode output."""
     return yaml.dump(config_as_dict(config), Dumper=CoreDumper, sort_keys=False)
 
 
-def changed_settings(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+def changed_settings(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
     """What two starts of one run must not differ in but do: both values by key.
 
     >>> changed_settings(build_config({"seed": 1}), build_config({"seed": 2, "train.steps": 9}))
     {'seed': (1, 2)}
     """
     old, new = by_key(before), by_key(now)
-    fixed = (key for key, setting in SETTINGS.items() if not setting.may_change)
+    fixed = (key for key, setting in schema_of(type(now)).settings.items() if not setting.may_change)
     return {key: (old[key], new[key]) for key in fixed if old[key] != new[key]}
 
 
-def read_file(name: str | Path) -> dict[str, Any]:
+def read_file(name: str | Path, kind: Any = Config) -> dict[str, Any]:
     """A YAML file as a flat layer."""
     path = resolve_path(str(name))
     try:
-        mapping = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=CoreLoader)
-        if not isinstance(mapping, dict) or not mapping:
-            raise ConfigError(f"found {shown(mapping) if mapping else 'nothing'}, wanted a mapping of settings")
-        return checked_layer(mapping)
-    except OSError as error:
-        raise ConfigError(f"{path}: can't read the configuration: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: malformed YAML: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: malformed YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: malformed YAML: nested too deep") from None
+        return checked_layer(_mapping(path), kind)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def checked_layer(layer: Mapping[Any, Any]) -> dict[str, Any]:
+def read_run(path: Path) -> Config | SftConfig:
+    """The `config.yaml` of a run of `capo train` or `capo sft`, of which the latter has a task."""
+    try:
+        found = _mapping(path)
+        return build_kind(SftConfig, found) if "task" in found else build_config(found)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _mapping(path: Path) -> dict[Any, Any]:
+    """Raises ConfigError without the file's name, but where YAML knows the line."""
+    try:
+        mapping = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=CoreLoader)
+    except OSError as error:
+        raise ConfigError(f"can't read the configuration: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{line}malformed YAML: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"malformed YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError("malformed YAML: nested too deep") from None
+    if not isinstance(mapping, dict) or not mapping:
+        raise ConfigError(f"found {shown(mapping) if mapping else 'nothing'}, wanted a mapping of settings")
+    return mapping
+
+
+def checked_layer(layer: Mapping[Any, Any], kind: Any = Config) -> dict[str, Any]:
     """A layer with every key dotted and every value checked against the type and the bounds of its setting.
 
     >>> checked_layer({"rollout": {"n": "8"}, "train.lr": 1})
     {'rollout.n': 8, 'train.lr': 1.0}
     """
     flat: dict[str, Any] = {}
-    for key, value in _leaves(layer):
+    schema = schema_of(kind)
+    for key, value in _leaves(layer, schema):
         if key in flat:
             raise ConfigError(f"{key}: given twice, in its section and with a dot")
-        flat[key] = find_setting(key).convert(value)
+        flat[key] = schema.find(key).convert(value)
     return flat
 
 
-def _leaves(layer: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+def _leaves(layer: Mapping[Any, Any], schema: Schema) -> Iterator[tuple[str, Any]]:
     for key, value in layer.items():
-        if key not in SECTIONS:
+        if key not in schema.sections:
             yield str(key), value
         elif isinstance(value, Mapping):
             yield from ((f"{key}.{inner}", leaf) for inner, leaf in value.items())
@@ -119,8 +144,9 @@ def _leaves(layer: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
             raise ConfigError(f"{key}: found {shown(value)}, wanted a mapping of this section's settings")
 
 
-def _assemble(values: Mapping[str, Any]) -> Config:
+def _assemble(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     top = {key: value for key, value in values.items() if "." not in key}
-    for section, cls in SECTIONS.items():
-        top[section] = cls(**{f.name: values[f"{section}.{f.name}"] for f in dataclasses.fields(cls)})
-    return Config(**top)
+    for section, cls in schema_of(kind).sections.items():
+        inside = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{section}.")}
+        top[section] = cls(**inside)
+    return kind(**top)

@@ -34,7 +34,7 @@ class Part:
 
 def validate(config: Config) -> Config:
     """The same configuration, or a `ConfigError` about the first rule that it breaks."""
-    return _checked(config, [part for part in PARTS.values() if part.used(config)])
+    return check_parts(config, [part for part in PARTS.values() if part.used(config)])
 
 
 def validate_sampling(config: Config, longest: str) -> Config:
@@ -42,10 +42,10 @@ def validate_sampling(config: Config, longest: str) -> Config:
     names = ["address", *SAMPLING[longest]]
     if longest == "critic.max_tokens" and _at_server(config):
         names.append("server")
-    return _checked(config, [PARTS[name] for name in names])
+    return check_parts(config, [PARTS[name] for name in names])
 
 
-def _checked(config: Config, parts: Sequence[Part]) -> Config:
+def check_parts(config: Config, parts: Sequence[Part]) -> Config:
     for part in parts:
         for key in part.bounds:
             SETTINGS[key].check_used(attrgetter(key)(config))
@@ -239,10 +239,12 @@ PARTS = {
     "patience": Part(lambda c: c.asks_server, _patience),
     "lora": Part(lambda c: c.lora.rank > 0, learning.lora, ("lora.alpha",)),
     "process": Part(lambda c: c.credit.process == "steps", learning.process),
+    "judgment": Part(lambda c: c.credit.process == "outcome", learning.judgment),
     "bonus": Part(_always, learning.bonus),
     "ppo": Part(lambda c: c.loss.objective == "ppo", learning.ppo, ("loss.clip_low", "loss.dual_clip")),
     "importance": Part(lambda c: c.loss.is_mode is not None, learning.importance, ("loss.is_high",)),
     "engine's log-probs": Part(learning.reads_engine_logprobs, learning.engine_logprobs),
+    "one step off": Part(lambda c: c.engine.ranks > 0, learning.one_step_off),
     "train": Part(_always, learning.train),
     "carry": Part(lambda c: c.rollout.carry, learning.carry, ("rollout.enough", "rollout.max_staleness")),
     "penalty": Part(lambda c: c.train.truncated == "penalise", learning.penalty),

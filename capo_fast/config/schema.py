@@ -27,7 +27,7 @@ from capo_fast.config.types import STRICT, MayChange
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
-    algorithm: Literal["capo", "grpo", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = "capo"
+    algorithm: Literal["capo", "grpo", "grpo_genorm", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = "capo"
     """Named algorithm: sets its own keys, any of which may be overridden after it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random draw of the run comes from it."""
@@ -68,14 +68,30 @@ class Config:
         return self.credit.process != "none"
 
     @property
+    def merges(self) -> bool:
+        """Whether the engine holds a LoRA adapter merged into the base; `with_merging` decides what `auto` is."""
+        return self.lora.rank > 0 and self.engine.merge_lora is True
+
+    @property
     def swaps(self) -> bool:
         """Whether the critic's weights take the policy's place in the engine."""
-        return self.has_critic and self.critic.mode == "frozen" and self.lora.rank == 0
+        return self.has_critic and self.critic.mode == "frozen" and (self.lora.rank == 0 or self.merges)
 
     @property
     def asks_server(self) -> bool:
         """Whether critiques come from a server."""
         return self.has_critic and self.critic.mode == "endpoint"
+
+    @property
+    def input_paths(self) -> dict[str, str | None]:
+        """The settings that name what this run reads, by key; None where it reads none."""
+        return {
+            "data.path": self.data.path,
+            "eval.path": self.eval.path,
+            "model.path": self.model.path,
+            "critic.path": self.critic.path if self.swaps else None,
+            "critic.prompt": self.critic.prompt if self.has_critic else None,
+        }
 
     @property
     def streams(self) -> bool:
@@ -97,3 +113,10 @@ class Config:
             dual_clip=loss.dual_clip if loss.objective == "ppo" else None,
             is_low=loss.is_low if loss.is_mode == "mask" else 0.0,
         )
+
+
+def with_merging(config: Config, on_cpu: bool) -> Config:
+    """The configuration with `engine.merge_lora: auto` decided: vLLM's LoRA kernels are slow on a CPU."""
+    if config.engine.merge_lora != "auto":
+        return config
+    return replace(config, engine=replace(config.engine, merge_lora=on_cpu))

@@ -142,9 +142,17 @@ class EngineConfig:
     kv_cache_gb: MayChange[PositiveFloat] = 4.0
     """Size of the engine's key/value cache, GiB per rank."""
     enforce_eager: bool = False
-    """Skip compilation and CUDA graphs: starts in seconds, decodes more slowly."""
+    """Skip compilation and CUDA graphs: starts in seconds, decodes more slowly. Compiled code is kept for later starts
+    in vLLM's cache, $VLLM_CACHE_ROOT or vllm in $XDG_CACHE_HOME or ~/.cache."""
+    merge_lora: MayChange[bool | Literal["auto"]] = "auto"
+    """Whether the engine holds a LoRA adapter merged into the base. Critiques by the base then wait for the last
+    rollout: base and policy take turns, the adapted weights alone. auto: on a CPU, where vLLM is much slower with
+    adapters."""
     tensor_parallel: MayChange[PositiveInt] = 1
     """Ranks that hold one engine together, each a slice of every weight; the number of ranks is a multiple of it."""
+    ranks: NonNegativeInt = 0
+    """The last so many ranks only hold engines, the others only learn: a step's rollouts are generated while the step
+    before is learned, by weights one version old. 0: every rank does both, in turns."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -208,14 +216,22 @@ class EndpointConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class CreditConfig:
-    process: Literal["steps", "prefix", "none"] = "steps"
-    """What wrong steps do: penalise their own tokens (CAPO), cut credit from the first one on (prefix), or nothing."""
+    process: Literal["steps", "prefix", "outcome", "none"] = "steps"
+    """What the critic is for: wrong steps penalise their own tokens (CAPO), or cut credit from the first one on
+    (prefix); outcome: its judgment of the whole solution joins the verdict (the paper's GRPO-GenORM); none: no
+    critic."""
     outcome_weight: NonNegativeFloat = 2.0
     """C, the weight of the outcome reward."""
     process_weight: NonNegativeFloat = 1.0
     """P, the weight of the process penalty; C > P is a rule of the paper."""
     allow_process_dominance: bool = False
     """Accept C <= P, against the paper's finding that accuracy then falls."""
+    judgment_scale: NonNegativeFloat = 1.0
+    """outcome: alpha of the reward sigmoid(alpha * judgment) + beta * verdict - 1, in which the judgment is the share
+    of critiques that found the solution right, 0.5 where none can be read. The paper does not state alpha, nor how
+    several critiques are joined."""
+    verdict_scale: NonNegativeFloat = 2.0
+    """outcome: beta of that reward, which the paper does not state either; 2 makes the verdict +1 or -1."""
     norm: Norm = "group-token"
     """Normalisation of token rewards within a group."""
     std_floor: NonNegativeFloat | None = None

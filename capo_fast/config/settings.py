@@ -7,7 +7,7 @@ import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import chain
 from typing import Annotated, Any, get_type_hints
 
@@ -104,6 +104,8 @@ def in_words(schema: Mapping[str, Any]) -> str:
             return " | ".join(map(in_words, kinds))
         case {"enum": words}:
             return " | ".join(words)
+        case {"const": word}:
+            return str(word)
         case {"prefixItems": items}:
             return ",".join(map(in_words, items))
         case {"items": item}:
@@ -122,40 +124,64 @@ def shown(value: Any) -> str:
     return reprlib.repr(value)
 
 
-def find_setting(key: str) -> Setting:
-    """Raises ConfigError that names the nearest key; a bare field name counts as its dotted key."""
-    if key in SETTINGS:
-        return SETTINGS[key]
-    near = _nearest(key)
-    hint = f"did you mean {near}?" if near else "--help lists them all"
-    raise ConfigError(f"{key if key and key.isprintable() else repr(key)}: unknown setting; {hint}")
+@dataclass(frozen=True)
+class Schema:
+    """The settings of one kind of run: `Config`, or `SftConfig`."""
+
+    sections: dict[str, Any]
+    """Dataclass of every section, by its name."""
+    settings: dict[str, Setting]
+    """Every setting by its dotted key: those of no section first."""
+
+    def find(self, key: str) -> Setting:
+        """Raises ConfigError that names the nearest key; a bare field name counts as its dotted key."""
+        if key in self.settings:
+            return self.settings[key]
+        near = self._nearest(key)
+        hint = f"did you mean {near}?" if near else "--help lists them all"
+        raise ConfigError(f"{key if key and key.isprintable() else repr(key)}: unknown setting; {hint}")
+
+    def _nearest(self, key: str) -> str | None:
+        """The setting that is spelled most like `key`, or whose text has its words, as `learning_rate` of train.lr."""
+        bare = {name.rpartition(".")[2]: name for name in reversed(self.settings)}
+        close = partial(difflib.get_close_matches, key, [*self.settings, *bare], n=1)
+        words = key.rpartition(".")[2].replace("_", " ").lower()
+        described = [n for n, setting in self.settings.items() if " " in words and words in setting.text.lower()]
+        near = [*close(cutoff=0.8), *described, *close(cutoff=0.5)]
+        return bare.get(near[0], near[0]) if near else None
 
 
-def _nearest(key: str) -> str | None:
-    """The setting that is spelled most like `key`, or else whose text has its words, as `learning_rate` of train.lr."""
-    bare = {name.rpartition(".")[2]: name for name in reversed(SETTINGS)}
-    close = partial(difflib.get_close_matches, key, [*SETTINGS, *bare], n=1)
-    words = key.rpartition(".")[2].replace("_", " ").lower()
-    described = [name for name, setting in SETTINGS.items() if " " in words and words in setting.text.lower()]
-    near = [*close(cutoff=0.8), *described, *close(cutoff=0.5)]
-    return bare.get(near[0], near[0]) if near else None
+def schema_of(kind: Any) -> Schema:
+    """The settings of a configuration's class, but for those that it names in `UNUSED`."""
+    return _schema(kind)
 
 
-SECTIONS: dict[str, Any] = {k: t for k, t in get_type_hints(Config).items() if dataclasses.is_dataclass(t)}
-"""Dataclass of every section, by its name."""
+@cache
+def _schema(kind: Any) -> Schema:
+    sections = {name: cls for name, cls in get_type_hints(kind).items() if dataclasses.is_dataclass(cls)}
+    unused = getattr(kind, "UNUSED", ())
+    found = {each.key: each for each in _all_settings(kind, sections) if each.key not in unused}
+    return Schema(sections, found)
 
 
-def _all_settings(cls: Any, prefix: str = "", all_may_change: bool = False) -> Iterator[Setting]:
-    """Those of the tree or of one section, in order, but those of no section first."""
+def _all_settings(cls: Any, sections: Mapping[str, Any], prefix: str = "", may: bool = False) -> Iterator[Setting]:
+    """Those of the tree or of one section, in order, but those of no section first. may: all may change on a resume."""
     types, inner = get_type_hints(cls, include_extras=True), []
     for name, field in cls.__pydantic_fields__.items():
-        may_change = all_may_change or "may_change" in (field.json_schema_extra or {})
-        if cls is Config and name in SECTIONS:
-            inner.append(_all_settings(SECTIONS[name], f"{name}.", may_change))
+        may_change = may or "may_change" in (field.json_schema_extra or {})
+        if name in sections:
+            inner.append(_all_settings(sections[name], {}, f"{name}.", may_change))
         else:
-            yield Setting(f"{prefix}{name}", " ".join(field.description.split()), may_change, types[name])
+            yield Setting(f"{prefix}{name}", _text(cls, name), may_change, types[name])
     yield from chain.from_iterable(inner)
 
 
-SETTINGS: dict[str, Setting] = {setting.key: setting for setting in _all_settings(Config)}
-"""Every setting by its dotted key: those of no section first."""
+def _text(cls: Any, name: str) -> str:
+    """A field's docstring on one line. Pydantic reads them in the class that declares the field alone."""
+    declared = (base.__dict__.get("__pydantic_fields__", {}).get(name) for base in cls.__mro__)
+    return " ".join(next(each.description for each in declared if each and each.description).split())
+
+
+SECTIONS = schema_of(Config).sections
+SETTINGS = schema_of(Config).settings
+find_setting = schema_of(Config).find

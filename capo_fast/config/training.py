@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from annotated_types import Gt, Le
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from capo_fast.config.types import (
@@ -125,9 +125,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class SyncConfig:
-    probe_sequences: PositiveInt = 4
+    probe_sequences: PositiveInt = 1
     """Sequences of the canary's probe batch."""
-    probe_tokens: PositiveInt = 32
-    """Tokens of each."""
+    probe_tokens: Annotated[int, Field(ge=2)] = 40
+    """Tokens of each: over 32, a block of vLLM's cache on a CPU, a stale prefix is seen as well."""
     max_logprob_gap: PositiveFloat | None = None
     """Largest mean |difference| of the probe's log-probs; None: 1e-4 in float32, 0.1 in bfloat16."""

@@ -9,13 +9,15 @@ Letters: T response tokens of all samples, B samples, S steps, G groups.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import torch
 
 import capo_kernels as ck
-from capo_fast.config.schema import Config
+from capo_fast.config.schema import Config, CreditConfig
 from capo_fast.records import CreditedSample, Rollout, Sample
 
 
@@ -95,6 +97,8 @@ def outcome_reward(sample: Sample, config: Config) -> float:
     reward = sample.outcome
     if config.credit.process == "prefix" and reward < 1:
         reward = 0.5
+    if config.credit.process == "outcome":
+        reward = judged_reward(sample, config.credit)
     others = [value for value in sample.rewards[1:] if value is not None]
     reward += sum(weight * value for weight, value in zip(config.reward.weights, others, strict=True))
     if config.reward.format_bonus and "\\boxed{" in sample.rollout.text:
@@ -102,6 +106,18 @@ def outcome_reward(sample: Sample, config: Config) -> float:
     if config.train.truncated == "penalise":
         reward -= overlong_penalty(sample.rollout, config.rollout.max_tokens, config.resolved_overlong_buffer)
     return reward
+
+
+def judged_reward(sample: Sample, credit: CreditConfig) -> float:
+    """sigmoid(alpha * judgment) + beta * verdict - 1, the reward of the paper's GRPO-GenORM.
+
+    [us] The judgment is the share of the readable critiques that found no step wrong: votes are averaged before the
+    sigmoid. Where none can be read it is 0.5, for no opinion: the critique is counted as abstained.
+    """
+    assert sample.outcome is not None  # such a sample has no reward
+    said = [float(not critique.wrong_steps) for critique in sample.critiques if not critique.abstained]
+    judgment = fmean(said) if said else 0.5
+    return 1 / (1 + math.exp(-credit.judgment_scale * judgment)) + credit.verdict_scale * sample.outcome - 1
 
 
 def overlong_penalty(rollout: Rollout, max_tokens: int, buffer: int) -> float:
@@ -116,10 +132,11 @@ def overlong_penalty(rollout: Rollout, max_tokens: int, buffer: int) -> float:
 def step_penalties(sample: Sample, process: str, judged: bool = True) -> tuple[float, ...]:
     """[S], what the process weight P multiplies; zeros where the group was not judged.
 
-    steps: the votes (CAPO). prefix: 1 from the first step voted wrong on, in wrong answers alone (VPPO). none: zeros.
+    steps: the votes (CAPO). prefix: 1 from the first step voted wrong on, in wrong answers alone (VPPO). none,
+    outcome: zeros.
     """
     votes = sample.step_wrong
-    if process == "none" or not judged:
+    if process in ("none", "outcome") or not judged:
         return (0.0,) * len(votes)
     if process == "steps":
         return votes

@@ -82,6 +82,19 @@ def parse_critique(text: str, num_steps: int, finished: bool = True) -> Critique
     return Critique(abstained, frozenset(wrong), named - in_range, text, truncated)
 
 
+def parse_judgment(text: str, num_steps: int, finished: bool = True) -> Critique:
+    """What one answer of the critic says about the whole solution: every step is wrong after a No, none after a Yes.
+
+    The list of wrong steps, if there is one, is not read. Without a verdict the critique abstains.
+
+    >>> [sorted(parse_judgment(text, 2).wrong_steps) for text in ("Judgment: No", "Judgment: Yes")]
+    [[0, 1], []]
+    """
+    verdict, _ = _last_verdict(text.translate(_PLAIN))
+    wrong = range(num_steps) if verdict == "no" else ()
+    return Critique(verdict is None, frozenset(wrong), 0, text, truncated=verdict is None and not finished)
+
+
 def _last_verdict(text: str) -> tuple[str | None, int]:
     """The last judgment's `yes` or `no`, and where its line (or the part of it before a list) ends."""
     headers = list(_HEADER.finditer(text))

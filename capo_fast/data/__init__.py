@@ -1,7 +1,17 @@
 """Training and test problems: from files and data sets to prompts, and the order in which they are drawn."""
 
 from capo_fast.data.chat import ChatTemplate, render_prompts
-from capo_fast.data.fields import DataError, Problem, read_problem, row_id, text_field
+from capo_fast.data.fields import (
+    DataError,
+    Message,
+    Problem,
+    find,
+    read_messages,
+    read_problem,
+    row_id,
+    shown_messages,
+    text_field,
+)
 from capo_fast.data.index import PromptSet, Source, build_index, open_prompts
 from capo_fast.data.problems import Problems, PromptOrder
 from capo_fast.data.rows import Row, read_rows
@@ -9,6 +19,7 @@ from capo_fast.data.rows import Row, read_rows
 __all__ = [
     "ChatTemplate",
     "DataError",
+    "Message",
     "Problem",
     "Problems",
     "PromptOrder",
@@ -16,10 +27,13 @@ __all__ = [
     "Row",
     "Source",
     "build_index",
+    "find",
     "open_prompts",
+    "read_messages",
     "read_problem",
     "read_rows",
     "render_prompts",
     "row_id",
+    "shown_messages",
     "text_field",
 ]

@@ -81,21 +81,22 @@ class ChatTemplate:
             raise DataError(f"the prompt of problem {problem.id!r} has {len(ids)} tokens, wanted at most {room}")
         return Prompt(problem.id, problem.problem, problem.answer, problem.solution, ids, problem.columns)
 
-    def ids(self, chat: Sequence[Message]) -> tuple[int, ...]:
-        """The tokens of a prompt. Special tokens that a message spells stay text.
+    def ids(self, chat: Sequence[Message], answered: bool = False) -> tuple[int, ...]:
+        """The tokens of a prompt, opened for its answer; of a conversation as it is where it is `answered`. Special
+        tokens that a message spells stay text.
 
         Each is broken by a character that no text has, and the tokens of that character are left out.
         """
         whole = self._with_system(chat)
         if not any(self._specials.search(content) for _, content in chat):
-            return tuple(self._apply(whole, tokenize=True))
+            return tuple(self._apply(whole, tokenize=True, answered=answered))
         taken = "".join(content for _, content in whole)
         mark = next(character for character in map(chr, range(0xE000, 0xF900)) if character not in taken)
         broken = [
             (role, self._specials.sub(lambda token: f"{token[0][0]}{mark}{token[0][1:]}", content))
             for role, content in chat
         ]
-        text = self._apply(self._with_system(broken), tokenize=False)
+        text = self._apply(self._with_system(broken), tokenize=False, answered=answered)
         if not self.tokenizer.is_fast:
             raise DataError("model.path: a prompt spells a special token, which only a fast tokenizer can read as text")
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -130,6 +131,10 @@ class ChatTemplate:
         size = sum(len(text.encode()) for text in texts)
         return size + self._frame(tuple(role for role, _ in problem.messages) or ("user",)) <= room
 
+    def check(self, roles: tuple[str, ...]) -> None:
+        """Raises DataError where the template leaves out the problem, or the system message, of such a chat."""
+        self._frame(roles)
+
     def shows_date(self) -> bool:
         """Whether the template writes the date."""
         return "strftime_now" in str(self.tokenizer.chat_template)
@@ -149,7 +154,7 @@ class ChatTemplate:
         *before, (role, _) = self._with_system(chat)
         if PROBE not in self._apply([*before, (role, PROBE)], tokenize=False):
             raise DataError(
-                f"model.path: the chat template of {self._name} leaves out or changes the last message, which "
+                f"model.path: the chat template of {self.name} leaves out or changes the last message, which "
                 "holds the problem"
             )
 
@@ -161,22 +166,22 @@ class ChatTemplate:
             own = "system" in [role for role, _ in chat]
             where = "data.prompt_field: a row has a" if own else "data.system_prompt: found a"
             advice = "" if own else ", wanted none (data.system_prompt: null)"
-            raise DataError(f"{where} system message, which the chat template of {self._name} leaves out{advice}")
+            raise DataError(f"{where} system message, which the chat template of {self.name} leaves out{advice}")
 
     def _with_system(self, chat: Sequence[Message]) -> list[Message]:
         if self.system_prompt is None or any(role == "system" for role, _ in chat):
             return list(chat)
         return [("system", self.system_prompt), *chat]
 
-    def _apply(self, chat: Sequence[Message], tokenize: bool) -> Any:
+    def _apply(self, chat: Sequence[Message], tokenize: bool, answered: bool = False) -> Any:
         """The tokens, or the text."""
         if not self.tokenizer.chat_template:
-            raise DataError(f"model.path: the tokenizer of {self._name} has no chat template")
+            raise DataError(f"model.path: the tokenizer of {self.name} has no chat template")
         messages = [{"role": role, "content": content} for role, content in chat]
         given = {**self.arguments, **({"strftime_now": self._clock} if self.shows_date() else {})}
         try:
             return self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=tokenize, return_dict=False, **given
+                messages, add_generation_prompt=not answered, tokenize=tokenize, return_dict=False, **given
             )
         except (TemplateError, ValueError, TypeError) as error:
             hint = "; if it takes no system message, set data.system_prompt: null" if chat[0][0] == "system" else ""
@@ -188,7 +193,8 @@ class ChatTemplate:
         return datetime.combine(today, time()).strftime(form)
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """Of the tokenizer, in messages."""
         return repr(self.tokenizer.name_or_path)
 
     @cached_property

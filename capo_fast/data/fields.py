@@ -58,7 +58,7 @@ def read_problem(
         raise DataError(f"{where}: found {type(row).__name__}, wanted an object with the fields of a problem")
     given = find(row, fields.prompt_field)
     messages = _messages(where, given, fields.prompt_field) if isinstance(given, list) else ()
-    problem = _shown(messages) if messages else text_field(where, row, fields.prompt_field, "data.prompt_field")
+    problem = shown_messages(messages) if messages else text_field(where, row, fields.prompt_field, "data.prompt_field")
     return Problem(
         id=row_id(where, row, number, fields.id_field, "data.id_field"),
         problem=problem,
@@ -184,6 +184,14 @@ def _solution(where: str, row: Mapping[str, Any], field: str | None) -> str | No
 
 def _messages(where: str, given: list[Any], field: str) -> tuple[Message, ...]:
     name = f"field {field!r} (data.prompt_field)"
+    found = read_messages(where, given, name)
+    if (last := found[-1][0]) != "user":
+        raise DataError(f"{where}: {name}: the last message is of {last}, wanted one of user, which the policy answers")
+    return found
+
+
+def read_messages(where: str, given: list[Any], name: str) -> tuple[Message, ...]:
+    """The messages of a list, at least one. name: the field's, in messages. Raises DataError."""
     found = []
     for each in given:
         if not isinstance(each, dict) or each.get("role") not in ROLES or "content" not in each:
@@ -195,11 +203,10 @@ def _messages(where: str, given: list[Any], field: str) -> tuple[Message, ...]:
         found.append((each["role"], as_text(where, each["content"], f"{name}, content of a message")))
     if not found:
         raise DataError(f"{where}: {name}: found an empty list, wanted messages")
-    if (last := found[-1][0]) != "user":
-        raise DataError(f"{where}: {name}: the last message is of {last}, wanted one of user, which the policy answers")
     return tuple(found)
 
 
-def _shown(messages: tuple[Message, ...]) -> str:
+def shown_messages(messages: tuple[Message, ...]) -> str:
+    """As one text: of several, all but the system's."""
     said = [message for message in messages if message[0] != "system"]
     return said[0][1] if len(said) == 1 else "\n\n".join(f"{role}: {content}" for role, content in said)

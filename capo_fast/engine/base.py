@@ -35,7 +35,13 @@ class Engine(Completer, Protocol):
     """A generation engine in this process, whose weights are pushed from outside."""
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Replace all weights by one whole version, in Hugging Face names, and forget every cached prefix."""
+        """Replace the weights of these Hugging Face names, and forget every cached prefix.
+
+        Of weights that `fused_with` gives together, all must come.
+        """
+
+    def fused_with(self, names: Iterable[str]) -> set[str]:
+        """These names, and those of all weights that the engine keeps in one piece with theirs."""
 
     def checksums(self) -> dict[str, float]:
         """`checksum` of every weight the engine computes with, by its Hugging Face name."""
@@ -61,7 +67,8 @@ class Engine(Completer, Protocol):
     def score(self, sequences: Sequence[Sequence[int]], base: Sequence[bool] | None = None) -> list[list[float]]:
         """Log-prob of each token after the first, natural log, temperature 1; all in one batch.
 
-        base: which sequences go without the policy's adapter; None: none of them.
+        base: which sequences go without the policy's adapter; None: none of them. Raises EngineError where a prefix of
+        the first sequence is cached: none outlives a push.
         """
 
 

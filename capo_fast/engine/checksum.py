@@ -5,27 +5,47 @@ Letters: N rows and K columns of a weight.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
-CHECKSUM_ROWS = 8192
-"""Rows that are widened to float64 at once."""
+BLOCK = {"cpu": 2**17, "cuda": 2**26}
+"""Entries that are widened to float64 at once: on a CPU what its cache holds."""
 
 
-def signs(size: int, device: torch.device | None = None, start: int = 0) -> torch.Tensor:
-    """float64 [size] of fixed, irregular +1 and -1: those of the places from `start` on."""
+@lru_cache(maxsize=256)
+def place_weights(size: int, device: torch.device, start: int = 0, column: bool = False) -> torch.Tensor:
+    """float64 [size] of fixed, irregular numbers of 2 to 3 and -2 to -3: those of the places from `start` on.
+
+    No two places weigh the same, rows and columns differ: no permutation and no transposition leaves a checksum as it
+    was.
+    """
     places = torch.arange(start + 1, start + size + 1, dtype=torch.float64, device=device)
-    return torch.sin(places**2).sign()
+    wave = torch.sin(places**2 + column)
+    return wave + 2 * wave.sign()
+
+
+def row_sums(weight: torch.Tensor, column: int = 0) -> torch.Tensor:
+    """float64 [N], each row summed by the weights of its places: exact to float64's rounding. A vector as it is.
+
+    column: of a slice, where in the whole its first entry is.
+    """
+    if weight.ndim == 1:
+        return weight.double()
+    places_K = place_weights(weight.shape[1], weight.device, column, column=True)
+    block = max(1, BLOCK[weight.device.type] // max(1, weight.shape[1]))
+    return torch.cat([rows.double() @ places_K for rows in weight.split(block)])
+
+
+def checksum_of_rows(sums_N: torch.Tensor, row: int = 0) -> torch.Tensor:
+    """float64 [], on its device: the checksum of the weight with these `row_sums`."""
+    return sums_N @ place_weights(len(sums_N), sums_N.device, row)
 
 
 def checksum(weight: torch.Tensor, row: int = 0, column: int = 0) -> float:
-    """`signs(N) . W . signs(K)` of a matrix, `signs(N) . w` of a vector, in float64.
+    """Depends on every entry of a matrix or vector and on its place.
 
-    It depends on every entry and on its place; of bfloat16 and float32 weights it is exact to float64's rounding.
-    row, column: of a slice, where in the whole its first entry stands; the checksums of all slices add up to that of
-    the whole.
+    row, column: of a slice, where in the whole its first entry is; the checksums of all slices add up to that of the
+    whole.
     """
-    signs_N = signs(len(weight), weight.device, row)
-    if weight.ndim == 1:
-        return float(weight.double() @ signs_N)
-    signs_K = signs(weight.shape[1], weight.device, column)
-    return float(torch.cat([rows.double() @ signs_K for rows in weight.split(CHECKSUM_ROWS)]) @ signs_N)
+    return checksum_of_rows(row_sums(weight, column), row).item()

@@ -1,8 +1,8 @@
 """vLLM in the trainer's process, the only place where it is built and asked.
 
 The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, or with its neighbours a slice of one
-(`engine.tensor_parallel`); these must ask the same in the same order. Weights are pushed as one whole version through
-one `reload_weights` (several reloads a version corrupt it, SkyRL); vLLM takes each rank's slices.
+(`engine.tensor_parallel`); these must ask the same in the same order. Weights are copied into the model in place, each
+rank's slices: vLLM's own reload takes twice as long, and leaves out nothing.
 
 vllm is imported inside functions: this takes seconds, and it reads the environment variables that `_start` sets.
 """
@@ -16,8 +16,9 @@ import re
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import torch
 
 from capo_fast.config.schema import EngineConfig, LoraConfig
 from capo_fast.engine.base import EngineError
-from capo_fast.engine.vllm_weights import adapter_checksums, weight_checksums, weight_names
+from capo_fast.engine.vllm_weights import adapter_checksums, fused_names, load_weights, weight_checksums, weight_names
 from capo_fast.errors import ConfigError
 from capo_fast.pretrained import read_config
 from capo_fast.records import Completion, Request
@@ -40,15 +41,15 @@ class VllmEngine:
     pause_s = 0.0
 
     def __init__(self, model_path: str, config: EngineConfig, lora: LoraConfig | None = None) -> None:
-        """model_path: folder or hub id. Without `lora` its weights are placeholders until the first `load`, with it
-        they are the base, for good."""
+        """model_path: folder or hub id, whose weights it has until the first `load`. lora: None where none are pushed;
+        with a rank, unless `config.merge_lora` is true, it takes adapters."""
         check_version(installed_version())
         pushed, lora = lora is not None, lora or LoraConfig()
         self._adapter: Any = None
         self._versions = 0
         self._asleep = False
         self._sleep_level = 1 if lora.rank else 2
-        """1 keeps the weights on the host: nothing loads the base again. 2 drops them."""
+        """1 keeps the weights on the host: nothing loads the whole base again. 2 drops them."""
         with ExitStack() as undo:
             path = undo.enter_context(without_brackets(model_path))
             try:
@@ -104,8 +105,12 @@ class VllmEngine:
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         with self._waking():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            self._llm.apply_model(partial(load_weights, weights=weights))
         self.forget_prefixes()
+
+    def fused_with(self, names: Iterable[str]) -> set[str]:
+        fused = self._llm.apply_model(fused_names)[0]
+        return set().union(*(fused[name] for name in names))
 
     def checksums(self) -> dict[str, float]:
         try:
@@ -134,7 +139,8 @@ class VllmEngine:
         self.forget_prefixes()
 
     def forget_prefixes(self) -> None:
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise EngineError("vLLM kept its cached prefixes: requests are under way")
 
     def sleep(self) -> None:
         # Never run on a GPU yet; on a CPU there is nothing to free.
@@ -160,9 +166,17 @@ class VllmEngine:
         from vllm.inputs import TokensPrompt
 
         params = SamplingParams(temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
+        first = SamplingParams(
+            temperature=1.0, max_tokens=1, prompt_logprobs=0, detokenize=False, skip_reading_prefix_cache=False
+        )
         prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
         adapters = [None if is_base else self._adapter for is_base in base or [False] * len(sequences)]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=adapters)
+        asked = [first, *[params] * (len(prompts) - 1)]
+        outputs = self._llm.generate(prompts, asked, use_tqdm=False, lora_request=adapters)
+        if outputs[0].num_cached_tokens:
+            raise EngineError(
+                f"vLLM still has {outputs[0].num_cached_tokens} tokens of a prefix cached, wanted none after a push"
+            )
         return [
             [at[token].logprob for token, at in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
             for sequence, output in zip(sequences, outputs, strict=True)
@@ -267,7 +281,7 @@ def _start(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
             seed=0,
             enable_sleep_mode=not on_cpu,
             **_cpu_prefill(config.max_model_len) if on_cpu else {},
-            **_one_adapter(lora, on_cpu) if lora.rank > 0 else {},
+            **_one_adapter(lora, on_cpu) if lora.rank > 0 and config.merge_lora is not True else {},
         )
     random.setstate(states[0])
     np.random.set_state(states[1])

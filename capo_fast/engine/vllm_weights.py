@@ -1,7 +1,11 @@
-"""What a vLLM model computes with, as checksums by Hugging Face and PEFT names; runs inside vLLM's workers.
+"""What a vLLM model computes with, by Hugging Face and PEFT names: pushed and summed; runs inside vLLM's workers.
 
-Under tensor parallelism each rank sums its slices, at their places in the whole, and the ranks add up. What several
-ranks hold (norms, key/value heads fewer than ranks) counts with its share on each: every copy is looked at.
+Under tensor parallelism each rank holds slices. Each sums its own, at their places in the whole, and the ranks add up.
+What several ranks hold (norms, key/value heads fewer than ranks) counts with its share on each: every copy is read.
+
+vLLM's CPU kernels keep packed copies of matrices, most of them nothing else. What was packed is summed up before. When
+sums are read, the packed copy is proved: its product with the places' weights has to give the row sums, within the
+kernel's rounding. One that doesn't, or that another than `load_weights` packed, is unpacked and summed.
 
 vllm is imported inside functions, as in vllm.py.
 
@@ -10,46 +14,129 @@ Letters: N rows and K columns of a weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
-from capo_fast.engine.checksum import checksum
+from capo_fast.engine.base import EngineError
+from capo_fast.engine.checksum import checksum_of_rows, place_weights, row_sums
+
+KERNEL_TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+"""How far a kernel's row sum may be from the exact one, of that and the matrix's root mean square together. A kernel
+that is less exact costs time: its matrices are unpacked."""
+GROUP = 64
+"""Columns that a kernel sums up at once, in its own precision."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the whole a rank's slice of a weight is: first row and column, rows and columns; and of how many equal
+    copies on the ranks it is one."""
+
+    row: int
+    column: int
+    rows: int
+    columns: int
+    copies: int = 1
+
+    def cut(self, whole: torch.Tensor) -> torch.Tensor:
+        rows = whole[self.row : self.row + self.rows]
+        return rows if whole.ndim == 1 else rows[:, self.column : self.column + self.columns]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `linear`, a module's function over its packed copy, was made from: its `row_sums`."""
+
+    linear: Any
+    sums_N: torch.Tensor
+
+
+_packed: WeakKeyDictionary[Any, Packed] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight by its Hugging Face name: the module that has it, alone or fused with others, and which of them."""
+
+    module: Any
+    kind: str
+    """`weight` or `bias`."""
+    index: int
+    places: list[Place]
+    """Of all that are fused."""
+    is_head: bool
+
+    @property
+    def place(self) -> Place:
+        return self.places[self.index]
+
+    @property
+    def packed_alone(self) -> bool:
+        """Whether the kernel's packed copy is all that is kept."""
+        return self.packed and self.module.weight.numel() == 0
+
+    @property
+    def packed(self) -> bool:
+        """Whether a packed copy is computed with. The embeddings have one as well, which is not."""
+        linear = self.is_head or self.module.weight.numel() == 0
+        return self.kind == "weight" and hasattr(self.module, "cpu_linear") and linear
+
+
+@torch.no_grad()
+def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Copy weights into those of these names, in place; pack anew what the kernels keep packed.
+
+    Of a packed matrix that vLLM has fused from several, all must come. Raises EngineError for a name it doesn't know.
+    """
+    known = _weights(model)
+    waiting: dict[Any, dict[int, torch.Tensor]] = {}
+    for name, whole in weights:
+        if name not in known:
+            raise EngineError(f"vLLM's model has no weight {name}")
+        weight = known[name]
+        piece = weight.place.cut(whole)
+        if not weight.packed_alone:
+            _held(weight)[weight.index].copy_(piece)
+            if weight.packed:
+                _pack(weight, weight.module.weight)
+            continue
+        parts = waiting.setdefault(weight.module, {})
+        parts[weight.index] = piece
+        if len(parts) == len(weight.places):
+            del waiting[weight.module]
+            fused = piece if len(parts) == 1 else torch.cat([parts[i] for i in range(len(parts))])
+            _pack(weight, fused.to(weight.module.weight.dtype).contiguous())
 
 
 @torch.no_grad()
 def weight_checksums(model: Any) -> dict[str, float]:
     """`checksum` of every weight by Hugging Face name; an adapter's apart."""
-    found: dict[str, float] = {}
-    for name, module in _weighted_modules(model):
-        names = _parts(model, name)
-        weights = _weight_checksums(module, is_head=name.endswith("lm_head"))
-        found |= zip((f"{part}.weight" for part in names), weights, strict=True)
-        if isinstance(getattr(module, "bias", None), torch.Tensor):
-            found |= zip((f"{part}.bias" for part in names), _bias_checksums(module), strict=True)
+    found: dict[str, torch.Tensor] = {}
+    sums: Sequence[torch.Tensor] = ()
+    for name, weight in _weights(model).items():
+        if weight.index == 0:
+            sums = _row_sums(weight)
+        found[name] = checksum_of_rows(sums[weight.index], weight.place.row) / weight.place.copies
     return _summed_over_ranks(found)
 
 
 def weight_names(model: Any) -> set[str]:
     """Hugging Face's names of all weights."""
-    return {
-        f"{part}.{kind}"
-        for name, module in _weighted_modules(model)
-        for part in _parts(model, name)
-        for kind in ("weight", "bias")
-        if isinstance(getattr(module, kind, None), torch.Tensor)
-    }
+    return set(_weights(model))
 
 
-def _weighted_modules(model: Any) -> Iterator[tuple[str, Any]]:
-    """Modules that have a weight of the model, by vLLM's names."""
-    from vllm.lora.layers import BaseLayerWithLoRA
-
-    # A tied head of vLLM 0.27 is the embedding's own module: one module under two names.
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(getattr(module, "weight", None), torch.Tensor) and not isinstance(module, BaseLayerWithLoRA):
-            yield name.removesuffix(".base_layer"), module
+def fused_names(model: Any) -> dict[str, set[str]]:
+    """Each weight's name with those of all that vLLM has fused with it into one."""
+    fused: dict[tuple[Any, str, bool], set[str]] = {}
+    known = {name: (weight.module, weight.kind, weight.is_head) for name, weight in _weights(model).items()}
+    for name, key in known.items():
+        fused.setdefault(key, set()).add(name)
+    return {name: fused[key] for name, key in known.items()}
 
 
 @torch.no_grad()
@@ -59,22 +146,38 @@ def adapter_checksums(model: Any) -> dict[str, float]:
     from vllm.lora.layers import BaseLayerWithLoRA
     from vllm.model_executor.layers.linear import RowParallelLinear
 
-    found: dict[str, float] = {}
+    found: dict[str, torch.Tensor] = {}
     for name, module in model.named_modules():
         if not isinstance(module, BaseLayerWithLoRA):
             continue
-        names, base, ranks = _parts(model, name), module.base_layer, get_tensor_model_parallel_world_size()
+        base, ranks = module.base_layer, get_tensor_model_parallel_world_size()
         # All slots but one are zero.
         As, Bs = ([slots.sum((0, 1)) for slots in kept] for kept in (module.lora_a_stacked, module.lora_b_stacked))
-        if isinstance(base, RowParallelLinear):
-            sums_A = [checksum(A, column=base.tp_rank * base.input_size_per_partition) for A in As]
-            sums_B = [checksum(B) / ranks for B in Bs]
-        else:
-            sums_A, sums_B = [checksum(A) / ranks for A in As], _row_checksums(base, Bs)
-        for part, A, sum_A, sum_B in zip(names, As, sums_A, sums_B, strict=True):
+        by_row = isinstance(base, RowParallelLinear)
+        for part, A, B, place in zip(_parts(model, name), As, Bs, _places(base, "weight"), strict=True):
             if A.any():  # parts of a fused layer may go without
-                found |= {f"{part}.lora_A.weight": sum_A, f"{part}.lora_B.weight": sum_B}
+                sum_A, sum_B = checksum_of_rows(row_sums(A, place.column)), checksum_of_rows(row_sums(B), place.row)
+                found[f"{part}.lora_A.weight"] = sum_A / (1 if by_row else ranks)
+                found[f"{part}.lora_B.weight"] = sum_B / (ranks if by_row else place.copies)
     return _summed_over_ranks(found)
+
+
+def _weights(model: Any) -> dict[str, Weight]:
+    """Every weight by Hugging Face name, those that are fused one after another."""
+    from vllm.lora.layers import BaseLayerWithLoRA
+
+    found: dict[str, Weight] = {}
+    # A tied head of vLLM 0.27 is the embedding's own module: one module under two names.
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(getattr(module, "weight", None), torch.Tensor) or isinstance(module, BaseLayerWithLoRA):
+            continue
+        name = name.removesuffix(".base_layer")
+        for kind in ("weight", "bias"):
+            if isinstance(getattr(module, kind, None), torch.Tensor):
+                places, is_head = _places(module, kind), name.endswith("lm_head")
+                for i, part in enumerate(_parts(model, name)):
+                    found[f"{part}.{kind}"] = Weight(module, kind, i, places, is_head)
+    return found
 
 
 def _parts(model: Any, name: str) -> list[str]:
@@ -83,65 +186,88 @@ def _parts(model: Any, name: str) -> list[str]:
     return [f"{parent}.{part}" for part in model.packed_modules_mapping.get(leaf, [])] or [name]
 
 
-def _summed_over_ranks(found: dict[str, float]) -> dict[str, float]:
-    from vllm.distributed import get_tp_group
-
-    if not found:
-        return found
-    sums = torch.tensor(list(found.values()), dtype=torch.float64)
-    torch.distributed.all_reduce(sums, group=get_tp_group().cpu_group)
-    return dict(zip(found, sums.tolist(), strict=True))
-
-
-def _weight_checksums(module: Any, is_head: bool) -> list[float]:
-    """Of this rank's slice of each weight that the module has packed into one."""
-    from vllm.model_executor.layers.linear import LinearBase, RowParallelLinear
+def _places(module: Any, kind: str) -> list[Place]:
+    """Of this rank's slice of each weight that the module has fused into one."""
+    from vllm.distributed import get_tensor_model_parallel_world_size
+    from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-    weight = module.weight
-    if hasattr(module, "cpu_linear") and isinstance(module, LinearBase):
-        weight = _unpacked(module, module.input_size_per_partition)
-    elif hasattr(module, "cpu_linear") and is_head:
-        weight = _unpacked(module, module.embedding_dim)
+    weight, ranks = getattr(module, kind), get_tensor_model_parallel_world_size()
+    columns = getattr(module, "input_size_per_partition", weight.shape[-1])
+    heights = getattr(module, "output_partition_sizes", [len(weight)])
     if isinstance(module, VocabParallelEmbedding):
         held = module.shard_indices
-        return [checksum(weight[: held.num_org_elements], row=held.org_vocab_start_index)]
-    if isinstance(module, RowParallelLinear):
-        return [checksum(weight, column=module.tp_rank * module.input_size_per_partition)]
-    return _row_checksums(module, _packed(module, weight))
-
-
-def _bias_checksums(module: Any) -> list[float]:
-    from vllm.model_executor.layers.linear import RowParallelLinear
-
-    if isinstance(module, RowParallelLinear):  # added once, on the first rank, but held by all
-        return [checksum(module.bias) / module.tp_size]
-    return _row_checksums(module, _packed(module, module.bias))
-
-
-def _packed(module: Any, weight: torch.Tensor) -> list[torch.Tensor]:
-    """The weights that vLLM has packed into one."""
-    return list(weight.split(getattr(module, "output_partition_sizes", len(weight))))
-
-
-def _row_checksums(module: Any, pieces: Sequence[torch.Tensor]) -> list[float]:
-    """Of weights whose rows are divided over the ranks, or of which each rank holds all."""
-    from vllm.distributed import get_tensor_model_parallel_world_size
-    from vllm.model_executor.layers.linear import ColumnParallelLinear
-
+        return [Place(held.org_vocab_start_index, 0, held.num_org_elements, module.embedding_dim)]
+    if isinstance(module, RowParallelLinear) and kind == "weight":
+        return [Place(0, module.tp_rank * columns, heights[0], columns)]
     if not isinstance(module, ColumnParallelLinear):
-        return [checksum(piece) / get_tensor_model_parallel_world_size() for piece in pieces]
-    # Of a packed q, k, v the last two: with fewer key/value heads than ranks, neighbours hold the same.
-    copies = [1] + [getattr(module, "num_kv_head_replicas", 1)] * (len(pieces) - 1)
+        return [Place(0, 0, rows, columns, ranks) for rows in heights]
+    # Of a fused q, k, v the last two: with fewer key/value heads than ranks, neighbours hold the same.
+    copies = [1] + [getattr(module, "num_kv_head_replicas", 1)] * (len(heights) - 1)
     return [
-        checksum(piece, row=module.tp_rank // held * len(piece)) / held
-        for piece, held in zip(pieces, copies, strict=True)
+        Place(module.tp_rank // held * rows, 0, rows, columns, held) for rows, held in zip(heights, copies, strict=True)
     ]
 
 
+def _held(weight: Weight) -> Sequence[torch.Tensor]:
+    """This rank's slices of all that are fused, without padding."""
+    sizes = [place.rows for place in weight.places]
+    return getattr(weight.module, weight.kind)[: sum(sizes)].split(sizes)
+
+
+def _pack(weight: Weight, fused: torch.Tensor) -> None:
+    """Give the kernel a new packed copy of a matrix, [N, K]."""
+    module = weight.module
+    before = module.cpu_linear
+    if fused is not module.weight:  # vLLM drops it once it is packed
+        module.weight = torch.nn.Parameter(fused, requires_grad=False)
+    module.quant_method.process_weights_after_loading(module)
+    if module.cpu_linear is not before:
+        _packed[module] = Packed(module.cpu_linear, row_sums(fused, weight.place.column))
+
+
+def _row_sums(weight: Weight) -> Sequence[torch.Tensor]:
+    """`row_sums` of this rank's slices of all that are fused."""
+    if not weight.packed:
+        return [row_sums(held, place.column) for held, place in zip(_held(weight), weight.places, strict=True)]
+    module, place = weight.module, weight.place
+    known = _packed.get(module)
+    if known is None or known.linear is not module.cpu_linear or not _computes_with(module, known.sums_N, place):
+        known = _packed[module] = Packed(module.cpu_linear, row_sums(_unpacked(module, place.columns), place.column))
+    sizes = [each.rows for each in weight.places]
+    return known.sums_N[: sum(sizes)].split(sizes)
+
+
+def _computes_with(module: Any, sums_N: torch.Tensor, place: Place) -> bool:
+    """Whether the packed copy has these row sums, within the kernel's rounding."""
+    dtype = module.weight.dtype
+    groups_GN = module.quant_method.apply(module, _grouped_places(place.columns, place.column, dtype), None)
+    gap_N = (groups_GN.sum(0, dtype=torch.float64) - sums_N).abs()
+    return bool((gap_N <= KERNEL_TOLERANCE[dtype] * (sums_N.abs() + sums_N.square().mean().sqrt())).all())
+
+
+@lru_cache(maxsize=64)
+def _grouped_places(columns: int, start: int, dtype: torch.dtype) -> torch.Tensor:
+    """[G, K], the places' weights, those of each group of columns in a row of its own."""
+    at_K = torch.arange(columns)
+    grouped_GK = torch.zeros(-(-columns // GROUP), columns, dtype=dtype)
+    grouped_GK[at_K // GROUP, at_K] = place_weights(columns, at_K.device, start, column=True).to(dtype)
+    return grouped_GK
+
+
 def _unpacked(module: Any, columns: int) -> torch.Tensor:
-    """[N, K], the matrix that vLLM's CPU kernel computes with: it keeps only a packed copy.
+    """[N, K], the matrix that the kernel computes with.
 
     Each output of the kernel for the identity is one product, so this is exact in any dtype.
     """
     return module.quant_method.apply(module, torch.eye(columns, dtype=module.weight.dtype), None).t()
+
+
+def _summed_over_ranks(found: dict[str, torch.Tensor]) -> dict[str, float]:
+    from vllm.distributed import get_tp_group
+
+    if not found:
+        return {}
+    sums = torch.stack(list(found.values())).cpu()
+    torch.distributed.all_reduce(sums, group=get_tp_group().cpu_group)
+    return dict(zip(found, sums.tolist(), strict=True))

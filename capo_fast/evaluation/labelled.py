@@ -60,6 +60,11 @@ def load_solutions(names: Sequence[str], folder: str | None, limit: int | None, 
     return found
 
 
+def read_solutions(path: str, name: str | None = None, split: str = "test") -> Iterator[tuple[str, Solution]]:
+    """Each solution of a file or data set, with where it stands. Raises DataError."""
+    return _solutions(read_rows(path, name, split))
+
+
 def _solutions(rows: Iterator[Row]) -> Iterator[tuple[str, Solution]]:
     for index, (where, row) in enumerate(rows):
         if not isinstance(row, dict):

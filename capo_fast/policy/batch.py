@@ -10,10 +10,11 @@ Letters: N packed tokens, T response tokens, B sequences, S steps.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
+from typing import Any, TypeVar
 
 import torch
 
@@ -49,6 +50,16 @@ def split_minibatches(samples: Sequence[CreditedSample], count: int) -> list[lis
     return [minibatch for minibatch in dealt if any(sample.trained for sample in minibatch)]
 
 
+T = TypeVar("T")
+Parts = tuple[int, Sequence[int], Sequence[int]]
+"""Of what is packed: its group, whose members have the same prompt, the prompt's tokens, and those after it."""
+
+
+def parts_of(sample: CreditedSample) -> Parts:
+    rollout = sample.rollout
+    return rollout.group, rollout.prompt.token_ids, rollout.token_ids
+
+
 def sequence_length(sample: CreditedSample) -> int:
     rollout = sample.rollout
     return len(rollout.prompt.token_ids) + len(rollout.token_ids)
@@ -65,37 +76,40 @@ def loss_denominator(trained: Sequence[CreditedSample], config: Config) -> float
             return len(trained) * config.rollout.max_tokens
 
 
-def deal(samples: Sequence[CreditedSample], micro_tokens: int, world: int) -> list[list[CreditedSample]]:
+def deal(
+    samples: Sequence[T], micro_tokens: int, world: int, parts: Callable[[Any], Parts] = parts_of
+) -> list[list[T]]:
     """Bins of at most `micro_tokens` computed tokens (a longer sequence has a bin of its own), a multiple of `world`.
 
-    Rollouts are laid out group by group and cut into as few bins as do, the fullest of which holds as little as can
-    be. So a cut repeats one prompt at most, and ranks get nearly equal work.
+    Samples are laid out group by group and cut into as few bins as do, the fullest of which holds as little as can
+    be. So a cut repeats one prompt at most, and ranks get nearly equal work. parts: of a sample.
     """
-    ordered = sorted(samples, key=lambda sample: (sample.rollout.group, -sequence_length(sample)))
+    found = [(parts(sample), sample) for sample in samples]
+    ordered = sorted(found, key=lambda each: (each[0][0], -len(each[0][1]) - len(each[0][2])))
     count = world * max(1, -(-len(_fill(ordered, micro_tokens)) // world))
     capacity = bisect_left(range(micro_tokens), True, key=lambda tokens: len(_fill(ordered, tokens)) <= count)
-    bins = _fill(ordered, capacity)
+    bins = [[sample for _, sample in bin_] for bin_ in _fill(ordered, capacity)]
     return [*bins, *([] for _ in range(count - len(bins)))]
 
 
-def _fill(ordered: Sequence[CreditedSample], capacity: int) -> list[list[CreditedSample]]:
+def _fill(ordered: Sequence[tuple[Parts, T]], capacity: int) -> list[list[tuple[Parts, T]]]:
     """Bins in this order, each begun where the one before has no room for the next."""
-    bins: list[list[CreditedSample]] = []
+    bins: list[list[tuple[Parts, T]]] = []
     room = 0
-    for sample in ordered:
-        added = _added_tokens(sample, bins[-1][-1] if bins else None)
+    for each in ordered:
+        added = _added_tokens(each[0], bins[-1][-1][0] if bins else None)
         if not bins or added > room:
             bins.append([])
-            room, added = capacity, _added_tokens(sample, None)
-        bins[-1].append(sample)
+            room, added = capacity, _added_tokens(each[0], None)
+        bins[-1].append(each)
         room -= added
     return bins
 
 
-def _added_tokens(sample: CreditedSample, before: CreditedSample | None) -> int:
+def _added_tokens(parts: Parts, before: Parts | None) -> int:
     """Packed tokens that a sample adds behind another."""
-    prompt, tokens = sample.rollout.prompt.token_ids, max(0, len(sample.rollout.token_ids) - 1)
-    return tokens + (0 if before and before.rollout.prompt.token_ids == prompt else len(prompt))
+    _, prompt, rest = parts
+    return max(0, len(rest) - 1) + (0 if before and before[1] == prompt else len(prompt))
 
 
 def pack(samples: Sequence[CreditedSample], denominator: float | None, config: Config) -> PackedBatch:

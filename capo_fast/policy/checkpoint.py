@@ -4,6 +4,7 @@
       manifest.json    size, digest and role of every other file, written last             (policy/manifest.py)
       model-00000.safetensors, optimizer-00000.safetensors, rng-00000.json, learner.json    (policy/state.py)
       progress.json, settings.json, inputs.json, records.json                               (runlog/folder.py)
+      ahead.json, ahead.safetensors: the next step's batch, where it is one step off        (runlog/ahead.py)
       carry.json, carry.safetensors: rollouts that go on                                    (runlog/carried.py)
 
 Nothing in it is code. It is written beside its place and renamed into it, so a crash at any point leaves the last good

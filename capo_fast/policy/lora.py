@@ -9,7 +9,7 @@ Letters: N rows and K columns of a weight, R the adapter's rank; A is [R, K], B 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import nn
 import capo_kernels as ck
 from capo_fast.config.schema import LoraConfig
 from capo_fast.errors import ConfigError
-from capo_fast.policy.model import Policy, full_weights, whole
+from capo_fast.policy.model import Policy, whole
 from capo_fast.records import TokenBatch
 
 NAME = "default"
@@ -123,26 +123,37 @@ def scaled_adapter(
         yield name, weight.to(dtype) * (scaling[layer] if which == "lora_B" else 1.0)
 
 
-def base_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """The frozen base, as `full_weights` of a policy without an adapter. A collective."""
-    for name, weight in full_weights(policy, dtype):
-        if not name.endswith(f".{NAME}.weight"):
-            yield name.replace(BASE_LAYER, "."), weight
-
-
 BASE_LAYER = ".base_layer."
 
 
-def merged_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """The policy without its adapter's layers, W + alpha / R * B A in float32, one weight at a time. A collective.
+def adapted_weights(model: Any) -> set[str]:
+    """Names of the weights that the adapter changes, as in `base_weights`."""
+    return {f"{name}.weight" for name in _layers(model)}
+
+
+def base_weights(
+    policy: Policy, dtype: torch.dtype, names: Container[str] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The frozen base, as `full_weights` of a policy without an adapter; of `names` alone, if given. A collective."""
+    for name, weight in policy.model.state_dict().items():
+        plain = name.replace(BASE_LAYER, ".")
+        if not name.endswith(f".{NAME}.weight") and (names is None or plain in names):
+            yield plain, whole(weight).detach().to(dtype)
+
+
+def merged_weights(
+    policy: Policy, dtype: torch.dtype, names: Container[str] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The policy without its adapter's layers, W + alpha / R * B A in float32, one weight at a time; of `names` alone,
+    if given. A collective.
 
     Of a policy without an adapter these are its weights.
     """
     adapter = dict(scaled_adapter(policy.model, adapter_weights(policy), torch.float32))
-    for name, weight in base_weights(policy, torch.float32):
+    for name, weight in base_weights(policy, torch.float32, names):
         layer = name.removesuffix(".weight")
         if f"{layer}.lora_A.weight" in adapter:
-            weight = weight + adapter[f"{layer}.lora_B.weight"] @ adapter[f"{layer}.lora_A.weight"]
+            weight = weight.addmm(adapter[f"{layer}.lora_B.weight"], adapter[f"{layer}.lora_A.weight"])
         yield name, weight.to(dtype)
 
 

@@ -32,8 +32,9 @@ RUN_SECTIONS = frozenset({"progress", "settings", "inputs", "records"})
 """Of the run, beside the learner's state."""
 SECTIONS = RUN_SECTIONS | {"model", "optimizer", "rng", "learner"}
 """What a checkpoint is made of; every file belongs to one, its role. All must be there."""
-OPTIONAL_SECTIONS = frozenset({"carry"})
-"""Of the run as well, and there where a run has what they hold: `carry` the rollouts that go on (runlog/carried.py)."""
+OPTIONAL_SECTIONS = frozenset({"ahead", "carry"})
+"""Of the run as well, and there where a run has what they hold: `ahead` the next step's batch (runlog/ahead.py),
+`carry` the rollouts that go on (runlog/carried.py)."""
 
 ADVICE = "take another run.dir, or --resume never"
 

@@ -3,6 +3,8 @@
 Two things must agree between trainer and engine, else the run stops with both numbers: a checksum of every weight as
 the engine computes with it, and the log-probs of a fixed probe batch. So TRL's reload of the base model after a sync
 (trl#5312) is caught, and an old packed head of vLLM's CPU kernels where a tied head is not pushed as well.
+
+Weights are summed up as they are pushed, in one pass, and all sums are read at once.
 """
 
 from __future__ import annotations
@@ -21,24 +23,31 @@ from safetensors.torch import load_file, save_file
 
 from capo_fast.config.schema import Config
 from capo_fast.engine.base import Engine
-from capo_fast.engine.checksum import checksum
+from capo_fast.engine.checksum import checksum_of_rows, row_sums
 from capo_fast.errors import CapoError, ConfigError
 from capo_fast.policy.batch import pack_tokens
 from capo_fast.policy.learner import Learner
-from capo_fast.policy.lora import adapter_files, adapter_weights, base_weights, scaled_adapter
+from capo_fast.policy.lora import (
+    adapted_weights,
+    adapter_files,
+    adapter_weights,
+    base_weights,
+    merged_weights,
+    scaled_adapter,
+)
 from capo_fast.policy.model import DTYPES, full_weights
 from capo_fast.records import Prompt
 from capo_fast.runtime.files import passing_folder
 from capo_fast.runtime.ranks import once_a_node
 
 CHECKSUM_TOLERANCE = 1e-9
-"""Of a weight's norm: both sides sum the same rounded numbers in float64."""
+"""Of the norm of a weight's row sums: both sides sum the same rounded numbers in float64."""
 
 LOGPROB_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Mean |difference| of the probe's log-probs, in nats, by the coarser dtype of trainer and engine."""
 
 Sums = dict[str, tuple[float, float]]
-"""Checksum and norm of each weight, by name."""
+"""Of each weight, by name: its checksum, and the norm of its `row_sums`."""
 
 
 class SyncError(CapoError):
@@ -53,20 +62,19 @@ class FrozenCritic:
     probe_logprobs: torch.Tensor
 
 
+def allowed_gap(config: Config) -> float:
+    """Largest mean |difference| of the probe's log-probs, nats."""
+    coarser = "bfloat16" if "bfloat16" in (config.engine.dtype, config.policy.dtype) else "float32"
+    return config.sync.max_logprob_gap or LOGPROB_TOLERANCE[coarser]
+
+
 class Canary:
     """Compares the engine with the trainer."""
 
-    def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
+    def __init__(self, engine: Engine, probe: Sequence[tuple[int, ...]], config: Config) -> None:
         self._engine = engine
-        self._learner = learner
         self._probe = probe
-        self._batch = pack_tokens([(tokens[:1], tokens[1:]) for tokens in probe]).to(learner.device)
-        coarser = "bfloat16" if "bfloat16" in (config.engine.dtype, config.policy.dtype) else "float32"
-        self._limit = config.sync.max_logprob_gap or LOGPROB_TOLERANCE[coarser]
-
-    def trainer_logprobs(self, base: bool = False) -> torch.Tensor:
-        """The trainer's log-probs of the probe, by the policy or by its frozen base. A collective."""
-        return self._learner.logprobs_at(self._batch, temperature=1.0, base=base).cpu()
+        self._limit = allowed_gap(config)
 
     def check_weights(self, wanted: Sums) -> None:
         """Raises SyncError with the first weight that is another in the engine, or only on one side."""
@@ -102,6 +110,20 @@ class Canary:
             )
 
 
+class CriticPush:
+    """Puts a frozen critic's weights in place of all that an engine holds."""
+
+    def __init__(self, engine: Engine, critic: FrozenCritic, canary: Canary) -> None:
+        self._engine, self._critic, self._canary = engine, critic, canary
+        self._sums = _sums(critic.weights.items())
+
+    def push(self) -> None:
+        """Raises SyncError."""
+        self._engine.load(iter(self._critic.weights.items()))
+        self._canary.check_weights(self._sums)
+        self._canary.check_probe(self._critic.probe_logprobs)
+
+
 class Sync(ABC):
     """Decides whose weights the engine answers with."""
 
@@ -109,7 +131,8 @@ class Sync(ABC):
         self._engine = engine
         self._learner = learner
         self._dtype = DTYPES[config.engine.dtype]
-        self._canary = Canary(engine, learner, probe, config)
+        self._canary = Canary(engine, probe, config)
+        self._batch = pack_tokens([(tokens[:1], tokens[1:]) for tokens in probe]).to(learner.device)
         self._held: tuple[str, int] | None = None
 
     def hold(self, what: Literal["policy", "critic"], version: int) -> None:
@@ -133,6 +156,10 @@ class Sync(ABC):
         self._engine.sleep()
         self._held = None
 
+    def trainer_logprobs(self, base: bool = False) -> torch.Tensor:
+        """The trainer's log-probs of the probe, by the policy or by its frozen base. A collective."""
+        return self._learner.logprobs_at(self._batch, temperature=1.0, base=base).cpu()
+
     @abstractmethod
     def push_policy(self) -> None:
         """Push the policy as it is now. A collective on all ranks. Raises SyncError."""
@@ -155,21 +182,18 @@ class FullSync(Sync):
     ) -> None:
         """critic: None where the engine never holds one."""
         super().__init__(engine, learner, probe, config)
-        self._critic = critic
-        self._critic_sums = _sums(critic.weights.items()) if critic else {}
+        self._critic = CriticPush(engine, critic, self._canary) if critic else None
 
     def push_policy(self) -> None:
-        pushed: Sums = {}
-        self._engine.load(_watched(full_weights(self._learner.policy, self._dtype), pushed))
-        self._canary.check_weights(pushed)
-        self._canary.check_probe(self._canary.trainer_logprobs())
+        pushed = Watched(full_weights(self._learner.policy, self._dtype))
+        self._engine.load(iter(pushed))
+        self._canary.check_weights(pushed.sums())
+        self._canary.check_probe(self.trainer_logprobs())
 
     def push_critic(self) -> bool:
         if self._critic is None:
             return False
-        self._engine.load(iter(self._critic.weights.items()))
-        self._canary.check_weights(self._critic_sums)
-        self._canary.check_probe(self._critic.probe_logprobs)
+        self._critic.push()
         return True
 
 
@@ -180,22 +204,56 @@ class AdapterSync(Sync):
         """A collective: the base is summed up once, since nothing changes it in the trainer."""
         super().__init__(engine, learner, probe, config)
         self._base = _sums(base_weights(learner.policy, self._dtype))
-        self._base_logprobs = self._canary.trainer_logprobs(base=True)
+        self._base_logprobs = self.trainer_logprobs(base=True)
 
     def push_policy(self) -> None:
         model, adapter = self._learner.policy.model, adapter_weights(self._learner.policy)
         self._engine.load_adapter(adapter_files(model, adapter))
         sums = _sums(scaled_adapter(model, adapter, self._dtype))
         self._canary.check_weights(self._base | sums)
-        self._canary.check_probe(self._canary.trainer_logprobs(), self._base_logprobs)
+        self._canary.check_probe(self.trainer_logprobs(), self._base_logprobs)
 
     def push_critic(self) -> bool:
         return False
 
 
+class MergedSync(Sync):
+    """Pushes the policy's LoRA adapter merged into the base, or the base, which is the critic: the adapted weights
+    alone, into an engine that was started with the base."""
+
+    def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
+        """A collective: the base is summed up once, since nothing changes it in the trainer."""
+        super().__init__(engine, learner, probe, config)
+        self._swaps = config.swaps
+        self._names = engine.fused_with(adapted_weights(learner.policy.model))
+        self._base = _sums(base_weights(learner.policy, self._dtype))
+        self._base_logprobs = self.trainer_logprobs(base=True)
+
+    def push_policy(self) -> None:
+        pushed = Watched(merged_weights(self._learner.policy, self._dtype, self._names))
+        self._engine.load(iter(pushed))
+        self._canary.check_weights(self._base | pushed.sums())
+        self._canary.check_probe(self.trainer_logprobs())
+
+    def push_critic(self) -> bool:
+        if self._swaps:
+            self._engine.load(base_weights(self._learner.policy, self._dtype, self._names))
+            self._canary.check_weights(self._base)
+            self._canary.check_probe(self._base_logprobs)
+        return self._swaps
+
+
 def probe_sequences(prompts: Sequence[Prompt], count: int, tokens: int) -> list[tuple[int, ...]]:
-    """The last `tokens` tokens of the first `count` prompts."""
-    return [prompt.token_ids[-tokens:] for prompt in prompts[:count] if len(prompt.token_ids) > 1]
+    """At most `count` sequences of `tokens` tokens: the ends of the first prompts, short ones joined."""
+    found: list[tuple[int, ...]] = []
+    joined: tuple[int, ...] = ()
+    for prompt in prompts:
+        joined = (*joined, *prompt.token_ids)[-tokens:]
+        if len(joined) == tokens:
+            found, joined = [*found, joined], ()
+        if len(found) == count:
+            break
+    return found or [joined]
 
 
 @torch.no_grad()
@@ -246,14 +304,29 @@ def check_same_architecture(critic: Mapping[str, Any], policy: Mapping[str, Any]
 INESSENTIAL = ("dtype", "_token_id", "_version", "use_cache", "architectures", "initializer_range", "_dropout")
 
 
-def _watched(weights: Iterable[tuple[str, torch.Tensor]], pushed: Sums) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, weight in weights:
-        pushed[name] = checksum(weight), torch.linalg.vector_norm(weight, dtype=torch.float32).item()
-        yield name, weight
+class Watched:
+    """Weights by name, each summed up as it passes."""
+
+    def __init__(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self._weights = weights
+        self._found: dict[str, torch.Tensor] = {}
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, weight in self._weights:
+            sums_N = row_sums(weight)
+            self._found[name] = torch.stack([checksum_of_rows(sums_N), sums_N.norm()])
+            yield name, weight
+
+    def sums(self) -> Sums:
+        """Of all that has passed, in one read."""
+        if not self._found:
+            return {}
+        rows = torch.stack(list(self._found.values())).tolist()
+        return {name: (checksum, norm) for name, (checksum, norm) in zip(self._found, rows, strict=True)}
 
 
 def _sums(weights: Iterable[tuple[str, torch.Tensor]]) -> Sums:
-    sums: Sums = {}
-    for _ in _watched(weights, sums):
+    watched = Watched(weights)
+    for _ in watched:
         pass
-    return sums
+    return watched.sums()

@@ -1,6 +1,6 @@
 """A pretrained model as it is on disk, looked at before any of its weights is loaded."""
 
-from capo_fast.pretrained.config import check_context, check_trainable, read_config
+from capo_fast.pretrained.config import check_context, check_trainable, positions, read_config
 from capo_fast.pretrained.folder import (
     GENERATION,
     check_engine_values,
@@ -21,5 +21,6 @@ __all__ = [
     "check_trainable",
     "generation_file",
     "load_tokenizer",
+    "positions",
     "read_config",
 ]

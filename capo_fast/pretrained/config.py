@@ -51,22 +51,28 @@ SCALED_HEADS = ("final_logit_softcapping", "attn_logit_softcapping", "logits_sca
 """Entries of Gemma 2, Granite and Cohere that change logits."""
 
 
-def check_context(config: Any, max_model_len: int) -> None:
-    """Raises ConfigError where the engine is to go past the positions that the model was made for."""
+def check_context(config: Any, tokens: int, key: str = "engine.max_model_len") -> None:
+    """Raises ConfigError where a sequence of so many tokens goes past the positions that the model was made for. key:
+    the setting that says how many."""
+    longest = positions(config)
+    if longest is not None and tokens > longest:
+        raise ConfigError(
+            f"{key}: found {tokens}, wanted at most {longest}, the positions of the model "
+            "(max_position_embeddings and the rope factor in its config.json)"
+        )
+
+
+def positions(config: Any) -> int | None:
+    """How many the model was made for; None where its config doesn't say."""
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
     if longest is None:
-        return
+        return None
     rope = getattr(text, "rope_parameters", None) or {}
     unscaled = rope.get("original_max_position_embeddings", 0)
     if rope.get("rope_type", "default") not in SCALED_ALREADY:
         unscaled = longest
-    longest = max(longest, int(unscaled * (rope.get("factor") or 1)))
-    if max_model_len > longest:
-        raise ConfigError(
-            f"engine.max_model_len: found {max_model_len}, wanted at most {longest}, the positions of the model "
-            "(max_position_embeddings and the rope factor in its config.json)"
-        )
+    return max(longest, int(unscaled * (rope.get("factor") or 1)))
 
 
 def quantisation(config: Any) -> str | None:

@@ -55,6 +55,10 @@ def _wrong_steps(line: Line) -> float | None:
 
 
 SECTIONS: dict[str, tuple[Chart, ...]] = {
+    "Fine-tuning": (
+        _chart("Loss", "nats per token of the answers", "loss"),
+        _chart("Loss, held out", "nats per token of the answers", "eval/loss"),
+    ),
     "Learning": (
         _chart("pass@1, held out", "± standard error", "eval/pass@1", error="eval/stderr"),
         _chart("Pass rate of rollouts", "share of right answers", "pass_rate"),
@@ -91,7 +95,7 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
         _chart("Updates skipped", "not finite", "updates_skipped"),
     ),
 }
-UNDRAWN = {"step", "rollouts", "policy_version", "updates", "critic/parsed", "critic/critiques"}
+UNDRAWN = {"step", "epoch", "rollouts", "policy_version", "updates", "critic/parsed", "critic/critiques"}
 """Counts that only mirror the settings, or are the rest of what is drawn."""
 
 

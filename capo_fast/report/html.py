@@ -105,7 +105,7 @@ def _overview(run: Run, place: int, found: CreditMap) -> dict[str, Any]:
         "name": run.name,
         "folder": str(run.folder),
         "colour": COLOURS[place % len(COLOURS)],
-        "algorithm": settings.get("algorithm", "?"),
+        "algorithm": settings.get("algorithm", "sft" if "task" in settings else "?"),
         "policy": settings.get("model.path", "?"),
         "steps": str(run.step) if wanted is None else f"{run.step} of {wanted}",
         "before": _rate(summary, "pass@1_before"),

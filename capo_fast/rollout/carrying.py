@@ -34,11 +34,12 @@ class CarryingRound(SamplingRound):
         prompts: Mapping[int, Prompt],
         members: Sequence[Member],
         step: int,
+        version: int,
         groups: Mapping[int, OpenGroup],
         engines: EngineGroup,
     ) -> None:
         """groups: by their index in this step, those of all engines."""
-        super().__init__(stream, rewards, requests, prompts, members, step, engines.is_first)
+        super().__init__(stream, rewards, requests, prompts, members, step, version, engines.is_first)
         settings = requests.config.rollout
         must_end = at_limit(groups, step - 1, settings.max_staleness)
         self._quota = Quota(groups, settings.may_stay_open, must_end)
@@ -75,7 +76,7 @@ class CarryingRound(SamplingRound):
 
     def _extend(self, completion: Completion, ended: bool) -> Member:
         member = self._members[completion.id]
-        self._so_far[member] = self._so_far[member].extended(completion, self._step - 1, ended)
+        self._so_far[member] = self._so_far[member].extended(completion, self._version, ended)
         return member
 
     def _exchanged(self) -> list[Member]:
@@ -86,7 +87,7 @@ class CarryingRound(SamplingRound):
     def _rollouts_of(self, groups: Collection[int]) -> list[Rollout]:
         """This rank's rollouts of groups that are complete."""
         return [
-            self._requests.read_partial(partial, self._prompts[group], group, sample, self._step)
+            self._requests.read_partial(partial, self._prompts[group], group, sample)
             for (group, sample), partial in self._so_far.items()
             if group in groups
         ]

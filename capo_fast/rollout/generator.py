@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch.distributed as dist
 
@@ -12,6 +12,7 @@ from capo_fast.config.schema import Config
 from capo_fast.credit.assign import assign_credit, informative_groups
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
+from capo_fast.errors import Interrupted
 from capo_fast.records import CreditedSample, Prompt, Sample
 from capo_fast.rollout.carry import OpenGroup, Partial, at_limit, carry_metrics, still_open
 from capo_fast.rollout.carrying import CarryingRound
@@ -22,7 +23,7 @@ from capo_fast.rollout.rewards import Rewards
 from capo_fast.rollout.sampling import SamplingRound
 from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import EngineGroup, gather
-from capo_fast.runtime.stages import Stages
+from capo_fast.runtime.stages import Lap, Stages
 
 
 class Weights(Protocol):
@@ -49,6 +50,8 @@ class Batch:
     """Groups that go on in the next step (`rollout.carry`)."""
     carry_metrics: Mapping[str, float] = field(default_factory=dict)
     """None without `rollout.carry`."""
+    beside: Lap = field(default_factory=lambda: Lap({}, {}))
+    """What it took on ranks that only hold engines, beside learning."""
 
 
 @dataclass
@@ -68,6 +71,7 @@ class RolloutGenerator:
     def collect(
         self,
         step: int,
+        version: int,
         problems: Problems,
         cursor: int,
         lengths: Mapping[str, float],
@@ -75,8 +79,8 @@ class RolloutGenerator:
     ) -> Batch:
         """The credited samples of one step (from 1). Under dynamic sampling uninformative groups are replaced.
 
-        cursor: prompts drawn so far. lengths: mean response length in tokens by prompt id, where known. carried: what
-        the step before left open.
+        version: of the policy that writes what is new. cursor: prompts drawn so far. lengths: mean response length in
+        tokens by prompt id, where known. carried: what the step before left open.
         """
         kept: list[CreditedSample] = []
         sampled: list[CreditedSample] = []
@@ -85,7 +89,7 @@ class RolloutGenerator:
         dynamic = self.config.train.dynamic_sampling
         for _ in range(self.config.train.max_rounds if dynamic else 1):
             groups, prompts = self._entering(step, problems, carried, first, cursor, wanted)
-            samples, cost, carried = self._sample(step, groups, prompts, lengths)
+            samples, cost, carried = self._sample(step, version, groups, prompts, lengths)
             credited = assign_credit(samples, self.config)
             alive = informative_groups(credited) if dynamic else {each.rollout.group for each in credited}
             sampled += credited
@@ -108,6 +112,13 @@ class RolloutGenerator:
         with self.stages("eval"):
             return evaluate(self.engine, self.rewards.answer, prompts, self.config, self.group)
 
+    def in_hand(self, step: int) -> Batch | None:
+        """None: a batch is sampled when its step begins."""
+        return None
+
+    def end(self, outcome: dict[str, Any] | Interrupted) -> None:
+        """No other rank waits for orders."""
+
     def close(self) -> None:
         self.rewards.close()
         if self.critic is not self.engine:
@@ -125,17 +136,22 @@ class RolloutGenerator:
         return dict(enumerate([*carried, *new], first)), dict(enumerate([*old, *drawn], first))
 
     def _sample(
-        self, step: int, groups: Mapping[int, OpenGroup], prompts: Mapping[int, Prompt], lengths: Mapping[str, float]
+        self,
+        step: int,
+        version: int,
+        groups: Mapping[int, OpenGroup],
+        prompts: Mapping[int, Prompt],
+        lengths: Mapping[str, float],
     ) -> tuple[list[Sample], Traffic, tuple[OpenGroup, ...]]:
         """Rollouts of whole groups with verdicts and votes, in the order (group, sample), what all of them cost, and
         the groups that are left open."""
-        generation = self._round(step, groups, prompts, lengths)
+        generation = self._round(step, version, groups, prompts, lengths)
         with self.stages("sync"):
-            self.weights.hold("policy", step - 1)
+            self.weights.hold("policy", version)
         with self.stages("rollout", seam=True):
             generation.finish_rollouts()
         with self.stages("sync"):
-            self.weights.hold("critic", step - 1)
+            self.weights.hold("critic", version)
         # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
         with self.stages("critique", seam=self.config.swaps):
             generation.finish_critiques()
@@ -148,11 +164,16 @@ class RolloutGenerator:
         return samples, sum((cost for cost, _ in parts), Traffic()), carried
 
     def _round(
-        self, step: int, groups: Mapping[int, OpenGroup], prompts: Mapping[int, Prompt], lengths: Mapping[str, float]
+        self,
+        step: int,
+        version: int,
+        groups: Mapping[int, OpenGroup],
+        prompts: Mapping[int, Prompt],
+        lengths: Mapping[str, float],
     ) -> SamplingRound:
         """This rank's share."""
         dealt = deal_open(groups, prompts, self.config.rollout.n, lengths, self.group.count)[self.group.index]
         stream = Stream(self.engine, self.critic)
         if self.config.rollout.carry:
-            return CarryingRound(stream, self.rewards, self.requests, prompts, dealt, step, groups, self.group)
-        return SamplingRound(stream, self.rewards, self.requests, prompts, dealt, step, self.group.is_first)
+            return CarryingRound(stream, self.rewards, self.requests, prompts, dealt, step, version, groups, self.group)
+        return SamplingRound(stream, self.rewards, self.requests, prompts, dealt, step, version, self.group.is_first)

@@ -5,13 +5,13 @@ Every request's seed is a function of the run's seed and of what the request is,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from capo_fast.config.schema import Config
-from capo_fast.credit.critique_parser import CRITIQUE_REGEX, parse_critique
+from capo_fast.credit.critique_parser import CRITIQUE_REGEX, parse_critique, parse_judgment
 from capo_fast.credit.critique_prompt import render_critique_prompt
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.credit.steps import step_spans
@@ -57,20 +57,20 @@ class RequestBuilder:
             max_tokens=first.max_tokens - len(so_far.token_ids),
         )
 
-    def read_partial(self, found: Partial, prompt: Prompt, group: int, sample: int, step: int) -> Rollout:
-        """One that has ended, of the group with this index in this step."""
+    def read_partial(self, found: Partial, prompt: Prompt, group: int, sample: int) -> Rollout:
+        """One that has ended, of the group with this index in its step."""
         text = self.tokenizer.decode(found.token_ids, skip_special_tokens=True)
         answer = Completion("", found.token_ids, found.logprobs, text, found.finished)
-        rollout = self.read_rollout(answer, prompt, group, sample, step)
-        return replace(rollout, version=found.versions[-1][0], earlier=found.versions[:-1])
+        rollout = self.read_rollout(answer, prompt, group, sample, found.versions[-1][0])
+        return replace(rollout, earlier=found.versions[:-1])
 
-    def read_rollout(self, answer: Completion, prompt: Prompt, group: int, sample: int, step: int) -> Rollout:
-        """`step` counts from 1: its rollouts are written by the policy of version `step - 1`."""
+    def read_rollout(self, answer: Completion, prompt: Prompt, group: int, sample: int, version: int) -> Rollout:
+        """version: of the policy that wrote the answer."""
         return Rollout(
             prompt=prompt,
             group=group,
             sample=sample,
-            version=step - 1,
+            version=version,
             token_ids=answer.token_ids,
             logprobs=answer.logprobs,
             text=answer.text,
@@ -104,7 +104,8 @@ class RequestBuilder:
 
     def read_critiques(self, rollout: Rollout, answers: Mapping[str, Completion]) -> tuple[Critique, ...]:
         names = [critique_id(rollout, vote) for vote in range(self.config.critic.votes)]
-        return tuple(read_critique(answers.get(name), len(rollout.steps.texts)) for name in names)
+        parse = parse_judgment if self.config.credit.process == "outcome" else parse_critique
+        return tuple(read_critique(answers.get(name), len(rollout.steps.texts), parse) for name in names)
 
 
 def rollout_id(step: int, group: int, sample: int) -> str:
@@ -162,10 +163,12 @@ def critique_id(rollout: Rollout, vote: int) -> str:
     return f"critique-{rollout.version}-{rollout.group}-{rollout.sample}-{vote}"
 
 
-def read_critique(answer: Completion | None, steps: int) -> Critique:
+def read_critique(
+    answer: Completion | None, steps: int, parse: Callable[[str, int, bool], Critique] = parse_critique
+) -> Critique:
     """A critique of so many steps, parsed; None, for which there was no room, is a truncated abstention."""
     if answer is None:
         return Critique.absent(truncated=True)
     if answer.error is not None:
         return Critique.absent(failed=True)
-    return parse_critique(answer.text, steps, answer.finished)
+    return parse(answer.text, steps, answer.finished)

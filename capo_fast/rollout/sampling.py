@@ -66,9 +66,12 @@ class SamplingRound:
         prompts: Mapping[int, Prompt],
         members: Sequence[Member],
         step: int,
+        version: int,
         judges: bool = True,
     ) -> None:
+        """version: of the policy that the engine holds."""
         self._stream, self._rewards, self._requests, self._step = stream, rewards, requests, step
+        self._version = version
         self._config = requests.config
         self._streams = requests.config.streams
         self._prompts, self._judges = prompts, judges
@@ -136,7 +139,7 @@ class SamplingRound:
         """The rollouts that are to be judged, of those that have ended."""
         members = [self._members[completion.id] for completion in ended]
         return [
-            self._requests.read_rollout(answer, self._prompts[group], group, sample, self._step)
+            self._requests.read_rollout(answer, self._prompts[group], group, sample, self._version)
             for answer, (group, sample) in zip(ended, members, strict=True)
         ]
 

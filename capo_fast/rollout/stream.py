@@ -32,6 +32,11 @@ class Traffic:
     both_seconds: float = 0.0
     """Of the engine's steps, those in which rollouts ran there and critiques were under way, there or elsewhere."""
 
+    @property
+    def all_critique_tokens(self) -> int:
+        """Prompts included: what counts against `endpoint.budget_tokens`."""
+        return self.critique_tokens + self.critique_prompt_tokens
+
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from capo_fast.config.load import build_config, by_key, changed_settings, config_as_dict, dump_config
+from capo_fast.config.load import build_kind, by_key, changed_settings, config_as_dict, dump_config
 from capo_fast.config.schema import Config
+from capo_fast.config.sft import SftConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.manifest import ADVICE
+from capo_fast.runlog.ahead import AHEAD, batch_json, batch_tensors, read_batch
 from capo_fast.runlog.carried import CARRY, carried_json, carried_tensors, read_carried
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
 from capo_fast.runlog.kept import Kept, changed_records, kept_records
@@ -31,7 +33,7 @@ from capo_fast.terminal import print_line
 class RunDir:
     """Of every rank; rank 0 made it and holds the lock that keeps other processes out."""
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config | SftConfig) -> None:
         """Looks for the newest whole checkpoint. A collective. Raises ConfigError where its settings are others."""
         self.path = path
         self.guard = ExitStack()
@@ -53,6 +55,7 @@ class RunDir:
             check_inputs(self._found.section("inputs", Digests), inputs, self._config, self.path)
             self._found.load(learner)
             progress = self._found.section("progress", Progress)
+            progress.ahead = read_batch(self._found)
             progress.carried = read_carried(self._found)
             progress.check(self._found.manifest.step, self._found.folder)
             self._note(self._found, progress, learner)
@@ -61,9 +64,10 @@ class RunDir:
 
     def save(self, learner: Learner, progress: Progress) -> None:
         """Write a checkpoint. A collective. Raises CheckpointError."""
-        sections = self._sections(progress) if dist.get_rank() == 0 else {}
-        tensors = {}
-        if progress.carried:
+        sections, tensors = (self._sections(progress), {}) if dist.get_rank() == 0 else ({}, {})
+        if sections and progress.ahead is not None:
+            sections[AHEAD], tensors[AHEAD] = batch_json(progress.ahead), batch_tensors(progress.ahead)
+        if sections and progress.carried:
             sections[CARRY], tensors[CARRY] = carried_json(progress.carried), carried_tensors(progress.carried)
         self._checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
 
@@ -93,9 +97,9 @@ class RunDir:
                     f"resume it with the same settings, or {ADVICE}"
                 )
 
-    def _settings(self, found: Checkpoint) -> Config:
+    def _settings(self, found: Checkpoint) -> Config | SftConfig:
         try:
-            return build_config(found.section("settings", dict[str, Any]))
+            return build_kind(type(self._config), found.section("settings", dict[str, Any]))
         except ConfigError as error:
             raise ConfigError(f"{found.folder / 'settings.json'}: {error}") from None
 
@@ -135,7 +139,7 @@ class RunDir:
             )
 
 
-def open_run_dir(config: Config) -> RunDir:
+def open_run_dir(config: Config | SftConfig) -> RunDir:
     """The run's folder, locked; nothing in it has changed. A collective. With `resume = never` one that is there moves
     aside.
 
@@ -149,7 +153,7 @@ def open_run_dir(config: Config) -> RunDir:
     return folder
 
 
-def _make_folder(config: Config, guard: ExitStack) -> Path:
+def _make_folder(config: Config | SftConfig, guard: ExitStack) -> Path:
     try:
         folder = _named(config)
         guard.enter_context(lock(folder))  # a file stays on its rank
@@ -158,7 +162,7 @@ def _make_folder(config: Config, guard: ExitStack) -> Path:
     return folder
 
 
-def _named(config: Config) -> Path:
+def _named(config: Config | SftConfig) -> Path:
     """The folder of `run.dir`, or a new one of a name with the time."""
     if config.run.dir is None:
         return free_folder(Path(f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"))

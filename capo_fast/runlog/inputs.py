@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from capo_fast.config.paths import resolve_model, resolve_path
 from capo_fast.config.schema import Config, DataConfig, EvalConfig
+from capo_fast.config.sft import SftConfig
 from capo_fast.data import read_rows
 from capo_fast.errors import ConfigError
 from capo_fast.policy.manifest import ADVICE
@@ -30,20 +31,12 @@ READ_OF_A_MODEL = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", 
 """Endings of the files that transformers and the engine read. Others in the folder (a README) may change."""
 
 
-def input_paths(config: Config) -> dict[str, str]:
+def input_paths(config: Config | SftConfig) -> dict[str, str]:
     """The settings that name what this run reads, by key."""
-    critic = config.credit.process != "none"
-    paths = {
-        "data.path": config.data.path,
-        "eval.path": config.eval.path,
-        "model.path": config.model.path,
-        "critic.path": config.critic.path if config.swaps else None,
-        "critic.prompt": config.critic.prompt if critic else None,
-    }
-    return {key: path for key, path in paths.items() if path is not None}
+    return {key: path for key, path in config.input_paths.items() if path is not None}
 
 
-def input_digests(config: Config) -> Digests:
+def input_digests(config: Config | SftConfig) -> Digests:
     """Digests of all that the run reads, computed by all ranks together. A collective. Raises ConfigError."""
     files = on_first_rank(lambda: {key: _files(key, path) for key, path in input_paths(config).items()})
     flat = [(key, name, path) for key, found in files.items() for name, path in found.items()]
@@ -54,7 +47,7 @@ def input_digests(config: Config) -> Digests:
     return digests | on_first_rank(lambda: _hub_data(config, files))
 
 
-def check_inputs(before: Digests, now: Digests, config: Config, run: Path) -> None:
+def check_inputs(before: Digests, now: Digests, config: Config | SftConfig, run: Path) -> None:
     """Raises ConfigError that names the setting and the file whose content the run was not started with."""
     for key, path in input_paths(config).items():
         old, new = before.get(key, {}), now[key]
@@ -97,7 +90,7 @@ def _hash(files: list[tuple[str, str, Path]]) -> list[tuple[str, str, str]]:
         raise ConfigError(f"can't read {error.filename}: {error.strerror or error}") from error
 
 
-def _hub_data(config: Config, files: Mapping[str, Mapping[str, Path]]) -> Digests:
+def _hub_data(config: Config | SftConfig, files: Mapping[str, Mapping[str, Path]]) -> Digests:
     """Digests of the rows of data that has no file of its own here."""
     parts: dict[str, DataConfig | EvalConfig] = {"data.path": config.data, "eval.path": config.eval}
     return {key: {"": _rows_digest(parts[key])} for key in parts if key in files and not files[key]}

@@ -22,6 +22,7 @@ from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, rollout_row
 from capo_fast.runlog.speed import memory_metrics, peak_flops, peak_memory, speed_metrics
 from capo_fast.runlog.summary import write_summary
+from capo_fast.runtime.job import this_job
 from capo_fast.runtime.ranks import gather
 from capo_fast.runtime.stages import Lap, Stages
 from capo_fast.verify import VerifierError
@@ -50,7 +51,7 @@ class RunLog:
         self.progress.step, self.progress.cursor, self.progress.carried = step, batch.cursor, batch.carried
         self.progress.note_lengths(each.rollout for each in batch.sampled)
         self.progress.note_verdicts(each.sample.outcome for each in batch.sampled)
-        self.progress.critique_tokens += batch.traffic.critique_tokens + batch.traffic.critique_prompt_tokens
+        self.progress.critique_tokens += batch.traffic.all_critique_tokens
 
     def record(self, batch: Batch, updates: dict[str, float], rate: PassRate | None) -> None:
         """Write the step's line of metrics and its file of rollouts. A collective. Raises VerifierError, after that,
@@ -59,7 +60,8 @@ class RunLog:
         step, lap = self.progress.step, self.lap()
         self.progress.note(step, rate)
         rewards = reward_metrics(batch.sampled, self.config.reward.names)
-        speed = speed_metrics(batch, lap, updates, peak_flops(DTYPES[self.config.policy.dtype]), dist.get_world_size())
+        peak, job = peak_flops(DTYPES[self.config.policy.dtype]), this_job()
+        speed = speed_metrics(batch, lap, updates, peak, job.count, job.learners)
         memory = memory_metrics(gather([peak_memory()]))
         metrics = step_metrics(batch, lap, rate) | rewards | updates | speed | memory
         self.recorder.record(step, metrics)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 
 from capo_fast.credit.assign import unjudged_groups
@@ -31,7 +32,8 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
         **batch.carry_metrics,
         "groups/dropped": _groups(batch.sampled) - _groups(batch.kept),
         **{f"time/{stage}": seconds for stage, seconds in lap.wall.items()},
-        **{f"cpu/{stage}": seconds for stage, seconds in lap.cpu.items()},
+        **{f"cpu/{stage}": seconds for stage, seconds in _added(lap.cpu, batch.beside.cpu).items()},
+        **{f"engine/{stage}_s": seconds for stage, seconds in batch.beside.wall.items()},
     }
     tokens = sum(len(each.rollout.token_ids) for each in batch.sampled)
     metrics["tokens_per_s"] = tokens / step_seconds(lap)
@@ -40,6 +42,10 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
     if rate is not None:
         metrics |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
     return metrics
+
+
+def _added(*laps: Mapping[str, float]) -> dict[str, float]:
+    return {stage: sum(lap.get(stage, 0.0) for lap in laps) for stage in dict.fromkeys(chain(*laps))}
 
 
 def reward_metrics(credited: Sequence[CreditedSample], names: Sequence[str]) -> dict[str, float]:

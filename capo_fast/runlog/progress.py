@@ -7,15 +7,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from capo_fast.config.schema import Config
 from capo_fast.records import Rollout
 from capo_fast.rollout.carry import OpenGroup
-from capo_fast.rollout.pass_rate import PassRate
+from capo_fast.rollout.generator import Batch
 from capo_fast.runtime.files import RecordError
+
+
+class Evaluation(Protocol):
+    """`PassRate`, or the held-out loss of fine-tuning: a dataclass of numbers."""
+
+    @property
+    def rate(self) -> float:
+        """What the best step has the highest of."""
 
 
 @dataclass
@@ -33,7 +41,7 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds by stage."""
     evaluations: dict[str, dict[str, int | float]] = field(default_factory=dict)
-    """`PassRate` by step."""
+    """`PassRate` by step, or the held-out loss."""
     best_step: NonNegativeInt | None = None
     """Step of the best evaluation."""
     critique_tokens: NonNegativeInt = 0
@@ -45,8 +53,11 @@ class Progress:
     carried: tuple[OpenGroup, ...] = ()
     """Groups that the last step left open (`rollout.carry`). In a checkpoint they are a section of their own."""
 
+    ahead: Batch | None = None
+    """The next step's batch, where it has been sampled (`engine.ranks`). In a checkpoint it is a section of its own."""
+
     def as_json(self) -> dict[str, Any]:
-        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "carried"}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("carried", "ahead")}
 
     def check(self, step: int, where: Path) -> None:
         """Raises RecordError where the checkpoint of a step, at `where`, holds the progress of another."""
@@ -54,7 +65,7 @@ class Progress:
         if self.step != step or not rated:
             raise RecordError(f"{where}: found the progress of step {self.step}, with best step {self.best_step}")
 
-    def note(self, step: int, rate: PassRate | None) -> None:
+    def note(self, step: int, rate: Evaluation | None) -> None:
         """Keep an evaluation; the best step is the first with the highest rate."""
         if rate is None:
             return

@@ -9,6 +9,8 @@ from typing import Any
 from capo_fast.runtime.files import finite
 
 RATES = {
+    "loss": ".4f",
+    "eval/loss": ".4f",
     "pass_rate": ".3f",
     "reward_mean": ".3f",
     "wrong_step_rate": ".3f",

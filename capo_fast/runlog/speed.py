@@ -58,13 +58,13 @@ def step_seconds(lap: Lap) -> float:
 
 
 def speed_metrics(
-    batch: Batch, lap: Lap, updates: Mapping[str, float], peak: float | None, devices: int
+    batch: Batch, lap: Lap, updates: Mapping[str, float], peak: float | None, devices: int, learning: int
 ) -> dict[str, float]:
     """Rates of a step.
 
     Tokens are prompts and responses of all rollouts, also of those that are not trained on. The critic's prompts and
     answers are apart. `updates`: the learner's own metrics, with the FLOPs of its passes. `peak`: FLOP/s of a device;
-    None where it is not known, and there is no utilisation then.
+    None where it is not known, and there is no utilisation then. `devices`: of the job; `learning`: those that learn.
     """
     lengths = ((len(each.rollout.prompt.token_ids), len(each.rollout.token_ids)) for each in batch.sampled)
     critic = batch.traffic.critique_prompt_tokens + batch.traffic.critique_tokens
@@ -73,8 +73,8 @@ def speed_metrics(
         "speed/tokens_per_s_per_device": sum(map(sum, lengths)) / seconds,
         "speed/critic_tokens_per_s_per_device": critic / seconds,
     }
-    if learning := devices * lap.wall.get("learn", 0.0):
-        rate = updates.get("learn/flops", 0.0) / learning
+    if spent := learning * lap.wall.get("learn", 0.0):
+        rate = updates.get("learn/flops", 0.0) / spent
         metrics["speed/tflops_per_device"] = rate / 1e12
         if peak is not None:
             metrics["speed/mfu"] = rate / peak

@@ -13,8 +13,9 @@ from typing import Any
 
 from capo_fast.command import BY_READER, run_command
 from capo_fast.config import Config
-from capo_fast.config.load import build_config, read_file
+from capo_fast.config.load import read_run
 from capo_fast.config.paths import path_argument
+from capo_fast.config.sft import SftConfig
 from capo_fast.policy.manifest import DamagedError, FormatError, check_sizes, read_manifest, steps_in
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runlog.shown import PACE_STEPS, clock, shown_metrics, step_seconds, time_left
@@ -26,7 +27,7 @@ def status(folder: Path, now: float) -> str:
     """What `capo status` prints of one run; `now` is in seconds since the epoch. Raises ConfigError, RecordError."""
     if not (folder / "config.yaml").is_file():
         raise RecordError(f"{folder}: no config.yaml in it, wanted the folder of a run")
-    config = build_config(read_file(folder / "config.yaml"))
+    config = read_run(folder / "config.yaml")
     lines = read_metrics(folder / "metrics.jsonl")
     rows = {"state": _state(folder, config, lines), "step": _progress(config, lines)}
     if lines:
@@ -37,7 +38,7 @@ def status(folder: Path, now: float) -> str:
     return "\n".join([head, *(f"  {name:<11} {text}" for name, text in rows.items())])
 
 
-def _state(folder: Path, config: Config, lines: Sequence[Mapping[str, Any]]) -> str:
+def _state(folder: Path, config: Config | SftConfig, lines: Sequence[Mapping[str, Any]]) -> str:
     if is_locked(folder):
         return "running: a process holds the folder"
     done = lines[-1]["step"] if lines else 0
@@ -45,7 +46,7 @@ def _state(folder: Path, config: Config, lines: Sequence[Mapping[str, Any]]) -> 
     return "ended" if ended else "stopped: no process holds the folder"
 
 
-def _progress(config: Config, lines: Sequence[Mapping[str, Any]]) -> str:
+def _progress(config: Config | SftConfig, lines: Sequence[Mapping[str, Any]]) -> str:
     done = lines[-1]["step"] if lines else 0
     text = f"{done} of {config.train.steps}"
     if not lines or done >= config.train.steps:
@@ -55,8 +56,10 @@ def _progress(config: Config, lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _evaluation(lines: Sequence[Mapping[str, Any]]) -> str:
-    rated = [line for line in lines if line.get("eval/pass@1") is not None]
-    return f"pass@1 {rated[-1]['eval/pass@1']:.3f} after step {rated[-1]['step']}" if rated else "none"
+    for key, name in (("eval/pass@1", "pass@1"), ("eval/loss", "held-out loss")):
+        if rated := [line for line in lines if line.get(key) is not None]:
+            return f"{name} {rated[-1][key]:.3f} after step {rated[-1]['step']}"
+    return "none"
 
 
 def _checkpoint(folder: Path) -> str:

@@ -46,6 +46,11 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def before_and_after(summary: Mapping[str, Any]) -> Table | Text:
+    if summary.get("loss_after") is not None:
+        table = Table("", "before", "after", box=SIMPLE_HEAD)
+        name = f"loss on {summary['heldout_tokens']:,} held-out tokens, nats per token"
+        table.add_row(name, f"{summary['loss_before']:.4f}", f"{summary['loss_after']:.4f}")
+        return table
     before, after = summary["pass@1_before"], summary["pass@1_after"]
     if before is None or after is None:
         return Text("pass@1 was not measured: there is no held-out data (eval.path)")

@@ -1,6 +1,6 @@
 """How one rank of several ends: its error is shown once and first, the others name it, and none waits for ever.
 
-The ranks tell each other through the group's store, which under torchrun outlives them all.
+The ranks tell each other through the job's store, which under torchrun outlives them all.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
 
 import torch.distributed as dist
 
 from capo_fast.errors import CapoError, Interrupted
+from capo_fast.runtime.job import this_job
 
 WORD_S = 5.0
 """How long a rank waits for another that has gone to say why, and for its error to be shown."""
@@ -43,15 +43,13 @@ class RankLost(CapoError):
 
 
 class Peers:
-    """The ranks of the process group, as far as they tell each other how they end. Outlives the group."""
+    """All ranks of the job, as far as they tell each other how they end. Outlives their process groups."""
 
     def __init__(self) -> None:
-        world = dist.group.WORLD
-        assert world is not None  # made inside a process group
-        self.rank, self.count = dist.get_rank(), dist.get_world_size()
-        # A connection of its own: the group's may be held by a collective that waits for ever.
-        store: Any = world.get_group_store()
-        self._store = store.clone()
+        job = this_job()
+        self.rank = job.rank
+        # A connection of its own: the job's may be held by a collective that waits for ever.
+        self._store = job.store.clone()
         self._store.set_timeout(timedelta(seconds=WORD_S))
 
     def claim(self, how: str) -> str | None:
@@ -82,7 +80,7 @@ def one_error_shown() -> Iterator[None]:
     So an error that all ranks meet is shown once, and the broken collectives of those that waited for a rank that
     failed, was killed or went over its deadline are not shown at all.
     """
-    peers = Peers() if dist.get_world_size() > 1 else None
+    peers = Peers() if this_job().count > 1 else None
     try:
         yield
     except (Interrupted, RankLost):
@@ -138,7 +136,7 @@ class Deadline:
     """
 
     def __init__(self, seconds: float) -> None:
-        """Inside a process group."""
+        """Inside a job."""
         self._seconds = seconds
         self._peers = Peers()
         self._timer = threading.Timer(0, int)

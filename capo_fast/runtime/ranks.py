@@ -19,8 +19,10 @@ import torch
 import torch.distributed as dist
 
 from capo_fast.command import asked_to_stop
+from capo_fast.config.schema import EngineConfig
 from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.runtime.failures import one_error_shown
+from capo_fast.runtime.job import Job, enter_job, leave_job, this_job
 
 PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
@@ -38,6 +40,15 @@ class StopSignal:
         # A second Ctrl-C ends at once.
         signal.signal(number, signal.SIG_DFL)
 
+    @property
+    def asked(self) -> bool:
+        """Whether this rank was."""
+        return self._asked
+
+    def ask(self) -> None:
+        """As a signal does."""
+        self._asked = True
+
     def close(self) -> None:
         """Give the signals back to whoever had them."""
         for number, handler in self._before.items():
@@ -51,41 +62,69 @@ class StopSignal:
             raise Interrupted
 
 
+class PassedOn(StopSignal):
+    """On a rank that only holds an engine: those that learn are told, and end the run where its state is whole."""
+
+    def check(self) -> None:
+        """Nothing ends here."""
+
+
 WHOLE_DAY_S = 86400.0
 """For ranks that meet only at the end of a long piece of work."""
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
-def ranks(timeout_s: float = 1800.0) -> Iterator[torch.device]:
+def ranks(timeout_s: float = 1800.0, engine: EngineConfig | None = None) -> Iterator[torch.device]:
     """This rank's device, inside torchrun's process group; without torchrun, inside a group of one.
 
-    timeout_s: how long a collective waits for ranks that live. Of several ranks the first to fail raises its error, the
-    others RankLost.
+    timeout_s: how long a collective waits for ranks that live. engine: where its `ranks` is not 0, each role is a group
+    of its own. Of several ranks the first to fail raises its error, the others RankLost.
     """
     before = dict(os.environ)
     if "RANK" not in os.environ:
         os.environ |= dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    timeout = timedelta(seconds=timeout_s)
     try:
-        device = _join(timedelta(seconds=timeout_s))
+        store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
+        job = Job(store, rank, count, engine.ranks if engine else 0, timeout)
+        enter_job(job)
         with one_error_shown():
-            yield device
+            if engine is not None:
+                check_roles(count, engine)
+                check_devices(engine)
+            yield _join(job)
     finally:
         if dist.is_initialized():  # vLLM's shutdown destroys every group, the default one included
             dist.destroy_process_group()
+        leave_job()
         for name in GROUP_VARIABLES:
             os.environ.pop(name, None)
         os.environ |= {name: before[name] for name in GROUP_VARIABLES if name in before}
 
 
-def _join(timeout: timedelta) -> torch.device:
+def _join(job: Job) -> torch.device:
+    """Enter the group of this rank's role; its device."""
+    role, rank, count = job.in_role()
+    place: Any = dict(store=dist.PrefixStore(role, job.store), rank=rank, world_size=count, timeout=job.timeout)
     if not torch.cuda.is_available():
-        dist.init_process_group("gloo", timeout=timeout)
+        dist.init_process_group("gloo", **place)
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
+    dist.init_process_group("cpu:gloo,cuda:nccl", **place)
     return device
+
+
+@contextmanager
+def rank_of_role() -> Iterator[None]:
+    """The environment says this rank's place in its role, as vLLM reads it when it starts, not that in the job."""
+    before, (_, rank, count) = dict(os.environ), this_job().in_role()
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
+    try:
+        yield
+    finally:
+        os.environ |= {name: before[name] for name in ("RANK", "WORLD_SIZE")}
 
 
 def die_with_launcher() -> None:
@@ -111,17 +150,38 @@ class EngineGroup:
 
 
 def engine_group(tensor_parallel: int) -> EngineGroup:
-    """This rank's. Raises ConfigError where the ranks can't be divided into groups."""
+    """This rank's, among those of its role. Raises ConfigError where they can't be divided into groups."""
     rank, world = dist.get_rank(), dist.get_world_size()
     check_divisible(world, tensor_parallel)
     return EngineGroup(rank // tensor_parallel, world // tensor_parallel, rank % tensor_parallel == 0)
 
 
-def check_divisible(world: int, tensor_parallel: int) -> None:
+def check_divisible(world: int, tensor_parallel: int, name: str = "the number of ranks") -> None:
     """Raises ConfigError where so many ranks can't be divided into groups."""
     if world % tensor_parallel:
+        raise ConfigError(f"engine.tensor_parallel: found {tensor_parallel}, wanted a divisor of {name}, {world}")
+
+
+def check_roles(count: int, engine: EngineConfig) -> None:
+    """Raises ConfigError where so many ranks can't be divided into roles and engines."""
+    if engine.ranks == 0:
+        check_divisible(count, engine.tensor_parallel)
+        return
+    if engine.ranks >= count:
+        wanted = f"at most {count - 1} of {count} ranks: the others learn"
+        if count == 1:
+            wanted = "0 with one rank: on one device generation and learning have nothing to overlap"
+        raise ConfigError(f"engine.ranks: found {engine.ranks}, wanted {wanted}")
+    check_divisible(engine.ranks, engine.tensor_parallel, "engine.ranks")
+
+
+def check_devices(engine: EngineConfig) -> None:
+    """Raises ConfigError where engines have ranks of their own and ranks of this node share a GPU."""
+    wanted, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if engine.ranks and torch.cuda.is_available() and found < wanted:
         raise ConfigError(
-            f"engine.tensor_parallel: found {tensor_parallel}, wanted a divisor of the number of ranks, {world}"
+            f"engine.ranks: found {found} GPUs for {wanted} ranks on this node, wanted one for each: "
+            "on a shared device generation and learning have nothing to overlap"
         )
 
 
@@ -147,9 +207,9 @@ def on_every_rank(work: Callable[[], T]) -> list[T]:
 
 def once_a_node(work: Callable[[], T]) -> T:
     """What `work` returns, or raises, when the first rank of each node does it. A collective."""
-    local_rank = int(os.environ["LOCAL_RANK"])
-    outcomes = gather([_outcome(work) if local_rank == 0 else NO_OUTCOME])
-    return _values(outcomes)[dist.get_rank() - local_rank]
+    rank = dist.get_rank()
+    first = max(rank - int(os.environ["LOCAL_RANK"]), 0)  # ranks of another role may come before on this node
+    return _values(gather([_outcome(work) if rank == first else NO_OUTCOME]))[first]
 
 
 Outcome = tuple[Any, Exception | None]

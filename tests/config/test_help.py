@@ -5,7 +5,8 @@ import pytest
 from capo_fast.config import help as usage
 from capo_fast.config import load_config
 from capo_fast.config.load import read_algorithm
-from capo_fast.config.settings import SETTINGS
+from capo_fast.config.settings import SETTINGS, schema_of
+from capo_fast.config.sft import SftConfig
 
 
 def test_help_shows_every_setting_with_both_values(capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,3 +34,10 @@ def test_markdown_has_a_row_of_five_cells_for_every_setting() -> None:
     assert "| `train.steps` | `integer >= 0` | `200` | `16` | Training steps: one batch of rollouts each." in "\n".join(
         lines
     )
+
+
+def test_the_tables_of_fine_tuning_have_a_row_of_four_cells_for_every_setting() -> None:
+    lines = usage.sft_markdown().splitlines()
+    rows = [line.replace("\\|", "")[2:-2].split("|") for line in lines if line.startswith("| `")]
+    assert [row[0] for row in rows] == [f"`{key}` " for key in schema_of(SftConfig).settings]
+    assert {len(row) for row in rows} == {4}

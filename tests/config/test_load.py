@@ -188,7 +188,7 @@ def test_values_take_their_setting_s_type(key: str, text: Any, value: Any) -> No
         ("run.dir", 3, "wanted text | none"),
         ("model.untested", "maybe", "wanted true | false"),
         ("algorithm", "gpro", "wanted capo | grpo"),
-        ("credit.process", None, "found nothing, wanted steps | prefix | none"),
+        ("credit.process", None, "found nothing, wanted steps | prefix | outcome | none"),
         ("train", 3, "train: found 3, wanted a mapping"),
         ("endpoint.extra_body", "low", "found 'low', wanted mapping as {name: value}"),
         ("endpoint.extra_body", "{a: [}", "wanted mapping as {name: value}"),

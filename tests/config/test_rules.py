@@ -59,6 +59,8 @@ def refused(**settings: Any) -> str:
         {"lora__rank": 512},
         {"lora__rank": 8, "policy__dtype": "float32"},
         {"engine__dtype": "float32"},
+        {"engine__ranks": 2, "policy__old": "rollout", "rollout__top_p": 1.0},
+        {"engine__ranks": 2, "loss__is_mode": "mask", "rollout__top_p": 1.0, "train__epochs": 1},
     ],
 )
 def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
@@ -112,6 +114,18 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         (
             {"loss__is_mode": "truncate", "rollout__top_p": 1.0, "rollout__top_k": 5},
             "rollout.top_k: found 5, wanted -1 with loss.is_mode: truncate",
+        ),
+        (
+            {"engine__ranks": 1},
+            "engine.ranks: found 1, wanted 0, or loss.is_mode: truncate or mask, or policy",
+        ),
+        (
+            {"engine__ranks": 1, "policy__old": "rollout", "train__epochs": 1},
+            "engine.ranks: found 1, wanted 0, or",
+        ),
+        (
+            {"engine__ranks": 1, "loss__is_mode": "mask", "rollout__top_p": 1.0, "train__dynamic_sampling": True},
+            "engine.ranks: found 1, wanted 0 with train.dynamic_sampling and a frozen critic without LoRA",
         ),
         ({"rollout__n": 1}, "rollout.n: found 1, wanted at least 2 with credit.norm: group-token"),
         ({"rollout__n": 1, "algorithm": "grpo"}, "rollout.n: found 1, wanted at least 2"),
@@ -276,6 +290,9 @@ def test_overlong_buffer_is_a_fifth_unless_set() -> None:
     [
         ({}, True, False),
         ({"lora__rank": 8}, False, True),
+        ({"lora__rank": 8, "engine__merge_lora": True}, True, False),
+        ({"lora__rank": 8, "engine__merge_lora": True, "critic__mode": "self"}, False, True),
+        ({"engine__merge_lora": False}, True, False),
         ({"critic__mode": "self"}, False, True),
         ({"critic__mode": "self", "credit__when": "mixed-groups"}, False, False),
         ({"critic__mode": "self", "critic__stream": False}, False, False),

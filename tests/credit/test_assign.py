@@ -10,6 +10,7 @@ import pytest
 
 from capo_fast.config.schema import Config, CreditConfig, RewardConfig, RolloutConfig, TrainConfig
 from capo_fast.credit.assign import assign_credit, informative_groups
+from capo_fast.credit.critique_parser import parse_judgment
 from capo_fast.credit.vote import vote
 from capo_fast.records import Critique, Prompt, Rollout, Sample, StepSpans
 
@@ -48,6 +49,24 @@ def test_the_trace_of_the_records_from_critiques_to_advantages():
     assert (mean, round(std, 3)) == (0.8, 1.166)
     for row, expected in zip(found, rewards, strict=True):
         assert row == pytest.approx([(r - mean) / std for r in expected], abs=1e-6)
+
+
+def test_the_outcome_reward_model_adds_the_share_of_its_yeses_to_the_verdict():
+    said = [parse_judgment(text, 2) for text in ("Judgment: Yes", "Judgment: No", "Judgment: No\n<incorrect", "well")]
+    samples = [
+        replace(sample(outcome, [0, 0], tokens=length), critiques=tuple(said[i] for i in read))
+        for outcome, length, read in ((1.0, 4, (0, 0, 3)), (1.0, 8, (0, 1, 2)), (0.0, 4, (1,)), (0.0, 6, (3,)))
+    ]
+    credit = CreditConfig(process="outcome", norm="group-sequence", judgment_scale=3, verdict_scale=1.5)
+    credit = replace(credit, outcome_weight=1.0, process_weight=0.0)
+    credited = assign_credit(samples, replace(Config(), algorithm="grpo_genorm", credit=credit))
+    judged, verdicts = (1.0, 1 / 3, 0.0, 0.5), (1.0, 1.0, 0.0, 0.0)
+    rewards = [1 / (1 + math.exp(-3 * r_m)) + 1.5 * r_v - 1 for r_m, r_v in zip(judged, verdicts, strict=True)]
+    assert [each.outcome for each in credited] == pytest.approx(rewards)
+    mean = sum(rewards) / 4
+    std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / 4)
+    found = [advantage for each in credited for advantage in each.step_advantages]
+    assert found == pytest.approx([(reward - mean) / std for reward in rewards for _ in range(2)], abs=1e-5)
 
 
 def test_other_reward_functions_add_to_the_outcome_by_their_weights():

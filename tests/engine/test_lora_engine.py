@@ -120,6 +120,6 @@ def test_an_adapter_with_two_tensors_swapped_is_seen_by_its_weights_and_by_its_a
     monkeypatch.setattr(engine, "load_adapter", lambda right: load(files))
     with pytest.raises(SyncError, match=r"layers\.0\.self_attn\.q_proj\.lora_A\.weight has checksum"):
         sync.push_policy()
-    canary = Canary(engine, learner, PROBE, CONFIG)
+    canary = Canary(engine, PROBE, CONFIG)
     with pytest.raises(SyncError, match=r"the probe's mean log-prob is -\d"):
-        canary.check_probe(canary.trainer_logprobs(), canary.trainer_logprobs(base=True))
+        canary.check_probe(sync.trainer_logprobs(), sync.trainer_logprobs(base=True))

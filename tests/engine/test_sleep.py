@@ -27,8 +27,8 @@ class RecordingLLM:
     def get_tokenizer(self):
         return None
 
-    def collective_rpc(self, method, kwargs):
-        self.calls.append(method)
+    def apply_model(self, function):
+        self.calls.append(function.func.__name__)
 
     def sleep(self, level):
         self.calls.append(f"sleep {level}")
@@ -38,6 +38,7 @@ class RecordingLLM:
 
     def reset_prefix_cache(self):
         self.calls.append("reset")
+        return True
 
 
 @pytest.fixture
@@ -55,12 +56,12 @@ def start(monkeypatch):
 def test_weights_wake_before_the_load_and_the_cache_after(start):
     engine, calls = start(0)
     engine.load(iter(()))
-    assert calls == ["reload_weights", "reset"]
+    assert calls == ["load_weights", "reset"]
     calls.clear()
     engine.sleep()
     engine.sleep()
     engine.load(iter(()))
-    assert calls == ["sleep 2", "wake weights", "reload_weights", "wake kv_cache", "reset"]
+    assert calls == ["sleep 2", "wake weights", "load_weights", "wake kv_cache", "reset"]
 
 
 def test_an_adapters_base_is_kept(start):

@@ -11,18 +11,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from learner_ranks import make_learner
 from scripted_world import MODEL, scripted_config, tokenizer
 from small_engine import CONFIG, chosen, logits_of
 from transformers import AutoModelForCausalLM
 
+import capo_fast.engine.vllm_weights as vllm_weights
 from bench.evidence.oracle import KeptEngine
 from capo_fast.build import build
+from capo_fast.config.schema import LoraConfig, with_merging
 from capo_fast.critic_eval import job_of as critic_job
 from capo_fast.critic_eval import score_critic
-from capo_fast.engine.base import run_requests
+from capo_fast.engine.base import EngineError, run_requests
 from capo_fast.engine.checksum import checksum
 from capo_fast.evaluate import evaluate
 from capo_fast.evaluate import job_of as evaluate_job
+from capo_fast.policy.lora import base_weights, merged_weights
+from capo_fast.policy.sync import MergedSync
 from capo_fast.records import Request
 from capo_fast.runtime.ranks import ranks
 
@@ -128,6 +133,78 @@ def test_checksums_see_a_tied_head_that_stayed_behind(engine, base):
     found = engine.checksums()
     assert found["model.embed_tokens.weight"] == pytest.approx(checksum(moved["model.embed_tokens.weight"]), abs=1e-3)
     assert found["lm_head.weight"] != pytest.approx(checksum(moved["lm_head.weight"]), abs=1e-1)
+
+
+def test_checksums_are_of_the_packed_copy_whatever_was_packed_before(engine, base):
+    """A kernel's old copy under a module whose record is of the new one, and one matrix with one wrong entry."""
+    name = "model.layers.1.self_attn.o_proj"
+
+    weight = engine._llm.apply_model(vllm_weights._weights)[0][f"{name}.weight"]
+    module = weight.module
+    old = module.cpu_linear
+    moved = model_of(3).state_dict()
+    engine.load(iter(moved.items()))
+    new, right = module.cpu_linear, engine.checksums()
+    module.cpu_linear = old
+    assert engine.checksums()[f"{name}.weight"] == pytest.approx(
+        checksum(base.state_dict()[f"{name}.weight"]), abs=1e-9
+    )
+    module.cpu_linear = new
+    assert engine.checksums() == pytest.approx(right, abs=1e-9)
+    wrong = moved[f"{name}.weight"].clone()
+    wrong[3, 5] += 1e-3
+    record = vllm_weights._packed[module]
+    vllm_weights._pack(weight, wrong)
+    vllm_weights._packed[module] = replace(record, linear=module.cpu_linear)
+    assert engine.checksums()[f"{name}.weight"] == pytest.approx(checksum(wrong), abs=1e-9)
+
+
+def test_a_part_of_the_weights_may_be_pushed_with_what_is_fused_with_it(engine, base):
+    names = engine.fused_with({"model.layers.1.self_attn.k_proj.weight", "model.layers.0.mlp.down_proj.weight"})
+    assert {name.removeprefix("model.layers.") for name in names} == {
+        *(f"1.self_attn.{part}_proj.weight" for part in "qkv"),
+        "0.mlp.down_proj.weight",
+    }
+    moved = {name: model_of(4).state_dict()[name] for name in names}
+    engine.load(iter(moved.items()))
+    want = base.state_dict() | moved
+    assert engine.checksums() == pytest.approx({name: checksum(weight) for name, weight in want.items()}, abs=1e-7)
+    with pytest.raises(EngineError, match=r"has no weight model\.layers\.9\.x"):
+        engine.load(iter({"model.layers.9.x": torch.zeros(1)}.items()))
+
+
+def test_a_prefix_that_outlives_a_push_is_seen(engine, base, monkeypatch):
+    probe = [[3 + i % 40 for i in range(40)]]
+    engine.forget_prefixes()
+    engine.score(probe)
+    engine.load(iter(base.state_dict().items()))
+    engine.score(probe)
+    monkeypatch.setattr(engine, "forget_prefixes", lambda: None)
+    engine.load(iter(base.state_dict().items()))
+    with pytest.raises(EngineError, match="still has 32 tokens of a prefix cached"):
+        engine.score(probe)
+    monkeypatch.undo()
+    engine.forget_prefixes()
+
+
+def test_an_adapter_merged_into_the_base_answers_as_the_trainer_does(engine, base):
+    config = replace(scripted_config(), lora=LoraConfig(rank=4, targets=("q_proj", "down_proj")))
+    config = with_merging(config, on_cpu=True)
+    learner = make_learner(config)
+    for parameter in learner.policy.parameters():
+        if parameter.requires_grad:
+            parameter.data.to_local().normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    sync = MergedSync(engine, learner, [(5, 6, 7, 8, 9, 5, 6)], config)
+    policy = model_of(0)
+    for what in ("policy", "critic", "policy"):
+        sync.hold(what, 1)
+        policy.load_state_dict(
+            dict((merged_weights if what == "policy" else base_weights)(learner.policy, torch.float32))
+        )
+        [request] = requests(1, prefix=f"m-{what}-")
+        completion = run_requests(engine, [request])[request.id]
+        expected = chosen(logits_of(policy, request, completion).log_softmax(-1), completion)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=2e-5, rtol=0)
 
 
 def test_requests_may_enter_while_others_run(engine, base):

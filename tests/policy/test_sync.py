@@ -11,15 +11,17 @@ from scripted_engine import ScriptedEngine
 from scripted_world import MODEL, answer, score_with, scripted_config, tokenizer
 
 from capo_fast.config.schema import LoraConfig
-from capo_fast.engine.checksum import checksum
+from capo_fast.engine.checksum import checksum, place_weights
 from capo_fast.errors import ConfigError
 from capo_fast.loaders import load_prompts
 from capo_fast.policy.batch import pack_update
+from capo_fast.policy.lora import merged_weights
 from capo_fast.policy.model import load_model
 from capo_fast.policy.sync import (
     CHECKSUM_TOLERANCE,
     AdapterSync,
     FullSync,
+    MergedSync,
     SyncError,
     check_same_architecture,
     freeze_critic,
@@ -100,6 +102,26 @@ def test_a_critic_that_shares_the_engine_with_the_policy_is_never_pushed(one_ran
 
 
 NAME = "model.layers.1.mlp.down_proj.weight"
+SQUARE = "model.layers.1.self_attn.o_proj.weight"
+
+
+def shuffled(weight):
+    order = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(0))
+    return weight.flatten()[order].view_as(weight)
+
+
+def swapped(weight, dim, i=0, j=1):
+    """Two rows or columns changed places."""
+    order = torch.arange(weight.shape[dim])
+    order[[i, j]] = order[[j, i]]
+    return weight.index_select(dim, order)
+
+
+def raised(weight, by):
+    """One element is another."""
+    changed = weight.clone()
+    changed[1, 2] += by
+    return changed
 
 
 @pytest.mark.parametrize(
@@ -108,6 +130,12 @@ NAME = "model.layers.1.mlp.down_proj.weight"
         lambda old, new: old or new,  # trl#5312: a reload restored what was there before
         lambda old, new: new | ({NAME: old[NAME]} if old else {}),  # one tensor stale
         lambda old, new: new | {NAME: new[NAME].roll(1, 0)},  # rows in another order: same sum
+        lambda old, new: new | {NAME: swapped(new[NAME], 1)},
+        lambda old, new: new | {SQUARE: new[SQUARE].T.contiguous()},
+        lambda old, new: new | {NAME: shuffled(new[NAME])},
+        lambda old, new: new | {NAME: raised(new[NAME], 1e-6)},
+        lambda old, new: new | {NAME: raised(new[NAME], torch.nan)},
+        lambda old, new: new | {NAME: new[NAME].bfloat16().float()},
         lambda old, new: {name: weight for name, weight in new.items() if name != NAME},  # never arrived
     ],
 )
@@ -211,7 +239,53 @@ def test_a_critic_of_another_architecture_is_refused_with_the_first_difference()
         check_same_architecture(policy | {"rope_parameters": {"rope_theta": 1e6}}, policy)
 
 
-def test_probe_sequences_are_the_ends_of_the_first_prompts():
-    prompts = load_prompts(CONFIG, tokenizer()).prompts[:3]
-    prompts[1] = replace(prompts[1], token_ids=(5,))
-    assert probe_sequences(prompts, 3, 4) == [prompts[0].token_ids[-4:], prompts[2].token_ids[-4:]]
+def test_probe_sequences_are_the_ends_of_the_first_prompts_short_ones_joined():
+    prompts = [replace(load_prompts(CONFIG, tokenizer()).prompts[0], token_ids=ids) for ids in ((1, 2, 3, 4, 5), (6,))]
+    assert probe_sequences(prompts, 3, 4) == [(2, 3, 4, 5)]
+    assert probe_sequences([*prompts, *prompts], 2, 4) == [(2, 3, 4, 5), (2, 3, 4, 5)]
+    assert probe_sequences(prompts[1:] * 3, 1, 4) == [(6, 6, 6)]
+    assert probe_sequences(prompts[::-1] * 2, 2, 4) == [(2, 3, 4, 5), (2, 3, 4, 5)]
+
+
+def test_no_two_places_weigh_the_same():
+    """Else what changes places there leaves the checksum as it was."""
+    for column in (False, True):
+        assert len(place_weights(5000, torch.device("cpu"), column=column).unique()) == 5000
+
+
+MERGED = replace(LORA, engine=replace(CONFIG.engine, merge_lora=True))
+
+
+@pytest.fixture
+def merged(one_rank):
+    """A learner with an adapter that has been trained, an engine with the base, and the sync that merges."""
+    base = load_model(MODEL, "sdpa").state_dict()
+    engine = ScriptedEngine(answer, score_with(MODEL), base)
+    learner = make_learner(MERGED)
+    train_once(learner)
+    return learner, engine, MergedSync(engine, learner, [(5, 6, 7, 8, 9), (3, 4, 3)], MERGED)
+
+
+def test_the_merged_policy_and_the_base_take_turns_by_their_adapted_weights_alone(merged):
+    learner, engine, sync = merged
+    base, load = dict(engine.weights), engine.load
+    pushed = []
+    engine.load = lambda weights: load((pushed.append(name), (name, weight))[1] for name, weight in weights)
+    sync.hold("policy", 1)
+    want = dict(merged_weights(learner.policy, torch.float32))
+    assert all(torch.equal(engine.weights[name], want[name]) for name in want)
+    assert {name.split(".")[-2] for name in pushed} == {"q_proj", "up_proj"}
+    assert not torch.equal(want[pushed[0]], base[pushed[0]])
+    sync.hold("critic", 0)
+    assert all(torch.equal(engine.weights[name], base[name]) for name in base)
+
+
+@pytest.mark.parametrize("what", ["policy", "critic"])
+def test_a_merged_push_that_stayed_behind_is_seen(what, merged):
+    _, engine, sync = merged
+    load = engine.load
+    if what == "critic":
+        sync.hold("policy", 1)
+    engine.load = lambda weights: load(list(weights)[:-1])
+    with pytest.raises(SyncError, match=r"up_proj\.weight has checksum"):
+        sync.hold(what, 1)

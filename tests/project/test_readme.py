@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from capo_fast.cli import COMMANDS
-from capo_fast.config.settings import SETTINGS
+from capo_fast.config.settings import SETTINGS, schema_of
+from capo_fast.config.sft import SftConfig
 from docs.pictures import ARMS, learning_curves
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +69,7 @@ def test_settings_exist(document):
     sections = "|".join({key.partition(".")[0] for key in SETTINGS if "." in key})
     flags = re.findall(r"--([a-z_]+\.\w+)", text.replace("--section.key", ""))
     named = re.findall(rf"`((?:{sections})\.(?!py\b)\w+)[`:]", text)
-    assert [key for key in flags + named if key not in SETTINGS] == []
+    assert [key for key in flags + named if key not in SETTINGS | schema_of(SftConfig).settings] == []
 
 
 @each_document

@@ -78,7 +78,9 @@ def test_triton_stays_under_kernels():
 def test_models_of_transformers_are_imported_in_the_policy():
     models = importers("transformers", r"AutoModel|ForCausalLM|PreTrainedModel$")
     assert "capo_fast/policy/model.py" in models
-    assert all(file == "capo_fast/policy/model.py" or file.startswith("capo_fast/tiny/") for file in models)
+    converter = "capo_fast/fetch.py"  # computes with none of them
+    allowed = {"capo_fast/policy/model.py", converter}
+    assert all(file in allowed or file.startswith("capo_fast/tiny/") for file in models)
 
 
 @pytest.mark.parametrize("rule", [MACHINE_PATH, REGISTRY], ids=["machine path", "registry host"])

@@ -61,7 +61,7 @@ def round_of(rewards, groups, step=3, engine=None, engines=ALONE, config=CONFIG)
     engine = engine or DecodingEngine(write)
     members = deal_open(groups, PROMPTS, 2, {}, engines.count)[engines.index]
     builder = RequestBuilder(tokenizer(), load_template("tiny"), config)
-    found = CarryingRound(Stream(engine, engine), rewards, builder, PROMPTS, members, step, groups, engines)
+    found = CarryingRound(Stream(engine, engine), rewards, builder, PROMPTS, members, step, step - 1, groups, engines)
     found.finish_rollouts()
     return found
 

@@ -48,7 +48,7 @@ def rollouts(engine=None, step=7, config=CONFIG):
     members = [(group, sample) for group in PROMPTS for sample in range(config.rollout.n)]
     asked = [sampler.rollout_request(PROMPTS[group], group, sample, step) for group, sample in members]
     answers = run_requests(engine or Keeping(), asked)
-    return [sampler.read_rollout(answers[rollout_id(step, g, i)], PROMPTS[g], g, i, step) for g, i in members]
+    return [sampler.read_rollout(answers[rollout_id(step, g, i)], PROMPTS[g], g, i, step - 1) for g, i in members]
 
 
 def critiques(engine, config, of):

@@ -63,7 +63,7 @@ def generate(pool, config=CONFIG, engine=None, critic=None, prompts=PROMPTS, jud
     members = [(group, sample) for group in prompts for sample in range(config.rollout.n)]
     sampler = RequestBuilder(tokenizer(), TEMPLATE, config)
     stream = Stream(engine, critic or engine)
-    generation = SamplingRound(stream, pool, sampler, prompts, members, 7, judges)
+    generation = SamplingRound(stream, pool, sampler, prompts, members, 7, 6, judges)
     generation.finish_rollouts()
     generation.finish_critiques()
     return generation
@@ -152,7 +152,7 @@ def test_when_mixed_groups(pool):
 
 def test_equal_rollouts_share_seeds_so_that_any_of_them_may_be_asked_about():
     rollout = RequestBuilder(tokenizer(), TEMPLATE, CONFIG).read_rollout(
-        Completion("", (5, 6, 7), (0.0,) * 3, "no", True), PROMPTS[3], 3, 0, 7
+        Completion("", (5, 6, 7), (0.0,) * 3, "no", True), PROMPTS[3], 3, 0, 6
     )
     others = [replace(rollout, sample=1), replace(rollout, token_ids=(5, 6, 8)), replace(rollout, version=7)]
 
@@ -181,7 +181,7 @@ def test_the_engine_idles_only_while_it_has_work(pool):
     engine = DecodingEngine()
     generation = SamplingRound(
         Stream(engine, Slow()), pool, RequestBuilder(tokenizer(), TEMPLATE, with_(critic={"mode": "endpoint"})),
-        PROMPTS, [(3, 0)], 7,
+        PROMPTS, [(3, 0)], 7, 6,
     )  # fmt: skip
     time.sleep(0.3)
     generation.finish_rollouts()

@@ -25,7 +25,7 @@ def credited(prompt, response):
 def test_rates_are_per_device_and_second_of_training_and_the_critics_tokens_are_apart():
     traffic = Traffic(critique_tokens=30, critique_prompt_tokens=50)
     batch = Batch([], [credited(30, 10), credited(30, 90)], traffic, 0)
-    figures = speed_metrics(batch, LAP, {"learn/flops": 4e12}, peak=8e12, devices=2)
+    figures = speed_metrics(batch, LAP, {"learn/flops": 4e12}, peak=8e12, devices=2, learning=2)
     assert figures == {
         "speed/tokens_per_s_per_device": 160 / 8,
         "speed/critic_tokens_per_s_per_device": 80 / 8,
@@ -35,7 +35,7 @@ def test_rates_are_per_device_and_second_of_training_and_the_critics_tokens_are_
 
 
 def test_a_device_without_a_known_peak_has_no_utilisation():
-    figures = speed_metrics(Batch([], [], Traffic(), 0), LAP, {"learn/flops": 4e12}, peak=None, devices=1)
+    figures = speed_metrics(Batch([], [], Traffic(), 0), LAP, {"learn/flops": 4e12}, peak=None, devices=1, learning=1)
     assert "speed/mfu" not in figures and figures["speed/tflops_per_device"] == 4
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -13,8 +14,20 @@ import torch
 import torch.distributed as dist
 
 from capo_fast.command import asked_to_stop, interruptible
+from capo_fast.config.schema import EngineConfig
 from capo_fast.errors import ConfigError, Interrupted
-from capo_fast.runtime.ranks import EngineGroup, StopSignal, engine_group, gather, ranks, seed_everything
+from capo_fast.runtime.job import Job
+from capo_fast.runtime.ranks import (
+    EngineGroup,
+    StopSignal,
+    check_devices,
+    check_roles,
+    engine_group,
+    gather,
+    once_a_node,
+    ranks,
+    seed_everything,
+)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -151,6 +164,53 @@ def test_ranks_that_no_engines_can_share_are_refused(monkeypatch):
         ConfigError, match=r"^engine\.tensor_parallel: found 2, wanted a divisor of the number of ranks, 3$"
     ):
         engine_group(2)
+
+
+@pytest.mark.parametrize(
+    ("count", "settings", "says"),
+    [
+        (
+            1,
+            {"ranks": 1},
+            "engine.ranks: found 1, wanted 0 with one rank: on one device generation and learning have nothing to "
+            "overlap",
+        ),
+        (4, {"ranks": 4}, "engine.ranks: found 4, wanted at most 3 of 4 ranks: the others learn"),
+        (4, {"ranks": 3, "tensor_parallel": 2}, "engine.tensor_parallel: found 2, wanted a divisor of engine.ranks, 3"),
+        (3, {"tensor_parallel": 2}, "engine.tensor_parallel: found 2, wanted a divisor of the number of ranks, 3"),
+        (3, {"ranks": 2, "tensor_parallel": 2}, None),
+    ],
+)
+def test_roles_that_ranks_can_and_can_t_have(count, settings, says):
+    with pytest.raises(ConfigError) if says else nullcontext() as refused:
+        check_roles(count, EngineConfig(**settings))
+    assert says is None or str(refused.value) == says
+
+
+def test_ranks_that_share_a_gpu_have_nothing_to_overlap(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    check_devices(EngineConfig())
+    with pytest.raises(ConfigError, match=r"^engine\.ranks: found 1 GPUs for 2 ranks on this node, wanted one"):
+        check_devices(EngineConfig(ranks=1))
+
+
+def test_a_rank_s_place_in_the_job_and_in_its_role():
+    places = [Job(None, rank, 3, 2, timedelta(1)).in_role() for rank in range(3)]
+    assert places == [("learners", 0, 1), ("engines", 0, 2), ("engines", 1, 2)]
+    assert Job(None, 2, 3, 0, timedelta(1)).in_role() == ("learners", 2, 3)
+
+
+def test_work_is_done_once_a_node_where_another_role_comes_before_on_it(monkeypatch):
+    """Ranks 1 and 2 of a node whose rank 0 learns: the first of the role's two does it."""
+    done = []
+    monkeypatch.setattr("capo_fast.runtime.ranks.gather", lambda items: [*items, (None, None)])
+    for rank, local_rank in ((0, 1), (1, 2)):
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        once_a_node(lambda rank=rank: done.append(rank))
+    assert done == [0]
 
 
 def test_the_answers_of_an_engine_count_once(one_rank):

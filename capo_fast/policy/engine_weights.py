@@ -1,0 +1,30 @@
+"""Whose weights an engine answers with, on a rank that only holds it (`engine.ranks`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from capo_fast.config.schema import Config
+from capo_fast.engine.base import Engine
+from capo_fast.policy.sync import Canary, CriticPush, FrozenCritic
+
+
+class EngineWeights:
+    """The ranks that learn push the policy's; a frozen critic's are here, and take their place."""
+
+    def __init__(
+        self, engine: Engine, critic: FrozenCritic | None, probe: Sequence[tuple[int, ...]], config: Config
+    ) -> None:
+        self._engine = engine
+        self._critic = CriticPush(engine, critic, Canary(engine, probe, config)) if critic else None
+
+    def hold(self, what: Literal["policy", "critic"], version: int) -> None:
+        """The policy of this version is there already. Raises SyncError where the critic does not take its place."""
+        if what == "policy":
+            self._engine.forget_prefixes()
+        elif self._critic is not None:
+            self._critic.push()
+
+    def release(self) -> None:
+        """The engine's memory is its own."""

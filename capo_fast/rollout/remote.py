@@ -1,0 +1,161 @@
+"""One step off: ranks with engines generate a step's batch while the others learn the step before.
+
+    learning ranks       (wait)       | learn batch 1 | learn batch 2 | learn batch 3
+    weights pushed     0              0               1               2
+    ranks with engines   batch 1 by 0 | batch 2 by 0  | batch 3 by 1  | batch 4 by 2
+
+The weights of a version are pushed between two steps, so a batch is written by the version before the one that learns
+from it; the first, for which nothing can be learned meanwhile, by the version that does. A checkpoint holds the batch
+of the next step (`RemoteGenerator.in_hand`), so that a resumed run learns from the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from capo_fast.config.schema import Config
+from capo_fast.data import Problems
+from capo_fast.engine.remote import Crossing, EngineHost
+from capo_fast.errors import Interrupted
+from capo_fast.records import Prompt
+from capo_fast.rollout.carry import OpenGroup
+from capo_fast.rollout.generator import Batch, RolloutGenerator, Weights
+from capo_fast.rollout.pass_rate import PassRate
+from capo_fast.runtime.ranks import gather
+from capo_fast.runtime.stages import Lap, Stages
+
+AHEAD = 1
+"""How many steps before its own a batch is generated: its staleness, in versions."""
+
+
+@dataclass
+class RemoteGenerator:
+    """The generator of other ranks, as a rank that learns has it. Its methods are collectives."""
+
+    config: Config
+    crossing: Crossing
+    weights: Weights
+    stages: Stages
+    ready: tuple[int, Batch] | None = None
+    """The newest whole batch, with its step."""
+    begun: int | None = None
+    """The step whose batch is being generated."""
+
+    def collect(
+        self,
+        step: int,
+        version: int,
+        problems: Problems,
+        cursor: int,
+        lengths: Mapping[str, float],
+        carried: tuple[OpenGroup, ...] = (),
+    ) -> Batch:
+        """The batch of a step, which may have been begun beside the step before; that of the next is begun.
+
+        version: of the policy now. The rest is as for `RolloutGenerator.collect`.
+        """
+        batch = self.in_hand(step)
+        if batch is None:
+            self._begin(step, version, cursor, lengths, carried)
+            batch = self._finished()
+        if step + AHEAD <= self.config.train.steps:
+            self._begin(step + AHEAD, version, batch.cursor, lengths, batch.carried)
+        return batch
+
+    def in_hand(self, step: int) -> Batch | None:
+        """The batch of a step, where it has been begun. Waits for it."""
+        if self.begun == step:
+            return self._finished()
+        return self.ready[1] if self.ready and self.ready[0] == step else None
+
+    def evaluate(self, prompts: Sequence[Prompt], version: int) -> PassRate | None:
+        """pass@1 of the policy of this version on held-out problems; None without any."""
+        if not prompts:
+            return None
+        self._free_engines()
+        with self.stages("sync"):
+            self.weights.hold("policy", version)
+        with self.stages("eval"):
+            self.crossing.tell("evaluate", version)
+            return self.crossing.reply()
+
+    def end(self, outcome: dict[str, Any] | Interrupted) -> None:
+        """The run has ended well, for the ranks with engines too: with its summary, or interrupted and saved."""
+        self._free_engines()
+        self.crossing.tell("end", outcome)
+
+    def close(self) -> None:
+        """The ranks with engines close them."""
+
+    def _begin(self, step: int, version: int, *data: Any) -> None:
+        """data: cursor, lengths and carried groups."""
+        with self.stages("sync", seam=True):
+            self.weights.hold("policy", version)
+        self.crossing.tell("collect", step, version, *data)
+        self.begun = step
+
+    def _free_engines(self) -> None:
+        if self.begun is not None:
+            self._finished()
+
+    def _finished(self) -> Batch:
+        """The batch that was begun. Waits for it."""
+        assert self.begun is not None
+        with self.stages("wait"):
+            self.stages.deadline.stop()  # the other ranks' stages have theirs
+            batch, asked_to_stop = self.crossing.reply()
+        self.weights.release()  # the critic may be in the policy's place
+        if asked_to_stop:
+            self.stages.stop.ask()
+        self.ready, self.begun = (self.begun, batch), None
+        return batch
+
+
+@dataclass
+class EngineRank:
+    """One run, on a rank that holds an engine and does what the ranks that learn order."""
+
+    generator: RolloutGenerator
+    problems: Problems
+    host: EngineHost
+
+    def train(self) -> dict[str, Any]:
+        """Until the run ends; what `summary.json` holds. Raises Interrupted, with the run's work saved."""
+        while True:
+            self._stages.deadline.stop()  # the other ranks' stages have theirs
+            name, arguments = self.host.crossing.next_order()
+            match name:
+                case "collect":
+                    self._collect(*arguments)
+                case "evaluate":
+                    self.host.crossing.answer(self.generator.evaluate(self.problems.heldout, *arguments))
+                    self._stages.lap()  # the learning ranks' own `eval` has this time
+                case "end":
+                    return self._end(*arguments)
+                case _:
+                    with self._stages("sync"):
+                        getattr(self.host, name)(*arguments)
+
+    def close(self) -> None:
+        self._stages.deadline.stop()
+        self.generator.close()
+        self._stages.stop.close()
+
+    @property
+    def _stages(self) -> Stages:
+        return self.generator.stages
+
+    def _collect(self, step: int, version: int, *data: Any) -> None:
+        batch = self.generator.collect(step, version, self.problems, *data)
+        lap = self._stages.lap()
+        cpu = gather([lap.cpu])
+        spent = Lap(lap.wall, {stage: sum(each[stage] for each in cpu) for stage in lap.cpu})
+        asked_to_stop = any(gather([self._stages.stop.asked]))
+        self.host.crossing.answer((replace(batch, beside=spent), asked_to_stop))
+
+    def _end(self, outcome: dict[str, Any] | Interrupted) -> dict[str, Any]:
+        if isinstance(outcome, Interrupted):
+            raise outcome
+        return outcome

@@ -1,0 +1,114 @@
+"""All ranks of a job, of one role or of two: those that learn come first, those that hold engines last.
+
+The ranks of a role are torch's default process group, as if they were all there are: a collective "on all ranks" is
+one of a role's, FSDP shards over the ranks that learn, and vLLM makes its groups of the ranks that hold engines. What
+passes between the roles goes over a `Link`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+BETWEEN_MEETINGS = 4
+"""How many time-outs of a role's own collectives a link waits: the other role may be in several stages, each of which
+has a deadline of its own."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """All ranks, and this one among them."""
+
+    store: Any
+    """What all of them share; under torchrun it outlives them."""
+    rank: int
+    count: int
+    engines: int
+    """How many hold engines and don't learn; 0: every rank does both."""
+    timeout: timedelta
+    """Of a collective."""
+
+    @property
+    def learners(self) -> int:
+        return self.count - self.engines
+
+    @property
+    def only_generates(self) -> bool:
+        return self.rank >= self.learners
+
+    def in_role(self) -> tuple[str, int, int]:
+        """The name of this rank's role, its rank there, and how many have the role."""
+        if self.only_generates:
+            return "engines", self.rank - self.learners, self.engines
+        return "learners", self.rank, self.learners
+
+
+class Link:
+    """Some ranks of a job, whatever their role, in the order of `members`. Its methods are collectives of all of them.
+
+    Its groups are not among those that torch has a register of, which are all made of the default one.
+    """
+
+    def __init__(self, job: Job, name: str, members: Sequence[int]) -> None:
+        self.rank = members.index(job.rank)
+        self._count = len(members)
+        self._store = dist.PrefixStore(f"link/{name}", job.store)
+        self._timeout = job.timeout * BETWEEN_MEETINGS
+        self._groups: dict[str, Any] = {}
+
+    def broadcast(self, tensor: torch.Tensor, source: int) -> None:
+        """Fill the tensor with that of the member `source`: of the same shape, dtype and kind of device on each."""
+        kind = tensor.device.type
+        if kind not in self._groups:
+            self._groups[kind] = self._group(kind)
+        self._groups[kind].broadcast(tensor, source).wait()
+
+    def pass_bytes(self, data: bytes | None, source: int) -> bytes:
+        """The bytes that the member `source` gives; the others give None."""
+        size = torch.tensor(len(data or b""))
+        self.broadcast(size, source)
+        buffer = torch.empty(int(size), dtype=torch.uint8)
+        if data:
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        if size:
+            self.broadcast(buffer, source)
+        return buffer.numpy().tobytes()
+
+    def share(self, value: Any, source: int) -> Any:
+        """The value that the member `source` gives, of the kinds that pickle takes; what the others give is ignored."""
+        if self.rank == source:
+            self.pass_bytes(pickle.dumps(value), source)
+            return value
+        return pickle.loads(self.pass_bytes(None, source))
+
+    def _group(self, kind: str) -> Any:
+        """Of these ranks, for tensors of one kind of device."""
+        store = dist.PrefixStore(kind, self._store)
+        if kind == "cpu":
+            return dist.ProcessGroupGloo(store, self.rank, self._count, self._timeout)
+        options = dist.ProcessGroupNCCL.Options()  # never run on several GPUs yet
+        options._timeout = self._timeout
+        return dist.ProcessGroupNCCL(store, self.rank, self._count, options)
+
+
+_current: list[Job] = []
+
+
+def this_job() -> Job:
+    """That of this process, inside `capo_fast.runtime.ranks.ranks`."""
+    [job] = _current
+    return job
+
+
+def enter_job(job: Job) -> None:
+    _current[:] = [job]
+
+
+def leave_job() -> None:
+    _current.clear()

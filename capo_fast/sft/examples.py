@@ -1,0 +1,92 @@
+"""Conversations -> examples: their tokens by the chat template, and which of them are answers.
+
+The template alone says where an answer is: what it renders up to a message, and what it opens for an answer, must be
+how it renders the whole conversation begins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from capo_fast.data import ChatTemplate, DataError, Message
+from capo_fast.sft.conversations import Conversation
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation as tokens.
+
+    >>> example = Example(prompt_ids=(5, 9), token_ids=(7, 2, 9, 8, 2), trained=(True, True, False, True, True))
+    """
+
+    prompt_ids: tuple[int, ...]
+    """Up to the first answer."""
+    token_ids: tuple[int, ...]
+    """[L], the rest: answers, and what is between them."""
+    trained: tuple[bool, ...]
+    """[L], True on the tokens of answers, with the end token of each."""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class AnswerTemplate:
+    """A chat template with the tokens that end an answer."""
+
+    chat: ChatTemplate
+    ends: Collection[int]
+    """Of the tokenizer and of the generation config: where the engine stops."""
+    end: int
+    """Put after the last answer where the template ends none."""
+
+    def check(self) -> None:
+        """Raises DataError for a template of which no answer can be cut out."""
+        self.chat.check(("user",))
+        self.example(Conversation("data.path", "", (("user", "(user)"), ("assistant", "(assistant)"))))
+
+    def example(self, conversation: Conversation) -> Example:
+        """Raises DataError where an answer can't be cut out."""
+        messages = conversation.messages
+        whole = self.chat.ids(messages, answered=True)
+        places = [place for place, (role, _) in enumerate(messages) if role == "assistant"]
+        spans = [self._span(conversation.where, messages[: place + 1], whole) for place in places]
+        first, last = spans[0][0], spans[-1][1]
+        ids = whole[:last] if whole[last - 1] in self.ends else (*whole[:last], self.end)
+        trained = [False] * len(ids)
+        for start, stop in [*spans[:-1], (spans[-1][0], len(ids))]:
+            trained[start:stop] = [True] * (stop - start)
+        return Example(ids[:first], ids[first:], tuple(trained[first:]))
+
+    def _span(self, where: str, messages: tuple[Message, ...], whole: tuple[int, ...]) -> tuple[int, int]:
+        """Where the answer that is the last of these messages starts and stops in the whole conversation."""
+        asked, told = self.chat.ids(messages[:-1]), self.chat.ids(messages, answered=True)
+        if whole[: len(asked)] != asked or whole[: len(told)] != told or len(told) == len(asked):
+            raise DataError(
+                f"{where}: message {len(messages)}: the chat template of {self.chat.name} (model.path) renders what is "
+                "before this answer otherwise once the answer, or what follows, is there: wanted one that only adds to "
+                "it, or the answer as the last of a row of its own"
+            )
+        stops = (place + 1 for place in range(len(asked), len(told)) if whole[place] in self.ends)
+        stop = next(stops, len(told))
+        if stop == len(told) < len(whole) and whole[stop - 1] not in self.ends:
+            raise DataError(
+                f"{where}: message {len(messages)}: the chat template of {self.chat.name} (model.path) ends this "
+                "answer with no token at which the engine stops, wanted one answer per row"
+            )
+        return len(asked), stop
+
+
+def end_tokens(tokenizer: Any, generation: bytes | None) -> tuple[frozenset[int], int]:
+    """All tokens at which the engine stops, and the tokenizer's own. generation: of `generation_config.json`.
+
+    Raises DataError for a tokenizer without one.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise DataError(f"model.path: the tokenizer of {tokenizer.name_or_path!r} has no end token (eos_token)")
+    found = json.loads(generation or b"{}").get("eos_token_id") or []
+    return frozenset([end, *(found if isinstance(found, list) else [found])]), end

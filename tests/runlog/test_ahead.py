@@ -1,0 +1,74 @@
+"""The next step's batch in a checkpoint: what comes back is what was saved, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from capo_fast.policy.manifest import DamagedError
+from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
+from capo_fast.rollout.carry import OpenGroup, Partial
+from capo_fast.rollout.generator import Batch
+from capo_fast.rollout.stream import Traffic
+from capo_fast.runlog.ahead import batch_json, batch_tensors, read_batch
+from capo_fast.runtime.stages import Lap
+
+
+def credited(group, sample, prompt):
+    rollout = Rollout(
+        prompt, group, sample, 3, (5, 6 + sample), (-0.1, -1 / 3), "t", True, StepSpans((True, False), ("t",))
+    )
+    critiques = (Critique(False, frozenset({0, 2}), 1, "x"), Critique.absent(truncated=True))
+    judged = Sample(rollout, 1.0 if sample else None, critiques, (math.nan,), (None, 0.5))
+    return CreditedSample(judged, bool(sample), 0.5, (0.25,), (0.1, 0.2, 0.3, math.inf), (1 / 7,))
+
+
+def batch():
+    prompts = [Prompt("a", "1+1", ("2", "two"), None, (1, 2)), Prompt("b", "2+2", "4", "so", (3,))]
+    sampled = [credited(group, sample, prompts[group]) for group in (0, 1) for sample in (0, 1)]
+    going_on = OpenGroup(2, 1, 5, (Partial(((1, 2),), 1, False, False, (5, 6), (-0.1, -1 / 3)), Partial()))
+    spent = Lap({"rollout": 1.5}, {"rollout": 2.0})
+    return Batch(sampled[2:], sampled, Traffic(4, 7, busy_seconds=0.5), 9, (going_on,), {"rollout/carried": 2.0}, spent)
+
+
+def checkpoint(value, tensors):
+    """What `read_batch` takes of a checkpoint, with the JSON as a file has it."""
+    text = json.dumps(value)
+    return SimpleNamespace(
+        folder=Path("step"),
+        manifest=SimpleNamespace(of=lambda role: ["ahead.json"]),
+        section=lambda role, kind: TypeAdapter(kind).validate_json(text, strict=True),
+        tensors=lambda role: tensors,
+    )
+
+
+def test_a_batch_comes_back_as_it_was():
+    saved = batch()
+    found = read_batch(checkpoint(batch_json(saved), batch_tensors(saved)))
+    assert repr(found) == repr(saved), "by repr: nan is not equal to itself"
+    assert found.kept[0] is found.sampled[2]
+
+
+def test_columns_that_rewards_have_read_are_not_saved():
+    saved = batch()
+    rich = Prompt("a", "1+1", "2", None, (1,), {"when": object()})
+    saved = replace(saved, sampled=[credited(0, 0, rich)], kept=[])
+    assert read_batch(checkpoint(batch_json(saved), batch_tensors(saved))).sampled[0].rollout.prompt.columns == {}
+
+
+@pytest.mark.parametrize("change", [{"logprobs": torch.zeros(3, dtype=torch.float64)}, {"token_ids": None}])
+def test_tokens_that_do_not_fit_are_damage(change):
+    tensors = {name: each for name, each in (batch_tensors(batch()) | change).items() if each is not None}
+    with pytest.raises(DamagedError, match=r"^step/ahead: JSON and tensors don't fit: "):
+        read_batch(checkpoint(batch_json(batch()), tensors))
+
+
+def test_a_checkpoint_without_the_section_has_no_batch():
+    assert read_batch(SimpleNamespace(manifest=SimpleNamespace(of=lambda role: []))) is None
