@@ -1,6 +1,6 @@
 """What generation beside learning saves, with an engine whose time is latency: it waits, and takes no core.
 
-    python -m bench.trainer.one_step_off [--steps 6] [--latency 0.5] [--json FILE]
+    python -m bench.trainer.one_step_off [--rounds 2] [--steps 6] [--latency 0.5] [--json FILE]
 
 The embedded policy learns from the same scripted rollouts (and critiques by the policy itself, so that no weights are
 swapped) in each arm. A batch of rollouts takes `--latency` seconds however many it has, as the last long rollouts of a
@@ -34,7 +34,6 @@ from capo_fast.runlog.shown import step_seconds
 
 ARMS = {"1 rank, in turns": (1, 0), "2 ranks, in turns": (2, 0), "1 + 1 ranks, one off": (2, 1)}
 """Ranks, and how many of them only hold an engine."""
-ROUNDS = 2
 SETTINGS = {
     **{"critic.mode": "self", "loss.is_mode": "truncate", "rollout.top_p": "1", "rollout.prompts": "16"},
     **{"eval.path": "none", "checkpoint.every": "0", "run.keep_rollouts": "none"},
@@ -82,12 +81,12 @@ def arm(name: str, folder: Path, steps: int, latency: float) -> dict[str, float]
     return found | {"step": median(map(step_seconds, lines))}
 
 
-def measure(steps: int, latency: float) -> dict[str, Any]:
-    rounds: list[dict[str, dict[str, float]]] = []
+def measure(rounds: int, steps: int, latency: float) -> dict[str, Any]:
+    found: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as name:
-        for number in range(ROUNDS):
-            rounds.append({each: arm(each, Path(name, f"{number}-{i}"), steps, latency) for i, each in enumerate(ARMS)})
-    return {"latency": latency, "steps": steps, "rounds": rounds, "about": about(1)}
+        for number in range(rounds):
+            found.append({each: arm(each, Path(name, f"{number}-{i}"), steps, latency) for i, each in enumerate(ARMS)})
+    return {"latency": latency, "steps": steps, "rounds": found, "about": about(1)}
 
 
 def shown(found: dict[str, Any]) -> str:
@@ -101,11 +100,12 @@ def shown(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--latency", type=float, default=0.5)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = measure(arguments.steps, arguments.latency)
+    found = measure(arguments.rounds, arguments.steps, arguments.latency)
     print(shown(found))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
