@@ -2,7 +2,7 @@
 
 The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, or with its neighbours a slice of one
 (`engine.tensor_parallel`); these must ask the same in the same order. Weights are copied into the model in place, each
-rank its slices. vLLM's own reload makes every module anew, and can't take a part of the weights.
+rank its slices: vLLM's own reload makes every module anew.
 
 vllm is imported inside functions: this takes seconds, and it reads the environment variables that `_start` sets.
 """
@@ -93,8 +93,7 @@ class VllmEngine:
         self.forget_prefixes()
 
     def fused_with(self, names: Iterable[str]) -> set[str]:
-        fused = self._llm.apply_model(fused_names)[0]
-        return set().union(*(fused[name] for name in names))
+        return set().union(*map(self._llm.apply_model(fused_names)[0].__getitem__, names))
 
     def checksums(self) -> dict[str, float]:
         try:
@@ -155,9 +154,8 @@ class VllmEngine:
         )
         prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
         adapters = [None if is_base else self._adapter for is_base in base or [False] * len(sequences)]
-        outputs = self._llm.generate(
-            prompts, [first, *[params] * (len(prompts) - 1)], use_tqdm=False, lora_request=adapters
-        )
+        asked = [first, *[params] * (len(prompts) - 1)]
+        outputs = self._llm.generate(prompts, asked, use_tqdm=False, lora_request=adapters)
         if cached := outputs[0].num_cached_tokens:
             raise EngineError(f"vLLM still has {cached} tokens of a prefix cached, wanted none after a push")
         return [
