@@ -28,6 +28,7 @@ from capo_fast.loaders import (
     start_engine,
     with_date,
 )
+from capo_fast.policy.canary import allowed_gap
 from capo_fast.policy.engine_weights import EngineWeights
 from capo_fast.policy.export import rehearse_export
 from capo_fast.policy.learner import Learner
@@ -39,7 +40,6 @@ from capo_fast.policy.sync import (
     FullSync,
     MergedSync,
     Sync,
-    allowed_gap,
     probe_sequences,
 )
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer

@@ -27,10 +27,11 @@ from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config, EngineConfig, LoraConfig, PolicyConfig
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.vllm import VllmEngine
+from capo_fast.policy.canary import SyncError
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import add_adapter
 from capo_fast.policy.model import load_model, shard_policy
-from capo_fast.policy.sync import AdapterSync, FullSync, MergedSync, Sync, SyncError
+from capo_fast.policy.sync import AdapterSync, FullSync, MergedSync, Sync
 from capo_fast.runtime.ranks import ranks
 
 Push = Iterator[tuple[str, torch.Tensor]]
@@ -189,17 +190,13 @@ def packed_copy(cycle: Cycle, stale: bool) -> Any:
     return instead(cycle.engine, "load", load_and_pack)
 
 
-def kept_prefixes(cycle: Cycle) -> Any:
-    return instead(cycle.engine, "forget_prefixes", lambda: None)
-
-
 WEIGHT_FAULTS: dict[str, Callable[[Cycle], Any]] = {
     **{name: (lambda cycle, change=change: changed(cycle, change)) for name, change in CHANGES.items()},
     "not pushed": left_out,
     "restored": restored,
     "packed copy stale": lambda cycle: packed_copy(cycle, stale=True),
     "packed copy wrong": lambda cycle: packed_copy(cycle, stale=False),
-    "prefixes kept": kept_prefixes,
+    "prefixes kept": lambda cycle: instead(cycle.engine, "forget_prefixes", lambda: None),
 }
 
 

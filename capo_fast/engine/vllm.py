@@ -2,7 +2,7 @@
 
 The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, or with its neighbours a slice of one
 (`engine.tensor_parallel`); these must ask the same in the same order. Weights are copied into the model in place, each
-rank's slices: vLLM's own reload takes twice as long, and leaves out nothing.
+rank its slices: vLLM's own reload makes every module anew.
 
 vllm is imported inside functions: this takes seconds, and it reads the environment variables that `_start` sets.
 """
@@ -109,8 +109,7 @@ class VllmEngine:
         self.forget_prefixes()
 
     def fused_with(self, names: Iterable[str]) -> set[str]:
-        fused = self._llm.apply_model(fused_names)[0]
-        return set().union(*(fused[name] for name in names))
+        return set().union(*map(self._llm.apply_model(fused_names)[0].__getitem__, names))
 
     def checksums(self) -> dict[str, float]:
         try:
@@ -173,10 +172,8 @@ class VllmEngine:
         adapters = [None if is_base else self._adapter for is_base in base or [False] * len(sequences)]
         asked = [first, *[params] * (len(prompts) - 1)]
         outputs = self._llm.generate(prompts, asked, use_tqdm=False, lora_request=adapters)
-        if outputs[0].num_cached_tokens:
-            raise EngineError(
-                f"vLLM still has {outputs[0].num_cached_tokens} tokens of a prefix cached, wanted none after a push"
-            )
+        if cached := outputs[0].num_cached_tokens:
+            raise EngineError(f"vLLM still has {cached} tokens of a prefix cached, wanted none after a push")
         return [
             [at[token].logprob for token, at in zip(sequence[1:], output.prompt_logprobs[1:], strict=True)]
             for sequence, output in zip(sequences, outputs, strict=True)

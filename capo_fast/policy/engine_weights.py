@@ -7,7 +7,8 @@ from typing import Literal
 
 from capo_fast.config.schema import Config
 from capo_fast.engine.base import Engine
-from capo_fast.policy.sync import Canary, CriticPush, FrozenCritic
+from capo_fast.policy.canary import Canary
+from capo_fast.policy.sync import CriticPush, FrozenCritic
 
 
 class EngineWeights:

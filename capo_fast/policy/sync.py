@@ -1,17 +1,9 @@
-"""Policy weights -> engine, with a canary after every push.
-
-Two things must agree between trainer and engine, else the run stops with both numbers: a checksum of every weight as
-the engine computes with it, and the log-probs of a fixed probe batch. So TRL's reload of the base model after a sync
-(trl#5312) is caught, and an old packed head of vLLM's CPU kernels where a tied head is not pushed as well.
-
-Weights are summed up as they are pushed, in one pass, and all sums are read at once.
-"""
+"""Policy weights -> engine, with a canary after every push (`capo_fast.policy.canary`)."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from capo_fast.config.schema import Config
 from capo_fast.engine.base import Engine
-from capo_fast.engine.checksum import checksum_of_rows, row_sums
-from capo_fast.errors import CapoError, ConfigError
+from capo_fast.errors import ConfigError
 from capo_fast.policy.batch import pack_tokens
+from capo_fast.policy.canary import Canary, Watched, sums_of
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import (
     adapted_weights,
@@ -40,19 +32,6 @@ from capo_fast.records import Prompt
 from capo_fast.runtime.files import passing_folder
 from capo_fast.runtime.ranks import once_a_node
 
-CHECKSUM_TOLERANCE = 1e-9
-"""Of the norm of a weight's row sums: both sides sum the same rounded numbers in float64."""
-
-LOGPROB_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
-"""Mean |difference| of the probe's log-probs, in nats, by the coarser dtype of trainer and engine."""
-
-Sums = dict[str, tuple[float, float]]
-"""Of each weight, by name: its checksum, and the norm of its `row_sums`."""
-
-
-class SyncError(CapoError):
-    """Trainer and engine don't hold the same weights."""
-
 
 @dataclass(frozen=True)
 class FrozenCritic:
@@ -62,60 +41,12 @@ class FrozenCritic:
     probe_logprobs: torch.Tensor
 
 
-def allowed_gap(config: Config) -> float:
-    """Largest mean |difference| of the probe's log-probs, nats."""
-    coarser = "bfloat16" if "bfloat16" in (config.engine.dtype, config.policy.dtype) else "float32"
-    return config.sync.max_logprob_gap or LOGPROB_TOLERANCE[coarser]
-
-
-class Canary:
-    """Compares the engine with the trainer."""
-
-    def __init__(self, engine: Engine, probe: Sequence[tuple[int, ...]], config: Config) -> None:
-        self._engine = engine
-        self._probe = probe
-        self._limit = allowed_gap(config)
-
-    def check_weights(self, wanted: Sums) -> None:
-        """Raises SyncError with the first weight that is another in the engine, or only on one side."""
-        found = self._engine.checksums()
-        for name in wanted | found:
-            ours, norm = wanted.get(name, (math.nan, math.nan))
-            if not abs(found.get(name, math.nan) - ours) <= CHECKSUM_TOLERANCE * norm:
-                raise SyncError(
-                    f"sync canary: {name} has checksum {ours:.9g} in the trainer and "
-                    f"{found.get(name, math.nan):.9g} in the engine"
-                )
-
-    def check_probe(self, policy: torch.Tensor, base: torch.Tensor | None = None) -> None:
-        """Raises SyncError where the engine's log-probs of the probe are too far from the trainer's.
-
-        Policy and base are asked in one batch, as rollouts and critiques are.
-        """
-        count = len(self._probe)
-        if base is None:
-            self._compare("", policy, self._engine.score(self._probe))
-            return
-        scores = self._engine.score([*self._probe, *self._probe], base=[i >= count for i in range(2 * count)])
-        self._compare("", policy, scores[:count])
-        self._compare(" under the base", base, scores[count:])
-
-    def _compare(self, where: str, ours: torch.Tensor, scores: Sequence[Sequence[float]]) -> None:
-        theirs = torch.tensor([logprob for sequence in scores for logprob in sequence])
-        gap = (ours - theirs).abs().mean().item()
-        if not gap <= self._limit:
-            raise SyncError(
-                f"sync canary: the probe's mean log-prob{where} is {ours.mean():.6f} in the trainer and "
-                f"{theirs.mean():.6f} in the engine (mean difference {gap:.2g}, at most {self._limit:.2g} is allowed)"
-            )
-
-
 class CriticPush:
     """Puts a frozen critic's weights in place of all that an engine holds."""
 
     def __init__(self, engine: Engine, critic: FrozenCritic, canary: Canary) -> None:
         self._engine, self._critic, self._canary = engine, critic, canary
-        self._sums = _sums(critic.weights.items())
+        self._sums = sums_of(critic.weights.items())
 
     def push(self) -> None:
         """Raises SyncError."""
@@ -203,13 +134,13 @@ class AdapterSync(Sync):
     def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
         """A collective: the base is summed up once, since nothing changes it in the trainer."""
         super().__init__(engine, learner, probe, config)
-        self._base = _sums(base_weights(learner.policy, self._dtype))
+        self._base = sums_of(base_weights(learner.policy, self._dtype))
         self._base_logprobs = self.trainer_logprobs(base=True)
 
     def push_policy(self) -> None:
         model, adapter = self._learner.policy.model, adapter_weights(self._learner.policy)
         self._engine.load_adapter(adapter_files(model, adapter))
-        sums = _sums(scaled_adapter(model, adapter, self._dtype))
+        sums = sums_of(scaled_adapter(model, adapter, self._dtype))
         self._canary.check_weights(self._base | sums)
         self._canary.check_probe(self.trainer_logprobs(), self._base_logprobs)
 
@@ -226,7 +157,7 @@ class MergedSync(Sync):
         super().__init__(engine, learner, probe, config)
         self._swaps = config.swaps
         self._names = engine.fused_with(adapted_weights(learner.policy.model))
-        self._base = _sums(base_weights(learner.policy, self._dtype))
+        self._base = sums_of(base_weights(learner.policy, self._dtype))
         self._base_logprobs = self.trainer_logprobs(base=True)
 
     def push_policy(self) -> None:
@@ -302,31 +233,3 @@ def check_same_architecture(critic: Mapping[str, Any], policy: Mapping[str, Any]
 
 
 INESSENTIAL = ("dtype", "_token_id", "_version", "use_cache", "architectures", "initializer_range", "_dropout")
-
-
-class Watched:
-    """Weights by name, each summed up as it passes."""
-
-    def __init__(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        self._weights = weights
-        self._found: dict[str, torch.Tensor] = {}
-
-    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, weight in self._weights:
-            sums_N = row_sums(weight)
-            self._found[name] = torch.stack([checksum_of_rows(sums_N), sums_N.norm()])
-            yield name, weight
-
-    def sums(self) -> Sums:
-        """Of all that has passed, in one read."""
-        if not self._found:
-            return {}
-        rows = torch.stack(list(self._found.values())).tolist()
-        return {name: (checksum, norm) for name, (checksum, norm) in zip(self._found, rows, strict=True)}
-
-
-def _sums(weights: Iterable[tuple[str, torch.Tensor]]) -> Sums:
-    watched = Watched(weights)
-    for _ in watched:
-        pass
-    return watched.sums()

@@ -121,12 +121,12 @@ class RunDir:
                 print_line(*line)
 
     def _changes(self, found: Checkpoint, progress: Progress, learner: Learner) -> Iterator[str]:
+        before, now = by_key(self._settings(found)), by_key(self._config)
         if (ranks := dist.get_world_size()) != found.manifest.ranks:
             effect = "the run goes on as it would have but for rounding"
-            if self._config.rollout.carry:
+            if now.get("rollout.carry"):
                 effect = "other rollouts are stopped than would have been (rollout.carry)"
             yield f"ranks: {ranks}, was {found.manifest.ranks}: {effect}"
-        before, now = by_key(self._settings(found)), by_key(self._config)
         for key in input_paths(self._config):
             if before[key] != now[key]:
                 yield f"{key} is {now[key]}, was {before[key]}: the same content"

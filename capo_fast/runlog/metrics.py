@@ -37,8 +37,7 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
     }
     tokens = sum(len(each.rollout.token_ids) for each in batch.sampled)
     metrics["tokens_per_s"] = tokens / step_seconds(lap)
-    memory = peak_memory()
-    metrics["memory_gb"] = memory.host if memory.device is None else memory.device
+    metrics["memory_gb"] = peak_memory().largest
     if rate is not None:
         metrics |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
     return metrics

@@ -44,6 +44,11 @@ class Memory(NamedTuple):
     device: float | None
     """PyTorch's on the GPU; None without one. vLLM's allocations through PyTorch are among them."""
 
+    @property
+    def largest(self) -> float:
+        """The GPU's; the host's without one."""
+        return self.host if self.device is None else self.device
+
 
 def peak_memory() -> Memory:
     unit = 1 if sys.platform == "darwin" else 1024

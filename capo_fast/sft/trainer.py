@@ -12,7 +12,7 @@ from capo_fast.config.sft import SftConfig
 from capo_fast.errors import Interrupted
 from capo_fast.policy.export import export_policy
 from capo_fast.runlog.log import RunLog
-from capo_fast.runlog.recorder import peak_memory_gb
+from capo_fast.runlog.speed import peak_memory
 from capo_fast.runlog.summary import write_summary
 from capo_fast.sft.batches import Batches
 from capo_fast.sft.examples import Example
@@ -66,7 +66,7 @@ class SftTrainer:
         step, lap = self.log.progress.step, self.log.lap()
         metrics |= {f"time/{stage}": seconds for stage, seconds in lap.wall.items()}
         metrics |= {f"cpu/{stage}": seconds for stage, seconds in lap.cpu.items()}
-        metrics |= {"epoch": self.log.progress.cursor / len(self.data.train), "memory_gb": peak_memory_gb()}
+        metrics |= {"epoch": self.log.progress.cursor / len(self.data.train), "memory_gb": peak_memory().largest}
         if held is not None:
             metrics["eval/loss"] = held.loss
         self.log.recorder.record(step, metrics)

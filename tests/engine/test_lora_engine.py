@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from capo_fast.config.schema import LoraConfig
 from capo_fast.engine.base import run_requests
+from capo_fast.policy.canary import Canary, SyncError
 from capo_fast.policy.lora import adapter_files, adapter_weights, merged_weights
-from capo_fast.policy.sync import AdapterSync, Canary, SyncError
+from capo_fast.policy.sync import AdapterSync
 from capo_fast.records import Request
 from capo_fast.runtime.ranks import ranks
 

@@ -15,14 +15,13 @@ from capo_fast.engine.checksum import checksum, place_weights
 from capo_fast.errors import ConfigError
 from capo_fast.loaders import load_prompts
 from capo_fast.policy.batch import pack_update
+from capo_fast.policy.canary import CHECKSUM_TOLERANCE, SyncError
 from capo_fast.policy.lora import merged_weights
 from capo_fast.policy.model import load_model
 from capo_fast.policy.sync import (
-    CHECKSUM_TOLERANCE,
     AdapterSync,
     FullSync,
     MergedSync,
-    SyncError,
     check_same_architecture,
     freeze_critic,
     probe_sequences,
