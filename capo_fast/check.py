@@ -19,7 +19,7 @@ import capo_fast.runtime.extras  # noqa: F401  before the imports that would fai
 from capo_fast.command import run_command
 from capo_fast.config import Config, load_config
 from capo_fast.config.paths import resolve_model
-from capo_fast.engine.vllm import check_version, installed_version
+from capo_fast.engine.vllm_start import check_version, installed_version
 from capo_fast.errors import CapoError
 from capo_fast.loaders import (
     check_endpoint_client,

