@@ -49,9 +49,8 @@ from capo_fast.terminal import printable, standard_streams
 from capo_fast.verify import VerifierPool
 
 RUNS = 3
-SAMPLING = tuple(
-    f"rollout.{field.name}" for field in fields(RolloutConfig) if field.name not in ("prompts", "n", "max_tokens")
-)
+NO_SAMPLING = ("prompts", "n", "max_tokens", "carry", "enough", "max_staleness")
+SAMPLING = tuple(f"rollout.{field.name}" for field in fields(RolloutConfig) if field.name not in NO_SAMPLING)
 """How a sampled answer is drawn: every setting of training's rollouts that says so."""
 SETTINGS = (
     "seed",

@@ -205,6 +205,8 @@ def by_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
             return st.one_of(*map(by_schema, kinds))
         case {"enum": words}:
             return st.sampled_from(words)
+        case {"const": word}:
+            return st.just(word)
         case {"prefixItems": items}:
             return st.tuples(*map(by_schema, items))
         case {"items": {"type": "string"}}:
