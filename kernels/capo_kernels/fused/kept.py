@@ -49,7 +49,7 @@ KEPT = Kept()
 
 
 def release_memory() -> None:
-    """Gives back what is kept on the CPU for the next gradient of logits: the memory of one, if that took 32 MiB or more.
+    """Gives back the memory that is kept on the CPU for the next gradient of logits: of the last of 32 MiB or more.
 
     Gradients that are still held by others stay as they are. In place (`inplace=True`) and on a GPU nothing is kept.
     """
