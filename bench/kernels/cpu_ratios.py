@@ -12,7 +12,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def libraries(base: Path | None) -> dict[str, native.CpuRows]:
 
 
 def ratios(problem: LogitsProblem, builds: dict[str, native.CpuRows], seconds: float) -> None:
-    calls = {"in-place multiply": multiply(problem)}
+    calls: dict[str, Call] = {"in-place multiply": multiply(problem)}
     for build, rows in builds.items():
         calls |= {
             f"{kind}, in place{build}": partial(on, rows, in_place("cpu", kind, problem))
@@ -79,7 +79,7 @@ def on(rows: native.CpuRows, call: Call) -> object:
     return call()
 
 
-def timed(problem: LogitsProblem, calls: dict[str, Call], order: list[str], seconds: float) -> dict[str, list[float]]:
+def timed(problem: LogitsProblem, calls: Mapping[str, Call], order: list[str], seconds: float) -> dict[str, list[float]]:
     """Seconds of each call in each round but the first; at least three rounds count."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     end = time.monotonic() + seconds
