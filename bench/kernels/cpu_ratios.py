@@ -79,7 +79,9 @@ def on(rows: native.CpuRows, call: Call) -> object:
     return call()
 
 
-def timed(problem: LogitsProblem, calls: Mapping[str, Call], order: list[str], seconds: float) -> dict[str, list[float]]:
+def timed(
+    problem: LogitsProblem, calls: Mapping[str, Call], order: list[str], seconds: float
+) -> dict[str, list[float]]:
     """Seconds of each call in each round but the first; at least three rounds count."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     end = time.monotonic() + seconds
