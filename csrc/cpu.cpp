@@ -64,17 +64,15 @@ struct Row {
   double target_slope, logp, entropy;
 };
 
-/* What a thread keeps of the row that it is at, in memory that only a gradient takes. */
+/* What a thread keeps of the row that it is at. */
 struct Workspace {
   CapoRow row = {};
-  const bool needed;
   float *const kept, *const largest;
-  Workspace(int64_t vocab, bool grad)
-      : needed(grad), kept(room(grad ? vocab : 0)), largest(room(grad ? vocab / CAPO_BLOCK + 1 : 0)) {}
+  explicit Workspace(int64_t vocab) : kept(room(vocab)), largest(room(vocab / CAPO_BLOCK + 1)) {}
   Workspace(const Workspace &) = delete;
   ~Workspace() { free(kept), free(largest); }
-  bool complete() const { return !needed || (kept && largest); }
-  static float *room(int64_t floats) { return floats ? (float *)aligned_alloc(64, (floats * 4 + 63) / 64 * 64) : NULL; }
+  bool complete() const { return kept && largest; }
+  static float *room(int64_t floats) { return (float *)aligned_alloc(64, (floats * 4 + 63) / 64 * 64); }
 };
 
 class Logits {
@@ -99,7 +97,7 @@ class Logits {
     const int64_t at = capo_target(&l, t);
     const CapoEntry target = at < 0 ? CapoEntry{NAN, 1} : kernels().entry(logit(t, at), head);
     work.row.logits = logit(t, 0), work.row.vocab = l.vocab, work.row.largest = work.largest;
-    work.row.kept = l.grad && kept_in_gradient(t, slopes) ? (float *)grad(t, 0) : work.kept;
+    work.row.kept = !l.grad ? NULL : kept_in_gradient(t, slopes) ? (float *)grad(t, 0) : work.kept;
     const CapoSums s = kernels().read(&work.row, head);
     Row row = {s.most, s.e, log(s.e), s.e_d / s.e, target.slope, NAN, log(s.e) - s.e_d / s.e};
     row.logp = ((double)target.value - s.most) / l.temperature - row.log_sum;
@@ -134,7 +132,7 @@ class Logits {
 #pragma omp parallel num_threads(team) if (team > 1) reduction(&& : complete)
     {
       [[maybe_unused]] FlushDenormals flush;
-      Workspace work(l.vocab, l.grad);
+      Workspace work(l.vocab);
       complete = work.complete();
 #pragma omp for schedule(dynamic)
       for (int64_t s = 0; s < steps; ++s)
