@@ -51,10 +51,28 @@ struct FlushDenormals {
 #endif
 };
 
+/* Makes the stores past the caches visible to whoever sees what comes after. */
+void finish_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 struct Row {
   float most;
   double sum, log_sum, mean; /* mean: of d under p */
   double target_slope, logp, entropy;
+};
+
+/* What a thread keeps of the row that it is at. */
+struct Workspace {
+  CapoRow row = {};
+  float *const kept, *const largest;
+  explicit Workspace(int64_t vocab) : kept(room(vocab)), largest(room(vocab / CAPO_BLOCK + 1)) {}
+  Workspace(const Workspace &) = delete;
+  ~Workspace() { free(kept), free(largest); }
+  bool complete() const { return kept && largest; }
+  static float *room(int64_t floats) { return (float *)aligned_alloc(64, (floats * 4 + 63) / 64 * 64); }
 };
 
 class Logits {
@@ -63,7 +81,8 @@ class Logits {
       : l(logits),
         size(l.dtype == CAPO_F32 ? 4 : 2),
         head{l.temperature, l.softcap},
-        rows(choose_isa().rows) {}
+        rows(choose_isa().rows),
+        apart(l.grad && l.grad != l.logits && l.tokens * l.vocab * size >= LARGE) {}
 
   int refuses(int threads) const {
     if (l.dtype != CAPO_F32 && l.dtype != CAPO_BF16) return -1;
@@ -73,24 +92,24 @@ class Logits {
 
   const CapoRows &kernels() const { return rows[l.dtype][l.softcap > 0]; }
 
-  Row read(int64_t t) const {
-    const CapoSums s = kernels().read(logit(t, 0), l.vocab, head);
-    Row row = {s.most, s.e, log(s.e), s.e_d / s.e, 1, NAN, log(s.e) - s.e_d / s.e};
+  /* `slopes`: whether the entropy will have one. */
+  Row read(int64_t t, Workspace &work, bool slopes) const {
     const int64_t at = capo_target(&l, t);
-    if (at >= 0) {
-      const CapoEntry target = kernels().entry(logit(t, at), head, s.most);
-      row.logp = target.d - row.log_sum;
-      /* Capped logits may round out of their order. */
-      if (row.logp > 0) row.logp = 0;
-      row.target_slope = target.slope;
-    }
+    const CapoEntry target = at < 0 ? CapoEntry{NAN, 1} : kernels().entry(logit(t, at), head);
+    work.row.logits = logit(t, 0), work.row.vocab = l.vocab, work.row.largest = work.largest;
+    work.row.kept = !l.grad ? NULL : kept_in_gradient(t, slopes) ? (float *)grad(t, 0) : work.kept;
+    const CapoSums s = kernels().read(&work.row, head);
+    Row row = {s.most, s.e, log(s.e), s.e_d / s.e, target.slope, NAN, log(s.e) - s.e_d / s.e};
+    row.logp = ((double)target.value - s.most) / l.temperature - row.log_sum;
+    /* Capped logits may round out of their order. */
+    if (row.logp > 0) row.logp = 0;
     return row;
   }
 
-  void write(int64_t t, const Row &row, capo_slopes by) const {
+  void write(int64_t t, const Row &row, const Workspace &work, capo_slopes by) const {
     if (by.logp == 0 && by.entropy == 0) return zero(t);
     const double scale = 1 / (double)l.temperature, a = scale / row.sum * (by.entropy * row.mean - by.logp);
-    kernels().write(logit(t, 0), grad(t, 0), l.vocab, head, row.most, (float)a, (float)(-scale / row.sum * by.entropy));
+    kernels().write(&work.row, head, row.most, {grad(t, 0), a, -scale / row.sum * by.entropy, streamed(t)});
     const int64_t at = capo_target(&l, t);
     if (at < 0) return;
     const double p = exp(row.logp), spread = p == 0 ? 0 : p * (row.logp + row.entropy);
@@ -101,20 +120,26 @@ class Logits {
 
   bool trained(int64_t t) const { return !l.weight || l.weight[t] != 0; }
 
-  /* f(t) for every row. A thread takes rows of some 30,000 entries at a time, ten microseconds' worth. */
+  /* f(t, workspace) for every row. A thread takes rows of some 30,000 entries at a time, ten microseconds' worth. Returns
+   * whether there was memory for it. */
   template <class F>
-  void for_each(int threads, F f) const {
+  bool for_each(int threads, F f) const {
     if (l.grad && l.grad != l.logits) want_huge_pages();
     const int64_t step = l.vocab < 32768 ? 32768 / l.vocab : 1, steps = (l.tokens + step - 1) / step;
     const int team = threads < steps ? threads : (int)steps;
-    if (team == 0) return;
-#pragma omp parallel num_threads(team) if (team > 1)
+    bool complete = true;
+    if (team == 0) return complete;
+#pragma omp parallel num_threads(team) if (team > 1) reduction(&& : complete)
     {
       [[maybe_unused]] FlushDenormals flush;
+      Workspace work(l.vocab);
+      complete = work.complete();
 #pragma omp for schedule(dynamic)
       for (int64_t s = 0; s < steps; ++s)
-        for (int64_t t = s * step; t < l.tokens && t < (s + 1) * step; ++t) f(t);
+        for (int64_t t = s * step; complete && t < l.tokens && t < (s + 1) * step; ++t) f(t, work);
+      finish_streams();
     }
+    return complete;
   }
 
  private:
@@ -122,9 +147,14 @@ class Logits {
   const int64_t size;
   const CapoHead head;
   const CapoRows (*const rows)[2];
+  const bool apart; /* A gradient too large for the caches, beside the logits. */
+  static constexpr int64_t LARGE = 32 << 20;
 
   const char *logit(int64_t t, int64_t v) const { return (const char *)l.logits + (t * l.stride + v) * size; }
   char *grad(int64_t t, int64_t v) const { return (char *)l.grad + (t * l.grad_stride + v) * size; }
+  bool streamed(int64_t t) const { return apart && (uintptr_t)grad(t, 0) % 64 == 0; }
+  /* The gradient's row has room for what read keeps, unless that is wider or the logits there are read again. */
+  bool kept_in_gradient(int64_t t, bool slopes) const { return l.dtype == CAPO_F32 && !slopes && !streamed(t); }
 
   void store(char *p, double value) const {
     const float x = (float)value;
@@ -153,7 +183,8 @@ int capo_cpu_loss(const capo_logits *l, const capo_tokens *tokens, const capo_sp
                   int threads) {
   const Logits logits(*l);
   if (int refused = logits.refuses(threads)) return refused;
-  logits.for_each(threads, [&](int64_t t) {
+  const bool slopes = capo_live(spec, tokens->coefficients).entropy_coef != 0;
+  const bool complete = logits.for_each(threads, [&](int64_t t, Workspace &work) {
     float *terms = out->terms + t * CAPO_TERMS;
     if (!logits.trained(t)) {
       out->logp[t] = out->entropy[t] = 0;
@@ -162,24 +193,24 @@ int capo_cpu_loss(const capo_logits *l, const capo_tokens *tokens, const capo_sp
       return;
     }
     const float weight = l->weight ? l->weight[t] : 1.f;
-    const Row row = logits.read(t);
+    const Row row = logits.read(t, work, slopes);
     out->logp[t] = (float)row.logp, out->entropy[t] = (float)row.entropy;
     const capo_slopes by = capo_row(tokens, spec, t, weight, out->logp[t], out->entropy[t], terms);
-    if (l->grad) logits.write(t, row, by);
+    if (l->grad) logits.write(t, row, work, by);
   });
-  return 0;
+  return complete ? 0 : -4;
 }
 
 int capo_cpu_logprobs(const capo_logits *l, float *logp, float *entropy, int threads) {
   const Logits logits(*l);
   if (int refused = logits.refuses(threads)) return refused;
-  logits.for_each(threads, [&](int64_t t) {
+  const bool complete = logits.for_each(threads, [&](int64_t t, Workspace &work) {
     logp[t] = entropy[t] = 0;
     if (!logits.trained(t)) return;
-    const Row row = logits.read(t);
+    const Row row = logits.read(t, work, false);
     logp[t] = (float)row.logp, entropy[t] = (float)row.entropy;
   });
-  return 0;
+  return complete ? 0 : -4;
 }
 
 /* Forms the sums of a row again, which costs no memory traffic: a log-sum that logprobs had left, rounded to float, would
@@ -187,12 +218,12 @@ int capo_cpu_logprobs(const capo_logits *l, float *logp, float *entropy, int thr
 int capo_cpu_dlogits(const capo_logits *l, const float *dlogp, const float *dentropy, int threads) {
   const Logits logits(*l);
   if (int refused = logits.refuses(threads)) return refused;
-  logits.for_each(threads, [&](int64_t t) {
+  const bool complete = logits.for_each(threads, [&](int64_t t, Workspace &work) {
     const capo_slopes by = {dlogp[t], dentropy ? dentropy[t] : 0.f};
     if (by.logp == 0 && by.entropy == 0) return logits.zero(t);
-    logits.write(t, logits.read(t), by);
+    logits.write(t, logits.read(t, work, by.entropy != 0), work, by);
   });
-  return 0;
+  return complete ? 0 : -4;
 }
 
 int capo_cpu_abi(void) { return CAPO_ABI; }

@@ -2,9 +2,9 @@
  * instruction set, with its -m flags and -DCAPO_ISA=portable, avx2 or avx512. Nothing here comes from the C++ library:
  * its inline functions, compiled with AVX-512, could be the copies that the linker keeps for all machines.
  *
- * A row is taken two vectors at a time. It need not end with a whole pair: the pair that ends with the row overlaps the
- * one before, and only its last entries count. Blocks are read for their maximum first, so that one m serves their
- * entries; sums are float within a block and double across. A maximum may miss a NaN, the sums can't. */
+ * A row is taken two vectors at a time; its last pair may be filled up with entries that don't count. The maximum of a
+ * block is found while the block before it is computed, so that one m serves all its entries and they are in the nearest
+ * cache by then; sums are float within a block and double across. A maximum may miss a NaN, the sums can't. */
 #include "cpu_rows.h"
 
 #include <float.h>
@@ -12,128 +12,23 @@
 #include <string.h>
 
 #include "capo.h"
-
-#ifdef __FAST_MATH__
-#error "NaN and infinite logits need IEEE arithmetic: compile without -ffast-math"
-#endif
-
-#if defined(__AVX512F__)
-#define WIDTH 16
-#elif defined(__AVX2__)
-#define WIDTH 8
-#else
-#define WIDTH 4
-#endif
-
-#define INLINE inline __attribute__((always_inline))
+#include "cpu_vectors.h"
 
 namespace {
 
-typedef float Float __attribute__((vector_size(4 * WIDTH)));
-typedef uint32_t Word __attribute__((vector_size(4 * WIDTH)));
-
-struct Pair {
-  Float a, b;
-};
-
-constexpr int64_t PAIR = 2 * WIDTH, BLOCK = 2048;
-
-INLINE Float splat(float x) { return x - Float{}; }
-
-/* y where either is NaN: what the x86 instruction gives. */
-INLINE Float larger(Float x, Float y) { return x > y ? x : y; }
-
-struct Float32 {
-  typedef float Element;
-  static constexpr Element ONE = 1;
-  static INLINE Pair load(const Element *p) {
-    Pair x;
-    memcpy(&x.a, p, sizeof x.a);
-    memcpy(&x.b, p + WIDTH, sizeof x.b);
-    return x;
-  }
-  static INLINE void store(Element *p, Pair x) {
-    memcpy(p, &x.a, sizeof x.a);
-    memcpy(p + WIDTH, &x.b, sizeof x.b);
-  }
-};
-
-/* Entries 0, 2, 4, ... are the low halves of 32-bit words and make the first vector, 1, 3, 5, ... the second. */
-struct BFloat16 {
-  typedef uint16_t Element;
-  static constexpr Element ONE = 0x3f80;
-  static INLINE Pair load(const Element *p) {
-    Word words;
-    memcpy(&words, p, sizeof words);
-    return {(Float)(words << 16), (Float)(words & 0xffff0000)};
-  }
-  /* To nearest, ties to even. A NaN stays one if its low half is 0. */
-  static INLINE Word round(Float x) { return (Word)x + ((Word)x >> 16 & 1) + 0x7fff; }
-  static INLINE void store(Element *p, Pair x) {
-    Word words = round(x.a) >> 16 | (round(x.b) & 0xffff0000);
-    memcpy(p, &words, sizeof words);
-  }
-};
-
-/* For x in [-88, 0], or NaN: x = n ln 2 + r, ln 2 in two parts of which n times the first is exact, and a polynomial
- * for exp(r) - 1, 3e-9 off at most. n + 127 stands in the low bits of `shifted`, ready to be the exponent of 2^n. */
-INLINE Float exp_of(Float x) {
-  const float magic = 0x1.8p23f + 127.f;
-  Float shifted = x * 0x1.715476p+0f + magic, n = shifted - magic;
-  Float r = x - n * 0x1.63p-1f + n * 0x1.bd0106p-13f;
-  Float q = r * 0x1.709ba2p-10f + 0x1.129052p-7f;
-  q = q * r + 0x1.55515ep-5f;
-  q = q * r + 0x1.5553cp-3f;
-  q = q * r + 0x1.000002p-1f;
-  q = q * r + 1.f;
-  Float power = (Float)((Word)shifted << 23);
-  return power * (q * r) + power;
+/* The `count` entries behind the last whole pair, and the last of them again until the pair is full. */
+template <class Dtype>
+INLINE Pair load_tail(const typename Dtype::Element *p, int64_t count) {
+  typename Dtype::Element room[PAIR];
+  for (int64_t i = 0; i < PAIR; ++i) room[i] = p[i < count ? i : count - 1];
+  return Dtype::load(room);
 }
 
-struct Uncapped {
-  INLINE explicit Uncapped(CapoHead) {}
-  INLINE Float value(Float x) const { return x; }
-  INLINE Float slope(Float) const { return splat(1.f); }
-};
-
-/* c tanh(x / c), by y = -2 |x| / c and q = exp(y): c (1 - 2 q / (1 + q)), or near 0, where that cancels,
- * |x| (1 - y^2 p) with a polynomial p of y^2, 2e-8 off at most. What is subtracted is the smaller part in both, and so
- * is its error. The derivative is 4 q / (1 + q)^2. */
-struct Capped {
-  const CapoHead head;
-  INLINE explicit Capped(CapoHead h) : head(h) {}
-  INLINE Float y(Float abs) const { return abs / (-0.5f * head.softcap); }
-  INLINE Float q(Float abs) const { return exp_of(larger(splat(head.lowest_d), y(abs))); }
-  INLINE Float value(Float x) const {
-    Float abs = (Float)((Word)x & 0x7fffffff), yy = y(abs) * y(abs);
-    Float p = yy * -0x1.ccf32ep-22f + 0x1.fa755p-18f;
-    p = p * yy - 0x1.608d5ap-14f;
-    p = p * yy + 0x1.b9b0d6p-11f;
-    p = p * yy - 0x1.110fap-7f;
-    p = p * yy + 0x1.555554p-4f;
-    Float all = y(abs) > -1.6f ? abs : splat(head.softcap);
-    Float lost = y(abs) > -1.6f ? yy * p : 2.f * q(abs) / (1.f + q(abs));
-    return (Float)((Word)(all - all * lost) | ((Word)x & 0x80000000));
-  }
-  INLINE Float slope(Float x) const {
-    Float share = q((Float)((Word)x & 0x7fffffff)), half = 2.f / (1.f + share);
-    return share * half * half;
-  }
-};
-
-/* d, of which -inf would make 0 * inf of e d. */
-struct Distance {
-  const float most, rate, lowest;
-  INLINE Distance(CapoHead head, float m) : most(m), rate(1 / head.temperature), lowest(head.lowest_d) {}
-  INLINE Float operator()(Float u) const { return larger(splat(lowest), (u - most) * rate); }
-};
-
-/* The pair that ends with the row. A row shorter than that is copied to `room`, its first entry repeated before it. */
-template <class Element>
-INLINE const Element *last_pair(const Element *row, int64_t vocab, Element *room) {
-  if (vocab >= PAIR) return row + vocab - PAIR;
-  for (int64_t i = 0; i < PAIR; ++i) room[i] = row[i < PAIR - vocab ? 0 : i - (PAIR - vocab)];
-  return room;
+template <class Dtype>
+INLINE void store_tail(typename Dtype::Element *p, Pair x, int64_t count) {
+  typename Dtype::Element room[PAIR];
+  Dtype::store(room, x);
+  memcpy(p, room, count * sizeof *p);
 }
 
 INLINE float largest_lane(Pair x) {
@@ -143,89 +38,128 @@ INLINE float largest_lane(Pair x) {
   return most;
 }
 
-template <class Dtype, class Cap>
-CapoSums read(const void *row, int64_t vocab, CapoHead head) {
-  typedef typename Dtype::Element Element;
-  const Cap cap(head);
-  const Element *p = (const Element *)row;
-  const int64_t rest = vocab % PAIR, whole = vocab - rest;
-  Element room[PAIR], kept[2 * PAIR] = {};
-  for (int64_t i = PAIR; i < 2 * PAIR; ++i) kept[i] = Dtype::ONE;
-  const Pair last = Dtype::load(last_pair(p, vocab, room)), keep = Dtype::load(kept + rest);
-
-  float top = -FLT_MAX, most = cap.value(splat(top))[0];
-  double row_e[WIDTH] = {}, row_e_d[WIDTH] = {};
-  Pair tops = last;
-  for (int64_t start = 0; start == 0 || start < whole; start += BLOCK) {
-    const int64_t end = whole - start < BLOCK ? whole : start + BLOCK;
-    for (int64_t i = start; i < end; i += PAIR) {
-      const Pair x = Dtype::load(p + i);
-      tops = {larger(x.a, tops.a), larger(x.b, tops.b)};
-    }
-    const float new_top = largest_lane(tops);
-    if (new_top > top) {
-      const float before = most;
-      top = new_top, most = cap.value(splat(top))[0];
-      const double step = ((double)before - most) / head.temperature, factor = exp(step);
-      for (int i = 0; i < WIDTH; ++i) row_e_d[i] = factor * (row_e_d[i] + row_e[i] * step), row_e[i] *= factor;
-    }
-
-    const Distance distance(head, most);
-    Float sum_e = {}, sum_e_d = {};
-    auto add = [&](Float x, Float share) {
-      const Float d = distance(cap.value(x)), e = exp_of(d) * share;
-      sum_e += e;
-      sum_e_d += e * d;
-    };
-    if (start == 0) add(last.a, keep.a), add(last.b, keep.b);
-    for (int64_t i = start; i < end; i += PAIR) {
-      const Pair x = Dtype::load(p + i);
-      /* The next block arrives while this one is computed: a third less time. A pair may take two cache lines. */
-      __builtin_prefetch(p + i + BLOCK);
-      if (sizeof(Element) * PAIR > 64) __builtin_prefetch(p + i + BLOCK + PAIR / 2);
-      add(x.a, splat(1.f)), add(x.b, splat(1.f));
-    }
-    for (int i = 0; i < WIDTH; ++i) row_e[i] += sum_e[i], row_e_d[i] += sum_e_d[i];
+/* The sums over the blocks so far, relative to `most`: the largest u, and that of the logit `top`. */
+template <class Cap>
+struct Sums {
+  const Cap &cap;
+  const double temperature;
+  float top = -FLT_MAX, most;
+  double e[WIDTH] = {}, e_u[WIDTH] = {};
+  INLINE Sums(const Cap &c, CapoHead head) : cap(c), temperature(head.temperature), most(cap.value(splat(top))[0]) {}
+  INLINE void raise(float new_top) {
+    if (!(new_top > top)) return;
+    const float before = most;
+    top = new_top, most = cap.value(splat(top))[0];
+    const double step = (double)before - most, factor = ::exp(step / temperature);
+    for (int i = 0; i < WIDTH; ++i) e_u[i] = factor * (e_u[i] + e[i] * step), e[i] *= factor;
   }
-  CapoSums sums = {most, 0, 0};
-  for (int i = 0; i < WIDTH; ++i) sums.e += row_e[i], sums.e_d += row_e_d[i];
-  return sums;
+  INLINE void add(Float block_e, Float block_e_u) {
+    for (int i = 0; i < WIDTH; ++i) e[i] += block_e[i], e_u[i] += block_e_u[i];
+  }
+  INLINE CapoSums all() const {
+    CapoSums sums = {most, 0, 0};
+    for (int i = 0; i < WIDTH; ++i) sums.e += e[i], sums.e_d += e_u[i] / temperature;
+    return sums;
+  }
+};
+
+template <class Dtype, class Cap, bool KEEPS>
+CapoSums read_row(CapoRow *row, CapoHead head) {
+  typedef typename Dtype::Element Element;
+  constexpr int64_t AHEAD = 16384 / sizeof(Element); /* The second cache gets what the first needs two blocks later. */
+  const Cap cap(head);
+  const Exp exp(head.temperature);
+  const Element *p = (const Element *)row->logits;
+  const int64_t rest = row->vocab % PAIR, whole = row->vocab - rest;
+  Element counted[2 * PAIR] = {};
+  for (int64_t i = 0; i < rest; ++i) counted[i] = Dtype::ONE;
+  const Pair last = rest ? load_tail<Dtype>(p + whole, rest) : Dtype::load(p), counts = Dtype::load(counted);
+
+  Sums<Cap> sums(cap, head);
+  Pair tops = last;
+  auto look = [&](int64_t i) {
+    const Pair x = Dtype::load(p + i);
+    tops = {larger(x.a, tops.a), larger(x.b, tops.b)};
+  };
+  for (int64_t i = 0; i < whole && i < CAPO_BLOCK; i += PAIR) look(i);
+  for (int64_t start = 0; start < row->vocab; start += CAPO_BLOCK) {
+    const int64_t end = whole - start < CAPO_BLOCK ? whole : start + CAPO_BLOCK;
+    sums.raise(largest_lane(tops));
+    Float sum_e = {}, sum_e_u = {};
+    auto entry = [&](Float x, Float share) {
+      const Float d = exp.bounded(cap.value(x) - sums.most), e = exp(d) * share;
+      sum_e += e;
+      sum_e_u += e * d;
+      return KEEPS ? e * cap.slope(x) : e;
+    };
+    for (int64_t i = start; i < end; i += PAIR) {
+      const Pair x = Dtype::load(p + i);
+      look(i + CAPO_BLOCK < whole ? i + CAPO_BLOCK : whole - PAIR);
+      for (int64_t line = 0; line < PAIR; line += 64 / sizeof(Element)) __builtin_prefetch(p + i + AHEAD + line, 0, 2);
+      const Pair kept = {entry(x.a, splat(1.f)), entry(x.b, splat(1.f))};
+      if (KEEPS) Float32::store(row->kept + i, kept);
+    }
+    if (rest && row->vocab - start <= CAPO_BLOCK) {
+      const Pair kept = {entry(last.a, counts.a), entry(last.b, counts.b)};
+      if (KEEPS) Float32::store(row->tail, kept);
+    }
+    sums.add(sum_e, sum_e_u);
+    if (KEEPS) row->largest[start / CAPO_BLOCK] = sums.most;
+  }
+  return sums.all();
 }
 
 template <class Dtype, class Cap>
-CapoEntry entry(const void *logit, CapoHead head, float most) {
+CapoSums read(CapoRow *row, CapoHead head) {
+  return (row->kept ? read_row<Dtype, Cap, true> : read_row<Dtype, Cap, false>)(row, head);
+}
+
+template <class Dtype, class Cap>
+CapoEntry entry(const void *logit, CapoHead head) {
   typedef typename Dtype::Element Element;
   const Cap cap(head);
   const Element room[PAIR] = {*(const Element *)logit};
   const Float x = Dtype::load(room).a;
-  return {((double)cap.value(x)[0] - most) / head.temperature, cap.slope(x)[0]};
+  return {cap.value(x)[0], cap.slope(x)[0]};
+}
+
+template <class Dtype, class Cap, bool ENTROPY>
+void write_row(const CapoRow *row, CapoHead head, float most, CapoGradient by) {
+  typedef typename Dtype::Element Element;
+  const Cap cap(head);
+  const Exp exp(head.temperature);
+  const Element *p = (const Element *)row->logits;
+  Element *q = (Element *)by.grad;
+  const int64_t rest = row->vocab % PAIR, whole = row->vocab - rest;
+  float before = NAN, a = 0, b = 0;
+  /* From the end, which read has left nearest. */
+  for (int64_t start = (row->vocab - 1) / CAPO_BLOCK * CAPO_BLOCK; start >= 0; start -= CAPO_BLOCK) {
+    const int64_t end = whole - start < CAPO_BLOCK ? whole : start + CAPO_BLOCK;
+    const float largest = row->largest[start / CAPO_BLOCK];
+    if (largest != before) {
+      const double factor = ::exp(((double)largest - most) / head.temperature);
+      a = (float)(by.a * factor), b = (float)(by.b * factor / head.temperature), before = largest;
+      /* Without what the caller's NaN may have in its low bits. */
+      if (a != a) a = NAN;
+      if (b != b) b = NAN;
+    }
+    auto slope = [&](Float kept, Float x) {
+      return ENTROPY ? kept * (b * exp.bounded(cap.value(x) - most) + a) : kept * a;
+    };
+    if (rest && start + CAPO_BLOCK >= row->vocab) {
+      const Pair kept = Float32::load(row->tail), x = ENTROPY ? load_tail<Dtype>(p + whole, rest) : kept;
+      store_tail<Dtype>(q + whole, {slope(kept.a, x.a), slope(kept.b, x.b)}, rest);
+    }
+    for (int64_t i = end - PAIR; i >= start; i -= PAIR) {
+      const Pair kept = Float32::load(row->kept + i), x = ENTROPY ? Dtype::load(p + i) : kept;
+      Dtype::store(q + i, {slope(kept.a, x.a), slope(kept.b, x.b)}, by.stream);
+    }
+  }
 }
 
 template <class Dtype, class Cap>
-void write(const void *row, void *grad, int64_t vocab, CapoHead head, float most, float a, float b) {
-  typedef typename Dtype::Element Element;
-  const Cap cap(head);
-  const Distance distance(head, most);
-  const Element *p = (const Element *)row;
-  Element *q = (Element *)grad;
-  /* Without what the caller's NaN may have in its low bits. */
-  if (a != a) a = NAN;
-  if (b != b) b = NAN;
-  auto slope = [&](Float x) {
-    const Float d = distance(cap.value(x));
-    return cap.slope(x) * exp_of(d) * (b * d + a);
-  };
-  auto gradient = [&](const Element *from) {
-    const Pair x = Dtype::load(from);
-    return Pair{slope(x.a), slope(x.b)};
-  };
-  Element room[PAIR];
-  const Pair last = gradient(last_pair(p, vocab, room)); /* Before the rest of the row is overwritten. */
-  /* From the end, which read has left nearest. */
-  for (int64_t i = vocab - vocab % PAIR - PAIR; i >= 0; i -= PAIR) Dtype::store(q + i, gradient(p + i));
-  if (vocab >= PAIR) return Dtype::store(q + vocab - PAIR, last);
-  Dtype::store(room, last);
-  memcpy(q, room + PAIR - vocab, vocab * sizeof *q);
+void write(const CapoRow *row, CapoHead head, float most, CapoGradient by) {
+  (by.b == 0 ? write_row<Dtype, Cap, false> : write_row<Dtype, Cap, true>)(row, head, most, by);
 }
 
 }  // namespace

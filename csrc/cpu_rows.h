@@ -1,14 +1,27 @@
 /* What cpu.cpp asks of one instruction set: the two passes over a row of logits. cpu_rows.cpp defines a table for each.
  *
  * With u_j the capped logits and m the largest of them, d_j = (u_j - m) / temperature and e_j = exp(d_j): p_j is
- * e_j / sum e, and d_j - log sum e its logarithm, to float's full precision however large the logits are. */
+ * e_j / sum e, and d_j - log sum e its logarithm, to float's full precision however large the logits are.
+ *
+ * `read` may keep e_j du_j/dlogit_j, so that `write` needs no exponential: relative to m_b, the largest of the row up to
+ * the end of j's block. */
 #pragma once
 #include <stdint.h>
 
+enum { CAPO_BLOCK = 2048, CAPO_PAIR = 32 }; /* Entries of a block; of a pair of vectors, at most. */
+
 struct CapoHead {
   float temperature;
-  float softcap;          /* 0: none */
-  float lowest_d = -88.f; /* e is 0 there. No constant: GCC makes a maximum with one from two instructions. */
+  float softcap; /* 0: none */
+};
+
+/* Where a row is and what is kept of it. */
+struct CapoRow {
+  const void *logits;
+  int64_t vocab;
+  float *kept;           /* [vocab], or NULL: nothing is kept. May be the gradient, and that the logits. */
+  float *largest;        /* m_b of each block */
+  float tail[CAPO_PAIR]; /* What is kept of the entries behind the last whole pair. */
 };
 
 struct CapoSums {
@@ -18,15 +31,20 @@ struct CapoSums {
 };
 
 struct CapoEntry {
-  double d;
-  float slope; /* du_j/dlogit_j */
+  float value, slope; /* u_j, du_j/dlogit_j */
+};
+
+/* grad_j = du_j/dlogit_j e_j (a + b d_j) */
+struct CapoGradient {
+  void *grad;
+  double a, b;
+  bool stream; /* Past the caches: grad is a multiple of 64. */
 };
 
 struct CapoRows {
-  CapoSums (*read)(const void *row, int64_t vocab, CapoHead head);
-  CapoEntry (*entry)(const void *logit, CapoHead head, float most);
-  /* grad_j = du_j/dlogit_j e_j (a + b d_j); grad may be row. */
-  void (*write)(const void *row, void *grad, int64_t vocab, CapoHead head, float most, float a, float b);
+  CapoSums (*read)(CapoRow *row, CapoHead head);
+  CapoEntry (*entry)(const void *logit, CapoHead head);
+  void (*write)(const CapoRow *row, CapoHead head, float most, CapoGradient gradient); /* After a read that kept. */
 };
 
 /* [CAPO_F32 or CAPO_BF16][softcap?] */

@@ -9,6 +9,7 @@
 
 from .api import linear_policy_loss, linear_token_logprobs, policy_loss, token_logprobs
 from .credit import Credit, credit_stats, token_advantages, token_weights
+from .fused.kept import release_memory
 from .metrics import combine_metrics
 from .registry import status
 from .spec import LossSpec, PolicyLoss
@@ -22,6 +23,7 @@ __all__ = [
     "linear_policy_loss",
     "linear_token_logprobs",
     "policy_loss",
+    "release_memory",
     "status",
     "token_advantages",
     "token_logprobs",

@@ -76,6 +76,21 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         assert all(map(torch.equal, results[0], other))
 
 
+@pytest.mark.parametrize("spec", [ck.LossSpec(), SPEC], ids=["plain", "entropy"])
+@pytest.mark.parametrize(("dtype", "vocab"), [(torch.float32, 131_105), (torch.bfloat16, 262_208)])
+def test_a_gradient_past_the_caches_has_the_bits_of_one_in_place(
+    dtype: torch.dtype, vocab: int, spec: ck.LossSpec, isa: str
+) -> None:
+    """Of 32 MiB and more; of odd rows those that are aligned alone."""
+    logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0)).to(dtype).repeat(64, 1).requires_grad_()
+    logits.data[:, 7] = torch.arange(64)
+    beside = {"weights": torch.ones(64), "advantages": torch.ones(64), "ref_logprobs": torch.zeros(64), "spec": spec}
+    targets, copy = torch.arange(64), logits * 1
+    ck.policy_loss(copy, targets, **beside, inplace=True, impl="cpu")
+    ck.policy_loss(logits, targets, **beside, impl="cpu").loss.backward()
+    assert torch.equal(logits.grad, copy.detach())
+
+
 def test_an_instruction_set_that_is_not_there_is_said() -> None:
     assert status("mmx") == "CAPO_CPU_ISA is none of avx512, avx2, portable"
     assert status("portable") == "available"

@@ -33,6 +33,7 @@ SIGNATURES = {
     "advantages=None credit=None old_logprobs=None ref_logprobs=None rollout_logprobs=None cu_seqlens=None "
     "spec=LossSpec impl='auto'",
     "status": "",
+    "release_memory": "",
     "Credit": "step_starts step_wrong outcome group cu_seqlens outcome_weight=2.0 process_weight=1.0 "
     "norm='group-token' std_floor=0.0 stats=None",
     "LossSpec": "objective='ppo' ratio='token' clip_low=0.2 clip_high=0.2 dual_clip=None kl_coef=0.0 kl_estimator='k3' "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..metrics import RAW
 from ..rows import TERMS, CreditArguments, Modes, Results, RowKernels, Scalars, SequenceArguments, TokenArguments
+from .kept import KEPT
 from .linear import Matmuls, take, trained_rows
 from .operators import operator
 
@@ -46,7 +47,7 @@ def dlogits(
     softcap: float,
     impl: str,
 ) -> Tensor:
-    grad = _like(logits)
+    grad = KEPT.like(logits)
     KERNELS[impl].dlogits(logits, targets, dlogp, dentropy, temperature, softcap, grad)
     return grad
 
@@ -67,7 +68,7 @@ def policy_loss(
     wants_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, logp [T], entropy [T], raw [13], gradient [T, V], empty where not wanted)."""
-    grad = _like(logits) if wants_grad else None
+    grad = KEPT.like(logits) if wants_grad else None
     outputs = _loss(logits, targets, tokens, modes, numbers, impl, grad)
     return *outputs, logits.new_empty(0) if grad is None else grad
 

@@ -41,10 +41,10 @@ class NativeRows(ABC):
     tokens_end: tuple[Any, ...]
     """And of those over T."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, folder: Path = LIBRARIES) -> None:
         """Raises OSError where the library was not built or can't be loaded."""
         self.name = name
-        self._library = _load(f"libcapo_{name}")
+        self._library = _load(f"libcapo_{name}", folder)
         if self._library[f"capo_{name}_abi"]() != ABI:
             raise OSError(f"libcapo_{name} was built from other sources than this version's: install it again")
         logits, end = POINTER(CLogits), self.rows_end
@@ -137,8 +137,8 @@ class CpuRows(NativeRows):
 
     rows_end, tokens_end = (c_int,), ()
 
-    def __init__(self) -> None:
-        super().__init__("cpu")
+    def __init__(self, folder: Path = LIBRARIES) -> None:
+        super().__init__("cpu", folder)
         self._library.capo_cpu_isa.restype = c_char_p
         if self.isa() not in ("avx512", "avx2", "portable"):
             raise OSError(self.isa())
@@ -206,8 +206,8 @@ class CudaRows(NativeRows):
         return error.decode()
 
 
-def _load(name: str) -> ctypes.CDLL:
-    library, reason = LIBRARIES / f"{name}.so", LIBRARIES / f"{name}.missing"
+def _load(name: str, folder: Path) -> ctypes.CDLL:
+    library, reason = folder / f"{name}.so", folder / f"{name}.missing"
     if not library.exists():
         raise OSError(reason.read_text(encoding="utf-8").strip() if reason.exists() else f"{name} was not built")
     return ctypes.CDLL(str(library))
