@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from capo_fast.config.load import config_as_dict, read_file
 from capo_fast.config.paths import resolve_model
+from capo_fast.config.rules import validate
 from capo_fast.config.schema import Config, with_merging
 from capo_fast.config.sft import SftConfig
 from capo_fast.data import Problems
@@ -98,7 +99,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
 
 def read_inputs(config: Config, device: torch.device) -> Inputs:
     """A collective on all ranks."""
-    config = with_merging(config, on_cpu=device.type == "cpu")
+    config = validate(with_merging(config, on_cpu=device.type == "cpu"))
     seed_everything(config.seed)
     job = this_job()
     crossing = Crossing(job) if job.engines else None
@@ -164,7 +165,7 @@ def remote_generator(
     config: Config, crossing: Crossing, learner: Learner, probe: Sequence[tuple[int, ...]], progress: Progress
 ) -> Generating:
     """Of a rank that only learns. The ranks with engines start them meanwhile, after all that can be refused."""
-    ahead = progress.ahead
+    ahead, progress.ahead = progress.ahead, None  # the generator has it as long as it is wanted
     crossing.tell("start", progress.critique_tokens + (ahead.traffic.all_critique_tokens if ahead else 0))
     crossing.reply()  # they run: no stage has their start in it
     engines = cast(Engine, RemoteEngines(crossing, allowed_gap(config)))  # it takes no requests: Sync makes none
