@@ -43,7 +43,7 @@ from capo_fast.policy.sync import (
     Sync,
     probe_sequences,
 )
-from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
+from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer, read_config
 from capo_fast.rollout.generator import RolloutGenerator, Weights
 from capo_fast.rollout.remote import EngineRank, RemoteGenerator
 from capo_fast.rollout.requests import RequestBuilder
@@ -181,7 +181,8 @@ def build_engine_rank(inputs: Inputs, device: torch.device, engine: Engine | Non
     group = engine_group(config.engine.tensor_parallel)
     _, (critique_tokens,) = crossing.next_order()
     load_policy = partial(load_checked_model, inputs.model_path, config.policy.attention)
-    critic = load_critic(load_policy, config, inputs.probe) if config.swaps else None
+    architecture = read_config(inputs.model_path)
+    critic = load_critic(load_policy, architecture, config, inputs.probe) if config.swaps else None
     with ExitStack() as undo:
         engine, answers = hold_engine(inputs, group, critique_tokens, engine, undo)
         weights = EngineWeights(engine, critic, inputs.probe, config)

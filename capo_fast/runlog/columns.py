@@ -1,4 +1,4 @@
-"""Tokens and log-probs of rollouts in a checkpoint, end to end in the order of their section's JSON (`ahead`, `carry`)."""
+"""Tokens and log-probs of rollouts in a checkpoint, end to end in the order of their JSON (`ahead`, `carry`)."""
 
 from __future__ import annotations
 
