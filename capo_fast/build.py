@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from capo_fast.config.load import config_as_dict, read_file
 from capo_fast.config.paths import resolve_model
+from capo_fast.config.rules import validate
 from capo_fast.config.schema import Config, with_merging
 from capo_fast.config.sft import SftConfig
 from capo_fast.data import Problems
@@ -42,7 +43,7 @@ from capo_fast.policy.sync import (
     Sync,
     probe_sequences,
 )
-from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
+from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer, read_config
 from capo_fast.rollout.generator import RolloutGenerator, Weights
 from capo_fast.rollout.remote import EngineRank, RemoteGenerator
 from capo_fast.rollout.requests import RequestBuilder
@@ -98,7 +99,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
 
 def read_inputs(config: Config, device: torch.device) -> Inputs:
     """A collective on all ranks."""
-    config = with_merging(config, on_cpu=device.type == "cpu")
+    config = validate(with_merging(config, on_cpu=device.type == "cpu"))
     seed_everything(config.seed)
     job = this_job()
     crossing = Crossing(job) if job.engines else None
@@ -164,7 +165,7 @@ def remote_generator(
     config: Config, crossing: Crossing, learner: Learner, probe: Sequence[tuple[int, ...]], progress: Progress
 ) -> Generating:
     """Of a rank that only learns. The ranks with engines start them meanwhile, after all that can be refused."""
-    ahead = progress.ahead
+    ahead, progress.ahead = progress.ahead, None  # the generator has it as long as it is wanted
     crossing.tell("start", progress.critique_tokens + (ahead.traffic.all_critique_tokens if ahead else 0))
     crossing.reply()  # they run: no stage has their start in it
     engines = cast(Engine, RemoteEngines(crossing, allowed_gap(config)))  # it takes no requests: Sync makes none
@@ -180,7 +181,8 @@ def build_engine_rank(inputs: Inputs, device: torch.device, engine: Engine | Non
     group = engine_group(config.engine.tensor_parallel)
     _, (critique_tokens,) = crossing.next_order()
     load_policy = partial(load_checked_model, inputs.model_path, config.policy.attention)
-    critic = load_critic(load_policy, config, inputs.probe) if config.swaps else None
+    architecture = read_config(inputs.model_path)
+    critic = load_critic(load_policy, architecture, config, inputs.probe) if config.swaps else None
     with ExitStack() as undo:
         engine, answers = hold_engine(inputs, group, critique_tokens, engine, undo)
         weights = EngineWeights(engine, critic, inputs.probe, config)

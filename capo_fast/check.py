@@ -19,6 +19,8 @@ import capo_fast.runtime.extras  # noqa: F401  before the imports that would fai
 from capo_fast.command import run_command
 from capo_fast.config import Config, load_config
 from capo_fast.config.paths import resolve_model
+from capo_fast.config.rules import validate
+from capo_fast.config.schema import with_merging
 from capo_fast.engine.vllm_start import check_version, installed_version
 from capo_fast.errors import CapoError
 from capo_fast.loaders import (
@@ -76,7 +78,7 @@ def line(name: str, look: Callable[[], tuple[T, str]]) -> T:
 
 
 def _configuration(arguments: Sequence[str], count: int) -> tuple[Config, str]:
-    config = load_config(arguments)
+    config = validate(with_merging(load_config(arguments), on_cpu=not torch.cuda.is_available()))
     check_roles(count, config.engine)
     batch = f"{config.rollout.prompts} prompts x {config.rollout.n} rollouts"
     return config, f"{config.algorithm}, {config.train.steps} steps of {batch}{_roles(config, count)}"

@@ -75,8 +75,10 @@ class Trainer:
         return self.generator.evaluate(self.problems.heldout, self.log.progress.step)
 
     def save(self) -> None:
-        self.log.progress.ahead = self.generator.in_hand(self.log.progress.step + 1)
+        progress = self.log.progress
+        progress.ahead = self.generator.in_hand(progress.step + 1)
         self.log.save(self.learner)
+        progress.ahead = None  # a run may go on for hours before it saves again
 
     def finish(self) -> dict[str, Any]:
         """Export the policy and write the summary."""

@@ -60,6 +60,17 @@ def test_what_would_stop_a_run_ends_the_check(capsys, tmp_path):
         assert all(line.startswith("ok ") for line in lines[:-1])
 
 
+def test_a_merged_adapter_is_held_to_the_rules_of_a_critic_that_is_swapped_in(capsys, monkeypatch):
+    """After its critiques an engine of its own rank holds the base, and would write the next round's rollouts by it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = "--nproc 2 --engine.ranks 1 --loss.is_mode truncate --rollout.top_p 1 --train.dynamic_sampling true"
+    arguments = ["check", *words.split(), "--lora.rank", "2", "--policy.dtype", "float32"]
+    assert cli.main([*arguments, "--engine.merge_lora", "false"]) == 0
+    capsys.readouterr()
+    assert cli.main(arguments) == 1
+    assert "FAILED  configuration  engine.ranks: found 1, wanted 0 with train.dyn" in capsys.readouterr().out
+
+
 def test_the_number_of_ranks_is_taken_as_by_training(capsys):
     assert cli.main(["check", "--nproc", "4", "--engine.tensor_parallel", "2"]) == 0
     capsys.readouterr()

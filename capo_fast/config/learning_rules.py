@@ -93,6 +93,11 @@ def carry(config: Config) -> Rules:
     rollout, minibatches = config.rollout, config.train.minibatches
     smallest = rollout.prompts - rollout.may_stay_open
     yield (
+        config.engine.ranks > 0 and rollout.max_staleness < 2,
+        f"rollout.max_staleness: found {rollout.max_staleness}, wanted at least 2 with engine.ranks, where a rollout "
+        "that goes on is two versions old in the step that trains on it",
+    )
+    yield (
         smallest > rollout.prompts,
         f"rollout.enough: found {smallest}, wanted at most rollout.prompts ({rollout.prompts})",
     )
@@ -138,6 +143,7 @@ def one_step_off(config: Config) -> Rules:
     )
     yield (
         config.train.dynamic_sampling and config.swaps,
-        f"{found} with train.dynamic_sampling and a frozen critic without LoRA: after its critiques a further round of "
-        "rollouts wants weights back that the learner has changed since",
+        f"{found} with train.dynamic_sampling and a frozen critic that takes the policy's place (without LoRA, or with "
+        "engine.merge_lora): after its critiques a further round of rollouts wants weights back that the learner has "
+        "changed since",
     )

@@ -123,7 +123,7 @@ class RolloutConfig:
     rollout.prompts, rounded up."""
     max_staleness: CountWhereUsed = 2
     """carry: a group whose oldest token would be more than so many policy versions old in the next step is completed in
-    this one."""
+    this one. With engine.ranks at least 2."""
 
     @property
     def may_stay_open(self) -> int:

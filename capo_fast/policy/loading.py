@@ -33,7 +33,7 @@ def load_learner(
     A collective on all ranks that learn."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     model = load_trained(model_path, config, device)
-    critic = load_critic(lambda: model, config, probe) if swaps and config.lora.rank == 0 else None
+    critic = load_critic(lambda: model, model.config, config, probe) if swaps and config.lora.rank == 0 else None
     policy = shard_trained(model, config, mesh)
     reference = load_reference(policy, model_path, config, mesh) if config.loss.kl_coef > 0 else None
     return Learner(policy, reference, config), critic
@@ -56,16 +56,20 @@ def shard_trained(model: Any, config: Config, mesh: DeviceMesh) -> Policy:
     return shard_policy(model.train(), config.policy, mesh)
 
 
-def load_critic(load_policy: Callable[[], Any], config: Config, probe: Sequence[tuple[int, ...]]) -> FrozenCritic:
-    """The weights at `critic.path`, or a copy of the policy's own. A collective of the ranks that hold engines."""
+def load_critic(
+    load_policy: Callable[[], Any], architecture: Any, config: Config, probe: Sequence[tuple[int, ...]]
+) -> FrozenCritic:
+    """The weights at `critic.path`, or a copy of the policy's own. A collective of the ranks that hold engines.
+
+    architecture: the policy's transformers config.
+    """
 
     def load() -> Any:
-        policy = load_policy()
         if config.critic.path is None:
-            return policy
+            return load_policy()
         path = resolve_model(config.critic.path, "critic.path")
         judge = load_model(path, config.policy.attention, config.model.untested, key="critic.path")
-        check_same_architecture(judge.config.to_dict(), policy.config.to_dict())
+        check_same_architecture(judge.config.to_dict(), architecture.to_dict())
         return judge
 
     return freeze_critic(load, probe, DTYPES[config.engine.dtype])

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
-import torch
 from pydantic import ConfigDict, NonNegativeInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
@@ -21,11 +19,10 @@ from capo_fast.records import CreditedSample, Prompt
 from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.stream import Traffic
+from capo_fast.runlog.columns import read_columns
 from capo_fast.runtime.stages import Lap
 
 AHEAD = "ahead"
-TENSORS = {"token_ids": torch.int64, "logprobs": torch.float64}
-"""float64 [T] and int64 [T]: an engine's log-probs are Python floats, and come back bit for bit."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -69,36 +66,22 @@ def batch_json(batch: Batch) -> Any:
     return SAVED.dump_python(saved, mode="json")
 
 
-def batch_tensors(batch: Batch) -> dict[str, torch.Tensor]:
-    rollouts = [each.rollout for each in batch.sampled]
-    return {
-        name: torch.tensor([value for each in rollouts for value in getattr(each, name)], dtype=dtype)
-        for name, dtype in TENSORS.items()
-    }
-
-
 def read_batch(found: Checkpoint) -> Batch | None:
     """What a checkpoint holds; None where it has no such section. Raises DamagedError."""
     if not found.manifest.of(AHEAD):
         return None
     saved: Saved = found.section(AHEAD, Saved)
     try:
-        sampled = list(_filled(saved, found.tensors(AHEAD)))
+        sampled = list(_filled(saved, found))
         kept = [sampled[place] for place in saved.kept]
     except (LookupError, ValueError) as error:
-        raise DamagedError(f"{found.folder / AHEAD}: JSON and tensors don't fit: {error}") from None
+        raise DamagedError(f"{found.folder / AHEAD}: its parts don't fit: {error}") from None
     return Batch(kept, sampled, saved.traffic, saved.cursor, saved.carried, saved.carry_metrics, saved.beside)
 
 
-def _filled(saved: Saved, tensors: dict[str, torch.Tensor]) -> Iterator[CreditedSample]:
-    columns = []
-    for name, dtype in TENSORS.items():
-        if (tensors[name].dtype, len(tensors[name])) != (dtype, sum(saved.lengths)):
-            raise ValueError(f"{name} is {tensors[name].dtype} {list(tensors[name].shape)}")
-        columns.append(iter(tensors[name].tolist()))
-    for each, length in zip(saved.sampled, saved.lengths, strict=True):
-        ids, logprobs = (tuple(islice(column, length)) for column in columns)
-        yield _with_rollout(each, prompt=saved.prompts[each.rollout.prompt.id], token_ids=ids, logprobs=logprobs)
+def _filled(saved: Saved, found: Checkpoint) -> Iterator[CreditedSample]:
+    for each, columns in zip(saved.sampled, read_columns(found, AHEAD, saved.lengths), strict=True):
+        yield _with_rollout(each, prompt=saved.prompts[each.rollout.prompt.id], **columns)
 
 
 def _with_rollout(credited: CreditedSample, **changes: Any) -> CreditedSample:

@@ -19,8 +19,9 @@ from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.manifest import ADVICE
-from capo_fast.runlog.ahead import AHEAD, batch_json, batch_tensors, read_batch
-from capo_fast.runlog.carried import CARRY, carried_json, carried_tensors, read_carried
+from capo_fast.runlog.ahead import AHEAD, batch_json, read_batch
+from capo_fast.runlog.carried import CARRY, carried_json, read_carried, rollouts_of
+from capo_fast.runlog.columns import columns_of
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
 from capo_fast.runlog.kept import Kept, changed_records, kept_records
 from capo_fast.runlog.progress import Progress
@@ -66,9 +67,11 @@ class RunDir:
         """Write a checkpoint. A collective. Raises CheckpointError."""
         sections, tensors = (self._sections(progress), {}) if dist.get_rank() == 0 else ({}, {})
         if sections and progress.ahead is not None:
-            sections[AHEAD], tensors[AHEAD] = batch_json(progress.ahead), batch_tensors(progress.ahead)
+            sections[AHEAD] = batch_json(progress.ahead)
+            tensors[AHEAD] = columns_of([each.rollout for each in progress.ahead.sampled])
         if sections and progress.carried:
-            sections[CARRY], tensors[CARRY] = carried_json(progress.carried), carried_tensors(progress.carried)
+            sections[CARRY] = carried_json(progress.carried)
+            tensors[CARRY] = columns_of(rollouts_of(progress.carried))
         self._checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
 
     def close(self) -> None:

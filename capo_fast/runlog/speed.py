@@ -87,7 +87,7 @@ def speed_metrics(
 
 
 def memory_metrics(ranks: list[Memory]) -> dict[str, float]:
-    """The largest of all ranks."""
+    """The largest of these."""
     device = [each.device for each in ranks if each.device is not None]
     return {"memory/host_gb": max(each.host for each in ranks)} | ({"memory/device_gb": max(device)} if device else {})
 

@@ -125,7 +125,14 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ),
         (
             {"engine__ranks": 1, "loss__is_mode": "mask", "rollout__top_p": 1.0, "train__dynamic_sampling": True},
-            "engine.ranks: found 1, wanted 0 with train.dynamic_sampling and a frozen critic without LoRA",
+            "engine.ranks: found 1, wanted 0 with train.dynamic_sampling and a frozen critic that takes",
+        ),
+        (
+            {
+                **{"engine__ranks": 1, "loss__is_mode": "mask", "rollout__top_p": 1.0},
+                **{"rollout__carry": True, "rollout__max_staleness": 1},
+            },
+            "rollout.max_staleness: found 1, wanted at least 2 with engine.ranks",
         ),
         ({"rollout__n": 1}, "rollout.n: found 1, wanted at least 2 with credit.norm: group-token"),
         ({"rollout__n": 1, "algorithm": "grpo"}, "rollout.n: found 1, wanted at least 2"),

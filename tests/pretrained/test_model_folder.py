@@ -199,7 +199,7 @@ def test_quantised_weights_are_for_the_engine_alone_and_every_module_must_have_s
     ("road", "key"),
     [
         (lambda path: load_model(path, "sdpa"), "model.path"),
-        (lambda path: load_critic(lambda: None, Config(critic=CriticConfig(path=path)), []), "critic.path"),
+        (lambda path: load_critic(lambda: None, None, Config(critic=CriticConfig(path=path)), []), "critic.path"),
         (lambda path: start_engine(path, Config(engine=EngineConfig(max_model_len=256))), "model.path"),
     ],
     ids=["trainer", "critic", "engine"],

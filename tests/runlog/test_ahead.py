@@ -17,7 +17,8 @@ from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample,
 from capo_fast.rollout.carry import OpenGroup, Partial
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.stream import Traffic
-from capo_fast.runlog.ahead import batch_json, batch_tensors, read_batch
+from capo_fast.runlog.ahead import batch_json, read_batch
+from capo_fast.runlog.columns import columns_of
 from capo_fast.runtime.stages import Lap
 
 
@@ -36,6 +37,10 @@ def batch():
     going_on = OpenGroup(2, 1, 5, (Partial(((1, 2),), 1, False, False, (5, 6), (-0.1, -1 / 3)), Partial()))
     spent = Lap({"rollout": 1.5}, {"rollout": 2.0})
     return Batch(sampled[2:], sampled, Traffic(4, 7, busy_seconds=0.5), 9, (going_on,), {"rollout/carried": 2.0}, spent)
+
+
+def batch_tensors(of):
+    return columns_of([each.rollout for each in of.sampled])
 
 
 def checkpoint(value, tensors):
@@ -66,7 +71,7 @@ def test_columns_that_rewards_have_read_are_not_saved():
 @pytest.mark.parametrize("change", [{"logprobs": torch.zeros(3, dtype=torch.float64)}, {"token_ids": None}])
 def test_tokens_that_do_not_fit_are_damage(change):
     tensors = {name: each for name, each in (batch_tensors(batch()) | change).items() if each is not None}
-    with pytest.raises(DamagedError, match=r"^step/ahead: JSON and tensors don't fit: "):
+    with pytest.raises(DamagedError, match=r"^step/ahead.safetensors: .*: found torch"):
         read_batch(checkpoint(batch_json(batch()), tensors))
 
 
