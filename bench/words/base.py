@@ -32,10 +32,10 @@ SETTINGS = {
     "lora.alpha": 32,
     "data.system_prompt": "null",
     "train.epochs": 1,
-    "train.batch": 16,
-    "train.lr": 2e-3,
+    "train.batch": 8,
+    "train.lr": 1.5e-3,
     "train.betas": "0.9,0.95",
-    "train.warmup_steps": 20,
+    "train.warmup_steps": 40,
     "train.micro_tokens": 2048,
     "checkpoint.every": 50,
 }
