@@ -155,7 +155,7 @@ STORIES: dict[str, Story] = {
             "gain_packs": ("{a} classes send {b} new members each.",),
             "lose_packs": ("{a} teams of {b} members quit.",),
             "times": ("After a party the club is {a} times as big.",),
-            "share": ("The members form {a} equal teams; count one team.",),
+            "share": ("The club splits into {a} equal clubs; count one of them.",),
         },
     ),
     "water": Story(
@@ -181,7 +181,7 @@ STORIES: dict[str, Story] = {
             "lose": ("{a} pencils break.", "They lose {a} pencils."),
             "gain_packs": ("Parents give {a} packs of {b} pencils.",),
             "lose_packs": ("{a} pupils take {b} pencils each.",),
-            "share": ("The pencils are dealt equally to {a} tables; count one table.",),
+            "share": ("The pencils are divided equally among {a} classes; count one class.",),
             "times": ("The school buys more until there are {a} times as many.",),
         },
     ),
