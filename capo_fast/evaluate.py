@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
@@ -18,7 +18,6 @@ import torch.distributed as dist
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.command import run_command
 from capo_fast.config.paths import path_argument
-from capo_fast.config.schema import RolloutConfig
 from capo_fast.engine.base import Engine
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.command import (
@@ -49,9 +48,8 @@ from capo_fast.terminal import printable, standard_streams
 from capo_fast.verify import VerifierPool
 
 RUNS = 3
-NO_SAMPLING = ("prompts", "n", "max_tokens", "carry", "enough", "max_staleness")
-SAMPLING = tuple(f"rollout.{field.name}" for field in fields(RolloutConfig) if field.name not in NO_SAMPLING)
-"""How a sampled answer is drawn: every setting of training's rollouts that says so."""
+SAMPLING = ("rollout.temperature", "rollout.top_p", "rollout.top_k")
+"""How a sampled answer is drawn."""
 SETTINGS = (
     "seed",
     *SAMPLING,

@@ -31,7 +31,7 @@ ARMS = {
     "grpo": Arm({"algorithm": "grpo"}),
     "prefix": Arm({"algorithm": "prefix"}),
     "capo": Arm(),
-    "oracle": Arm(by_rule=True),
+    "oracle": Arm({"critic.mode": "self"}, by_rule=True),  # else the base would be swapped into the engine for nothing
 }
 
 

@@ -6,6 +6,7 @@ What is kept is its LoRA adapter, in bfloat16. Merged into the pretrained model 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from bench.evidence.report import cell
 from bench.machine import about
 from bench.words.measure import measure
 from bench.words.places import SEED, Places
+from capo_fast.runtime.digest import file_digest
 from capo_fast.words.files import Sizes, write_files
 
 NAME = "SmolLM2-135M-Instruct"
@@ -30,15 +32,17 @@ SETTINGS = {
     "lora.alpha": 32,
     "data.system_prompt": "null",
     "train.epochs": 1,
-    "train.batch": 16,
-    "train.lr": 2e-3,
+    "train.batch": 8,
+    "train.lr": 1.5e-3,
     "train.betas": "0.9,0.95",
-    "train.warmup_steps": 20,
+    "train.warmup_steps": 40,
     "train.micro_tokens": 2048,
     "checkpoint.every": 50,
 }
 """Of `capo sft`, beside the files."""
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+MARK = "adapter.sha256"
+"""In the merged model's folder: the digest of the adapter's weights."""
 
 
 def tuning_command(places: Places) -> list[str]:
@@ -58,8 +62,7 @@ def tuned(places: Places) -> Path:
 
 def make_base(places: Places, problems: int, data_dir: Path | None) -> None:
     """The data, the fine-tuning where there is no adapter yet, the merged model, and its figures: whatever lacks."""
-    if not (places.pretrained / "config.json").exists():
-        raise SystemExit(f"{places.pretrained} is not there: capo fetch smollm2 --out {places.pretrained}")
+    check_pretrained(places)
     make_data(places)
     if not (places.adapter / WEIGHTS).exists():
         start, command = time.monotonic(), tuning_command(places)
@@ -92,20 +95,35 @@ def keep_adapter(source: Path, out: Path) -> None:
     write_json(out / CONFIG, config | {"base_model_name_or_path": NAME})
 
 
+def check_pretrained(places: Places) -> None:
+    if not (places.pretrained / "config.json").exists():
+        sys.exit(f"{places.pretrained} is not there: capo fetch smollm2 --out {places.pretrained}")
+
+
 def merge_base(places: Places) -> None:
-    """The pretrained model with the adapter merged, in float32, unless it is there."""
-    if (places.base / "config.json").exists():
+    """The pretrained model with the adapter merged, in float32, unless it is there, of this adapter."""
+    check_pretrained(places)
+    if not (places.adapter / WEIGHTS).exists():
+        sys.exit(f"{places.adapter} has no adapter: python -m bench.words base")
+    digest, mark = file_digest(places.adapter / WEIGHTS), places.base / MARK
+    if mark.exists() and mark.read_text() == digest:
         return
+    partial = places.base.with_name(f".{places.base.name}.tmp")
+    for folder in (partial, places.base):
+        shutil.rmtree(folder, ignore_errors=True)
+    save_merged(places, partial)
+    (partial / MARK).write_text(digest)
+    partial.rename(places.base)
+
+
+def save_merged(places: Places, out: Path) -> None:
     # Both take seconds to import, and most starts find the base.
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(places.pretrained, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, places.adapter).merge_and_unload()
-    partial = places.base.with_name(f".{places.base.name}.tmp")
-    merged.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(places.pretrained).save_pretrained(partial)
-    partial.rename(places.base)
+    PeftModel.from_pretrained(model, places.adapter).merge_and_unload().save_pretrained(out)
+    AutoTokenizer.from_pretrained(places.pretrained).save_pretrained(out)
 
 
 def summary(base: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from bench.words.arms import ARMS, arm_config
 from bench.words.measure import solving
 from bench.words.places import Places
 from capo_fast.config.paths import resolve_model
+from capo_fast.config.schema import with_merging
 from capo_fast.loaders import start_engine
 from capo_fast.records import Request
 from capo_fast.runtime.ranks import ranks
@@ -37,8 +38,9 @@ def run_shard(places: Places, arm: str, seed: int, plan: Plan, data_dir: Path | 
     if path.exists():
         print(f"{path} is there")
         return
-    config, rule = arm_config(places, arm, seed, plan), rule_of(places)
+    rule = rule_of(places)
     with ranks() as device:
+        config = with_merging(arm_config(places, arm, seed, plan), on_cpu=device.type == "cpu")
         engine = start_engine(resolve_model(config.model.path), config, config.lora)
         try:
             kept = KeptEngine(engine)

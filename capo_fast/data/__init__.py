@@ -2,6 +2,7 @@
 
 from capo_fast.data.chat import ChatTemplate, render_prompts
 from capo_fast.data.fields import (
+    MISSING,
     DataError,
     Message,
     Problem,
@@ -17,6 +18,7 @@ from capo_fast.data.problems import Problems, PromptOrder
 from capo_fast.data.rows import Row, read_rows
 
 __all__ = [
+    "MISSING",
     "ChatTemplate",
     "DataError",
     "Message",

@@ -51,6 +51,8 @@ def before_and_after(summary: Mapping[str, Any]) -> Table | Text:
         name = f"loss on {summary['heldout_tokens']:,} held-out tokens, nats per token"
         table.add_row(name, f"{summary['loss_before']:.4f}", f"{summary['loss_after']:.4f}")
         return table
+    if "loss_after" in summary:
+        return Text("the held-out loss was not measured: there is no held-out data (eval.share, eval.path)")
     before, after = summary["pass@1_before"], summary["pass@1_after"]
     if before is None or after is None:
         return Text("pass@1 was not measured: there is no held-out data (eval.path)")
@@ -86,6 +88,10 @@ def time_by_stage(summary: Mapping[str, Any]) -> Table:
 
 def places(folder: Path) -> list[str]:
     """A line for each thing that the run has left."""
-    names = ("metrics.jsonl", "rollouts", "checkpoints", "model", "profile", "summary.json")
-    found = [f"{name:<14} {folder / name}" for name in names if (folder / name).exists()]
+    names = ("metrics.jsonl", "rollouts", "checkpoints", "model", "adapter", "profile", "summary.json")
+    found = [f"{name:<14} {folder / name}" for name in names if _holds_data(folder / name)]
     return [f"{'run':<14} {folder}", *found, f"{'TensorBoard':<14} tensorboard --logdir {folder / 'tensorboard'}"]
+
+
+def _holds_data(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))

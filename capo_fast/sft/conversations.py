@@ -10,7 +10,7 @@ from typing import Any
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.sft import SftConfig, SftDataConfig
 from capo_fast.credit.critique_prompt import load_template
-from capo_fast.data import DataError, Message, find, read_messages, read_rows, shown_messages, text_field
+from capo_fast.data import MISSING, DataError, Message, find, read_messages, read_rows, shown_messages, text_field
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.labelled import Solution, read_solutions
 from capo_fast.rollout.requests import critique_message
@@ -56,7 +56,7 @@ def _chats(data: SftDataConfig) -> Iterator[Conversation]:
 def _messages(where: str, row: dict[str, Any], data: SftDataConfig) -> tuple[Message, ...]:
     """The conversation up to its last answer."""
     given, name = find(row, data.messages_field), f"field {data.messages_field!r} (data.messages_field)"
-    if not isinstance(given, list):
+    if given is MISSING or given is None:
         prompt = find(row, data.prompt_field)
         if isinstance(prompt, list):
             given, name = prompt, f"field {data.prompt_field!r} (data.prompt_field)"
@@ -64,6 +64,8 @@ def _messages(where: str, row: dict[str, Any], data: SftDataConfig) -> tuple[Mes
             given = [{"role": "user", "content": text_field(where, row, data.prompt_field, "data.prompt_field")}]
         answer = text_field(where, row, data.answer_field, "data.answer_field")
         given = [*given, {"role": "assistant", "content": answer}]
+    if not isinstance(given, list):
+        raise DataError(f"{where}: {name}: found {type(given).__name__}, wanted a list of messages")
     messages = read_messages(where, given, name)
     answers = [place for place, (role, _) in enumerate(messages) if role == "assistant"]
     if not answers:

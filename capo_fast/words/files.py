@@ -37,7 +37,7 @@ class Sizes:
     """`train.jsonl`."""
     heldout: int = 400
     """`heldout.jsonl`, `forms.jsonl`, `longer.jsonl` and `critic.jsonl`, each."""
-    sft: int = 6000
+    sft: int = 4400
     """`sft.jsonl`: half of them solutions, half critiques."""
 
 

@@ -81,20 +81,20 @@ STORIES: dict[str, Story] = {
     ),
     "walk": Story(
         "km",
-        ("How many km does {name} go in all?", "How long is the whole way in km?"),
+        ("How many km does {name} walk in all?", "How long is the walk in km?"),
         {
-            "have": ("{name} plans a tour of {a} km.", "{name}'s tour is {a} km long."),
+            "have": ("{name} plans a walk of {a} km.", "{name}'s walk is {a} km long."),
             "packs": ("{name} walks {b} km on each of {a} days.",),
-            "gain": ("A detour adds {a} km.", "Then {name} goes {a} km more."),
+            "gain": ("A detour adds {a} km.", "Then {name} walks {a} km more."),
             "lose": ("A short cut saves {a} km.", "{name} takes a bus for {a} km of it."),
             "gain_packs": ("{name} adds {a} rounds of {b} km.",),
             "lose_packs": ("{name} leaves out {a} rounds of {b} km.",),
-            "times": ("The plan changes: {name} goes {a} times as far.",),
+            "times": ("The plan changes: {name} walks {a} times as far.",),
         },
     ),
     "books": Story(
         "books",
-        ("How many books are on the shelf now?", "How many books are there at last?"),
+        ("How many books are on the shelf now?", "How many books are there at the end?"),
         {
             "have": ("A shelf holds {a} books.", "{name} puts {a} books on a shelf."),
             "packs": ("A shelf has {a} rows of {b} books.",),
@@ -155,12 +155,12 @@ STORIES: dict[str, Story] = {
             "gain_packs": ("{a} classes send {b} new members each.",),
             "lose_packs": ("{a} teams of {b} members quit.",),
             "times": ("After a party the club is {a} times as big.",),
-            "share": ("The members form {a} equal teams; count one team.",),
+            "share": ("The club splits into {a} equal clubs; count one of them.",),
         },
     ),
     "water": Story(
         "liters",
-        ("How many liters are in the tank now?", "How many liters does the tank hold at last?"),
+        ("How many liters are in the tank now?", "How many liters does the tank hold at the end?"),
         {
             "have": ("A tank holds {a} liters.", "{name} fills {a} liters into a tank."),
             "packs": ("{name} pours {a} buckets of {b} liters into a tank.",),
@@ -181,8 +181,8 @@ STORIES: dict[str, Story] = {
             "lose": ("{a} pencils break.", "They lose {a} pencils."),
             "gain_packs": ("Parents give {a} packs of {b} pencils.",),
             "lose_packs": ("{a} pupils take {b} pencils each.",),
-            "share": ("The pencils are dealt equally to {a} tables; count one table.",),
-            "times": ("The school makes it {a} times as many.",),
+            "share": ("The pencils are divided equally among {a} classes; count one class.",),
+            "times": ("The school buys more until there are {a} times as many.",),
         },
     ),
     "points": Story(
@@ -210,8 +210,8 @@ HELD_OUT: dict[str, Story] = {
             "packs": ("On a train {a} cars have {b} taken seats each.",),
             "gain": ("Another {a} travellers sit down.",),
             "lose": ("{a} travellers stand up and go.",),
-            "gain_packs": ("{a} couples or teams of {b} sit down.",),
-            "lose_packs": ("{a} tours of {b} travellers get out.",),
+            "gain_packs": ("{a} groups of {b} sit down.",),
+            "lose_packs": ("{a} groups of {b} travellers get out.",),
         },
     ),
     "bakery": Story(

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from bench.evidence.arms import Plan
 from bench.evidence.oracle import OracleCritic
+from bench.words import base
 from bench.words.arms import ARMS, PLAN, arm_config
-from bench.words.base import CONFIG, WEIGHTS, keep_adapter
+from bench.words.base import CONFIG, WEIGHTS, keep_adapter, merge_base
 from bench.words.places import Places
 from bench.words.shards import oracle_answer, rule_of, run_shard
 from bench.words.tables import write_tables
@@ -67,6 +68,20 @@ def test_the_kept_adapter_is_bfloat16_and_names_no_folder(tmp_path):
     weight = load_file(tmp_path / "kept" / WEIGHTS)["a.lora_A.weight"]
     assert weight.dtype == torch.bfloat16 and weight.shape == (2, 3)
     assert str(tmp_path) not in (tmp_path / "kept" / CONFIG).read_text()
+
+
+def test_the_base_is_merged_again_when_its_adapter_is_another(places, monkeypatch):
+    merged = []
+    monkeypatch.setattr(base, "save_merged", lambda places, out: (merged.append(out), out.mkdir(parents=True)))
+    places.pretrained.mkdir(parents=True)
+    (places.pretrained / "config.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"has no adapter: python -m bench.words base"):
+        merge_base(places)
+    places.adapter.mkdir(parents=True)
+    for weights in ("a", "a", "b"):
+        (places.adapter / WEIGHTS).write_text(weights)
+        merge_base(places)
+    assert len(merged) == 2
 
 
 def made_shard(plan, curve, cpu):

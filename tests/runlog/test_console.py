@@ -248,8 +248,8 @@ def test_a_dumb_terminal_gets_lines():
 
 
 def test_before_and_after_stages_and_places(tmp_path):
-    for name in ("checkpoints", "model"):
-        (tmp_path / name).mkdir()
+    for name in ("checkpoints/step_000016", "model/shards", "rollouts"):  # fine-tuning leaves its rollouts empty
+        (tmp_path / name).mkdir(parents=True)
     console = Console(16, 0, Terminal(file=io.StringIO(), width=80))
     console.finish(SUMMARY, tmp_path)
     rows = [" ".join(row.split()) for row in shown(console).splitlines()]
@@ -284,6 +284,9 @@ def test_nothing_measured_says_so(wall):
     nothing = {"pass@1_before": None, "pass@1_after": None, "steps": 0, "wall_seconds": wall, "seconds_by_stage": {}}
     console.finish(nothing, Path("x"))
     assert "pass@1 was not measured: there is no held-out data (eval.path)" in " ".join(shown(console).split())
+    console = lines()
+    console.finish(nothing | {"loss_after": None}, Path("x"))
+    assert "the held-out loss was not measured: there is no held-out data" in " ".join(shown(console).split())
 
 
 # ---- summary.json ----------------------------------------------------------------------------------------------------

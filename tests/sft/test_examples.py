@@ -111,6 +111,7 @@ def test_rows_of_messages_and_of_prompt_and_completion_are_the_same(tmp_path):
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "found an answer before any message of the user"),
         ('{"messages": [{"role": "tool", "content": "a"}]}', "a role of system, user, assistant"),
         ('{"prompt": "a", "answer": "b"}', "no field 'completion' (data.answer_field)"),
+        ('{"messages": "a", "prompt": "a", "completion": "b"}', "found str, wanted a list of messages"),
         ('{"question": "a"}', "no field 'prompt' (data.prompt_field)"),
         ("[1]", "found list, wanted an object with the fields of a conversation"),
     ],
