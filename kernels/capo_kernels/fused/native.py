@@ -41,10 +41,10 @@ class NativeRows(ABC):
     tokens_end: tuple[Any, ...]
     """And of those over T."""
 
-    def __init__(self, name: str, folder: Path = LIBRARIES) -> None:
+    def __init__(self, name: str, folder: Path | None = None) -> None:
         """Raises OSError where the library was not built or can't be loaded."""
         self.name = name
-        self._library = _load(f"libcapo_{name}", folder)
+        self._library = _load(f"libcapo_{name}", folder or LIBRARIES)
         if self._library[f"capo_{name}_abi"]() != ABI:
             raise OSError(f"libcapo_{name} was built from other sources than this version's: install it again")
         logits, end = POINTER(CLogits), self.rows_end
@@ -137,7 +137,7 @@ class CpuRows(NativeRows):
 
     rows_end, tokens_end = (c_int,), ()
 
-    def __init__(self, folder: Path = LIBRARIES) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         super().__init__("cpu", folder)
         self._library.capo_cpu_isa.restype = c_char_p
         if self.isa() not in ("avx512", "avx2", "portable"):
