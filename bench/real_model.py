@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -116,10 +117,11 @@ def check(folder: Path, steps: int) -> None:
         f"pass rates {[round(line['pass_rate'], 2) for line in trained]}, {parsed} of "
         f"{sum(line['critic/critiques'] for line in trained)} judgments read"
     )
+    gaps = [line["gap/mean"] for line in trained if line["gap/mean"] is not None]  # null where nothing had a gradient
     faults = {
         "the held-out loss has not fallen": summary["loss_after"] >= summary["loss_before"],
         "not all steps were taken": (len(tuned), len(trained)) != (steps, steps),
-        "trainer and engine disagree": max(line["gap/mean"] for line in trained) > 1e-3,
+        "trainer and engine disagree": max(gaps, default=math.inf) > 1e-3,
     }
     sys.exit("; ".join(fault for fault, found in faults.items() if found) or 0)
 
