@@ -33,6 +33,7 @@ struct Pair {
 };
 
 constexpr int64_t PAIR = 2 * WIDTH;
+constexpr double LN2 = 0.6931471805599453;
 
 INLINE Float splat(float x) { return x - Float{}; }
 
@@ -88,13 +89,42 @@ struct BFloat16 {
   }
 };
 
-/* exp(d / temperature) for d <= 0, or NaN; 0 below `lowest`. It is 2^t with t = d k, n the integer nearest to t, and
- * 2^(t - n) a polynomial, 3e-9 off at most. n + 127 is in the low bits of `shifted`, ready to be the exponent of 2^n. */
+/* exp(d / temperature) for d <= 0, or NaN; 0 below `lowest`. It is 2^t with t = d k; `effective` is the temperature to
+ * which that k belongs. */
+#if defined(__AVX512F__)
+
+/* n is t rounded to 32nds: 2^floor(n) times 2^(n - floor(n)), of which there is a table, times a polynomial of t - n,
+ * 6e-8 off at most. 32 n is in the low bits of `shifted`. */
 struct Exp {
-  const double step; /* Of d from one n to the next. */
+  const float k, lowest;
+  const double effective;
+  const Float low, high; /* 2^(j / 32) for j < 16, and from there on. */
+  INLINE explicit Exp(double temperature)
+      : k((float)(1 / (temperature * LN2))), lowest((float)(-160 * temperature * LN2)), effective(1 / (k * LN2)),
+        low{1.f,           0x1.059b0ep0f, 0x1.0b5586p0f, 0x1.11301ep0f, 0x1.172b84p0f, 0x1.1d4874p0f,
+            0x1.2387a6p0f, 0x1.29e9ep0f,  0x1.306fep0f,  0x1.371a74p0f, 0x1.3dea64p0f, 0x1.44e086p0f,
+            0x1.4bfdaep0f, 0x1.5342b6p0f, 0x1.5ab07ep0f, 0x1.6247ecp0f},
+        high{0x1.6a09e6p0f, 0x1.71f75ep0f, 0x1.7a1148p0f, 0x1.82589ap0f, 0x1.8ace54p0f, 0x1.93737cp0f,
+             0x1.9c4918p0f, 0x1.a5503cp0f, 0x1.ae89fap0f, 0x1.b7f77p0f,  0x1.c199bep0f, 0x1.cb720ep0f,
+             0x1.d5818ep0f, 0x1.dfc974p0f, 0x1.ea4afap0f, 0x1.f50766p0f} {}
+  INLINE Float bounded(Float d) const { return larger(splat(lowest), d); }
+  INLINE Float operator()(Float d) const {
+    const float magic = 0x1.8p18f;
+    Float shifted = d * k + magic, n = shifted - magic, r = d * k - n;
+    Float part = _mm512_permutex2var_ps(low, (__m512i)shifted, high);
+    return _mm512_maskz_scalef_ps(-1, part * r * (r * 0x1.ebfbdep-3f + 0x1.62e584p-1f) + part, n);
+  }
+};
+
+#else
+
+/* n is the integer nearest to t, and 2^(t - n) a polynomial, 3e-9 off at most. n + 127 is in the low bits of `shifted`,
+ * ready to be the exponent of 2^n. */
+struct Exp {
+  const double effective, step; /* step: of d from one n to the next. */
   const float k, k_low, lowest;
   INLINE explicit Exp(double temperature)
-      : step(temperature * 0.6931471805599453), k((float)(1 / step)), k_low((float)(1 / step - k)),
+      : effective(temperature), step(temperature * LN2), k((float)(1 / step)), k_low((float)(1 / step - k)),
         lowest((float)(-127 * step)) {}
   INLINE Float bounded(Float d) const { return larger(splat(lowest), d); }
   /* t - n. Without a fused product d k would be rounded: d - n step then, in two parts of which the first is exact. */
@@ -126,6 +156,8 @@ struct Exp {
     return (Float)((Word)shifted << 23) * q;
   }
 };
+
+#endif
 
 struct Uncapped {
   INLINE explicit Uncapped(CapoHead) {}
