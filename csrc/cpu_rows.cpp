@@ -42,27 +42,23 @@ INLINE float largest_lane(Pair x) {
 template <class Cap>
 struct Sums {
   const Cap &cap;
-  const double temperature, effective; /* Of the head; of e. */
+  const double temperature;
   float top = -FLT_MAX, most;
   double e[WIDTH] = {}, e_u[WIDTH] = {};
-  INLINE Sums(const Cap &c, CapoHead head, const Exp &exp)
-      : cap(c), temperature(head.temperature), effective(exp.effective), most(cap.value(splat(top))[0]) {}
+  INLINE Sums(const Cap &c, CapoHead head) : cap(c), temperature(head.temperature), most(cap.value(splat(top))[0]) {}
   INLINE void raise(float new_top) {
     if (!(new_top > top)) return;
     const float before = most;
     top = new_top, most = cap.value(splat(top))[0];
-    const double step = (double)before - most, factor = ::exp(step / effective);
+    const double step = (double)before - most, factor = ::exp(step / temperature);
     for (int i = 0; i < WIDTH; ++i) e_u[i] = factor * (e_u[i] + e[i] * step), e[i] *= factor;
   }
   INLINE void add(Float block_e, Float block_e_u) {
     for (int i = 0; i < WIDTH; ++i) e[i] += block_e[i], e_u[i] += block_e_u[i];
   }
-  /* From the effective temperature to the head's, to first order in their difference, 6e-8 at most. In the mean of d it
-   * is a share of the variance of d, and left out. */
   INLINE CapoSums all() const {
     CapoSums sums = {most, 0, 0};
     for (int i = 0; i < WIDTH; ++i) sums.e += e[i], sums.e_d += e_u[i] / temperature;
-    sums.e -= (temperature / effective - 1) * sums.e_d;
     return sums;
   }
 };
@@ -79,7 +75,7 @@ CapoSums read_row(CapoRow *row, CapoHead head) {
   for (int64_t i = 0; i < rest; ++i) counted[i] = Dtype::ONE;
   const Pair last = rest ? load_tail<Dtype>(p + whole, rest) : Dtype::load(p), counts = Dtype::load(counted);
 
-  Sums<Cap> sums(cap, head, exp);
+  Sums<Cap> sums(cap, head);
   Pair tops = last;
   auto look = [&](int64_t i) {
     const Pair x = Dtype::load(p + i);

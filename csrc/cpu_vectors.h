@@ -89,18 +89,17 @@ struct BFloat16 {
   }
 };
 
-/* exp(d / temperature) for d <= 0, or NaN; 0 below `lowest`. It is 2^t with t = d k; `effective` is the temperature to
- * which that k belongs. */
+/* exp(d / temperature) for d <= 0, or NaN; 0 below `lowest`. It is 2^t with t = d k, k in two parts. */
 #if defined(__AVX512F__)
 
 /* n is t rounded to 32nds: 2^floor(n) times 2^(n - floor(n)), of which there is a table, times a polynomial of t - n,
  * 6e-8 off at most. 32 n is in the low bits of `shifted`. */
 struct Exp {
-  const float k, lowest;
-  const double effective;
+  const float k, k_low, lowest;
   const Float low, high; /* 2^(j / 32) for j < 16, and from there on. */
   INLINE explicit Exp(double temperature)
-      : k((float)(1 / (temperature * LN2))), lowest((float)(-160 * temperature * LN2)), effective(1 / (k * LN2)),
+      : k((float)(1 / (temperature * LN2))), k_low((float)(1 / (temperature * LN2) - k)),
+        lowest((float)(-160 * temperature * LN2)),
         low{1.f,           0x1.059b0ep0f, 0x1.0b5586p0f, 0x1.11301ep0f, 0x1.172b84p0f, 0x1.1d4874p0f,
             0x1.2387a6p0f, 0x1.29e9ep0f,  0x1.306fep0f,  0x1.371a74p0f, 0x1.3dea64p0f, 0x1.44e086p0f,
             0x1.4bfdaep0f, 0x1.5342b6p0f, 0x1.5ab07ep0f, 0x1.6247ecp0f},
@@ -110,7 +109,7 @@ struct Exp {
   INLINE Float bounded(Float d) const { return larger(splat(lowest), d); }
   INLINE Float operator()(Float d) const {
     const float magic = 0x1.8p18f;
-    Float shifted = d * k + magic, n = shifted - magic, r = d * k - n;
+    Float shifted = d * k + magic, n = shifted - magic, r = (d * k - n) + d * k_low;
     Float part = _mm512_permutex2var_ps(low, (__m512i)shifted, high);
     return _mm512_maskz_scalef_ps(-1, part * r * (r * 0x1.ebfbdep-3f + 0x1.62e584p-1f) + part, n);
   }
@@ -121,10 +120,10 @@ struct Exp {
 /* n is the integer nearest to t, and 2^(t - n) a polynomial, 3e-9 off at most. n + 127 is in the low bits of `shifted`,
  * ready to be the exponent of 2^n. */
 struct Exp {
-  const double effective, step; /* step: of d from one n to the next. */
+  const double step; /* Of d from one n to the next. */
   const float k, k_low, lowest;
   INLINE explicit Exp(double temperature)
-      : effective(temperature), step(temperature * LN2), k((float)(1 / step)), k_low((float)(1 / step - k)),
+      : step(temperature * LN2), k((float)(1 / step)), k_low((float)(1 / step - k)),
         lowest((float)(-127 * step)) {}
   INLINE Float bounded(Float d) const { return larger(splat(lowest), d); }
   /* t - n. Without a fused product d k would be rounded: d - n step then, in two parts of which the first is exact. */
