@@ -75,8 +75,7 @@ class TrainConfig:
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
     micro_tokens: MayChange[PositiveInt] = 16384
-    """Tokens a micro-batch may hold on one rank: responses, and each group's prompt once. On a CPU about 2048 are
-    fastest."""
+    """Tokens a micro-batch may hold on one rank: responses, and each group's prompt once."""
     truncated: Literal["keep", "mask", "penalise"] = "keep"
     """Rollouts cut by the length limit: train on them, leave them out, or add a length penalty to their reward."""
     overlong_buffer: NonNegativeInt = 0
