@@ -80,6 +80,10 @@ def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
     if on_cpu and config.enforce_eager:
         # vLLM compiles two sampling helpers even when eager: 20 s and a C++ compiler for nothing.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    if on_cpu:
+        # What vLLM 0.32 compiles ahead of time on a CPU it can't load again, and so compiles at each start. Inductor's
+        # cache is read instead.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
