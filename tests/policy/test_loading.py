@@ -19,14 +19,14 @@ from capo_fast.config.schema import LossConfig, ReferenceConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.loading import load_learner, load_reference
 from capo_fast.policy.lora import add_adapter
-from capo_fast.policy.reading import read_tensors
+from capo_fast.policy.reading import BLOCK_BYTES, read_tensors
 from capo_fast.pretrained import weight_holders
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 RANKS = 3
-LARGE = {"vocab_size": 40_000, "hidden_size": 512, "intermediate_size": 64, "num_hidden_layers": 1}
-LARGE_BYTES = 4 * 40_000 * 512
-"""Of its embedding alone."""
+LARGE = {"vocab_size": 80_000, "hidden_size": 512, "intermediate_size": 64, "num_hidden_layers": 1}
+PART_BYTES = 4 * 80_000 * 512 // RANKS
+"""A rank's of its embedding, which is nearly all of it."""
 KL = replace(FULL, loss=LossConfig(kl_coef=0.1))
 
 
@@ -99,8 +99,8 @@ def test_every_rank_reads_its_part(on_ranks):
 
 
 def test_loading_takes_no_more_than_the_part_and_a_block(on_ranks):
-    """The whole embedding alone would be three times the part."""
-    assert max(found["peak"] for found in on_ranks[1]) < 0.75 * LARGE_BYTES
+    """Mapped whole, the part would be there twice."""
+    assert max(found["peak"] for found in on_ranks[1]) < PART_BYTES + 2 * BLOCK_BYTES
 
 
 def test_weights_that_are_not_finite_are_named_on_all_ranks_whoever_reads_them(on_ranks):
@@ -132,6 +132,7 @@ def test_the_reference_shares_nothing_with_the_policy_and_is_never_trained(one_r
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_an_offloaded_reference_stays_on_the_host(one_rank):
     device = torch.device("cuda", 0)
     config = replace(KL, reference=ReferenceConfig(offload=True))
