@@ -124,7 +124,9 @@ def empty_model(path: str, attention: str, dtype: torch.dtype, key: str = "model
 
     config = read_config(path, key)
     with naming_attention(attention), init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
     model.tie_weights()  # each parameter became one of its own
     switch_dropout_off(model)
     return model.eval()

@@ -1,8 +1,4 @@
-"""A model's safetensors files -> a model without storage: each rank reads the parts that it holds.
-
-A file is mapped for one block at a time, since the pages of a map count as memory of the process: while it reads, a
-rank holds its parts and one block.
-"""
+"""A model's safetensors files -> a model without storage: each rank reads the parts that it holds."""
 
 from __future__ import annotations
 
@@ -16,8 +12,7 @@ from torch import nn
 
 from capo_fast.errors import ConfigError
 from capo_fast.policy.shards import Shard, shard_of
-
-BLOCK_BYTES = 16 * 2**20
+from capo_fast.policy.slices import copy_slice
 
 
 @torch.no_grad()
@@ -59,26 +54,20 @@ def read_tensors(tensors: Mapping[str, torch.Tensor], holders: Mapping[str, Path
 
 
 def _read(file: Path, name: str, part: Shard) -> None:
-    """Block by block of rows, converted to the part's type."""
-    rows = max(1, BLOCK_BYTES * len(part.local) // max(part.local.nbytes, 1))
-    for begin in range(0, len(part.local), rows):
-        block = part.local[begin : begin + rows]
-        with safe_open(file, "pt") as opened:
-            stored = opened.get_slice(name)
-            if tuple(stored.get_shape()) != part.shape:
-                raise ConfigError(f"{file}: {name} has shape {stored.get_shape()}, wanted {list(part.shape)}")
-            block.copy_(stored[_place(part, begin, block.shape)])
+    with safe_open(file, "pt") as opened:
+        found = opened.get_slice(name).get_shape()
+    if tuple(found) != part.shape:
+        raise ConfigError(f"{file}: {name} has shape {found}, wanted {list(part.shape)}")
+    copy_slice(file, name, _place(part), part.local)
 
 
 @torch.no_grad()
 def keep_part(tensor: torch.Tensor, whole: torch.Tensor) -> None:
     """Fill this rank's part of a tensor from the whole one, on any device and of any type."""
     part = shard_of(tensor)
-    part.local.copy_(whole[_place(part, 0, part.local.shape)])
+    part.local.copy_(whole[_place(part)])
 
 
-def _place(part: Shard, begin: int, shape: torch.Size) -> tuple[slice, ...]:
-    """Where in the whole a block of this shape is, which begins at a row of the part."""
-    first, *rest = part.offset
-    starts = (first + begin, *rest)
-    return tuple(slice(start, start + length) for start, length in zip(starts, shape, strict=True))
+def _place(part: Shard) -> tuple[slice, ...]:
+    """Where in the whole it is."""
+    return tuple(slice(start, start + length) for start, length in zip(part.offset, part.local.shape, strict=True))

@@ -19,7 +19,8 @@ from capo_fast.config.schema import LossConfig, ReferenceConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.loading import load_learner, load_reference
 from capo_fast.policy.lora import add_adapter
-from capo_fast.policy.reading import BLOCK_BYTES, read_tensors
+from capo_fast.policy.reading import read_tensors
+from capo_fast.policy.slices import BLOCK_BYTES
 from capo_fast.pretrained import weight_holders
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
