@@ -23,7 +23,7 @@ from bench.machine import about
 from bench.same.runs import REPOSITORY, tree_of, unpack
 from capo_fast.markdown import markdown_table
 
-SETTINGS = ("--algorithm=grpo", "--policy.dtype=float32", "--data.path=none")
+SETTINGS = ("--algorithm=grpo", "--policy.dtype=float32", "--loss.kl_coef=0.01")
 HEAD = ["code", "ranks", "rank", "holds, MB", "peak, MB", "after, MB", "s"]
 
 

@@ -13,14 +13,19 @@ from loading_ranks import FULL, LORA, loaded, whole_weights
 from model_folders import copied, reweighted, sharded
 from scripted_world import MODEL
 from torch.distributed.device_mesh import init_device_mesh
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
+)
 
 from capo_fast.config.schema import LossConfig, ReferenceConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.loading import load_learner, load_reference
 from capo_fast.policy.lora import add_adapter
 from capo_fast.policy.reading import read_tensors
-from capo_fast.policy.slices import BLOCK_BYTES
 from capo_fast.pretrained import weight_holders
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -58,6 +63,17 @@ def test_a_model_is_the_one_that_transformers_loads(form, tmp_path, one_rank):
     same(policy.model.named_buffers(), theirs.named_buffers())
     assert policy.model.lm_head.weight is policy.model.model.embed_tokens.weight
     assert all(parameter.requires_grad for parameter in policy.parameters())
+
+
+def test_weights_that_transformers_renames_are_those_that_it_loads(tmp_path, one_rank):
+    """Of a text model in the files of one that sees."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "layer_types": ["full_attention"]}
+    Qwen3_5ForCausalLM(Qwen3_5TextConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    weights = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
+    renamed = {name.replace("model.", "model.language_model."): each for name, each in weights.items()}
+    reweighted(tmp_path, lambda stored: renamed)
+    same(whole_weights(str(tmp_path), FULL), weights)
 
 
 def with_adapter(dtype):
@@ -101,7 +117,7 @@ def test_every_rank_reads_its_part(on_ranks):
 
 def test_loading_takes_no_more_than_the_part_and_a_block(on_ranks):
     """Mapped whole, the part would be there twice."""
-    assert max(found["peak"] for found in on_ranks[1]) < PART_BYTES + 2 * BLOCK_BYTES
+    assert max(found["peak"] for found in on_ranks[1]) < PART_BYTES + 32 * 2**20
 
 
 def test_weights_that_are_not_finite_are_named_on_all_ranks_whoever_reads_them(on_ranks):
