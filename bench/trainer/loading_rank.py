@@ -27,6 +27,7 @@ from capo_fast.policy import loading
 from capo_fast.runtime.ranks import gather, ranks
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+TINY = "pkg://capo_fast.tiny/model"
 RESET_PEAK = "5"
 SAMPLED_S = 0.002
 
@@ -89,8 +90,7 @@ def main() -> None:
     loading.Learner = Loaded
     with ranks() as device:
         dist.barrier()  # connects the ranks
-        small = load_config([*sys.argv[1:], "--model.path=pkg://capo_fast.tiny/model"])
-        loading.load_learner(resolve_model(small.model.path), small, device, [], swaps=False)
+        loading.load_learner(resolve_model(TINY), config, device, [], swaps=False)  # imports what comes to it
         gc.collect()
         before, start = memory("VmRSS"), time.perf_counter()
         with watched_peak() as peak:
