@@ -197,7 +197,9 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh, offload: bo
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=place)
     policy = Policy(model, config.loss_kernel)
-    fully_shard(policy, mesh=mesh, mp_policy=precision, offload_policy=place)
+    # None would leave what is outside the layers on the device after a pass.
+    reshard = offload or None
+    fully_shard(policy, mesh=mesh, mp_policy=precision, offload_policy=place, reshard_after_forward=reshard)
     return policy
 
 
