@@ -11,6 +11,7 @@ import torch
 from forked import run_ranks
 from loading_ranks import FULL, LORA, loaded, whole_weights
 from model_folders import copied, reweighted, sharded
+from safetensors.torch import save_file
 from scripted_world import MODEL
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import (
@@ -30,7 +31,13 @@ from capo_fast.pretrained import weight_holders
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 RANKS = 3
-LARGE = {"vocab_size": 40_000, "hidden_size": 512, "intermediate_size": 64, "num_hidden_layers": 1}
+LARGE = {
+    "vocab_size": 40_000,
+    "hidden_size": 512,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "tie_word_embeddings": True,
+}
 PART_BYTES = 4 * 40_000 * 512 // RANKS
 """A rank's of its embedding, which is nearly all of it."""
 KL = replace(FULL, loss=LossConfig(kl_coef=0.1))
@@ -93,14 +100,21 @@ def test_an_adapter_is_the_one_that_peft_draws(dtype, one_rank):
 def on_ranks(tmp_path_factory, fork_server):
     """What `loading_ranks.py` finds on ranks by which no weight can be divided evenly: weights, and a record a rank."""
     folder = tmp_path_factory.mktemp("loading")
-    shape = LARGE | {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
-    Qwen2ForCausalLM(Qwen2Config(**shape)).save_pretrained(folder / "large")
+    write_zeros(folder / "large", Qwen2Config(**LARGE, num_attention_heads=2, num_key_value_heads=1))
     reweighted(copied(folder / "spoilt"), spoil)
     out = folder / "found.pt"
     paths = str(folder / "large"), str(folder / "spoilt")
     statuses, output = run_ranks(loading_ranks.main, out.with_suffix(".log"), out, *paths, world=RANKS)
     assert set(statuses) == {0}, output
     return torch.load(out), json.loads(out.with_suffix(".json").read_text())
+
+
+def write_zeros(folder, config):
+    """A model whose weights take no time to draw."""
+    with torch.device("meta"):
+        shapes = {name: each.shape for name, each in Qwen2ForCausalLM(config).named_parameters()}
+    config.save_pretrained(folder)
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "model.safetensors")
 
 
 def spoil(weights):
