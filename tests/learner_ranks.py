@@ -18,9 +18,10 @@ from capo_fast.engine.checksum import checksum
 from capo_fast.policy.batch import pack_update, split_minibatches
 from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import Learner
-from capo_fast.policy.lora import BasePolicy, add_adapter
+from capo_fast.policy.loading import load_policy
+from capo_fast.policy.lora import BasePolicy
 from capo_fast.policy.manifest import RUN_SECTIONS
-from capo_fast.policy.model import full_weights, load_model, shard_policy
+from capo_fast.policy.model import full_weights, load_model
 from capo_fast.policy.sync import freeze_critic
 from capo_fast.records import Prompt, Request, Rollout, Sample
 from capo_fast.runtime.ranks import gather, ranks
@@ -64,10 +65,7 @@ PARTLY_LIVE = [*SAMPLES[:8], *WITHOUT_GRADIENT[8:]]
 def make_learner(config: Config) -> Learner:
     """A learner of `config`, with an adapter where it has a rank; it then has its base as the reference."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    model = load_model(MODEL, "sdpa").train()
-    if config.lora.rank > 0:
-        add_adapter(model, config.lora, config.seed)
-    policy = shard_policy(model, config.policy, mesh)
+    policy = load_policy(MODEL, config, torch.device("cpu"), mesh)
     return Learner(policy, BasePolicy(policy) if config.lora.rank > 0 and config.loss.kl_coef > 0 else None, config)
 
 

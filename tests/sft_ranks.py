@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from capo_fast.config.load import build_kind
 from capo_fast.config.sft import SftConfig
 from capo_fast.data import ChatTemplate
-from capo_fast.policy.loading import shard_trained
-from capo_fast.policy.model import full_weights, load_model
+from capo_fast.policy.loading import load_policy
+from capo_fast.policy.model import full_weights
 from capo_fast.runtime.ranks import ranks
 from capo_fast.sft.conversations import Conversation
 from capo_fast.sft.examples import AnswerTemplate, Example
@@ -51,7 +51,7 @@ def examples() -> list[Example]:
 
 def make_learner(config: SftConfig) -> AnswerLearner:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    policy = shard_trained(load_model(MODEL, "sdpa"), config.learning, mesh)
+    policy = load_policy(MODEL, config.learning, torch.device("cpu"), mesh)
     return with_plain_gradient_steps(AnswerLearner(policy, None, config.learning))
 
 

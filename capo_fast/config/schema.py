@@ -21,7 +21,14 @@ from capo_fast.config.sections import (
     RolloutConfig,
     RunConfig,
 )
-from capo_fast.config.training import CheckpointConfig, EvalConfig, LossConfig, SyncConfig, TrainConfig
+from capo_fast.config.training import (
+    CheckpointConfig,
+    EvalConfig,
+    LossConfig,
+    ReferenceConfig,
+    SyncConfig,
+    TrainConfig,
+)
 from capo_fast.config.types import STRICT, MayChange
 
 
@@ -45,6 +52,7 @@ class Config:
     credit: CreditConfig = field(default_factory=CreditConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    reference: MayChange[ReferenceConfig] = field(default_factory=ReferenceConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: MayChange[CheckpointConfig] = field(default_factory=CheckpointConfig)

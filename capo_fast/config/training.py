@@ -55,6 +55,14 @@ class LossConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ReferenceConfig:
+    offload: bool = False
+    """Keep the weights of the KL's reference, which are sharded over ranks as the policy's are, on the host between
+    uses: a layer comes to the GPU for its forward pass. On a CPU, and with LoRA, whose reference is the policy's own
+    base, it changes nothing."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class TrainConfig:
     steps: MayChange[NonNegativeInt] = 200
     """Training steps: one batch of rollouts each."""

@@ -1,28 +1,42 @@
-"""The learner of a run and the critic that takes its place in the engine, from their folders."""
+"""The learner of a run and the critic that takes its place in the engine, from their folders.
+
+A model is made without storage, sharded, and then each rank reads its own shards: no rank holds a whole model. Only the
+critic's is made whole, once per node.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
 from capo_fast.policy.learner import Learner
-from capo_fast.policy.lora import BasePolicy, add_adapter
+from capo_fast.policy.lora import BasePolicy, add_adapter, base_tensors, first_adapter
 from capo_fast.policy.model import (
     DTYPES,
     Policy,
     check_loss_kernel,
     dropout_of,
+    empty_model,
     load_checked_model,
     load_model,
+    naming_unread,
     shard_policy,
 )
+from capo_fast.policy.reading import allocate, keep_part, read_tensors, unstored
 from capo_fast.policy.sync import FrozenCritic, check_same_architecture, freeze_critic
+from capo_fast.pretrained import check_finite, weight_holders
+from capo_fast.runtime.files import passing_folder
+from capo_fast.runtime.ranks import on_every_rank, once_a_node
 from capo_fast.terminal import print_line
 
 
@@ -32,28 +46,100 @@ def load_learner(
     """The learner, with a reference where the loss has a KL term, and the critic where this rank swaps its weights in.
     A collective on all ranks that learn."""
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    model = load_trained(model_path, config, device)
-    critic = load_critic(lambda: model, model.config, config, probe) if swaps and config.lora.rank == 0 else None
-    policy = shard_trained(model, config, mesh)
-    reference = load_reference(policy, model_path, config, mesh) if config.loss.kl_coef > 0 else None
+    model = empty_policy(model_path, config, device)
+    critic = None
+    if swaps and config.lora.rank == 0:
+        load_whole = partial(load_checked_model, model_path, config.policy.attention)
+        critic = load_critic(load_whole, model.config, config, probe)
+    policy = fill_policy(model, model_path, config, device, mesh)
+    reference = load_reference(policy, model_path, config, device, mesh) if config.loss.kl_coef > 0 else None
     return Learner(policy, reference, config), critic
 
 
-def load_trained(model_path: str, config: Config, device: torch.device) -> Any:
-    """The model that is to be trained, on the host. Raises ConfigError where its loss can't run on the device."""
+def load_policy(model_path: str, config: Config, device: torch.device, mesh: DeviceMesh) -> Policy:
+    """The policy, sharded over the mesh, with an adapter where the settings give it a rank. A collective.
+
+    Raises ConfigError where the loss can't run on the device, and for weights that can't be read or are not finite.
+    """
+    return fill_policy(empty_policy(model_path, config, device), model_path, config, device, mesh)
+
+
+def empty_policy(model_path: str, config: Config, device: torch.device) -> Any:
+    """The model that is to be trained, without storage. Raises ConfigError where its loss can't run on the device."""
     dtype = DTYPES[config.policy.dtype] if config.lora.rank > 0 else torch.float32
-    model = load_checked_model(model_path, config.policy.attention, dtype)
+    model = empty_model(model_path, config.policy.attention, dtype)
     if dist.get_rank() == 0 and (dropout := dropout_of(model.config)):
         print_line("warning", f"the model's dropout ({dropout}) is off: log-probs must be repeatable")
     check_loss_kernel(config.policy, len(model.get_output_embeddings().weight), device)
     return model
 
 
-def shard_trained(model: Any, config: Config, mesh: DeviceMesh) -> Policy:
-    """The policy, with an adapter where the settings give it a rank."""
+def fill_policy(model: Any, model_path: str, config: Config, device: torch.device, mesh: DeviceMesh) -> Policy:
+    """`empty_policy` sharded, with its weights and its first adapter. A collective."""
     if config.lora.rank > 0:
         add_adapter(model, config.lora, config.seed)
-    return shard_policy(model.train(), config.policy, mesh)
+    policy = shard_policy(model.train(), config.policy, mesh)
+    read_shards(policy, model_path, config, device)
+    if config.lora.rank > 0:
+        tensors = model.state_dict(keep_vars=True)
+        for name, whole in first_adapter(model, config.seed):
+            keep_part(tensors[name], whole)
+    return policy
+
+
+def load_reference(
+    policy: Policy, model_path: str, config: Config, device: torch.device, mesh: DeviceMesh
+) -> Policy | BasePolicy:
+    """The policy as it was before training: its own base, or a frozen copy, sharded as the policy is. A collective."""
+    if config.lora.rank > 0:
+        return BasePolicy(policy)
+    offload = config.reference.offload and device.type != "cpu"
+    if config.reference.offload and not offload and dist.get_rank() == 0:
+        print_line("warning", "reference.offload changes nothing here: on a CPU the reference is on the host anyway")
+    frozen = empty_model(model_path, config.policy.attention, torch.float32).requires_grad_(False)
+    reference = shard_policy(frozen, config.policy, mesh, offload)
+    read_shards(reference, model_path, config, torch.device("cpu") if offload else device)
+    return reference
+
+
+def read_shards(policy: Policy, model_path: str, config: Config, device: torch.device) -> None:
+    """Give a sharded model without storage memory on the device, and its weights. A collective. Raises ConfigError."""
+    allocate(policy.model, device)
+    tensors = base_tensors(policy.model)
+
+    def read(holders: Mapping[str, Path]) -> dict[str, float]:
+        with naming_unread(model_path, "model.path"):
+            return read_tensors(tensors, holders)
+
+    with readable(tensors, model_path, config) as holders:
+        sums = on_every_rank(partial(read, holders))
+    check_finite(model_path, {name: sum(each[name] for each in sums) for name in sums[0]})
+
+
+@contextmanager
+def readable(tensors: Mapping[str, torch.Tensor], model_path: str, config: Config) -> Iterator[Mapping[str, Path]]:
+    """The file that holds each of the tensors, by name. A collective.
+
+    Where transformers renames or joins what is stored, the first rank of each node loads the model whole and writes it
+    to a file that all ranks of the node read.
+    """
+    holders = weight_holders(model_path)
+    with ExitStack() as stack:
+        if unstored(tensors, holders):
+            dtype = next(iter(tensors.values())).dtype
+            load = partial(load_checked_model, model_path, config.policy.attention, dtype)
+            file = once_a_node(lambda: _write_model(load(), stack))
+            stack.callback(dist.barrier)
+            holders = dict.fromkeys(tensors, file)
+        yield holders
+
+
+def _write_model(model: Any, stack: ExitStack) -> Path:
+    """The file, which is there until the stack is left."""
+    weights = {name: each for name, each in model.state_dict().items() if name not in model.all_tied_weights_keys}
+    folder = stack.enter_context(passing_folder(sum(weight.nbytes for weight in weights.values())))
+    save_file(weights, folder / "model.safetensors")
+    return folder / "model.safetensors"
 
 
 def load_critic(
@@ -61,6 +147,7 @@ def load_critic(
 ) -> FrozenCritic:
     """The weights at `critic.path`, or a copy of the policy's own. A collective of the ranks that hold engines.
 
+    load_policy: makes the policy's model, whole and on the host; it is called on the first rank of a node alone.
     architecture: the policy's transformers config.
     """
 
@@ -73,11 +160,3 @@ def load_critic(
         return judge
 
     return freeze_critic(load, probe, DTYPES[config.engine.dtype])
-
-
-def load_reference(policy: Policy, model_path: str, config: Config, mesh: DeviceMesh) -> Policy | BasePolicy:
-    """The policy as it was before training: its own base, or a frozen copy."""
-    if config.lora.rank > 0:
-        return BasePolicy(policy)
-    frozen = load_checked_model(model_path, config.policy.attention).requires_grad_(False)
-    return shard_policy(frozen, config.policy, mesh)

@@ -9,8 +9,10 @@ Letters: N rows and K columns of a weight, R the adapter's rank; A is [R, K], B 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,20 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def first_adapter(model: Any, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights that `add_adapter` gives the adapter of a model with storage, whole, one at a time, in the names of
+    the model's `state_dict`: of a model without storage they are drawn here."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = partial(nn.init.kaiming_uniform_, a=math.sqrt(5), generator=generator)
+    for name, layer in _layers(model).items():
+        a_RK = torch.empty(layer.r[NAME], layer.in_features)
+        b_NR = torch.empty(layer.out_features, layer.r[NAME])
+        for each in (a_RK, b_NR, a_RK):  # PEFT makes two linear layers, which draw, and then draws A again
+            draw(each)
+        yield f"{name}.lora_A.{NAME}.weight", a_RK.to(layer.get_base_layer().weight.dtype)
+        yield f"{name}.lora_B.{NAME}.weight", b_NR.zero_()
 
 
 def _found_from_anywhere(model_path: str) -> str:
@@ -135,10 +151,17 @@ def base_weights(
     policy: Policy, dtype: torch.dtype, names: Container[str] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The frozen base, as `full_weights` of a policy without an adapter; of `names` alone, if given. A collective."""
-    for name, weight in policy.model.state_dict().items():
-        plain = name.replace(BASE_LAYER, ".")
-        if not name.endswith(f".{NAME}.weight") and (names is None or plain in names):
-            yield plain, whole(weight).detach().to(dtype)
+    for name, weight in base_tensors(policy.model).items():
+        if names is None or name in names:
+            yield name, whole(weight.detach()).to(dtype)
+
+
+def base_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The model's parameters and persistent buffers without the adapter, in the names that they have without one. A
+    tied head comes twice."""
+    found = model.state_dict(keep_vars=True)
+    adapter = f".{NAME}.weight"
+    return {name.replace(BASE_LAYER, "."): each for name, each in found.items() if not name.endswith(adapter)}
 
 
 def merged_weights(

@@ -6,20 +6,21 @@ Letters: N packed tokens, T response tokens, H hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import capo_kernels as ck
 from capo_fast.config.schema import PolicyConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.attention import choose_attention, use_packed_attention
-from capo_fast.pretrained import check_finite, check_model_folder, generation_file
+from capo_fast.pretrained import check_finite, check_model_folder, generation_file, read_config
 from capo_fast.records import PackedBatch, TokenBatch
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -106,17 +107,47 @@ def load_checked_model(path: str, attention: str, dtype: torch.dtype = torch.flo
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    try:
+    with naming_unread(path, key), naming_attention(attention):
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{key}: the weights in {path} can't be read: {error}") from error
-    except ImportError as error:
-        raise ConfigError(f"policy.attention: {attention} can't run here: {error}") from error
     check_finite(path, {name: weight.detach().sum().item() for name, weight in model.named_parameters()}, key)
     switch_dropout_off(model)
     return model
+
+
+def empty_model(path: str, attention: str, dtype: torch.dtype, key: str = "model.path") -> Any:
+    """The model of `load_checked_model` with parameters that have no storage (device "meta"). Its buffers, as the
+    rotary frequencies, which no file holds, have their values."""
+    from accelerate import init_empty_weights  # see load_checked_model
+    from transformers import AutoModelForCausalLM
+
+    config = read_config(path, key)
+    with naming_attention(attention), init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+        )
+    model.tie_weights()  # each parameter became one of its own
+    switch_dropout_off(model)
+    return model.eval()
+
+
+@contextmanager
+def naming_unread(path: str, key: str) -> Iterator[None]:
+    """Raises ConfigError for weights that can't be read. key: the setting that names their folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{key}: the weights in {path} can't be read: {error}") from error
+
+
+@contextmanager
+def naming_attention(attention: str) -> Iterator[None]:
+    """Raises ConfigError where transformers lacks the package of an attention."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(f"policy.attention: {attention} can't run here: {error}") from error
 
 
 def switch_dropout_off(model: nn.Module) -> None:
@@ -144,8 +175,10 @@ def check_loss_kernel(config: PolicyConfig, vocab: int, device: torch.device) ->
         raise ConfigError(f"policy.loss_kernel: {error}") from error
 
 
-def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
+def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh, offload: bool = False) -> Policy:
     """The model under FSDP2: its shards by decoder layer, computed in `policy.dtype`, gradients reduced in float32.
+
+    offload: the shards stay on the host, and a layer comes to the device for as long as it computes.
 
     Raises ConfigError where `policy.attention` can't run here: sdpa with a sliding window or, on a GPU, with an old
     torch; flash_attention_2 on a CPU or in float32.
@@ -160,10 +193,13 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
         use_packed_attention(model, choose_attention(mesh.device_type, DTYPES[config.dtype], config.attention))
     except ValueError as error:
         raise ConfigError(f"policy.attention: {error}") from error
+    place = CPUOffloadPolicy() if offload else OffloadPolicy()
     for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
+        fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=place)
     policy = Policy(model, config.loss_kernel)
-    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    # None would leave what is outside the layers on the device after a pass.
+    reshard = offload or None
+    fully_shard(policy, mesh=mesh, mp_policy=precision, offload_policy=place, reshard_after_forward=reshard)
     return policy
 
 

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from capo_fast.policy.manifest import FileEntry, new_file
+from capo_fast.policy.slices import copy_slice
 
 NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 """What safetensors calls the types that are saved."""
@@ -87,17 +88,17 @@ def read_shards(paths: Sequence[Path], tensors: Mapping[str, torch.Tensor]) -> N
             for name, (offset, shape) in json.loads(file.metadata()["shards"]).items():
                 if name not in wanted:
                     raise ValueError(f"{path.name}: {name} is no tensor of this run")
-                filled[name] += _copy(file.get_slice(name), offset, shape, wanted[name], f"{path.name}: {name}")
+                filled[name] += _copy(path, name, file.get_slice(name), offset, shape, wanted[name])
     for name, part in wanted.items():
         if filled[name] != part.local.numel():
             raise ValueError(f"{name}: found {filled[name]} of {part.local.numel()} elements")
 
 
-def _copy(saved: Any, offset: Sequence[int], shape: Sequence[int], part: Shard, where: str) -> int:
+def _copy(path: Path, name: str, saved: Any, offset: Sequence[int], shape: Sequence[int], part: Shard) -> int:
     """Copy what a saved part and this rank's have in common; the number of elements."""
     found = saved.get_dtype(), tuple(shape)
     if found != (NAMES[part.local.dtype], part.shape):
-        raise ValueError(f"{where}: found {found}, wanted {(NAMES[part.local.dtype], part.shape)}")
+        raise ValueError(f"{path.name}: {name}: found {found}, wanted {(NAMES[part.local.dtype], part.shape)}")
     if not shape:
         part.local.copy_(saved[...])
         return 1
@@ -105,7 +106,7 @@ def _copy(saved: Any, offset: Sequence[int], shape: Sequence[int], part: Shard, 
     spans = [(max(a, b), min(a + m, b + n)) for a, b, m, n in zip(offset, part.offset, *sizes, strict=True)]
     if any(begin >= end for begin, end in spans):
         return 0
-    part.local[_slices(spans, part.offset)].copy_(saved[_slices(spans, offset)])
+    copy_slice(path, name, _slices(spans, offset), part.local[_slices(spans, part.offset)])
     return math.prod(end - begin for begin, end in spans)
 
 

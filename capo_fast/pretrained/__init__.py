@@ -8,6 +8,7 @@ from capo_fast.pretrained.folder import (
     check_finite,
     check_model_folder,
     generation_file,
+    weight_holders,
 )
 from capo_fast.pretrained.tokenizer import load_tokenizer
 
@@ -23,4 +24,5 @@ __all__ = [
     "load_tokenizer",
     "positions",
     "read_config",
+    "weight_holders",
 ]

@@ -20,7 +20,7 @@ from capo_fast.pretrained.config import (
     read_config,
     read_object,
 )
-from capo_fast.pretrained.weights import check_weights, listed, names_in, weight_files
+from capo_fast.pretrained.weights import check_weights, holders_of, listed, weight_files
 
 
 def check_model_folder(
@@ -75,6 +75,12 @@ def generation_file(path: str) -> bytes | None:
 GENERATION = "generation_config.json"
 
 
+def weight_holders(path: str, key: str = "model.path") -> dict[str, Path]:
+    """The file of each weight of a folder or hub id that `check_model_folder` has passed, by its name there."""
+    where = f"{key}: {path}"
+    return holders_of(weight_files(_local_folder(path, where), where), where)
+
+
 def check_engine_weights(path: str, config: Any, held: Set[str]) -> None:
     """Raises ConfigError where an engine that has loaded the folder holds other weights than its files, by name.
 
@@ -83,8 +89,8 @@ def check_engine_weights(path: str, config: Any, held: Set[str]) -> None:
     if config.model_type not in TESTED or quantisation(config):
         return
     where = f"model.path: {path}"
-    stored = {name for file in weight_files(_local_folder(path, where), where) for name in names_in(file, where)}
-    stored = {name for name in stored if not name.endswith("rotary_emb.inv_freq")}  # of old transformers
+    # The frequencies are of old transformers.
+    stored = {name for name in weight_holders(path) if not name.endswith("rotary_emb.inv_freq")}
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     if differing := (stored ^ held) - tied:
         names = listed("of one side alone", differing)
@@ -105,8 +111,8 @@ def check_finite(path: str, sums: Mapping[str, float], key: str = "model.path") 
     if not (names := sorted(name for name, found in sums.items() if not math.isfinite(found))):
         return
     where = f"{key}: {path}"
-    holders = [file for file in weight_files(_local_folder(path, where), where) if names[0] in names_in(file, where)]
-    inside = holders[0].name if holders else "the weight files"
+    holders = weight_holders(path, key)
+    inside = holders[names[0]].name if names[0] in holders else "the weight files"
     raise ConfigError(f"{where}: found NaN or infinite values in {inside}, {listed('with such', names)}")
 
 

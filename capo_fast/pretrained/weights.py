@@ -29,7 +29,7 @@ def check_weights(folder: Path, config: Any, where: str) -> Any:
     Quantised weights have names and shapes of their own: of those every module must have one at least.
     """
     files = weight_files(folder, where)
-    holders = _holders(files, where)
+    holders = holders_of(files, where)
     if (folder / INDEX).is_file():
         _check_index(_weight_map(folder, where), holders, where)
     shapes = {name: shape for file in files for name, shape in _shapes(file).items()}
@@ -86,8 +86,8 @@ def _weight_map(folder: Path, where: str) -> dict[str, str]:
     return names
 
 
-def _holders(files: Sequence[Path], where: str) -> dict[str, Path]:
-    """The file of each weight. Raises ConfigError for a weight in two: transformers would take the last."""
+def holders_of(files: Sequence[Path], where: str) -> dict[str, Path]:
+    """The file of each weight, by name. Raises ConfigError for a weight in two: transformers would take the last."""
     holders: dict[str, Path] = {}
     for file in files:
         for name in names_in(file, where):

@@ -18,7 +18,7 @@ from capo_fast.config.sft import SftConfig
 from capo_fast.errors import ConfigError
 from capo_fast.loaders import chat_template, with_date
 from capo_fast.policy.export import rehearse_export
-from capo_fast.policy.loading import load_trained, shard_trained
+from capo_fast.policy.loading import load_policy
 from capo_fast.pretrained import check_context, check_model_folder, generation_file, load_tokenizer, positions
 from capo_fast.runlog.folder import open_run_dir
 from capo_fast.runlog.inputs import input_digests
@@ -85,5 +85,4 @@ def with_steps(config: SftConfig, batches: Batches) -> SftConfig:
 def load_learner(model_path: str, config: SftConfig, device: torch.device) -> AnswerLearner:
     """The policy under its optimizer. A collective."""
     learning, mesh = config.learning, init_device_mesh(device.type, (dist.get_world_size(),))
-    policy = shard_trained(load_trained(model_path, learning, device), learning, mesh)
-    return AnswerLearner(policy, None, learning)
+    return AnswerLearner(load_policy(model_path, learning, device, mesh), None, learning)

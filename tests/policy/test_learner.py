@@ -21,12 +21,12 @@ from learner_ranks import (
     with_plain_gradient_steps,
 )
 from scripted_world import MODEL
-from torch.distributed.device_mesh import init_device_mesh
 
 from capo_fast.config.schema import Config, LoraConfig, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
 from capo_fast.policy.batch import pack_update
-from capo_fast.policy.learner import Learner, TrainingDiverged, lr_factor
-from capo_fast.policy.model import full_weights, load_model, shard_policy
+from capo_fast.policy.learner import TrainingDiverged, lr_factor
+from capo_fast.policy.loading import load_learner
+from capo_fast.policy.model import full_weights
 
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
@@ -161,10 +161,7 @@ def test_old_logprobs_of_the_rollout_are_the_engines_own(one_rank):
 
 def test_the_reference_is_the_policy_as_it_was(one_rank):
     config = replace(CONFIG, loss=LossConfig(kl_coef=0.1), train=replace(TRAIN, lr=1e-3))
-    mesh = init_device_mesh("cpu", (1,))
-    frozen = load_model(MODEL, "sdpa").requires_grad_(False)
-    policy = shard_policy(load_model(MODEL, "sdpa").train(), config.policy, mesh)
-    learner = Learner(policy, shard_policy(frozen, config.policy, mesh), config)
+    learner, _ = load_learner(MODEL, config, torch.device("cpu"), [], swaps=False)
     first, second = train(learner, config), train(learner, config)
     assert first["loss/ref_kl"] == pytest.approx(0, abs=1e-7)
     assert second["loss/ref_kl"] > 1e-6

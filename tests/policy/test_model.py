@@ -30,12 +30,12 @@ import capo_kernels as ck
 from capo_fast.config.schema import Config, PolicyConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.batch import pack
+from capo_fast.policy.loading import load_policy
 from capo_fast.policy.model import (
     check_loss_kernel,
     dropout_of,
     full_weights,
     load_model,
-    shard_policy,
     switch_dropout_off,
     whole,
 )
@@ -64,19 +64,16 @@ def model_path(request, tmp_path):
     return str(tmp_path)
 
 
-def make_policy(path: str, dtype: str = "float32", loss_kernel: str = "auto", untested: bool = False):
-    mesh = init_device_mesh("cpu", (1,))
-    config = PolicyConfig(dtype=dtype, loss_kernel=loss_kernel)
-    return shard_policy(load_model(path, "sdpa", untested).train(), config, mesh)
+def make_policy(path: str, dtype: str = "float32", loss_kernel: str = "auto", checkpointing: bool = False):
+    config = Config(policy=PolicyConfig(dtype=dtype, loss_kernel=loss_kernel, gradient_checkpointing=checkpointing))
+    return load_policy(path, config, torch.device("cpu"), init_device_mesh("cpu", (1,)))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_groups_have_the_logprobs_and_gradients_of_each_sequence_alone(checkpointing, model_path, one_rank):
     shapes = [(5, 7, 0), (5, 1, 0), (5, 4, 0), (3, 3, 0), (6, 2, 1), (6, 6, 1)]
     samples = [credited(prompt, response, group, i) for i, (prompt, response, group) in enumerate(shapes)]
-    mesh = init_device_mesh("cpu", (1,))
-    config = PolicyConfig(dtype="float32", gradient_checkpointing=checkpointing)
-    policy = shard_policy(load_model(model_path, "sdpa").train(), config, mesh)
+    policy = make_policy(model_path, checkpointing=checkpointing)
     packed = policy(pack(samples, 1.0, Config()), PLAIN, loss=False)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
     alone = torch.cat([logprobs_alone(model, sample.rollout) for sample in samples])
@@ -150,7 +147,7 @@ def test_a_sliding_window_is_refused_under_sdpa(family, tmp_path, one_rank):
     """Qwen's layers hold it, Mistral's read it in the config."""
     WINDOWS[family]().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"policy\.attention: the model has a sliding window of 8 tokens"):
-        make_policy(str(tmp_path), untested=True)
+        make_policy(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,26 @@
+"""Parts of stored tensors, read without the memory of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+BLOCK_BYTES = 8 * 2**20
+"""Of the target, which are read at once."""
+
+
+def copy_slice(path: Path, name: str, place: Sequence[slice], target: torch.Tensor) -> None:
+    """Copy the part at a place of a tensor in a safetensors file to `target`, of any type, on any device.
+
+    The file is mapped for one block of rows at a time: the pages of a map that were read count as memory of the
+    process until it is closed. Raises OSError and SafetensorError for a file that can't be read.
+    """
+    rows = max(1, BLOCK_BYTES * len(target) // max(target.nbytes, 1))
+    for begin in range(0, len(target), rows):
+        block = target[begin : begin + rows]
+        first = place[0].start + begin
+        with safe_open(path, "pt") as file:
+            block.copy_(file.get_slice(name)[(slice(first, first + len(block)), *place[1:])])
