@@ -14,6 +14,7 @@ from typing import Any
 
 from capo_fast.data import Problems
 from capo_fast.errors import Interrupted
+from capo_fast.exchange.columns import Share
 from capo_fast.policy.export import export_policy
 from capo_fast.policy.learner import Learner
 from capo_fast.rollout.generator import RolloutGenerator
@@ -62,9 +63,10 @@ class Trainer:
         batch = self.generator.collect(
             step, progress.step, self.problems, progress.cursor, progress.lengths, progress.carried
         )
+        prompts = self.problems.at(batch.draws)
         with self.log.stages("learn", seam=True):
-            updates = self.learner.train(batch.kept)
-        self.log.advance(step, batch)
+            updates = self.learner.train(Share(batch.trained, prompts, batch.columns))
+        self.log.advance(step, batch, prompts)
         rate = self.evaluate() if self.log.evaluation_due() else None
         self.log.record(batch, updates, rate)
         if self.log.checkpoint_due():
