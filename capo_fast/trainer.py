@@ -46,6 +46,7 @@ class Trainer:
                     self.step(step)
         except Interrupted:
             self.save()
+            self.log.wait_saved()
             stopped = Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} goes on")
             self.generator.end(stopped)
             raise stopped from None
@@ -69,6 +70,7 @@ class Trainer:
         self.log.advance(step, batch, prompts)
         rate = self.evaluate() if self.log.evaluation_due() else None
         self.log.record(batch, updates, rate)
+        self.log.check_saved()
         if self.log.checkpoint_due():
             self.save()
 
@@ -84,6 +86,7 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Export the policy and write the summary."""
+        self.log.wait_saved()
         progress = self.log.progress
         if str(progress.step) not in progress.evaluations:
             progress.note(progress.step, self.evaluate())

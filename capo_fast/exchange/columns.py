@@ -103,10 +103,10 @@ class Share:
     """Of those that are here; each is on one rank."""
 
     @classmethod
-    def of(cls, credited: Sequence[CreditedSample], here: bool = True) -> Self:
-        """Of samples that this rank has, or, if not `here`, another one."""
+    def of(cls, credited: Sequence[CreditedSample]) -> Self:
+        """Of samples that are all here."""
         prompts = {each.rollout.group: each.rollout.prompt for each in credited}
-        return cls(list(map(figures_of, credited)), prompts, Columns.of(credited if here else []))
+        return cls(list(map(figures_of, credited)), prompts, Columns.of(credited))
 
 
 AXES = {

@@ -47,7 +47,7 @@ class Exchange:
     ) -> None:
         to_others = sum(given) - given[self.rank]
         self.sent += to_others * sent[:1].nbytes
-        dist.all_to_all_single(received, sent, list(taken), list(given), group=self._group)
+        self._group.alltoall_base(received, sent, list(taken), list(given)).wait()
 
 
 def bytes_tensor(data: bytes) -> torch.Tensor:

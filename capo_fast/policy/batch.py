@@ -24,7 +24,7 @@ from capo_fast.config.schema import Config
 from capo_fast.credit.assign import offsets
 from capo_fast.exchange.columns import Columns, Key, Share
 from capo_fast.exchange.figures import Figures
-from capo_fast.records import PackedBatch, Prompt, TokenBatch
+from capo_fast.records import CreditedSample, PackedBatch, Prompt, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,13 @@ class UpdatePlan:
 def plan_updates(
     figures: Sequence[Figures], prompts: Mapping[int, Prompt], config: Config, world: int
 ) -> list[UpdatePlan]:
-    """Of each minibatch. Denominators count every trained rollout. Those without a gradient are then left out."""
-    return [_plan(each, prompts, config, world) for each in split_minibatches(figures, config.train.minibatches)]
+    """Of each minibatch."""
+    return [plan_update(each, prompts, config, world) for each in split_minibatches(figures, config.train.minibatches)]
 
 
-def _plan(figures: Sequence[Figures], prompts: Mapping[int, Prompt], config: Config, world: int) -> UpdatePlan:
+def plan_update(figures: Sequence[Figures], prompts: Mapping[int, Prompt], config: Config, world: int) -> UpdatePlan:
+    """Denominators count every trained rollout. Those without a gradient are then left out."""
+
     def parts(each: Figures) -> Parts:
         return each.group, prompts[each.group].token_ids, each.tokens
 
@@ -65,7 +67,13 @@ def keys_of(plans: Sequence[UpdatePlan], rank: int, world: int) -> list[Key]:
     return list(dict.fromkeys(key for plan in plans for keys, _ in plan.of(rank, world) for key in keys))
 
 
-def pack_update(plan: UpdatePlan, share: Share, config: Config, rank: int, world: int) -> list[PackedBatch]:
+def pack_update(samples: Sequence[CreditedSample], config: Config, rank: int, world: int) -> list[PackedBatch]:
+    """A rank's micro-batches of one update over samples that are all here."""
+    share = Share.of(samples)
+    return pack_plan(plan_update(share.figures, share.prompts, config, world), share, config, rank, world)
+
+
+def pack_plan(plan: UpdatePlan, share: Share, config: Config, rank: int, world: int) -> list[PackedBatch]:
     """This rank's micro-batches. share: with the rollouts that this rank packs."""
     places = share.columns.places()
     return [

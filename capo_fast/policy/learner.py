@@ -19,7 +19,7 @@ from capo_fast.errors import CapoError
 from capo_fast.exchange.columns import Share, deal_columns
 from capo_fast.exchange.figures import Figures
 from capo_fast.exchange.tensors import Exchange
-from capo_fast.policy.batch import has_gradient, keys_of, pack_update, plan_updates
+from capo_fast.policy.batch import has_gradient, keys_of, pack_plan, plan_updates
 from capo_fast.policy.lora import BasePolicy
 from capo_fast.policy.model import Policy, whole
 from capo_fast.policy.work import PassCounter
@@ -78,7 +78,7 @@ class Learner:
         wanted = [keys_of(plans, rank, world) for rank in range(world)]
         share = replace(share, columns=deal_columns(share.columns, wanted, self.exchange))
         self._passes.read()  # those of the canary
-        metrics = self.train_batch([pack_update(plan, share, self.config, self.exchange.rank, world) for plan in plans])
+        metrics = self.train_batch([pack_plan(plan, share, self.config, self.exchange.rank, world) for plan in plans])
         flops = {"learn/flops": sum(gather([self._passes.read()]))}
         return metrics | skipped(share.figures, self.config) | flops
 

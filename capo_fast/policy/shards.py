@@ -58,10 +58,18 @@ def shard_of(tensor: torch.Tensor) -> Shard:
     return Shard(local, tuple(offset), tuple(tensor.shape))
 
 
-def write_shards(path: Path, role: str, tensors: Mapping[str, torch.Tensor], rank: int) -> FileEntry:
-    """Write this rank's parts; those of tensors that are whole everywhere are rank 0's. Raises RecordError."""
+def shards_of(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, Shard]:
+    """This rank's parts; those of tensors that are whole everywhere are rank 0's."""
     mine = {name: shard_of(tensor) for name, tensor in tensors.items() if rank == 0 or isinstance(tensor, DTensor)}
-    parts = {name: part for name, part in mine.items() if part.local.numel()}
+    return {name: part for name, part in mine.items() if part.local.numel()}
+
+
+def write_shards(path: Path, role: str, tensors: Mapping[str, torch.Tensor], rank: int) -> FileEntry:
+    """Write this rank's parts. Raises RecordError."""
+    return write_parts(path, role, shards_of(tensors, rank))
+
+
+def write_parts(path: Path, role: str, parts: Mapping[str, Shard]) -> FileEntry:
     header = _header(parts)
     with new_file(path, len(header) + sum(part.local.nbytes for part in parts.values())) as file:
         file.write(header)

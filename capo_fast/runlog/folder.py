@@ -41,10 +41,10 @@ class RunDir:
         self.path = path
         self.guard = ExitStack()
         """Holds the lock."""
-        self._checkpointer = Checkpointer(path / "checkpoints", config.checkpoint.keep)
+        self.checkpointer = Checkpointer(path / "checkpoints", config.checkpoint.keep, config.checkpoint.asynchronous)
         self._config = config
         self._inputs: Digests = {}
-        self._found, self._damaged = self._checkpointer.newest_whole()
+        self._found, self._damaged = self.checkpointer.newest_whole()
         on_first_rank(self._check)
 
     def resume(self, learner: Learner, inputs: Digests) -> Progress:
@@ -74,9 +74,10 @@ class RunDir:
             sections[AHEAD], tensors[AHEAD] = batch_json(ahead), batch_tensors(ahead)
         if sections and carried:
             sections[CARRY], tensors[CARRY] = carried_json(carried), columns_of(rollouts_of(carried))
-        self._checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
+        self.checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
 
     def close(self) -> None:
+        self.checkpointer.close()
         self.guard.close()
 
     def _sections(self, progress: Progress) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class RunDir:
 
     def _note(self, found: Checkpoint, progress: Progress, learner: Learner) -> None:
         """Print what a user should know of this resume. A collective."""
-        aside, name = self._checkpointer.put_aside(newer_than=progress.step), found.folder.name
+        aside, name = self.checkpointer.put_aside(newer_than=progress.step), found.folder.name
         moved = zip(self._damaged, aside, strict=True)
         lines = [("warning", f"{damage}; it is now {path.name}, and {name} is resumed") for damage, path in moved]
         keep_all = self._config.run.keep_rollouts == "all"

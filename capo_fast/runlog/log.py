@@ -100,10 +100,19 @@ class RunLog:
         return self.due(self.config.checkpoint.every) or self.progress.best_step == self.progress.step
 
     def save(self, learner: Learner) -> None:
-        """Write a checkpoint. A collective."""
+        """Write a checkpoint, or begin to (`checkpoint.asynchronous`). A collective."""
         with self.stages("checkpoint"):
             self.progress.wall_seconds = self.wall_seconds()
             self.folder.save(learner, self.progress)
+
+    def check_saved(self) -> None:
+        """Raise the error of a checkpoint that is being written beside training. A collective where one is."""
+        self.folder.checkpointer.check()
+
+    def wait_saved(self) -> None:
+        """Return when every checkpoint is whole. A collective. Raises CheckpointError."""
+        with self.stages("checkpoint"):
+            self.folder.checkpointer.wait()
 
     def finish(self, **more: Any) -> dict[str, Any]:
         """Write and show the summary, with what else it is to hold; returns it."""
