@@ -39,6 +39,7 @@ from capo_fast.exchange.columns import Columns, deal_columns
 from capo_fast.exchange.figures import figures_of, share_figures
 from capo_fast.exchange.samples import whole_groups
 from capo_fast.exchange.tensors import Exchange
+from capo_fast.markdown import markdown_table
 from capo_fast.policy.batch import keys_of, plan_updates
 from capo_fast.records import Critique, Prompt, Rollout, Sample, StepSpans
 from capo_fast.rollout.dealing import deal_rollouts
@@ -143,15 +144,14 @@ def on_ranks(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| tokens of a rollout | " + " | ".join(f"{name}: bytes per token, s" for name in rows[0]["bytes"]) + " | all |"
-    ]
-    lines.append("|---:" * (len(rows[0]["bytes"]) + 2) + "|")
+    names, cells = [*rows[0]["bytes"], "all"], []
     for row in rows:
-        cells = [f"{row['bytes'][name] / row['tokens']:.1f}, {row['seconds'][name]:.2f}" for name in row["bytes"]]
-        whole = f"{sum(row['bytes'].values()) / row['tokens']:.1f}, {sum(row['seconds'].values()):.2f}"
-        lines.append(f"| {row['length']:,} | " + " | ".join([*cells, whole]) + " |")
-    return "\n".join(lines)
+        found = {
+            **{name: (row["bytes"][name], row["seconds"][name]) for name in row["bytes"]},
+            "all": (sum(row["bytes"].values()), sum(row["seconds"].values())),
+        }
+        cells.append([f"{row['length']:,}", *(f"{size / row['tokens']:.1f}, {s:.2f}" for size, s in found.values())])
+    return markdown_table(["tokens of a rollout", *(f"{name}: bytes per token, s" for name in names)], cells)
 
 
 def main() -> None:
