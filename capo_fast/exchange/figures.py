@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -114,7 +115,7 @@ def _read(
 ) -> list[Figures]:
     values, pairs, found = iter(rewards), iter(steps), []
     for row, (count, length) in zip(numbers, sizes, strict=True):
-        named = {name: _typed(name, value) for name, value in zip(NUMBERS, row, strict=True)}
+        named: dict[str, Any] = {name: _typed(name, value) for name, value in zip(NUMBERS, row, strict=True)}
         of_steps = [next(pairs) for _ in range(length)]
         found.append(
             Figures(

@@ -14,7 +14,7 @@ class Exchange:
 
     def __init__(self, group: Any = None) -> None:
         """group: None: the default one."""
-        self._group = group or dist.group.WORLD
+        self._group: Any = group or dist.group.WORLD
         self.rank, self.count = self._group.rank(), self._group.size()
         self.sent = 0
         """Bytes that this rank has sent to others."""

@@ -36,8 +36,8 @@ class Updates:
 
 @dataclass
 class Contents:
-    """What a rank is to write: the role of each file, and what is in it. All of it shares no memory with what training
-    changes but the shards, as long as these are not `Staging`'s."""
+    """What a rank is to write: of each file its role and what is in it. The shards share the learner's memory, until
+    they are in `Staging`'s."""
 
     shards: dict[str, tuple[str, dict[str, Shard]]] = field(default_factory=dict)
     texts: dict[str, tuple[str, bytes]] = field(default_factory=dict)

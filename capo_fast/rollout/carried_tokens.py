@@ -6,7 +6,7 @@ end of the round that stopped them. Every rank has the rest: versions, requests,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,19 +16,20 @@ from capo_fast.exchange.samples import TOKENS
 from capo_fast.exchange.tensors import Exchange, end_to_end
 from capo_fast.rollout.carry import Member, OpenGroup, Partial, still_open
 from capo_fast.rollout.dealing import deal_begun
-from capo_fast.runtime.ranks import gather
 
 
 def pass_on(
-    groups: Mapping[int, OpenGroup], left: Sequence[tuple[Member, Partial]], engines: int, exchange: Exchange
+    groups: Mapping[int, OpenGroup],
+    everything: Iterable[tuple[Member, Partial]],
+    mine: Mapping[Member, Partial],
+    engines: int,
+    exchange: Exchange,
 ) -> tuple[OpenGroup, ...]:
-    """The groups of a round that stay open, in their order. A collective.
+    """The groups of a round that stay open, in their order: with the tokens of the rollouts that this rank's engine
+    goes on with. A collective.
 
-    left: what this rank has of their rollouts, on one rank of each engine. On the ranks of the engine that goes on with
-    a rollout it has its tokens.
+    everything: their rollouts without tokens. mine: those that this rank has sampled, on one rank of each engine.
     """
-    mine = dict(left)
-    everything = gather([(member, partial.bare) for member, partial in left])
     carried = still_open(groups, ((member, mine.get(member, bare)) for member, bare in everything))
     running, ended = deal_begun(dict(enumerate(carried)), engines)
     ranks_of_engine = exchange.count // engines

@@ -195,9 +195,11 @@ class RolloutGenerator:
         with self.stages("verify"):
             homes = range(0, self.exchange.count, self.config.engine.tensor_parallel)
             samples = whole_groups(generation.samples(), prompts, homes, self.exchange)
-        left = generation.left() if self.group.is_first else []
-        carried = pass_on(groups, left, self.group.count, self.exchange)
-        return samples, sum(self.group.gather([generation.traffic]), Traffic()), carried
+        left = dict(generation.left() if self.group.is_first else [])
+        parts = self.group.gather([(generation.traffic, [(member, each.bare) for member, each in left.items()])])
+        everything = [found for _, part in parts for found in part]
+        carried = pass_on(groups, everything, left, self.group.count, self.exchange)
+        return samples, sum((cost for cost, _ in parts), Traffic()), carried
 
     def _keep(self, found: Rounds, credited: Sequence[CreditedSample], groups: Mapping[int, OpenGroup]) -> set[int]:
         """Add the samples of a round to what there is; the groups of all ranks to train on."""

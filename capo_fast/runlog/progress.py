@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
-from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
+from pydantic import ConfigDict, InstanceOf, NonNegativeFloat, NonNegativeInt
 
 from capo_fast.config.schema import Config
 from capo_fast.rollout.carry import OpenGroup
@@ -52,7 +52,7 @@ class Progress:
     carried: tuple[OpenGroup, ...] = ()
     """Groups that the last step left open (`rollout.carry`). In a checkpoint they are a section of their own."""
 
-    ahead: Batch | None = None
+    ahead: InstanceOf[Batch] | None = None
     """The next step's batch, where it has been sampled (`engine.ranks`). In a checkpoint it is a section of its own."""
 
     def as_json(self) -> dict[str, Any]:

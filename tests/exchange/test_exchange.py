@@ -18,6 +18,9 @@ from capo_fast.exchange.samples import whole_groups
 from capo_fast.exchange.tensors import Exchange
 from capo_fast.policy.batch import keys_of, pack_plan, pack_update, plan_updates
 from capo_fast.records import Critique
+from capo_fast.rollout.carried_tokens import on_first, pass_on
+from capo_fast.rollout.carry import OpenGroup, Partial
+from capo_fast.rollout.dealing import deal_open
 
 
 def on_ranks(world, work):
@@ -110,6 +113,29 @@ def test_each_rank_packs_what_one_with_all_samples_packs(world):
 def flat(micro):
     tensors = {**vars(micro), **{f"credit.{name}": each for name, each in vars(micro.credit).items()}}
     return {name: each for name, each in tensors.items() if isinstance(each, torch.Tensor)}
+
+
+def test_what_goes_on_has_its_tokens_where_it_goes_on_and_nowhere_else():
+    """Two engines of two ranks each; the first rank of each has what it sampled."""
+    stopped = Partial(((1, 2),), 1, False, False, (5, 6), (-0.1, -1 / 3))
+    ended, unwritten = Partial(((1, 1),), 1, True, True, (7,), (-0.25,)), Partial((), 1)
+    groups = {4: OpenGroup(1, 4, 40, (Partial(),) * 2), 6: OpenGroup(1, 6, 60, (Partial(),) * 2)}
+    left = [{(6, 0): stopped, (4, 1): ended}, {}, {(6, 1): unwritten, (4, 0): stopped}, {}]
+    everything = [(member, each.bare) for part in left for member, each in part.items()]
+
+    def work(exchange):
+        carried = pass_on(groups, everything, left[exchange.rank], 2, exchange)
+        return carried, on_first(carried, exchange)
+
+    found = on_ranks(4, work)
+    dealt_to = deal_open(dict(enumerate(found[0][0])), {}, 2, {}, 2)
+    whole = {(0, 0): stopped, (0, 1): ended, (1, 0): stopped, (1, 1): unwritten}
+    for rank, (carried, at_first) in enumerate(found):
+        rollouts = {(place, i): each for place, group in enumerate(carried) for i, each in enumerate(group.rollouts)}
+        mine = dealt_to[rank // 2]
+        assert rollouts == {member: each if member in mine else each.bare for member, each in whole.items()}
+        kept = (each if rank == 0 else each.bare for each in whole.values())
+        assert [each for group in at_first for each in group.rollouts] == list(kept)
 
 
 def test_bytes_of_a_step_grow_with_its_tokens_alone():
