@@ -123,11 +123,12 @@ def measure(options: argparse.Namespace, take: Callable[..., Parts]) -> None:
         dealt = deal_rollouts(prompts, GROUP, {}, dist.get_world_size())[rank]
         for tokens in options.tokens:
             mine = [sample_of(prompts[group], group, i, tokens) for group, i in dealt]
-            parts = gather([take(mine, prompts, Config())])
+            found = take(mine, prompts, Config())
+            parts = gather([(found.bytes, found.seconds)])
             figures = {
                 "tokens": options.rollouts * tokens,
-                "bytes": {name: sum(each.bytes[name] for each in parts) for name in parts[0].bytes},
-                "seconds": {name: max(each.seconds[name] for each in parts) for name in parts[0].seconds},
+                "bytes": {name: sum(size[name] for size, _ in parts) for name in found.bytes},
+                "seconds": {name: max(seconds[name] for _, seconds in parts) for name in found.seconds},
             }
             if rank == 0:
                 print(json.dumps({"length": tokens, **figures}), flush=True)

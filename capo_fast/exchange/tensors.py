@@ -14,7 +14,7 @@ class Exchange:
 
     def __init__(self, group: Any = None) -> None:
         """group: None: the default one."""
-        self._group: Any = group or dist.group.WORLD
+        self._group: Any = default_group() if group is None else group
         self.rank, self.count = self._group.rank(), self._group.size()
         self.sent = 0
         """Bytes that this rank has sent to others."""
@@ -48,6 +48,11 @@ class Exchange:
         to_others = sum(given) - given[self.rank]
         self.sent += to_others * sent[:1].nbytes
         self._group.alltoall_base(received, sent, list(taken), list(given)).wait()
+
+
+def default_group() -> Any:
+    """All ranks of this one's role."""
+    return dist.group.WORLD
 
 
 def bytes_tensor(data: bytes) -> torch.Tensor:
