@@ -85,11 +85,6 @@ class Columns:
         places = self.places()
         return self.taken([places[key] for key in keys if key in places])
 
-    @classmethod
-    def joined(cls, parts: Sequence[Self]) -> Self:
-        """All of these, end to end; one at least."""
-        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in AXES})
-
 
 @dataclass(frozen=True)
 class Share:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, Protocol
 
 import torch.distributed as dist
@@ -54,8 +55,7 @@ class Batch:
     columns: Columns
     """This rank's rollouts of `kept`."""
     rows: Sequence[bytes]
-    """This rank's part of the rollouts file, for each sampling round; on the rank that writes the file it is whole
-    where other ranks have sampled."""
+    """This rank's parts of the rollouts file: the file has the first part of every rank, then the second, and so on."""
     traffic: Traffic
     cursor: int
     """Prompts drawn from the data so far."""
@@ -79,16 +79,13 @@ class Rounds:
     figures: list[Figures] = field(default_factory=list)
     kept: set[int] = field(default_factory=set)
     draws: dict[int, int] = field(default_factory=dict)
-    columns: list[Columns] = field(default_factory=list)
-    rows: list[bytes] = field(default_factory=list)
+    credited: list[Sequence[CreditedSample]] = field(default_factory=list)
+    """This rank's, of each round."""
 
-    def batch(
-        self, traffic: Traffic, cursor: int, carried: tuple[OpenGroup, ...], carry_metrics: Mapping[str, float]
-    ) -> Batch:
-        columns = Columns.joined(self.columns)
-        return Batch(
-            self.figures, frozenset(self.kept), self.draws, columns, self.rows, traffic, cursor, carried, carry_metrics
-        )
+    @property
+    def columns(self) -> Columns:
+        """Of this rank's rollouts to train on."""
+        return Columns.of([each for each in chain(*self.credited) if each.rollout.group in self.kept])
 
 
 @dataclass
@@ -137,7 +134,17 @@ class RolloutGenerator:
             self.weights.release()
         carrying = self.config.rollout.carry
         figures = carry_metrics(found.figures, carried, step - 1, len(late)) if carrying else {}
-        return found.batch(traffic, cursor, carried, figures)
+        return Batch(
+            found.figures,
+            frozenset(found.kept),
+            found.draws,
+            found.columns,
+            self._rows(found.credited),
+            traffic,
+            cursor,
+            carried,
+            figures,
+        )
 
     def evaluate(self, prompts: Sequence[Prompt], version: int) -> PassRate | None:
         """pass@1 of the policy of this version on held-out problems; None without any."""
@@ -209,9 +216,12 @@ class RolloutGenerator:
         found.figures += figures
         found.kept |= alive
         found.draws |= {each.group: groups[each.group].draw for each in figures}
-        found.columns.append(Columns.of([each for each in credited if each.rollout.group in alive]))
-        found.rows.append(self.encode(credited))
+        found.credited.append(credited)
         return alive
+
+    def _rows(self, rounds: Sequence[Sequence[CreditedSample]]) -> list[bytes]:
+        """This rank's parts of the rollouts file: one of each round, or of all where no rows of others are between."""
+        return [self.encode(each) for each in (rounds if self.exchange.count > 1 else [list(chain(*rounds))])]
 
     def _round(
         self,
