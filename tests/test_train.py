@@ -212,10 +212,11 @@ def test_a_run_killed_while_a_checkpoint_is_written_goes_on_from_the_one_before(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["critique:20:SIGTERM", "learn:3:SIGINT"])
-def test_a_signal_saves_the_last_finished_step_and_ends(place, undisturbed, tmp_path):
+@pytest.mark.parametrize(("place", "beside"), [("critique:20:SIGTERM", "false"), ("learn:3:SIGINT", "true")])
+def test_a_signal_saves_the_last_finished_step_and_ends(place, beside, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    stopped = process(folder, "--train.steps", "5", "--checkpoint.every", "0", die=place)
+    words = ("--checkpoint.every", "0", "--checkpoint.asynchronous", beside)
+    stopped = process(folder, "--train.steps", "5", *words, die=place)
     finished = 1 if place.startswith("critique") else 3
     assert stopped.returncode == 130, stopped.stderr
     assert f"capo_fast: interrupted: step {finished} is saved; --run.dir {folder} goes on" in stopped.stderr

@@ -77,7 +77,7 @@ def pack_plan(plan: UpdatePlan, share: Share, config: Config, rank: int, world: 
     """This rank's micro-batches. share: with the rollouts that this rank packs."""
     places = share.columns.places()
     return [
-        pack(share.columns.taken([places[key] for key in keys]), share.prompts, denominator, config)
+        pack_columns(share.columns.taken([places[key] for key in keys]), share.prompts, denominator, config)
         for keys, denominator in plan.of(rank, world)
     ]
 
@@ -147,7 +147,15 @@ def _added_tokens(parts: Parts, before: Parts | None) -> int:
     return max(0, rest - 1) + (0 if before and before[1] == prompt else len(prompt))
 
 
-def pack(columns: Columns, prompts: Mapping[int, Prompt], denominator: float | None, config: Config) -> PackedBatch:
+def pack(samples: Sequence[CreditedSample], denominator: float | None, config: Config) -> PackedBatch:
+    """One micro-batch of samples that are all here."""
+    share = Share.of(samples)
+    return pack_columns(share.columns, share.prompts, denominator, config)
+
+
+def pack_columns(
+    columns: Columns, prompts: Mapping[int, Prompt], denominator: float | None, config: Config
+) -> PackedBatch:
     """One micro-batch. `denominator=None` gives every token weight 0: a filler that only keeps ranks in step."""
     lengths = columns.sizes[:, 0].tolist()
     groups = columns.keys[:, 0].tolist()

@@ -11,16 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capo_fast.config.schema import Config, LossConfig, RolloutConfig, TrainConfig
-from capo_fast.exchange.columns import Share
 from capo_fast.exchange.figures import figures_of
 from capo_fast.policy.batch import deal, pack, pack_update, split_minibatches
 
 CONFIG = Config()
-
-
-def packed(samples, denominator):
-    share = Share.of(samples)
-    return pack(share.columns, share.prompts, denominator, CONFIG)
 
 
 def parts_of(credited):
@@ -29,7 +23,7 @@ def parts_of(credited):
 
 
 def test_rows_are_the_positions_that_predict_their_targets():
-    batch = packed([credited(2, 3), credited(1, 2, group=2), credited(3, 1, group=1)], 6.0)
+    batch = pack([credited(2, 3), credited(1, 2, group=2), credited(3, 1, group=1)], 6.0, CONFIG)
     assert batch.input_ids.tolist() == [0, 1, 2, 3, 2000, 2001, 1000, 1001, 1002]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2]
     assert (batch.lengths, batch.prefix) == ((4, 2, 3), (None, None, None))
@@ -44,7 +38,7 @@ def test_rows_are_the_positions_that_predict_their_targets():
 
 def test_a_prompt_that_a_group_shares_is_packed_once():
     samples = [credited(2, 3), credited(2, 1, sample=1), credited(2, 2, sample=2), credited(3, 2, group=1)]
-    batch = packed(samples, 4.0)
+    batch = pack(samples, 4.0, CONFIG)
     assert batch.input_ids.tolist() == [0, 1, 2, 3, 202, 1000, 1001, 1002, 1003]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 2, 0, 1, 2, 3]
     assert (batch.lengths, batch.prefix) == ((2, 2, 1, 4), (None, 0, 0, None))
@@ -53,7 +47,7 @@ def test_a_prompt_that_a_group_shares_is_packed_once():
 
 
 def computed(samples):
-    return len(packed(samples, 1.0).input_ids)
+    return len(pack(samples, 1.0, CONFIG).input_ids)
 
 
 @given(
@@ -132,5 +126,5 @@ def test_minibatches_hold_whole_groups_and_skip_what_is_not_trained():
 
 
 def test_a_batch_moves_with_its_credit():
-    moved = packed([credited()], 3.0).to(torch.device("meta"))
+    moved = pack([credited()], 3.0, CONFIG).to(torch.device("meta"))
     assert {moved.input_ids.device.type, moved.credit.step_wrong.device.type} == {"meta"}
