@@ -19,8 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +32,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from bench.machine import about
+from bench.trainer.launched import on_ranks
 from bench.trainer.learner import sample_of
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, TrainConfig
 from capo_fast.exchange.columns import Columns, Share
@@ -140,16 +139,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return markdown_table(["written", *(f"{key}, s" for key in keys), "waits of a step"], cells)
 
 
-def on_ranks(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The same command in a process for each rank; what the first has printed."""
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks), "-m", __spec__.name]
-    names = ("model", "rollouts", "tokens", "rounds", "dir")
-    words = [f"--{name}={getattr(options, name)}" for name in names if getattr(options, name) is not None]
-    command = [sys.executable, "-m", *launch, "--worker", *words]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a model's folder")
@@ -166,7 +155,9 @@ def main() -> None:
             if dist.get_rank() == 0:
                 print(json.dumps(row), flush=True)
         return
-    rows = on_ranks(options)
+    names = ("model", "rollouts", "tokens", "rounds", "dir")
+    words = [f"--{name}={getattr(options, name)}" for name in names if getattr(options, name) is not None]
+    rows = on_ranks(__spec__.name, options.ranks, words)
     print(f"{table(rows)}\n\n{rows[0]['bytes'] / 1e9:.2f} GB")
     if options.json:
         found = {"about": about(threads=torch.get_num_threads()), "ranks": options.ranks, "rows": rows}

@@ -19,8 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ import torch
 import torch.distributed as dist
 
 from bench.machine import about
+from bench.trainer.launched import on_ranks
 from capo_fast.config.schema import Config
 from capo_fast.credit.assign import assign_credit
 from capo_fast.exchange.columns import Columns, deal_columns
@@ -105,8 +105,6 @@ def step(mine: Sequence[Sample], prompts: dict[int, Prompt], config: Config) -> 
 
 def step_before(mine: Sequence[Sample], prompts: dict[int, Prompt], config: Config) -> Parts:
     """All samples to all ranks; the bytes are those of the pickles."""
-    import pickle
-
     parts = Parts(Exchange())
     with parts.part("samples"):
         found = gather(list(mine))
@@ -134,16 +132,6 @@ def measure(options: argparse.Namespace, take: Callable[..., Parts]) -> None:
                 print(json.dumps({"length": tokens, **figures}), flush=True)
 
 
-def on_ranks(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The same command in a process for each rank; what the first has printed."""
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(options.ranks), "-m", __spec__.name]
-    before = ["--before"] if options.before else []
-    sizes = ["--rollouts", str(options.rollouts), "--tokens", *map(str, options.tokens)]
-    command = [sys.executable, "-m", *launch, "--worker", *before, *sizes]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     names, cells = [*rows[0]["bytes"], "all"], []
     for row in rows:
@@ -167,7 +155,8 @@ def main() -> None:
     if options.worker:
         measure(options, step_before if options.before else step)
         return
-    rows = on_ranks(options)
+    words = ["--rollouts", str(options.rollouts), "--tokens", *map(str, options.tokens)]
+    rows = on_ranks(__spec__.name, options.ranks, [*words, *(["--before"] if options.before else [])])
     print(table(rows))
     if options.json:
         found = {"about": about(threads=1), "ranks": options.ranks, "rows": rows}
