@@ -88,7 +88,7 @@ class Checkpoint:
 
 
 class Checkpointer:
-    """The `checkpoints/` folder of a run. Its methods are collectives."""
+    """The `checkpoints/` folder of a run. Its methods, but `cpu_seconds` and `close`, are collectives."""
 
     def __init__(self, folder: Path, keep: int, asynchronous: bool = False) -> None:
         """asynchronous: `save` returns when it has a copy of the state, and a thread of each rank writes it."""
