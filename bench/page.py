@@ -27,7 +27,7 @@ from statistics import median
 from playwright.sync_api import Browser, sync_playwright
 
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
-from capo_fast.runlog.recorder import RunFolder, rollout_row
+from capo_fast.runlog.recorder import RunFolder, packed_rows, rollout_row
 
 STEP_TOKENS, STEPS, VOTES, GROUP, DIFFERENT = 30, 10, 4, 8, 20
 WORDS = [
@@ -77,7 +77,7 @@ def make_run(folder: Path, steps: int, rollouts: int) -> None:
     for step in range(1, steps + 1):
         if step <= DIFFERENT:
             rows = [rollout_row(rollout(random, n // GROUP, n % GROUP)) for n in range(rollouts)]
-            recorder.write_rollouts(step, rows)
+            recorder.write_rollouts(step, [packed_rows(rows)])
         else:
             source = recorder.rollouts / f"{(step - 1) % DIFFERENT + 1:06d}.jsonl.gz"
             shutil.copy(source, recorder.rollouts / f"{step:06d}.jsonl.gz")

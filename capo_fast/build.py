@@ -44,6 +44,7 @@ from capo_fast.policy.sync import (
     probe_sequences,
 )
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer, read_config
+from capo_fast.records import CreditedSample
 from capo_fast.rollout.generator import RolloutGenerator, Weights
 from capo_fast.rollout.remote import EngineRank, RemoteGenerator
 from capo_fast.rollout.requests import RequestBuilder
@@ -53,7 +54,7 @@ from capo_fast.runlog.folder import RunDir, open_run_dir
 from capo_fast.runlog.inputs import input_digests
 from capo_fast.runlog.log import RunLog
 from capo_fast.runlog.progress import Progress
-from capo_fast.runlog.recorder import Recorder, RunFolder
+from capo_fast.runlog.recorder import Recorder, RunFolder, keeps_rollouts, packed_rows, rollout_row
 from capo_fast.runtime.failures import Deadline
 from capo_fast.runtime.job import this_job
 from capo_fast.runtime.ranks import (
@@ -210,8 +211,13 @@ def hold_engine(
 def generator_on(
     inputs: Inputs, group: EngineGroup, engine: Engine, answers: Completer, weights: Weights, stages: Stages
 ) -> RolloutGenerator:
-    rewards = open_rewards(inputs.config.reward, inputs.functions)
-    return RolloutGenerator(inputs.config, engine, answers, rewards, inputs.requests, weights, group, stages)
+    config = inputs.config
+    rewards = open_rewards(config.reward, inputs.functions)
+
+    def encode(credited: Sequence[CreditedSample]) -> bytes:
+        return packed_rows(map(rollout_row, credited)) if keeps_rollouts(config.run.keep_rollouts) else b""
+
+    return RolloutGenerator(config, engine, answers, rewards, inputs.requests, weights, group, stages, encode)
 
 
 def notes(config: Config, problems: Problems) -> list[str]:
@@ -253,6 +259,7 @@ def open_log(config: Config, folder: RunDir, progress: Progress, recorder: Recor
     progress.add_seconds({"start": time.monotonic() - started})
     console = open_console(config.train.steps, dist.get_rank(), progress.step)
     stages = Stages(StopSignal(), Deadline(config.train.stage_timeout_s), console.stage)
+    stages.beside["checkpoint"] = folder.checkpointer.cpu_seconds
     return RunLog(config, folder, progress, recorder, console, stages, started - progress.wall_seconds)
 
 

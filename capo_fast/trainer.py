@@ -14,6 +14,7 @@ from typing import Any
 
 from capo_fast.data import Problems
 from capo_fast.errors import Interrupted
+from capo_fast.exchange.columns import Share
 from capo_fast.policy.export import export_policy
 from capo_fast.policy.learner import Learner
 from capo_fast.rollout.generator import RolloutGenerator
@@ -45,6 +46,7 @@ class Trainer:
                     self.step(step)
         except Interrupted:
             self.save()
+            self.log.wait_saved()
             stopped = Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} goes on")
             self.generator.end(stopped)
             raise stopped from None
@@ -62,11 +64,13 @@ class Trainer:
         batch = self.generator.collect(
             step, progress.step, self.problems, progress.cursor, progress.lengths, progress.carried
         )
+        prompts = self.problems.at(batch.draws)
         with self.log.stages("learn", seam=True):
-            updates = self.learner.train(batch.kept)
-        self.log.advance(step, batch)
+            updates = self.learner.train(Share(batch.trained, prompts, batch.columns))
+        self.log.advance(step, batch, prompts)
         rate = self.evaluate() if self.log.evaluation_due() else None
         self.log.record(batch, updates, rate)
+        self.log.check_saved()
         if self.log.checkpoint_due():
             self.save()
 
@@ -82,6 +86,7 @@ class Trainer:
 
     def finish(self) -> dict[str, Any]:
         """Export the policy and write the summary."""
+        self.log.wait_saved()
         progress = self.log.progress
         if str(progress.step) not in progress.evaluations:
             progress.note(progress.step, self.evaluate())

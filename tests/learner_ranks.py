@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutCon
 from capo_fast.credit.assign import assign_credit
 from capo_fast.credit.steps import step_spans
 from capo_fast.engine.checksum import checksum
-from capo_fast.policy.batch import pack_update, split_minibatches
+from capo_fast.exchange.columns import Columns, Share
+from capo_fast.policy.batch import pack_plan, plan_updates
 from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.loading import load_policy
@@ -23,7 +25,7 @@ from capo_fast.policy.lora import BasePolicy
 from capo_fast.policy.manifest import RUN_SECTIONS
 from capo_fast.policy.model import full_weights, load_model
 from capo_fast.policy.sync import freeze_critic
-from capo_fast.records import Prompt, Request, Rollout, Sample
+from capo_fast.records import CreditedSample, Prompt, Request, Rollout, Sample
 from capo_fast.runtime.ranks import gather, ranks
 
 TRAIN = TrainConfig(steps=4, epochs=1, minibatches=1, lr=1e-3, schedule="constant", grad_clip=1e9)
@@ -77,9 +79,16 @@ def with_plain_gradient_steps(learner: Learner) -> Learner:
 
 
 def train(learner: Learner, config: Config) -> dict[str, float]:
-    minibatches = split_minibatches(SAMPLES, config.train.minibatches)
+    share, rank, world = Share.of(SAMPLES), dist.get_rank(), dist.get_world_size()
+    plans = plan_updates(share.figures, share.prompts, config, world)
+    return learner.train_batch([pack_plan(plan, share, config, rank, world) for plan in plans])
+
+
+def share_of(samples: Sequence[CreditedSample]) -> Share:
+    """As ranks have samples of which each has made every other group."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    return learner.train_batch([pack_update(minibatch, config, rank, world) for minibatch in minibatches])
+    mine = [each for each in samples if each.rollout.group % world == rank]
+    return replace(Share.of(samples), columns=Columns.of(mine))
 
 
 def resave(config: Config, source: Path, target: Path) -> None:
@@ -111,7 +120,7 @@ def write_steps(out: Path) -> None:
     for rank in (0, 4):
         config = replace(config, lora=replace(config.lora, rank=rank), loss=LossConfig(kl_coef=0.1 if rank else 0.0))
         learner = with_plain_gradient_steps(make_learner(config))
-        metrics[rank] = learner.train(SAMPLES if rank else PARTLY_LIVE)
+        metrics[rank] = learner.train(share_of(SAMPLES if rank else PARTLY_LIVE))
         weights[rank] = {name: weight.clone() for name, weight in full_weights(learner.policy, torch.float32)}
     critic = freeze_critic(lambda: load_model(MODEL, "sdpa"), [(5, 6, 7)], torch.float32)
     dist.barrier()  # the first rank deletes the file, perhaps after the others have returned

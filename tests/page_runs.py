@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
-from capo_fast.runlog.recorder import RunFolder, rollout_row
+from capo_fast.runlog.recorder import RunFolder, packed_rows, rollout_row
 from capo_fast.runtime.files import json_line
 
 HOSTILE = "</script><script>window.pwned = 1</script><img src=x onerror='window.pwned=1'>"
@@ -65,7 +65,7 @@ def make_run(
         critiques = critiques if algorithm == "capo" else {"critic/critiques": 0, "wrong_step_rate": 0.0}
         times = {"time/rollout": 1.0, "time/learn": 0.5 * step, **{f"extra/{n}": n + step for n in range(12)}}
         recorder.record(step, {"pass_rate": 0.2 * step, "loss/ref_kl": math.nan, "lr": 1e-5, **critiques, **times})
-        recorder.write_rollouts(step, rows)
+        recorder.write_rollouts(step, [packed_rows(rows)])
     (folder / "config.yaml").write_text(SETTINGS.format(algorithm=algorithm, folder=json.dumps(str(folder))))
     if finished:
         summary = {

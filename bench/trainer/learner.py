@@ -85,10 +85,11 @@ def of_arm(samples: Sequence[CreditedSample], arm: str) -> list[CreditedSample]:
 
 
 def with_own_prompt(credited: CreditedSample) -> CreditedSample:
-    """Its first token is another one in each rollout."""
+    """A group of its own, with a prompt whose first token is another one in each rollout."""
     rollout = credited.rollout
     prompt = replace(rollout.prompt, token_ids=(rollout.sample, *rollout.prompt.token_ids[1:]))
-    return replace(credited, sample=replace(credited.sample, rollout=replace(rollout, prompt=prompt)))
+    own = replace(rollout, prompt=prompt, group=1000 * rollout.group + rollout.sample)
+    return replace(credited, sample=replace(credited.sample, rollout=own))
 
 
 ARMS = ("neither", "skip", "share", "both")

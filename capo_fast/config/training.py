@@ -124,6 +124,8 @@ class EvalConfig:
 class CheckpointConfig:
     every: NonNegativeInt = 10
     """Checkpoint every N steps and at the first and last; 0: only those two."""
+    asynchronous: MayChange[bool] = False
+    """Train on while a thread of each rank writes the checkpoint, from a copy of its state in host memory."""
     keep: PositiveInt = 2
     """How many of the last checkpoints are kept; the best by evaluation is kept as well."""
     export_dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,6 +30,10 @@ class PromptOrder:
     def epoch(self, number: int) -> list[int]:
         """The permutation of one epoch."""
         return _permutation(self.seed, number, self.size).tolist()
+
+    def at(self, place: int) -> int:
+        """The index at one place, counted from the start of the run."""
+        return int(_permutation(self.seed, place // self.size, self.size)[place % self.size])
 
     def take(self, cursor: int, count: int) -> tuple[list[int], int]:
         """The next `count` indices and the cursor after them; a batch may reach into the next epochs."""
@@ -64,6 +68,10 @@ class Problems:
         """The next `count` prompts and the cursor after them."""
         indices, cursor = self.order.take(cursor, count)
         return [self.prompts[index] for index in indices], cursor
+
+    def at(self, draws: Mapping[int, int]) -> dict[int, Prompt]:
+        """The prompts at some places in the order in which problems are drawn, by the same keys."""
+        return {key: self.prompts[self.order.at(place)] for key, place in draws.items()}
 
     def notes(self) -> list[str]:
         """Lines about what a user may not expect of the data."""

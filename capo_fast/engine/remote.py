@@ -31,6 +31,7 @@ class Crossing:
 
     def __init__(self, job: Job) -> None:
         everyone = range(job.count)
+        self.job = job
         self.all = Link(job, "all", everyone)
         self.first_engine = job.learners
         members = [0, *everyone[job.learners :]]

@@ -1,8 +1,9 @@
-"""Credited samples -> packed micro-batches of one rank.
+"""Credited rollouts -> packed micro-batches of one rank.
 
-The same function runs on every rank over the same samples and takes its own share, so all ranks agree on the number of
-micro-batches (FSDP's collectives need that) and on every denominator: gradients summed over micro-batches and ranks are
-those of one big batch.
+A plan says which rollouts each micro-batch of an update has. Every rank makes the same one, from the figures of all
+rollouts, so all ranks agree on the number of micro-batches (FSDP's collectives need that) and on every denominator:
+gradients summed over micro-batches and ranks are those of one big batch. Only then do tokens travel, to the rank that
+packs them.
 
 Letters: N packed tokens, T response tokens, B sequences, S steps.
 """
@@ -10,82 +11,116 @@ Letters: N packed tokens, T response tokens, B sequences, S steps.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 import capo_kernels as ck
 from capo_fast.config.schema import Config
-from capo_fast.credit.assign import credit_of
-from capo_fast.records import CreditedSample, PackedBatch, TokenBatch
+from capo_fast.credit.assign import offsets
+from capo_fast.exchange.columns import Columns, Key, Share
+from capo_fast.exchange.figures import Figures
+from capo_fast.records import CreditedSample, PackedBatch, Prompt, TokenBatch
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """The micro-batches of one optimizer update, of all ranks."""
+
+    bins: Sequence[Sequence[Key]]
+    """Those of a rank are every `world`-th from its own number on; an empty one has the filler."""
+    filler: Key
+    """What keeps ranks in step, with weights of 0."""
+    denominator: float
+
+    def of(self, rank: int, world: int) -> list[tuple[Sequence[Key], float | None]]:
+        """A rank's micro-batches, each with its denominator."""
+        return [(keys or [self.filler], self.denominator if keys else None) for keys in self.bins[rank::world]]
+
+
+def plan_updates(
+    figures: Sequence[Figures], prompts: Mapping[int, Prompt], config: Config, world: int
+) -> list[UpdatePlan]:
+    """Of each minibatch."""
+    return [plan_update(each, prompts, config, world) for each in split_minibatches(figures, config.train.minibatches)]
+
+
+def plan_update(figures: Sequence[Figures], prompts: Mapping[int, Prompt], config: Config, world: int) -> UpdatePlan:
+    """Denominators count every trained rollout. Those without a gradient are then left out."""
+
+    def parts(each: Figures) -> Parts:
+        return each.group, prompts[each.group].token_ids, each.tokens
+
+    live = [each for each in figures if has_gradient(each, config)]
+    bins = deal(live, config.train.micro_tokens, world, parts)
+    filler = min(figures, key=lambda each: each.prompt_tokens + each.tokens)
+    denominator = loss_denominator([each for each in figures if each.trained], config)
+    return UpdatePlan([[each.key for each in bin_] for bin_ in bins], filler.key, denominator)
+
+
+def keys_of(plans: Sequence[UpdatePlan], rank: int, world: int) -> list[Key]:
+    """The rollouts that a rank packs, each once."""
+    return list(dict.fromkeys(key for plan in plans for keys, _ in plan.of(rank, world) for key in keys))
 
 
 def pack_update(samples: Sequence[CreditedSample], config: Config, rank: int, world: int) -> list[PackedBatch]:
-    """This rank's micro-batches of one optimizer update over `samples` (of all ranks).
-
-    Denominators count every trained rollout. Those without a gradient are then left out.
-    """
-    denominator = loss_denominator([sample for sample in samples if sample.trained], config)
-    bins = deal([sample for sample in samples if has_gradient(sample, config)], config.train.micro_tokens, world)
-    filler = min(samples, key=sequence_length)
-    return [pack(bin_ or [filler], denominator if bin_ else None, config) for bin_ in bins[rank::world]]
+    """A rank's micro-batches of one update over samples that are all here."""
+    share = Share.of(samples)
+    return pack_plan(plan_update(share.figures, share.prompts, config, world), share, config, rank, world)
 
 
-def has_gradient(sample: CreditedSample, config: Config) -> bool:
-    """False: the sample is not trained, or all its advantages are 0 and the loss has no term besides the policy's."""
+def pack_plan(plan: UpdatePlan, share: Share, config: Config, rank: int, world: int) -> list[PackedBatch]:
+    """This rank's micro-batches. share: with the rollouts that this rank packs."""
+    places = share.columns.places()
+    return [
+        pack_columns(share.columns.taken([places[key] for key in keys]), share.prompts, denominator, config)
+        for keys, denominator in plan.of(rank, world)
+    ]
+
+
+def has_gradient(figures: Figures, config: Config) -> bool:
+    """False: the rollout is not trained, or all its advantages are 0 and the loss has no term besides the policy's."""
     other_terms = config.loss.kl_coef > 0 or config.loss.entropy_coef > 0
-    return sample.trained and (other_terms or any(sample.step_advantages))
+    return figures.trained and (other_terms or figures.has_advantage)
 
 
-def split_minibatches(samples: Sequence[CreditedSample], count: int) -> list[list[CreditedSample]]:
+def split_minibatches(figures: Sequence[Figures], count: int) -> list[list[Figures]]:
     """Whole groups, dealt in their order into `count` updates of nearly equal size; an empty update is left out."""
-    groups: dict[int, list[CreditedSample]] = {}
-    for sample in samples:
-        groups.setdefault(sample.rollout.group, []).append(sample)
-    dealt = [[s for group in list(groups.values())[i::count] for s in group] for i in range(count)]
-    return [minibatch for minibatch in dealt if any(sample.trained for sample in minibatch)]
+    groups: dict[int, list[Figures]] = {}
+    for each in figures:
+        groups.setdefault(each.group, []).append(each)
+    dealt = [[each for group in list(groups.values())[i::count] for each in group] for i in range(count)]
+    return [minibatch for minibatch in dealt if any(each.trained for each in minibatch)]
 
 
 T = TypeVar("T")
-Parts = tuple[int, Sequence[int], Sequence[int]]
-"""Of what is packed: its group, whose members have the same prompt, the prompt's tokens, and those after it."""
+Parts = tuple[int, Sequence[int], int]
+"""Of what is packed: its group, whose members have the same prompt, the prompt's tokens, and how many come after it."""
 
 
-def parts_of(sample: CreditedSample) -> Parts:
-    rollout = sample.rollout
-    return rollout.group, rollout.prompt.token_ids, rollout.token_ids
-
-
-def sequence_length(sample: CreditedSample) -> int:
-    rollout = sample.rollout
-    return len(rollout.prompt.token_ids) + len(rollout.token_ids)
-
-
-def loss_denominator(trained: Sequence[CreditedSample], config: Config) -> float:
+def loss_denominator(trained: Sequence[Figures], config: Config) -> float:
     """What `ck.token_weights` divides by, over the whole update: sequences, tokens, or rollouts x max_tokens."""
     match config.loss.aggregation:
         case "sequence-mean":
             return len(trained)
         case "token-mean":
-            return sum(len(sample.rollout.token_ids) for sample in trained)
+            return sum(each.tokens for each in trained)
         case _:
             return len(trained) * config.rollout.max_tokens
 
 
-def deal(
-    samples: Sequence[T], micro_tokens: int, world: int, parts: Callable[[Any], Parts] = parts_of
-) -> list[list[T]]:
+def deal(samples: Sequence[T], micro_tokens: int, world: int, parts: Callable[[T], Parts]) -> list[list[T]]:
     """Bins of at most `micro_tokens` computed tokens (a longer sequence has a bin of its own), a multiple of `world`.
 
     Samples are laid out group by group and cut into as few bins as do, the fullest of which holds as little as can
     be. So a cut repeats one prompt at most, and ranks get nearly equal work. parts: of a sample.
     """
     found = [(parts(sample), sample) for sample in samples]
-    ordered = sorted(found, key=lambda each: (each[0][0], -len(each[0][1]) - len(each[0][2])))
+    ordered = sorted(found, key=lambda each: (each[0][0], -len(each[0][1]) - each[0][2]))
     count = world * max(1, -(-len(_fill(ordered, micro_tokens)) // world))
     capacity = bisect_left(range(micro_tokens), True, key=lambda tokens: len(_fill(ordered, tokens)) <= count)
     bins = [[sample for _, sample in bin_] for bin_ in _fill(ordered, capacity)]
@@ -109,73 +144,108 @@ def _fill(ordered: Sequence[tuple[Parts, T]], capacity: int) -> list[list[tuple[
 def _added_tokens(parts: Parts, before: Parts | None) -> int:
     """Packed tokens that a sample adds behind another."""
     _, prompt, rest = parts
-    return max(0, len(rest) - 1) + (0 if before and before[1] == prompt else len(prompt))
+    return max(0, rest - 1) + (0 if before and before[1] == prompt else len(prompt))
 
 
 def pack(samples: Sequence[CreditedSample], denominator: float | None, config: Config) -> PackedBatch:
+    """One micro-batch of samples that are all here."""
+    share = Share.of(samples)
+    return pack_columns(share.columns, share.prompts, denominator, config)
+
+
+def pack_columns(
+    columns: Columns, prompts: Mapping[int, Prompt], denominator: float | None, config: Config
+) -> PackedBatch:
     """One micro-batch. `denominator=None` gives every token weight 0: a filler that only keeps ranks in step."""
-    rollouts = [sample.rollout for sample in samples]
-    tokens = pack_tokens([(rollout.prompt.token_ids, rollout.token_ids) for rollout in rollouts])
-    wrong, outcomes = [sample.step_wrong for sample in samples], [sample.outcome for sample in samples]
-    # Statistics of whole groups, of which a micro-batch may hold a part.
-    stats = {sample.rollout.group: sample.stats for sample in samples}
-    credit = credit_of(rollouts, wrong, outcomes, config, torch.tensor(list(stats.values()), dtype=torch.float32))
+    lengths = columns.sizes[:, 0].tolist()
+    groups = columns.keys[:, 0].tolist()
+    responses = columns.token_ids.long().split(lengths)
+    tokens = pack_tokens([(prompts[group].token_ids, each) for group, each in zip(groups, responses, strict=True)])
+    credit = credit_of_columns(columns, groups, lengths, config)
     mask_T = torch.full((len(tokens.targets),), denominator is not None)
     return PackedBatch(
         **vars(tokens),
         weights=ck.token_weights(credit.cu_seqlens, mask_T, config.loss.aggregation, denominator=denominator or 1.0),
         credit=credit,
-        rollout_logprobs=torch.tensor([x for r in rollouts for x in r.logprobs], dtype=torch.float32),
+        rollout_logprobs=columns.logprobs,
     )
 
 
-def pack_tokens(sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> TokenBatch:
+def credit_of_columns(columns: Columns, groups: Sequence[int], lengths: Sequence[int], config: Config) -> ck.Credit:
+    """The statistics are those of whole groups, of which a micro-batch may hold a part."""
+    places = {group: place for place, group in enumerate(groups)}
+    rows = {group: row for row, group in enumerate(places)}
+    return ck.Credit(
+        step_starts=columns.step_starts,
+        step_wrong=columns.step_wrong,
+        outcome=columns.credit[:, 0].contiguous(),
+        group=torch.tensor([rows[group] for group in groups]),
+        cu_seqlens=offsets(lengths),
+        outcome_weight=config.credit.outcome_weight,
+        process_weight=config.credit.process_weight,
+        norm=config.credit.norm,
+        std_floor=config.resolved_std_floor,
+        stats=columns.credit[list(places.values()), 1:].contiguous(),
+    )
+
+
+Tokens = Sequence[int] | torch.Tensor
+
+
+def pack_tokens(sequences: Sequence[tuple[Sequence[int], Tokens]]) -> TokenBatch:
     """Pairs of prompt and response ids, end to end; neighbours share a prompt that is the same. A prompt has at least
     one token."""
     row = _Row()
     for prompt, pairs in groupby(sequences, key=itemgetter(0)):
-        responses = [response for _, response in pairs]
+        ids, responses = _ids(prompt), [_ids(response) for _, response in pairs]
         if len(responses) == 1:
-            row.add_whole(prompt, responses[0])
+            row.add_whole(ids, responses[0])
         else:
-            row.add_group(prompt, responses)
+            row.add_group(ids, responses)
     return TokenBatch(
-        input_ids=torch.tensor(row.ids),
-        position_ids=torch.tensor(row.positions),
+        input_ids=torch.cat(row.ids),
+        position_ids=torch.cat(row.positions),
         lengths=tuple(row.lengths),
         prefix=tuple(row.prefix),
-        rows=torch.tensor(row.rows),
-        targets=torch.tensor([token for _, response in sequences for token in response]),
+        rows=torch.cat(row.rows),
+        targets=torch.cat([_ids(response) for _, response in sequences]),
     )
+
+
+def _ids(tokens: Tokens) -> torch.Tensor:
+    return torch.as_tensor(tokens, dtype=torch.int64)
 
 
 @dataclass
 class _Row:
-    """A packed row as it grows; the fields are those of TokenBatch."""
+    """A packed row as it grows, piece by piece; the fields are those of TokenBatch."""
 
-    ids: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
+    ids: list[torch.Tensor] = field(default_factory=list)
+    positions: list[torch.Tensor] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     prefix: list[int | None] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
+    rows: list[torch.Tensor] = field(default_factory=list)
+    end: int = 0
+    """Tokens so far."""
 
-    def add_whole(self, prompt: Sequence[int], response: Sequence[int]) -> None:
-        first = len(self.ids) + len(prompt) - 1
-        self._add([*prompt, *response[:-1]], 0, None)
-        self.rows += range(first, first + len(response))
+    def add_whole(self, prompt: torch.Tensor, response: torch.Tensor) -> None:
+        first = self.end + len(prompt) - 1
+        self._add(torch.cat([prompt, response[:-1]]), 0, None)
+        self.rows.append(torch.arange(first, first + len(response)))
 
-    def add_group(self, prompt: Sequence[int], responses: Sequence[Sequence[int]]) -> None:
+    def add_group(self, prompt: torch.Tensor, responses: Sequence[torch.Tensor]) -> None:
         index = len(self.lengths)
         self._add(prompt, 0, None)
-        last = len(self.ids) - 1
+        last = torch.tensor([self.end - 1])
         for response in responses:
-            start = len(self.ids)
-            self.rows += [last, *range(start, start + len(response) - 1)][: len(response)]
+            inner = torch.arange(self.end, self.end + max(0, len(response) - 1))
+            self.rows.append(torch.cat([last, inner])[: len(response)])
             self._add(response[:-1], len(prompt), index)
 
-    def _add(self, tokens: Sequence[int], position: int, prefix: int | None) -> None:
-        if tokens:
-            self.ids += tokens
-            self.positions += range(position, position + len(tokens))
+    def _add(self, tokens: torch.Tensor, position: int, prefix: int | None) -> None:
+        if len(tokens):
+            self.ids.append(tokens)
+            self.positions.append(torch.arange(position, position + len(tokens)))
             self.lengths.append(len(tokens))
             self.prefix.append(prefix)
+            self.end += len(tokens)

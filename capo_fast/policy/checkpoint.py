@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,16 @@ from capo_fast.policy.manifest import (
     OPTIONAL_SECTIONS,
     RUN_SECTIONS,
     DamagedError,
-    FileEntry,
     Manifest,
     check_file,
     read_json,
     read_manifest,
     steps_in,
-    write_json,
     write_manifest,
 )
-from capo_fast.policy.shards import read_whole, write_shards
-from capo_fast.policy.state import read_state, write_state
+from capo_fast.policy.shards import read_whole, shards_of
+from capo_fast.policy.state import Contents, read_state, state_of
+from capo_fast.policy.writer import Writer
 from capo_fast.runtime.digest import READERS
 from capo_fast.runtime.files import RecordError, free_name, naming, numbered, sync
 from capo_fast.runtime.ranks import on_every_rank, on_first_rank
@@ -88,12 +88,14 @@ class Checkpoint:
 
 
 class Checkpointer:
-    """The `checkpoints/` folder of a run. Its methods are collectives."""
+    """The `checkpoints/` folder of a run. Its methods, but `cpu_seconds` and `close`, are collectives."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, asynchronous: bool = False) -> None:
+        """asynchronous: `save` returns when it has a copy of the state, and a thread of each rank writes it."""
         self.folder = folder
         self._keep = keep
         self._warned = set[Path]()
+        self._writer = Writer(asynchronous)
 
     def newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint of which every file is as it was written, and what is wrong with newer ones.
@@ -147,24 +149,48 @@ class Checkpointer:
         best_step: int | None = None,
         tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
-        """Write the checkpoint of `step` and delete older ones but `best_step`'s. Raises CheckpointError.
+        """Write the checkpoint of `step`, and delete older ones but `best_step`'s when it is whole. One that is still
+        being written is waited for first. Raises CheckpointError.
 
         sections: rank 0's RUN_SECTIONS and any of OPTIONAL_SECTIONS, as JSON. tensors: of these sections. A step that
         has a checkpoint keeps it: a run's state after a step is always the same. An older one that can't be deleted is
         a warning.
         """
+        self.wait()
         if on_first_rank(lambda: step in steps_in(self.folder)):  # a shared file system may show the others less
             return
+        contents = state_of(learner)
+        if dist.get_rank() == 0:
+            _add_sections(contents, sections, tensors or {})
+        self._writer.run(contents, partial(self._write, step, best_step))
+
+    def wait(self) -> None:
+        """Return when all that was saved is written. Raises CheckpointError."""
+        self._writer.wait()
+
+    def check(self) -> None:
+        """Raises CheckpointError where a save that is being written has failed."""
+        self._writer.check()
+
+    def cpu_seconds(self) -> float:
+        """CPU time of this rank's writing thread so far."""
+        return self._writer.cpu_seconds()
+
+    def close(self) -> None:
+        """Wait for what is being written; its errors are not raised."""
+        self._writer.close()
+
+    def _write(self, step: int, best_step: int | None, contents: Contents, group: Any) -> None:
         temporary = self.folder / f".step_{step:06d}.tmp"
         try:
-            temporary = on_first_rank(lambda: self._make_temporary(step))
-            written = on_every_rank(lambda: write_state(temporary, learner))
+            temporary = on_first_rank(lambda: self._make_temporary(step), group)
+            written = on_every_rank(lambda: contents.write(temporary), group)
             files = {name: entry for part in written for name, entry in part.items()}
-            on_first_rank(lambda: self._publish(temporary, step, files, sections, tensors or {}))
+            on_first_rank(lambda: self._publish(temporary, Manifest(step, len(written), files)), group)
         except (OSError, RecordError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"step {step} not saved, earlier checkpoints kept: {error}") from error
-        on_first_rank(lambda: self._prune(best_step))
+        on_first_rank(lambda: self._prune(best_step), group)
 
     def _make_temporary(self, step: int) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -173,22 +199,10 @@ class Checkpointer:
         temporary.mkdir()
         return temporary
 
-    def _publish(
-        self,
-        temporary: Path,
-        step: int,
-        files: Mapping[str, FileEntry],
-        sections: Mapping[str, Any],
-        tensors: Mapping[str, Mapping[str, torch.Tensor]],
-    ) -> None:
-        if sections.keys() - OPTIONAL_SECTIONS != RUN_SECTIONS:
-            raise ValueError(f"sections: found {sorted(sections)}, wanted {sorted(RUN_SECTIONS)}")
-        rest = {f"{role}.json": write_json(temporary / f"{role}.json", role, value) for role, value in sections.items()}
-        for role, values in tensors.items():
-            rest[f"{role}.safetensors"] = write_shards(temporary / f"{role}.safetensors", role, values, rank=0)
-        write_manifest(temporary, Manifest(step, dist.get_world_size(), {**files, **rest}))
-        sync([temporary, *(temporary / name for name in (*rest, MANIFEST))])
-        os.replace(temporary, self.folder / f"step_{step:06d}")
+    def _publish(self, temporary: Path, manifest: Manifest) -> None:
+        write_manifest(temporary, manifest)
+        sync([temporary, temporary / MANIFEST])
+        os.replace(temporary, self.folder / f"step_{manifest.step:06d}")
         sync([self.folder])
 
     def _prune(self, best_step: int | None) -> None:
@@ -216,6 +230,17 @@ class Checkpointer:
             if path not in self._warned:
                 print_line("warning", f"{path} can't be deleted: {error.strerror or error}; training goes on")
             self._warned.add(path)
+
+
+def _add_sections(
+    contents: Contents, sections: Mapping[str, Any], tensors: Mapping[str, Mapping[str, torch.Tensor]]
+) -> None:
+    if sections.keys() - OPTIONAL_SECTIONS != RUN_SECTIONS:
+        raise ValueError(f"sections: found {sorted(sections)}, wanted {sorted(RUN_SECTIONS)}")
+    for role, value in sections.items():
+        contents.add_json(f"{role}.json", role, value)
+    for role, values in tensors.items():
+        contents.shards[f"{role}.safetensors"] = role, shards_of(values, rank=0)
 
 
 def _free_name(path: Path) -> Path:

@@ -16,12 +16,15 @@ import torch.distributed as dist
 import capo_kernels as ck
 from capo_fast.config.schema import Config
 from capo_fast.errors import CapoError
-from capo_fast.policy.batch import has_gradient, pack_update, split_minibatches
+from capo_fast.exchange.columns import Share, deal_columns
+from capo_fast.exchange.figures import Figures
+from capo_fast.exchange.tensors import Exchange
+from capo_fast.policy.batch import has_gradient, keys_of, pack_plan, plan_updates
 from capo_fast.policy.lora import BasePolicy
 from capo_fast.policy.model import Policy, whole
 from capo_fast.policy.work import PassCounter
-from capo_fast.records import CreditedSample, PackedBatch, TokenBatch
-from capo_fast.runtime.ranks import gather
+from capo_fast.records import PackedBatch, TokenBatch
+from capo_fast.runtime.ranks import gather, on_first_rank
 
 
 class TrainingDiverged(CapoError):
@@ -60,20 +63,24 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda update: lr_factor(update, train.schedule, train.warmup_steps, updates)
         )
+        self.exchange = Exchange()
         self.bad_in_a_row = 0
         self.loss_kernel: str | None = None
         """The implementation of capo_kernels that the last loss ran on."""
 
-    def train(self, samples: Sequence[CreditedSample]) -> dict[str, float]:
-        """All updates on one batch of rollouts, of all ranks. A collective.
+    def train(self, share: Share) -> dict[str, float]:
+        """All updates on one batch of rollouts. A collective.
 
         Returns the metrics of `train_batch` and of `skipped`, and the model's FLOPs.
         """
-        rank, world = dist.get_rank(), dist.get_world_size()
-        minibatches = split_minibatches(samples, self.config.train.minibatches)
+        world = self.exchange.count
+        plans = plan_updates(share.figures, share.prompts, self.config, world)
+        wanted = [keys_of(plans, rank, world) for rank in range(world)]
+        share = replace(share, columns=deal_columns(share.columns, wanted, self.exchange))
         self._passes.read()  # those of the canary
-        metrics = self.train_batch([pack_update(each, self.config, rank, world) for each in minibatches])
-        return metrics | skipped(samples, self.config) | {"learn/flops": sum(gather([self._passes.read()]))}
+        metrics = self.train_batch([pack_plan(plan, share, self.config, self.exchange.rank, world) for plan in plans])
+        flops = {"learn/flops": sum(gather([self._passes.read()]))}
+        return metrics | skipped(share.figures, self.config) | flops
 
     def train_batch(self, minibatches: Sequence[Sequence[PackedBatch]]) -> dict[str, float]:
         """All updates of one batch of rollouts: `train.epochs` passes over its minibatches.
@@ -85,9 +92,10 @@ class Learner:
         lr = self.optimizer.param_groups[0]["lr"]
         updates = [self._update(minibatch) for _ in range(self.config.train.epochs) for minibatch in prepared]
         metrics = gather(on_host([each for update in updates for each in update.metrics]))
-        gaps = gather([trained_gap(updates[0])] if updates else [])
+        gaps = self.exchange.to_first(trained_gap(updates))
         tokens = gather([len(micro.input_ids) for minibatch in prepared for micro in minibatch])
-        return summarise(updates, metrics, gaps) | {"lr": lr, "learn/tokens": sum(tokens)}
+        figures = on_first_rank(lambda: summarise(updates, metrics, gaps))
+        return figures | {"lr": lr, "learn/tokens": sum(tokens)}
 
     def _init_optimizer_state(self) -> None:
         """AdamW's state from the start, so that a checkpoint always has the same entries to load into."""
@@ -183,15 +191,17 @@ def on_host(metrics: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.
     return [dict(zip(each, row.unbind(), strict=True)) for each, row in zip(metrics, rows, strict=True)]
 
 
-def trained_gap(update: Update) -> torch.Tensor:
-    """[T], on the host, of the trained tokens."""
-    gap, trained = torch.cat(update.gaps, dim=1).cpu()
+def trained_gap(updates: Sequence[Update]) -> torch.Tensor:
+    """float32 [T], on the host, of the tokens trained in the first of these updates; none without any."""
+    if not updates:
+        return torch.empty(0)
+    gap, trained = torch.cat(updates[0].gaps, dim=1).cpu()
     return gap[trained != 0]
 
 
-def skipped(samples: Sequence[CreditedSample], config: Config) -> dict[str, int]:
+def skipped(figures: Sequence[Figures], config: Config) -> dict[str, int]:
     """Rollouts that never enter the model, as they are not trained or have no gradient, and their response tokens."""
-    lengths = [len(each.rollout.token_ids) for each in samples if not has_gradient(each, config)]
+    lengths = [each.tokens for each in figures if not has_gradient(each, config)]
     return {"learn/skipped_rollouts": len(lengths), "learn/skipped_tokens": sum(lengths)}
 
 

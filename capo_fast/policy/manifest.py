@@ -104,7 +104,10 @@ def new_file(path: Path, size: int) -> Iterator[DigestedFile]:
 
 
 def write_json(path: Path, role: str, value: Any) -> FileEntry:
-    data = json.dumps(value).encode()
+    return write_bytes(path, role, json.dumps(value).encode())
+
+
+def write_bytes(path: Path, role: str, data: bytes) -> FileEntry:
     with new_file(path, len(data)) as file:
         file.write(data)
     return file.entry(role)

@@ -26,7 +26,16 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from capo_fast.policy.manifest import FileEntry, new_file
 from capo_fast.policy.slices import copy_slice
 
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
+NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 """What safetensors calls the types that are saved."""
 
 
@@ -50,10 +59,18 @@ def shard_of(tensor: torch.Tensor) -> Shard:
     return Shard(local, tuple(offset), tuple(tensor.shape))
 
 
-def write_shards(path: Path, role: str, tensors: Mapping[str, torch.Tensor], rank: int) -> FileEntry:
-    """Write this rank's parts; those of tensors that are whole everywhere are rank 0's. Raises RecordError."""
+def shards_of(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, Shard]:
+    """This rank's parts; those of tensors that are whole everywhere are rank 0's."""
     mine = {name: shard_of(tensor) for name, tensor in tensors.items() if rank == 0 or isinstance(tensor, DTensor)}
-    parts = {name: part for name, part in mine.items() if part.local.numel()}
+    return {name: part for name, part in mine.items() if part.local.numel()}
+
+
+def write_shards(path: Path, role: str, tensors: Mapping[str, torch.Tensor], rank: int) -> FileEntry:
+    """Write this rank's parts. Raises RecordError."""
+    return write_parts(path, role, shards_of(tensors, rank))
+
+
+def write_parts(path: Path, role: str, parts: Mapping[str, Shard]) -> FileEntry:
     header = _header(parts)
     with new_file(path, len(header) + sum(part.local.nbytes for part in parts.values())) as file:
         file.write(header)

@@ -8,8 +8,9 @@ learner.json                  updates so far; rank 0's
 
 from __future__ import annotations
 
+import json
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import torch.distributed as dist
 from pydantic import NonNegativeInt
 
 from capo_fast.policy.learner import Learner
-from capo_fast.policy.manifest import FileEntry, Manifest, read_json, write_json
-from capo_fast.policy.shards import read_shards, write_shards
+from capo_fast.policy.manifest import FileEntry, Manifest, read_json, write_bytes
+from capo_fast.policy.shards import Shard, read_shards, shards_of, write_parts
 from capo_fast.runtime.files import sync
 
 
@@ -33,18 +34,56 @@ class Updates:
     bad_in_a_row: NonNegativeInt
 
 
-def write_state(folder: Path, learner: Learner) -> dict[str, FileEntry]:
-    """Write this rank's files; they are on disk then. Raises RecordError."""
-    rank, written = dist.get_rank(), {}
+@dataclass
+class Contents:
+    """What a rank is to write: of each file its role and what is in it. The shards share the learner's memory, until
+    they are in `Staging`'s."""
+
+    shards: dict[str, tuple[str, dict[str, Shard]]] = field(default_factory=dict)
+    texts: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+
+    def add_json(self, name: str, role: str, value: Any) -> None:
+        self.texts[name] = role, json.dumps(value).encode()
+
+    def write(self, folder: Path) -> dict[str, FileEntry]:
+        """The files are on disk then. Raises RecordError."""
+        written = {name: write_parts(folder / name, *each) for name, each in self.shards.items()}
+        written |= {name: write_bytes(folder / name, *each) for name, each in self.texts.items()}
+        sync(folder / name for name in written)
+        return written
+
+
+class Staging:
+    """Host memory for one copy of a rank's shards, page-locked where these are on a GPU. It is made once."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, str], torch.Tensor] = {}
+
+    def copy(self, contents: Contents) -> None:
+        """Have the contents' shards in this memory: what is changed afterwards does not change them."""
+        for name, (role, parts) in contents.shards.items():
+            copied = {key: replace(part, local=self._copy((name, key), part.local)) for key, part in parts.items()}
+            contents.shards[name] = role, copied
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def _copy(self, key: tuple[str, str], local: torch.Tensor) -> torch.Tensor:
+        found = self._buffers.get(key)
+        if found is None or found.shape != local.shape:
+            found = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
+            self._buffers[key] = found
+        return found.copy_(local, non_blocking=True)
+
+
+def state_of(learner: Learner) -> Contents:
+    """This rank's part of the learner's state; the shards are those of the learner."""
+    rank, found = dist.get_rank(), Contents()
     for role, tensors in _tensors(learner).items():
-        name = f"{role}-{rank:05d}.safetensors"
-        written[name] = write_shards(folder / name, role, tensors, rank)
-    values: dict[str, tuple[str, Any]] = {f"rng-{rank:05d}.json": ("rng", rng_state())}
+        found.shards[f"{role}-{rank:05d}.safetensors"] = role, shards_of(tensors, rank)
+    found.add_json(f"rng-{rank:05d}.json", "rng", rng_state())
     if rank == 0:
-        values["learner.json"] = "learner", asdict(Updates(learner.schedule.last_epoch, learner.bad_in_a_row))
-    written |= {name: write_json(folder / name, role, value) for name, (role, value) in values.items()}
-    sync(folder / name for name in written)
-    return written
+        found.add_json("learner.json", "learner", asdict(Updates(learner.schedule.last_epoch, learner.bad_in_a_row)))
+    return found
 
 
 def read_state(folder: Path, manifest: Manifest, learner: Learner) -> None:

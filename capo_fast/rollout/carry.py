@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 
-from capo_fast.records import Completion, CreditedSample
+from capo_fast.exchange.figures import Figures
+from capo_fast.records import Completion
 
 Member = tuple[int, int]
 """Group and sample."""
@@ -43,7 +44,17 @@ class Partial:
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     """[L], the response so far."""
     logprobs: tuple[float, ...] = field(default=(), repr=False)
-    """[L], each under the version that wrote the token."""
+    """[L], each under the version that wrote the token. Both are empty on ranks that do not go on with it."""
+
+    @property
+    def tokens(self) -> int:
+        """So far."""
+        return sum(tokens for _, tokens in self.versions)
+
+    @property
+    def bare(self) -> Partial:
+        """Without its tokens: what every rank has."""
+        return replace(self, token_ids=(), logprobs=())
 
     def extended(self, part: Completion, version: int, ended: bool) -> Partial:
         """The same with the answer to one more request, written by the policy of this version."""
@@ -127,16 +138,15 @@ def still_open(groups: Mapping[int, OpenGroup], left: Iterable[tuple[Member, Par
 
 
 def carry_metrics(
-    sampled: Sequence[CreditedSample], carried: Sequence[OpenGroup], version: int, late: int
+    sampled: Sequence[Figures], carried: Sequence[OpenGroup], version: int, late: int
 ) -> dict[str, float]:
     """What a step, with the policy of this version, says of its carried rollouts; late: how many groups it had to
     complete."""
     kept = [rollout for group in carried for rollout in group.rollouts]
-    parts = [part for each in sampled for part in each.rollout.versions]
-    tokens = sum(count for _, count in parts)
+    tokens = sum(each.tokens for each in sampled)
     return {
         "rollout/carried": len(kept),
-        "rollout/carried_tokens": sum(len(rollout.token_ids) for rollout in kept),
+        "rollout/carried_tokens": sum(rollout.tokens for rollout in kept),
         "rollout/finished_stale": late,
-        "rollout/staleness": sum((version - written) * count for written, count in parts) / max(tokens, 1),
+        "rollout/staleness": (version * tokens - sum(each.written for each in sampled)) / max(tokens, 1),
     }

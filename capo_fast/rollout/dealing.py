@@ -48,8 +48,15 @@ def deal_open(
     prompts: of all groups.
     """
     new = {group: prompts[group] for group, found in groups.items() if found.is_new}
-    old = [((g, s), each) for g, found in groups.items() if g not in new for s, each in enumerate(found.rollouts)]
-    running = [member for member, each in old if not each.ended]
-    ended = [member for member, each in old if each.ended]
+    running, ended = deal_begun(groups, count)
     dealt = deal_rollouts(new, n, expected, count)
-    return [running[i::count] + dealt[i] + ended[i::count] for i in range(count)]
+    return [running[i] + dealt[i] + ended[i] for i in range(count)]
+
+
+def deal_begun(groups: Mapping[int, OpenGroup], count: int) -> tuple[list[list[Member]], list[list[Member]]]:
+    """What goes on, and what has ended, of each engine group: rollouts of groups that are open since an earlier round.
+    It follows from these groups alone."""
+    begun = [((g, s), each) for g, found in groups.items() if not found.is_new for s, each in enumerate(found.rollouts)]
+    running = [member for member, each in begun if not each.ended]
+    ended = [member for member, each in begun if each.ended]
+    return [running[i::count] for i in range(count)], [ended[i::count] for i in range(count)]

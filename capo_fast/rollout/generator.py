@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, Protocol
 
 import torch.distributed as dist
 
 from capo_fast.config.schema import Config
-from capo_fast.credit.assign import assign_credit, informative_groups
+from capo_fast.credit.assign import assign_credit
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.errors import Interrupted
+from capo_fast.exchange.columns import Columns
+from capo_fast.exchange.figures import Figures, figures_of, share_figures
+from capo_fast.exchange.samples import whole_groups
+from capo_fast.exchange.tensors import Exchange
 from capo_fast.records import CreditedSample, Prompt, Sample
-from capo_fast.rollout.carry import OpenGroup, Partial, at_limit, carry_metrics, still_open
+from capo_fast.rollout.carried_tokens import pass_on
+from capo_fast.rollout.carry import OpenGroup, Partial, at_limit, carry_metrics
 from capo_fast.rollout.carrying import CarryingRound
 from capo_fast.rollout.dealing import deal_open
 from capo_fast.rollout.pass_rate import PassRate, evaluate
@@ -22,7 +28,7 @@ from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
 from capo_fast.rollout.sampling import SamplingRound
 from capo_fast.rollout.stream import Stream, Traffic
-from capo_fast.runtime.ranks import EngineGroup, gather
+from capo_fast.runtime.ranks import EngineGroup
 from capo_fast.runtime.stages import Lap, Stages
 
 
@@ -38,11 +44,18 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step sampled, of all ranks."""
+    """What one training step sampled: numbers of all ranks, and of the rest what this rank has."""
 
-    kept: list[CreditedSample]
-    """To train on: under `train.dynamic_sampling` only groups with an advantage that is not 0."""
-    sampled: list[CreditedSample]
+    figures: list[Figures]
+    """Of all rollouts, in the order of groups and samples."""
+    kept: frozenset[int]
+    """The groups to train on: under `train.dynamic_sampling` only those with an advantage that is not 0."""
+    draws: Mapping[int, int]
+    """By group, the place of its prompt in the data's order."""
+    columns: Columns
+    """This rank's rollouts of `kept`."""
+    rows: Sequence[bytes]
+    """This rank's parts of the rollouts file: the file has the first part of every rank, then the second, and so on."""
     traffic: Traffic
     cursor: int
     """Prompts drawn from the data so far."""
@@ -52,6 +65,27 @@ class Batch:
     """None without `rollout.carry`."""
     beside: Lap = field(default_factory=lambda: Lap({}, {}))
     """What it took on ranks that only hold engines, beside learning."""
+
+    @property
+    def trained(self) -> list[Figures]:
+        """Of the groups to train on."""
+        return [each for each in self.figures if each.group in self.kept]
+
+
+@dataclass
+class Rounds:
+    """What the sampling rounds of one step have given so far."""
+
+    figures: list[Figures] = field(default_factory=list)
+    kept: set[int] = field(default_factory=set)
+    draws: dict[int, int] = field(default_factory=dict)
+    credited: list[Sequence[CreditedSample]] = field(default_factory=list)
+    """This rank's, of each round."""
+
+    @property
+    def columns(self) -> Columns:
+        """Of this rank's rollouts to train on."""
+        return Columns.of([each for each in chain(*self.credited) if each.rollout.group in self.kept])
 
 
 @dataclass
@@ -67,6 +101,9 @@ class RolloutGenerator:
     weights: Weights
     group: EngineGroup
     stages: Stages
+    encode: Callable[[Sequence[CreditedSample]], bytes]
+    """What the rollouts file holds of samples."""
+    exchange: Exchange = field(default_factory=Exchange)
 
     def collect(
         self,
@@ -82,26 +119,32 @@ class RolloutGenerator:
         version: of the policy that writes what is new. cursor: prompts drawn so far. lengths: mean response length in
         tokens by prompt id, where known. carried: what the step before left open.
         """
-        kept: list[CreditedSample] = []
-        sampled: list[CreditedSample] = []
+        found, rounds = Rounds(), self.config.train.max_rounds if self.config.train.dynamic_sampling else 1
         traffic, first, wanted = Traffic(), 0, self.config.rollout.prompts
         late = at_limit(dict(enumerate(carried)), step - 1, self.config.rollout.max_staleness)
-        dynamic = self.config.train.dynamic_sampling
-        for _ in range(self.config.train.max_rounds if dynamic else 1):
+        for _ in range(rounds):
             groups, prompts = self._entering(step, problems, carried, first, cursor, wanted)
             samples, cost, carried = self._sample(step, version, groups, prompts, lengths)
-            credited = assign_credit(samples, self.config)
-            alive = informative_groups(credited) if dynamic else {each.rollout.group for each in credited}
-            sampled += credited
-            kept += [each for each in credited if each.rollout.group in alive]
+            alive = self._keep(found, assign_credit(samples, self.config), groups)
             traffic, first, cursor = traffic + cost, first + len(groups), cursor + wanted
             wanted -= len(alive)
             if wanted <= 0:
                 break
         with self.stages("sync"):
             self.weights.release()
-        figures = carry_metrics(sampled, carried, step - 1, len(late)) if self.config.rollout.carry else {}
-        return Batch(kept, sampled, traffic, cursor, carried, figures)
+        carrying = self.config.rollout.carry
+        figures = carry_metrics(found.figures, carried, step - 1, len(late)) if carrying else {}
+        return Batch(
+            found.figures,
+            frozenset(found.kept),
+            found.draws,
+            found.columns,
+            self._rows(found.credited),
+            traffic,
+            cursor,
+            carried,
+            figures,
+        )
 
     def evaluate(self, prompts: Sequence[Prompt], version: int) -> PassRate | None:
         """pass@1 of the policy of this version on held-out problems; None without any."""
@@ -129,11 +172,11 @@ class RolloutGenerator:
         self, step: int, problems: Problems, carried: Sequence[OpenGroup], first: int, cursor: int, wanted: int
     ) -> tuple[dict[int, OpenGroup], dict[int, Prompt]]:
         """The groups of a sampling round and their prompts, by index from `first`: carried ones, then new ones."""
-        drawn, start = problems.take(cursor, wanted)[0], first + len(carried)
+        start = first + len(carried)
         rollouts = (Partial(),) * self.config.rollout.n
         new = [OpenGroup(step, start + i, cursor + i, rollouts) for i in range(wanted)]
-        old = [problems.take(each.draw, 1)[0][0] for each in carried]
-        return dict(enumerate([*carried, *new], first)), dict(enumerate([*old, *drawn], first))
+        groups = dict(enumerate([*carried, *new], first))
+        return groups, problems.at({group: each.draw for group, each in groups.items()})
 
     def _sample(
         self,
@@ -143,8 +186,8 @@ class RolloutGenerator:
         prompts: Mapping[int, Prompt],
         lengths: Mapping[str, float],
     ) -> tuple[list[Sample], Traffic, tuple[OpenGroup, ...]]:
-        """Rollouts of whole groups with verdicts and votes, in the order (group, sample), what all of them cost, and
-        the groups that are left open."""
+        """This rank's whole groups with verdicts and votes, in the order (group, sample), what all ranks' cost, and the
+        groups that are left open."""
         generation = self._round(step, version, groups, prompts, lengths)
         with self.stages("sync"):
             self.weights.hold("policy", version)
@@ -157,11 +200,28 @@ class RolloutGenerator:
             generation.finish_critiques()
             dist.barrier()  # in this stage, or the ranks that wait would come under the deadline of the next one
         with self.stages("verify"):
-            samples = gather(generation.samples())
-        parts = self.group.gather([(generation.traffic, generation.left())])
-        carried = still_open(groups, (found for _, left in parts for found in left))
-        samples.sort(key=lambda sample: (sample.rollout.group, sample.rollout.sample))
+            homes = range(0, self.exchange.count, self.config.engine.tensor_parallel)
+            samples = whole_groups(generation.samples(), prompts, homes, self.exchange)
+        left = dict(generation.left() if self.group.is_first else [])
+        parts = self.group.gather([(generation.traffic, [(member, each.bare) for member, each in left.items()])])
+        everything = [found for _, part in parts for found in part]
+        carried = pass_on(groups, everything, left, self.group.count, self.exchange)
         return samples, sum((cost for cost, _ in parts), Traffic()), carried
+
+    def _keep(self, found: Rounds, credited: Sequence[CreditedSample], groups: Mapping[int, OpenGroup]) -> set[int]:
+        """Add the samples of a round to what there is; the groups of all ranks to train on."""
+        figures = share_figures(list(map(figures_of, credited)), self.exchange)
+        dynamic = self.config.train.dynamic_sampling
+        alive = {each.group for each in figures if each.has_advantage or not dynamic}
+        found.figures += figures
+        found.kept |= alive
+        found.draws |= {each.group: groups[each.group].draw for each in figures}
+        found.credited.append(credited)
+        return alive
+
+    def _rows(self, rounds: Sequence[Sequence[CreditedSample]]) -> list[bytes]:
+        """This rank's parts of the rollouts file: one of each round, or of all where no rows of others are between."""
+        return [self.encode(each) for each in (rounds if self.exchange.count > 1 else [list(chain(*rounds))])]
 
     def _round(
         self,

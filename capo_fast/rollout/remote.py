@@ -19,7 +19,10 @@ from capo_fast.config.schema import Config
 from capo_fast.data import Problems
 from capo_fast.engine.remote import Crossing, EngineHost
 from capo_fast.errors import Interrupted
+from capo_fast.exchange.columns import Columns, deal_columns
+from capo_fast.exchange.tensors import Exchange
 from capo_fast.records import Prompt
+from capo_fast.rollout.carried_tokens import on_first
 from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch, RolloutGenerator, Weights
 from capo_fast.rollout.pass_rate import PassRate
@@ -42,6 +45,8 @@ class RemoteGenerator:
     """The newest whole batch, with its step."""
     begun: int | None = None
     """The step whose batch is being generated."""
+    sampled: bool = False
+    """The engines' ranks have sampled a batch since they were started."""
 
     def collect(
         self,
@@ -61,7 +66,8 @@ class RemoteGenerator:
             self._begin(step, version, cursor, lengths, carried)
             batch = self._finished()
         if step + AHEAD <= self.config.train.steps:
-            self._begin(step + AHEAD, version, batch.cursor, lengths, batch.carried)
+            # What the engines' ranks have left open they still have.
+            self._begin(step + AHEAD, version, batch.cursor, lengths, None if self.sampled else batch.carried)
         return batch
 
     def in_hand(self, step: int) -> Batch | None:
@@ -90,7 +96,7 @@ class RemoteGenerator:
         """The ranks with engines close them."""
 
     def _begin(self, step: int, version: int, *data: Any) -> None:
-        """data: cursor, lengths and carried groups."""
+        """data: cursor, lengths and carried groups, None for those of the batch before."""
         with self.stages("sync", seam=True):
             self.weights.hold("policy", version)
         self.crossing.tell("collect", step, version, *data)
@@ -105,11 +111,11 @@ class RemoteGenerator:
         assert self.begun is not None
         with self.stages("wait"):
             self.stages.deadline.stop()  # the other ranks' stages have theirs
-            batch, asked_to_stop = self.crossing.reply()
+            batch, asked_to_stop = receive_batch(self.crossing)
         self.weights.release()  # the critic may be in the policy's place
         if asked_to_stop:
             self.stages.stop.ask()
-        self.ready, self.begun = (self.begun, batch), None
+        self.ready, self.begun, self.sampled = (self.begun, batch), None, True
         return batch
 
 
@@ -120,6 +126,8 @@ class EngineRank:
     generator: RolloutGenerator
     problems: Problems
     host: EngineHost
+    carried: tuple[OpenGroup, ...] = ()
+    """What the last batch has left open, with the tokens that this rank goes on with."""
 
     def train(self) -> dict[str, Any]:
         """Until the run ends; what `summary.json` holds. Raises Interrupted, with the run's work saved."""
@@ -147,15 +155,55 @@ class EngineRank:
     def _stages(self) -> Stages:
         return self.generator.stages
 
-    def _collect(self, step: int, version: int, *data: Any) -> None:
-        batch = self.generator.collect(step, version, self.problems, *data)
+    def _collect(
+        self,
+        step: int,
+        version: int,
+        cursor: int,
+        lengths: Mapping[str, float],
+        carried: tuple[OpenGroup, ...] | None,
+    ) -> None:
+        carried = self.carried if carried is None else carried
+        batch = self.generator.collect(step, version, self.problems, cursor, lengths, carried)
+        self.carried = batch.carried
         lap = self._stages.lap()
         cpu = gather([lap.cpu])
         spent = Lap(lap.wall, {stage: sum(each[stage] for each in cpu) for stage in lap.cpu})
         asked_to_stop = any(gather([self._stages.stop.asked]))
-        self.host.crossing.answer((replace(batch, beside=spent), asked_to_stop))
+        send_batch(self.host.crossing, replace(batch, beside=spent), asked_to_stop)
 
     def _end(self, outcome: dict[str, Any] | Interrupted) -> dict[str, Any]:
         if isinstance(outcome, Interrupted):
             raise outcome
         return outcome
+
+
+def send_batch(crossing: Crossing, batch: Batch, asked_to_stop: bool) -> None:
+    """Send a batch to the ranks that learn; called on every rank with an engine.
+
+    The ranks that learn get the columns of an engine's rank each, as far as there are enough of them: they deal them
+    among themselves when they pack. The first gets the rows and the tokens of what goes on.
+    """
+    exchange, job = Exchange(crossing.all.group("cpu")), crossing.job
+    bare = tuple(replace(each, rollouts=tuple(part.bare for part in each.rollouts)) for each in batch.carried)
+    crossing.answer((replace(batch, columns=NONE, rows=[b""] * len(batch.rows), carried=bare), asked_to_stop))
+    target = (job.rank - job.learners) * job.learners // job.engines
+    keys = batch.columns.places()
+    deal_columns(batch.columns, [list(keys) if rank == target else [] for rank in range(job.count)], exchange)
+    for rows in batch.rows:
+        exchange.bytes_to_first(rows)
+    on_first(batch.carried, exchange)
+
+
+def receive_batch(crossing: Crossing) -> tuple[Batch, bool]:
+    """The other end; called on every rank that learns."""
+    batch, asked_to_stop = crossing.reply()
+    exchange = Exchange(crossing.all.group("cpu"))
+    columns = deal_columns(NONE, [[]] * exchange.count, exchange)
+    rows = [b"".join(exchange.bytes_to_first(part)) for part in batch.rows]
+    carried = on_first(batch.carried, exchange)
+    return replace(batch, columns=columns, rows=rows, carried=carried), asked_to_stop
+
+
+NONE = Columns.of([])
+"""Of no rollouts."""

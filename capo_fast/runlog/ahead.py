@@ -1,42 +1,43 @@
 """The section `ahead` of a checkpoint: the batch of the next step, sampled beside the last one (`engine.ranks`).
 
-ahead.json          its prompts by id, its samples with their credit, which of them are kept, and what it cost
-ahead.safetensors   the samples' tokens and log-probs, end to end in the same order
+ahead.json          the numbers of its rollouts, where their prompts are in the data, and what it cost
+ahead.safetensors   what the learner packs of them (`Columns`), of all ranks, and their rows of the rollouts file
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from pydantic import ConfigDict, NonNegativeInt, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from capo_fast.exchange.columns import AXES, Columns, deal_columns
+from capo_fast.exchange.figures import Figures
+from capo_fast.exchange.tensors import Exchange, bytes_of, bytes_tensor
 from capo_fast.policy.checkpoint import Checkpoint
 from capo_fast.policy.manifest import DamagedError
-from capo_fast.records import CreditedSample, Prompt
+from capo_fast.rollout.carried_tokens import on_first
 from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.stream import Traffic
-from capo_fast.runlog.columns import read_columns
 from capo_fast.runtime.stages import Lap
 
-AHEAD = "ahead"
+AHEAD, ROWS = "ahead", "rows"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Saved:
-    """A batch without its tokens, and with each prompt once."""
+    """A batch without its columns and rows."""
 
-    prompts: dict[str, Prompt]
-    """By id, without the columns that reward functions have read."""
-    sampled: list[CreditedSample]
-    """With prompts of an id alone."""
-    lengths: list[NonNegativeInt]
-    """Tokens of each."""
+    figures: list[Figures]
     kept: list[NonNegativeInt]
-    """Places in `sampled`."""
+    draws: list[tuple[NonNegativeInt, NonNegativeInt]]
+    """Groups with the places of their prompts in the data's order."""
+    rows: list[NonNegativeInt]
+    """Bytes of each part of the rollouts file."""
     traffic: Traffic
     cursor: NonNegativeInt
     carried: tuple[OpenGroup, ...]
@@ -48,15 +49,22 @@ class Saved:
 SAVED = TypeAdapter(Saved)
 
 
+def batch_on_first(batch: Batch) -> Batch:
+    """The same with all that ranks have of it on the first one. A collective."""
+    exchange = Exchange()
+    keys = [each.key for each in batch.figures]
+    wanted = [keys, *([] for _ in range(exchange.count - 1))]
+    rows = [b"".join(exchange.bytes_to_first(part)) for part in batch.rows]
+    columns, carried = deal_columns(batch.columns, wanted, exchange), on_first(batch.carried, exchange)
+    return replace(batch, columns=columns, rows=rows, carried=carried)
+
+
 def batch_json(batch: Batch) -> Any:
-    prompts = {each.rollout.prompt.id: replace(each.rollout.prompt, columns={}) for each in batch.sampled}
-    places = {(each.rollout.group, each.rollout.sample): place for place, each in enumerate(batch.sampled)}
-    bare = {id: Prompt(id, "", "", None, ()) for id in prompts}
     saved = Saved(
-        prompts=prompts,
-        sampled=[_with_rollout(e, prompt=bare[e.rollout.prompt.id], token_ids=(), logprobs=()) for e in batch.sampled],
-        lengths=[len(each.rollout.token_ids) for each in batch.sampled],
-        kept=[places[each.rollout.group, each.rollout.sample] for each in batch.kept],
+        figures=batch.figures,
+        kept=sorted(batch.kept),
+        draws=sorted(batch.draws.items()),
+        rows=list(map(len, batch.rows)),
         traffic=batch.traffic,
         cursor=batch.cursor,
         carried=batch.carried,
@@ -66,24 +74,41 @@ def batch_json(batch: Batch) -> Any:
     return SAVED.dump_python(saved, mode="json")
 
 
+def batch_tensors(batch: Batch) -> dict[str, torch.Tensor]:
+    return vars(batch.columns) | {ROWS: bytes_tensor(b"".join(batch.rows))}
+
+
 def read_batch(found: Checkpoint) -> Batch | None:
-    """What a checkpoint holds; None where it has no such section. Raises DamagedError."""
+    """What a checkpoint holds; None where it has no such section. Every rank has its numbers, the first all the rest.
+    Raises DamagedError."""
     if not found.manifest.of(AHEAD):
         return None
     saved: Saved = found.section(AHEAD, Saved)
-    try:
-        sampled = list(_filled(saved, found))
-        kept = [sampled[place] for place in saved.kept]
-    except (LookupError, ValueError) as error:
-        raise DamagedError(f"{found.folder / AHEAD}: its parts don't fit: {error}") from None
-    return Batch(kept, sampled, saved.traffic, saved.cursor, saved.carried, saved.carry_metrics, saved.beside)
+    columns, rows = _read_tensors(found, saved)
+    return Batch(
+        saved.figures,
+        frozenset(saved.kept),
+        dict(saved.draws),
+        columns if dist.get_rank() == 0 else columns.taken([]),
+        rows if dist.get_rank() == 0 else [b""] * len(rows),
+        saved.traffic,
+        saved.cursor,
+        saved.carried,
+        saved.carry_metrics,
+        saved.beside,
+    )
 
 
-def _filled(saved: Saved, found: Checkpoint) -> Iterator[CreditedSample]:
-    for each, columns in zip(saved.sampled, read_columns(found, AHEAD, saved.lengths), strict=True):
-        yield _with_rollout(each, prompt=saved.prompts[each.rollout.prompt.id], **columns)
-
-
-def _with_rollout(credited: CreditedSample, **changes: Any) -> CreditedSample:
-    sample = credited.sample
-    return replace(credited, sample=replace(sample, rollout=replace(sample.rollout, **changes)))
+def _read_tensors(found: Checkpoint, saved: Saved) -> tuple[Columns, list[bytes]]:
+    kept = [each for each in saved.figures if each.group in saved.kept]
+    sizes = {None: len(kept), 0: sum(each.tokens for each in kept), 1: sum(len(each.votes) for each in kept)}
+    lengths = {name: sizes[axis] for name, axis in AXES.items()} | {ROWS: sum(saved.rows)}
+    tensors, empty = found.tensors(AHEAD), vars(Columns.of([])) | {ROWS: bytes_tensor(b"")}
+    for name, like in empty.items():
+        column = tensors.setdefault(name, like)  # one without an entry is not stored
+        wanted = (like.dtype, (lengths[name], *like.shape[1:]))
+        if (column.dtype, tuple(column.shape)) != wanted:
+            shape = f"{column.dtype} {list(column.shape)}, wanted {wanted[0]} {list(wanted[1])}"
+            raise DamagedError(f"{found.folder / AHEAD}.safetensors: {name}: found {shape}")
+    parts = tensors.pop(ROWS).split(saved.rows)
+    return Columns(**{name: tensors[name] for name in AXES}), list(map(bytes_of, parts))

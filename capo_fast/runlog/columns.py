@@ -1,4 +1,4 @@
-"""Tokens and log-probs of rollouts in a checkpoint, end to end in the order of their JSON (`ahead`, `carry`)."""
+"""Tokens and log-probs of rollouts in a checkpoint, end to end in the order of their JSON (`carry`)."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from typing import Any
 
 import torch
 
+from capo_fast.exchange.tensors import end_to_end
 from capo_fast.policy.checkpoint import Checkpoint
 from capo_fast.policy.manifest import DamagedError
+from capo_fast.rollout.carry import Partial
 
 COLUMNS = {"token_ids": torch.int64, "logprobs": torch.float64}
 """[T] each: an engine's log-probs are Python floats, and come back bit for bit."""
 
 
-def columns_of(rollouts: Sequence[Any]) -> dict[str, torch.Tensor]:
-    """Those of `Rollout`s or of `Partial`s."""
-    return {
-        name: torch.tensor([value for each in rollouts for value in getattr(each, name)], dtype=dtype)
-        for name, dtype in COLUMNS.items()
-    }
+def columns_of(rollouts: Sequence[Partial]) -> dict[str, torch.Tensor]:
+    return {name: end_to_end([getattr(each, name) for each in rollouts], dtype) for name, dtype in COLUMNS.items()}
 
 
 def read_columns(found: Checkpoint, section: str, lengths: Sequence[int]) -> Iterator[dict[str, tuple[Any, ...]]]:

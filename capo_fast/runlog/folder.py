@@ -16,10 +16,12 @@ from capo_fast.config.load import build_kind, by_key, changed_settings, config_a
 from capo_fast.config.schema import Config
 from capo_fast.config.sft import SftConfig
 from capo_fast.errors import ConfigError
+from capo_fast.exchange.tensors import Exchange
 from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.manifest import ADVICE
-from capo_fast.runlog.ahead import AHEAD, batch_json, read_batch
+from capo_fast.rollout.carried_tokens import on_first
+from capo_fast.runlog.ahead import AHEAD, batch_json, batch_on_first, batch_tensors, read_batch
 from capo_fast.runlog.carried import CARRY, carried_json, read_carried, rollouts_of
 from capo_fast.runlog.columns import columns_of
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
@@ -39,10 +41,10 @@ class RunDir:
         self.path = path
         self.guard = ExitStack()
         """Holds the lock."""
-        self._checkpointer = Checkpointer(path / "checkpoints", config.checkpoint.keep)
+        self.checkpointer = Checkpointer(path / "checkpoints", config.checkpoint.keep, config.checkpoint.asynchronous)
         self._config = config
         self._inputs: Digests = {}
-        self._found, self._damaged = self._checkpointer.newest_whole()
+        self._found, self._damaged = self.checkpointer.newest_whole()
         on_first_rank(self._check)
 
     def resume(self, learner: Learner, inputs: Digests) -> Progress:
@@ -65,16 +67,17 @@ class RunDir:
 
     def save(self, learner: Learner, progress: Progress) -> None:
         """Write a checkpoint. A collective. Raises CheckpointError."""
+        ahead = progress.ahead and batch_on_first(progress.ahead)
+        carried = on_first(progress.carried, Exchange()) if progress.carried else ()
         sections, tensors = (self._sections(progress), {}) if dist.get_rank() == 0 else ({}, {})
-        if sections and progress.ahead is not None:
-            sections[AHEAD] = batch_json(progress.ahead)
-            tensors[AHEAD] = columns_of([each.rollout for each in progress.ahead.sampled])
-        if sections and progress.carried:
-            sections[CARRY] = carried_json(progress.carried)
-            tensors[CARRY] = columns_of(rollouts_of(progress.carried))
-        self._checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
+        if sections and ahead is not None:
+            sections[AHEAD], tensors[AHEAD] = batch_json(ahead), batch_tensors(ahead)
+        if sections and carried:
+            sections[CARRY], tensors[CARRY] = carried_json(carried), columns_of(rollouts_of(carried))
+        self.checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
 
     def close(self) -> None:
+        self.checkpointer.close()
         self.guard.close()
 
     def _sections(self, progress: Progress) -> dict[str, Any]:
@@ -112,7 +115,7 @@ class RunDir:
 
     def _note(self, found: Checkpoint, progress: Progress, learner: Learner) -> None:
         """Print what a user should know of this resume. A collective."""
-        aside, name = self._checkpointer.put_aside(newer_than=progress.step), found.folder.name
+        aside, name = self.checkpointer.put_aside(newer_than=progress.step), found.folder.name
         moved = zip(self._damaged, aside, strict=True)
         lines = [("warning", f"{damage}; it is now {path.name}, and {name} is resumed") for damage, path in moved]
         keep_all = self._config.run.keep_rollouts == "all"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import torch.distributed as dist
 
 from capo_fast.config.schema import Config
+from capo_fast.exchange.tensors import Exchange
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.model import DTYPES
+from capo_fast.records import Prompt
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runlog.console import Console
@@ -19,7 +22,7 @@ from capo_fast.runlog.folder import RunDir
 from capo_fast.runlog.metrics import reward_metrics, step_metrics
 from capo_fast.runlog.profile import profiled
 from capo_fast.runlog.progress import Progress
-from capo_fast.runlog.recorder import Recorder, rollout_row
+from capo_fast.runlog.recorder import Recorder
 from capo_fast.runlog.speed import memory_metrics, peak_flops, peak_memory, speed_metrics
 from capo_fast.runlog.summary import write_summary
 from capo_fast.runtime.job import this_job
@@ -46,11 +49,11 @@ class RunLog:
         step = self.progress.step
         return step == self.config.train.steps or (every > 0 and step % every == 0)
 
-    def advance(self, step: int, batch: Batch) -> None:
-        """The updates of this step are done."""
+    def advance(self, step: int, batch: Batch, prompts: Mapping[int, Prompt]) -> None:
+        """The updates of this step are done. prompts: by group."""
         self.progress.step, self.progress.cursor, self.progress.carried = step, batch.cursor, batch.carried
-        self.progress.note_lengths(each.rollout for each in batch.sampled)
-        self.progress.note_verdicts(each.sample.outcome for each in batch.sampled)
+        self.progress.note_lengths((prompts[each.group].id, each.tokens) for each in batch.figures)
+        self.progress.note_verdicts(each.outcome for each in batch.figures)
         self.progress.critique_tokens += batch.traffic.all_critique_tokens
 
     def record(self, batch: Batch, updates: dict[str, float], rate: PassRate | None) -> None:
@@ -59,16 +62,21 @@ class RunLog:
         """
         step, lap = self.progress.step, self.lap()
         self.progress.note(step, rate)
-        rewards = reward_metrics(batch.sampled, self.config.reward.names)
+        rewards = reward_metrics(batch.figures, self.config.reward.names)
         peak, job = peak_flops(DTYPES[self.config.policy.dtype]), this_job()
         speed = speed_metrics(batch, lap, updates, peak, job.count, job.learners)
         memory = memory_metrics(gather([peak_memory()]))
         metrics = step_metrics(batch, lap, rate) | rewards | updates | speed | memory
         self.recorder.record(step, metrics)
-        self.recorder.write_rollouts(step, map(rollout_row, batch.sampled))
+        self.recorder.write_rollouts(step, self._members(batch))
         self.console.step(step, metrics)
         if self.progress.failed_steps >= self.config.reward.max_failed_steps:
             raise VerifierError(self._no_verdict())
+
+    def _members(self, batch: Batch) -> list[bytes]:
+        """The rows of all ranks, in their order, on rank 0. A collective."""
+        exchange = Exchange()
+        return [member for rows in batch.rows for member in exchange.bytes_to_first(rows)]
 
     def _no_verdict(self) -> str:
         reward, step, failed = self.config.reward, self.progress.step, self.progress.failed_steps
@@ -92,10 +100,19 @@ class RunLog:
         return self.due(self.config.checkpoint.every) or self.progress.best_step == self.progress.step
 
     def save(self, learner: Learner) -> None:
-        """Write a checkpoint. A collective."""
+        """Write a checkpoint, or begin to (`checkpoint.asynchronous`). A collective."""
         with self.stages("checkpoint"):
             self.progress.wall_seconds = self.wall_seconds()
             self.folder.save(learner, self.progress)
+
+    def check_saved(self) -> None:
+        """Raise the error of a checkpoint that is being written beside training. A collective where one is."""
+        self.folder.checkpointer.check()
+
+    def wait_saved(self) -> None:
+        """Return when every checkpoint is whole. A collective. Raises CheckpointError."""
+        with self.stages("checkpoint"):
+            self.folder.checkpointer.wait()
 
     def finish(self, **more: Any) -> dict[str, Any]:
         """Write and show the summary, with what else it is to hold; returns it."""

@@ -7,17 +7,13 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from statistics import fmean
 
-from capo_fast.credit.assign import unjudged_groups
-from capo_fast.records import CreditedSample
+from capo_fast.exchange.figures import Figures
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.rollout.stream import Traffic
 from capo_fast.runlog.speed import peak_memory, step_seconds
 from capo_fast.runtime.stages import Lap
 from capo_fast.statistics import agreement
-
-REPLACED = "\ufffd"
-"""What stands in texts in place of bytes or halves of surrogate pairs that are no Unicode, and of NUL."""
 
 
 def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, float]:
@@ -26,16 +22,16 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
     Rollouts that were sampled but not trained on (dynamic sampling) count.
     """
     metrics = {
-        **_rollouts(batch.sampled),
-        **_critiques(batch.sampled),
+        **_rollouts(batch.figures),
+        **_critiques(batch.figures),
         **_traffic(batch.traffic),
         **batch.carry_metrics,
-        "groups/dropped": _groups(batch.sampled) - _groups(batch.kept),
+        "groups/dropped": len({each.group for each in batch.figures}) - len(batch.kept),
         **{f"time/{stage}": seconds for stage, seconds in lap.wall.items()},
         **{f"cpu/{stage}": seconds for stage, seconds in _added(lap.cpu, batch.beside.cpu).items()},
         **{f"engine/{stage}_s": seconds for stage, seconds in batch.beside.wall.items()},
     }
-    tokens = sum(len(each.rollout.token_ids) for each in batch.sampled)
+    tokens = sum(each.tokens for each in batch.figures)
     metrics["tokens_per_s"] = tokens / step_seconds(lap)
     metrics["memory_gb"] = peak_memory().largest
     if rate is not None:
@@ -47,10 +43,10 @@ def _added(*laps: Mapping[str, float]) -> dict[str, float]:
     return {stage: sum(lap.get(stage, 0.0) for lap in laps) for stage in dict.fromkeys(chain(*laps))}
 
 
-def reward_metrics(credited: Sequence[CreditedSample], names: Sequence[str]) -> dict[str, float]:
+def reward_metrics(figures: Sequence[Figures], names: Sequence[str]) -> dict[str, float]:
     """The mean value of each reward function, before its weight, over the answers that it judged; {} of one alone,
     whose mean is `pass_rate`."""
-    rewards = [each.sample.rewards for each in credited]
+    rewards = [each.rewards for each in figures]
     if len(names) == 1:
         return {}
     return {
@@ -59,52 +55,45 @@ def reward_metrics(credited: Sequence[CreditedSample], names: Sequence[str]) -> 
     }
 
 
-def _groups(credited: Sequence[CreditedSample]) -> int:
-    return len({each.rollout.group for each in credited})
-
-
-def _rollouts(credited: Sequence[CreditedSample]) -> dict[str, float]:
-    if not credited:
+def _rollouts(figures: Sequence[Figures]) -> dict[str, float]:
+    if not figures:
         return {"rollouts": 0}
-    rollouts = [each.rollout for each in credited]
-    outcomes = [each.sample.outcome for each in credited]
+    outcomes = [each.outcome for each in figures]
     return {
-        "rollouts": len(rollouts),
-        "policy_version": max(rollout.version for rollout in rollouts),
-        "reward_mean": _mean([each.outcome for each in credited if each.trained]),
+        "rollouts": len(figures),
+        "policy_version": max(each.version for each in figures),
+        "reward_mean": _mean([each.reward for each in figures if each.trained]),
         "pass_rate": _mean([outcome for outcome in outcomes if outcome is not None]),
         "verify/timeouts": outcomes.count(None),
-        "response_tokens_mean": fmean(len(rollout.token_ids) for rollout in rollouts),
-        "truncated_frac": fmean(not rollout.finished for rollout in rollouts),
-        "steps_mean": fmean(len(rollout.steps.texts) for rollout in rollouts),
-        "replaced_chars": sum(rollout.text.count(REPLACED) for rollout in rollouts),
+        "response_tokens_mean": fmean(each.tokens for each in figures),
+        "truncated_frac": fmean(not each.finished for each in figures),
+        "steps_mean": fmean(each.steps for each in figures),
+        "replaced_chars": sum(each.replaced_chars for each in figures),
     }
 
 
-def _critiques(credited: Sequence[CreditedSample]) -> dict[str, float]:
-    critiques = [critique for each in credited for critique in each.sample.critiques]
-    read = [each for each in credited if not all(critique.abstained for critique in each.sample.critiques)]
-    votes = [vote for each in read for vote in each.sample.step_wrong]
+def _critiques(figures: Sequence[Figures]) -> dict[str, float]:
+    critiques = sum(each.critiques for each in figures)
+    parsed = sum(each.parsed for each in figures)
     return {
-        "wrong_step_rate": _mean(votes),
-        "critic/critiques": len(critiques),
-        "critic/parsed": sum(not critique.abstained for critique in critiques),
-        "critic/abstained": sum(critique.abstained for critique in critiques),
-        "critic/out_of_range": sum(critique.dropped for critique in critiques),
-        "critic/truncated": sum(critique.truncated for critique in critiques),
-        "critic/failed": sum(critique.failed for critique in critiques),
-        "critic/replaced_chars": sum(critique.text.count(REPLACED) for critique in critiques),
-        "critic/agreement": _agreement(credited),
-        "groups/outcome_only": len(unjudged_groups([each.sample for each in credited])),
+        "wrong_step_rate": _mean([vote for each in figures if each.parsed for vote in each.votes]),
+        "critic/critiques": critiques,
+        "critic/parsed": parsed,
+        "critic/abstained": critiques - parsed,
+        "critic/out_of_range": sum(each.dropped for each in figures),
+        "critic/truncated": sum(each.truncated for each in figures),
+        "critic/failed": sum(each.failed for each in figures),
+        "critic/replaced_chars": sum(each.critique_replaced_chars for each in figures),
+        "critic/agreement": _agreement(figures),
+        "groups/outcome_only": len(
+            {each.group for each in figures if each.critiques and each.failed == each.critiques}
+        ),
     }
 
 
-def _agreement(credited: Sequence[CreditedSample]) -> float:
+def _agreement(figures: Sequence[Figures]) -> float:
     """Share of pairs of readable votes that agree on a step; nan without two votes on any."""
-    ratings = []
-    for each in credited:
-        wrong = [critique.wrong_steps for critique in each.sample.critiques if not critique.abstained]
-        ratings += [(sum(k in steps for steps in wrong), len(wrong)) for k in range(len(each.sample.step_wrong))]
+    ratings = [(named, each.parsed) for each in figures for named in each.named]
     return math.nan if (share := agreement(ratings)[0]) is None else share
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
-from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
+from pydantic import ConfigDict, InstanceOf, NonNegativeFloat, NonNegativeInt
 
 from capo_fast.config.schema import Config
-from capo_fast.records import Rollout
 from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch
 from capo_fast.runtime.files import RecordError
@@ -53,7 +52,7 @@ class Progress:
     carried: tuple[OpenGroup, ...] = ()
     """Groups that the last step left open (`rollout.carry`). In a checkpoint they are a section of their own."""
 
-    ahead: Batch | None = None
+    ahead: InstanceOf[Batch] | None = None
     """The next step's batch, where it has been sampled (`engine.ranks`). In a checkpoint it is a section of its own."""
 
     def as_json(self) -> dict[str, Any]:
@@ -74,11 +73,11 @@ class Progress:
         if rate.rate > best or (math.isnan(best) and not math.isnan(rate.rate)):
             self.best_step = step
 
-    def note_lengths(self, rollouts: Iterable[Rollout]) -> None:
-        """Keep the mean length of each prompt's rollouts; a prompt's rollouts must all be there."""
+    def note_lengths(self, rollouts: Iterable[tuple[str, int]]) -> None:
+        """Keep the mean length of each prompt's rollouts, all of which must be there: its id and the tokens of each."""
         found: dict[str, list[int]] = {}
-        for rollout in rollouts:
-            found.setdefault(rollout.prompt.id, []).append(len(rollout.token_ids))
+        for prompt, tokens in rollouts:
+            found.setdefault(prompt, []).append(tokens)
         self.lengths |= {prompt: fmean(lengths) for prompt, lengths in found.items()}
 
     def note_verdicts(self, outcomes: Iterable[float | None]) -> None:

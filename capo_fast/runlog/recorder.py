@@ -23,6 +23,7 @@ import reprlib
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,8 +45,8 @@ class Recorder:
     def record(self, step: int, metrics: Metrics) -> None:
         """Keep the metrics of one training step. Steps only go up: one line per step."""
 
-    def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Keep the rollouts of one training step, as `rollout_row` makes them."""
+    def write_rollouts(self, step: int, members: Iterable[bytes]) -> None:
+        """Keep the rollouts of one training step, as `packed_rows` makes parts of them."""
 
     def cut_back(self, step: float) -> None:
         """Forget everything after `step`, the step of the checkpoint that the run goes on from; -1 forgets all."""
@@ -87,14 +88,11 @@ class RunFolder(Recorder):
         if self._wandb:
             self._wandb.add(step, shown)
 
-    def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        if self._keep in ("none", 0):
+    def write_rollouts(self, step: int, members: Iterable[bytes]) -> None:
+        if not keeps_rollouts(self._keep):
             return
-        path = self.rollouts / f"{step:06d}.jsonl.gz"
-        # No name and no time in the gzip header: the same rollouts are the same bytes.
-        with replacing(path) as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-            for row in rows:
-                packed.write(json_line(row))
+        with replacing(self.rollouts / f"{step:06d}.jsonl.gz") as file:
+            file.writelines(members)
         if self._keep != "all":
             self._remove(sorted(self._steps())[: -int(self._keep)])
 
@@ -120,6 +118,20 @@ class RunFolder(Recorder):
     def _remove(self, steps: Iterable[int]) -> None:
         for step in steps:
             (self.rollouts / f"{step:06d}.jsonl.gz").unlink()
+
+
+def keeps_rollouts(keep: int | Literal["all", "none"]) -> bool:
+    """Whether `run.keep_rollouts` has any kept."""
+    return keep not in ("none", 0)
+
+
+def packed_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """A part of a rollouts file: one gzip member, which may follow others. No rows are no bytes."""
+    lines = BytesIO()
+    # No name and no time in the gzip header: the same rollouts are the same bytes.
+    with gzip.GzipFile("", "wb", 6, lines, mtime=0) as packed:
+        empty = not sum(packed.write(json_line(row)) for row in rows)
+    return b"" if empty else lines.getvalue()
 
 
 def rollout_row(credited: CreditedSample) -> dict[str, Any]:

@@ -71,11 +71,11 @@ def speed_metrics(
     answers are apart. `updates`: the learner's own metrics, with the FLOPs of its passes. `peak`: FLOP/s of a device;
     None where it is not known, and there is no utilisation then. `devices`: of the job; `learning`: those that learn.
     """
-    lengths = ((len(each.rollout.prompt.token_ids), len(each.rollout.token_ids)) for each in batch.sampled)
+    tokens = sum(each.prompt_tokens + each.tokens for each in batch.figures)
     critic = batch.traffic.critique_prompt_tokens + batch.traffic.critique_tokens
     seconds = devices * step_seconds(lap)
     metrics = {
-        "speed/tokens_per_s_per_device": sum(map(sum, lengths)) / seconds,
+        "speed/tokens_per_s_per_device": tokens / seconds,
         "speed/critic_tokens_per_s_per_device": critic / seconds,
     }
     if spent := learning * lap.wall.get("learn", 0.0):

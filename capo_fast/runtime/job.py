@@ -64,10 +64,7 @@ class Link:
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> None:
         """Fill the tensor with that of the member `source`: of the same shape, dtype and kind of device on each."""
-        kind = tensor.device.type
-        if kind not in self._groups:
-            self._groups[kind] = self._group(kind)
-        self._groups[kind].broadcast(tensor, source).wait()
+        self.group(tensor.device.type).broadcast(tensor, source).wait()
 
     def pass_bytes(self, data: bytes | None, source: int) -> bytes:
         """The bytes that the member `source` gives; the others give None."""
@@ -87,8 +84,13 @@ class Link:
             return value
         return pickle.loads(self.pass_bytes(None, source))
 
-    def _group(self, kind: str) -> Any:
-        """Of these ranks, for tensors of one kind of device."""
+    def group(self, kind: str) -> Any:
+        """The process group of these ranks for tensors of one kind of device."""
+        if kind not in self._groups:
+            self._groups[kind] = self._new_group(kind)
+        return self._groups[kind]
+
+    def _new_group(self, kind: str) -> Any:
         store = dist.PrefixStore(kind, self._store)
         if kind == "cpu":
             return dist.ProcessGroupGloo(store, self.rank, self._count, self._timeout)

@@ -185,24 +185,24 @@ def check_devices(engine: EngineConfig) -> None:
         )
 
 
-def gather(items: list[Any]) -> list[Any]:
-    """The lists of all ranks, end to end. A collective."""
+def gather(items: list[Any], group: Any = None) -> list[Any]:
+    """The lists of all ranks, end to end. A collective. group: of all ranks; None: the default one, as below."""
     lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(lists, items)
+    dist.all_gather_object(lists, items, group)
     return [item for part in lists for item in part]
 
 
-def on_first_rank(work: Callable[[], T]) -> T:
+def on_first_rank(work: Callable[[], T], group: Any = None) -> T:
     """What `work` returns, or raises, when rank 0 does it; every rank gets the same. A collective."""
     outcomes = [_outcome(work) if dist.get_rank() == 0 else NO_OUTCOME]
-    dist.broadcast_object_list(outcomes, src=0)
+    dist.broadcast_object_list(outcomes, src=0, group=group)
     return _values(outcomes)[0]
 
 
-def on_every_rank(work: Callable[[], T]) -> list[T]:
+def on_every_rank(work: Callable[[], T], group: Any = None) -> list[T]:
     """What `work` returns on each rank, in their order; every rank raises the error of the first that fails. A
     collective."""
-    return _values(gather([_outcome(work)]))
+    return _values(gather([_outcome(work)], group))
 
 
 def once_a_node(work: Callable[[], T]) -> T:

@@ -33,6 +33,8 @@ class Stages:
         self._lap = Lap({}, {})
         self._running: str | None = None
         self._descendants = descendants()
+        self.beside: dict[str, Callable[[], float]] = {}
+        """CPU seconds so far of a thread of this process whose work belongs to a stage, whichever runs: by that one."""
 
     @contextmanager
     def __call__(self, stage: str, seam: bool = False) -> Iterator[None]:
@@ -46,6 +48,7 @@ class Stages:
         for call in self._on_entry:
             call(stage)
         wall, cpu = time.perf_counter(), cpu_seconds(self._descendants)
+        beside = {name: seconds() for name, seconds in self.beside.items()}
         try:
             if seam:
                 self.stop.check()
@@ -55,7 +58,13 @@ class Stages:
             seconds = time.perf_counter() - wall
             # Looked for once a stage: that reads the entries of all processes of the machine.
             self._descendants = descendants()
-            self._add(stage, seconds, cpu_seconds(self._descendants) - cpu)
+            cpu = cpu_seconds(self._descendants) - cpu
+            for name, before in beside.items():
+                spent = self.beside[name]() - before
+                cpu -= spent
+                if spent:
+                    self._add(name, 0.0, spent)
+            self._add(stage, seconds, cpu)
             self._running = None
 
     def lap(self) -> Lap:

@@ -75,7 +75,7 @@ class AnswerLearner(Learner):
 
 def parts_of(example: Example) -> Parts:
     """Examples of one prompt are a group."""
-    return hash(example.prompt_ids), example.prompt_ids, example.token_ids
+    return hash(example.prompt_ids), example.prompt_ids, len(example.token_ids)
 
 
 def pack_examples(examples: Sequence[Example]) -> TokenBatch:

@@ -43,6 +43,7 @@ class SftTrainer:
                 self.step(step)
         except Interrupted:
             self.log.save(self.learner)
+            self.log.wait_saved()
             raise Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} goes on") from None
         return self.finish()
 
@@ -58,6 +59,7 @@ class SftTrainer:
         held = self.evaluate() if self.log.evaluation_due() else None
         progress.note(step, held)
         self.record(metrics | sizes(examples, seconds), held)
+        self.log.check_saved()
         if self.log.checkpoint_due():
             self.log.save(self.learner)
 
@@ -81,6 +83,7 @@ class SftTrainer:
 
     def finish(self) -> dict[str, Any]:
         """Export the policy, write and show the summary."""
+        self.log.wait_saved()
         progress = self.log.progress
         if str(progress.step) not in progress.evaluations:
             progress.note(progress.step, self.evaluate())

@@ -11,21 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capo_fast.config.schema import Config, LossConfig, RolloutConfig, TrainConfig
+from capo_fast.exchange.figures import figures_of
 from capo_fast.policy.batch import deal, pack, pack_update, split_minibatches
 
 CONFIG = Config()
 
 
+def parts_of(credited):
+    rollout = credited.rollout
+    return rollout.group, rollout.prompt.token_ids, len(rollout.token_ids)
+
+
 def test_rows_are_the_positions_that_predict_their_targets():
-    batch = pack([credited(2, 3), credited(1, 2, sample=1), credited(3, 1, group=1)], 6.0, CONFIG)
-    assert batch.input_ids.tolist() == [0, 1, 2, 3, 0, 101, 1000, 1001, 1002]
+    batch = pack([credited(2, 3), credited(1, 2, group=2), credited(3, 1, group=1)], 6.0, CONFIG)
+    assert batch.input_ids.tolist() == [0, 1, 2, 3, 2000, 2001, 1000, 1001, 1002]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 0, 1, 2]
     assert (batch.lengths, batch.prefix) == ((4, 2, 3), (None, None, None))
     assert batch.rows.tolist() == [1, 2, 3, 4, 5, 8]
-    assert batch.targets.tolist() == [2, 3, 4, 101, 102, 1003]
+    assert batch.targets.tolist() == [2, 3, 4, 2001, 2002, 1003]
     assert batch.credit.cu_seqlens.tolist() == [0, 3, 5, 6]
-    assert batch.credit.group.tolist() == [0, 0, 1]
-    assert batch.credit.stats.tolist() == [[0.5, 1.0, 0.0, 1.0], [0.5, 2.0, 0.0, 2.0]]
+    assert batch.credit.group.tolist() == [0, 1, 2]
+    assert batch.credit.stats.tolist() == [[0.5, 1.0, 0.0, 1.0], [0.5, 3.0, 0.0, 3.0], [0.5, 2.0, 0.0, 2.0]]
     assert batch.credit.step_starts.tolist() == [True, False, True, True, False, True]
     assert batch.credit.step_wrong.tolist() == [1.0, 0.0, 1.0, 1.0]
 
@@ -51,7 +57,7 @@ def computed(samples):
 )
 def test_bins_hold_every_sample_once_within_the_budget_and_keep_groups_together(lengths, budget, world):
     samples = [credited(5, length, group=group, sample=i) for i, (group, length) in enumerate(lengths)]
-    bins = deal(samples, budget, world)
+    bins = deal(samples, budget, world, parts_of)
     assert len(bins) % world == 0
     assert sorted(s.rollout.sample for b in bins for s in b) == list(range(len(samples)))
     assert all(len(b) == 1 or computed(b) <= budget for b in bins if b)
@@ -62,7 +68,7 @@ def test_bins_hold_every_sample_once_within_the_budget_and_keep_groups_together(
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_get_nearly_equal_work(world):
     samples = [credited(50, 20 + 7 * (i % 9), group=i // 8, sample=i) for i in range(64)]
-    bins = deal(samples, 1000, world)
+    bins = deal(samples, 1000, world, parts_of)
     loads = [sum(computed(b) for b in bins[rank::world] if b) for rank in range(world)]
     assert len(bins) == -(-computed(samples) // 1000 // world) * world
     assert max(loads) < computed(samples) / world + 50 + 76, "the mean, and the longest sequence"
@@ -113,9 +119,10 @@ def test_a_rank_without_work_gets_a_filler_of_weight_zero():
 
 def test_minibatches_hold_whole_groups_and_skip_what_is_not_trained():
     samples = [credited(group=g, sample=i, trained=g != 2) for g in range(4) for i in range(2)]
-    dealt = split_minibatches(samples, 2)
-    assert [[s.rollout.group for s in minibatch] for minibatch in dealt] == [[0, 0, 2, 2], [1, 1, 3, 3]]
-    assert split_minibatches([s for s in samples if not s.trained], 2) == []
+    figures = list(map(figures_of, samples))
+    dealt = split_minibatches(figures, 2)
+    assert [[each.group for each in minibatch] for minibatch in dealt] == [[0, 0, 2, 2], [1, 1, 3, 3]]
+    assert split_minibatches([each for each in figures if not each.trained], 2) == []
 
 
 def test_a_batch_moves_with_its_credit():

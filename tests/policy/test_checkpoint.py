@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import shutil
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ from capo_fast.policy.export import export_model
 from capo_fast.policy.learner import lr_factor
 from capo_fast.policy.manifest import steps_in
 from capo_fast.policy.model import DTYPES, full_weights
+from capo_fast.policy.state import Contents
 
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
@@ -196,6 +198,65 @@ def test_a_full_disk_is_named_and_leaves_the_others(size, file, saved):
         checkpointer.save(2, learner, SECTIONS)
     assert names(checkpointer.folder) == ["step_000001"]
     assert whole(checkpointer).manifest.step == 1
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Writes begin when it is set."""
+    gate, write = threading.Event(), Contents.write
+
+    def when_set(contents, folder):
+        assert gate.wait(60)
+        return write(contents, folder)
+
+    monkeypatch.setattr(Contents, "write", when_set)
+    yield gate
+    gate.set()
+
+
+def test_a_checkpoint_written_beside_training_is_of_the_step_that_saved_it(learner, tmp_path, held):
+    checkpointer = Checkpointer(tmp_path / "checkpoints", keep=1, asynchronous=True)
+    for step, before in ((1, []), (2, [1])):
+        held.clear()
+        train(learner, CONFIG)
+        kept, progress = state_of(learner), {"cursor": 12}
+        checkpointer.save(step, learner, SECTIONS | {"progress": progress})
+        progress["cursor"] = 99
+        train(learner, CONFIG)
+        checkpointer.check()
+        assert steps_in(checkpointer.folder) == before, "it is being written, and the one before is kept"
+        held.set()
+        checkpointer.wait()
+        whole(checkpointer).load(other := make_learner(CONFIG))
+        assert same(kept, state_of(other))
+        assert whole(checkpointer).section("progress") == {"cursor": 12}
+    assert names(checkpointer.folder) == ["step_000002"]
+
+
+def test_one_checkpoint_is_written_at_a_time(learner, tmp_path, held):
+    checkpointer = Checkpointer(tmp_path / "checkpoints", keep=2, asynchronous=True)
+    train(learner, CONFIG)
+    kept = state_of(learner)
+    checkpointer.save(1, learner, SECTIONS)
+    train(learner, CONFIG)
+    threading.Timer(0.2, held.set).start()
+    checkpointer.save(2, learner, SECTIONS)
+    checkpointer.wait()
+    shutil.rmtree(checkpointer.folder / "step_000002")
+    whole(checkpointer).load(other := make_learner(CONFIG))
+    assert same(kept, state_of(other))
+
+
+def test_a_write_that_fails_beside_training_is_an_error_at_the_next_look(learner, tmp_path, held):
+    checkpointer = Checkpointer(tmp_path / "checkpoints", keep=2, asynchronous=True)
+    checkpointer.save(1, learner, SECTIONS)
+    checkpointer.check()
+    with largest_file(1_000_000):
+        held.set()
+        checkpointer._writer._pool.shutdown()
+    with pytest.raises(CheckpointError, match=r"step 1 not saved, earlier checkpoints kept: can't write \S+/model-0"):
+        checkpointer.check()
+    assert names(checkpointer.folder) == []
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

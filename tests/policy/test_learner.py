@@ -23,6 +23,7 @@ from learner_ranks import (
 from scripted_world import MODEL
 
 from capo_fast.config.schema import Config, LoraConfig, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
+from capo_fast.exchange.columns import Share
 from capo_fast.policy.batch import pack_update
 from capo_fast.policy.learner import TrainingDiverged, lr_factor
 from capo_fast.policy.loading import load_learner
@@ -92,7 +93,7 @@ def test_ten_steps_that_leave_out_what_has_no_gradient_are_those_that_compute_it
     for samples in (PARTLY_LIVE, computed):
         learner = make_learner(config)
         learner.optimizer.param_groups[0]["eps"] = 1e-3  # see with_plain_gradient_steps
-        metrics = [learner.train(samples) for _ in range(10)][-1]
+        metrics = [learner.train(Share.of(samples)) for _ in range(10)][-1]
         found.append((weights_of(learner), metrics))
     (skipping, of_skipping), (whole, of_whole) = found
     assert difference(skipping, whole) < 1e-6 < difference(skipping, weights_of(make_learner(config)))
@@ -107,13 +108,13 @@ def test_ten_steps_that_leave_out_what_has_no_gradient_are_those_that_compute_it
 @pytest.mark.parametrize("loss", [{"kl_coef": 0.1}, {"entropy_coef": 0.1}])
 def test_a_term_besides_the_policys_needs_every_rollout(loss, one_rank):
     config = replace(CONFIG, loss=LossConfig(**{"kl_coef": 0.0, **loss}), lora=LoraConfig(rank=2))
-    metrics = make_learner(config).train(WITHOUT_GRADIENT)
+    metrics = make_learner(config).train(Share.of(WITHOUT_GRADIENT))
     assert metrics["learn/skipped_rollouts"] == 0
     assert metrics["loss/entropy"] > 0
 
 
 def test_a_step_without_any_gradient_is_an_update_whose_figures_are_unknown(one_rank):
-    metrics = make_learner(CONFIG).train(WITHOUT_GRADIENT)
+    metrics = make_learner(CONFIG).train(Share.of(WITHOUT_GRADIENT))
     assert (metrics["updates"], metrics["updates_skipped"], metrics["grad_norm"]) == (1, 0, 0)
     assert metrics["learn/skipped_rollouts"] == 12
     assert all(math.isnan(metrics[key]) for key in ("gap/mean", "gap/p99", "gap/k3", "loss/entropy"))

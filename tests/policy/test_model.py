@@ -41,7 +41,7 @@ from capo_fast.policy.model import (
 )
 
 SHAPE = {
-    "vocab_size": 2000,
+    "vocab_size": 3000,
     "hidden_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -71,7 +71,7 @@ def make_policy(path: str, dtype: str = "float32", loss_kernel: str = "auto", ch
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_groups_have_the_logprobs_and_gradients_of_each_sequence_alone(checkpointing, model_path, one_rank):
-    shapes = [(5, 7, 0), (5, 1, 0), (5, 4, 0), (3, 3, 0), (6, 2, 1), (6, 6, 1)]
+    shapes = [(5, 7, 0), (5, 1, 0), (5, 4, 0), (3, 3, 2), (6, 2, 1), (6, 6, 1)]
     samples = [credited(prompt, response, group, i) for i, (prompt, response, group) in enumerate(shapes)]
     policy = make_policy(model_path, checkpointing=checkpointing)
     packed = policy(pack(samples, 1.0, Config()), PLAIN, loss=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +11,14 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from capo_fast.exchange.columns import Columns
+from capo_fast.exchange.figures import figures_of
 from capo_fast.policy.manifest import DamagedError
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
 from capo_fast.rollout.carry import OpenGroup, Partial
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.stream import Traffic
-from capo_fast.runlog.ahead import batch_json, read_batch
-from capo_fast.runlog.columns import columns_of
+from capo_fast.runlog.ahead import batch_json, batch_on_first, batch_tensors, read_batch
 from capo_fast.runtime.stages import Lap
 
 
@@ -35,12 +35,12 @@ def batch():
     prompts = [Prompt("a", "1+1", ("2", "two"), None, (1, 2)), Prompt("b", "2+2", "4", "so", (3,))]
     sampled = [credited(group, sample, prompts[group]) for group in (0, 1) for sample in (0, 1)]
     going_on = OpenGroup(2, 1, 5, (Partial(((1, 2),), 1, False, False, (5, 6), (-0.1, -1 / 3)), Partial()))
-    spent = Lap({"rollout": 1.5}, {"rollout": 2.0})
-    return Batch(sampled[2:], sampled, Traffic(4, 7, busy_seconds=0.5), 9, (going_on,), {"rollout/carried": 2.0}, spent)
-
-
-def batch_tensors(of):
-    return columns_of([each.rollout for each in of.sampled])
+    traffic, spent = Traffic(4, 7, busy_seconds=0.5), Lap({"rollout": 1.5}, {"rollout": 2.0})
+    figures, columns = list(map(figures_of, sampled)), Columns.of(sampled[2:])
+    draws, rows = {0: 7, 1: 4}, [b"the rows", b"", b"of ranks"]
+    return Batch(
+        figures, frozenset({1}), draws, columns, rows, traffic, 9, (going_on,), {"rollout/carried": 2.0}, spent
+    )
 
 
 def checkpoint(value, tensors):
@@ -54,22 +54,16 @@ def checkpoint(value, tensors):
     )
 
 
-def test_a_batch_comes_back_as_it_was():
-    saved = batch()
+def test_a_batch_comes_back_as_it_was(one_rank):
+    saved = batch_on_first(batch())
     found = read_batch(checkpoint(batch_json(saved), batch_tensors(saved)))
     assert repr(found) == repr(saved), "by repr: nan is not equal to itself"
-    assert found.kept[0] is found.sampled[2]
 
 
-def test_columns_that_rewards_have_read_are_not_saved():
-    saved = batch()
-    rich = Prompt("a", "1+1", "2", None, (1,), {"when": object()})
-    saved = replace(saved, sampled=[credited(0, 0, rich)], kept=[])
-    assert read_batch(checkpoint(batch_json(saved), batch_tensors(saved))).sampled[0].rollout.prompt.columns == {}
-
-
-@pytest.mark.parametrize("change", [{"logprobs": torch.zeros(3, dtype=torch.float64)}, {"token_ids": None}])
-def test_tokens_that_do_not_fit_are_damage(change):
+@pytest.mark.parametrize(
+    "change", [{"logprobs": torch.zeros(3, dtype=torch.float32)}, {"token_ids": None}, {"rows": None}]
+)
+def test_tensors_that_do_not_fit_are_damage(change, one_rank):
     tensors = {name: each for name, each in (batch_tensors(batch()) | change).items() if each is not None}
     with pytest.raises(DamagedError, match=r"^step/ahead.safetensors: .*: found torch"):
         read_batch(checkpoint(batch_json(batch()), tensors))

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from capo_fast.exchange.columns import Columns
+from capo_fast.exchange.figures import figures_of
 from capo_fast.records import Completion, CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
@@ -26,6 +28,10 @@ def credited(outcome, reward=0.0, trained=True, wrong=(0.0,), critiques=(), toke
     return CreditedSample(sample, trained, reward, wrong, (0.0, 1.0, 0.0, 1.0), (0.0,) * len(wrong))
 
 
+def batch(samples, traffic, kept=frozenset()):
+    return Batch(list(map(figures_of, samples)), frozenset(kept), {}, Columns.of([]), [], traffic, 0)
+
+
 def critique(abstained=False, dropped=0, truncated=False, wrong=(), failed=False):
     return Critique(abstained, frozenset(wrong), dropped, "", truncated, failed)
 
@@ -37,7 +43,7 @@ def test_the_reward_is_of_trained_samples_and_the_pass_rate_of_checked_ones():
         credited(1.0, reward=-9.0, trained=False),
         credited(None, reward=-9.0, trained=False),
     ]
-    figures = step_metrics(Batch([], samples, TRAFFIC, 0), STAGES, None)
+    figures = step_metrics(batch(samples, TRAFFIC), STAGES, None)
     assert figures["reward_mean"] == 1.0
     assert figures["pass_rate"] == pytest.approx(2 / 3)
     assert figures["verify/timeouts"] == 1
@@ -45,23 +51,23 @@ def test_the_reward_is_of_trained_samples_and_the_pass_rate_of_checked_ones():
 
 
 def test_a_step_that_timed_out_whole_has_no_reward():
-    figures = step_metrics(Batch([], [credited(None, trained=False)] * 2, TRAFFIC, 0), STAGES, None)
+    figures = step_metrics(batch([credited(None, trained=False)] * 2, TRAFFIC), STAGES, None)
     assert math.isnan(figures["reward_mean"]) and math.isnan(figures["pass_rate"])
     assert figures["verify/timeouts"] == 2
 
 
 def test_several_reward_functions_have_a_mean_each_and_one_alone_has_none():
     samples = [replace(credited(1.0).sample, rewards=rewards) for rewards in ((1.0, 0.5), (0.0, None), (None, 0.0))]
-    each = [replace(credited(1.0), sample=sample) for sample in samples]
-    assert reward_metrics(each, ("right", "short")) == {"reward/right": 0.5, "reward/short": 0.25}
-    assert reward_metrics(each, ("right",)) == {}
+    figures = [figures_of(replace(credited(1.0), sample=sample)) for sample in samples]
+    assert reward_metrics(figures, ("right", "short")) == {"reward/right": 0.5, "reward/short": 0.25}
+    assert reward_metrics(figures, ("right",)) == {}
 
 
 def test_the_shape_of_rollouts():
     long = credited(1.0, wrong=(0.0, 1.0, 0.5, 0.0), tokens=8, critiques=(critique(), critique(abstained=True)))
     short = credited(1.0, tokens=3, critiques=(critique(),))
     samples = [long, short, credited(0.0, tokens=1, wrong=(1.0,), finished=False, group=1)]
-    figures = step_metrics(Batch(samples[:2], samples, TRAFFIC, 0), STAGES, None)
+    figures = step_metrics(batch(samples, TRAFFIC, kept={0}), STAGES, None)
     assert figures["response_tokens_mean"] == 4
     assert figures["truncated_frac"] == pytest.approx(1 / 3)
     assert figures["steps_mean"] == 2
@@ -75,7 +81,7 @@ def test_critiques_are_counted_by_what_became_of_them():
     second = (critique(abstained=True, dropped=1, truncated=True), critique(truncated=True))
     third = (critique(wrong={0}), critique(wrong={0}), critique(), critique(abstained=True, failed=True))
     samples = [credited(1.0, critiques=first), credited(None, critiques=second), credited(0.0, critiques=third)]
-    figures = step_metrics(Batch([], samples, TRAFFIC, 0), STAGES, None)
+    figures = step_metrics(batch(samples, TRAFFIC), STAGES, None)
     counts = {
         "critic/critiques": 9,
         "critic/parsed": 6,
@@ -93,19 +99,19 @@ def test_traffic_is_shown_as_counted():
     both = traffic + Traffic(
         critique_tokens=4, shared=2, unread=3, busy_seconds=1.5, idle_seconds=0.25, both_seconds=0.5
     )
-    figures = step_metrics(Batch([], [], both, 0), STAGES, None)
+    figures = step_metrics(batch([], both), STAGES, None)
     assert figures["critic/overlap"] == 0.5
     assert (figures["critic/tokens"], figures["critic/cached_tokens"]) == (12, 16)
     assert (figures["critic/shared"], figures["critic/unread"]) == (2, 3)
     assert (figures["engine/busy_s"], figures["engine/idle_s"], figures["engine/both_s"]) == (1.5, 0.25, 0.5)
-    assert math.isnan(step_metrics(Batch([], [], TRAFFIC, 0), STAGES, None)["critic/overlap"])
+    assert math.isnan(step_metrics(batch([], TRAFFIC), STAGES, None)["critic/overlap"])
 
 
 def test_tokens_per_second_are_response_tokens_over_the_time_of_training():
     stages = {"rollout": 2.0, "critique": 1.0, "learn": 1.0, "eval": 50.0, "checkpoint": 30.0}
     cpu = {stage: 2 * seconds for stage, seconds in stages.items()}
     samples = [credited(1.0, tokens=30), credited(1.0, tokens=10)]
-    figures = step_metrics(Batch([], samples, TRAFFIC, 0), Lap(stages, cpu), None)
+    figures = step_metrics(batch(samples, TRAFFIC), Lap(stages, cpu), None)
     assert figures["tokens_per_s"] == 10
     assert {key: value for key, value in figures.items() if key.startswith("time/")} == {
         f"time/{stage}": seconds for stage, seconds in stages.items()
@@ -114,16 +120,14 @@ def test_tokens_per_second_are_response_tokens_over_the_time_of_training():
 
 
 def test_an_evaluation_is_shown_where_there_is_one():
-    figures = step_metrics(Batch([], [credited(1.0)], TRAFFIC, 0), STAGES, PassRate(0.75, 0.125, 8, 2))
+    figures = step_metrics(batch([credited(1.0)], TRAFFIC), STAGES, PassRate(0.75, 0.125, 8, 2))
     evaluated = {key: value for key, value in figures.items() if key.startswith("eval/")}
     assert evaluated == {"eval/pass@1": 0.75, "eval/stderr": 0.125, "eval/timeouts": 2}
-    assert not [
-        key for key in step_metrics(Batch([], [credited(1.0)], TRAFFIC, 0), STAGES, None) if key.startswith("eval/")
-    ]
+    assert not [key for key in step_metrics(batch([credited(1.0)], TRAFFIC), STAGES, None) if key.startswith("eval/")]
 
 
 def test_a_step_without_samples_has_figures():
-    figures = step_metrics(Batch([], [], TRAFFIC, 0), STAGES, None)
+    figures = step_metrics(batch([], TRAFFIC), STAGES, None)
     assert (figures["rollouts"], figures["groups/dropped"], figures["critic/critiques"]) == (0, 0, 0)
     assert figures["tokens_per_s"] == 0
     assert math.isnan(figures["wrong_step_rate"])
@@ -136,5 +140,5 @@ def test_what_was_no_unicode_is_replaced_and_counted():
     said = replace(critique(), text=written)
     sample = credited(1.0, critiques=(said, critique()))
     sample = replace(sample, sample=replace(sample.sample, rollout=replace(sample.rollout, text=written)))
-    figures = step_metrics(Batch([], [sample, credited(1.0)], TRAFFIC, 0), STAGES, None)
+    figures = step_metrics(batch([sample, credited(1.0)], TRAFFIC), STAGES, None)
     assert (figures["replaced_chars"], figures["critic/replaced_chars"]) == (3, 3)

@@ -11,7 +11,6 @@ import pytest
 from capo_fast.config.schema import Config
 from capo_fast.errors import CapoError
 from capo_fast.policy.manifest import read_json, write_json
-from capo_fast.records import Prompt, Rollout, StepSpans
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runlog.progress import Progress
 
@@ -132,11 +131,7 @@ def test_json_brings_back_a_rate_that_is_none(tmp_path):
 
 
 def test_lengths_are_those_of_the_last_time(tmp_path):
-    def rollouts(name, *lengths):
-        prompt = Prompt(name, "", "", None, ())
-        return [Rollout(prompt, 0, i, 0, (5,) * n, (), "", True, StepSpans((), ())) for i, n in enumerate(lengths)]
-
     progress = Progress()
-    progress.note_lengths([*rollouts("a", 2, 4), *rollouts("b", 10)])
-    progress.note_lengths(rollouts("a", 7, 8))
+    progress.note_lengths([("a", 2), ("a", 4), ("b", 10)])
+    progress.note_lengths([("a", 7), ("a", 8)])
     assert reread(progress, tmp_path).lengths == {"a": 7.5, "b": 10.0}

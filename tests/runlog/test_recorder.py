@@ -29,6 +29,7 @@ from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample,
 from capo_fast.runlog.recorder import (
     Recorder,
     RunFolder,
+    packed_rows,
     read_metrics,
     rollout_files,
     rollout_row,
@@ -79,7 +80,7 @@ def filled(folder: Path, steps: int = 5, **options: object) -> RunFolder:
     recorder = RunFolder(folder, **options)
     for step in range(1, steps + 1):
         recorder.record(step, {"pass_rate": step / 10, "time/rollout": 1.5})
-        recorder.write_rollouts(step, [{"step": step, "sample": sample} for sample in range(3)])
+        recorder.write_rollouts(step, [packed_rows({"step": step, "sample": sample} for sample in range(3))])
     return recorder
 
 
@@ -196,7 +197,7 @@ def test_rollouts_round_trip_and_the_same_rows_are_the_same_bytes(tmp_path, monk
     rows = [{"text": "a\n\nb é \ud800", "token_ids": [1, 2]}, {"text": "", "outcome": None}]
     for name, now in (("a", 1e9), ("b", 2e9)):
         monkeypatch.setattr(time, "time", lambda now=now: now)
-        RunFolder(tmp_path / name).write_rollouts(7, iter(rows))
+        RunFolder(tmp_path / name).write_rollouts(7, [packed_rows(iter(rows))])
     first, second = (tmp_path / name / "rollouts" / "000007.jsonl.gz" for name in "ab")
     assert read_rows(first) == rows
     assert first.read_bytes() == second.read_bytes()
@@ -204,9 +205,9 @@ def test_rollouts_round_trip_and_the_same_rows_are_the_same_bytes(tmp_path, monk
 
 def test_an_error_among_the_rows_leaves_the_older_file_and_no_other(tmp_path):
     recorder = RunFolder(tmp_path)
-    recorder.write_rollouts(1, [{"a": 1}])
+    recorder.write_rollouts(1, [packed_rows([{"a": 1}])])
     with pytest.raises(ValueError, match="not JSON compliant"):
-        recorder.write_rollouts(1, [{"a": 2}, {"a": math.nan}])
+        recorder.write_rollouts(1, map(packed_rows, [[{"a": 2}], [{"a": math.nan}]]))
     assert rollouts_of(tmp_path) == ["000001.jsonl.gz"]
     assert read_rows(tmp_path / "rollouts" / "000001.jsonl.gz") == [{"a": 1}]
 
@@ -215,10 +216,10 @@ def test_killed_in_the_middle_of_a_rollouts_file(tmp_path):
     run = child(
         """
         recorder = RunFolder(folder)
-        recorder.write_rollouts(1, [{"a": 1}])
+        recorder.write_rollouts(1, [packed_rows([{"a": 1}])])
         def rows():
             for number in range(10**9):
-                yield {"noise": os.urandom(64).hex()}
+                yield packed_rows([{"noise": os.urandom(64).hex()}])
                 if number == 5000:
                     print("half way", flush=True)
                     time.sleep(60)
@@ -244,7 +245,7 @@ def test_killed_anywhere_in_a_busy_loop_leaves_only_whole_lines_and_files(tmp_pa
     print("ready", flush=True)
     for step in range(last[-1]["step"] + 1 if last else 1, 10**6):
         recorder.record(step, {"x": step * 1.0})
-        recorder.write_rollouts(step, [{"step": step, "n": n} for n in range(50)])
+        recorder.write_rollouts(step, [packed_rows({"step": step, "n": n} for n in range(50))])
     """
     for pause in (0.05, 0.13):
         run = child(script, tmp_path)
@@ -301,7 +302,7 @@ def test_a_rollout_row_says_everything(tmp_path):
         "token_ids": [7, 8, 9],
         "step_starts": [True, False, True],
     }
-    RunFolder(tmp_path).write_rollouts(1, [row])
+    RunFolder(tmp_path).write_rollouts(1, [packed_rows([row])])
     assert read_rows(tmp_path / "rollouts" / "000001.jsonl.gz") == [row]
     rollout = replace(credited.rollout, earlier=((9, 1), (10, 1)))
     parts = rollout_row(replace(credited, sample=replace(credited.sample, rollout=rollout)))
@@ -392,7 +393,7 @@ def test_other_ranks_keep_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recorder = Recorder()
     recorder.record(1, {"a": 1})
-    recorder.write_rollouts(1, [{}])
+    recorder.write_rollouts(1, [b""])
     recorder.cut_back(0)
     recorder.close()
     assert list(tmp_path.iterdir()) == []
@@ -419,8 +420,16 @@ LINE = json_line({"step": 1, "x": 1.0})
     ("write", "limit", "file"),
     [
         (lambda recorder: recorder.record(2, {"long/name/of/a/metric": 1.0}), 30, "metrics.jsonl"),
-        (lambda recorder: recorder.write_rollouts(2, [{"a": os.urandom(9000).hex()}]), 900, "000002.jsonl.gz"),
-        (lambda recorder: recorder.write_rollouts(1, [{"a": os.urandom(9000).hex()}] * 99), 9000, "000001.jsonl.gz"),
+        (
+            lambda recorder: recorder.write_rollouts(2, [packed_rows([{"a": os.urandom(9000).hex()}])]),
+            900,
+            "000002.jsonl.gz",
+        ),
+        (
+            lambda recorder: recorder.write_rollouts(1, [packed_rows([{"a": os.urandom(9000).hex()}])] * 99),
+            9000,
+            "000001.jsonl.gz",
+        ),
         (lambda recorder: recorder.cut_back(1), len(LINE) - 4, "metrics.jsonl"),
         (lambda recorder: RunFolder(recorder.folder), len(LINE) - 4, "metrics.jsonl"),
     ],
@@ -428,7 +437,7 @@ LINE = json_line({"step": 1, "x": 1.0})
 def test_a_real_refusal_to_write_is_one_line_and_loses_nothing(tmp_path, write, limit, file):
     recorder = RunFolder(tmp_path)
     recorder.record(1, {"x": 1.0})
-    recorder.write_rollouts(1, [{"a": 1}])
+    recorder.write_rollouts(1, [packed_rows([{"a": 1}])])
     with pytest.raises(RecordError) as caught, file_limit(limit):
         write(recorder)
     said = rf"can't write \S+/{re.escape(file)}: File too large \(\d+\.\d\d GiB free there\)"

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from capo_fast.exchange.columns import Columns
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.stream import Traffic
 from capo_fast.runlog.profile import profiled
@@ -17,15 +18,14 @@ from capo_fast.runtime.stages import Lap
 LAP = Lap({"rollout": 2.0, "learn": 1.0, "sync": 1.0, "eval": 50.0, "checkpoint": 30.0}, {})
 
 
-def credited(prompt, response):
-    rollout = SimpleNamespace(prompt=SimpleNamespace(token_ids=(1,) * prompt), token_ids=(1,) * response)
-    return SimpleNamespace(rollout=rollout)
+def batch(figures, traffic):
+    return Batch(figures, frozenset(), {}, Columns.of([]), [], traffic, 0)
 
 
 def test_rates_are_per_device_and_second_of_training_and_the_critics_tokens_are_apart():
     traffic = Traffic(critique_tokens=30, critique_prompt_tokens=50)
-    batch = Batch([], [credited(30, 10), credited(30, 90)], traffic, 0)
-    figures = speed_metrics(batch, LAP, {"learn/flops": 4e12}, peak=8e12, devices=2, learning=2)
+    lengths = [SimpleNamespace(prompt_tokens=30, tokens=tokens) for tokens in (10, 90)]
+    figures = speed_metrics(batch(lengths, traffic), LAP, {"learn/flops": 4e12}, peak=8e12, devices=2, learning=2)
     assert figures == {
         "speed/tokens_per_s_per_device": 160 / 8,
         "speed/critic_tokens_per_s_per_device": 80 / 8,
@@ -35,7 +35,7 @@ def test_rates_are_per_device_and_second_of_training_and_the_critics_tokens_are_
 
 
 def test_a_device_without_a_known_peak_has_no_utilisation():
-    figures = speed_metrics(Batch([], [], Traffic(), 0), LAP, {"learn/flops": 4e12}, peak=None, devices=1, learning=1)
+    figures = speed_metrics(batch([], Traffic()), LAP, {"learn/flops": 4e12}, peak=None, devices=1, learning=1)
     assert "speed/mfu" not in figures and figures["speed/tflops_per_device"] == 4
 
 

@@ -1,0 +1,150 @@
+"""Numbers of each rollout of a step, on every rank: what the log, dynamic sampling, the packing plan and the loss's
+denominators are made of. No token and no text is among them.
+
+They travel as two tables of float64: a row for each rollout, and a row for each of its steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from capo_fast.exchange.tensors import Exchange
+from capo_fast.records import CreditedSample
+
+REPLACED = "\ufffd"
+"""What stands in texts in place of bytes or halves of surrogate pairs that are no Unicode, and of NUL."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one rollout."""
+
+    group: int
+    sample: int
+    version: int
+    """As in Rollout."""
+    prompt_tokens: int
+    tokens: int
+    """Of the response."""
+    written: int
+    """The sum over its tokens of the version that wrote each."""
+    steps: int
+    finished: bool
+    replaced_chars: int
+    outcome: float | None
+    """The verdict; None where there is none."""
+    trained: bool
+    reward: float
+    """What the outcome weight multiplies."""
+    has_advantage: bool
+    """One that is not 0."""
+    critiques: int
+    parsed: int
+    dropped: int
+    truncated: int
+    failed: int
+    critique_replaced_chars: int
+    rewards: tuple[float | None, ...]
+    """As in Sample."""
+    votes: tuple[float, ...]
+    """[S], the vote on each step."""
+    named: tuple[int, ...]
+    """[S], how many of the parsed critiques name the step."""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Its name in its step."""
+        return self.group, self.sample
+
+
+NUMBERS = [each.name for each in fields(Figures) if each.name not in ("rewards", "votes", "named")]
+FLAGS = ("finished", "trained", "has_advantage")
+
+
+def figures_of(credited: CreditedSample) -> Figures:
+    sample, rollout = credited.sample, credited.rollout
+    parsed = [critique for critique in sample.critiques if not critique.abstained]
+    return Figures(
+        group=rollout.group,
+        sample=rollout.sample,
+        version=rollout.version,
+        prompt_tokens=len(rollout.prompt.token_ids),
+        tokens=len(rollout.token_ids),
+        written=sum(version * tokens for version, tokens in rollout.versions),
+        steps=len(rollout.steps.texts),
+        finished=rollout.finished,
+        replaced_chars=rollout.text.count(REPLACED),
+        outcome=sample.outcome,
+        trained=credited.trained,
+        reward=credited.outcome,
+        has_advantage=any(credited.step_advantages),
+        critiques=len(sample.critiques),
+        parsed=len(parsed),
+        dropped=sum(critique.dropped for critique in sample.critiques),
+        truncated=sum(critique.truncated for critique in sample.critiques),
+        failed=sum(critique.failed for critique in sample.critiques),
+        critique_replaced_chars=sum(critique.text.count(REPLACED) for critique in sample.critiques),
+        rewards=sample.rewards,
+        votes=sample.step_wrong,
+        named=tuple(sum(k in each.wrong_steps for each in parsed) for k in range(len(sample.step_wrong))),
+    )
+
+
+def share_figures(mine: Sequence[Figures], exchange: Exchange) -> list[Figures]:
+    """Those of all ranks, in the order of groups and samples. A collective."""
+    numbers = [[_number(getattr(each, name)) for name in NUMBERS] for each in mine]
+    rewards = [list(map(_number, each.rewards)) for each in mine]
+    sizes = [[len(each.rewards), len(each.votes)] for each in mine]
+    steps = [pair for each in mine for pair in zip(each.votes, each.named, strict=True)]
+    shared = (
+        exchange.share(_table(numbers, len(NUMBERS))).tolist(),
+        exchange.share(_table(sizes, 2)).int().tolist(),
+        exchange.share(_table([[value] for row in rewards for value in row], 1))[:, 0].tolist(),
+        exchange.share(_table(steps, 2)).tolist(),
+    )
+    return sorted(_read(*shared), key=lambda each: each.key)
+
+
+def _read(
+    numbers: list[list[float]], sizes: list[list[int]], rewards: list[float], steps: list[list[float]]
+) -> list[Figures]:
+    values, pairs, found = iter(rewards), iter(steps), []
+    for row, (count, length) in zip(numbers, sizes, strict=True):
+        named: dict[str, Any] = {name: _typed(name, value) for name, value in zip(NUMBERS, row, strict=True)}
+        of_steps = [next(pairs) for _ in range(length)]
+        found.append(
+            Figures(
+                **named,
+                rewards=tuple(_or_none(next(values)) for _ in range(count)),
+                votes=tuple(vote for vote, _ in of_steps),
+                named=tuple(int(count) for _, count in of_steps),
+            )
+        )
+    return found
+
+
+def _table(rows: Sequence[Sequence[float]], width: int) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, width)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _typed(name: str, value: float) -> float | None:
+    match name:
+        case "outcome":
+            return _or_none(value)
+        case "reward":
+            return value
+        case _:
+            return bool(value) if name in FLAGS else int(value)
