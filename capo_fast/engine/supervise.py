@@ -1,0 +1,99 @@
+"""A server and all of its processes as one: they end with the process that started them, however that ends.
+
+    python -m capo_fast.engine.supervise PARENT FOLDER COMMAND ...
+
+    trainer (PARENT) -> this process -> COMMAND -> its workers
+
+This process starts COMMAND and waits until it has ended, until PARENT has gone (SIGKILL included), or for SIGTERM. Then
+it kills what is left, adopted orphans too, and removes their shared memory and FOLDER, which is their temporary folder.
+Where COMMAND ended by itself, its exit status is in FOLDER/ended, and FOLDER stays as long as PARENT wants it. Linux
+alone. Imports neither torch nor vLLM.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+ENDED = "ended"
+POLL_S = 0.2
+"""How often it looks whether PARENT is there: no signal says so for sure where PARENT has threads."""
+REAP_S = 10.0
+WAKING = (signal.SIGTERM, signal.SIGCHLD)
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+_LIBC = ctypes.CDLL(None)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parent, folder, command = int(arguments[0]), Path(arguments[1]), arguments[2:]
+    started = time.time()
+    signal.pthread_sigmask(signal.SIG_BLOCK, WAKING)
+    _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_in_child)
+    wait(parent, server)
+    status = server.poll()
+    end_all(started)
+    if status is not None:
+        note(folder, status)
+        wait(parent)
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _in_child() -> None:
+    """Before COMMAND takes the place of the forked process: it is killed where this process is."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WAKING)
+
+
+def wait(parent: int, server: subprocess.Popen[bytes] | None = None) -> None:
+    """Until the server, if one is given, has ended, the parent has gone, or SIGTERM has come."""
+    while os.getppid() == parent and (server is None or server.poll() is None):
+        came = signal.sigtimedwait(WAKING, POLL_S)
+        if came is not None and came.si_signo == signal.SIGTERM:
+            return
+
+
+def end_all(started: float) -> None:
+    """Kill every descendant, and remove the shared memory that they have made since `started`."""
+    shared: set[Path] = set()
+    deadline = time.monotonic() + REAP_S
+    while (found := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
+        shared |= shared_memory(found, started)
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(found, timeout=1.0)
+    for path in shared:
+        path.unlink(missing_ok=True)
+
+
+def shared_memory(processes: Iterable[psutil.Process], started: float) -> set[Path]:
+    """Files right in /dev/shm that these map and that are not older than `started`: a model may lie there, too."""
+    maps: list[str] = []
+    for process in processes:
+        with suppress(OSError):
+            maps.append(Path(f"/proc/{process.pid}/maps").read_text())
+    names = re.findall(r" (/dev/shm/[^/\n]+)$", "\n".join(maps), re.MULTILINE)
+    found = {Path(name) for name in names if not name.endswith(" (deleted)")}
+    return {path for path in found if path.exists() and path.stat().st_ctime >= started}
+
+
+def note(folder: Path, status: int) -> None:
+    (folder / f"{ENDED}.tmp").write_text(str(status))
+    os.replace(folder / f"{ENDED}.tmp", folder / ENDED)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
