@@ -71,6 +71,10 @@ SETTINGS = (
     "critic.top_p",
     "critic.max_tokens",
     "critic.prompt",
+    "critic.mode",
+    "critic.server.dtype",
+    "critic.server.max_model_len",
+    "critic.server.tensor_parallel",
     "engine.dtype",
     "engine.max_model_len",
     "engine.max_num_seqs",
@@ -244,8 +248,8 @@ def job_of(arguments: Sequence[str]) -> Job:
         "critic-eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS
     )
     flags.epilog = (
-        "--critic may also be the address of an OpenAI-compatible server. With --critic.mode server the command starts\n"
-        f"one of the model, as in training.\n\n{flags.epilog}"
+        "--critic may also be the address of an OpenAI-compatible server. With --critic.mode server the command\n"
+        f"starts one of the model, as in training.\n\n{flags.epilog}"
     )
     flags.add_argument("--data", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(DATA)}")
     options, rest = flags.parse_known_args(arguments)

@@ -205,7 +205,7 @@ def _said(place: Place) -> str:
 
 PREFIX = re.compile(r"(\(\w+ pid=\d+\) )?((ERROR|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 """Of vLLM's lines."""
-ERROR = re.compile(r"([\w.]*(Error|Exception|Interrupt)\b|error:)(?!.*See root cause above)")
+ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b(?!.*See root cause above)")
 TAIL_BYTES = 2**16
 
 
