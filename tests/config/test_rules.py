@@ -156,7 +156,7 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"critic__mode": "server"}, "critic.path: missing; wanted the folder or hub id of the critic"),
         (
             {"critic__mode": "server", "critic__path": "judge", "critic__server__max_model_len": 2048},
-            "critic.max_tokens: found 2048, wanted less than critic.server.max_model_len (2048), which holds the prompt",
+            "critic.max_tokens: found 2048, wanted less than critic.server.max_model_len (2048), which holds",
         ),
         (
             {
