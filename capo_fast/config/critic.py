@@ -64,7 +64,7 @@ class CriticConfig:
     chat_template_kwargs, which vLLM and SGLang read."""
     stream: bool = True
     """Critiques start as soon as their rollout has ended; false: after the last one, as always where weights are
-    swapped."""
+    swapped or a server of the run's own takes turns with the policy's engine."""
     judge_once: bool = True
     """Equal rollouts of a prompt share the critiques of the first of them to end (on one rank)."""
     structured: bool = False

@@ -31,6 +31,8 @@ from capo_fast.engine.vllm_start import cpu_prefill
 
 NAME = "critic"
 """The server's name of the model."""
+PYTHON = (sys.executable, "-P", "-m")
+"""With the import path that the environment gives, which is this process's, and no other."""
 POLL_S, TRY_S, END_S = 0.1, 5.0, 30.0
 
 
@@ -76,7 +78,7 @@ def server_command(model: str, config: ServerConfig, gpus: int, port: int) -> li
         "disable_uvicorn_access_log": True,
         **(cpu_prefill(config.max_model_len) if on_cpu else {}),
     }
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *_flags(options)]
+    return [*PYTHON, "vllm.entrypoints.openai.api_server", *_flags(options)]
 
 
 def _flags(options: dict[str, Any]) -> Iterator[str]:
@@ -96,12 +98,14 @@ OF_A_RANK = re.compile(
 
 def _environment(key: str, folder: Path, eager: bool) -> dict[str, str]:
     inductor = Path(tempfile.gettempdir()) / f"torchinductor_{getuser()}"
+    path = os.pathsep.join(map(os.path.abspath, sys.path))
     mine = {name: value for name, value in os.environ.items() if not OF_A_RANK.fullmatch(name)}
     mine.setdefault("TORCHINDUCTOR_CACHE_DIR", str(inductor))  # torch's own place, not in the folder that goes
     mine.setdefault("VLLM_NO_USAGE_STATS", "1")
     if eager and not torch.cuda.is_available():
         mine["TORCHDYNAMO_DISABLE"] = "1"  # as for the policy's engine (vllm_start.py)
-    return mine | {"VLLM_API_KEY": key, "VLLM_SERVER_DEV_MODE": "1", "TMPDIR": str(folder)}
+    own = {"VLLM_API_KEY": key, "VLLM_SERVER_DEV_MODE": "1", "TMPDIR": str(folder), "PYTHONPATH": path}
+    return mine | own
 
 
 @contextmanager
@@ -115,7 +119,7 @@ def running_server(
     folder = Path(tempfile.mkdtemp(prefix="capo_fast-"))
     place = Place(model, _free_port(), secrets.token_urlsafe(32), folder, log, rank)
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "capo_fast.engine.supervise", str(os.getpid()), str(folder)]
+    words = [*PYTHON, "capo_fast.engine.supervise", str(os.getpid()), str(folder)]
     with log.open("wb") as output:
         supervisor = subprocess.Popen(
             [*words, *command(model, config, gpus, place.port)],

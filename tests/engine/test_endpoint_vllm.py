@@ -13,6 +13,7 @@ import pytest
 import torch
 from scripted_server import ask, critic_at, request
 from scripted_world import scripted_config, scripted_engine
+from small_tokenizers import CHAT
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -25,9 +26,6 @@ from capo_fast.evaluation.labelled import load_solutions
 from capo_fast.train import run
 
 pytestmark = pytest.mark.slow
-CHAT = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<critic>{% endif %}"
-)
 
 
 def make_judge(folder: Path) -> str:
