@@ -26,8 +26,9 @@ from capo_fast.config.critic import ServerConfig
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.masking import without_key
 from capo_fast.engine.server_key import KeyOfEveryRoute
-from capo_fast.engine.supervise import ENDED
+from capo_fast.engine.supervise import ENDED, GROUP
 from capo_fast.engine.vllm_start import cpu_prefill
+from capo_fast.runtime.files import is_locked
 
 NAME = "critic"
 """The server's name of the model."""
@@ -134,13 +135,13 @@ def running_server(
         yield place
     finally:
         _end(supervisor)
-        shutil.rmtree(folder, ignore_errors=True)  # one that was ended as it started has left it
+        _end_what_is_left(folder)
 
 
 def _wait_for(place: Place, supervisor: subprocess.Popen[bytes], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not _answers(place, min(TRY_S, timeout_s)):
-        check_runs(place)
+        _check_status(place)
         if supervisor.poll() is not None:
             raise EngineError(f"critic.path: the server of {place.model} could not be started; {_said(place)}")
         if time.monotonic() > deadline:
@@ -166,13 +167,28 @@ def _end(supervisor: subprocess.Popen[bytes]) -> None:
         supervisor.wait()
 
 
+def _end_what_is_left(folder: Path) -> None:
+    """Where the supervisor was killed, or ended as it started, it has not done so."""
+    if folder.exists():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            os.killpg(int((folder / GROUP).read_text()), signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 # ---- what any rank of the node does ----
 
 
 def check_runs(place: Place) -> None:
     """Raises EngineError where the server has ended, with its exit status and what it has last said."""
-    if not place.folder.exists():
-        raise EngineError(f"critic.path: the server of {place.model} has gone with rank {place.rank}, which started it")
+    _check_status(place)
+    if not is_locked(place.folder):
+        raise EngineError(
+            f"critic.path: the server of {place.model} was killed, or has ended with rank {place.rank}, which started "
+            f"it; {_said(place)}"
+        )
+
+
+def _check_status(place: Place) -> None:
     with suppress(FileNotFoundError):
         status = int((place.folder / ENDED).read_text())
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"

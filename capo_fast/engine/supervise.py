@@ -6,8 +6,9 @@
 
 This process starts COMMAND and waits until it has ended, until PARENT has gone (SIGKILL included), or for SIGTERM. Then
 it kills what is left, adopted orphans too, and removes their shared memory and FOLDER, which is their temporary folder.
-Where COMMAND ended by itself, its exit status is in FOLDER/ended, and FOLDER stays as long as PARENT wants it. Linux
-alone. Imports neither torch nor vLLM.
+Where COMMAND ended by itself, its exit status is in FOLDER/ended, and FOLDER stays as long as PARENT wants it. FOLDER
+is locked as long as this process is there, and FOLDER/group has COMMAND's process group, for the case that this process
+is killed. Linux alone. Imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from pathlib import Path
 
 import psutil
 
-ENDED = "ended"
+from capo_fast.runtime.files import lock
+
+ENDED, GROUP = "ended", "group"
 POLL_S = 0.2
 """How often it looks whether PARENT is there: no signal says so for sure where PARENT has threads."""
 REAP_S = 10.0
@@ -37,17 +40,19 @@ _LIBC = ctypes.CDLL(None)
 
 def main(arguments: Sequence[str]) -> int:
     parent, folder, command = int(arguments[0]), Path(arguments[1]), arguments[2:]
-    started = time.time()
+    held, started = lock(folder), time.time()
     signal.pthread_sigmask(signal.SIG_BLOCK, WAKING)
     _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_in_child)
+    note(folder / GROUP, server.pid)
     wait(parent, server)
     status = server.poll()
     end_all(started)
     if status is not None:
-        note(folder, status)
+        note(folder / ENDED, status)
         wait(parent)
     shutil.rmtree(folder, ignore_errors=True)
+    held.close()
     return 0
 
 
@@ -90,9 +95,11 @@ def shared_memory(processes: Iterable[psutil.Process], started: float) -> set[Pa
     return {path for path in found if path.exists() and path.stat().st_ctime >= started}
 
 
-def note(folder: Path, status: int) -> None:
-    (folder / f"{ENDED}.tmp").write_text(str(status))
-    os.replace(folder / f"{ENDED}.tmp", folder / ENDED)
+def note(path: Path, number: int) -> None:
+    """A file that is whole or absent."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(str(number))
+    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 from forked import FORKS
 from scripted_child import all_end, command, hold, processes, scripted
@@ -172,6 +173,19 @@ def test_one_that_ends_amid_critiques_ends_the_run(fate, how, on_failure, tmp_pa
     assert len([answer for answer in came if answer.error is None]) == 2
     critic.close()
     assert has_ended(tmp_path / "child")
+
+
+def test_nothing_goes_on_where_what_watches_it_is_killed(tmp_path, one_rank):
+    """As by an operator who takes it for the server."""
+    server, child = started(tmp_path), processes(tmp_path / "child")[0]
+    critic = ServedCritic(server, client_of(server))
+    psutil.Process(child).parent().kill()
+    assert all_end([child])
+    ask_until_it_breaks(critic, 1, r"^critic\.path: the server of judge was killed, or has ended with rank 0, which")
+    critic.close()
+    assert not server.place.folder.exists()
+    os.kill(processes(tmp_path / "child")[1], signal.SIGKILL)  # it has a process group of its own
+    Path((tmp_path / "child/shared").read_text()).unlink()
 
 
 def test_one_that_hangs_is_given_up_and_ended(tmp_path, one_rank, monkeypatch):
