@@ -79,6 +79,8 @@ class CriticServer:
     def _turn(self, route: str, asleep: bool) -> None:
         if not self._sleeps or self._asleep == asleep:
             return
+        torch.cuda.empty_cache()  # what this process's allocator keeps, the server's can't have
+        # While the server gives memory back, vLLM wants to see no other process take any.
         dist.barrier()
         if dist.get_rank() == self.place.rank:
             call(self.place, route, self._timeout_s)
