@@ -40,7 +40,9 @@ from capo_fast.runtime.ranks import once_a_node
 KEY = "CAPO_FAST_CRITIC_KEY"
 """Environment variable that has the server's key in the ranks; in the server it is VLLM_API_KEY."""
 END_KNOWN_S = 6.0
-"""How long a failed answer waits for the server's end to be known: vLLM's looks after its engine every 5 s."""
+"""How long an error waits for the server's end to be known: vLLM's looks after its engine every 5 s."""
+END_SEEN_S = 1.0
+"""The same where a request was given up and the run would go on."""
 
 
 class CriticServer:
@@ -145,10 +147,13 @@ class ServedCritic:
         """Raises EngineError as the client does, and where the server has ended, whatever `endpoint.on_failure` is."""
         self._server.check()
         try:
-            return self._client.step() if self._client else []
+            ended = self._client.step() if self._client else []
         except EngineError:
             self._server.check(END_KNOWN_S)
             raise
+        if any(completion.error for completion in ended):
+            self._server.check(END_SEEN_S)
+        return ended
 
     def close(self) -> None:
         if self._client is not None:

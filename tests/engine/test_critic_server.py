@@ -170,7 +170,7 @@ def test_one_that_ends_amid_critiques_ends_the_run(fate, how, on_failure, tmp_pa
     critic = ServedCritic(server, client_of(server, concurrency=1, on_failure=on_failure))
     line = rf"^critic\.path: the server of judge {how}; the end of its log .*: RuntimeError: the last of its lines$"
     came = ask_until_it_breaks(critic, 9, line)
-    assert len([answer for answer in came if answer.error is None]) == 2
+    assert len(came) <= 2 and not any(answer.error for answer in came)
     critic.close()
     assert has_ended(tmp_path / "child")
 
