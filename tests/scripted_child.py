@@ -92,6 +92,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # of 5 the system resets further connections
 
     def __init__(self, port: int, fate: str, folder: Path) -> None:
         super().__init__(("127.0.0.1", port), Handler)
