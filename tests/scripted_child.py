@@ -43,6 +43,28 @@ def hold(fate: str, folder: Path) -> None:
         time.sleep(60)
 
 
+def ask_on_a_rank(folder: Path) -> None:
+    """A rank's part of a job whose ranks share a node: the server is there, answers and wakes up for each of them."""
+    import torch.distributed as dist
+
+    from capo_fast.config.critic import EndpointConfig, ServerConfig
+    from capo_fast.engine.base import run_requests
+    from capo_fast.engine.critic_server import ServedCritic, start_critic_server
+    from capo_fast.engine.endpoint import EndpointCritic
+    from capo_fast.records import Request
+    from capo_fast.runtime.ranks import ranks
+
+    with ranks():
+        name = f"rank-{dist.get_rank()}"
+        server = start_critic_server("judge", ServerConfig(), folder, 20.0, True, command("serve", folder / name))
+        critic = ServedCritic(server, EndpointCritic(server.endpoint(EndpointConfig())))
+        server.wake_up()
+        [answer] = run_requests(critic, [Request(name, (), 0, 1.0, 1.0, -1, 8, message="1+1")]).values()
+        print(f"{name}: {answer.text}", flush=True)
+        server.sleep()
+        critic.close()
+
+
 def processes(folder: Path) -> list[int]:
     """The server's and its worker's, of one that answers."""
     return [int(line) for line in (folder / "pids").read_text().split()]

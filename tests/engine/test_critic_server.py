@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from forked import FORKS
-from scripted_child import all_end, command, hold, processes, scripted
+from forked import FORKS, run_ranks
+from scripted_child import all_end, ask_on_a_rank, command, hold, processes, scripted
 from scripted_server import ask, ask_until_it_breaks, request
 
 import capo_fast.engine.critic_server as critic_server
@@ -199,6 +199,17 @@ def test_one_that_hangs_is_given_up_and_ended(tmp_path, one_rank, monkeypatch):
 
 
 # ---- turns ----
+
+
+@pytest.mark.usefixtures("fork_server")
+def test_the_ranks_of_a_node_share_one(tmp_path):
+    """Its first rank starts it, and all ask it; it goes to sleep and wakes up once for all."""
+    statuses, said = run_ranks(ask_on_a_rank, tmp_path / "said", tmp_path)
+    assert (statuses, sorted(said.split("\n"))) == ([0, 0], ["", "rank-0: Judgment: Yes", "rank-1: Judgment: Yes"])
+    assert not (tmp_path / "rank-1/pids").exists()
+    asked = (tmp_path / "rank-0/asked").read_text().split()
+    assert asked == ["/sleep?level=1", "/wake_up", *["/v1/chat/completions"] * 2, "/sleep?level=1"]
+    assert has_ended(tmp_path / "rank-0")
 
 
 def test_it_sleeps_while_others_want_its_gpus(tmp_path, one_rank):
