@@ -1,7 +1,8 @@
 """A stand-in for vLLM's server as a process of its own: `python scripted_child.py PORT FATE FOLDER`.
 
-It has a worker with a session of its own and a file of shared memory, and writes into FOLDER what it is asked. FATE is
-`serve`; `mute` answers nothing; `fail` ends with vLLM's lines; `kill:N` and `exit:N` end it at the N-th critique.
+It has a worker with a session of its own, a file of shared memory and a semaphore, and writes into FOLDER what it is
+asked. FATE is `serve`; `mute` answers nothing; `fail` ends with vLLM's lines; `kill:N` and `exit:N` end it at the N-th
+critique.
 """
 
 from __future__ import annotations
@@ -132,12 +133,13 @@ class Server(ThreadingHTTPServer):
 
 
 WORKER = """\
-import mmap, os, signal, sys, time
+import mmap, multiprocessing, os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 os.ftruncate(file, 4096)
 memory = mmap.mmap(file, 4096)
-print("there", flush=True)
+lock = multiprocessing.get_context("spawn").Lock()
+print(sys.argv[1], f"/dev/shm/sem.{lock._semlock.name[1:]}", flush=True)
 time.sleep(600)
 """
 
@@ -150,9 +152,8 @@ def main(port: int, fate: str, folder: Path) -> None:
     server = Server(port, fate, folder)
     shared = f"/dev/shm/capo_fast-test-{os.getpid()}"
     worker = subprocess.Popen([sys.executable, "-c", WORKER, shared], stdout=subprocess.PIPE, start_new_session=True)
-    assert worker.stdout.readline() == b"there\n"
+    (folder / "shared").write_bytes(worker.stdout.readline())
     (folder / "pids").write_text(f"{os.getpid()} {worker.pid}")
-    (folder / "shared").write_text(shared)
     if fate == "mute":
         time.sleep(600)
     server.serve_forever(0.01)

@@ -72,27 +72,31 @@ def wait(parent: int, server: subprocess.Popen[bytes] | None = None) -> None:
 
 def end_all(started: float) -> None:
     """Kill every descendant, and remove the shared memory that they have made since `started`."""
-    shared: set[Path] = set()
+    shared: set[int] = set()
     deadline = time.monotonic() + REAP_S
     while (found := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
-        shared |= shared_memory(found, started)
+        shared |= shared_memory(found)
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(found, timeout=1.0)
-    for path in shared:
-        path.unlink(missing_ok=True)
+    for path in MEMORY.iterdir():
+        with suppress(OSError):  # others come and go
+            if (status := path.stat()).st_ino in shared and status.st_ctime >= started:  # a model may be there, too
+                path.unlink()
 
 
-def shared_memory(processes: Iterable[psutil.Process], started: float) -> set[Path]:
-    """Files right in /dev/shm that these map and that are not older than `started`: a model may lie there, too."""
+MEMORY = Path("/dev/shm")
+
+
+def shared_memory(processes: Iterable[psutil.Process]) -> set[int]:
+    """Inodes of the files in /dev/shm that these map. Not their names: the C library maps a semaphore's file under
+    another, and a line has that one."""
     maps: list[str] = []
     for process in processes:
         with suppress(OSError):
             maps.append(Path(f"/proc/{process.pid}/maps").read_text())
-    names = re.findall(r" (/dev/shm/[^/\n]+)$", "\n".join(maps), re.MULTILINE)
-    found = {Path(name) for name in names if not name.endswith(" (deleted)")}
-    return {path for path in found if path.exists() and path.stat().st_ctime >= started}
+    return {int(inode) for inode in re.findall(r" (\d+) +/dev/shm/", "\n".join(maps))}
 
 
 def note(path: Path, number: int) -> None:
