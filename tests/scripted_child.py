@@ -79,7 +79,7 @@ def is_there(pid: int) -> bool:
         return False
 
 
-def all_end(pids: list[int], seconds: float = 30.0) -> bool:
+def all_end(pids: list[int], seconds: float = 15.0) -> bool:
     deadline = time.monotonic() + seconds
     while any(map(is_there, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)

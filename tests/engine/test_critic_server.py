@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def has_ended(child: Path) -> bool:
     return all_end(processes(child)) and not any(path.exists() for path in shared_by(child))
 
 
+def end(child: Path) -> None:
+    """What a test leaves that has failed."""
+    for pid in processes(child):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for path in shared_by(child):
+        path.unlink(missing_ok=True)
+
+
 def shared_by(child: Path) -> list[Path]:
     found = [Path(name) for name in (child / "shared").read_text().split()]
     assert len(found) == 2
@@ -74,7 +84,10 @@ def test_it_ends_with_a_trainer_that_is_killed(tmp_path):
         time.sleep(0.02)
     trainer.kill()
     trainer.join()
-    assert has_ended(tmp_path)
+    try:
+        assert has_ended(tmp_path)
+    finally:
+        end(tmp_path)
 
 
 def test_a_start_that_fails_gives_the_reason(tmp_path, one_rank):
@@ -190,9 +203,7 @@ def test_nothing_goes_on_where_what_watches_it_is_killed(tmp_path, one_rank):
     ask_until_it_breaks(critic, 1, r"^critic\.path: the server of judge was killed, or has ended with rank 0, which")
     critic.close()
     assert not server.place.folder.exists()
-    os.kill(processes(tmp_path / "child")[1], signal.SIGKILL)  # it has a process group of its own
-    for path in shared_by(tmp_path / "child"):
-        path.unlink(missing_ok=True)
+    end(tmp_path / "child")  # its worker has a process group of its own
 
 
 def test_one_that_hangs_is_given_up_and_ended(tmp_path, one_rank, monkeypatch):
