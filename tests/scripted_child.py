@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -79,11 +80,12 @@ def is_there(pid: int) -> bool:
         return False
 
 
-def all_end(pids: list[int], seconds: float = 15.0) -> bool:
+def all_end(pids: list[int], files: Sequence[Path] = (), seconds: float = 15.0) -> bool:
+    """Whether these processes and files are gone in time."""
     deadline = time.monotonic() + seconds
-    while any(map(is_there, pids)) and time.monotonic() < deadline:
+    while (left := any(map(is_there, pids)) or any(map(Path.exists, files))) and time.monotonic() < deadline:
         time.sleep(0.02)
-    return not any(map(is_there, pids))
+    return not left
 
 
 class Handler(BaseHTTPRequestHandler):

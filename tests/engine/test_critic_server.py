@@ -40,7 +40,7 @@ def client_of(server, **settings):
 
 def has_ended(child: Path) -> bool:
     """All of it: processes, and what they leave in memory."""
-    return all_end(processes(child)) and not any(path.exists() for path in shared_by(child))
+    return all_end(processes(child), shared_by(child))
 
 
 def end(child: Path) -> None:
