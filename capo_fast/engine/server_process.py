@@ -28,7 +28,7 @@ from capo_fast.engine.masking import without_key
 from capo_fast.engine.server_key import KeyOfEveryRoute
 from capo_fast.engine.supervise import ENDED, GROUP
 from capo_fast.engine.vllm_start import cpu_prefill
-from capo_fast.runtime.files import is_locked
+from capo_fast.runtime.files import is_locked, naming
 
 NAME = "critic"
 """The server's name of the model."""
@@ -117,11 +117,13 @@ def running_server(
 
     Raises EngineError where it ends or does not answer in time.
     """
+    with naming(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("wb")
     folder = Path(tempfile.mkdtemp(prefix="capo_fast-"))
     place = Place(model, _free_port(), secrets.token_urlsafe(32), folder, log, rank)
-    log.parent.mkdir(parents=True, exist_ok=True)
     words = [*PYTHON, "capo_fast.engine.supervise", str(os.getpid()), str(folder)]
-    with log.open("wb") as output:
+    with output:
         supervisor = subprocess.Popen(
             [*words, *command(model, config, gpus, place.port)],
             stdin=subprocess.DEVNULL,

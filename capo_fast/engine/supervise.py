@@ -40,7 +40,8 @@ _LIBC = ctypes.CDLL(None)
 
 def main(arguments: Sequence[str]) -> int:
     parent, folder, command = int(arguments[0]), Path(arguments[1]), arguments[2:]
-    held, started = lock(folder), time.time()
+    held = lock(folder)
+    started = folder.stat().st_ctime
     signal.pthread_sigmask(signal.SIG_BLOCK, WAKING)
     _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_in_child)
@@ -71,7 +72,7 @@ def wait(parent: int, server: subprocess.Popen[bytes] | None = None) -> None:
 
 
 def end_all(started: float) -> None:
-    """Kill every descendant, and remove the shared memory that they have made since `started`."""
+    """Kill every descendant, and remove the shared memory that they have made since `started`, a file's time."""
     shared: set[int] = set()
     deadline = time.monotonic() + REAP_S
     while (found := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
