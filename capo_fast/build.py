@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,12 +20,16 @@ from capo_fast.config.schema import Config, with_merging
 from capo_fast.config.sft import SftConfig
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
+from capo_fast.engine.critic_server import CriticServer, ServedCritic
 from capo_fast.engine.remote import Crossing, EngineHost, RemoteEngines
 from capo_fast.loaders import (
+    ask_critic,
     check_endpoint_client,
     load_critic_template,
+    load_critic_tokenizer,
     load_prompts,
     load_reward_functions,
+    serve_critic,
     start_engine,
     with_date,
 )
@@ -47,8 +51,9 @@ from capo_fast.pretrained import check_context, check_model_folder, load_tokeniz
 from capo_fast.records import CreditedSample
 from capo_fast.rollout.generator import RolloutGenerator, Weights
 from capo_fast.rollout.remote import EngineRank, RemoteGenerator
-from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.requests import RequestBuilder, special_tokens
 from capo_fast.rollout.rewards import open_rewards
+from capo_fast.rollout.turns import Turns
 from capo_fast.runlog.console import open_console
 from capo_fast.runlog.folder import RunDir, open_run_dir
 from capo_fast.runlog.inputs import input_digests
@@ -114,7 +119,8 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
         config = crossing.all.share(config, 0)  # the date of one role may be that of the day before
     problems = load_prompts(config, tokenizer, functions)
     template = load_critic_template(config) if config.has_critic else ""
-    requests = RequestBuilder(tokenizer, template, config)
+    others = special_tokens(load_critic_tokenizer(config)) if config.serves_critic else ()
+    requests = RequestBuilder(tokenizer, template, config, others)
     if config.asks_server:
         check_endpoint_client()
     longest = min(config.sync.probe_tokens, config.engine.max_model_len - 1)
@@ -133,7 +139,7 @@ def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, s
     recorder = open_recorder(folder.path, config, progress.step)
     with ExitStack() as undo:
         if inputs.crossing is None:
-            generator = own_generator(inputs, learner, critic, progress, engine, undo)
+            generator = own_generator(inputs, folder.path, learner, critic, progress, engine, undo)
         else:
             generator = remote_generator(config, inputs.crossing, learner, inputs.probe, progress)
         log = open_log(config, folder, progress, recorder, started)
@@ -149,6 +155,7 @@ Generating = Callable[..., RolloutGenerator | RemoteGenerator]
 
 def own_generator(
     inputs: Inputs,
+    folder: Path,
     learner: Learner,
     critic: FrozenCritic | None,
     progress: Progress,
@@ -157,8 +164,14 @@ def own_generator(
 ) -> Generating:
     """Of a rank that learns and holds an engine."""
     group = engine_group(inputs.config.engine.tensor_parallel)
-    engine, answers = hold_engine(inputs, group, progress.critique_tokens, engine, undo)
-    weights = push_from(learner, engine, critic, inputs.probe, inputs.config)
+    # Before the run's own engine, which takes the memory that it finds.
+    served = serve_critic(inputs.config, folder, in_turns=True) if inputs.config.serves_critic else None
+    if served is not None:
+        undo.callback(served.close)
+    engine, answers = hold_engine(inputs, group, progress.critique_tokens, engine, undo, served)
+    weights: Weights = push_from(learner, engine, critic, inputs.probe, inputs.config)
+    if served is not None:
+        weights = Turns(weights, served)
     return partial(generator_on, inputs, group, engine, answers, weights)
 
 
@@ -195,10 +208,15 @@ def build_engine_rank(inputs: Inputs, device: torch.device, engine: Engine | Non
 
 
 def hold_engine(
-    inputs: Inputs, group: EngineGroup, critique_tokens: int, engine: Engine | None, undo: ExitStack
+    inputs: Inputs,
+    group: EngineGroup,
+    critique_tokens: int,
+    engine: Engine | None,
+    undo: ExitStack,
+    served: CriticServer | None = None,
 ) -> tuple[Engine, Completer]:
     """The engine, and what answers critiques. critique_tokens: those of the run so far."""
-    server = ask_server(inputs.config, group, critique_tokens)
+    server = ask_server(inputs.config, group, critique_tokens, served)
     if server is not None:
         undo.callback(server.close)
     if engine is None:
@@ -263,12 +281,12 @@ def open_log(config: Config, folder: RunDir, progress: Progress, recorder: Recor
     return RunLog(config, folder, progress, recorder, console, stages, started - progress.wall_seconds)
 
 
-def ask_server(config: Config, group: EngineGroup, critique_tokens: int) -> Completer | None:
-    """The client of the critic's server on the ranks that ask it, with its share of what is left of the budget."""
-    if not (config.asks_server and group.is_first):
-        return None
-    budget = config.endpoint.budget_tokens
-    left = None if budget is None else max(0, budget - critique_tokens) // group.count
-    from capo_fast.engine.endpoint import EndpointCritic  # a run without an endpoint needs no HTTP package
-
-    return EndpointCritic(config.endpoint, left, config.critic.template_kwargs)
+def ask_server(
+    config: Config, group: EngineGroup, critique_tokens: int, served: CriticServer | None
+) -> Completer | None:
+    """What answers critiques where these come from a server, on the ranks that ask it or hold it."""
+    if served is not None:
+        config = replace(config, endpoint=served.endpoint(config.endpoint))
+    asks = config.asks_server and group.is_first
+    client = ask_critic(config, critique_tokens, group.count) if asks else None
+    return client if served is None else ServedCritic(served, client)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -21,11 +21,14 @@ from capo_fast.config import Config, load_config
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate
 from capo_fast.config.schema import with_merging
+from capo_fast.engine.critic_server import gpus_of
 from capo_fast.engine.vllm_start import check_version, installed_version
 from capo_fast.errors import CapoError
 from capo_fast.loaders import (
     check_endpoint_client,
+    critic_model,
     load_critic_template,
+    load_critic_tokenizer,
     load_prompts,
     load_reward_functions,
 )
@@ -116,9 +119,9 @@ def _model(config: Config) -> tuple[Any, str]:
     return model, f"{config.model.path}, {model.model_type}, {weights}"
 
 
-def _folder(path: str, key: str, config: Config) -> tuple[Any, str]:
+def _folder(path: str, key: str, config: Config, use: Literal["train", "sample"] = "train") -> tuple[Any, str]:
     """The model's transformers config, and where its weights are, in words. Nothing is fetched."""
-    model = check_model_folder(path, key, untested=config.model.untested, fetch=False)
+    model = check_model_folder(path, key, use, config.model.untested, fetch=False)
     if not Path(path).is_dir():
         return model, "weights of a hub id: not looked at"
     size = sum(file.stat().st_size for file in weight_files(Path(path), f"{key}: {path}"))
@@ -141,15 +144,27 @@ def _critic(config: Config, model: Any) -> tuple[None, str]:
     load_critic_template(config)
     if config.asks_server:
         check_endpoint_client()
-        from capo_fast.engine.chat import served_model  # a run without an endpoint needs no HTTP package
-
-        return None, f"{served_model(config.endpoint)} at {config.endpoint.url}"
+        return None, _own_server(config) if config.serves_critic else _server_elsewhere(config)
     if config.critic.path is None:
         return None, f"{config.critic.mode}: the policy's own weights"
     path = resolve_model(config.critic.path, "critic.path")
     critic, weights = _folder(path, "critic.path", config)
     check_same_architecture(critic.to_dict(), model.to_dict())
     return None, f"{config.critic.path}, {critic.model_type}, {weights}"
+
+
+def _own_server(config: Config) -> str:
+    """What it would serve; it is not started."""
+    load_critic_tokenizer(config, fetch=False)
+    critic, weights = _folder(critic_model(config), "critic.path", config, "sample")
+    where = f"on {gpus_of(config.critic.server)} GPUs of each node" if torch.cuda.is_available() else "on the CPU"
+    return f"{config.critic.path}, {critic.model_type}, {weights}, at a server {where}"
+
+
+def _server_elsewhere(config: Config) -> str:
+    from capo_fast.engine.chat import served_model  # a run without an endpoint needs no HTTP package
+
+    return f"{served_model(config.endpoint)} at {config.endpoint.url}"
 
 
 def main(argv: Sequence[str] | None = None, count: int = 1) -> int:

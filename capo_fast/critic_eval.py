@@ -3,14 +3,16 @@
     solutions -> critiques (k sampled, one greedy) -> votes of the first 1..k, every rule -> results.json, results.md
 
 The critic is prompted, sampled and read exactly as in training. It is scored through any `Completer`: the command
-starts vLLM, or asks the server whose address it is given.
+starts vLLM, in this process or (`critic.mode: server`) as a server, or asks the server whose address it is given.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -23,6 +25,7 @@ from capo_fast.credit.critique_prompt import render_critique_prompt
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.data import ChatTemplate
 from capo_fast.engine.base import Completer
+from capo_fast.engine.critic_server import ServedCritic
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.command import (
     TINY,
@@ -30,20 +33,32 @@ from capo_fast.evaluation.command import (
     Job,
     dated,
     engine_of,
-    estimate,
     read_job,
     resumable,
     software,
     write_results,
 )
-from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set, subset_mean
-from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
+from capo_fast.evaluation.critic_table import results_table
+from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set
+from capo_fast.evaluation.labelled import DATA, Solution, load_solutions
 from capo_fast.evaluation.store import Answer, Store
-from capo_fast.loaders import check_endpoint_client, load_critic_template, start_engine
-from capo_fast.markdown import markdown_table
+from capo_fast.loaders import (
+    ask_critic,
+    check_endpoint_client,
+    load_critic_template,
+    load_critic_tokenizer,
+    serve_critic,
+    start_engine,
+)
 from capo_fast.pretrained import load_tokenizer
 from capo_fast.records import Critique, Request
-from capo_fast.rollout.requests import critic_chat, critique_prompt_ids, critique_request, critique_room
+from capo_fast.rollout.requests import (
+    critic_chat,
+    critique_prompt_ids,
+    critique_request,
+    critique_room,
+    special_tokens,
+)
 from capo_fast.runtime.digest import digest, seed_of
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, on_first_rank, ranks
 from capo_fast.terminal import printable
@@ -56,6 +71,10 @@ SETTINGS = (
     "critic.top_p",
     "critic.max_tokens",
     "critic.prompt",
+    "critic.mode",
+    "critic.server.dtype",
+    "critic.server.max_model_len",
+    "critic.server.tensor_parallel",
     "engine.dtype",
     "engine.max_model_len",
     "engine.max_num_seqs",
@@ -78,6 +97,8 @@ DECIDING = (
     *("critic.template_kwargs", "endpoint.extra_body"),
 )
 """Of the settings, what decides the answers beside the prompts."""
+OF_A_SERVER = ("critic.mode", "critic.server.dtype", "critic.server.max_model_len")
+"""What does where the command starts one."""
 
 
 def run(job: Job, engine: Completer | None = None) -> dict[str, Any]:
@@ -88,20 +109,21 @@ def run(job: Job, engine: Completer | None = None) -> dict[str, Any]:
 
 def score_critic(job: Job, engine: Completer | None = None) -> dict[str, Any]:
     """The same, inside a process group that is there already."""
-    at_server = is_address(job.model)
-    tokenizer = None if at_server else load_tokenizer(job.model)
+    tokenizer = None if is_address(job.model) else load_tokenizer(job.model)
     job = job if tokenizer is None else dated(job, tokenizer)
     config = job.config
-    group = engine_group(1 if at_server else config.engine.tensor_parallel)
+    group = engine_group(1 if asks_server(job) else config.engine.tensor_parallel)
     sets = load_solutions(job.sets, job.data_dir, job.limit, config.seed)
     template = load_critic_template(config)
-    model = on_first_rank(lambda: model_at_server(config)) if at_server else job.model
+    model = on_first_rank(lambda: model_at_server(config)) if is_address(job.model) else job.model
+    chat = None if asks_server(job) else critic_chat(config, tokenizer)
+    known = COMMON_SPECIAL_TOKENS if tokenizer is None else special_tokens(tokenizer)
     requests = [
-        r for name, solutions in sets.items() for r in critiques_of(name, solutions, tokenizer, template, config)
+        r for name, solutions in sets.items() for r in critiques_of(name, solutions, chat, known, template, config)
     ]
     settings = {
         "command": "critic_eval",
-        **job.settings(*DECIDING),
+        **job.settings(*DECIDING, *(OF_A_SERVER if is_served(job) else ())),
         "model": model,
         "data": {name: f"{len(solutions)} solutions, {digest(solutions)}" for name, solutions in sets.items()},
         "prompt": digest([template]),
@@ -122,6 +144,16 @@ def is_address(model: str) -> bool:
     return model.startswith(("http://", "https://"))
 
 
+def is_served(job: Job) -> bool:
+    """Whether the command starts a server of the model."""
+    return job.config.critic.mode == "server" and not is_address(job.model)
+
+
+def asks_server(job: Job) -> bool:
+    """Whether critiques go over HTTP, as text."""
+    return is_address(job.model) or is_served(job)
+
+
 def model_at_server(config: Config) -> str:
     check_endpoint_client()
     from capo_fast.engine.chat import served_model  # a critic in vLLM needs no HTTP package
@@ -131,37 +163,56 @@ def model_at_server(config: Config) -> str:
 
 def start_critic(job: Job, spent_tokens: int) -> Completer:
     """vLLM, or the client of a server, which may spend what the answers on disk have left of its budget."""
-    if not is_address(job.model):
+    if not asks_server(job):
         return start_engine(job.model, job.config)
-    from capo_fast.engine.endpoint import EndpointCritic  # see model_at_server
-
     endpoint = replace(job.config.endpoint, on_failure="stop")  # an evaluation has no outcome credit to go on with
-    budget = endpoint.budget_tokens
-    left = None if budget is None else (budget - spent_tokens) // dist.get_world_size()
-    return EndpointCritic(endpoint, left, job.config.critic.template_kwargs)
+    config = replace(job.config, endpoint=endpoint, critic=replace(job.config.critic, path=job.model))
+    if is_served(job):
+        return _served(config, job.out, spent_tokens)
+    return ask_critic(config, spent_tokens, dist.get_world_size())
+
+
+def _served(config: Config, out: Path, spent_tokens: int) -> Completer:
+    """A client of a server that is started on each node."""
+    check_endpoint_client()
+    load_critic_tokenizer(config)
+    with ExitStack() as undo:
+        server = serve_critic(config, out, in_turns=False)
+        undo.callback(server.close)
+        config = replace(config, endpoint=server.endpoint(config.endpoint))
+        critic = ServedCritic(server, ask_critic(config, spent_tokens, dist.get_world_size()))
+        undo.pop_all()
+    return critic
 
 
 def critiques_of(
-    name: str, solutions: Sequence[Solution], tokenizer: Any | None, template: str, config: Config
+    name: str,
+    solutions: Sequence[Solution],
+    chat: ChatTemplate | None,
+    known: Sequence[str],
+    template: str,
+    config: Config,
 ) -> Iterator[Request]:
     """`critic.votes` sampled critiques of each solution and a greedy one; none where the engine has no room.
 
-    `tokenizer`: None for a server, which has its own, and so the say on what is too long.
+    `chat`: None for a server, which renders text itself, and so has the say on what is too long. `known`: tokens that
+    the critic would not read as text.
     """
-    chat = None if tokenizer is None else critic_chat(config, tokenizer)
     for i, solution in enumerate(solutions):
-        prompt_ids, message = _prompt(solution, chat, template)
-        if len(prompt_ids) <= critique_room(config) or tokenizer is None:
+        prompt_ids, message = _prompt(solution, chat, known, template)
+        if len(prompt_ids) <= critique_room(config) or chat is None:
             for critique in critique_names(name, i, config):
                 greedy = critique.endswith("greedy")
                 seed = seed_of(config.seed, critique, solution.id)
                 yield critique_request(critique, seed, prompt_ids, config, greedy, message)
 
 
-def _prompt(solution: Solution, chat: ChatTemplate | None, template: str) -> tuple[tuple[int, ...], str]:
+def _prompt(
+    solution: Solution, chat: ChatTemplate | None, known: Sequence[str], template: str
+) -> tuple[tuple[int, ...], str]:
     """The critique's prompt: tokens for an engine, text for a server."""
     if chat is None:
-        return (), render_critique_prompt(template, solution.problem, solution.steps, None, COMMON_SPECIAL_TOKENS)
+        return (), render_critique_prompt(template, solution.problem, solution.steps, None, known)
     return critique_prompt_ids(chat, template, solution.problem, solution.steps, None), ""
 
 
@@ -191,70 +242,15 @@ def _in_room(answer: Answer | None) -> Answer | None:
     return None if nothing else answer
 
 
-def results_table(results: Mapping[str, Any]) -> str:
-    """A Markdown table for each data set, by voting and by subset, and what the numbers are."""
-    settings = results["settings"]
-    sections = [_section(name, entry, settings) for name, entry in results["benchmarks"].items()]
-    legend = (
-        f"{settings['model']}, seed {settings['seed']}, votes at temperature {settings['critic.temperature']:g}, "
-        f"top-p {settings['critic.top_p']:g}.\n"
-        "F1 is the harmonic mean of the accuracies by first error on wrong and on right solutions (an abstention is\n"
-        "neither's); precision and recall are by step, over solutions with a verdict; in brackets 95 % intervals."
-    )
-    return "\n".join([*sections, legend]) + "\n"
-
-
-HEAD = ["voting", "votes", "F1", "on wrong", "on right", "precision", "recall", "abstained", "tokens in", "tokens out"]
-
-
-def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    counts, agreement = entry["counts"], entry["agreement"]
-    parts = [f"## {name}: {entry['problems']} solutions\n", _table(HEAD, [_row(row) for row in entry["votings"]])]
-    if entry["subsets"]:
-        rows = [[subset, *_row(row)[2:]] for subset, row in entry["subsets"].items()]
-        row = next(iter(entry["subsets"].values()))
-        parts += [f"By subset, {row['voting']}, votes: {row['votes']}.\n", _table(["subset", *HEAD[2:]], rows)]
-    if (average := subset_mean(entry)) is not None:
-        parts.append(f"Mean F1 of the subsets: {average:.3f}.")
-    if entry["scored_apart"]:
-        parts.append(f"{entry['scored_apart']} solutions in {', '.join(APART)}, where marked steps need not be false,")
-        parts.append("count only in their own subsets.")
-    if entry["votings"][0]["f1"] is None:
-        parts.append("Recall only: without both right and wrong solutions there is no F1.")
-    if agreement["step"] is not None:
-        parts.append(
-            f"Votes agree on {agreement['step']:.3f} of steps (Fleiss' kappa {_number(agreement['step_kappa'])}) "
-            f"and on {agreement['solution']:.3f} of verdicts (kappa {_number(agreement['solution_kappa'])})."
-        )
-    parts.append(
-        f"{counts['critiques']} critiques: {counts['abstained']} abstained ({counts['truncated']} truncated, of them "
-        f"{counts['without_room']} for want of room), {counts['out_of_range']} indices out of range; "
-        f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {counts['seconds']:.1f} s.\n"
-    )
-    return "\n".join(parts)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return markdown_table(head, rows, padded=True)
-
-
-def _row(row: Mapping[str, Any]) -> list[str]:
-    scores = [estimate(row[key]) for key in ("f1", "accuracy_on_wrong", "accuracy_on_right")]
-    by_step = [_number(row[key]) for key in ("step_precision", "step_recall")]
-    cost = [f"{row[key]:.0f}" for key in ("tokens_in", "tokens_out")]
-    return [row["voting"], str(row["votes"]), *scores, *by_step, f"{row['abstained']:.1%}", *cost]
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
 def job_of(arguments: Sequence[str]) -> Job:
     """What a command line asks for. Raises ConfigError."""
     flags = EvaluationFlags(
         "critic-eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS
     )
-    flags.epilog = f"--critic may also be the address of an OpenAI-compatible server.\n\n{flags.epilog}"
+    flags.epilog = (
+        "--critic may also be the address of an OpenAI-compatible server. With --critic.mode server the command\n"
+        f"starts one of the model, as in training.\n\n{flags.epilog}"
+    )
     flags.add_argument("--data", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(DATA)}")
     options, rest = flags.parse_known_args(arguments)
     if options.data is None and options.model != TINY:

@@ -12,16 +12,25 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
-from capo_fast.config.paths import resolve_path
+from capo_fast.config.paths import resolve_model, resolve_path
 from capo_fast.config.schema import Config, LoraConfig, RewardConfig
 from capo_fast.config.sft import SftConfig
 from capo_fast.credit.critique_prompt import load_template
 from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
-from capo_fast.engine.base import Engine, EngineError
+from capo_fast.engine.base import Completer, Engine, EngineError
+from capo_fast.engine.critic_server import CriticServer, gpus_of, start_critic_server
+from capo_fast.engine.vllm_start import check_divides
 from capo_fast.errors import ConfigError, cause_of
-from capo_fast.pretrained import check_context, check_engine_values, check_engine_weights, check_model_folder
+from capo_fast.pretrained import (
+    check_context,
+    check_engine_values,
+    check_engine_weights,
+    check_model_folder,
+    load_tokenizer,
+)
 from capo_fast.runtime.ranks import once_a_node
 from capo_fast.verify import RewardFunction, load_function
 from capo_fast.verify.functions import ALWAYS
@@ -140,6 +149,49 @@ def check_endpoint_client() -> None:
     """Raises EngineError where packages that ask a critic's server are missing; a run without a server needs none."""
     if missing := [name for name in ("anyio", "httpx2", "openai") if importlib.util.find_spec(name) is None]:
         raise EngineError(f"a critic at a server needs {', '.join(missing)}: pip install '.[endpoint]'")
+
+
+def load_critic_tokenizer(config: Config, fetch: bool = True) -> Any:
+    """That of the model that critic.mode: server serves, which is looked at before anything is started. A collective,
+    where ranks are.
+
+    fetch: as for `check_model_folder`, of whose errors it raises, and for sizes that the server's engine can't have.
+    """
+    path, server = critic_model(config), config.critic.server
+    model = _once_a_node(lambda: check_model_folder(path, CRITIC, use="sample", fetch=fetch))
+    check_context(model, server.max_model_len, "critic.server.max_model_len")
+    check_divides(model.get_text_config(), gpus_of(server), "critic.server.tensor_parallel")
+    tokenizer = load_tokenizer(path, CRITIC)
+    if not tokenizer.chat_template:
+        raise ConfigError(f"{CRITIC}: {path}: no chat template, wanted one, by which its server renders critiques")
+    return tokenizer
+
+
+CRITIC = "critic.path"
+
+
+def critic_model(config: Config) -> str:
+    """Folder or hub id of the model at critic.path."""
+    assert config.critic.path is not None  # a rule of the configuration
+    return resolve_model(config.critic.path, CRITIC)
+
+
+def serve_critic(config: Config, logs: Path, in_turns: bool) -> CriticServer:
+    """Start its server on each node, with its output in the folder `logs`. A collective.
+
+    in_turns: with an engine of this process, on GPUs; on a CPU there is no memory to give back.
+    """
+    sleeps = in_turns and torch.cuda.is_available()
+    return start_critic_server(critic_model(config), config.critic.server, logs, config.endpoint.timeout_s, sleeps)
+
+
+def ask_critic(config: Config, spent_tokens: int, ranks: int) -> Completer:
+    """The client of a critic's server on one of `ranks` that ask it, with its share of what is left of the budget."""
+    from capo_fast.engine.endpoint import EndpointCritic  # a run without a server needs no HTTP package
+
+    budget = config.endpoint.budget_tokens
+    left = None if budget is None else max(0, budget - spent_tokens) // ranks
+    return EndpointCritic(config.endpoint, left, config.critic.template_kwargs)
 
 
 def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:

@@ -116,6 +116,47 @@ def test_a_frozen_critic_must_have_the_policy_s_architecture(capsys, model):
     assert status == 1 and lines[-1].startswith("FAILED  critic         critic.path: its rms_norm_eps is ")
 
 
+SERVED = ["--critic.mode", "server", "--critic.server.max_model_len", "256", "--critic.path"]
+
+
+def test_a_critic_that_the_run_will_serve_is_looked_at_and_not_started(capsys, model, monkeypatch):
+    """Another architecture than the policy's is no reason to refuse it."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
+    status, lines = checked(capsys, *SERVED, str(model))
+    assert (status, lines[-1]) == (
+        0,
+        f"ok      critic         {model}, qwen2, 0.6 MB of weights, at a server on the CPU",
+    )
+
+
+def without_template(folder):
+    entries = json.loads((folder / "tokenizer_config.json").read_text())
+    del entries["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(entries))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer, wanted tokenizer.json beside the weights"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weights, wanted model.safetensors"),
+        (without_template, "no chat template, wanted one"),
+        (lambda folder: shutil.rmtree(folder), "no such model folder"),
+    ],
+)
+def test_a_served_critic_of_a_folder_that_can_not_be_served_is_one_line(change, says, capsys, model):
+    change(model)
+    line = checked(capsys, *SERVED, str(model))[1][-1]
+    assert line.startswith(f"FAILED  critic         critic.path: {model}: {says}")
+
+
+def test_the_context_of_a_served_critic_is_its_own(capsys, model):
+    line = checked(capsys, *SERVED, str(model), "--critic.server.max_model_len", "100000")
+    assert "critic.server.max_model_len" in str(line)
+
+
 def test_a_critic_s_server_is_asked_for_its_models(capsys):
     server = Scripted()
     arguments = ["--critic.mode", "endpoint", "--endpoint.url", server.url]

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from capo_fast.config.core_yaml import CoreDumper, CoreLoader
 from capo_fast.config.paths import resolve_path
 from capo_fast.config.schema import Config
-from capo_fast.config.settings import Schema, schema_of, shown
+from capo_fast.config.settings import Schema, schema_of, sections_in, shown
 from capo_fast.config.sft import SftConfig
 from capo_fast.errors import ConfigError
 
@@ -134,19 +134,22 @@ def checked_layer(layer: Mapping[Any, Any], kind: Any = Config) -> dict[str, Any
     return flat
 
 
-def _leaves(layer: Mapping[Any, Any], schema: Schema) -> Iterator[tuple[str, Any]]:
-    for key, value in layer.items():
+def _leaves(layer: Mapping[Any, Any], schema: Schema, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in layer.items():
+        key = f"{prefix}{name}"
         if key not in schema.sections:
-            yield str(key), value
+            yield key, value
         elif isinstance(value, Mapping):
-            yield from ((f"{key}.{inner}", leaf) for inner, leaf in value.items())
+            yield from _leaves(value, schema, f"{key}.")
         elif value is not None:  # a section whose keys are all commented out is None
             raise ConfigError(f"{key}: found {shown(value)}, wanted a mapping of this section's settings")
 
 
-def _assemble(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
-    top = {key: value for key, value in values.items() if "." not in key}
-    for section, cls in schema_of(kind).sections.items():
-        inside = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{section}.")}
-        top[section] = cls(**inside)
-    return kind(**top)
+def _assemble(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
+    """Of values by the dotted keys inside the class."""
+    fields = {key: value for key, value in values.items() if "." not in key}
+    for name, inner in sections_in(cls).items():
+        start = f"{name}."
+        inside = {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
+        fields[name] = _assemble(inner, inside)
+    return cls(**fields)

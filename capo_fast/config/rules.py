@@ -40,8 +40,8 @@ def validate(config: Config) -> Config:
 def validate_sampling(config: Config, longest: str) -> Config:
     """The same for a command that only samples; `longest` is the key of its longest answer, whose section it reads."""
     names = ["address", *SAMPLING[longest]]
-    if longest == "critic.max_tokens" and _at_server(config):
-        names.append("server")
+    if longest == "critic.max_tokens" and config.critic.at_server:
+        names += ["server", "endpoint" if config.critic.mode == "endpoint" else "own server"]
     return check_parts(config, [PARTS[name] for name in names])
 
 
@@ -57,10 +57,6 @@ def check_parts(config: Config, parts: Sequence[Part]) -> Config:
 
 def _always(config: Config) -> bool:
     return True
-
-
-def _at_server(config: Config) -> bool:
-    return config.critic.mode == "endpoint"
 
 
 # ---- data, rewards, rollouts ----
@@ -127,11 +123,11 @@ def _too_cold(config: Config, key: str) -> tuple[bool, str]:
     )
 
 
-def _too_long(config: Config, key: str) -> tuple[bool, str]:
-    longest, tokens = config.engine.max_model_len, attrgetter(key)(config)
+def _too_long(config: Config, key: str, limit: str = "engine.max_model_len") -> tuple[bool, str]:
+    longest, tokens = attrgetter(limit)(config), attrgetter(key)(config)
     return (
         tokens >= longest,
-        f"{key}: found {tokens}, wanted less than engine.max_model_len ({longest}), which holds the prompt as well",
+        f"{key}: found {tokens}, wanted less than {limit} ({longest}), which holds the prompt as well",
     )
 
 
@@ -148,8 +144,9 @@ def _groups(config: Config) -> Rules:
 
 
 def _critiques(config: Config) -> Rules:
-    if not _at_server(config):
+    if config.critic.mode != "endpoint":
         yield _too_cold(config, "critic.temperature")
+    if not config.critic.at_server:
         yield _too_long(config, "critic.max_tokens")
 
 
@@ -184,7 +181,7 @@ def _address(config: Config) -> Rules:
     )
 
 
-def _server(config: Config) -> Rules:
+def _endpoint(config: Config) -> Rules:
     url = config.endpoint.url
     yield (
         url is None,
@@ -193,6 +190,22 @@ def _server(config: Config) -> Rules:
     yield (
         url is not None and not re.match(r"https?://[^/\s]+", url),
         f"endpoint.url: found {url}, wanted the server's address, as http://host:8000/v1",
+    )
+
+
+def _own_server(config: Config) -> Rules:
+    yield _too_long(config, "critic.max_tokens", "critic.server.max_model_len")
+
+
+def _beside_the_policy(config: Config) -> Rules:
+    yield (
+        config.critic.path is None,
+        "critic.path: missing; wanted the folder or hub id of the critic that critic.mode: server serves",
+    )
+    yield (
+        config.engine.ranks > 0,
+        f"engine.ranks: found {config.engine.ranks}, wanted 0 with critic.mode: server, whose engine takes turns with "
+        "the policy's on the devices of a node, or critic.mode: endpoint with a server on others",
     )
 
 
@@ -235,7 +248,10 @@ PARTS = {
     "votes": Part(lambda c: c.has_critic, _votes),
     "frozen critic": Part(lambda c: c.has_critic and c.critic.mode == "frozen", _frozen),
     "address": Part(_always, _address),
-    "server": Part(lambda c: c.asks_server, _server, SERVER),
+    "server": Part(lambda c: c.asks_server, bounds=SERVER),
+    "endpoint": Part(lambda c: c.asks_server and not c.serves_critic, _endpoint),
+    "own server": Part(lambda c: c.serves_critic, _own_server),
+    "beside the policy": Part(lambda c: c.serves_critic, _beside_the_policy),
     "patience": Part(lambda c: c.asks_server, _patience),
     "lora": Part(lambda c: c.lora.rank > 0, learning.lora, ("lora.alpha",)),
     "process": Part(lambda c: c.credit.process == "steps", learning.process),

@@ -8,11 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from capo_fast.config.critic import CriticConfig, EndpointConfig
 from capo_fast.config.sections import (
     CreditConfig,
-    CriticConfig,
     DataConfig,
-    EndpointConfig,
     EngineConfig,
     LoraConfig,
     ModelConfig,
@@ -87,8 +86,13 @@ class Config:
 
     @property
     def asks_server(self) -> bool:
-        """Whether critiques come from a server."""
-        return self.has_critic and self.critic.mode == "endpoint"
+        """Whether critiques come from a server, elsewhere or the run's own."""
+        return self.has_critic and self.critic.at_server
+
+    @property
+    def serves_critic(self) -> bool:
+        """Whether the run starts the critic's server, whose engine takes turns with the policy's on their devices."""
+        return self.has_critic and self.critic.mode == "server"
 
     @property
     def input_paths(self) -> dict[str, str | None]:
@@ -97,15 +101,16 @@ class Config:
             "data.path": self.data.path,
             "eval.path": self.eval.path,
             "model.path": self.model.path,
-            "critic.path": self.critic.path if self.swaps else None,
+            "critic.path": self.critic.path if self.swaps or self.serves_critic else None,
             "critic.prompt": self.critic.prompt if self.has_critic else None,
         }
 
     @property
     def streams(self) -> bool:
-        """Whether critiques run beside rollouts: no verdict is needed first, and no other weights in the engine."""
+        """Whether critiques run beside rollouts: no verdict is needed first, no other weights in the engine, and no
+        other engine on its devices."""
         chooses = self.has_critic and self.credit.when != "always"
-        return self.critic.stream and not chooses and not self.swaps
+        return self.critic.stream and not chooses and not self.swaps and not self.serves_critic
 
     @property
     def has_old_logprobs(self) -> bool:

@@ -1,6 +1,7 @@
 """The sections of the settings: a field's type has its bounds, its docstring is its text in `--help`.
 
-Those that the learner reads, and the run's bookkeeping, are in config/training.py.
+Those of the critic are in config/critic.py; those that the learner reads, and the run's bookkeeping, in
+config/training.py.
 
 The defaults are the paper's CAPO set-up where the paper states one.
 """
@@ -22,7 +23,6 @@ from capo_fast.config.types import (
     Norm,
     NumberWhereUsed,
     Share,
-    ShareWhereUsed,
 )
 
 
@@ -153,65 +153,6 @@ class EngineConfig:
     ranks: NonNegativeInt = 0
     """The last so many ranks only hold engines, the others only learn: a step's rollouts are generated while the step
     before is learned, by weights one version old. 0: every rank does both, in turns."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class CriticConfig:
-    mode: Literal["frozen", "self", "endpoint"] = "frozen"
-    """What critiques: frozen weights in the engine (under LoRA the base itself), the current policy, or a server."""
-    path: FilePath | None = None
-    """frozen: its weights, of the policy's architecture; None: a frozen copy of the policy's first weights."""
-    votes: CountWhereUsed = 4
-    """Critiques per rollout (k)."""
-    voting: Literal["intersection", "majority", "union", "average", "greedy"] = "intersection"
-    """How k critiques become one verdict per step; greedy: one critique at temperature 0."""
-    temperature: NonNegativeFloat = 0.7
-    """Sampling temperature of critiques."""
-    top_p: ShareWhereUsed = 0.9
-    """Nucleus sampling of critiques."""
-    max_tokens: CountWhereUsed = 2048
-    """Longest critique, in tokens."""
-    prompt: FilePath = "pkg://capo_fast.credit/prompts/genprm.txt"
-    """Jinja2 template file of the critic's prompt."""
-    template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the critic's chat template, as `{enable_thinking: false}`; a server gets them as
-    chat_template_kwargs, which vLLM and SGLang read."""
-    stream: bool = True
-    """Critiques start as soon as their rollout has ended; false: after the last one, as always where weights are
-    swapped."""
-    judge_once: bool = True
-    """Equal rollouts of a prompt share the critiques of the first of them to end (on one rank)."""
-    structured: bool = False
-    """Constrain the end of a critique to the form that is read, by the engine's structured output."""
-
-
-@dataclass(frozen=True, config=STRICT)
-class EndpointConfig:
-    url: MayChange[str | None] = None
-    """Base address of an OpenAI-compatible server, as http://host:8000/v1; wanted by critic.mode: endpoint. Without
-    user and password: it is shown and saved."""
-    model: str | None = None
-    """The server's name of the critic; None: the only one it offers."""
-    api_key_env: MayChange[str] = "OPENAI_API_KEY"
-    """Environment variable that holds the key; if it is unset, none is sent."""
-    max_tokens_field: MayChange[Literal["max_tokens", "max_completion_tokens"]] = "max_tokens"
-    """Field of a request that holds critic.max_tokens: hosted reasoning models want max_completion_tokens."""
-    extra_body: dict[str, Any] = field(default_factory=dict)
-    """Further fields of every request, as `{reasoning_effort: low}`; they win, and null takes one out, as
-    `{temperature: null}`."""
-    concurrency: MayChange[CountWhereUsed] = 64
-    """Concurrent requests per rank."""
-    timeout_s: MayChange[NumberWhereUsed] = 300.0
-    """Deadline of one try, seconds."""
-    retries: MayChange[NonNegativeInt] = 3
-    """Tries after the first, where the server is overloaded or can't be reached. The pauses before them grow from 0.5 s
-    to 8 s, or are what the server asks for; where that is more than 120 s, the request fails at once."""
-    budget_tokens: MayChange[Annotated[NonNegativeInt | None, POSITIVE]] = None
-    """Tokens, prompts included, that all critiques of a run may use; None: no limit. Requests in flight when it is
-    spent may exceed it; a try without an answer is not counted; a resumed run counts from its checkpoint."""
-    on_failure: MayChange[Literal["stop", "outcome"]] = "stop"
-    """An unreachable critic, a refused request or a spent budget: stop, or go on with outcome credit and count it. Both
-    stop where the key or the address is refused (401, 403, 404), or all requests before the first answer."""
 
 
 @dataclass(frozen=True, config=STRICT)

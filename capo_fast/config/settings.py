@@ -129,7 +129,7 @@ class Schema:
     """The settings of one kind of run: `Config`, or `SftConfig`."""
 
     sections: dict[str, Any]
-    """Dataclass of every section, by its name."""
+    """Dataclass of every section, by its dotted name: `critic.server` is inside `critic`."""
     settings: dict[str, Setting]
     """Every setting by its dotted key: those of no section first."""
 
@@ -158,10 +158,21 @@ def schema_of(kind: Any) -> Schema:
 
 @cache
 def _schema(kind: Any) -> Schema:
-    sections = {name: cls for name, cls in get_type_hints(kind).items() if dataclasses.is_dataclass(cls)}
+    sections = dict(_all_sections(kind))
     unused = getattr(kind, "UNUSED", ())
     found = {each.key: each for each in _all_settings(kind, sections) if each.key not in unused}
     return Schema(sections, found)
+
+
+def sections_in(cls: Any) -> dict[str, Any]:
+    """The dataclasses right inside a configuration's class, or a section's, by field name."""
+    return {name: inner for name, inner in get_type_hints(cls).items() if dataclasses.is_dataclass(inner)}
+
+
+def _all_sections(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in sections_in(cls).items():
+        yield f"{prefix}{name}", inner
+        yield from _all_sections(inner, f"{prefix}{name}.")
 
 
 def _all_settings(cls: Any, sections: Mapping[str, Any], prefix: str = "", may: bool = False) -> Iterator[Setting]:
@@ -169,10 +180,10 @@ def _all_settings(cls: Any, sections: Mapping[str, Any], prefix: str = "", may: 
     types, inner = get_type_hints(cls, include_extras=True), []
     for name, field in cls.__pydantic_fields__.items():
         may_change = may or "may_change" in (field.json_schema_extra or {})
-        if name in sections:
-            inner.append(_all_settings(sections[name], {}, f"{name}.", may_change))
+        if (key := f"{prefix}{name}") in sections:
+            inner.append(_all_settings(sections[key], sections, f"{key}.", may_change))
         else:
-            yield Setting(f"{prefix}{name}", _text(cls, name), may_change, types[name])
+            yield Setting(key, _text(cls, name), may_change, types[name])
     yield from chain.from_iterable(inner)
 
 

@@ -58,15 +58,14 @@ def check_version(installed: str) -> None:
         raise EngineError(f"vllm {installed} is installed, want {oldest} to {newest}")
 
 
-def check_divides(model: Any, tensor_parallel: int) -> None:
-    """Raise ConfigError where a model, by its text config, can't be cut into so many equal slices."""
+def check_divides(model: Any, tensor_parallel: int, key: str = "engine.tensor_parallel") -> None:
+    """Raise ConfigError where a model, by its text config, can't be cut into so many equal slices. key: the setting
+    that says how many."""
     for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
         found = getattr(model, name, None) or model.num_attention_heads
         copied = name == "num_key_value_heads" and tensor_parallel % found == 0
         if found % tensor_parallel and not copied:
-            raise ConfigError(
-                f"engine.tensor_parallel: found {tensor_parallel}, wanted a divisor of the model's {name}, {found}"
-            )
+            raise ConfigError(f"{key}: found {tensor_parallel}, wanted a divisor of the model's {name}, {found}")
 
 
 def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
@@ -108,7 +107,7 @@ def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
             disable_log_stats=True,
             seed=0,
             enable_sleep_mode=not on_cpu,
-            **_cpu_prefill(config.max_model_len) if on_cpu else {},
+            **cpu_prefill(config.max_model_len) if on_cpu else {},
             **_one_adapter(lora, on_cpu) if lora.rank > 0 and config.merge_lora is not True else {},
         )
     random.setstate(states[0])
@@ -116,7 +115,7 @@ def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
     return llm
 
 
-def _cpu_prefill(max_model_len: int) -> dict[str, Any]:
+def cpu_prefill(max_model_len: int) -> dict[str, Any]:
     """vLLM 0.32 on a CPU fails when a seeded request's prefill is cut in two ("CPU Generator does not use offset").
 
     Its blocks of 128 tokens would leave nothing to share between the votes on a short solution.

@@ -29,6 +29,8 @@ class RequestBuilder:
     template: str
     """Of the critic's prompt."""
     config: Config
+    critic_tokens: tuple[str, ...] = ()
+    """Special tokens of a critic whose tokenizer is another, neutralised beside the policy's."""
 
     def rollout_request(self, prompt: Prompt, group: int, sample: int, step: int) -> Request:
         settings, name = self.config.rollout, rollout_id(step, group, sample)
@@ -85,9 +87,10 @@ class RequestBuilder:
         share critiques, the seeds are made of what they share: it then makes no difference which one is asked about.
         """
         prompt, critic = rollout.prompt, self.config.critic
-        message = critique_message(self.tokenizer, self.template, prompt.problem, rollout.steps.texts, prompt.solution)
-        prompt_ids = () if critic.mode == "endpoint" else self._critic_chat.ids([("user", message)])
-        if len(prompt_ids) > critique_room(self.config) and critic.mode != "endpoint":
+        texts, neutralised = rollout.steps.texts, (*special_tokens(self.tokenizer), *self.critic_tokens)
+        message = render_critique_prompt(self.template, prompt.problem, texts, prompt.solution, neutralised)
+        prompt_ids = () if critic.at_server else self._critic_chat.ids([("user", message)])
+        if len(prompt_ids) > critique_room(self.config) and not critic.at_server:
             return []
         greedy = critic.voting == "greedy"
         requests = []

@@ -191,7 +191,7 @@ class SamplingRound:
     def _ask(self, rollouts: Sequence[Ended]) -> None:
         """Send these rollouts to the critic, equal ones once."""
         config = self._config
-        if config.credit.process == "none" or (config.critic.mode == "endpoint" and not self._judges):
+        if config.credit.process == "none" or (config.critic.at_server and not self._judges):
             return
         for each in rollouts:
             rollout = each.rollout

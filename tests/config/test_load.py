@@ -90,6 +90,15 @@ def test_every_algorithm_has_a_file_and_every_file_an_algorithm() -> None:
         # the same algorithm once more sets its keys once more
         ([{"algorithm": "dapo", "loss.clip_high": 0.5}, {"algorithm": "dapo"}], {"loss.clip_high": 0.28}),
         ([{"credit.norm": "center", "train": None}], {"credit.norm": "center"}),
+        # a section inside a section, in every form
+        (
+            [{"critic": {"server": {"dtype": "float32"}, "server.max_model_len": 9, "votes": 2}}],
+            {"critic.server.dtype": "float32", "critic.server.max_model_len": 9, "critic.votes": 2},
+        ),
+        (
+            [{"critic.server": {"dtype": "float32"}}, {"critic.server.dtype": "bfloat16"}],
+            {"critic.server.dtype": "bfloat16"},
+        ),
     ],
 )
 def test_later_layers_win(layers: list[dict[str, Any]], expected: dict[str, Any]) -> None:
@@ -190,6 +199,8 @@ def test_values_take_their_setting_s_type(key: str, text: Any, value: Any) -> No
         ("algorithm", "gpro", "wanted capo | grpo"),
         ("credit.process", None, "found nothing, wanted steps | prefix | outcome | none"),
         ("train", 3, "train: found 3, wanted a mapping"),
+        ("critic.server", 3, "critic.server: found 3, wanted a mapping"),
+        ("critic", {"server": {"dtype": "int8"}}, "critic.server.dtype: found 'int8', wanted bfloat16 | float32"),
         ("endpoint.extra_body", "low", "found 'low', wanted mapping as {name: value}"),
         ("endpoint.extra_body", "{a: [}", "wanted mapping as {name: value}"),
     ],
@@ -326,6 +337,7 @@ def test_a_bad_command_line_is_one_line(words: list[str], says: str) -> None:
         ("1: 2\n", "1: unknown setting"),
         ("train.stepz: 3\n", "train.stepz: unknown setting; did you mean train.steps?"),
         ("train:\n  stepz: 3\n", "train.stepz: unknown setting; did you mean train.steps?"),
+        ("critic:\n  server:\n    dtyp: x\n", "critic.server.dtyp: unknown setting; did you mean critic.server.dtype?"),
         ("train:\n  steps: on\n", "train.steps: found 'on', wanted integer"),
         ("train.stage_timeout_s: 1:30\n", "train.stage_timeout_s: found '1:30', wanted number"),
         ("seed: 12:30:45\n", "seed: found '12:30:45', wanted integer"),

@@ -43,5 +43,6 @@ def test_every_command_of_the_page_loads_and_names_files_that_are_there(monkeypa
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("capo ")]
     load = {"train": load_config, "sft": load_sft_config}
     configs = [load[command](rest[2:]) for _, command, *rest in commands if rest[0] == "--nproc"]
-    assert [config.algorithm for config in configs] == ["sft", "sft", "grpo", "grpo_genorm", "capo"]
+    assert [config.algorithm for config in configs] == ["sft", "sft", "grpo", "grpo_genorm", "capo", "capo"]
+    assert configs[-1].serves_critic
     assert {(config.train.lr, config.train.batch) for config in configs[:2]} == {(1e-5, 80)}

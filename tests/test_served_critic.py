@@ -1,0 +1,102 @@
+"""A run whose critic is at a server of its own (`critic.mode: server`), on a stand-in for vLLM's."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from functools import partial
+
+import pytest
+from model_folders import copied
+from scripted_child import all_end, command, processes
+from scripted_world import scripted_engine, small_arguments
+
+import capo_fast.loaders as loaders
+import capo_fast.train as train
+from capo_fast.critic_eval import main as critic_eval
+
+SETTINGS = [
+    *("--critic.mode", "server", "--critic.votes", "2", "--critic.server.max_model_len", "256"),
+    *("--endpoint.retries", "0", "--eval.path", "none"),
+]
+
+
+@pytest.fixture
+def judge(tmp_path):
+    return copied(tmp_path / "judge")
+
+
+@pytest.fixture
+def served_by(tmp_path, monkeypatch):
+    """From now on servers are children of this fate."""
+    start = loaders.start_critic_server
+
+    def served_by(fate):
+        child = partial(start, command=command(fate, tmp_path / "child"))
+        monkeypatch.setattr(loaders, "start_critic_server", child)
+
+    return served_by
+
+
+@pytest.fixture
+def trains(judge, served_by, tmp_path, monkeypatch):
+    """The command with a critic of its own, served by a child of this fate: its exit status."""
+    original = train.run
+    monkeypatch.setattr(train, "run", lambda config: original(config, scripted_engine()))
+
+    def trains(fate, *arguments):
+        served_by(fate)
+        run = ["--run.dir", str(tmp_path / "run"), "--critic.path", str(judge), "--checkpoint.every", "1"]
+        return train.main(small_arguments(*run, *SETTINGS, *arguments))
+
+    return trains
+
+
+def critiques_of(folder, step):
+    with gzip.open(folder / "rollouts" / f"{step:06d}.jsonl.gz", "rt") as file:
+        return [critique for line in file for critique in json.loads(line)["critiques"]]
+
+
+def test_a_run_goes_on_after_its_server_has_ended(trains, tmp_path, capsys):
+    """The server is not started again silently: one line names it, and the same command resumes the run."""
+    run = tmp_path / "run"
+    assert trains("kill:40", "--train.steps", "2") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    judge, log = tmp_path / "judge", run / "critic-server-0.log"
+    assert error == (
+        f"capo_fast: error: critic.path: the server of {judge} was ended by SIGKILL; the end of its log {log}: "
+        "RuntimeError: the last of its lines"
+    )
+    assert all_end(processes(tmp_path / "child"))
+    assert trains("serve", "--train.steps", "2") == 0
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps] == [1, 2]
+    assert {line["critic/overlap"] for line in steps} == {0.0}, "the two engines take turns"
+    found = critiques_of(run, 2)
+    assert found and all(critique["wrong_steps"] == [] and not critique["abstained"] for critique in found)
+    assert all_end(processes(tmp_path / "child"))
+
+
+def test_a_model_is_scored_at_a_server_of_the_command(judge, served_by, tmp_path):
+    """Its results say so: a server's engine may have another type and context than the one in the process."""
+    served_by("serve")
+    out = tmp_path / "out"
+    given = [
+        "--critic",
+        str(judge),
+        "--config",
+        "configs/tiny.yaml",
+        "--data",
+        "tiny",
+        "--limit",
+        "3",
+        "--out",
+        str(out),
+    ]
+    assert critic_eval([*given, *SETTINGS]) == 0
+    results = json.loads((out / "results.json").read_text())
+    settings, counts = results["settings"], results["benchmarks"]["tiny"]["counts"]
+    assert (settings["model"], settings["critic.server.max_model_len"]) == (str(judge), 256)
+    assert (counts["critiques"], counts["abstained"], counts["tokens_in"]) == (9, 0, 90)
+    assert (out / "critic-server-0.log").exists()
+    assert all_end(processes(tmp_path / "child"))
