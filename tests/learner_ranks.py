@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from scripted_world import MODEL, answer, tokenizer
-from torch.distributed.device_mesh import init_device_mesh
 
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
 from capo_fast.credit.assign import assign_credit
@@ -23,6 +22,7 @@ from capo_fast.policy.manifest import RUN_SECTIONS
 from capo_fast.policy.model import full_weights, load_model, shard_policy
 from capo_fast.policy.sync import freeze_critic
 from capo_fast.records import Prompt, Request, Rollout, Sample
+from capo_fast.runtime.mesh import policy_mesh
 from capo_fast.runtime.ranks import gather, ranks
 
 TRAIN = TrainConfig(steps=4, epochs=1, minibatches=1, lr=1e-3, schedule="constant", grad_clip=1e9)
@@ -63,7 +63,7 @@ PARTLY_LIVE = [*SAMPLES[:8], *WITHOUT_GRADIENT[8:]]
 
 def make_learner(config: Config) -> Learner:
     """A learner of `config`, with an adapter where it has a rank; it then has its base as the reference."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = policy_mesh("cpu", config.policy.shard)
     model = load_model(MODEL, "sdpa").train()
     if config.lora.rank > 0:
         add_adapter(model, config.lora, config.seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
@@ -23,6 +23,7 @@ from capo_fast.policy.model import (
     shard_policy,
 )
 from capo_fast.policy.sync import FrozenCritic, check_same_architecture, freeze_critic
+from capo_fast.runtime.mesh import policy_mesh
 from capo_fast.terminal import print_line
 
 
@@ -31,7 +32,7 @@ def load_learner(
 ) -> tuple[Learner, FrozenCritic | None]:
     """The learner, with a reference where the loss has a KL term, and the critic where this rank swaps its weights in.
     A collective on all ranks that learn."""
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    mesh = policy_mesh(device.type, config.policy.shard)
     model = load_trained(model_path, config, device)
     critic = load_critic(lambda: model, model.config, config, probe) if swaps and config.lora.rank == 0 else None
     policy = shard_trained(model, config, mesh)

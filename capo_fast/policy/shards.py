@@ -49,9 +49,17 @@ def shard_of(tensor: torch.Tensor) -> Shard:
     return Shard(local, tuple(offset), tuple(tensor.shape))
 
 
+def is_written(tensor: torch.Tensor, rank: int) -> bool:
+    """Whether this rank writes its part: of ranks that hold the same one the first does."""
+    if not isinstance(tensor, DTensor):
+        return rank == 0
+    copies = zip(tensor.placements, tensor.device_mesh.get_coordinate() or (), strict=True)
+    return all(copy == 0 for placement, copy in copies if placement.is_replicate())
+
+
 def write_shards(path: Path, role: str, tensors: Mapping[str, torch.Tensor], rank: int) -> FileEntry:
-    """Write this rank's parts; those of tensors that are whole everywhere are rank 0's. Raises RecordError."""
-    mine = {name: shard_of(tensor) for name, tensor in tensors.items() if rank == 0 or isinstance(tensor, DTensor)}
+    """Write this rank's parts that no other rank writes. Raises RecordError."""
+    mine = {name: shard_of(tensor) for name, tensor in tensors.items() if is_written(tensor, rank)}
     parts = {name: part for name, part in mine.items() if part.local.numel()}
     header = _header(parts)
     with new_file(path, len(header) + sum(part.local.nbytes for part in parts.values())) as file:

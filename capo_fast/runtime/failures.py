@@ -16,11 +16,14 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 
 from capo_fast.errors import CapoError, Interrupted
 from capo_fast.runtime.job import this_job
+from capo_fast.runtime.watch import Watch
+from capo_fast.terminal import print_line
 
 WORD_S = 5.0
 """How long a rank waits for another that has gone to say why, and for its error to be shown."""
@@ -29,16 +32,21 @@ NEIGHBOURS_S = 2.0
 break the collective that their stacks are to show."""
 BACKSTOP_S = 10.0
 """After a deadline, until faulthandler ends a process whose threads can't run."""
+RAISE_S = 10.0
+"""How long a rank that has found another gone may take to notice it where it waits or works; it then ends at once."""
 
-FIRST, SHOWN = "capo_fast/first_to_end", "capo_fast/first_error_shown"
+FIRST, SHOWN, SPEAKER = "capo_fast/first_to_end", "capo_fast/first_error_shown", "capo_fast/speaker"
 DEADLINE = "went over its deadline"
+ADVICE = "; its error is the one to read"
 
 
 class RankLost(CapoError):
-    """Another rank ended first: its error is the one to read, and its exit status, where known, is that of all."""
+    """Another rank ended first: its error is the one to read, and its exit status, where known, is that of all. One
+    rank of each node shows the line."""
 
-    def __init__(self, message: str, exit_status: int = CapoError.exit_status) -> None:
+    def __init__(self, message: str, shows: bool, exit_status: int = CapoError.exit_status) -> None:
         super().__init__(message)
+        self.quiet = not shows
         self.exit_status = exit_status
 
 
@@ -53,10 +61,23 @@ class Peers:
         self._store.set_timeout(timedelta(seconds=WORD_S))
 
     def claim(self, how: str) -> str | None:
-        """Say how this rank ends. None, or what another said before it."""
-        mine = f"rank {self.rank} {how}"
-        first = self._store.compare_set(FIRST, "", mine).decode()
-        return None if first == mine else first
+        """Say how this rank ends. None, or what was said before it."""
+        return self.report(f"{this_job().name(self.rank)} {how}{ADVICE}")
+
+    def report(self, end: str) -> str | None:
+        """Say how a rank has ended. None, or what was said before it."""
+        first = self._store.compare_set(FIRST, "", end).decode()
+        return None if first == end else first
+
+    def speaks(self) -> bool:
+        """Whether this rank shows the line of another's end, as the first of its node to ask; where the store is gone
+        with another host, the first of the node."""
+        job = this_job()
+        try:
+            name = str(self.rank)
+            return self._store.compare_set(f"{SPEAKER}/{job.node}", "", name).decode() == name
+        except dist.DistError:
+            return job.node == self.rank
 
     def first(self) -> tuple[str | None, int]:
         """What the rank that ended first said, once its error has been shown, and its exit status; None if it was
@@ -91,7 +112,39 @@ def one_error_shown() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def watched() -> Iterator[None]:
+    """Ends this process where another is gone without a word and the main thread does not notice."""
+    job = this_job()
+    if job.count == 1:
+        yield
+        return
+    watch = Watch(job, partial(_end_after, Peers()))
+    try:
+        yield
+    finally:
+        watch.close()
+
+
+def _end_after(peers: Peers, end: str) -> None:
+    """Called in a thread of its own."""
+    gone = this_job().gone
+    with suppress(dist.DistError):  # the store is gone with the rank's host
+        first = peers.report(end)
+        if first is None:
+            peers.shown()  # no other line comes
+        end = first or end
+    gone.note(end)
+    if gone.told.wait(RAISE_S):
+        return
+    if peers.speaks():
+        print_line(CapoError.label, end)
+    os._exit(CapoError.exit_status)
+
+
 def _raise_if_not_first(peers: Peers, error: Exception) -> None:
+    gone = this_job().gone
+    gone.told.set()
     lost, first, status = connection_lost(error), None, CapoError.exit_status
     with suppress(dist.DistError):  # the store ended with the rank that kept it
         if not lost and peers.claim("failed") is None:
@@ -99,14 +152,15 @@ def _raise_if_not_first(peers: Peers, error: Exception) -> None:
             atexit.register(peers.shown, getattr(error, "exit_status", CapoError.exit_status))
             return
         first, status = peers.first()
+    first = first or gone.wait(WORD_S)
     if first is not None and DEADLINE in first:
         waited = "".join(traceback.format_exception(error))
         write_stacks(peers.rank, f"{first}; this rank waited here, beside its other threads:", waited)
     if first is not None:
-        raise RankLost(f"{first}; its error is the one to read", status) from None
+        raise RankLost(first, peers.speaks(), status) from None
     if lost:
         line = str(error).partition("\n")[0].partition(". ")[0][:200]
-        raise RankLost(f"another rank has ended without a word, as if killed ({line})") from None
+        raise RankLost(f"another rank has ended without a word, as if killed ({line})", peers.speaks()) from None
 
 
 PEER_GONE = re.compile(
