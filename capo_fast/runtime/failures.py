@@ -155,7 +155,9 @@ def _raise_if_not_first(peers: Peers, error: Exception) -> None:
     first = first or gone.wait(WORD_S)
     if first is not None and DEADLINE in first:
         waited = "".join(traceback.format_exception(error))
-        write_stacks(peers.rank, f"{first}; this rank waited here, beside its other threads:", waited)
+        write_stacks(
+            peers.rank, f"{first.removesuffix(ADVICE)}; this rank waited here, beside its other threads:", waited
+        )
     if first is not None:
         raise RankLost(first, peers.speaks(), status) from None
     if lost:

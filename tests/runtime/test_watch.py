@@ -36,7 +36,7 @@ def test_a_rank_that_is_gone_is_named_and_a_stranger_is_not(jobs):
     lost = Queue()
     with closing(Watch(jobs[0], lost.put)):
         token = bytes.fromhex(jobs[0].store.get(KEY).decode().split()[1])
-        for hello in (b"", bytes(20), token + (7).to_bytes(4)):
+        for hello in (b"", bytes(16) + (1).to_bytes(4), token + (7).to_bytes(4)):
             connected(jobs[0], hello).close()
         with closing(Watch(jobs[1], lost.put)):
             connected(jobs[0], token + (2).to_bytes(4)).close()
