@@ -1,8 +1,8 @@
 """Builds the site from docs/ and from the repository's own documents, and fills in the settings.
 
 Documents outside of docs/ keep their paths in the site, so that links between them hold. A link from docs/ to one of
-them begins with `../`, a link back with `docs/` or `../../docs/`. All are right in a checkout and are shortened here for
-the site.
+them begins with `../`, a link back with `docs/` or `../../docs/`. All are right in a checkout and are shortened here
+for the site.
 """
 
 from __future__ import annotations
