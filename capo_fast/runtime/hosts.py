@@ -6,12 +6,13 @@ import json
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
-from capo_fast.errors import ConfigError
+from capo_fast.errors import CapoError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ PLACE = "capo_fast/place"
 
 def own_address(peer: str) -> str:
     """The address of this machine from which packets to `peer` leave. Nothing is sent."""
-    family, kind, _, _, address = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(address)
-        return probe.getsockname()[0]
+    for family, kind, _, _, address in socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM):
+        with suppress(OSError), socket.socket(family, kind) as probe:  # a name may have addresses without a route
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    raise CapoError(f"{peer}, the host of rank 0, can't be reached from {socket.gethostname()}: no address has a route")
 
 
 def choose_interface(places: Sequence[Place], rank: int) -> None:

@@ -42,7 +42,7 @@ class Watch:
         self._job, self._lost = job, lost
         self._waker, self._stop = socket.socketpair()
         self._peers: dict[socket.socket, int] = {}
-        self._server = None
+        self._server: socket.socket | None = None
         if job.rank == 0:
             self._token = secrets.token_bytes(16)
             self._server = _open_server(job.count)
