@@ -140,7 +140,7 @@ class Learner:
         return Update(loss_sum.item(), norm, skipped, metrics, gaps)
 
     def _accumulating(self, micro_batches: Sequence[T]) -> Iterator[T]:
-        """The same. Where hosts have copies of the policy, their gradients are summed in the last one's backward alone."""
+        """The same. Copies of the policy on several hosts sum their gradients in the last one's backward alone."""
         for place, micro in enumerate(micro_batches, 1):
             cast(FSDPModule, self.policy).set_requires_all_reduce(place == len(micro_batches))
             yield micro
