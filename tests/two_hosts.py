@@ -32,6 +32,8 @@ class Host:
         self.refused: str | None = self._orders.recv()
         """Why it is no host."""
         self.pid = self._process.pid
+        # Held, as a namespace goes with its last process, and with it both ends of the cable.
+        self.network = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
 
     def torchrun(self, *arguments: str) -> None:
         """Start this host's part of a job of one rank on each; `left` is rank 0."""
@@ -70,6 +72,7 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
         yield left, right
     finally:
         for host in hosts:
+            os.close(host.network)
             if host.is_running():
                 host.kill()
 

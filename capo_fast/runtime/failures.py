@@ -14,9 +14,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -24,6 +26,8 @@ from capo_fast.errors import CapoError, Interrupted
 from capo_fast.runtime.job import this_job
 from capo_fast.runtime.watch import Watch
 from capo_fast.terminal import print_line
+
+T = TypeVar("T")
 
 WORD_S = 5.0
 """How long a rank waits for another that has gone to say why, and for its error to be shown."""
@@ -66,32 +70,31 @@ class Peers:
 
     def report(self, end: str) -> str | None:
         """Say how a rank has ended. None, or what was said before it."""
-        first = self._store.compare_set(FIRST, "", end).decode()
+        first = _in_time(lambda: self._store.compare_set(FIRST, "", end).decode())
         return None if first == end else first
 
     def speaks(self) -> bool:
         """Whether this rank shows the line of another's end, as the first of its node to ask; where the store is gone
         with another host, the first of the node."""
-        job = this_job()
+        job, name = this_job(), str(self.rank)
         try:
-            name = str(self.rank)
-            return self._store.compare_set(f"{SPEAKER}/{job.node}", "", name).decode() == name
+            return _in_time(lambda: self._store.compare_set(f"{SPEAKER}/{job.node}", "", name).decode()) == name
         except dist.DistError:
             return job.node == self.rank
 
     def first(self) -> tuple[str | None, int]:
         """What the rank that ended first said, once its error has been shown, and its exit status; None if it was
         killed."""
-        if not _within(WORD_S, lambda: self._store.check([FIRST])):
+        if not _within(WORD_S, lambda: _in_time(lambda: self._store.check([FIRST]))):
             return None, CapoError.exit_status
-        shown = _within(WORD_S, lambda: self._store.check([SHOWN]))
+        shown = _within(WORD_S, lambda: _in_time(lambda: self._store.check([SHOWN])))
         status = int(self._store.get(SHOWN)) if shown else CapoError.exit_status
         return self._store.get(FIRST).decode(), status
 
     def shown(self, exit_status: int = CapoError.exit_status) -> None:
         """This rank's error has been shown."""
         with suppress(dist.DistError):  # there is no one left to tell
-            self._store.set(SHOWN, str(exit_status))
+            _in_time(lambda: self._store.set(SHOWN, str(exit_status)))
 
 
 @contextmanager
@@ -230,6 +233,24 @@ def write_stacks(rank: int, what: str, more: str = "") -> None:
     lines = "".join(f"capo_fast, rank {rank}: {line}\n" for line in text.splitlines())
     with suppress(OSError):  # a broken standard error must not keep a process from its end
         os.write(2, lines.encode())
+
+
+def _in_time(request: Callable[[], T]) -> T:
+    """The answer of the job's store. Raises DistStoreError where it does not come: most requests have no time-out of
+    their own, and its host may be silent."""
+    answer: Future[T] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(request())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(WORD_S)
+    except TimeoutError:
+        raise dist.DistStoreError(f"no answer in {WORD_S:g} s") from None
 
 
 def _within(seconds: float, true: Callable[[], bool]) -> bool:

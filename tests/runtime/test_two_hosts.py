@@ -50,7 +50,7 @@ def test_a_lost_host_ends_the_job_and_the_run_goes_on_with_the_other(hosts, tmp_
         assert left.is_running() and right.is_running(), left.log.read_text() + right.log.read_text()
         time.sleep(0.02)
     right.kill()
-    assert left.join(60) == 1
+    assert left.join(25) == 1
     said = [line for line in left.log.read_text().splitlines() if line.startswith("capo_fast")]
     assert said == ["capo_fast: error: rank 1 on right has ended without a word, as if killed"]
 
