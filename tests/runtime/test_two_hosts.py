@@ -8,7 +8,6 @@ import time
 
 import pytest
 import scripted_run
-import torch
 from forked import run_ranks
 from safetensors.torch import load_file
 from two_hosts import two_hosts
@@ -50,7 +49,7 @@ def test_a_lost_host_ends_the_job_and_the_run_goes_on_with_the_other(hosts, tmp_
         assert left.is_running() and right.is_running(), left.log.read_text() + right.log.read_text()
         time.sleep(0.02)
     right.kill()
-    assert left.join(25) == 1
+    assert left.join(60) == 1
     said = [line for line in left.log.read_text().splitlines() if line.startswith("capo_fast")]
     assert said == ["capo_fast: error: rank 1 on right has ended without a word, as if killed"]
 
@@ -63,6 +62,6 @@ def test_a_lost_host_ends_the_job_and_the_run_goes_on_with_the_other(hosts, tmp_
     # Text and log-probs of the scripted engine depend on a request's prompt and seed alone.
     assert rollouts_of(folder) == rollouts_of(one_host)
     found, wanted = (load_file(path / "model" / "model.safetensors") for path in (folder, one_host))
-    assert all(torch.allclose(found[name], wanted[name], atol=2e-5) for name in wanted)
+    assert max((found[name] - wanted[name]).abs().max().item() for name in found) < 2e-6
     norms = [[json.loads(line)["grad_norm"] for line in (path / "metrics.jsonl").open()] for path in (folder, one_host)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
