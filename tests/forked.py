@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 FORKS = multiprocessing.get_context("forkserver")
 SCRIPTED = [
-    *("learner_ranks", "ranks_run", "roles_run", "scripted_run"),
+    *("hosts_run", "learner_ranks", "ranks_run", "roles_run", "scripted_run"),
     # What a run imports when it comes to it: the model's class, PEFT, the event file's writer.
     *("transformers.models.qwen2.modeling_qwen2", "peft", "torch.utils.tensorboard"),
 ]

@@ -172,15 +172,15 @@ def _make_folder(config: Config | SftConfig, guard: ExitStack) -> Path:
 def _check_shared(folder: Path) -> None:
     """Raises ConfigError where the folder of rank 0 is not that of another host. A collective."""
     with ExitStack() as stack:
-        mark = on_first_rank(lambda: Path(stack.enter_context(NamedTemporaryFile(prefix=".mark-", dir=folder)).name))
-        on_every_rank(lambda: _look_for(mark))
+        mark = on_first_rank(lambda: stack.enter_context(NamedTemporaryFile(prefix=".mark-", dir=folder)).name)
+        on_every_rank(lambda: _look_for(folder, Path(mark).name))
 
 
-def _look_for(mark: Path) -> None:
+def _look_for(folder: Path, mark: str) -> None:
     job = this_job()
-    if not mark.exists():
+    if not (folder / mark).exists():
         raise ConfigError(
-            f"run.dir: {mark.parent} of {job.name(0)} is missing for {job.name(job.rank)}, wanted a folder on a file "
+            f"run.dir: {folder} of {job.name(0)} is missing for {job.name(job.rank)}, wanted a folder on a file "
             "system that all hosts share"
         )
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 
+import hosts_run
 import pytest
+from forked import run_ranks
 
 from capo_fast.errors import ConfigError
 from capo_fast.runtime import mesh
@@ -81,6 +84,18 @@ def test_gloo_takes_the_interface_between_hosts(nodes, before, after, monkeypatc
     for rank in range(2):
         choose_interface(places(*nodes), rank)
     assert os.environ.get(GLOO) == after
+
+
+@pytest.mark.usefixtures("fork_server")
+def test_hosts_that_share_no_folder_or_read_other_data_are_refused(tmp_path):
+    for rank in range(2):
+        (tmp_path / f"host-{rank}").mkdir()
+        (tmp_path / f"host-{rank}/data.jsonl").write_text(f'{{"problem": "1+1", "answer": "{rank}"}}\n')
+    statuses, output = run_ranks(hosts_run.start_apart, tmp_path / "log", tmp_path, per_node=1)
+    assert statuses == [0, 0], output
+    data, folder = sorted(set(output.splitlines()))
+    assert re.fullmatch(r"run\.dir: run of rank 0 on \S+ is missing for rank 1 on \S+, wanted a folder on .*", folder)
+    assert re.fullmatch(r"data\.path: data\.jsonl differs between \S+ and \S+, wanted the same file on .*", data)
 
 
 def test_an_address_that_others_reach():
