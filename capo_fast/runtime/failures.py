@@ -39,7 +39,7 @@ BACKSTOP_S = 10.0
 RAISE_S = 10.0
 """How long a rank that has found another gone may take to notice it where it waits or works; it then ends at once."""
 
-FIRST, SHOWN, SPEAKER = "capo_fast/first_to_end", "capo_fast/first_error_shown", "capo_fast/speaker"
+FIRST, SHOWN, LINE = "capo_fast/first_to_end", "capo_fast/first_error_shown", "capo_fast/line_shown"
 DEADLINE = "went over its deadline"
 ADVICE = "; its error is the one to read"
 
@@ -73,12 +73,12 @@ class Peers:
         first = _in_time(lambda: self._store.compare_set(FIRST, "", end).decode())
         return None if first == end else first
 
-    def speaks(self) -> bool:
+    def shows_line(self) -> bool:
         """Whether this rank shows the line of another's end, as the first of its node to ask; where the store is gone
         with another host, the first of the node."""
         job, name = this_job(), str(self.rank)
         try:
-            return _in_time(lambda: self._store.compare_set(f"{SPEAKER}/{job.node}", "", name).decode()) == name
+            return _in_time(lambda: self._store.compare_set(f"{LINE}/{job.node}", "", name).decode()) == name
         except dist.DistError:
             return job.node == self.rank
 
@@ -117,7 +117,7 @@ def one_error_shown() -> Iterator[None]:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Ends this process where another is gone without a word and the main thread does not notice."""
+    """End this process where another rank is gone and the main thread, in a collective or at work, does not notice."""
     job = this_job()
     if job.count == 1:
         yield
@@ -138,16 +138,16 @@ def _end_after(peers: Peers, end: str) -> None:
             peers.shown()  # no other line comes
         end = first or end
     gone.note(end)
-    if gone.told.wait(RAISE_S):
+    if gone.handled.wait(RAISE_S):
         return
-    if peers.speaks():
+    if peers.shows_line():
         print_line(CapoError.label, end)
     os._exit(CapoError.exit_status)
 
 
 def _raise_if_not_first(peers: Peers, error: Exception) -> None:
     gone = this_job().gone
-    gone.told.set()
+    gone.handled.set()
     lost, first, status = connection_lost(error), None, CapoError.exit_status
     with suppress(dist.DistError):  # the store ended with the rank that kept it
         if not lost and peers.claim("failed") is None:
@@ -162,10 +162,10 @@ def _raise_if_not_first(peers: Peers, error: Exception) -> None:
             peers.rank, f"{first.removesuffix(ADVICE)}; this rank waited here, beside its other threads:", waited
         )
     if first is not None:
-        raise RankLost(first, peers.speaks(), status) from None
+        raise RankLost(first, peers.shows_line(), status) from None
     if lost:
         line = str(error).partition("\n")[0].partition(". ")[0][:200]
-        raise RankLost(f"another rank has ended without a word, as if killed ({line})", peers.speaks()) from None
+        raise RankLost(f"another rank has ended without a word, as if killed ({line})", peers.shows_line()) from None
 
 
 PEER_GONE = re.compile(

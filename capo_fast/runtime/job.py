@@ -25,11 +25,11 @@ has a deadline of its own."""
 
 
 class Gone:
-    """What this rank has found out of another that is gone."""
+    """What this rank has found of another that is gone."""
 
     def __init__(self) -> None:
-        self.found, self.told = threading.Event(), threading.Event()
-        """Whether something has been found, and whether the main thread ends with it."""
+        self.found, self.handled = threading.Event(), threading.Event()
+        """Set when something is found, and when the main thread ends because of it."""
         self.text: str | None = None
 
     def note(self, text: str) -> None:

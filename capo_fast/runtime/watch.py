@@ -26,7 +26,7 @@ IDLE_S, PROBES = 10, 5
 SILENCE_S = IDLE_S * (PROBES + 1)
 """After which a host that answers no probe is lost. Longer than a network's or a virtual machine's pause."""
 HELLO_S = 10.0
-"""What a rank may take to name itself, once it is connected."""
+"""What a rank may take to send them, once it is connected."""
 KEY = "capo_fast/watch"
 BYE = b"."
 
@@ -53,8 +53,8 @@ class Watch:
         self._thread.start()
 
     def close(self) -> None:
-        """This rank ends, and says so."""
-        self._job.gone.told.set()
+        """Send BYE, and stop watching."""
+        self._job.gone.handled.set()
         self._waker.send(BYE)
         self._thread.join()
         self._waker.close()
@@ -86,7 +86,7 @@ class Watch:
         return self._stop in ready
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
-        """Add a rank that names itself; whoever does not is no rank."""
+        """Add a rank, which sends token and number first; close any other connection."""
         assert self._server is not None
         peer, _ = self._server.accept()
         peer.settimeout(HELLO_S)
