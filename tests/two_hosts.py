@@ -48,6 +48,12 @@ class Host:
             each.kill()
         self._process.join()
 
+    def cut(self) -> None:
+        """Take its end of the cable down: nothing more comes from it, and nothing says so."""
+        subprocess.run(
+            ["nsenter", f"--net=/proc/{self.pid}/ns/net", "ip", "link", "set", self.name, "down"], check=True
+        )
+
     def join(self, seconds: float) -> int | None:
         """The launcher's exit status; None where it has not ended in time."""
         self._process.join(seconds)

@@ -9,6 +9,7 @@ import atexit
 import faulthandler
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -132,17 +133,27 @@ def watched() -> Iterator[None]:
 def _end_after(peers: Peers, end: str) -> None:
     """Called in a thread of its own."""
     gone = this_job().gone
-    with suppress(dist.DistError):  # the store is gone with the rank's host
+    try:
         first = peers.report(end)
         if first is None:
             peers.shown()  # no other line comes
         end = first or end
+    except dist.DistNetworkError:  # the store is gone with the rank's host
+        pass
+    except dist.DistStoreError:  # its host is silent: torchrun would wait for it until TCP gives up, in 15 minutes
+        stop_launcher()
     gone.note(end)
     if gone.handled.wait(RAISE_S):
         return
     if peers.shows_line():
         print_line(CapoError.label, end)
     os._exit(CapoError.exit_status)
+
+
+def stop_launcher() -> None:
+    """Under torchrun: have it end this node's part of the job."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        os.kill(os.getppid(), signal.SIGTERM)
 
 
 def _raise_if_not_first(peers: Peers, error: Exception) -> None:
