@@ -24,7 +24,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from capo_fast.errors import CapoError, Interrupted
-from capo_fast.runtime.job import this_job
+from capo_fast.runtime.job import Gone, this_job
 from capo_fast.runtime.watch import Watch
 from capo_fast.terminal import print_line
 
@@ -123,6 +123,7 @@ def watched() -> Iterator[None]:
     if job.count == 1:
         yield
         return
+    atexit.register(_end_launcher, job.gone)  # first, so that it runs after what libraries have for the end
     watch = Watch(job, partial(_end_after, Peers()))
     try:
         yield
@@ -140,20 +141,23 @@ def _end_after(peers: Peers, end: str) -> None:
         end = first or end
     except dist.DistNetworkError:  # the store is gone with the rank's host
         pass
-    except dist.DistStoreError:  # its host is silent: torchrun would wait for it until TCP gives up, in 15 minutes
-        stop_launcher()
+    except dist.DistStoreError:
+        gone.silent = True
     gone.note(end)
     if gone.handled.wait(RAISE_S):
         return
     if peers.shows_line():
         print_line(CapoError.label, end)
+    _end_launcher(gone)
     os._exit(CapoError.exit_status)
 
 
-def stop_launcher() -> None:
-    """Under torchrun: have it end this node's part of the job."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        os.kill(os.getppid(), signal.SIGTERM)
+def _end_launcher(gone: Gone) -> None:
+    """Kill torchrun where the host of its store is silent, after the node's ranks have ended: it would wait for the
+    store, deaf to signals, until TCP gives up in some 15 minutes. The last act of the node's first rank."""
+    if gone.silent and "TORCHELASTIC_RUN_ID" in os.environ and os.environ["LOCAL_RANK"] == "0":
+        time.sleep(NEIGHBOURS_S)
+        os.kill(os.getppid(), signal.SIGKILL)
 
 
 def _raise_if_not_first(peers: Peers, error: Exception) -> None:

@@ -31,6 +31,8 @@ class Gone:
         self.found, self.handled = threading.Event(), threading.Event()
         """Set when something is found, and when the main thread ends because of it."""
         self.text: str | None = None
+        self.silent = False
+        """Whether the host of the job's store is silent."""
 
     def note(self, text: str) -> None:
         self.text = text
