@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -18,7 +17,7 @@ from capo_fast.runtime.ranks import check_roles
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "configs/cluster"
-NOTE = 'python3 -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$(basename "$0")" "$@" >> "$NOTES"\n'
+NOTE = """{ printf '%s\\t' "${0##*/}" "$@"; echo; } >> "$NOTES"\n"""
 STUBS = {
     "capo": NOTE + 'exit "${CHECK:-0}"\n',
     "torchrun": NOTE + 'exit "${STATUS:-0}"\n',
@@ -59,7 +58,7 @@ def run_recipe(
     path = f"{folder}:{os.environ['PATH']}"
     place = {**os.environ, **own, **PLACES[name], "PATH": path, "NOTES": str(notes), **environment}
     done = subprocess.run(["bash", *words], cwd=folder, env=place)
-    return done.returncode, [json.loads(line) for line in notes.read_text().splitlines()]
+    return done.returncode, [line.split("\t")[:-1] for line in notes.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -94,10 +93,11 @@ def test_a_failed_check_starts_nothing(name, tmp_path):
 
 
 def test_a_step_that_is_told_of_its_time_limit_asks_torchrun_once(tmp_path):
-    waits = "kill -USR1 $$\ntrap 'kill $!; exit 1' TERM\nkill -USR1 $PPID\nsleep 30 & wait\n"
-    status, commands = run_recipe("slurm.sbatch", tmp_path, {**STUBS, "torchrun": NOTE + waits})
+    saves = "trap 'kill $!; echo saved$(printf \"\\t\") >> $NOTES; exit 1' TERM\n"
+    asks = "kill -USR1 $$\nsleep 0.3\nkill -USR1 $PPID\nsleep 30 & wait\n"  # its parent has set its trap by then
+    status, commands = run_recipe("slurm.sbatch", tmp_path, {**STUBS, "torchrun": NOTE + saves + asks})
     assert status == 0
-    assert commands[-1] == ["scontrol", "requeue", "7"]
+    assert commands[-2:] == [["saved"], ["scontrol", "requeue", "7"]]
 
 
 def test_the_options_of_sbatch_are_written_as_it_reads_them():
