@@ -24,6 +24,19 @@ STUBS = {
     "scontrol": NOTE + "printf 'node-a\\nnode-b\\n'\n",
     "srun": 'while [[ "$1" == --* ]]; do shift; done\n"$@"\n',
 }
+TOLD = r"""
+save() {
+    kill $!
+    printf 'saved\t\n' >> "$NOTES"
+    exit 1
+}
+trap save TERM
+kill -USR1 $$
+sleep 0.3 # its parent has set its trap by then
+kill -USR1 $PPID
+sleep 30 & wait
+"""
+"""torchrun, as SLURM tells a step of its time limit: with its parent."""
 PLACES = {
     "slurm.sbatch": {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "RUN_DIR": "runs/x"},
     "jobset.yaml": {},
@@ -93,9 +106,7 @@ def test_a_failed_check_starts_nothing(name, tmp_path):
 
 
 def test_a_step_that_is_told_of_its_time_limit_asks_torchrun_once(tmp_path):
-    saves = "trap 'kill $!; echo saved$(printf \"\\t\") >> $NOTES; exit 1' TERM\n"
-    asks = "kill -USR1 $$\nsleep 0.3\nkill -USR1 $PPID\nsleep 30 & wait\n"  # its parent has set its trap by then
-    status, commands = run_recipe("slurm.sbatch", tmp_path, {**STUBS, "torchrun": NOTE + saves + asks})
+    status, commands = run_recipe("slurm.sbatch", tmp_path, {**STUBS, "torchrun": NOTE + TOLD})
     assert status == 0
     assert commands[-2:] == [["saved"], ["scontrol", "requeue", "7"]]
 
