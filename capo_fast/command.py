@@ -54,7 +54,7 @@ def _status(work: Callable[[], object]) -> int:
 
 def _shown(error: CapoError) -> int:
     """The status of an error whose line has been shown. All ranks are interrupted together: one line says so."""
-    if os.environ.get("RANK", "0") == "0" or not isinstance(error, Interrupted):
+    if not error.quiet and (os.environ.get("RANK", "0") == "0" or not isinstance(error, Interrupted)):
         print_line(error.label, str(error))
     return error.exit_status
 

@@ -11,6 +11,8 @@ class CapoError(Exception):
 
     exit_status: int = 1
     label: ClassVar[str] = "error"
+    quiet: bool = False
+    """Whether another rank shows the line."""
 
 
 def cause_of(error: BaseException) -> str:

@@ -1,7 +1,8 @@
 """Builds the site from docs/ and from the repository's own documents, and fills in the settings.
 
 Documents outside of docs/ keep their paths in the site, so that links between them hold. A link from docs/ to one of
-them begins with `../`, and a link back with `docs/`; both are right in a checkout and are shortened here for the site.
+them begins with `../`, a link back with `docs/` or `../../docs/`. All are right in a checkout and are shortened here
+for the site.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "kernels/README.md",
     "bench/NOTES.md",
+    "configs/cluster/README.md",
     "configs/paper/README.md",
 ]
 SHOWN = (".md", ".json", ".png", ".svg")
@@ -39,7 +41,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     inside = Path(config.docs_dir, page.file.src_uri).exists()
     assert not inside or page.file.src_uri == page.file.name + ".md", "the rule for links takes docs/ to be flat"
-    text = markdown.replace("](../", "](") if inside else markdown.replace("](docs/", "](")
+    text = markdown.replace("](../", "](") if inside else markdown.replace("](docs/", "](").replace("../docs/", "../")
     for mark, make in TABLES.items():
         text = text.replace(mark, make()) if mark in text else text
     return text

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 FORKS = multiprocessing.get_context("forkserver")
 SCRIPTED = [
-    *("learner_ranks", "ranks_run", "roles_run", "scripted_run"),
+    *("hosts_run", "learner_ranks", "ranks_run", "roles_run", "scripted_run"),
     # What a run imports when it comes to it: the model's class, PEFT, the event file's writer.
     *("transformers.models.qwen2.modeling_qwen2", "peft", "torch.utils.tensorboard"),
 ]
@@ -35,13 +35,17 @@ def start_server(*more: str) -> None:
         forkserver.ensure_running()
 
 
-def run_ranks(target: Callable[..., Any], log: Path, *arguments: Any, world: int = 2) -> tuple[list[int | None], str]:
-    """The statuses of ranks that run `target(*arguments)`, started as torchrun does, and their output in its order."""
+def run_ranks(
+    target: Callable[..., Any], log: Path, *arguments: Any, world: int = 2, per_node: int | None = None
+) -> tuple[list[int | None], str]:
+    """The statuses of ranks that run `target(*arguments)`, started as torchrun does, and their output in its order.
+
+    per_node: ranks of a node; None: all.
+    """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # torchrun's agent keeps one, too
     log.touch()
-    children = [
-        FORKS.Process(target=_rank, args=(rank, world, store.port, log, target, arguments)) for rank in range(world)
-    ]
+    place = (world, per_node or world, store.port)
+    children = [FORKS.Process(target=_rank, args=(rank, *place, log, target, arguments)) for rank in range(world)]
     for child in children:
         child.start()
     for child in children:
@@ -58,9 +62,11 @@ def train(arguments: list[str]) -> None:
     ctypes.pythonapi.Py_Exit(ctypes.c_int(status))
 
 
-def _rank(rank: int, world: int, port: int, log: Path, target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, world: int, per_node: int, port: int, log: Path, target: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     """torchrun's environment, with a store that outlives the ranks; output to a file."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % per_node), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     output_to(log)

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from scripted_world import MODEL, answer, tokenizer
-from torch.distributed.device_mesh import init_device_mesh
 
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
 from capo_fast.credit.assign import assign_credit
@@ -26,9 +25,19 @@ from capo_fast.policy.manifest import RUN_SECTIONS
 from capo_fast.policy.model import full_weights, load_model
 from capo_fast.policy.sync import freeze_critic
 from capo_fast.records import CreditedSample, Prompt, Request, Rollout, Sample
+from capo_fast.runtime.mesh import policy_mesh
 from capo_fast.runtime.ranks import gather, ranks
 
 TRAIN = TrainConfig(steps=4, epochs=1, minibatches=1, lr=1e-3, schedule="constant", grad_clip=1e9)
+
+
+STEP = Config(
+    policy=PolicyConfig(dtype="float32"),
+    loss=LossConfig(kl_coef=0.0),
+    train=replace(TRAIN, epochs=2, minibatches=3, micro_tokens=40),
+    rollout=RolloutConfig(temperature=1.0),
+)
+"""Of a step of three updates in each of two passes."""
 
 
 def make_sample(group: int, i: int) -> Sample:
@@ -66,7 +75,7 @@ PARTLY_LIVE = [*SAMPLES[:8], *WITHOUT_GRADIENT[8:]]
 
 def make_learner(config: Config) -> Learner:
     """A learner of `config`, with an adapter where it has a rank; it then has its base as the reference."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = policy_mesh("cpu", config.policy.shard)
     policy = load_policy(MODEL, config, torch.device("cpu"), mesh)
     return Learner(policy, BasePolicy(policy) if config.lora.rank > 0 and config.loss.kl_coef > 0 else None, config)
 
@@ -105,20 +114,24 @@ def main(out: Path) -> None:
         write_steps(out)
 
 
+def save_step(out: Path) -> None:
+    """The step without LoRA, its state as a checkpoint in a folder and its metrics in a file of it."""
+    with ranks():
+        learner = with_plain_gradient_steps(make_learner(STEP))
+        metrics = learner.train(PARTLY_LIVE)
+        Checkpointer(out, keep=1).save(1, learner, dict.fromkeys(RUN_SECTIONS))
+        if dist.get_rank() == 0:
+            (out / "metrics.json").write_text(json.dumps(metrics))
+
+
 def write_steps(out: Path) -> None:
     """A training step's weights by LoRA rank (0: none) to a file; metrics, and the ranks' critics, to another.
 
     Without LoRA, one of its three updates has no rollout with a gradient.
     """
-    config = Config(
-        policy=PolicyConfig(dtype="float32"),
-        loss=LossConfig(kl_coef=0.0),
-        train=replace(TRAIN, epochs=2, minibatches=3, micro_tokens=40),
-        rollout=RolloutConfig(temperature=1.0),
-    )
     weights, metrics = {}, {}
     for rank in (0, 4):
-        config = replace(config, lora=replace(config.lora, rank=rank), loss=LossConfig(kl_coef=0.1 if rank else 0.0))
+        config = replace(STEP, lora=replace(STEP.lora, rank=rank), loss=LossConfig(kl_coef=0.1 if rank else 0.0))
         learner = with_plain_gradient_steps(make_learner(config))
         metrics[rank] = learner.train(share_of(SAMPLES if rank else PARTLY_LIVE))
         weights[rank] = {name: weight.clone() for name, weight in full_weights(learner.policy, torch.float32)}

@@ -57,6 +57,9 @@ class PolicyConfig:
     One that can't run here is refused at the start, with the reason."""
     gradient_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass to save memory."""
+    shard: MayChange[Literal["node", "all"]] = "node"
+    """Ranks over which weights, gradients and optimizer are sharded. node: those of a host, and every host has a copy,
+    so that gradients alone cross the network between hosts (HSDP); all: of all hosts. On one host the same."""
     old: Literal["trainer", "rollout"] = "trainer"
     """Old log-probs when a batch gets several updates: a forward pass before the first, or the engine's own. The
     engine's are those it sampled from, and want rollout.top_p and rollout.top_k off, which normalise over fewer tokens.

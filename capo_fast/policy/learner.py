@@ -7,11 +7,13 @@ does not change the step. An update whose loss or gradient is not finite is skip
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
 
 import capo_kernels as ck
 from capo_fast.config.schema import Config
@@ -25,6 +27,8 @@ from capo_fast.policy.model import Policy, whole
 from capo_fast.policy.work import PassCounter
 from capo_fast.records import PackedBatch, TokenBatch
 from capo_fast.runtime.ranks import gather, on_first_rank
+
+T = TypeVar("T")
 
 
 class TrainingDiverged(CapoError):
@@ -131,7 +135,7 @@ class Learner:
 
     def _update(self, minibatch: Sequence[PackedBatch]) -> Update:
         loss_sum, metrics, gaps = torch.zeros((), device=self.device), [], []
-        for micro in minibatch:
+        for micro in self._accumulating(minibatch):
             loss, result = self.policy(micro, self.spec, loss=True)
             self.loss_kernel = result.impl
             loss.backward()
@@ -142,6 +146,12 @@ class Learner:
         loss_sum /= dist.get_world_size()
         norm, skipped = self._step(loss_sum.item())
         return Update(loss_sum.item(), norm, skipped, metrics, gaps)
+
+    def _accumulating(self, micro_batches: Sequence[T]) -> Iterator[T]:
+        """The same. Copies of the policy on several hosts sum their gradients in the last one's backward alone."""
+        for place, micro in enumerate(micro_batches, 1):
+            cast(FSDPModule, self.policy).set_requires_all_reduce(place == len(micro_batches))
+            yield micro
 
     def _step(self, loss: float) -> tuple[float, bool]:
         """The optimizer's step on the gradients that are there: their norm, and whether it was skipped."""

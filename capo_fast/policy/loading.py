@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
@@ -36,6 +36,7 @@ from capo_fast.policy.reading import allocate, keep_part, read_tensors, unstored
 from capo_fast.policy.sync import FrozenCritic, check_same_architecture, freeze_critic
 from capo_fast.pretrained import check_finite, weight_holders
 from capo_fast.runtime.files import passing_folder
+from capo_fast.runtime.mesh import policy_mesh
 from capo_fast.runtime.ranks import on_every_rank, once_a_node
 from capo_fast.terminal import print_line
 
@@ -45,7 +46,7 @@ def load_learner(
 ) -> tuple[Learner, FrozenCritic | None]:
     """The learner, with a reference where the loss has a KL term, and the critic where this rank swaps its weights in.
     A collective on all ranks that learn."""
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    mesh = policy_mesh(device.type, config.policy.shard)
     model = empty_policy(model_path, config, device)
     critic = None
     if swaps and config.lora.rank == 0:

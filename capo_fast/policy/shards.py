@@ -59,9 +59,17 @@ def shard_of(tensor: torch.Tensor) -> Shard:
     return Shard(local, tuple(offset), tuple(tensor.shape))
 
 
+def is_written(tensor: torch.Tensor, rank: int) -> bool:
+    """Whether this rank writes its part: of ranks that hold the same one the first does."""
+    if not isinstance(tensor, DTensor):
+        return rank == 0
+    copies = zip(tensor.placements, tensor.device_mesh.get_coordinate() or (), strict=True)
+    return all(copy == 0 for placement, copy in copies if placement.is_replicate())
+
+
 def shards_of(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, Shard]:
-    """This rank's parts; those of tensors that are whole everywhere are rank 0's."""
-    mine = {name: shard_of(tensor) for name, tensor in tensors.items() if rank == 0 or isinstance(tensor, DTensor)}
+    """This rank's parts that no other rank writes."""
+    mine = {name: shard_of(tensor) for name, tensor in tensors.items() if is_written(tensor, rank)}
     return {name: part for name, part in mine.items() if part.local.numel()}
 
 

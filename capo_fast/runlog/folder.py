@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch.distributed as dist
@@ -29,7 +30,8 @@ from capo_fast.runlog.kept import Kept, changed_records, kept_records
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.files import RecordError, free_folder, free_name, lock, numbered, replacing
-from capo_fast.runtime.ranks import on_first_rank
+from capo_fast.runtime.job import this_job
+from capo_fast.runtime.ranks import on_every_rank, on_first_rank
 from capo_fast.terminal import print_line
 
 
@@ -149,11 +151,13 @@ def open_run_dir(config: Config | SftConfig) -> RunDir:
     """The run's folder, locked; nothing in it has changed. A collective. With `resume = never` one that is there moves
     aside.
 
-    Raises ConfigError where a resumed run's settings differ, RecordError where another process is at work there,
-    CheckpointError where it has checkpoints and none is whole.
+    Raises ConfigError where a resumed run's settings differ or another host lacks the folder, RecordError where another
+    process is at work there, CheckpointError where it has checkpoints and none is whole.
     """
     with ExitStack() as guard:
         path = on_first_rank(lambda: _make_folder(config, guard))
+        if this_job().nodes > 1:
+            _check_shared(path)
         folder = RunDir(path, config)
         folder.guard = guard.pop_all()
     return folder
@@ -166,6 +170,22 @@ def _make_folder(config: Config | SftConfig, guard: ExitStack) -> Path:
     except OSError as error:
         raise ConfigError(f"run.dir: {error}") from error
     return folder
+
+
+def _check_shared(folder: Path) -> None:
+    """Raises ConfigError where the folder of rank 0 is not that of another host. A collective."""
+    with ExitStack() as stack:
+        mark = on_first_rank(lambda: stack.enter_context(NamedTemporaryFile(prefix=".mark-", dir=folder)).name)
+        on_every_rank(lambda: _look_for(folder, Path(mark).name))
+
+
+def _look_for(folder: Path, mark: str) -> None:
+    job = this_job()
+    if not (folder / mark).exists():
+        raise ConfigError(
+            f"run.dir: {folder} of {job.name(0)} is missing for {job.name(job.rank)}, wanted a folder on a file "
+            "system that all hosts share"
+        )
 
 
 def _named(config: Config | SftConfig) -> Path:

@@ -10,11 +10,9 @@ but not change.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import torch.distributed as dist
 
 from capo_fast.config.paths import resolve_model, resolve_path
 from capo_fast.config.schema import Config, DataConfig, EvalConfig
@@ -23,6 +21,7 @@ from capo_fast.data import read_rows
 from capo_fast.errors import ConfigError
 from capo_fast.policy.manifest import ADVICE
 from capo_fast.runtime.digest import READERS, bytes_digest, file_digest
+from capo_fast.runtime.job import this_job
 from capo_fast.runtime.ranks import on_every_rank, on_first_rank
 
 Digests = dict[str, dict[str, str]]
@@ -37,14 +36,31 @@ def input_paths(config: Config | SftConfig) -> dict[str, str]:
 
 
 def input_digests(config: Config | SftConfig) -> Digests:
-    """Digests of all that the run reads, computed by all ranks together. A collective. Raises ConfigError."""
+    """Digests of all that the run reads, computed by the ranks of each host together. A collective.
+
+    Raises ConfigError, also where two hosts have different files.
+    """
     files = on_first_rank(lambda: {key: _files(key, path) for key, path in input_paths(config).items()})
     flat = [(key, name, path) for key, found in files.items() for name, path in found.items()]
-    parts = on_every_rank(lambda: _hash(flat[dist.get_rank() :: dist.get_world_size()]))
-    digests: Digests = {key: {} for key in files}
-    for key, name, digest in (each for part in parts for each in part):
-        digests[key][name] = digest
-    return digests | on_first_rank(lambda: _hub_data(config, files))
+    job = this_job()
+    mine = flat[job.mates.index(job.rank) :: len(job.mates)]
+    by_node: dict[int, Digests] = {}
+    for node, part in on_every_rank(lambda: (job.node, _hash(mine))):
+        digests = by_node.setdefault(node, {key: {} for key in files})
+        for key, name, digest in part:
+            digests[key][name] = digest
+    _check_same(by_node, flat)
+    return by_node[0] | on_first_rank(lambda: _hub_data(config, files))
+
+
+def _check_same(by_node: Mapping[int, Digests], files: Sequence[tuple[str, str, Path]]) -> None:
+    """Every host must read what rank 0's reads. Raises ConfigError."""
+    places = this_job().places
+    for node, digests in by_node.items():
+        for key, name, path in files:
+            if digests[key][name] != by_node[0][key][name]:
+                hosts = f"{places[node].host} and {places[0].host}"
+                raise ConfigError(f"{key}: {path} differs between {hosts}, wanted the same file on every host")
 
 
 def check_inputs(before: Digests, now: Digests, config: Config | SftConfig, run: Path) -> None:

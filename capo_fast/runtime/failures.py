@@ -9,18 +9,26 @@ import atexit
 import faulthandler
 import os
 import re
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
 import torch.distributed as dist
 
 from capo_fast.errors import CapoError, Interrupted
-from capo_fast.runtime.job import this_job
+from capo_fast.runtime.job import Gone, this_job
+from capo_fast.runtime.watch import Watch
+from capo_fast.terminal import print_line
+
+T = TypeVar("T")
 
 WORD_S = 5.0
 """How long a rank waits for another that has gone to say why, and for its error to be shown."""
@@ -29,16 +37,21 @@ NEIGHBOURS_S = 2.0
 break the collective that their stacks are to show."""
 BACKSTOP_S = 10.0
 """After a deadline, until faulthandler ends a process whose threads can't run."""
+RAISE_S = 10.0
+"""How long a rank that has found another gone may take to notice it where it waits or works; it then ends at once."""
 
-FIRST, SHOWN = "capo_fast/first_to_end", "capo_fast/first_error_shown"
+FIRST, SHOWN, LINE = "capo_fast/first_to_end", "capo_fast/first_error_shown", "capo_fast/line_shown"
 DEADLINE = "went over its deadline"
+ADVICE = "; its error is the one to read"
 
 
 class RankLost(CapoError):
-    """Another rank ended first: its error is the one to read, and its exit status, where known, is that of all."""
+    """Another rank ended first: its error is the one to read, and its exit status, where known, is that of all. One
+    rank of each node shows the line."""
 
-    def __init__(self, message: str, exit_status: int = CapoError.exit_status) -> None:
+    def __init__(self, message: str, shows: bool, exit_status: int = CapoError.exit_status) -> None:
         super().__init__(message)
+        self.quiet = not shows
         self.exit_status = exit_status
 
 
@@ -53,24 +66,36 @@ class Peers:
         self._store.set_timeout(timedelta(seconds=WORD_S))
 
     def claim(self, how: str) -> str | None:
-        """Say how this rank ends. None, or what another said before it."""
-        mine = f"rank {self.rank} {how}"
-        first = self._store.compare_set(FIRST, "", mine).decode()
-        return None if first == mine else first
+        """Say how this rank ends. None, or what was said before it."""
+        return self.report(f"{this_job().name(self.rank)} {how}{ADVICE}")
+
+    def report(self, end: str) -> str | None:
+        """Say how a rank has ended. None, or what was said before it."""
+        first = _in_time(lambda: self._store.compare_set(FIRST, "", end).decode())
+        return None if first == end else first
+
+    def shows_line(self) -> bool:
+        """Whether this rank shows the line of another's end, as the first of its node to ask; where the store is gone
+        with another host, the first of the node."""
+        job, name = this_job(), str(self.rank)
+        try:
+            return _in_time(lambda: self._store.compare_set(f"{LINE}/{job.node}", "", name).decode()) == name
+        except dist.DistError:
+            return job.node == self.rank
 
     def first(self) -> tuple[str | None, int]:
         """What the rank that ended first said, once its error has been shown, and its exit status; None if it was
         killed."""
-        if not _within(WORD_S, lambda: self._store.check([FIRST])):
+        if not _within(WORD_S, lambda: _in_time(lambda: self._store.check([FIRST]))):
             return None, CapoError.exit_status
-        shown = _within(WORD_S, lambda: self._store.check([SHOWN]))
+        shown = _within(WORD_S, lambda: _in_time(lambda: self._store.check([SHOWN])))
         status = int(self._store.get(SHOWN)) if shown else CapoError.exit_status
         return self._store.get(FIRST).decode(), status
 
     def shown(self, exit_status: int = CapoError.exit_status) -> None:
         """This rank's error has been shown."""
         with suppress(dist.DistError):  # there is no one left to tell
-            self._store.set(SHOWN, str(exit_status))
+            _in_time(lambda: self._store.set(SHOWN, str(exit_status)))
 
 
 @contextmanager
@@ -91,7 +116,53 @@ def one_error_shown() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def watched() -> Iterator[None]:
+    """End this process where another rank is gone and the main thread, in a collective or at work, does not notice."""
+    job = this_job()
+    if job.count == 1:
+        yield
+        return
+    atexit.register(_end_launcher, job.gone)  # first, so that it runs after what libraries have for the end
+    watch = Watch(job, partial(_end_after, Peers()))
+    try:
+        yield
+    finally:
+        watch.close()
+
+
+def _end_after(peers: Peers, end: str) -> None:
+    """Called in a thread of its own."""
+    gone = this_job().gone
+    try:
+        first = peers.report(end)
+        if first is None:
+            peers.shown()  # no other line comes
+        end = first or end
+    except dist.DistNetworkError:  # the store is gone with the rank's host
+        pass
+    except dist.DistStoreError:
+        gone.silent = True
+    gone.note(end)
+    if gone.handled.wait(RAISE_S):
+        return
+    if peers.shows_line():
+        print_line(CapoError.label, end)
+    _end_launcher(gone)
+    os._exit(CapoError.exit_status)
+
+
+def _end_launcher(gone: Gone) -> None:
+    """Kill torchrun where the host of its store is silent, after the node's ranks have ended: it would wait for the
+    store, deaf to signals, until TCP gives up in some 15 minutes. The last act of the node's first rank."""
+    if gone.silent and "TORCHELASTIC_RUN_ID" in os.environ and os.environ["LOCAL_RANK"] == "0":
+        time.sleep(NEIGHBOURS_S)
+        os.kill(os.getppid(), signal.SIGKILL)
+
+
 def _raise_if_not_first(peers: Peers, error: Exception) -> None:
+    gone = this_job().gone
+    gone.handled.set()
     lost, first, status = connection_lost(error), None, CapoError.exit_status
     with suppress(dist.DistError):  # the store ended with the rank that kept it
         if not lost and peers.claim("failed") is None:
@@ -99,14 +170,17 @@ def _raise_if_not_first(peers: Peers, error: Exception) -> None:
             atexit.register(peers.shown, getattr(error, "exit_status", CapoError.exit_status))
             return
         first, status = peers.first()
+    first = first or gone.wait(WORD_S)
     if first is not None and DEADLINE in first:
         waited = "".join(traceback.format_exception(error))
-        write_stacks(peers.rank, f"{first}; this rank waited here, beside its other threads:", waited)
+        write_stacks(
+            peers.rank, f"{first.removesuffix(ADVICE)}; this rank waited here, beside its other threads:", waited
+        )
     if first is not None:
-        raise RankLost(f"{first}; its error is the one to read", status) from None
+        raise RankLost(first, peers.shows_line(), status) from None
     if lost:
         line = str(error).partition("\n")[0].partition(". ")[0][:200]
-        raise RankLost(f"another rank has ended without a word, as if killed ({line})") from None
+        raise RankLost(f"another rank has ended without a word, as if killed ({line})", peers.shows_line()) from None
 
 
 PEER_GONE = re.compile(
@@ -174,6 +248,24 @@ def write_stacks(rank: int, what: str, more: str = "") -> None:
     lines = "".join(f"capo_fast, rank {rank}: {line}\n" for line in text.splitlines())
     with suppress(OSError):  # a broken standard error must not keep a process from its end
         os.write(2, lines.encode())
+
+
+def _in_time(request: Callable[[], T]) -> T:
+    """The answer of the job's store. Raises DistStoreError where it does not come: most requests have no time-out of
+    their own, and its host may be silent."""
+    answer: Future[T] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(request())
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(WORD_S)
+    except TimeoutError:
+        raise dist.DistStoreError(f"no answer in {WORD_S:g} s") from None
 
 
 def _within(seconds: float, true: Callable[[], bool]) -> bool:

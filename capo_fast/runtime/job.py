@@ -8,17 +8,40 @@ passes between the roles goes over a `Link`.
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from capo_fast.runtime.hosts import Place
+
 BETWEEN_MEETINGS = 4
 """How many time-outs of a role's own collectives a link waits: the other role may be in several stages, each of which
 has a deadline of its own."""
+
+
+class Gone:
+    """What this rank has found of another that is gone."""
+
+    def __init__(self) -> None:
+        self.found, self.handled = threading.Event(), threading.Event()
+        """Set when something is found, and when the main thread ends because of it."""
+        self.text: str | None = None
+        self.silent = False
+        """Whether the host of the job's store is silent."""
+
+    def note(self, text: str) -> None:
+        self.text = text
+        self.found.set()
+
+    def wait(self, seconds: float) -> str | None:
+        """What is found in that time."""
+        self.found.wait(seconds)
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -33,6 +56,28 @@ class Job:
     """How many hold engines and don't learn; 0: every rank does both."""
     timeout: timedelta
     """Of a collective."""
+    places: tuple[Place, ...] = ()
+    """Of all ranks."""
+    gone: Gone = field(default_factory=Gone)
+
+    @property
+    def nodes(self) -> int:
+        return len({place.node for place in self.places}) or 1
+
+    @property
+    def node(self) -> int:
+        """This rank's: the first rank of it."""
+        return self.places[self.rank].node
+
+    @property
+    def mates(self) -> list[int]:
+        """The ranks of this one's role on its node."""
+        role = range(self.learners, self.count) if self.only_generates else range(self.learners)
+        return [rank for rank in role if self.places[rank].node == self.node]
+
+    def name(self, rank: int) -> str:
+        """A rank in words, with its host where there are several."""
+        return f"rank {rank} on {self.places[rank].host}" if self.nodes > 1 else f"rank {rank}"
 
     @property
     def learners(self) -> int:

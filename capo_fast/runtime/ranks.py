@@ -21,7 +21,8 @@ import torch.distributed as dist
 from capo_fast.command import asked_to_stop
 from capo_fast.config.schema import EngineConfig
 from capo_fast.errors import ConfigError, Interrupted
-from capo_fast.runtime.failures import one_error_shown
+from capo_fast.runtime.failures import one_error_shown, watched
+from capo_fast.runtime.hosts import GLOO, check_engines, choose_interface, find_places
 from capo_fast.runtime.job import Job, enter_job, leave_job, this_job
 
 PR_SET_PDEATHSIG = 1
@@ -71,7 +72,7 @@ class PassedOn(StopSignal):
 
 WHOLE_DAY_S = 86400.0
 """For ranks that meet only at the end of a long piece of work."""
-GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", GLOO)
 
 
 @contextmanager
@@ -87,12 +88,15 @@ def ranks(timeout_s: float = 1800.0, engine: EngineConfig | None = None) -> Iter
     timeout = timedelta(seconds=timeout_s)
     try:
         store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
-        job = Job(store, rank, count, engine.ranks if engine else 0, timeout)
+        places = find_places(store, rank, count)
+        job = Job(store, rank, count, engine.ranks if engine else 0, timeout, places)
         enter_job(job)
-        with one_error_shown():
+        choose_interface(places, rank)
+        with watched(), one_error_shown():
             if engine is not None:
                 check_roles(count, engine)
                 check_devices(engine)
+                check_engines(places, job.learners if engine.ranks else 0, engine.tensor_parallel)
             yield _join(job)
     finally:
         if dist.is_initialized():  # vLLM's shutdown destroys every group, the default one included

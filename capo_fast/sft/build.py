@@ -9,8 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 from capo_fast.build import open_log, open_recorder, saved_date
 from capo_fast.config.paths import resolve_model
@@ -22,6 +20,7 @@ from capo_fast.policy.loading import load_policy
 from capo_fast.pretrained import check_context, check_model_folder, generation_file, load_tokenizer, positions
 from capo_fast.runlog.folder import open_run_dir
 from capo_fast.runlog.inputs import input_digests
+from capo_fast.runtime.mesh import policy_mesh
 from capo_fast.runtime.ranks import on_first_rank, seed_everything
 from capo_fast.sft.batches import Batches, plan_batches
 from capo_fast.sft.examples import AnswerTemplate, end_tokens
@@ -84,5 +83,6 @@ def with_steps(config: SftConfig, batches: Batches) -> SftConfig:
 
 def load_learner(model_path: str, config: SftConfig, device: torch.device) -> AnswerLearner:
     """The policy under its optimizer. A collective."""
-    learning, mesh = config.learning, init_device_mesh(device.type, (dist.get_world_size(),))
+    learning = config.learning
+    mesh = policy_mesh(device.type, learning.policy.shard)
     return AnswerLearner(load_policy(model_path, learning, device, mesh), None, learning)

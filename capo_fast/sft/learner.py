@@ -41,7 +41,7 @@ class AnswerLearner(Learner):
         """One update. Returns its metrics, over all ranks. Raises TrainingDiverged."""
         tokens, lr = answer_tokens(examples), self.optimizer.param_groups[0]["lr"]
         loss = torch.zeros((), device=self.device)
-        for batch, share in self._micro_batches(examples):
+        for batch, share in self._accumulating(list(self._micro_batches(examples))):
             part = -share * self.policy(batch, self.spec, loss=False).sum() / tokens
             (part * dist.get_world_size()).backward()  # FSDP averages gradients over ranks
             loss += part.detach()

@@ -25,6 +25,7 @@ from scripted_world import MODEL
 from capo_fast.config.schema import Config, LoraConfig, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
 from capo_fast.exchange.columns import Share
 from capo_fast.policy.batch import pack_update
+from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.learner import TrainingDiverged, lr_factor
 from capo_fast.policy.loading import load_learner
 from capo_fast.policy.model import full_weights
@@ -82,6 +83,21 @@ def test_two_ranks_make_the_step_of_one(lora_rank, on_ranks):
     for work in ("learn/tokens", "learn/flops"):
         assert found.pop(work) >= expected.pop(work), "a group that is cut repeats its prompt"
     assert found == pytest.approx(expected, abs=1e-5, nan_ok=True)
+
+
+def test_so_do_two_nodes_of_two_which_save_every_weight_once(on_ranks, one_rank, tmp_path):
+    statuses, output = run_ranks(learner_ranks.save_step, tmp_path / "log", tmp_path / "run", world=4, per_node=2)
+    assert set(statuses) == {0}, output
+    checkpoint, _ = Checkpointer(tmp_path / "run", keep=1).newest_whole()
+    sizes = [checkpoint.manifest.files[name].size for name in checkpoint.manifest.of("model")]
+    assert max(sizes[:2]) < 1.1 * min(sizes[:2]) and max(sizes[2:]) < 1000
+    learner = with_plain_gradient_steps(make_learner(learner_ranks.STEP))
+    checkpoint.load(learner)
+    weights, of_one = on_ranks[1]
+    assert difference(weights[0], weights_of(learner)) < 2e-6
+    expected, found = of_one["metrics"]["0"], json.loads((tmp_path / "run/metrics.json").read_text())
+    for key in ("loss/loss", "grad_norm", "loss/entropy", "gap/mean"):
+        assert found[key] == pytest.approx(expected[key], abs=1e-5)
 
 
 def test_ten_steps_that_leave_out_what_has_no_gradient_are_those_that_compute_it(one_rank):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from threading import Event
+
 import pytest
 import ranks_run
 import torch.distributed as dist
 from forked import run_ranks
 
 from capo_fast.errors import CapoError
+from capo_fast.runtime import failures
 from capo_fast.runtime.failures import connection_lost
 
 pytestmark = pytest.mark.usefixtures("fork_server")
@@ -46,8 +49,7 @@ def test_a_bug_of_a_rank_shows_its_traceback_and_no_other(tmp_path):
 def test_a_rank_that_is_killed_ends_the_others_with_a_line(tmp_path):
     statuses, output = two_ranks(tmp_path / "run", "kill")
     assert statuses == [1, -9]
-    [line] = said(output)
-    assert line.startswith("capo_fast: error: another rank has ended without a word, as if killed (")
+    assert said(output) == ["capo_fast: error: rank 1 has ended without a word, as if killed"]
     assert "Traceback" not in output
 
 
@@ -77,6 +79,15 @@ def stacks(output, rank, place):
     """The lines of a rank's stacks that name a place."""
     mine = [line for line in output.splitlines() if line.startswith(f"capo_fast, rank {rank}: ")]
     return [line for line in mine if place in line]
+
+
+def test_a_store_that_is_silent_is_waited_for_as_long_as_a_word_takes(monkeypatch):
+    monkeypatch.setattr(failures, "WORD_S", 0.05)
+    with pytest.raises(dist.DistStoreError, match="no answer"):
+        failures._in_time(Event().wait)
+    with pytest.raises(ZeroDivisionError):
+        failures._in_time(lambda: 1 / 0)
+    assert failures._in_time(lambda: 3) == 3
 
 
 def test_what_counts_as_a_lost_connection():

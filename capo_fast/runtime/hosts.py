@@ -1,0 +1,78 @@
+"""The hosts of a job: which rank runs where, by which interface they reach each other, and what must not cross them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from capo_fast.errors import CapoError, ConfigError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs."""
+
+    host: str
+    """The name of its machine."""
+    node: int
+    """The first of the ranks that the same launcher has started: they are one node."""
+    address: str
+    """Of its machine, as others reach it."""
+
+
+def find_places(store: Any, rank: int, count: int) -> tuple[Place, ...]:
+    """The places of all ranks, by rank; each gives its own. A collective."""
+    mine = (socket.gethostname(), rank - int(os.environ["LOCAL_RANK"]), own_address(os.environ["MASTER_ADDR"]))
+    store.set(f"{PLACE}/{rank}", json.dumps(mine))
+    found = store.multi_get([f"{PLACE}/{each}" for each in range(count)])
+    return tuple(Place(*json.loads(each)) for each in found)
+
+
+PLACE = "capo_fast/place"
+
+
+def own_address(peer: str) -> str:
+    """The address of this machine from which packets to `peer` leave. Nothing is sent."""
+    for family, kind, _, _, address in socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM):
+        with suppress(OSError), socket.socket(family, kind) as probe:  # a name may have addresses without a route
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    raise CapoError(f"{peer}, the host of rank 0, can't be reached from {socket.gethostname()}: no address has a route")
+
+
+def choose_interface(places: Sequence[Place], rank: int) -> None:
+    """Have gloo use the interface by which this rank reaches another host, unless the user has named one.
+
+    By itself gloo takes the address of the host's own name, which many systems (Debian) give as 127.0.1.1. So may be
+    the address of rank 0's host, as its own ranks have found it: these look from another host's.
+    """
+    mine, last = places[rank], places[-1]
+    if last.node == 0 or GLOO in os.environ:  # one node
+        return
+    address = mine.address if mine.node else own_address(last.address)
+    interfaces = psutil.net_if_addrs().items()
+    names = [name for name, found in interfaces if address in [each.address.partition("%")[0] for each in found]]
+    if names:
+        os.environ[GLOO] = names[0]
+
+
+GLOO = "GLOO_SOCKET_IFNAME"
+
+
+def check_engines(places: Sequence[Place], first: int, tensor_parallel: int) -> None:
+    """Raises ConfigError where the ranks of one engine are on several nodes. first: the first rank with an engine."""
+    for start in range(first, len(places), tensor_parallel):
+        group = places[start : start + tensor_parallel]
+        if len({place.node for place in group}) > 1:
+            hosts = " and ".join(dict.fromkeys(place.host for place in group))
+            raise ConfigError(
+                f"engine.tensor_parallel: found {tensor_parallel}, wanted engines of ranks on one host: ranks {start} "
+                f"to {start + tensor_parallel - 1} are on {hosts}, over whose network a step would wait at every layer"
+            )

@@ -1,0 +1,144 @@
+"""Which rank is gone: each holds an idle connection to rank 0, and the kernel of its host reports how that ends.
+
+    rank 1, 2, ...  -> rank 0    token and rank, then nothing
+    either          -> either    BYE, before an end that it knows of
+
+A process that is killed closes its connections at once. Where its host or the network is lost, nobody answers the
+probes of TCP's keep-alive. These are the kernel's: a rank that is busy, or whose threads can't run, is not taken for
+lost. Its end, with an error or without, is `capo_fast.runtime.failures`'.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import selectors
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from capo_fast.runtime.job import Job
+
+IDLE_S, PROBES = 10, 5
+SILENCE_S = IDLE_S * (PROBES + 1)
+"""After which a host that answers no probe is lost. Longer than a network's or a virtual machine's pause."""
+HELLO_S = 10.0
+"""What a rank may take to send them, once it is connected."""
+KEY = "capo_fast/watch"
+BYE = b"."
+
+
+class Watch:
+    """This rank's connections: of rank 0 to all others, of every other to rank 0.
+
+    Calls `lost` with one line for each rank that is gone without a word, in a thread of its own.
+    """
+
+    def __init__(self, job: Job, lost: Callable[[str], None]) -> None:
+        """A collective, in which only rank 0 is waited for."""
+        self._job, self._lost = job, lost
+        self._waker, self._stop = socket.socketpair()
+        self._peers: dict[socket.socket, int] = {}
+        self._server: socket.socket | None = None
+        if job.rank == 0:
+            self._token = secrets.token_bytes(16)
+            self._server = _open_server(job.count)
+            job.store.set(KEY, f"{self._server.getsockname()[1]} {self._token.hex()}")
+        else:
+            self._peers[_connect(job)] = 0
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Send BYE, and stop watching."""
+        self._job.gone.handled.set()
+        self._waker.send(BYE)
+        self._thread.join()
+        self._waker.close()
+
+    def _run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for each in (self._stop, self._server, *self._peers):
+                if each is not None:
+                    selector.register(each, selectors.EVENT_READ)
+            while not self._ended(selector):
+                pass
+        for peer in self._peers:
+            with suppress(OSError):  # it may have ended before
+                peer.send(BYE)
+            peer.close()
+        for each in (self._stop, self._server):
+            if each is not None:
+                each.close()
+
+    def _ended(self, selector: selectors.BaseSelector) -> bool:
+        """Wait for what happens next; whether it is this rank's own end."""
+        ready = [key.fileobj for key, _ in selector.select()]
+        for each in ready:
+            if each is self._server:
+                self._accept(selector)
+            elif each in self._peers:
+                selector.unregister(each)
+                self._look_at(each)
+        return self._stop in ready
+
+    def _accept(self, selector: selectors.BaseSelector) -> None:
+        """Add a rank, which sends token and number first; close any other connection."""
+        assert self._server is not None
+        peer, _ = self._server.accept()
+        peer.settimeout(HELLO_S)
+        with suppress(OSError):
+            token, rank = _read(peer, len(self._token)), int.from_bytes(_read(peer, 4))
+            if secrets.compare_digest(token, self._token) and 0 < rank < self._job.count:
+                self._peers[_kept_alive(peer)] = rank
+                selector.register(peer, selectors.EVENT_READ)
+                return
+        peer.close()
+
+    def _look_at(self, peer: Any) -> None:
+        """How a connection has ended."""
+        name = self._job.name(self._peers.pop(peer))
+        try:
+            if peer.recv(1) != BYE:
+                self._lost(f"{name} has ended without a word, as if killed")
+        except OSError as error:
+            if error.errno in (errno.ECONNRESET, errno.EPIPE):
+                self._lost(f"{name} has ended without a word, as if killed")
+            else:
+                self._lost(f"{name} has not answered for {SILENCE_S} s: its host or the network is lost")
+        peer.close()
+
+
+def _open_server(count: int) -> socket.socket:
+    """Reachable by every address of this host."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    return socket.create_server(("", 0), family=family, backlog=count, dualstack_ipv6=both)
+
+
+def _connect(job: Job) -> socket.socket:
+    """To rank 0, whose host also keeps the job's store: it is reached by the same name."""
+    port, token = job.store.get(KEY).decode().split()
+    peer = socket.create_connection((os.environ["MASTER_ADDR"], int(port)), timeout=job.timeout.total_seconds())
+    peer.sendall(bytes.fromhex(token) + job.rank.to_bytes(4))
+    return _kept_alive(peer)
+
+
+def _kept_alive(peer: socket.socket) -> socket.socket:
+    """The same, probed while it is idle; no other connection of this package is idle for so long."""
+    peer.settimeout(None)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", IDLE_S), ("TCP_KEEPINTVL", IDLE_S), ("TCP_KEEPCNT", PROBES)):
+        peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return peer
+
+
+def _read(peer: socket.socket, size: int) -> bytes:
+    """So many bytes, or fewer where the other side ends before."""
+    data = b""
+    while len(data) < size and (part := peer.recv(size - len(data))):
+        data += part
+    return data

@@ -1,0 +1,58 @@
+"""What ranks of several hosts run.
+
+As a module the command `capo_fast.train` on the scripted engine; amid the rollouts of a step one host comes to a halt.
+Arguments: MARK HOST STEP [settings ...]. The rank on HOST makes the file MARK then, and waits to be killed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+from scripted_engine import ScriptedEngine
+from scripted_world import MODEL, answer, score_with, scripted_config, small_arguments
+
+import capo_fast.train as train
+from capo_fast.errors import ConfigError
+from capo_fast.runlog.folder import open_run_dir
+from capo_fast.runlog.inputs import input_digests
+from capo_fast.runtime.ranks import ranks
+
+
+class HaltingEngine(ScriptedEngine):
+    def __init__(self, mark: Path, step: str) -> None:
+        super().__init__(answer, score_with(MODEL))
+        self._mark, self._step = mark, step
+
+    def step(self):
+        completions = super().step()
+        if any(each.id.startswith(f"rollout-{self._step}-") for each in completions):
+            self._mark.touch()
+            time.sleep(600)
+        return completions
+
+
+def main(mark: str, host: str, step: str, *arguments: str) -> None:
+    engine = HaltingEngine(Path(mark), step if host == socket.gethostname() else "")
+    original = train.run
+    train.run = lambda config: original(config, engine)
+    sys.exit(train.main(small_arguments(*arguments)))
+
+
+def start_apart(folder: Path) -> None:
+    """Look at a run's folder and inputs by relative paths, each rank from a folder of its own; print what is wrong."""
+    os.chdir(folder / f"host-{os.environ['RANK']}")
+    config = scripted_config("--run.dir", "run", "--data.path", "data.jsonl")
+    with ranks():
+        for look in (open_run_dir, input_digests):
+            try:
+                look(config)
+            except ConfigError as error:
+                print(error, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,102 @@
+"""Ranks on several hosts: engines that would cross them, nodes of unequal sizes, the interface between them."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import timedelta
+
+import hosts_run
+import pytest
+from forked import run_ranks
+
+from capo_fast.errors import ConfigError
+from capo_fast.runtime import mesh
+from capo_fast.runtime.hosts import GLOO, Place, check_engines, choose_interface, own_address
+from capo_fast.runtime.job import Job, enter_job, leave_job
+
+
+def places(*nodes: int) -> tuple[Place, ...]:
+    """So many ranks on each."""
+    firsts = [sum(nodes[:i]) for i in range(len(nodes))]
+    return tuple(Place(f"host-{i}", first, "127.0.0.1") for i, first in enumerate(firsts) for _ in range(nodes[i]))
+
+
+@pytest.mark.parametrize(("nodes", "first", "k"), [((4, 4), 0, 4), ((2, 6), 2, 3), ((3, 5), 4, 2), ((8,), 0, 8)])
+def test_engines_inside_hosts(nodes, first, k):
+    check_engines(places(*nodes), first, k)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first", "says"),
+    [((3, 3), 0, "ranks 2 to 3 are on host-0 and host-1"), ((3, 5), 2, "ranks 2 to 3 are on host-0 and host-1")],
+)
+def test_an_engine_that_crosses_hosts_is_refused(nodes, first, says):
+    with pytest.raises(ConfigError, match=rf"^engine\.tensor_parallel: found 2, wanted engines of .*: {says}"):
+        check_engines(places(*nodes), first, 2)
+
+
+@pytest.fixture
+def mesh_of(monkeypatch):
+    """The shape of the mesh of a job with so many ranks on each node, the last of which hold engines."""
+    monkeypatch.setattr(mesh, "init_device_mesh", lambda kind, shape, mesh_dim_names=None: shape)
+
+    def shape(nodes, engines, shard):
+        enter_job(Job(None, 0, sum(nodes), engines, timedelta(1), places(*nodes)))
+        return mesh.policy_mesh("cpu", shard)
+
+    yield shape
+    leave_job()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "engines", "shard", "shape"),
+    [
+        ((8,), 0, "node", (8,)),
+        ((4, 4), 0, "node", (2, 4)),
+        ((4, 4), 0, "all", (8,)),
+        ((4, 4), 4, "node", (4,)),
+        ((1, 1, 1), 0, "node", (3, 1)),
+    ],
+)
+def test_where_a_policy_is_sharded(nodes, engines, shard, shape, mesh_of):
+    assert mesh_of(nodes, engines, shard) == shape
+
+
+def test_nodes_of_unequal_sizes_hold_no_copies(mesh_of):
+    with pytest.raises(ConfigError, match=r"^policy\.shard: found node with 4 on host-0, 3 on host-1, wanted equally"):
+        mesh_of((4, 4), 1, "node")
+    assert mesh_of((4, 4), 1, "all") == (7,)
+
+
+def test_the_ranks_of_a_role_on_a_node():
+    mates = [Job(None, rank, 8, 5, timedelta(1), places(4, 4)).mates for rank in (0, 3, 7)]
+    assert mates == [[0, 1, 2], [3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "before", "after"), [((1, 1), None, "lo"), ((1, 1), "eth7", "eth7"), ((2,), None, None)]
+)
+def test_gloo_takes_the_interface_between_hosts(nodes, before, after, monkeypatch):
+    monkeypatch.setenv(GLOO, before or "")
+    if before is None:
+        monkeypatch.delenv(GLOO)
+    for rank in range(2):
+        choose_interface(places(*nodes), rank)
+    assert os.environ.get(GLOO) == after
+
+
+@pytest.mark.usefixtures("fork_server")
+def test_hosts_that_share_no_folder_or_read_other_data_are_refused(tmp_path):
+    for rank in range(2):
+        (tmp_path / f"host-{rank}").mkdir()
+        (tmp_path / f"host-{rank}/data.jsonl").write_text(f'{{"problem": "1+1", "answer": "{rank}"}}\n')
+    statuses, output = run_ranks(hosts_run.start_apart, tmp_path / "log", tmp_path, per_node=1)
+    assert statuses == [0, 0], output
+    data, folder = sorted(set(output.splitlines()))
+    assert re.fullmatch(r"run\.dir: run of rank 0 on \S+ is missing for rank 1 on \S+, wanted a folder on .*", folder)
+    assert re.fullmatch(r"data\.path: data\.jsonl differs between \S+ and \S+, wanted the same file on .*", data)
+
+
+def test_an_address_that_others_reach():
+    assert own_address("127.0.0.1") == "127.0.0.1"

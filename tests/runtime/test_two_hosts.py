@@ -1,0 +1,67 @@
+"""torchrun on two hosts, each a network namespace: one is lost amid a step, and the run goes on with the other."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+
+import pytest
+import scripted_run
+from forked import run_ranks
+from safetensors.torch import load_file
+from two_hosts import two_hosts
+
+SETTINGS = {
+    "--train.steps": "2",
+    "--checkpoint.every": "1",
+    "--rollout.prompts": "2",
+    "--eval.path": "none",
+}
+pytestmark = pytest.mark.usefixtures("fork_server")
+
+
+def arguments(folder):
+    return ["--run.dir", str(folder), *(word for pair in SETTINGS.items() for word in pair)]
+
+
+def rollouts_of(folder):
+    """All that is written of each step's rollouts."""
+    return [gzip.decompress(path.read_bytes()) for path in sorted((folder / "rollouts").iterdir())]
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    try:
+        with two_hosts(tmp_path) as found:
+            yield found
+    except PermissionError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_a_lost_host_ends_the_job_and_the_run_goes_on_with_the_other(hosts, tmp_path):
+    left, right = hosts
+    mark, folder = tmp_path / "mark", tmp_path / "run"
+    for host in hosts:
+        host.torchrun("-m", "hosts_run", str(mark), "right", "2", *arguments(folder))
+    while not mark.exists():
+        assert left.is_running() and right.is_running(), left.log.read_text() + right.log.read_text()
+        time.sleep(0.02)
+    right.kill()
+    assert left.join(60) == 1
+    said = [line for line in left.log.read_text().splitlines() if line.startswith("capo_fast")]
+    assert said == ["capo_fast: error: rank 1 on right has ended without a word, as if killed"]
+
+    one_host = tmp_path / "one_host"
+    for log, world, target in (("resumed", 1, folder), ("reference", 2, one_host)):
+        statuses, output = run_ranks(scripted_run.main, tmp_path / log, arguments(target), world=world)
+        assert set(statuses) == {0}, output
+    assert "ranks: 1, was 2" in (tmp_path / "resumed").read_text()
+    assert [len(rows.splitlines()) for rows in rollouts_of(folder)] == [8, 8]
+    # Text and log-probs of the scripted engine depend on a request's prompt and seed alone.
+    assert rollouts_of(folder) == rollouts_of(one_host)
+    found, wanted = (load_file(path / "model" / "model.safetensors") for path in (folder, one_host))
+    assert max((found[name] - wanted[name]).abs().max().item() for name in found) < 2e-6
+    norms = [[json.loads(line)["grad_norm"] for line in (path / "metrics.jsonl").open()] for path in (folder, one_host)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
