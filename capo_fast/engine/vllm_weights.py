@@ -57,6 +57,8 @@ class Packed:
 
 
 _packed: WeakKeyDictionary[Any, Packed] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, dict[str, Weight]] = WeakKeyDictionary()
+"""Of each model what `_weights` found: vLLM makes a model's modules once."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,17 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Non
     """
     known = _weights(model)
     waiting: dict[Any, dict[int, torch.Tensor]] = {}
+    written: tuple[Any, int] = (None, 0)
     for name, whole in weights:
         if name not in known:
             raise EngineError(f"vLLM's model has no weight {name}")
         weight = known[name]
         piece = weight.place.cut(whole)
         if not weight.packed_alone:
-            _held(weight)[weight.index].copy_(piece)
+            held = _held(weight)[weight.index]
+            if written[0] is not whole or written[1] != held.data_ptr():  # a tied head is there with its embedding
+                held.copy_(piece)
+            written = whole, held.data_ptr()
             if weight.packed:
                 _pack(weight, weight.module.weight)
             continue
@@ -164,6 +170,12 @@ def adapter_checksums(model: Any) -> dict[str, float]:
 
 def _weights(model: Any) -> dict[str, Weight]:
     """Every weight by Hugging Face name, those that are fused one after another."""
+    if model not in _known:
+        _known[model] = _found_weights(model)
+    return _known[model]
+
+
+def _found_weights(model: Any) -> dict[str, Weight]:
     from vllm.lora.layers import BaseLayerWithLoRA
 
     found: dict[str, Weight] = {}
