@@ -60,6 +60,7 @@ setup(
     ext_modules=[
         Extension("capo_kernels.lib.libcapo_cpu", ["csrc/cpu.cpp"], depends=CSRC),
         Extension("capo_kernels.lib.libcapo_cuda", ["csrc/cuda.cu"], depends=CSRC),
+        Extension("capo_kernels.lib.libcapo_sums", ["csrc/sums.cpp"], depends=CSRC),
     ],
     cmdclass={"build_ext": BuildLibraries, "bdist_wheel": Wheel},
 )

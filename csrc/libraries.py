@@ -1,8 +1,8 @@
-"""What lies here as libcapo_cpu and libcapo_cuda: `python csrc/libraries.py FOLDER`. `pip install .` calls it.
+"""What lies here as libcapo_cpu, libcapo_cuda and libcapo_sums: `python csrc/libraries.py FOLDER`.
 
-Plain C libraries, built without torch and without setuptools. The compilers are `CXX` (c++) and `NVCC` (nvcc); the
-words of `CXXFLAGS` come after the flags here. What can't be compiled is left out, and a file beside the libraries says
-why; `capo_kernels.status()` shows it.
+`pip install .` calls it. Plain C libraries, built without torch and without setuptools. The compilers are `CXX` (c++)
+and `NVCC` (nvcc); the words of `CXXFLAGS` come after the flags here. What can't be compiled is left out, and a file
+beside the libraries says why; `capo_kernels.status()` shows it of the kernels'.
 """
 
 import os
@@ -53,7 +53,13 @@ def cuda(library: Path, temp: Path) -> None:
     run([*compiler("NVCC", "nvcc"), *NVCC, str(HERE / "cuda.cu"), "-o", str(library)])
 
 
-LIBRARIES = {"libcapo_cpu": cpu, "libcapo_cuda": cuda}
+def sums(library: Path, temp: Path) -> None:
+    """The trainer's own: the checksums of weights."""
+    own = [*CXX, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+    run([*compiler("CXX", "c++"), *own, "-shared", str(HERE / "sums.cpp"), "-o", str(library)])
+
+
+LIBRARIES = {"libcapo_cpu": cpu, "libcapo_cuda": cuda, "libcapo_sums": sums}
 
 
 def compiler(variable: str, default: str) -> list[str]:

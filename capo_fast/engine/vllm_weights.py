@@ -57,6 +57,8 @@ class Packed:
 
 
 _packed: WeakKeyDictionary[Any, Packed] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, dict[str, Weight]] = WeakKeyDictionary()
+"""Of each model what `_weights` found: vLLM makes a model's modules once."""
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,31 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Non
     """
     known = _weights(model)
     waiting: dict[Any, dict[int, torch.Tensor]] = {}
+    before, memory = None, 0
     for name, whole in weights:
         if name not in known:
             raise EngineError(f"vLLM's model has no weight {name}")
         weight = known[name]
         piece = weight.place.cut(whole)
-        if not weight.packed_alone:
-            _held(weight)[weight.index].copy_(piece)
-            if weight.packed:
-                _pack(weight, weight.module.weight)
+        if weight.packed_alone:
+            _collect(weight, piece, waiting)
             continue
-        parts = waiting.setdefault(weight.module, {})
-        parts[weight.index] = piece
-        if len(parts) == len(weight.places):
-            del waiting[weight.module]
-            fused = piece if len(parts) == 1 else torch.cat([parts[i] for i in range(len(parts))])
-            _pack(weight, fused.to(weight.module.weight.dtype).contiguous())
+        held = _held(weight)[weight.index]
+        if whole is not before or held.data_ptr() != memory:  # a tied head has come as the embedding
+            held.copy_(piece)
+        before, memory = whole, held.data_ptr()
+        if weight.packed:
+            _pack(weight, weight.module.weight)
+
+
+def _collect(weight: Weight, piece: torch.Tensor, waiting: dict[Any, dict[int, torch.Tensor]]) -> None:
+    """Pack a matrix once all its parts are there."""
+    parts = waiting.setdefault(weight.module, {})
+    parts[weight.index] = piece
+    if len(parts) == len(weight.places):
+        del waiting[weight.module]
+        fused = piece if len(parts) == 1 else torch.cat([parts[i] for i in range(len(parts))])
+        _pack(weight, fused.to(weight.module.weight.dtype).contiguous())
 
 
 @torch.no_grad()
@@ -164,6 +175,12 @@ def adapter_checksums(model: Any) -> dict[str, float]:
 
 def _weights(model: Any) -> dict[str, Weight]:
     """Every weight by Hugging Face name, those that are fused one after another."""
+    if model not in _known:
+        _known[model] = _found_weights(model)
+    return _known[model]
+
+
+def _found_weights(model: Any) -> dict[str, Weight]:
     from vllm.lora.layers import BaseLayerWithLoRA
 
     found: dict[str, Weight] = {}

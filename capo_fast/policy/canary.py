@@ -89,9 +89,13 @@ class Watched:
         self._found: dict[str, torch.Tensor] = {}
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        before, sums = None, torch.empty(0)
         for name, weight in self._weights:
-            sums_N = row_sums(weight)
-            self._found[name] = torch.stack([checksum_of_rows(sums_N), sums_N.norm()])
+            if weight is not before:  # a tied head is its embedding, and comes after it
+                sums_N = row_sums(weight)
+                sums = torch.stack([checksum_of_rows(sums_N), sums_N.norm()])
+            before = weight
+            self._found[name] = sums
             yield name, weight
 
     def sums(self) -> Sums:

@@ -110,10 +110,14 @@ def adapter_off(model: Any) -> Iterator[None]:
 
 def adapter_weights(policy: Policy) -> dict[str, torch.Tensor]:
     """The adapter whole, float32 on its device, as `<layer>.lora_A.weight` and `.lora_B.weight`. A collective."""
+    return _adapter_of(policy.model.state_dict())
+
+
+def _adapter_of(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     suffix = f".{NAME}.weight"
     return {
         name.removesuffix(suffix) + ".weight": whole(weight).detach()
-        for name, weight in policy.model.state_dict().items()
+        for name, weight in state.items()
         if name.endswith(suffix)
     }
 
@@ -151,7 +155,13 @@ def base_weights(
     policy: Policy, dtype: torch.dtype, names: Container[str] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The frozen base, as `full_weights` of a policy without an adapter; of `names` alone, if given. A collective."""
-    for name, weight in base_tensors(policy.model).items():
+    yield from _base_of(policy.model.state_dict(), dtype, names)
+
+
+def _base_of(
+    state: Mapping[str, torch.Tensor], dtype: torch.dtype, names: Container[str] | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, weight in _without_adapter(state).items():
         if names is None or name in names:
             yield name, whole(weight.detach()).to(dtype)
 
@@ -159,9 +169,12 @@ def base_weights(
 def base_tensors(model: Any) -> dict[str, torch.Tensor]:
     """The model's parameters and persistent buffers without the adapter, in the names that they have without one. A
     tied head comes twice."""
-    found = model.state_dict(keep_vars=True)
+    return _without_adapter(model.state_dict(keep_vars=True))
+
+
+def _without_adapter(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     adapter = f".{NAME}.weight"
-    return {name.replace(BASE_LAYER, "."): each for name, each in found.items() if not name.endswith(adapter)}
+    return {name.replace(BASE_LAYER, "."): each for name, each in state.items() if not name.endswith(adapter)}
 
 
 def merged_weights(
@@ -172,8 +185,9 @@ def merged_weights(
 
     Of a policy without an adapter these are its weights.
     """
-    adapter = dict(scaled_adapter(policy.model, adapter_weights(policy), torch.float32))
-    for name, weight in base_weights(policy, torch.float32, names):
+    state = policy.model.state_dict()
+    adapter = dict(scaled_adapter(policy.model, _adapter_of(state), torch.float32))
+    for name, weight in _base_of(state, torch.float32, names):
         layer = name.removesuffix(".weight")
         if f"{layer}.lora_A.weight" in adapter:
             weight = weight.addmm(adapter[f"{layer}.lora_B.weight"], adapter[f"{layer}.lora_A.weight"])

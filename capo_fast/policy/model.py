@@ -206,12 +206,20 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh, offload: bo
 def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """Every weight whole, one at a time, in Hugging Face names, cast to `dtype`; a collective on all ranks.
 
-    A tied head comes twice, as embedding and as head: vLLM's CPU kernels keep a packed copy of each.
+    A tied head comes twice, as embedding and, right after it, as head, one tensor: vLLM's CPU kernels keep a packed
+    copy of each.
     """
-    for name, weight in policy.model.state_dict().items():
-        yield name, whole(weight).detach().to(dtype)
+    names: dict[torch.Tensor, list[str]] = {}
+    for name, weight in policy.model.state_dict(keep_vars=True).items():
+        names.setdefault(weight, []).append(name)
+    for weight, its_names in names.items():
+        tensor = whole(weight.detach()).to(dtype)
+        yield from ((name, tensor) for name in its_names)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor of which every rank may hold a shard; then a collective."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    # On one rank a shard is all of it, and torch takes 0.1 ms to find that out.
+    return tensor.to_local() if tensor.device_mesh.size() == 1 else tensor.full_tensor()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capo_fast.engine.base import EngineError
-from capo_fast.engine.checksum import checksum
+from capo_fast.engine.checksum import LIBRARY, checksum, place_weights, row_sums
 from capo_fast.engine.vllm_start import check_divides, check_version, installed_version, without_brackets
 from capo_fast.errors import ConfigError
 
@@ -27,6 +27,25 @@ def test_checksums_of_slices_add_up_to_that_of_the_whole(rows, columns, data):
     if 0 < a < rows:
         swapped = checksum(whole[a:]) + checksum(whole[:a], rows - a)
         assert swapped != pytest.approx(checksum(whole), abs=1e-9)
+
+
+@pytest.mark.skipif(not LIBRARY.exists(), reason=f"{LIBRARY.name} was not built: no C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_library_sums_up_every_place_of_every_row_by_its_weight(dtype):
+    """Of whole vectors, of what is behind the last, and of slices; in so many rows that two threads share them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for columns in (1, 7, 8, 31, 32, 33, 64, 577):
+            matrix = torch.randn(113, columns + 5, generator=torch.Generator().manual_seed(columns)).to(dtype)
+            places_K = place_weights(columns, matrix.device, 3, column=True)
+            for slice_NK in (matrix[:, :columns], matrix[7:, 5:]):
+                want_N = (slice_NK.double() * places_K).sum(1)
+                torch.testing.assert_close(row_sums(slice_NK, 3), want_N, rtol=1e-12, atol=1e-12)
+    finally:
+        torch.set_num_threads(threads)
+    matrix[4, -1] = torch.nan
+    assert row_sums(matrix).isnan().nonzero().tolist() == [[4]]
 
 
 @pytest.mark.parametrize("name", ["model", "model [v1]", "a*[!b]?"])

@@ -95,8 +95,11 @@ def logprobs_alone(model, rollout):
 def test_the_weights_have_the_names_and_values_of_the_file(model_path, one_rank):
     weights = dict(full_weights(make_policy(model_path), torch.float32))
     expected = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).state_dict()
-    assert list(weights) == list(expected)
+    assert sorted(weights) == sorted(expected)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    embedding, head = (expected[f"{name}.weight"].data_ptr() for name in ("model.embed_tokens", "lm_head"))
+    one = weights["model.embed_tokens.weight"] is weights["lm_head.weight"]
+    assert one == (embedding == head), "a tied head is summed up and copied once"
 
 
 def test_bfloat16_computes_in_bfloat16_over_float32_master_weights(model_path, one_rank):

@@ -101,7 +101,7 @@ def test_one_wheel_serves_every_python_and_torch(wheel, site):
     """The libraries know nothing of Python or torch: a wheel for the platform alone."""
     assert "-py3-none-" in wheel.name
     libraries = sorted(path.name for path in (site / "capo_kernels/lib").iterdir())
-    assert libraries == ["libcapo_cpu.so", "libcapo_cuda.missing"]
+    assert libraries == ["libcapo_cpu.so", "libcapo_cuda.missing", "libcapo_sums.so"]
     needed = subprocess.run(
         ["readelf", "-d", site / "capo_kernels/lib/libcapo_cpu.so"], capture_output=True, text=True, check=True
     ).stdout
@@ -125,7 +125,7 @@ print(ck.token_logprobs(torch.zeros(1, 2), torch.zeros(1).long()).tolist())
 
 def test_this_environment_has_what_its_compilers_can_build():
     library = ROOT / "kernels/capo_kernels/lib"
-    for compiler, name in (("c++", "libcapo_cpu"), ("nvcc", "libcapo_cuda")):
+    for compiler, name in (("c++", "libcapo_cpu"), ("c++", "libcapo_sums"), ("nvcc", "libcapo_cuda")):
         if shutil.which(compiler):
             assert (library / f"{name}.so").exists(), (library / f"{name}.missing").read_text()
 
