@@ -21,6 +21,14 @@ def lora(config: Config) -> Rules:
     )
 
 
+def offload(config: Config) -> Rules:
+    yield (
+        not config.policy.gradient_checkpointing,
+        "policy.offload_activations: found true, wanted false without policy.gradient_checkpointing: the inputs of "
+        "recomputed layers are offloaded, and nothing else",
+    )
+
+
 def process(config: Config) -> Rules:
     outcome, process = config.credit.outcome_weight, config.credit.process_weight
     yield (

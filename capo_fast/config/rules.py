@@ -238,6 +238,7 @@ PARTS = {
     "server": Part(lambda c: c.asks_server, _server, SERVER),
     "patience": Part(lambda c: c.asks_server, _patience),
     "lora": Part(lambda c: c.lora.rank > 0, learning.lora, ("lora.alpha",)),
+    "offload": Part(lambda c: c.policy.offload_activations, learning.offload),
     "process": Part(lambda c: c.credit.process == "steps", learning.process),
     "judgment": Part(lambda c: c.credit.process == "outcome", learning.judgment),
     "bonus": Part(_always, learning.bonus),

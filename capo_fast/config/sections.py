@@ -55,8 +55,12 @@ class PolicyConfig:
     loss_kernel: MayChange[Literal["auto", "reference", "cpu", "triton", "cuda"]] = "auto"
     """Implementation of capo_kernels for log-probs and loss; auto: the fastest that runs here; reference: plain torch.
     One that can't run here is refused at the start, with the reason."""
-    gradient_checkpointing: bool = False
-    """Recompute each decoder layer in the backward pass to save memory."""
+    gradient_checkpointing: MayChange[bool | PositiveInt] = False
+    """Recompute decoder layers in the backward pass to save memory: true all of them, a number every n-th one, from the
+    first on."""
+    offload_activations: MayChange[bool] = False
+    """Keep the inputs of recomputed layers on the host until the backward pass. Wants gradient_checkpointing. On a CPU
+    it only copies."""
     old: Literal["trainer", "rollout"] = "trainer"
     """Old log-probs when a batch gets several updates: a forward pass before the first, or the engine's own. The
     engine's are those it sampled from, and want rollout.top_p and rollout.top_k off, which normalise over fewer tokens.

@@ -72,6 +72,11 @@ class TrainConfig:
     """Updates of linear warm-up."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """Learning rate after the warm-up, over all updates of `train.steps`."""
+    optimizer: Literal["adamw", "adamw-fused", "adamw-8bit"] = "adamw"
+    """adamw: torch's; adamw-fused: the same in one kernel, without temporary tensors; adamw-8bit: its moments in 8
+    bits, by the package torchao."""
+    offload_optimizer: MayChange[bool] = False
+    """Keep the optimizer's moments on the host between updates. On a CPU it changes nothing."""
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
     micro_tokens: MayChange[PositiveInt] = 16384

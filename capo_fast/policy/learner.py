@@ -19,6 +19,7 @@ from capo_fast.errors import CapoError
 from capo_fast.policy.batch import has_gradient, pack_update, split_minibatches
 from capo_fast.policy.lora import BasePolicy
 from capo_fast.policy.model import Policy, whole
+from capo_fast.policy.optimizer import make_optimizer
 from capo_fast.policy.work import PassCounter
 from capo_fast.records import CreditedSample, PackedBatch, TokenBatch
 from capo_fast.runtime.ranks import gather
@@ -54,8 +55,7 @@ class Learner:
         self._passes = PassCounter(policy, *([reference] if isinstance(reference, Policy) else []))
         train = config.train
         trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trainable, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
-        self._init_optimizer_state()
+        self.optimizer = make_optimizer(trainable, train)
         updates = train.steps * train.epochs * train.minibatches
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda update: lr_factor(update, train.schedule, train.warmup_steps, updates)
@@ -88,12 +88,6 @@ class Learner:
         gaps = gather([trained_gap(updates[0])] if updates else [])
         tokens = gather([len(micro.input_ids) for minibatch in prepared for micro in minibatch])
         return summarise(updates, metrics, gaps) | {"lr": lr, "learn/tokens": sum(tokens)}
-
-    def _init_optimizer_state(self) -> None:
-        """AdamW's state from the start, so that a checkpoint always has the same entries to load into."""
-        for parameter in self.optimizer.param_groups[0]["params"]:
-            zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
 
     @torch.no_grad()
     def logprobs_at(self, batch: TokenBatch, temperature: float, base: bool = False) -> torch.Tensor:

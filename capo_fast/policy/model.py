@@ -151,7 +151,11 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh) -> Policy:
     torch; flash_attention_2 on a CPU or in float32.
     """
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            every_n_layers=int(config.gradient_checkpointing),
+            offload=config.offload_activations,
+        )
     # FSDP would cast the batch's weights, votes and log-probs to bfloat16 as well: it looks into dataclasses.
     precision = MixedPrecisionPolicy(
         param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False

@@ -1,0 +1,276 @@
+"""Memory that `capo plan` predicts beside memory that learner steps take, on a CPU, by part.
+
+    python -m bench.trainer.planned --model FOLDER [--ranks 1 2 4] [--set KEY=VALUE ...]
+    python -m bench.trainer.planned --model qwen2.5-0.5b --random      # that shape, with random weights
+    python -m bench.trainer.planned --model FOLDER --engine            # vLLM's engine alone, on one rank
+
+Each number of ranks is a torchrun of its own with one thread per rank. Measured is resident memory above what a process
+has after its imports and two steps of the embedded model; of the ranks the largest. A phase's peak is the kernel's own
+(VmHWM, set back before the phase). Responses are random and of one length, and all of them are in one micro-batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from bench.trainer.learner import sample_of
+from capo_fast.config import load_config
+from capo_fast.config.schema import Config
+from capo_fast.markdown import markdown_table
+from capo_fast.plan.hardware import GIB, find_hardware
+from capo_fast.plan.job import Job, Lengths
+from capo_fast.plan.memory import Parts, engine_weights, moments, state
+from capo_fast.plan.shapes import ModelShape, find_shape
+from capo_fast.policy.batch import pack_update
+from capo_fast.policy.learner import Learner
+from capo_fast.policy.loading import load_learner
+from capo_fast.policy.model import shard_policy
+from capo_fast.records import CreditedSample, Prompt
+from capo_fast.runtime.ranks import gather, ranks
+
+SETTINGS = {
+    "algorithm": "grpo",
+    "policy.dtype": "float32",
+    "engine.dtype": "float32",
+    "loss.kl_coef": "0",
+    "rollout.prompts": "4",
+    "rollout.n": "2",
+    "rollout.max_tokens": "200",
+    "train.epochs": "1",
+    "train.minibatches": "1",
+    "train.micro_tokens": "1000000",
+}
+PROMPT = 56
+"""Tokens."""
+PHASES = ("state", "loss", "backward", "gradients", "update")
+
+
+# ---- a rank ----
+
+
+def memory(key: str) -> int:
+    """Bytes of an entry of /proc/self/status."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+class Meter:
+    """Resident bytes above a start, by phase."""
+
+    def __init__(self) -> None:
+        self.start = self.resident()
+        self.found: dict[str, int] = {}
+
+    def resident(self) -> int:
+        """Without what was freed and glibc keeps."""
+        ctypes.CDLL(None).malloc_trim(0)
+        return memory("VmRSS")
+
+    def note(self, phase: str, found: int) -> None:
+        self.found[phase] = max(self.found.get(phase, 0), found - self.start)
+
+    def reset(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")
+
+    def watch(self, learner: Learner) -> None:
+        """Note the peaks of forward pass, backward pass and update of every step."""
+
+        def after(phase: str) -> None:
+            self.note(phase, memory("VmHWM"))
+            self.reset()
+
+        def before_update(*unused: Any) -> None:
+            after("backward")
+            self.note("gradients", self.resident())
+
+        learner.policy.register_forward_pre_hook(lambda *unused: self.reset())
+        learner.policy.register_forward_hook(lambda *unused: after("loss"))
+        learner.optimizer.register_step_pre_hook(before_update)
+        learner.optimizer.register_step_post_hook(lambda *unused: after("update"))
+
+
+def random_learner(shape: ModelShape, config: Config) -> Learner:
+    """Of a Qwen2 or Llama of this shape: made without memory, sharded, and then filled on each rank."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    entries = {
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "tie_word_embeddings": shape.tied,
+    }
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.kind, **entries), dtype=torch.float32)
+    policy = shard_policy(model.train(), config.policy, init_device_mesh("cpu", (dist.get_world_size(),)))
+    policy.to_empty(device="cpu")
+    with torch.no_grad():
+        for name, tensor in [*policy.named_parameters(), *policy.named_buffers()]:
+            tensor.normal_(0, 0.02) if tensor.ndim > 1 else tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+    return Learner(policy, None, config)
+
+
+def samples(config: Config, vocab: int) -> list[CreditedSample]:
+    prompts = [Prompt(str(i), str(i), "0", None, tuple(range(i, i + PROMPT))) for i in range(config.rollout.prompts)]
+    tokens = config.rollout.max_tokens
+    return [
+        sample_of(x, group, i, tokens, vocab, True) for group, x in enumerate(prompts) for i in range(config.rollout.n)
+    ]
+
+
+def step(learner: Learner, vocab: int) -> tuple[int, int]:
+    """One update; (N, T) of this rank's micro-batch."""
+    config = learner.config
+    found = pack_update(samples(config, vocab), config, dist.get_rank(), dist.get_world_size())
+    assert len(found) == 1, f"{len(found)} micro-batches, wanted one"
+    learner.train_batch([found])
+    return len(found[0].input_ids), len(found[0].targets)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Print what this job's ranks take, as JSON, on rank 0."""
+    with ranks() as device:
+        shape, config = find_shape(options.model), config_of(options)
+        warm, _ = load_learner(str(TINY), config, device, [(5, 6, 7)], False)
+        for _ in range(2):
+            step(warm, 60)
+        del warm
+        meter = Meter()
+        learner = random_learner(shape, config) if options.random else learner_of(options, config, device)
+        meter.note("state", meter.resident())
+        meter.watch(learner)
+        for _ in range(options.steps):
+            packed = step(learner, shape.vocab)
+        found = gather([(meter.found, packed)])
+        if dist.get_rank() == 0:
+            print(json.dumps({"ranks": len(found), "found": found}), flush=True)
+
+
+def learner_of(options: argparse.Namespace, config: Config, device: torch.device) -> Learner:
+    return load_learner(options.model, config, device, [(5, 6, 7)], False)[0]
+
+
+TINY = Path(__file__).parents[2] / "capo_fast/tiny/model"
+
+
+def measure_engine(options: argparse.Namespace) -> None:
+    """The same of an engine without a learner, after a batch of answers has been written."""
+    from capo_fast.engine.vllm import VllmEngine
+    from capo_fast.records import Request
+
+    config = config_of(options)
+    with ranks():
+        small = VllmEngine(str(TINY), config.engine)
+        small.close()
+        del small
+        meter = Meter()
+        engine = VllmEngine(options.model, config.engine)
+        engine.add(Request("0", tuple(range(5, 5 + PROMPT)), 0, 1.0, 1.0, -1, 16))
+        while not engine.step():
+            pass
+        meter.note("engine", meter.resident())
+        print(json.dumps({"ranks": 1, "found": [(meter.found, (0, 0))]}), flush=True)
+
+
+# ---- the table ----
+
+
+def config_of(options: argparse.Namespace) -> Config:
+    given = dict(word.split("=", 1) for word in options.set)
+    return load_config([f"--{key}={value}" for key, value in (SETTINGS | given).items()])
+
+
+def predicted(options: argparse.Namespace, count: int, packed: tuple[int, int]) -> dict[str, float]:
+    config = config_of(options)
+    lengths = Lengths(PROMPT, config.rollout.max_tokens, 1)
+    job = Job(config, find_shape(options.model), find_hardware("cpu"), count, 1, lengths, packed=packed)
+    if options.engine:
+        return {"engine": engine_weights(job, job.shape)}
+    found = {name: learner_bytes(parts) for name, parts in moments(job).items()}
+    held, gradients = sum(state(job).values()), moments(job)["update"]["gradients"]
+    return {
+        "state": held,
+        "loss": found["loss"],
+        "backward": max(found["backward"], found["reduction"]),
+        "gradients": held + gradients,
+        "update": found["update"],
+    }
+
+
+def learner_bytes(parts: Parts) -> float:
+    """Without an engine, which these processes have none of."""
+    return sum(value for name, value in parts.items() if name not in ("engine's weights", "KV cache"))
+
+
+def rows(options: argparse.Namespace, line: dict[str, Any]) -> list[list[str]]:
+    """A row per phase, and one of the most that any of them takes."""
+    found: list[tuple[dict[str, float], list[int]]] = line["found"]
+    packed = max(tokens for _, (tokens, _) in found), max(responses for _, (_, responses) in found)
+    plan = predicted(options, line["ranks"], packed)
+    measured = {name: max(each[name] for each, _ in found) for name in plan}
+    plan["most"], measured["most"] = max(plan.values()), max(measured.values())
+    return [
+        [options.model.rpartition("/")[2], str(line["ranks"]), name, *_figures(plan[name], measured[name])]
+        for name in plan
+    ]
+
+
+def _figures(plan: float, measured: float) -> tuple[str, str, str]:
+    return f"{plan / GIB:.3f}", f"{measured / GIB:.3f}", f"{plan / measured:.3f}"
+
+
+HEAD = ["model", "ranks", "at the peak of", "predicted GiB", "measured GiB", "ratio"]
+
+
+def run(count: int, words: Sequence[str]) -> dict[str, Any]:
+    """What a job of so many ranks prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [*command, "-m", "bench.trainer.planned", *words, "--measure"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+    return next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"ranks"'))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder, or with --random a published model's name")
+    parser.add_argument("--random", action="store_true", help="random weights, no files")
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--engine", action="store_true", help="the engine in place of the learner")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the run")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # a rank of this command's own
+    options = parser.parse_args()
+    if options.measure:
+        work: Callable[[argparse.Namespace], None] = measure_engine if options.engine else measure
+        work(options)
+        return
+    found = []
+    for count in [1] if options.engine else options.ranks:
+        found += rows(options, run(count, sys.argv[1:]))
+        print(f"{count} ranks measured", file=sys.stderr, flush=True)
+    print(markdown_table(HEAD, found, right=set(HEAD[3:]), padded=True))
+
+
+if __name__ == "__main__":
+    main()

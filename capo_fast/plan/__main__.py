@@ -1,0 +1,88 @@
+"""The command `capo plan`: predicts memory and time of a run, or recommends settings for a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.command import run_command
+from capo_fast.config.arguments import Flags, load_config
+from capo_fast.config.schema import with_merging
+from capo_fast.plan.hardware import NVIDIA, find_hardware
+from capo_fast.plan.job import Job, Lengths
+from capo_fast.plan.levers import checked
+from capo_fast.plan.memory import room
+from capo_fast.plan.recommend import recommend, settings
+from capo_fast.plan.shapes import find_shape
+from capo_fast.plan.text import changes_table, plan_text
+from capo_fast.terminal import printable
+
+USAGE = """\
+Predicts the memory of each device and the time of a step, and what to lower where a run does not fit. Nothing is
+started and no weights are read: of a model config.json is enough, of a published one its name. All other arguments
+are those of `capo train`, whose --help lists the settings.
+
+With --model it recommends settings instead, as a file for `capo train --config`."""
+
+
+def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own, and those of `capo train`. Raises ConfigError."""
+    parser = Flags("capo plan", description=USAGE, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--gpus", type=positive, default=1, help="devices of the job, ranks on a CPU (default: 1)")
+    parser.add_argument("--nodes", type=positive, help="hosts of the job; default: as few as hold the devices")
+    parser.add_argument("--device", default="h100", help=f"{', '.join(NVIDIA)} or cpu, this machine (default: h100)")
+    parser.add_argument("--prompt", type=positive, help="mean tokens of a prompt (default: 256)")
+    parser.add_argument("--response", type=positive, help="mean tokens of a response (default: half the longest)")
+    parser.add_argument("--critique", type=positive, help="mean tokens of a critique (default: half the longest)")
+    parser.add_argument("--critic", help="a critic of another size on the same devices, in turns with the policy")
+    parser.add_argument("--model", help="recommend settings for this model")
+    parser.add_argument("--context", type=positive, default=4096, help="of --model: prompt and answer (default: 4096)")
+    return parser.parse_known_args(argv)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted integer > 0")
+    return int(text)
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Print the plan. 0 where the run fits, else 1."""
+    options, rest = arguments(argv)
+    hardware = find_hardware(options.device)
+    hosts = options.nodes or -(-options.gpus // hardware.per_host)
+    if options.model:
+        shape = find_shape(options.model, "--model")
+        job, changes = recommend(shape, options.context, hardware, options.gpus, hosts)
+        print(printable(settings(job)))
+        if changes:
+            print(changes_table(changes))
+    else:
+        job = job_of(options, rest, hosts)
+    print(printable(plan_text(checked(job))), end="")
+    return int(room(job) < 0)
+
+
+def job_of(options: argparse.Namespace, rest: Sequence[str], hosts: int) -> Job:
+    """The job of a run's settings."""
+    hardware = find_hardware(options.device)
+    config = with_merging(load_config(rest), on_cpu=hardware.on_cpu)
+    shape = find_shape(config.model.path)
+    critic = find_shape(options.critic, "--critic") if options.critic else None
+    lengths = Lengths(
+        options.prompt or 256,
+        options.response or -(-config.rollout.max_tokens // 2),
+        options.critique or -(-config.critic.max_tokens // 2),
+    )
+    return Job(config, shape, hardware, options.gpus, hosts, lengths, critic)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit status: 0 where the run fits, 1 where it does not, 2 for wrong settings."""
+    return run_command(lambda: plan(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
