@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.command import run_command
-from capo_fast.config.arguments import Flags, load_config
-from capo_fast.config.schema import with_merging
+from capo_fast.config.arguments import Flags, read_arguments
+from capo_fast.config.load import DEFAULT_FILE, build_config, read_file
+from capo_fast.config.rules import PARTS, check_parts
+from capo_fast.config.schema import Config, with_merging
 from capo_fast.plan.hardware import NVIDIA, find_hardware
 from capo_fast.plan.job import Job, Lengths
 from capo_fast.plan.levers import checked
@@ -56,19 +58,19 @@ def plan(argv: Sequence[str]) -> int:
     if options.model:
         shape = find_shape(options.model, "--model")
         job, changes = recommend(shape, options.context, hardware, options.gpus, hosts)
-        print(printable(settings(job)))
+        print(f"# for capo train --config FILE --data.path ...\n{printable(settings(job))}")
         if changes:
             print(changes_table(changes))
     else:
         job = job_of(options, rest, hosts)
-    print(printable(plan_text(checked(job))), end="")
+    print(printable(plan_text(job)), end="")
     return int(room(job) < 0)
 
 
 def job_of(options: argparse.Namespace, rest: Sequence[str], hosts: int) -> Job:
     """The job of a run's settings."""
     hardware = find_hardware(options.device)
-    config = with_merging(load_config(rest), on_cpu=hardware.on_cpu)
+    config = with_merging(settings_of(rest), on_cpu=hardware.on_cpu)
     shape = find_shape(config.model.path)
     critic = find_shape(options.critic, "--critic") if options.critic else None
     lengths = Lengths(
@@ -76,7 +78,18 @@ def job_of(options: argparse.Namespace, rest: Sequence[str], hosts: int) -> Job:
         options.response or -(-config.rollout.max_tokens // 2),
         options.critique or -(-config.critic.max_tokens // 2),
     )
-    return Job(config, shape, hardware, options.gpus, hosts, lengths, critic)
+    return checked(Job(config, shape, hardware, options.gpus, hosts, lengths, critic))
+
+
+NOT_READ = ("data", "server", "patience")
+"""Parts of a run that no plan depends on: they may be missing."""
+
+
+def settings_of(argv: Sequence[str]) -> Config:
+    """The configuration of a run's arguments. Raises ConfigError."""
+    files, given = read_arguments(argv)
+    config = build_config(*map(read_file, files or [DEFAULT_FILE]), given)
+    return check_parts(config, [part for name, part in PARTS.items() if name not in NOT_READ and part.used(config)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

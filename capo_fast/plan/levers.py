@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from capo_fast.errors import ConfigError
 from capo_fast.plan.hardware import GIB
@@ -46,9 +45,19 @@ def without_needless(job: Job, changes: list[Change]) -> tuple[Job, list[Change]
         fewer = [other for other in changes if other is not each]
         if room(_changed(job, fewer)) >= 0:
             changes = fewer
-    rooms = [room(_changed(job, changes[:count])) for count in range(len(changes) + 1)]
-    saved = [after - before for before, after in pairwise(rooms)]
-    return _changed(job, changes), [replace(each, saved=now) for each, now in zip(changes, saved, strict=True)]
+    return _changed(job, changes), in_order(job, changes)
+
+
+def in_order(job: Job, changes: list[Change]) -> list[Change]:
+    """The changes so that each lowers the fullest moment after those before it, with what it saves there."""
+    left, found = list(changes), list[Change]()
+    while left:
+        before = room(_changed(job, found))
+        saves = {each.key: room(_changed(job, [*found, each])) - before for each in left}
+        first = next((each for each in left if saves[each.key] > 0), left[0])
+        left.remove(first)
+        found.append(replace(first, saved=saves[first.key]))
+    return found
 
 
 def _changed(job: Job, changes: list[Change]) -> Job:

@@ -8,7 +8,7 @@ from capo_fast.config.load import build_config, by_key
 from capo_fast.config.schema import Config
 from capo_fast.plan.hardware import GIB, Hardware
 from capo_fast.plan.job import Job, Lengths
-from capo_fast.plan.levers import Change, in_yaml, lower, needed_cache
+from capo_fast.plan.levers import Change, checked, in_yaml, lower, needed_cache
 from capo_fast.plan.memory import room
 from capo_fast.plan.shapes import ModelShape
 
@@ -36,7 +36,9 @@ def recommend(shape: ModelShape, context: int, hardware: Hardware, ranks: int, h
             "engine.dtype": "float32" if hardware.on_cpu else "bfloat16",
         }
     )
-    job = Job(config, shape, hardware, ranks, hosts, Lengths(prompt, answer // 2, min(2048, context // 2) // 2))
+    job = checked(
+        Job(config, shape, hardware, ranks, hosts, Lengths(prompt, answer // 2, min(2048, context // 2) // 2))
+    )
     job, changes = lower(job.with_settings(engine__kv_cache_gb=needed_cache(job)))
     return with_free_cache(job), changes
 
