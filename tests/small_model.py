@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -42,9 +43,9 @@ def config_of(policy: PolicyConfig, lora: int = 0, **train: object) -> Config:
     )
 
 
-def make_learner(config: Config) -> Learner:
+def make_learner(config: Config, architecture: Any = MODEL) -> Learner:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(MODEL, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
     if config.lora.rank > 0:
         add_adapter(model, config.lora, 0)
     return Learner(shard_policy(model.train(), config.policy, init_device_mesh("cpu", (1,))), None, config)

@@ -74,11 +74,18 @@ def _rollouts(credited: Sequence[CreditedSample]) -> dict[str, float]:
         "reward_mean": _mean([each.outcome for each in credited if each.trained]),
         "pass_rate": _mean([outcome for outcome in outcomes if outcome is not None]),
         "verify/timeouts": outcomes.count(None),
-        "response_tokens_mean": fmean(len(rollout.token_ids) for rollout in rollouts),
+        **_lengths([len(rollout.token_ids) for rollout in rollouts]),
         "truncated_frac": fmean(not rollout.finished for rollout in rollouts),
         "steps_mean": fmean(len(rollout.steps.texts) for rollout in rollouts),
         "replaced_chars": sum(rollout.text.count(REPLACED) for rollout in rollouts),
     }
+
+
+def _lengths(tokens: Sequence[int]) -> dict[str, float]:
+    """The percentiles are lengths that occur: as many percent of the responses are at most so long."""
+    ordered = sorted(tokens)
+    found = {f"response_tokens_p{share}": ordered[-(-share * len(ordered) // 100) - 1] for share in (50, 95)}
+    return {"response_tokens_mean": fmean(ordered), **found, "response_tokens_max": ordered[-1]}
 
 
 def _critiques(credited: Sequence[CreditedSample]) -> dict[str, float]:
