@@ -31,7 +31,7 @@ from capo_fast.config.schema import Config
 from capo_fast.markdown import markdown_table
 from capo_fast.plan.hardware import GIB, find_hardware
 from capo_fast.plan.job import Job, Lengths
-from capo_fast.plan.memory import Parts, engine_weights, moments, state
+from capo_fast.plan.memory import engine_weights, gradients, learning, state
 from capo_fast.plan.shapes import ModelShape, find_shape
 from capo_fast.policy.batch import pack_update
 from capo_fast.policy.learner import Learner
@@ -54,7 +54,6 @@ SETTINGS = {
 }
 PROMPT = 56
 """Tokens."""
-PHASES = ("state", "loss", "backward", "gradients", "update")
 
 
 # ---- a rank ----
@@ -200,20 +199,15 @@ def predicted(options: argparse.Namespace, count: int, packed: tuple[int, int]) 
     job = Job(config, find_shape(options.model), find_hardware("cpu"), count, 1, lengths, packed=packed)
     if options.engine:
         return {"engine": engine_weights(job, job.shape)}
-    found = {name: learner_bytes(parts) for name, parts in moments(job).items()}
-    held, gradients = sum(state(job).values()), moments(job)["update"]["gradients"]
+    held = sum(state(job).values())
+    found = {name: sum(parts.values()) for name, parts in learning(job, state(job)).items()}
     return {
         "state": held,
         "loss": found["loss"],
         "backward": max(found["backward"], found["reduction"]),
-        "gradients": held + gradients,
+        "gradients": held + sum(gradients(job).values()),
         "update": found["update"],
     }
-
-
-def learner_bytes(parts: Parts) -> float:
-    """Without an engine, which these processes have none of."""
-    return sum(value for name, value in parts.items() if name not in ("engine's weights", "KV cache"))
 
 
 def rows(options: argparse.Namespace, line: dict[str, Any]) -> list[list[str]]:

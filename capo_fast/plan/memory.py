@@ -28,12 +28,19 @@ def moments(job: Job) -> dict[str, Parts]:
     learner = runtime(job) | state(job)
     if job.device.on_cpu and not job.apart:  # nothing sleeps there
         learner |= engine(job)
-    return engine_moments(job, runtime(job) if job.apart else learner) | {
-        "sync": learner | ({} if job.apart else {"engine's weights": engine_weights(job, job.shape)}) | passing(job),
-        "loss": learner | first_gradients(job) | gathered(job) | {"activations": kept(job)} | loss(job),
-        "backward": learner | first_gradients(job) | layer_backward(job) | {"head's gradient": head_gradient(job)},
-        "reduction": learner | gradients(job) | {"head's gradient": root_reduction(job)},
-        "update": learner | gradients(job) | {"update": update(job)},
+    weights = {} if job.apart else {"engine's weights": engine_weights(job, job.shape)}
+    found = engine_moments(job, runtime(job) if job.apart else learner)
+    return found | {"sync": learner | weights | passing(job)} | learning(job, learner)
+
+
+def learning(job: Job, held: Parts) -> dict[str, Parts]:
+    """The moments of an update, beside what is held."""
+    first = first_gradients(job)
+    return {
+        "loss": held | first | gathered(job) | {"activations": kept(job)} | loss(job),
+        "backward": held | first | layer_backward(job) | {"head's gradient": head_gradient(job)},
+        "reduction": held | gradients(job) | {"head's gradient": root_reduction(job)},
+        "update": held | gradients(job) | {"update": update(job)},
     }
 
 

@@ -7,7 +7,7 @@ from allocated import peak_bytes
 from small_model import config_of, job_of, make_learner, micro_batch
 
 from capo_fast.config.schema import PolicyConfig
-from capo_fast.plan.memory import engine, moments, state
+from capo_fast.plan.memory import learning
 
 CASES = {
     "whole": (PolicyConfig(), 0),
@@ -26,6 +26,5 @@ def test_a_step_allocates_what_is_predicted(case, one_rank):
     learner.train_batch([[batch]])  # what is made once
     job = job_of(learner, batch)
     found = peak_bytes(lambda: learner.train_batch([[batch]]))
-    held = sum((state(job) | engine(job)).values())
-    planned = max(sum(moments(job)[name].values()) for name in ("loss", "backward", "reduction", "update"))
-    assert planned - held == pytest.approx(found, rel=0.1)
+    planned = max(sum(parts.values()) for parts in learning(job, {}).values())
+    assert planned == pytest.approx(found, rel=0.1)
