@@ -82,7 +82,7 @@ class Learner:
         Raises TrainingDiverged.
         """
         prepared = [[self._prepare(micro) for micro in minibatch] for minibatch in minibatches]
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = float(self.optimizer.param_groups[0]["lr"])  # torchao's is a tensor
         updates = [self._update(minibatch) for _ in range(self.config.train.epochs) for minibatch in prepared]
         metrics = gather(on_host([each for update in updates for each in update.metrics]))
         gaps = gather([trained_gap(updates[0])] if updates else [])

@@ -25,7 +25,14 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from capo_fast.policy.manifest import FileEntry, new_file
 
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
+NAMES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
 """What safetensors calls the types that are saved."""
 
 
