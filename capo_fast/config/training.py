@@ -84,7 +84,8 @@ class TrainConfig:
     truncated: Literal["keep", "mask", "penalise"] = "keep"
     """Rollouts cut by the length limit: train on them, leave them out, or add a length penalty to their reward."""
     overlong_buffer: NonNegativeInt = 0
-    """penalise: tokens before rollout.max_tokens over which the penalty grows from 0 to 1; 0: a fifth (DAPO)."""
+    """penalise: tokens before rollout.max_tokens over which the penalty grows from 0 to 1 (DAPO's soft overlong
+    punishment, arXiv 2503.14476, Eq. 13); 0: a fifth, as there."""
     dynamic_sampling: bool = False
     """Drop groups whose advantages are all 0 and sample others in their place."""
     max_rounds: CountWhereUsed = 4
