@@ -23,9 +23,9 @@ def lora(config: Config) -> Rules:
 
 def offload(config: Config) -> Rules:
     yield (
-        not config.policy.gradient_checkpointing,
-        "policy.offload_activations: found true, wanted false without policy.gradient_checkpointing: the inputs of "
-        "recomputed layers are offloaded, and nothing else",
+        int(config.policy.gradient_checkpointing) != 1,
+        "policy.offload_activations: found true, wanted false without policy.gradient_checkpointing: true, as a layer "
+        "that is not recomputed keeps far more than its input",
     )
 
 

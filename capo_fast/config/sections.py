@@ -59,8 +59,8 @@ class PolicyConfig:
     """Recompute decoder layers in the backward pass to save memory: true all of them, a number every n-th one, from the
     first on."""
     offload_activations: MayChange[bool] = False
-    """Keep the inputs of recomputed layers on the host until the backward pass. Wants gradient_checkpointing. On a CPU
-    it only copies."""
+    """Keep the layers' inputs on the host until the backward pass. Wants gradient_checkpointing: true, under which the
+    layers keep nothing else. On a CPU it only copies."""
     old: Literal["trainer", "rollout"] = "trainer"
     """Old log-probs when a batch gets several updates: a forward pass before the first, or the engine's own. The
     engine's are those it sampled from, and want rollout.top_p and rollout.top_k off, which normalise over fewer tokens.

@@ -138,7 +138,7 @@ def offloaded_optimizer(job: Job) -> Values:
 
 
 def offloaded_activations(job: Job) -> Values:
-    if job.recomputed and not job.config.policy.offload_activations:
+    if job.recomputed == job.shape.layers and not job.config.policy.offload_activations:
         yield "policy.offload_activations", True
 
 

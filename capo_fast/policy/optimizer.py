@@ -45,9 +45,7 @@ def eight_bit_adamw(parameters: Sequence[torch.nn.Parameter], options: Mapping[s
     check_torchao()
     from torchao.optim import AdamW8bit  # an optional package
 
-    # Compiled, each shape of a weight takes seconds; on a CPU there is no speed to win.
-    on_cpu = all(parameter.device.type == "cpu" for parameter in parameters)
-    optimizer = AdamW8bit(parameters, block_size=BLOCK, compile_backend="eager" if on_cpu else None, **options)
+    optimizer = AdamW8bit(parameters, block_size=BLOCK, **options)
     for parameter in parameters:
         narrow = has_whole_blocks(parameter)
         moments = {

@@ -48,8 +48,8 @@ LEVERS = {
     "every second layer recomputed": ({"policy__gradient_checkpointing": 2}, 0),
     "activations offloaded": ({"policy__gradient_checkpointing": True, "policy__offload_activations": True}, 0),
     "optimizer offloaded": ({"train__offload_optimizer": True}, 0),
-    "fused": ({"train__optimizer": "adamw-fused"}, 2e-6),
-    "fused and offloaded": ({"train__optimizer": "adamw-fused", "train__offload_optimizer": True}, 2e-6),
+    "fused": ({"train__optimizer": "adamw-fused"}, 1e-5),
+    "fused and offloaded": ({"train__optimizer": "adamw-fused", "train__offload_optimizer": True}, 1e-5),
 }
 """Settings, and the largest difference of a weight after two steps of 1e-3."""
 
