@@ -7,6 +7,9 @@
 Each number of ranks is a torchrun of its own with one thread per rank. Measured is resident memory above what a process
 has after its imports and two steps of the embedded model; of the ranks the largest. A phase's peak is the kernel's own
 (VmHWM, set back before the phase). Responses are random and of one length, and all of them are in one micro-batch.
+
+glibc keeps freed blocks below 32 MiB, as most activations are. Here it returns those of 1 MiB or more, unless the
+environment has MALLOC_MMAP_THRESHOLD_. A number of ranks for which too little memory is free is left out.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -37,7 +41,7 @@ from capo_fast.policy.batch import pack_update
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.loading import load_learner
 from capo_fast.policy.model import shard_policy
-from capo_fast.records import CreditedSample, Prompt
+from capo_fast.records import CreditedSample, PackedBatch, Prompt
 from capo_fast.runtime.ranks import gather, ranks
 
 SETTINGS = {
@@ -93,6 +97,7 @@ class Meter:
         def before_update(*unused: Any) -> None:
             after("backward")
             self.note("gradients", self.resident())
+            self.reset()
 
         learner.policy.register_forward_pre_hook(lambda *unused: self.reset())
         learner.policy.register_forward_hook(lambda *unused: after("loss"))
@@ -131,13 +136,23 @@ def samples(config: Config, vocab: int) -> list[CreditedSample]:
     ]
 
 
+def micro_batch(config: Config, vocab: int, rank: int, count: int) -> PackedBatch:
+    """All that a rank computes in an update."""
+    found = pack_update(samples(config, vocab), config, rank, count)
+    assert len(found) == 1, f"{len(found)} micro-batches, wanted one"
+    return found[0]
+
+
+def size_of(batch: PackedBatch) -> tuple[int, int]:
+    """(N, T)"""
+    return len(batch.input_ids), len(batch.targets)
+
+
 def step(learner: Learner, vocab: int) -> tuple[int, int]:
     """One update; (N, T) of this rank's micro-batch."""
-    config = learner.config
-    found = pack_update(samples(config, vocab), config, dist.get_rank(), dist.get_world_size())
-    assert len(found) == 1, f"{len(found)} micro-batches, wanted one"
-    learner.train_batch([found])
-    return len(found[0].input_ids), len(found[0].targets)
+    batch = micro_batch(learner.config, vocab, dist.get_rank(), dist.get_world_size())
+    learner.train_batch([[batch]])
+    return size_of(batch)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -227,13 +242,24 @@ def _figures(plan: float, measured: float) -> tuple[str, str, str]:
     return f"{plan / GIB:.3f}", f"{measured / GIB:.3f}", f"{plan / measured:.3f}"
 
 
+PROCESS = 0.8 * GIB
+"""Of a rank's code and libraries."""
+
+
+def missing_memory(options: argparse.Namespace, count: int) -> float:
+    """Bytes of a job of so many ranks that are not free; 0 where they are."""
+    packed = size_of(micro_batch(config_of(options), 60, 0, count))
+    wanted = count * (1.1 * max(predicted(options, count, packed).values()) + PROCESS)
+    return max(0.0, wanted - psutil.virtual_memory().available)
+
+
 HEAD = ["model", "ranks", "at the peak of", "predicted GiB", "measured GiB", "ratio"]
 
 
 def run(count: int, words: Sequence[str]) -> dict[str, Any]:
     """What a job of so many ranks prints."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(2**20)} | os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "-m", "bench.trainer.planned", *words, "--measure"],
         env=environment,
@@ -261,6 +287,9 @@ def main() -> None:
         return
     found = []
     for count in [1] if options.engine else options.ranks:
+        if missing := missing_memory(options, count):
+            print(f"{count} ranks left out: {missing / GIB:.1f} GiB are missing", file=sys.stderr, flush=True)
+            continue
         found += rows(options, run(count, sys.argv[1:]))
         print(f"{count} ranks measured", file=sys.stderr, flush=True)
     print(markdown_table(HEAD, found, right=set(HEAD[3:]), padded=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,9 +13,11 @@ from small_model import config_of, micro_batch
 from small_model import make_learner as make_small
 
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig
+from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.manifest import RUN_SECTIONS
 from capo_fast.policy.model import full_weights
+from capo_fast.policy.optimizer import make_optimizer
 
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
@@ -75,3 +78,39 @@ def test_fewer_recomputed_layers_take_more_memory(one_rank):
         learner.train_batch([[batch]])
         sizes.append(peak_bytes(lambda learner=learner, batch=batch: learner.train_batch([[batch]])))
     assert sizes[0] < 0.8 * sizes[1] < 0.8 * sizes[2]
+
+
+def test_moments_in_8_bits_take_nearly_the_same_steps_and_resume(one_rank, tmp_path):
+    """Most weights change as with float32 moments. Those whose gradient is tiny beside the largest of their block may
+    not, as the second moment is then zero."""
+    pytest.importorskip("torchao", reason="torchao, an optional package, is not installed")
+    config, saved = with_lever(train__optimizer="adamw-8bit"), Checkpointer(tmp_path, keep=1)
+    with torch.compiler.set_stance("force_eager"):  # torchao compiles its step for each shape
+        start, plain, ours = (flat(x) for x in (first(config), trained(CONFIG), trained(config, save=saved)))
+        learner = make_learner(config)
+        for _ in range(2):
+            train(learner, config)
+        resumed = trained(config, start=saved)
+        offloaded = trained(with_lever(train__optimizer="adamw-8bit", train__offload_optimizer=True))
+    assert (ours - plain).abs().quantile(0.99) < 0.1 * CONFIG.train.lr
+    assert rms(ours - plain) < 0.25 * rms(plain - start)
+    torch.testing.assert_close(resumed, dict(full_weights(learner.policy, torch.float32)), rtol=0, atol=0)
+    assert torch.equal(flat(offloaded), ours)
+
+
+def test_a_missing_torchao_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(ConfigError, match=r"train\.optimizer: adamw-8bit wants the package torchao, which can't be"):
+        make_optimizer([torch.nn.Parameter(torch.zeros(4))], with_lever(train__optimizer="adamw-8bit").train)
+
+
+def first(config: Config) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in full_weights(make_learner(config).policy, torch.float32)}
+
+
+def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([weight.flatten() for weight in weights.values()])
+
+
+def rms(x: torch.Tensor) -> float:
+    return x.square().mean().sqrt().item()
