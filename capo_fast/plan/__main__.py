@@ -12,6 +12,7 @@ from capo_fast.config.arguments import Flags, read_arguments
 from capo_fast.config.load import DEFAULT_FILE, build_config, read_file
 from capo_fast.config.rules import PARTS, check_parts
 from capo_fast.config.schema import Config, with_merging
+from capo_fast.errors import ConfigError
 from capo_fast.plan.hardware import NVIDIA, find_hardware
 from capo_fast.plan.job import Job, Lengths
 from capo_fast.plan.levers import checked
@@ -40,8 +41,28 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--critique", type=positive, help="mean tokens of a critique (default: half the longest)")
     parser.add_argument("--critic", help="a critic of another size on the same devices, in turns with the policy")
     parser.add_argument("--model", help="recommend settings for this model")
-    parser.add_argument("--context", type=positive, default=4096, help="of --model: prompt and answer (default: 4096)")
-    return parser.parse_known_args(argv)
+    parser.add_argument("--context", type=positive, help="of --model: tokens of prompt and answer (default: 4096)")
+    options, rest = parser.parse_known_args(argv)
+    check_together(options, rest)
+    return options, rest
+
+
+SHORTEST = 128
+"""Tokens of the shortest context that settings are recommended for."""
+
+
+def check_together(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Raises ConfigError for flags that would change nothing beside each other."""
+    own = [f"--{name}" for name in ("prompt", "response", "critique", "critic") if getattr(options, name) is not None]
+    if options.model and (others := [*own, *rest]):
+        raise ConfigError(
+            f"--model: found {others[0]} beside it, wanted --context, --gpus, --nodes and --device alone: all other "
+            "settings are recommended"
+        )
+    if options.context and not options.model:
+        raise ConfigError("--context: wanted --model with it; a run's own context is engine.max_model_len")
+    if options.context and options.context < SHORTEST:
+        raise ConfigError(f"--context: found {options.context}, wanted at least {SHORTEST}")
 
 
 def positive(text: str) -> int:
@@ -57,7 +78,7 @@ def plan(argv: Sequence[str]) -> int:
     hosts = options.nodes or -(-options.gpus // hardware.per_host)
     if options.model:
         shape = find_shape(options.model, "--model")
-        job, changes = recommend(shape, options.context, hardware, options.gpus, hosts)
+        job, changes = recommend(shape, options.context or 4096, hardware, options.gpus, hosts)
         print(f"# for capo train --config FILE --data.path ...\n{printable(settings(job))}")
         if changes:
             print(changes_table(changes))

@@ -103,6 +103,8 @@ def test_the_command_names_what_to_lower(capsys):
         (["--gpus", "0"], "argument --gpus: found '0', wanted integer > 0"),
         (["--engine.tensor_parallel", "3", "--gpus", "8"], "engine.tensor_parallel: found 3"),
         (["--train.stepz", "3"], "train.stepz: unknown setting; did you mean train.steps?"),
+        (["--model", "x", "--train.lr", "1"], "--model: found --train.lr beside it, wanted --context"),
+        (["--context", "4096"], "--context: wanted --model with it"),
         (["--model", "no/such/model"], "--model: no/such/model: no such model folder"),
     ],
 )
