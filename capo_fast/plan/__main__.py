@@ -94,12 +94,21 @@ def job_of(options: argparse.Namespace, rest: Sequence[str], hosts: int) -> Job:
     config = with_merging(settings_of(rest), on_cpu=hardware.on_cpu)
     shape = find_shape(config.model.path)
     critic = find_shape(options.critic, "--critic") if options.critic else None
-    lengths = Lengths(
-        options.prompt or 256,
+    return checked(Job(config, shape, hardware, options.gpus, hosts, lengths_of(options, config), critic))
+
+
+def lengths_of(options: argparse.Namespace, config: Config) -> Lengths:
+    """Raises ConfigError where one is longer than the settings allow."""
+    room = config.engine.max_model_len - config.rollout.max_tokens
+    longest = {"prompt": room, "response": config.rollout.max_tokens, "critique": config.critic.max_tokens}
+    for name, most in longest.items():
+        if (found := getattr(options, name)) and found > most:
+            raise ConfigError(f"--{name}: found {found}, wanted at most {most}, by the run's settings")
+    return Lengths(
+        options.prompt or min(256, room),
         options.response or -(-config.rollout.max_tokens // 2),
         options.critique or -(-config.critic.max_tokens // 2),
     )
-    return checked(Job(config, shape, hardware, options.gpus, hosts, lengths, critic))
 
 
 NOT_READ = ("data", "server", "patience")

@@ -104,6 +104,7 @@ def test_the_command_names_what_to_lower(capsys):
         (["--engine.tensor_parallel", "3", "--gpus", "8"], "engine.tensor_parallel: found 3"),
         (["--train.stepz", "3"], "train.stepz: unknown setting; did you mean train.steps?"),
         (["--model", "x", "--train.lr", "1"], "--model: found --train.lr beside it, wanted --context"),
+        (["--response", "49"], "--response: found 49, wanted at most 48, by the run's settings"),
         (["--context", "4096"], "--context: wanted --model with it"),
         (["--model", "no/such/model"], "--model: no/such/model: no such model folder"),
     ],
