@@ -102,8 +102,8 @@ def optimizer(job: Job) -> float:
 
 
 def engine_weights(job: Job, shape: ModelShape) -> float:
-    """In engine.dtype. On a CPU a tied head is a second, packed weight."""
-    packed = shape.head if shape.tied and job.device.on_cpu else 0
+    """In engine.dtype. On a CPU vLLM keeps a packed copy of layers and head beside them."""
+    packed = shape.layers * shape.layer + shape.head if job.device.on_cpu else 0
     return (shape.total + packed) * job.engine_bytes / job.config.engine.tensor_parallel
 
 
