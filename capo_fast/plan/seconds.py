@@ -57,7 +57,7 @@ def critique(job: Job) -> float:
 class Answers(NamedTuple):
     """What all engines write: tokens of a prompt, of the mean answer and of the longest one."""
 
-    count: int
+    number: int
     prompt: int
     mean: int
     longest: int
@@ -71,7 +71,7 @@ def prefill(job: Job, shape: ModelShape, tokens: int) -> float:
 
 def decode(job: Job, shape: ModelShape, answers: Answers) -> float:
     """A batch that is always full until the mean length of the last ones, and then the longest answer alone."""
-    mine = -(-answers.count // job.engines)
+    mine = -(-answers.number // job.engines)
     running = running_sequences(job, shape, answers)
     full = engine_step(job, shape, running, answers.prompt + answers.mean / 2)
     alone = engine_step(job, shape, 1, answers.prompt + answers.longest)
@@ -81,7 +81,7 @@ def decode(job: Job, shape: ModelShape, answers: Answers) -> float:
 def running_sequences(job: Job, shape: ModelShape, answers: Answers) -> float:
     """Sequences that one engine decodes at once: what its settings and its cache hold."""
     tokens = job.config.engine.kv_cache_gb * GIB / cache_per_token(job, shape)
-    mine = -(-answers.count // job.engines)
+    mine = -(-answers.number // job.engines)
     return max(1, min(mine, job.config.engine.max_num_seqs, tokens / (answers.prompt + answers.mean)))
 
 

@@ -20,11 +20,11 @@ def chunk_rows(size: int, weight_VH: Tensor, dtype: torch.dtype, chunk: int | No
     """Rows of a chunk of `size` rows: at most `chunk` (None: the default). `dtype`: of the logits."""
     if chunk is not None:
         return equal_rows(size, chunk)
-    device, memory = weight_VH.device, None
+    (vocab, hidden), memory = weight_VH.shape, None
     if on_gpu(weight_VH):
-        memory = torch.cuda.get_device_properties(device).total_memory
+        memory = torch.cuda.get_device_properties(weight_VH.device).total_memory
     converts = needs_dweight and weight_VH.dtype != torch.float32
-    return equal_rows(size, default_rows(size, *weight_VH.shape, dtype.itemsize, converts, memory))
+    return equal_rows(size, default_rows(size, vocab, hidden, dtype.itemsize, converts, memory))
 
 
 def equal_rows(size: int, most: int) -> int:
