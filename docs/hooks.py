@@ -14,6 +14,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from capo_fast.config import help as tables
+from capo_fast.plan import page as plans
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -27,7 +28,13 @@ DOCUMENTS = [
 ]
 SHOWN = (".md", ".json", ".png", ".svg")
 """Kinds of files under bench/results/ that pages link to."""
-TABLES = {"<!-- settings -->": tables.markdown, "<!-- settings of capo sft -->": tables.sft_markdown}
+TABLES = {
+    "<!-- settings -->": tables.markdown,
+    "<!-- settings of capo sft -->": tables.sft_markdown,
+    "<!-- hardware -->": plans.hardware_table,
+    "<!-- plans of the paper's policies -->": plans.paper_table,
+    "<!-- plans beside another trainer's figures -->": plans.published_table,
+}
 """What a page has in place of tables, and what makes them."""
 
 

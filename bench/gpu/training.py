@@ -25,9 +25,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from bench.kernels.problems import random_model
 from bench.kernels.suites import HEADS
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig
+from capo_fast.plan.hardware import find_hardware
+from capo_fast.plan.job import Job, Lengths
+from capo_fast.plan.memory import learning, state
+from capo_fast.plan.shapes import shape_of
 from capo_fast.policy.batch import pack_update
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.model import load_model, shard_policy, whole
+from capo_fast.records import PackedBatch
 from capo_fast.runtime.ranks import ranks
 
 ALLOWED = 1e-3
@@ -107,10 +112,26 @@ def measure_micro_batches(device: torch.device) -> None:
             responses=len(micro.targets),
             seconds=seconds,
             peak_bytes=peak,
+            planned_bytes=planned_bytes(learner, model, micro, count),
             state_bytes=weights * BYTES_A_WEIGHT,
             waits=len(waits),
             where=sorted(set(waits)),
         )
+
+
+def planned_bytes(learner: Learner, model: Any, micro: PackedBatch, count: int) -> float:
+    """What `capo plan` predicts of the fullest moment of such a step. CUDA's context is in neither figure."""
+    tokens, hardware = len(micro.input_ids), find_hardware("cpu" if learner.device.type == "cpu" else "h100")
+    if learner.device.type == "cuda":  # of a GPU the learner's bytes depend on its memory alone
+        hardware = replace(hardware, memory=torch.cuda.get_device_properties(learner.device).total_memory)
+    config = replace(
+        learner.config,
+        rollout=replace(learner.config.rollout, prompts=count, n=1),
+        train=replace(learner.config.train, micro_tokens=tokens),
+    )
+    shape, lengths = shape_of(model.config, "random"), Lengths(1, tokens, 1)
+    job = Job(config, shape, hardware, 1, 1, lengths, packed=(tokens, len(micro.targets)))
+    return max(sum(parts.values()) for parts in learning(job, state(job)).values())
 
 
 def print_line(part: str, **figures: Any) -> None:

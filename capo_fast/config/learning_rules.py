@@ -21,6 +21,14 @@ def lora(config: Config) -> Rules:
     )
 
 
+def offload(config: Config) -> Rules:
+    yield (
+        int(config.policy.gradient_checkpointing) != 1,
+        "policy.offload_activations: found true, wanted false without policy.gradient_checkpointing: true, as a layer "
+        "that is not recomputed keeps far more than its input",
+    )
+
+
 def process(config: Config) -> Rules:
     outcome, process = config.credit.outcome_weight, config.credit.process_weight
     yield (

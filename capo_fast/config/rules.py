@@ -254,6 +254,7 @@ PARTS = {
     "beside the policy": Part(lambda c: c.serves_critic, _beside_the_policy),
     "patience": Part(lambda c: c.asks_server, _patience),
     "lora": Part(lambda c: c.lora.rank > 0, learning.lora, ("lora.alpha",)),
+    "offload": Part(lambda c: c.policy.offload_activations, learning.offload),
     "process": Part(lambda c: c.credit.process == "steps", learning.process),
     "judgment": Part(lambda c: c.credit.process == "outcome", learning.judgment),
     "bonus": Part(_always, learning.bonus),

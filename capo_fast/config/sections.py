@@ -55,8 +55,12 @@ class PolicyConfig:
     loss_kernel: MayChange[Literal["auto", "reference", "cpu", "triton", "cuda"]] = "auto"
     """Implementation of capo_kernels for log-probs and loss; auto: the fastest that runs here; reference: plain torch.
     One that can't run here is refused at the start, with the reason."""
-    gradient_checkpointing: bool = False
-    """Recompute each decoder layer in the backward pass to save memory."""
+    gradient_checkpointing: MayChange[bool | PositiveInt] = False
+    """Recompute decoder layers in the backward pass to save memory: true all of them, a number every n-th one, from the
+    first on."""
+    offload_activations: MayChange[bool] = False
+    """Keep the layers' inputs on the host until the backward pass. Wants gradient_checkpointing: true, under which the
+    layers keep nothing else. On a CPU it only copies."""
     shard: MayChange[Literal["node", "all"]] = "node"
     """Ranks over which weights, gradients and optimizer are sharded. node: those of a host, and every host has a copy,
     so that gradients alone cross the network between hosts (HSDP); all: of all hosts. On one host the same."""

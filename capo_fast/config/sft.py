@@ -112,7 +112,7 @@ class SftConfig:
     def learning(self) -> Config:
         """The same sections as the learner, the log and the export know them: one update per step, one pass each."""
         names = ("steps", "lr", "betas", "weight_decay", "warmup_steps", "schedule", "grad_clip", "micro_tokens")
-        limits = ("max_bad_updates", "stage_timeout_s")
+        limits = ("optimizer", "offload_optimizer", "max_bad_updates", "stage_timeout_s")
         train = TrainConfig(epochs=1, **{name: getattr(self.train, name) for name in (*names, *limits)})
         return Config(
             seed=self.seed,
@@ -130,9 +130,8 @@ class SftConfig:
 
 def validate_sft(config: SftConfig) -> SftConfig:
     """The same configuration, or a ConfigError about the first rule that it breaks."""
-    check_parts(config.learning, [PARTS[name] for name in ("data", "templates")])
-    if config.lora.rank > 0:
-        check_parts(config.learning, [PARTS["lora"]])
+    names = ["data", "templates", *(name for name in ("lora", "offload") if PARTS[name].used(config.learning))]
+    check_parts(config.learning, [PARTS[name] for name in names])
     held = config.eval
     if held.path and held.share:
         raise ConfigError(f"eval.share: found {held.share:g}, wanted 0 with eval.path ({held.path})")

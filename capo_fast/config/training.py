@@ -80,6 +80,11 @@ class TrainConfig:
     """Updates of linear warm-up."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """Learning rate after the warm-up, over all updates of `train.steps`."""
+    optimizer: Literal["adamw", "adamw-fused", "adamw-8bit"] = "adamw"
+    """adamw: torch's; adamw-fused: the same in one kernel, without temporary tensors; adamw-8bit: its moments in 8
+    bits, by the package torchao."""
+    offload_optimizer: MayChange[bool] = False
+    """Keep the optimizer's moments on the host between updates. On a CPU it changes nothing."""
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
     micro_tokens: MayChange[PositiveInt] = 16384
@@ -87,7 +92,8 @@ class TrainConfig:
     truncated: Literal["keep", "mask", "penalise"] = "keep"
     """Rollouts cut by the length limit: train on them, leave them out, or add a length penalty to their reward."""
     overlong_buffer: NonNegativeInt = 0
-    """penalise: tokens before rollout.max_tokens over which the penalty grows from 0 to 1; 0: a fifth (DAPO)."""
+    """penalise: tokens before rollout.max_tokens over which the penalty grows from 0 to 1 (DAPO's soft overlong
+    punishment, arXiv 2503.14476, Eq. 13); 0: a fifth, as there."""
     dynamic_sampling: bool = False
     """Drop groups whose advantages are all 0 and sample others in their place."""
     max_rounds: CountWhereUsed = 4

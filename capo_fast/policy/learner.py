@@ -24,6 +24,7 @@ from capo_fast.exchange.tensors import Exchange
 from capo_fast.policy.batch import has_gradient, keys_of, pack_plan, plan_updates
 from capo_fast.policy.lora import BasePolicy
 from capo_fast.policy.model import Policy, whole
+from capo_fast.policy.optimizer import make_optimizer
 from capo_fast.policy.work import PassCounter
 from capo_fast.records import PackedBatch, TokenBatch
 from capo_fast.runtime.ranks import gather, on_first_rank
@@ -61,8 +62,7 @@ class Learner:
         self._passes = PassCounter(policy, *([reference] if isinstance(reference, Policy) else []))
         train = config.train
         trainable = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trainable, lr=train.lr, betas=train.betas, weight_decay=train.weight_decay)
-        self._init_optimizer_state()
+        self.optimizer = make_optimizer(trainable, train)
         updates = train.steps * train.epochs * train.minibatches
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda update: lr_factor(update, train.schedule, train.warmup_steps, updates)
@@ -93,19 +93,13 @@ class Learner:
         Raises TrainingDiverged.
         """
         prepared = [[self._prepare(micro) for micro in minibatch] for minibatch in minibatches]
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = float(self.optimizer.param_groups[0]["lr"])  # torchao's is a tensor
         updates = [self._update(minibatch) for _ in range(self.config.train.epochs) for minibatch in prepared]
         metrics = gather(on_host([each for update in updates for each in update.metrics]))
         gaps = self.exchange.to_first(trained_gap(updates))
         tokens = gather([len(micro.input_ids) for minibatch in prepared for micro in minibatch])
         figures = on_first_rank(lambda: summarise(updates, metrics, gaps))
         return figures | {"lr": lr, "learn/tokens": sum(tokens)}
-
-    def _init_optimizer_state(self) -> None:
-        """AdamW's state from the start, so that a checkpoint always has the same entries to load into."""
-        for parameter in self.optimizer.param_groups[0]["params"]:
-            zeros = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            self.optimizer.state[parameter] = {"step": torch.zeros(()), **zeros}
 
     @torch.no_grad()
     def logprobs_at(self, batch: TokenBatch, temperature: float, base: bool = False) -> torch.Tensor:

@@ -6,12 +6,13 @@ Letters: N packed tokens, T response tokens, H hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -33,10 +34,12 @@ class Policy(nn.Module):
     weight is whole.
     """
 
-    def __init__(self, model: Any, loss_kernel: str) -> None:
+    def __init__(self, model: Any, loss_kernel: str, offloads: bool = False) -> None:
+        """offloads: what the decoder keeps for its backward pass waits on the host."""
         super().__init__()
         self.model = model
         self.loss_kernel = loss_kernel
+        self.offloads = offloads
         # A model that was made in memory has no name.
         self.generation_file = generation_file(model.name_or_path) if model.name_or_path else None
         """The bytes of `generation_config.json`, which the export holds as they are; None where there is none."""
@@ -79,13 +82,14 @@ class Policy(nn.Module):
 
     def _hidden(self, batch: TokenBatch) -> torch.Tensor:
         """[T, H], of the positions that predict response tokens."""
-        output = self.model.model(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
-            use_cache=False,
-            lengths=batch.lengths,
-            prefix=batch.prefix,
-        )
+        with save_on_cpu(pin_memory=batch.input_ids.is_cuda) if self.offloads else nullcontext():
+            output = self.model.model(
+                input_ids=batch.input_ids[None],
+                position_ids=batch.position_ids[None],
+                use_cache=False,
+                lengths=batch.lengths,
+                prefix=batch.prefix,
+            )
         return output.last_hidden_state[0, batch.rows]
 
 
@@ -184,7 +188,10 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh, offload: bo
     torch; flash_attention_2 on a CPU or in float32.
     """
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            every_n_layers=int(config.gradient_checkpointing),
+        )
     # FSDP would cast the batch's weights, votes and log-probs to bfloat16 as well: it looks into dataclasses.
     precision = MixedPrecisionPolicy(
         param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False
@@ -196,7 +203,7 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh, offload: bo
     place = CPUOffloadPolicy() if offload else OffloadPolicy()
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=place)
-    policy = Policy(model, config.loss_kernel)
+    policy = Policy(model, config.loss_kernel, config.offload_activations)
     # None would leave what is outside the layers on the device after a pass.
     reshard = offload or None
     fully_shard(policy, mesh=mesh, mp_policy=precision, offload_policy=place, reshard_after_forward=reshard)

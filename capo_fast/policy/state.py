@@ -21,6 +21,7 @@ from pydantic import NonNegativeInt
 
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.manifest import FileEntry, Manifest, read_json, write_bytes
+from capo_fast.policy.optimizer import stored
 from capo_fast.policy.shards import Shard, read_shards, shards_of, write_parts
 from capo_fast.runtime.files import sync
 
@@ -111,7 +112,9 @@ def _tensors(learner: Learner) -> dict[str, dict[str, torch.Tensor]]:
     states = {name: learner.optimizer.state[each] for name, each in zip(names, parameters, strict=True)}
     return {
         "model": {name: weights[name] for name in names},
-        "optimizer": {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()},
+        "optimizer": {
+            f"{name}.{key}": tensor for name, state in states.items() for key, tensor in stored(state).items()
+        },
     }
 
 

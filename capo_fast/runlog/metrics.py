@@ -65,11 +65,18 @@ def _rollouts(figures: Sequence[Figures]) -> dict[str, float]:
         "reward_mean": _mean([each.reward for each in figures if each.trained]),
         "pass_rate": _mean([outcome for outcome in outcomes if outcome is not None]),
         "verify/timeouts": outcomes.count(None),
-        "response_tokens_mean": fmean(each.tokens for each in figures),
+        **_lengths([each.tokens for each in figures]),
         "truncated_frac": fmean(not each.finished for each in figures),
         "steps_mean": fmean(each.steps for each in figures),
         "replaced_chars": sum(each.replaced_chars for each in figures),
     }
+
+
+def _lengths(tokens: Sequence[int]) -> dict[str, float]:
+    """The percentiles are lengths that occur: as many percent of the responses are at most so long."""
+    ordered = sorted(tokens)
+    found = {f"response_tokens_p{share}": ordered[-(-share * len(ordered) // 100) - 1] for share in (50, 95)}
+    return {"response_tokens_mean": fmean(ordered), **found, "response_tokens_max": ordered[-1]}
 
 
 def _critiques(figures: Sequence[Figures]) -> dict[str, float]:

@@ -39,7 +39,7 @@ class AnswerLearner(Learner):
 
     def fit(self, examples: Sequence[Example]) -> dict[str, float]:
         """One update. Returns its metrics, over all ranks. Raises TrainingDiverged."""
-        tokens, lr = answer_tokens(examples), self.optimizer.param_groups[0]["lr"]
+        tokens, lr = answer_tokens(examples), float(self.optimizer.param_groups[0]["lr"])
         loss = torch.zeros((), device=self.device)
         for batch, share in self._accumulating(list(self._micro_batches(examples))):
             part = -share * self.policy(batch, self.spec, loss=False).sum() / tokens

@@ -17,20 +17,30 @@ def on_gpu(x: Tensor) -> bool:
 
 
 def chunk_rows(size: int, weight_VH: Tensor, dtype: torch.dtype, chunk: int | None, needs_dweight: bool) -> int:
-    """Rows of a chunk of `size` rows: at most `chunk` (None: the default), and as few chunks of equal size as do. Each
-    reads the head twice and reads and writes dweight: none may be left with a few rows. `dtype`: of the logits."""
-    most = _default(size, weight_VH, dtype, needs_dweight) if chunk is None else chunk
+    """Rows of a chunk of `size` rows: at most `chunk` (None: the default). `dtype`: of the logits."""
+    if chunk is not None:
+        return equal_rows(size, chunk)
+    (vocab, hidden), memory = weight_VH.shape, None
+    if on_gpu(weight_VH):
+        memory = torch.cuda.get_device_properties(weight_VH.device).total_memory
+    converts = needs_dweight and weight_VH.dtype != torch.float32
+    return equal_rows(size, default_rows(size, vocab, hidden, dtype.itemsize, converts, memory))
+
+
+def equal_rows(size: int, most: int) -> int:
+    """As few chunks of equal size as do. Each reads the head twice and reads and writes dweight: none may be left with
+    a few rows."""
     count = max(1, -(-size // most))
     return max(1, min(most, size, -(-size // (count * ROUND)) * ROUND))
 
 
-def _default(size: int, weight_VH: Tensor, dtype: torch.dtype, needs_dweight: bool) -> int:
-    vocab, hidden = weight_VH.shape
-    if not on_gpu(weight_VH):
+def default_rows(size: int, vocab: int, hidden: int, itemsize: int, converts: bool, memory: float | None) -> int:
+    """The most rows of a chunk. itemsize: bytes of a logit; converts: whether several chunks would form dweight in
+    float32 and convert it; memory: bytes of the GPU, None on a CPU."""
+    if memory is None:
         return max(256, 2**25 // vocab)  # 256 at a vocabulary of 128k; small vocabularies pay by the call
     # One chunk needs no dweight in float32, whose memory can go to logits beside those of 4,096 rows.
-    spared = 4 * hidden // dtype.itemsize if needs_dweight and weight_VH.dtype != torch.float32 else 0
+    spared = 4 * hidden // itemsize if converts else 0
     if size <= 4096 + spared:
         return max(size, 1)
-    memory = torch.cuda.get_device_properties(weight_VH.device).total_memory
-    return 8192 if 8192 * vocab * dtype.itemsize <= memory // 16 else 4096
+    return 8192 if 8192 * vocab * itemsize <= memory // 16 else 4096

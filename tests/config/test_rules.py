@@ -144,6 +144,11 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"eval__path": "x", "eval__n": 3}, "eval.n: found 3, wanted 1 with eval.temperature: 0"),
         ({"lora__rank": 8, "lora__targets": "q_proj,"}, "lora.targets: found an empty name in 'q_proj,'"),
         ({"lora__rank": 8, "lora__targets": ""}, "lora.targets: found an empty name in ''"),
+        ({"policy__offload_activations": True}, "policy.offload_activations: found true, wanted false without"),
+        (
+            {"policy__offload_activations": True, "policy__gradient_checkpointing": 2},
+            "without policy.gradient_checkpointing: true",
+        ),
         ({"loss__dual_clip": 1.2}, "wanted none or more than 1 + loss.clip_high = 1.2"),
         ({"loss__is_low": 3.0, "loss__is_mode": "mask"}, "loss.is_high: found 2.0, wanted at least"),
         ({"critic__voting": "greedy"}, "critic.votes: found 4, wanted 1"),

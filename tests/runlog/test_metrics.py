@@ -142,3 +142,11 @@ def test_what_was_no_unicode_is_replaced_and_counted():
     sample = replace(sample, sample=replace(sample.sample, rollout=replace(sample.rollout, text=written)))
     figures = step_metrics(batch([sample, credited(1.0)], TRAFFIC), STAGES, None)
     assert (figures["replaced_chars"], figures["critic/replaced_chars"]) == (3, 3)
+
+
+def test_the_percentiles_of_lengths_are_lengths_that_occur():
+    samples = [credited(1.0, tokens=tokens) for tokens in (*range(1, 20), 500)]
+    figures = step_metrics(Batch([], samples, TRAFFIC, 0), STAGES, None)
+    assert [figures[f"response_tokens_{name}"] for name in ("p50", "p95", "max")] == [10, 19, 500]
+    alone = step_metrics(Batch([], samples[:1], TRAFFIC, 0), STAGES, None)
+    assert alone["response_tokens_p50"] == alone["response_tokens_p95"] == alone["response_tokens_max"] == 1

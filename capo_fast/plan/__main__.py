@@ -1,0 +1,131 @@
+"""The command `capo plan`: predicts memory and time of a run, or recommends settings for a model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+from capo_fast.command import run_command
+from capo_fast.config.arguments import Flags, read_arguments
+from capo_fast.config.load import DEFAULT_FILE, build_config, read_file
+from capo_fast.config.rules import PARTS, check_parts
+from capo_fast.config.schema import Config, with_merging
+from capo_fast.errors import ConfigError
+from capo_fast.plan.hardware import NVIDIA, find_hardware
+from capo_fast.plan.job import Job, Lengths
+from capo_fast.plan.levers import checked
+from capo_fast.plan.memory import room
+from capo_fast.plan.recommend import recommend, settings
+from capo_fast.plan.shapes import find_shape
+from capo_fast.plan.text import changes_table, plan_text
+from capo_fast.terminal import printable
+
+USAGE = """\
+Predicts the memory of each device and the time of a step, and what to lower where a run does not fit. Nothing is
+started and no weights are read: of a model config.json is enough, of a published one its name. All other arguments
+are those of `capo train`, whose --help lists the settings.
+
+With --model it recommends settings instead, as a file for `capo train --config`."""
+
+
+def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own, and those of `capo train`. Raises ConfigError."""
+    parser = Flags("capo plan", description=USAGE, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--gpus", type=positive, default=1, help="devices of the job, ranks on a CPU (default: 1)")
+    parser.add_argument("--nodes", type=positive, help="hosts of the job; default: as few as hold the devices")
+    parser.add_argument("--device", default="h100", help=f"{', '.join(NVIDIA)} or cpu, this machine (default: h100)")
+    parser.add_argument("--prompt", type=positive, help="mean tokens of a prompt (default: 256)")
+    parser.add_argument("--response", type=positive, help="mean tokens of a response (default: half the longest)")
+    parser.add_argument("--critique", type=positive, help="mean tokens of a critique (default: half the longest)")
+    parser.add_argument("--critic", help="a critic of another size on the same devices, in turns with the policy")
+    parser.add_argument("--model", help="recommend settings for this model")
+    parser.add_argument("--context", type=positive, help="of --model: tokens of prompt and answer (default: 4096)")
+    options, rest = parser.parse_known_args(argv)
+    check_together(options, rest)
+    return options, rest
+
+
+SHORTEST = 128
+"""Tokens of the shortest context that settings are recommended for."""
+
+
+def check_together(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """Raises ConfigError for flags that would change nothing beside each other."""
+    own = [f"--{name}" for name in ("prompt", "response", "critique", "critic") if getattr(options, name) is not None]
+    if options.model and (others := [*own, *rest]):
+        raise ConfigError(
+            f"--model: found {others[0]} beside it, wanted --context, --gpus, --nodes and --device alone: all other "
+            "settings are recommended"
+        )
+    if options.context and not options.model:
+        raise ConfigError("--context: wanted --model with it; a run's own context is engine.max_model_len")
+    if options.context and options.context < SHORTEST:
+        raise ConfigError(f"--context: found {options.context}, wanted at least {SHORTEST}")
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted integer > 0")
+    return int(text)
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Print the plan. 0 where the run fits, else 1."""
+    options, rest = arguments(argv)
+    hardware = find_hardware(options.device)
+    hosts = options.nodes or -(-options.gpus // hardware.per_host)
+    if options.model:
+        shape = find_shape(options.model, "--model")
+        job, changes = recommend(shape, options.context or 4096, hardware, options.gpus, hosts)
+        print(f"# for capo train --config FILE --data.path ...\n{printable(settings(job))}")
+        if changes:
+            print(changes_table(changes))
+    else:
+        job = job_of(options, rest, hosts)
+    print(printable(plan_text(job)), end="")
+    return int(room(job) < 0)
+
+
+def job_of(options: argparse.Namespace, rest: Sequence[str], hosts: int) -> Job:
+    """The job of a run's settings."""
+    hardware = find_hardware(options.device)
+    config = with_merging(settings_of(rest), on_cpu=hardware.on_cpu)
+    shape = find_shape(config.model.path)
+    critic = find_shape(options.critic, "--critic") if options.critic else None
+    return checked(Job(config, shape, hardware, options.gpus, hosts, lengths_of(options, config), critic))
+
+
+def lengths_of(options: argparse.Namespace, config: Config) -> Lengths:
+    """Raises ConfigError where one is longer than the settings allow."""
+    room = config.engine.max_model_len - config.rollout.max_tokens
+    longest = {"prompt": room, "response": config.rollout.max_tokens, "critique": config.critic.max_tokens}
+    for name, most in longest.items():
+        if (found := getattr(options, name)) and found > most:
+            raise ConfigError(f"--{name}: found {found}, wanted at most {most}, by the run's settings")
+    return Lengths(
+        options.prompt or min(256, room),
+        options.response or -(-config.rollout.max_tokens // 2),
+        options.critique or -(-config.critic.max_tokens // 2),
+    )
+
+
+NOT_READ = ("data", "server", "patience")
+"""Parts of a run that no plan depends on: they may be missing."""
+
+
+def settings_of(argv: Sequence[str]) -> Config:
+    """The configuration of a run's arguments. Raises ConfigError."""
+    files, given = read_arguments(argv)
+    config = build_config(*map(read_file, files or [DEFAULT_FILE]), given)
+    return check_parts(config, [part for name, part in PARTS.items() if name not in NOT_READ and part.used(config)])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Exit status: 0 where the run fits, 1 where it does not, 2 for wrong settings."""
+    return run_command(lambda: plan(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

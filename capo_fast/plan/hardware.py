@@ -1,0 +1,114 @@
+"""Named hardware: what of it a plan reads, with the source of each figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from capo_fast.errors import ConfigError
+from capo_fast.runlog.speed import PEAKS, peak_flops
+
+GIB = 2**30
+GEMMS, MEMORY, LINK = 0.3, 0.7, 0.7
+"""[us] Shares of the peak that a step reaches: in products of matrices, in reading and writing memory, between devices.
+Published runs on H100 reach 0.11 to 0.38 of the model FLOPs with recomputation, short sequences least."""
+FREE = 0.95
+"""[us] Share of a device's memory that a plan may fill: an allocator's blocks don't fit without gaps."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device, and its place in a host."""
+
+    name: str
+    memory: float
+    """Bytes that PyTorch finds"""
+    bandwidth: float
+    """Bytes per second of its memory"""
+    link: float
+    """Bytes per second to another device of the host, in one direction"""
+    host_link: float
+    """Bytes per second to the host's memory, in one direction"""
+    network: float
+    """Bytes per second of each device to other hosts, in one direction"""
+    per_host: int
+    """Devices in a host"""
+    engine_step_s: float
+    """[us] Seconds of one engine step besides the model's"""
+    peaks: tuple[float, float]
+    """FLOP/s in bfloat16 and in float32"""
+    source: str
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.name == "cpu"
+
+    def flops(self, dtype: str) -> float:
+        return self.peaks[dtype == "float32"]
+
+
+def find_hardware(name: str) -> Hardware:
+    """By name; `cpu` is this machine, measured in a tenth of a second. Raises ConfigError."""
+    if name == "cpu":
+        return this_cpu()
+    if name not in NVIDIA:
+        raise ConfigError(f"--device: found {name}, wanted one of {', '.join([*NVIDIA, 'cpu'])}")
+    return NVIDIA[name]
+
+
+def this_cpu() -> Hardware:
+    """This machine, of which each rank has a share: see `Job`."""
+    pages = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    memory, speed = int(pages.split()[1]) * 1024, copy_speed()
+    peaks = [peak_flops(dtype) or 0.0 for dtype in (torch.bfloat16, torch.float32)]
+    return Hardware("cpu", memory, speed, speed / 4, speed, 1e9, 64, 0.02, (peaks[0], peaks[1]), "measured here")
+
+
+def copy_speed() -> float:
+    """Bytes per second that are read and written by a copy of 64 MiB, the best of four."""
+    from time import perf_counter
+
+    source, target, best = torch.ones(2**24), torch.empty(2**24), float("inf")
+    for _ in range(4):
+        start = perf_counter()
+        target.copy_(source)
+        best = min(best, perf_counter() - start)
+    return 2 * source.nbytes / best
+
+
+def _nvidia(
+    name: str, key: str, gib: float, terabytes: float, link: float, host: float, network: float, source: str
+) -> Hardware:
+    bfloat16, float32 = PEAKS[key]
+    peaks = bfloat16 * 1e12, float32 * 1e12
+    speeds = terabytes * 1e12, link * 1e9, host * 1e9, network * 1e9
+    return Hardware(name, gib * GIB, *speeds, 8, 0.002, peaks, source)
+
+
+NVIDIA = {
+    each.name: each
+    for each in (
+        _nvidia(
+            *("h100", "H100", 79.1, 3.35, 450, 64, 50),
+            "H100 SXM 80 GB data sheet: 3.35 TB/s, NVLink 900 GB/s both ways, PCIe Gen5 128 GB/s both ways; "
+            "network: DGX H100, 400 Gb/s per GPU",
+        ),
+        _nvidia(
+            *("h200", "H200", 139.8, 4.8, 450, 64, 50),
+            "H200 SXM 141 GB data sheet: 4.8 TB/s, NVLink 900 GB/s both ways, PCIe Gen5 128 GB/s both ways; "
+            "network: DGX H200, 400 Gb/s per GPU",
+        ),
+        _nvidia(
+            *("a100", "A100", 79.1, 2.039, 300, 32, 25),
+            "A100 SXM 80 GB data sheet: 2,039 GB/s, NVLink 600 GB/s both ways, PCIe Gen4 64 GB/s both ways; "
+            "network: DGX A100, 200 Gb/s per GPU",
+        ),
+        _nvidia(
+            *("l40s", "L40S", 44.4, 0.864, 32, 32, 12.5),
+            "L40S data sheet: 48 GB, 864 GB/s, PCIe Gen4 64 GB/s both ways, no NVLink; network [us]: 100 Gb/s per GPU",
+        ),
+    )
+}
+"""Memory is what PyTorch finds of it, GiB; FLOP/s are those of `runlog/speed.py`."""

@@ -1,0 +1,172 @@
+"""What is planned: a configuration, a model's shape and named hardware; and the work of one step.
+
+Letters: N packed tokens, T response tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from capo_fast.config.schema import Config
+from capo_fast.errors import ConfigError
+from capo_fast.plan.hardware import Hardware
+from capo_fast.plan.shapes import ModelShape
+from capo_fast.policy.work import Passes
+
+BYTES = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Mean tokens of a step's sequences. The longest response has rollout.max_tokens [us]."""
+
+    prompt: int
+    response: int
+    critique: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run on `ranks` devices of `hosts` hosts."""
+
+    config: Config
+    shape: ModelShape
+    hardware: Hardware
+    ranks: int
+    hosts: int
+    lengths: Lengths
+    critic: ModelShape | None = None
+    """A critic of another size on the same devices, in turns with the policy's engine"""
+    packed: tuple[int, int] | None = None
+    """(N, T) of the largest micro-batch; None: what the settings allow"""
+
+    def __post_init__(self) -> None:
+        tensor_parallel, engines = self.config.engine.tensor_parallel, self.config.engine.ranks or self.ranks
+        if self.ranks % self.hosts:
+            raise ConfigError(f"--nodes: found {self.hosts}, wanted a divisor of --gpus ({self.ranks})")
+        if engines % tensor_parallel or self.ranks <= self.config.engine.ranks:
+            raise ConfigError(
+                f"engine.tensor_parallel: found {tensor_parallel} with engine.ranks: {self.config.engine.ranks} on "
+                f"{self.ranks} devices, wanted a divisor of the ranks that hold engines, and ranks that learn"
+            )
+
+    def with_settings(self, **values: object) -> Job:
+        """The same with other settings: `policy__dtype="float32"` is policy.dtype."""
+        config = self.config
+        for key, value in values.items():
+            section, name = key.split("__")
+            config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+        return replace(self, config=config)
+
+    # ---- who does what ----
+
+    @property
+    def apart(self) -> bool:
+        """Whether engines are on other ranks than the learner."""
+        return self.config.engine.ranks > 0
+
+    @property
+    def learners(self) -> int:
+        return self.ranks - self.config.engine.ranks
+
+    @property
+    def engines(self) -> int:
+        return (self.config.engine.ranks or self.ranks) // self.config.engine.tensor_parallel
+
+    @property
+    def shards(self) -> int:
+        """Ranks over which the policy is sharded."""
+        return self.learners
+
+    @cached_property
+    def device(self) -> Hardware:
+        """What one rank has: the ranks of a CPU share it."""
+        whole = self.hardware
+        if not whole.on_cpu:
+            return whole
+        share, (narrow, wide) = self.ranks // self.hosts, whole.peaks
+        return replace(
+            whole, memory=whole.memory / share, bandwidth=whole.bandwidth / share, peaks=(narrow / share, wide / share)
+        )
+
+    @property
+    def learner_link(self) -> float:
+        """Bytes per second between the ranks that learn."""
+        return self.device.network if self.hosts > 1 else self.device.link
+
+    # ---- the policy ----
+
+    @property
+    def compute_bytes(self) -> int:
+        return BYTES[self.config.policy.dtype]
+
+    @property
+    def engine_bytes(self) -> int:
+        return BYTES[self.config.engine.dtype]
+
+    @property
+    def is_lora(self) -> bool:
+        return self.config.lora.rank > 0
+
+    @property
+    def trained(self) -> int:
+        """Parameters that the optimizer changes."""
+        return self.shape.adapter(self.config.lora) if self.is_lora else self.shape.total
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether a second copy of the weights is kept."""
+        return self.config.loss.kl_coef > 0 and not self.is_lora
+
+    @property
+    def recomputed(self) -> int:
+        """Decoder layers that the backward pass computes again."""
+        every = int(self.config.policy.gradient_checkpointing)
+        return -(-self.shape.layers // every) if every else 0
+
+    # ---- the work of a step ----
+
+    @property
+    def rollouts(self) -> int:
+        return self.config.rollout.prompts * self.config.rollout.n
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return min(self.lengths.prompt + self.config.rollout.max_tokens, self.config.engine.max_model_len)
+
+    def passes(self, count: int = 1) -> Passes:
+        """So many passes over a step's rollouts, on all ranks."""
+        prompts, n = self.config.rollout.prompts, self.config.rollout.n
+        prompt, response = self.lengths.prompt, self.lengths.response
+        pairs = prompt**2 / 2 + n * (response * prompt + response**2 / 2)
+        tokens = prompts * (prompt + n * (response - 1))
+        return Passes(count * tokens, count * self.rollouts * response, count * prompts * pairs)
+
+    @property
+    def forwards(self) -> int:
+        """Passes without a backward one: those of old log-probs and of the reference."""
+        old = self.config.has_old_logprobs and self.config.policy.old == "trainer"
+        return int(old) + int(self.config.loss.kl_coef > 0)
+
+    @property
+    def updates(self) -> int:
+        return self.config.train.epochs * self.config.train.minibatches
+
+    @property
+    def micro_batches(self) -> int:
+        """Of one rank in one update, with responses of mean length."""
+        tokens = self.passes().tokens / self.config.train.minibatches / self.learners
+        return max(1, -(-int(tokens) // self.config.train.micro_tokens))
+
+    @property
+    def micro(self) -> tuple[int, int]:
+        """(N, T) of the largest micro-batch: full, but no more than all of a rank's longest responses."""
+        if self.packed:
+            return self.packed
+        rollout = self.config.rollout
+        most = rollout.prompts * (self.lengths.prompt + rollout.n * rollout.max_tokens)
+        share = -(-most // (self.config.train.minibatches * self.learners))
+        tokens = max(self.longest, min(self.config.train.micro_tokens, share))
+        return tokens, tokens

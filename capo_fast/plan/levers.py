@@ -1,0 +1,177 @@
+"""What to lower where a run does not fit, in order: what costs nothing first, what changes training last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from capo_fast.errors import ConfigError
+from capo_fast.plan.hardware import GIB
+from capo_fast.plan.job import Job
+from capo_fast.plan.memory import cache_per_token, room
+
+
+@dataclass(frozen=True)
+class Change:
+    """One setting that was lowered."""
+
+    key: str
+    value: object
+    saved: float
+    """Bytes of the device's fullest moment"""
+    cost: str
+
+
+def in_yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def lower(job: Job) -> tuple[Job, list[Change]]:
+    """The job with as few changes as let it fit, in the order of `LADDER`; as low as it goes where none do."""
+    changes: list[Change] = []
+    lowered = job
+    while room(lowered) < 0:
+        found = next(_helpful(lowered), None)
+        if found is None:
+            return lowered, changes
+        lowered, change = found
+        changes = [each for each in changes if each.key != change.key] + [change]
+    return without_needless(job, changes)
+
+
+def without_needless(job: Job, changes: list[Change]) -> tuple[Job, list[Change]]:
+    """The changes that still let it fit when those are left out that later ones made needless, the dearest first."""
+    for each in reversed(changes):
+        fewer = [other for other in changes if other is not each]
+        if room(_changed(job, fewer)) >= 0:
+            changes = fewer
+    return _changed(job, changes), in_order(job, changes)
+
+
+def in_order(job: Job, changes: list[Change]) -> list[Change]:
+    """The changes so that each lowers the fullest moment after those before it, with what it saves there."""
+    left, found = list(changes), list[Change]()
+    while left:
+        before = room(_changed(job, found))
+        saves = {each.key: room(_changed(job, [*found, each])) - before for each in left}
+        first = next((each for each in left if saves[each.key] > 0), left[0])
+        left.remove(first)
+        found.append(replace(first, saved=saves[first.key]))
+    return found
+
+
+def _changed(job: Job, changes: list[Change]) -> Job:
+    return job.with_settings(**{each.key.replace(".", "__"): each.value for each in changes})
+
+
+def _helpful(job: Job) -> Iterator[tuple[Job, Change]]:
+    """The next steps of the ladder that lower the fullest moment."""
+    for lever, cost in LADDER:
+        for key, value in lever(job):
+            changed = job.with_settings(**{key.replace(".", "__"): value})
+            if (saved := room(changed) - room(job)) > 0:
+                yield changed, Change(key, value, saved, cost)
+
+
+def least_devices(job: Job) -> Job | None:
+    """The same settings on the fewest devices that hold them, by doubling; None where 1,024 don't."""
+    while job.ranks <= 1024:
+        if room(job) >= 0:
+            return job
+        ranks = 2 * job.ranks
+        job = replace(job, ranks=ranks, hosts=max(job.hosts, -(-ranks // job.hardware.per_host)))
+    return None
+
+
+# ---- the levers: next values of a setting, if there is a lower one ----
+
+Values = Iterator[tuple[str, object]]
+
+
+def fused(job: Job) -> Values:
+    if job.config.train.optimizer == "adamw":
+        yield "train.optimizer", "adamw-fused"
+
+
+def cache_that_is_needed(job: Job) -> Values:
+    if (needed := needed_cache(job)) < job.config.engine.kv_cache_gb:
+        yield "engine.kv_cache_gb", needed
+
+
+def needed_cache(job: Job) -> float:
+    """GiB that hold the longest of all sequences that an engine decodes at once, a tenth at least."""
+    count = min(job.config.engine.max_num_seqs, -(-job.rollouts // job.engines))
+    needed = count * job.longest * cache_per_token(job, job.critic or job.shape) / GIB
+    return max(0.1, round(needed + 0.05, 1))
+
+
+def checkpointing(job: Job) -> Values:
+    if not job.config.policy.gradient_checkpointing:
+        yield "policy.gradient_checkpointing", 2
+    if int(job.config.policy.gradient_checkpointing) != 1:
+        yield "policy.gradient_checkpointing", True
+
+
+def smaller_micro_batches(job: Job) -> Values:
+    half = job.config.train.micro_tokens // 2
+    if half >= job.longest // 2:  # a longer sequence has a micro-batch of its own
+        yield "train.micro_tokens", max(half, job.longest)
+
+
+def wider_engines(job: Job) -> Values:
+    slices = 2 * job.config.engine.tensor_parallel
+    ranks = job.config.engine.ranks or job.ranks
+    inside = slices <= job.ranks // job.hosts and ranks % slices == 0
+    if inside and job.shape.heads % slices == 0 and job.shape.intermediate % slices == 0:
+        yield "engine.tensor_parallel", slices
+
+
+def smaller_cache(job: Job) -> Values:
+    half = round(job.config.engine.kv_cache_gb / 2, 1)
+    if half * GIB >= 2 * job.longest * cache_per_token(job, job.critic or job.shape):
+        yield "engine.kv_cache_gb", half
+
+
+def offloaded_optimizer(job: Job) -> Values:
+    if not job.config.train.offload_optimizer:
+        yield "train.offload_optimizer", True
+
+
+def offloaded_activations(job: Job) -> Values:
+    if job.recomputed == job.shape.layers and not job.config.policy.offload_activations:
+        yield "policy.offload_activations", True
+
+
+def eight_bits(job: Job) -> Values:
+    if job.config.train.optimizer != "adamw-8bit":
+        yield "train.optimizer", "adamw-8bit"
+
+
+def adapter(job: Job) -> Values:
+    if not job.is_lora:
+        yield "lora.rank", 32
+
+
+LADDER: tuple[tuple[Callable[[Job], Values], str], ...] = (
+    (fused, "nothing"),
+    (cache_that_is_needed, "nothing: a step's sequences need no more"),
+    (checkpointing, "these layers' forward pass once more"),
+    (smaller_micro_batches, "more, smaller products"),
+    (wider_engines, "the ranks of an engine wait for each other at each layer"),
+    (smaller_cache, "fewer sequences at once"),
+    (offloaded_optimizer, "moments cross the bus twice per update"),
+    (offloaded_activations, "the layers' inputs cross the bus twice"),
+    (eight_bits, "moments in 8 bits: other rounding"),
+    (adapter, "trains an adapter, not all weights"),
+)
+"""Each lever with what it costs."""
+
+
+def checked(job: Job) -> Job:
+    """Raises ConfigError where a sequence is longer than the model or the engine."""
+    if job.config.engine.max_model_len > job.shape.positions:
+        raise ConfigError(
+            f"engine.max_model_len: found {job.config.engine.max_model_len}, wanted at most {job.shape.positions}, the "
+            f"positions of {job.shape.name}"
+        )
+    return job

@@ -1,0 +1,211 @@
+"""Bytes of one device, by the moment of a step and by part.
+
+    rollout     the engine is awake beside the learner's state
+    critique    a critic of another size is, in the place of the policy's engine
+    sync        the engine's weights are awake, and the policy's pass one by one
+    loss        the end of the forward pass of a micro-batch
+    backward    the backward pass of a decoder layer, at its start
+    reduction   the end of the backward pass: the gradients of embedding and head are reduced
+    update      the optimizer's step
+
+Letters: N packed tokens, T response tokens, V vocabulary, H hidden, c bytes of policy.dtype.
+"""
+
+from __future__ import annotations
+
+from capo_fast.plan.activations import kept, layer_backward
+from capo_fast.plan.hardware import FREE, GIB
+from capo_fast.plan.job import Job
+from capo_fast.plan.shapes import ModelShape
+from capo_kernels.chunks import default_rows, equal_rows
+
+Parts = dict[str, float]
+"""Bytes by part."""
+
+
+def moments(job: Job) -> dict[str, Parts]:
+    """Of a rank that learns; where engines are on other ranks, `rollout` and `critique` are of those."""
+    learner = runtime(job) | state(job)
+    if job.device.on_cpu and not job.apart:  # nothing sleeps there
+        learner |= engine(job)
+    weights = {} if job.apart else {"engine's weights": engine_weights(job, job.shape)}
+    found = engine_moments(job, runtime(job) if job.apart else learner)
+    return found | {"sync": learner | weights | passing(job)} | learning(job, learner)
+
+
+def learning(job: Job, held: Parts) -> dict[str, Parts]:
+    """The moments of an update, beside what is held."""
+    first = first_gradients(job)
+    return {
+        "loss": held | first | gathered(job) | {"activations": kept(job)} | loss(job),
+        "backward": held | first | layer_backward(job) | {"head's gradient": head_gradient(job)},
+        "reduction": held | gradients(job) | {"head's gradient": root_reduction(job)},
+        "update": held | gradients(job) | {"update": update(job)},
+    }
+
+
+def engine_moments(job: Job, held: Parts) -> dict[str, Parts]:
+    """Those in which an engine is awake beside what is held."""
+    found = {"rollout": held | engine(job) | workspace(job, job.shape)}
+    if job.critic is not None:
+        found["critique"] = held | engine(job, job.critic) | workspace(job, job.critic)
+    return found
+
+
+def passing(job: Job) -> Parts:
+    """The largest weight whole in float32, and in engine.dtype."""
+    return {"a weight in passing": job.shape.head * (4 * (job.shards > 1) + job.engine_bytes)}
+
+
+def totals(job: Job) -> dict[str, float]:
+    """Bytes of a device, by moment."""
+    return {name: sum(parts.values()) for name, parts in moments(job).items()}
+
+
+def room(job: Job) -> float:
+    """Bytes of a device that are left at its fullest; negative where it does not fit. A CPU's memory holds the
+    processes too."""
+    process = PROCESS if job.device.on_cpu else 0
+    return FREE * job.device.memory - process - max(totals(job).values())
+
+
+# ---- always there ----
+
+
+def runtime(job: Job) -> Parts:
+    """[us] The CUDA context with its kernels, and NCCL's buffers. A CPU's processes are counted on the host."""
+    return {} if job.device.on_cpu else {"CUDA and NCCL": 1.0 * GIB}
+
+
+def state(job: Job) -> Parts:
+    """What the learner holds between steps. Master weights are float32; LoRA's frozen base is in policy.dtype."""
+    frozen = job.shape.total * job.compute_bytes if job.is_lora else 0
+    found = {"weights": (4 * job.trained + frozen) / job.shards}
+    if not job.config.train.offload_optimizer:
+        found["optimizer"] = optimizer(job)
+    if job.has_reference:
+        found["reference"] = 4 * job.shape.total / job.shards
+    return found
+
+
+BLOCK = 256
+"""Elements that share a float32 scale in torchao's 8-bit states."""
+
+
+def optimizer(job: Job) -> float:
+    """AdamW's two moments."""
+    each = 1 + 4 / BLOCK if job.config.train.optimizer == "adamw-8bit" else 4
+    return 2 * each * job.trained / job.shards
+
+
+# ---- the engine ----
+
+
+def engine_weights(job: Job, shape: ModelShape) -> float:
+    """In engine.dtype. On a CPU vLLM keeps a packed copy of layers and head beside them."""
+    packed = shape.layers * shape.layer + shape.head if job.device.on_cpu else 0
+    return (shape.total + packed) * job.engine_bytes / job.config.engine.tensor_parallel
+
+
+def engine(job: Job, shape: ModelShape | None = None) -> Parts:
+    weights, cache = engine_weights(job, shape or job.shape), job.config.engine.kv_cache_gb * GIB
+    return {"engine's weights": weights, "KV cache": cache}
+
+
+def cache_per_token(job: Job, shape: ModelShape) -> float:
+    """Bytes of keys and values of a token, on one rank."""
+    slices = min(job.config.engine.tensor_parallel, shape.kv_heads)
+    return 2 * shape.layers * shape.key * job.engine_bytes / slices
+
+
+def workspace(job: Job, shape: ModelShape) -> Parts:
+    """[us] Logits of a batch in float32 with what sampling makes of them (five times), and CUDA graphs."""
+    sequences = min(job.config.engine.max_num_seqs, -(-job.rollouts // job.engines))
+    logits = 5 * 4 * sequences * shape.vocab
+    return {"engine's workspace": logits + (0 if job.device.on_cpu else GIB)}
+
+
+# ---- learning ----
+
+
+def gradients(job: Job) -> Parts:
+    """Float32, of what is trained."""
+    return {"gradients": 4 * job.trained / job.shards}
+
+
+def first_gradients(job: Job) -> Parts:
+    """Those of the micro-batches before this one."""
+    return gradients(job) if job.micro_batches > 1 else {}
+
+
+def gathered(job: Job) -> Parts:
+    """FSDP2's whole weights in policy.dtype at the end of the forward pass: those outside the layers stay."""
+    return {"gathered weights": job.shape.root * job.compute_bytes}
+
+
+def chunk(job: Job) -> int:
+    """Rows of the loss's logits that are formed at a time."""
+    _, size = job.micro
+    memory = None if job.device.on_cpu else job.device.memory
+    converts = not job.is_lora and job.compute_bytes != 4
+    return equal_rows(size, default_rows(size, job.shape.vocab, job.shape.hidden, job.compute_bytes, converts, memory))
+
+
+def loss(job: Job) -> Parts:
+    """A chunk of logits, the gradient by the head (of several chunks in float32, then converted), and the hidden states
+    [T, H] with their gradient. A bfloat16 chunk on a CPU is multiplied in float32."""
+    (_, size), rows, c = job.micro, chunk(job), job.compute_bytes
+    logits = rows * job.shape.vocab * (c + (4 if c != 4 and job.device.on_cpu else 0))
+    several = rows < size and c != 4
+    head = 0 if job.is_lora else job.shape.head * (c + (4 if several else 0))
+    return {"a chunk of logits": logits, "head's gradient": head, "response states": 2 * size * job.shape.hidden * c}
+
+
+def head_gradient(job: Job) -> float:
+    """Of the loss, until the end of the backward pass."""
+    return 0 if job.is_lora else job.shape.head * job.compute_bytes
+
+
+def root_reduction(job: Job) -> float:
+    """Whole weights and gradients of embedding and head, or these gradients and their copy in float32, of which each
+    rank gets its part. The gradients of a tied weight come one after the other."""
+    if job.is_lora:
+        return job.shape.root * job.compute_bytes
+    c, root = job.compute_bytes, job.shape.root
+    both = root * c + 2 * job.shape.head * c
+    return max(both, root * (c + 4))
+
+
+def update(job: Job) -> float:
+    """Temporary tensors of the step: of all parameters together where PyTorch's AdamW takes them at once, which it does
+    on a GPU. An offloaded state is back."""
+    train, share = job.config.train, job.trained / job.shards
+    state = optimizer(job) if train.offload_optimizer and not job.device.on_cpu else 0
+    if train.optimizer == "adamw-fused":
+        return state
+    at_once = not job.device.on_cpu and train.optimizer == "adamw"
+    return state + (4 * share if at_once else 2 * 4 * job.shape.head / job.shards)
+
+
+# ---- the host ----
+
+
+def host(job: Job) -> Parts:
+    """Of all ranks of one host together, beside the devices."""
+    ranks, shape, config = job.ranks // job.hosts, job.shape, job.config
+    found: Parts = {"processes": ranks * PROCESS}
+    if config.swaps:
+        found["frozen critic"] = shape.total * job.engine_bytes
+    if job.device.on_cpu:
+        return found
+    if config.train.offload_optimizer:
+        found["optimizer"] = ranks * optimizer(job)
+    if config.policy.offload_activations:
+        found["activations"] = ranks * job.recomputed * job.micro[0] * shape.hidden * job.compute_bytes
+    if job.is_lora:
+        found["engine's weights, asleep"] = ranks * engine_weights(job, shape)
+    return found
+
+
+PROCESS = 1.5 * GIB
+"""[us] Code and libraries of a rank that learns and holds an engine."""

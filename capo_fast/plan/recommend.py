@@ -1,0 +1,58 @@
+"""Settings for a model, a context and devices: those that cost least time first, lowered until they fit."""
+
+from __future__ import annotations
+
+import math
+
+from capo_fast.config.load import build_config, by_key
+from capo_fast.config.schema import Config
+from capo_fast.plan.hardware import GIB, Hardware
+from capo_fast.plan.job import Job, Lengths
+from capo_fast.plan.levers import Change, checked, in_yaml, lower, needed_cache
+from capo_fast.plan.memory import room
+from capo_fast.plan.shapes import ModelShape
+
+FIXED = ("model.path", "rollout.max_tokens", "engine.max_model_len", "critic.max_tokens", "train.micro_tokens")
+LOWERED = (
+    *("policy.dtype", "engine.dtype", "train.optimizer", "train.offload_optimizer", "policy.gradient_checkpointing"),
+    *("policy.offload_activations", "engine.tensor_parallel", "engine.kv_cache_gb", "lora.rank"),
+)
+"""What is chosen, in the order in which it is shown."""
+
+
+def recommend(shape: ModelShape, context: int, hardware: Hardware, ranks: int, hosts: int) -> tuple[Job, list[Change]]:
+    """The job, and what was lowered from full fine-tuning without recomputation."""
+    prompt = min(1024, context // 4)
+    answer = context - prompt
+    config = build_config(
+        {
+            "model.path": shape.name,
+            "engine.max_model_len": context,
+            "rollout.max_tokens": answer,
+            "critic.max_tokens": min(2048, context // 2),
+            "train.micro_tokens": max(16384, context),
+            "train.optimizer": "adamw-fused",
+            "policy.dtype": "float32" if hardware.on_cpu else "bfloat16",
+            "engine.dtype": "float32" if hardware.on_cpu else "bfloat16",
+        }
+    )
+    job = checked(
+        Job(config, shape, hardware, ranks, hosts, Lengths(prompt, answer // 2, min(2048, context // 2) // 2))
+    )
+    job, changes = lower(job.with_settings(engine__kv_cache_gb=needed_cache(job)))
+    return with_free_cache(job), changes
+
+
+def with_free_cache(job: Job) -> Job:
+    """The key-value cache as large as a step needs and the device holds."""
+    wanted = needed_cache(job)
+    over = min(0.0, room(job.with_settings(engine__kv_cache_gb=wanted))) / GIB
+    fitting = math.floor(10 * (wanted + over)) / 10
+    return job.with_settings(engine__kv_cache_gb=max(fitting, job.config.engine.kv_cache_gb))
+
+
+def settings(job: Job) -> str:
+    """What was chosen, as YAML for `capo train --config FILE`."""
+    values, defaults = by_key(job.config), by_key(Config())
+    chosen = [*FIXED, *(key for key in LOWERED if values[key] != defaults[key])]
+    return "".join(f"{key}: {in_yaml(values[key])}\n" for key in chosen)

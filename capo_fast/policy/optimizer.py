@@ -1,0 +1,130 @@
+"""AdamW in the forms of `train.optimizer`, with its state from the start: a checkpoint always has the same entries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from capo_fast.config.training import TrainConfig
+from capo_fast.errors import ConfigError, cause_of
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+BLOCK, SMALLEST = 256, 4096
+"""torchao's: elements of a moment that share a scale, and of the smallest weight whose moments are in 8 bits."""
+
+
+def make_optimizer(parameters: Sequence[torch.nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
+    """Of these parameters, with moments of zero; on the host between its steps under `train.offload_optimizer`.
+
+    Raises ConfigError where torchao is wanted and can't be imported.
+    """
+    options: dict[str, Any] = {"lr": train.lr, "betas": train.betas, "weight_decay": train.weight_decay}
+    if train.optimizer == "adamw-8bit":
+        optimizer = eight_bit_adamw(parameters, options)
+    else:
+        # None: all parameters at once on a GPU, one by one on a CPU.
+        fused = True if train.optimizer == "adamw-fused" else None
+        optimizer = torch.optim.AdamW(parameters, fused=fused, **options)
+        for parameter in parameters:
+            step = torch.zeros((), device=parameter.device if fused else None)
+            optimizer.state[parameter] = {"step": step, **{key: torch.zeros_like(parameter) for key in MOMENTS}}
+    if train.offload_optimizer:
+        keep_on_host(optimizer)
+    return optimizer
+
+
+# ---- moments in 8 bits ----
+
+
+def eight_bit_adamw(parameters: Sequence[torch.nn.Parameter], options: Mapping[str, Any]) -> Any:
+    """torchao's AdamW8bit. Moments of weights that ranks don't share by whole blocks stay float32."""
+    check_torchao()
+    from torchao.optim import AdamW8bit  # an optional package
+
+    optimizer = AdamW8bit(parameters, block_size=BLOCK, **options)
+    for parameter in parameters:
+        narrow = has_whole_blocks(parameter)
+        moments = {
+            key: optimizer._new_buffer(parameter, key == "exp_avg") if narrow else torch.zeros_like(parameter)
+            for key in MOMENTS
+        }
+        optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+    return optimizer
+
+
+def check_torchao() -> None:
+    """Raises ConfigError where torchao can't be imported."""
+    try:
+        import torchao.optim  # noqa: F401  an optional package
+    except ImportError as error:
+        raise ConfigError(
+            f"train.optimizer: adamw-8bit wants the package torchao, which can't be imported ({cause_of(error)})"
+        ) from error
+
+
+def has_whole_blocks(parameter: torch.Tensor) -> bool:
+    """Whether each rank's part is equally large, and as many blocks: a checkpoint can then be cut in other ways."""
+    ranks = parameter.numel() / max(1, _local(parameter).numel())
+    part = parameter.shape[0] / ranks
+    size = parameter.numel() // ranks
+    return part.is_integer() and size >= SMALLEST and size % BLOCK == 0
+
+
+def stored(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A parameter's state as tensors that files can hold, sharing its memory: a moment in 8 bits is two of them, its
+    codes, and its scales in as many rows as have whole blocks."""
+    found = dict[str, torch.Tensor]()
+    for key, value in state.items():
+        local = _local(value)
+        if not hasattr(local, "codes"):
+            found[key] = value
+            continue
+        columns = math.prod(value.shape[1:])
+        rows = BLOCK // math.gcd(columns, BLOCK)
+        found[f"{key}.codes"] = _like(value, local.codes, tuple(value.shape))
+        scales = local.scale.view(-1, rows * columns // BLOCK)
+        found[f"{key}.scale"] = _like(value, scales, (value.shape[0] // rows, scales.shape[1]))
+    return found
+
+
+def _local(tensor: torch.Tensor) -> Any:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(whole: torch.Tensor, local: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A local part as that of a tensor of this shape, sharded as `whole` is."""
+    if not isinstance(whole, DTensor):
+        return local
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(
+        local, whole.device_mesh, whole.placements, run_check=False, shape=torch.Size(shape), stride=stride
+    )
+
+
+# ---- offload ----
+
+
+def keep_on_host(optimizer: torch.optim.Optimizer) -> None:
+    """From now on its moments are on their parameters' device during a step alone."""
+
+    def fetch(*unused: Any) -> None:
+        for parameter, state in optimizer.state.items():
+            _move(state, parameter.device)
+
+    def put_back(*unused: Any) -> None:
+        for state in optimizer.state.values():
+            _move(state, torch.device("cpu"))
+
+    optimizer.register_step_pre_hook(fetch)
+    optimizer.register_step_post_hook(put_back)
+    put_back()
+
+
+def _move(state: dict[str, Any], device: torch.device) -> None:
+    """The moments; the step's number stays where the optimizer wants it."""
+    for key in MOMENTS:
+        state[key] = state[key].to(device)

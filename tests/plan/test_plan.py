@@ -1,0 +1,114 @@
+"""What a plan lowers, recommends and prints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from capo_fast.config.load import build_config
+from capo_fast.plan.__main__ import main
+from capo_fast.plan.hardware import NVIDIA
+from capo_fast.plan.job import Job, Lengths
+from capo_fast.plan.levers import lower
+from capo_fast.plan.memory import moments, room, totals
+from capo_fast.plan.recommend import recommend, settings
+from capo_fast.plan.seconds import stages, step_seconds
+from capo_fast.plan.shapes import find_shape
+
+
+def job(model: str = "qwen2.5-7b", ranks: int = 8, device: str = "h100", **values: object) -> Job:
+    config = build_config({key.replace("__", "."): value for key, value in values.items()})
+    return Job(config, find_shape(model), NVIDIA[device], ranks, -(-ranks // 8), Lengths(256, 1024, 512))
+
+
+def test_a_run_that_does_not_fit_is_lowered_until_it_does_and_no_further():
+    given = job(ranks=2)
+    assert room(given) < 0
+    lowered, changes = lower(given)
+    assert room(lowered) >= 0
+    assert sum(each.saved for each in changes) == pytest.approx(room(lowered) - room(given))
+    for each in changes:
+        section, name = each.key.split(".")
+        undone = lowered.with_settings(**{f"{section}__{name}": getattr(getattr(given.config, section), name)})
+        assert room(undone) < 0, f"{each.key} was lowered for nothing"
+
+
+def test_what_fits_is_left_as_it_is_and_what_never_fits_says_so():
+    assert lower(job(ranks=64))[1] == []
+    lowered, _ = lower(job("qwen2.5-72b", ranks=1))
+    assert room(lowered) < 0
+
+
+@pytest.mark.parametrize(
+    ("values", "moment", "part"),
+    [
+        ({"train__offload_optimizer": True}, "backward", "optimizer"),
+        ({"loss__kl_coef": 0}, "rollout", "reference"),
+        ({"train__optimizer": "adamw-fused"}, "update", "update"),
+        ({"policy__gradient_checkpointing": 4}, "loss", "activations"),
+        ({"engine__tensor_parallel": 8}, "rollout", "engine's weights"),
+        ({"train__optimizer": "adamw-8bit"}, "rollout", "optimizer"),
+    ],
+)
+def test_each_lever_lowers_its_part(values, moment, part):
+    before, after = moments(job())[moment], moments(job(**values))[moment]
+    assert after.get(part, 0) < before[part] / 1.3
+    assert all(after[name] == pytest.approx(before[name]) for name in after if name not in (part, "engine's workspace"))
+
+
+def test_engines_on_ranks_of_their_own_hold_nothing_of_the_learner():
+    apart = job(engine__ranks=4, loss__is_mode="truncate", rollout__top_p=1)
+    assert apart.shards == apart.engines == 4
+    assert "optimizer" not in moments(apart)["rollout"]
+    assert "engine's weights" not in moments(apart)["sync"]
+    assert step_seconds(apart) < sum(stages(apart).values())
+
+
+def test_a_critic_of_another_size_takes_turns_on_the_same_devices():
+    """The paper's 72B beside a 7B policy, on 8 devices."""
+    given = replace(
+        job(engine__tensor_parallel=8, policy__gradient_checkpointing=True), critic=find_shape("qwen2.5-72b")
+    )
+    found = totals(given)
+    assert found["critique"] - found["rollout"] == pytest.approx(2 * (72.7e9 - 7.6e9) / 8, rel=0.01)
+    assert room(given) > 0
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "device"), [("qwen2.5-7b", 8, "h100"), ("qwen3-8b", 1, "h200"), ("llama-3.1-70b", 64, "a100")]
+)
+def test_a_recommendation_fits_and_is_a_file_of_settings(model, ranks, device, tmp_path):
+    given, _ = recommend(find_shape(model), 8192, NVIDIA[device], ranks, -(-ranks // 8))
+    assert room(given) >= 0
+    (tmp_path / "run.yaml").write_text(settings(given))
+    words = ["--config", str(tmp_path / "run.yaml"), "--data.path", "x.jsonl", "--device", device, "--gpus", str(ranks)]
+    assert main(words) == 0
+
+
+def test_the_command_names_what_to_lower(capsys):
+    words = ["--model.path", "Qwen/Qwen2.5-7B", "--policy.dtype", "bfloat16", "--engine.dtype", "bfloat16"]
+    assert main([*words, "--gpus", "1"]) == 1
+    text = capsys.readouterr().out
+    assert "It does not fit: " in text and "| --lora.rank 32 " in text
+    assert main([*words, "--gpus", "8"]) == 0
+    assert "It fits: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--device", "tpu"], "--device: found tpu, wanted one of h100, h200, a100, l40s, cpu"),
+        (["--gpus", "8", "--nodes", "3"], "--nodes: found 3, wanted a divisor of --gpus (8)"),
+        (["--gpus", "0"], "argument --gpus: found '0', wanted integer > 0"),
+        (["--engine.tensor_parallel", "3", "--gpus", "8"], "engine.tensor_parallel: found 3"),
+        (["--train.stepz", "3"], "train.stepz: unknown setting; did you mean train.steps?"),
+        (["--model", "x", "--train.lr", "1"], "--model: found --train.lr beside it, wanted --context"),
+        (["--response", "49"], "--response: found 49, wanted at most 48, by the run's settings"),
+        (["--context", "4096"], "--context: wanted --model with it"),
+        (["--model", "no/such/model"], "--model: no/such/model: no such model folder"),
+    ],
+)
+def test_what_can_not_be_planned_is_one_line(words, line, capsys):
+    assert main(words) == 2
+    assert line in capsys.readouterr().err

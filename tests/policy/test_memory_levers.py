@@ -1,0 +1,116 @@
+"""What saves memory changes nothing else: each lever against the plain run, and resumed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from allocated import peak_bytes
+from learner_ranks import TRAIN, make_learner, train
+from small_model import config_of, micro_batch
+from small_model import make_learner as make_small
+
+from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig
+from capo_fast.errors import ConfigError
+from capo_fast.policy.checkpoint import Checkpointer
+from capo_fast.policy.manifest import RUN_SECTIONS
+from capo_fast.policy.model import full_weights
+from capo_fast.policy.optimizer import make_optimizer
+
+CONFIG = Config(
+    policy=PolicyConfig(dtype="float32"),
+    loss=LossConfig(kl_coef=0.0),
+    train=replace(TRAIN, minibatches=2, weight_decay=0.1),
+    rollout=RolloutConfig(temperature=1.0, max_tokens=64),
+)
+
+
+def with_lever(**values: object) -> Config:
+    """`train__optimizer` is train.optimizer."""
+    config = CONFIG
+    for key, value in values.items():
+        section, name = key.split("__")
+        config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+    return config
+
+
+def trained(config: Config, start: Checkpointer | None = None, save: Checkpointer | None = None):
+    """Weights after a step, or after the one that follows a checkpoint."""
+    learner = make_learner(config)
+    if start is not None:
+        start.newest_whole()[0].load(learner)
+    train(learner, config)
+    if save is not None:
+        save.save(1, learner, dict.fromkeys(RUN_SECTIONS))
+    return {name: weight.clone() for name, weight in full_weights(learner.policy, torch.float32)}
+
+
+LEVERS = {
+    "every second layer recomputed": ({"policy__gradient_checkpointing": 2}, 0),
+    "activations offloaded": ({"policy__gradient_checkpointing": True, "policy__offload_activations": True}, 0),
+    "optimizer offloaded": ({"train__offload_optimizer": True}, 0),
+    "fused": ({"train__optimizer": "adamw-fused"}, 1e-5),
+    "fused and offloaded": ({"train__optimizer": "adamw-fused", "train__offload_optimizer": True}, 1e-5),
+}
+"""Settings, and the largest difference of a weight after two steps of 1e-3."""
+
+
+@pytest.mark.parametrize("name", LEVERS)
+def test_a_lever_trains_as_the_plain_run_does_also_when_it_is_resumed(name, one_rank, tmp_path):
+    """The checkpoint of either goes on under the other: they have the same tensors."""
+    values, tolerance = LEVERS[name]
+    plain, ours = Checkpointer(tmp_path / "plain", keep=1), Checkpointer(tmp_path / "ours", keep=1)
+    wanted = trained(CONFIG, save=plain)
+    torch.testing.assert_close(trained(with_lever(**values), save=ours), wanted, rtol=0, atol=tolerance)
+    after = trained(CONFIG, start=plain)
+    for config, start in ((with_lever(**values), ours), (with_lever(**values), plain), (CONFIG, ours)):
+        torch.testing.assert_close(trained(config, start=start), after, rtol=0, atol=tolerance)
+
+
+def test_fewer_recomputed_layers_take_more_memory(one_rank):
+    """Four layers: all, every second and no layer recomputed."""
+    sizes = []
+    for every in (True, 2, False):
+        learner = make_small(config_of(PolicyConfig(gradient_checkpointing=every)))
+        batch = micro_batch(learner.config, sequences=8)
+        learner.train_batch([[batch]])
+        sizes.append(peak_bytes(lambda learner=learner, batch=batch: learner.train_batch([[batch]])))
+    assert sizes[0] < 0.8 * sizes[1] < 0.8 * sizes[2]
+
+
+def test_moments_in_8_bits_take_nearly_the_same_steps_and_resume(one_rank, tmp_path):
+    """Most weights change as with float32 moments. Those whose gradient is tiny beside the largest of their block may
+    not, as the second moment is then zero."""
+    pytest.importorskip("torchao", reason="torchao, an optional package, is not installed")
+    config, saved = with_lever(train__optimizer="adamw-8bit"), Checkpointer(tmp_path, keep=1)
+    with torch.compiler.set_stance("force_eager"):  # torchao compiles its step for each shape
+        start, plain, ours = (flat(x) for x in (first(config), trained(CONFIG), trained(config, save=saved)))
+        learner = make_learner(config)
+        for _ in range(2):
+            train(learner, config)
+        resumed = trained(config, start=saved)
+        offloaded = trained(with_lever(train__optimizer="adamw-8bit", train__offload_optimizer=True))
+    assert (ours - plain).abs().quantile(0.99) < 0.1 * CONFIG.train.lr
+    assert rms(ours - plain) < 0.25 * rms(plain - start)
+    torch.testing.assert_close(resumed, dict(full_weights(learner.policy, torch.float32)), rtol=0, atol=0)
+    assert torch.equal(flat(offloaded), ours)
+
+
+def test_a_missing_torchao_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    with pytest.raises(ConfigError, match=r"train\.optimizer: adamw-8bit wants the package torchao, which can't be"):
+        make_optimizer([torch.nn.Parameter(torch.zeros(4))], with_lever(train__optimizer="adamw-8bit").train)
+
+
+def first(config: Config) -> dict[str, torch.Tensor]:
+    return {name: weight.clone() for name, weight in full_weights(make_learner(config).policy, torch.float32)}
+
+
+def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([weight.flatten() for weight in weights.values()])
+
+
+def rms(x: torch.Tensor) -> float:
+    return x.square().mean().sqrt().item()
