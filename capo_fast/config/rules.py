@@ -223,6 +223,7 @@ def _eval(config: Config) -> Rules:
     )
 
 
+TOKEN_CREDIT = ("step-values", "critique-ratio")
 CRITIQUES = ("critic.votes", "critic.top_p", "critic.max_tokens")
 SERVER = ("endpoint.concurrency", "endpoint.timeout_s", "endpoint.budget_tokens")
 PARTS = {
@@ -238,8 +239,16 @@ PARTS = {
     "server": Part(lambda c: c.asks_server, _server, SERVER),
     "patience": Part(lambda c: c.asks_server, _patience),
     "lora": Part(lambda c: c.lora.rank > 0, learning.lora, ("lora.alpha",)),
-    "process": Part(lambda c: c.credit.process == "steps", learning.process),
+    "process": Part(learning.has_process_penalty, learning.process),
+    "credit function": Part(lambda c: c.credit.fn is not None, learning.credit_function),
     "judgment": Part(lambda c: c.credit.process == "outcome", learning.judgment),
+    "when": Part(_always, learning.when),
+    "token credit": Part(lambda c: c.credit.process in TOKEN_CREDIT and c.credit.fn is None, learning.token_credit),
+    "step values": Part(
+        lambda c: c.credit.process == "step-values" and c.credit.fn is None,
+        learning.step_values,
+        ("credit.continuations",),
+    ),
     "bonus": Part(_always, learning.bonus),
     "ppo": Part(lambda c: c.loss.objective == "ppo", learning.ppo, ("loss.clip_low", "loss.dual_clip")),
     "importance": Part(lambda c: c.loss.is_mode is not None, learning.importance, ("loss.is_high",)),

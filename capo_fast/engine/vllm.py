@@ -38,6 +38,8 @@ class VllmEngine:
         self._adapter: Any = None
         self._versions = 0
         self._asleep = False
+        self._scored: dict[str, int] = {}
+        """Tokens at the end of a prompt whose log-probs are the answer, by request id."""
         self._sleep_level = 1 if lora.rank else 2
         """1 keeps the weights on the host: nothing loads the whole base again. 2 drops them."""
         with ExitStack() as undo:
@@ -60,6 +62,8 @@ class VllmEngine:
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
         adapter = None if request.base else self._adapter
         params = self.sampling_params(request)
+        if request.scored:
+            self._scored[request.id] = request.scored
         self._llm.llm_engine.add_request(request.id, prompt, params, lora_request=adapter)
 
     def sampling_params(self, request: Request) -> Any:
@@ -74,6 +78,8 @@ class VllmEngine:
             max_tokens=request.max_tokens,
             seed=request.seed,
             logprobs=0,
+            # vLLM then reads no cached prefix, whose log-probs it would not have.
+            prompt_logprobs=0 if request.scored else None,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=request.regex) if request.regex else None,
@@ -176,6 +182,8 @@ class VllmEngine:
         self._undo.close()
 
     def _completion(self, output: Any) -> Completion:
+        if output.request_id in self._scored:
+            return self._scored_completion(output, self._scored.pop(output.request_id))
         answer = output.outputs[0]
         token_ids = tuple(answer.token_ids)
         return Completion(
@@ -186,4 +194,16 @@ class VllmEngine:
             finished=answer.finish_reason == "stop",
             prompt_tokens=len(output.prompt_token_ids),
             cached_tokens=output.num_cached_tokens or 0,
+        )
+
+    def _scored_completion(self, output: Any, count: int) -> Completion:
+        token_ids = tuple(output.prompt_token_ids[-count:])
+        logprobs = (at[token].logprob for token, at in zip(token_ids, output.prompt_logprobs[-count:], strict=True))
+        return Completion(
+            id=output.request_id,
+            token_ids=token_ids,
+            logprobs=tuple(logprobs),
+            text="",
+            finished=True,
+            prompt_tokens=len(output.prompt_token_ids) - count,
         )

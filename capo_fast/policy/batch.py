@@ -20,7 +20,7 @@ import torch
 
 import capo_kernels as ck
 from capo_fast.config.schema import Config
-from capo_fast.credit.assign import credit_of
+from capo_fast.credit.assign import offsets, packed_advantages, packed_credit
 from capo_fast.records import CreditedSample, PackedBatch, TokenBatch
 
 
@@ -116,15 +116,15 @@ def pack(samples: Sequence[CreditedSample], denominator: float | None, config: C
     """One micro-batch. `denominator=None` gives every token weight 0: a filler that only keeps ranks in step."""
     rollouts = [sample.rollout for sample in samples]
     tokens = pack_tokens([(rollout.prompt.token_ids, rollout.token_ids) for rollout in rollouts])
-    wrong, outcomes = [sample.step_wrong for sample in samples], [sample.outcome for sample in samples]
-    # Statistics of whole groups, of which a micro-batch may hold a part.
-    stats = {sample.rollout.group: sample.stats for sample in samples}
-    credit = credit_of(rollouts, wrong, outcomes, config, torch.tensor(list(stats.values()), dtype=torch.float32))
-    mask_T = torch.full((len(tokens.targets),), denominator is not None)
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    by_token = samples[0].token_advantages is not None
+    cu_seqlens, mask_T = offsets(lengths), torch.full((sum(lengths),), denominator is not None)
     return PackedBatch(
         **vars(tokens),
-        weights=ck.token_weights(credit.cu_seqlens, mask_T, config.loss.aggregation, denominator=denominator or 1.0),
-        credit=credit,
+        weights=ck.token_weights(cu_seqlens, mask_T, config.loss.aggregation, denominator=denominator or 1.0),
+        cu_seqlens=cu_seqlens,
+        credit=None if by_token else packed_credit(samples, config),
+        advantages=packed_advantages(samples) if by_token else None,
         rollout_logprobs=torch.tensor([x for r in rollouts for x in r.logprobs], dtype=torch.float32),
     )
 

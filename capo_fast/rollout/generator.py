@@ -9,13 +9,14 @@ from typing import Any, Literal, Protocol
 import torch.distributed as dist
 
 from capo_fast.config.schema import Config
-from capo_fast.credit.assign import assign_credit, informative_groups
+from capo_fast.credit.assign import informative_groups
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.errors import Interrupted
 from capo_fast.records import CreditedSample, Prompt, Sample
 from capo_fast.rollout.carry import OpenGroup, Partial, at_limit, carry_metrics, still_open
 from capo_fast.rollout.carrying import CarryingRound
+from capo_fast.rollout.crediting import CreditCost, Crediting
 from capo_fast.rollout.dealing import deal_open
 from capo_fast.rollout.pass_rate import PassRate, evaluate
 from capo_fast.rollout.requests import RequestBuilder
@@ -52,6 +53,8 @@ class Batch:
     """None without `rollout.carry`."""
     beside: Lap = field(default_factory=lambda: Lap({}, {}))
     """What it took on ranks that only hold engines, beside learning."""
+    credit_metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the estimator asked the engine for, and P where it has a schedule."""
 
 
 @dataclass
@@ -64,6 +67,7 @@ class RolloutGenerator:
     """What answers critiques: the engine itself, or a server."""
     rewards: Rewards
     requests: RequestBuilder
+    crediting: Crediting
     weights: Weights
     group: EngineGroup
     stages: Stages
@@ -84,16 +88,17 @@ class RolloutGenerator:
         """
         kept: list[CreditedSample] = []
         sampled: list[CreditedSample] = []
-        traffic, first, wanted = Traffic(), 0, self.config.rollout.prompts
+        traffic, credit_cost, first, wanted = Traffic(), CreditCost(), 0, self.config.rollout.prompts
         late = at_limit(dict(enumerate(carried)), step - 1, self.config.rollout.max_staleness)
         dynamic = self.config.train.dynamic_sampling
         for _ in range(self.config.train.max_rounds if dynamic else 1):
             groups, prompts = self._entering(step, problems, carried, first, cursor, wanted)
             samples, cost, carried = self._sample(step, version, groups, prompts, lengths)
-            credited = assign_credit(samples, self.config)
+            credited, asked = self._credit(step, version, samples)
             alive = informative_groups(credited) if dynamic else {each.rollout.group for each in credited}
             sampled += credited
             kept += [each for each in credited if each.rollout.group in alive]
+            credit_cost += asked
             traffic, first, cursor = traffic + cost, first + len(groups), cursor + wanted
             wanted -= len(alive)
             if wanted <= 0:
@@ -101,7 +106,8 @@ class RolloutGenerator:
         with self.stages("sync"):
             self.weights.release()
         figures = carry_metrics(sampled, carried, step - 1, len(late)) if self.config.rollout.carry else {}
-        return Batch(kept, sampled, traffic, cursor, carried, figures)
+        credit_figures = self.crediting.metrics([each.sample for each in sampled], credit_cost, step)
+        return Batch(kept, sampled, traffic, cursor, carried, figures, credit_metrics=credit_figures)
 
     def evaluate(self, prompts: Sequence[Prompt], version: int) -> PassRate | None:
         """pass@1 of the policy of this version on held-out problems; None without any."""
@@ -162,6 +168,20 @@ class RolloutGenerator:
         carried = still_open(groups, (found for _, left in parts for found in left))
         samples.sort(key=lambda sample: (sample.rollout.group, sample.rollout.sample))
         return samples, sum((cost for cost, _ in parts), Traffic()), carried
+
+    def _credit(self, step: int, version: int, samples: Sequence[Sample]) -> tuple[list[CreditedSample], CreditCost]:
+        """The samples of all ranks with their credit, in their order, and what it cost. Each engine's ranks credit a
+        share of the groups."""
+        if self.crediting.estimator.asks and self.config.swaps:
+            with self.stages("sync"):
+                self.weights.hold("policy", version)
+        with self.stages("credit"):
+            mine = [each for each in samples if each.rollout.group % self.group.count == self.group.index]
+            credited, cost = self.crediting.credit(mine, step)
+            parts = self.group.gather([(credited, cost)])
+        found = [each for credited, _ in parts for each in credited]
+        found.sort(key=lambda each: (each.rollout.group, each.rollout.sample))
+        return found, sum((cost for _, cost in parts), CreditCost())
 
     def _round(
         self,

@@ -7,7 +7,7 @@ ahead.safetensors   the samples' tokens and log-probs, end to end in the same or
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Any
 
 from pydantic import ConfigDict, NonNegativeInt, TypeAdapter
@@ -43,6 +43,7 @@ class Saved:
     """With their tokens: they are few."""
     carry_metrics: dict[str, float]
     beside: Lap
+    credit_metrics: dict[str, float] = field(default_factory=dict)
 
 
 SAVED = TypeAdapter(Saved)
@@ -62,6 +63,7 @@ def batch_json(batch: Batch) -> Any:
         carried=batch.carried,
         carry_metrics=dict(batch.carry_metrics),
         beside=batch.beside,
+        credit_metrics=dict(batch.credit_metrics),
     )
     return SAVED.dump_python(saved, mode="json")
 
@@ -76,7 +78,8 @@ def read_batch(found: Checkpoint) -> Batch | None:
         kept = [sampled[place] for place in saved.kept]
     except (LookupError, ValueError) as error:
         raise DamagedError(f"{found.folder / AHEAD}: its parts don't fit: {error}") from None
-    return Batch(kept, sampled, saved.traffic, saved.cursor, saved.carried, saved.carry_metrics, saved.beside)
+    rest = (saved.traffic, saved.cursor, saved.carried, saved.carry_metrics, saved.beside, saved.credit_metrics)
+    return Batch(kept, sampled, *rest)
 
 
 def _filled(saved: Saved, found: Checkpoint) -> Iterator[CreditedSample]:

@@ -30,6 +30,7 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
         **_critiques(batch.sampled),
         **_traffic(batch.traffic),
         **batch.carry_metrics,
+        **batch.credit_metrics,
         "groups/dropped": _groups(batch.sampled) - _groups(batch.kept),
         **{f"time/{stage}": seconds for stage, seconds in lap.wall.items()},
         **{f"cpu/{stage}": seconds for stage, seconds in _added(lap.cpu, batch.beside.cpu).items()},
@@ -95,7 +96,7 @@ def _critiques(credited: Sequence[CreditedSample]) -> dict[str, float]:
         "critic/failed": sum(critique.failed for critique in critiques),
         "critic/replaced_chars": sum(critique.text.count(REPLACED) for critique in critiques),
         "critic/agreement": _agreement(credited),
-        "groups/outcome_only": len(unjudged_groups([each.sample for each in credited])),
+        "groups/outcome_only": unjudged_groups([each.sample for each in credited]),
     }
 
 

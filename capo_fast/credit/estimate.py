@@ -1,0 +1,161 @@
+"""One call of a credit estimator: by name, given what its signature asks for, and checked.
+
+    def credit(groups): ...                                     whole groups of this rank
+    def credit(groups, *, level, config, tokenizer, chat): ...  by name: a column of the data, or a part of the run
+
+The names of the run's parts are `config`, the settings; `tokenizer`, the policy's; and `chat`, a function from the text
+of a user's message to the tokens of the policy's prompt. Every other name is a column, given as a list, an entry per
+group; one without a default has to be there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from capo_fast.credit.groups import Answers, Asked, CreditError, Group, StepCredit, TokenCredit
+from capo_fast.records import Rollout
+from capo_fast.verify.functions import split_name
+
+PARTS = ("config", "tokenizer", "chat")
+"""What an estimator may take by name of the run."""
+BUILT_IN = {
+    "steps": "capo_fast.credit.estimators.capo:wrong_steps",
+    "prefix": "capo_fast.credit.estimators.prefix:wrong_from_the_first",
+    "outcome": "capo_fast.credit.estimators.outcome:judged_outcomes",
+    "none": "capo_fast.credit.estimators.outcome:verdicts",
+    "answer-probability": "capo_fast.credit.estimators.answer_probability:answer_gains",
+    "step-values": "capo_fast.credit.estimators.step_values:value_gains",
+    "critique-ratio": "capo_fast.credit.estimators.critique_ratio:critique_ratios",
+    "flawed-answers": "capo_fast.credit.estimators.flawed_answers:flawed_answers",
+}
+"""By `credit.process`."""
+
+Returned = StepCredit | TokenCredit
+Ask = Callable[[Sequence[Asked]], Answers]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A credit function and what its signature says of it."""
+
+    name: str
+    function: Callable[..., Any]
+    parts: tuple[str, ...]
+    """Of `PARTS`."""
+    required: tuple[str, ...]
+    """Columns without a default."""
+    optional: tuple[str, ...]
+    """Columns with one."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.required, *self.optional)
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks the engine."""
+        return inspect.isgeneratorfunction(self.function)
+
+    def __call__(self, groups: Sequence[Group], parts: Mapping[str, Any], ask: Ask) -> Returned:
+        """The credit of these groups. parts: of the run, by name; ask: answers what it yields. Raises CreditError."""
+        given = {name: parts[name] for name in self.parts} | self._columns_of(groups)
+        returned = self.function(groups, **given)
+        if isinstance(returned, Generator):
+            returned = _asked_for(returned, ask)
+        check_credit(self.name, groups, returned)
+        return returned
+
+    def _columns_of(self, groups: Sequence[Group]) -> dict[str, list[Any]]:
+        names = [name for name in self.columns if all(name in group.prompt.columns for group in groups)]
+        return {name: [group.prompt.columns[name] for group in groups] for name in names}
+
+
+def load_estimator(name: str) -> Estimator:
+    """The function of `package.module:function`. Raises whatever its module raises, ValueError, AttributeError or
+    TypeError."""
+    module, attribute = split_name(name)
+    function = getattr(importlib.import_module(module), attribute)
+    if not callable(function):
+        raise TypeError(f"{name} is not callable")
+    first, *rest = inspect.signature(function).parameters.values() or [None]
+    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+        raise TypeError(f"{name} takes no parameter by position, wanted groups")
+    named = [each for each in rest if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    columns = [each for each in named if each.name not in PARTS]
+    return Estimator(
+        name,
+        function,
+        parts=tuple(each.name for each in named if each.name in PARTS),
+        required=tuple(each.name for each in columns if each.default is each.empty),
+        optional=tuple(each.name for each in columns if each.default is not each.empty),
+    )
+
+
+def _asked_for(asking: Generator[Sequence[Asked], Answers | None, Returned], ask: Ask) -> Any:
+    """What a generator returns after its last question."""
+    answers: Answers | None = None
+    while True:
+        try:
+            asked = asking.send(answers)
+        except StopIteration as ended:
+            return ended.value
+        answers = ask(asked)
+
+
+def refuse_questions(asked: Sequence[Asked]) -> Answers:
+    """For estimators that ask no engine."""
+    raise ValueError("this credit estimator asks the engine, and there is none here")
+
+
+# ---- is it the credit of these groups? ----
+
+
+def check_credit(name: str, groups: Sequence[Group], credit: Any) -> None:
+    """Raises CreditError for a wrong type, an incomplete group, a wrong length or a number that is none."""
+    if not isinstance(credit, Returned):
+        raise CreditError(f"{name}: found {type(credit).__name__}, wanted StepCredit or TokenCredit")
+    by_step = isinstance(credit, StepCredit)
+    numbers = credit.wrong if by_step else credit.advantages
+    if len(numbers) != len(groups):
+        raise CreditError(f"{name}: found credit of {len(numbers)} groups, wanted {len(groups)}")
+    for group, found in zip(groups, numbers, strict=True):
+        where = f"{name}, group {group.samples[0].rollout.group} ({group.prompt.id!r})"
+        _check_whole(where, group, found)
+        for sample, row in zip(group.samples, found, strict=True):
+            _check_row(f"{where}, rollout {sample.rollout.sample}", sample.rollout, row, by_step)
+    if by_step and credit.outcomes is not None:
+        _check_outcomes(name, groups, credit.outcomes)
+
+
+def _check_whole(where: str, group: Group, found: Sequence[Any]) -> None:
+    if len(found) != len(group.samples):
+        raise CreditError(f"{where}: found credit of {len(found)} rollouts, wanted {len(group.samples)}")
+
+
+def _check_row(where: str, rollout: Rollout, row: Sequence[float], by_step: bool) -> None:
+    wanted = len(rollout.steps.texts) if by_step else len(rollout.token_ids)
+    kind, bounds = ("step", "a number in [0, 1]") if by_step else ("token", "a finite number")
+    if len(row) != wanted:
+        raise CreditError(f"{where}: found {len(row)} numbers, wanted {wanted}, one per {kind}")
+    values = torch.as_tensor(row, dtype=torch.float64)
+    bad = ~values.isfinite() | (((values < 0) | (values > 1)) if by_step else values.isnan())
+    if bad.any():
+        place = int(bad.nonzero()[0])
+        raise CreditError(f"{where}, {kind} {place}: found {float(values[place]):g}, wanted {bounds}")
+
+
+def _check_outcomes(name: str, groups: Sequence[Group], outcomes: Sequence[Sequence[float]]) -> None:
+    if len(outcomes) != len(groups):
+        raise CreditError(f"{name}: found outcomes of {len(outcomes)} groups, wanted {len(groups)}")
+    for group, found in zip(groups, outcomes, strict=True):
+        where = f"{name}, group {group.samples[0].rollout.group} ({group.prompt.id!r})"
+        _check_whole(where, group, found)
+        bad = next((value for value in found if not abs(value) < float("inf")), None)
+        if bad is not None:
+            raise CreditError(f"{where}: found the outcome {bad}, wanted a finite number")
