@@ -76,7 +76,7 @@ SETTINGS = (
 
 DECIDING = (
     *("critic.votes", "critic.voting", "critic.temperature", "critic.top_p", "critic.max_tokens"),
-    *("critic.template_kwargs", "critic.verdict", "endpoint.extra_body"),
+    *("critic.template_kwargs", "endpoint.extra_body"),
 )
 """Of the settings, what decides the answers beside the prompts."""
 
