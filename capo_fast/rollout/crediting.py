@@ -23,7 +23,9 @@ class CreditCost:
 
     requests: int = 0
     tokens: int = 0
-    """Prompts included."""
+    """Read and written: prompts, what is scored, and continuations."""
+    written_tokens: int = 0
+    """Of these, continuations."""
     cached_tokens: int = 0
     """Of the prompts': their keys and values were there already."""
     shared: int = 0
@@ -80,6 +82,7 @@ class Asking:
         self.cost += CreditCost(
             requests=len(found),
             tokens=sum(each.prompt_tokens + each.tokens for each in found.values()),
+            written_tokens=sum(answer.tokens for each, answer in found.items() if isinstance(each, Continuation)),
             cached_tokens=sum(each.cached_tokens for each in found.values()),
             shared=len(asked) - len(once),
             without_room=len(once) - len(fits),

@@ -6,12 +6,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from learner_ranks import CONFIG, PARTLY_LIVE, make_learner
+from learner_ranks import PARTLY_LIVE, TRAIN, make_learner
 
+from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig
 from capo_fast.credit.groups import spread
 from capo_fast.policy.batch import pack
 from capo_fast.policy.model import full_weights
 from capo_fast.runtime.ranks import ranks
+
+CONFIG = Config(
+    policy=PolicyConfig(dtype="float32"),
+    loss=LossConfig(kl_coef=0.0),
+    train=replace(TRAIN, minibatches=2),
+    rollout=RolloutConfig(temperature=1.0, max_tokens=64),
+)
 
 
 def by_token(credited):
@@ -34,7 +42,7 @@ def test_equal_advantages_make_equal_steps():
     found = []
     with ranks():
         for samples in (PARTLY_LIVE, [by_token(each) for each in PARTLY_LIVE]):
-            learner = make_learner(replace(CONFIG, train=replace(CONFIG.train, minibatches=2)))
+            learner = make_learner(CONFIG)
             learner.optimizer.param_groups[0]["eps"] = 1e-3  # else tiny gradients count as much as large ones
             metrics = learner.train(samples)
             weights = torch.cat([weight.flatten() for _, weight in full_weights(learner.policy, torch.float32)])
