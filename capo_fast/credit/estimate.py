@@ -144,7 +144,9 @@ def _check_row(where: str, rollout: Rollout, row: Sequence[float], by_step: bool
     if len(row) != wanted:
         raise CreditError(f"{where}: found {len(row)} numbers, wanted {wanted}, one per {kind}")
     values = torch.as_tensor(row, dtype=torch.float64)
-    bad = ~values.isfinite() | (((values < 0) | (values > 1)) if by_step else values.isnan())
+    bad = ~values.isfinite()
+    if by_step:
+        bad |= (values < 0) | (values > 1)
     if bad.any():
         place = int(bad.nonzero()[0])
         raise CreditError(f"{where}, {kind} {place}: found {float(values[place]):g}, wanted {bounds}")
