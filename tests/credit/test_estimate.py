@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_assign import sample
+from judged_samples import sample
 
 from capo_fast.config.schema import Config, CreditConfig
 from capo_fast.credit.assign import assign_credit, informative_groups

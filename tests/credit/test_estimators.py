@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from test_assign import sample
+from judged_samples import sample
 
 from capo_fast.config.schema import Config, CreditConfig
 from capo_fast.credit.estimate import BUILT_IN, load_estimator
