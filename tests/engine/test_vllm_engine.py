@@ -116,7 +116,7 @@ def test_a_scored_request_has_the_models_logprobs_beside_others_and_over_cached_
     run_requests(engine, [replace(written, id="before", prompt_ids=prefix)])
     cached = replace(written, id="again", prompt_ids=prefix)
     scored = [
-        replace(written, id=f"s{n}", prompt_ids=prefix[:n] + (5, 6, 7), max_tokens=1, scored=3) for n in (2, 127, 160)
+        replace(written, id=f"s{n}", prompt_ids=(*prefix[:n], 5, 6, 7), max_tokens=1, scored=3) for n in (2, 127, 160)
     ]
     answers = run_requests(engine, [cached, *scored, written])
     assert answers["again"].cached_tokens > 0 and answers[written.id].token_ids
