@@ -1,4 +1,4 @@
-"""bench.credit without its engine: labels, solutions as rollouts, tables of shards, the example of the documentation."""
+"""bench.credit without its engine: labels, solutions as rollouts, tables of shards, and the example of the docs."""
 
 from __future__ import annotations
 
