@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from capo_fast.config.schema import Config
 
+FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
+"""A function by its module."""
 Rules = Iterator[tuple[bool, str]]
 """Pairs (is it broken, what to say then)."""
 
@@ -40,8 +42,7 @@ def process(config: Config) -> Rules:
 
 def credit_function(config: Config) -> Rules:
     name = config.credit.fn or ""
-    function = re.fullmatch(r"\w+(\.\w+)*:\w+", name)
-    yield function is None, f"credit.fn: found {name!r}, wanted package.module:function"
+    yield FUNCTION.fullmatch(name) is None, f"credit.fn: found {name!r}, wanted package.module:function"
 
 
 def judgment(config: Config) -> Rules:

@@ -77,7 +77,7 @@ def _data(config: Config) -> Rules:
 def _reward(config: Config) -> Rules:
     reward = config.reward
     for key, name in (("fn", reward.fn), *(("also", name) for name in reward.also)):
-        function = re.fullmatch(r"\w+(\.\w+)*:\w+", name)
+        function = learning.FUNCTION.fullmatch(name)
         yield function is None, f"reward.{key}: found {name!r}, wanted package.module:function"
     twice = next((name for name in reward.names if reward.names.count(name) > 1), None)
     yield twice is not None, f"reward.also: found {twice} twice, wanted functions of different names: metrics bear them"
