@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Generator, Mapping, Sequence
+import math
+import reprlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,43 +123,47 @@ def check_credit(name: str, groups: Sequence[Group], credit: Any) -> None:
     if not isinstance(credit, Returned):
         raise CreditError(f"{name}: found {type(credit).__name__}, wanted StepCredit or TokenCredit")
     by_step = isinstance(credit, StepCredit)
-    numbers = credit.wrong if by_step else credit.advantages
-    if len(numbers) != len(groups):
-        raise CreditError(f"{name}: found credit of {len(numbers)} groups, wanted {len(groups)}")
-    for group, found in zip(groups, numbers, strict=True):
-        where = f"{name}, group {group.samples[0].rollout.group} ({group.prompt.id!r})"
-        _check_whole(where, group, found)
+    for where, group, found in _by_group(name, groups, credit.wrong if by_step else credit.advantages):
         for sample, row in zip(group.samples, found, strict=True):
             _check_row(f"{where}, rollout {sample.rollout.sample}", sample.rollout, row, by_step)
     if by_step and credit.outcomes is not None:
-        _check_outcomes(name, groups, credit.outcomes)
+        for where, group, found in _by_group(name, groups, credit.outcomes):
+            _check_numbers(f"{where}, rollout", found, len(group.samples), "rollout", math.inf)
 
 
-def _check_whole(where: str, group: Group, found: Sequence[Any]) -> None:
-    if len(found) != len(group.samples):
-        raise CreditError(f"{where}: found credit of {len(found)} rollouts, wanted {len(group.samples)}")
-
-
-def _check_row(where: str, rollout: Rollout, row: Sequence[float], by_step: bool) -> None:
-    wanted = len(rollout.steps.texts) if by_step else len(rollout.token_ids)
-    kind, bounds = ("step", "a number in [0, 1]") if by_step else ("token", "a finite number")
-    if len(row) != wanted:
-        raise CreditError(f"{where}: found {len(row)} numbers, wanted {wanted}, one per {kind}")
-    values = torch.as_tensor(row, dtype=torch.float64)
-    bad = ~values.isfinite()
-    if by_step:
-        bad |= (values < 0) | (values > 1)
-    if bad.any():
-        place = int(bad.nonzero()[0])
-        raise CreditError(f"{where}, {kind} {place}: found {float(values[place]):g}, wanted {bounds}")
-
-
-def _check_outcomes(name: str, groups: Sequence[Group], outcomes: Sequence[Sequence[float]]) -> None:
-    if len(outcomes) != len(groups):
-        raise CreditError(f"{name}: found outcomes of {len(outcomes)} groups, wanted {len(groups)}")
-    for group, found in zip(groups, outcomes, strict=True):
+def _by_group(name: str, groups: Sequence[Group], numbers: Any) -> Iterator[tuple[str, Group, Any]]:
+    """Each group with its place in words and what was found of it, an entry per rollout."""
+    _check_count(name, numbers, len(groups), "groups")
+    for group, found in zip(groups, numbers, strict=True):
         where = f"{name}, group {group.samples[0].rollout.group} ({group.prompt.id!r})"
-        _check_whole(where, group, found)
-        bad = next((value for value in found if not abs(value) < float("inf")), None)
-        if bad is not None:
-            raise CreditError(f"{where}: found the outcome {bad}, wanted a finite number")
+        _check_count(where, found, len(group.samples), "rollouts")
+        yield where, group, found
+
+
+def _check_count(where: str, found: Any, wanted: int, what: str) -> None:
+    count = len(found) if isinstance(found, Sized) else type(found).__name__
+    if count != wanted:
+        raise CreditError(f"{where}: found credit of {count} {what}, wanted {wanted}")
+
+
+def _check_row(where: str, rollout: Rollout, row: Any, by_step: bool) -> None:
+    if by_step:
+        _check_numbers(f"{where}, step", row, len(rollout.steps.texts), "step", 1)
+    else:
+        _check_numbers(f"{where}, token", row, len(rollout.token_ids), "token", math.inf)
+
+
+def _check_numbers(where: str, row: Any, wanted: int, kind: str, most: float) -> None:
+    """Finite numbers; from 0 on where there is a highest one."""
+    try:
+        values = torch.as_tensor(row, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.empty(0, 0)
+    if values.shape != (wanted,):
+        raise CreditError(f"{where}: found {reprlib.repr(row)}, wanted {wanted} numbers, one per {kind}")
+    bad = ~values.isfinite()
+    if most < math.inf:
+        bad |= (values < 0) | (values > most)
+    if bad.any():
+        place, bounds = int(bad.nonzero()[0]), "a number in [0, 1]" if most == 1 else "a finite number"
+        raise CreditError(f"{where} {place}: found {float(values[place]):g}, wanted {bounds}")

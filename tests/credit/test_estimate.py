@@ -17,7 +17,12 @@ from capo_fast.credit.estimate import check_credit, load_estimator, refuse_quest
 from capo_fast.credit.groups import CreditError, StepCredit, TokenCredit, groups_of
 from capo_fast.loaders import load_credit_function, training_columns
 
-SAMPLES = [sample(1.0, [0, 1]), sample(0.0, [1])]
+
+def numbered(made, number):
+    return replace(made, rollout=replace(made.rollout, sample=number))
+
+
+SAMPLES = [numbered(sample(1.0, [0, 1]), 0), numbered(sample(0.0, [1]), 1)]
 GROUPS = groups_of(SAMPLES)
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -47,14 +52,16 @@ def test_the_example_of_the_documentation_is_credit(tmp_path, monkeypatch):
     [
         ({"wrong": []}, "fn: found dict, wanted StepCredit or TokenCredit"),
         (StepCredit([]), "fn: found credit of 0 groups, wanted 1"),
+        (StepCredit(None), "fn: found credit of NoneType groups, wanted 1"),
         (StepCredit([[[0, 1]]]), "fn, group 0 ('p'): found credit of 1 rollouts, wanted 2"),
-        (StepCredit([[[0, 1], []]]), "fn, group 0 ('p'), rollout 0: found 0 numbers, wanted 1, one per step"),
+        (StepCredit([[[0, 1], []]]), "fn, group 0 ('p'), rollout 1, step: found [], wanted 1 numbers, one per step"),
+        (StepCredit([[[0, 1], ["no"]]]), "rollout 1, step: found ['no'], wanted 1 numbers, one per step"),
         (StepCredit([[[0, 1.5], [0]]]), "fn, group 0 ('p'), rollout 0, step 1: found 1.5, wanted a number in [0, 1]"),
-        (StepCredit([[[0, 1], [math.nan]]]), "fn, group 0 ('p'), rollout 0, step 0: found nan, wanted a number in"),
+        (StepCredit([[[0, 1], [math.nan]]]), "fn, group 0 ('p'), rollout 1, step 0: found nan, wanted a number in"),
         (StepCredit([[[0, 1], [0]]], [[1.0]]), "fn, group 0 ('p'): found credit of 1 rollouts, wanted 2"),
-        (StepCredit([[[0, 1], [0]]], [[1.0, math.inf]]), "fn, group 0 ('p'): found the outcome inf, wanted a finite"),
-        (TokenCredit([[[0] * 4, [0]]]), "fn, group 0 ('p'), rollout 0: found 1 numbers, wanted 2, one per token"),
-        (TokenCredit([[[0] * 4, [0, -math.inf]]]), "rollout 0, token 1: found -inf, wanted a finite number"),
+        (StepCredit([[[0, 1], [0]]], [[1.0, math.inf]]), "fn, group 0 ('p'), rollout 1: found inf, wanted a finite"),
+        (TokenCredit([[[0] * 4, [0]]]), "fn, group 0 ('p'), rollout 1, token: found [0], wanted 2 numbers, one per "),
+        (TokenCredit([[[0] * 4, [0, -math.inf]]]), "rollout 1, token 1: found -inf, wanted a finite number"),
     ],
 )
 def test_what_is_no_credit_of_the_groups_is_refused_in_one_line(credit, says):
