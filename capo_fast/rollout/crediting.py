@@ -58,7 +58,8 @@ class Crediting:
 
     def metrics(self, samples: Sequence[Sample], cost: CreditCost, step: int) -> dict[str, float]:
         """Of all of a step's samples; {} where nothing is asked and P is constant."""
-        asked = {f"credit/{name}": value for name, value in vars(cost).items()} if self.estimator.asks else {}
+        # As numbers of one type: a checkpoint that holds them (`engine.ranks`) gives them back as such.
+        asked = {f"credit/{name}": float(value) for name, value in vars(cost).items()} if self.estimator.asks else {}
         return asked | schedule_metrics(groups_of(samples), self.config, step)
 
     def _parts(self) -> dict[str, object]:

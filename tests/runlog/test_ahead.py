@@ -28,7 +28,8 @@ def credited(group, sample, prompt):
     )
     critiques = (Critique(False, frozenset({0, 2}), 1, "x"), Critique.absent(truncated=True))
     judged = Sample(rollout, 1.0 if sample else None, critiques, (math.nan,), (None, 0.5))
-    return CreditedSample(judged, bool(sample), 0.5, (0.25,), (0.1, 0.2, 0.3, math.inf), (1 / 7,))
+    by_token = (1 / 7, -1 / 3) if sample else None
+    return CreditedSample(judged, bool(sample), 0.5, (0.25,), (0.1, 0.2, 0.3, math.inf), (1 / 7,), by_token)
 
 
 def batch():
@@ -36,7 +37,8 @@ def batch():
     sampled = [credited(group, sample, prompts[group]) for group in (0, 1) for sample in (0, 1)]
     going_on = OpenGroup(2, 1, 5, (Partial(((1, 2),), 1, False, False, (5, 6), (-0.1, -1 / 3)), Partial()))
     spent = Lap({"rollout": 1.5}, {"rollout": 2.0})
-    return Batch(sampled[2:], sampled, Traffic(4, 7, busy_seconds=0.5), 9, (going_on,), {"rollout/carried": 2.0}, spent)
+    figures = ({"rollout/carried": 2.0}, spent, {"credit/tokens": 3.0})
+    return Batch(sampled[2:], sampled, Traffic(4, 7, busy_seconds=0.5), 9, (going_on,), *figures)
 
 
 def batch_tensors(of):
