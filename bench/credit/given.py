@@ -36,6 +36,7 @@ SETTINGS: Mapping[str, Any] = {
     # A group of one has no advantage: what is left is the credit of steps alone.
     "credit.norm": "none",
     "credit.outcome_weight": 0,
+    "credit.allow_process_dominance": "true",
 }
 """On top of the embedded default; other solutions and the product's own prompt are longer."""
 LONGEST = 1024

@@ -16,6 +16,7 @@ import math
 import reprlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -85,10 +86,10 @@ def load_estimator(name: str) -> Estimator:
     function = getattr(importlib.import_module(module), attribute)
     if not callable(function):
         raise TypeError(f"{name} is not callable")
-    first, *rest = inspect.signature(function).parameters.values() or [None]
-    if first is None or first.kind not in (first.POSITIONAL_ONLY, first.POSITIONAL_OR_KEYWORD):
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters or parameters[0].kind not in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD):
         raise TypeError(f"{name} takes no parameter by position, wanted groups")
-    named = [each for each in rest if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    named = [each for each in parameters[1:] if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     columns = [each for each in named if each.name not in PARTS]
     return Estimator(
         name,
@@ -122,11 +123,11 @@ def check_credit(name: str, groups: Sequence[Group], credit: Any) -> None:
     """Raises CreditError for a wrong type, an incomplete group, a wrong length or a number that is none."""
     if not isinstance(credit, Returned):
         raise CreditError(f"{name}: found {type(credit).__name__}, wanted StepCredit or TokenCredit")
-    by_step = isinstance(credit, StepCredit)
-    for where, group, found in _by_group(name, groups, credit.wrong if by_step else credit.advantages):
+    numbers = credit.wrong if isinstance(credit, StepCredit) else credit.advantages
+    for where, group, found in _by_group(name, groups, numbers):
         for sample, row in zip(group.samples, found, strict=True):
-            _check_row(f"{where}, rollout {sample.rollout.sample}", sample.rollout, row, by_step)
-    if by_step and credit.outcomes is not None:
+            _check_row(f"{where}, rollout {sample.rollout.sample}", sample.rollout, row, isinstance(credit, StepCredit))
+    if isinstance(credit, StepCredit) and credit.outcomes is not None:
         for where, group, found in _by_group(name, groups, credit.outcomes):
             _check_numbers(f"{where}, rollout", found, len(group.samples), "rollout", math.inf)
 

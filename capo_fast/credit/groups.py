@@ -108,8 +108,10 @@ def step_gains(values: Sequence[float | None]) -> list[float]:
     >>> step_gains([0.25, 0.5, None, 1.0])
     [0.25, 0.0, 0.5]
     """
-    known = accumulate(values, lambda before, value: before if value is None else value)
-    return [after - before for before, after in pairwise(value or 0.0 for value in known)]
+    known = [value or 0.0 for value in values[:1]]
+    for value in values[1:]:
+        known.append(known[-1] if value is None else value)
+    return [after - before for before, after in pairwise(known)]
 
 
 # ---- what the engine, with the policy's weights, is asked for ----

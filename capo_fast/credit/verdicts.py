@@ -44,12 +44,12 @@ def parse_boxed(text: str, num_steps: int, finished: bool = True) -> Critique:
     """
     boxes = _BOXED.findall(text)
     found = _INDEX.fullmatch(boxes[-1]) if boxes and finished else None
-    index = None if found is None else int(found[1])
-    in_range = index is not None and index < num_steps
+    named = [] if found is None else [int(found[1])]
+    in_range = [index for index in named if index < num_steps]
     return Critique(
         abstained=not in_range,
-        wrong_steps=frozenset((index,)) if in_range and index != -1 else frozenset(),
-        dropped=int(index is not None and not in_range),
+        wrong_steps=frozenset(index for index in in_range if index >= 0),
+        dropped=len(named) - len(in_range),
         text=text,
         truncated=not finished,
     )
