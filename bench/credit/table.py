@@ -91,7 +91,7 @@ def shown(value: float | None) -> str:
 LEGEND = """\
 AUC: how often a wrong step has less advantage than a sound one, ties by half, over all steps, and within each rollout
 that has both, where a verdict on the answer says nothing. Sign and rank: share of steps with the sign of CAPO's
-advantage under the rule's own critiques, and Spearman's correlation with it. Costs are per rollout: tokens that the
-critic or the estimator reads (with those of them in the prefix cache) and writes, and CPU seconds of the process,
-without verifier workers. Given solutions have no group: their advantages are of steps alone.
+advantage under the rule's own critiques (0 has neither), and Spearman's correlation with it. Costs are per rollout:
+tokens that the critic or the estimator reads (with those of them in the prefix cache) and writes, and CPU seconds of
+the process, without verifier workers. Given solutions have no group: their advantages are of steps alone.
 """
