@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from capo_fast.config.schema import Config
-from capo_fast.credit.groups import Answers, Group, StepCredit, Suffix, in_groups, rollouts_of, step_ends, step_gains
+from capo_fast.credit.groups import Answers, Group, StepCredit, Suffix, in_groups, step_ends, step_gains
 from capo_fast.records import Prompt, Sample
 
 Probabilities = Generator[list[Suffix], Answers, StepCredit]
@@ -26,15 +26,16 @@ def answer_gains(groups: Sequence[Group], *, config: Config, tokenizer: Any) -> 
     tokens; of several references the likeliest counts. After the last step, which states an answer, the verdict takes
     the probability's place. A step end without room in the engine has the probability of the one before.
     """
-    answers = {group.prompt: _answers(group.prompt, config, tokenizer) for group in groups}
+    answers = [_answers(group.prompt, config, tokenizer) for group in groups]
+    samples = [(each, known) for group, known in zip(groups, answers, strict=True) for each in group.samples]
     asked = [
         Suffix((*start, *lead), tokens)
-        for group, sample in rollouts_of(groups)
+        for sample, known in samples
         for start in _starts(sample)
-        for lead, tokens in answers[group.prompt]
+        for lead, tokens in known
     ]
     found = iter((yield asked))
-    rows = [_wrong(sample, len(answers[group.prompt]), found) for group, sample in rollouts_of(groups)]
+    rows = [_wrong(sample, len(known), found) for sample, known in samples]
     return StepCredit(in_groups(groups, rows))
 
 
