@@ -91,7 +91,7 @@ def test_continuations_go_on_from_there_and_are_judged(pool):
 def test_a_run_by_the_probability_of_the_answer_asks_the_policy_once_a_step_end(tmp_path):
     engine, folder = AskedEngine(), tmp_path / "run"
     words = ["--credit.process", "answer-probability", "--credit.schedule", "linear", "--credit.process_start", "0.5"]
-    run(scripted_config(*words, "--train.steps", "2", "--run.dir", str(folder)), engine)
+    run(scripted_config(*words, "--train.steps", "2", "--eval.path", "none", "--run.dir", str(folder)), engine)
     assert not any(request.id.startswith("critique") for request in engine.asked)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     scored = [request for request in engine.asked if request.scored]
@@ -108,7 +108,10 @@ def test_a_run_by_the_probability_of_the_answer_asks_the_policy_once_a_step_end(
 
 def test_a_run_by_token_credit_writes_its_advantages(tmp_path):
     words = ["--algorithm", "grpo", "--credit.fn", "credit_functions:rising", "--train.dynamic_sampling", "true"]
-    run(scripted_config(*words, "--train.steps", "1", "--run.dir", str(tmp_path / "run")), AskedEngine())
+    run(
+        scripted_config(*words, "--train.steps", "1", "--eval.path", "none", "--run.dir", str(tmp_path / "run")),
+        AskedEngine(),
+    )
     for row in read_rows(tmp_path / "run", 1):
         length = len(row["token_ids"])
         assert row["token_advantages"] == [0.0] * (length - 2) + [0.5, -0.5]
