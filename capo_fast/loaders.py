@@ -142,12 +142,24 @@ def load_credit_function(config: Config) -> Estimator:
         estimator = load_estimator(name)
     except Exception as error:  # the user's module may raise any at its import
         raise ConfigError(f"credit.fn: {name} can't be loaded: {cause_of(error)}") from error
-    if estimator.asks and config.swaps and config.engine.ranks:
-        raise ConfigError(
-            f"engine.ranks: found {config.engine.ranks}, wanted 0 with {name}, which asks the policy after a frozen "
-            "critic has taken its place: the learner has changed the weights since"
-        )
+    if estimator.asks:
+        check_may_ask(name, config)
     return estimator
+
+
+def check_may_ask(name: str, config: Config) -> None:
+    """Raises ConfigError where a credit function that asks the engine can't."""
+    ranks, shared = config.engine.ranks, config.engine.tensor_parallel
+    if shared > 1:
+        raise ConfigError(
+            f"engine.tensor_parallel: found {shared}, wanted 1 with {name}, which asks the engine: all ranks that hold "
+            "one have to, and the first alone has rollouts"
+        )
+    if ranks and config.swaps:
+        raise ConfigError(
+            f"engine.ranks: found {ranks}, wanted 0 with {name}, which asks the policy after a frozen critic has taken "
+            "its place: the learner has changed the weights since"
+        )
 
 
 def reward_columns(rewards: Sequence[RewardFunction]) -> dict[str, str | None]:

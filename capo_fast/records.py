@@ -139,7 +139,7 @@ class CreditedSample:
     step_wrong: tuple[float, ...]
     """[S] in [0, 1], what the process weight multiplies; zeros with token credit."""
     stats: tuple[float, ...]
-    """Outcome shift and scale, process shift and scale of its group (`capo_kernels.credit_stats`); () with token
+    """Outcome shift and scale, process shift and scale of its group (`capo_kernels.credit_stats`); zeros with token
     credit."""
     step_advantages: tuple[float, ...]
     """[S], the advantage of each step's tokens; with token credit that of the largest magnitude, so that all of them

@@ -85,7 +85,7 @@ def _with_tokens(sample: Sample, advantages: Sequence[float], config: Config) ->
         trained,
         outcome=outcome_reward(sample, sample.outcome or 0.0, config),
         step_wrong=(0.0,) * len(parts),
-        stats=(),
+        stats=(0.0,) * 4,
         step_advantages=tuple(max(part, key=abs) for part in parts),
         token_advantages=by_token,
     )

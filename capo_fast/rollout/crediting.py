@@ -41,7 +41,7 @@ class CreditCost:
 
 @dataclass
 class Crediting:
-    """Credits whole groups. Ranks that hold one engine together are given the same ones, and ask it the same."""
+    """Credits the whole groups of this rank."""
 
     config: Config
     estimator: Estimator

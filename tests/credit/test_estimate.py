@@ -105,6 +105,16 @@ def test_functions_that_can_not_serve_are_refused():
             load_credit_function(with_fn(name))
 
 
+@pytest.mark.parametrize(("ranks", "shared"), [(1, 1), (0, 2)])
+def test_an_engine_that_can_not_be_asked_is_refused(ranks, shared):
+    config = with_fn("credit_functions:asks_twice")
+    config = replace(config, engine=replace(config.engine, ranks=ranks, tensor_parallel=shared))
+    name = "engine.ranks: found 1, wanted 0" if ranks else "engine.tensor_parallel: found 2, wanted 1"
+    with pytest.raises(ValueError, match=f"^{name} with credit_functions:asks_twice"):
+        load_credit_function(config)
+    assert not load_credit_function(replace(config, credit=CreditConfig())).asks
+
+
 def test_token_credit_is_taken_as_it_is_but_not_of_untrained_rollouts():
     credited = assign_credit([*SAMPLES, sample(None, [0])], with_fn("credit_functions:rising"))
     assert [each.token_advantages for each in credited] == [(0.0, 0.0, 0.5, -0.5), (0.5, -0.5), (0.0, 0.0)]

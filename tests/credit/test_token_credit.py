@@ -24,7 +24,9 @@ CONFIG = Config(
 
 def by_token(credited):
     advantages = tuple(spread(credited.rollout, credited.step_advantages))
-    return replace(credited, token_advantages=advantages, stats=(), step_wrong=(0.0,) * len(credited.step_wrong))
+    return replace(
+        credited, token_advantages=advantages, stats=(0.0,) * 4, step_wrong=(0.0,) * len(credited.step_wrong)
+    )
 
 
 def test_a_batch_has_one_form_of_credit():
