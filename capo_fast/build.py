@@ -18,6 +18,7 @@ from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate
 from capo_fast.config.schema import Config, with_merging
 from capo_fast.config.sft import SftConfig
+from capo_fast.credit.estimate import Estimator
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.engine.critic_server import CriticServer, ServedCritic
@@ -25,6 +26,7 @@ from capo_fast.engine.remote import Crossing, EngineHost, RemoteEngines
 from capo_fast.loaders import (
     ask_critic,
     check_endpoint_client,
+    load_credit_function,
     load_critic_template,
     load_critic_tokenizer,
     load_prompts,
@@ -49,6 +51,7 @@ from capo_fast.policy.sync import (
 )
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer, read_config
 from capo_fast.records import CreditedSample
+from capo_fast.rollout.crediting import Crediting
 from capo_fast.rollout.generator import RolloutGenerator, Weights
 from capo_fast.rollout.remote import EngineRank, RemoteGenerator
 from capo_fast.rollout.requests import RequestBuilder, special_tokens
@@ -84,6 +87,7 @@ class Inputs:
     model_path: str
     tokenizer: Any
     functions: Sequence[RewardFunction]
+    estimator: Estimator
     problems: Problems
     requests: RequestBuilder
     probe: Sequence[tuple[int, ...]]
@@ -113,11 +117,11 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
     model_config = check_model_folder(model_path, untested=config.model.untested)
     check_context(model_config, config.engine.max_model_len)
     tokenizer = load_tokenizer(model_path)
-    functions = load_reward_functions(config.reward)
+    functions, estimator = load_reward_functions(config.reward), load_credit_function(config)
     config = on_first_rank(partial(with_date, config, tokenizer, partial(saved_date, config)))
     if crossing is not None:
         config = crossing.all.share(config, 0)  # the date of one role may be that of the day before
-    problems = load_prompts(config, tokenizer, functions)
+    problems = load_prompts(config, tokenizer, functions, estimator)
     template = load_critic_template(config) if config.has_critic else ""
     others = special_tokens(load_critic_tokenizer(config)) if config.serves_critic else ()
     requests = RequestBuilder(tokenizer, template, config, others)
@@ -125,7 +129,7 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
         check_endpoint_client()
     longest = min(config.sync.probe_tokens, config.engine.max_model_len - 1)
     probe = probe_sequences(problems.prompts, config.sync.probe_sequences, longest)
-    return Inputs(config, model_path, tokenizer, functions, problems, requests, probe, crossing)
+    return Inputs(config, model_path, tokenizer, functions, estimator, problems, requests, probe, crossing)
 
 
 def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, started: float) -> Trainer:
@@ -231,11 +235,13 @@ def generator_on(
 ) -> RolloutGenerator:
     config = inputs.config
     rewards = open_rewards(config.reward, inputs.functions)
+    crediting = Crediting(config, inputs.estimator, engine, rewards, inputs.requests)
 
     def encode(credited: Sequence[CreditedSample]) -> bytes:
         return packed_rows(map(rollout_row, credited)) if keeps_rollouts(config.run.keep_rollouts) else b""
 
-    return RolloutGenerator(config, engine, answers, rewards, inputs.requests, weights, group, stages, encode)
+    requests = inputs.requests
+    return RolloutGenerator(config, engine, answers, rewards, requests, crediting, weights, group, stages, encode)
 
 
 def notes(config: Config, problems: Problems) -> list[str]:

@@ -21,12 +21,14 @@ from capo_fast.config import Config, load_config
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate
 from capo_fast.config.schema import with_merging
+from capo_fast.credit.estimate import Estimator
 from capo_fast.engine.critic_server import gpus_of
 from capo_fast.engine.vllm_start import check_version, installed_version
 from capo_fast.errors import CapoError
 from capo_fast.loaders import (
     check_endpoint_client,
     critic_model,
+    load_credit_function,
     load_critic_template,
     load_critic_tokenizer,
     load_prompts,
@@ -64,9 +66,10 @@ def check(arguments: Sequence[str], count: int) -> None:
     """
     config = line("configuration", lambda: _configuration(arguments, count))
     rewards = line("reward", lambda: _reward(config))
+    estimator = line("credit", lambda: _credit(config)) if config.credit.fn else None
     line("engine", _engine)
     model = line("model", lambda: _model(config))
-    line("data", lambda: _data(config, rewards))
+    line("data", lambda: _data(config, rewards, estimator))
     line("critic", lambda: _critic(config, model))
 
 
@@ -100,6 +103,11 @@ def _reward(config: Config) -> tuple[tuple[RewardFunction, ...], str]:
     return load_reward_functions(config.reward), " + ".join([config.reward.fn, *weights])
 
 
+def _credit(config: Config) -> tuple[Estimator, str]:
+    estimator = load_credit_function(config)
+    return estimator, estimator.name
+
+
 def _engine() -> tuple[None, str]:
     version = installed_version()
     check_version(version)
@@ -131,8 +139,8 @@ def _folder(path: str, key: str, config: Config, use: Literal["train", "sample"]
     return model, f"{size / 1e6:,.1f} MB of weights"
 
 
-def _data(config: Config, rewards: Sequence[RewardFunction]) -> tuple[None, str]:
-    problems = load_prompts(config, load_tokenizer(resolve_model(config.model.path)), rewards)
+def _data(config: Config, rewards: Sequence[RewardFunction], estimator: Estimator | None) -> tuple[None, str]:
+    problems = load_prompts(config, load_tokenizer(resolve_model(config.model.path)), rewards, estimator)
     room = config.engine.max_model_len - config.rollout.max_tokens
     tokenised = problems.prompts[:TOKENISED]
     longest = max(len(prompt.token_ids) for prompt in tokenised)
@@ -142,8 +150,8 @@ def _data(config: Config, rewards: Sequence[RewardFunction]) -> tuple[None, str]
 
 
 def _critic(config: Config, model: Any) -> tuple[None, str]:
-    if config.credit.process == "none":
-        return None, "none: credit.process is none"
+    if not config.has_critic:
+        return None, f"none: credit.process is {config.credit.process}"
     load_critic_template(config)
     if config.asks_server:
         check_endpoint_client()

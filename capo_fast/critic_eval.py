@@ -20,9 +20,9 @@ import torch.distributed as dist
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.command import run_command
 from capo_fast.config.schema import Config
-from capo_fast.credit.critique_parser import parse_critique
 from capo_fast.credit.critique_prompt import render_critique_prompt
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
+from capo_fast.credit.verdicts import VERDICTS, Parse
 from capo_fast.data import ChatTemplate
 from capo_fast.engine.base import Completer
 from capo_fast.engine.critic_server import ServedCritic
@@ -71,6 +71,7 @@ SETTINGS = (
     "critic.top_p",
     "critic.max_tokens",
     "critic.prompt",
+    "critic.verdict",
     "critic.mode",
     "critic.server.dtype",
     "critic.server.max_model_len",
@@ -222,18 +223,18 @@ def critique_names(name: str, i: int, config: Config) -> list[str]:
 
 
 def _judged(name: str, solutions: Sequence[Solution], answers: Mapping[str, Answer], config: Config) -> list[Judged]:
-    judged = []
+    judged, parse = [], VERDICTS[config.critic.verdict].steps
     for i, solution in enumerate(solutions):
         found = tuple(_in_room(answers.get(critique)) for critique in critique_names(name, i, config))
-        *votes, greedy = (_critique(answer, len(solution.steps)) for answer in found)
+        *votes, greedy = (_critique(answer, len(solution.steps), parse) for answer in found)
         judged.append(Judged(solution, tuple(votes), greedy, found))
     return judged
 
 
-def _critique(answer: Answer | None, steps: int) -> Critique:
+def _critique(answer: Answer | None, steps: int, parse: Parse) -> Critique:
     if answer is None:
         return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=True)
-    return parse_critique(answer.text, steps, answer.finished)
+    return parse(answer.text, steps, answer.finished)
 
 
 def _in_room(answer: Answer | None) -> Answer | None:

@@ -19,6 +19,7 @@ from capo_fast.config.paths import resolve_model, resolve_path
 from capo_fast.config.schema import Config, LoraConfig, RewardConfig
 from capo_fast.config.sft import SftConfig
 from capo_fast.credit.critique_prompt import load_template
+from capo_fast.credit.estimate import BUILT_IN, Estimator, load_estimator
 from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
 from capo_fast.engine.base import Completer, Engine, EngineError
 from capo_fast.engine.critic_server import CriticServer, gpus_of, start_critic_server
@@ -56,14 +57,16 @@ def with_date(config: Kind, tokenizer: Any, saved: Callable[[], str | None]) -> 
     return replace(config, data=replace(config.data, date=day))
 
 
-def load_prompts(config: Config, tokenizer: Any, rewards: Sequence[RewardFunction] = ()) -> Problems:
+def load_prompts(
+    config: Config, tokenizer: Any, rewards: Sequence[RewardFunction] = (), estimator: Estimator | None = None
+) -> Problems:
     """Training and held-out prompts, each short enough to leave room for its answer, with what the reward functions
-    take of their rows; held-out ones with what the first of them takes, which alone judges them. A collective, where
-    ranks are.
+    and the credit estimator take of their rows; held-out ones with what the first reward function takes, which alone
+    judges them. A collective, where ranks are.
 
     Each node makes the index of the data once, in a folder that is gone when its ranks have opened it.
     """
-    sources = _sources(config, tokenizer, rewards)
+    sources = _sources(config, tokenizer, rewards, estimator)
     with ExitStack() as stack:
         folder, overlong, repeated = _once_a_node(lambda: _build_indexes(sources, stack))
         try:
@@ -74,13 +77,15 @@ def load_prompts(config: Config, tokenizer: Any, rewards: Sequence[RewardFunctio
     return Problems(prompts, list(heldout[0]) if heldout else [], order, overlong[0], overlong[1], repeated)
 
 
-def _sources(config: Config, tokenizer: Any, rewards: Sequence[RewardFunction]) -> list[Source]:
+def _sources(
+    config: Config, tokenizer: Any, rewards: Sequence[RewardFunction], estimator: Estimator | None
+) -> list[Source]:
     """Of training, and of evaluation where there is one."""
     room = config.engine.max_model_len - config.rollout.max_tokens
     template = chat_template(config, tokenizer)
     fields = config.data if config.has_critic else replace(config.data, solution_field=None)
     assert fields.path is not None  # a rule of the configuration
-    sources = [Source(fields.path, fields, template, room, reward_columns(rewards))]
+    sources = [Source(fields.path, fields, template, room, training_columns(rewards, estimator))]
     if config.eval.path:
         fields = replace(fields, name=config.eval.name, split=config.eval.split)
         sources.append(Source(config.eval.path, fields, template, room, reward_columns(rewards[:1]), config.eval.limit))
@@ -139,10 +144,46 @@ def _load_reward_function(key: str, name: str, settings: Mapping[str, Any]) -> R
         raise ConfigError(f"{key}: {name} can't be loaded: {cause_of(error)}") from error
 
 
+def load_credit_function(config: Config) -> Estimator:
+    """`credit.fn`, or that of `credit.process`. Raises ConfigError."""
+    name = config.credit.fn or BUILT_IN[config.credit.process]
+    try:
+        estimator = load_estimator(name)
+    except Exception as error:  # the user's module may raise any at its import
+        raise ConfigError(f"credit.fn: {name} can't be loaded: {cause_of(error)}") from error
+    if estimator.asks:
+        check_may_ask(name, config)
+    return estimator
+
+
+def check_may_ask(name: str, config: Config) -> None:
+    """Raises ConfigError where a credit function that asks the engine can't."""
+    ranks, shared = config.engine.ranks, config.engine.tensor_parallel
+    if shared > 1:
+        raise ConfigError(
+            f"engine.tensor_parallel: found {shared}, wanted 1 with {name}, which asks the engine: all ranks that hold "
+            "one have to, and the first alone has rollouts"
+        )
+    if ranks and config.swaps:
+        raise ConfigError(
+            f"engine.ranks: found {ranks}, wanted 0 with {name}, which asks the policy after a frozen critic has taken "
+            "its place: the learner has changed the weights since"
+        )
+
+
 def reward_columns(rewards: Sequence[RewardFunction]) -> dict[str, str | None]:
     """What the functions take of a problem's row, each name with a function that needs it."""
     needed = {name: f"reward function {each.name}" for each in rewards for name in each.required}
     return {name: needed.get(name) for each in rewards for name in each.columns}
+
+
+def training_columns(rewards: Sequence[RewardFunction], estimator: Estimator | None) -> dict[str, str | None]:
+    """The same with what a credit estimator takes."""
+    found = reward_columns(rewards)
+    if estimator is None:
+        return found
+    needed = {name: f"credit function {estimator.name}" for name in estimator.required}
+    return dict.fromkeys(estimator.columns) | found | needed
 
 
 def check_endpoint_client() -> None:

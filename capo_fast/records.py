@@ -126,8 +126,8 @@ class Sample:
 class CreditedSample:
     """A sample with its credit, computed over its whole group.
 
-    Its tokens' advantages are computed by the loss kernel, from `outcome`, `step_wrong` and `stats`. `step_advantages`
-    are the same numbers once per step, for the files of a run and for dynamic sampling.
+    Of step credit its tokens' advantages are computed by the loss kernel, from `outcome`, `step_wrong` and `stats`, and
+    `step_advantages` are the same numbers once per step. Token credit has `token_advantages`.
     """
 
     sample: Sample
@@ -137,11 +137,15 @@ class CreditedSample:
     """What the outcome weight multiplies: the verdict, plus the weighted values of the other reward functions, with
     the format bonus and length penalty worked in; 0 where there is no verdict."""
     step_wrong: tuple[float, ...]
-    """[S] in [0, 1], what the process weight multiplies."""
+    """[S] in [0, 1], what the process weight multiplies; zeros with token credit."""
     stats: tuple[float, ...]
-    """Outcome shift and scale, process shift and scale of its group (`capo_kernels.credit_stats`)."""
+    """Outcome shift and scale, process shift and scale of its group (`capo_kernels.credit_stats`); zeros with token
+    credit."""
     step_advantages: tuple[float, ...]
-    """[S], the advantage of each step's tokens; 0 where not trained."""
+    """[S], the advantage of each step's tokens; with token credit that of the largest magnitude, so that all of them
+    are 0 where all of the tokens' are. 0 where not trained."""
+    token_advantages: tuple[float, ...] | None = None
+    """[L], of token credit, 0 where not trained; None: step credit."""
 
     @property
     def rollout(self) -> Rollout:
@@ -165,6 +169,9 @@ class Request:
     """A critique's prompt as text, for a server with a chat template of its own."""
     regex: str | None = None
     """What the whole answer must match (structured output)."""
+    scored: int = 0
+    """Not 0: nothing is written. The answer is the last so many tokens of the prompt, at least one token after its
+    first, with their log-probs at temperature 1."""
 
 
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -234,8 +241,12 @@ class PackedBatch(TokenBatch):
 
     weights: torch.Tensor
     """float32 [T], the share of each token in the loss; 0 where it is not trained"""
-    credit: ck.Credit
-    """Steps, votes, outcomes and the statistics of whole groups; its `cu_seqlens` int32 [B + 1] cut the T rows"""
+    cu_seqlens: torch.Tensor
+    """int32 [B + 1], cut the T rows into responses"""
+    credit: ck.Credit | None
+    """Steps, votes, outcomes and the statistics of whole groups; None with token credit"""
+    advantages: torch.Tensor | None
+    """float32 [T], token credit; None with step credit"""
     rollout_logprobs: torch.Tensor
     """float32 [T], the engine's"""
     old_logprobs: torch.Tensor | None = None

@@ -102,7 +102,7 @@ def test_a_run_leaves_its_whole_story(tmp_path):
     assert {"pass@1_before", "pass@1_after", "steps", "wall_seconds", "seconds_by_stage"} <= set(summary)
     assert summary["loss_kernel"] == ("cpu" if ck.status()["cpu"] == "available" else "reference")
     assert set(summary["seconds_by_stage"]) == {
-        "start", "sync", "rollout", "critique", "verify", "learn", "eval", "checkpoint", "export",
+        "start", "sync", "rollout", "critique", "verify", "credit", "learn", "eval", "checkpoint", "export",
     }  # fmt: skip
     for line in metrics_of(folder):
         stages = [key.removeprefix("time/") for key in line if key.startswith("time/")]

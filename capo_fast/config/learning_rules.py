@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from capo_fast.config.schema import Config
 
+FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
+"""A function by its module."""
 Rules = Iterator[tuple[bool, str]]
 """Pairs (is it broken, what to say then)."""
 
@@ -29,29 +32,73 @@ def offload(config: Config) -> Rules:
     )
 
 
+def has_process_penalty(config: Config) -> bool:
+    """Whether P is taken off the reward of wrong steps, and the verdict's weight has to be above it."""
+    return config.credit.process in ("steps", "answer-probability", "flawed-answers") or config.credit.fn is not None
+
+
 def process(config: Config) -> Rules:
-    outcome, process = config.credit.outcome_weight, config.credit.process_weight
+    outcome, process = config.credit.outcome_weight, config.credit.largest_process_weight
+    name = "process_weight" if process == config.credit.process_weight else "process_start"
     yield (
         outcome <= process and not config.credit.allow_process_dominance,
-        f"credit.process_weight: found P = {process:g} with C = {outcome:g} (credit.outcome_weight), wanted C > P: "
+        f"credit.{name}: found P = {process:g} with C = {outcome:g} (credit.outcome_weight), wanted C > P: "
         "else a right answer by a wrong step no longer beats a wrong answer by sound steps, and the policy learns "
         "long, easy steps while accuracy falls; credit.allow_process_dominance: true accepts that",
     )
 
 
+def credit_function(config: Config) -> Rules:
+    name = config.credit.fn or ""
+    yield FUNCTION.fullmatch(name) is None, f"credit.fn: found {name!r}, wanted package.module:function"
+
+
 def judgment(config: Config) -> Rules:
+    found = config.credit.when
     yield (
-        config.credit.when == "wrong-answers",
-        "credit.when: found wrong-answers with credit.process: outcome, wanted always or mixed-groups: right answers "
-        "without a judgment would be compared with wrong ones that have one",
+        found in ("wrong-answers", "right-answers"),
+        f"credit.when: found {found} with credit.process: outcome, wanted always or mixed-groups: "
+        f"{'right' if found == 'wrong-answers' else 'wrong'} answers without a judgment would be compared with others "
+        "that have one",
     )
+
+
+def when(config: Config) -> Rules:
+    """The critic would read what its findings don't count for."""
+    process, found = config.credit.process, config.credit.when
+    useless = {"prefix": "right-answers", "flawed-answers": "wrong-answers"}
+    yield (
+        useless.get(process) == found and config.credit.fn is None,
+        f"credit.when: found {found} with credit.process: {process}, wanted another: in these no step counts as wrong",
+    )
+
+
+def token_credit(config: Config) -> Rules:
+    """Of built-in estimators that give each token its advantage."""
+    process, schedule = config.credit.process, config.credit.schedule
+    yield (
+        schedule != "constant",
+        f"credit.schedule: found {schedule} with credit.process: {process}, wanted constant: P is no part of it step "
+        "by step",
+    )
+
+
+def step_values(config: Config) -> Rules:
+    reward = config.reward
+    others = {
+        "reward.also": ",".join(reward.also),
+        "reward.format_bonus": reward.format_bonus,
+        "train.truncated": config.train.truncated if config.train.truncated == "penalise" else "",
+    }
+    for key, found in others.items():
+        yield bool(found), f"{key}: found {found} with credit.process: step-values, whose values are verdicts alone"
 
 
 def bonus(config: Config) -> Rules:
     bonus, room = config.reward.format_bonus, config.credit.outcome_weight
     name = "C"
-    if config.credit.process in ("steps", "prefix"):
-        room, name = room - config.credit.process_weight, "C - P"
+    if has_process_penalty(config) or config.credit.process == "prefix":
+        room, name = room - config.credit.largest_process_weight, "C - P"
     yield (
         0 < bonus >= room,
         f"reward.format_bonus: found {bonus:g}, wanted less than {name} = {room:g}: "

@@ -73,7 +73,7 @@ def _data(config: Config) -> Rules:
 def _reward(config: Config) -> Rules:
     reward = config.reward
     for key, name in (("fn", reward.fn), *(("also", name) for name in reward.also)):
-        function = re.fullmatch(r"\w+(\.\w+)*:\w+", name)
+        function = learning.FUNCTION.fullmatch(name)
         yield function is None, f"reward.{key}: found {name!r}, wanted package.module:function"
     twice = next((name for name in reward.names if reward.names.count(name) > 1), None)
     yield twice is not None, f"reward.also: found {twice} twice, wanted functions of different names: metrics bear them"
@@ -236,6 +236,7 @@ def _eval(config: Config) -> Rules:
     )
 
 
+TOKEN_CREDIT = ("step-values", "critique-ratio")
 CRITIQUES = ("critic.votes", "critic.top_p", "critic.max_tokens")
 SERVER = ("endpoint.concurrency", "endpoint.timeout_s", "endpoint.budget_tokens")
 PARTS = {
@@ -255,8 +256,16 @@ PARTS = {
     "patience": Part(lambda c: c.asks_server, _patience),
     "lora": Part(lambda c: c.lora.rank > 0, learning.lora, ("lora.alpha",)),
     "offload": Part(lambda c: c.policy.offload_activations, learning.offload),
-    "process": Part(lambda c: c.credit.process == "steps", learning.process),
+    "process": Part(learning.has_process_penalty, learning.process),
+    "credit function": Part(lambda c: c.credit.fn is not None, learning.credit_function),
     "judgment": Part(lambda c: c.credit.process == "outcome", learning.judgment),
+    "when": Part(_always, learning.when),
+    "token credit": Part(lambda c: c.credit.process in TOKEN_CREDIT and c.credit.fn is None, learning.token_credit),
+    "step values": Part(
+        lambda c: c.credit.process == "step-values" and c.credit.fn is None,
+        learning.step_values,
+        ("credit.continuations",),
+    ),
     "bonus": Part(_always, learning.bonus),
     "ppo": Part(lambda c: c.loss.objective == "ppo", learning.ppo, ("loss.clip_low", "loss.dual_clip")),
     "importance": Part(lambda c: c.loss.is_mode is not None, learning.importance, ("loss.is_high",)),

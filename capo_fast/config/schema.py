@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from capo_fast.config.credit import CreditConfig
 from capo_fast.config.critic import CriticConfig, EndpointConfig
 from capo_fast.config.sections import (
-    CreditConfig,
     DataConfig,
     EngineConfig,
     LoraConfig,
@@ -72,7 +72,7 @@ class Config:
     @property
     def has_critic(self) -> bool:
         """Whether rollouts are read by a critic."""
-        return self.credit.process != "none"
+        return self.credit.process in ("steps", "prefix", "outcome", "critique-ratio", "flawed-answers")
 
     @property
     def merges(self) -> bool:

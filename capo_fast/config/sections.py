@@ -1,7 +1,7 @@
 """The sections of the settings: a field's type has its bounds, its docstring is its text in `--help`.
 
-Those of the critic are in config/critic.py; those that the learner reads, and the run's bookkeeping, in
-config/training.py.
+Those of the critic are in config/critic.py, those of credit in config/credit.py; those that the learner reads, and the
+run's bookkeeping, in config/training.py.
 
 The defaults are the paper's CAPO set-up where the paper states one.
 """
@@ -20,7 +20,6 @@ from capo_fast.config.types import (
     CountWhereUsed,
     FilePath,
     MayChange,
-    Norm,
     NumberWhereUsed,
     Share,
 )
@@ -163,32 +162,6 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-class CreditConfig:
-    process: Literal["steps", "prefix", "outcome", "none"] = "steps"
-    """What the critic is for: wrong steps penalise their own tokens (CAPO), or cut credit from the first one on
-    (prefix); outcome: its judgment of the whole solution joins the verdict (the paper's GRPO-GenORM); none: no
-    critic."""
-    outcome_weight: NonNegativeFloat = 2.0
-    """C, the weight of the outcome reward."""
-    process_weight: NonNegativeFloat = 1.0
-    """P, the weight of the process penalty; C > P is a rule of the paper."""
-    allow_process_dominance: bool = False
-    """Accept C <= P, against the paper's finding that accuracy then falls."""
-    judgment_scale: NonNegativeFloat = 1.0
-    """outcome: alpha of the reward sigmoid(alpha * judgment) + beta * verdict - 1, in which the judgment is the share
-    of critiques that found the solution right, 0.5 where none can be read. The paper does not state alpha, nor how
-    several critiques are joined."""
-    verdict_scale: NonNegativeFloat = 2.0
-    """outcome: beta of that reward, which the paper does not state either; 2 makes the verdict +1 or -1."""
-    norm: Norm = "group-token"
-    """Normalisation of token rewards within a group."""
-    std_floor: NonNegativeFloat | None = None
-    """Smallest std to divide by; None: 0.25 for capo with group-sequence, else 0."""
-    when: Literal["always", "wrong-answers", "mixed-groups"] = "always"
-    """Which rollouts the critic reads: all, wrong answers, or those of groups with right and wrong ones. The latter two
-    wait for the last rollout and its verdict."""
-
-
 @dataclass(frozen=True, config=STRICT)
 class RewardConfig:
     fn: str = "capo_fast.verify:answers_equal"

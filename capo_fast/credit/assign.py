@@ -1,37 +1,51 @@
-"""Verdicts and votes of whole groups -> the credit of every token.
+"""What an estimator found of whole groups -> the credit of every token.
 
-The token reward is the paper's Eq. 1, `R = C * outcome - P * wrong`; a group's statistics (Eq. 2 and its variants) come
-from `capo_kernels.credit_stats`. The loss kernel computes the advantage of each token from them; here those of whole
-steps are computed by the same function, for the files of a run and for dynamic sampling.
+Of step credit the token reward is the paper's Eq. 1, `R = C * outcome - P * wrong`; a group's statistics (Eq. 2 and its
+variants) come from `capo_kernels.credit_stats`. The loss kernel computes the advantage of each token from them; here
+those of whole steps are computed by the same function. Token credit is taken as it is.
 
 Letters: T response tokens of all samples, B samples, S steps, G groups.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
+from itertools import chain
 
 import torch
 
 import capo_kernels as ck
-from capo_fast.config.schema import Config, CreditConfig
+from capo_fast.config.schema import Config
+from capo_fast.credit.estimate import BUILT_IN, Returned, load_estimator, refuse_questions
+from capo_fast.credit.groups import CreditError, Group, StepCredit, TokenCredit, groups_of
+from capo_fast.credit.schedule import process_shares
 from capo_fast.records import CreditedSample, Rollout, Sample
 
 
-def assign_credit(samples: Sequence[Sample], config: Config) -> list[CreditedSample]:
-    """The credit of samples that make up whole groups, in their order.
+def assign_credit(samples: Sequence[Sample], config: Config, step: int = 1) -> list[CreditedSample]:
+    """The credit of samples that make up whole groups and stand group by group, in their order, by an estimator that
+    asks no engine. step: of training, from 1."""
+    groups, estimator = groups_of(samples), load_estimator(config.credit.fn or BUILT_IN[config.credit.process])
+    return credited_samples(groups, estimator(groups, {"config": config}, refuse_questions), config, step)
+
+
+def credited_samples(groups: Sequence[Group], found: Returned, config: Config, step: int) -> list[CreditedSample]:
+    """The samples of whole groups with the credit that was found of them, in their order.
 
     A sample whose check timed out, or that the length limit cut under `train.truncated = mask`, is not trained on and
     does not enter its group's statistics.
     """
-    if not samples:
+    if not groups:
         return []
-    unjudged = unjudged_groups(samples)
-    wrong = [step_penalties(each, config.credit.process, each.rollout.group not in unjudged) for each in samples]
-    outcomes = [outcome_reward(sample, config) for sample in samples]
+    return _by_step(groups, found, config, step) if isinstance(found, StepCredit) else _by_token(groups, found, config)
+
+
+def _by_step(groups: Sequence[Group], found: StepCredit, config: Config, step: int) -> list[CreditedSample]:
+    samples = [sample for group in groups for sample in group.samples]
+    wrong = _scheduled(found, groups, config, step)
+    verdicts = [sample.outcome or 0.0 for sample in samples] if found.outcomes is None else chain(*found.outcomes)
+    outcomes = [outcome_reward(*each, config) for each in zip(samples, verdicts, strict=True)]
     trained = [is_trained(sample, config.train.truncated) for sample in samples]
     by_token = credit_of([sample.rollout for sample in samples], wrong, outcomes, config)
     trained_B = torch.tensor(trained)
@@ -40,6 +54,41 @@ def assign_credit(samples: Sequence[Sample], config: Config) -> list[CreditedSam
     stats_B4 = stats_G4[by_token.group].tolist()
     parts = zip(samples, trained, outcomes, wrong, map(tuple, stats_B4), advantages, strict=True)
     return [CreditedSample(*part) for part in parts]
+
+
+def _scheduled(found: StepCredit, groups: Sequence[Group], config: Config, step: int) -> list[tuple[float, ...]]:
+    """[S] of each sample, times its group's share of the largest P."""
+    if config.credit.largest_process_weight == 0 and any(any(row) for rows in found.wrong for row in rows):
+        raise CreditError("credit.process_weight: found 0, wanted more: the wrong steps of credit.fn have no weight")
+    shares = process_shares([[sample.outcome for sample in group.samples] for group in groups], config, step)
+    pairs = zip(found.wrong, shares, strict=True)
+    return [tuple(share * float(wrong) for wrong in row) for rows, share in pairs for row in rows]
+
+
+def _by_token(groups: Sequence[Group], found: TokenCredit, config: Config) -> list[CreditedSample]:
+    if config.credit.schedule != "constant":
+        raise CreditError(
+            f"credit.schedule: found {config.credit.schedule}, wanted constant: P is no part of token credit"
+        )
+    samples = [sample for group in groups for sample in group.samples]
+    rows = [row for rows in found.advantages for row in rows]
+    return [_with_tokens(sample, row, config) for sample, row in zip(samples, rows, strict=True)]
+
+
+def _with_tokens(sample: Sample, advantages: Sequence[float], config: Config) -> CreditedSample:
+    trained, starts = is_trained(sample, config.train.truncated), sample.rollout.steps.starts
+    by_token = tuple(float(advantage) if trained else 0.0 for advantage in advantages)
+    firsts = [place for place, start in enumerate(starts) if start]
+    parts = [by_token[first:last] for first, last in zip(firsts, [*firsts[1:], len(starts)], strict=True)]
+    return CreditedSample(
+        sample,
+        trained,
+        outcome=outcome_reward(sample, sample.outcome or 0.0, config),
+        step_wrong=(0.0,) * len(parts),
+        stats=(0.0,) * 4,
+        step_advantages=tuple(max(part, key=abs) for part in parts),
+        token_advantages=by_token,
+    )
 
 
 def step_advantages(credit: ck.Credit, steps: Sequence[int], trained_B: torch.Tensor) -> list[tuple[float, ...]]:
@@ -73,7 +122,7 @@ def credit_of(
         group=torch.tensor([groups[rollout.group] for rollout in rollouts]),
         cu_seqlens=offsets([len(rollout.token_ids) for rollout in rollouts]),
         outcome_weight=config.credit.outcome_weight,
-        process_weight=config.credit.process_weight,
+        process_weight=config.credit.largest_process_weight,
         norm=config.credit.norm,
         std_floor=config.resolved_std_floor,
         stats=stats,
@@ -85,20 +134,19 @@ def offsets(lengths: Sequence[int]) -> torch.Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).int()
 
 
-def outcome_reward(sample: Sample, config: Config) -> float:
-    r"""What the outcome weight C multiplies: the verdict, the other reward functions by their weights, the format bonus
-    (per C) and DAPO's length penalty.
+# ---- the outcome ----
 
-    [us] The bonus is added where the response has a `\boxed{}`. With `credit.process = prefix` a wrong answer starts
-    from 0.5 (VPPO, arXiv 2601.18984). A sample without a verdict has none and is not trained on: 0 takes its place.
+
+def outcome_reward(sample: Sample, outcome: float, config: Config) -> float:
+    r"""What the outcome weight C multiplies: the verdict, or what an estimator has in its place, the other reward
+    functions by their weights, the format bonus (per C) and DAPO's length penalty.
+
+    [us] The bonus is added where the response has a `\boxed{}`. A sample without a verdict has none and is not trained
+    on: 0 takes its place.
     """
     if sample.outcome is None:
         return 0.0
-    reward = sample.outcome
-    if config.credit.process == "prefix" and reward < 1:
-        reward = 0.5
-    if config.credit.process == "outcome":
-        reward = judged_reward(sample, config.credit)
+    reward = outcome
     others = [value for value in sample.rewards[1:] if value is not None]
     reward += sum(weight * value for weight, value in zip(config.reward.weights, others, strict=True))
     if config.reward.format_bonus and "\\boxed{" in sample.rollout.text:
@@ -106,18 +154,6 @@ def outcome_reward(sample: Sample, config: Config) -> float:
     if config.train.truncated == "penalise":
         reward -= overlong_penalty(sample.rollout, config.rollout.max_tokens, config.resolved_overlong_buffer)
     return reward
-
-
-def judged_reward(sample: Sample, credit: CreditConfig) -> float:
-    """sigmoid(alpha * judgment) + beta * verdict - 1, the reward of the paper's GRPO-GenORM.
-
-    [us] The judgment is the share of the readable critiques that found no step wrong: votes are averaged before the
-    sigmoid. Where none can be read it is 0.5, for no opinion: the critique is counted as abstained.
-    """
-    assert sample.outcome is not None  # such a sample has no reward
-    said = [float(not critique.wrong_steps) for critique in sample.critiques if not critique.abstained]
-    judgment = fmean(said) if said else 0.5
-    return 1 / (1 + math.exp(-credit.judgment_scale * judgment)) + credit.verdict_scale * sample.outcome - 1
 
 
 def overlong_penalty(rollout: Rollout, max_tokens: int, buffer: int) -> float:
@@ -129,34 +165,12 @@ def overlong_penalty(rollout: Rollout, max_tokens: int, buffer: int) -> float:
     return min(max(over / buffer, 0.0), 1.0) if rollout.finished else 1.0
 
 
-def step_penalties(sample: Sample, process: str, judged: bool = True) -> tuple[float, ...]:
-    """[S], what the process weight P multiplies; zeros where the group was not judged.
-
-    steps: the votes (CAPO). prefix: 1 from the first step voted wrong on, in wrong answers alone (VPPO). none,
-    outcome: zeros.
-    """
-    votes = sample.step_wrong
-    if process in ("none", "outcome") or not judged:
-        return (0.0,) * len(votes)
-    if process == "steps":
-        return votes
-    if sample.outcome == 1:
-        return (0.0,) * len(votes)
-    first = next((k for k, vote in enumerate(votes) if vote > 0), len(votes))
-    return tuple(float(k >= first) for k in range(len(votes)))
-
-
-def unjudged_groups(samples: Sequence[Sample]) -> set[int]:
-    """The groups in which a rollout has no critique because none came (`Critique.failed`): outcome credit alone.
-
-    Penalties for some of a group would favour those that the critic, when it went, had not read yet.
-    """
-    return {s.rollout.group for s in samples if s.critiques and all(critique.failed for critique in s.critiques)}
-
-
 def is_trained(sample: Sample, truncated: str) -> bool:
     """Whether the sample enters the loss."""
     return sample.outcome is not None and (sample.rollout.finished or truncated != "mask")
+
+
+# ---- the credit of a step's samples ----
 
 
 def informative_groups(credited: Sequence[CreditedSample]) -> set[int]:

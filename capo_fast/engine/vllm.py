@@ -38,6 +38,8 @@ class VllmEngine:
         self._adapter: Any = None
         self._versions = 0
         self._asleep = False
+        self._scored: dict[str, Request] = {}
+        """Those under way whose answers are log-probs, by id."""
         self._sleep_level = 1 if lora.rank else 2
         """1 keeps the weights on the host: nothing loads the whole base again. 2 drops them."""
         with ExitStack() as undo:
@@ -55,15 +57,19 @@ class VllmEngine:
         self._tokenizer = self._llm.get_tokenizer()
 
     def add(self, request: Request) -> None:
+        if request.scored:
+            self._scored[request.id] = request
+        self._add(request, self.sampling_params(request))
+
+    def _add(self, request: Request, params: Any) -> None:
         from vllm.inputs import TokensPrompt
 
         prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
         adapter = None if request.base else self._adapter
-        params = self.sampling_params(request)
         self._llm.llm_engine.add_request(request.id, prompt, params, lora_request=adapter)
 
-    def sampling_params(self, request: Request) -> Any:
-        """vLLM's for one request."""
+    def sampling_params(self, request: Request, cached: bool = True) -> Any:
+        """vLLM's for one request. cached: whether one that is scored may read the prefix cache."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -74,13 +80,25 @@ class VllmEngine:
             max_tokens=request.max_tokens,
             seed=request.seed,
             logprobs=0,
+            prompt_logprobs=0 if request.scored else None,
+            skip_reading_prefix_cache=not cached if request.scored else None,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=request.regex) if request.regex else None,
         )
 
     def step(self) -> list[Completion]:
-        return [self._completion(output) for output in self._llm.llm_engine.step() if output.finished]
+        ended = [output for output in self._llm.llm_engine.step() if output.finished]
+        return [self._completion(output) for output in ended if not self._is_scored_again(output)]
+
+    def _is_scored_again(self, output: Any) -> bool:
+        """Whether keys and values were cached where log-probs are wanted, of which vLLM then has none: those are
+        computed without the cache."""
+        request = self._scored.get(output.request_id)
+        if request is None or output.num_cached_tokens < len(request.prompt_ids) - request.scored:
+            return False
+        self._add(request, self.sampling_params(request, cached=False))
+        return True
 
     def stop(self, ids: Sequence[str]) -> list[Completion]:
         from vllm.v1.engine import FinishReason
@@ -176,6 +194,8 @@ class VllmEngine:
         self._undo.close()
 
     def _completion(self, output: Any) -> Completion:
+        if (request := self._scored.pop(output.request_id, None)) is not None:
+            return self._scored_completion(output, request.scored)
         answer = output.outputs[0]
         token_ids = tuple(answer.token_ids)
         return Completion(
@@ -185,5 +205,18 @@ class VllmEngine:
             text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
             finished=answer.finish_reason == "stop",
             prompt_tokens=len(output.prompt_token_ids),
+            cached_tokens=output.num_cached_tokens or 0,
+        )
+
+    def _scored_completion(self, output: Any, count: int) -> Completion:
+        token_ids = tuple(output.prompt_token_ids[-count:])
+        logprobs = (at[token].logprob for token, at in zip(token_ids, output.prompt_logprobs[-count:], strict=True))
+        return Completion(
+            id=output.request_id,
+            token_ids=token_ids,
+            logprobs=tuple(logprobs),
+            text="",
+            finished=True,
+            prompt_tokens=len(output.prompt_token_ids) - count,
             cached_tokens=output.num_cached_tokens or 0,
         )

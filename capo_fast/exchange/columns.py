@@ -1,4 +1,5 @@
-"""Credited rollouts as columns: what a learner packs its micro-batches of, 9 bytes per token and a few per step.
+"""Credited rollouts as columns: what a learner packs its micro-batches of. 9 bytes per token, 13 with token
+credit, and a few per step.
 
 Letters: B rollouts, T their response tokens, S their steps, end to end in one order. Prompts are not among the columns:
 every rank has the data.
@@ -28,7 +29,7 @@ class Columns:
     keys: torch.Tensor
     """int64 [B, 2], group and sample"""
     sizes: torch.Tensor
-    """int64 [B, 2], response tokens and steps"""
+    """int64 [B, 3], response tokens, steps, and advantages: as many as tokens, or none"""
     credit: torch.Tensor
     """float32 [B, 5], what the outcome weight multiplies, and the four statistics of its group"""
     token_ids: torch.Tensor
@@ -39,19 +40,26 @@ class Columns:
     """bool [T], True on the first token of each step"""
     step_wrong: torch.Tensor
     """float32 [S], what the process weight multiplies"""
+    advantages: torch.Tensor
+    """float32 [T] of token credit, [0] of step credit"""
 
     @classmethod
     def of(cls, credited: Sequence[CreditedSample]) -> Self:
         rollouts = [each.rollout for each in credited]
-        sizes = [(len(each.rollout.token_ids), len(each.step_wrong)) for each in credited]
+        advantages = [each.token_advantages or () for each in credited]
+        sizes = [
+            (len(each.rollout.token_ids), len(each.step_wrong), len(given))
+            for each, given in zip(credited, advantages, strict=True)
+        ]
         return cls(
             keys=_table([(each.group, each.sample) for each in rollouts], torch.int64, 2),
-            sizes=_table(sizes, torch.int64, 2),
+            sizes=_table(sizes, torch.int64, 3),
             credit=_table([(each.outcome, *each.stats) for each in credited], torch.float32, 5),
             token_ids=end_to_end([each.token_ids for each in rollouts], torch.int32),
             logprobs=end_to_end([each.logprobs for each in rollouts], torch.float32),
             step_starts=end_to_end([each.steps.starts for each in rollouts], torch.bool),
             step_wrong=end_to_end([each.step_wrong for each in credited], torch.float32),
+            advantages=end_to_end(advantages, torch.float32),
         )
 
     def __len__(self) -> int:
@@ -76,7 +84,7 @@ class Columns:
         return type(self)(**columns)
 
     def _spans(self) -> list[list[tuple[int, int]]]:
-        """Where each rollout's tokens and steps begin and end."""
+        """Where each rollout's tokens, steps and advantages begin and end."""
         ends = [list(accumulate(sizes, initial=0)) for sizes in self.sizes.T.tolist()]
         return [list(pairwise(each)) for each in ends]
 
@@ -112,6 +120,7 @@ AXES = {
     "logprobs": 0,
     "step_starts": 0,
     "step_wrong": 1,
+    "advantages": 2,
 }
 """Of each column, the column of `sizes` that has its length; None: it has one row for each rollout."""
 

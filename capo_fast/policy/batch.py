@@ -161,12 +161,14 @@ def pack_columns(
     groups = columns.keys[:, 0].tolist()
     responses = columns.token_ids.long().split(lengths)
     tokens = pack_tokens([(prompts[group].token_ids, each) for group, each in zip(groups, responses, strict=True)])
-    credit = credit_of_columns(columns, groups, lengths, config)
-    mask_T = torch.full((len(tokens.targets),), denominator is not None)
+    by_token = len(columns.advantages) > 0
+    cu_seqlens, mask_T = offsets(lengths), torch.full((len(tokens.targets),), denominator is not None)
     return PackedBatch(
         **vars(tokens),
-        weights=ck.token_weights(credit.cu_seqlens, mask_T, config.loss.aggregation, denominator=denominator or 1.0),
-        credit=credit,
+        weights=ck.token_weights(cu_seqlens, mask_T, config.loss.aggregation, denominator=denominator or 1.0),
+        cu_seqlens=cu_seqlens,
+        credit=None if by_token else credit_of_columns(columns, groups, lengths, config),
+        advantages=columns.advantages if by_token else None,
         rollout_logprobs=columns.logprobs,
     )
 
@@ -182,7 +184,7 @@ def credit_of_columns(columns: Columns, groups: Sequence[int], lengths: Sequence
         group=torch.tensor([rows[group] for group in groups]),
         cu_seqlens=offsets(lengths),
         outcome_weight=config.credit.outcome_weight,
-        process_weight=config.credit.process_weight,
+        process_weight=config.credit.largest_process_weight,
         norm=config.credit.norm,
         std_floor=config.resolved_std_floor,
         stats=columns.credit[list(places.values()), 1:].contiguous(),

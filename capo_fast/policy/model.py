@@ -71,10 +71,11 @@ class Policy(nn.Module):
             bias=head.bias,
             weights=batch.weights,
             credit=batch.credit,
+            advantages=batch.advantages,
             old_logprobs=batch.old_logprobs,
             ref_logprobs=batch.ref_logprobs,
             rollout_logprobs=batch.rollout_logprobs,
-            cu_seqlens=batch.credit.cu_seqlens,
+            cu_seqlens=batch.cu_seqlens,
             spec=spec,
             impl=self.loss_kernel,
         )

@@ -17,6 +17,7 @@ STAGES = {
     "eval": "#bf62a6",
     "sync": "#a88f14",
     "verify": "#7a70d6",
+    "credit": "#b8556a",
     "checkpoint": "#2f9fbf",
 }
 OTHER_STAGE = "#87878f"

@@ -10,18 +10,18 @@ from typing import Any, Literal, Protocol
 import torch.distributed as dist
 
 from capo_fast.config.schema import Config
-from capo_fast.credit.assign import assign_credit
 from capo_fast.data import Problems
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.errors import Interrupted
 from capo_fast.exchange.columns import Columns
 from capo_fast.exchange.figures import Figures, figures_of, share_figures
-from capo_fast.exchange.samples import whole_groups
+from capo_fast.exchange.samples import deal_samples, whole_groups
 from capo_fast.exchange.tensors import Exchange
 from capo_fast.records import CreditedSample, Prompt, Sample
 from capo_fast.rollout.carried_tokens import pass_on
 from capo_fast.rollout.carry import OpenGroup, Partial, at_limit, carry_metrics
 from capo_fast.rollout.carrying import CarryingRound
+from capo_fast.rollout.crediting import CreditCost, Crediting
 from capo_fast.rollout.dealing import deal_open
 from capo_fast.rollout.pass_rate import PassRate, evaluate
 from capo_fast.rollout.requests import RequestBuilder
@@ -65,6 +65,8 @@ class Batch:
     """None without `rollout.carry`."""
     beside: Lap = field(default_factory=lambda: Lap({}, {}))
     """What it took on ranks that only hold engines, beside learning."""
+    credit_metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the estimator asked the engine for, and P where it has a schedule."""
 
     @property
     def trained(self) -> list[Figures]:
@@ -98,6 +100,7 @@ class RolloutGenerator:
     """What answers critiques: the engine itself, or a server."""
     rewards: Rewards
     requests: RequestBuilder
+    crediting: Crediting
     weights: Weights
     group: EngineGroup
     stages: Stages
@@ -120,12 +123,14 @@ class RolloutGenerator:
         tokens by prompt id, where known. carried: what the step before left open.
         """
         found, rounds = Rounds(), self.config.train.max_rounds if self.config.train.dynamic_sampling else 1
-        traffic, first, wanted = Traffic(), 0, self.config.rollout.prompts
+        traffic, credit_cost, first, wanted = Traffic(), CreditCost(), 0, self.config.rollout.prompts
         late = at_limit(dict(enumerate(carried)), step - 1, self.config.rollout.max_staleness)
         for _ in range(rounds):
             groups, prompts = self._entering(step, problems, carried, first, cursor, wanted)
             samples, cost, carried = self._sample(step, version, groups, prompts, lengths)
-            alive = self._keep(found, assign_credit(samples, self.config), groups)
+            credited, asked = self._credit(step, version, samples, prompts)
+            alive = self._keep(found, credited, groups)
+            credit_cost += asked
             traffic, first, cursor = traffic + cost, first + len(groups), cursor + wanted
             wanted -= len(alive)
             if wanted <= 0:
@@ -144,6 +149,7 @@ class RolloutGenerator:
             cursor,
             carried,
             figures,
+            credit_metrics=self.crediting.metrics(found.figures, credit_cost, step),
         )
 
     def evaluate(self, prompts: Sequence[Prompt], version: int) -> PassRate | None:
@@ -207,6 +213,29 @@ class RolloutGenerator:
         everything = [found for _, part in parts for found in part]
         carried = pass_on(groups, everything, left, self.group.count, self.exchange)
         return samples, sum((cost for cost, _ in parts), Traffic()), carried
+
+    def _credit(
+        self, step: int, version: int, samples: Sequence[Sample], prompts: Mapping[int, Prompt]
+    ) -> tuple[Sequence[CreditedSample], CreditCost]:
+        """This rank's whole groups with their credit, and what that of all ranks cost."""
+        asks = self.crediting.estimator.asks
+        if asks and self.config.swaps:
+            with self.stages("sync"):
+                self.weights.hold("policy", version)
+        with self.stages("credit"):
+            if asks:
+                samples = self._on_engine_ranks(samples, prompts)
+            credited, cost = self.crediting.credit(samples, step)
+            return credited if self.group.is_first else (), sum(self.group.gather([cost]), CreditCost())
+
+    def _on_engine_ranks(self, samples: Sequence[Sample], prompts: Mapping[int, Prompt]) -> Sequence[Sample]:
+        """The samples of the first rank of an engine on all of its ranks, which ask it the same."""
+        size, rank = self.config.engine.tensor_parallel, self.exchange.rank
+        if size == 1:
+            return samples
+        mates = range(rank + 1, rank + size) if self.group.is_first else ()
+        parts = [samples if other in mates else () for other in range(self.exchange.count)]
+        return [*samples, *deal_samples(parts, prompts, self.exchange)]
 
     def _keep(self, found: Rounds, credited: Sequence[CreditedSample], groups: Mapping[int, OpenGroup]) -> set[int]:
         """Add the samples of a round to what there is; the groups of all ranks to train on."""

@@ -5,16 +5,16 @@ Every request's seed is a function of the run's seed and of what the request is,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from capo_fast.config.schema import Config
-from capo_fast.credit.critique_parser import CRITIQUE_REGEX, parse_critique, parse_judgment
 from capo_fast.credit.critique_prompt import render_critique_prompt
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.credit.steps import step_spans
+from capo_fast.credit.verdicts import VERDICTS, Parse
 from capo_fast.data import ChatTemplate
 from capo_fast.records import Completion, Critique, Prompt, Request, Rollout
 from capo_fast.rollout.carry import OpenGroup, Partial
@@ -105,9 +105,33 @@ class RequestBuilder:
     def _critic_chat(self) -> ChatTemplate:
         return critic_chat(self.config, self.tokenizer)
 
+    def score_request(self, name: str, before: tuple[int, ...], tokens: tuple[int, ...]) -> Request:
+        """That for the log-probs of tokens after others."""
+        ids, seed = before + tokens, seed_of(self.config.seed, name)
+        return Request(name, ids, seed, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=1, scored=len(tokens))
+
+    def continuation_request(
+        self, name: str, prompt: Prompt, response: tuple[int, ...], sample: int, step: int
+    ) -> Request:
+        """That for the rest of a response. Its seed is made of what it goes on from, and not of its name."""
+        first = self.rollout_request(prompt, 0, sample, step)
+        seed = seed_of(self.config.seed, "continuation", step, sample, response, prompt.id)
+        left = first.max_tokens - len(response)
+        return replace(first, id=name, prompt_ids=prompt.token_ids + response, seed=seed, max_tokens=left)
+
+    def user_prompt(self, text: str) -> tuple[int, ...]:
+        """The policy's prompt with this text as the user's message."""
+        return self._policy_chat.ids([("user", text)])
+
+    @cached_property
+    def _policy_chat(self) -> ChatTemplate:
+        data = self.config.data
+        return ChatTemplate(self.tokenizer, data.system_prompt, data.date, data.template_kwargs)
+
     def read_critiques(self, rollout: Rollout, answers: Mapping[str, Completion]) -> tuple[Critique, ...]:
         names = [critique_id(rollout, vote) for vote in range(self.config.critic.votes)]
-        parse = parse_judgment if self.config.credit.process == "outcome" else parse_critique
+        verdict = VERDICTS[self.config.critic.verdict]
+        parse = verdict.whole if self.config.credit.process == "outcome" else verdict.steps
         return tuple(read_critique(answers.get(name), len(rollout.steps.texts), parse) for name in names)
 
 
@@ -158,7 +182,7 @@ def critique_request(
         max_tokens=config.critic.max_tokens,
         base=config.critic.mode == "frozen",
         message=message,
-        regex=CRITIQUE_REGEX if config.critic.structured else None,
+        regex=VERDICTS[config.critic.verdict].regex if config.critic.structured else None,
     )
 
 
@@ -166,9 +190,7 @@ def critique_id(rollout: Rollout, vote: int) -> str:
     return f"critique-{rollout.version}-{rollout.group}-{rollout.sample}-{vote}"
 
 
-def read_critique(
-    answer: Completion | None, steps: int, parse: Callable[[str, int, bool], Critique] = parse_critique
-) -> Critique:
+def read_critique(answer: Completion | None, steps: int, parse: Parse) -> Critique:
     """A critique of so many steps, parsed; None, for which there was no room, is a truncated abstention."""
     if answer is None:
         return Critique.absent(truncated=True)

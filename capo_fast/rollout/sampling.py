@@ -180,7 +180,7 @@ class SamplingRound:
             return self._ended
         found = [(each.member, each.outcome()) for each in self._ended] if self._judges else []
         verdicts = {member: outcome for member, outcome in gather(found) if outcome is not None}
-        wanted = {member for member, verdict in verdicts.items() if verdict < 1}
+        wanted = {member for member, verdict in verdicts.items() if (verdict < 1) == (when == "wrong-answers")}
         if when == "mixed-groups":
             kinds = Counter(group for group, _ in {(group, verdict) for (group, _), verdict in verdicts.items()})
             wanted = {member for member in verdicts if kinds[member[0]] > 1}
@@ -191,7 +191,7 @@ class SamplingRound:
     def _ask(self, rollouts: Sequence[Ended]) -> None:
         """Send these rollouts to the critic, equal ones once."""
         config = self._config
-        if config.credit.process == "none" or (config.critic.at_server and not self._judges):
+        if not config.has_critic or (config.critic.at_server and not self._judges):
             return
         for each in rollouts:
             rollout = each.rollout

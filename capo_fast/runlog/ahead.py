@@ -6,7 +6,7 @@ ahead.safetensors   what the learner packs of them (`Columns`), of all ranks, an
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class Saved:
     kept: list[NonNegativeInt]
     draws: list[tuple[NonNegativeInt, NonNegativeInt]]
     """Groups with the places of their prompts in the data's order."""
+    advantages: NonNegativeInt
+    """How many tokens have one of their own (token credit)."""
     rows: list[NonNegativeInt]
     """Bytes of each part of the rollouts file."""
     traffic: Traffic
@@ -44,6 +46,7 @@ class Saved:
     """With their tokens: they are few."""
     carry_metrics: dict[str, float]
     beside: Lap
+    credit_metrics: dict[str, float] = field(default_factory=dict)
 
 
 SAVED = TypeAdapter(Saved)
@@ -64,12 +67,14 @@ def batch_json(batch: Batch) -> Any:
         figures=batch.figures,
         kept=sorted(batch.kept),
         draws=sorted(batch.draws.items()),
+        advantages=len(batch.columns.advantages),
         rows=list(map(len, batch.rows)),
         traffic=batch.traffic,
         cursor=batch.cursor,
         carried=batch.carried,
         carry_metrics=dict(batch.carry_metrics),
         beside=batch.beside,
+        credit_metrics=dict(batch.credit_metrics),
     )
     return SAVED.dump_python(saved, mode="json")
 
@@ -96,12 +101,14 @@ def read_batch(found: Checkpoint) -> Batch | None:
         saved.carried,
         saved.carry_metrics,
         saved.beside,
+        saved.credit_metrics,
     )
 
 
 def _read_tensors(found: Checkpoint, saved: Saved) -> tuple[Columns, list[bytes]]:
     kept = [each for each in saved.figures if each.group in saved.kept]
-    sizes = {None: len(kept), 0: sum(each.tokens for each in kept), 1: sum(len(each.votes) for each in kept)}
+    tokens, steps = sum(each.tokens for each in kept), sum(len(each.votes) for each in kept)
+    sizes = {None: len(kept), 0: tokens, 1: steps, 2: saved.advantages}
     lengths = {name: sizes[axis] for name, axis in AXES.items()} | {ROWS: sum(saved.rows)}
     tensors, empty = found.tensors(AHEAD), vars(Columns.of([])) | {ROWS: bytes_tensor(b"")}
     for name, like in empty.items():

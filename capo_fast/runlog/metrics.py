@@ -26,6 +26,7 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
         **_critiques(batch.figures),
         **_traffic(batch.traffic),
         **batch.carry_metrics,
+        **batch.credit_metrics,
         "groups/dropped": len({each.group for each in batch.figures}) - len(batch.kept),
         **{f"time/{stage}": seconds for stage, seconds in lap.wall.items()},
         **{f"cpu/{stage}": seconds for stage, seconds in _added(lap.cpu, batch.beside.cpu).items()},

@@ -141,7 +141,8 @@ def rollout_row(credited: CreditedSample) -> dict[str, Any]:
     `outcome` is the verdict, null where the check of the answer timed out; `rewards` the values of `reward.fn` and of
     each function of `reward.also`; `reward` is what the outcome weight multiplied. The steps' texts, as the critic saw
     them, repeat `text`: gzip makes them nearly free. `versions` is there where several policies wrote the rollout:
-    version and number of tokens of each part, oldest first.
+    version and number of tokens of each part, oldest first. `token_advantages` [L] is there with token credit, whose
+    `advantages` are the largest of each step by magnitude.
     """
     sample, rollout = credited.sample, credited.rollout
     return {
@@ -165,7 +166,14 @@ def rollout_row(credited: CreditedSample) -> dict[str, Any]:
         "token_ids": list(rollout.token_ids),
         "step_starts": list(rollout.steps.starts),
         **({"versions": list(map(list, rollout.versions))} if rollout.earlier else {}),
+        **_token_credit(credited),
     }
+
+
+def _token_credit(credited: CreditedSample) -> dict[str, Any]:
+    if credited.token_advantages is None:
+        return {}
+    return {"token_advantages": [finite(advantage) for advantage in credited.token_advantages]}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

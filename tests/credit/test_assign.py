@@ -7,21 +7,13 @@ import math
 from dataclasses import replace
 
 import pytest
+from judged_samples import sample
 
 from capo_fast.config.schema import Config, CreditConfig, RewardConfig, RolloutConfig, TrainConfig
 from capo_fast.credit.assign import assign_credit, informative_groups
 from capo_fast.credit.critique_parser import parse_judgment
 from capo_fast.credit.vote import vote
-from capo_fast.records import Critique, Prompt, Rollout, Sample, StepSpans
-
-
-def sample(outcome, wrong, group=0, finished=True, text="", tokens_a_step=2, tokens=None):
-    length = tokens or tokens_a_step * len(wrong)
-    starts = tuple(i % tokens_a_step == 0 and i // tokens_a_step < len(wrong) for i in range(length))
-    steps = StepSpans(starts, ("s",) * len(wrong))
-    prompt = Prompt("p", "", "", None, (1,))
-    rollout = Rollout(prompt, group, 0, 0, (1,) * length, (0.0,) * length, text, finished, steps)
-    return Sample(rollout, outcome, (), tuple(map(float, wrong)))
+from capo_fast.records import Critique
 
 
 def by_token(credited):

@@ -109,6 +109,23 @@ def test_scores_are_the_models_logprobs(engine, base):
         torch.testing.assert_close(torch.tensor(scores), expected, atol=2e-5, rtol=0)
 
 
+def test_a_scored_request_has_the_models_logprobs_beside_others_and_over_cached_prefixes(engine, base):
+    """vLLM has none of what it reads from its cache: where that ends amid the answer, all is computed again."""
+    [written] = requests(1, prefix="w", max_tokens=4)
+    prefix = written.prompt_ids * 20  # six blocks of 32 and a part
+    run_requests(engine, [replace(written, id="before", prompt_ids=prefix)])
+    cached = {2: 0, 100: 96, 128: 0}
+    scored = [replace(written, id=f"s{n}", prompt_ids=(*prefix[:n], 5, 6, 7), max_tokens=1, scored=3) for n in cached]
+    answers = run_requests(engine, [*scored, written])
+    assert [answers[request.id].cached_tokens for request in scored] == list(cached.values())
+    for request in scored:
+        found = answers[request.id]
+        ids = torch.tensor([request.prompt_ids])
+        expected = base(ids).logits[0, -4:-1].log_softmax(-1).gather(1, ids[0, -3:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(found.logprobs), expected, atol=2e-5, rtol=0)
+        assert found.token_ids == (5, 6, 7) and found.prompt_tokens + found.tokens == len(request.prompt_ids)
+
+
 def test_weights_go_there_and_back(engine, base):
     """A -> B -> A: greedy answers and checksums are those of each version, never the other's."""
     seen, sums = [], []

@@ -28,7 +28,8 @@ def credited(group, sample, prompt):
     )
     critiques = (Critique(False, frozenset({0, 2}), 1, "x"), Critique.absent(truncated=True))
     judged = Sample(rollout, 1.0 if sample else None, critiques, (math.nan,), (None, 0.5))
-    return CreditedSample(judged, bool(sample), 0.5, (0.25,), (0.1, 0.2, 0.3, math.inf), (1 / 7,))
+    by_token = (1 / 7, -1 / 3) if sample else None
+    return CreditedSample(judged, bool(sample), 0.5, (0.25,), (0.1, 0.2, 0.3, math.inf), (1 / 7,), by_token)
 
 
 def batch():
@@ -38,9 +39,8 @@ def batch():
     traffic, spent = Traffic(4, 7, busy_seconds=0.5), Lap({"rollout": 1.5}, {"rollout": 2.0})
     figures, columns = list(map(figures_of, sampled)), Columns.of(sampled[2:])
     draws, rows = {0: 7, 1: 4}, [b"the rows", b"", b"of ranks"]
-    return Batch(
-        figures, frozenset({1}), draws, columns, rows, traffic, 9, (going_on,), {"rollout/carried": 2.0}, spent
-    )
+    metrics = ({"rollout/carried": 2.0}, spent, {"credit/tokens": 3.0})
+    return Batch(figures, frozenset({1}), draws, columns, rows, traffic, 9, (going_on,), *metrics)
 
 
 def checkpoint(value, tensors):

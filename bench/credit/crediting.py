@@ -1,0 +1,130 @@
+"""One arm's credit of rollouts that are there: critiques and questions as in training, and what they cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bench.machine import about
+from capo_fast.config.paths import resolve_model
+from capo_fast.config.schema import Config
+from capo_fast.credit.vote import vote
+from capo_fast.engine.base import Engine, run_requests
+from capo_fast.loaders import load_credit_function, load_critic_template, load_reward_functions, start_engine
+from capo_fast.pretrained import load_tokenizer
+from capo_fast.records import Completion, CreditedSample, Critique, Rollout, Sample
+from capo_fast.rollout.crediting import CreditCost, Crediting
+from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.rewards import Rewards, open_rewards
+from capo_fast.runtime.files import replacing
+from capo_fast.runtime.ranks import ranks
+from capo_fast.tiny.task import oracle_critique
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all arms share."""
+
+    engine: Engine
+    rewards: Rewards
+    tokenizer: Any
+
+
+@contextmanager
+def open_bench(config: Config) -> Iterator[Bench]:
+    """The engine with the model's own weights, inside a process group of its own."""
+    model = resolve_model(config.model.path)
+    functions = load_reward_functions(config.reward)
+    with ranks():
+        engine = start_engine(model, config)
+        rewards = open_rewards(config.reward, functions)
+        try:
+            yield Bench(engine, rewards, load_tokenizer(model))
+        finally:
+            rewards.close()
+            engine.close()
+
+
+def write_shard(path: Path, found: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write((json.dumps({"about": about(1), **found}) + "\n").encode())
+
+
+def credited(bench: Bench, config: Config, samples: Sequence[Sample], by_rule: bool = False) -> dict[str, Any]:
+    """The mean advantage of each step, and the cost: tokens, and CPU seconds of this process, the engine's included and
+    verifier workers' not. by_rule: the world's rule is the critic, for nothing."""
+    builder = RequestBuilder(bench.tokenizer, load_critic_template(config) if config.has_critic else "", config)
+    crediting = Crediting(config, load_credit_function(config), bench.engine, bench.rewards, builder)
+    bench.engine.forget_prefixes()
+    started = time.process_time()
+    answers: dict[str, Completion] = {}
+    if by_rule:
+        judged = [judged_by_rule(each) for each in samples]
+    else:
+        judged, answers = critiqued(bench.engine, builder, samples)
+    found, cost = crediting.credit(judged, step=1)
+    return {
+        "advantages": [[float(f"{advantage:.5g}") for advantage in mean_advantages(each)] for each in found],
+        "cpu_s": round(time.process_time() - started, 3),
+        **tokens_of(answers, cost),
+    }
+
+
+def tokens_of(critiques: Mapping[str, Completion], cost: CreditCost) -> dict[str, int]:
+    """Tokens read, those of them that were in the prefix cache, and tokens written."""
+    answers = critiques.values()
+    return {
+        "read": sum(each.prompt_tokens for each in answers) + cost.tokens - cost.written_tokens,
+        "cached": sum(each.cached_tokens for each in answers) + cost.cached_tokens,
+        "written": sum(each.tokens for each in answers) + cost.written_tokens,
+    }
+
+
+def mean_advantages(credited: CreditedSample) -> list[float]:
+    """[S], of each step's tokens."""
+    by_token, starts = credited.token_advantages, credited.rollout.steps.starts
+    if by_token is None:
+        return list(credited.step_advantages)
+    cuts = [*(place for place, start in enumerate(starts) if start), len(starts)]
+    return [sum(by_token[first:last]) / (last - first) for first, last in pairwise(cuts)]
+
+
+def judged_by_rule(sample: Sample) -> Sample:
+    steps = sample.rollout.steps.texts
+    wrong = oracle_critique(sample.rollout.prompt.problem, steps)
+    critique = Critique(abstained=False, wrong_steps=wrong, dropped=0)
+    return replace(sample, critiques=(critique,), step_wrong=tuple(float(k in wrong) for k in range(len(steps))))
+
+
+def critiqued(
+    engine: Engine, builder: RequestBuilder, samples: Sequence[Sample]
+) -> tuple[list[Sample], dict[str, Completion]]:
+    """The samples with the critiques that training would ask for, and these by request id; equal rollouts are judged
+    once."""
+    config = builder.config
+    asked: dict[Any, Rollout] = {}
+    for sample in samples if config.has_critic else ():
+        if config.credit.when == "always" or sample.outcome == 1:
+            asked.setdefault(_key(sample), sample.rollout)
+    answers = run_requests(engine, [each for rollout in asked.values() for each in builder.critique_requests(rollout)])
+
+    def judge(sample: Sample) -> Sample:
+        rollout = asked.get(_key(sample))
+        if rollout is None:
+            return sample
+        critiques = builder.read_critiques(rollout, answers)
+        votes = vote(critiques, len(rollout.steps.texts), config.critic.voting)
+        return replace(sample, critiques=critiques, step_wrong=tuple(votes))
+
+    return [judge(each) for each in samples], answers
+
+
+def _key(sample: Sample) -> tuple[str, tuple[int, ...]]:
+    return sample.rollout.prompt.id, sample.rollout.token_ids

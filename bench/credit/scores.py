@@ -1,0 +1,73 @@
+"""Credit against truth: AUC of wrong steps, and agreement with the oracle's advantage in sign and rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+import numpy as np
+
+Steps = Sequence[Sequence[float]]
+"""Of each rollout, one number per step."""
+Labels = Sequence[Sequence[int | None]]
+"""1: a wrong step; 0: a sound one; None: not labelled."""
+
+
+def auc(advantages: Iterable[float], wrong: Iterable[int]) -> float | None:
+    """How often a wrong step has less advantage than a sound one, ties by half; None without either kind.
+
+    >>> auc([1.0, 0.0, 0.0, -1.0], [0, 0, 1, 1])
+    0.875
+    """
+    pairs = list(zip(advantages, wrong, strict=True))
+    good, bad = (np.sort([a for a, label in pairs if label == which]) for which in (0, 1))
+    if not (len(good) and len(bad)):
+        return None
+    below, upto = np.searchsorted(bad, good, "left"), np.searchsorted(bad, good, "right")
+    return float((below + upto).sum() / (2 * len(good) * len(bad)))
+
+
+def pooled_auc(advantages: Steps, labels: Labels) -> float | None:
+    """Over the steps of all rollouts."""
+    found = [pair for row, known in zip(advantages, labels, strict=True) for pair in labelled(row, known)]
+    return auc([a for a, _ in found], [label for _, label in found])
+
+
+def inner_auc(advantages: Steps, labels: Labels) -> float | None:
+    """The mean over rollouts with steps of both kinds, each step compared with those of its own rollout: what the
+    verdict on the answer says nothing of."""
+    rows = (labelled(row, known) for row, known in zip(advantages, labels, strict=True))
+    found = [value for row in rows if (value := auc([a for a, _ in row], [x for _, x in row])) is not None]
+    return fmean(found) if found else None
+
+
+def labelled(row: Sequence[float], known: Sequence[int | None]) -> list[tuple[float, int]]:
+    return [(a, label) for a, label in zip(row, known, strict=True) if label is not None]
+
+
+def sign_agreement(advantages: Steps, truth: Steps) -> float | None:
+    """Share of steps whose sign is that of the true advantage, among those where this is not 0."""
+    pairs = [(a, t) for row, true in zip(advantages, truth, strict=True) for a, t in zip(row, true, strict=True) if t]
+    return fmean(a * t > 0 for a, t in pairs) if pairs else None
+
+
+def rank_correlation(advantages: Steps, truth: Steps) -> float | None:
+    """Spearman's, over the steps of all rollouts; None where either does not vary.
+
+    >>> rank_correlation([[1.0, 2.0], [5.0]], [[0.0, 3.0], [4.0]])
+    1.0
+    """
+    one, two = (ranks([x for row in rows for x in row]) for rows in (advantages, truth))
+    if not (one.size and np.ptp(one) and np.ptp(two)):
+        return None
+    return round(float(np.corrcoef(one, two)[0, 1]), 12)
+
+
+def ranks(values: Sequence[float]) -> np.ndarray:
+    """From 0; equal values have the mean of theirs.
+
+    >>> ranks([3.0, 1.0, 3.0]).tolist()
+    [1.5, 0.0, 1.5]
+    """
+    _, place, count = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
+    return (count.cumsum() - (count + 1) / 2)[place]

@@ -1,0 +1,97 @@
+"""The tables of bench.credit, of the shards that are there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.credit.arms import ARMS, TRUTH
+from bench.credit.scores import inner_auc, pooled_auc, rank_correlation, sign_agreement
+from capo_fast.markdown import markdown_table
+
+Shards = Sequence[Mapping[str, Any]]
+COST = ["tokens read", "cached", "written", "CPU s"]
+AUC = ["AUC", "AUC within"]
+
+
+def write_table(out: Path) -> str:
+    """Write `credit.md`; the page."""
+    world, given = (read_shards(out / folder) for folder in ("world", "given"))
+    parts = ["# Credit against truth\n", *([world_part(world)] if world else []), *map(given_part, given)]
+    text = "\n".join([*parts, *([LEGEND] if world or given else [])])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "credit.md").write_text(text)
+    return text
+
+
+def read_shards(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def world_part(shards: Shards) -> str:
+    labels, count = joined(shards, "labels"), len(joined(shards, "labels"))
+    steps, wrong = sum(map(len, labels)), sum(map(sum, labels))
+    seeds = sorted({shard["seed"] for shard in shards})
+    truth = advantages_of(shards, TRUTH)
+    rows = [world_row(shards, name, labels, truth) for name in ARMS if all(name in each["arms"] for each in shards)]
+    head = ["estimator", *AUC, "sign", "rank", *COST]
+    return (
+        f"## The tiny world: {count} rollouts, {steps} steps, {wrong} of them wrong\n\n"
+        f"The shipped model, groups of 8, seeds {', '.join(map(str, seeds))}; truth is the world's rule.\n\n"
+        + markdown_table(head, rows, right=head[1:])
+    )
+
+
+def world_row(shards: Shards, name: str, labels: Any, truth: Any) -> list[str]:
+    found = advantages_of(shards, name)
+    scores = [pooled_auc(found, labels), inner_auc(found, labels)]
+    agreement = [sign_agreement(found, truth), rank_correlation(found, truth)]
+    return [name, *map(shown, scores + agreement), *costs(shards, name, len(labels))]
+
+
+def given_part(shard: Mapping[str, Any]) -> str:
+    labels = shard["labels"]
+    rows = [
+        [name, *map(shown, scores_of(arm["advantages"], labels)), *costs([shard], name, len(labels))]
+        for name, arm in shard["arms"].items()
+    ]
+    head = ["estimator", *AUC, *COST]
+    return (
+        f"## {shard['set']}: {len(labels)} solutions\n\n{shard['model']}, seed {shard['seed']}; {shard['left_out']} "
+        f"solutions were left out (other steps, too long, no reference).\n\n"
+        + markdown_table(head, rows, right=head[1:])
+    )
+
+
+def scores_of(found: Any, labels: Any) -> list[float | None]:
+    return [pooled_auc(found, labels), inner_auc(found, labels)]
+
+
+def joined(shards: Shards, key: str) -> list[Any]:
+    return [each for shard in shards for each in shard[key]]
+
+
+def advantages_of(shards: Shards, name: str) -> list[list[float]]:
+    return joined([shard["arms"][name] for shard in shards], "advantages")
+
+
+def costs(shards: Shards, name: str, rollouts: int) -> list[str]:
+    """Per rollout."""
+    arms = [shard["arms"][name] for shard in shards]
+    tokens = [f"{sum(arm[key] for arm in arms) / rollouts:.1f}" for key in ("read", "cached", "written")]
+    return [*tokens, f"{sum(arm['cpu_s'] for arm in arms) / rollouts:.4f}"]
+
+
+def shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+LEGEND = """\
+AUC: how often a wrong step has less advantage than a sound one, ties by half, over all steps, and within each rollout
+that has both, where a verdict on the answer says nothing. Sign and rank: share of steps with the sign of CAPO's
+advantage under the rule's own critiques (0 has neither), and Spearman's correlation with it. Costs are per rollout:
+tokens that the critic or the estimator reads (with those of them in the prefix cache) and writes, and CPU seconds of
+the process, without verifier workers. Given solutions have no group: their advantages are of steps alone.
+"""

@@ -1,0 +1,170 @@
+"""One call of a credit estimator: by name, given what its signature asks for, and checked.
+
+    def credit(groups): ...                                     whole groups of this rank
+    def credit(groups, *, level, config, tokenizer, chat): ...  by name: a column of the data, or a part of the run
+
+The names of the run's parts are `config`, the settings; `tokenizer`, the policy's; and `chat`, a function from the text
+of a user's message to the tokens of the policy's prompt. Every other name is a column, given as a list, an entry per
+group; one without a default has to be there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import reprlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import Any
+
+import torch
+
+from capo_fast.credit.groups import Answers, Asked, CreditError, Group, StepCredit, TokenCredit
+from capo_fast.records import Rollout
+from capo_fast.verify.functions import split_name
+
+PARTS = ("config", "tokenizer", "chat")
+"""What an estimator may take by name of the run."""
+BUILT_IN = {
+    "steps": "capo_fast.credit.estimators.capo:wrong_steps",
+    "prefix": "capo_fast.credit.estimators.prefix:wrong_from_the_first",
+    "outcome": "capo_fast.credit.estimators.outcome:judged_outcomes",
+    "none": "capo_fast.credit.estimators.outcome:verdicts",
+    "answer-probability": "capo_fast.credit.estimators.answer_probability:answer_gains",
+    "step-values": "capo_fast.credit.estimators.step_values:value_gains",
+    "critique-ratio": "capo_fast.credit.estimators.critique_ratio:critique_ratios",
+    "flawed-answers": "capo_fast.credit.estimators.flawed_answers:flawed_answers",
+}
+"""By `credit.process`."""
+
+Returned = StepCredit | TokenCredit
+Ask = Callable[[Sequence[Asked]], Answers]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A credit function and what its signature says of it."""
+
+    name: str
+    function: Callable[..., Any]
+    parts: tuple[str, ...]
+    """Of `PARTS`."""
+    required: tuple[str, ...]
+    """Columns without a default."""
+    optional: tuple[str, ...]
+    """Columns with one."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.required, *self.optional)
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks the engine."""
+        return inspect.isgeneratorfunction(self.function)
+
+    def __call__(self, groups: Sequence[Group], parts: Mapping[str, Any], ask: Ask) -> Returned:
+        """The credit of these groups. parts: of the run, by name; ask: answers what it yields. Raises CreditError."""
+        given = {name: parts[name] for name in self.parts} | self._columns_of(groups)
+        returned = self.function(groups, **given)
+        if isinstance(returned, Generator):
+            returned = _asked_for(returned, ask)
+        check_credit(self.name, groups, returned)
+        return returned
+
+    def _columns_of(self, groups: Sequence[Group]) -> dict[str, list[Any]]:
+        names = [name for name in self.columns if all(name in group.prompt.columns for group in groups)]
+        return {name: [group.prompt.columns[name] for group in groups] for name in names}
+
+
+def load_estimator(name: str) -> Estimator:
+    """The function of `package.module:function`. Raises whatever its module raises, ValueError, AttributeError or
+    TypeError."""
+    module, attribute = split_name(name)
+    function = getattr(importlib.import_module(module), attribute)
+    if not callable(function):
+        raise TypeError(f"{name} is not callable")
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters or parameters[0].kind not in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD):
+        raise TypeError(f"{name} takes no parameter by position, wanted groups")
+    named = [each for each in parameters[1:] if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+    columns = [each for each in named if each.name not in PARTS]
+    return Estimator(
+        name,
+        function,
+        parts=tuple(each.name for each in named if each.name in PARTS),
+        required=tuple(each.name for each in columns if each.default is each.empty),
+        optional=tuple(each.name for each in columns if each.default is not each.empty),
+    )
+
+
+def _asked_for(asking: Generator[Sequence[Asked], Answers | None, Returned], ask: Ask) -> Any:
+    """What a generator returns after its last question."""
+    answers: Answers | None = None
+    while True:
+        try:
+            asked = asking.send(answers)
+        except StopIteration as ended:
+            return ended.value
+        answers = ask(asked)
+
+
+def refuse_questions(asked: Sequence[Asked]) -> Answers:
+    """For estimators that ask no engine."""
+    raise ValueError("this credit estimator asks the engine, and there is none here")
+
+
+# ---- is it the credit of these groups? ----
+
+
+def check_credit(name: str, groups: Sequence[Group], credit: Any) -> None:
+    """Raises CreditError for a wrong type, an incomplete group, a wrong length or a number that is none."""
+    if not isinstance(credit, Returned):
+        raise CreditError(f"{name}: found {type(credit).__name__}, wanted StepCredit or TokenCredit")
+    numbers = credit.wrong if isinstance(credit, StepCredit) else credit.advantages
+    for where, group, found in _by_group(name, groups, numbers):
+        for sample, row in zip(group.samples, found, strict=True):
+            _check_row(f"{where}, rollout {sample.rollout.sample}", sample.rollout, row, isinstance(credit, StepCredit))
+    if isinstance(credit, StepCredit) and credit.outcomes is not None:
+        for where, group, found in _by_group(name, groups, credit.outcomes):
+            _check_numbers(f"{where}, rollout", found, len(group.samples), "rollout", math.inf)
+
+
+def _by_group(name: str, groups: Sequence[Group], numbers: Any) -> Iterator[tuple[str, Group, Any]]:
+    """Each group with its place in words and what was found of it, an entry per rollout."""
+    _check_count(name, numbers, len(groups), "groups")
+    for group, found in zip(groups, numbers, strict=True):
+        where = f"{name}, group {group.samples[0].rollout.group} ({group.prompt.id!r})"
+        _check_count(where, found, len(group.samples), "rollouts")
+        yield where, group, found
+
+
+def _check_count(where: str, found: Any, wanted: int, what: str) -> None:
+    count = len(found) if isinstance(found, Sized) else type(found).__name__
+    if count != wanted:
+        raise CreditError(f"{where}: found credit of {count} {what}, wanted {wanted}")
+
+
+def _check_row(where: str, rollout: Rollout, row: Any, by_step: bool) -> None:
+    if by_step:
+        _check_numbers(f"{where}, step", row, len(rollout.steps.texts), "step", 1)
+    else:
+        _check_numbers(f"{where}, token", row, len(rollout.token_ids), "token", math.inf)
+
+
+def _check_numbers(where: str, row: Any, wanted: int, kind: str, most: float) -> None:
+    """Finite numbers; from 0 on where there is a highest one."""
+    try:
+        values = torch.as_tensor(row, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.empty(0, 0)
+    if values.shape != (wanted,):
+        raise CreditError(f"{where}: found {reprlib.repr(row)}, wanted {wanted} numbers, one per {kind}")
+    bad = ~values.isfinite()
+    if most < math.inf:
+        bad |= (values < 0) | (values > most)
+    if bad.any():
+        place, bounds = int(bad.nonzero()[0]), "a number in [0, 1]" if most == 1 else "a finite number"
+        raise CreditError(f"{where} {place}: found {float(values[place]):g}, wanted {bounds}")

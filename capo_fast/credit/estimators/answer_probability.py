@@ -1,0 +1,65 @@
+"""Probability of the reference answer at step ends (GRPO-VPS, arXiv 2604.20659).
+
+The source's rule: the reference answer is appended at each step's end, and a step is worth what it adds to the policy's
+probability of that answer. No critic and no continuation: one prefill per step end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from capo_fast.config.schema import Config
+from capo_fast.credit.groups import Answers, Group, StepCredit, Suffix, in_groups, step_ends, step_gains
+from capo_fast.records import Prompt, Sample
+
+Probabilities = Generator[list[Suffix], Answers, StepCredit]
+
+
+def answer_gains(groups: Sequence[Group], *, config: Config, tokenizer: Any) -> Probabilities:
+    """A step is wrong by `(1 - gain) / 2`, its gain the probability after it less that before it.
+
+    So P scales gains as it scales votes, and with a norm that subtracts a mean the constant 1/2 has no effect. [us]
+    `credit.answer_lead` comes between the step's end and the answer, whose probability is the geometric mean over its
+    tokens; of several references the likeliest counts. After the last step, which states an answer, the verdict takes
+    the probability's place. A step end without room in the engine has the probability of the one before.
+    """
+    answers = [_answers(group.prompt, config, tokenizer) for group in groups]
+    samples = [(each, known) for group, known in zip(groups, answers, strict=True) for each in group.samples]
+    asked = [
+        Suffix((*start, *lead), tokens)
+        for sample, known in samples
+        for start in _starts(sample)
+        for lead, tokens in known
+    ]
+    found = iter((yield asked))
+    rows = [_wrong(sample, len(known), found) for sample, known in samples]
+    return StepCredit(in_groups(groups, rows))
+
+
+def _answers(prompt: Prompt, config: Config, tokenizer: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The tokens of the lead and those of each reference. They are cut apart as text: a token may not span both."""
+    references = [prompt.answer] if isinstance(prompt.answer, str) else prompt.answer
+    texts = [(config.credit.answer_lead, reference) for reference in references]
+    encoded = [tuple(tuple(tokenizer.encode(text, add_special_tokens=False)) for text in pair) for pair in texts]
+    return [(lead, tokens) for lead, tokens in encoded if tokens]
+
+
+def _starts(sample: Sample) -> list[tuple[int, ...]]:
+    """What the policy has seen before the first step and after each but the last."""
+    rollout = sample.rollout
+    ends = [0, *step_ends(rollout)][:-1] if rollout.steps.texts else []
+    return [rollout.prompt.token_ids + rollout.token_ids[:end] for end in ends]
+
+
+def _wrong(sample: Sample, references: int, found: Iterator[tuple[float, ...] | None]) -> list[float]:
+    """[S]. found: the log-probs of its references come next, step end by step end."""
+    probabilities = [_probability(list(islice(found, references))) for _ in _starts(sample)]
+    return [(1 - gain) / 2 for gain in step_gains([*probabilities, sample.outcome])] if probabilities else []
+
+
+def _probability(of_references: Sequence[tuple[float, ...] | None]) -> float | None:
+    known = [math.exp(math.fsum(logprobs) / len(logprobs)) for logprobs in of_references if logprobs is not None]
+    return max(known, default=None)

@@ -1,0 +1,62 @@
+"""Tokens that the policy, given the critique of its own solution, would rather write, or rather not.
+
+From "The Role of Feedback Alignment in Self-Distillation" (arXiv 2606.11173) and SDPO (arXiv 2601.20802).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+
+from capo_fast.config.schema import Config
+from capo_fast.credit.assign import credited_samples
+from capo_fast.credit.estimators.outcome import verdicts
+from capo_fast.credit.groups import Answers, Group, Suffix, TokenCredit, in_groups, rollouts_of
+from capo_fast.records import Prompt, Sample
+
+CLIP = 1.0
+"""Largest magnitude of a token's log-ratio that counts, nats."""
+FEEDBACK = "{problem}\n\nFeedback on an earlier solution of yours:\n{critique}"
+"""The user's message with a critique in it."""
+
+Chat = Callable[[str], tuple[int, ...]]
+Ratios = Generator[list[Suffix], Answers, TokenCredit]
+
+
+def critique_ratios(groups: Sequence[Group], *, config: Config, chat: Chat) -> Ratios:
+    """`A = outcome advantage + P * clip(log p(token | problem, critique) - log p(token | problem), -1, 1)`.
+
+    The sources' rule: the self-teacher is the policy with the critic's feedback in its context, and a token's credit is
+    the log-ratio of teacher and policy. [us] It is added to the outcome advantage (by C and `credit.norm`; C = 0 leaves
+    the ratio alone) and clipped. The feedback is the first critique that can be read, under the problem in the user's
+    message. Without one, or without room in the engine, the ratio is 0.
+    """
+    shown = [(sample, _with_critique(group.prompt, sample, chat)) for group, sample in rollouts_of(groups)]
+    asked = [
+        Suffix(before, sample.rollout.token_ids)
+        for sample, teacher in shown
+        if teacher is not None
+        for before in (teacher, sample.rollout.prompt.token_ids)
+    ]
+    found = iter((yield asked))
+    weight, plain = config.credit.process_weight, credited_samples(groups, verdicts(groups), config, 1)
+    rows = []
+    for (sample, teacher), each in zip(shown, plain, strict=True):
+        ratios = _ratios(sample, None if teacher is None else (next(found), next(found)))
+        rows.append([max(each.step_advantages, key=abs) + weight * ratio for ratio in ratios])
+    return TokenCredit(in_groups(groups, rows))
+
+
+def _with_critique(prompt: Prompt, sample: Sample, chat: Chat) -> tuple[int, ...] | None:
+    """The prompt with the first critique that can be read; None without one, and for an empty response."""
+    read = next((critique.text for critique in sample.critiques if not critique.abstained), None)
+    if read is None or not sample.rollout.token_ids:
+        return None
+    return chat(FEEDBACK.format(problem=prompt.problem, critique=read))
+
+
+def _ratios(sample: Sample, both: Sequence[tuple[float, ...] | None] | None) -> list[float]:
+    """[L], clipped, of the log-probs under teacher and policy."""
+    teacher, policy = both or (None, None)
+    if teacher is None or policy is None:
+        return [0.0] * len(sample.rollout.token_ids)
+    return [min(max(one - other, -CLIP), CLIP) for one, other in zip(teacher, policy, strict=True)]

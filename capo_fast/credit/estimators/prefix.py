@@ -1,0 +1,35 @@
+"""Credit up to the first wrong step (VPPO, arXiv 2601.18984)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from capo_fast.credit.groups import Group, StepCredit
+from capo_fast.records import Sample
+
+WRONG_ANSWER = 0.5
+"""Reward of a wrong answer before its first wrong step."""
+
+
+def wrong_from_the_first(groups: Sequence[Group]) -> StepCredit:
+    """A right answer has reward 1 on all tokens; a wrong one 0.5, and less by P from the first step voted wrong on.
+
+    [us] In a group that the critic could not read whole no step is wrong. A share between 0 and 1, which a reward
+    function may give, is a wrong answer.
+    """
+    return StepCredit(
+        wrong=[[_wrong(sample, group.unjudged) for sample in group.samples] for group in groups],
+        outcomes=[[_outcome(sample) for sample in group.samples] for group in groups],
+    )
+
+
+def _wrong(sample: Sample, unjudged: bool) -> list[float]:
+    votes = sample.step_wrong
+    first = next((k for k, vote in enumerate(votes) if vote > 0), len(votes))
+    if sample.outcome == 1 or unjudged:
+        first = len(votes)
+    return [float(k >= first) for k in range(len(votes))]
+
+
+def _outcome(sample: Sample) -> float:
+    return 1.0 if sample.outcome == 1 else WRONG_ANSWER

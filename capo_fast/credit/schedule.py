@@ -1,0 +1,49 @@
+"""How P goes over a run (`credit.schedule`). [us] The paper saw that process credit matters late, and keeps P constant.
+
+A group's wrong steps are multiplied by its share of the largest P, which is the loss's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from capo_fast.config.schema import Config
+
+Verdicts = Sequence[float | None]
+"""Of a group's rollouts; None where a check did not come to an end."""
+
+
+def process_weight(config: Config, progress: float) -> float:
+    """P at a progress in [0, 1], of the run or of a group's pass rate: from `process_start` to `process_weight`."""
+    start, end = config.credit.process_start, config.credit.process_weight
+    return start + (end - start) * progress
+
+
+def process_shares(groups: Sequence[Verdicts], config: Config, step: int) -> list[float]:
+    """Of each group its P over the largest one. step: of training, from 1."""
+    largest, schedule = config.credit.largest_process_weight, config.credit.schedule
+    if schedule == "constant" or largest == 0:
+        return [1.0] * len(groups)
+    if schedule == "linear":
+        return [process_weight(config, run_progress(config, step)) / largest] * len(groups)
+    return [process_weight(config, pass_rate(group)) / largest for group in groups]
+
+
+def run_progress(config: Config, step: int) -> float:
+    """0 in the first step, 1 in the last; a run that is told to go on for longer takes up the new line."""
+    return min((step - 1) / max(config.train.steps - 1, 1), 1.0)
+
+
+def pass_rate(group: Verdicts) -> float:
+    """Mean verdict of a group; [us] 0 where no check of it came to an end."""
+    verdicts = [verdict for verdict in group if verdict is not None]
+    return fmean(verdicts) if verdicts else 0.0
+
+
+def schedule_metrics(groups: Sequence[Verdicts], config: Config, step: int) -> dict[str, float]:
+    """`credit/process_weight`, the mean P of the groups; {} where P is constant."""
+    shares = process_shares(groups, config, step)
+    if config.credit.schedule == "constant" or not shares:
+        return {}
+    return {"credit/process_weight": fmean(shares) * config.credit.largest_process_weight}

@@ -1,0 +1,72 @@
+r"""How the critic writes its verdict, and how it is read: formats by name (`critic.verdict`).
+
+capo   Judgment: No, and the wrong steps in <incorrect_steps> (the paper's)
+fapo   \boxed{3}, the first wrong step; \boxed{-1}, none (FAPO, arXiv 2510.22543; ProcessBench's form)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from capo_fast.credit.critique_parser import CRITIQUE_REGEX, parse_critique, parse_judgment
+from capo_fast.records import Critique
+
+Parse = Callable[[str, int, bool], Critique]
+"""Text, number of steps and whether the answer ended -> what it says."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A format."""
+
+    steps: Parse
+    """Which steps are wrong."""
+    whole: Parse
+    """Whether the solution is: all steps or none (`credit.process: outcome`)."""
+    regex: str
+    """What a critique under `critic.structured` matches."""
+
+
+_BOXED = re.compile(r"\\boxed[ \t]*\{([^{}\n]*)\}")
+_INDEX = re.compile(r"[ \t]*(-1|[0-9]{1,9})[ \t]*")
+
+
+def parse_boxed(text: str, num_steps: int, finished: bool = True) -> Critique:
+    r"""The first wrong step, by the last `\boxed{}` of the answer.
+
+    [us] Without one, and where it holds anything but -1 or the index of a step, the critique abstains; an index past
+    the last step is counted as out of range. An unfinished answer abstains: its last box may be the solution's own.
+
+    >>> [sorted(parse_boxed(text, 3).wrong_steps) for text in (r"so \boxed{1}.", r"\boxed{-1}")]
+    [[1], []]
+    """
+    boxes = _BOXED.findall(text)
+    found = _INDEX.fullmatch(boxes[-1]) if boxes and finished else None
+    named = [] if found is None else [int(found[1])]
+    in_range = [index for index in named if index < num_steps]
+    return Critique(
+        abstained=not in_range,
+        wrong_steps=frozenset(index for index in in_range if index >= 0),
+        dropped=len(named) - len(in_range),
+        text=text,
+        truncated=not finished,
+    )
+
+
+def parse_boxed_whole(text: str, num_steps: int, finished: bool = True) -> Critique:
+    r"""The same about the whole solution: every step is wrong unless the box holds -1.
+
+    >>> [sorted(parse_boxed_whole(text, 2).wrong_steps) for text in (r"\boxed{1}", r"\boxed{-1}")]
+    [[0, 1], []]
+    """
+    found = parse_boxed(text, num_steps, finished)
+    wrong = frozenset(range(num_steps)) if found.wrong_steps else frozenset()
+    return Critique(found.abstained, wrong, found.dropped, text, found.truncated)
+
+
+VERDICTS = {
+    "capo": Verdict(parse_critique, parse_judgment, CRITIQUE_REGEX),
+    "fapo": Verdict(parse_boxed, parse_boxed_whole, r"(.|\n)*\\boxed\{(-1|[0-9]+)\}"),
+}

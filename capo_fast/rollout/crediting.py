@@ -1,0 +1,123 @@
+"""The credit of a rank's whole groups: the estimator's call, what it asks the engine for, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from capo_fast.config.schema import Config
+from capo_fast.credit.assign import credited_samples
+from capo_fast.credit.estimate import Estimator
+from capo_fast.credit.groups import Answers, Asked, Continuation, Suffix, groups_of
+from capo_fast.credit.schedule import schedule_metrics
+from capo_fast.engine.base import Completer, run_requests
+from capo_fast.exchange.figures import Figures
+from capo_fast.records import Completion, CreditedSample, Request, Sample
+from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.rewards import Rewards
+from capo_fast.verify.functions import Item, item_of
+
+
+@dataclass(frozen=True)
+class CreditCost:
+    """What estimators asked the engine for; they add up over ranks and rounds."""
+
+    requests: int = 0
+    tokens: int = 0
+    """Read and written: prompts, what is scored, and continuations."""
+    written_tokens: int = 0
+    """Of these, continuations."""
+    cached_tokens: int = 0
+    """Of the prompts': their keys and values were there already."""
+    shared: int = 0
+    """Questions that were asked before in the same list: equal ones have one answer."""
+    without_room: int = 0
+    """Questions that are too long: for `engine.max_model_len`, or for a rollout."""
+    timeouts: int = 0
+    """Of continuations, without a verdict."""
+
+    def __add__(self, other: CreditCost) -> CreditCost:
+        return CreditCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass
+class Crediting:
+    """Credits the whole groups of this rank."""
+
+    config: Config
+    estimator: Estimator
+    engine: Completer
+    rewards: Rewards
+    requests: RequestBuilder
+
+    def credit(self, samples: Sequence[Sample], step: int) -> tuple[list[CreditedSample], CreditCost]:
+        """Samples that make up whole groups and stand group by group, in their order, with their credit. step: of
+        training, from 1. Raises CreditError."""
+        groups, asking = groups_of(samples), Asking(self, step)
+        found = self.estimator(groups, self._parts(), asking)
+        return credited_samples(groups, found, self.config, step), asking.cost
+
+    def metrics(self, figures: Sequence[Figures], cost: CreditCost, step: int) -> dict[str, float]:
+        """Of all of a step's rollouts; {} where nothing is asked and P is constant."""
+        # As numbers of one type: a checkpoint that holds them (`engine.ranks`) gives them back as such.
+        asked = {f"credit/{name}": float(value) for name, value in vars(cost).items()} if self.estimator.asks else {}
+        verdicts: dict[int, list[float | None]] = {}
+        for each in figures:
+            verdicts.setdefault(each.group, []).append(each.outcome)
+        return asked | schedule_metrics(list(verdicts.values()), self.config, step)
+
+    def _parts(self) -> dict[str, object]:
+        builder = self.requests
+        return {"config": self.config, "tokenizer": builder.tokenizer, "chat": builder.user_prompt}
+
+
+class Asking:
+    """Answers an estimator's questions, a list at a time; equal ones in a list are asked once."""
+
+    def __init__(self, of: Crediting, step: int) -> None:
+        self._of, self._step = of, step
+        self.cost = CreditCost()
+
+    def __call__(self, asked: Sequence[Asked]) -> Answers:
+        once = dict.fromkeys(asked)
+        fits = [each for each in once if self._has_room(each)]
+        requests = {each: self._request(each, number) for number, each in enumerate(fits)}
+        completions = run_requests(self._of.engine, requests.values())
+        found = {each: completions[request.id] for each, request in requests.items()}
+        self.cost += CreditCost(
+            requests=len(found),
+            tokens=sum(each.prompt_tokens + each.tokens for each in found.values()),
+            written_tokens=sum(answer.tokens for each, answer in found.items() if isinstance(each, Continuation)),
+            cached_tokens=sum(each.cached_tokens for each in found.values()),
+            shared=len(asked) - len(once),
+            without_room=len(once) - len(fits),
+        )
+        return self._read(asked, found)
+
+    def _read(self, asked: Sequence[Asked], found: dict[Asked, Completion]) -> Answers:
+        verdicts = self._judge({each: answer for each, answer in found.items() if isinstance(each, Continuation)})
+        logprobs = {each: answer.logprobs for each, answer in found.items() if isinstance(each, Suffix)}
+        return [verdicts.get(each) if isinstance(each, Continuation) else logprobs.get(each) for each in asked]
+
+    def _has_room(self, asked: Asked) -> bool:
+        config = self._of.config
+        if isinstance(asked, Continuation):
+            return len(asked.response) < config.rollout.max_tokens
+        return len(asked.before) + len(asked.tokens) < config.engine.max_model_len
+
+    def _request(self, asked: Asked, number: int) -> Request:
+        name = f"credit-{self._step}-{number}"
+        if isinstance(asked, Suffix):
+            return self._of.requests.score_request(name, asked.before, asked.tokens)
+        return self._of.requests.continuation_request(name, asked.prompt, asked.response, asked.sample, self._step)
+
+    def _judge(self, found: dict[Continuation, Completion]) -> dict[Continuation, float | None]:
+        """Their verdicts by `reward.fn`."""
+        verdicts = self._of.rewards.answer.check([self._item(*each) for each in found.items()])
+        self.cost += CreditCost(timeouts=verdicts.count(None))
+        return {each: None if v is None else float(v) for each, v in zip(found, verdicts, strict=True)}
+
+    def _item(self, asked: Continuation, answer: Completion) -> Item:
+        tokens = [*asked.response, *answer.token_ids]
+        text = self._of.requests.tokenizer.decode(tokens, skip_special_tokens=True)
+        return item_of(text, asked.prompt, asked.prompt.columns, answer.finished)

@@ -1,0 +1,66 @@
+"""bench.credit without its engine: labels, solutions as rollouts, tables of shards, and the example of the docs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from scripted_world import tokenizer
+
+from bench.credit.arms import ARMS
+from bench.credit.given import Labelled, as_sample, given_config
+from bench.credit.scores import inner_auc, pooled_auc, sign_agreement
+from bench.credit.table import write_table
+from bench.credit.world import world_config
+from capo_fast.evaluation.labelled import Solution
+from capo_fast.rollout.requests import RequestBuilder
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_arm_without_an_engine_is_the_example_of_the_documentation():
+    example = re.search(r"```python\n(.*?)```", (ROOT / "docs/credit.md").read_text(), re.DOTALL)[1]
+    assert (ROOT / "bench/credit/peers.py").read_text() == example
+
+
+def test_every_arm_is_a_run_s_settings():
+    assert {world_config(arm.settings, 0).seed for arm in ARMS.values()} == {0}
+
+
+def test_steps_compare_with_those_of_their_own_rollout():
+    advantages, labels = [[1.0, 1.0], [-1.0, -1.0, -1.0]], [[0, 0], [0, 1, None]]
+    assert pooled_auc(advantages, labels) == 5 / 6, "the verdict alone finds where most wrong steps are"
+    assert inner_auc(advantages, labels) == 0.5, "but not which"
+    assert sign_agreement([[1.0, -2.0, 3.0]], [[0.5, 0.5, 0.0]]) == 0.5
+
+
+def solution(*steps, first=-1, wrong=None):
+    return Labelled(Solution("p", "1+1", steps, first, wrong, "all"), "2", True)
+
+
+def test_only_what_is_labelled_is_scored():
+    assert solution("1+1=3", "A:3", "x", first=1).labels == [0, 1, None]
+    assert solution("1+1=2", "A:2").labels == [0, 0]
+    assert solution("1+1=3", "A:2", first=0, wrong=frozenset({0, 1})).labels == [1, 1]
+
+
+def test_a_solution_that_is_no_rollout_is_left_out():
+    config = given_config({}, "pkg://capo_fast.tiny/model", 0)
+    builder = RequestBuilder(tokenizer(), "", config)
+    found = as_sample(builder, solution("1+1=2", "A:2"), 3, True)
+    assert found.rollout.steps.texts == ("1+1=2", "A:2") and found.outcome == 1.0
+    assert as_sample(builder, solution("1+1=2\n\n1+1=2", "A:2"), 3, True) is None, "three steps to the trainer"
+    assert as_sample(builder, solution("1+1=2", "A:2")._replace(right=None), 3, True) is None
+
+
+def test_the_table_is_of_the_shards_that_are_there(tmp_path):
+    arm = {"advantages": [[1.0, -1.0]], "cpu_s": 0.5, "read": 10, "cached": 4, "written": 6}
+    shard = {"seed": 100, "part": 0, "outcomes": [1.0], "labels": [[0, 1]], "arms": dict.fromkeys(ARMS, arm)}
+    (tmp_path / "world").mkdir()
+    for part in (0, 1):
+        (tmp_path / "world" / f"100-{part}.json").write_text(json.dumps(shard | {"part": part}))
+    text = write_table(tmp_path)
+    assert "2 rollouts, 4 steps, 2 of them wrong" in text
+    assert "| capo-1 | 1.000 | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in text
+    assert (tmp_path / "credit.md").read_text() == text

@@ -1,0 +1,149 @@
+"""The hook: what a credit function is given, what it may ask, and what it may not return."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from judged_samples import sample
+
+from capo_fast.config.schema import Config, CreditConfig
+from capo_fast.credit.assign import assign_credit, informative_groups
+from capo_fast.credit.estimate import check_credit, load_estimator, refuse_questions
+from capo_fast.credit.groups import CreditError, StepCredit, TokenCredit, groups_of
+from capo_fast.loaders import load_credit_function, training_columns
+
+
+def numbered(made, number):
+    return replace(made, rollout=replace(made.rollout, sample=number))
+
+
+SAMPLES = [numbered(sample(1.0, [0, 1]), 0), numbered(sample(0.0, [1]), 1)]
+GROUPS = groups_of(SAMPLES)
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def with_fn(name, **credit):
+    return replace(Config(), credit=CreditConfig(fn=name, **credit))
+
+
+def test_the_example_of_the_documentation_is_credit(tmp_path, monkeypatch):
+    example = re.search(r"```python\n(.*?)```", (DOCS / "credit.md").read_text(), re.DOTALL)[1]
+    assert len(example.splitlines()) <= 20
+    (tmp_path / "my_credit.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    steps = [("a=1", "b=2"), ("a=1", "b=3"), ("b=3",)]
+    group = []
+    for outcome, texts in zip((1.0, 0.0, 0.0), steps, strict=True):
+        made = sample(outcome, [0] * len(texts))
+        rollout = replace(made.rollout, steps=replace(made.rollout.steps, texts=texts))
+        group.append(replace(made, rollout=rollout))
+    credited = assign_credit(group, with_fn("my_credit:by_company", norm="none"))
+    assert [each.step_wrong for each in credited] == [(0.5, 0.0), (0.5, 1.0), (1.0,)]
+    assert credited[1].step_advantages == (-0.5, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("credit", "says"),
+    [
+        ({"wrong": []}, "fn: found dict, wanted StepCredit or TokenCredit"),
+        (StepCredit([]), "fn: found credit of 0 groups, wanted 1"),
+        (StepCredit(None), "fn: found credit of NoneType groups, wanted 1"),
+        (StepCredit([[[0, 1]]]), "fn, group 0 ('p'): found credit of 1 rollouts, wanted 2"),
+        (StepCredit([[[0, 1], []]]), "fn, group 0 ('p'), rollout 1, step: found [], wanted 1 numbers, one per step"),
+        (StepCredit([[[0, 1], ["no"]]]), "rollout 1, step: found ['no'], wanted 1 numbers, one per step"),
+        (StepCredit([[[0, 1.5], [0]]]), "fn, group 0 ('p'), rollout 0, step 1: found 1.5, wanted a number in [0, 1]"),
+        (StepCredit([[[0, 1], [math.nan]]]), "fn, group 0 ('p'), rollout 1, step 0: found nan, wanted a number in"),
+        (StepCredit([[[0, 1], [0]]], [[1.0]]), "fn, group 0 ('p'): found credit of 1 rollouts, wanted 2"),
+        (StepCredit([[[0, 1], [0]]], [[1.0, math.inf]]), "fn, group 0 ('p'), rollout 1: found inf, wanted a finite"),
+        (TokenCredit([[[0] * 4, [0]]]), "fn, group 0 ('p'), rollout 1, token: found [0], wanted 2 numbers, one per "),
+        (TokenCredit([[[0] * 4, [0, -math.inf]]]), "rollout 1, token 1: found -inf, wanted a finite number"),
+    ],
+)
+def test_what_is_no_credit_of_the_groups_is_refused_in_one_line(credit, says):
+    with pytest.raises(CreditError) as refused:
+        check_credit("fn", GROUPS, credit)
+    assert says in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_function_gets_the_columns_and_parts_that_it_names():
+    estimator = load_estimator("credit_functions:by_level")
+    assert training_columns((), estimator) == {"level": "credit function credit_functions:by_level", "unknown": None}
+    config = with_fn(estimator.name)
+    rows = [
+        replace(e, rollout=replace(e.rollout, prompt=replace(e.rollout.prompt, columns={"level": 0.25})))
+        for e in SAMPLES
+    ]
+    assert assign_credit(rows, config)[1].step_wrong == (0.25,)
+
+
+def test_a_generator_gets_its_answers_list_by_list():
+    seen = []
+
+    def ask(asked):
+        seen.append(asked)
+        return [tuple(-1.0 for _ in each.tokens) for each in asked]
+
+    estimator = load_estimator("credit_functions:asks_twice")
+    assert estimator.asks and not load_estimator("credit_functions:rising").asks
+    assert estimator(GROUPS, {}, ask).wrong == [[[0.2, 0.2], [0.2]]]
+    assert [[(each.before, each.tokens) for each in asked] for asked in seen] == [
+        [((1,), (2,))],
+        [((1,), (2, 3)), ((9,), (1,))],
+    ]
+    with pytest.raises(ValueError, match="asks the engine"):
+        estimator(GROUPS, {}, refuse_questions)
+
+
+def test_functions_that_can_not_serve_are_refused():
+    for name, says in (("no_such:f", "ModuleNotFound"), ("credit_functions:_no", "Attribute"), ("time:time_ns", "")):
+        with pytest.raises(ValueError, match=rf"^credit.fn: {name} can't be loaded: .*{says}"):
+            load_credit_function(with_fn(name))
+
+
+@pytest.mark.parametrize(("ranks", "shared"), [(1, 1), (0, 2)])
+def test_an_engine_that_can_not_be_asked_is_refused(ranks, shared):
+    config = with_fn("credit_functions:asks_twice")
+    config = replace(config, engine=replace(config.engine, ranks=ranks, tensor_parallel=shared))
+    name = "engine.ranks: found 1, wanted 0" if ranks else "engine.tensor_parallel: found 2, wanted 1"
+    with pytest.raises(ValueError, match=f"^{name} with credit_functions:asks_twice"):
+        load_credit_function(config)
+    assert not load_credit_function(replace(config, credit=CreditConfig())).asks
+
+
+def test_token_credit_is_taken_as_it_is_but_not_of_untrained_rollouts():
+    credited = assign_credit([*SAMPLES, sample(None, [0])], with_fn("credit_functions:rising"))
+    assert [each.token_advantages for each in credited] == [(0.0, 0.0, 0.5, -0.5), (0.5, -0.5), (0.0, 0.0)]
+    assert [each.step_advantages for each in credited] == [(0.0, 0.5), (0.5,), (0.0,)], "0 where all tokens are"
+    assert informative_groups(credited) == {0}
+    with pytest.raises(CreditError, match=r"^credit.schedule: found linear, wanted constant"):
+        assign_credit(SAMPLES, with_fn("credit_functions:rising", schedule="linear"))
+
+
+def test_step_credit_without_a_weight_is_refused():
+    with pytest.raises(CreditError, match=r"^credit.process_weight: found 0, wanted more"):
+        assign_credit(SAMPLES, with_fn("capo_fast.credit.estimators.capo:wrong_steps", process_weight=0.0))
+
+
+GRID = [("linear", step, 0.0) for step in (1, 3, 5, 9)] + [("pass-rate", 1, rate) for rate in (0.0, 0.5, 1.0)]
+
+
+@pytest.mark.parametrize(("schedule", "step", "rate"), GRID)
+@pytest.mark.parametrize(("start", "end"), [(0.25, 1.25), (1.5, 0.5)])
+def test_a_scheduled_step_is_one_at_its_own_weight(schedule, step, rate, start, end):
+    """The loss has one P for a run: a group's own is in its steps."""
+    outcomes = {0.0: (0.0, 0.0), 0.5: (1.0, 0.0), 1.0: (1.0, 1.0)}[rate]
+    samples = [sample(outcome, wrong) for outcome, wrong in zip(outcomes, ([0, 1, 0], [1, 0]), strict=True)]
+    credit = CreditConfig(schedule=schedule, process_start=start, process_weight=end)
+    config = replace(Config(), credit=credit, train=replace(Config().train, steps=5))
+    progress = min((step - 1) / 4, 1.0) if schedule == "linear" else rate
+    plain = replace(Config(), credit=CreditConfig(process_weight=start + (end - start) * progress))
+    found, wanted = (
+        [each.step_advantages for each in credited]
+        for credited in (assign_credit(samples, config, step), assign_credit(samples, plain))
+    )
+    assert list(itertools.chain(*found)) == pytest.approx(list(itertools.chain(*wanted)), abs=1e-6)

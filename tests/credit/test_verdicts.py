@@ -1,0 +1,38 @@
+"""The verdict in a box (FAPO): what it says, and what says nothing."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from capo_fast.credit.verdicts import VERDICTS
+
+
+@pytest.mark.parametrize(
+    ("text", "finished", "wrong", "dropped"),
+    [
+        (r"Step 1 divides by 0, so \boxed{1}", True, {1}, 0),
+        (r"all right: $\boxed{ -1 }$.", True, set(), 0),
+        (r"the answer \boxed{7} is wrong: \boxed{2}", True, {2}, 0),
+        (r"\boxed{3}", True, None, 1),
+        (r"\boxed{-2}", True, None, 0),
+        (r"\boxed{1, 2}", True, None, 0),
+        (r"\boxed{\text{step } 1}", True, None, 0),
+        ("Judgment: No\n<incorrect_steps>1</incorrect_steps>", True, None, 0),
+        (r"the solution says \boxed{-1}, but", False, None, 0),
+    ],
+)
+def test_the_last_box_names_the_first_wrong_step(text, finished, wrong, dropped):
+    found = VERDICTS["fapo"].steps(text, 3, finished)
+    assert (found.abstained, found.dropped, found.truncated) == (wrong is None, dropped, not finished)
+    assert found.wrong_steps == (wrong or set())
+    whole = VERDICTS["fapo"].whole(text, 3, finished)
+    assert whole.abstained == found.abstained and whole.wrong_steps == (set(range(3)) if wrong else set())
+
+
+def test_what_structured_output_allows_is_read():
+    allowed = re.compile(VERDICTS["fapo"].regex)
+    for text in ("\\boxed{-1}", "so\n\\boxed{12}"):
+        assert allowed.fullmatch(text) and not VERDICTS["fapo"].steps(text, 13).abstained
+    assert not allowed.fullmatch("\\boxed{-1} and more")

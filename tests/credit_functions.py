@@ -1,0 +1,33 @@
+"""Credit functions that tests name with --credit.fn."""
+
+from __future__ import annotations
+
+from capo_fast.credit.groups import StepCredit, Suffix, TokenCredit, in_groups, rollouts_of
+
+
+def by_level(groups, *, level, config, unknown=7):
+    """The row's own number on every step, by columns and settings."""
+    assert unknown == 7 and config.credit.fn
+    return StepCredit(
+        [
+            [[share] * len(sample.rollout.steps.texts) for sample in group.samples]
+            for group, share in zip(groups, level, strict=True)
+        ]
+    )
+
+
+def rising(groups):
+    """Token credit that is 0 in a rollout's first half and cancels out in its last two tokens."""
+    rows = [_rising(len(sample.rollout.token_ids)) for _, sample in rollouts_of(groups)]
+    return TokenCredit(in_groups(groups, rows))
+
+
+def _rising(length):
+    return [0.0] * (length - 2) + [0.5, -0.5]
+
+
+def asks_twice(groups):
+    """The second list of questions depends on the answers to the first."""
+    first = yield [Suffix((1,), (2,))]
+    second = yield [Suffix((1,), (2, 3)), Suffix((9,), (len(first),))]
+    return StepCredit([[[-sum(second[0]) / 10] * len(s.rollout.steps.texts) for s in g.samples] for g in groups])
