@@ -1,6 +1,6 @@
 """A stand-in for vLLM's server as a process of its own: `python scripted_child.py PORT FATE FOLDER`.
 
-It has a worker with a session of its own, a file of shared memory and a semaphore, and writes into FOLDER what it is
+It has a worker with a session of its own, files of shared memory and a semaphore, and writes into FOLDER what it is
 asked. FATE is `serve`; `mute` answers nothing; `fail` ends with vLLM's lines; `kill:N` and `exit:N` end it at the N-th
 critique.
 """
@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 FAILURE = """\
@@ -154,7 +155,9 @@ def main(port: int, fate: str, folder: Path) -> None:
     server = Server(port, fate, folder)
     shared = f"/dev/shm/capo_fast-test-{os.getpid()}"
     worker = subprocess.Popen([sys.executable, "-c", WORKER, shared], stdout=subprocess.PIPE, start_new_session=True)
-    (folder / "shared").write_bytes(worker.stdout.readline())
+    memory = SharedMemory(create=True, size=4096)
+    memory.close()  # from now on nothing but Python's tracker knows of it
+    (folder / "shared").write_text(f"{worker.stdout.readline().decode()} /dev/shm/{memory.name}")
     (folder / "pids").write_text(f"{os.getpid()} {worker.pid}")
     if fate == "mute":
         time.sleep(600)

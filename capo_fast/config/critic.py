@@ -69,6 +69,9 @@ class CriticConfig:
     """Equal rollouts of a prompt share the critiques of the first of them to end (on one rank)."""
     structured: bool = False
     """Constrain the end of a critique to the form that is read, by the engine's structured output."""
+    verdict: Literal["capo", "fapo"] = "capo"
+    r"""Form of the verdict that is read. capo: a judgment and the list of wrong steps; fapo: the index of the first
+    wrong step in a \boxed{}, -1 for none, as critic.prompt pkg://capo_fast.credit/prompts/fapo.txt asks for it."""
     server: ServerConfig = field(default_factory=ServerConfig)
 
     @property

@@ -77,14 +77,30 @@ def end_all(started: float) -> None:
     deadline = time.monotonic() + REAP_S
     while (found := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
         shared |= shared_memory(found)
-        for process in found:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(found, timeout=1.0)
+        kill([each for each in found if not is_tracker(each)])
+        kill(psutil.wait_procs([each for each in found if is_tracker(each)], timeout=TRACKER_S)[1])
     for path in MEMORY.iterdir():
         with suppress(OSError):  # others come and go
             if (status := path.stat()).st_ino in shared and status.st_ctime >= started:  # a model may be there, too
                 path.unlink()
+
+
+def kill(processes: Sequence[psutil.Process]) -> None:
+    """Returns when they have ended, or a second later."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=1.0)
+
+
+TRACKER_S = 2.0
+
+
+def is_tracker(process: psutil.Process) -> bool:
+    """Whether it is Python's own, which removes what its clients have left and ends when the last of them has."""
+    with suppress(psutil.Error):
+        return "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    return False
 
 
 MEMORY = Path("/dev/shm")

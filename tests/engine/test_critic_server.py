@@ -54,7 +54,7 @@ def end(child: Path) -> None:
 
 def shared_by(child: Path) -> list[Path]:
     found = [Path(name) for name in (child / "shared").read_text().split()]
-    assert len(found) == 2
+    assert len(found) == 3
     return found
 
 
