@@ -142,7 +142,7 @@ class CheckpointConfig:
 class SyncConfig:
     probe_sequences: PositiveInt = 1
     """Sequences of the canary's probe batch."""
-    probe_tokens: Annotated[int, Field(ge=2)] = 40
+    probe_tokens: Annotated[int, Field(ge=2)] = 33
     """Tokens of each: over 32, a block of vLLM's cache on a CPU, a stale prefix is seen as well."""
     max_logprob_gap: PositiveFloat | None = None
     """Largest mean |difference| of the probe's log-probs; None: 1e-4 in float32, 0.1 in bfloat16."""

@@ -28,7 +28,7 @@ from capo_fast.engine.checksum import checksum_of_rows, place_weights, row_sums
 KERNEL_TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """How far a kernel's row sum may be from the exact one, of that and the matrix's root mean square together. A kernel
 that is less exact costs time: its matrices are unpacked."""
-GROUP = 64
+GROUP = 96
 """Columns that a kernel sums up at once, in its own precision."""
 
 
