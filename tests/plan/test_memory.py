@@ -22,7 +22,7 @@ def test_a_step_allocates_what_is_predicted(case, one_rank):
     """Of its fullest moment, above the state."""
     policy, rank = CASES[case]
     learner = make_learner(config_of(policy, rank))
-    batch = micro_batch(learner.config, sequences=8)
+    batch = micro_batch(learner.config, sequences=4)
     learner.train_batch([[batch]])  # what is made once
     job = job_of(learner, batch)
     found = peak_bytes(lambda: learner.train_batch([[batch]]))
