@@ -13,7 +13,7 @@ from bench.trainer.learner import sample_of
 from capo_fast.config.schema import Config, LoraConfig, LossConfig, PolicyConfig, RolloutConfig, TrainConfig
 from capo_fast.plan.hardware import Hardware
 from capo_fast.plan.job import Job, Lengths
-from capo_fast.plan.shapes import ModelShape, shape_of
+from capo_fast.plan.shapes import shape_of
 from capo_fast.policy.batch import pack_update
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import add_adapter
@@ -51,18 +51,16 @@ def make_learner(config: Config, architecture: Any = MODEL) -> Learner:
     return Learner(shard_policy(model.train(), config.policy, init_device_mesh("cpu", (1,))), None, config)
 
 
-def micro_batch(config: Config, sequences: int, response: int = 100, prompt: int = 20) -> PackedBatch:
+def micro_batch(
+    config: Config, sequences: int, response: int = 100, prompt: int = 20, vocab: int = 4000
+) -> PackedBatch:
     """Sequences of prompts of their own."""
     prompts = [Prompt(str(i), str(i), "0", None, tuple(range(i, i + prompt))) for i in range(sequences)]
-    samples = [sample_of(each, i, 1, response, MODEL.vocab_size, True) for i, each in enumerate(prompts)]
+    samples = [sample_of(each, i, 1, response, vocab, True) for i, each in enumerate(prompts)]
     [found] = pack_update(samples, config, 0, 1)
     return found
 
 
-def job_of(learner: Learner, batch: PackedBatch) -> Job:
+def job_of(learner: Learner, batch: PackedBatch, architecture: Any = MODEL) -> Job:
     packed = len(batch.input_ids), len(batch.targets)
-    return Job(learner.config, shape(), CPU, 1, 1, Lengths(1, 1, 1), packed=packed)
-
-
-def shape() -> ModelShape:
-    return shape_of(MODEL, "small")
+    return Job(learner.config, shape_of(architecture, "small"), CPU, 1, 1, Lengths(1, 1, 1), packed=packed)

@@ -8,7 +8,7 @@ Each number of ranks is a torchrun of its own with one thread per rank. Measured
 has after its imports and two steps of the embedded model; of the ranks the largest. A phase's peak is the kernel's own
 (VmHWM, set back before the phase). Responses are random and of one length, and all of them are in one micro-batch.
 
-glibc keeps freed blocks below 32 MiB, as most activations are. Here it returns those of 1 MiB or more, unless the
+glibc keeps freed blocks below 32 MiB, as most activations are. Here it returns those of 64 KiB or more, unless the
 environment has MALLOC_MMAP_THRESHOLD_. A number of ranks for which too little memory is free is left out.
 """
 
@@ -258,7 +258,7 @@ HEAD = ["model", "ranks", "at the peak of", "predicted GiB", "measured GiB", "ra
 def run(count: int, words: Sequence[str]) -> dict[str, Any]:
     """What a job of so many ranks prints."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    environment = {"MALLOC_MMAP_THRESHOLD_": str(2**20)} | os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = {"MALLOC_MMAP_THRESHOLD_": str(2**16)} | os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "-m", "bench.trainer.planned", *words, "--measure"],
         env=environment,

@@ -22,12 +22,17 @@ def per_token(shape: ModelShape, c: int, on_cpu: bool) -> float:
 
 
 def kept(job: Job) -> float:
-    """Of all layers at the end of the forward pass: a layer that is computed again keeps its input alone."""
+    """Of all layers and the last norm at the end of the forward pass."""
+    tokens = job.micro[0]
+    return of_layers(job) + tokens * job.shape.hidden * (4 + 2 * job.compute_bytes)
+
+
+def of_layers(job: Job) -> float:
+    """A layer that is computed again keeps its input alone."""
     (tokens, _), shape, c = job.micro, job.shape, job.compute_bytes
-    whole = shape.layers - job.recomputed
     inputs = 0 if offloaded(job) else job.recomputed * tokens * shape.hidden * c
-    rest = tokens * shape.hidden * (4 + 2 * c) + 2 * tokens * shape.head_dim * c  # the last norm, positions
-    return whole * tokens * per_token(shape, c, job.device.on_cpu) + inputs + rest
+    whole = (shape.layers - job.recomputed) * tokens * per_token(shape, c, job.device.on_cpu)
+    return whole + inputs + 2 * tokens * shape.head_dim * c  # the embeddings of positions
 
 
 def offloaded(job: Job) -> bool:
@@ -39,14 +44,12 @@ def layer_backward(job: Job) -> dict[str, float]:
     """A layer at work: what the others keep, its own again where it is recomputed, gradients by its activations, its
     whole weights with those of the next one in coming, their gradients, and those of the layer before in float32, which
     are being reduced."""
-    (tokens, responses), shape, c = job.micro, job.shape, job.compute_bytes
-    again = tokens * per_token(shape, c, job.device.on_cpu) if job.recomputed else 0
-    flowing = tokens * c * (3 * shape.intermediate + 2 * shape.hidden)
-    gathered = shape.root * c + shape.layer * c * (2 if job.shards > 1 else 1)
-    reduced = 0 if job.is_lora else shape.layer * (c + 4)
+    (tokens, _), shape, c = job.micro, job.shape, job.compute_bytes
+    shared = 4 * shape.hidden if c == 4 else 0  # the input is what its first norm keeps
+    again = tokens * (per_token(shape, c, job.device.on_cpu) - shared) if job.recomputed else 0
+    flowing = tokens * c * (2 * shape.intermediate + shape.hidden)
     return {
-        "activations": kept(job) + again + flowing,
-        "gathered weights": gathered,
-        "layers' gradients": reduced,
-        "response states": responses * shape.hidden * c,
+        "activations": of_layers(job) + again + flowing,
+        "gathered weights": shape.root * c + shape.layer * c * (2 if job.shards > 1 else 1),
+        "layers' gradients": 0 if job.is_lora else shape.layer * (c + 4),
     }

@@ -119,10 +119,11 @@ def smaller_micro_batches(job: Job) -> Values:
 
 
 def wider_engines(job: Job) -> Values:
-    slices = 2 * job.config.engine.tensor_parallel
+    slices, shape = 2 * job.config.engine.tensor_parallel, job.shape
     ranks = job.config.engine.ranks or job.ranks
     inside = slices <= job.ranks // job.hosts and ranks % slices == 0
-    if inside and job.shape.heads % slices == 0 and job.shape.intermediate % slices == 0:
+    keys = shape.kv_heads % slices == 0 or slices % shape.kv_heads == 0
+    if inside and keys and shape.heads % slices == 0 and shape.intermediate % slices == 0:
         yield "engine.tensor_parallel", slices
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from typing import Any
+
 import pytest
 from allocated import peak_bytes
-from small_model import config_of, job_of, make_learner, micro_batch
+from small_model import MODEL, config_of, job_of, make_learner, micro_batch
 
 from capo_fast.config.schema import PolicyConfig
 from capo_fast.plan.memory import learning
@@ -15,16 +18,28 @@ CASES = {
     "every second": (PolicyConfig(gradient_checkpointing=2), 0),
     "LoRA": (PolicyConfig(gradient_checkpointing=True), 8),
 }
+"""Fullest at the loss, for a chunk of its logits is large."""
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_allocates_what_is_predicted(case, one_rank):
     """Of its fullest moment, above the state."""
-    policy, rank = CASES[case]
-    learner = make_learner(config_of(policy, rank))
-    batch = micro_batch(learner.config, sequences=8)
+    check_step(*CASES[case], MODEL)
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_a_backward_pass_allocates_what_is_predicted(rank, one_rank):
+    """With a small vocabulary the recomputed layer is the most."""
+    small = deepcopy(MODEL)
+    small.vocab_size = 200
+    check_step(PolicyConfig(gradient_checkpointing=True), rank, small)
+
+
+def check_step(policy: PolicyConfig, rank: int, architecture: Any) -> None:
+    learner = make_learner(config_of(policy, rank), architecture)
+    batch = micro_batch(learner.config, sequences=4, vocab=architecture.vocab_size)
     learner.train_batch([[batch]])  # what is made once
-    job = job_of(learner, batch)
+    job = job_of(learner, batch, architecture)
     found = peak_bytes(lambda: learner.train_batch([[batch]]))
     planned = max(sum(parts.values()) for parts in learning(job, {}).values())
     assert planned == pytest.approx(found, rel=0.03)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from allocated import peak_bytes
 from learner_ranks import TRAIN, make_learner, train
-from small_model import config_of, micro_batch
-from small_model import make_learner as make_small
 
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig
 from capo_fast.errors import ConfigError
@@ -18,6 +15,9 @@ from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.manifest import RUN_SECTIONS
 from capo_fast.policy.model import full_weights
 from capo_fast.policy.optimizer import make_optimizer
+from capo_fast.runtime.ranks import ranks
+
+Weights = dict[str, torch.Tensor]
 
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
@@ -36,7 +36,7 @@ def with_lever(**values: object) -> Config:
     return config
 
 
-def trained(config: Config, start: Checkpointer | None = None, save: Checkpointer | None = None):
+def trained(config: Config, start: Checkpointer | None = None, save: Checkpointer | None = None) -> Weights:
     """Weights after a step, or after the one that follows a checkpoint."""
     learner = make_learner(config)
     if start is not None:
@@ -57,27 +57,31 @@ LEVERS = {
 """Settings, and the largest difference of a weight after two steps of 1e-3."""
 
 
+@dataclass(frozen=True)
+class Plain:
+    """The run without levers."""
+
+    weights: Weights
+    saved: Checkpointer
+    after: Weights
+    """One step later"""
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    saved = Checkpointer(tmp_path_factory.mktemp("plain"), keep=1)
+    with ranks():
+        return Plain(trained(CONFIG, save=saved), saved, trained(CONFIG, start=saved))
+
+
 @pytest.mark.parametrize("name", LEVERS)
-def test_a_lever_trains_as_the_plain_run_does_also_when_it_is_resumed(name, one_rank, tmp_path):
-    """The checkpoint of either goes on under the other: they have the same tensors."""
+def test_a_lever_trains_as_the_plain_run_does_also_when_it_is_resumed(name, plain, one_rank, tmp_path):
+    """The plain run's checkpoint goes on under it, and its own in the plain run: they have the same tensors."""
     values, tolerance = LEVERS[name]
-    plain, ours = Checkpointer(tmp_path / "plain", keep=1), Checkpointer(tmp_path / "ours", keep=1)
-    wanted = trained(CONFIG, save=plain)
-    torch.testing.assert_close(trained(with_lever(**values), save=ours), wanted, rtol=0, atol=tolerance)
-    after = trained(CONFIG, start=plain)
-    for config, start in ((with_lever(**values), ours), (with_lever(**values), plain), (CONFIG, ours)):
-        torch.testing.assert_close(trained(config, start=start), after, rtol=0, atol=tolerance)
-
-
-def test_fewer_recomputed_layers_take_more_memory(one_rank):
-    """Four layers: all, every second and no layer recomputed."""
-    sizes = []
-    for every in (True, 2, False):
-        learner = make_small(config_of(PolicyConfig(gradient_checkpointing=every)))
-        batch = micro_batch(learner.config, sequences=8)
-        learner.train_batch([[batch]])
-        sizes.append(peak_bytes(lambda learner=learner, batch=batch: learner.train_batch([[batch]])))
-    assert sizes[0] < 0.8 * sizes[1] < 0.8 * sizes[2]
+    config, saved = with_lever(**values), Checkpointer(tmp_path, keep=1)
+    torch.testing.assert_close(trained(config, save=saved), plain.weights, rtol=0, atol=tolerance)
+    for given, start in ((config, plain.saved), (CONFIG, saved)):
+        torch.testing.assert_close(trained(given, start=start), plain.after, rtol=0, atol=tolerance)
 
 
 def test_moments_in_8_bits_take_nearly_the_same_steps_and_resume(one_rank, tmp_path):
@@ -104,11 +108,11 @@ def test_a_missing_torchao_is_refused_by_name(monkeypatch):
         make_optimizer([torch.nn.Parameter(torch.zeros(4))], with_lever(train__optimizer="adamw-8bit").train)
 
 
-def first(config: Config) -> dict[str, torch.Tensor]:
+def first(config: Config) -> Weights:
     return {name: weight.clone() for name, weight in full_weights(make_learner(config).policy, torch.float32)}
 
 
-def flat(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+def flat(weights: Weights) -> torch.Tensor:
     return torch.cat([weight.flatten() for weight in weights.values()])
 
 
