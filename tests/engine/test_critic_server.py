@@ -82,12 +82,15 @@ def test_it_ends_with_a_trainer_that_is_killed(tmp_path):
     while not (tmp_path / "ready").exists():
         assert trainer.is_alive()
         time.sleep(0.02)
+    watcher = psutil.Process(processes(tmp_path)[0]).parent()
     trainer.kill()
     trainer.join()
     try:
         assert has_ended(tmp_path)
     finally:
         end(tmp_path)
+        if watcher.is_running():
+            watcher.kill()
 
 
 def test_a_start_that_fails_gives_the_reason(tmp_path, one_rank):
