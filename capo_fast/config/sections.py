@@ -162,7 +162,6 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
-@dataclass(frozen=True, config=STRICT)
 class RewardConfig:
     fn: str = "capo_fast.verify:answers_equal"
     """Outcome reward `package.module:function`, called as fn(response, reference answer) -> bool or float in [0, 1].

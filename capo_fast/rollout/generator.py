@@ -15,7 +15,7 @@ from capo_fast.engine.base import Completer, Engine
 from capo_fast.errors import Interrupted
 from capo_fast.exchange.columns import Columns
 from capo_fast.exchange.figures import Figures, figures_of, share_figures
-from capo_fast.exchange.samples import deal_samples, whole_groups
+from capo_fast.exchange.samples import whole_groups
 from capo_fast.exchange.tensors import Exchange
 from capo_fast.records import CreditedSample, Prompt, Sample
 from capo_fast.rollout.carried_tokens import pass_on
@@ -128,7 +128,7 @@ class RolloutGenerator:
         for _ in range(rounds):
             groups, prompts = self._entering(step, problems, carried, first, cursor, wanted)
             samples, cost, carried = self._sample(step, version, groups, prompts, lengths)
-            credited, asked = self._credit(step, version, samples, prompts)
+            credited, asked = self._credit(step, version, samples)
             alive = self._keep(found, credited, groups)
             credit_cost += asked
             traffic, first, cursor = traffic + cost, first + len(groups), cursor + wanted
@@ -215,27 +215,15 @@ class RolloutGenerator:
         return samples, sum((cost for cost, _ in parts), Traffic()), carried
 
     def _credit(
-        self, step: int, version: int, samples: Sequence[Sample], prompts: Mapping[int, Prompt]
+        self, step: int, version: int, samples: Sequence[Sample]
     ) -> tuple[Sequence[CreditedSample], CreditCost]:
         """This rank's whole groups with their credit, and what that of all ranks cost."""
-        asks = self.crediting.estimator.asks
-        if asks and self.config.swaps:
+        if self.crediting.estimator.asks and self.config.swaps:
             with self.stages("sync"):
                 self.weights.hold("policy", version)
         with self.stages("credit"):
-            if asks:
-                samples = self._on_engine_ranks(samples, prompts)
             credited, cost = self.crediting.credit(samples, step)
-            return credited if self.group.is_first else (), sum(self.group.gather([cost]), CreditCost())
-
-    def _on_engine_ranks(self, samples: Sequence[Sample], prompts: Mapping[int, Prompt]) -> Sequence[Sample]:
-        """The samples of the first rank of an engine on all of its ranks, which ask it the same."""
-        size, rank = self.config.engine.tensor_parallel, self.exchange.rank
-        if size == 1:
-            return samples
-        mates = range(rank + 1, rank + size) if self.group.is_first else ()
-        parts = [samples if other in mates else () for other in range(self.exchange.count)]
-        return [*samples, *deal_samples(parts, prompts, self.exchange)]
+            return credited, sum(self.group.gather([cost]), CreditCost())
 
     def _keep(self, found: Rounds, credited: Sequence[CreditedSample], groups: Mapping[int, OpenGroup]) -> set[int]:
         """Add the samples of a round to what there is; the groups of all ranks to train on."""
