@@ -167,13 +167,10 @@ def head_gradient(job: Job) -> float:
 
 
 def root_reduction(job: Job) -> float:
-    """Whole weights and gradients of embedding and head, or these gradients and their copy in float32, of which each
-    rank gets its part. The gradients of a tied weight come one after the other."""
-    if job.is_lora:
-        return job.shape.root * job.compute_bytes
+    """Whole weights of embedding and head, their gradients, and these again in float32, of which each rank gets its
+    part."""
     c, root = job.compute_bytes, job.shape.root
-    both = root * c + 2 * job.shape.head * c
-    return max(both, root * (c + 4))
+    return root * (c if job.is_lora else 2 * c + 4)
 
 
 def update(job: Job) -> float:
