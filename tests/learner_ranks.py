@@ -118,7 +118,7 @@ def save_step(out: Path) -> None:
     """The step without LoRA, its state as a checkpoint in a folder and its metrics in a file of it."""
     with ranks():
         learner = with_plain_gradient_steps(make_learner(STEP))
-        metrics = learner.train(PARTLY_LIVE)
+        metrics = learner.train(share_of(PARTLY_LIVE))
         Checkpointer(out, keep=1).save(1, learner, dict.fromkeys(RUN_SECTIONS))
         if dist.get_rank() == 0:
             (out / "metrics.json").write_text(json.dumps(metrics))

@@ -108,12 +108,8 @@ def credit_of(
     step_wrong: Sequence[Sequence[float]],
     outcomes: Sequence[float],
     config: Config,
-    stats: torch.Tensor | None = None,
 ) -> ck.Credit:
-    """The credit of packed rollouts, B of them: `step_wrong` [S] and the outcome of each, as CreditedSample has them.
-
-    stats: float32 [G, 4], of their groups in the order in which these first occur; None: the rollouts are whole groups.
-    """
+    """The credit of packed rollouts of whole groups: `step_wrong` [S] and the outcome of each."""
     groups = {group: row for row, group in enumerate(dict.fromkeys(rollout.group for rollout in rollouts))}
     return ck.Credit(
         step_starts=torch.tensor([start for each in rollouts for start in each.steps.starts], dtype=torch.bool),
@@ -125,7 +121,6 @@ def credit_of(
         process_weight=config.credit.largest_process_weight,
         norm=config.credit.norm,
         std_floor=config.resolved_std_floor,
-        stats=stats,
     )
 
 
@@ -168,11 +163,3 @@ def overlong_penalty(rollout: Rollout, max_tokens: int, buffer: int) -> float:
 def is_trained(sample: Sample, truncated: str) -> bool:
     """Whether the sample enters the loss."""
     return sample.outcome is not None and (sample.rollout.finished or truncated != "mask")
-
-
-# ---- the credit of a step's samples ----
-
-
-def informative_groups(credited: Sequence[CreditedSample]) -> set[int]:
-    """The groups with an advantage that is not 0 (dynamic sampling keeps these)."""
-    return {each.rollout.group for each in credited if any(each.step_advantages)}

@@ -77,7 +77,7 @@ class Job:
     @property
     def shards(self) -> int:
         """Ranks over which the policy is sharded."""
-        return self.learners
+        return self.learners if self.config.policy.shard == "all" else min(self.learners, self.ranks // self.hosts)
 
     @cached_property
     def device(self) -> Hardware:
@@ -92,8 +92,8 @@ class Job:
 
     @property
     def learner_link(self) -> float:
-        """Bytes per second between the ranks that learn."""
-        return self.device.network if self.hosts > 1 else self.device.link
+        """Bytes per second between the ranks that hold the shards of one copy."""
+        return self.device.network if self.shards > self.ranks // self.hosts else self.device.link
 
     # ---- the policy ----
 

@@ -133,6 +133,16 @@ def smaller_cache(job: Job) -> Values:
         yield "engine.kv_cache_gb", half
 
 
+def wider_shards(job: Job) -> Values:
+    if job.shards < job.learners:
+        yield "policy.shard", "all"
+
+
+def offloaded_reference(job: Job) -> Values:
+    if job.has_reference and not job.config.reference.offload:
+        yield "reference.offload", True
+
+
 def offloaded_optimizer(job: Job) -> Values:
     if not job.config.train.offload_optimizer:
         yield "train.offload_optimizer", True
@@ -160,6 +170,8 @@ LADDER: tuple[tuple[Callable[[Job], Values], str], ...] = (
     (smaller_micro_batches, "more, smaller products"),
     (wider_engines, "the ranks of an engine wait for each other at each layer"),
     (smaller_cache, "fewer sequences at once"),
+    (wider_shards, "weights cross the network between hosts in each pass"),
+    (offloaded_reference, "its weights cross the bus in each pass"),
     (offloaded_optimizer, "moments cross the bus twice per update"),
     (offloaded_activations, "the layers' inputs cross the bus twice"),
     (eight_bits, "moments in 8 bits: other rounding"),

@@ -83,9 +83,13 @@ def state(job: Job) -> Parts:
     found = {"weights": (4 * job.trained + frozen) / job.shards}
     if not job.config.train.offload_optimizer:
         found["optimizer"] = optimizer(job)
-    if job.has_reference:
-        found["reference"] = 4 * job.shape.total / job.shards
+    if job.has_reference and not (job.config.reference.offload and not job.device.on_cpu):
+        found["reference"] = reference(job)
     return found
+
+
+def reference(job: Job) -> float:
+    return 4 * job.shape.total / job.shards
 
 
 BLOCK = 256
@@ -193,8 +197,12 @@ def host(job: Job) -> Parts:
     found: Parts = {"processes": ranks * PROCESS}
     if config.swaps:
         found["frozen critic"] = shape.total * job.engine_bytes
+    if config.checkpoint.asynchronous:
+        found["a checkpoint's copy"] = ranks * 12 * job.trained / job.shards
     if job.device.on_cpu:
         return found
+    if config.reference.offload and job.has_reference:
+        found["reference"] = ranks * reference(job)
     if config.train.offload_optimizer:
         found["optimizer"] = ranks * optimizer(job)
     if config.policy.offload_activations:

@@ -15,7 +15,8 @@ from capo_fast.plan.shapes import ModelShape
 FIXED = ("model.path", "rollout.max_tokens", "engine.max_model_len", "critic.max_tokens", "train.micro_tokens")
 LOWERED = (
     *("policy.dtype", "engine.dtype", "train.optimizer", "train.offload_optimizer", "policy.gradient_checkpointing"),
-    *("policy.offload_activations", "engine.tensor_parallel", "engine.kv_cache_gb", "lora.rank"),
+    *("policy.offload_activations", "policy.shard", "reference.offload", "engine.tensor_parallel"),
+    *("engine.kv_cache_gb", "lora.rank"),
 )
 """What is chosen, in the order in which it is shown."""
 

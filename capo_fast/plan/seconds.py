@@ -126,15 +126,17 @@ def compute(job: Job) -> float:
 
 def communication(job: Job) -> float:
     """FSDP2 gathers all weights in each pass of a micro-batch, the layers' once more in its backward pass, and reduces
-    the gradients in float32."""
+    the gradients in float32; copies on several hosts sum up theirs once per update."""
+    copies = job.learners / job.shards
+    between_copies = 8 * job.updates * job.trained / job.shards * (copies - 1) / copies / (job.device.network * LINK)
     if job.shards == 1:
-        return 0.0
+        return between_copies
     shape, c = job.shape, job.compute_bytes
     forward = shape.total * c
     backward = shape.layers * shape.layer * c + 4 * job.trained
     minibatches = job.config.train.minibatches * job.micro_batches
     sent = minibatches * (job.forwards * forward + job.config.train.epochs * (forward + backward))
-    return sent * (job.shards - 1) / job.shards / (job.learner_link * LINK)
+    return sent * (job.shards - 1) / job.shards / (job.learner_link * LINK) + between_copies
 
 
 def update(job: Job) -> float:

@@ -10,7 +10,7 @@ import pytest
 from judged_samples import sample
 
 from capo_fast.config.schema import Config, CreditConfig, RewardConfig, RolloutConfig, TrainConfig
-from capo_fast.credit.assign import assign_credit, informative_groups
+from capo_fast.credit.assign import assign_credit
 from capo_fast.credit.critique_parser import parse_judgment
 from capo_fast.credit.vote import vote
 from capo_fast.records import Critique
@@ -76,7 +76,6 @@ def test_groups_do_not_mix_and_a_tied_group_has_no_advantage():
     tied = [sample(1.0, [0], 9), sample(1.0, [0], 9)]
     found = assign_credit([sample(1.0, [0], 5), sample(0.0, [0], 5), *tied], Config())
     assert [by_token(c) for c in found] == [[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
-    assert informative_groups(found) == {5}
 
 
 def test_a_group_that_the_critic_could_not_read_whole_has_outcome_credit_alone():
@@ -95,7 +94,8 @@ def test_a_group_that_the_critic_could_not_read_whole_has_outcome_credit_alone()
 
 
 def test_a_tied_outcome_with_a_wrong_step_is_still_informative():
-    assert informative_groups(assign_credit([sample(1.0, [0, 1]), sample(1.0, [0, 0])], Config())) == {0}
+    found = assign_credit([sample(1.0, [0, 1]), sample(1.0, [0, 0])], Config())
+    assert any(any(each.step_advantages) for each in found)
 
 
 def test_a_timed_out_check_is_neither_trained_on_nor_in_the_statistics():

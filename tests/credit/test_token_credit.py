@@ -10,6 +10,7 @@ from learner_ranks import PARTLY_LIVE, TRAIN, make_learner
 
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig
 from capo_fast.credit.groups import spread
+from capo_fast.exchange.columns import Share
 from capo_fast.policy.batch import pack
 from capo_fast.policy.model import full_weights
 from capo_fast.runtime.ranks import ranks
@@ -46,7 +47,7 @@ def test_equal_advantages_make_equal_steps():
         for samples in (PARTLY_LIVE, [by_token(each) for each in PARTLY_LIVE]):
             learner = make_learner(CONFIG)
             learner.optimizer.param_groups[0]["eps"] = 1e-3  # else tiny gradients count as much as large ones
-            metrics = learner.train(samples)
+            metrics = learner.train(Share.of(samples))
             weights = torch.cat([weight.flatten() for _, weight in full_weights(learner.policy, torch.float32)])
             found.append((weights.clone(), metrics))
     (one, of_one), (two, of_two) = found

@@ -146,7 +146,7 @@ def test_what_was_no_unicode_is_replaced_and_counted():
 
 def test_the_percentiles_of_lengths_are_lengths_that_occur():
     samples = [credited(1.0, tokens=tokens) for tokens in (*range(1, 20), 500)]
-    figures = step_metrics(Batch([], samples, TRAFFIC, 0), STAGES, None)
+    figures = step_metrics(batch(samples, TRAFFIC), STAGES, None)
     assert [figures[f"response_tokens_{name}"] for name in ("p50", "p95", "max")] == [10, 19, 500]
-    alone = step_metrics(Batch([], samples[:1], TRAFFIC, 0), STAGES, None)
+    alone = step_metrics(batch(samples[:1], TRAFFIC), STAGES, None)
     assert alone["response_tokens_p50"] == alone["response_tokens_p95"] == alone["response_tokens_max"] == 1

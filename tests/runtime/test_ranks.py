@@ -139,7 +139,7 @@ def test_gather_gives_the_items_of_a_rank_in_their_order(one_rank):
 
 
 def test_gather_puts_the_lists_of_ranks_end_to_end(monkeypatch):
-    def all_gather_object(lists, items):
+    def all_gather_object(lists, items, group):
         lists[:] = [items, [], [7, 8]]
 
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
