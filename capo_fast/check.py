@@ -66,7 +66,7 @@ def check(arguments: Sequence[str], count: int) -> None:
     """
     config = line("configuration", lambda: _configuration(arguments, count))
     rewards = line("reward", lambda: _reward(config))
-    estimator = line("credit", lambda: _credit(config)) if config.credit.fn else None
+    estimator = line("credit", lambda: _credit(config))
     line("engine", _engine)
     model = line("model", lambda: _model(config))
     line("data", lambda: _data(config, rewards, estimator))

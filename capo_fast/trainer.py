@@ -40,6 +40,7 @@ class Trainer:
             if progress.step == 0:
                 progress.note(0, self.evaluate())
                 self.save()
+                self.log.wait_saved()  # a step without a checkpoint before it could not be resumed
                 self.log.lap()  # apart from the first step's
             for step in range(progress.step + 1, self.log.config.train.steps + 1):
                 with self.log.profile(step):

@@ -38,7 +38,13 @@ sleep 30 & wait
 """
 """torchrun, as SLURM tells a step of its time limit: with its parent."""
 PLACES = {
-    "slurm.sbatch": {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "RUN_DIR": "runs/x"},
+    "slurm.sbatch": {
+        "SLURM_JOB_NODELIST": "node-[a-b]",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "7",
+        "RUN_DIR": "runs/x",
+        "SLURM_CPUS_PER_TASK": "64",
+    },
     "jobset.yaml": {},
     "skypilot.yaml": {
         **{"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_TASK_ID": "task"},

@@ -69,7 +69,6 @@ class Cycle:
     @torch.no_grad()
     def move(self) -> None:
         """Another version: some weights differ by about a step of the optimizer."""
-        self.learner.policy.reshard()  # a forward pass leaves the outermost weights whole
         trainable = [(n, p) for n, p in self.learner.policy.model.named_parameters() if p.requires_grad]
         # While B is zero, another A leaves the merged weights as they were.
         matrices = [(n, p) for n, p in trainable if p.ndim == 2 and ".lora_A." not in n]

@@ -73,6 +73,24 @@ def when(config: Config) -> Rules:
     )
 
 
+def process_weight(config: Config) -> Rules:
+    """Of processes that are of no use without P."""
+    credit = config.credit
+    yield (
+        credit.largest_process_weight == 0,
+        f"credit.process_weight: found 0 with credit.process: {credit.process}, wanted more: else it costs and changes "
+        "nothing",
+    )
+
+
+def schedule(config: Config) -> Rules:
+    yield (
+        config.credit.norm == "separate",
+        f"credit.schedule: found {config.credit.schedule} with credit.norm: separate, wanted constant: process rewards "
+        "are divided by their own std, whatever P",
+    )
+
+
 def token_credit(config: Config) -> Rules:
     """Of built-in estimators that give each token its advantage."""
     process, schedule = config.credit.process, config.credit.schedule
@@ -91,7 +109,10 @@ def step_values(config: Config) -> Rules:
         "train.truncated": config.train.truncated if config.train.truncated == "penalise" else "",
     }
     for key, found in others.items():
-        yield bool(found), f"{key}: found {found} with credit.process: step-values, whose values are verdicts alone"
+        yield (
+            bool(found),
+            f"{key}: found {found} with credit.process: step-values, wanted none: it reads verdicts",
+        )
 
 
 def bonus(config: Config) -> Rules:

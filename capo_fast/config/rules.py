@@ -237,6 +237,7 @@ def _eval(config: Config) -> Rules:
 
 
 TOKEN_CREDIT = ("step-values", "critique-ratio")
+NEEDS_P = ("answer-probability", "flawed-answers", "critique-ratio")
 CRITIQUES = ("critic.votes", "critic.top_p", "critic.max_tokens")
 SERVER = ("endpoint.concurrency", "endpoint.timeout_s", "endpoint.budget_tokens")
 PARTS = {
@@ -260,6 +261,8 @@ PARTS = {
     "credit function": Part(lambda c: c.credit.fn is not None, learning.credit_function),
     "judgment": Part(lambda c: c.credit.process == "outcome", learning.judgment),
     "when": Part(_always, learning.when),
+    "process weight": Part(lambda c: c.credit.process in NEEDS_P and c.credit.fn is None, learning.process_weight),
+    "schedule of P": Part(lambda c: c.credit.schedule != "constant", learning.schedule),
     "token credit": Part(lambda c: c.credit.process in TOKEN_CREDIT and c.credit.fn is None, learning.token_credit),
     "step values": Part(
         lambda c: c.credit.process == "step-values" and c.credit.fn is None,

@@ -58,7 +58,11 @@ def _by_step(groups: Sequence[Group], found: StepCredit, config: Config, step: i
 
 def _scheduled(found: StepCredit, groups: Sequence[Group], config: Config, step: int) -> list[tuple[float, ...]]:
     """[S] of each sample, times its group's share of the largest P."""
-    if config.credit.largest_process_weight == 0 and any(any(row) for rows in found.wrong for row in rows):
+    if (
+        config.credit.fn
+        and config.credit.largest_process_weight == 0
+        and any(any(row) for rows in found.wrong for row in rows)
+    ):
         raise CreditError("credit.process_weight: found 0, wanted more: the wrong steps of credit.fn have no weight")
     shares = process_shares([[sample.outcome for sample in group.samples] for group in groups], config, step)
     pairs = zip(found.wrong, shares, strict=True)

@@ -21,7 +21,16 @@ from typing import Any
 
 import torch
 
-from capo_fast.credit.groups import Answers, Asked, CreditError, Group, StepCredit, TokenCredit
+from capo_fast.credit.groups import (
+    Answers,
+    Asked,
+    Continuation,
+    CreditError,
+    Group,
+    StepCredit,
+    Suffix,
+    TokenCredit,
+)
 from capo_fast.records import Rollout
 from capo_fast.verify.functions import split_name
 
@@ -70,6 +79,8 @@ class Estimator:
         given = {name: parts[name] for name in self.parts} | self._columns_of(groups)
         returned = self.function(groups, **given)
         if isinstance(returned, Generator):
+            if not self.asks:
+                raise CreditError(f"{self.name}: returned a generator, wanted a function that yields itself")
             returned = _asked_for(returned, ask)
         check_credit(self.name, groups, returned)
         return returned
@@ -114,6 +125,20 @@ def _asked_for(asking: Generator[Sequence[Asked], Answers | None, Returned], ask
 def refuse_questions(asked: Sequence[Asked]) -> Answers:
     """For estimators that ask no engine."""
     raise ValueError("this credit estimator asks the engine, and there is none here")
+
+
+def check_questions(asked: Any) -> None:
+    """Raises CreditError."""
+    if not isinstance(asked, list):
+        raise CreditError(f"credit.fn: yielded {reprlib.repr(asked)}, wanted a list of Suffix and Continuation")
+    for each in asked:
+        if not isinstance(each, Suffix | Continuation):
+            raise CreditError(f"credit.fn: asked {reprlib.repr(each)}, wanted a Suffix or a Continuation")
+        parts = (each.before, each.tokens) if isinstance(each, Suffix) else (each.response,)
+        if not all(isinstance(part, tuple) for part in parts):
+            raise CreditError(f"credit.fn: asked {reprlib.repr(each)}, wanted token ids as tuples")
+        if isinstance(each, Suffix) and not (each.before and each.tokens):
+            raise CreditError(f"credit.fn: asked {reprlib.repr(each)}, wanted at least one token in each part")
 
 
 # ---- is it the credit of these groups? ----

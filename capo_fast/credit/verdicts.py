@@ -29,8 +29,7 @@ class Verdict:
     """What a critique under `critic.structured` matches."""
 
 
-_BOXED = re.compile(r"\\boxed[ \t]*\{([^{}\n]*)\}")
-_INDEX = re.compile(r"[ \t]*(-1|[0-9]{1,9})[ \t]*")
+_INDEX = re.compile(r"\\boxed[ \t]*\{[ \t]*(-1|[0-9]{1,9})[ \t]*\}")
 
 
 def parse_boxed(text: str, num_steps: int, finished: bool = True) -> Critique:
@@ -41,9 +40,11 @@ def parse_boxed(text: str, num_steps: int, finished: bool = True) -> Critique:
 
     >>> [sorted(parse_boxed(text, 3).wrong_steps) for text in (r"so \boxed{1}.", r"\boxed{-1}")]
     [[1], []]
+    >>> parse_boxed(r"The answer \boxed{1} is right, so \boxed{\text{-1}}", 3).abstained
+    True
     """
-    boxes = _BOXED.findall(text)
-    found = _INDEX.fullmatch(boxes[-1]) if boxes and finished else None
+    last = text.rfind("\\boxed")
+    found = _INDEX.match(text, last) if last >= 0 and finished else None
     named = [] if found is None else [int(found[1])]
     in_range = [index for index in named if index < num_steps]
     return Critique(

@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from getpass import getuser
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from capo_fast.config.critic import ServerConfig
 from capo_fast.engine.base import EngineError
@@ -98,10 +98,10 @@ OF_A_RANK = re.compile(
 
 
 def _environment(key: str, folder: Path, eager: bool) -> dict[str, str]:
-    inductor = Path(tempfile.gettempdir()) / f"torchinductor_{getuser()}"
     path = os.pathsep.join(map(os.path.abspath, sys.path))
     mine = {name: value for name, value in os.environ.items() if not OF_A_RANK.fullmatch(name)}
-    mine.setdefault("TORCHINDUCTOR_CACHE_DIR", str(inductor))  # torch's own place, not in the folder that goes
+    if "TORCHINDUCTOR_CACHE_DIR" not in mine:
+        mine["TORCHINDUCTOR_CACHE_DIR"] = default_cache_dir()  # not in the folder that goes
     mine.setdefault("VLLM_NO_USAGE_STATS", "1")
     if eager and not torch.cuda.is_available():
         mine["TORCHDYNAMO_DISABLE"] = "1"  # as for the policy's engine (vllm_start.py)

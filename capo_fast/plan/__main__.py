@@ -39,7 +39,6 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--prompt", type=positive, help="mean tokens of a prompt (default: 256)")
     parser.add_argument("--response", type=positive, help="mean tokens of a response (default: half the longest)")
     parser.add_argument("--critique", type=positive, help="mean tokens of a critique (default: half the longest)")
-    parser.add_argument("--critic", help="a critic of another size on the same devices, in turns with the policy")
     parser.add_argument("--model", help="recommend settings for this model")
     parser.add_argument("--context", type=positive, help="of --model: tokens of prompt and answer (default: 4096)")
     options, rest = parser.parse_known_args(argv)
@@ -53,7 +52,7 @@ SHORTEST = 128
 
 def check_together(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Raises ConfigError for flags that would change nothing beside each other."""
-    own = [f"--{name}" for name in ("prompt", "response", "critique", "critic") if getattr(options, name) is not None]
+    own = [f"--{name}" for name in ("prompt", "response", "critique") if getattr(options, name) is not None]
     if options.model and (others := [*own, *rest]):
         raise ConfigError(
             f"--model: found {others[0]} beside it, wanted --context, --gpus, --nodes and --device alone: all other "
@@ -93,7 +92,7 @@ def job_of(options: argparse.Namespace, rest: Sequence[str], hosts: int) -> Job:
     hardware = find_hardware(options.device)
     config = with_merging(settings_of(rest), on_cpu=hardware.on_cpu)
     shape = find_shape(config.model.path)
-    critic = find_shape(options.critic, "--critic") if options.critic else None
+    critic = find_shape(str(config.critic.path), "critic.path") if config.serves_critic else None
     return checked(Job(config, shape, hardware, options.gpus, hosts, lengths_of(options, config), critic))
 
 
@@ -111,7 +110,7 @@ def lengths_of(options: argparse.Namespace, config: Config) -> Lengths:
     )
 
 
-NOT_READ = ("data", "server", "patience")
+NOT_READ = ("data", "server", "endpoint", "patience")
 """Parts of a run that no plan depends on: they may be missing."""
 
 

@@ -15,6 +15,8 @@ from capo_fast.plan.shapes import ModelShape
 from capo_fast.policy.work import Passes
 
 BYTES = {"bfloat16": 2, "float32": 4}
+TEMPLATE = 300
+"""[us] Tokens of a critic's prompt besides the problem and the solution."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,33 @@ class Job:
     hosts: int
     lengths: Lengths
     critic: ModelShape | None = None
-    """A critic of another size on the same devices, in turns with the policy's engine"""
+    """Of `critic.mode: server`, on the same devices in turns with the policy's engine"""
     packed: tuple[int, int] | None = None
     """(N, T) of the largest micro-batch; None: what the settings allow"""
 
     def __post_init__(self) -> None:
-        tensor_parallel, engines = self.config.engine.tensor_parallel, self.config.engine.ranks or self.ranks
+        """Raises ConfigError for ranks that a run refuses as well."""
         if self.ranks % self.hosts:
             raise ConfigError(f"--nodes: found {self.hosts}, wanted a divisor of --gpus ({self.ranks})")
-        if engines % tensor_parallel or self.ranks <= self.config.engine.ranks:
+        self._check_engines()
+        here = self.ranks // self.hosts
+        if self.config.policy.shard == "node" and self.learners > here and self.learners % here:
             raise ConfigError(
-                f"engine.tensor_parallel: found {tensor_parallel} with engine.ranks: {self.config.engine.ranks} on "
-                f"{self.ranks} devices, wanted a divisor of the ranks that hold engines, and ranks that learn"
+                f"policy.shard: found node with {self.learners} ranks that learn on hosts of {here}, wanted equally "
+                "many on every host, or all"
+            )
+
+    def _check_engines(self) -> None:
+        here, slices, engines = self.ranks // self.hosts, self.config.engine.tensor_parallel, self.config.engine.ranks
+        if (engines or self.ranks) % slices or self.ranks <= engines:
+            raise ConfigError(
+                f"engine.tensor_parallel: found {slices} with engine.ranks: {engines} on {self.ranks} devices, wanted "
+                "a divisor of the ranks that hold engines, and ranks that learn"
+            )
+        first_ranks = range(self.ranks - engines if engines else 0, self.ranks, slices)
+        if any(first // here != (first + slices - 1) // here for first in first_ranks):
+            raise ConfigError(
+                f"engine.tensor_parallel: found {slices} on hosts of {here} devices, wanted engines of one host"
             )
 
     def with_settings(self, **values: object) -> Job:
@@ -59,7 +76,25 @@ class Job:
             config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
         return replace(self, config=config)
 
+    @property
+    def server(self) -> Job | None:
+        """The critic's server on each host, as a job on its devices alone; None without one."""
+        if self.critic is None:
+            return None
+        own = self.config.critic.server
+        slices = own.tensor_parallel or self.ranks // self.hosts
+        engine = replace(
+            self.config.engine, dtype=own.dtype, kv_cache_gb=own.kv_cache_gb, tensor_parallel=slices, ranks=0
+        )
+        config = replace(self.config, engine=engine)
+        return replace(self, config=config, shape=self.critic, critic=None, ranks=slices * self.hosts)
+
     # ---- who does what ----
+
+    @property
+    def asks_here(self) -> bool:
+        """Whether critiques are written on these devices."""
+        return self.critic is not None or (self.config.has_critic and not self.config.asks_server)
 
     @property
     def apart(self) -> bool:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from capo_fast.errors import ConfigError
 from capo_fast.plan.hardware import GIB
-from capo_fast.plan.job import Job
+from capo_fast.plan.job import TEMPLATE, Job
 from capo_fast.plan.memory import cache_per_token, room
+from capo_fast.policy.optimizer import GRAIN
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def least_devices(job: Job) -> Job | None:
     while job.ranks <= 1024:
         if room(job) >= 0:
             return job
-        ranks = 2 * job.ranks
-        job = replace(job, ranks=ranks, hosts=max(job.hosts, -(-ranks // job.hardware.per_host)))
+        hosts = max(job.hosts, -(-2 * job.ranks // job.hardware.per_host))
+        job = replace(job, ranks=-(-2 * job.ranks // hosts) * hosts, hosts=hosts)
     return None
 
 
@@ -99,10 +100,14 @@ def cache_that_is_needed(job: Job) -> Values:
 
 
 def needed_cache(job: Job) -> float:
-    """GiB that hold the longest of all sequences that an engine decodes at once, a tenth at least."""
-    count = min(job.config.engine.max_num_seqs, -(-job.rollouts // job.engines))
-    needed = count * job.longest * cache_per_token(job, job.critic or job.shape) / GIB
-    return max(0.1, round(needed + 0.05, 1))
+    """GiB that hold all sequences that an engine decodes at once at their longest, a tenth at least."""
+    most, mine = job.config.engine.max_num_seqs, -(-job.rollouts // job.engines)
+    tokens = min(most, mine) * job.longest
+    if job.asks_here and job.server is None:
+        votes, prompt = job.config.critic.votes, job.longest + TEMPLATE
+        critiques = min(most, mine * votes)
+        tokens = max(tokens, -(-critiques // votes) * prompt + critiques * job.config.critic.max_tokens)
+    return max(0.1, round(tokens * cache_per_token(job) / GIB + 0.05, 1))
 
 
 def checkpointing(job: Job) -> Values:
@@ -121,7 +126,7 @@ def smaller_micro_batches(job: Job) -> Values:
 def wider_engines(job: Job) -> Values:
     slices, shape = 2 * job.config.engine.tensor_parallel, job.shape
     ranks = job.config.engine.ranks or job.ranks
-    inside = slices <= job.ranks // job.hosts and ranks % slices == 0
+    inside = job.ranks // job.hosts % slices == 0 and ranks % slices == 0
     keys = shape.kv_heads % slices == 0 or slices % shape.kv_heads == 0
     if inside and keys and shape.heads % slices == 0 and shape.intermediate % slices == 0:
         yield "engine.tensor_parallel", slices
@@ -129,7 +134,7 @@ def wider_engines(job: Job) -> Values:
 
 def smaller_cache(job: Job) -> Values:
     half = round(job.config.engine.kv_cache_gb / 2, 1)
-    if half * GIB >= 2 * job.longest * cache_per_token(job, job.critic or job.shape):
+    if half * GIB >= 2 * job.longest * cache_per_token(job):
         yield "engine.kv_cache_gb", half
 
 
@@ -154,7 +159,7 @@ def offloaded_activations(job: Job) -> Values:
 
 
 def eight_bits(job: Job) -> Values:
-    if job.config.train.optimizer != "adamw-8bit":
+    if job.config.train.optimizer != "adamw-8bit" and GRAIN % job.shards == 0:
         yield "train.optimizer", "adamw-8bit"
 
 

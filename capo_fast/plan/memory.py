@@ -1,7 +1,7 @@
 """Bytes of one device, by the moment of a step and by part.
 
     rollout     the engine is awake beside the learner's state
-    critique    a critic of another size is, in the place of the policy's engine
+    critique    the critic's server is, in the place of the policy's engine
     sync        the engine's weights are awake, and the policy's pass one by one
     loss        the end of the forward pass of a micro-batch
     backward    the backward pass of a decoder layer, at its start
@@ -16,7 +16,6 @@ from __future__ import annotations
 from capo_fast.plan.activations import kept, layer_backward
 from capo_fast.plan.hardware import FREE, GIB
 from capo_fast.plan.job import Job
-from capo_fast.plan.shapes import ModelShape
 from capo_kernels.chunks import default_rows, equal_rows
 
 Parts = dict[str, float]
@@ -27,8 +26,8 @@ def moments(job: Job) -> dict[str, Parts]:
     """Of a rank that learns; where engines are on other ranks, `rollout` and `critique` are of those."""
     learner = runtime(job) | state(job)
     if job.device.on_cpu and not job.apart:  # nothing sleeps there
-        learner |= engine(job)
-    weights = {} if job.apart else {"engine's weights": engine_weights(job, job.shape)}
+        learner |= engine(job) | served(job)
+    weights = {} if job.apart else {"engine's weights": engine_weights(job)}
     found = engine_moments(job, runtime(job) if job.apart else learner)
     return found | {"sync": learner | weights | passing(job)} | learning(job, learner)
 
@@ -46,9 +45,9 @@ def learning(job: Job, held: Parts) -> dict[str, Parts]:
 
 def engine_moments(job: Job, held: Parts) -> dict[str, Parts]:
     """Those in which an engine is awake beside what is held."""
-    found = {"rollout": held | engine(job) | workspace(job, job.shape)}
-    if job.critic is not None:
-        found["critique"] = held | engine(job, job.critic) | workspace(job, job.critic)
+    found = {"rollout": held | engine(job) | workspace(job)}
+    if job.server is not None:
+        found["critique"] = held | served(job) | workspace(job.server)
     return found
 
 
@@ -105,27 +104,37 @@ def optimizer(job: Job) -> float:
 # ---- the engine ----
 
 
-def engine_weights(job: Job, shape: ModelShape) -> float:
+def engine_weights(job: Job) -> float:
     """In engine.dtype. On a CPU vLLM keeps a packed copy of layers and head beside them."""
+    shape = job.shape
     packed = shape.layers * shape.layer + shape.head if job.device.on_cpu else 0
     return (shape.total + packed) * job.engine_bytes / job.config.engine.tensor_parallel
 
 
-def engine(job: Job, shape: ModelShape | None = None) -> Parts:
-    weights, cache = engine_weights(job, shape or job.shape), job.config.engine.kv_cache_gb * GIB
-    return {"engine's weights": weights, "KV cache": cache}
+def engine(job: Job) -> Parts:
+    return {"engine's weights": engine_weights(job), "KV cache": job.config.engine.kv_cache_gb * GIB}
 
 
-def cache_per_token(job: Job, shape: ModelShape) -> float:
+def served(job: Job) -> Parts:
+    """The critic's engine, of a run with a server of its own."""
+    if job.server is None:
+        return {}
+    return {
+        "critic's weights": engine_weights(job.server),
+        "critic's KV cache": job.server.config.engine.kv_cache_gb * GIB,
+    }
+
+
+def cache_per_token(job: Job) -> float:
     """Bytes of keys and values of a token, on one rank."""
-    slices = min(job.config.engine.tensor_parallel, shape.kv_heads)
-    return 2 * shape.layers * shape.key * job.engine_bytes / slices
+    slices = min(job.config.engine.tensor_parallel, job.shape.kv_heads)
+    return 2 * job.shape.layers * job.shape.key * job.engine_bytes / slices
 
 
-def workspace(job: Job, shape: ModelShape) -> Parts:
+def workspace(job: Job) -> Parts:
     """[us] Logits of a batch in float32 with what sampling makes of them (five times), and CUDA graphs."""
     sequences = min(job.config.engine.max_num_seqs, -(-job.rollouts // job.engines))
-    logits = 5 * 4 * sequences * shape.vocab
+    logits = 5 * 4 * sequences * job.shape.vocab
     return {"engine's workspace": logits + (0 if job.device.on_cpu else GIB)}
 
 
@@ -208,7 +217,9 @@ def host(job: Job) -> Parts:
     if config.policy.offload_activations:
         found["activations"] = ranks * job.recomputed * job.micro[0] * shape.hidden * job.compute_bytes
     if job.is_lora:
-        found["engine's weights, asleep"] = ranks * engine_weights(job, shape)
+        found["engine's weights, asleep"] = ranks * engine_weights(job)
+    if job.server is not None:
+        found["critic's weights, asleep"] = job.server.ranks // job.hosts * engine_weights(job.server)
     return found
 
 

@@ -9,18 +9,14 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from capo_fast.plan.hardware import GEMMS, GIB, LINK, MEMORY
-from capo_fast.plan.job import Job
+from capo_fast.plan.job import TEMPLATE, Job
 from capo_fast.plan.memory import cache_per_token, engine_weights, optimizer
-from capo_fast.plan.shapes import ModelShape
-
-TEMPLATE = 300
-"""[us] Tokens of a critic's prompt besides the problem and the solution."""
 
 
 def stages(job: Job) -> dict[str, float]:
     """By the names of `time/*` in a run's metrics."""
     found = {"rollout": rollout(job)}
-    if asks_here(job):
+    if job.asks_here:
         found["critique"] = critique(job)
     return found | {"sync": sync(job), "learn": learn(job)}
 
@@ -35,23 +31,18 @@ def step_seconds(job: Job) -> float:
 # ---- the engine ----
 
 
-def asks_here(job: Job) -> bool:
-    """Whether critiques are written on these devices."""
-    return job.critic is not None or (job.config.has_critic and not job.config.asks_server)
-
-
 def rollout(job: Job) -> float:
     prompts = job.config.rollout.prompts * job.lengths.prompt
     answers = Answers(job.rollouts, job.lengths.prompt, job.lengths.response, job.config.rollout.max_tokens)
-    return prefill(job, job.shape, prompts) + decode(job, job.shape, answers)
+    return prefill(job, prompts) + decode(job, answers)
 
 
 def critique(job: Job) -> float:
     """Of all rollouts; votes share the prompt."""
-    shape, config = job.critic or job.shape, job.config
+    engines, config = job.server or job, job.config
     prompt = job.lengths.prompt + job.lengths.response + TEMPLATE
     answers = Answers(job.rollouts * config.critic.votes, prompt, job.lengths.critique, config.critic.max_tokens)
-    return prefill(job, shape, job.rollouts * prompt) + decode(job, shape, answers)
+    return prefill(engines, job.rollouts * prompt) + decode(engines, answers)
 
 
 class Answers(NamedTuple):
@@ -63,33 +54,33 @@ class Answers(NamedTuple):
     longest: int
 
 
-def prefill(job: Job, shape: ModelShape, tokens: int) -> float:
+def prefill(job: Job, tokens: int) -> float:
     """Prompts on all engines: two FLOPs per parameter and token."""
     rate = job.engines * job.config.engine.tensor_parallel * job.device.flops(job.config.engine.dtype)
-    return 2 * shape.total * tokens / (rate * GEMMS)
+    return 2 * job.shape.total * tokens / (rate * GEMMS)
 
 
-def decode(job: Job, shape: ModelShape, answers: Answers) -> float:
+def decode(job: Job, answers: Answers) -> float:
     """A batch that is always full until the mean length of the last ones, and then the longest answer alone."""
     mine = -(-answers.number // job.engines)
-    running = running_sequences(job, shape, answers)
-    full = engine_step(job, shape, running, answers.prompt + answers.mean / 2)
-    alone = engine_step(job, shape, 1, answers.prompt + answers.longest)
+    running = running_sequences(job, answers)
+    full = engine_step(job, running, answers.prompt + answers.mean / 2)
+    alone = engine_step(job, 1, answers.prompt + answers.longest)
     return mine / running * answers.mean * full + max(0, answers.longest - answers.mean) * alone
 
 
-def running_sequences(job: Job, shape: ModelShape, answers: Answers) -> float:
+def running_sequences(job: Job, answers: Answers) -> float:
     """Sequences that one engine decodes at once: what its settings and its cache hold."""
-    tokens = job.config.engine.kv_cache_gb * GIB / cache_per_token(job, shape)
+    tokens = job.config.engine.kv_cache_gb * GIB / cache_per_token(job)
     mine = -(-answers.number // job.engines)
     return max(1, min(mine, job.config.engine.max_num_seqs, tokens / (answers.prompt + answers.mean)))
 
 
-def engine_step(job: Job, shape: ModelShape, sequences: float, context: float) -> float:
+def engine_step(job: Job, sequences: float, context: float) -> float:
     """One token of each: the weights and the cache are read, and two FLOPs per parameter and sequence are done."""
     device, slices = job.device, job.config.engine.tensor_parallel
-    read = engine_weights(job, shape) + sequences * context * cache_per_token(job, shape)
-    flops = 2 * shape.total * sequences / slices
+    read = engine_weights(job) + sequences * context * cache_per_token(job)
+    flops = 2 * job.shape.total * sequences / slices
     return device.engine_step_s + max(
         read / (device.bandwidth * MEMORY), flops / (device.flops(job.config.engine.dtype) * GEMMS)
     )

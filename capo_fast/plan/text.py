@@ -9,7 +9,7 @@ from capo_fast.plan.hardware import FREE, GIB
 from capo_fast.plan.job import Job
 from capo_fast.plan.levers import Change, in_yaml, least_devices, lower
 from capo_fast.plan.memory import host, moments, room, totals
-from capo_fast.plan.seconds import asks_here, stages, step_seconds
+from capo_fast.plan.seconds import stages, step_seconds
 
 
 def plan_text(job: Job) -> str:
@@ -44,7 +44,7 @@ def host_line(job: Job) -> str:
 
 def time_lines(job: Job) -> str:
     seconds = ", ".join(f"{name} {value:.3g}" for name, value in stages(job).items())
-    at_server = "; critiques are written at a server" if job.config.has_critic and not asks_here(job) else ""
+    at_server = "; critiques are written at a server" if job.config.has_critic and not job.asks_here else ""
     return (
         f"seconds of a step: {step_seconds(job):.3g} ({seconds}){at_server}\n"
         f"of {job.rollouts:,} rollouts of {job.lengths.response:,} tokens on average, "

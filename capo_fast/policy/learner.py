@@ -105,7 +105,9 @@ class Learner:
     def logprobs_at(self, batch: TokenBatch, temperature: float, base: bool = False) -> torch.Tensor:
         """float32 [T], log-probs at a temperature under the policy, or under the frozen base of its adapter."""
         policy = BasePolicy(self.policy) if base else self.policy
-        return policy(batch, replace(self.spec, temperature=temperature), loss=False)
+        found = policy(batch, replace(self.spec, temperature=temperature), loss=False)
+        cast(FSDPModule, self.policy).reshard()  # else the weights outside the layers stay whole beside the engine
+        return found
 
     @torch.no_grad()
     def _logprobs(self, policy: Policy | BasePolicy, batch: TokenBatch) -> torch.Tensor:

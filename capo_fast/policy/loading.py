@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
@@ -99,6 +100,8 @@ def load_reference(
         print_line("warning", "reference.offload changes nothing here: on a CPU the reference is on the host anyway")
     frozen = empty_model(model_path, config.policy.attention, torch.float32).requires_grad_(False)
     reference = shard_policy(frozen, config.policy, mesh, offload)
+    # It has no backward pass, after which the weights outside the layers would be sharded again.
+    cast(FSDPModule, reference).set_reshard_after_forward(True, recurse=False)
     read_shards(reference, model_path, config, torch.device("cpu") if offload else device)
     return reference
 

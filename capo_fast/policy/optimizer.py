@@ -14,7 +14,9 @@ from capo_fast.errors import ConfigError, cause_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BLOCK, SMALLEST = 256, 4096
-"""torchao's: elements of a moment that share a scale, and of the smallest weight whose moments are in 8 bits."""
+"""torchao's: elements of a moment that share a scale, and of the smallest part of one that is in 8 bits."""
+GRAIN = 8
+"""Parts into which a moment in 8 bits can be cut: it may be sharded over any divisor of this many ranks."""
 
 
 def make_optimizer(parameters: Sequence[torch.nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
@@ -41,13 +43,14 @@ def make_optimizer(parameters: Sequence[torch.nn.Parameter], train: TrainConfig)
 
 
 def eight_bit_adamw(parameters: Sequence[torch.nn.Parameter], options: Mapping[str, Any]) -> Any:
-    """torchao's AdamW8bit. Moments of weights that ranks don't share by whole blocks stay float32."""
+    """torchao's AdamW8bit. Small moments stay float32. Raises ConfigError."""
     check_torchao()
     from torchao.optim import AdamW8bit  # an optional package
 
     optimizer = AdamW8bit(parameters, block_size=BLOCK, **options)
     for parameter in parameters:
-        narrow = has_whole_blocks(parameter)
+        check_shards(parameter)
+        narrow = has_narrow_moments(parameter)
         moments = {
             key: optimizer._new_buffer(parameter, key == "exp_avg") if narrow else torch.zeros_like(parameter)
             for key in MOMENTS
@@ -66,12 +69,23 @@ def check_torchao() -> None:
         ) from error
 
 
-def has_whole_blocks(parameter: torch.Tensor) -> bool:
-    """Whether each rank's part is equally large, and as many blocks: a checkpoint can then be cut in other ways."""
-    ranks = parameter.numel() / max(1, _local(parameter).numel())
-    part = parameter.shape[0] / ranks
-    size = parameter.numel() // ranks
-    return part.is_integer() and size >= SMALLEST and size % BLOCK == 0
+def has_narrow_moments(parameter: torch.Tensor) -> bool:
+    """Whether its moments are in 8 bits, which no number of ranks changes: each of `GRAIN` parts has whole blocks."""
+    part = parameter.numel() // GRAIN
+    return parameter.shape[0] % GRAIN == 0 and part >= SMALLEST and part % BLOCK == 0
+
+
+def check_shards(parameter: torch.Tensor) -> None:
+    """Raises ConfigError where the moments can't be cut as the weights are."""
+    if not isinstance(parameter, DTensor):
+        return
+    sizes = [
+        size for size, kind in zip(parameter.device_mesh.shape, parameter.placements, strict=True) if kind.is_shard()
+    ]
+    if GRAIN % (shards := math.prod(sizes)):
+        raise ConfigError(
+            f"train.optimizer: found adamw-8bit with weights in {shards} shards, wanted a divisor of {GRAIN}"
+        )
 
 
 def stored(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -145,8 +145,9 @@ def carry_metrics(
     kept = [rollout for group in carried for rollout in group.rollouts]
     tokens = sum(each.tokens for each in sampled)
     return {
-        "rollout/carried": len(kept),
-        "rollout/carried_tokens": sum(rollout.tokens for rollout in kept),
-        "rollout/finished_stale": late,
+        # As numbers of one type, which a checkpoint that holds them (`engine.ranks`) gives back.
+        "rollout/carried": float(len(kept)),
+        "rollout/carried_tokens": float(sum(rollout.tokens for rollout in kept)),
+        "rollout/finished_stale": float(late),
         "rollout/staleness": (version * tokens - sum(each.written for each in sampled)) / max(tokens, 1),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from capo_fast.config.schema import Config
 from capo_fast.credit.assign import credited_samples
-from capo_fast.credit.estimate import Estimator
+from capo_fast.credit.estimate import Estimator, check_questions
 from capo_fast.credit.groups import Answers, Asked, Continuation, Suffix, groups_of
 from capo_fast.credit.schedule import schedule_metrics
 from capo_fast.engine.base import Completer, run_requests
@@ -53,6 +53,8 @@ class Crediting:
     def credit(self, samples: Sequence[Sample], step: int) -> tuple[list[CreditedSample], CreditCost]:
         """Samples that make up whole groups and stand group by group, in their order, with their credit. step: of
         training, from 1. Raises CreditError."""
+        if not samples:  # a rank may have no whole group
+            return [], CreditCost()
         groups, asking = groups_of(samples), Asking(self, step)
         found = self.estimator(groups, self._parts(), asking)
         return credited_samples(groups, found, self.config, step), asking.cost
@@ -79,6 +81,8 @@ class Asking:
         self.cost = CreditCost()
 
     def __call__(self, asked: Sequence[Asked]) -> Answers:
+        """Raises CreditError for what is no list of questions."""
+        check_questions(asked)
         once = dict.fromkeys(asked)
         fits = [each for each in once if self._has_room(each)]
         requests = {each: self._request(each, number) for number, each in enumerate(fits)}

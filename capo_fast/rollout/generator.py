@@ -218,7 +218,7 @@ class RolloutGenerator:
         self, step: int, version: int, samples: Sequence[Sample]
     ) -> tuple[Sequence[CreditedSample], CreditCost]:
         """This rank's whole groups with their credit, and what that of all ranks cost."""
-        if self.crediting.estimator.asks and self.config.swaps:
+        if self.crediting.estimator.asks and (self.config.swaps or self.config.serves_critic):
             with self.stages("sync"):
                 self.weights.hold("policy", version)
         with self.stages("credit"):

@@ -27,7 +27,7 @@ from capo_fast.runlog.speed import memory_metrics, peak_flops, peak_memory, spee
 from capo_fast.runlog.summary import write_summary
 from capo_fast.runtime.job import this_job
 from capo_fast.runtime.ranks import gather
-from capo_fast.runtime.stages import Lap, Stages
+from capo_fast.runtime.stages import Lap, Stages, added
 from capo_fast.verify import VerifierError
 
 
@@ -128,8 +128,7 @@ class RunLog:
         """Wall time of this rank and CPU time of all, by stage, since the last lap. A collective."""
         lap = self.stages.lap()
         self.progress.add_seconds(lap.wall)
-        cpu = gather([lap.cpu])
-        return Lap(lap.wall, {stage: sum(each[stage] for each in cpu) for stage in lap.cpu})
+        return Lap(lap.wall, added(*gather([lap.cpu])))
 
     def wall_seconds(self) -> float:
         """Seconds of the run so far, over all its starts."""

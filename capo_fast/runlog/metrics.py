@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from statistics import fmean
 
 from capo_fast.exchange.figures import Figures
@@ -12,7 +11,7 @@ from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.rollout.stream import Traffic
 from capo_fast.runlog.speed import peak_memory, step_seconds
-from capo_fast.runtime.stages import Lap
+from capo_fast.runtime.stages import Lap, added
 from capo_fast.statistics import agreement
 
 
@@ -29,7 +28,7 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
         **batch.credit_metrics,
         "groups/dropped": len({each.group for each in batch.figures}) - len(batch.kept),
         **{f"time/{stage}": seconds for stage, seconds in lap.wall.items()},
-        **{f"cpu/{stage}": seconds for stage, seconds in _added(lap.cpu, batch.beside.cpu).items()},
+        **{f"cpu/{stage}": seconds for stage, seconds in added(lap.cpu, batch.beside.cpu).items()},
         **{f"engine/{stage}_s": seconds for stage, seconds in batch.beside.wall.items()},
     }
     tokens = sum(each.tokens for each in batch.figures)
@@ -38,10 +37,6 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
     if rate is not None:
         metrics |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
     return metrics
-
-
-def _added(*laps: Mapping[str, float]) -> dict[str, float]:
-    return {stage: sum(lap.get(stage, 0.0) for lap in laps) for stage in dict.fromkeys(chain(*laps))}
 
 
 def reward_metrics(figures: Sequence[Figures], names: Sequence[str]) -> dict[str, float]:

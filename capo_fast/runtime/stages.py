@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import NamedTuple
 
 import psutil
@@ -20,6 +21,11 @@ class Lap(NamedTuple):
     wall: dict[str, float]
     cpu: dict[str, float]
     """Of all threads of this process and of the processes that it started."""
+
+
+def added(*laps: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by stage, of laps that need not have the same stages."""
+    return {stage: sum(lap.get(stage, 0.0) for lap in laps) for stage in dict.fromkeys(chain(*laps))}
 
 
 class Stages:

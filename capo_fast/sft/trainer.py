@@ -38,6 +38,7 @@ class SftTrainer:
             if progress.step == 0:
                 progress.note(0, self.evaluate())
                 self.log.save(self.learner)
+                self.log.wait_saved()  # a step without a checkpoint before it could not be resumed
                 self.log.lap()  # apart from the first step's
             for step in range(progress.step + 1, self.config.train.steps + 1):
                 self.step(step)

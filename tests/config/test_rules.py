@@ -115,6 +115,8 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
             {"credit__process": "critique-ratio", "credit__schedule": "pass-rate"},
             "credit.schedule: found pass-rate with credit.process: critique-ratio, wanted constant",
         ),
+        ({"credit__process": "critique-ratio", "credit__process_weight": 0.0}, "credit.process_weight: found 0 with"),
+        ({"credit__norm": "separate", "credit__schedule": "linear"}, "credit.schedule: found linear with credit.norm"),
         ({"credit__process": "step-values", "reward__format_bonus": 0.1}, "reward.format_bonus: found 0.1 with credit"),
         ({"credit__process": "step-values", "credit__continuations": 0}, "credit.continuations: found 0, wanted "),
         (

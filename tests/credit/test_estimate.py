@@ -13,8 +13,8 @@ from judged_samples import sample
 
 from capo_fast.config.schema import Config, CreditConfig
 from capo_fast.credit.assign import assign_credit
-from capo_fast.credit.estimate import check_credit, load_estimator, refuse_questions
-from capo_fast.credit.groups import CreditError, StepCredit, TokenCredit, groups_of
+from capo_fast.credit.estimate import check_credit, check_questions, load_estimator, refuse_questions
+from capo_fast.credit.groups import CreditError, StepCredit, Suffix, TokenCredit, groups_of
 from capo_fast.loaders import load_credit_function, training_columns
 
 
@@ -97,6 +97,26 @@ def test_a_generator_gets_its_answers_list_by_list():
     ]
     with pytest.raises(ValueError, match="asks the engine"):
         estimator(GROUPS, {}, refuse_questions)
+
+
+def test_a_function_that_returns_its_questions_is_refused():
+    with pytest.raises(CreditError, match=r"^credit_functions:returns_questions: returned a generator, wanted"):
+        load_estimator("credit_functions:returns_questions")(GROUPS, {}, refuse_questions)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (Suffix((1,), (2,)), "wanted a list of Suffix and Continuation"),
+        ([(1, 2)], "wanted a Suffix or a Continuation"),
+        ([Suffix([1], [2])], "wanted token ids as tuples"),
+        ([Suffix((), (2,))], "wanted at least one token in each part"),
+        ([Suffix((1,), ())], "wanted at least one token in each part"),
+    ],
+)
+def test_what_is_no_question_is_refused(asked, says):
+    with pytest.raises(CreditError, match=says):
+        check_questions(asked)
 
 
 def test_functions_that_can_not_serve_are_refused():

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from capo_fast.config.load import build_config
+from capo_fast.errors import ConfigError
 from capo_fast.plan.__main__ import main
 from capo_fast.plan.hardware import NVIDIA
 from capo_fast.plan.job import Job, Lengths
 from capo_fast.plan.levers import lower
-from capo_fast.plan.memory import moments, room, totals
+from capo_fast.plan.memory import host, moments, room, totals
 from capo_fast.plan.recommend import recommend, settings
 from capo_fast.plan.seconds import stages, step_seconds
 from capo_fast.plan.shapes import find_shape
@@ -67,12 +68,25 @@ def test_engines_on_ranks_of_their_own_hold_nothing_of_the_learner():
 
 def test_a_critic_of_another_size_takes_turns_on_the_same_devices():
     """The paper's 72B beside a 7B policy, on 8 devices."""
-    given = replace(
-        job(engine__tensor_parallel=8, policy__gradient_checkpointing=True), critic=find_shape("qwen2.5-72b")
-    )
+    settings = {"engine__tensor_parallel": 8, "policy__gradient_checkpointing": True, "critic__mode": "server"}
+    given = replace(job(**settings, critic__path="Qwen/Qwen2.5-72B"), critic=find_shape("qwen2.5-72b"))
     found = totals(given)
     assert found["critique"] - found["rollout"] == pytest.approx(2 * (72.7e9 - 7.6e9) / 8, rel=0.01)
-    assert room(given) > 0
+    assert room(given) > 0 and host(given)["critic's weights, asleep"] == pytest.approx(2 * 72.7e9, rel=0.01)
+    wider = replace(given, ranks=16, hosts=2)
+    assert wider.server.engines == 2, "one on each host"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "values", "says"),
+    [
+        (12, {"engine__tensor_parallel": 4}, "on hosts of 6 devices, wanted engines of one host"),
+        (16, {"engine__ranks": 4, "loss__is_mode": "truncate"}, "found node with 12 ranks that learn on hosts of 8"),
+    ],
+)
+def test_a_job_that_would_be_refused_is_not_planned(ranks, values, says):
+    with pytest.raises(ConfigError, match=says):
+        job(ranks=ranks, **values)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +98,20 @@ def test_a_recommendation_fits_and_is_a_file_of_settings(model, ranks, device, t
     (tmp_path / "run.yaml").write_text(settings(given))
     words = ["--config", str(tmp_path / "run.yaml"), "--data.path", "x.jsonl", "--device", device, "--gpus", str(ranks)]
     assert main(words) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config", "configs/paper/common.yaml", "configs/paper/qwen2.5-7b.yaml", "--gpus", "8"],
+        ["--config", *(f"configs/paper/{name}.yaml" for name in ("common", "qwen2.5-7b", "own-critic")), "--gpus", "8"],
+        ["--model.path", "Qwen/Qwen2.5-72B", "--gpus", "5"],
+    ],
+    ids=["a critic at a server", "a server of its own", "an odd number of devices"],
+)
+def test_a_run_is_planned(words, capsys):
+    assert main(words) in (0, 1)
+    assert "in all" in capsys.readouterr().out
 
 
 def test_the_command_names_what_to_lower(capsys):

@@ -14,7 +14,7 @@ from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.manifest import RUN_SECTIONS
 from capo_fast.policy.model import full_weights
-from capo_fast.policy.optimizer import make_optimizer
+from capo_fast.policy.optimizer import has_narrow_moments, make_optimizer
 from capo_fast.runtime.ranks import ranks
 
 Weights = dict[str, torch.Tensor]
@@ -100,6 +100,11 @@ def test_moments_in_8_bits_take_nearly_the_same_steps_and_resume(one_rank, tmp_p
     assert rms(ours - plain) < 0.25 * rms(plain - start)
     torch.testing.assert_close(resumed, dict(full_weights(learner.policy, torch.float32)), rtol=0, atol=0)
     assert torch.equal(flat(offloaded), ours)
+
+
+def test_no_number_of_ranks_changes_which_moments_are_in_8_bits():
+    shapes = [(151936, 3584), (3584, 3584), (512, 3584), (4096,), (16, 1536), (100, 4096)]
+    assert [has_narrow_moments(torch.empty(shape, device="meta")) for shape in shapes] == [True] * 3 + [False] * 3
 
 
 def test_a_missing_torchao_is_refused_by_name(monkeypatch):

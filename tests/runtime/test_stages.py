@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from capo_fast.errors import Interrupted
-from capo_fast.runtime.stages import Stages
+from capo_fast.runtime.stages import Stages, added
 
 BUSY = "sum(range(3 * 10**7))"
 """Tens of milliseconds of CPU time on any machine."""
@@ -77,6 +77,10 @@ def test_cpu_time_counts_the_processes_that_were_started():
         child.communicate(b"\n")
     cpu = stages.lap().cpu
     assert cpu["starts"] > cpu["waits"] and cpu["ends"] > cpu["waits"] >= 0
+
+
+def test_laps_that_have_other_stages_add_up():
+    assert added({"learn": 1.0, "checkpoint": 0.5}, {"learn": 2.0}) == {"learn": 3.0, "checkpoint": 0.5}
 
 
 def test_stages_do_not_nest():
