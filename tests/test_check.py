@@ -13,7 +13,7 @@ from capo_fast import cli
 from capo_fast.check import main
 from capo_fast.config.paths import resolve_path
 
-NAMES = ["configuration", "reward", "engine", "model", "data", "critic"]
+NAMES = ["configuration", "reward", "credit", "engine", "model", "data", "critic"]
 
 
 def checked(capsys, *arguments: str) -> tuple[int, list[str]]:
@@ -27,7 +27,7 @@ def test_the_embedded_default_could_start(capsys):
     assert status == 0
     assert [line.split()[:2] for line in lines] == [["ok", name] for name in NAMES]
     assert lines[0].endswith("capo, 16 steps of 16 prompts x 8 rollouts")
-    assert lines[4].endswith("4,096 problems, the longest prompt of the first 1,000 14 of 208 tokens; 400 held out")
+    assert lines[5].endswith("4,096 problems, the longest prompt of the first 1,000 14 of 208 tokens; 400 held out")
 
 
 @pytest.fixture
