@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from bench.credit.arms import ARMS
 from bench.evidence.arms import Plan
@@ -27,19 +26,7 @@ from capo_fast.tiny.task import oracle_critique
 
 def run_config(arm: str, seed: int, plan: Plan, runs: Path) -> Config:
     """Of one run."""
-    words: dict[str, Any] = {
-        "run.dir": runs / arm / str(seed),
-        "seed": seed,
-        "resume": "never",
-        "train.steps": plan.steps,
-        "rollout.prompts": plan.prompts,
-        "rollout.n": plan.n,
-        "eval.every": plan.every,
-        "eval.limit": plan.problems,
-        "checkpoint.every": 0,
-        "reward.timeout_s": 60,
-        **ARMS[arm].settings,
-    }
+    words = {**plan.settings(runs / arm / str(seed), seed), **ARMS[arm].settings}
     return load_config([f"--{key}={value}" for key, value in words.items()])
 
 

@@ -29,6 +29,21 @@ class Plan:
         """The budget at which arms are compared."""
         return self.steps * self.prompts * self.n
 
+    def settings(self, folder: Path, seed: int) -> dict[str, Any]:
+        """Of a run of all steps in this folder, without an arm's own."""
+        return {
+            "run.dir": folder,
+            "seed": seed,
+            "resume": "never",
+            "train.steps": self.steps,
+            "rollout.prompts": self.prompts,
+            "rollout.n": self.n,
+            "eval.every": self.every,
+            "eval.limit": self.problems,
+            "checkpoint.every": 0,
+            "reward.timeout_s": 60,  # a busy machine must not decide what counts
+        }
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -138,18 +153,7 @@ def run_folder(runs: Path, name: str, seed: int) -> Path:
 def arm_config(name: str, seed: int, plan: Plan, runs: Path) -> Config:
     """The configuration of one run."""
     arm = ARMS[name]
-    settings: dict[str, Any] = {
-        "run.dir": run_folder(runs, name, seed),
-        "seed": seed,
-        "resume": "never",
-        "train.steps": round(plan.steps * arm.part),
-        "rollout.prompts": plan.prompts,
-        "rollout.n": plan.n,
-        "eval.every": plan.every,
-        "eval.limit": plan.problems,
-        "checkpoint.every": 0,
-        "reward.timeout_s": 60,  # a busy machine must not decide what counts
-    }
+    settings = plan.settings(run_folder(runs, name, seed), seed) | {"train.steps": round(plan.steps * arm.part)}
     if arm.world:
         base = base_folder(runs, arm.world)
         settings |= {"model.path": base / "model", "data.path": base / "train.jsonl.gz"}

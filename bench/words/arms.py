@@ -51,16 +51,5 @@ def run_folder(places: Places, arm: str, seed: int) -> Path:
 
 def arm_config(places: Places, arm: str, seed: int, plan: Plan) -> Config:
     """The configuration of one run."""
-    settings: dict[str, Any] = {
-        "run.dir": run_folder(places, arm, seed),
-        "seed": seed,
-        "resume": "never",
-        "train.steps": plan.steps,
-        "rollout.prompts": plan.prompts,
-        "rollout.n": plan.n,
-        "eval.every": plan.every,
-        "eval.limit": plan.problems,
-        "checkpoint.every": 0,
-        "reward.timeout_s": 60,  # a busy machine must not decide what counts
-    }
+    settings = plan.settings(run_folder(places, arm, seed), seed)
     return words_config(places, settings | dict(ARMS[arm].settings))

@@ -73,12 +73,8 @@ def shards_of(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, Shard
     return {name: part for name, part in mine.items() if part.local.numel()}
 
 
-def write_shards(path: Path, role: str, tensors: Mapping[str, torch.Tensor], rank: int) -> FileEntry:
-    """Write this rank's parts. Raises RecordError."""
-    return write_parts(path, role, shards_of(tensors, rank))
-
-
 def write_parts(path: Path, role: str, parts: Mapping[str, Shard]) -> FileEntry:
+    """Write one safetensors file of these parts. Raises RecordError."""
     header = _header(parts)
     with new_file(path, len(header) + sum(part.local.nbytes for part in parts.values())) as file:
         file.write(header)

@@ -15,7 +15,7 @@ import bench.same.__main__ as same
 from bench.same import runs
 from bench.same.cases import TIMED, Case, served_critic
 from bench.same.compare import Difference, differences
-from capo_fast.policy.shards import write_shards
+from capo_fast.policy.shards import shards_of, write_parts
 
 METRICS = [{"step": 1, "loss/loss": 0.5, "time/learn": 1.0, "memory_gb": 2.0}, {"step": 2, "loss/loss": None}]
 ROLLOUTS = [{"text": "A:7", "votes": [0.0, 1.0]}, {"text": "A:8", "votes": [1.0]}]
@@ -47,7 +47,7 @@ def save_checkpoint(run, step, state):
     """Of two ranks, which hold the same tensors: the second's file has none."""
     (folder := run / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
     for rank in range(2):
-        write_shards(folder / f"model-{rank:05d}.safetensors", "model", state, rank)
+        write_parts(folder / f"model-{rank:05d}.safetensors", "model", shards_of(state, rank))
 
 
 def write_lines(path, rows, mtime=0):

@@ -9,7 +9,7 @@ import pytest
 from capo_fast.errors import CapoError
 from capo_fast.policy.checkpoint import Checkpoint
 from capo_fast.policy.manifest import Manifest, write_json
-from capo_fast.policy.shards import write_shards
+from capo_fast.policy.shards import shards_of, write_parts
 from capo_fast.rollout.carry import OpenGroup, Partial
 from capo_fast.runlog.carried import carried_json, read_carried, rollouts_of
 from capo_fast.runlog.columns import columns_of
@@ -26,7 +26,7 @@ def checkpoint(folder, groups):
     tensors = columns_of(rollouts_of(groups))
     files = {
         "carry.json": write_json(folder / "carry.json", "carry", carried_json(groups)),
-        "carry.safetensors": write_shards(folder / "carry.safetensors", "carry", tensors, rank=0),
+        "carry.safetensors": write_parts(folder / "carry.safetensors", "carry", shards_of(tensors, 0)),
     }
     return Checkpoint(folder, Manifest(5, 1, files))
 
