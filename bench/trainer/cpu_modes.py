@@ -90,7 +90,7 @@ def rate(vllm: Any) -> float:
     ]
     vllm.forget_prefixes()
     start = time.perf_counter()
-    vllm._llm.generate(asked, settings, use_tqdm=False)
+    vllm._llm.generate(asked, settings, use_tqdm=False, lora_request=vllm._adapter)
     return SEQUENCES * TOKENS / (time.perf_counter() - start)
 
 
@@ -172,7 +172,7 @@ def main() -> None:
         print(f"{mode}:", {name: round(value, 3) for name, value in figures.items()})
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(about(options.threads) | {"model": options.model} | found, indent=1) + "\n")
+        options.json.write_text(json.dumps(about(options.threads) | {"model": Path(options.model).name} | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

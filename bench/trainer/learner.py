@@ -136,7 +136,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             str(live),
             arm,
             str(tokens),
-            f"{median(each):.1f}",
+            f"{median(each):.3g}",
             f"{median(each) / whole[live]:.2f}" if live in whole else "-",
         ]
         for (live, arm, tokens), each in seconds.items()

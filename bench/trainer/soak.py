@@ -111,7 +111,7 @@ def main() -> int:
     found, failed = pushes(options) if options.pushes else run(options, rest)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(about(1) | found) + "\n")
+        options.json.write_text(json.dumps(about(int(os.environ.get("OMP_NUM_THREADS", "1"))) | found) + "\n")
     return int(failed)
 
 
