@@ -87,9 +87,15 @@ def run_one(arm: str, seed: int, steps: int, engine: KeptEngine, device: torch.d
         "carried": fmean(line.get("rollout/carried", 0) for line in lines),
         "staleness": fmean(line.get("rollout/staleness", 0.0) for line in lines),
         "timeouts": sum(line["verify/timeouts"] for line in lines),
-        "is_weight": fmean(line["loss/is_weight_mean"] for line in lines),
+        "is_weight": mean_of("loss/is_weight_mean", lines),
         "about": about(torch.get_num_threads()),
     }
+
+
+def mean_of(name: str, lines: Sequence[dict[str, Any]]) -> float | None:
+    """Over the steps that have it: a step in which nothing had a gradient has no loss."""
+    found = [line[name] for line in lines if line.get(name) is not None]
+    return fmean(found) if found else None
 
 
 def run_missing(arms: Sequence[str], seeds: Sequence[int], steps: int, out: Path) -> None:
