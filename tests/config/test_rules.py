@@ -117,7 +117,14 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ),
         ({"credit__process": "critique-ratio", "credit__process_weight": 0.0}, "credit.process_weight: found 0 with"),
         ({"credit__norm": "separate", "credit__schedule": "linear"}, "credit.schedule: found linear with credit.norm"),
-        ({"credit__process": "step-values", "reward__format_bonus": 0.1}, "reward.format_bonus: found 0.1 with credit"),
+        (
+            {"credit__process": "step-values", "reward__format_bonus": 0.1},
+            "reward.format_bonus: found 0.1 with credit.process: step-values, wanted 0",
+        ),
+        (
+            {"credit__process": "step-values", "train__truncated": "penalise"},
+            "train.truncated: found penalise with credit.process: step-values, wanted keep or mask",
+        ),
         ({"credit__process": "step-values", "credit__continuations": 0}, "credit.continuations: found 0, wanted "),
         (
             {"credit__process": "prefix", "credit__when": "right-answers"},
@@ -125,6 +132,14 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ),
         ({"credit__process": "outcome", "credit__when": "right-answers"}, "wrong answers without a judgment would be"),
         ({"reward__format_bonus": 1.0}, "reward.format_bonus: found 1, wanted less than C - P = 1"),
+        (
+            {"credit__process": "prefix", "credit__process_weight": 0.5, "reward__format_bonus": 1.2},
+            "reward.format_bonus: found 1.2, wanted less than C / 2 = 1",
+        ),
+        (
+            {"credit__process": "outcome", "credit__verdict_scale": 0.5, "reward__format_bonus": 0.6},
+            "reward.format_bonus: found 0.6, wanted less than C (beta + 1/2 - sigmoid(alpha)) = 0.537883",
+        ),
         ({"reward__format_bonus": -0.1}, "reward.format_bonus: found -0.1, wanted number >= 0"),
         ({"policy__old": "rollout", "loss__is_mode": "mask"}, "loss.is_mode: found mask, wanted none"),
         (
