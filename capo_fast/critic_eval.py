@@ -57,6 +57,7 @@ from capo_fast.rollout.requests import (
     critique_prompt_ids,
     critique_request,
     critique_room,
+    shown_steps,
     special_tokens,
 )
 from capo_fast.runtime.digest import digest, seed_of
@@ -200,7 +201,8 @@ def critiques_of(
     the critic would not read as text.
     """
     for i, solution in enumerate(solutions):
-        prompt_ids, message = _prompt(solution, chat, known, template)
+        shown = shown_steps(solution.steps, config)
+        prompt_ids, message = _prompt(solution.problem, shown, chat, known, template)
         if len(prompt_ids) <= critique_room(config) or chat is None:
             for critique in critique_names(name, i, config):
                 greedy = critique.endswith("greedy")
@@ -209,12 +211,12 @@ def critiques_of(
 
 
 def _prompt(
-    solution: Solution, chat: ChatTemplate | None, known: Sequence[str], template: str
+    problem: str, steps: Sequence[str], chat: ChatTemplate | None, known: Sequence[str], template: str
 ) -> tuple[tuple[int, ...], str]:
     """The critique's prompt: tokens for an engine, text for a server."""
     if chat is None:
-        return (), render_critique_prompt(template, solution.problem, solution.steps, None, known)
-    return critique_prompt_ids(chat, template, solution.problem, solution.steps, None), ""
+        return (), render_critique_prompt(template, problem, steps, None, known)
+    return critique_prompt_ids(chat, template, problem, steps, None), ""
 
 
 def critique_names(name: str, i: int, config: Config) -> list[str]:

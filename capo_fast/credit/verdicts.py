@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from capo_fast.credit.critique_parser import CRITIQUE_REGEX, parse_critique, parse_judgment
+from capo_fast.credit.neutralise import without_boxes
 from capo_fast.records import Critique
 
 Parse = Callable[[str, int, bool], Critique]
@@ -27,6 +28,9 @@ class Verdict:
     """Whether the solution is: all steps or none (`credit.process: outcome`)."""
     regex: str
     """What a critique under `critic.structured` matches."""
+    shown: Callable[[str], str] = str
+    """A step's text -> what the critic is shown of it, so that an echo of it is no verdict; what `neutralise` takes out
+    is taken out in any format."""
 
 
 _INDEX = re.compile(r"\\boxed[ \t]*\{[ \t]*(-1|[0-9]{1,9})[ \t]*\}")
@@ -57,7 +61,7 @@ def parse_boxed(text: str, num_steps: int, finished: bool = True) -> Critique:
 
 
 def parse_boxed_whole(text: str, num_steps: int, finished: bool = True) -> Critique:
-    r"""The same about the whole solution: every step is wrong unless the box holds -1.
+    r"""What the box says about the whole solution: every step is wrong unless it holds -1.
 
     >>> [sorted(parse_boxed_whole(text, 2).wrong_steps) for text in (r"\boxed{1}", r"\boxed{-1}")]
     [[0, 1], []]
@@ -69,5 +73,5 @@ def parse_boxed_whole(text: str, num_steps: int, finished: bool = True) -> Criti
 
 VERDICTS = {
     "capo": Verdict(parse_critique, parse_judgment, CRITIQUE_REGEX),
-    "fapo": Verdict(parse_boxed, parse_boxed_whole, r"(.|\n)*\\boxed\{(-1|[0-9]+)\}"),
+    "fapo": Verdict(parse_boxed, parse_boxed_whole, r"(.|\n)*\\boxed\{(-1|[0-9]+)\}", without_boxes),
 }

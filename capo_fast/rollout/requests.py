@@ -87,7 +87,8 @@ class RequestBuilder:
         share critiques, the seeds are made of what they share: it then makes no difference which one is asked about.
         """
         prompt, critic = rollout.prompt, self.config.critic
-        texts, neutralised = rollout.steps.texts, (*special_tokens(self.tokenizer), *self.critic_tokens)
+        texts = shown_steps(rollout.steps.texts, self.config)
+        neutralised = (*special_tokens(self.tokenizer), *self.critic_tokens)
         message = render_critique_prompt(self.template, prompt.problem, texts, prompt.solution, neutralised)
         prompt_ids = () if critic.at_server else self._critic_chat.ids([("user", message)])
         if len(prompt_ids) > critique_room(self.config) and not critic.at_server:
@@ -139,6 +140,11 @@ def rollout_id(step: int, group: int, sample: int) -> str:
     return f"rollout-{step}-{group}-{sample}"
 
 
+def shown_steps(steps: Sequence[str], config: Config) -> list[str]:
+    """The texts of a solution's steps as the critic is shown them, before the prompt's template neutralises them."""
+    return list(map(VERDICTS[config.critic.verdict].shown, steps))
+
+
 def critique_room(config: Config) -> int:
     """The longest prompt of a critique that leaves room for its answer, in tokens."""
     return config.engine.max_model_len - config.critic.max_tokens
@@ -157,7 +163,7 @@ def critique_prompt_ids(
 
 
 def critique_message(tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None) -> str:
-    """The same as text."""
+    """The critic's prompt for one solution, as text."""
     return render_critique_prompt(template, problem, steps, solution, special_tokens(tokenizer))
 
 

@@ -116,6 +116,14 @@ def test_the_critic_is_shown_exactly_the_rollouts_own_steps():
         assert tokenizer().decode(request.prompt_ids) == f"{rollout.prompt.problem}\n{steps}\n"
 
 
+def test_a_solution_s_own_box_is_shown_where_it_is_no_verdict():
+    [first, *_] = rollouts()
+    boxed = replace(first, steps=replace(first.steps, texts=(r"so \boxed{-1}",)))
+    for verdict, shown in (("capo", True), ("fapo", False)):
+        [request] = RequestBuilder(tokenizer(), TEMPLATE, with_critic(verdict=verdict)).critique_requests(boxed)
+        assert (r"\boxed" in request.message) == shown and "boxed{-1}" in request.message
+
+
 def test_votes_come_back_in_the_order_of_rollouts_and_votes():
     def name_the_vote(request):
         text = f"Judgment: No\n<incorrect_steps>{request.id.split('-')[-1]}</incorrect_steps>"
