@@ -22,8 +22,9 @@ def answer_gains(groups: Sequence[Group], *, config: Config, tokenizer: Any) -> 
     """A step is wrong by `(1 - gain) / 2`, its gain the probability after it less that before it.
 
     So P scales gains as it scales votes, and with a norm that subtracts a mean the constant 1/2 has no effect. [us]
-    `credit.answer_lead` comes between the step's end and the answer, whose probability is the geometric mean over its
-    tokens; of several references the likeliest counts. After the last step, which states an answer, the verdict takes
+    `credit.answer_lead` comes between the step's end and the answer, `credit.answer_tail` after it, or an answer would
+    be as likely as all that begin with it. The probability is the geometric mean over the tokens of answer and tail; of
+    several references the likeliest counts. After the last step, which states an answer, the verdict takes
     the probability's place. A step end without room in the engine has the probability of the one before.
     """
     answers = [_answers(group.prompt, config, tokenizer) for group in groups]
@@ -40,9 +41,11 @@ def answer_gains(groups: Sequence[Group], *, config: Config, tokenizer: Any) -> 
 
 
 def _answers(prompt: Prompt, config: Config, tokenizer: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The tokens of the lead and those of each reference. They are cut apart as text: a token may not span both."""
+    """The tokens of the lead and those of each reference with its tail. Lead and answer are cut apart as text: a token
+    may not span both."""
     references = [prompt.answer] if isinstance(prompt.answer, str) else prompt.answer
-    texts = [(config.credit.answer_lead, reference) for reference in references]
+    lead, tail = config.credit.answer_lead, config.credit.answer_tail
+    texts = [(lead, reference + tail) for reference in references]
     encoded = [tuple(tuple(tokenizer.encode(text, add_special_tokens=False)) for text in pair) for pair in texts]
     return [(lead, tokens) for lead, tokens in encoded if tokens]
 
