@@ -1,6 +1,6 @@
 """What a run leaves on disk while it trains: metrics, rollouts, and the views of the metrics.
 
-    <run>/metrics.jsonl               one line per step, the truth
+    <run>/metrics.jsonl               one line per step
     <run>/rollouts/000003.jsonl.gz    one line per rollout of step 3
     <run>/tensorboard/                a view of metrics.jsonl; W&B is another, when asked for
 
@@ -46,7 +46,7 @@ class Recorder:
         """Keep the metrics of one training step. Steps only go up: one line per step."""
 
     def write_rollouts(self, step: int, members: Iterable[bytes]) -> None:
-        """Keep the rollouts of one training step, as `packed_rows` makes parts of them."""
+        """Keep the rollouts of one training step, as `packed_rows` makes parts of them; no file without rows."""
 
     def cut_back(self, step: float) -> None:
         """Forget everything after `step`, the step of the checkpoint that the run goes on from; -1 forgets all."""
@@ -89,7 +89,8 @@ class RunFolder(Recorder):
             self._wandb.add(step, shown)
 
     def write_rollouts(self, step: int, members: Iterable[bytes]) -> None:
-        if not keeps_rollouts(self._keep):
+        members = list(members)
+        if not (keeps_rollouts(self._keep) and any(members)):
             return
         with replacing(self.rollouts / f"{step:06d}.jsonl.gz") as file:
             file.writelines(members)
@@ -218,8 +219,8 @@ class _TensorBoard:
     earlier files.
 
     SummaryWriter writes in a thread of its own. Flushed after each step it waits for that thread, so that a kill loses
-    no step; an error of the thread is raised by this flush or by the next step's. The truth is metrics.jsonl, which is
-    written first: a full disk fails there.
+    no step; an error of the thread is raised by this flush or by the next step's. A full disk fails before, where
+    metrics.jsonl is written.
     """
 
     def __init__(self, folder: Path) -> None:
