@@ -24,6 +24,9 @@ import torch
 
 import capo_kernels as ck
 
+Member = tuple[int, int]
+"""Group and sample: the name of a rollout in its training step."""
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, fields
+from typing import Self
 
 from capo_fast.engine.base import Completer, Engine
 from capo_fast.records import Completion, Request
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """What the generation of a step cost; they add up over ranks and rounds."""
+class Summed:
+    """Numbers that add up one by one, over ranks and rounds."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+
+@dataclass(frozen=True)
+class Traffic(Summed):
+    """What the generation of a step cost."""
 
     rollout_tokens: int = 0
     critique_tokens: int = 0
@@ -36,9 +45,6 @@ class Traffic:
     def all_critique_tokens(self) -> int:
         """Prompts included: what counts against `endpoint.budget_tokens`."""
         return self.critique_tokens + self.critique_prompt_tokens
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 class Stream:
