@@ -24,7 +24,7 @@ class Arm:
 ARMS = {
     "oracle": Arm(by_rule=True, given=False),
     "outcome": Arm({"algorithm": "grpo"}, given=False),
-    "peers": Arm({"credit.fn": "bench.credit.peers:by_company", "credit.process": "none"}, given=False),
+    "peers": Arm({"credit.fn": "bench.credit.peers:by_peers", "credit.process": "none"}, given=False),
     "capo-1": Arm(),
     "capo-3": Arm({"critic.votes": 3, "critic.voting": "majority"}),
     "prefix": Arm({"algorithm": "prefix"}, given=False),

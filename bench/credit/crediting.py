@@ -108,10 +108,12 @@ def critiqued(
 ) -> tuple[list[Sample], dict[str, Completion]]:
     """The samples with the critiques that training would ask for, and these by request id; equal rollouts are judged
     once."""
-    config = builder.config
+    config, when = builder.config, builder.config.credit.when
+    if when not in ("always", "right-answers"):
+        raise ValueError(f"credit.when: found {when}, wanted always or right-answers")
     asked: dict[Any, Rollout] = {}
     for sample in samples if config.has_critic else ():
-        if config.credit.when == "always" or sample.outcome == 1:
+        if when == "always" or sample.outcome == 1:
             asked.setdefault(_key(sample), sample.rollout)
     answers = run_requests(engine, [each for rollout in asked.values() for each in builder.critique_requests(rollout)])
 

@@ -10,7 +10,7 @@ from scripted_world import tokenizer
 
 from bench.credit.arms import ARMS
 from bench.credit.given import Labelled, as_sample, given_config
-from bench.credit.scores import inner_auc, pooled_auc, sign_agreement
+from bench.credit.scores import auc_interval, inner_auc, pooled_auc, sign_agreement
 from bench.credit.table import write_table
 from bench.credit.world import world_config
 from capo_fast.evaluation.labelled import Solution
@@ -33,6 +33,13 @@ def test_steps_compare_with_those_of_their_own_rollout():
     assert pooled_auc(advantages, labels) == 5 / 6, "the verdict alone finds where most wrong steps are"
     assert inner_auc(advantages, labels) == 0.5, "but not which"
     assert sign_agreement([[1.0, -2.0, 3.0]], [[0.5, 0.5, 0.0]]) == 0.5
+
+
+def test_an_interval_of_few_solutions_is_wide():
+    few = auc_interval([[1.0, -1.0], [-1.0, 1.0]], [[0, 1], [0, 1]])
+    many = auc_interval([[1.0, -1.0], [-1.0, 1.0]] * 50, [[0, 1], [0, 1]] * 50)
+    assert few == (0.0, 1.0) and 0.35 < many[0] < 0.5 < many[1] < 0.65
+    assert auc_interval([[1.0]], [[0]]) is None
 
 
 def solution(*steps, first=-1, wrong=None):
@@ -60,7 +67,11 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     (tmp_path / "world").mkdir()
     for part in (0, 1):
         (tmp_path / "world" / f"100-{part}.json").write_text(json.dumps(shard | {"part": part}))
+    (tmp_path / "given").mkdir()
+    given = {"set": "few", "model": "m", "seed": 0, "left_out": 0, "labels": [[0, 1]], "arms": {"capo-1": arm}}
+    (tmp_path / "given" / "few-0.json").write_text(json.dumps(given))
     text = write_table(tmp_path)
+    assert "| capo-1 | 1.000 [1.00, 1.00] | 1.000 | 10.0 |" in text
     assert "2 rollouts, 4 steps, 2 of them wrong" in text
     assert "| capo-1 | 1.000 | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in text
     assert (tmp_path / "credit.md").read_text() == text
