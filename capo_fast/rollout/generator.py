@@ -23,6 +23,7 @@ from capo_fast.rollout.carry import OpenGroup, Partial, at_limit, carry_metrics
 from capo_fast.rollout.carrying import CarryingRound
 from capo_fast.rollout.crediting import CreditCost, Crediting
 from capo_fast.rollout.dealing import deal_open
+from capo_fast.rollout.gating import gate_metrics
 from capo_fast.rollout.pass_rate import PassRate, evaluate
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
@@ -149,7 +150,8 @@ class RolloutGenerator:
             cursor,
             carried,
             figures,
-            credit_metrics=self.crediting.metrics(found.figures, credit_cost, step),
+            credit_metrics=self.crediting.metrics(found.figures, credit_cost, step)
+            | gate_metrics(traffic, self.config),
         )
 
     def evaluate(self, prompts: Sequence[Prompt], version: int) -> PassRate | None:
@@ -199,6 +201,9 @@ class RolloutGenerator:
             self.weights.hold("policy", version)
         with self.stages("rollout", seam=True):
             generation.finish_rollouts()
+        if self.config.has_critic and self.config.critic.gate.ambiguous is not None:
+            with self.stages("credit"):
+                generation.read_profiles()
         with self.stages("sync"):
             self.weights.hold("critic", version)
         # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
