@@ -52,14 +52,20 @@ class Gate:
         if not self._config.chooses:
             return rollouts
         self._verdicts = shared(outcomes())
-        wanted = [each for each in rollouts if self._is_wanted((each.group, each.sample))]
-        if self._gate.trust_right:
-            self._critiquing.presume(each for each in wanted if self._verdicts.get((each.group, each.sample)) == 1)
+        wanted = self._wanted(rollouts)
+        self._stream.traffic += Traffic(unread=len(rollouts) - len(wanted))
+        if self._gate.groups == "all":
+            return self._presumed(wanted)
         read = groups_to_read(by_group(self._verdicts), self._gate.groups) | self._ambiguous
-        shut = [each for each in wanted if self._gate.groups != "all" and each.group not in read]
-        unread, gated = len(rollouts) - len(wanted), self._critiquing.wanted(shut)
-        self._stream.traffic += Traffic(unread=unread, gated_groups=gated)
-        return [each for each in wanted if self._gate.groups == "all" or each.group in read]
+        shut = self._critiquing.wanted(each for each in wanted if each.group not in read)
+        self._stream.traffic += Traffic(gated_groups=shut)
+        return self._presumed([each for each in wanted if each.group in read])
+
+    def _presumed(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
+        """The same. Under `critic.gate.trust_right` the steps of right answers among them are sound."""
+        if self._gate.trust_right:
+            self._critiquing.presume(each for each in rollouts if self._verdicts.get((each.group, each.sample)) == 1)
+        return rollouts
 
     def ask(
         self, rollouts: Sequence[Rollout], ask: Callable[[Sequence[Rollout]], None], finish: Callable[[], None]
@@ -81,14 +87,17 @@ class Gate:
         over = [each for members in waiting.values() for each in members]
         self._stream.traffic += Traffic(gated_budget=self._critiquing.wanted(over))
 
-    def _is_wanted(self, member: Member) -> bool:
+    def _wanted(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
         """By `credit.when`."""
-        when, verdict = self._config.credit.when, self._verdicts.get(member)
-        if when == "always" or verdict is None:
-            return when == "always"
+        when, verdicts = self._config.credit.when, self._verdicts
+        if when == "always":
+            return rollouts
+        judged = [each for each in rollouts if (each.group, each.sample) in verdicts]
         if when == "mixed-groups":
-            return member[0] in groups_to_read(by_group(self._verdicts), "mixed")
-        return (verdict < 1) == (when == "wrong-answers")
+            mixed = groups_to_read(by_group(verdicts), "mixed")
+            return [each for each in judged if each.group in mixed]
+        wrong = when == "wrong-answers"
+        return [each for each in judged if (verdicts[each.group, each.sample] < 1) == wrong]
 
     def _profiles(self, rollouts: Sequence[Rollout]) -> list[tuple[int, list[float]]]:
         """Of each rollout its group, and what each step but the last adds to the probability of the answer."""
