@@ -49,6 +49,8 @@ class StepCriticConfig:
     max_tokens: PositiveInt = 512
     """In place of critic.max_tokens: the longest critique of a step, in tokens. A verdict that is there when it is
     reached counts."""
+    stop: tuple[str, ...] = ()
+    """In place of critic.stop."""
     verdict: Literal["capo", "fapo", "yes-no"] = "capo"
     r"""In place of critic.verdict. capo: Judgment: Yes or No; fapo: a \boxed{} of -1 or anything else; yes-no: the last
     Yes or No of the critique."""
@@ -108,6 +110,9 @@ class CriticConfig:
     swapped or a server of the run's own takes turns with the policy's engine."""
     judge_once: bool = True
     """Equal rollouts of a prompt share the critiques of the first of them to end (on one rank)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a critique where it has written one, as </incorrect_steps>,Judgment: Yes, so that nothing is
+    written after the verdict. At a server they want vLLM, which keeps them in the answer."""
     structured: bool = False
     """Constrain the end of a critique to the form that is read, by the engine's structured output."""
     reads: Literal["solution", "step"] = "solution"

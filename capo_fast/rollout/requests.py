@@ -190,6 +190,7 @@ def critique_request(
         base=config.critic.mode == "frozen",
         message=message,
         regex=VERDICTS[config.critic.verdict].regex if config.critic.structured else None,
+        stop=config.critic.stop,
     )
 
 

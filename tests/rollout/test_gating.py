@@ -23,6 +23,10 @@ from capo_fast.verify import VerifierPool
 STEPS = scripted_config("--critic.mode", "self", "--critic.votes", "2", "--critic.reads", "step")
 
 
+def gated(**gate):
+    return with_(STEPS, critic={"gate": replace(STEPS.critic.gate, **gate)})
+
+
 @pytest.fixture(scope="module")
 def pool():
     with ranks(), VerifierPool(workers=1, name="reward_functions:tiny_answer") as pool:
@@ -100,9 +104,8 @@ def test_only_groups_with_a_wrong_answer_are_read(pool):
 
 
 def test_steps_of_right_answers_are_sound_unasked(pool):
-    gate = replace(STEPS.critic.gate, trust_right=True)
     engine = DecodingEngine(judge)
-    generation = generate(pool, with_(STEPS, critic={"gate": gate}), engine)
+    generation = generate(pool, gated(trust_right=True), engine)
     samples = generation.samples()
     right = {place for s, each in zip(samples, prefixes(samples), strict=True) if s.outcome == 1 for place in each}
     doubtful = {place for each in prefixes(samples) for place in each} - right
@@ -112,23 +115,21 @@ def test_steps_of_right_answers_are_sound_unasked(pool):
 
 @pytest.mark.parametrize("tokens", [16, 60, 100])
 def test_a_budget_is_kept_and_spent_on_whole_groups(pool, tokens):
-    gate = replace(STEPS.critic.gate, tokens=tokens)
-    engine = DecodingEngine(judge)
-    generation = generate(pool, with_(STEPS, critic={"gate": gate}), engine)
+    generation = generate(pool, gated(tokens=tokens), DecodingEngine(judge))
     groups, traffic = by_group(generation.samples()), generation.traffic
     costs = {g: 4 * len({place for each in prefixes(found) for place in each}) for g, found in groups.items()}
     read = {group for group, found in groups.items() if any(each.critiques for each in found)}
     assert traffic.critique_tokens == sum(costs[group] for group in read) <= tokens
     assert 2 * traffic.gated_budget == sum(costs[group] for group in set(groups) - read)
     assert all(cost > tokens - traffic.critique_tokens for group, cost in costs.items() if group not in read)
-    again = generate(pool, with_(STEPS, critic={"gate": gate}), DecodingEngine(judge))
+    again = generate(pool, gated(tokens=tokens), DecodingEngine(judge))
     assert again.samples() == generation.samples()
 
 
 @pytest.mark.parametrize("voting", ["intersection", "majority"])
 def test_settled_votes_are_those_of_all_critiques(pool, voting):
     full = with_(STEPS, critic={"votes": 5, "voting": voting})
-    adaptive = with_(full, critic={"gate": replace(STEPS.critic.gate, adaptive=True)})
+    adaptive = with_(gated(adaptive=True), critic={"votes": 5, "voting": voting})
     all_votes, settled = (generate(pool, each, DecodingEngine(waver)) for each in (full, adaptive))
     assert [each.step_wrong for each in settled.samples()] == [each.step_wrong for each in all_votes.samples()]
     assert any(sum(each.step_wrong) for each in settled.samples())
@@ -137,7 +138,6 @@ def test_settled_votes_are_those_of_all_critiques(pool, voting):
 
 
 def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
-    gate = replace(STEPS.critic.gate, groups="mixed", ambiguous=0.3)
     prompts = {8: replace(PROMPTS[6], answer="none"), 9: replace(PROMPTS[3], answer="none", id="other")}
     moving = set(prompts[9].token_ids)
 
@@ -149,6 +149,6 @@ def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
         return Completion(request.id, (1,) * request.scored, (logprob,) * request.scored, "", True, prompt_tokens=7)
 
     engine = DecodingEngine(write)
-    generation = generate(pool, with_(STEPS, critic={"gate": gate}), engine, prompts=prompts)
+    generation = generate(pool, gated(groups="mixed", ambiguous=0.3), engine, prompts=prompts)
     assert {int(name.split("-")[2]) for name in critiques_in(engine)} == {9}
     assert generation.traffic.profile_tokens > 0
