@@ -58,7 +58,8 @@ def page(results: Results, figures: Figures) -> str:
         f"# Learning by rollouts and by the clock\n\n`python -m bench.credit.learn`: {figures.plan.steps} steps of "
         f"{figures.plan.prompts} prompts x {figures.plan.n} rollouts, sampled pass@1 on {figures.plan.problems} "
         "held-out problems. Mean ± half of the 95 % interval (Student's t) over seeds; gains are over "
-        f"{GRPO}, GRPO's arm, paired by seed; {PLAIN_CAPO} is plain CAPO. *area*: mean of pass@1 by rollouts; *by the clock*: from 0 to the {seconds:.1f} CPU s of {GRPO}.\n\n"
+        f"{GRPO}, GRPO's arm, paired by seed; {PLAIN_CAPO} is plain CAPO. *area*: mean of "
+        f"pass@1 by rollouts; *by the clock*: from 0 to the {seconds:.1f} CPU s of {GRPO}.\n\n"
         + markdown_table(head, rows, right=head[1:])
     )
 

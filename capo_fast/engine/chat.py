@@ -63,7 +63,8 @@ def chat_request(
     request: Request, model: str, config: EndpointConfig, template_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Arguments of OpenAI's client. `top_k`, `structured_outputs`, `include_stop_str_in_output` and
-    `chat_template_kwargs` are vLLM's; 31 bits of the seed are what every server takes. What `endpoint.extra_body` has counts, and its null takes a field out.
+    `chat_template_kwargs` are vLLM's; 31 bits of the seed are what every server takes. What `endpoint.extra_body` has
+    counts, and its null takes a field out.
     """
     fields = {
         "temperature": request.temperature,
