@@ -9,14 +9,13 @@ from random import Random
 import pytest
 from decoding_engine import DecodingEngine
 from sampling_rounds import CONFIG, PROMPTS, critiques_in, generate, with_
-from scripted_world import answer, scripted_config, tokenizer
+from scripted_world import answer, answer_steps, scripted_config
 
 from capo_fast.credit.groups import step_ends
 from capo_fast.records import Completion
 from capo_fast.rollout.gating import gate_metrics
 from capo_fast.rollout.rewards import Rewards
 from capo_fast.runtime.ranks import ranks
-from capo_fast.tiny.critique import step_critique_text
 from capo_fast.tiny.task import true_wrong_steps
 from capo_fast.verify import VerifierPool
 
@@ -33,24 +32,11 @@ def pool():
         yield Rewards((pool,))
 
 
-def said(request, text):
-    return Completion(request.id, tuple(range(1, 1 + request.max_tokens)), (), text, False)
-
-
-def judge(request):
-    """The rule's verdict on the last step."""
-    if not request.id.startswith("critique"):
-        return answer(request)
-    question, _, shown = tokenizer().decode(request.prompt_ids).strip().partition("\n")
-    steps = [piece.split(">")[-1] for piece in shown.split("</step_")[:-1]]
-    return said(request, step_critique_text(question, steps))
-
-
 def waver(request):
     """Verdicts that differ from vote to vote."""
     if not request.id.startswith("critique"):
         return answer(request)
-    return said(request, Random(request.seed).choice(["8 Yes", "8 No", "8"]))
+    return replace(answer_steps(request), text=Random(request.seed).choice(["8 Yes", "8 No", "8"]))
 
 
 def prefixes(samples):
@@ -66,7 +52,7 @@ def by_group(samples):
 
 
 def test_a_step_is_judged_once_behind_its_prefix(pool):
-    engine = DecodingEngine(judge)
+    engine = DecodingEngine(answer_steps)
     generation = generate(pool, STEPS, engine)
     samples, traffic = generation.samples(), generation.traffic
     places = [place for each in prefixes(samples) for place in each]
@@ -84,7 +70,7 @@ def test_a_step_is_judged_once_behind_its_prefix(pool):
 
 def test_only_groups_with_a_wrong_answer_are_read(pool):
     prompts = {**PROMPTS, 8: replace(PROMPTS[6], answer="none")}
-    engine = DecodingEngine(judge)
+    engine = DecodingEngine(answer_steps)
     generation = generate(
         pool, with_(STEPS, critic={"gate": replace(STEPS.critic.gate, groups="any-wrong")}), engine, prompts=prompts
     )
@@ -104,7 +90,7 @@ def test_only_groups_with_a_wrong_answer_are_read(pool):
 
 
 def test_steps_of_right_answers_are_sound_unasked(pool):
-    engine = DecodingEngine(judge)
+    engine = DecodingEngine(answer_steps)
     generation = generate(pool, gated(trust_right=True), engine)
     samples = generation.samples()
     right = {place for s, each in zip(samples, prefixes(samples), strict=True) if s.outcome == 1 for place in each}
@@ -115,14 +101,14 @@ def test_steps_of_right_answers_are_sound_unasked(pool):
 
 @pytest.mark.parametrize("tokens", [16, 60, 100])
 def test_a_budget_is_kept_and_spent_on_whole_groups(pool, tokens):
-    generation = generate(pool, gated(tokens=tokens), DecodingEngine(judge))
+    generation = generate(pool, gated(tokens=tokens), DecodingEngine(answer_steps))
     groups, traffic = by_group(generation.samples()), generation.traffic
     costs = {g: 4 * len({place for each in prefixes(found) for place in each}) for g, found in groups.items()}
     read = {group for group, found in groups.items() if any(each.critiques for each in found)}
     assert traffic.critique_tokens == sum(costs[group] for group in read) <= tokens
     assert 2 * traffic.gated_budget == sum(costs[group] for group in set(groups) - read)
     assert all(cost > tokens - traffic.critique_tokens for group, cost in costs.items() if group not in read)
-    again = generate(pool, gated(tokens=tokens), DecodingEngine(judge))
+    again = generate(pool, gated(tokens=tokens), DecodingEngine(answer_steps))
     assert again.samples() == generation.samples()
 
 
@@ -143,7 +129,7 @@ def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
 
     def write(request):
         if not request.scored:
-            return judge(request)
+            return answer_steps(request)
         moves = len(request.prompt_ids) > 20 and set(request.prompt_ids[: len(moving)]) <= moving
         logprob = math.log(0.9 if moves else 0.5)
         return Completion(request.id, (1,) * request.scored, (logprob,) * request.scored, "", True, prompt_tokens=7)
