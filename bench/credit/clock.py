@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,12 +46,8 @@ def read_runs(folder: Path) -> tuple[Results, Plan]:
     return {name: runs for name, runs in found.items() if runs}, Plan(**json.loads(plans.pop() if plans else "{}"))
 
 
-def seconds_of_grpo(results: Results, figures: Figures) -> float:
-    return fmean(figures.spent("cpu")(run) for run in results[GRPO].values())
-
-
 def page(results: Results, figures: Figures) -> str:
-    seconds = seconds_of_grpo(results, figures)
+    seconds = fmean(figures.spent("cpu")(run) for run in results[GRPO].values())
     rows = [[name, *row(name, results, figures, seconds)] for name in results]
     head = ["arm", "seeds", "pass@1, last", "area", "gain in area", "gain by the clock", "of the oracle's"]
     head += ["CPU s", "critique, wall s", "critique tokens", "of plain CAPO's"]
@@ -106,12 +103,12 @@ def save_frontier(results: Results, figures: Figures, path: Path) -> None:
     """Learning against seconds: the curves, and each arm's gain by rollouts against what it costs."""
     picture = Picture((10, 4), facecolor="white", layout="constrained")
     left, right = picture.subplots(1, 2)
-    for (name, runs), colour in zip(results.items(), COLOURS * len(results), strict=False):
+    for (name, runs), colour in zip(results.items(), cycle(COLOURS), strict=False):
         draw_curve(left, name, list(runs.values()), figures, colour)
-        gains = differences(figures.area(1.0), runs, results[GRPO])
-        if gains:
-            right.scatter(fmean(figures.spent("cpu")(run) for run in runs.values()), fmean(gains), color=colour)
-            right.annotate(name, (fmean(figures.spent("cpu")(run) for run in runs.values()), fmean(gains)), fontsize=8)
+        if gains := differences(figures.area(1.0), runs, results[GRPO]):
+            place = fmean(figures.spent("cpu")(run) for run in runs.values()), fmean(gains)
+            right.scatter(*place, color=colour)
+            right.annotate(name, place, fontsize=8)
     left.set(xlabel="CPU seconds of training", ylabel="sampled pass@1")
     right.set(xlabel="CPU seconds of training", ylabel=f"area by rollouts, less {GRPO}'s")
     left.legend(frameon=False, loc="lower right")
