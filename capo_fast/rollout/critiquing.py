@@ -64,8 +64,9 @@ class Critiquing:
         """Steps that are held sound unasked."""
 
     def presume(self, rollouts: Iterable[Rollout]) -> None:
-        """The steps of these are sound, also where other rollouts have them."""
+        """The steps of these are sound, also where other rollouts have them. To be called once, before `ask`."""
         self._sound.update(key for rollout in rollouts for key in self._keys(rollout))
+        self._stream.traffic += Traffic(gated_sound=len(self._sound) * self._critic.votes)
 
     def ask(self, rollout: Rollout) -> None:
         """Ask about what of a rollout has not been asked about."""
@@ -136,12 +137,11 @@ class Critiquing:
         return critique
 
     def _count(self, keys: Sequence[Key], new: int) -> None:
-        sound = sum(key in self._sound for key in keys)
-        votes, taken_over = self._critic.votes, len(keys) - new - sound
+        taken_over = len(keys) - new - sum(key in self._sound for key in keys)
         if keys and taken_over == len(keys):
             self._stream.traffic += Traffic(shared=1)
-        elif self._critic.reads == "step":
-            self._stream.traffic += Traffic(gated_prefix=taken_over * votes, gated_sound=sound * votes)
+        else:
+            self._stream.traffic += Traffic(gated_prefix=taken_over * self._critic.votes)
 
 
 def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique, ...]:
