@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from random import Random
 
 import pytest
 from decoding_engine import DecodingEngine
-from sampling_rounds import CONFIG, PROMPTS, critiques_in, generate, with_
-from scripted_world import answer, answer_steps, scripted_config
+from sampling_rounds import CONFIG, PROMPTS, TEMPLATE, critiques_in, generate, with_
+from scripted_world import answer, answer_steps, scripted_config, tokenizer
 
+from bench.credit.crediting import critiqued
 from capo_fast.credit.groups import step_ends
 from capo_fast.records import Completion
 from capo_fast.rollout.gating import gate_metrics
+from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
 from capo_fast.runtime.ranks import ranks
 from capo_fast.tiny.task import true_wrong_steps
@@ -138,3 +142,35 @@ def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
     generation = generate(pool, gated(groups="mixed", ambiguous=0.3), engine, prompts=prompts)
     assert {int(name.split("-")[2]) for name in critiques_in(engine)} == {9}
     assert generation.traffic.profile_tokens > 0
+
+
+def read_on_ranks(samples, config, shares, monkeypatch):
+    """The samples with what the critic says, each rank a thread that has the groups of its share."""
+    barrier, parts = threading.Barrier(len(shares)), {}
+
+    def gather(items):
+        parts[threading.get_ident()] = items
+        barrier.wait()
+        found = [item for _, part in sorted(parts.items()) for item in part]
+        barrier.wait()
+        return found
+
+    def rank(share):
+        mine = [each for each in samples if each.rollout.group in share]
+        engine = DecodingEngine(answer_steps)
+        return critiqued(engine, RequestBuilder(tokenizer(), TEMPLATE, config), mine)[0]
+
+    monkeypatch.setattr("capo_fast.rollout.gating.gather", gather)
+    with ThreadPoolExecutor(len(shares)) as pool:
+        found = [each for part in pool.map(rank, shares) for each in part]
+    return sorted(found, key=lambda each: (each.rollout.group, each.rollout.sample))
+
+
+@pytest.mark.parametrize("tokens", [40, 70])
+def test_several_ranks_read_what_one_reads(pool, tokens, monkeypatch):
+    samples = generate(pool, with_(STEPS, credit={"process": "none"})).samples()
+    config = gated(groups="any-wrong", tokens=tokens)
+    alone = read_on_ranks(samples, config, [set(PROMPTS)], monkeypatch)
+    assert read_on_ranks(samples, config, [{3, 6}, {5}], monkeypatch) == alone
+    read = {each.rollout.group for each in alone if each.critiques}
+    assert 0 < len(read) < 3
