@@ -2,6 +2,7 @@ r"""How the critic writes its verdict, and how it is read: formats by name (`cri
 
 capo   Judgment: No, and the wrong steps in <incorrect_steps> (the paper's)
 fapo   \boxed{3}, the first wrong step; \boxed{-1}, none (FAPO, arXiv 2510.22543; ProcessBench's form)
+yes-no Yes or No, the last of the answer, on the whole or on the one step that it judges
 """
 
 from __future__ import annotations
@@ -71,7 +72,24 @@ def parse_boxed_whole(text: str, num_steps: int, finished: bool = True) -> Criti
     return Critique(found.abstained, wrong, found.dropped, text, found.truncated)
 
 
+_YES_NO = re.compile(r"(?<![a-z])(yes|no)(?![a-z])", re.IGNORECASE | re.ASCII)
+
+
+def parse_yes_no(text: str, num_steps: int, finished: bool = True) -> Critique:
+    """All steps are wrong where the answer's last Yes or No is a No; without either the critique abstains.
+
+    [us] It counts in an answer that the length limit cut as well: a verdict of one word is whole when it is there.
+
+    >>> [sorted(parse_yes_no(text, 2).wrong_steps) for text in ("8 No", "Yes.")]
+    [[0, 1], []]
+    """
+    said = _YES_NO.findall(text)
+    wrong = range(num_steps) if said and said[-1].lower() == "no" else ()
+    return Critique(not said, frozenset(wrong), 0, text, truncated=not said and not finished)
+
+
 VERDICTS = {
     "capo": Verdict(parse_critique, parse_judgment, CRITIQUE_REGEX),
     "fapo": Verdict(parse_boxed, parse_boxed_whole, r"(.|\n)*\\boxed\{(-1|[0-9]+)\}", without_boxes),
+    "yes-no": Verdict(parse_yes_no, parse_yes_no, r"(.|\n)*(Yes|No)"),
 }

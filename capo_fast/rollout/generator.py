@@ -24,6 +24,7 @@ from capo_fast.rollout.carry import OpenGroup, Partial, at_limit, carry_metrics
 from capo_fast.rollout.carrying import CarryingRound
 from capo_fast.rollout.crediting import CreditCost, Crediting
 from capo_fast.rollout.dealing import deal_open
+from capo_fast.rollout.gating import gate_metrics
 from capo_fast.rollout.pass_rate import PassRate, evaluate
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
@@ -192,6 +193,9 @@ class RolloutGenerator:
             self.weights.hold("policy", version)
         with self.stages("rollout", seam=True):
             generation.finish_rollouts()
+        if self.config.has_critic and self.config.critic.gate.ambiguous is not None:
+            with self.stages("credit"):
+                generation.read_profiles()
         with self.stages("sync"):
             self.weights.hold("critic", version)
         # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
@@ -236,6 +240,7 @@ class RolloutGenerator:
     def _batch(self, found: Rounds, step: int, late: int) -> Batch:
         """late: as for `carry_metrics`."""
         carried = carry_metrics(found.figures, found.carried, step - 1, late) if self.config.rollout.carry else {}
+        asked = self.crediting.metrics(found.figures, found.credit_cost, step)
         return Batch(
             figures=found.figures,
             kept=frozenset(found.kept),
@@ -246,7 +251,7 @@ class RolloutGenerator:
             cursor=found.cursor,
             carried=found.carried,
             carry_metrics=carried,
-            credit_metrics=self.crediting.metrics(found.figures, found.credit_cost, step),
+            credit_metrics=asked | gate_metrics(found.traffic, self.config),
         )
 
     def _rows(self, rounds: Sequence[Sequence[CreditedSample]]) -> list[bytes]:

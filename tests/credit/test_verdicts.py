@@ -56,3 +56,18 @@ def test_what_structured_output_allows_is_read():
     for text in ("\\boxed{-1}", "so\n\\boxed{12}"):
         assert allowed.fullmatch(text) and not VERDICTS["fapo"].steps(text, 13).abstained
     assert not allowed.fullmatch("\\boxed{-1} and more")
+
+
+@pytest.mark.parametrize(
+    ("text", "finished", "wrong"),
+    [
+        ("8 No", False, True),
+        ("There is no mistake. Yes.", True, False),
+        ("**NO**", True, True),
+        ("Nothing is known", False, None),
+    ],
+)
+def test_the_last_yes_or_no_counts(text, finished, wrong):
+    found = VERDICTS["yes-no"].whole(text, 2, finished)
+    assert (found.abstained, found.wrong_steps) == (wrong is None, {0, 1} if wrong else set())
+    assert found.truncated == (wrong is None and not finished)

@@ -13,7 +13,7 @@ from typing import Any
 
 from capo_fast.config.schema import Config
 from capo_fast.credit.groups import Answers, Group, StepCredit, Suffix, in_groups, step_ends, step_gains
-from capo_fast.records import Prompt, Sample
+from capo_fast.records import Prompt, Rollout, Sample
 
 Probabilities = Generator[list[Suffix], Answers, StepCredit]
 
@@ -27,12 +27,12 @@ def answer_gains(groups: Sequence[Group], *, config: Config, tokenizer: Any) -> 
     several references the likeliest counts. After the last step, which states an answer, the verdict takes
     the probability's place. A step end without room in the engine has the probability of the one before.
     """
-    answers = [_answers(group.prompt, config, tokenizer) for group in groups]
+    answers = [answer_tokens(group.prompt, config, tokenizer) for group in groups]
     samples = [(each, known) for group, known in zip(groups, answers, strict=True) for each in group.samples]
     asked = [
         Suffix((*start, *lead), tokens)
         for sample, known in samples
-        for start in _starts(sample)
+        for start in starts_of(sample.rollout)
         for lead, tokens in known
     ]
     found = iter((yield asked))
@@ -40,7 +40,7 @@ def answer_gains(groups: Sequence[Group], *, config: Config, tokenizer: Any) -> 
     return StepCredit(in_groups(groups, rows))
 
 
-def _answers(prompt: Prompt, config: Config, tokenizer: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def answer_tokens(prompt: Prompt, config: Config, tokenizer: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The tokens of the lead and those of each reference with its tail. Lead and answer are cut apart as text: a token
     may not span both."""
     references = [prompt.answer] if isinstance(prompt.answer, str) else prompt.answer
@@ -50,19 +50,19 @@ def _answers(prompt: Prompt, config: Config, tokenizer: Any) -> list[tuple[tuple
     return [(lead, tokens) for lead, tokens in encoded if tokens]
 
 
-def _starts(sample: Sample) -> list[tuple[int, ...]]:
+def starts_of(rollout: Rollout) -> list[tuple[int, ...]]:
     """What the policy has seen before the first step and after each but the last."""
-    rollout = sample.rollout
     ends = [0, *step_ends(rollout)][:-1] if rollout.steps.texts else []
     return [rollout.prompt.token_ids + rollout.token_ids[:end] for end in ends]
 
 
 def _wrong(sample: Sample, references: int, found: Iterator[tuple[float, ...] | None]) -> list[float]:
     """[S]. found: the log-probs of its references come next, step end by step end."""
-    probabilities = [_probability(list(islice(found, references))) for _ in _starts(sample)]
+    probabilities = [mean_probability(list(islice(found, references))) for _ in starts_of(sample.rollout)]
     return [(1 - gain) / 2 for gain in step_gains([*probabilities, sample.outcome])] if probabilities else []
 
 
-def _probability(of_references: Sequence[tuple[float, ...] | None]) -> float | None:
+def mean_probability(of_references: Sequence[tuple[float, ...] | None]) -> float | None:
+    """Of the likeliest reference, the geometric mean over its tokens; None where none is known."""
     known = [math.exp(math.fsum(logprobs) / len(logprobs)) for logprobs in of_references if logprobs is not None]
     return max(known, default=None)
