@@ -53,7 +53,8 @@ def with_tokens(groups: Sequence[OpenGroup], tensors: Mapping[str, torch.Tensor]
     columns = {name: iter(tensors[name].tolist()) for name in COLUMNS}
 
     def filled(rollout: Partial) -> Partial:
-        return replace(rollout, **{name: tuple(islice(column, rollout.tokens)) for name, column in columns.items()})
+        ids, logprobs = (tuple(islice(columns[name], rollout.tokens)) for name in ("token_ids", "logprobs"))
+        return replace(rollout, token_ids=ids, logprobs=logprobs)
 
     return tuple(replace(group, rollouts=tuple(map(filled, group.rollouts))) for group in groups)
 

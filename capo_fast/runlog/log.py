@@ -77,8 +77,9 @@ class RunLog:
         """The rows of all ranks, in their order, by rank 0. A collective."""
         exchange, step = Exchange(), self.progress.step
         members = [member for rows in batch.rows for member in exchange.bytes_to_first(rows)]
-        self.recorder.write_rollouts(step, members)
-        if keeps_rollouts(self.config.run.keep_rollouts) and batch.figures and not any(members):
+        if any(members):
+            self.recorder.write_rollouts(step, members)
+        elif keeps_rollouts(self.config.run.keep_rollouts) and batch.figures:
             self.console.note(f"step {step}: its rollouts were sampled under run.keep_rollouts: none and have no file")
 
     def _no_verdict(self) -> str:

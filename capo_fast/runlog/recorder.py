@@ -46,7 +46,7 @@ class Recorder:
         """Keep the metrics of one training step. Steps only go up: one line per step."""
 
     def write_rollouts(self, step: int, members: Iterable[bytes]) -> None:
-        """Keep the rollouts of one training step, as `packed_rows` makes parts of them; no file without rows."""
+        """Keep the rollouts of one training step, as `packed_rows` makes parts of them."""
 
     def cut_back(self, step: float) -> None:
         """Forget everything after `step`, the step of the checkpoint that the run goes on from; -1 forgets all."""
@@ -89,8 +89,7 @@ class RunFolder(Recorder):
             self._wandb.add(step, shown)
 
     def write_rollouts(self, step: int, members: Iterable[bytes]) -> None:
-        members = list(members)
-        if not (keeps_rollouts(self._keep) and any(members)):
+        if not keeps_rollouts(self._keep):
             return
         with replacing(self.rollouts / f"{step:06d}.jsonl.gz") as file:
             file.writelines(members)
