@@ -1,6 +1,7 @@
 """The embedded default: a small arithmetic world with its own tokenizer, model and critic.
 
-`python -m capo_fast.tiny` makes everything in this folder again: `model/`, `critic/`, `train.jsonl.gz`, `heldout.jsonl`.
+`python -m capo_fast.tiny` makes everything in this folder again: `model/`, `critic/`, `train.jsonl.gz` and
+`heldout.jsonl`.
 """
 
 from pathlib import Path
