@@ -69,6 +69,7 @@ SETTINGS = (
     "critic.stop",
     "critic.reads",
     "critic.step.prompt",
+    "critic.step.temperature",
     "critic.step.max_tokens",
     "critic.step.stop",
     "critic.step.verdict",

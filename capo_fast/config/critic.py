@@ -46,6 +46,8 @@ class StepCriticConfig:
     """In place of critic.path; None: that."""
     prompt: FilePath = "pkg://capo_fast.credit/prompts/step.txt"
     """In place of critic.prompt: a template that shows a solution up to the step that is judged, its last."""
+    temperature: NonNegativeFloat | None = None
+    """In place of critic.temperature; None: that."""
     max_tokens: PositiveInt = 512
     """In place of critic.max_tokens: the longest critique of a step, in tokens. A verdict that is there when it is
     reached counts."""

@@ -148,5 +148,5 @@ def with_step_critic(config: Config) -> Config:
     critic = config.critic
     if critic.reads == "solution":
         return config
-    own = asdict(critic.step) | {"path": critic.step.path or critic.path}
+    own = {key: value for key, value in asdict(critic.step).items() if value is not None}
     return replace(config, critic=replace(critic, **own))
