@@ -9,7 +9,7 @@ starts vLLM, in this process or (`critic.mode: server`) as a server, or asks the
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +20,7 @@ import torch.distributed as dist
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.command import run_command
 from capo_fast.config.schema import Config
-from capo_fast.credit.critique_prompt import render_critique_prompt
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
-from capo_fast.credit.verdicts import VERDICTS, Parse
-from capo_fast.data import ChatTemplate
 from capo_fast.engine.base import Completer
 from capo_fast.engine.critic_server import ServedCritic
 from capo_fast.errors import ConfigError
@@ -39,9 +36,10 @@ from capo_fast.evaluation.command import (
     write_results,
 )
 from capo_fast.evaluation.critic_table import results_table
-from capo_fast.evaluation.critics import ANY, GREEDY, Judged, score_set
-from capo_fast.evaluation.labelled import DATA, Solution, load_solutions
-from capo_fast.evaluation.store import Answer, Store
+from capo_fast.evaluation.critics import ANY, GREEDY, score_set
+from capo_fast.evaluation.critiques import critiques_of, judged
+from capo_fast.evaluation.labelled import DATA, load_solutions
+from capo_fast.evaluation.store import Store
 from capo_fast.loaders import (
     ask_critic,
     check_endpoint_client,
@@ -51,15 +49,11 @@ from capo_fast.loaders import (
     start_engine,
 )
 from capo_fast.pretrained import load_tokenizer
-from capo_fast.records import Critique, Request
 from capo_fast.rollout.requests import (
     critic_chat,
-    critique_prompt_ids,
-    critique_request,
-    critique_room,
     special_tokens,
 )
-from capo_fast.runtime.digest import digest, seed_of
+from capo_fast.runtime.digest import digest
 from capo_fast.runtime.ranks import WHOLE_DAY_S, die_with_launcher, engine_group, on_first_rank, ranks
 from capo_fast.terminal import printable
 
@@ -72,6 +66,13 @@ SETTINGS = (
     "critic.max_tokens",
     "critic.prompt",
     "critic.verdict",
+    "critic.stop",
+    "critic.reads",
+    "critic.step.prompt",
+    "critic.step.temperature",
+    "critic.step.max_tokens",
+    "critic.step.stop",
+    "critic.step.verdict",
     "critic.mode",
     "critic.server.dtype",
     "critic.server.max_model_len",
@@ -135,7 +136,7 @@ def score_critic(job: Job, engine: Completer | None = None) -> dict[str, Any]:
         if dist.get_rank() != 0:
             return {}
         voting = ANY if config.critic.votes == 1 and config.critic.voting != GREEDY else config.critic.voting
-        scored = {name: score_set(_judged(name, of, answers, config), voting) for name, of in sets.items()}
+        scored = {name: score_set(judged(name, of, answers, config), voting) for name, of in sets.items()}
         results = {"settings": settings, "software": software(), "benchmarks": scored}
         write_results(job.out, results, results_table(results))
         return results
@@ -184,63 +185,6 @@ def _served(config: Config, out: Path, spent_tokens: int) -> Completer:
         critic = ServedCritic(server, ask_critic(config, spent_tokens, dist.get_world_size()))
         undo.pop_all()
     return critic
-
-
-def critiques_of(
-    name: str,
-    solutions: Sequence[Solution],
-    chat: ChatTemplate | None,
-    known: Sequence[str],
-    template: str,
-    config: Config,
-) -> Iterator[Request]:
-    """`critic.votes` sampled critiques of each solution and a greedy one; none where the engine has no room.
-
-    `chat`: None for a server, which renders text itself, and so has the say on what is too long. `known`: tokens that
-    the critic would not read as text.
-    """
-    for i, solution in enumerate(solutions):
-        prompt_ids, message = _prompt(solution, chat, known, template)
-        if len(prompt_ids) <= critique_room(config) or chat is None:
-            for critique in critique_names(name, i, config):
-                greedy = critique.endswith("greedy")
-                seed = seed_of(config.seed, critique, solution.id)
-                yield critique_request(critique, seed, prompt_ids, config, greedy, message)
-
-
-def _prompt(
-    solution: Solution, chat: ChatTemplate | None, known: Sequence[str], template: str
-) -> tuple[tuple[int, ...], str]:
-    """The critique's prompt: tokens for an engine, text for a server."""
-    if chat is None:
-        return (), render_critique_prompt(template, solution.problem, solution.steps, None, known)
-    return critique_prompt_ids(chat, template, solution.problem, solution.steps, None), ""
-
-
-def critique_names(name: str, i: int, config: Config) -> list[str]:
-    """The requests for one solution: its votes, and last the greedy one."""
-    return [*(f"{name}-{i}-{vote}" for vote in range(config.critic.votes)), f"{name}-{i}-greedy"]
-
-
-def _judged(name: str, solutions: Sequence[Solution], answers: Mapping[str, Answer], config: Config) -> list[Judged]:
-    judged, parse = [], VERDICTS[config.critic.verdict].steps
-    for i, solution in enumerate(solutions):
-        found = tuple(_in_room(answers.get(critique)) for critique in critique_names(name, i, config))
-        *votes, greedy = (_critique(answer, len(solution.steps), parse) for answer in found)
-        judged.append(Judged(solution, tuple(votes), greedy, found))
-    return judged
-
-
-def _critique(answer: Answer | None, steps: int, parse: Parse) -> Critique:
-    if answer is None:
-        return Critique(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=True)
-    return parse(answer.text, steps, answer.finished)
-
-
-def _in_room(answer: Answer | None) -> Answer | None:
-    """None where there was no room for the prompt: at a server nothing was read then, and nothing written."""
-    nothing = answer is not None and not (answer.finished or answer.text or answer.prompt_tokens)
-    return None if nothing else answer
 
 
 def job_of(arguments: Sequence[str]) -> Job:

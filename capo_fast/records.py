@@ -24,6 +24,9 @@ import torch
 
 import capo_kernels as ck
 
+Member = tuple[int, int]
+"""Group and sample: the name of a rollout in its training step."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -169,6 +172,8 @@ class Request:
     """A critique's prompt as text, for a server with a chat template of its own."""
     regex: str | None = None
     """What the whole answer must match (structured output)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer, which then has the one that was written."""
     scored: int = 0
     """Not 0: nothing is written. The answer is the last so many tokens of the prompt, at least one token after its
     first, with their log-probs at temperature 1."""

@@ -36,3 +36,13 @@ def asks_twice(groups):
     first = yield [Suffix((1,), (2,))]
     second = yield [Suffix((1,), (2, 3)), Suffix((9,), (len(first),))]
     return StepCredit([[[-sum(second[0]) / 10] * len(s.rollout.steps.texts) for s in g.samples] for g in groups])
+
+
+def of_either_kind(groups):
+    """Token credit without an advantage in the first sampling round of a step, step credit in the next."""
+    rows = [[0.0] * len(sample.rollout.token_ids) for _, sample in rollouts_of(groups)]
+    return TokenCredit(in_groups(groups, rows)) if groups[0].samples[0].rollout.group == 0 else by_steps(groups)
+
+
+def by_steps(groups):
+    return StepCredit([[[0.0] * len(sample.rollout.steps.texts) for sample in group.samples] for group in groups])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from capo_fast.exchange.columns import Share
+from capo_fast.policy.batch import pack_columns
 from capo_fast.records import CreditedSample, Prompt, Rollout, Sample, StepSpans
 
 
@@ -31,3 +33,9 @@ def credited(
     inner = Sample(rollout, outcome=float(sample % 2), critiques=(), step_wrong=wrong)
     stats = (0.5, 1.0 + group, 0.0, 1.0 + group)
     return CreditedSample(inner, trained, float(sample % 2), wrong, stats, (advantage,) * len(wrong))
+
+
+def pack(samples, denominator, config):
+    """One micro-batch of all of these samples."""
+    share = Share.of(samples)
+    return pack_columns(share.columns, share.prompts, denominator, config)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from capo_fast.config import load_config
 from capo_fast.config.paths import resolve_model
 from capo_fast.records import Completion, Request
-from capo_fast.tiny.critique import critique_text
+from capo_fast.tiny.critique import critique_text, step_critique_text
 from capo_fast.tiny.task import World
 
 MODEL = resolve_model("pkg://capo_fast.tiny/model")
@@ -50,10 +50,8 @@ def scripted_engine() -> ScriptedEngine:
 
 def answer(request: Request) -> Completion:
     """A solution in which every fifth step or so is wrong, or the true critique of one."""
-    prompt = tokenizer().decode(request.prompt_ids).strip()
-    question, _, solution = prompt.partition("\n")
-    if solution:
-        steps = [step for piece in solution.split("</step_")[:-1] for step in [piece.split(">")[-1]]]
+    question, steps = shown(request)
+    if steps:
         text = critique_text(question, steps)
     else:
         text = "\n\n".join(World.from_seed(7).solution(Random(request.seed), question))
@@ -61,6 +59,20 @@ def answer(request: Request) -> Completion:
     finished = token_ids[-1] == tokenizer().eos_token_id
     text = tokenizer().decode(token_ids, skip_special_tokens=True)
     return Completion(request.id, tuple(token_ids), (-0.5,) * len(token_ids), text, finished)
+
+
+def shown(request: Request) -> tuple[str, list[str]]:
+    """The question, and of a critique the steps that it is shown."""
+    question, _, solution = tokenizer().decode(request.prompt_ids).strip().partition("\n")
+    return question, [piece.split(">")[-1] for piece in solution.split("</step_")[:-1]]
+
+
+def answer_steps(request: Request) -> Completion:
+    """As `answer`; a critique is the true one of the last step that it is shown, and takes all tokens that it may."""
+    question, steps = shown(request)
+    if not steps:
+        return answer(request)
+    return Completion(request.id, (1,) * request.max_tokens, (), step_critique_text(question, steps), False)
 
 
 def score_with(model_path: str):

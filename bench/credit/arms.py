@@ -24,9 +24,13 @@ class Arm:
 ARMS = {
     "oracle": Arm(by_rule=True, given=False),
     "outcome": Arm({"algorithm": "grpo"}, given=False),
-    "peers": Arm({"credit.fn": "bench.credit.peers:by_company", "credit.process": "none"}, given=False),
+    "peers": Arm({"credit.fn": "bench.credit.peers:by_peers", "credit.process": "none"}, given=False),
     "capo-1": Arm(),
     "capo-3": Arm({"critic.votes": 3, "critic.voting": "majority"}),
+    "capo-gated": Arm({"algorithm": "capo-gated"}, given=False),
+    "steps": Arm({"critic.reads": "step"}, given=False),
+    "steps-trust": Arm({"algorithm": "capo-gated", "critic.gate.trust_right": "true"}, given=False),
+    "budget-solutions": Arm({"critic.gate.groups": "any-wrong", "critic.gate.tokens": 512}, given=False),
     "prefix": Arm({"algorithm": "prefix"}, given=False),
     "flawed-answers": Arm({"credit.process": "flawed-answers", "credit.when": "right-answers"}, given=False),
     "answer-probability": Arm({"credit.process": "answer-probability"}),
@@ -35,3 +39,6 @@ ARMS = {
     "critique-ratio": Arm({"credit.process": "critique-ratio"}),
 }
 TRUTH = "oracle"
+GRPO, PLAIN_CAPO = "outcome", "capo-1"
+CLOCK = (GRPO, PLAIN_CAPO, "oracle", "capo-gated")
+"""Arms that are compared by the clock."""

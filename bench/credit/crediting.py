@@ -14,14 +14,16 @@ from typing import Any
 from bench.machine import about
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
-from capo_fast.credit.vote import vote
-from capo_fast.engine.base import Engine, run_requests
+from capo_fast.engine.base import Engine
 from capo_fast.loaders import load_credit_function, load_critic_template, load_reward_functions, start_engine
 from capo_fast.pretrained import load_tokenizer
 from capo_fast.records import Completion, CreditedSample, Critique, Rollout, Sample
 from capo_fast.rollout.crediting import CreditCost, Crediting
+from capo_fast.rollout.critiquing import Critiquing
+from capo_fast.rollout.gating import Gate
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards, open_rewards
+from capo_fast.rollout.stream import Stream
 from capo_fast.runtime.files import replacing
 from capo_fast.runtime.ranks import ranks
 from capo_fast.tiny.task import oracle_critique
@@ -106,25 +108,25 @@ def judged_by_rule(sample: Sample) -> Sample:
 def critiqued(
     engine: Engine, builder: RequestBuilder, samples: Sequence[Sample]
 ) -> tuple[list[Sample], dict[str, Completion]]:
-    """The samples with the critiques that training would ask for, and these by request id; equal rollouts are judged
-    once."""
-    config = builder.config
-    asked: dict[Any, Rollout] = {}
-    for sample in samples if config.has_critic else ():
-        if config.credit.when == "always" or sample.outcome == 1:
-            asked.setdefault(_key(sample), sample.rollout)
-    answers = run_requests(engine, [each for rollout in asked.values() for each in builder.critique_requests(rollout)])
+    """The samples with the critiques that training would ask for, and these by request id."""
+    if not builder.config.has_critic:
+        return list(samples), {}
+    stream, answers = Stream(engine, engine), {}
+    critiquing = Critiquing(stream, builder)
+    gate = Gate(stream, builder, critiquing, step=1, judges=True)
 
-    def judge(sample: Sample) -> Sample:
-        rollout = asked.get(_key(sample))
-        if rollout is None:
-            return sample
-        critiques = builder.read_critiques(rollout, answers)
-        votes = vote(critiques, len(rollout.steps.texts), config.critic.voting)
-        return replace(sample, critiques=critiques, step_wrong=tuple(votes))
+    def ask(rollouts: Sequence[Rollout]) -> None:
+        for rollout in rollouts:
+            critiquing.ask(rollout)
 
-    return [judge(each) for each in samples], answers
+    def finish() -> None:
+        while stream.critiques:
+            for completion in stream.advance():
+                answers[completion.id] = completion
+                critiquing.note(completion)
 
-
-def _key(sample: Sample) -> tuple[str, tuple[int, ...]]:
-    return sample.rollout.prompt.id, sample.rollout.token_ids
+    outcomes = {(each.rollout.group, each.rollout.sample): each.outcome for each in samples}
+    gate.ask(gate.choose([each.rollout for each in samples], lambda: outcomes), ask, finish)
+    finish()
+    found = [critiquing.result(each.rollout) for each in samples]
+    return [replace(s, critiques=c, step_wrong=v) for s, (c, v) in zip(samples, found, strict=True)], answers

@@ -33,6 +33,7 @@ SETTINGS: Mapping[str, Any] = {
     "critic.prompt": "pkg://capo_fast.credit/prompts/genprm.txt",
     "critic.max_tokens": 256,
     "credit.answer_lead": "The final answer is \\boxed{",
+    "credit.answer_tail": "}",
     # A group of one has no advantage: what is left is the credit of steps alone.
     "credit.norm": "none",
     "credit.outcome_weight": 0,
@@ -53,7 +54,7 @@ class Labelled(NamedTuple):
 
     @property
     def labels(self) -> list[int | None]:
-        """[S], 1 for a wrong step, 0 for a sound one, None where it is not labelled."""
+        """[S], 1 for a wrong step, 0 for a right one, None where it is not labelled."""
         first, wrong, steps = self.solution.first_wrong, self.solution.wrong_steps, range(len(self.solution.steps))
         if wrong is not None:
             return [int(k in wrong) for k in steps]

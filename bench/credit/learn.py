@@ -1,17 +1,23 @@
-"""An arm of bench.credit as a learning curve: a run of the embedded default with its credit, and its figures.
+"""Arms of bench.credit as learning curves on the embedded default, by rollouts and by the clock.
 
-    python -m bench.credit.learn --arm answer-probability --seed 100
+    python -m bench.credit.learn [--arms outcome capo-1 oracle capo-gated] [--seeds 100 101 ...]
+    python -m bench.credit.learn --report     the page and the picture again, of what there is so far
 
-The plan and the figures are those of bench.evidence. A run is a file; one that is there is not made again.
+One engine in one process, all arms of a seed before the next seed, a minute or two per run. A run's figures are a file,
+written at once; one that is there is not made again, so the command goes on where it was stopped. Seeds from 100 on are
+reported; those below are for tuning. The plan and the figures are those of bench.evidence.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from bench.credit.arms import ARMS
+from bench.credit.arms import ARMS, CLOCK
+from bench.credit.clock import write_page
 from bench.evidence.arms import Plan
 from bench.evidence.oracle import KeptEngine, OracleCritic, tiny_oracle
 from bench.evidence.runs import run_seed, write_figures
@@ -23,6 +29,12 @@ from capo_fast.pretrained import load_tokenizer
 from capo_fast.runtime.ranks import ranks
 from capo_fast.tiny.task import oracle_critique
 
+SEEDS = tuple(range(100, 116))
+
+
+def run_path(out: Path, arm: str, seed: int) -> Path:
+    return out / "runs" / f"{arm}-{seed}.json"
+
 
 def run_config(arm: str, seed: int, plan: Plan, runs: Path) -> Config:
     """Of one run."""
@@ -30,35 +42,49 @@ def run_config(arm: str, seed: int, plan: Plan, runs: Path) -> Config:
     return load_config([f"--{key}={value}" for key, value in words.items()])
 
 
-def learn(arm: str, seed: int, plan: Plan, runs: Path, out: Path) -> None:
-    """Unless its file is there."""
-    path = out / "runs" / f"{arm}-{seed}.json"
-    if path.exists():
+def run_missing(arms: Sequence[str], seeds: Sequence[int], plan: Plan, runs: Path, out: Path) -> None:
+    """The runs whose files are not there, on one engine."""
+    left = {(arm, seed): run_path(out, arm, seed) for seed in seeds for arm in arms}
+    left = {key: path for key, path in left.items() if not path.exists()}
+    if not left:
         return
-    config = run_config(arm, seed, plan, runs)
+    config = run_config(arms[0], seeds[0], plan, runs)
     model = resolve_model(config.model.path)
     with ranks() as device:
         engine = start_engine(model, config)
+        plain, rule = KeptEngine(engine), OracleCritic(engine, tiny_oracle(load_tokenizer(model), 0.0))
         try:
-            kept = OracleCritic(engine, tiny_oracle(load_tokenizer(model), 0.0)) if ARMS[arm].by_rule else None
-            found = run_seed(config, device, kept or KeptEngine(engine), oracle_critique)
+            for (arm, seed), path in left.items():
+                config, kept = run_config(arm, seed, plan, runs), rule if ARMS[arm].by_rule else plain
+                write_run(
+                    path,
+                    {"arm": arm, "seed": seed, "plan": vars(plan)},
+                    run_seed(config, device, kept, oracle_critique),
+                )
         finally:
             engine.close()
+
+
+def write_run(path: Path, about: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_figures(path, {"arm": arm, "seed": seed, "plan": vars(plan)} | found)
+    write_figures(path, {**about, **found})
+    print(path, found["curve"], file=sys.stderr, flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.credit.learn", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arm", choices=ARMS, required=True)
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(CLOCK), help="(%(default)s)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="(100 to 115)")
     parser.add_argument("--steps", type=int, default=Plan().steps, help="(%(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/credit"), help="folder of the runs (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("bench/results/credit"), help="folder (%(default)s)")
+    parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()
-    learn(options.arm, options.seed, Plan(steps=options.steps), options.runs, options.out)
+    if not options.report:
+        run_missing(options.arms, options.seeds, Plan(steps=options.steps), options.runs, options.out)
+    print(write_page(options.out))
     return 0
 
 

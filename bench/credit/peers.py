@@ -5,11 +5,11 @@ from collections import defaultdict
 from capo_fast.credit.groups import StepCredit
 
 
-def by_company(groups):
-    return StepCredit([company(group.samples) for group in groups])
+def by_peers(groups):
+    return StepCredit([share_of_wrong(group.samples) for group in groups])
 
 
-def company(samples):
+def share_of_wrong(samples):
     verdicts = defaultdict(list)
     for sample in samples:
         for text in set(sample.rollout.steps.texts):

@@ -10,11 +10,11 @@ import numpy as np
 Steps = Sequence[Sequence[float]]
 """Of each rollout, one number per step."""
 Labels = Sequence[Sequence[int | None]]
-"""1: a wrong step; 0: a sound one; None: not labelled."""
+"""1: a wrong step; 0: a right one; None: not labelled."""
 
 
 def auc(advantages: Iterable[float], wrong: Iterable[int]) -> float | None:
-    """How often a wrong step has less advantage than a sound one, ties by half; None without either kind.
+    """How often a wrong step has less advantage than a right one, ties by half; None without either kind.
 
     >>> auc([1.0, 0.0, 0.0, -1.0], [0, 0, 1, 1])
     0.875
@@ -31,6 +31,17 @@ def pooled_auc(advantages: Steps, labels: Labels) -> float | None:
     """Over the steps of all rollouts."""
     found = [pair for row, known in zip(advantages, labels, strict=True) for pair in labelled(row, known)]
     return auc([a for a, _ in found], [label for _, label in found])
+
+
+def auc_interval(advantages: Steps, labels: Labels, resamples: int = 1000) -> tuple[float, float] | None:
+    """95 % of `pooled_auc`, by a bootstrap over rollouts; None without either kind of step."""
+    draws = np.random.default_rng(0).integers(len(labels), size=(resamples, len(labels)))
+    scores = [pooled_auc([advantages[i] for i in rows], [labels[i] for i in rows]) for rows in draws]
+    found = [score for score in scores if score is not None]
+    if not found:
+        return None
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def inner_auc(advantages: Steps, labels: Labels) -> float | None:
@@ -57,16 +68,16 @@ def rank_correlation(advantages: Steps, truth: Steps) -> float | None:
     >>> rank_correlation([[1.0, 2.0], [5.0]], [[0.0, 3.0], [4.0]])
     1.0
     """
-    one, two = (ranks([x for row in rows for x in row]) for rows in (advantages, truth))
+    one, two = (mid_ranks([x for row in rows for x in row]) for rows in (advantages, truth))
     if not (one.size and np.ptp(one) and np.ptp(two)):
         return None
     return round(float(np.corrcoef(one, two)[0, 1]), 12)
 
 
-def ranks(values: Sequence[float]) -> np.ndarray:
+def mid_ranks(values: Sequence[float]) -> np.ndarray:
     """From 0; equal values have the mean of theirs.
 
-    >>> ranks([3.0, 1.0, 3.0]).tolist()
+    >>> mid_ranks([3.0, 1.0, 3.0]).tolist()
     [1.5, 0.0, 1.5]
     """
     _, place, count = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)

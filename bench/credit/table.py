@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.credit.arms import ARMS, TRUTH
-from bench.credit.scores import inner_auc, pooled_auc, rank_correlation, sign_agreement
+from bench.credit.scores import auc_interval, inner_auc, pooled_auc, rank_correlation, sign_agreement
 from capo_fast.markdown import markdown_table
 
 Shards = Sequence[Mapping[str, Any]]
@@ -54,7 +54,7 @@ def world_row(shards: Shards, name: str, labels: Any, truth: Any) -> list[str]:
 def given_part(shard: Mapping[str, Any]) -> str:
     labels = shard["labels"]
     rows = [
-        [name, *map(shown, scores_of(arm["advantages"], labels)), *costs([shard], name, len(labels))]
+        [name, *scores_of(arm["advantages"], labels), *costs([shard], name, len(labels))]
         for name, arm in shard["arms"].items()
     ]
     head = ["estimator", *AUC, *COST]
@@ -65,8 +65,11 @@ def given_part(shard: Mapping[str, Any]) -> str:
     )
 
 
-def scores_of(found: Any, labels: Any) -> list[float | None]:
-    return [pooled_auc(found, labels), inner_auc(found, labels)]
+def scores_of(found: Any, labels: Any) -> list[str]:
+    """AUC with its interval, for solutions are few, and AUC within."""
+    interval = auc_interval(found, labels)
+    spread = "" if interval is None else " [{:.2f}, {:.2f}]".format(*interval)
+    return [shown(pooled_auc(found, labels)) + spread, shown(inner_auc(found, labels))]
 
 
 def joined(shards: Shards, key: str) -> list[Any]:
@@ -89,9 +92,10 @@ def shown(value: float | None) -> str:
 
 
 LEGEND = """\
-AUC: how often a wrong step has less advantage than a sound one, ties by half, over all steps, and within each rollout
-that has both, where a verdict on the answer says nothing. Sign and rank: share of steps with the sign of CAPO's
-advantage under the rule's own critiques (0 has neither), and Spearman's correlation with it. Costs are per rollout:
-tokens that the critic or the estimator reads (with those of them in the prefix cache) and writes, and CPU seconds of
-the process, without verifier workers. Given solutions have no group: their advantages are of steps alone.
+AUC: how often a wrong step has less advantage than a right one, ties by half, over all steps (in brackets 95 %, by
+resampling solutions), and within each rollout that has both, where a verdict on the answer says nothing. Sign and rank:
+share of steps with the sign of CAPO's advantage under the rule's own critiques (0 has neither), and Spearman's
+correlation with it. Costs are per rollout: tokens that the critic or the estimator reads (with those of them in the
+prefix cache) and writes, and CPU seconds of the process, without verifier workers. Given solutions have no group: their
+advantages are of steps alone.
 """

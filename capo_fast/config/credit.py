@@ -56,7 +56,10 @@ class CreditConfig:
     """Which rollouts the critic reads: all, wrong answers, right ones, or those of groups with right and wrong ones.
     All but the first wait for the last rollout and its verdict."""
     answer_lead: str = "The final answer is \\boxed{"
-    """answer-probability: what stands between the end of a step and the reference answer."""
+    """answer-probability: what comes between the end of a step and the reference answer."""
+    answer_tail: str = "}"
+    """answer-probability: what ends an answer after credit.answer_lead. Its tokens are scored with the reference's:
+    else 5 would be likely wherever 55 is."""
     continuations: CountWhereUsed = 4
     """step-values: rollouts that are sampled on from each step's end."""
 

@@ -39,6 +39,51 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class StepCriticConfig:
+    """What takes the place of the critic's own settings under critic.reads: step."""
+
+    path: FilePath | None = None
+    """In place of critic.path; None: that."""
+    prompt: FilePath = "pkg://capo_fast.credit/prompts/step.txt"
+    """In place of critic.prompt: a template that shows a solution up to the step that is judged, its last."""
+    temperature: NonNegativeFloat | None = None
+    """In place of critic.temperature; None: that."""
+    max_tokens: PositiveInt = 512
+    """In place of critic.max_tokens: the longest critique of a step, in tokens. A verdict that is there when it is
+    reached counts."""
+    stop: tuple[str, ...] = ()
+    """In place of critic.stop."""
+    verdict: Literal["capo", "fapo", "yes-no"] = "capo"
+    r"""In place of critic.verdict. capo: Judgment: Yes or No; fapo: a \boxed{} of -1 or anything else; yes-no: the last
+    Yes or No of the critique."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class GateConfig:
+    """What the critic is asked, and what is known without it (docs/critic.md)."""
+
+    groups: Literal["all", "any-wrong", "mixed"] = "all"
+    """Groups that the critic reads: all, those with a wrong answer, or those with right and wrong ones. The others have
+    outcome credit. All but the first wait for the last rollout and its verdict."""
+    ambiguous: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Read a further group where the policy's probability of the reference answer changes by more than this over a step
+    of one of its rollouts, the last step apart. Costs one prefill by the policy per step of the groups that verdicts
+    leave out. None: don't look."""
+    trust_right: bool = False
+    """critic.reads: step: a step that a right answer of the group has behind the same prefix is held sound unasked."""
+    adaptive: bool = False
+    """Ask for votes until every vote is settled, whatever the others would say: the same votes for fewer critiques."""
+    tokens: PositiveInt | None = None
+    """Most tokens of all critiques of a sampling round, on all ranks: groups are read whole, those first whose verdicts
+    differ most, as long as their longest critiques fit. The others have outcome credit. None: no limit."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it wants verdicts before anything is asked."""
+        return self.groups != "all" or self.trust_right or self.tokens is not None
+
+
+@dataclass(frozen=True, config=STRICT)
 class CriticConfig:
     mode: Literal["frozen", "self", "endpoint", "server"] = "frozen"
     """What critiques: frozen weights in the engine (under LoRA the base itself), the current policy, a server
@@ -67,11 +112,21 @@ class CriticConfig:
     swapped or a server of the run's own takes turns with the policy's engine."""
     judge_once: bool = True
     """Equal rollouts of a prompt share the critiques of the first of them to end (on one rank)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a critique where it has written one, as </incorrect_steps>,Judgment: Yes, so that nothing is
+    written after the verdict. At a server they want vLLM, which keeps them in the answer."""
     structured: bool = False
     """Constrain the end of a critique to the form that is read, by the engine's structured output."""
-    verdict: Literal["capo", "fapo"] = "capo"
+    reads: Literal["solution", "step"] = "solution"
+    """What one critique judges: a whole rollout, or one step, of which it is shown the problem and the steps before,
+    and none after. So a step is judged once for all rollouts of a group that have it behind the same prefix.
+    critic.step.* then take the place of the critic's own settings."""
+    step: StepCriticConfig = field(default_factory=StepCriticConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    verdict: Literal["capo", "fapo", "yes-no"] = "capo"
     r"""Form of the verdict that is read. capo: a judgment and the list of wrong steps; fapo: the index of the first
-    wrong step in a \boxed{}, -1 for none, as critic.prompt pkg://capo_fast.credit/prompts/fapo.txt asks for it."""
+    wrong step in a \boxed{}, -1 for none, as critic.prompt pkg://capo_fast.credit/prompts/fapo.txt asks for it; yes-no:
+    the last Yes or No, about all that the critic is shown."""
     server: ServerConfig = field(default_factory=ServerConfig)
 
     @property

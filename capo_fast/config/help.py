@@ -147,7 +147,7 @@ def _value(value: Any) -> str:
             return {None: "none", True: "true", False: "false"}[value]
         case tuple():
             return ",".join(map(str, value))
-    return str(value)
+    return str(value) or '""'
 
 
 def _wrapped(text: str, first: int, rest: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -73,6 +74,36 @@ def when(config: Config) -> Rules:
     )
 
 
+def gate(config: Config) -> Rules:
+    """Gates that would do nothing, or change what the votes of all critiques are."""
+    critic, whole = config.critic, config.credit.process == "outcome"
+    yield (
+        critic.gate.ambiguous is not None and critic.gate.groups == "all",
+        f"critic.gate.ambiguous: found {critic.gate.ambiguous}, wanted none with critic.gate.groups: all, which leaves "
+        "no group out",
+    )
+    yield (
+        critic.gate.trust_right and critic.reads == "solution",
+        "critic.gate.trust_right: found true, wanted false with critic.reads: solution, which judges no step alone; "
+        "credit.when: wrong-answers leaves right answers out",
+    )
+    yield (
+        critic.gate.adaptive and whole,
+        "critic.gate.adaptive: found true, wanted false with credit.process: outcome, which takes the mean of all "
+        "judgments",
+    )
+    yield critic.reads == "step" and whole, "critic.reads: found step, wanted solution with credit.process: outcome"
+    least = critic.votes * critic.max_tokens
+    yield (
+        critic.gate.tokens is not None and critic.gate.tokens < least,
+        f"critic.gate.tokens: found {critic.gate.tokens}, wanted at least critic.votes * critic.max_tokens ({least})",
+    )
+    yield (
+        critic.verdict == "yes-no" and critic.reads == "solution" and not whole,
+        "critic.verdict: found yes-no, wanted capo or fapo with critic.reads: solution: it names no step",
+    )
+
+
 def process_weight(config: Config) -> Rules:
     """Of processes that are of no use without P."""
     credit = config.credit
@@ -103,28 +134,38 @@ def token_credit(config: Config) -> Rules:
 
 def step_values(config: Config) -> Rules:
     reward = config.reward
-    others = {
-        "reward.also": ",".join(reward.also),
-        "reward.format_bonus": reward.format_bonus,
-        "train.truncated": config.train.truncated if config.train.truncated == "penalise" else "",
-    }
-    for key, found in others.items():
+    others = (
+        ("reward.also", ",".join(reward.also), bool(reward.also), "none"),
+        ("reward.format_bonus", f"{reward.format_bonus:g}", reward.format_bonus > 0, "0"),
+        ("train.truncated", config.train.truncated, config.train.truncated == "penalise", "keep or mask"),
+    )
+    for key, found, broken, wanted in others:
         yield (
-            bool(found),
-            f"{key}: found {found} with credit.process: step-values, wanted none: it reads verdicts",
+            broken,
+            f"{key}: found {found} with credit.process: step-values, wanted {wanted}: its values are verdicts alone",
         )
 
 
 def bonus(config: Config) -> Rules:
-    bonus, room = config.reward.format_bonus, config.credit.outcome_weight
-    name = "C"
-    if has_process_penalty(config) or config.credit.process == "prefix":
-        room, name = room - config.credit.largest_process_weight, "C - P"
+    bonus, (gap, name) = config.reward.format_bonus, _answer_gap(config)
     yield (
-        0 < bonus >= room,
-        f"reward.format_bonus: found {bonus:g}, wanted less than {name} = {room:g}: "
+        0 < bonus >= gap,
+        f"reward.format_bonus: found {bonus:g}, wanted less than {name} = {gap:g}: "
         "else the format outweighs the answer",
     )
+
+
+def _answer_gap(config: Config) -> tuple[float, str]:
+    """How much more reward a right answer has than a wrong one at least, and by which formula."""
+    credit = config.credit
+    if has_process_penalty(config):
+        return credit.outcome_weight - credit.largest_process_weight, "C - P"
+    if credit.process == "prefix":  # a right answer is never penalised, and a wrong one has half of C at most
+        return credit.outcome_weight / 2, "C / 2"
+    if credit.process == "outcome":
+        judged = credit.verdict_scale + 0.5 - 1 / (1 + math.exp(-credit.judgment_scale))
+        return credit.outcome_weight * judged, "C (beta + 1/2 - sigmoid(alpha))"
+    return credit.outcome_weight, "C"
 
 
 def ppo(config: Config) -> Rules:

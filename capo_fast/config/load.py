@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from capo_fast.config.core_yaml import CoreDumper, CoreLoader
 from capo_fast.config.paths import resolve_path
-from capo_fast.config.schema import Config
+from capo_fast.config.schema import Config, with_step_critic
 from capo_fast.config.settings import Schema, schema_of, sections_in, shown
 from capo_fast.config.sft import SftConfig
 from capo_fast.errors import ConfigError
@@ -38,7 +38,7 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     named = [index for index, layer in enumerate(flat) if "algorithm" in layer]
     if named:
         flat.insert(named[-1], read_algorithm(flat[named[-1]]["algorithm"]))
-    return build_kind(Config, *flat)
+    return with_step_critic(build_kind(Config, *flat))
 
 
 def build_kind(kind: type[Kind], *layers: Mapping[str, Any]) -> Kind:

@@ -248,6 +248,7 @@ PARTS = {
     "groups": Part(_always, _groups),
     "critiques": Part(lambda c: c.has_critic, _critiques, CRITIQUES),
     "votes": Part(lambda c: c.has_critic, _votes),
+    "gate": Part(lambda c: c.has_critic, learning.gate),
     "frozen critic": Part(lambda c: c.has_critic and c.critic.mode == "frozen", _frozen),
     "address": Part(_always, _address),
     "server": Part(lambda c: c.asks_server, bounds=SERVER),

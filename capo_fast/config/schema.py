@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import asdict, field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -30,10 +30,14 @@ from capo_fast.config.training import (
 )
 from capo_fast.config.types import STRICT, MayChange
 
+Algorithm = Literal["capo", "capo-gated", "grpo", "grpo_genorm", "dr_grpo", "dapo", "gspo", "cispo", "prefix"]
+
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
-    algorithm: Literal["capo", "grpo", "grpo_genorm", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = "capo"
+    algorithm: Literal["capo", "capo-gated", "grpo", "grpo_genorm", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = (
+        "capo"
+    )
     """Named algorithm: sets its own keys, any of which may be overridden after it."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random draw of the run comes from it."""
@@ -62,7 +66,7 @@ class Config:
         """credit.std_floor, with a number for None: the smallest std that advantages are divided by."""
         if self.credit.std_floor is not None:
             return self.credit.std_floor
-        return 0.25 if self.algorithm == "capo" and self.credit.norm == "group-sequence" else 0.0
+        return 0.25 if self.algorithm in ("capo", "capo-gated") and self.credit.norm == "group-sequence" else 0.0
 
     @property
     def resolved_overlong_buffer(self) -> int:
@@ -106,11 +110,15 @@ class Config:
         }
 
     @property
+    def chooses(self) -> bool:
+        """Whether verdicts decide what the critic is asked."""
+        return self.has_critic and (self.credit.when != "always" or self.critic.gate.waits)
+
+    @property
     def streams(self) -> bool:
         """Whether critiques run beside rollouts: no verdict is needed first, no other weights in the engine, and no
         other engine on its devices."""
-        chooses = self.has_critic and self.credit.when != "always"
-        return self.critic.stream and not chooses and not self.swaps and not self.serves_critic
+        return self.critic.stream and not self.chooses and not self.swaps and not self.serves_critic
 
     @property
     def has_old_logprobs(self) -> bool:
@@ -133,3 +141,12 @@ def with_merging(config: Config, on_cpu: bool) -> Config:
     if config.engine.merge_lora != "auto":
         return config
     return replace(config, engine=replace(config.engine, merge_lora=on_cpu))
+
+
+def with_step_critic(config: Config) -> Config:
+    """The configuration in which a critic of steps has `critic.step`'s settings for its own."""
+    critic = config.critic
+    if critic.reads == "solution":
+        return config
+    own = {key: value for key, value in asdict(critic.step).items() if value is not None}
+    return replace(config, critic=replace(critic, **own))

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
+from typing import Any
 
 import torch
 
 import capo_kernels as ck
 from capo_fast.config.schema import Config
 from capo_fast.credit.estimate import BUILT_IN, Returned, load_estimator, refuse_questions
-from capo_fast.credit.groups import CreditError, Group, StepCredit, TokenCredit, groups_of
+from capo_fast.credit.groups import CreditError, Group, StepCredit, TokenCredit, groups_of, step_ends
 from capo_fast.credit.schedule import process_shares
 from capo_fast.records import CreditedSample, Rollout, Sample
 
 
 def assign_credit(samples: Sequence[Sample], config: Config, step: int = 1) -> list[CreditedSample]:
-    """The credit of samples that make up whole groups and stand group by group, in their order, by an estimator that
-    asks no engine. step: of training, from 1."""
+    """The credit of samples that make up whole groups, one after another, in their order, by an estimator that asks no
+    engine. step: of training, from 1."""
     groups, estimator = groups_of(samples), load_estimator(config.credit.fn or BUILT_IN[config.credit.process])
     return credited_samples(groups, estimator(groups, {"config": config}, refuse_questions), config, step)
 
@@ -80,10 +81,9 @@ def _by_token(groups: Sequence[Group], found: TokenCredit, config: Config) -> li
 
 
 def _with_tokens(sample: Sample, advantages: Sequence[float], config: Config) -> CreditedSample:
-    trained, starts = is_trained(sample, config.train.truncated), sample.rollout.steps.starts
+    trained = is_trained(sample, config.train.truncated)
     by_token = tuple(float(advantage) if trained else 0.0 for advantage in advantages)
-    firsts = [place for place, start in enumerate(starts) if start]
-    parts = [by_token[first:last] for first, last in zip(firsts, [*firsts[1:], len(starts)], strict=True)]
+    parts = [by_token[begin:end] for begin, end in pairwise([0, *step_ends(sample.rollout)])]
     return CreditedSample(
         sample,
         trained,
@@ -121,11 +121,18 @@ def credit_of(
         outcome=torch.tensor(outcomes, dtype=torch.float32),
         group=torch.tensor([groups[rollout.group] for rollout in rollouts]),
         cu_seqlens=offsets([len(rollout.token_ids) for rollout in rollouts]),
-        outcome_weight=config.credit.outcome_weight,
-        process_weight=config.credit.largest_process_weight,
-        norm=config.credit.norm,
-        std_floor=config.resolved_std_floor,
+        **credit_settings(config),
     )
+
+
+def credit_settings(config: Config) -> dict[str, Any]:
+    """The fields of `capo_kernels.Credit` that are the same in every batch."""
+    return {
+        "outcome_weight": config.credit.outcome_weight,
+        "process_weight": config.credit.largest_process_weight,
+        "norm": config.credit.norm,
+        "std_floor": config.resolved_std_floor,
+    }
 
 
 def offsets(lengths: Sequence[int]) -> torch.Tensor:

@@ -140,7 +140,7 @@ def _index_ranges(body: str) -> list[tuple[int, int]] | None:
 
 
 def _number(digits: str) -> int:
-    """An index; one that is far too long stands for any far index, as reading it would take quadratic time."""
+    """An index; one that is far too long is read as any far index, as reading it would take quadratic time."""
     if len(digits) < 10:
         return int(digits)
     return -_FAR if digits.startswith("-") else _FAR

@@ -180,16 +180,16 @@ def _check_row(where: str, rollout: Rollout, row: Any, by_step: bool) -> None:
 
 
 def _check_numbers(where: str, row: Any, wanted: int, kind: str, most: float) -> None:
-    """Finite numbers; from 0 on where there is a highest one."""
+    """Finite numbers, as float32 too, which the loss takes; from 0 on where there is a highest one."""
     try:
         values = torch.as_tensor(row, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         values = torch.empty(0, 0)
     if values.shape != (wanted,):
         raise CreditError(f"{where}: found {reprlib.repr(row)}, wanted {wanted} numbers, one per {kind}")
-    bad = ~values.isfinite()
+    bad = ~values.float().isfinite()
     if most < math.inf:
         bad |= (values < 0) | (values > most)
     if bad.any():
-        place, bounds = int(bad.nonzero()[0]), "a number in [0, 1]" if most == 1 else "a finite number"
+        place, bounds = int(bad.nonzero()[0]), "a number in [0, 1]" if most == 1 else "a finite float32"
         raise CreditError(f"{where} {place}: found {float(values[place]):g}, wanted {bounds}")

@@ -39,7 +39,7 @@ class Group:
 
 
 def groups_of(samples: Sequence[Sample]) -> list[Group]:
-    """The groups of samples that make up whole ones and stand group by group, in their order."""
+    """The groups of samples that make up whole ones, one after another, in their order."""
     found: dict[int, list[Sample]] = {}
     for sample in samples:
         found.setdefault(sample.rollout.group, []).append(sample)

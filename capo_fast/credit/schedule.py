@@ -14,7 +14,7 @@ Verdicts = Sequence[float | None]
 """Of a group's rollouts; None where a check did not come to an end."""
 
 
-def process_weight(config: Config, progress: float) -> float:
+def weight_at(config: Config, progress: float) -> float:
     """P at a progress in [0, 1], of the run or of a group's pass rate: from `process_start` to `process_weight`."""
     start, end = config.credit.process_start, config.credit.process_weight
     return start + (end - start) * progress
@@ -26,8 +26,8 @@ def process_shares(groups: Sequence[Verdicts], config: Config, step: int) -> lis
     if schedule == "constant" or largest == 0:
         return [1.0] * len(groups)
     if schedule == "linear":
-        return [process_weight(config, run_progress(config, step)) / largest] * len(groups)
-    return [process_weight(config, pass_rate(group)) / largest for group in groups]
+        return [weight_at(config, run_progress(config, step)) / largest] * len(groups)
+    return [weight_at(config, pass_rate(group)) / largest for group in groups]
 
 
 def run_progress(config: Config, step: int) -> float:

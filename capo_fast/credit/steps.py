@@ -50,8 +50,17 @@ def step_spans(token_ids: Sequence[int], tokenizer: Any) -> StepSpans:
     chunks = _bytes_of(token_ids, tokenizer)
     data = b"".join(chunks)
     pieces = _pieces(data) or [(0, len(data))]
+    starts, firsts = _begun(chunks, pieces)
+    lasts = [first - 1 for first in firsts[1:]] + [len(pieces) - 1]
+    spans = ((pieces[first][0], pieces[last][1]) for first, last in zip(firsts, lasts, strict=False))
+    texts = (unicode_text(data[start:end].decode("utf-8", "replace")) for start, end in spans)
+    return StepSpans(tuple(starts), tuple(texts))
+
+
+def _begun(chunks: Sequence[bytes], pieces: Sequence[tuple[int, int]]) -> tuple[list[bool], list[int]]:
+    """[L], True on the first token of each step, and the piece at which each step begins. chunks: of each token."""
     starts: list[bool] = []
-    firsts: list[int] = []  # the piece at which each step begins
+    firsts: list[int] = []
     begin = piece = 0
     for chunk in chunks:
         while piece + 1 < len(pieces) and pieces[piece + 1][0] <= begin:
@@ -61,10 +70,7 @@ def step_spans(token_ids: Sequence[int], tokenizer: Any) -> StepSpans:
         if starts[-1]:
             firsts.append(piece)
         begin += len(chunk)
-    lasts = [first - 1 for first in firsts[1:]] + [len(pieces) - 1]
-    spans = ((pieces[first][0], pieces[last][1]) for first, last in zip(firsts, lasts, strict=False))
-    texts = (unicode_text(data[start:end].decode("utf-8", "replace")) for start, end in spans)
-    return StepSpans(tuple(starts), tuple(texts))
+    return starts, firsts
 
 
 def _pieces(data: bytes) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@ r"""How the critic writes its verdict, and how it is read: formats by name (`cri
 
 capo   Judgment: No, and the wrong steps in <incorrect_steps> (the paper's)
 fapo   \boxed{3}, the first wrong step; \boxed{-1}, none (FAPO, arXiv 2510.22543; ProcessBench's form)
+yes-no Yes or No, the last of the answer, on the whole or on the one step that it judges
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from capo_fast.credit.critique_parser import CRITIQUE_REGEX, parse_critique, parse_judgment
+from capo_fast.credit.neutralise import without_boxes
 from capo_fast.records import Critique
 
 Parse = Callable[[str, int, bool], Critique]
@@ -27,6 +29,9 @@ class Verdict:
     """Whether the solution is: all steps or none (`credit.process: outcome`)."""
     regex: str
     """What a critique under `critic.structured` matches."""
+    shown: Callable[[str], str] = str
+    """A step's text -> what the critic is shown of it, so that an echo of it is no verdict; what `neutralise` takes out
+    is taken out in any format."""
 
 
 _INDEX = re.compile(r"\\boxed[ \t]*\{[ \t]*(-1|[0-9]{1,9})[ \t]*\}")
@@ -57,7 +62,7 @@ def parse_boxed(text: str, num_steps: int, finished: bool = True) -> Critique:
 
 
 def parse_boxed_whole(text: str, num_steps: int, finished: bool = True) -> Critique:
-    r"""The same about the whole solution: every step is wrong unless the box holds -1.
+    r"""What the box says about the whole solution: every step is wrong unless it holds -1.
 
     >>> [sorted(parse_boxed_whole(text, 2).wrong_steps) for text in (r"\boxed{1}", r"\boxed{-1}")]
     [[0, 1], []]
@@ -67,7 +72,24 @@ def parse_boxed_whole(text: str, num_steps: int, finished: bool = True) -> Criti
     return Critique(found.abstained, wrong, found.dropped, text, found.truncated)
 
 
+_YES_NO = re.compile(r"(?<![a-z])(yes|no)(?![a-z])", re.IGNORECASE | re.ASCII)
+
+
+def parse_yes_no(text: str, num_steps: int, finished: bool = True) -> Critique:
+    """All steps are wrong where the answer's last Yes or No is a No; without either the critique abstains.
+
+    [us] It counts in an answer that the length limit cut as well: a verdict of one word is whole when it is there.
+
+    >>> [sorted(parse_yes_no(text, 2).wrong_steps) for text in ("8 No", "Yes.")]
+    [[0, 1], []]
+    """
+    said = _YES_NO.findall(text)
+    wrong = range(num_steps) if said and said[-1].lower() == "no" else ()
+    return Critique(not said, frozenset(wrong), 0, text, truncated=not said and not finished)
+
+
 VERDICTS = {
     "capo": Verdict(parse_critique, parse_judgment, CRITIQUE_REGEX),
-    "fapo": Verdict(parse_boxed, parse_boxed_whole, r"(.|\n)*\\boxed\{(-1|[0-9]+)\}"),
+    "fapo": Verdict(parse_boxed, parse_boxed_whole, r"(.|\n)*\\boxed\{(-1|[0-9]+)\}", without_boxes),
+    "yes-no": Verdict(parse_yes_no, parse_yes_no, r"(.|\n)*(Yes|No)"),
 }

@@ -34,3 +34,43 @@ def vote(critiques: Sequence[Critique], num_steps: int, mode: str) -> list[float
         valid = valid[:1]
     counts = [sum(step in wrong for wrong in valid) for step in range(num_steps)]
     return [_RULES[mode](count, len(valid)) if count else 0.0 for count in counts]
+
+
+def votes_to_ask(found: Sequence[Critique], num_steps: int, mode: str, total: int) -> int:
+    """The fewest further critiques, of `total` in all, after which all votes may be settled; 0: they are.
+
+    A vote is settled where the critiques that are left can't change it, whatever they say: by intersection a step is
+    sound once a critique leaves it out, by majority of three it is wrong once two name it. An average is settled by the
+    last one.
+
+    >>> wrong, sound = (Critique(False, frozenset(named), 0) for named in ([0], []))
+    >>> [votes_to_ask(found, 1, "intersection", 3) for found in ([], [wrong], [wrong, sound])]
+    [1, 1, 0]
+    >>> [votes_to_ask(found, 1, "majority", 3) for found in ([], [wrong, sound], [wrong, wrong])]
+    [2, 1, 0]
+    """
+    of_steps = [[_on_step(each, k) for each in found] for k in range(num_steps)]
+    return max((_fewest(critiques, mode, total - len(found)) for critiques in of_steps), default=0)
+
+
+def _on_step(critique: Critique, step: int) -> Critique:
+    """What it says of one step."""
+    return _WRONG if step in critique.wrong_steps else Critique(critique.abstained, frozenset(), 0)
+
+
+_WRONG, _SOUND = (Critique(abstained=False, wrong_steps=frozenset(named), dropped=0) for named in ([0], []))
+
+
+def _fewest(found: Sequence[Critique], mode: str, left: int) -> int:
+    """Of one step. More votes of one kind settle it sooner than of both."""
+    return next(
+        more
+        for more in range(left + 1)
+        if any(_settled([*found, *[kind] * more], mode, left - more) for kind in (_WRONG, _SOUND))
+    )
+
+
+def _settled(found: Sequence[Critique], mode: str, left: int) -> bool:
+    """Whether the vote on one step is the same where all that are left name it and where none does: what else they may
+    say, abstentions too, is between."""
+    return vote([*found, *[_WRONG] * left], 1, mode) == vote([*found, *[_SOUND] * left], 1, mode)

@@ -62,8 +62,9 @@ def async_client(config: EndpointConfig) -> openai.AsyncOpenAI:
 def chat_request(
     request: Request, model: str, config: EndpointConfig, template_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments of OpenAI's client. `top_k`, `structured_outputs` and `chat_template_kwargs` are vLLM's; 31 bits of the
-    seed are what every server takes. What `endpoint.extra_body` has counts, and its null takes a field out.
+    """Arguments of OpenAI's client. `top_k`, `structured_outputs`, `include_stop_str_in_output` and
+    `chat_template_kwargs` are vLLM's; 31 bits of the seed are what every server takes. What `endpoint.extra_body` has
+    counts, and its null takes a field out.
     """
     fields = {
         "temperature": request.temperature,
@@ -72,6 +73,8 @@ def chat_request(
         "seed": request.seed % 2**31,
         "top_k": None if request.top_k == -1 else request.top_k,
         "structured_outputs": {"regex": request.regex} if request.regex else None,
+        "stop": list(request.stop) or None,
+        "include_stop_str_in_output": True if request.stop else None,
         "chat_template_kwargs": dict(template_kwargs) or None,
     }
     body = {name: value for name, value in (fields | config.extra_body).items() if value is not None}

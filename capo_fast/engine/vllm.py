@@ -82,7 +82,9 @@ class VllmEngine:
             logprobs=0,
             prompt_logprobs=0 if request.scored else None,
             skip_reading_prefix_cache=not cached if request.scored else None,
-            detokenize=False,
+            stop=list(request.stop),
+            include_stop_str_in_output=bool(request.stop),
+            detokenize=bool(request.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=request.regex) if request.regex else None,
         )

@@ -15,11 +15,8 @@ from typing import Self
 import torch
 
 from capo_fast.exchange.figures import Figures, figures_of
-from capo_fast.exchange.tensors import Exchange, end_to_end
-from capo_fast.records import CreditedSample, Prompt
-
-Key = tuple[int, int]
-"""Group and sample of a rollout."""
+from capo_fast.exchange.tensors import Exchange, end_to_end, table
+from capo_fast.records import CreditedSample, Member, Prompt
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,9 @@ class Columns:
             for each, given in zip(credited, advantages, strict=True)
         ]
         return cls(
-            keys=_table([(each.group, each.sample) for each in rollouts], torch.int64, 2),
-            sizes=_table(sizes, torch.int64, 3),
-            credit=_table([(each.outcome, *each.stats) for each in credited], torch.float32, 5),
+            keys=table([(each.group, each.sample) for each in rollouts], torch.int64, 2),
+            sizes=table(sizes, torch.int64, 3),
+            credit=table([(each.outcome, *each.stats) for each in credited], torch.float32, 5),
             token_ids=end_to_end([each.token_ids for each in rollouts], torch.int32),
             logprobs=end_to_end([each.logprobs for each in rollouts], torch.float32),
             step_starts=end_to_end([each.steps.starts for each in rollouts], torch.bool),
@@ -66,7 +63,7 @@ class Columns:
         """Rollouts."""
         return len(self.keys)
 
-    def places(self) -> dict[Key, int]:
+    def places(self) -> dict[Member, int]:
         """Where each rollout is."""
         return {(group, sample): place for place, (group, sample) in enumerate(self.keys.tolist())}
 
@@ -88,7 +85,7 @@ class Columns:
         ends = [list(accumulate(sizes, initial=0)) for sizes in self.sizes.T.tolist()]
         return [list(pairwise(each)) for each in ends]
 
-    def chosen(self, keys: Iterable[Key]) -> Self:
+    def chosen(self, keys: Iterable[Member]) -> Self:
         """The rollouts of these keys that are here, in their order."""
         places = self.places()
         return self.taken([places[key] for key in keys if key in places])
@@ -125,7 +122,7 @@ AXES = {
 """Of each column, the column of `sizes` that has its length; None: it has one row for each rollout."""
 
 
-def deal_columns(mine: Columns, wanted: Sequence[Sequence[Key]], exchange: Exchange) -> Columns:
+def deal_columns(mine: Columns, wanted: Sequence[Sequence[Member]], exchange: Exchange) -> Columns:
     """Those that this rank wants, from the ranks that have them. A collective.
 
     wanted: the keys for each rank, the same on all; a rollout may be wanted by several. The order is by sender.
@@ -133,7 +130,3 @@ def deal_columns(mine: Columns, wanted: Sequence[Sequence[Key]], exchange: Excha
     parts = [mine.chosen(keys) for keys in wanted]
     dealt = {name: torch.cat(exchange.deal([getattr(part, name) for part in parts])) for name in AXES}
     return Columns(**dealt)
-
-
-def _table(rows: Sequence[Sequence[float]], dtype: torch.dtype, width: int) -> torch.Tensor:
-    return torch.tensor(rows, dtype=dtype).reshape(-1, width)

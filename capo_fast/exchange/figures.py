@@ -1,7 +1,8 @@
 """Numbers of each rollout of a step, on every rank: what the log, dynamic sampling, the packing plan and the loss's
 denominators are made of. No token and no text is among them.
 
-They travel as two tables of float64: a row for each rollout, and a row for each of its steps.
+They travel as four tables: a row of numbers for each rollout, how many rewards and steps it has, all rewards, and a row
+for each step.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 
 import torch
 
-from capo_fast.exchange.tensors import Exchange
-from capo_fast.records import CreditedSample
+from capo_fast.exchange.tensors import Exchange, table
+from capo_fast.records import CreditedSample, Member
 
 REPLACED = "\ufffd"
-"""What stands in texts in place of bytes or halves of surrogate pairs that are no Unicode, and of NUL."""
+"""What is in texts in place of bytes or halves of surrogate pairs that are no Unicode, and of NUL."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Figures:
     """What the outcome weight multiplies."""
     has_advantage: bool
     """One that is not 0."""
+    by_token: bool
+    """Token credit."""
     critiques: int
     parsed: int
     dropped: int
@@ -57,13 +60,13 @@ class Figures:
     """[S], how many of the parsed critiques name the step."""
 
     @property
-    def key(self) -> tuple[int, int]:
+    def key(self) -> Member:
         """Its name in its step."""
         return self.group, self.sample
 
 
 NUMBERS = [each.name for each in fields(Figures) if each.name not in ("rewards", "votes", "named")]
-FLAGS = ("finished", "trained", "has_advantage")
+FLAGS = ("finished", "trained", "has_advantage", "by_token")
 
 
 def figures_of(credited: CreditedSample) -> Figures:
@@ -83,6 +86,7 @@ def figures_of(credited: CreditedSample) -> Figures:
         trained=credited.trained,
         reward=credited.outcome,
         has_advantage=any(credited.step_advantages),
+        by_token=credited.token_advantages is not None,
         critiques=len(sample.critiques),
         parsed=len(parsed),
         dropped=sum(critique.dropped for critique in sample.critiques),
@@ -102,10 +106,10 @@ def share_figures(mine: Sequence[Figures], exchange: Exchange) -> list[Figures]:
     sizes = [[len(each.rewards), len(each.votes)] for each in mine]
     steps = [pair for each in mine for pair in zip(each.votes, each.named, strict=True)]
     shared = (
-        exchange.share(_table(numbers, len(NUMBERS))).tolist(),
-        exchange.share(_table(sizes, 2)).int().tolist(),
-        exchange.share(_table([[value] for row in rewards for value in row], 1))[:, 0].tolist(),
-        exchange.share(_table(steps, 2)).tolist(),
+        exchange.share(table(numbers, torch.float64, len(NUMBERS))).tolist(),
+        exchange.share(table(sizes, torch.int64, 2)).tolist(),
+        exchange.share(torch.tensor([value for row in rewards for value in row], dtype=torch.float64)).tolist(),
+        exchange.share(table(steps, torch.float64, 2)).tolist(),
     )
     return sorted(_read(*shared), key=lambda each: each.key)
 
@@ -126,10 +130,6 @@ def _read(
             )
         )
     return found
-
-
-def _table(rows: Sequence[Sequence[float]], width: int) -> torch.Tensor:
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, width)
 
 
 def _number(value: float | None) -> float:

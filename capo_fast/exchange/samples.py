@@ -10,29 +10,31 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from capo_fast.exchange.tensors import Exchange, bytes_of, bytes_tensor, end_to_end
+from capo_fast.exchange.tensors import Exchange, bytes_of, bytes_tensor
 from capo_fast.records import Prompt, Sample
 
 TOKENS = {"token_ids": torch.int32, "logprobs": torch.float64}
 """[T] each: an engine's log-probs are Python floats, and arrive bit for bit."""
+Tokens = tuple[tuple[int, ...], tuple[float, ...]]
+"""Token ids and log-probs of a rollout."""
 NO_PROMPT = Prompt("", "", "", None, ())
 
 
 def whole_groups(
-    mine: Sequence[Sample], prompts: Mapping[int, Prompt], homes: Sequence[int], exchange: Exchange
+    mine: Sequence[Sample], prompts: Mapping[int, Prompt], ranks: Sequence[int], exchange: Exchange
 ) -> list[Sample]:
     """The whole groups that this rank computes the credit of, in the order of groups and samples. A collective.
 
-    prompts: of all groups. homes: the ranks that groups may go to, in order; nearly as many groups go to each.
+    prompts: of all groups. ranks: those that groups may go to, in order; nearly as many groups go to each.
     """
     found = exchange.share(torch.tensor([each.rollout.group for each in mine], dtype=torch.int64))
     groups = found.unique().tolist()
-    home = {group: homes[place * len(homes) // len(groups)] for place, group in enumerate(groups)}
-    parts = [[each for each in mine if home[each.rollout.group] == rank] for rank in range(exchange.count)]
+    target = {group: ranks[place * len(ranks) // len(groups)] for place, group in enumerate(groups)}
+    parts = [[each for each in mine if target[each.rollout.group] == rank] for rank in range(exchange.count)]
     kept, parts[exchange.rank] = parts[exchange.rank], []
     arrived = deal_samples(parts, prompts, exchange)
     return sorted([*kept, *arrived], key=lambda each: (each.rollout.group, each.rollout.sample))
@@ -40,26 +42,39 @@ def whole_groups(
 
 def deal_samples(parts: Sequence[Sequence[Sample]], prompts: Mapping[int, Prompt], exchange: Exchange) -> list[Sample]:
     """The samples that other ranks have for this one. A collective. parts: for each rank."""
-    columns = zip(*map(_columns, parts), strict=True)
-    lengths, ids, logprobs, starts, rest = (exchange.deal(list(column)) for column in columns)
-    arrived = []
-    for sender in range(exchange.count):
-        bare = pickle.loads(bytes_of(rest[sender])) if len(rest[sender]) else []
-        spans = [each[sender].split(lengths[sender].tolist()) for each in (ids, logprobs, starts)]
-        for sample, *tokens in zip(bare, *spans, strict=True):
-            values = (tuple(each.tolist()) for each in tokens)
-            arrived.append(_filled(sample, prompts[sample.rollout.group], *values))
-    return arrived
+    rollouts = [[each.rollout for each in part] for part in parts]
+    tokens = deal_tokens(rollouts, exchange)
+    starts = exchange.deal_rows([[each.steps.starts for each in part] for part in rollouts], torch.bool)
+    rest = exchange.deal([_bare(part) for part in parts])
+    samples = [sample for data in rest if len(data) for sample in pickle.loads(bytes_of(data))]
+    return [
+        _filled(sample, prompts[sample.rollout.group], *each, tuple(begun.tolist()))
+        for sample, each, begun in zip(samples, tokens, starts, strict=True)
+    ]
 
 
-def _columns(part: Sequence[Sample]) -> tuple[torch.Tensor, ...]:
-    rollouts = [each.rollout for each in part]
-    return (
-        torch.tensor([len(each.token_ids) for each in rollouts], dtype=torch.int64),
-        *(end_to_end([getattr(each, name) for each in rollouts], dtype) for name, dtype in TOKENS.items()),
-        end_to_end([each.steps.starts for each in rollouts], torch.bool),
-        bytes_tensor(pickle.dumps([_filled(each, NO_PROMPT, (), (), ()) for each in part]) if part else b""),
+class WithTokens(Protocol):
+    """A rollout, or a part of one."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def logprobs(self) -> tuple[float, ...]: ...
+
+
+def deal_tokens(parts: Sequence[Sequence[WithTokens]], exchange: Exchange) -> list[Tokens]:
+    """Token ids and log-probs of what each rank has for this one, by sender. A collective. parts: for each rank."""
+    ids, logprobs = (
+        exchange.deal_rows([[getattr(each, name) for each in part] for part in parts], dtype)
+        for name, dtype in TOKENS.items()
     )
+    return [(tuple(one.tolist()), tuple(other.tolist())) for one, other in zip(ids, logprobs, strict=True)]
+
+
+def _bare(part: Sequence[Sample]) -> torch.Tensor:
+    """The samples as bytes, without prompts and without what there is per token."""
+    return bytes_tensor(pickle.dumps([_filled(each, NO_PROMPT, (), (), ()) for each in part]) if part else b"")
 
 
 def _filled(sample: Sample, prompt: Prompt, token_ids: Any, logprobs: Any, starts: Any) -> Sample:

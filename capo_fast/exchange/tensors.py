@@ -30,6 +30,12 @@ class Exchange:
         self._all_to_all(received, whole, taken, counts.tolist())
         return list(received.split(taken))
 
+    def deal_rows(self, parts: Sequence[Sequence[Sequence[float]]], dtype: torch.dtype) -> list[torch.Tensor]:
+        """Rows of any length that each rank has for this one, by sender. parts: rows for each rank."""
+        lengths = self.deal([torch.tensor(list(map(len, rows)), dtype=torch.int64) for rows in parts])
+        values = self.deal([end_to_end(rows, dtype) for rows in parts])
+        return list(torch.cat(values).split(torch.cat(lengths).tolist()))
+
     def share(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows of all ranks, end to end, on every rank: for what is small."""
         return torch.cat(self.deal([rows] * self.count))
@@ -63,6 +69,11 @@ def bytes_tensor(data: bytes) -> torch.Tensor:
 def bytes_of(tensor: torch.Tensor) -> bytes:
     """Inverse of `bytes_tensor`."""
     return tensor.numpy().tobytes()
+
+
+def table(rows: Sequence[Sequence[float]], dtype: torch.dtype, width: int) -> torch.Tensor:
+    """[rows, width], also without a row."""
+    return torch.tensor(rows, dtype=dtype).reshape(-1, width)
 
 
 def end_to_end(columns: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:

@@ -21,23 +21,23 @@ import torch
 
 import capo_kernels as ck
 from capo_fast.config.schema import Config
-from capo_fast.credit.assign import offsets
-from capo_fast.exchange.columns import Columns, Key, Share
+from capo_fast.credit.assign import credit_settings, offsets
+from capo_fast.exchange.columns import Columns, Share
 from capo_fast.exchange.figures import Figures
-from capo_fast.records import CreditedSample, PackedBatch, Prompt, TokenBatch
+from capo_fast.records import CreditedSample, Member, PackedBatch, Prompt, TokenBatch
 
 
 @dataclass(frozen=True)
 class UpdatePlan:
     """The micro-batches of one optimizer update, of all ranks."""
 
-    bins: Sequence[Sequence[Key]]
+    bins: Sequence[Sequence[Member]]
     """Those of a rank are every `world`-th from its own number on; an empty one has the filler."""
-    filler: Key
+    filler: Member
     """What keeps ranks in step, with weights of 0."""
     denominator: float
 
-    def of(self, rank: int, world: int) -> list[tuple[Sequence[Key], float | None]]:
+    def of(self, rank: int, world: int) -> list[tuple[Sequence[Member], float | None]]:
         """A rank's micro-batches, each with its denominator."""
         return [(keys or [self.filler], self.denominator if keys else None) for keys in self.bins[rank::world]]
 
@@ -55,14 +55,14 @@ def plan_update(figures: Sequence[Figures], prompts: Mapping[int, Prompt], confi
     def parts(each: Figures) -> Parts:
         return each.group, prompts[each.group].token_ids, each.tokens
 
-    live = [each for each in figures if has_gradient(each, config)]
-    bins = deal(live, config.train.micro_tokens, world, parts)
+    learned = [each for each in figures if has_gradient(each, config)]
+    bins = deal(learned, config.train.micro_tokens, world, parts)
     filler = min(figures, key=lambda each: each.prompt_tokens + each.tokens)
     denominator = loss_denominator([each for each in figures if each.trained], config)
     return UpdatePlan([[each.key for each in bin_] for bin_ in bins], filler.key, denominator)
 
 
-def keys_of(plans: Sequence[UpdatePlan], rank: int, world: int) -> list[Key]:
+def keys_of(plans: Sequence[UpdatePlan], rank: int, world: int) -> list[Member]:
     """The rollouts that a rank packs, each once."""
     return list(dict.fromkeys(key for plan in plans for keys, _ in plan.of(rank, world) for key in keys))
 
@@ -147,12 +147,6 @@ def _added_tokens(parts: Parts, before: Parts | None) -> int:
     return max(0, rest - 1) + (0 if before and before[1] == prompt else len(prompt))
 
 
-def pack(samples: Sequence[CreditedSample], denominator: float | None, config: Config) -> PackedBatch:
-    """One micro-batch of samples that are all here."""
-    share = Share.of(samples)
-    return pack_columns(share.columns, share.prompts, denominator, config)
-
-
 def pack_columns(
     columns: Columns, prompts: Mapping[int, Prompt], denominator: float | None, config: Config
 ) -> PackedBatch:
@@ -183,10 +177,7 @@ def credit_of_columns(columns: Columns, groups: Sequence[int], lengths: Sequence
         outcome=columns.credit[:, 0].contiguous(),
         group=torch.tensor([rows[group] for group in groups]),
         cu_seqlens=offsets(lengths),
-        outcome_weight=config.credit.outcome_weight,
-        process_weight=config.credit.largest_process_weight,
-        norm=config.credit.norm,
-        std_floor=config.resolved_std_floor,
+        **credit_settings(config),
         stats=columns.credit[list(places.values()), 1:].contiguous(),
     )
 

@@ -51,6 +51,9 @@ from capo_fast.runtime.files import RecordError, free_name, naming, numbered, sy
 from capo_fast.runtime.ranks import on_every_rank, on_first_rank
 from capo_fast.terminal import print_line
 
+Form = tuple[torch.dtype, tuple[int, ...]]
+"""Type and shape of a tensor."""
+
 
 class CheckpointError(CapoError):
     """A checkpoint could not be written or read."""
@@ -67,13 +70,17 @@ class Checkpoint:
         """The value of a section of one JSON file, as a type. Raises DamagedError."""
         return read_json(self.folder / f"{role}.json", kind)
 
-    def tensors(self, role: str) -> dict[str, torch.Tensor]:
-        """Those of a section that rank 0 wrote alone, on the host. Raises CheckpointError."""
+    def tensors(self, role: str, forms: Mapping[str, Form]) -> dict[str, torch.Tensor]:
+        """Those of a section that rank 0 wrote alone, on the host. Raises CheckpointError, DamagedError.
+
+        forms: of each tensor that the section must have.
+        """
         path = self.folder / f"{role}.safetensors"
         try:
-            return read_whole([path])
+            found = read_whole([path])
         except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(f"{path} can't be read: {type(error).__name__}: {error}") from error
+        return {name: _of_form(found.get(name), form, f"{path}: {name}") for name, form in forms.items()}
 
     def load(self, learner: Learner) -> None:
         """Restore the learner and this rank's random generators in place. A collective. Raises CheckpointError."""
@@ -190,6 +197,9 @@ class Checkpointer:
         except (OSError, RecordError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"step {step} not saved, earlier checkpoints kept: {error}") from error
+        except Exception as error:  # it may come out of a thread, steps later
+            error.add_note(f"in the writing of the checkpoint of step {step}")
+            raise
         on_first_rank(lambda: self._prune(best_step), group)
 
     def _make_temporary(self, step: int) -> Path:
@@ -241,6 +251,15 @@ def _add_sections(
         contents.add_json(f"{role}.json", role, value)
     for role, values in tensors.items():
         contents.shards[f"{role}.safetensors"] = role, shards_of(values, rank=0)
+
+
+def _of_form(found: torch.Tensor | None, form: Form, where: str) -> torch.Tensor:
+    """The tensor; one without an entry is not stored. Raises DamagedError where it has another form."""
+    dtype, shape = form
+    tensor = torch.empty(0, *shape[1:], dtype=dtype) if found is None else found
+    if (tensor.dtype, tuple(tensor.shape)) != form:
+        raise DamagedError(f"{where}: found {tensor.dtype} {list(tensor.shape)}, wanted {dtype} {list(shape)}")
+    return tensor
 
 
 def _free_name(path: Path) -> Path:

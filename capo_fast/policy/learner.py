@@ -144,7 +144,7 @@ class Learner:
         return Update(loss_sum.item(), norm, skipped, metrics, gaps)
 
     def _accumulating(self, micro_batches: Sequence[T]) -> Iterator[T]:
-        """The same. Copies of the policy on several hosts sum their gradients in the last one's backward alone."""
+        """The micro-batches. Copies of the policy on several hosts sum gradients in the last one's backward alone."""
         for place, micro in enumerate(micro_batches, 1):
             cast(FSDPModule, self.policy).set_requires_all_reduce(place == len(micro_batches))
             yield micro
@@ -190,7 +190,7 @@ def lr_factor(update: int, schedule: str, warmup: int, total: int) -> float:
 
 
 def on_host(metrics: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-    """The same in one copy, for which the host waits once."""
+    """The metrics on the host, in one copy, for which it waits once."""
     if not metrics:
         return []
     rows = torch.stack([torch.stack(list(each.values())) for each in metrics]).cpu()

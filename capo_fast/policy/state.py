@@ -55,25 +55,29 @@ class Contents:
 
 
 class Staging:
-    """Host memory for one copy of a rank's shards, page-locked where these are on a GPU. It is made once."""
+    """Host memory for one copy of a rank's shards, page-locked where these are on a GPU. What the next copy has in the
+    same shape is used again, and the rest is given back."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str], torch.Tensor] = {}
 
     def copy(self, contents: Contents) -> None:
         """Have the contents' shards in this memory: what is changed afterwards does not change them."""
+        before, self._buffers = self._buffers, {}
         for name, (role, parts) in contents.shards.items():
-            copied = {key: replace(part, local=self._copy((name, key), part.local)) for key, part in parts.items()}
+            for key, part in parts.items():
+                self._buffers[name, key] = _copied(part.local, before.get((name, key)))
+            copied = {key: replace(part, local=self._buffers[name, key]) for key, part in parts.items()}
             contents.shards[name] = role, copied
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    def _copy(self, key: tuple[str, str], local: torch.Tensor) -> torch.Tensor:
-        found = self._buffers.get(key)
-        if found is None or found.shape != local.shape:
-            found = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
-            self._buffers[key] = found
-        return found.copy_(local, non_blocking=True)
+
+def _copied(local: torch.Tensor, buffer: torch.Tensor | None) -> torch.Tensor:
+    """In the buffer, where it has the same shape, else in a new one."""
+    if buffer is None or buffer.shape != local.shape:
+        buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
+    return buffer.copy_(local, non_blocking=True)
 
 
 def state_of(learner: Learner) -> Contents:

@@ -6,6 +6,7 @@ collectives have a process group of their own, so that their order among those o
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -62,14 +63,15 @@ class Writer:
             self.wait()
 
     def cpu_seconds(self) -> float:
-        """CPU time of the thread so far."""
+        """CPU time of the thread so far. 0 on macOS, which has no clock of another thread."""
         return 0.0 if self._clock is None else time.clock_gettime(self._clock)
 
     def close(self) -> None:
-        """Wait for the write that is under way; nobody wants its error any more."""
+        """Wait for the write that is under way; its error is not raised."""
         self._pool.shutdown()
         self._clock = None
 
     def _run(self, contents: Contents, write: Write) -> None:
-        self._clock = time.pthread_getcpuclockid(threading.get_ident())
+        if sys.platform != "darwin":
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
         write(contents, self._group)

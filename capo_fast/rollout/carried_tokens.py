@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from capo_fast.exchange.samples import TOKENS
-from capo_fast.exchange.tensors import Exchange, end_to_end
-from capo_fast.rollout.carry import Member, OpenGroup, Partial, still_open
+from capo_fast.exchange.samples import Tokens, deal_tokens
+from capo_fast.exchange.tensors import Exchange, table
+from capo_fast.records import Member
+from capo_fast.rollout.carry import OpenGroup, Partial, still_open
 from capo_fast.rollout.dealing import deal_begun
 
 
@@ -38,7 +38,10 @@ def pass_on(
 
 
 def on_first(carried: tuple[OpenGroup, ...], exchange: Exchange) -> tuple[OpenGroup, ...]:
-    """The same with all tokens on the first rank, and none on the others. A collective."""
+    """The groups with all tokens on the first rank, and none on the others. A collective.
+
+    carried: on each rank with the tokens that it has.
+    """
     everything = [(place, sample) for place, each in enumerate(carried) for sample in range(len(each.rollouts))]
     return pass_tokens(carried, [everything, *([] for _ in range(exchange.count - 1))], exchange)
 
@@ -46,32 +49,23 @@ def on_first(carried: tuple[OpenGroup, ...], exchange: Exchange) -> tuple[OpenGr
 def pass_tokens(
     carried: tuple[OpenGroup, ...], wanted: Sequence[Sequence[Member]], exchange: Exchange
 ) -> tuple[OpenGroup, ...]:
-    """The same, on each rank with the tokens that it wants. A collective.
+    """The groups, on each rank with the tokens that it wants. A collective.
 
     carried: on each rank with the tokens that it has. wanted: by rank, places in `carried` with samples.
     """
     if not carried:
         return ()
     parts = [[member for member in members if _partial(carried, member).token_ids] for members in wanted]
-    sent = [torch.tensor(part, dtype=torch.int64).reshape(-1, 2) for part in parts]
-    arrived = [(place, sample) for place, sample in torch.cat(exchange.deal(sent)).tolist()]
-    lengths = [_partial(carried, member).tokens for member in arrived]
-    columns = []
-    for name, dtype in TOKENS.items():
-        values = [end_to_end([getattr(_partial(carried, each), name) for each in part], dtype) for part in parts]
-        columns.append(torch.cat(exchange.deal(values)).split(lengths))
-    tokens = {member: tuple(map(_values, parts)) for member, *parts in zip(arrived, *columns, strict=True)}
-    return tuple(_filled(place, group, tokens) for place, group in enumerate(carried))
+    arrived = torch.cat(exchange.deal([table(part, torch.int64, 2) for part in parts])).tolist()
+    tokens = deal_tokens([[_partial(carried, member) for member in part] for part in parts], exchange)
+    found = {(place, sample): each for (place, sample), each in zip(arrived, tokens, strict=True)}
+    return tuple(_filled(place, group, found) for place, group in enumerate(carried))
 
 
-def _filled(place: int, group: OpenGroup, tokens: Mapping[Member, tuple[Any, ...]]) -> OpenGroup:
-    """With these tokens and log-probs, and no others."""
-    found = ((each.bare, tokens.get((place, i), ((), ()))) for i, each in enumerate(group.rollouts))
-    return replace(group, rollouts=tuple(replace(each, **dict(zip(TOKENS, has, strict=True))) for each, has in found))
-
-
-def _values(column: torch.Tensor) -> tuple[Any, ...]:
-    return tuple(column.tolist())
+def _filled(place: int, group: OpenGroup, tokens: Mapping[Member, Tokens]) -> OpenGroup:
+    """With these token ids and log-probs, and no others."""
+    found = ((each.bare, tokens.get((place, sample), ((), ()))) for sample, each in enumerate(group.rollouts))
+    return replace(group, rollouts=tuple(replace(each, token_ids=ids, logprobs=lps) for each, (ids, lps) in found))
 
 
 def _partial(carried: Sequence[OpenGroup], member: Member) -> Partial:

@@ -17,10 +17,7 @@ from dataclasses import dataclass, field, replace
 from pydantic import ConfigDict, NonNegativeInt, PositiveInt
 
 from capo_fast.exchange.figures import Figures
-from capo_fast.records import Completion
-
-Member = tuple[int, int]
-"""Group and sample."""
+from capo_fast.records import Completion, Member
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Partial:
         return replace(self, token_ids=(), logprobs=())
 
     def extended(self, part: Completion, version: int, ended: bool) -> Partial:
-        """The same with the answer to one more request, written by the policy of this version."""
+        """With the answer to one more request, written by the policy of this version."""
         versions, tokens = self.versions, len(part.token_ids)
         if versions and versions[-1][0] == version:
             versions, tokens = versions[:-1], tokens + versions[-1][1]
@@ -95,8 +92,13 @@ class OpenGroup:
         """Version of its oldest token."""
         return min((version for each in self.rollouts for version, _ in each.versions), default=None)
 
+    @property
+    def bare(self) -> OpenGroup:
+        """Without the tokens of its rollouts."""
+        return replace(self, rollouts=tuple(each.bare for each in self.rollouts))
+
     def updated(self, rollouts: Mapping[int, Partial]) -> OpenGroup:
-        """The same with these rollouts in place of those of their samples."""
+        """With these rollouts in place of those of their samples."""
         return replace(self, rollouts=tuple(rollouts.get(i, each) for i, each in enumerate(self.rollouts)))
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from capo_fast.records import Completion, Prompt, Request, Rollout
-from capo_fast.rollout.carry import Member, OpenGroup, Partial, Quota, at_limit
+from capo_fast.records import Completion, Member, Prompt, Request, Rollout
+from capo_fast.rollout.carry import OpenGroup, Partial, Quota, at_limit
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
 from capo_fast.rollout.sampling import SamplingRound

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from capo_fast.config.schema import Config
 from capo_fast.credit.assign import credited_samples
 from capo_fast.credit.estimate import Estimator, check_questions
-from capo_fast.credit.groups import Answers, Asked, Continuation, Suffix, groups_of
+from capo_fast.credit.groups import Answers, Asked, Continuation, CreditError, Suffix, groups_of
 from capo_fast.credit.schedule import schedule_metrics
 from capo_fast.engine.base import Completer, run_requests
 from capo_fast.exchange.figures import Figures
 from capo_fast.records import Completion, CreditedSample, Request, Sample
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
+from capo_fast.rollout.stream import Summed
 from capo_fast.verify.functions import Item, item_of
 
 
 @dataclass(frozen=True)
-class CreditCost:
-    """What estimators asked the engine for; they add up over ranks and rounds."""
+class CreditCost(Summed):
+    """What estimators asked the engine for."""
 
     requests: int = 0
     tokens: int = 0
@@ -36,9 +37,6 @@ class CreditCost:
     timeouts: int = 0
     """Of continuations, without a verdict."""
 
-    def __add__(self, other: CreditCost) -> CreditCost:
-        return CreditCost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
 
 @dataclass
 class Crediting:
@@ -51,13 +49,23 @@ class Crediting:
     requests: RequestBuilder
 
     def credit(self, samples: Sequence[Sample], step: int) -> tuple[list[CreditedSample], CreditCost]:
-        """Samples that make up whole groups and stand group by group, in their order, with their credit. step: of
-        training, from 1. Raises CreditError."""
+        """Samples that make up whole groups, one after another, in their order, with their credit. step: of training,
+        from 1. Raises CreditError."""
         if not samples:  # a rank may have no whole group
             return [], CreditCost()
         groups, asking = groups_of(samples), Asking(self, step)
         found = self.estimator(groups, self._parts(), asking)
         return credited_samples(groups, found, self.config, step), asking.cost
+
+    def check_kind(self, figures: Sequence[Figures]) -> None:
+        """Raises CreditError where rollouts of one step, which may be of several ranks and rounds, have credit of both
+        kinds."""
+        kinds = {each.by_token: each.group for each in figures}
+        if len(kinds) > 1:
+            raise CreditError(
+                f"{self.estimator.name}: found TokenCredit of group {kinds[True]} and StepCredit of group "
+                f"{kinds[False]}, wanted one of them for all groups of a step"
+            )
 
     def metrics(self, figures: Sequence[Figures], cost: CreditCost, step: int) -> dict[str, float]:
         """Of all of a step's rollouts; {} where nothing is asked and P is constant."""

@@ -6,8 +6,8 @@ import heapq
 from collections.abc import Mapping
 from statistics import fmean
 
-from capo_fast.records import Prompt
-from capo_fast.rollout.carry import Member, OpenGroup
+from capo_fast.records import Member, Prompt
+from capo_fast.rollout.carry import OpenGroup
 
 
 def deal_rollouts(
@@ -16,7 +16,7 @@ def deal_rollouts(
     """(group, sample) of each engine group: `n` samples of every prompt, the longest first to the least loaded.
 
     prompts: by group. expected: mean response length in tokens by prompt id, of the prompts seen before; a new one
-    counts as their mean. An engine group's samples of a prompt stand next to each other, longest prompts first. The
+    counts as their mean. An engine group's samples of a prompt are neighbours, longest prompts first. The
     same on every rank: it depends on nothing but its arguments.
 
     >>> a, b = (Prompt(id, "", "", None, ()) for id in "ab")
@@ -42,8 +42,8 @@ def deal_open(
     expected: Mapping[str, float],
     count: int,
 ) -> list[list[Member]]:
-    """The same where some groups are open since an earlier round: what goes on is begun before what is new. What has
-    ended is dealt as well, last, to be judged there.
+    """(group, sample) of each engine group, as `deal_rollouts`, where some groups are open since an earlier round: what
+    goes on is begun before what is new. What has ended is dealt as well, last, to be judged there.
 
     prompts: of all groups.
     """

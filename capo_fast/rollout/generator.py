@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal, Protocol
@@ -23,6 +24,7 @@ from capo_fast.rollout.carry import OpenGroup, Partial, at_limit, carry_metrics
 from capo_fast.rollout.carrying import CarryingRound
 from capo_fast.rollout.crediting import CreditCost, Crediting
 from capo_fast.rollout.dealing import deal_open
+from capo_fast.rollout.gating import gate_metrics
 from capo_fast.rollout.pass_rate import PassRate, evaluate
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
@@ -78,11 +80,21 @@ class Batch:
 class Rounds:
     """What the sampling rounds of one step have given so far."""
 
+    wanted: int
+    """Groups to train on that are missing: as many are drawn for the next round."""
+    cursor: int
+    """Prompts drawn from the data so far."""
+    carried: tuple[OpenGroup, ...]
+    """Groups that are open, and go on in the next round or step."""
+    count: int = 0
+    """Groups that have entered so far."""
     figures: list[Figures] = field(default_factory=list)
     kept: set[int] = field(default_factory=set)
     draws: dict[int, int] = field(default_factory=dict)
     credited: list[Sequence[CreditedSample]] = field(default_factory=list)
     """This rank's, of each round."""
+    traffic: Traffic = field(default_factory=Traffic)
+    credit_cost: CreditCost = field(default_factory=CreditCost)
 
     @property
     def columns(self) -> Columns:
@@ -122,35 +134,15 @@ class RolloutGenerator:
         version: of the policy that writes what is new. cursor: prompts drawn so far. lengths: mean response length in
         tokens by prompt id, where known. carried: what the step before left open.
         """
-        found, rounds = Rounds(), self.config.train.max_rounds if self.config.train.dynamic_sampling else 1
-        traffic, credit_cost, first, wanted = Traffic(), CreditCost(), 0, self.config.rollout.prompts
+        found = Rounds(self.config.rollout.prompts, cursor, carried)
         late = at_limit(dict(enumerate(carried)), step - 1, self.config.rollout.max_staleness)
-        for _ in range(rounds):
-            groups, prompts = self._entering(step, problems, carried, first, cursor, wanted)
-            samples, cost, carried = self._sample(step, version, groups, prompts, lengths)
-            credited, asked = self._credit(step, version, samples)
-            alive = self._keep(found, credited, groups)
-            credit_cost += asked
-            traffic, first, cursor = traffic + cost, first + len(groups), cursor + wanted
-            wanted -= len(alive)
-            if wanted <= 0:
+        for _ in range(self.config.train.max_rounds if self.config.train.dynamic_sampling else 1):
+            self._add_round(found, step, version, problems, lengths)
+            if found.wanted <= 0:
                 break
         with self.stages("sync"):
             self.weights.release()
-        carrying = self.config.rollout.carry
-        figures = carry_metrics(found.figures, carried, step - 1, len(late)) if carrying else {}
-        return Batch(
-            found.figures,
-            frozenset(found.kept),
-            found.draws,
-            found.columns,
-            self._rows(found.credited),
-            traffic,
-            cursor,
-            carried,
-            figures,
-            credit_metrics=self.crediting.metrics(found.figures, credit_cost, step),
-        )
+        return self._batch(found, step, len(late))
 
     def evaluate(self, prompts: Sequence[Prompt], version: int) -> PassRate | None:
         """pass@1 of the policy of this version on held-out problems; None without any."""
@@ -169,36 +161,41 @@ class RolloutGenerator:
         """No other rank waits for orders."""
 
     def close(self) -> None:
-        self.rewards.close()
-        if self.critic is not self.engine:
-            self.critic.close()
-        self.engine.close()
+        """Close all, also where a part fails."""
+        with ExitStack() as last_first:
+            last_first.callback(self.engine.close)
+            if self.critic is not self.engine:
+                last_first.callback(self.critic.close)
+            last_first.callback(self.rewards.close)
 
-    def _entering(
-        self, step: int, problems: Problems, carried: Sequence[OpenGroup], first: int, cursor: int, wanted: int
-    ) -> tuple[dict[int, OpenGroup], dict[int, Prompt]]:
-        """The groups of a sampling round and their prompts, by index from `first`: carried ones, then new ones."""
-        start = first + len(carried)
-        rollouts = (Partial(),) * self.config.rollout.n
-        new = [OpenGroup(step, start + i, cursor + i, rollouts) for i in range(wanted)]
-        groups = dict(enumerate([*carried, *new], first))
-        return groups, problems.at({group: each.draw for group, each in groups.items()})
-
-    def _sample(
-        self,
-        step: int,
-        version: int,
-        groups: Mapping[int, OpenGroup],
-        prompts: Mapping[int, Prompt],
-        lengths: Mapping[str, float],
-    ) -> tuple[list[Sample], Traffic, tuple[OpenGroup, ...]]:
-        """This rank's whole groups with verdicts and votes, in the order (group, sample), what all ranks' cost, and the
-        groups that are left open."""
+    def _add_round(
+        self, found: Rounds, step: int, version: int, problems: Problems, lengths: Mapping[str, float]
+    ) -> None:
+        """Sample and credit one more round."""
+        groups = self._entering(found, step)
+        prompts = problems.at({group: each.draw for group, each in groups.items()})
         generation = self._round(step, version, groups, prompts, lengths)
+        samples = self._sample(generation, prompts, version)
+        self._leave_open(found, generation, groups)
+        self._keep(found, self._credit(found, step, version, samples), groups)
+
+    def _entering(self, found: Rounds, step: int) -> dict[int, OpenGroup]:
+        """The groups of a sampling round by their index in the step: carried ones, then new ones, which are drawn."""
+        start, rollouts = found.count + len(found.carried), (Partial(),) * self.config.rollout.n
+        new = [OpenGroup(step, start + i, found.cursor + i, rollouts) for i in range(found.wanted)]
+        groups = dict(enumerate([*found.carried, *new], found.count))
+        found.count, found.cursor = found.count + len(groups), found.cursor + len(new)
+        return groups
+
+    def _sample(self, generation: SamplingRound, prompts: Mapping[int, Prompt], version: int) -> list[Sample]:
+        """This rank's whole groups with verdicts and votes, in the order (group, sample)."""
         with self.stages("sync"):
             self.weights.hold("policy", version)
         with self.stages("rollout", seam=True):
             generation.finish_rollouts()
+        if self.config.has_critic and self.config.critic.gate.ambiguous is not None:
+            with self.stages("credit"):
+                generation.read_profiles()
         with self.stages("sync"):
             self.weights.hold("critic", version)
         # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
@@ -206,35 +203,56 @@ class RolloutGenerator:
             generation.finish_critiques()
             dist.barrier()  # in this stage, or the ranks that wait would come under the deadline of the next one
         with self.stages("verify"):
-            homes = range(0, self.exchange.count, self.config.engine.tensor_parallel)
-            samples = whole_groups(generation.samples(), prompts, homes, self.exchange)
+            first_of_engines = range(0, self.exchange.count, self.config.engine.tensor_parallel)
+            return whole_groups(generation.samples(), prompts, first_of_engines, self.exchange)
+
+    def _leave_open(self, found: Rounds, generation: SamplingRound, groups: Mapping[int, OpenGroup]) -> None:
+        """Note the groups that go on, with the tokens of what this rank's engine goes on with, and what all ranks'
+        sampling cost."""
         left = dict(generation.left() if self.group.is_first else [])
         parts = self.group.gather([(generation.traffic, [(member, each.bare) for member, each in left.items()])])
-        everything = [found for _, part in parts for found in part]
-        carried = pass_on(groups, everything, left, self.group.count, self.exchange)
-        return samples, sum((cost for cost, _ in parts), Traffic()), carried
+        everything = [each for _, part in parts for each in part]
+        found.carried = pass_on(groups, everything, left, self.group.count, self.exchange)
+        found.traffic = sum((cost for cost, _ in parts), found.traffic)
 
-    def _credit(
-        self, step: int, version: int, samples: Sequence[Sample]
-    ) -> tuple[Sequence[CreditedSample], CreditCost]:
-        """This rank's whole groups with their credit, and what that of all ranks cost."""
+    def _credit(self, found: Rounds, step: int, version: int, samples: Sequence[Sample]) -> Sequence[CreditedSample]:
+        """This rank's whole groups with their credit."""
         if self.crediting.estimator.asks and (self.config.swaps or self.config.serves_critic):
             with self.stages("sync"):
                 self.weights.hold("policy", version)
         with self.stages("credit"):
             credited, cost = self.crediting.credit(samples, step)
-            return credited, sum(self.group.gather([cost]), CreditCost())
+            found.credit_cost = sum(self.group.gather([cost]), found.credit_cost)
+        return credited
 
-    def _keep(self, found: Rounds, credited: Sequence[CreditedSample], groups: Mapping[int, OpenGroup]) -> set[int]:
-        """Add the samples of a round to what there is; the groups of all ranks to train on."""
+    def _keep(self, found: Rounds, credited: Sequence[CreditedSample], groups: Mapping[int, OpenGroup]) -> None:
+        """Add the samples of a round to what there is; those of groups to train on count as wanted no more."""
         figures = share_figures(list(map(figures_of, credited)), self.exchange)
         dynamic = self.config.train.dynamic_sampling
-        alive = {each.group for each in figures if each.has_advantage or not dynamic}
+        kept = {each.group for each in figures if each.has_advantage or not dynamic}
         found.figures += figures
-        found.kept |= alive
+        self.crediting.check_kind(found.figures)
+        found.kept |= kept
+        found.wanted -= len(kept)
         found.draws |= {each.group: groups[each.group].draw for each in figures}
         found.credited.append(credited)
-        return alive
+
+    def _batch(self, found: Rounds, step: int, late: int) -> Batch:
+        """late: as for `carry_metrics`."""
+        carried = carry_metrics(found.figures, found.carried, step - 1, late) if self.config.rollout.carry else {}
+        asked = self.crediting.metrics(found.figures, found.credit_cost, step)
+        return Batch(
+            figures=found.figures,
+            kept=frozenset(found.kept),
+            draws=found.draws,
+            columns=found.columns,
+            rows=self._rows(found.credited),
+            traffic=found.traffic,
+            cursor=found.cursor,
+            carried=found.carried,
+            carry_metrics=carried,
+            credit_metrics=asked | gate_metrics(found.traffic, self.config),
+        )
 
     def _rows(self, rounds: Sequence[Sequence[CreditedSample]]) -> list[bytes]:
         """This rank's parts of the rollouts file: one of each round, or of all where no rows of others are between."""

@@ -31,21 +31,18 @@ def evaluate(
     engine: Engine, pool: VerifierPool, prompts: Sequence[Prompt], config: Config, group: EngineGroup
 ) -> PassRate:
     """pass@1 of the policy that the engine holds; the same seeds each time. A collective on all ranks."""
-    share = range(group.index, len(prompts), group.count)
-    mine = {f"eval-{i}-{k}": (i, k) for i in share for k in range(config.eval.n)}
-    requests = [
-        solution_request(name, prompts[i], config, config.eval.temperature, config.eval.top_p)
-        for name, (i, _) in mine.items()
-    ]
-    answers = run_requests(engine, requests)
-    asked = mine if group.is_first else {}
-    verdicts = pool.check(
-        [
-            item_of(answers[name].text, prompts[i], prompts[i].columns, answers[name].finished)
-            for name, (i, _) in asked.items()
-        ]
+    share, settings = range(group.index, len(prompts), group.count), config.eval
+    mine = {f"eval-{i}-{k}": i for i in share for k in range(settings.n)}
+    answers = run_requests(
+        engine,
+        [solution_request(name, prompts[i], config, settings.temperature, settings.top_p) for name, i in mine.items()],
     )
-    checked = gather([(i, verdict) for (i, _), verdict in zip(asked.values(), verdicts, strict=True)])
+    read = [(i, answers[name]) for name, i in mine.items()] if group.is_first else []
+    verdicts = pool.check([item_of(a.text, prompts[i], prompts[i].columns, a.finished) for i, a in read])
+    return _pass_rate(gather([(i, verdict) for (i, _), verdict in zip(read, verdicts, strict=True)]))
+
+
+def _pass_rate(checked: Sequence[tuple[int, Verdict]]) -> PassRate:
     rates = list(problem_rates(checked).values())
     error = math.sqrt(variance(rates) / len(rates)) if rates else math.nan
     return PassRate(mean(rates), error, len(rates), timeouts=sum(verdict is None for _, verdict in checked))

@@ -12,6 +12,7 @@ of the next step (`RemoteGenerator.in_hand`), so that a resumed run learns from 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch, RolloutGenerator, Weights
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runtime.ranks import gather
-from capo_fast.runtime.stages import Lap, Stages
+from capo_fast.runtime.stages import Lap, Stages, added
 
 AHEAD = 1
 """How many steps before its own a batch is generated: its staleness, in versions."""
@@ -148,8 +149,9 @@ class EngineRank:
 
     def close(self) -> None:
         self._stages.deadline.stop()
-        self.generator.close()
-        self._stages.stop.close()
+        with ExitStack() as last_first:
+            last_first.callback(self._stages.stop.close)
+            last_first.callback(self.generator.close)
 
     @property
     def _stages(self) -> Stages:
@@ -167,8 +169,7 @@ class EngineRank:
         batch = self.generator.collect(step, version, self.problems, cursor, lengths, carried)
         self.carried = batch.carried
         lap = self._stages.lap()
-        cpu = gather([lap.cpu])
-        spent = Lap(lap.wall, {stage: sum(each[stage] for each in cpu) for stage in lap.cpu})
+        spent = Lap(lap.wall, added(*gather([lap.cpu])))
         asked_to_stop = any(gather([self._stages.stop.asked]))
         send_batch(self.host.crossing, replace(batch, beside=spent), asked_to_stop)
 
@@ -185,8 +186,10 @@ def send_batch(crossing: Crossing, batch: Batch, asked_to_stop: bool) -> None:
     among themselves when they pack. The first gets the rows and the tokens of what goes on.
     """
     exchange, job = Exchange(crossing.all.group("cpu")), crossing.job
-    bare = tuple(replace(each, rollouts=tuple(part.bare for part in each.rollouts)) for each in batch.carried)
-    crossing.answer((replace(batch, columns=NONE, rows=[b""] * len(batch.rows), carried=bare), asked_to_stop))
+    bare = replace(
+        batch, columns=NONE, rows=[b""] * len(batch.rows), carried=tuple(each.bare for each in batch.carried)
+    )
+    crossing.answer((bare, asked_to_stop))
     target = (job.rank - job.learners) * job.learners // job.engines
     keys = batch.columns.places()
     deal_columns(batch.columns, [list(keys) if rank == target else [] for rank in range(job.count)], exchange)

@@ -5,13 +5,14 @@ Every request's seed is a function of the run's seed and of what the request is,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from capo_fast.config.schema import Config
 from capo_fast.credit.critique_prompt import render_critique_prompt
+from capo_fast.credit.groups import step_ends
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.credit.steps import step_spans
 from capo_fast.credit.verdicts import VERDICTS, Parse
@@ -80,26 +81,32 @@ class RequestBuilder:
             steps=step_spans(answer.token_ids, self.tokenizer),
         )
 
-    def critique_requests(self, rollout: Rollout) -> list[Request]:
+    def critique_requests(self, rollout: Rollout, step: int | None = None) -> list[Request]:
         """`critic.votes` of them, on exactly the rollout's own steps; none where the engine has no room for an answer.
 
-        They differ in the seed alone, so that all votes share the keys and values of one prompt. Where equal rollouts
-        share critiques, the seeds are made of what they share: it then makes no difference which one is asked about.
+        step: the one that is judged, the last that is shown; None: all are. They differ in the seed alone, so that all
+        votes share the keys and values of one prompt. Where equal rollouts, or steps, share critiques, the seeds are
+        made of what they share: it then makes no difference which one is asked about.
         """
         prompt, critic = rollout.prompt, self.config.critic
-        texts, neutralised = rollout.steps.texts, (*special_tokens(self.tokenizer), *self.critic_tokens)
-        message = render_critique_prompt(self.template, prompt.problem, texts, prompt.solution, neutralised)
+        texts = shown_steps(rollout.steps.texts[: None if step is None else step + 1], self.config)
+        message = render_critique_prompt(self.template, prompt.problem, texts, prompt.solution, self._neutralised)
         prompt_ids = () if critic.at_server else self._critic_chat.ids([("user", message)])
         if len(prompt_ids) > critique_room(self.config) and not critic.at_server:
             return []
-        greedy = critic.voting == "greedy"
+        greedy, judged = critic.voting == "greedy", judged_tokens(rollout, step)
         requests = []
         for vote in range(critic.votes):
-            name = critique_id(rollout, vote)
-            key = ((rollout.version, rollout.token_ids), vote) if critic.judge_once else name
+            name = critique_id(rollout, vote, step)
+            key = ((rollout.version, judged), vote) if critic.judge_once else name
             seed = seed_of(self.config.seed, key, prompt.id)
             requests.append(critique_request(name, seed, prompt_ids, self.config, greedy, message))
         return requests
+
+    @cached_property
+    def _neutralised(self) -> tuple[str, ...]:
+        """What no critic may read as a token of its own."""
+        return (*special_tokens(self.tokenizer), *self.critic_tokens)
 
     @cached_property
     def _critic_chat(self) -> ChatTemplate:
@@ -128,15 +135,20 @@ class RequestBuilder:
         data = self.config.data
         return ChatTemplate(self.tokenizer, data.system_prompt, data.date, data.template_kwargs)
 
-    def read_critiques(self, rollout: Rollout, answers: Mapping[str, Completion]) -> tuple[Critique, ...]:
-        names = [critique_id(rollout, vote) for vote in range(self.config.critic.votes)]
-        verdict = VERDICTS[self.config.critic.verdict]
-        parse = verdict.whole if self.config.credit.process == "outcome" else verdict.steps
-        return tuple(read_critique(answers.get(name), len(rollout.steps.texts), parse) for name in names)
+    @property
+    def parse(self) -> Parse:
+        """How a critique is read."""
+        verdict, config = VERDICTS[self.config.critic.verdict], self.config
+        return verdict.whole if config.credit.process == "outcome" or config.critic.reads == "step" else verdict.steps
 
 
 def rollout_id(step: int, group: int, sample: int) -> str:
     return f"rollout-{step}-{group}-{sample}"
+
+
+def shown_steps(steps: Sequence[str], config: Config) -> list[str]:
+    """The texts of a solution's steps as the critic is shown them, before the prompt's template neutralises them."""
+    return list(map(VERDICTS[config.critic.verdict].shown, steps))
 
 
 def critique_room(config: Config) -> int:
@@ -157,7 +169,7 @@ def critique_prompt_ids(
 
 
 def critique_message(tokenizer: Any, template: str, problem: str, steps: Sequence[str], solution: str | None) -> str:
-    """The same as text."""
+    """The critic's prompt for one solution, as text."""
     return render_critique_prompt(template, problem, steps, solution, special_tokens(tokenizer))
 
 
@@ -183,11 +195,18 @@ def critique_request(
         base=config.critic.mode == "frozen",
         message=message,
         regex=VERDICTS[config.critic.verdict].regex if config.critic.structured else None,
+        stop=config.critic.stop,
     )
 
 
-def critique_id(rollout: Rollout, vote: int) -> str:
-    return f"critique-{rollout.version}-{rollout.group}-{rollout.sample}-{vote}"
+def critique_id(rollout: Rollout, vote: int, step: int | None = None) -> str:
+    name = f"critique-{rollout.version}-{rollout.group}-{rollout.sample}-{vote}"
+    return name if step is None else f"{name}-step-{step}"
+
+
+def judged_tokens(rollout: Rollout, step: int | None) -> tuple[int, ...]:
+    """The response up to the end of the step that is judged; None: all of it."""
+    return rollout.token_ids if step is None else rollout.token_ids[: step_ends(rollout)[step]]
 
 
 def read_critique(answer: Completion | None, steps: int, parse: Parse) -> Critique:

@@ -5,37 +5,35 @@
 A reward function that takes lists is called once, after the last rollout, so that what it is given hangs on no clock.
 
 Critiques enter at the end of the engine step in which their rollout ended, beside the rollouts that still run; or all
-after the last rollout, where the critic's weights must first take the policy's place or `credit.when` wants verdicts
-(`Config.streams`). Either way the order of requests follows from answers and verdicts alone: a resumed run repeats it.
+after the last rollout, where the critic's weights must first take the policy's place, or `credit.when` or `critic.gate`
+wants verdicts (`Config.streams`). Either way the order of requests follows from answers and verdicts alone: a resumed
+run repeats it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from capo_fast.credit.vote import vote
 from capo_fast.records import Completion, Prompt, Request, Rollout, Sample
 from capo_fast.rollout.carry import Member, Partial
+from capo_fast.rollout.critiquing import Critiquing
+from capo_fast.rollout.gating import Gate
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Check, Rewards, Verdicts
 from capo_fast.rollout.stream import Stream, Traffic
-from capo_fast.runtime.ranks import gather
 from capo_fast.verify.functions import item_of
 
 
 @dataclass
 class Ended:
-    """A rollout that has ended, with its verdict and critiques on their way."""
+    """A rollout that has ended, with its verdict on its way."""
 
     rollout: Rollout
     check: Check | None = None
     """Of all rollouts that were sent to the reward functions together; None on a rank that doesn't judge."""
     place: int = 0
     """Among them."""
-    judged_as: Rollout | None = None
-    """The rollout whose critiques this one uses: itself or one of the same tokens; None where the critic reads none."""
 
     @property
     def member(self) -> Member:
@@ -81,10 +79,8 @@ class SamplingRound:
         self._ended: list[Ended] = []
         self._unchecked: list[Ended] = []
         self._checks: list[Check] = []
-        self._asked: dict[object, Rollout] = {}
-        """The rollouts sent to the critic, by what equal ones share."""
-        self._answers: dict[str, Completion] = {}
-        """Of the critic, by request id."""
+        self._critiquing = Critiquing(stream, requests)
+        self._gate = Gate(stream, requests, self._critiquing, step, judges)
 
     @property
     def traffic(self) -> Traffic:
@@ -100,22 +96,34 @@ class SamplingRound:
         """What goes on in the next step."""
         return []
 
+    def read_profiles(self) -> None:
+        """Where `critic.gate.ambiguous` wants them: ask the policy, before the critic takes its place. A collective on
+        all ranks."""
+        self._gate.read_profiles([each.rollout for each in self._ended], self._outcomes())
+
     def finish_critiques(self) -> None:
-        """Until every critique has ended. Under `credit.when` a collective on all ranks."""
-        if not self._streams:
-            self._ask(self._chosen())
+        """Until every critique has ended. Under `credit.when` and `critic.gate` a collective on all ranks."""
+        if not self._streams and self._config.has_critic:
+            rollouts = self._gate.choose([each.rollout for each in self._ended], self._outcomes)
+            self._gate.ask(rollouts, self._ask, self._finish)
+        self._finish()
+        self._critiquing.finish()
+
+    def _finish(self) -> None:
         while self._stream.critiques:
             self._advance()
+
+    def _outcomes(self) -> dict[Member, float | None]:
+        """The verdicts of this rank's rollouts, where it judges them. Waits for them."""
+        return {each.member: each.outcome() for each in self._ended} if self._judges else {}
 
     def samples(self) -> list[Sample]:
         """Every rollout with its verdict, critiques and votes, on the ranks that judge."""
         return [self._sample(each) for each in self._ended] if self._judges else []
 
     def _sample(self, ended: Ended) -> Sample:
-        read, rewards = ended.judged_as, ended.verdicts()
-        critiques = () if read is None else self._requests.read_critiques(read, self._answers)
-        votes = tuple(vote(critiques, len(ended.rollout.steps.texts), self._config.critic.voting))
-        return Sample(ended.rollout, ended.outcome(), critiques, votes, rewards)
+        critiques, votes = self._critiquing.result(ended.rollout)
+        return Sample(ended.rollout, ended.outcome(), critiques, votes, ended.verdicts())
 
     def _send(self, members: Sequence[Member]) -> None:
         for group, sample in members:
@@ -132,7 +140,7 @@ class SamplingRound:
             if completion.id in self._members:
                 ended.append(completion)
             else:
-                self._answers[completion.id] = completion
+                self._critiquing.note(completion)
         self._settle(self._read(ended))
 
     def _read(self, ended: Sequence[Completion]) -> list[Rollout]:
@@ -154,7 +162,7 @@ class SamplingRound:
             check.result()  # a verifier that fails raises now, not after the last critique
             self._checks.remove(check)
         if self._streams:
-            self._ask(ended)
+            self._ask(rollouts)
 
     def _all_have_ended(self) -> bool:
         """Whether no further rollout is to be judged."""
@@ -173,32 +181,9 @@ class SamplingRound:
         for place, each in enumerate(sent):
             each.check, each.place = check, place
 
-    def _chosen(self) -> list[Ended]:
-        """The rollouts that `credit.when` lets the critic read."""
-        when = self._config.credit.when
-        if when == "always":
-            return self._ended
-        found = [(each.member, each.outcome()) for each in self._ended] if self._judges else []
-        verdicts = {member: outcome for member, outcome in gather(found) if outcome is not None}
-        wanted = {member for member, verdict in verdicts.items() if (verdict < 1) == (when == "wrong-answers")}
-        if when == "mixed-groups":
-            kinds = Counter(group for group, _ in {(group, verdict) for (group, _), verdict in verdicts.items()})
-            wanted = {member for member in verdicts if kinds[member[0]] > 1}
-        chosen = [each for each in self._ended if each.member in wanted]
-        self._stream.traffic += Traffic(unread=len(self._ended) - len(chosen))
-        return chosen
-
-    def _ask(self, rollouts: Sequence[Ended]) -> None:
-        """Send these rollouts to the critic, equal ones once."""
+    def _ask(self, rollouts: Sequence[Rollout]) -> None:
+        """Send these rollouts to the critic."""
         config = self._config
-        if not config.has_critic or (config.critic.at_server and not self._judges):
-            return
-        for each in rollouts:
-            rollout = each.rollout
-            key = (rollout.prompt.id, rollout.token_ids) if config.critic.judge_once else each.member
-            each.judged_as = self._asked.setdefault(key, rollout)
-            if each.judged_as is rollout:
-                for request in self._requests.critique_requests(rollout):
-                    self._stream.add_critique(request)
-            else:
-                self._stream.traffic += Traffic(shared=1)
+        if config.has_critic and (self._judges or not config.critic.at_server):
+            for rollout in rollouts:
+                self._critiquing.ask(rollout)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Self
 
-from capo_fast.engine.base import Completer, Engine
+from capo_fast.engine.base import Completer, Engine, run_requests
 from capo_fast.records import Completion, Request
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """What the generation of a step cost; they add up over ranks and rounds."""
+class Summed:
+    """Numbers that add up one by one, over ranks and rounds."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
+
+
+@dataclass(frozen=True)
+class Traffic(Summed):
+    """What the generation of a step cost."""
 
     rollout_tokens: int = 0
     critique_tokens: int = 0
@@ -31,14 +41,25 @@ class Traffic:
     """Between the engine's steps, while requests were under way there."""
     both_seconds: float = 0.0
     """Of the engine's steps, those in which rollouts ran there and critiques were under way, there or elsewhere."""
+    critiques: int = 0
+    """Asked for."""
+    gated_groups: int = 0
+    """Critiques that `critic.gate` saved. These: of groups that it keeps from the critic."""
+    gated_prefix: int = 0
+    """Of steps that were judged behind the same prefix already."""
+    gated_sound: int = 0
+    """Of steps that a right answer has behind the same prefix."""
+    gated_votes: int = 0
+    """Of votes that were settled before."""
+    gated_budget: int = 0
+    """Of groups for which the budget had nothing left."""
+    profile_tokens: int = 0
+    """Read by the policy for `critic.gate.ambiguous`."""
 
     @property
     def all_critique_tokens(self) -> int:
         """Prompts included: what counts against `endpoint.budget_tokens`."""
         return self.critique_tokens + self.critique_prompt_tokens
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 class Stream:
@@ -62,6 +83,7 @@ class Stream:
         if self._critic is self._engine:
             self._note_work()
         self.critiques[request.id] = self._steps
+        self.traffic += Traffic(critiques=1)
         self._critic.add(request)
 
     def advance(self) -> list[Completion]:
@@ -75,6 +97,12 @@ class Stream:
         for completion in ended:
             self._count(completion)
         return ended
+
+    def engine_answers(self, requests: Iterable[Request]) -> dict[str, Completion]:
+        """The answers of the engine, at which nothing else is under way, by request id."""
+        answers = run_requests(self._engine, requests)
+        self.traffic += Traffic(profile_tokens=sum(each.prompt_tokens + each.tokens for each in answers.values()))
+        return answers
 
     def stop_rollouts(self) -> list[Completion]:
         """What the rollouts that still run have so far; they end with it."""

@@ -1,7 +1,8 @@
 """The section `ahead` of a checkpoint: the batch of the next step, sampled beside the last one (`engine.ranks`).
 
-ahead.json          the numbers of its rollouts, where their prompts are in the data, and what it cost
-ahead.safetensors   what the learner packs of them (`Columns`), of all ranks, and their rows of the rollouts file
+ahead.json          the numbers of its rollouts, where their prompts are in the data, what it cost, and its open groups
+ahead.safetensors   what the learner packs of them (`Columns`), of all ranks, their rows of the rollouts file, and the
+                    tokens and log-probs of what the open groups have so far
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from pydantic.dataclasses import dataclass
 from capo_fast.exchange.columns import AXES, Columns, deal_columns
 from capo_fast.exchange.figures import Figures
 from capo_fast.exchange.tensors import Exchange, bytes_of, bytes_tensor
-from capo_fast.policy.checkpoint import Checkpoint
-from capo_fast.policy.manifest import DamagedError
+from capo_fast.policy.checkpoint import Checkpoint, Form
 from capo_fast.rollout.carried_tokens import on_first
 from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.stream import Traffic
+from capo_fast.runlog.carried import carried_forms, carried_tensors, with_tokens
 from capo_fast.runtime.stages import Lap
 
-AHEAD, ROWS = "ahead", "rows"
+AHEAD, ROWS, CARRIED = "ahead", "rows", "carried."
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -43,7 +44,7 @@ class Saved:
     traffic: Traffic
     cursor: NonNegativeInt
     carried: tuple[OpenGroup, ...]
-    """With their tokens: they are few."""
+    """Without their tokens."""
     carry_metrics: dict[str, float]
     beside: Lap
     credit_metrics: dict[str, float] = field(default_factory=dict)
@@ -53,7 +54,7 @@ SAVED = TypeAdapter(Saved)
 
 
 def batch_on_first(batch: Batch) -> Batch:
-    """The same with all that ranks have of it on the first one. A collective."""
+    """The batch with all that ranks have of it on the first one. A collective."""
     exchange = Exchange()
     keys = [each.key for each in batch.figures]
     wanted = [keys, *([] for _ in range(exchange.count - 1))]
@@ -71,7 +72,7 @@ def batch_json(batch: Batch) -> Any:
         rows=list(map(len, batch.rows)),
         traffic=batch.traffic,
         cursor=batch.cursor,
-        carried=batch.carried,
+        carried=tuple(each.bare for each in batch.carried),
         carry_metrics=dict(batch.carry_metrics),
         beside=batch.beside,
         credit_metrics=dict(batch.credit_metrics),
@@ -80,42 +81,41 @@ def batch_json(batch: Batch) -> Any:
 
 
 def batch_tensors(batch: Batch) -> dict[str, torch.Tensor]:
-    return vars(batch.columns) | {ROWS: bytes_tensor(b"".join(batch.rows))}
+    carried = {CARRIED + name: each for name, each in carried_tensors(batch.carried).items()}
+    return vars(batch.columns) | {ROWS: bytes_tensor(b"".join(batch.rows))} | carried
 
 
 def read_batch(found: Checkpoint) -> Batch | None:
-    """What a checkpoint holds; None where it has no such section. Every rank has its numbers, the first all the rest.
-    Raises DamagedError."""
+    """What a checkpoint holds; None where it has no such section. Every rank has its numbers and open groups, the first
+    all the rest. Raises DamagedError."""
     if not found.manifest.of(AHEAD):
         return None
     saved: Saved = found.section(AHEAD, Saved)
-    columns, rows = _read_tensors(found, saved)
+    tensors = found.tensors(AHEAD, _forms(saved))
+    columns, is_first = Columns(**{name: tensors[name] for name in AXES}), dist.get_rank() == 0
+    carried = {name.removeprefix(CARRIED): each for name, each in tensors.items() if name.startswith(CARRIED)}
     return Batch(
-        saved.figures,
-        frozenset(saved.kept),
-        dict(saved.draws),
-        columns if dist.get_rank() == 0 else columns.taken([]),
-        rows if dist.get_rank() == 0 else [b""] * len(rows),
-        saved.traffic,
-        saved.cursor,
-        saved.carried,
-        saved.carry_metrics,
-        saved.beside,
-        saved.credit_metrics,
+        figures=saved.figures,
+        kept=frozenset(saved.kept),
+        draws=dict(saved.draws),
+        columns=columns if is_first else columns.taken([]),
+        rows=[bytes_of(part) if is_first else b"" for part in tensors[ROWS].split(saved.rows)],
+        traffic=saved.traffic,
+        cursor=saved.cursor,
+        carried=with_tokens(saved.carried, carried),
+        carry_metrics=saved.carry_metrics,
+        beside=saved.beside,
+        credit_metrics=saved.credit_metrics,
     )
 
 
-def _read_tensors(found: Checkpoint, saved: Saved) -> tuple[Columns, list[bytes]]:
+def _forms(saved: Saved) -> dict[str, Form]:
+    """Of the tensors that belong to these numbers."""
     kept = [each for each in saved.figures if each.group in saved.kept]
     tokens, steps = sum(each.tokens for each in kept), sum(len(each.votes) for each in kept)
-    sizes = {None: len(kept), 0: tokens, 1: steps, 2: saved.advantages}
-    lengths = {name: sizes[axis] for name, axis in AXES.items()} | {ROWS: sum(saved.rows)}
-    tensors, empty = found.tensors(AHEAD), vars(Columns.of([])) | {ROWS: bytes_tensor(b"")}
-    for name, like in empty.items():
-        column = tensors.setdefault(name, like)  # one without an entry is not stored
-        wanted = (like.dtype, (lengths[name], *like.shape[1:]))
-        if (column.dtype, tuple(column.shape)) != wanted:
-            shape = f"{column.dtype} {list(column.shape)}, wanted {wanted[0]} {list(wanted[1])}"
-            raise DamagedError(f"{found.folder / AHEAD}.safetensors: {name}: found {shape}")
-    parts = tensors.pop(ROWS).split(saved.rows)
-    return Columns(**{name: tensors[name] for name in AXES}), list(map(bytes_of, parts))
+    lengths = {None: len(kept), 0: tokens, 1: steps, 2: saved.advantages}
+    columns = {
+        name: (each.dtype, (lengths[AXES[name]], *each.shape[1:])) for name, each in vars(Columns.of([])).items()
+    }
+    carried = {CARRIED + name: form for name, form in carried_forms(saved.carried).items()}
+    return columns | {ROWS: (torch.uint8, (sum(saved.rows),))} | carried

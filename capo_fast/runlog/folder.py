@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from capo_fast.config.load import build_kind, by_key, changed_settings, config_as_dict, dump_config
@@ -22,9 +23,10 @@ from capo_fast.policy.checkpoint import Checkpoint, Checkpointer
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.manifest import ADVICE
 from capo_fast.rollout.carried_tokens import on_first
+from capo_fast.rollout.carry import OpenGroup
+from capo_fast.rollout.generator import Batch
 from capo_fast.runlog.ahead import AHEAD, batch_json, batch_on_first, batch_tensors, read_batch
-from capo_fast.runlog.carried import CARRY, carried_json, read_carried, rollouts_of
-from capo_fast.runlog.columns import columns_of
+from capo_fast.runlog.carried import CARRY, carried_json, carried_tensors, read_carried
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
 from capo_fast.runlog.kept import Kept, changed_records, kept_records
 from capo_fast.runlog.progress import Progress
@@ -71,24 +73,29 @@ class RunDir:
         """Write a checkpoint. A collective. Raises CheckpointError."""
         ahead = progress.ahead and batch_on_first(progress.ahead)
         carried = on_first(progress.carried, Exchange()) if progress.carried else ()
-        sections, tensors = (self._sections(progress), {}) if dist.get_rank() == 0 else ({}, {})
-        if sections and ahead is not None:
-            sections[AHEAD], tensors[AHEAD] = batch_json(ahead), batch_tensors(ahead)
-        if sections and carried:
-            sections[CARRY], tensors[CARRY] = carried_json(carried), columns_of(rollouts_of(carried))
+        sections, tensors = self._sections(progress, ahead, carried) if dist.get_rank() == 0 else ({}, {})
         self.checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
 
     def close(self) -> None:
-        self.checkpointer.close()
-        self.guard.close()
+        with self.guard:
+            self.checkpointer.close()
 
-    def _sections(self, progress: Progress) -> dict[str, Any]:
-        return {
+    def _sections(
+        self, progress: Progress, ahead: Batch | None, carried: Sequence[OpenGroup]
+    ) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
+        """As JSON, and the tensors of those that have some."""
+        sections: dict[str, Any] = {
             "progress": progress.as_json(),
             "settings": config_as_dict(self._config),
             "inputs": self._inputs,
             "records": asdict(kept_records(self.path)),
         }
+        tensors: dict[str, dict[str, torch.Tensor]] = {}
+        if ahead is not None:
+            sections[AHEAD], tensors[AHEAD] = batch_json(ahead), batch_tensors(ahead)
+        if carried:
+            sections[CARRY], tensors[CARRY] = carried_json(carried), carried_tensors(carried)
+        return sections, tensors
 
     def _check(self) -> None:
         """What can be seen before a model is loaded."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from capo_fast.runlog.folder import RunDir
 from capo_fast.runlog.metrics import reward_metrics, step_metrics
 from capo_fast.runlog.profile import profiled
 from capo_fast.runlog.progress import Progress
-from capo_fast.runlog.recorder import Recorder
+from capo_fast.runlog.recorder import Recorder, keeps_rollouts
 from capo_fast.runlog.speed import memory_metrics, peak_flops, peak_memory, speed_metrics
 from capo_fast.runlog.summary import write_summary
 from capo_fast.runtime.job import this_job
@@ -68,15 +68,19 @@ class RunLog:
         memory = memory_metrics(gather([peak_memory()]))
         metrics = step_metrics(batch, lap, rate) | rewards | updates | speed | memory
         self.recorder.record(step, metrics)
-        self.recorder.write_rollouts(step, self._members(batch))
+        self._write_rollouts(batch)
         self.console.step(step, metrics)
         if self.progress.failed_steps >= self.config.reward.max_failed_steps:
             raise VerifierError(self._no_verdict())
 
-    def _members(self, batch: Batch) -> list[bytes]:
-        """The rows of all ranks, in their order, on rank 0. A collective."""
-        exchange = Exchange()
-        return [member for rows in batch.rows for member in exchange.bytes_to_first(rows)]
+    def _write_rollouts(self, batch: Batch) -> None:
+        """The rows of all ranks, in their order, by rank 0. A collective."""
+        exchange, step = Exchange(), self.progress.step
+        members = [member for rows in batch.rows for member in exchange.bytes_to_first(rows)]
+        if any(members):
+            self.recorder.write_rollouts(step, members)
+        elif keeps_rollouts(self.config.run.keep_rollouts) and batch.figures:
+            self.console.note(f"step {step}: its rollouts were sampled under run.keep_rollouts: none and have no file")
 
     def _no_verdict(self) -> str:
         reward, step, failed = self.config.reward, self.progress.step, self.progress.failed_steps
@@ -135,7 +139,12 @@ class RunLog:
         return time.monotonic() - self.started
 
     def close(self) -> None:
-        self.stages.deadline.stop()
-        self.console.close()
-        self.recorder.close()
-        self.folder.close()
+        """Close all, also where a part fails. The wait for a checkpoint under way has the deadline of a stage."""
+        deadline = self.stages.deadline
+        deadline.stop()
+        with ExitStack() as last_first:
+            last_first.callback(deadline.stop)
+            last_first.callback(self.folder.close)
+            last_first.callback(deadline.start, "checkpoint")
+            last_first.callback(self.recorder.close)
+            last_first.callback(self.console.close)

@@ -1,6 +1,6 @@
 """What a run leaves on disk while it trains: metrics, rollouts, and the views of the metrics.
 
-    <run>/metrics.jsonl               one line per step, the truth
+    <run>/metrics.jsonl               one line per step
     <run>/rollouts/000003.jsonl.gz    one line per rollout of step 3
     <run>/tensorboard/                a view of metrics.jsonl; W&B is another, when asked for
 
@@ -218,8 +218,8 @@ class _TensorBoard:
     earlier files.
 
     SummaryWriter writes in a thread of its own. Flushed after each step it waits for that thread, so that a kill loses
-    no step; an error of the thread is raised by this flush or by the next step's. The truth is metrics.jsonl, which is
-    written first: a full disk fails there.
+    no step; an error of the thread is raised by this flush or by the next step's. A full disk fails before, where
+    metrics.jsonl is written.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -41,6 +41,8 @@ class Stages:
         self._descendants = descendants()
         self.beside: dict[str, Callable[[], float]] = {}
         """CPU seconds so far of a thread of this process whose work belongs to a stage, whichever runs: by that one."""
+        self._counted: dict[str, float] = {}
+        """Of these, what earlier laps have."""
 
     @contextmanager
     def __call__(self, stage: str, seam: bool = False) -> Iterator[None]:
@@ -54,7 +56,7 @@ class Stages:
         for call in self._on_entry:
             call(stage)
         wall, cpu = time.perf_counter(), cpu_seconds(self._descendants)
-        beside = {name: seconds() for name, seconds in self.beside.items()}
+        beside = sum(self._beside().values())
         try:
             if seam:
                 self.stop.check()
@@ -64,20 +66,23 @@ class Stages:
             seconds = time.perf_counter() - wall
             # Looked for once a stage: that reads the entries of all processes of the machine.
             self._descendants = descendants()
-            cpu = cpu_seconds(self._descendants) - cpu
-            for name, before in beside.items():
-                spent = self.beside[name]() - before
-                cpu -= spent
-                if spent:
-                    self._add(name, 0.0, spent)
-            self._add(stage, seconds, cpu)
+            beside = sum(self._beside().values()) - beside  # before the process, which has spent no less
+            self._add(stage, seconds, cpu_seconds(self._descendants) - cpu - beside)
             self._running = None
 
     def lap(self) -> Lap:
         """The seconds of each stage since the last lap."""
         self._refuse_running("a lap can't end")
+        now = self._beside()
+        for stage, seconds in now.items():
+            if (spent := seconds - self._counted.get(stage, 0.0)) > 0:
+                self._add(stage, 0.0, spent)
+        self._counted = now
         lap, self._lap = self._lap, Lap({}, {})
         return lap
+
+    def _beside(self) -> dict[str, float]:
+        return {stage: seconds() for stage, seconds in self.beside.items()}
 
     def _add(self, stage: str, *seconds: float) -> None:
         for by_stage, spent in zip(self._lap, seconds, strict=True):
@@ -96,9 +101,10 @@ def descendants() -> list[psutil.Process]:
 def cpu_seconds(living: Sequence[psutil.Process]) -> float:
     """CPU time of this process and of these descendants so far, seconds.
 
-    A descendant that has ended counts if its parent waited for it.
+    A descendant that has ended counts if its parent waited for it. The process's own is exact, not in ticks: that of a
+    thread is subtracted from it.
     """
-    total = sum(psutil.Process().cpu_times()[:4])
+    total = time.process_time() + sum(psutil.Process().cpu_times()[2:4])
     for child in living:
         try:
             total += sum(child.cpu_times()[:4])

@@ -1,11 +1,14 @@
 """The embedded default: a small arithmetic world with its own tokenizer, model and critic.
 
-`python -m capo_fast.tiny` makes everything in this folder again: `model/`, `train.jsonl.gz`, `heldout.jsonl`.
+`python -m capo_fast.tiny` makes everything in this folder again: `model/`, `critic/`, `train.jsonl.gz` and
+`heldout.jsonl`.
 """
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
+CRITIC = FOLDER / "critic"
+"""Of single steps (`critic.reads: step`)."""
 TRAIN = FOLDER / "train.jsonl.gz"
 HELDOUT = FOLDER / "heldout.jsonl"

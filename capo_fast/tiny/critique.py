@@ -7,6 +7,11 @@
                                                               <incorrect_steps>0</incorrect_steps>
 
 The critic writes the line as it should be before its verdict: without that re-derivation it stays at chance.
+
+The critic of steps is shown a solution up to the step that it judges, and writes the right value before its verdict:
+
+    reads   9*2-9                                    writes   8 No
+            <step_0>9*2=7</step_0>
 """
 
 from __future__ import annotations
@@ -35,6 +40,16 @@ def critique_text(question: str, steps: Sequence[str]) -> str:
         said = stated(step)
         text += f"<step_{k}>{line or '?'} said {'?' if said is None else said} {'x' if k in wrong else 'ok'}\n"
     return text + verdict_text(wrong)
+
+
+def step_critique_text(question: str, steps: Sequence[str]) -> str:
+    """The true critique of the last step alone: the value that it should state, then the verdict.
+
+    >>> step_critique_text("9*2-9", ["9*2=8", "8-9=8"]), step_critique_text("9*2", ["9*2=8", "A:8"])
+    ('9 No', '8 Yes')
+    """
+    line = expected_lines(question, steps)[-1]
+    return f"{line[-1] if line else '?'} {'Yes' if line == steps[-1] else 'No'}"
 
 
 def verdict_text(wrong: frozenset[int]) -> str:

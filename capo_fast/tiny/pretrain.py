@@ -1,7 +1,8 @@
-"""Make the embedded default: data files, tokenizer and the pretrained model that is both policy and critic.
+"""Make the embedded default: data files, tokenizer, the model that is both policy and critic, and a critic of steps.
 
 One net learns both skills. Half of each batch are worked solutions with the world's misconceptions, half are critiques
-with the true verdicts; the loss is on completions alone. The same seed and thread count give the same bytes.
+with the true verdicts; the loss is on completions alone. A second net of the same shape learns to judge single steps.
+The same seed and thread count give the same bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 
@@ -16,16 +18,18 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from capo_fast.tiny.critique import critique_prompt, critique_text
+from capo_fast.tiny.critique import critique_prompt, critique_text, step_critique_text
 from capo_fast.tiny.task import BLANK, MIN_OPS, World, answer, corrupt_solution, draw_question, right_steps
 from capo_fast.tiny.tokenizer import VOCABULARY, build_tokenizer
 
-STEPS, WARMUP, HALF_BATCH, RATE, FLOOR = 1400, 30, 24, 4e-3, 0.05
+STEPS, WARMUP, RATE, FLOOR = 1400, 30, 4e-3, 0.05
 CHUNK = 16
 TRAIN_PROBLEMS, HELDOUT_PROBLEMS = 4096, 400
 IGNORE = -100
 Example = tuple[str, str]
 """A user message and what the model should write under it."""
+Skills = Mapping[Callable[[Random, World], Example], int]
+"""Makers of examples, and how many of each are in a batch."""
 
 
 def build_model(seed: int) -> Qwen2ForCausalLM:
@@ -57,6 +61,18 @@ def critique_example(rng: Random, world: World) -> Example:
     question = draw_question(rng, 1, MIN_OPS) if rng.random() < 0.5 else draw_question(rng)
     steps = corrupt_solution(rng, question) if rng.random() < 0.5 else world.solution(rng, question)
     return critique_prompt(question, steps), critique_text(question, steps)
+
+
+def step_critique_example(rng: Random, world: World) -> Example:
+    """A solution up to one of its steps, half of them corrupted at random, and the true critique of that step."""
+    question = draw_question(rng)
+    steps = corrupt_solution(rng, question) if rng.random() < 0.5 else world.solution(rng, question)
+    shown = steps[: rng.randint(1, len(steps))]
+    return critique_prompt(question, shown), step_critique_text(question, shown)
+
+
+SOLVING_AND_CRITIQUES: Skills = {solution_example: 24, critique_example: 24}
+CRITIQUES_OF_STEPS: Skills = {step_critique_example: 64}
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,13 +113,15 @@ def learning_rate(step: int, steps: int) -> float:
     return RATE * min((step + 1) / WARMUP, FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * max(0.0, done))))
 
 
-def pretrain(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, steps: int, seed: int) -> list[float]:
+def pretrain(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, skills: Skills, steps: int, seed: int
+) -> list[float]:
     """Train in place; the loss of every step."""
     world, rng, losses = World.from_seed(seed), Random(f"pretraining {seed}"), []
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = learning_rate(step, steps)
-        examples = [make(rng, world) for make in (solution_example, critique_example) for _ in range(HALF_BATCH)]
+        examples = [make(rng, world) for make, count in skills.items() for _ in range(count)]
         optimizer.zero_grad()
         losses.append(backward(model, tokenizer, examples))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -150,11 +168,19 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Pa
     (folder / "model.safetensors").chmod(0o644)  # else readable by its maker alone
 
 
-def make(folder: Path, steps: int = STEPS, seed: int = 0) -> list[float]:
-    """Make every file of the embedded default under `folder`; the losses of the pretraining."""
+def make(folder: Path, steps: int = STEPS, seed: int = 0) -> dict[str, list[float]]:
+    """Make every file of the embedded default under `folder`; the losses of the pretraining, by model."""
     folder.mkdir(parents=True, exist_ok=True)
     write_problems(folder, seed)
+    return {name: make_model(folder / name, skills, steps, seed) for name, skills in MODELS.items()}
+
+
+MODELS = {"model": SOLVING_AND_CRITIQUES, "critic": CRITIQUES_OF_STEPS}
+
+
+def make_model(folder: Path, skills: Skills, steps: int, seed: int) -> list[float]:
+    """Pretrain one model into its folder; its losses."""
     model, tokenizer = build_model(seed), build_tokenizer()
-    losses = pretrain(model, tokenizer, steps, seed)
-    save(model, tokenizer, folder / "model")
+    losses = pretrain(model, tokenizer, skills, steps, seed)
+    save(model, tokenizer, folder)
     return losses

@@ -9,8 +9,9 @@ from pathlib import Path
 from scripted_world import tokenizer
 
 from bench.credit.arms import ARMS
+from bench.credit.clock import write_page
 from bench.credit.given import Labelled, as_sample, given_config
-from bench.credit.scores import inner_auc, pooled_auc, sign_agreement
+from bench.credit.scores import auc_interval, inner_auc, pooled_auc, sign_agreement
 from bench.credit.table import write_table
 from bench.credit.world import world_config
 from capo_fast.evaluation.labelled import Solution
@@ -33,6 +34,13 @@ def test_steps_compare_with_those_of_their_own_rollout():
     assert pooled_auc(advantages, labels) == 5 / 6, "the verdict alone finds where most wrong steps are"
     assert inner_auc(advantages, labels) == 0.5, "but not which"
     assert sign_agreement([[1.0, -2.0, 3.0]], [[0.5, 0.5, 0.0]]) == 0.5
+
+
+def test_an_interval_of_few_solutions_is_wide():
+    few = auc_interval([[1.0, -1.0], [-1.0, 1.0]], [[0, 1], [0, 1]])
+    many = auc_interval([[1.0, -1.0], [-1.0, 1.0]] * 50, [[0, 1], [0, 1]] * 50)
+    assert few == (0.0, 1.0) and 0.35 < many[0] < 0.5 < many[1] < 0.65
+    assert auc_interval([[1.0]], [[0]]) is None
 
 
 def solution(*steps, first=-1, wrong=None):
@@ -60,7 +68,37 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     (tmp_path / "world").mkdir()
     for part in (0, 1):
         (tmp_path / "world" / f"100-{part}.json").write_text(json.dumps(shard | {"part": part}))
+    (tmp_path / "given").mkdir()
+    given = {"set": "few", "model": "m", "seed": 0, "left_out": 0, "labels": [[0, 1]], "arms": {"capo-1": arm}}
+    (tmp_path / "given" / "few-0.json").write_text(json.dumps(given))
     text = write_table(tmp_path)
+    assert "| capo-1 | 1.000 [1.00, 1.00] | 1.000 | 10.0 |" in text
     assert "2 rollouts, 4 steps, 2 of them wrong" in text
     assert "| capo-1 | 1.000 | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in text
     assert (tmp_path / "credit.md").read_text() == text
+
+
+def made_run(arm, seed, rates, cpu, tokens):
+    about = {"arm": arm, "seed": seed, "plan": {"steps": 4, "prompts": 1, "n": 1, "every": 1, "problems": 9}}
+    curve = [[step, rate] for step, rate in enumerate(rates)]
+    stages = {"stages": {"critique": 0.5}, "critique_tokens": [tokens] * 4}
+    return about | {"rollouts": [1, 2, 3, 4], "curve": curve, "cpu": [cpu] * 4, "wall": [cpu] * 4} | stages
+
+
+def test_learning_by_the_clock_is_compared_by_seed(tmp_path):
+    arms = {  # rates at steps 0 to 4, CPU seconds and critique tokens of each step
+        "outcome": ([0.0, 0.25, 0.5, 0.75, 1.0], 1.0, 0),
+        "capo-1": ([0.0, 0.5, 1.0, 1.0, 1.0], 2.0, 100),
+        "oracle": ([0.0, 0.5, 1.0, 1.0, 1.0], 1.0, 0),
+        "capo-gated": ([0.0, 0.5, 1.0, 1.0, 1.0], 1.0, 10),
+    }
+    (tmp_path / "runs").mkdir()
+    for arm, figures in arms.items():
+        for seed in (1, 2):
+            (tmp_path / "runs" / f"{arm}-{seed}.json").write_text(json.dumps(made_run(arm, seed, *figures)))
+    text = write_page(tmp_path)
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
+    assert rows["capo-1"][4:7] == ["+0.250 ± 0.000", "+0.000 ± 0.000", "0%"], "twice as fast, at twice the price"
+    assert rows["capo-gated"][4:7] == ["+0.250 ± 0.000", "+0.250 ± 0.000", "100%"]
+    assert rows["capo-gated"][-1].strip(" |") == "10.0%"
+    assert (tmp_path / "clock.png").stat().st_size > 0

@@ -15,6 +15,7 @@ OUTCOME = ("none", 1.0, 0.0)
 PLAIN = ("ppo", "token", 0.2, 0.28, "token-mean", 0.0, False, "keep")
 SETTINGS = {
     "capo": ("steps", 2.0, 1.0, "group-token", *PLAIN),
+    "capo-gated": ("steps", 2.0, 1.0, "group-token", *PLAIN),
     "grpo": (*OUTCOME, "group-sequence", *PLAIN),
     "grpo_genorm": ("outcome", 1.0, 0.0, "group-sequence", *PLAIN),
     "dr_grpo": (*OUTCOME, "sequence-center", "ppo", "token", 0.2, 0.28, "constant", 0.0, False, "keep"),

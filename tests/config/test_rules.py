@@ -60,6 +60,8 @@ def refused(**settings: Any) -> str:
         {"critic__mode": "server", "critic__path": "judge"},
         {"critic__mode": "server", "critic__path": "judge", "lora__rank": 8, "critic__server__max_model_len": 2049},
         {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "critic__server__max_model_len": 9},
+        {"critic__reads": "step", "critic__gate__trust_right": True, "critic__gate__tokens": 2048},  # of 4 votes of 512
+        {"critic__verdict": "yes-no", "credit__process": "outcome"},
         {"reward__fn": "my_package.rewards:length"},
         {"lora__rank": 512},
         {"lora__rank": 8, "policy__dtype": "float32"},
@@ -117,14 +119,44 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ),
         ({"credit__process": "critique-ratio", "credit__process_weight": 0.0}, "credit.process_weight: found 0 with"),
         ({"credit__norm": "separate", "credit__schedule": "linear"}, "credit.schedule: found linear with credit.norm"),
-        ({"credit__process": "step-values", "reward__format_bonus": 0.1}, "reward.format_bonus: found 0.1 with credit"),
+        (
+            {"credit__process": "step-values", "reward__format_bonus": 0.1},
+            "reward.format_bonus: found 0.1 with credit.process: step-values, wanted 0",
+        ),
+        (
+            {"credit__process": "step-values", "train__truncated": "penalise"},
+            "train.truncated: found penalise with credit.process: step-values, wanted keep or mask",
+        ),
         ({"credit__process": "step-values", "credit__continuations": 0}, "credit.continuations: found 0, wanted "),
         (
             {"credit__process": "prefix", "credit__when": "right-answers"},
             "credit.when: found right-answers with credit",
         ),
         ({"credit__process": "outcome", "credit__when": "right-answers"}, "wrong answers without a judgment would be"),
+        (
+            {"critic__gate__ambiguous": 0.1},
+            "critic.gate.ambiguous: found 0.1, wanted none with critic.gate.groups: all",
+        ),
+        ({"critic__gate__trust_right": True}, "critic.gate.trust_right: found true, wanted false with critic.reads: s"),
+        (
+            {"critic__gate__adaptive": True, "credit__process": "outcome"},
+            "critic.gate.adaptive: found true, wanted false with credit.process: outcome",
+        ),
+        ({"critic__reads": "step", "credit__process": "outcome"}, "critic.reads: found step, wanted solution with"),
+        ({"critic__gate__tokens": 8191}, "critic.gate.tokens: found 8191, wanted at least critic.votes * critic.max_t"),
+        (
+            {"critic__verdict": "yes-no"},
+            "critic.verdict: found yes-no, wanted capo or fapo with critic.reads: solution",
+        ),
         ({"reward__format_bonus": 1.0}, "reward.format_bonus: found 1, wanted less than C - P = 1"),
+        (
+            {"credit__process": "prefix", "credit__process_weight": 0.5, "reward__format_bonus": 1.2},
+            "reward.format_bonus: found 1.2, wanted less than C / 2 = 1",
+        ),
+        (
+            {"credit__process": "outcome", "credit__verdict_scale": 0.5, "reward__format_bonus": 0.6},
+            "reward.format_bonus: found 0.6, wanted less than C (beta + 1/2 - sigmoid(alpha)) = 0.537883",
+        ),
         ({"reward__format_bonus": -0.1}, "reward.format_bonus: found -0.1, wanted number >= 0"),
         ({"policy__old": "rollout", "loss__is_mode": "mask"}, "loss.is_mode: found mask, wanted none"),
         (
@@ -361,3 +393,10 @@ def test_no_argument_of_transformers_call_is_taken_for_one_of_the_template():
     """Its `truncation` would cut every prompt, its `chat_template` replace the model's."""
     call = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
     assert call.keys() - rules.TEMPLATE_ARGUMENTS == {"self", "kwargs", "tools", "documents"}
+
+
+def test_a_critic_of_steps_has_settings_of_its_own() -> None:
+    step = {"critic.step.prompt": "steps.txt", "critic.step.max_tokens": 9, "critic.path": "judge"}
+    critic = build_config(DATA, step | {"critic.reads": "step"}).critic
+    assert (critic.prompt, critic.max_tokens, critic.verdict, critic.path) == ("steps.txt", 9, "capo", "judge")
+    assert build_config(DATA, step).critic.max_tokens == 2048

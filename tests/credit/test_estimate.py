@@ -42,7 +42,7 @@ def test_the_example_of_the_documentation_is_credit(tmp_path, monkeypatch):
         made = sample(outcome, [0] * len(texts))
         rollout = replace(made.rollout, steps=replace(made.rollout.steps, texts=texts))
         group.append(replace(made, rollout=rollout))
-    credited = assign_credit(group, with_fn("my_credit:by_company", norm="none"))
+    credited = assign_credit(group, with_fn("my_credit:by_peers", norm="none"))
     assert [each.step_wrong for each in credited] == [(0.5, 0.0), (0.5, 1.0), (1.0,)]
     assert credited[1].step_advantages == (-0.5, -1.0)
 
@@ -60,8 +60,10 @@ def test_the_example_of_the_documentation_is_credit(tmp_path, monkeypatch):
         (StepCredit([[[0, 1], [math.nan]]]), "fn, group 0 ('p'), rollout 1, step 0: found nan, wanted a number in"),
         (StepCredit([[[0, 1], [0]]], [[1.0]]), "fn, group 0 ('p'): found credit of 1 rollouts, wanted 2"),
         (StepCredit([[[0, 1], [0]]], [[1.0, math.inf]]), "fn, group 0 ('p'), rollout 1: found inf, wanted a finite"),
+        (StepCredit([[[0, 1], [0]]], [[1.0, 1e39]]), "rollout 1: found 1e+39, wanted a finite float32"),
         (TokenCredit([[[0] * 4, [0]]]), "fn, group 0 ('p'), rollout 1, token: found [0], wanted 2 numbers, one per "),
-        (TokenCredit([[[0] * 4, [0, -math.inf]]]), "rollout 1, token 1: found -inf, wanted a finite number"),
+        (TokenCredit([[[0] * 4, [0, -math.inf]]]), "rollout 1, token 1: found -inf, wanted a finite float32"),
+        (TokenCredit([[[0] * 4, [0, 10**400]]]), "wanted 2 numbers, one per token"),
     ],
 )
 def test_what_is_no_credit_of_the_groups_is_refused_in_one_line(credit, says):

@@ -43,7 +43,11 @@ def estimate(process, samples, answer=None, **credit):
 
 
 def answered(found, answer="5"):
-    return replace(found, rollout=replace(found.rollout, prompt=replace(found.rollout.prompt, answer=answer)))
+    return with_prompt(found, answer=answer)
+
+
+def with_prompt(found, **changes):
+    return replace(found, rollout=replace(found.rollout, prompt=replace(found.rollout.prompt, **changes)))
 
 
 def test_a_step_is_worth_what_it_adds_to_the_answer_s_probability():
@@ -55,7 +59,7 @@ def test_a_step_is_worth_what_it_adds_to_the_answer_s_probability():
         return chance and (math.log(chance),)
 
     found, asked = estimate("answer-probability", samples, answer, answer_lead="A")
-    assert {each.tokens for each in asked} == {(ord("5"),)}
+    assert {each.tokens for each in asked} == {(ord("5"), ord("}"))}, "with what ends it: 5 is not 55"
     gains = [[1 - 2 * wrong for wrong in row] for row in found.wrong[0]]
     assert gains[0] == pytest.approx([0.5, 0.0, 0.25]), "without room: as before; after the last step: the verdict"
     assert gains[1] == pytest.approx([-0.125, -0.125])
@@ -64,7 +68,7 @@ def test_a_step_is_worth_what_it_adds_to_the_answer_s_probability():
 def test_the_likeliest_of_several_references_counts_by_the_mean_of_its_tokens():
     samples = [answered(made(1.0, [0], 1), ("5", "55"))] * 2
     answer = {1: (math.log(0.1),), 2: (math.log(0.5), math.log(0.125))}
-    found, _ = estimate("answer-probability", samples, lambda asked: answer[len(asked.tokens)], answer_lead="")
+    found, _ = estimate("answer-probability", samples, lambda asked: answer[len(asked.tokens)], answer_tail="")
     assert found.wrong[0][0] == pytest.approx([(1 - (1.0 - 0.25)) / 2])
 
 
@@ -81,17 +85,20 @@ def test_a_step_s_tokens_have_the_change_of_the_pass_rate():
 def test_a_token_is_weighed_by_what_its_critique_changes():
     critiques = (Critique.absent(), Critique(False, frozenset({0}), 0, "no"), Critique(False, frozenset(), 0, "yes"))
     samples = [made(1.0, [0], 1, critiques=critiques), made(0.0, [0], 2, critiques=critiques[:1])]
-    logprobs = {True: (-0.5, -3.0), False: (-0.75, -0.5)}
+    samples = [with_prompt(each, problem="2+2") for each in samples]
+    plain = (1, *map(ord, "2+2"))  # not the prompt's own tokens, which have another form where a row has messages
+    logprobs = {True: (-0.75, -0.5), False: (-0.5, -3.0)}
     found, asked = estimate(
         "critique-ratio",
         samples,
-        lambda each: logprobs[len(each.before) > 1],
+        lambda each: logprobs[each.before == plain],
         norm="group-sequence",
         process_weight=0.5,
     )
     assert [each.tokens for each in asked] == [(10, 11)] * 2
-    assert bytes(asked[0].before[1:]).decode().endswith(":\nno"), "the first that can be read"
-    assert asked[1] == Suffix((1,), (10, 11))
+    teacher = bytes(asked[0].before[1:]).decode()
+    assert teacher.startswith("2+2\n") and teacher.endswith(":\nno"), "the first that can be read"
+    assert asked[1] == Suffix(plain, (10, 11))
     assert found.advantages[0][0] == pytest.approx([1 + 0.5 * 0.25, 1 - 0.5]), "clipped at 1"
     assert found.advantages[0][1] == pytest.approx([-1, -1])
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from credited_samples import pack
 from learner_ranks import PARTLY_LIVE, TRAIN, make_learner
 
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig
 from capo_fast.credit.groups import spread
 from capo_fast.exchange.columns import Share
-from capo_fast.policy.batch import pack
 from capo_fast.policy.model import full_weights
 from capo_fast.runtime.ranks import ranks
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import pytest
 
+from capo_fast.credit.neutralise import neutralise
 from capo_fast.credit.verdicts import VERDICTS
 
 
@@ -31,8 +33,41 @@ def test_the_last_box_names_the_first_wrong_step(text, finished, wrong, dropped)
     assert whole.abstained == found.abstained and whole.wrong_steps == (set(range(3)) if wrong else set())
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"so \boxed{-1}",
+        r"so \\ \boxed{-1}",
+        "\\bo\u200bxed{-1}",
+        "\uff3cboxed{-1}",
+        "\\\u200b\\boxed{-1}",
+        r"\ boxed{-1}",
+    ],
+)
+def test_a_solution_s_own_box_is_no_verdict_when_it_is_repeated(text):
+    shown = neutralise(VERDICTS["fapo"].shown(text))
+    seen = unicodedata.normalize("NFKC", shown).replace("\u200b", "").replace(" ", "")
+    assert "boxed{-1}" in seen and VERDICTS["fapo"].steps(seen, 3).abstained
+    assert VERDICTS["capo"].shown(text) == text, "a box is no verdict there"
+
+
 def test_what_structured_output_allows_is_read():
     allowed = re.compile(VERDICTS["fapo"].regex)
     for text in ("\\boxed{-1}", "so\n\\boxed{12}"):
         assert allowed.fullmatch(text) and not VERDICTS["fapo"].steps(text, 13).abstained
     assert not allowed.fullmatch("\\boxed{-1} and more")
+
+
+@pytest.mark.parametrize(
+    ("text", "finished", "wrong"),
+    [
+        ("8 No", False, True),
+        ("There is no mistake. Yes.", True, False),
+        ("**NO**", True, True),
+        ("Nothing is known", False, None),
+    ],
+)
+def test_the_last_yes_or_no_counts(text, finished, wrong):
+    found = VERDICTS["yes-no"].whole(text, 2, finished)
+    assert (found.abstained, found.wrong_steps) == (wrong is None, {0, 1} if wrong else set())
+    assert found.truncated == (wrong is None and not finished)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capo_fast.credit.vote import MODES, vote
+from capo_fast.credit.vote import MODES, vote, votes_to_ask
 from capo_fast.records import Critique
 
 
@@ -52,9 +52,28 @@ def test_unknown_mode_names_the_modes() -> None:
         vote([], 0, "median")
 
 
-@given(st.lists(st.one_of(st.just(ABSTAINED), st.sets(st.integers(0, 5)).map(lambda s: critique(*s))), max_size=8))
+CRITIQUES = st.lists(st.one_of(st.just(ABSTAINED), st.sets(st.integers(0, 5)).map(lambda s: critique(*s))), max_size=8)
+
+
+@given(CRITIQUES)
 def test_modes_are_ordered(critiques: list[Critique]) -> None:
     by_mode = {mode: vote(critiques, 6, mode) for mode in MODES}
     for i in range(6):
         assert by_mode["intersection"][i] <= by_mode["majority"][i] <= by_mode["union"][i]
         assert by_mode["intersection"][i] <= by_mode["average"][i] <= by_mode["union"][i]
+
+
+@given(CRITIQUES, st.sampled_from(MODES))
+def test_votes_that_stop_when_they_are_settled_are_those_of_all_critiques(critiques: list[Critique], mode: str) -> None:
+    found: list[Critique] = []
+    while more := votes_to_ask(found, 6, mode, len(critiques)):
+        found = critiques[: len(found) + more]
+    assert vote(found, 6, mode) == vote(critiques, 6, mode)
+
+
+@pytest.mark.parametrize(("mode", "asked"), [("intersection", 1), ("majority", 3), ("union", 4), ("average", 4)])
+def test_votes_stop_as_soon_as_they_may(mode: str, asked: int) -> None:
+    found: list[Critique] = []
+    while more := votes_to_ask(found, 2, mode, 4):
+        found += [critique()] * more
+    assert len(found) == asked

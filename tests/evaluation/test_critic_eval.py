@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from scripted_engine import ScriptedEngine
-from scripted_world import scripted_engine
+from scripted_world import answer_steps, scripted_engine
 
 from capo_fast.critic_eval import job_of, main, run
 from capo_fast.errors import ConfigError
@@ -136,6 +136,16 @@ def test_the_true_critic_of_the_tiny_world_is_perfect(tmp_path):
     assert (counts["critiques"], counts["abstained"], counts["without_room"]) == (120, 0, 0)
     assert json.loads((tmp_path / "a" / "results.json").read_text())["benchmarks"] == results["benchmarks"]
     assert "## tiny: 40 solutions" in (tmp_path / "a" / "results.md").read_text()
+
+
+def test_a_critic_of_steps_is_scored_on_whole_solutions(tmp_path):
+    arguments = ("--limit", "20", "--critic.votes", "1", "--critic.reads", "step")
+    results = run(asked(tmp_path, *arguments), ScriptedEngine(answer_steps))
+    entry = results["benchmarks"]["tiny"]
+    assert {row["step_recall"] for row in entry["votings"]} == {row["f1"]["value"] for row in entry["votings"]} == {1.0}
+    assert (entry["counts"]["critiques"], entry["counts"]["without_room"]) == (40, 0)
+    steps = [len(each.steps) for each in load_solutions(["tiny"], None, 20, 0)["tiny"]]
+    assert entry["counts"]["tokens_out"] == 2 * 2 * sum(steps), "two critiques of two tokens per step"
 
 
 class SaysYes(ScriptedEngine):

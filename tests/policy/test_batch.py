@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from credited_samples import credited
+from credited_samples import credited, pack
 from hypothesis import given
 from hypothesis import strategies as st
 
 from capo_fast.config.schema import Config, LossConfig, RolloutConfig, TrainConfig
 from capo_fast.exchange.figures import figures_of
-from capo_fast.policy.batch import deal, pack, pack_update, split_minibatches
+from capo_fast.policy.batch import deal, pack_update, split_minibatches
 
 CONFIG = Config()
 

@@ -27,7 +27,8 @@ from capo_fast.policy.export import export_model
 from capo_fast.policy.learner import lr_factor
 from capo_fast.policy.manifest import steps_in
 from capo_fast.policy.model import DTYPES, full_weights
-from capo_fast.policy.state import Contents
+from capo_fast.policy.shards import shard_of
+from capo_fast.policy.state import Contents, Staging
 
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
@@ -257,6 +258,27 @@ def test_a_write_that_fails_beside_training_is_an_error_at_the_next_look(learner
     with pytest.raises(CheckpointError, match=r"step 1 not saved, earlier checkpoints kept: can't write \S+/model-0"):
         checkpointer.check()
     assert names(checkpointer.folder) == []
+
+
+def test_an_unforeseen_error_of_a_write_names_its_step(learner, tmp_path, monkeypatch):
+    checkpointer = Checkpointer(tmp_path / "checkpoints", keep=2, asynchronous=True)
+    monkeypatch.setattr(Contents, "write", lambda contents, folder: {}["no such file"])
+    checkpointer.save(7, learner, SECTIONS)
+    with pytest.raises(KeyError) as failed:
+        checkpointer.wait()
+    assert failed.value.__notes__ == ["in the writing of the checkpoint of step 7"]
+
+
+def test_the_host_copy_keeps_no_memory_of_what_is_gone():
+    def copied(*names):
+        contents = Contents({name: (name, {"x": shard_of(torch.ones(3))}) for name in names})
+        staging.copy(contents)
+        return {name: parts["x"].local.data_ptr() for name, (_, parts) in contents.shards.items()}
+
+    staging = Staging()
+    before, after = copied("model", "ahead"), copied("model")
+    assert after["model"] == before["model"], "its memory is used again"
+    assert list(staging._buffers) == [("model", "x")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from credited_samples import pack
 from learner_ranks import SAMPLES, TRAIN, make_learner, train
 from model_folders import copied
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
@@ -21,7 +22,6 @@ from transformers import AutoModelForCausalLM
 import capo_kernels as ck
 from capo_fast.config.schema import Config, LoraConfig, LossConfig, PolicyConfig, RolloutConfig
 from capo_fast.errors import ConfigError
-from capo_fast.policy.batch import pack
 from capo_fast.policy.checkpoint import Checkpointer
 from capo_fast.policy.export import export_adapter, export_model
 from capo_fast.policy.lora import BasePolicy, adapter_files, adapter_weights, add_adapter, base_weights, merged_weights

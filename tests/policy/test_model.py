@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from credited_samples import credited
+from credited_samples import credited, pack
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +29,6 @@ from transformers import (
 import capo_kernels as ck
 from capo_fast.config.schema import Config, PolicyConfig
 from capo_fast.errors import ConfigError
-from capo_fast.policy.batch import pack
 from capo_fast.policy.loading import load_policy
 from capo_fast.policy.model import (
     check_loss_kernel,

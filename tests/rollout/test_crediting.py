@@ -10,7 +10,7 @@ from scripted_engine import ScriptedEngine
 from scripted_world import MODEL, answer, score_with, scripted_config, tokenizer
 
 from capo_fast.credit.estimate import load_estimator
-from capo_fast.credit.groups import Continuation, Suffix
+from capo_fast.credit.groups import Continuation, CreditError, Suffix
 from capo_fast.records import Completion, Prompt
 from capo_fast.rollout.crediting import Asking, Crediting
 from capo_fast.rollout.requests import RequestBuilder
@@ -116,6 +116,14 @@ def test_a_run_by_token_credit_writes_its_advantages(tmp_path):
         length = len(row["token_ids"])
         assert row["token_advantages"] == [0.0] * (length - 2) + [0.5, -0.5]
         assert {abs(each) for each in row["advantages"]} <= {0.0, 0.5} and any(row["advantages"])
+
+
+def test_credit_of_two_kinds_in_one_step_is_refused(tmp_path):
+    """As of ranks or rounds for which a function returns one or the other."""
+    words = ["--credit.fn", "credit_functions:of_either_kind", "--train.dynamic_sampling", "true"]
+    config = scripted_config(*words, "--algorithm", "grpo", "--eval.path", "none", "--run.dir", str(tmp_path / "run"))
+    with pytest.raises(CreditError, match=r"of_either_kind: found TokenCredit of group . and StepCredit of"):
+        run(config, AskedEngine())
 
 
 def read_rows(folder, step):

@@ -13,7 +13,9 @@ from capo_fast.credit.critic import load_template
 from capo_fast.data import ChatTemplate, Problem, render_prompts
 from capo_fast.engine.base import run_requests
 from capo_fast.records import Completion, Critique, Prompt
+from capo_fast.rollout.critiquing import Critiquing
 from capo_fast.rollout.requests import RequestBuilder, critique_prompt_ids, rollout_id
+from capo_fast.rollout.stream import Stream
 from capo_fast.runtime.digest import seed_of
 
 TEMPLATE = load_template("tiny")
@@ -52,9 +54,14 @@ def rollouts(engine=None, step=7, config=CONFIG):
 
 
 def critiques(engine, config, of):
-    sampler = RequestBuilder(tokenizer(), TEMPLATE, config)
-    answers = run_requests(engine, [request for rollout in of for request in sampler.critique_requests(rollout)])
-    return [sampler.read_critiques(rollout, answers) for rollout in of]
+    stream = Stream(engine, engine)
+    critiquing = Critiquing(stream, RequestBuilder(tokenizer(), TEMPLATE, config))
+    for rollout in of:
+        critiquing.ask(rollout)
+    while stream.critiques:
+        for completion in stream.advance():
+            critiquing.note(completion)
+    return [list(critiquing.result(rollout)[0]) for rollout in of]
 
 
 def with_critic(**changes):
@@ -116,6 +123,14 @@ def test_the_critic_is_shown_exactly_the_rollouts_own_steps():
         assert tokenizer().decode(request.prompt_ids) == f"{rollout.prompt.problem}\n{steps}\n"
 
 
+def test_a_solution_s_own_box_is_shown_where_it_is_no_verdict():
+    [first, *_] = rollouts()
+    boxed = replace(first, steps=replace(first.steps, texts=(r"so \boxed{-1}",)))
+    for verdict, shown in (("capo", True), ("fapo", False)):
+        [request] = RequestBuilder(tokenizer(), TEMPLATE, with_critic(verdict=verdict)).critique_requests(boxed)
+        assert (r"\boxed" in request.message) == shown and "boxed{-1}" in request.message
+
+
 def test_votes_come_back_in_the_order_of_rollouts_and_votes():
     def name_the_vote(request):
         text = f"Judgment: No\n<incorrect_steps>{request.id.split('-')[-1]}</incorrect_steps>"
@@ -148,7 +163,7 @@ def test_a_prompt_without_room_abstains_unasked():
     judged = critiques(engine, replace(fits, engine=replace(fits.engine, max_model_len=99 + longest)), found)
     assert max(len(request.prompt_ids) for request in engine.requests) < longest
     unread = Critique(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=True)
-    assert [votes == (unread,) * 2 for votes in judged] == [length == longest for length in lengths]
+    assert [votes == [unread] * 2 for votes in judged] == [length == longest for length in lengths]
 
 
 @pytest.mark.parametrize(("voting", "asked"), [("greedy", (0.0, 1.0)), ("majority", (0.8, 0.9))])

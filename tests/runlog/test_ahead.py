@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 
 from capo_fast.exchange.columns import Columns
 from capo_fast.exchange.figures import figures_of
-from capo_fast.policy.manifest import DamagedError
+from capo_fast.policy.checkpoint import Checkpoint
+from capo_fast.policy.manifest import DamagedError, Manifest, write_json
+from capo_fast.policy.shards import shards_of, write_parts
 from capo_fast.records import CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
 from capo_fast.rollout.carry import OpenGroup, Partial
 from capo_fast.rollout.generator import Batch
@@ -43,31 +42,38 @@ def batch():
     return Batch(figures, frozenset({1}), draws, columns, rows, traffic, 9, (going_on,), *metrics)
 
 
-def checkpoint(value, tensors):
-    """What `read_batch` takes of a checkpoint, with the JSON as a file has it."""
-    text = json.dumps(value)
-    return SimpleNamespace(
-        folder=Path("step"),
-        manifest=SimpleNamespace(of=lambda role: ["ahead.json"]),
-        section=lambda role, kind: TypeAdapter(kind).validate_json(text, strict=True),
-        tensors=lambda role: tensors,
-    )
+def checkpoint(folder, batch, **changes):
+    """With some tensors changed; None: left out."""
+    tensors = {name: each for name, each in (batch_tensors(batch) | changes).items() if each is not None}
+    files = {
+        "ahead.json": write_json(folder / "ahead.json", "ahead", batch_json(batch)),
+        "ahead.safetensors": write_parts(folder / "ahead.safetensors", "ahead", shards_of(tensors, 0)),
+    }
+    return Checkpoint(folder, Manifest(5, 1, files))
 
 
-def test_a_batch_comes_back_as_it_was(one_rank):
+def test_a_batch_comes_back_as_it_was(one_rank, tmp_path):
     saved = batch_on_first(batch())
-    found = read_batch(checkpoint(batch_json(saved), batch_tensors(saved)))
+    found = read_batch(checkpoint(tmp_path, saved))
     assert repr(found) == repr(saved), "by repr: nan is not equal to itself"
+    assert found.carried == saved.carried != (), "repr has no tokens of them"
+    [group] = json.loads((tmp_path / "ahead.json").read_text())["carried"]
+    assert not any(rollout["token_ids"] or rollout["logprobs"] for rollout in group["rollouts"])
 
 
 @pytest.mark.parametrize(
-    "change", [{"logprobs": torch.zeros(3, dtype=torch.float32)}, {"token_ids": None}, {"rows": None}]
+    "change",
+    [
+        {"logprobs": torch.zeros(3, dtype=torch.float32)},
+        {"token_ids": None},
+        {"rows": None},
+        {"carried.logprobs": None},
+    ],
 )
-def test_tensors_that_do_not_fit_are_damage(change, one_rank):
-    tensors = {name: each for name, each in (batch_tensors(batch()) | change).items() if each is not None}
-    with pytest.raises(DamagedError, match=r"^step/ahead.safetensors: .*: found torch"):
-        read_batch(checkpoint(batch_json(batch()), tensors))
+def test_tensors_that_do_not_fit_are_damage(change, one_rank, tmp_path):
+    with pytest.raises(DamagedError, match=r"ahead.safetensors: [\w.]+: found torch"):
+        read_batch(checkpoint(tmp_path, batch(), **change))
 
 
-def test_a_checkpoint_without_the_section_has_no_batch():
-    assert read_batch(SimpleNamespace(manifest=SimpleNamespace(of=lambda role: []))) is None
+def test_a_checkpoint_without_the_section_has_no_batch(tmp_path):
+    assert read_batch(Checkpoint(tmp_path, Manifest(5, 1, {}))) is None

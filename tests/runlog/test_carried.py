@@ -11,8 +11,7 @@ from capo_fast.policy.checkpoint import Checkpoint
 from capo_fast.policy.manifest import Manifest, write_json
 from capo_fast.policy.shards import shards_of, write_parts
 from capo_fast.rollout.carry import OpenGroup, Partial
-from capo_fast.runlog.carried import carried_json, read_carried, rollouts_of
-from capo_fast.runlog.columns import columns_of
+from capo_fast.runlog.carried import carried_json, carried_tensors, read_carried
 
 LOGPROBS = (-0.1, -1e-17, -3.0000000000000004, -(2**-149), -0.3)
 STOPPED = Partial(((2, 3), (4, 2)), 3, False, False, (9, 8, 7, 6, 5), LOGPROBS)
@@ -23,7 +22,7 @@ GROUPS = (
 
 
 def checkpoint(folder, groups):
-    tensors = columns_of(rollouts_of(groups))
+    tensors = carried_tensors(groups)
     files = {
         "carry.json": write_json(folder / "carry.json", "carry", carried_json(groups)),
         "carry.safetensors": write_parts(folder / "carry.safetensors", "carry", shards_of(tensors, 0)),

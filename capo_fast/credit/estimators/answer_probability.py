@@ -13,7 +13,7 @@ from typing import Any
 
 from capo_fast.config.schema import Config
 from capo_fast.credit.groups import Answers, Group, StepCredit, Suffix, in_groups, step_ends, step_gains
-from capo_fast.records import Prompt, Sample
+from capo_fast.records import Prompt, Rollout, Sample
 
 Probabilities = Generator[list[Suffix], Answers, StepCredit]
 
@@ -22,16 +22,17 @@ def answer_gains(groups: Sequence[Group], *, config: Config, tokenizer: Any) -> 
     """A step is wrong by `(1 - gain) / 2`, its gain the probability after it less that before it.
 
     So P scales gains as it scales votes, and with a norm that subtracts a mean the constant 1/2 has no effect. [us]
-    `credit.answer_lead` comes between the step's end and the answer, whose probability is the geometric mean over its
-    tokens; of several references the likeliest counts. After the last step, which states an answer, the verdict takes
+    `credit.answer_lead` comes between the step's end and the answer, `credit.answer_tail` after it, or an answer would
+    be as likely as all that begin with it. The probability is the geometric mean over the tokens of answer and tail; of
+    several references the likeliest counts. After the last step, which states an answer, the verdict takes
     the probability's place. A step end without room in the engine has the probability of the one before.
     """
-    answers = [_answers(group.prompt, config, tokenizer) for group in groups]
+    answers = [answer_tokens(group.prompt, config, tokenizer) for group in groups]
     samples = [(each, known) for group, known in zip(groups, answers, strict=True) for each in group.samples]
     asked = [
         Suffix((*start, *lead), tokens)
         for sample, known in samples
-        for start in _starts(sample)
+        for start in starts_of(sample.rollout)
         for lead, tokens in known
     ]
     found = iter((yield asked))
@@ -39,27 +40,29 @@ def answer_gains(groups: Sequence[Group], *, config: Config, tokenizer: Any) -> 
     return StepCredit(in_groups(groups, rows))
 
 
-def _answers(prompt: Prompt, config: Config, tokenizer: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The tokens of the lead and those of each reference. They are cut apart as text: a token may not span both."""
+def answer_tokens(prompt: Prompt, config: Config, tokenizer: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The tokens of the lead and those of each reference with its tail. Lead and answer are cut apart as text: a token
+    may not span both."""
     references = [prompt.answer] if isinstance(prompt.answer, str) else prompt.answer
-    texts = [(config.credit.answer_lead, reference) for reference in references]
+    lead, tail = config.credit.answer_lead, config.credit.answer_tail
+    texts = [(lead, reference + tail) for reference in references]
     encoded = [tuple(tuple(tokenizer.encode(text, add_special_tokens=False)) for text in pair) for pair in texts]
     return [(lead, tokens) for lead, tokens in encoded if tokens]
 
 
-def _starts(sample: Sample) -> list[tuple[int, ...]]:
+def starts_of(rollout: Rollout) -> list[tuple[int, ...]]:
     """What the policy has seen before the first step and after each but the last."""
-    rollout = sample.rollout
     ends = [0, *step_ends(rollout)][:-1] if rollout.steps.texts else []
     return [rollout.prompt.token_ids + rollout.token_ids[:end] for end in ends]
 
 
 def _wrong(sample: Sample, references: int, found: Iterator[tuple[float, ...] | None]) -> list[float]:
     """[S]. found: the log-probs of its references come next, step end by step end."""
-    probabilities = [_probability(list(islice(found, references))) for _ in _starts(sample)]
+    probabilities = [mean_probability(list(islice(found, references))) for _ in starts_of(sample.rollout)]
     return [(1 - gain) / 2 for gain in step_gains([*probabilities, sample.outcome])] if probabilities else []
 
 
-def _probability(of_references: Sequence[tuple[float, ...] | None]) -> float | None:
+def mean_probability(of_references: Sequence[tuple[float, ...] | None]) -> float | None:
+    """Of the likeliest reference, the geometric mean over its tokens; None where none is known."""
     known = [math.exp(math.fsum(logprobs) / len(logprobs)) for logprobs in of_references if logprobs is not None]
     return max(known, default=None)

@@ -6,6 +6,7 @@ From "The Role of Feedback Alignment in Self-Distillation" (arXiv 2606.11173) an
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from itertools import islice
 
 from capo_fast.config.schema import Config
 from capo_fast.credit.assign import credited_samples
@@ -28,35 +29,32 @@ def critique_ratios(groups: Sequence[Group], *, config: Config, chat: Chat) -> R
     The sources' rule: the self-teacher is the policy with the critic's feedback in its context, and a token's credit is
     the log-ratio of teacher and policy. [us] It is added to the outcome advantage (by C and `credit.norm`; C = 0 leaves
     the ratio alone) and clipped. The feedback is the first critique that can be read, under the problem in the user's
-    message. Without one, or without room in the engine, the ratio is 0.
+    message. The policy's own prompt has the same form, the problem as one user's message, also where the data has
+    several messages: the critique is all that differs. Without one, or without room in the engine, the ratio is 0.
     """
-    shown = [(sample, _with_critique(group.prompt, sample, chat)) for group, sample in rollouts_of(groups)]
-    asked = [
-        Suffix(before, sample.rollout.token_ids)
-        for sample, teacher in shown
-        if teacher is not None
-        for before in (teacher, sample.rollout.prompt.token_ids)
-    ]
+    shown = [(sample, _prompts(group.prompt, sample, chat)) for group, sample in rollouts_of(groups)]
+    asked = [Suffix(before, sample.rollout.token_ids) for sample, pair in shown for before in pair]
     found = iter((yield asked))
     weight, plain = config.credit.process_weight, credited_samples(groups, verdicts(groups), config, 1)
     rows = []
-    for (sample, teacher), each in zip(shown, plain, strict=True):
-        ratios = _ratios(sample, None if teacher is None else (next(found), next(found)))
+    for (sample, pair), each in zip(shown, plain, strict=True):
+        ratios = _ratios(sample, list(islice(found, len(pair))))
         rows.append([max(each.step_advantages, key=abs) + weight * ratio for ratio in ratios])
     return TokenCredit(in_groups(groups, rows))
 
 
-def _with_critique(prompt: Prompt, sample: Sample, chat: Chat) -> tuple[int, ...] | None:
-    """The prompt with the first critique that can be read; None without one, and for an empty response."""
+def _prompts(prompt: Prompt, sample: Sample, chat: Chat) -> list[tuple[int, ...]]:
+    """With the first critique that can be read, and without; none without such a critique, or for an empty response."""
     read = next((critique.text for critique in sample.critiques if not critique.abstained), None)
     if read is None or not sample.rollout.token_ids:
-        return None
-    return chat(FEEDBACK.format(problem=prompt.problem, critique=read))
+        return []
+    return [chat(text) for text in (FEEDBACK.format(problem=prompt.problem, critique=read), prompt.problem)]
 
 
-def _ratios(sample: Sample, both: Sequence[tuple[float, ...] | None] | None) -> list[float]:
-    """[L], clipped, of the log-probs under teacher and policy."""
-    teacher, policy = both or (None, None)
-    if teacher is None or policy is None:
+def _ratios(sample: Sample, found: Sequence[tuple[float, ...] | None]) -> list[float]:
+    """[L], clipped. found: log-probs with the critique and without, or nothing."""
+    known = [logprobs for logprobs in found if logprobs is not None]
+    if len(known) < 2:
         return [0.0] * len(sample.rollout.token_ids)
+    teacher, policy = known
     return [min(max(one - other, -CLIP), CLIP) for one, other in zip(teacher, policy, strict=True)]

@@ -1,4 +1,4 @@
-"""Right answers by a wrong step are penalised once they are common (FAPO, arXiv 2510.22543)."""
+"""Right answers by a wrong step are penalised once right answers are common (FAPO, arXiv 2510.22543)."""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ from capo_fast.records import Sample
 
 def verdicts(groups: Sequence[Group]) -> StepCredit:
     """No step is wrong: GRPO and its kin."""
-    return StepCredit([[_sound(sample) for sample in group.samples] for group in groups])
+    return StepCredit([[_none_wrong(sample) for sample in group.samples] for group in groups])
 
 
 def judged_outcomes(groups: Sequence[Group], *, config: Config) -> StepCredit:
     """`judged_reward` in place of the verdict, and no wrong step (the paper's GRPO-GenORM, arXiv 2508.02298)."""
     return StepCredit(
-        wrong=[[_sound(sample) for sample in group.samples] for group in groups],
+        wrong=[[_none_wrong(sample) for sample in group.samples] for group in groups],
         outcomes=[[judged_reward(sample, config.credit) for sample in group.samples] for group in groups],
     )
 
@@ -38,5 +38,5 @@ def judged_reward(sample: Sample, credit: CreditConfig) -> float:
     return 1 / (1 + math.exp(-credit.judgment_scale * judgment)) + credit.verdict_scale * sample.outcome - 1
 
 
-def _sound(sample: Sample) -> tuple[float, ...]:
+def _none_wrong(sample: Sample) -> tuple[float, ...]:
     return (0.0,) * len(sample.step_wrong)

@@ -1,0 +1,122 @@
+"""What an arm gains over GRPO, by rollouts and by the clock, and what its critiques cost: the page of learning curves.
+
+By the clock is the mean of pass@1 from 0 to the CPU seconds that GRPO's runs took, differences paired by seed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.figure import Figure as Picture
+
+from bench.credit.arms import ARMS, GRPO, PLAIN_CAPO
+from bench.evidence.arms import Plan
+from bench.evidence.report import Figure, Figures, Results, cell, differences
+from capo_fast.markdown import markdown_table
+
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D1F")
+"""Okabe and Ito's."""
+
+
+def write_page(out: Path) -> str:
+    """Write `clock.md` and `clock.png` of the runs that are there; the page."""
+    results, plan = read_runs(out / "runs")
+    if GRPO not in results:
+        return f"no run of {GRPO} in {out / 'runs'}: nothing to compare with"
+    text = page(results, Figures(plan))
+    (out / "clock.md").write_text(text)
+    save_frontier(results, Figures(plan), out / "clock.png")
+    return text
+
+
+def read_runs(folder: Path) -> tuple[Results, Plan]:
+    """The runs by arm and seed, and their plan. Raises ValueError where they have several."""
+    found, plans = {name: {} for name in ARMS}, set()
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text())
+        found[run["arm"]][run["seed"]] = run
+        plans.add(json.dumps(run["plan"]))
+    if len(plans) > 1:
+        raise ValueError(f"{folder}: found runs of {len(plans)} plans, wanted one")
+    return {name: runs for name, runs in found.items() if runs}, Plan(**json.loads(plans.pop() if plans else "{}"))
+
+
+def page(results: Results, figures: Figures) -> str:
+    seconds = fmean(figures.spent("cpu")(run) for run in results[GRPO].values())
+    rows = [[name, *row(name, results, figures, seconds)] for name in results]
+    head = ["arm", "seeds", "pass@1, last", "area", "gain in area", "gain by the clock", "of the oracle's"]
+    head += ["CPU s", "critique, wall s", "critique tokens", "of plain CAPO's"]
+    return (
+        f"# Learning by rollouts and by the clock\n\n`python -m bench.credit.learn`: {figures.plan.steps} steps of "
+        f"{figures.plan.prompts} prompts x {figures.plan.n} rollouts, sampled pass@1 on {figures.plan.problems} "
+        "held-out problems. Mean ± half of the 95 % interval (Student's t) over seeds; gains are over "
+        f"{GRPO}, GRPO's arm, paired by seed; {PLAIN_CAPO} is plain CAPO. *area*: mean of "
+        f"pass@1 by rollouts; *by the clock*: from 0 to the {seconds:.1f} CPU s of {GRPO}.\n\n"
+        + markdown_table(head, rows, right=head[1:])
+    )
+
+
+def row(name: str, results: Results, figures: Figures, seconds: float) -> list[str]:
+    runs, every = results[name], list(results[name].values())
+    area, clock = figures.area(1.0), figures.area_by_time(seconds)
+    means = [cell([figure(run) for run in every]) for figure in (figures.rate(1.0), area)]
+    gains = [gain(name, results, figure) for figure in (area, clock)]
+    tokens = figures.spent("critique_tokens")
+    return [
+        str(len(runs)),
+        *means,
+        *gains,
+        share_of(clock, name, results),
+        cell([figures.spent("cpu")(run) for run in every], digits=1),
+        cell([run["stages"]["critique"] for run in every], digits=1),
+        cell([tokens(run) for run in every], digits=0),
+        ratio(tokens, name, results),
+    ]
+
+
+def gain(name: str, results: Results, figure: Figure) -> str:
+    return "" if name == GRPO else cell(differences(figure, results[name], results[GRPO]), sign="+")
+
+
+def share_of(figure: Figure, name: str, results: Results) -> str:
+    """The mean gain over that of the oracle, over the seeds that both have."""
+    if name == GRPO or "oracle" not in results:
+        return ""
+    common = {seed: run for seed, run in results[name].items() if seed in results["oracle"]}
+    oracle = {seed: results["oracle"][seed] for seed in common}
+    gains = [differences(figure, runs, results[GRPO]) for runs in (common, oracle)]
+    return f"{fmean(gains[0]) / fmean(gains[1]):.0%}" if all(gains) else ""
+
+
+def ratio(figure: Figure, name: str, results: Results) -> str:
+    plain = results.get(PLAIN_CAPO, {})
+    pairs = [(figure(run), figure(plain[seed])) for seed, run in results[name].items() if seed in plain]
+    return f"{sum(a or 0 for a, _ in pairs) / sum(b or 0 for _, b in pairs):.1%}" if pairs else ""
+
+
+def save_frontier(results: Results, figures: Figures, path: Path) -> None:
+    """Learning against seconds: the curves, and each arm's gain by rollouts against what it costs."""
+    picture = Picture((10, 4), facecolor="white", layout="constrained")
+    left, right = picture.subplots(1, 2)
+    for (name, runs), colour in zip(results.items(), cycle(COLOURS), strict=False):
+        draw_curve(left, name, list(runs.values()), figures, colour)
+        if gains := differences(figures.area(1.0), runs, results[GRPO]):
+            place = fmean(figures.spent("cpu")(run) for run in runs.values()), fmean(gains)
+            right.scatter(*place, color=colour)
+            right.annotate(name, place, fontsize=8)
+    left.set(xlabel="CPU seconds of training", ylabel="sampled pass@1")
+    right.set(xlabel="CPU seconds of training", ylabel=f"area by rollouts, less {GRPO}'s")
+    left.legend(frameon=False, loc="lower right")
+    picture.savefig(path, dpi=150, metadata={"Software": None})
+
+
+def draw_curve(axes: Any, name: str, runs: Sequence[Mapping[str, Any]], figures: Figures, colour: str) -> None:
+    parts = [step / figures.plan.steps for step in range(0, figures.plan.steps + 1, figures.plan.every)]
+    x = [fmean(figures.spent("cpu", part)(run) for run in runs) for part in parts]
+    y = [fmean(figures.rate(part)(run) for run in runs) for part in parts]
+    axes.plot(x, y, color=colour, marker="o", markersize=3, linewidth=1.5, label=name)

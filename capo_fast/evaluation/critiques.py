@@ -1,0 +1,120 @@
+"""Critiques of labelled solutions: what a critic is asked, and what its answers say.
+
+A critique judges a whole solution, or one of its steps, of which it is shown those before (`critic.reads`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from capo_fast.config.schema import Config
+from capo_fast.credit.critique_prompt import render_critique_prompt
+from capo_fast.credit.verdicts import VERDICTS
+from capo_fast.data import ChatTemplate
+from capo_fast.evaluation.critics import Judged
+from capo_fast.evaluation.labelled import Solution
+from capo_fast.evaluation.store import Answer
+from capo_fast.records import Critique, Request
+from capo_fast.rollout.critiquing import joined
+from capo_fast.rollout.requests import critique_prompt_ids, critique_request, critique_room, shown_steps
+from capo_fast.runtime.digest import seed_of
+
+
+def critiques_of(
+    name: str,
+    solutions: Sequence[Solution],
+    chat: ChatTemplate | None,
+    known: Sequence[str],
+    template: str,
+    config: Config,
+) -> Iterator[Request]:
+    """`critic.votes` sampled critiques of each solution, or step, and a greedy one; none where the engine has no room.
+
+    `chat`: None for a server, which renders text itself, and so has the say on what is too long. `known`: tokens that
+    the critic would not read as text.
+    """
+    for i, solution in enumerate(solutions):
+        for shown in parts_of(solution, config):
+            prompt_ids, message = _prompt(solution, shown, chat, known, template, config)
+            if len(prompt_ids) <= critique_room(config) or chat is None:
+                for critique in critique_names(name, i, shown, config):
+                    greedy = critique.endswith("greedy")
+                    seed = seed_of(config.seed, critique, solution.id)
+                    yield critique_request(critique, seed, prompt_ids, config, greedy, message)
+
+
+def parts_of(solution: Solution, config: Config) -> Sequence[int]:
+    """Of each of a solution's critiques, how many steps it is shown."""
+    steps = len(solution.steps)
+    return range(1, steps + 1) if config.critic.reads == "step" else (steps,)
+
+
+def _prompt(
+    solution: Solution, shown: int, chat: ChatTemplate | None, known: Sequence[str], template: str, config: Config
+) -> tuple[tuple[int, ...], str]:
+    """The critique's prompt: tokens for an engine, text for a server."""
+    steps = shown_steps(solution.steps[:shown], config)
+    if chat is None:
+        return (), render_critique_prompt(template, solution.problem, steps, None, known)
+    return critique_prompt_ids(chat, template, solution.problem, steps, None), ""
+
+
+def critique_names(name: str, i: int, shown: int, config: Config) -> list[str]:
+    """The requests for one solution, or step: its votes, and last the greedy one."""
+    part = f"{name}-{i}-step-{shown - 1}" if config.critic.reads == "step" else f"{name}-{i}"
+    return [*(f"{part}-{vote}" for vote in range(config.critic.votes)), f"{part}-greedy"]
+
+
+def judged(name: str, solutions: Sequence[Solution], answers: Mapping[str, Answer], config: Config) -> list[Judged]:
+    return [
+        _judged(solution, _answers(name, i, solution, answers, config), config) for i, solution in enumerate(solutions)
+    ]
+
+
+Answers = Sequence[Sequence[Answer | None]]
+"""By vote, the greedy one last, and part; None where there was no room for the prompt."""
+
+
+def _answers(name: str, i: int, solution: Solution, answers: Mapping[str, Answer], config: Config) -> Answers:
+    by_part = [
+        [_in_room(answers.get(critique)) for critique in critique_names(name, i, shown, config)]
+        for shown in parts_of(solution, config)
+    ]
+    return list(zip(*by_part, strict=True))
+
+
+def _judged(solution: Solution, found: Answers, config: Config) -> Judged:
+    *votes, greedy = (_critique(solution, parts, config) for parts in found)
+    return Judged(solution, tuple(votes), greedy, tuple(map(_sum, found)))
+
+
+def _critique(solution: Solution, parts: Sequence[Answer | None], config: Config) -> Critique:
+    """One vote on the whole solution."""
+    verdict, by_step = VERDICTS[config.critic.verdict], config.critic.reads == "step"
+    parse = verdict.whole if by_step else verdict.steps
+    read = [
+        Critique.absent(truncated=True) if answer is None else parse(answer.text, shown, answer.finished)
+        for answer, shown in zip(parts, parts_of(solution, config), strict=True)
+    ]
+    return joined([[each] for each in read], 1)[0] if by_step else read[0]
+
+
+def _sum(parts: Sequence[Answer | None]) -> Answer | None:
+    """What the answers of one vote cost together; None where there is none."""
+    found = [answer for answer in parts if answer is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    return Answer(
+        found[0].id,
+        "\n".join(each.text for each in found),
+        all(each.finished for each in found),
+        sum(each.prompt_tokens for each in found),
+        sum(each.tokens for each in found),
+        sum(each.seconds for each in found),
+    )
+
+
+def _in_room(answer: Answer | None) -> Answer | None:
+    """None where there was no room for the prompt: at a server nothing was read then, and nothing written."""
+    nothing = answer is not None and not (answer.finished or answer.text or answer.prompt_tokens)
+    return None if nothing else answer

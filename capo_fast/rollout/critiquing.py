@@ -1,0 +1,165 @@
+"""What the critic is asked in one sampling round, and what it answered.
+
+A critique judges a whole rollout, or one step of it (`critic.reads`). What is judged is a prompt with tokens of a
+response; where these are equal, one poll of `critic.votes` critiques serves all (`critic.judge_once`).
+
+[us] Steps are shared exactly: a critique of a step is shown the problem and the steps up to it, and none after. So two
+rollouts of a group whose first k tokens are equal would be asked the same, with the same seeds, about each step that
+ends within these. A critique of a whole rollout has read what comes after the shared steps: equal rollouts alone share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from capo_fast.config.schema import Config
+from capo_fast.credit.vote import vote, votes_to_ask
+from capo_fast.records import Completion, Critique, Request, Rollout
+from capo_fast.rollout.requests import RequestBuilder, judged_tokens, read_critique
+from capo_fast.rollout.stream import Stream, Traffic
+
+Key = object
+"""What is judged."""
+
+
+@dataclass
+class Poll:
+    """The critiques of one thing that is judged."""
+
+    requests: Sequence[Request]
+    """All votes; none where the engine has no room for an answer."""
+    shown: int
+    """Steps that the critic sees."""
+    judged: int
+    """Steps that it judges: all of these, or the last."""
+    sent: int = 0
+    """Of the requests, from the first on."""
+    found: dict[str, Critique] = field(default_factory=dict)
+    """By request id."""
+
+    @property
+    def under_way(self) -> int:
+        return self.sent - len(self.found)
+
+    def critiques(self, votes: int) -> list[Critique]:
+        """In the order of votes, those that have ended; truncated abstentions where there was no room."""
+        if not self.requests:
+            return [Critique.absent(truncated=True)] * votes
+        return [self.found[each.id] for each in self.requests if each.id in self.found]
+
+
+class Critiquing:
+    """This rank's polls of one sampling round."""
+
+    def __init__(self, stream: Stream, requests: RequestBuilder) -> None:
+        self._stream, self._builder = stream, requests
+        self._config: Config = requests.config
+        self._critic = requests.config.critic
+        self._polls: dict[Key, Poll] = {}
+        self._by_request: dict[str, Poll] = {}
+        self._read: set[tuple[int, int]] = set()
+        """The rollouts that the critic reads, by group and sample."""
+        self._sound: set[Key] = set()
+        """Steps that are held sound unasked."""
+
+    def presume(self, rollouts: Iterable[Rollout]) -> None:
+        """The steps of these are sound, also where other rollouts have them. To be called once, before `ask`."""
+        self._sound.update(key for rollout in rollouts for key in self._keys(rollout))
+        self._stream.traffic += Traffic(gated_sound=len(self._sound) * self._critic.votes)
+
+    def ask(self, rollout: Rollout) -> None:
+        """Ask about what of a rollout has not been asked about."""
+        keys = self._keys(rollout)
+        self._read.add((rollout.group, rollout.sample))
+        new = [place for place, key in enumerate(keys) if key not in self._polls and key not in self._sound]
+        for place in new:
+            poll = self._polls[keys[place]] = self._poll(rollout, place)
+            self._by_request |= {request.id: poll for request in poll.requests}
+            self._go_on(poll)
+        self._count(keys, len(new))
+
+    def note(self, completion: Completion) -> None:
+        """A critique has ended."""
+        poll = self._by_request[completion.id]
+        poll.found[completion.id] = self._parsed(completion, poll)
+        if not poll.under_way:
+            self._go_on(poll)
+
+    def wanted(self, rollouts: Iterable[Rollout]) -> int:
+        """How many critiques these would take, beside those of other rollouts."""
+        keys = {key for rollout in rollouts for key in self._keys(rollout)}
+        return len(keys - self._polls.keys() - self._sound) * self._critic.votes
+
+    def result(self, rollout: Rollout) -> tuple[tuple[Critique, ...], tuple[float, ...]]:
+        """The critiques of a rollout and the vote on each step; none, and zeros, where the critic does not read it."""
+        steps = len(rollout.steps.texts)
+        if (rollout.group, rollout.sample) not in self._read:
+            return (), (0.0,) * steps
+        polls = [self._polls.get(key) for key in self._keys(rollout)]
+        found = [[] if poll is None else poll.critiques(self._critic.votes) for poll in polls]
+        if self._critic.reads == "solution":
+            return tuple(found[0]), tuple(vote(found[0], steps, self._critic.voting))
+        votes = [vote(critiques, 1, self._critic.voting)[0] for critiques in found]
+        return joined(found, self._critic.votes), tuple(votes)
+
+    def finish(self) -> None:
+        """Count the votes that were not asked for, now that all polls are settled."""
+        left = sum(len(poll.requests) - poll.sent for poll in self._polls.values())
+        self._stream.traffic += Traffic(gated_votes=left)
+
+    def _keys(self, rollout: Rollout) -> list[Key]:
+        """Of what is judged of a rollout: of each step in order, or of the whole."""
+        whole: list[int | None] = [None]
+        places = range(len(rollout.steps.texts)) if self._critic.reads == "step" else whole
+        owner: object = rollout.prompt.id if self._critic.judge_once else (rollout.group, rollout.sample)
+        return [(owner, judged_tokens(rollout, step)) for step in places]
+
+    def _poll(self, rollout: Rollout, place: int) -> Poll:
+        if self._critic.reads == "step":
+            return Poll(self._builder.critique_requests(rollout, place), shown=place + 1, judged=1)
+        steps = len(rollout.steps.texts)
+        return Poll(self._builder.critique_requests(rollout), shown=steps, judged=steps)
+
+    def _go_on(self, poll: Poll) -> None:
+        """Send as many requests as it takes at least to settle the votes."""
+        more = len(poll.requests) - poll.sent
+        if self._critic.gate.adaptive and more:
+            more = votes_to_ask(poll.critiques(0), poll.judged, self._critic.voting, len(poll.requests))
+        for request in poll.requests[poll.sent : poll.sent + more]:
+            self._stream.add_critique(request)
+        poll.sent += more
+
+    def _parsed(self, completion: Completion, poll: Poll) -> Critique:
+        critique = read_critique(completion, poll.shown, self._builder.parse)
+        if self._critic.reads == "step":
+            return replace(critique, wrong_steps=frozenset(range(bool(critique.wrong_steps))))
+        return critique
+
+    def _count(self, keys: Sequence[Key], new: int) -> None:
+        taken_over = len(keys) - new - sum(key in self._sound for key in keys)
+        if keys and taken_over == len(keys):
+            self._stream.traffic += Traffic(shared=1)
+        else:
+            self._stream.traffic += Traffic(gated_prefix=taken_over * self._critic.votes)
+
+
+def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique, ...]:
+    """The critiques of a rollout, one per vote, from those of each of its steps, of which each has as many as were
+    asked for."""
+    by_vote = [
+        [(step, found[number]) for step, found in enumerate(of_steps) if number < len(found)] for number in range(votes)
+    ]
+    return tuple(_whole(parts) for parts in by_vote if parts)
+
+
+def _whole(parts: Sequence[tuple[int, Critique]]) -> Critique:
+    """It abstains where all of its steps do, and has failed where the critique of one has."""
+    return Critique(
+        abstained=all(each.abstained for _, each in parts),
+        wrong_steps=frozenset(step for step, each in parts if each.wrong_steps),
+        dropped=sum(each.dropped for _, each in parts),
+        text="\n".join(each.text for _, each in parts),
+        truncated=any(each.truncated for _, each in parts),
+        failed=any(each.failed for _, each in parts),
+    )

@@ -1,0 +1,176 @@
+"""What goes to the critic where not all does: steps behind prefixes, groups, a budget, votes that are settled."""
+
+from __future__ import annotations
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from random import Random
+
+import pytest
+from decoding_engine import DecodingEngine
+from sampling_rounds import CONFIG, PROMPTS, TEMPLATE, critiques_in, generate, with_
+from scripted_world import answer, answer_steps, scripted_config, tokenizer
+
+from bench.credit.crediting import critiqued
+from capo_fast.credit.groups import step_ends
+from capo_fast.records import Completion
+from capo_fast.rollout.gating import gate_metrics
+from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.rewards import Rewards
+from capo_fast.runtime.ranks import ranks
+from capo_fast.tiny.task import true_wrong_steps
+from capo_fast.verify import VerifierPool
+
+STEPS = scripted_config("--critic.mode", "self", "--critic.votes", "2", "--critic.reads", "step")
+
+
+def gated(**gate):
+    return with_(STEPS, critic={"gate": replace(STEPS.critic.gate, **gate)})
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with ranks(), VerifierPool(workers=1, name="reward_functions:tiny_answer") as pool:
+        yield Rewards((pool,))
+
+
+def waver(request):
+    """Verdicts that differ from vote to vote."""
+    if not request.id.startswith("critique"):
+        return answer(request)
+    return replace(answer_steps(request), text=Random(request.seed).choice(["8 Yes", "8 No", "8"]))
+
+
+def prefixes(samples):
+    """Of each sample, what it has up to the end of each step."""
+    return [[(s.rollout.prompt.id, s.rollout.token_ids[:end]) for end in step_ends(s.rollout)] for s in samples]
+
+
+def by_group(samples):
+    found = {}
+    for sample in samples:
+        found.setdefault(sample.rollout.group, []).append(sample)
+    return found
+
+
+def test_a_step_is_judged_once_behind_its_prefix(pool):
+    engine = DecodingEngine(answer_steps)
+    generation = generate(pool, STEPS, engine)
+    samples, traffic = generation.samples(), generation.traffic
+    places = [place for each in prefixes(samples) for place in each]
+    assert len(critiques_in(engine)) == traffic.critiques == 2 * len(set(places)) < 2 * len(places)
+    for sample in samples:
+        wrong = true_wrong_steps(sample.rollout.prompt.problem, sample.rollout.steps.texts)
+        assert {k for k, vote in enumerate(sample.step_wrong) if vote} == wrong
+        assert [each.wrong_steps for each in sample.critiques] == [wrong, wrong]
+    assert any(sum(sample.step_wrong) for sample in samples)
+    whole = [tuple(each) for each in prefixes(samples)]
+    equal = [each for number, each in enumerate(whole) if each in whole[:number]]
+    assert traffic.shared == len(equal)
+    assert traffic.gated_prefix == 2 * (len(places) - len(set(places)) - sum(map(len, equal))) > 0
+
+
+def test_only_groups_with_a_wrong_answer_are_read(pool):
+    prompts = {**PROMPTS, 8: replace(PROMPTS[6], answer="none")}
+    engine = DecodingEngine(answer_steps)
+    generation = generate(
+        pool, with_(STEPS, critic={"gate": replace(STEPS.critic.gate, groups="any-wrong")}), engine, prompts=prompts
+    )
+    groups = by_group(generation.samples())
+    wrong = {group for group, found in groups.items() if any(each.outcome < 1 for each in found)}
+    assert 8 in wrong and wrong < set(groups)
+    assert {int(name.split("-")[2]) for name in critiques_in(engine)} == wrong
+    assert all((each.critiques == ()) == (each.rollout.group not in wrong) for each in generation.samples())
+    right = [place for g in set(groups) - wrong for each in prefixes(groups[g]) for place in each]
+    assert generation.traffic.gated_groups == 2 * len(set(right)) > 0
+    figures = gate_metrics(
+        generation.traffic, with_(STEPS, critic={"gate": replace(STEPS.critic.gate, groups="any-wrong")})
+    )
+    tokens = STEPS.critic.max_tokens  # of each critique here
+    assert figures["critic/saved_tokens"] == tokens * (figures["critic/gated_groups"] + figures["critic/gated_prefix"])
+    assert gate_metrics(generation.traffic, CONFIG) == {}
+
+
+def test_steps_of_right_answers_are_sound_unasked(pool):
+    engine = DecodingEngine(answer_steps)
+    generation = generate(pool, gated(trust_right=True), engine)
+    samples = generation.samples()
+    right = {place for s, each in zip(samples, prefixes(samples), strict=True) if s.outcome == 1 for place in each}
+    doubtful = {place for each in prefixes(samples) for place in each} - right
+    assert right and len(critiques_in(engine)) == 2 * len(doubtful) > 0
+    assert all(sample.step_wrong == (0.0,) * len(sample.step_wrong) for sample in samples if sample.outcome == 1)
+
+
+@pytest.mark.parametrize("tokens", [16, 60, 100])
+def test_a_budget_is_kept_and_spent_on_whole_groups(pool, tokens):
+    generation = generate(pool, gated(tokens=tokens), DecodingEngine(answer_steps))
+    groups, traffic = by_group(generation.samples()), generation.traffic
+    costs = {g: 4 * len({place for each in prefixes(found) for place in each}) for g, found in groups.items()}
+    read = {group for group, found in groups.items() if any(each.critiques for each in found)}
+    assert traffic.critique_tokens == sum(costs[group] for group in read) <= tokens
+    assert 2 * traffic.gated_budget == sum(costs[group] for group in set(groups) - read)
+    assert all(cost > tokens - traffic.critique_tokens for group, cost in costs.items() if group not in read)
+    again = generate(pool, gated(tokens=tokens), DecodingEngine(answer_steps))
+    assert again.samples() == generation.samples()
+
+
+@pytest.mark.parametrize("voting", ["intersection", "majority"])
+def test_settled_votes_are_those_of_all_critiques(pool, voting):
+    full = with_(STEPS, critic={"votes": 5, "voting": voting})
+    adaptive = with_(gated(adaptive=True), critic={"votes": 5, "voting": voting})
+    all_votes, settled = (generate(pool, each, DecodingEngine(waver)) for each in (full, adaptive))
+    assert [each.step_wrong for each in settled.samples()] == [each.step_wrong for each in all_votes.samples()]
+    assert any(sum(each.step_wrong) for each in settled.samples())
+    saved = settled.traffic.gated_votes
+    assert settled.traffic.critiques + saved == all_votes.traffic.critiques and saved > 0
+
+
+def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
+    prompts = {8: replace(PROMPTS[6], answer="none"), 9: replace(PROMPTS[3], answer="none", id="other")}
+    moving = set(prompts[9].token_ids)
+
+    def write(request):
+        if not request.scored:
+            return answer_steps(request)
+        moves = len(request.prompt_ids) > 20 and set(request.prompt_ids[: len(moving)]) <= moving
+        logprob = math.log(0.9 if moves else 0.5)
+        return Completion(request.id, (1,) * request.scored, (logprob,) * request.scored, "", True, prompt_tokens=7)
+
+    engine = DecodingEngine(write)
+    generation = generate(pool, gated(groups="mixed", ambiguous=0.3), engine, prompts=prompts)
+    assert {int(name.split("-")[2]) for name in critiques_in(engine)} == {9}
+    assert generation.traffic.profile_tokens > 0
+
+
+def read_on_ranks(samples, config, shares, monkeypatch):
+    """The samples with what the critic says, each rank a thread that has the groups of its share."""
+    barrier, parts = threading.Barrier(len(shares)), {}
+
+    def gather(items):
+        parts[threading.get_ident()] = items
+        barrier.wait()
+        found = [item for _, part in sorted(parts.items()) for item in part]
+        barrier.wait()
+        return found
+
+    def rank(share):
+        mine = [each for each in samples if each.rollout.group in share]
+        engine = DecodingEngine(answer_steps)
+        return critiqued(engine, RequestBuilder(tokenizer(), TEMPLATE, config), mine)[0]
+
+    monkeypatch.setattr("capo_fast.rollout.gating.gather", gather)
+    with ThreadPoolExecutor(len(shares)) as pool:
+        found = [each for part in pool.map(rank, shares) for each in part]
+    return sorted(found, key=lambda each: (each.rollout.group, each.rollout.sample))
+
+
+@pytest.mark.parametrize("tokens", [40, 70])
+def test_several_ranks_read_what_one_reads(pool, tokens, monkeypatch):
+    samples = generate(pool, with_(STEPS, credit={"process": "none"})).samples()
+    config = gated(groups="any-wrong", tokens=tokens)
+    alone = read_on_ranks(samples, config, [set(PROMPTS)], monkeypatch)
+    assert read_on_ranks(samples, config, [{3, 6}, {5}], monkeypatch) == alone
+    read = {each.rollout.group for each in alone if each.critiques}
+    assert 0 < len(read) < 3
