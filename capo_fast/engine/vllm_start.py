@@ -22,7 +22,7 @@ import torch
 
 from capo_fast.config.schema import EngineConfig, LoraConfig
 from capo_fast.engine.base import EngineError
-from capo_fast.errors import ConfigError
+from capo_fast.engine.tensor_parallel import check_divides, sizes_of
 from capo_fast.pretrained import read_config
 
 
@@ -58,20 +58,10 @@ def check_version(installed: str) -> None:
         raise EngineError(f"vllm {installed} is installed, want {oldest} to {newest}")
 
 
-def check_divides(model: Any, tensor_parallel: int, key: str = "engine.tensor_parallel") -> None:
-    """Raise ConfigError where a model, by its text config, can't be cut into so many equal slices. key: the setting
-    that says how many."""
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        found = getattr(model, name, None) or model.num_attention_heads
-        copied = name == "num_key_value_heads" and tensor_parallel % found == 0
-        if found % tensor_parallel and not copied:
-            raise ConfigError(f"{key}: found {tensor_parallel}, wanted a divisor of the model's {name}, {found}")
-
-
 def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
     """Build vLLM's `LLM` and leave this process's random generators as they were: vLLM reseeds them."""
     if config.tensor_parallel > 1:
-        check_divides(read_config(model_path).get_text_config(), config.tensor_parallel)
+        check_divides(sizes_of(read_config(model_path).get_text_config()), config.tensor_parallel)
     on_cpu = not torch.cuda.is_available()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # At WARNING, vLLM writes dozens of lines at the start and one at each weight push.

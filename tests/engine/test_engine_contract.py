@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.checksum import LIBRARY, checksum, place_weights, row_sums
-from capo_fast.engine.vllm_start import check_divides, check_version, installed_version, without_brackets
+from capo_fast.engine.tensor_parallel import check_divides, most_slices, sizes_of
+from capo_fast.engine.vllm_start import check_version, installed_version, without_brackets
 from capo_fast.errors import ConfigError
 
 
@@ -70,7 +71,7 @@ def test_a_version_outside_the_range_is_refused_with_it(version):
         check_version(version)
 
 
-QWEN = SimpleNamespace(num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960)
+QWEN = sizes_of(SimpleNamespace(num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -89,3 +90,8 @@ def test_a_model_that_divides(ranks):
 def test_a_model_that_does_not_divide_is_refused(ranks, line):
     with pytest.raises(ConfigError, match=line):
         check_divides(QWEN, ranks)
+
+
+@pytest.mark.parametrize(("devices", "slices"), [(8, 4), (3, 2), (1, 1)])
+def test_a_model_is_cut_over_as_many_devices_as_its_sizes_allow(devices, slices):
+    assert most_slices(QWEN, devices) == slices

@@ -56,3 +56,18 @@ def test_the_parameters_and_the_work_are_those_of_the_model_that_is_built(kind):
 def test_another_architecture_is_refused():
     with pytest.raises(ConfigError, match=r"model\.path: x is a gpt2 model, wanted one of qwen2"):
         shape_of(AutoConfig.for_model("gpt2"), "x")
+
+
+def test_a_model_of_another_owner_is_not_taken_for_the_published_one(monkeypatch):
+    """Its vocabulary may be another."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="somebody/Llama-3-8B is neither a model folder nor an id"):
+        find_shape("somebody/Llama-3-8B")
+
+
+def test_positions_are_those_that_a_run_may_use():
+    """A rope that is scaled has more; of a name alone they are not known, as variants differ in them."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "rope_theta": 1e6}
+    config = AutoConfig.for_model("qwen2", **SMALL, max_position_embeddings=32768, rope_parameters=rope)
+    assert shape_of(config, "long").positions == 131072
+    assert find_shape("Qwen/Qwen2.5-7B").positions is None
