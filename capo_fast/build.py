@@ -198,9 +198,9 @@ def build_engine_rank(inputs: Inputs, device: torch.device, engine: Engine | Non
     assert crossing is not None  # the job has two roles
     group = engine_group(config.engine.tensor_parallel)
     _, (critique_tokens,) = crossing.next_order()
-    load_policy = partial(load_checked_model, inputs.model_path, config.policy.attention)
+    load_whole = partial(load_checked_model, inputs.model_path, config.policy.attention)
     architecture = read_config(inputs.model_path)
-    critic = load_critic(load_policy, architecture, config, inputs.probe) if config.swaps else None
+    critic = load_critic(load_whole, architecture, config, inputs.probe) if config.swaps else None
     with ExitStack() as undo:
         engine, answers = hold_engine(inputs, group, critique_tokens, engine, undo)
         weights = EngineWeights(engine, critic, inputs.probe, config)
