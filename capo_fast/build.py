@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -291,8 +291,6 @@ def ask_server(
     config: Config, group: EngineGroup, critique_tokens: int, served: CriticServer | None
 ) -> Completer | None:
     """What answers critiques where these come from a server, on the ranks that ask it or hold it."""
-    if served is not None:
-        config = replace(config, endpoint=served.endpoint(config.endpoint))
     asks = config.asks_server and group.is_first
-    client = ask_critic(config, critique_tokens, group.count) if asks else None
+    client = ask_critic(config, critique_tokens, group.count, served) if asks else None
     return client if served is None else ServedCritic(served, client)

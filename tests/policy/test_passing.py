@@ -46,9 +46,10 @@ def test_a_file_has_each_weight_once_and_the_model_none():
 
 
 def test_it_takes_one_weight_beside_the_model():
+    model = Tied()
     with ExitStack() as stack:
-        taken = peak_bytes(lambda: pass_model(Tied(), torch.bfloat16, stack))
-    assert taken <= 4 * LAYERS * SIZE**2 + 2 * SIZE**2 + 4096
+        taken = peak_bytes(lambda: pass_model(model, torch.bfloat16, stack))
+    assert 2 * SIZE**2 <= taken < 4 * SIZE**2
 
 
 @contextmanager
