@@ -112,7 +112,7 @@ def _flags(options: dict[str, Any]) -> Iterator[str]:
             yield from (f"--{flag}", str(value))
 
 
-RANK_VARIABLES = re.compile(
+RANK_ENVIRONMENT = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|VLLM_ENABLE_V1_MULTIPROCESSING"
 )
 """Environment variables that say what this process is: the server is none of its ranks."""
@@ -120,7 +120,7 @@ RANK_VARIABLES = re.compile(
 
 def _environment(key: str, folder: Path, eager: bool) -> dict[str, str]:
     path = os.pathsep.join(map(os.path.abspath, sys.path))
-    mine = {name: value for name, value in os.environ.items() if not RANK_VARIABLES.fullmatch(name)}
+    mine = {name: value for name, value in os.environ.items() if not RANK_ENVIRONMENT.fullmatch(name)}
     if "TORCHINDUCTOR_CACHE_DIR" not in mine:
         mine["TORCHINDUCTOR_CACHE_DIR"] = default_cache_dir()  # not in the folder that goes
     mine.setdefault("VLLM_NO_USAGE_STATS", "1")
