@@ -59,7 +59,7 @@ from capo_fast.rollout.rewards import open_rewards
 from capo_fast.rollout.turns import Turns
 from capo_fast.runlog.console import open_console
 from capo_fast.runlog.folder import RunDir, open_run_dir
-from capo_fast.runlog.inputs import input_digests
+from capo_fast.runlog.inputs import Digests, check_same_inputs, input_digests
 from capo_fast.runlog.log import RunLog
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, RunFolder, keeps_rollouts, packed_rows, rollout_row
@@ -91,6 +91,8 @@ class Inputs:
     problems: Problems
     requests: RequestBuilder
     probe: Sequence[tuple[int, ...]]
+    digests: Digests
+    """Of the files that they read."""
     crossing: Crossing | None
     """Between the roles, where there are two."""
 
@@ -116,6 +118,9 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
     model_path = resolve_model(config.model.path)
     model_config = check_model_folder(model_path, untested=config.model.untested)
     check_context(model_config, config.engine.max_model_len)
+    if config.swaps and config.critic.path is not None:
+        critic = resolve_model(config.critic.path, "critic.path")
+        check_model_folder(critic, "critic.path", untested=config.model.untested)
     tokenizer = load_tokenizer(model_path)
     functions, estimator = load_reward_functions(config.reward), load_credit_function(config)
     config = on_first_rank(partial(with_date, config, tokenizer, partial(saved_date, config)))
@@ -129,7 +134,16 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
         check_endpoint_client()
     longest = min(config.sync.probe_tokens, config.engine.max_model_len - 1)
     probe = probe_sequences(problems.prompts, config.sync.probe_sequences, longest)
-    return Inputs(config, model_path, tokenizer, functions, estimator, problems, requests, probe, crossing)
+    digests = same_digests(config, crossing)
+    return Inputs(config, model_path, tokenizer, functions, estimator, problems, requests, probe, digests, crossing)
+
+
+def same_digests(config: Config, crossing: Crossing | None) -> Digests:
+    """Of all that the run reads, the same on every host. A collective on all ranks. Raises ConfigError."""
+    digests = input_digests(config)
+    if crossing is not None:
+        check_same_inputs(crossing.all.share(digests, 0), digests, config)
+    return digests
 
 
 def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, started: float) -> Trainer:
@@ -139,7 +153,7 @@ def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, s
     swaps = config.swaps and inputs.crossing is None
     learner, critic = load_learner(inputs.model_path, config, device, inputs.probe, swaps)
     rehearse_export(learner, inputs.tokenizer, folder.path, config)
-    progress = folder.resume(learner, input_digests(config))
+    progress = folder.resume(learner, inputs.digests)
     recorder = open_recorder(folder.path, config, progress.step)
     with ExitStack() as undo:
         if inputs.crossing is None:

@@ -28,7 +28,6 @@ from capo_fast.policy.model import (
     dropout_of,
     empty_model,
     load_checked_model,
-    load_model,
     naming_unread,
     shard_policy,
 )
@@ -140,7 +139,8 @@ def readable(tensors: Mapping[str, torch.Tensor], model_path: str, config: Confi
 def load_critic(
     load_whole: Callable[[], Any], architecture: Any, config: Config, probe: Sequence[tuple[int, ...]]
 ) -> FrozenCritic:
-    """The weights at `critic.path`, or a copy of the policy's own. A collective of the ranks that hold engines.
+    """The weights at `critic.path`, which `check_model_folder` has passed, or a copy of the policy's own. A collective
+    of the ranks that hold engines.
 
     load_whole: makes the policy's model, whole and on the host; it is called on the first rank of a node alone.
     architecture: the policy's transformers config.
@@ -150,7 +150,7 @@ def load_critic(
         if config.critic.path is None:
             return load_whole()
         path = resolve_model(config.critic.path, "critic.path")
-        judge = load_model(path, config.policy.attention, config.model.untested, key="critic.path")
+        judge = load_checked_model(path, config.policy.attention, key="critic.path")
         check_same_architecture(judge.config.to_dict(), architecture.to_dict())
         return judge
 
