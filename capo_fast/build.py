@@ -115,12 +115,7 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
     seed_everything(config.seed)
     job = this_job()
     crossing = Crossing(job) if job.engines else None
-    model_path = resolve_model(config.model.path)
-    model_config = check_model_folder(model_path, untested=config.model.untested)
-    check_context(model_config, config.engine.max_model_len)
-    if config.swaps and config.critic.path is not None:
-        critic = resolve_model(config.critic.path, "critic.path")
-        check_model_folder(critic, "critic.path", untested=config.model.untested)
+    model_path = check_models(config)
     tokenizer = load_tokenizer(model_path)
     functions, estimator = load_reward_functions(config.reward), load_credit_function(config)
     config = on_first_rank(partial(with_date, config, tokenizer, partial(saved_date, config)))
@@ -136,6 +131,15 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
     probe = probe_sequences(problems.prompts, config.sync.probe_sequences, longest)
     digests = same_digests(config, crossing)
     return Inputs(config, model_path, tokenizer, functions, estimator, problems, requests, probe, digests, crossing)
+
+
+def check_models(config: Config) -> str:
+    """The policy's folder or hub id, when it and a critic that takes its place can be used. Raises ConfigError."""
+    path, untested = resolve_model(config.model.path), config.model.untested
+    check_context(check_model_folder(path, untested=untested), config.engine.max_model_len)
+    if config.swaps and config.critic.path is not None:
+        check_model_folder(resolve_model(config.critic.path, "critic.path"), "critic.path", untested=untested)
+    return path
 
 
 def same_digests(config: Config, crossing: Crossing | None) -> Digests:

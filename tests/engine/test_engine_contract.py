@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import capo_fast.engine.checksum as checksums
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.checksum import LIBRARY, checksum, place_weights, row_sums
 from capo_fast.engine.tensor_parallel import check_divides, most_slices, sizes_of
@@ -95,3 +96,16 @@ def test_a_model_that_does_not_divide_is_refused(ranks, line):
 @pytest.mark.parametrize(("devices", "slices"), [(8, 4), (3, 2), (1, 1)])
 def test_a_model_is_cut_over_as_many_devices_as_its_sizes_allow(devices, slices):
     assert most_slices(QWEN, devices) == slices
+
+
+def test_a_library_that_can_not_be_loaded_is_named(tmp_path, monkeypatch):
+    """One of another system is a fault of the installation, and not the same as none."""
+    (tmp_path / "sums.so").write_text("made for another machine")
+    monkeypatch.setattr(checksums, "LIBRARY", tmp_path / "sums.so")
+    with pytest.raises(EngineError, match=r"sums\.so can't be loaded: .*; wanted one that is built here"):
+        checksums._native_row_sums.__wrapped__()
+
+
+def test_a_weight_of_three_dimensions_has_no_checksum():
+    with pytest.raises(ValueError, match="too many values"):
+        row_sums(torch.ones(2, 3, 3))
