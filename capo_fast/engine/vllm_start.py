@@ -1,6 +1,6 @@
 """Starting vLLM: the model's folder, the versions that are accepted, and the arguments of its `LLM`.
 
-vllm is imported inside `start_llm`: this takes seconds, and it reads the environment variables that are set there.
+vllm is imported inside `start_llm`: this takes seconds, and it reads the environment variables that are set before.
 """
 
 from __future__ import annotations
@@ -63,16 +63,7 @@ def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
     if config.tensor_parallel > 1:
         check_divides(sizes_of(read_config(model_path).get_text_config()), config.tensor_parallel)
     on_cpu = not torch.cuda.is_available()
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    # At WARNING, vLLM writes dozens of lines at the start and one at each weight push.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if on_cpu and config.enforce_eager:
-        # vLLM compiles two sampling helpers even when eager: 20 s and a C++ compiler for nothing.
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    if on_cpu:
-        # What vLLM 0.32 compiles ahead of time on a CPU it can't load again, and so compiles at each start. Inductor's
-        # cache is read instead.
-        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+    _set_environment(on_cpu, config.enforce_eager)
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -103,6 +94,20 @@ def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
     random.setstate(states[0])
     np.random.set_state(states[1])
     return llm
+
+
+def _set_environment(on_cpu: bool, eager: bool) -> None:
+    """What vLLM reads when it is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # At WARNING, vLLM writes dozens of lines at the start and one at each weight push.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if on_cpu and eager:
+        # vLLM compiles two sampling helpers even when eager: 20 s and a C++ compiler for nothing.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    if on_cpu:
+        # What vLLM 0.32 compiles ahead of time on a CPU it can't load again, and so compiles at each start. Inductor's
+        # cache is read instead.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
 
 
 def cpu_prefill(max_model_len: int) -> dict[str, Any]:

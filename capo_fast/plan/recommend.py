@@ -25,24 +25,28 @@ LOWERED = (
 
 def recommend(shape: ModelShape, context: int, hardware: Hardware, ranks: int, hosts: int) -> tuple[Job, list[Change]]:
     """The job, and what was lowered from full fine-tuning without recomputation."""
-    prompt = min(1024, context // 4)
-    answer = context - prompt
-    config = build_config(
-        {
-            "model.path": shape.name,
-            "engine.max_model_len": context,
-            "rollout.max_tokens": answer,
-            "critic.max_tokens": min(2048, context // 2),
-            "train.micro_tokens": max(16384, context),
-            "train.optimizer": "adamw-fused",
-            "policy.dtype": "float32" if hardware.on_cpu else "bfloat16",
-            "engine.dtype": "float32" if hardware.on_cpu else "bfloat16",
-        }
-    )
-    lengths = Lengths(prompt, answer // 2, min(2048, context // 2) // 2)
+    config = largest_settings(shape, context, "float32" if hardware.on_cpu else "bfloat16")
+    longest = config.rollout.max_tokens
+    lengths = Lengths(context - longest, longest // 2, config.critic.max_tokens // 2)
     job = Job(config, shape, hardware, ranks, hosts, lengths)
     job, changes = lower(job.with_settings(engine__kv_cache_gb=needed_cache(job)))
     return with_free_cache(job), changes
+
+
+def largest_settings(shape: ModelShape, context: int, dtype: str) -> Config:
+    """Those that cost least time."""
+    return build_config(
+        {
+            "model.path": shape.name,
+            "engine.max_model_len": context,
+            "rollout.max_tokens": context - min(1024, context // 4),
+            "critic.max_tokens": min(2048, context // 2),
+            "train.micro_tokens": max(16384, context),
+            "train.optimizer": "adamw-fused",
+            "policy.dtype": dtype,
+            "engine.dtype": dtype,
+        }
+    )
 
 
 def with_free_cache(job: Job) -> Job:
