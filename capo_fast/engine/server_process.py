@@ -184,11 +184,11 @@ def _wait_for(server: RunningServer, supervisor: subprocess.Popen[bytes], timeou
     while not _answers(server, min(TRY_S, timeout_s)):
         _check_status(server)
         if supervisor.poll() is not None:
-            raise EngineError(f"critic.path: the server of {server.model} could not be started; {_said(server)}")
+            raise EngineError(f"critic.path: the server of {server.model} could not be started; {_end_of_log(server)}")
         if time.monotonic() > deadline:
             raise EngineError(
                 f"critic.path: the server of {server.model} has not answered within {timeout_s:g} s "
-                f"(critic.server.start_timeout_s); {_said(server)}"
+                f"(critic.server.start_timeout_s); {_end_of_log(server)}"
             )
         time.sleep(POLL_S)
 
@@ -196,7 +196,7 @@ def _wait_for(server: RunningServer, supervisor: subprocess.Popen[bytes], timeou
 def _answers(server: RunningServer, timeout_s: float) -> bool:
     """Whether it does. Another process may have taken the port meanwhile: it doesn't know the key, or the model."""
     with suppress(OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-        status, body = _ask(server, "GET", "/v1/models", timeout_s)
+        status, body = _request(server, "GET", "/v1/models", timeout_s)
         return status == 200 and [model["id"] for model in json.loads(body)["data"]] == [NAME]
     return False
 
@@ -225,7 +225,7 @@ def check_runs(server: RunningServer) -> None:
     if not is_locked(server.folder):
         raise EngineError(
             f"critic.path: the server of {server.model} was killed, or has ended with rank {server.rank}, which "
-            f"started it; {_said(server)}"
+            f"started it; {_end_of_log(server)}"
         )
 
 
@@ -233,13 +233,13 @@ def _check_status(server: RunningServer) -> None:
     with suppress(FileNotFoundError):
         status = int((server.folder / ENDED).read_text())
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-        raise EngineError(f"critic.path: the server of {server.model} {how}; {_said(server)}")
+        raise EngineError(f"critic.path: the server of {server.model} {how}; {_end_of_log(server)}")
 
 
 def call(server: RunningServer, route: str, timeout_s: float) -> None:
     """POST. Raises EngineError where the server does not do it in time."""
     try:
-        status, _ = _ask(server, "POST", route, timeout_s)
+        status, _ = _request(server, "POST", route, timeout_s)
     except (OSError, http.client.HTTPException) as error:
         check_runs(server)
         raise EngineError(
@@ -247,10 +247,12 @@ def call(server: RunningServer, route: str, timeout_s: float) -> None:
             f"(endpoint.timeout_s): {error or type(error).__name__}"
         ) from error
     if status != 200:
-        raise EngineError(f"critic.path: the server of {server.model} answers {route} with {status}; {_said(server)}")
+        raise EngineError(
+            f"critic.path: the server of {server.model} answers {route} with {status}; {_end_of_log(server)}"
+        )
 
 
-def _ask(server: RunningServer, method: str, route: str, timeout_s: float) -> tuple[int, bytes]:
+def _request(server: RunningServer, method: str, route: str, timeout_s: float) -> tuple[int, bytes]:
     """Status and body of the answer."""
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout_s)) as connection:
         connection.request(method, route, headers={"Authorization": f"Bearer {server.key}"})
@@ -258,7 +260,7 @@ def _ask(server: RunningServer, method: str, route: str, timeout_s: float) -> tu
         return response.status, response.read(MOST_BYTES)
 
 
-def _said(server: RunningServer) -> str:
+def _end_of_log(server: RunningServer) -> str:
     line = without_key(last_error(server.log, server.log_begin), server.key)[:300]
     return f"the end of its log {server.log}: {line}" if line else f"its log {server.log} is empty"
 

@@ -11,7 +11,6 @@ from functools import cached_property
 from capo_fast.config.schema import Config, EngineConfig
 from capo_fast.engine.tensor_parallel import check_divides, most_slices
 from capo_fast.errors import ConfigError
-from capo_fast.loaders import check_may_ask
 from capo_fast.plan.engines import BYTES, Engines
 from capo_fast.plan.hardware import Hardware
 from capo_fast.plan.shapes import ModelShape
@@ -69,6 +68,8 @@ class Job:
                 f"engine.tensor_parallel: found {slices} on hosts of {here} devices, wanted engines of one host"
             )
         if self.asks_policy:
+            from capo_fast.loaders import check_may_ask  # takes a second, and most jobs need none of it
+
             check_may_ask(f"credit.process: {self.config.credit.process}", self.config)
 
     def _check_shards(self) -> None:

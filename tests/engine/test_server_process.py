@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
@@ -29,6 +30,8 @@ def test_nothing_is_left_of_it_but_its_log(tmp_path, monkeypatch):
         assert environment["VLLM_API_KEY"] == server.key and server.key not in words
         assert "LOCAL_RANK" not in environment, "it is none of the ranks"
         assert server.key not in os.environ.values(), "every child of the rank would have it"
+        with pytest.raises(BlockingIOError):  # systemd-tmpfiles passes over a folder that is locked
+            fcntl.flock(os.open(server.folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert has_ended(child)
     assert not server.folder.exists()
     assert "starting" in server.log.read_text()
