@@ -37,7 +37,7 @@ def input_paths(config: Config | SftConfig) -> dict[str, str]:
 def input_digests(config: Config | SftConfig) -> Digests:
     """Digests of all that the run reads, computed by the ranks of each host together. A collective of a role's ranks.
 
-    Raises ConfigError, also where two hosts have different files.
+    Raises ConfigError, also where two hosts of the role have different files.
     """
     files = on_first_rank(lambda: {key: _files(key, path) for key, path in input_paths(config).items()})
     flat = [(key, name, path) for key, found in files.items() for name, path in found.items()]
@@ -49,16 +49,16 @@ def input_digests(config: Config | SftConfig) -> Digests:
         for key, name, digest in part:
             digests[key][name] = digest
     _check_same(by_node, flat)
-    return by_node[0] | on_first_rank(lambda: _hub_data(config, files))
+    return by_node[min(by_node)] | on_first_rank(lambda: _hub_data(config, files))
 
 
 def _check_same(by_node: Mapping[int, Digests], files: Sequence[tuple[str, str, Path]]) -> None:
-    """Every host must read what rank 0's reads. Raises ConfigError."""
-    places = this_job().places
+    """Every host must read what that of the role's first rank does. Raises ConfigError."""
+    places, first = this_job().places, min(by_node)
     for node, digests in by_node.items():
         for key, name, path in files:
-            if digests[key][name] != by_node[0][key][name]:
-                hosts = f"{places[node].host} and {places[0].host}"
+            if digests[key][name] != by_node[first][key][name]:
+                hosts = f"{places[node].host} and {places[first].host}"
                 raise ConfigError(f"{key}: {path} differs between {hosts}, wanted the same file on every host")
 
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from capo_fast.config.schema import LoraConfig
 from capo_fast.errors import ConfigError
-from capo_fast.plan.shapes import find_shape, shape_of
+from capo_fast.plan.shapes import PUBLISHED, find_shape, published_name, shape_of
 from capo_fast.policy.lora import add_adapter
 from capo_fast.policy.work import ModelSize
 
@@ -58,11 +58,11 @@ def test_another_architecture_is_refused():
         shape_of(AutoConfig.for_model("gpt2"), "x")
 
 
-def test_a_model_of_another_owner_is_not_taken_for_the_published_one(monkeypatch):
+@pytest.mark.parametrize("owner", ["somebody", "unsloth"])
+def test_a_model_of_another_owner_is_not_taken_for_the_published_one(owner):
     """Its vocabulary may be another."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ConfigError, match="somebody/Llama-3-8B is neither a model folder nor an id"):
-        find_shape("somebody/Llama-3-8B")
+    assert published_name("meta-llama/Llama-3.1-8B") in PUBLISHED
+    assert published_name(f"{owner}/Llama-3.1-8B") not in PUBLISHED
 
 
 def test_positions_are_those_that_a_run_may_use():
