@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def keep(folder: Path) -> None:
-    """Lock the folder itself, too, until this process ends: systemd-tmpfiles, which removes old files from /tmp, passes
+    """Lock the folder itself, too, until this process ends: systemd-tmpfiles, which removes old temporary files, passes
     over what is in a locked one (tmpfiles.d(5))."""
     fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
 
