@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -59,7 +59,7 @@ from capo_fast.rollout.rewards import open_rewards
 from capo_fast.rollout.turns import Turns
 from capo_fast.runlog.console import open_console
 from capo_fast.runlog.folder import RunDir, open_run_dir
-from capo_fast.runlog.inputs import input_digests
+from capo_fast.runlog.inputs import Digests, check_same_inputs, input_digests
 from capo_fast.runlog.log import RunLog
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, RunFolder, keeps_rollouts, packed_rows, rollout_row
@@ -91,6 +91,8 @@ class Inputs:
     problems: Problems
     requests: RequestBuilder
     probe: Sequence[tuple[int, ...]]
+    digests: Digests
+    """Of the files that they read."""
     crossing: Crossing | None
     """Between the roles, where there are two."""
 
@@ -113,9 +115,7 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
     seed_everything(config.seed)
     job = this_job()
     crossing = Crossing(job) if job.engines else None
-    model_path = resolve_model(config.model.path)
-    model_config = check_model_folder(model_path, untested=config.model.untested)
-    check_context(model_config, config.engine.max_model_len)
+    model_path = check_models(config)
     tokenizer = load_tokenizer(model_path)
     functions, estimator = load_reward_functions(config.reward), load_credit_function(config)
     config = on_first_rank(partial(with_date, config, tokenizer, partial(saved_date, config)))
@@ -129,7 +129,25 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
         check_endpoint_client()
     longest = min(config.sync.probe_tokens, config.engine.max_model_len - 1)
     probe = probe_sequences(problems.prompts, config.sync.probe_sequences, longest)
-    return Inputs(config, model_path, tokenizer, functions, estimator, problems, requests, probe, crossing)
+    digests = same_digests(config, crossing)
+    return Inputs(config, model_path, tokenizer, functions, estimator, problems, requests, probe, digests, crossing)
+
+
+def check_models(config: Config) -> str:
+    """The policy's folder or hub id, when it and a critic that takes its place can be used. Raises ConfigError."""
+    path, untested = resolve_model(config.model.path), config.model.untested
+    check_context(check_model_folder(path, untested=untested), config.engine.max_model_len)
+    if config.swaps and config.critic.path is not None:
+        check_model_folder(resolve_model(config.critic.path, "critic.path"), "critic.path", untested=untested)
+    return path
+
+
+def same_digests(config: Config, crossing: Crossing | None) -> Digests:
+    """Of all that the run reads, the same on every host. A collective on all ranks. Raises ConfigError."""
+    digests = input_digests(config)
+    if crossing is not None:
+        check_same_inputs(crossing.all.share(digests, 0), digests, config)
+    return digests
 
 
 def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, started: float) -> Trainer:
@@ -139,7 +157,7 @@ def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, s
     swaps = config.swaps and inputs.crossing is None
     learner, critic = load_learner(inputs.model_path, config, device, inputs.probe, swaps)
     rehearse_export(learner, inputs.tokenizer, folder.path, config)
-    progress = folder.resume(learner, input_digests(config))
+    progress = folder.resume(learner, inputs.digests)
     recorder = open_recorder(folder.path, config, progress.step)
     with ExitStack() as undo:
         if inputs.crossing is None:
@@ -198,9 +216,9 @@ def build_engine_rank(inputs: Inputs, device: torch.device, engine: Engine | Non
     assert crossing is not None  # the job has two roles
     group = engine_group(config.engine.tensor_parallel)
     _, (critique_tokens,) = crossing.next_order()
-    load_policy = partial(load_checked_model, inputs.model_path, config.policy.attention)
+    load_whole = partial(load_checked_model, inputs.model_path, config.policy.attention)
     architecture = read_config(inputs.model_path)
-    critic = load_critic(load_policy, architecture, config, inputs.probe) if config.swaps else None
+    critic = load_critic(load_whole, architecture, config, inputs.probe) if config.swaps else None
     with ExitStack() as undo:
         engine, answers = hold_engine(inputs, group, critique_tokens, engine, undo)
         weights = EngineWeights(engine, critic, inputs.probe, config)
@@ -291,8 +309,6 @@ def ask_server(
     config: Config, group: EngineGroup, critique_tokens: int, served: CriticServer | None
 ) -> Completer | None:
     """What answers critiques where these come from a server, on the ranks that ask it or hold it."""
-    if served is not None:
-        config = replace(config, endpoint=served.endpoint(config.endpoint))
     asks = config.asks_server and group.is_first
-    client = ask_critic(config, critique_tokens, group.count) if asks else None
+    client = ask_critic(config, critique_tokens, group.count, served) if asks else None
     return client if served is None else ServedCritic(served, client)

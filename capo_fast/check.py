@@ -22,11 +22,11 @@ from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate
 from capo_fast.config.schema import with_merging
 from capo_fast.credit.estimate import Estimator
-from capo_fast.engine.critic_server import gpus_of
 from capo_fast.engine.vllm_start import check_version, installed_version
 from capo_fast.errors import CapoError
 from capo_fast.loaders import (
     check_endpoint_client,
+    critic_gpus,
     critic_model,
     load_credit_function,
     load_critic_template,
@@ -70,7 +70,7 @@ def check(arguments: Sequence[str], count: int) -> None:
     line("engine", _engine)
     model = line("model", lambda: _model(config))
     line("data", lambda: _data(config, rewards, estimator))
-    line("critic", lambda: _critic(config, model))
+    line("critic", lambda: _critic(config, model, count))
 
 
 def line(name: str, look: Callable[[], tuple[T, str]]) -> T:
@@ -149,13 +149,13 @@ def _data(config: Config, rewards: Sequence[RewardFunction], estimator: Estimato
     return None, "; ".join([counts, f"{len(problems.heldout):,} held out", *problems.notes()])
 
 
-def _critic(config: Config, model: Any) -> tuple[None, str]:
+def _critic(config: Config, model: Any, count: int) -> tuple[None, str]:
     if not config.has_critic:
         return None, f"none: credit.process is {config.credit.process}"
     load_critic_template(config)
     if config.asks_server:
         check_endpoint_client()
-        return None, _own_server(config) if config.serves_critic else _server_elsewhere(config)
+        return None, _own_server(config, count) if config.serves_critic else _server_elsewhere(config)
     if config.critic.path is None:
         return None, f"{config.critic.mode}: the policy's own weights"
     path = resolve_model(config.critic.path, "critic.path")
@@ -164,18 +164,20 @@ def _critic(config: Config, model: Any) -> tuple[None, str]:
     return None, f"{config.critic.path}, {critic.model_type}, {weights}"
 
 
-def _own_server(config: Config) -> str:
-    """What it would serve; it is not started."""
+def _own_server(config: Config, count: int) -> str:
+    """What it would serve; it is not started. This node has all ranks, or as many as GPUs."""
     load_critic_tokenizer(config, fetch=False)
     critic, weights = _folder(critic_model(config), "critic.path", config, "sample")
-    where = f"on {gpus_of(config.critic.server)} GPUs of each node" if torch.cuda.is_available() else "on the CPU"
+    gpus = critic_gpus(config, count)
+    where = f"on {gpus} GPUs of each node" if torch.cuda.is_available() else "on the CPU"
     return f"{config.critic.path}, {critic.model_type}, {weights}, at a server {where}"
 
 
 def _server_elsewhere(config: Config) -> str:
     from capo_fast.engine.chat import served_model  # a run without an endpoint needs no HTTP package
+    from capo_fast.engine.transport import api_key
 
-    return f"{served_model(config.endpoint)} at {config.endpoint.url}"
+    return f"{served_model(config.endpoint, api_key(config.endpoint))} at {config.endpoint.url}"
 
 
 def main(argv: Sequence[str] | None = None, count: int = 1) -> int:

@@ -159,8 +159,9 @@ def asks_server(job: Job) -> bool:
 def model_at_server(config: Config) -> str:
     check_endpoint_client()
     from capo_fast.engine.chat import served_model  # a critic in vLLM needs no HTTP package
+    from capo_fast.engine.transport import api_key
 
-    return served_model(config.endpoint)
+    return served_model(config.endpoint, api_key(config.endpoint))
 
 
 def start_critic(job: Job, spent_tokens: int) -> Completer:
@@ -181,8 +182,7 @@ def _served(config: Config, out: Path, spent_tokens: int) -> Completer:
     with ExitStack() as undo:
         server = serve_critic(config, out, in_turns=False)
         undo.callback(server.close)
-        config = replace(config, endpoint=server.endpoint(config.endpoint))
-        critic = ServedCritic(server, ask_critic(config, spent_tokens, dist.get_world_size()))
+        critic = ServedCritic(server, ask_critic(config, spent_tokens, dist.get_world_size(), server))
         undo.pop_all()
     return critic
 

@@ -23,7 +23,7 @@ from capo_fast.credit.estimate import BUILT_IN, Estimator, load_estimator
 from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
 from capo_fast.engine.base import Completer, Engine, EngineError
 from capo_fast.engine.critic_server import CriticServer, gpus_of, start_critic_server
-from capo_fast.engine.vllm_start import check_divides
+from capo_fast.engine.tensor_parallel import sizes_of
 from capo_fast.errors import ConfigError, cause_of
 from capo_fast.pretrained import (
     check_context,
@@ -31,8 +31,9 @@ from capo_fast.pretrained import (
     check_engine_weights,
     check_model_folder,
     load_tokenizer,
+    read_config,
 )
-from capo_fast.runtime.ranks import once_a_node
+from capo_fast.runtime.ranks import local_ranks, once_a_node
 from capo_fast.verify import RewardFunction, load_function
 from capo_fast.verify.functions import ALWAYS
 
@@ -193,15 +194,14 @@ def check_endpoint_client() -> None:
 
 
 def load_critic_tokenizer(config: Config, fetch: bool = True) -> Any:
-    """That of the model that critic.mode: server serves, which is looked at before anything is started. A collective,
-    where ranks are.
+    """That of the model that critic.mode: server serves, which is looked at before anything is started.
 
-    fetch: as for `check_model_folder`, of whose errors it raises, and for sizes that the server's engine can't have.
+    fetch: as for `check_model_folder`, of whose errors it raises, and as `gpus_of`.
     """
-    path, server = critic_model(config), config.critic.server
-    model = _once_a_node(lambda: check_model_folder(path, CRITIC, use="sample", fetch=fetch))
-    check_context(model, server.max_model_len, "critic.server.max_model_len")
-    check_divides(model.get_text_config(), gpus_of(server), "critic.server.tensor_parallel")
+    path = critic_model(config)
+    model = check_model_folder(path, CRITIC, use="sample", fetch=fetch)
+    critic_gpus(config, local_ranks())
+    check_context(model, config.critic.server.max_model_len, "critic.server.max_model_len")
     tokenizer = load_tokenizer(path, CRITIC)
     if not tokenizer.chat_template:
         raise ConfigError(f"{CRITIC}: {path}: no chat template, wanted one, by which its server renders critiques")
@@ -217,22 +217,34 @@ def critic_model(config: Config) -> str:
     return resolve_model(config.critic.path, CRITIC)
 
 
+def critic_gpus(config: Config, ranks: int) -> int:
+    """GPUs of a server on a node of so many ranks. Raises ConfigError as `gpus_of`."""
+    model = read_config(critic_model(config), CRITIC).get_text_config()
+    return gpus_of(config.critic.server, sizes_of(model), ranks)
+
+
 def serve_critic(config: Config, logs: Path, in_turns: bool) -> CriticServer:
     """Start its server on each node, with its output in the folder `logs`. A collective.
 
     in_turns: with an engine of this process, on GPUs; on a CPU there is no memory to give back.
     """
     sleeps = in_turns and torch.cuda.is_available()
-    return start_critic_server(critic_model(config), config.critic.server, logs, config.endpoint.timeout_s, sleeps)
+    model, server, gpus = critic_model(config), config.critic.server, critic_gpus(config, local_ranks())
+    return start_critic_server(model, server, gpus, logs, config.endpoint.timeout_s, sleeps)
 
 
-def ask_critic(config: Config, spent_tokens: int, ranks: int) -> Completer:
-    """The client of a critic's server on one of `ranks` that ask it, with its share of what is left of the budget."""
+def ask_critic(config: Config, spent_tokens: int, ranks: int, served: CriticServer | None = None) -> Completer:
+    """The client of a critic's server on one of `ranks` that ask it, with its share of what is left of the budget.
+
+    served: the server, where it is the run's own.
+    """
     from capo_fast.engine.endpoint import EndpointCritic  # a run without a server needs no HTTP package
 
     budget = config.endpoint.budget_tokens
     left = None if budget is None else max(0, budget - spent_tokens) // ranks
-    return EndpointCritic(config.endpoint, left, config.critic.template_kwargs)
+    if served is None:
+        return EndpointCritic(config.endpoint, left, config.critic.template_kwargs)
+    return EndpointCritic(served.endpoint(config.endpoint), left, config.critic.template_kwargs, served.key)
 
 
 def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:

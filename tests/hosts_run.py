@@ -16,7 +16,8 @@ from scripted_engine import ScriptedEngine
 from scripted_world import MODEL, answer, score_with, scripted_config, small_arguments
 
 import capo_fast.train as train
-from capo_fast.errors import ConfigError
+from capo_fast.build import read_inputs
+from capo_fast.errors import CapoError, ConfigError
 from capo_fast.runlog.folder import open_run_dir
 from capo_fast.runlog.inputs import input_digests
 from capo_fast.runtime.ranks import ranks
@@ -40,6 +41,20 @@ def main(mark: str, host: str, step: str, *arguments: str) -> None:
     original = train.run
     train.run = lambda config: original(config, engine)
     sys.exit(train.main(small_arguments(*arguments)))
+
+
+def read_apart(folder: Path) -> None:
+    """The same of two roles that read what a run is made from."""
+    os.chdir(folder / f"host-{os.environ['RANK']}")
+    config = scripted_config("--data.path", "data.jsonl", "--eval.path", "none", *ROLES)
+    try:
+        with ranks(engine=config.engine) as device:
+            read_inputs(config, device)
+    except CapoError as error:
+        print(error, flush=True)
+
+
+ROLES = ("--engine.ranks", "1", "--loss.is_mode", "truncate", "--rollout.top_p", "1")
 
 
 def start_apart(folder: Path) -> None:

@@ -139,7 +139,7 @@ def write_steps(out: Path) -> None:
     dist.barrier()  # the first rank deletes the file, perhaps after the others have returned
     sums = [checksum(weight) for weight in (*critic.weights.values(), critic.probe_logprobs)]
     maps = Path("/proc/self/maps").read_text().splitlines()
-    [mapped] = {line.split(maxsplit=5)[5] for line in maps if "critic.safetensors" in line}
+    [mapped] = {line.split(maxsplit=5)[5] for line in maps if "weights.safetensors" in line}
     critics = gather([[sums, mapped]])
     if dist.get_rank() == 0:
         torch.save(weights, out)

@@ -59,8 +59,8 @@ def ask_on_a_rank(folder: Path) -> None:
 
     with ranks():
         name = f"rank-{dist.get_rank()}"
-        server = start_critic_server("judge", ServerConfig(), folder, 20.0, True, command("serve", folder / name))
-        critic = ServedCritic(server, EndpointCritic(server.endpoint(EndpointConfig())))
+        server = start_critic_server("judge", ServerConfig(), 1, folder, 20.0, True, command("serve", folder / name))
+        critic = ServedCritic(server, EndpointCritic(server.endpoint(EndpointConfig()), key=server.key))
         server.wake_up()
         [answer] = run_requests(critic, [Request(name, (), 0, 1.0, 1.0, -1, 8, message="1+1")]).values()
         print(f"{name}: {answer.text}", flush=True)
@@ -87,6 +87,17 @@ def all_end(pids: list[int], files: Sequence[Path] = (), seconds: float = 15.0) 
     while (left := any(map(is_there, pids)) or any(map(Path.exists, files))) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not left
+
+
+def has_ended(child: Path) -> bool:
+    """All of it: processes, and what they leave in memory."""
+    return all_end(processes(child), shared_by(child))
+
+
+def shared_by(child: Path) -> list[Path]:
+    found = [Path(name) for name in (child / "shared").read_text().split()]
+    assert len(found) == 3
+    return found
 
 
 class Handler(BaseHTTPRequestHandler):

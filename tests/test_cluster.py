@@ -24,7 +24,7 @@ STUBS = {
     "scontrol": NOTE + "printf 'node-a\\nnode-b\\n'\n",
     "srun": 'while [[ "$1" == --* ]]; do shift; done\n"$@"\n',
 }
-TOLD = r"""
+TIME_LIMIT = r"""
 save() {
     kill $!
     printf 'saved\t\n' >> "$NOTES"
@@ -112,7 +112,7 @@ def test_a_failed_check_starts_nothing(name, tmp_path):
 
 
 def test_a_step_that_is_told_of_its_time_limit_asks_torchrun_once(tmp_path):
-    status, commands = run_recipe("slurm.sbatch", tmp_path, {**STUBS, "torchrun": NOTE + TOLD})
+    status, commands = run_recipe("slurm.sbatch", tmp_path, {**STUBS, "torchrun": NOTE + TIME_LIMIT})
     assert status == 0
     assert commands[-2:] == [["saved"], ["scontrol", "requeue", "7"]]
 

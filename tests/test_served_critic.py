@@ -9,11 +9,13 @@ from functools import partial
 import pytest
 from model_folders import copied
 from scripted_child import all_end, command, processes
-from scripted_world import scripted_engine, small_arguments
+from scripted_engine import ScriptedEngine
+from scripted_world import MODEL, answer, score_with, scripted_engine, small_arguments
 
 import capo_fast.loaders as loaders
 import capo_fast.train as train
 from capo_fast.critic_eval import main as critic_eval
+from capo_fast.records import Completion
 
 SETTINGS = [
     *("--critic.mode", "server", "--critic.votes", "2", "--critic.server.max_model_len", "256"),
@@ -42,9 +44,9 @@ def served_by(tmp_path, monkeypatch):
 def trains(judge, served_by, tmp_path, monkeypatch):
     """The command with a critic of its own, served by a child of this fate: its exit status."""
     original = train.run
-    monkeypatch.setattr(train, "run", lambda config: original(config, scripted_engine()))
 
-    def trains(fate, *arguments):
+    def trains(fate, *arguments, engine=scripted_engine):
+        monkeypatch.setattr(train, "run", lambda config: original(config, engine()))
         served_by(fate)
         run = ["--run.dir", str(tmp_path / "run"), "--critic.path", str(judge), "--checkpoint.every", "1"]
         return train.main(small_arguments(*run, *SETTINGS, *arguments))
@@ -75,6 +77,42 @@ def test_a_run_goes_on_after_its_server_has_ended(trains, tmp_path, capsys):
     found = critiques_of(run, 2)
     assert found and all(critique["wrong_steps"] == [] and not critique["abstained"] for critique in found)
     assert all_end(processes(tmp_path / "child"))
+
+
+class SleepingEngine(ScriptedEngine):
+    """On a GPU an engine that sleeps has no memory: whoever asks it then is at fault."""
+
+    def __init__(self):
+        super().__init__(scored, score_with(MODEL))
+        self.asleep = False
+
+    def sleep(self):
+        self.asleep = True
+
+    def load(self, weights):
+        self.asleep = False
+        super().load(weights)
+
+    def add(self, request):
+        assert not self.asleep, f"{request.id} is asked of an engine that sleeps"
+        super().add(request)
+
+    def checksums(self):
+        assert not self.asleep
+        return super().checksums()
+
+
+def scored(request):
+    """As `answer`, and log-probs of -1 of what is to be scored."""
+    tokens = request.prompt_ids[-request.scored :] if request.scored else ()
+    return Completion(request.id, tokens, (-1.0,) * len(tokens), "", True) if request.scored else answer(request)
+
+
+def test_whoever_asks_the_policys_engine_finds_it_awake(trains, tmp_path):
+    """Rollouts, and an estimator after the critiques, for which it has gone to sleep."""
+    assert trains("serve", "--train.steps", "2", "--credit.process", "critique-ratio", engine=SleepingEngine) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and all(line["credit/requests"] > 0 for line in lines)
 
 
 def test_a_model_is_scored_at_a_server_of_the_command(judge, served_by, tmp_path):

@@ -212,7 +212,7 @@ def predicted(options: argparse.Namespace, count: int, packed: tuple[int, int]) 
     lengths = Lengths(PROMPT, config.rollout.max_tokens, 1)
     job = Job(config, find_shape(options.model), find_hardware("cpu"), count, 1, lengths, packed=packed)
     if options.engine:
-        return {"engine": sum((engine(job) | workspace(job)).values())}
+        return {"engine": sum((engine(job) | workspace(job.engines)).values())}
     held = sum(state(job).values())
     found = {name: sum(parts.values()) for name, parts in learning(job, state(job)).items()}
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from capo_fast.config.types import (
@@ -32,10 +32,10 @@ class ServerConfig:
     enforce_eager: bool = False
     """Skip compilation and CUDA graphs, as engine.enforce_eager."""
     tensor_parallel: MayChange[PositiveInt | None] = None
-    """GPUs of each node that hold a slice of every weight; None: all of the node's. The others wait during critiques.
-    """
-    start_timeout_s: MayChange[Annotated[PositiveFloat, Field(le=1700)]] = 900.0
-    """Seconds that the server may take to start; the other ranks wait for it at most 1,800 s."""
+    """GPUs of each node that hold a slice of every weight; None: as many as the node has ranks, or the most of them
+    that divide the critic's heads. The others wait during critiques."""
+    start_timeout_s: MayChange[PositiveFloat] = 900.0
+    """Seconds that the server may take to start."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -139,7 +139,8 @@ class CriticConfig:
 class EndpointConfig:
     url: MayChange[str | None] = None
     """Base address of an OpenAI-compatible server, as http://host:8000/v1; wanted by critic.mode: endpoint. Without
-    user and password: it is shown and saved."""
+    user and password: it is shown and saved. This, model and api_key_env are of that mode alone; what follows them
+    holds for critic.mode: server, too."""
     model: str | None = None
     """The server's name of the critic; None: the only one it offers."""
     api_key_env: MayChange[str] = "OPENAI_API_KEY"
@@ -150,7 +151,7 @@ class EndpointConfig:
     """Further fields of every request, as `{reasoning_effort: low}`; they win, and null takes one out, as
     `{temperature: null}`."""
     concurrency: MayChange[CountWhereUsed] = 64
-    """Concurrent requests per rank. This and what follows hold for critic.mode: server, too."""
+    """Concurrent requests per rank."""
     timeout_s: MayChange[NumberWhereUsed] = 300.0
     """Deadline of one try, seconds."""
     retries: MayChange[NonNegativeInt] = 3

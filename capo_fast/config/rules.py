@@ -197,7 +197,17 @@ def _own_server(config: Config) -> Rules:
     yield _too_long(config, "critic.max_tokens", "critic.server.max_model_len")
 
 
+LONGEST_START_S = 1700.0
+"""Of a critic's server: the other ranks wait 1,800 s for it, some of which it takes to end one that fails."""
+
+
 def _beside_the_policy(config: Config) -> Rules:
+    start, sleep = config.critic.server.start_timeout_s, config.endpoint.timeout_s
+    yield (
+        start + sleep > LONGEST_START_S,
+        f"critic.server.start_timeout_s: found {start:g} with endpoint.timeout_s: {sleep:g}, in which it is put to "
+        f"sleep, wanted at most {LONGEST_START_S:g} in all: the other ranks wait no longer",
+    )
     yield (
         config.critic.path is None,
         "critic.path: missing; wanted the folder or hub id of the critic that critic.mode: server serves",

@@ -26,34 +26,34 @@ CONNECT_S = 10.0
 # ---- the server ----
 
 
-def served_model(config: EndpointConfig) -> str:
+def served_model(config: EndpointConfig, key: str) -> str:
     """The critic's name at the server, by its list of models. Raises EngineError and ConfigError."""
     try:
-        text = anyio.run(_list_models, config)
+        text = anyio.run(_list_models, config, key)
     except (openai.APIConnectionError, httpx2.InvalidURL) as error:
-        raise EngineError(f"critic at {config.url} can't be reached: {words(error, config)}") from None
+        raise EngineError(f"critic at {config.url} can't be reached: {words(error, config, key)}") from None
     except openai.APIStatusError as error:
-        raise EngineError(f"critic at {config.url} doesn't list its models: {words(error, config)}") from None
+        raise EngineError(f"critic at {config.url} doesn't list its models: {words(error, config, key)}") from None
     try:
-        names = [without_key(model.id, api_key(config)) for model in _Models.model_validate(read_body(text)).data]
+        names = [without_key(model.id, key) for model in _Models.model_validate(read_body(text)).data]
     except ValueError:
-        found = shortened(text, config)
+        found = shortened(text, key)
         raise EngineError(f"critic at {config.url}: found {found!r} where a list of models was wanted") from None
     if config.model is None and len(names) == 1:
         return names[0]
     if config.model not in names:
-        offered = shortened(", ".join(names), config) or "none"
+        offered = shortened(", ".join(names), key) or "none"
         raise ConfigError(f"endpoint.model: found {config.model}, wanted one that {config.url} offers: {offered}")
     return str(config.model)
 
 
-async def _list_models(config: EndpointConfig) -> str:
-    async with openai_client(config, retries=0, timeout_s=CONNECT_S, connect_s=CONNECT_S) as client:
-        return (await client.models.with_raw_response.list(extra_headers=headers(config))).text
+async def _list_models(config: EndpointConfig, key: str) -> str:
+    async with openai_client(config, key, retries=0, timeout_s=CONNECT_S, connect_s=CONNECT_S) as client:
+        return (await client.models.with_raw_response.list(extra_headers=headers(key))).text
 
 
-def async_client(config: EndpointConfig) -> openai.AsyncOpenAI:
-    return openai_client(config, config.retries, config.timeout_s, CONNECT_S)
+def async_client(config: EndpointConfig, key: str) -> openai.AsyncOpenAI:
+    return openai_client(config, key, config.retries, config.timeout_s, CONNECT_S)
 
 
 # ---- a request ----
@@ -185,22 +185,21 @@ def status_of(error: openai.APIError) -> int | None:
     return error.status_code
 
 
-def words(error: Exception, config: EndpointConfig) -> str:
+def words(error: Exception, config: EndpointConfig, key: str) -> str:
     """`401 Unauthorized: Invalid key`, in the server's own words, or why there are none."""
     if isinstance(error, openai.APIStatusError):
-        return _status_words(error, config)
+        return _status_words(error, config, key)
     cause = error.__cause__ or error
-    return shortened(str(cause), config) or type(cause).__name__
+    return shortened(str(cause), key) or type(cause).__name__
 
 
-def _status_words(error: openai.APIStatusError, config: EndpointConfig) -> str:
+def _status_words(error: openai.APIStatusError, config: EndpointConfig, key: str) -> str:
     response = error.response
     status = f"{response.status_code} {response.reason_phrase}".strip()
     said = f"to {response.headers['location']}" if response.has_redirect_location else _message(error.body)
-    hint = (
-        f" (key: {config.api_key_env}, {'' if api_key(config) else 'not '}set)" if response.status_code == 401 else ""
-    )
-    return shortened(f"{status}: {said}" if said else status, config) + hint
+    is_theirs = response.status_code == 401 and key == api_key(config)  # not that of a server of the run's own
+    hint = f" (key: {config.api_key_env}, {'' if key else 'not '}set)" if is_theirs else ""
+    return shortened(f"{status}: {said}" if said else status, key) + hint
 
 
 def _message(body: Any) -> str:
@@ -210,6 +209,6 @@ def _message(body: Any) -> str:
     return str(body or "")
 
 
-def shortened(text: str, config: EndpointConfig) -> str:
+def shortened(text: str, key: str) -> str:
     """One line of at most 300 letters, without the key."""
-    return " ".join(without_key(text, api_key(config)).split())[:300]
+    return " ".join(without_key(text, key).split())[:300]

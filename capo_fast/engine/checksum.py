@@ -1,7 +1,7 @@
 """The checksum of a weight that trainer and engine compare after a push.
 
 On a CPU libcapo_sums (csrc/sums.cpp) sums the rows up, as fast as memory is read. Where it was not built, for other
-dtypes and on a GPU torch does, in float64 as well.
+dtypes and on a GPU torch does, in float64 as well. One that was built and can't be loaded is an error.
 
 Letters: N rows and K columns of a weight.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import capo_kernels
+from capo_fast.engine.base import EngineError
 
 BLOCK = {"cpu": 2**17, "cuda": 2**26}
 """Entries that torch widens to float64 at once: on a CPU what its cache holds."""
@@ -39,28 +40,33 @@ def place_weights(size: int, device: torch.device, start: int = 0, column: bool 
 
 def row_sums(weight: torch.Tensor, column: int = 0) -> torch.Tensor:
     """float64 [N], each row summed by the weights of its places: exact to float64's rounding. A vector as it is.
+    ValueError for more than two dimensions.
 
     column: of a slice, where in the whole its first entry is.
     """
     if weight.ndim == 1:
         return weight.double()
-    places_K = place_weights(weight.shape[1], weight.device, column, column=True)
+    rows, columns = weight.shape
+    places_K = place_weights(columns, weight.device, column, column=True)
     on_cpu = weight.device.type == "cpu"
     if on_cpu and weight.dtype in NATIVE and weight.stride(1) == 1 and (native := _native_row_sums()):
-        sums_N = torch.empty(len(weight), dtype=torch.float64)
-        matrix = weight.data_ptr(), NATIVE[weight.dtype], *weight.shape, weight.stride(0)
+        sums_N = torch.empty(rows, dtype=torch.float64)
+        matrix = weight.data_ptr(), NATIVE[weight.dtype], rows, columns, weight.stride(0)
         native(*matrix, places_K.data_ptr(), sums_N.data_ptr(), torch.get_num_threads())
         return sums_N
-    block = max(1, BLOCK[weight.device.type] // max(1, weight.shape[1]))
-    return torch.cat([rows.double() @ places_K for rows in weight.split(block)])
+    block = max(1, BLOCK[weight.device.type] // max(1, columns))
+    return torch.cat([part.double() @ places_K for part in weight.split(block)])
 
 
 @lru_cache(maxsize=1)
 def _native_row_sums() -> Any:
-    """The library's function, or None where it was not built."""
+    """The library's function, or None where it was not built. Raises EngineError."""
     if not LIBRARY.exists():
         return None
-    function = ctypes.CDLL(str(LIBRARY)).capo_row_sums
+    try:
+        function = ctypes.CDLL(str(LIBRARY)).capo_row_sums
+    except OSError as error:  # made for another C library, or without libgomp
+        raise EngineError(f"{LIBRARY} can't be loaded: {error}; wanted one that is built here, or none") from error
     function.argtypes = (c_void_p, c_int, c_int64, c_int64, c_int64, c_void_p, c_void_p, c_int)
     function.restype = None
     return function

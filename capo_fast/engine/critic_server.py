@@ -1,7 +1,7 @@
 """A critic of any size on the devices of the policy: a server of vLLM's on each node (`critic.mode: server`).
 
 Two engines can't sleep in one process, so the critic's has processes of its own. The first rank of a node starts the
-server and ends it, and all ranks of the node ask it on its loopback address: critiques stay on the node, its key too,
+server and ends it, and all ranks of the node ask it on its loopback address: critiques and its key stay on the node,
 more nodes have more servers, and a node's host memory holds the sleeping weights once.
 
     start -> sleep -> (wake up -> critiques -> sleep) per step -> end
@@ -11,7 +11,6 @@ It is started once: where one ends, so does the run.
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,19 +25,18 @@ from capo_fast.engine.server_process import (
     NAME,
     POLL_S,
     Command,
-    Place,
+    RunningServer,
     call,
     check_runs,
     running_server,
     server_command,
 )
+from capo_fast.engine.tensor_parallel import Sizes, check_divides, most_slices
 from capo_fast.engine.vllm_start import without_brackets
 from capo_fast.errors import ConfigError
 from capo_fast.records import Completion, Request
 from capo_fast.runtime.ranks import once_a_node
 
-KEY = "CAPO_FAST_CRITIC_KEY"
-"""Environment variable that has the server's key in the ranks; in the server it is VLLM_API_KEY."""
 END_KNOWN_S = 6.0
 """How long an error waits for the server's end to be known: vLLM's looks after its engine every 5 s."""
 END_SEEN_S = 1.0
@@ -48,16 +46,21 @@ END_SEEN_S = 1.0
 class CriticServer:
     """A node's server, as one rank of the node has it."""
 
-    def __init__(self, place: Place, timeout_s: float, sleeps: bool, undo: ExitStack) -> None:
+    def __init__(self, process: RunningServer, timeout_s: float, sleeps: bool, undo: ExitStack) -> None:
         """timeout_s: of a call that changes who has the GPUs. sleeps: whether any does; it sleeps already then. undo:
         ends what this rank has started."""
-        self.place = place
+        self.process = process
         self._timeout_s, self._sleeps, self._undo = timeout_s, sleeps, undo
         self._asleep = sleeps
 
+    @property
+    def key(self) -> str:
+        """What its every route wants."""
+        return self.process.key
+
     def endpoint(self, config: EndpointConfig) -> EndpointConfig:
         """Where it is asked, with the patience and the budget of the settings."""
-        return replace(config, url=f"http://127.0.0.1:{self.place.port}/v1", model=NAME, api_key_env=KEY)
+        return replace(config, url=f"http://127.0.0.1:{self.process.port}/v1", model=NAME)
 
     def sleep(self) -> None:
         """Weights go to the host, cached prefixes are dropped. A collective."""
@@ -70,10 +73,10 @@ class CriticServer:
     def check(self, wait_s: float = 0.0) -> None:
         """Raises EngineError where it has ended, or ends within these seconds."""
         deadline = time.monotonic() + wait_s
-        check_runs(self.place)
+        check_runs(self.process)
         while time.monotonic() < deadline:
             time.sleep(POLL_S)
-            check_runs(self.place)
+            check_runs(self.process)
 
     def close(self) -> None:
         self._undo.close()
@@ -84,8 +87,8 @@ class CriticServer:
         torch.cuda.empty_cache()  # what this process's allocator keeps, the server's can't have
         # While the server gives memory back, vLLM wants to see no other process take any.
         dist.barrier()
-        if dist.get_rank() == self.place.rank:
-            call(self.place, route, self._timeout_s)
+        if dist.get_rank() == self.process.rank:
+            call(self.process, route, self._timeout_s)
         dist.barrier()
         self._asleep = asleep
 
@@ -95,39 +98,44 @@ SLEEP = "/sleep?level=1"
 
 
 def start_critic_server(
-    model: str, config: ServerConfig, logs: Path, timeout_s: float, sleeps: bool, command: Command = server_command
+    model: str,
+    config: ServerConfig,
+    gpus: int,
+    logs: Path,
+    timeout_s: float,
+    sleeps: bool,
+    command: Command = server_command,
 ) -> CriticServer:
     """A server of this model, a folder or hub id, on each node. It answers, or sleeps. A collective.
 
-    logs: folder of its output. timeout_s: of each call that puts it to sleep or wakes it up. sleeps: whether others
-    want its GPUs between critiques. command: how it is started. Raises EngineError where one ends or doesn't answer in
-    time, ConfigError as `gpus_of`.
+    gpus: how many hold it. logs: folder of its output. timeout_s: of each call that puts it to sleep or wakes it up.
+    sleeps: whether others want its GPUs between critiques. command: how it is started. Raises EngineError where one
+    ends or doesn't answer in time.
     """
-    gpus = gpus_of(config)
     log = logs / f"critic-server-{dist.get_rank()}.log"
 
-    def start() -> Place:
+    def start() -> RunningServer:
         path = undo.enter_context(without_brackets(model))
-        place = undo.enter_context(running_server(path, config, gpus, log, dist.get_rank(), command))
+        server = undo.enter_context(running_server(path, config, gpus, log, dist.get_rank(), command))
         if sleeps:
-            call(place, SLEEP, timeout_s)
-        return place
+            call(server, SLEEP, timeout_s)
+        return server.without_key()  # all nodes get what is returned
 
     with ExitStack() as undo:
-        place = once_a_node(start)
-        os.environ[KEY] = place.key
-        undo.callback(os.environ.pop, KEY, None)
-        return CriticServer(place, timeout_s, sleeps, undo.pop_all())
+        server = once_a_node(start).with_key()
+        return CriticServer(server, timeout_s, sleeps, undo.pop_all())
 
 
-def gpus_of(config: ServerConfig) -> int:
-    """How many hold a server's model. Raises ConfigError where this node has fewer; a CPU counts as one."""
-    found = max(1, torch.cuda.device_count())
-    if (wanted := config.tensor_parallel or found) > found:
-        raise ConfigError(
-            f"critic.server.tensor_parallel: found {wanted}, wanted at most {found}, the GPUs that a rank of this node "
-            "sees"
-        )
+def gpus_of(config: ServerConfig, model: Sizes, ranks: int) -> int:
+    """How many hold a server's model: as many as the node has `ranks`, which have one each, or what of them divides
+    it. A CPU counts as one. Raises ConfigError where the settings have a number that does not, or too many."""
+    there = max(1, torch.cuda.device_count())
+    if (wanted := config.tensor_parallel) is None:
+        return most_slices(model, min(ranks, there))
+    key = "critic.server.tensor_parallel"
+    if wanted > there:
+        raise ConfigError(f"{key}: found {wanted}, wanted at most {there}, the GPUs that a rank of this node sees")
+    check_divides(model, wanted, key)
     return wanted
 
 

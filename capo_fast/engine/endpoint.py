@@ -84,13 +84,15 @@ class EndpointCritic:
         config: EndpointConfig,
         budget_left: int | None = None,
         template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+        key: str | None = None,
     ) -> None:
         """`budget_left`: this rank's tokens of `endpoint.budget_tokens`; None: no limit. `template_kwargs`: of the chat
-        template, which the server renders.
+        template, which the server renders. `key`: None: that of `endpoint.api_key_env`.
 
         Raises EngineError where the server can't be reached, ConfigError where it doesn't offer the model.
         """
-        self.model = served_model(config)
+        self._key = api_key(config) if key is None else key
+        self.model = served_model(config, self._key)
         self.spent_tokens = 0
         """Of prompts and answers, as the server counts them, since this object was made."""
         self._config, self._budget, self._template_kwargs = config, budget_left, template_kwargs
@@ -102,7 +104,9 @@ class EndpointCritic:
         self._places = anyio.CapacityLimiter(config.concurrency)
         self._stack = ExitStack()
         self._portal = self._stack.enter_context(start_blocking_portal(name="endpoint"))
-        self._client = self._stack.enter_context(self._portal.wrap_async_context_manager(async_client(config)))
+        self._client = self._stack.enter_context(
+            self._portal.wrap_async_context_manager(async_client(config, self._key))
+        )
 
     def add(self, request: Request) -> None:
         future = self._portal.start_task_soon(self._answer, request)
@@ -151,21 +155,21 @@ class EndpointCritic:
         create = self._client.chat.completions.with_raw_response.create
         try:
             fields = chat_request(request, self.model, self._config, self._template_kwargs)
-            raw = await create(**fields, extra_headers=headers(self._config))
+            raw = await create(**fields, extra_headers=headers(self._key))
         except openai.APIError as error:
             if (status := status_of(error)) is not None:
-                return await self._refused(request, status, words(error, self._config))
+                return await self._refused(request, status, words(error, self._config, self._key))
             limits = f"endpoint.timeout_s: {self._config.timeout_s:g}, endpoint.retries: {self._config.retries}"
             seconds = f"{time.monotonic() - start:.0f} s"
-            self._give_up(f"no answer in {seconds} ({limits}): {words(error, self._config)}")
+            self._give_up(f"no answer in {seconds} ({limits}): {words(error, self._config, self._key)}")
         return await self._read(request, raw.text)
 
     async def _read(self, request: Request, text: str) -> Completion:
         self.spent_tokens += read_tokens(text)
         try:
-            completion = read_completion(request, text, api_key(self._config))
+            completion = read_completion(request, text, self._key)
         except ValueError:
-            self._give_up(f"found {shortened(text, self._config)[:80]!r} where a chat completion was wanted")
+            self._give_up(f"found {shortened(text, self._key)[:80]!r} where a chat completion was wanted")
         self._breaker.answered()
         if self._budget is not None and not completion.prompt_tokens:
             await self._refuse("doesn't say what it used: no endpoint.budget_tokens there")

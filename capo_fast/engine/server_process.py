@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
@@ -29,28 +28,50 @@ from capo_fast.engine.server_key import KeyOfEveryRoute
 from capo_fast.engine.supervise import ENDED, GROUP
 from capo_fast.engine.vllm_start import cpu_prefill
 from capo_fast.runtime.files import is_locked, naming
+from capo_fast.runtime.ranks import free_port
 
 NAME = "critic"
 """The server's name of the model."""
 PYTHON = (sys.executable, "-P", "-m")
 """With the import path that the environment gives, which is this process's, and no other."""
-POLL_S, TRY_S, END_S = 0.1, 5.0, 30.0
+POLL_S = 0.1
+"""Between two looks at a server that starts."""
+TRY_S = 5.0
+"""For one answer of it."""
+END_S = 30.0
+"""For the supervisor to end all processes."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """A server, for all ranks of its node."""
+class RunningServer:
+    """A server, as every rank of its node has it."""
 
     model: str
     """Folder or hub id."""
     port: int
-    key: str
     folder: Path
-    """Its temporary files; the exit status once it has ended."""
+    """Its temporary files; its key, and the exit status once it has ended."""
     log: Path
     """Its output."""
+    log_begin: int
+    """Bytes of the log that are of earlier servers."""
     rank: int
     """The rank that has started it."""
+    key: str = field(default="", repr=False)
+    """What every route wants. It never leaves the node: a rank gets a server without it, and calls `with_key`."""
+
+    def without_key(self) -> RunningServer:
+        return replace(self, key="")
+
+    def with_key(self) -> RunningServer:
+        """Raises EngineError where this rank can't read it."""
+        try:
+            return replace(self, key=(self.folder / KEY).read_text())
+        except OSError as error:
+            raise EngineError(f"critic.path: the key of the server of {self.model} can't be read: {error}") from error
+
+
+KEY = "key"
 
 
 Command = Callable[[str, ServerConfig, int, int], list[str]]
@@ -91,7 +112,7 @@ def _flags(options: dict[str, Any]) -> Iterator[str]:
             yield from (f"--{flag}", str(value))
 
 
-OF_A_RANK = re.compile(
+RANK_ENVIRONMENT = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|VLLM_ENABLE_V1_MULTIPROCESSING"
 )
 """Environment variables that say what this process is: the server is none of its ranks."""
@@ -99,7 +120,7 @@ OF_A_RANK = re.compile(
 
 def _environment(key: str, folder: Path, eager: bool) -> dict[str, str]:
     path = os.pathsep.join(map(os.path.abspath, sys.path))
-    mine = {name: value for name, value in os.environ.items() if not OF_A_RANK.fullmatch(name)}
+    mine = {name: value for name, value in os.environ.items() if not RANK_ENVIRONMENT.fullmatch(name)}
     if "TORCHINDUCTOR_CACHE_DIR" not in mine:
         mine["TORCHINDUCTOR_CACHE_DIR"] = default_cache_dir()  # not in the folder that goes
     mine.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -112,51 +133,71 @@ def _environment(key: str, folder: Path, eager: bool) -> dict[str, str]:
 @contextmanager
 def running_server(
     model: str, config: ServerConfig, gpus: int, log: Path, rank: int, command: Command = server_command
-) -> Iterator[Place]:
-    """A server that answers. At the end its processes are gone, and so are their files but for the log.
+) -> Iterator[RunningServer]:
+    """A server that answers. At the end its processes are gone, and so are their files but for the log, which is that
+    of earlier servers as well.
 
-    Raises EngineError where it ends or does not answer in time.
+    Raises EngineError where it can't be started, ends or does not answer in time, RecordError for files that can't be
+    written.
     """
-    with naming(log):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        output = log.open("wb")
-    folder = Path(tempfile.mkdtemp(prefix="capo_fast-"))
-    place = Place(model, _free_port(), secrets.token_urlsafe(32), folder, log, rank)
-    words = [*PYTHON, "capo_fast.engine.supervise", str(os.getpid()), str(folder)]
-    with output:
-        supervisor = subprocess.Popen(
-            [*words, *command(model, config, gpus, place.port)],
+    with ExitStack() as stack:
+        with naming(log):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            output = stack.enter_context(log.open("ab"))
+        with naming(Path(tempfile.gettempdir())):
+            temporary = tempfile.TemporaryDirectory(prefix="capo_fast-", ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(temporary))
+            key = _write_key(folder)
+        server = RunningServer(model, free_port(), folder, log, output.tell(), rank, key)
+        supervisor = _start(server, command(model, config, gpus, server.port), output, config.enforce_eager)
+        stack.callback(_end_what_is_left, folder)
+        stack.callback(_end, supervisor)
+        _wait_for(server, supervisor, config.start_timeout_s)
+        yield server
+
+
+def _write_key(folder: Path) -> str:
+    """A new one, which nobody else can read: the folder is this user's alone."""
+    key = secrets.token_urlsafe(32)
+    (folder / KEY).write_text(key)
+    return key
+
+
+def _start(server: RunningServer, command: Sequence[str], output: BinaryIO, eager: bool) -> subprocess.Popen[bytes]:
+    """The process that starts the server, and ends it. Raises EngineError."""
+    words = [*PYTHON, "capo_fast.engine.supervise", str(os.getpid()), str(server.folder)]
+    try:
+        return subprocess.Popen(
+            [*words, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=_environment(place.key, folder, config.enforce_eager),
+            env=_environment(server.key, server.folder, eager),
             start_new_session=True,  # Ctrl-C is for this process, which saves its step first
         )
-    try:
-        _wait_for(place, supervisor, config.start_timeout_s)
-        yield place
-    finally:
-        _end(supervisor)
-        _end_what_is_left(folder)
+    except OSError as error:
+        raise EngineError(f"critic.path: the server of {server.model} could not be started: {error}") from error
 
 
-def _wait_for(place: Place, supervisor: subprocess.Popen[bytes], timeout_s: float) -> None:
+def _wait_for(server: RunningServer, supervisor: subprocess.Popen[bytes], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
-    while not _answers(place, min(TRY_S, timeout_s)):
-        _check_status(place)
+    while not _answers(server, min(TRY_S, timeout_s)):
+        _check_status(server)
         if supervisor.poll() is not None:
-            raise EngineError(f"critic.path: the server of {place.model} could not be started; {_said(place)}")
+            raise EngineError(f"critic.path: the server of {server.model} could not be started; {_end_of_log(server)}")
         if time.monotonic() > deadline:
             raise EngineError(
-                f"critic.path: the server of {place.model} has not answered within {timeout_s:g} s "
-                f"(critic.server.start_timeout_s); {_said(place)}"
+                f"critic.path: the server of {server.model} has not answered within {timeout_s:g} s "
+                f"(critic.server.start_timeout_s); {_end_of_log(server)}"
             )
         time.sleep(POLL_S)
 
 
-def _answers(place: Place, timeout_s: float) -> bool:
-    with suppress(OSError, http.client.HTTPException):
-        return _status(place, "GET", "/v1/models", timeout_s) == 200
+def _answers(server: RunningServer, timeout_s: float) -> bool:
+    """Whether it does. Another process may have taken the port meanwhile: it doesn't know the key, or the model."""
+    with suppress(OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        status, body = _request(server, "GET", "/v1/models", timeout_s)
+        return status == 200 and [model["id"] for model in json.loads(body)["data"]] == [NAME]
     return False
 
 
@@ -171,80 +212,77 @@ def _end(supervisor: subprocess.Popen[bytes]) -> None:
 
 def _end_what_is_left(folder: Path) -> None:
     """Where the supervisor was killed, or ended as it started, it has not done so."""
-    if folder.exists():
-        with suppress(FileNotFoundError, ProcessLookupError):
-            os.killpg(int((folder / GROUP).read_text()), signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(FileNotFoundError, ProcessLookupError):
+        os.killpg(int((folder / GROUP).read_text()), signal.SIGKILL)
 
 
 # ---- what any rank of the node does ----
 
 
-def check_runs(place: Place) -> None:
+def check_runs(server: RunningServer) -> None:
     """Raises EngineError where the server has ended, with its exit status and what it has last said."""
-    _check_status(place)
-    if not is_locked(place.folder):
+    _check_status(server)
+    if not is_locked(server.folder):
         raise EngineError(
-            f"critic.path: the server of {place.model} was killed, or has ended with rank {place.rank}, which started "
-            f"it; {_said(place)}"
+            f"critic.path: the server of {server.model} was killed, or has ended with rank {server.rank}, which "
+            f"started it; {_end_of_log(server)}"
         )
 
 
-def _check_status(place: Place) -> None:
+def _check_status(server: RunningServer) -> None:
     with suppress(FileNotFoundError):
-        status = int((place.folder / ENDED).read_text())
+        status = int((server.folder / ENDED).read_text())
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-        raise EngineError(f"critic.path: the server of {place.model} {how}; {_said(place)}")
+        raise EngineError(f"critic.path: the server of {server.model} {how}; {_end_of_log(server)}")
 
 
-def call(place: Place, route: str, timeout_s: float) -> None:
+def call(server: RunningServer, route: str, timeout_s: float) -> None:
     """POST. Raises EngineError where the server does not do it in time."""
     try:
-        status = _status(place, "POST", route, timeout_s)
+        status, _ = _request(server, "POST", route, timeout_s)
     except (OSError, http.client.HTTPException) as error:
-        check_runs(place)
+        check_runs(server)
         raise EngineError(
-            f"critic.path: the server of {place.model} has not done {route} within {timeout_s:g} s "
+            f"critic.path: the server of {server.model} has not done {route} within {timeout_s:g} s "
             f"(endpoint.timeout_s): {error or type(error).__name__}"
         ) from error
     if status != 200:
-        raise EngineError(f"critic.path: the server of {place.model} answers {route} with {status}; {_said(place)}")
+        raise EngineError(
+            f"critic.path: the server of {server.model} answers {route} with {status}; {_end_of_log(server)}"
+        )
 
 
-def _status(place: Place, method: str, route: str, timeout_s: float) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=timeout_s)
-    try:
-        connection.request(method, route, headers={"Authorization": f"Bearer {place.key}"})
-        return connection.getresponse().status
-    finally:
-        connection.close()
+def _request(server: RunningServer, method: str, route: str, timeout_s: float) -> tuple[int, bytes]:
+    """Status and body of the answer."""
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout_s)) as connection:
+        connection.request(method, route, headers={"Authorization": f"Bearer {server.key}"})
+        response = connection.getresponse()
+        return response.status, response.read(MOST_BYTES)
 
 
-def _said(place: Place) -> str:
-    line = without_key(last_error(place.log), place.key)[:300]
-    return f"the end of its log {place.log}: {line}" if line else f"its log {place.log} is empty"
+def _end_of_log(server: RunningServer) -> str:
+    line = without_key(last_error(server.log, server.log_begin), server.key)[:300]
+    return f"the end of its log {server.log}: {line}" if line else f"its log {server.log} is empty"
 
 
 PREFIX = re.compile(r"(\(\w+ pid=\d+\) )?((ERROR|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
 """Of vLLM's lines."""
 ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b(?!.*See root cause above)")
-TAIL_BYTES = 2**16
+MOST_BYTES = 2**16
+"""That are read of a log's end, and of an answer."""
 
 
-def last_error(log: Path) -> str:
-    """The last line of a log that has an error's name and says something; without one, the last line.
+def last_error(log: Path, begin: int = 0) -> str:
+    """The last line of a log, from the byte `begin` on, that has an error's name and says something; without one, the
+    last line.
 
     vLLM's very last one is often about another process of its own whose error is further up.
     """
-    with suppress(OSError):
-        text = log.read_bytes()[-TAIL_BYTES:].decode(errors="replace")
+    with suppress(OSError), log.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(begin, end - MOST_BYTES))
+        text = file.read().decode(errors="replace")
         lines = [line for each in text.splitlines() if (line := PREFIX.sub("", each, count=1).strip())]
         errors = [line for line in lines if ERROR.match(line)]
         return (errors or lines or [""])[-1]
     return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

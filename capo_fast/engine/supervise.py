@@ -14,6 +14,7 @@ is killed. Linux alone. Imports neither torch nor vLLM.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import re
 import shutil
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import psutil
 
-from capo_fast.runtime.files import lock
+from capo_fast.runtime.files import lock, replacing
 
 ENDED, GROUP = "ended", "group"
 POLL_S = 0.2
@@ -41,6 +42,7 @@ _LIBC = ctypes.CDLL(None)
 def main(arguments: Sequence[str]) -> int:
     parent, folder, command = int(arguments[0]), Path(arguments[1]), arguments[2:]
     held = lock(folder)
+    keep(folder)
     started = folder.stat().st_ctime
     signal.pthread_sigmask(signal.SIG_BLOCK, WAKING)
     _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -55,6 +57,12 @@ def main(arguments: Sequence[str]) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     held.close()
     return 0
+
+
+def keep(folder: Path) -> None:
+    """Lock the folder itself, too, until this process ends: systemd-tmpfiles, which removes old temporary files, passes
+    over what is in a locked one (tmpfiles.d(5))."""
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
 
 
 def _in_child() -> None:
@@ -117,10 +125,8 @@ def shared_memory(processes: Iterable[psutil.Process]) -> set[int]:
 
 
 def note(path: Path, number: int) -> None:
-    """A file that is whole or absent."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(str(number))
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(b"%d" % number)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,13 @@ LARGEST_ANSWER = 2**23
 BODY_HEADERS = ("content-encoding", "content-length", "content-type", "transfer-encoding")
 
 
-def openai_client(config: EndpointConfig, retries: int, timeout_s: float, connect_s: float) -> openai.AsyncOpenAI:
-    """Raises ConfigError where the key or the environment's proxy can't be used."""
+def openai_client(
+    config: EndpointConfig, key: str, retries: int, timeout_s: float, connect_s: float
+) -> openai.AsyncOpenAI:
+    """Raises ConfigError where the environment's proxy can't be used."""
     return openai.AsyncOpenAI(
         base_url=config.url,
-        api_key=api_key(config) or "unset",  # the client demands one; `headers` takes it out again
+        api_key=key or "unset",  # the client demands one; `headers` takes it out again
         max_retries=retries,
         timeout=openai.Timeout(None, connect=connect_s),
         http_client=_Transport(str(config.url), timeout_s),
@@ -131,15 +133,15 @@ def is_loopback(host: str) -> bool:
 # ---- the key ----
 
 
-def headers(config: EndpointConfig) -> dict[str, Any]:
-    """Of each request: the key of `endpoint.api_key_env`, and nothing else that the environment holds for OpenAI."""
-    key, omitted = api_key(config), openai.Omit()
+def headers(key: str) -> dict[str, Any]:
+    """Of each request: the key, if there is one, and nothing that the environment holds for OpenAI."""
+    omitted = openai.Omit()
     authorization = f"Bearer {key}" if key else omitted
     return {"Authorization": authorization, "OpenAI-Organization": omitted, "OpenAI-Project": omitted}
 
 
 def api_key(config: EndpointConfig) -> str:
-    """Empty where the variable is unset. Raises ConfigError."""
+    """That of `endpoint.api_key_env`, empty where the variable is unset. Raises ConfigError."""
     key = os.environ.get(config.api_key_env, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigError(f"endpoint.api_key_env: the key in {config.api_key_env} holds signs that no key has")

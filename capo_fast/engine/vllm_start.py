@@ -1,6 +1,6 @@
 """Starting vLLM: the model's folder, the versions that are accepted, and the arguments of its `LLM`.
 
-vllm is imported inside `start_llm`: this takes seconds, and it reads the environment variables that are set there.
+vllm is imported inside `start_llm`: this takes seconds, and it reads the environment variables that are set before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from capo_fast.config.schema import EngineConfig, LoraConfig
 from capo_fast.engine.base import EngineError
-from capo_fast.errors import ConfigError
+from capo_fast.engine.tensor_parallel import check_divides, sizes_of
 from capo_fast.pretrained import read_config
 
 
@@ -58,31 +58,12 @@ def check_version(installed: str) -> None:
         raise EngineError(f"vllm {installed} is installed, want {oldest} to {newest}")
 
 
-def check_divides(model: Any, tensor_parallel: int, key: str = "engine.tensor_parallel") -> None:
-    """Raise ConfigError where a model, by its text config, can't be cut into so many equal slices. key: the setting
-    that says how many."""
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        found = getattr(model, name, None) or model.num_attention_heads
-        copied = name == "num_key_value_heads" and tensor_parallel % found == 0
-        if found % tensor_parallel and not copied:
-            raise ConfigError(f"{key}: found {tensor_parallel}, wanted a divisor of the model's {name}, {found}")
-
-
 def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
     """Build vLLM's `LLM` and leave this process's random generators as they were: vLLM reseeds them."""
     if config.tensor_parallel > 1:
-        check_divides(read_config(model_path).get_text_config(), config.tensor_parallel)
+        check_divides(sizes_of(read_config(model_path).get_text_config()), config.tensor_parallel)
     on_cpu = not torch.cuda.is_available()
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    # At WARNING, vLLM writes dozens of lines at the start and one at each weight push.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if on_cpu and config.enforce_eager:
-        # vLLM compiles two sampling helpers even when eager: 20 s and a C++ compiler for nothing.
-        os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    if on_cpu:
-        # What vLLM 0.32 compiles ahead of time on a CPU it can't load again, and so compiles at each start. Inductor's
-        # cache is read instead.
-        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+    _set_environment(on_cpu, config.enforce_eager)
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -113,6 +94,20 @@ def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
     random.setstate(states[0])
     np.random.set_state(states[1])
     return llm
+
+
+def _set_environment(on_cpu: bool, eager: bool) -> None:
+    """What vLLM reads when it is imported."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # At WARNING, vLLM writes dozens of lines at the start and one at each weight push.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if on_cpu and eager:
+        # vLLM compiles two sampling helpers even when eager: 20 s and a C++ compiler for nothing.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    if on_cpu:
+        # What vLLM 0.32 compiles ahead of time on a CPU it can't load again, and so compiles at each start. Inductor's
+        # cache is read instead.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
 
 
 def cpu_prefill(max_model_len: int) -> dict[str, Any]:

@@ -33,7 +33,7 @@ GROUP = 96
 
 
 @dataclass(frozen=True)
-class Place:
+class Slice:
     """Where in the whole a rank's slice of a weight is: first row and column, rows and columns; and of how many equal
     copies on the ranks it is one."""
 
@@ -69,12 +69,12 @@ class Weight:
     kind: str
     """`weight` or `bias`."""
     index: int
-    places: list[Place]
+    places: list[Slice]
     """Of all that are fused."""
     is_head: bool
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Slice:
         return self.places[self.index]
 
     @property
@@ -203,7 +203,7 @@ def _parts(model: Any, name: str) -> list[str]:
     return [f"{parent}.{part}" for part in model.packed_modules_mapping.get(leaf, [])] or [name]
 
 
-def _places(module: Any, kind: str) -> list[Place]:
+def _places(module: Any, kind: str) -> list[Slice]:
     """Of this rank's slice of each weight that the module has fused into one."""
     from vllm.distributed import get_tensor_model_parallel_world_size
     from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
@@ -214,15 +214,15 @@ def _places(module: Any, kind: str) -> list[Place]:
     heights = getattr(module, "output_partition_sizes", [len(weight)])
     if isinstance(module, VocabParallelEmbedding):
         held = module.shard_indices
-        return [Place(held.org_vocab_start_index, 0, held.num_org_elements, module.embedding_dim)]
+        return [Slice(held.org_vocab_start_index, 0, held.num_org_elements, module.embedding_dim)]
     if isinstance(module, RowParallelLinear) and kind == "weight":
-        return [Place(0, module.tp_rank * columns, heights[0], columns)]
+        return [Slice(0, module.tp_rank * columns, heights[0], columns)]
     if not isinstance(module, ColumnParallelLinear):
-        return [Place(0, 0, rows, columns, ranks) for rows in heights]
+        return [Slice(0, 0, rows, columns, ranks) for rows in heights]
     # Of a fused q, k, v the last two: with fewer key/value heads than ranks, neighbours hold the same.
     copies = [1] + [getattr(module, "num_kv_head_replicas", 1)] * (len(heights) - 1)
     return [
-        Place(module.tp_rank // held * rows, 0, rows, columns, held) for rows, held in zip(heights, copies, strict=True)
+        Slice(module.tp_rank // held * rows, 0, rows, columns, held) for rows, held in zip(heights, copies, strict=True)
     ]
 
 
@@ -255,7 +255,7 @@ def _row_sums(weight: Weight) -> Sequence[torch.Tensor]:
     return known.sums_N[: sum(sizes)].split(sizes)
 
 
-def _computes_with(module: Any, sums_N: torch.Tensor, place: Place) -> bool:
+def _computes_with(module: Any, sums_N: torch.Tensor, place: Slice) -> bool:
     """Whether the packed copy has these row sums, within the kernel's rounding."""
     dtype = module.weight.dtype
     groups_GN = module.quant_method.apply(module, _grouped_places(place.columns, place.column, dtype), None)

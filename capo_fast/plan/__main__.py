@@ -14,8 +14,7 @@ from capo_fast.config.rules import PARTS, check_parts
 from capo_fast.config.schema import Config, with_merging
 from capo_fast.errors import ConfigError
 from capo_fast.plan.hardware import NVIDIA, find_hardware
-from capo_fast.plan.job import Job, Lengths
-from capo_fast.plan.levers import checked
+from capo_fast.plan.job import Job, Lengths, fewest_hosts
 from capo_fast.plan.memory import room
 from capo_fast.plan.recommend import recommend, settings
 from capo_fast.plan.shapes import find_shape
@@ -34,7 +33,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The command's own, and those of `capo train`. Raises ConfigError."""
     parser = Flags("capo plan", description=USAGE, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     parser.add_argument("--gpus", type=positive, default=1, help="devices of the job, ranks on a CPU (default: 1)")
-    parser.add_argument("--nodes", type=positive, help="hosts of the job; default: as few as hold the devices")
+    parser.add_argument("--nodes", type=positive, help="hosts of the job; default: as few as hold equally many")
     parser.add_argument("--device", default="h100", help=f"{', '.join(NVIDIA)} or cpu, this machine (default: h100)")
     parser.add_argument("--prompt", type=positive, help="mean tokens of a prompt (default: 256)")
     parser.add_argument("--response", type=positive, help="mean tokens of a response (default: half the longest)")
@@ -74,7 +73,7 @@ def plan(argv: Sequence[str]) -> int:
     """Print the plan. 0 where the run fits, else 1."""
     options, rest = arguments(argv)
     hardware = find_hardware(options.device)
-    hosts = options.nodes or -(-options.gpus // hardware.per_host)
+    hosts = options.nodes or fewest_hosts(options.gpus, hardware.per_host)
     if options.model:
         shape = find_shape(options.model, "--model")
         job, changes = recommend(shape, options.context or 4096, hardware, options.gpus, hosts)
@@ -93,7 +92,7 @@ def job_of(options: argparse.Namespace, rest: Sequence[str], hosts: int) -> Job:
     config = with_merging(settings_of(rest), on_cpu=hardware.on_cpu)
     shape = find_shape(config.model.path)
     critic = find_shape(str(config.critic.path), "critic.path") if config.serves_critic else None
-    return checked(Job(config, shape, hardware, options.gpus, hosts, lengths_of(options, config), critic))
+    return Job(config, shape, hardware, options.gpus, hosts, lengths_of(options, config), critic)
 
 
 def lengths_of(options: argparse.Namespace, config: Config) -> Lengths:

@@ -23,8 +23,8 @@ def per_token(shape: ModelShape, c: int, on_cpu: bool) -> float:
 
 def kept(job: Job) -> float:
     """Of all layers and the last norm at the end of the forward pass."""
-    tokens = job.micro[0]
-    return of_layers(job) + tokens * job.shape.hidden * (4 + 2 * job.compute_bytes)
+    norm = 0 if offloaded(job) else job.micro[0] * job.shape.hidden * (4 + 2 * job.compute_bytes)
+    return of_layers(job) + norm
 
 
 def of_layers(job: Job) -> float:
@@ -36,7 +36,7 @@ def of_layers(job: Job) -> float:
 
 
 def offloaded(job: Job) -> bool:
-    """Whether inputs of layers are on the host meanwhile."""
+    """Whether what layers keep, and the last norm, is on the host meanwhile."""
     return job.config.policy.offload_activations and not job.device.on_cpu
 
 

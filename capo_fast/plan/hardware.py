@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from capo_fast.errors import ConfigError
@@ -60,10 +62,32 @@ def find_hardware(name: str) -> Hardware:
 
 def this_cpu() -> Hardware:
     """This machine, of which each rank has a share: see `Job`."""
-    pages = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
-    memory, speed = int(pages.split()[1]) * 1024, copy_speed()
-    peaks = [peak_flops(dtype) or 0.0 for dtype in (torch.bfloat16, torch.float32)]
-    return Hardware("cpu", memory, speed, speed / 4, speed, 1e9, 64, 0.02, (peaks[0], peaks[1]), "measured here")
+    speed = copy_speed()
+    narrow, wide = (peak_flops(dtype) or 0.0 for dtype in (torch.bfloat16, torch.float32))
+    return Hardware("cpu", usable_memory(), speed, speed / 4, speed, 1e9, 64, 0.02, (narrow, wide), "measured here")
+
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def usable_memory() -> int:
+    """Bytes of this machine, or fewer where the cgroups of this process have a limit, as in a container."""
+    found = [psutil.virtual_memory().total]
+    for file in _limit_files():
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            found.append(int(file.read_text()))
+    return min(found)
+
+
+def _limit_files() -> list[Path]:
+    """Of cgroups of version 2, from that of this process up, and of a container's of version 1."""
+    lines: list[str] = []
+    with suppress(OSError):  # Linux alone has it
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    inside = CGROUPS / own
+    folders = [each for each in (inside, *inside.parents) if each.is_relative_to(CGROUPS)]
+    return [*(folder / "memory.max" for folder in folders), CGROUPS / "memory/memory.limit_in_bytes"]
 
 
 def copy_speed() -> float:

@@ -8,13 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from capo_fast.config.schema import Config
+from capo_fast.config.schema import Config, EngineConfig
+from capo_fast.engine.tensor_parallel import check_divides, most_slices
 from capo_fast.errors import ConfigError
+from capo_fast.plan.engines import BYTES, Engines
 from capo_fast.plan.hardware import Hardware
 from capo_fast.plan.shapes import ModelShape
+from capo_fast.policy.optimizer import check_grain
 from capo_fast.policy.work import Passes
 
-BYTES = {"bfloat16": 2, "float32": 4}
+ASKING = ("answer-probability", "step-values", "critique-ratio")
+"""Values of credit.process whose estimators ask the policy."""
 TEMPLATE = 300
 """[us] Tokens of a critic's prompt besides the problem and the solution."""
 
@@ -44,19 +48,15 @@ class Job:
     """(N, T) of the largest micro-batch; None: what the settings allow"""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for ranks that a run refuses as well."""
+        """Raises ConfigError for what a run refuses as well."""
         if self.ranks % self.hosts:
             raise ConfigError(f"--nodes: found {self.hosts}, wanted a divisor of --gpus ({self.ranks})")
         self._check_engines()
-        here = self.ranks // self.hosts
-        if self.config.policy.shard == "node" and self.learners > here and self.learners % here:
-            raise ConfigError(
-                f"policy.shard: found node with {self.learners} ranks that learn on hosts of {here}, wanted equally "
-                "many on every host, or all"
-            )
+        self._check_shards()
+        self._check_models()
 
     def _check_engines(self) -> None:
-        here, slices, engines = self.ranks // self.hosts, self.config.engine.tensor_parallel, self.config.engine.ranks
+        here, slices, engines = self.here, self.config.engine.tensor_parallel, self.config.engine.ranks
         if (engines or self.ranks) % slices or self.ranks <= engines:
             raise ConfigError(
                 f"engine.tensor_parallel: found {slices} with engine.ranks: {engines} on {self.ranks} devices, wanted "
@@ -67,6 +67,26 @@ class Job:
             raise ConfigError(
                 f"engine.tensor_parallel: found {slices} on hosts of {here} devices, wanted engines of one host"
             )
+        if self.asks_policy:
+            from capo_fast.loaders import check_may_ask  # takes a second, and most jobs need none of it
+
+            check_may_ask(f"credit.process: {self.config.credit.process}", self.config)
+
+    def _check_shards(self) -> None:
+        here = self.here
+        if self.config.policy.shard == "node" and self.learners > here and self.learners % here:
+            raise ConfigError(
+                f"policy.shard: found node with {self.learners} ranks that learn on hosts of {here}, wanted equally "
+                "many on every host, or all"
+            )
+        if self.config.train.optimizer == "adamw-8bit":
+            check_grain(self.shards)
+
+    def _check_models(self) -> None:
+        engine, server = self.config.engine, self.config.critic.server
+        _check_model(self.shape, engine.max_model_len, engine.tensor_parallel, "engine")
+        if self.critic is not None:
+            _check_model(self.critic, server.max_model_len, server.tensor_parallel or 1, "critic.server")
 
     def with_settings(self, **values: object) -> Job:
         """The same with other settings: `policy__dtype="float32"` is policy.dtype."""
@@ -76,25 +96,32 @@ class Job:
             config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
         return replace(self, config=config)
 
-    @property
-    def server(self) -> Job | None:
-        """The critic's server on each host, as a job on its devices alone; None without one."""
-        if self.critic is None:
-            return None
-        own = self.config.critic.server
-        slices = own.tensor_parallel or self.ranks // self.hosts
-        engine = replace(
-            self.config.engine, dtype=own.dtype, kv_cache_gb=own.kv_cache_gb, tensor_parallel=slices, ranks=0
-        )
-        config = replace(self.config, engine=engine)
-        return replace(self, config=config, shape=self.critic, critic=None, ranks=slices * self.hosts)
-
     # ---- who does what ----
 
     @property
-    def asks_here(self) -> bool:
-        """Whether critiques are written on these devices."""
-        return self.critic is not None or (self.config.has_critic and not self.config.asks_server)
+    def here(self) -> int:
+        """Devices of a host."""
+        return self.ranks // self.hosts
+
+    @property
+    def learners_here(self) -> int:
+        """Ranks that learn, on the host that has most of them."""
+        return min(self.learners, self.here)
+
+    @property
+    def asks_policy(self) -> bool:
+        """Whether the estimator of credit.process asks the policy's engine; what a credit.fn asks is not known."""
+        return self.config.credit.fn is None and self.config.credit.process in ASKING
+
+    @property
+    def writes_critiques(self) -> bool:
+        """Whether the policy's engines do."""
+        return self.config.has_critic and not self.config.asks_server
+
+    @property
+    def critics(self) -> Engines | None:
+        """The engines that do, on these devices; None where critiques come from elsewhere, or there are none."""
+        return self.engines if self.writes_critiques else self.servers
 
     @property
     def apart(self) -> bool:
@@ -106,13 +133,33 @@ class Job:
         return self.ranks - self.config.engine.ranks
 
     @property
-    def engines(self) -> int:
-        return (self.config.engine.ranks or self.ranks) // self.config.engine.tensor_parallel
+    def engines(self) -> Engines:
+        """The policy's, for rollouts, and for critiques where there are more of them."""
+        config = self.config.engine
+        count = (config.ranks or self.ranks) // config.tensor_parallel
+        sequences = self.rollouts * (self.config.critic.votes if self.writes_critiques else 1)
+        return Engines(self.shape, config, self.device, count, sequences)
+
+    @property
+    def servers(self) -> Engines | None:
+        """The critic's, one on each host; None without one. On a CPU it has the whole host."""
+        if self.critic is None:
+            return None
+        own = self.config.critic.server
+        devices = 1 if self.device.on_cpu else self.here
+        config = EngineConfig(
+            dtype=own.dtype,
+            max_model_len=own.max_model_len,
+            max_num_seqs=self.engines.count // self.hosts * self.config.endpoint.concurrency,
+            kv_cache_gb=own.kv_cache_gb,
+            tensor_parallel=own.tensor_parallel or most_slices(self.critic.sizes, devices),
+        )
+        return Engines(self.critic, config, self.hardware, self.hosts, self.rollouts * self.config.critic.votes)
 
     @property
     def shards(self) -> int:
         """Ranks over which the policy is sharded."""
-        return self.learners if self.config.policy.shard == "all" else min(self.learners, self.ranks // self.hosts)
+        return self.learners if self.config.policy.shard == "all" else self.learners_here
 
     @cached_property
     def device(self) -> Hardware:
@@ -120,7 +167,7 @@ class Job:
         whole = self.hardware
         if not whole.on_cpu:
             return whole
-        share, (narrow, wide) = self.ranks // self.hosts, whole.peaks
+        share, (narrow, wide) = self.here, whole.peaks
         return replace(
             whole, memory=whole.memory / share, bandwidth=whole.bandwidth / share, peaks=(narrow / share, wide / share)
         )
@@ -128,17 +175,13 @@ class Job:
     @property
     def learner_link(self) -> float:
         """Bytes per second between the ranks that hold the shards of one copy."""
-        return self.device.network if self.shards > self.ranks // self.hosts else self.device.link
+        return self.device.network if self.shards > self.here else self.device.link
 
     # ---- the policy ----
 
     @property
     def compute_bytes(self) -> int:
         return BYTES[self.config.policy.dtype]
-
-    @property
-    def engine_bytes(self) -> int:
-        return BYTES[self.config.engine.dtype]
 
     @property
     def is_lora(self) -> bool:
@@ -205,3 +248,21 @@ class Job:
         share = -(-most // (self.config.train.minibatches * self.learners))
         tokens = max(self.longest, min(self.config.train.micro_tokens, share))
         return tokens, tokens
+
+
+def _check_model(shape: ModelShape, tokens: int, slices: int, section: str) -> None:
+    """Raises ConfigError where a model can't be cut so, or has not so many positions. section: of the settings."""
+    check_divides(shape.sizes, slices, f"{section}.tensor_parallel")
+    if shape.positions is not None and tokens > shape.positions:
+        raise ConfigError(
+            f"{section}.max_model_len: found {tokens}, wanted at most {shape.positions}, the positions of {shape.name}"
+        )
+
+
+def fewest_hosts(devices: int, per_host: int) -> int:
+    """The least number of hosts that have equally many of these devices, and no more than they hold.
+
+    >>> [fewest_hosts(devices, 8) for devices in (8, 16, 9, 11)]
+    [1, 2, 3, 11]
+    """
+    return next(hosts for hosts in range(-(-devices // per_host), devices + 1) if devices % hosts == 0)

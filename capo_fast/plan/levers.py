@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from capo_fast.config.rules import PARTS, check_parts
 from capo_fast.errors import ConfigError
 from capo_fast.plan.hardware import GIB
 from capo_fast.plan.job import TEMPLATE, Job
-from capo_fast.plan.memory import cache_per_token, room
-from capo_fast.policy.optimizer import GRAIN
+from capo_fast.plan.memory import room
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,37 @@ def _helpful(job: Job) -> Iterator[tuple[Job, Change]]:
     """The next steps of the ladder that lower the fullest moment."""
     for lever, cost in LADDER:
         for key, value in lever(job):
-            changed = job.with_settings(**{key.replace(".", "__"): value})
-            if (saved := room(changed) - room(job)) > 0:
+            changed = accepted(job, key, value)
+            if changed is not None and (saved := room(changed) - room(job)) > 0:
                 yield changed, Change(key, value, saved, cost)
 
 
-def least_devices(job: Job) -> Job | None:
-    """The same settings on the fewest devices that hold them, by doubling; None where 1,024 don't."""
-    while job.ranks <= 1024:
-        if room(job) >= 0:
-            return job
-        hosts = max(job.hosts, -(-2 * job.ranks // job.hardware.per_host))
-        job = replace(job, ranks=-(-2 * job.ranks // hosts) * hosts, hosts=hosts)
+def accepted(job: Job, key: str, value: object) -> Job | None:
+    """The job with another setting; None where a run would refuse it."""
+    with suppress(ConfigError):
+        changed = job.with_settings(**{key.replace(".", "__"): value})
+        check_parts(changed.config, [part for part in map(PARTS.__getitem__, PLANNED) if part.used(changed.config)])
+        return changed
     return None
+
+
+PLANNED = ("frozen critic", "lora", "offload")
+"""The parts of a run whose rules are of settings that are lowered here."""
+
+
+def least_devices(job: Job) -> Job | None:
+    """The same settings on the fewest devices that hold them; None where 1,024 don't."""
+    return next((wider for wider in doubled(job) if room(wider) >= 0), None)
+
+
+def doubled(job: Job) -> Iterator[Job]:
+    """On twice as many devices in whole hosts, and again, but for numbers that a run would refuse."""
+    ranks, hosts = job.ranks, job.hosts
+    while ranks <= 512:
+        hosts = max(hosts, -(-2 * ranks // job.hardware.per_host))
+        ranks = -(-2 * ranks // hosts) * hosts
+        with suppress(ConfigError):
+            yield replace(job, ranks=ranks, hosts=hosts)
 
 
 # ---- the levers: next values of a setting, if there is a lower one ----
@@ -101,13 +120,13 @@ def cache_that_is_needed(job: Job) -> Values:
 
 def needed_cache(job: Job) -> float:
     """GiB that hold all sequences that an engine decodes at once at their longest, a tenth at least."""
-    most, mine = job.config.engine.max_num_seqs, -(-job.rollouts // job.engines)
+    most, mine = job.config.engine.max_num_seqs, -(-job.rollouts // job.engines.count)
     tokens = min(most, mine) * job.longest
-    if job.asks_here and job.server is None:
+    if job.writes_critiques:
         votes, prompt = job.config.critic.votes, job.longest + TEMPLATE
         critiques = min(most, mine * votes)
         tokens = max(tokens, -(-critiques // votes) * prompt + critiques * job.config.critic.max_tokens)
-    return max(0.1, round(tokens * cache_per_token(job) / GIB + 0.05, 1))
+    return max(0.1, round(tokens * job.engines.cache_per_token / GIB + 0.05, 1))
 
 
 def checkpointing(job: Job) -> Values:
@@ -124,17 +143,12 @@ def smaller_micro_batches(job: Job) -> Values:
 
 
 def wider_engines(job: Job) -> Values:
-    slices, shape = 2 * job.config.engine.tensor_parallel, job.shape
-    ranks = job.config.engine.ranks or job.ranks
-    inside = job.ranks // job.hosts % slices == 0 and ranks % slices == 0
-    keys = shape.kv_heads % slices == 0 or slices % shape.kv_heads == 0
-    if inside and keys and shape.heads % slices == 0 and shape.intermediate % slices == 0:
-        yield "engine.tensor_parallel", slices
+    yield "engine.tensor_parallel", 2 * job.config.engine.tensor_parallel
 
 
 def smaller_cache(job: Job) -> Values:
     half = round(job.config.engine.kv_cache_gb / 2, 1)
-    if half * GIB >= 2 * job.longest * cache_per_token(job):
+    if half * GIB >= 2 * job.longest * job.engines.cache_per_token:
         yield "engine.kv_cache_gb", half
 
 
@@ -159,7 +173,7 @@ def offloaded_activations(job: Job) -> Values:
 
 
 def eight_bits(job: Job) -> Values:
-    if job.config.train.optimizer != "adamw-8bit" and GRAIN % job.shards == 0:
+    if job.config.train.optimizer != "adamw-8bit":
         yield "train.optimizer", "adamw-8bit"
 
 
@@ -183,13 +197,3 @@ LADDER: tuple[tuple[Callable[[Job], Values], str], ...] = (
     (adapter, "trains an adapter, not all weights"),
 )
 """Each lever with what it costs."""
-
-
-def checked(job: Job) -> Job:
-    """Raises ConfigError where a sequence is longer than the model or the engine."""
-    if job.config.engine.max_model_len > job.shape.positions:
-        raise ConfigError(
-            f"engine.max_model_len: found {job.config.engine.max_model_len}, wanted at most {job.shape.positions}, the "
-            f"positions of {job.shape.name}"
-        )
-    return job

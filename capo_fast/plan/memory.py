@@ -14,8 +14,10 @@ Letters: N packed tokens, T response tokens, V vocabulary, H hidden, c bytes of 
 from __future__ import annotations
 
 from capo_fast.plan.activations import kept, layer_backward
+from capo_fast.plan.engines import Engines
 from capo_fast.plan.hardware import FREE, GIB
 from capo_fast.plan.job import Job
+from capo_fast.policy.optimizer import BLOCK
 from capo_kernels.chunks import default_rows, equal_rows
 
 Parts = dict[str, float]
@@ -27,7 +29,7 @@ def moments(job: Job) -> dict[str, Parts]:
     learner = runtime(job) | state(job)
     if job.device.on_cpu and not job.apart:  # nothing sleeps there
         learner |= engine(job) | served(job)
-    weights = {} if job.apart else {"engine's weights": engine_weights(job)}
+    weights = {} if job.apart else {"engine's weights": job.engines.weights}
     found = engine_moments(job, runtime(job) if job.apart else learner)
     return found | {"sync": learner | weights | passing(job)} | learning(job, learner)
 
@@ -45,15 +47,15 @@ def learning(job: Job, held: Parts) -> dict[str, Parts]:
 
 def engine_moments(job: Job, held: Parts) -> dict[str, Parts]:
     """Those in which an engine is awake beside what is held."""
-    found = {"rollout": held | engine(job) | workspace(job)}
-    if job.server is not None:
-        found["critique"] = held | served(job) | workspace(job.server)
+    found = {"rollout": held | engine(job) | workspace(job.engines)}
+    if job.servers is not None:
+        found["critique"] = held | served(job) | workspace(job.servers)
     return found
 
 
 def passing(job: Job) -> Parts:
     """The largest weight whole in float32, and in engine.dtype."""
-    return {"a weight in passing": job.shape.head * (4 * (job.shards > 1) + job.engine_bytes)}
+    return {"a weight in passing": job.shape.head * (4 * (job.shards > 1) + job.engines.bytes)}
 
 
 def totals(job: Job) -> dict[str, float]:
@@ -62,10 +64,10 @@ def totals(job: Job) -> dict[str, float]:
 
 
 def room(job: Job) -> float:
-    """Bytes of a device that are left at its fullest; negative where it does not fit. A CPU's memory holds the
-    processes too."""
-    process = PROCESS if job.device.on_cpu else 0
-    return FREE * job.device.memory - process - max(totals(job).values())
+    """Bytes of a device that are left at its fullest; negative where it does not fit. A CPU's memory is the host's
+    too."""
+    beside = sum(host_in_step(job).values()) / job.here if job.device.on_cpu else 0
+    return FREE * job.device.memory - beside - max(totals(job).values())
 
 
 # ---- always there ----
@@ -91,51 +93,29 @@ def reference(job: Job) -> float:
     return 4 * job.shape.total / job.shards
 
 
-BLOCK = 256
-"""Elements that share a float32 scale in torchao's 8-bit states."""
-
-
 def optimizer(job: Job) -> float:
     """AdamW's two moments."""
     each = 1 + 4 / BLOCK if job.config.train.optimizer == "adamw-8bit" else 4
     return 2 * each * job.trained / job.shards
 
 
-# ---- the engine ----
-
-
-def engine_weights(job: Job) -> float:
-    """In engine.dtype. On a CPU vLLM keeps a packed copy of layers and head beside them."""
-    shape = job.shape
-    packed = shape.layers * shape.layer + shape.head if job.device.on_cpu else 0
-    return (shape.total + packed) * job.engine_bytes / job.config.engine.tensor_parallel
+# ---- engines ----
 
 
 def engine(job: Job) -> Parts:
-    return {"engine's weights": engine_weights(job), "KV cache": job.config.engine.kv_cache_gb * GIB}
+    return {"engine's weights": job.engines.weights, "KV cache": job.engines.cache}
 
 
 def served(job: Job) -> Parts:
-    """The critic's engine, of a run with a server of its own."""
-    if job.server is None:
+    """The critic's, of a run with a server of its own; its ranks on a CPU share it."""
+    if (found := job.servers) is None:
         return {}
-    return {
-        "critic's weights": engine_weights(job.server),
-        "critic's KV cache": job.server.config.engine.kv_cache_gb * GIB,
-    }
+    share = job.here if job.device.on_cpu else 1
+    return {"critic's weights": found.weights / share, "critic's KV cache": found.cache / share}
 
 
-def cache_per_token(job: Job) -> float:
-    """Bytes of keys and values of a token, on one rank."""
-    slices = min(job.config.engine.tensor_parallel, job.shape.kv_heads)
-    return 2 * job.shape.layers * job.shape.key * job.engine_bytes / slices
-
-
-def workspace(job: Job) -> Parts:
-    """[us] Logits of a batch in float32 with what sampling makes of them (five times), and CUDA graphs."""
-    sequences = min(job.config.engine.max_num_seqs, -(-job.rollouts // job.engines))
-    logits = 5 * 4 * sequences * job.shape.vocab
-    return {"engine's workspace": logits + (0 if job.device.on_cpu else GIB)}
+def workspace(engines: Engines) -> Parts:
+    return {"engine's workspace": engines.workspace}
 
 
 # ---- learning ----
@@ -201,25 +181,46 @@ def update(job: Job) -> float:
 
 
 def host(job: Job) -> Parts:
-    """Of all ranks of one host together, beside the devices."""
-    ranks, shape, config = job.ranks // job.hosts, job.shape, job.config
-    found: Parts = {"processes": ranks * PROCESS}
-    if config.swaps:
-        found["frozen critic"] = shape.total * job.engine_bytes
-    if config.checkpoint.asynchronous:
-        found["a checkpoint's copy"] = ranks * 12 * job.trained / job.shards
-    if job.device.on_cpu:
-        return found
+    """Of all ranks of the fullest host together, beside the devices: in a step, or where it is more, at the start."""
+    return max(host_in_step(job), host_at_start(job), key=lambda parts: sum(parts.values()))
+
+
+def host_at_start(job: Job) -> Parts:
+    """A critic that is swapped in is loaded whole in float32, and taken apart as it is cast."""
+    found = {"processes": job.here * PROCESS}
+    if job.config.swaps and not job.is_lora:
+        found["frozen critic, as it is loaded"] = 4 * job.shape.total
+    return found
+
+
+def host_in_step(job: Job) -> Parts:
+    found: Parts = {"processes": job.here * PROCESS}
+    if job.config.swaps and not job.is_lora:
+        found["frozen critic"] = job.shape.total * job.engines.bytes
+    if job.config.checkpoint.asynchronous:  # written by the ranks that hold the first copy
+        writers = min(job.shards, job.learners_here)
+        found["a checkpoint's copy"] = writers * (4 * job.trained / job.shards + optimizer(job))
+    return found if job.device.on_cpu else found | asleep(job) | offloaded_parts(job)
+
+
+def asleep(job: Job) -> Parts:
+    """Weights of engines that sleep, but for those that are pushed anew."""
+    found = Parts()
+    if job.is_lora and not job.apart:
+        found["engine's weights, asleep"] = job.here * job.engines.weights
+    if (servers := job.servers) is not None:
+        found["critic's weights, asleep"] = servers.config.tensor_parallel * servers.weights
+    return found
+
+
+def offloaded_parts(job: Job) -> Parts:
+    ranks, config, found = job.learners_here, job.config, Parts()
     if config.reference.offload and job.has_reference:
         found["reference"] = ranks * reference(job)
     if config.train.offload_optimizer:
         found["optimizer"] = ranks * optimizer(job)
     if config.policy.offload_activations:
-        found["activations"] = ranks * job.recomputed * job.micro[0] * shape.hidden * job.compute_bytes
-    if job.is_lora:
-        found["engine's weights, asleep"] = ranks * engine_weights(job)
-    if job.server is not None:
-        found["critic's weights, asleep"] = job.server.ranks // job.hosts * engine_weights(job.server)
+        found["activations"] = ranks * job.recomputed * job.micro[0] * job.shape.hidden * job.compute_bytes
     return found
 
 

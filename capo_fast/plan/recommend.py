@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import yaml
+
 from capo_fast.config.load import build_config, by_key
 from capo_fast.config.schema import Config
 from capo_fast.plan.hardware import GIB, Hardware
 from capo_fast.plan.job import Job, Lengths
-from capo_fast.plan.levers import Change, checked, in_yaml, lower, needed_cache
+from capo_fast.plan.levers import Change, lower, needed_cache
 from capo_fast.plan.memory import room
 from capo_fast.plan.shapes import ModelShape
 
@@ -23,25 +25,28 @@ LOWERED = (
 
 def recommend(shape: ModelShape, context: int, hardware: Hardware, ranks: int, hosts: int) -> tuple[Job, list[Change]]:
     """The job, and what was lowered from full fine-tuning without recomputation."""
-    prompt = min(1024, context // 4)
-    answer = context - prompt
-    config = build_config(
+    config = largest_settings(shape, context, "float32" if hardware.on_cpu else "bfloat16")
+    longest = config.rollout.max_tokens
+    lengths = Lengths(context - longest, longest // 2, config.critic.max_tokens // 2)
+    job = Job(config, shape, hardware, ranks, hosts, lengths)
+    job, changes = lower(job.with_settings(engine__kv_cache_gb=needed_cache(job)))
+    return with_free_cache(job), changes
+
+
+def largest_settings(shape: ModelShape, context: int, dtype: str) -> Config:
+    """Those that cost least time."""
+    return build_config(
         {
             "model.path": shape.name,
             "engine.max_model_len": context,
-            "rollout.max_tokens": answer,
+            "rollout.max_tokens": context - min(1024, context // 4),
             "critic.max_tokens": min(2048, context // 2),
             "train.micro_tokens": max(16384, context),
             "train.optimizer": "adamw-fused",
-            "policy.dtype": "float32" if hardware.on_cpu else "bfloat16",
-            "engine.dtype": "float32" if hardware.on_cpu else "bfloat16",
+            "policy.dtype": dtype,
+            "engine.dtype": dtype,
         }
     )
-    job = checked(
-        Job(config, shape, hardware, ranks, hosts, Lengths(prompt, answer // 2, min(2048, context // 2) // 2))
-    )
-    job, changes = lower(job.with_settings(engine__kv_cache_gb=needed_cache(job)))
-    return with_free_cache(job), changes
 
 
 def with_free_cache(job: Job) -> Job:
@@ -56,4 +61,4 @@ def settings(job: Job) -> str:
     """What was chosen, as YAML for `capo train --config FILE`."""
     values, defaults = by_key(job.config), by_key(Config())
     chosen = [*FIXED, *(key for key in LOWERED if values[key] != defaults[key])]
-    return "".join(f"{key}: {in_yaml(values[key])}\n" for key in chosen)
+    return yaml.safe_dump({key: values[key] for key in chosen}, sort_keys=False, allow_unicode=True, width=math.inf)

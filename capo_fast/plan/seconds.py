@@ -6,18 +6,23 @@ A prediction of order, not of percent: it has no tail of the verifier, no launch
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
-from capo_fast.plan.hardware import GEMMS, GIB, LINK, MEMORY
+from capo_fast.plan.engines import Answers, Engines
+from capo_fast.plan.hardware import GEMMS, LINK, MEMORY
 from capo_fast.plan.job import TEMPLATE, Job
-from capo_fast.plan.memory import cache_per_token, engine_weights, optimizer
+from capo_fast.plan.memory import optimizer, reference
+
+STEPS, ANSWER = 10, 32
+"""[us] Steps of a rollout; tokens of a reference answer, with those before it that fill no block of the cache."""
 
 
 def stages(job: Job) -> dict[str, float]:
     """By the names of `time/*` in a run's metrics."""
     found = {"rollout": rollout(job)}
-    if job.asks_here:
-        found["critique"] = critique(job)
+    if job.critics is not None:
+        found["critique"] = critique(job, job.critics)
+    if job.asks_policy:
+        found["credit"] = credit(job)
     return found | {"sync": sync(job), "learn": learn(job)}
 
 
@@ -28,74 +33,46 @@ def step_seconds(job: Job) -> float:
     return max(learns, sum(found.values()) - learns) if job.apart else sum(found.values())
 
 
-# ---- the engine ----
+# ---- the engines ----
 
 
 def rollout(job: Job) -> float:
-    prompts = job.config.rollout.prompts * job.lengths.prompt
-    answers = Answers(job.rollouts, job.lengths.prompt, job.lengths.response, job.config.rollout.max_tokens)
-    return prefill(job, prompts) + decode(job, answers)
+    lengths, config = job.lengths, job.config.rollout
+    answers = Answers(job.rollouts, lengths.prompt, lengths.response, config.max_tokens)
+    return job.engines.answer(answers, config.prompts * lengths.prompt)
 
 
-def critique(job: Job) -> float:
+def critique(job: Job, critics: Engines) -> float:
     """Of all rollouts; votes share the prompt."""
-    engines, config = job.server or job, job.config
-    prompt = job.lengths.prompt + job.lengths.response + TEMPLATE
-    answers = Answers(job.rollouts * config.critic.votes, prompt, job.lengths.critique, config.critic.max_tokens)
-    return prefill(engines, job.rollouts * prompt) + decode(engines, answers)
+    critic, prompt = job.config.critic, job.lengths.prompt + job.lengths.response + TEMPLATE
+    answers = Answers(job.rollouts * critic.votes, prompt, job.lengths.critique, critic.max_tokens)
+    return critics.answer(answers, job.rollouts * prompt)
 
 
-class Answers(NamedTuple):
-    """What all engines write: tokens of a prompt, of the mean answer and of the longest one."""
-
-    number: int
-    prompt: int
-    mean: int
-    longest: int
-
-
-def prefill(job: Job, tokens: int) -> float:
-    """Prompts on all engines: two FLOPs per parameter and token."""
-    rate = job.engines * job.config.engine.tensor_parallel * job.device.flops(job.config.engine.dtype)
-    return 2 * job.shape.total * tokens / (rate * GEMMS)
-
-
-def decode(job: Job, answers: Answers) -> float:
-    """A batch that is always full until the mean length of the last ones, and then the longest answer alone."""
-    mine = -(-answers.number // job.engines)
-    running = running_sequences(job, answers)
-    full = engine_step(job, running, answers.prompt + answers.mean / 2)
-    alone = engine_step(job, 1, answers.prompt + answers.longest)
-    return mine / running * answers.mean * full + max(0, answers.longest - answers.mean) * alone
-
-
-def running_sequences(job: Job, answers: Answers) -> float:
-    """Sequences that one engine decodes at once: what its settings and its cache hold."""
-    tokens = job.config.engine.kv_cache_gb * GIB / cache_per_token(job)
-    mine = -(-answers.number // job.engines)
-    return max(1, min(mine, job.config.engine.max_num_seqs, tokens / (answers.prompt + answers.mean)))
-
-
-def engine_step(job: Job, sequences: float, context: float) -> float:
-    """One token of each: the weights and the cache are read, and two FLOPs per parameter and sequence are done."""
-    device, slices = job.device, job.config.engine.tensor_parallel
-    read = engine_weights(job) + sequences * context * cache_per_token(job)
-    flops = 2 * job.shape.total * sequences / slices
-    return device.engine_step_s + max(
-        read / (device.bandwidth * MEMORY), flops / (device.flops(job.config.engine.dtype) * GEMMS)
-    )
+def credit(job: Job) -> float:
+    """What the estimator of credit.process asks the policy: the tokens are those of docs/credit.md."""
+    lengths, settings = job.lengths, job.config.credit
+    if settings.process == "step-values":
+        half = lengths.response // 2
+        number = job.rollouts * settings.continuations * (STEPS - 1)
+        answers = Answers(number, lengths.prompt + half, half, job.config.rollout.max_tokens)
+        return job.engines.answer(answers, job.rollouts * (lengths.prompt + lengths.response))
+    twice = 2 * (lengths.prompt + lengths.response) + lengths.critique
+    read = {"answer-probability": STEPS * ANSWER, "critique-ratio": twice}
+    return job.engines.prefill(job.rollouts * read[settings.process])
 
 
 def sync(job: Job) -> float:
-    """A push of the policy, and of a critic that takes its place: each weight is gathered in float32, cast, summed up
-    and written."""
+    """Pushes of the policy, and of a critic that takes its place: each weight is gathered in float32, cast, summed up
+    and written. An estimator that asks the policy after such critiques has it pushed twice."""
     shape, device = job.shape, job.device
     adapter = job.is_lora and not job.config.merges
     pushed = job.trained if adapter else shape.total
     gather = 4 * pushed / (job.learner_link * LINK) if job.shards > 1 else 0
-    local = 4 * pushed * job.engine_bytes / (device.bandwidth * MEMORY)
-    swap = shape.total * job.engine_bytes / (device.host_link * LINK) if job.config.swaps else 0
-    return gather + local + swap
+    local = 4 * pushed * job.engines.bytes / (device.bandwidth * MEMORY)
+    swap = shape.total * job.engines.bytes / (device.host_link * LINK) if job.config.swaps else 0
+    again = job.asks_policy and (job.config.swaps or job.config.serves_critic)
+    return (2 if again else 1) * (gather + local) + swap
 
 
 # ---- the learner ----
@@ -138,8 +115,13 @@ def update(job: Job) -> float:
 
 
 def offloading(job: Job) -> float:
-    """Inputs of layers go to the host and come back."""
-    if not job.config.policy.offload_activations or job.device.on_cpu:
+    """Inputs of layers go to the host and come back; the reference's shard comes for each micro-batch."""
+    if job.device.on_cpu:
         return 0.0
-    tokens = job.passes(job.config.train.epochs).tokens / job.learners
-    return 2 * tokens * job.recomputed * job.shape.hidden * job.compute_bytes / (job.device.host_link * LINK)
+    moved, train = 0.0, job.config.train
+    if job.config.policy.offload_activations:
+        tokens = job.passes(train.epochs).tokens / job.learners
+        moved += 2 * tokens * job.recomputed * job.shape.hidden * job.compute_bytes
+    if job.config.reference.offload and job.has_reference:
+        moved += train.minibatches * job.micro_batches * reference(job)
+    return moved / (job.device.host_link * LINK)

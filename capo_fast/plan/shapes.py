@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_fast.config.schema import LoraConfig
+from capo_fast.engine.tensor_parallel import Sizes
 from capo_fast.errors import ConfigError
 from capo_fast.policy.work import ModelSize
 
@@ -30,8 +31,8 @@ class ModelShape:
     head_dim: int
     tied: bool
     """Whether embedding and head are one weight"""
-    positions: int
-    """Longest sequence that the model was made for, tokens"""
+    positions: int | None = None
+    """Longest sequence that the model was made for, tokens; None: not known"""
     biases: bool = False
     """Of a Llama's or Qwen3's attention; Qwen2 has its own"""
     mlp_biases: bool = False
@@ -67,6 +68,15 @@ class ModelShape:
         return weights + attention + mlp + norms
 
     @property
+    def sizes(self) -> Sizes:
+        """What tensor parallelism cuts."""
+        return {
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "intermediate_size": self.intermediate,
+        }
+
+    @property
     def head(self) -> int:
         """V x H"""
         return self.vocab * self.hidden
@@ -97,7 +107,7 @@ def find_shape(path: str, key: str = "model.path") -> ModelShape:
 
     key: the setting that names it.
     """
-    published = PUBLISHED.get(_plain(path))
+    published = PUBLISHED.get(published_name(path))
     if published is not None and not Path(path).is_dir():
         return replace(published, name=path)
     from capo_fast.config.paths import resolve_model
@@ -108,7 +118,7 @@ def find_shape(path: str, key: str = "model.path") -> ModelShape:
 
 def shape_of(config: Any, name: str, key: str = "model.path") -> ModelShape:
     """Of a transformers config. Raises ConfigError for other architectures than the tested ones."""
-    from capo_fast.pretrained.config import TESTED
+    from capo_fast.pretrained.config import TESTED, positions
 
     if config.model_type not in TESTED:
         raise ConfigError(f"{key}: {name} is a {config.model_type} model, wanted one of {', '.join(TESTED)}")
@@ -123,54 +133,59 @@ def shape_of(config: Any, name: str, key: str = "model.path") -> ModelShape:
         config.num_key_value_heads,
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         config.tie_word_embeddings,
-        config.max_position_embeddings,
+        positions(config),
         biases=config.model_type != "qwen2" and config.attention_bias,
         mlp_biases=getattr(config, "mlp_bias", False),
     )
 
 
+OWNERS = ("", "huggingfacetb", "meta-llama", "qwen")
+"""Of the models below; others may have changed what they publish under the same name."""
 VARIANTS = ("-instruct", "-base", "-chat")
 
 
-def _plain(name: str) -> str:
-    """A hub id without its owner and variant: the shape is the same.
+def published_name(path: str) -> str:
+    """A hub id without its owner and variant, which have the same shape; "" for that of another owner.
 
-    >>> _plain("Qwen/Qwen2.5-7B-Instruct"), _plain("meta-llama/Meta-Llama-3.1-8B")
+    >>> published_name("Qwen/Qwen2.5-7B-Instruct"), published_name("meta-llama/Meta-Llama-3.1-8B")
     ('qwen2.5-7b', 'llama-3.1-8b')
+    >>> published_name("somebody/Llama-3.1-8B")
+    ''
     """
-    plain = name.rpartition("/")[2].lower().removeprefix("meta-")
+    owner, _, name = path.lower().rpartition("/")
+    plain = name.removeprefix("meta-")
     for variant in VARIANTS:
         plain = plain.removesuffix(variant)
-    return plain
+    return plain if owner in OWNERS else ""
 
 
 def _rows() -> dict[str, ModelShape]:
-    """Of the models' own config.json."""
+    """Of the models' own config.json. Variants differ in their positions, which are left out."""
     rows = {
-        # name: kind, V, H, I, layers, heads, key-value heads, D, tied, positions
-        "smollm2-135m": ("llama", 49152, 576, 1536, 30, 9, 3, 64, True, 8192),
-        "smollm2-360m": ("llama", 49152, 960, 2560, 32, 15, 5, 64, True, 8192),
-        "smollm2-1.7b": ("llama", 49152, 2048, 8192, 24, 32, 32, 64, True, 8192),
-        "llama-3.2-1b": ("llama", 128256, 2048, 8192, 16, 32, 8, 64, True, 131072),
-        "llama-3.2-3b": ("llama", 128256, 3072, 8192, 28, 24, 8, 128, True, 131072),
-        "llama-3-8b": ("llama", 128256, 4096, 14336, 32, 32, 8, 128, False, 8192),
-        "llama-3.1-8b": ("llama", 128256, 4096, 14336, 32, 32, 8, 128, False, 131072),
-        "llama-3-70b": ("llama", 128256, 8192, 28672, 80, 64, 8, 128, False, 8192),
-        "llama-3.1-70b": ("llama", 128256, 8192, 28672, 80, 64, 8, 128, False, 131072),
-        "llama-3.3-70b": ("llama", 128256, 8192, 28672, 80, 64, 8, 128, False, 131072),
-        "qwen2.5-0.5b": ("qwen2", 151936, 896, 4864, 24, 14, 2, 64, True, 32768),
-        "qwen2.5-1.5b": ("qwen2", 151936, 1536, 8960, 28, 12, 2, 128, True, 32768),
-        "qwen2.5-3b": ("qwen2", 151936, 2048, 11008, 36, 16, 2, 128, True, 32768),
-        "qwen2.5-7b": ("qwen2", 152064, 3584, 18944, 28, 28, 4, 128, False, 32768),
-        "qwen2.5-14b": ("qwen2", 152064, 5120, 13824, 48, 40, 8, 128, False, 32768),
-        "qwen2.5-32b": ("qwen2", 152064, 5120, 27648, 64, 40, 8, 128, False, 32768),
-        "qwen2.5-72b": ("qwen2", 152064, 8192, 29568, 80, 64, 8, 128, False, 32768),
-        "qwen3-0.6b": ("qwen3", 151936, 1024, 3072, 28, 16, 8, 128, True, 40960),
-        "qwen3-1.7b": ("qwen3", 151936, 2048, 6144, 28, 16, 8, 128, True, 40960),
-        "qwen3-4b": ("qwen3", 151936, 2560, 9728, 36, 32, 8, 128, True, 40960),
-        "qwen3-8b": ("qwen3", 151936, 4096, 12288, 36, 32, 8, 128, False, 40960),
-        "qwen3-14b": ("qwen3", 151936, 5120, 17408, 40, 40, 8, 128, False, 40960),
-        "qwen3-32b": ("qwen3", 151936, 5120, 25600, 64, 64, 8, 128, False, 40960),
+        # name: kind, V, H, I, layers, heads, key-value heads, D, tied
+        "smollm2-135m": ("llama", 49152, 576, 1536, 30, 9, 3, 64, True),
+        "smollm2-360m": ("llama", 49152, 960, 2560, 32, 15, 5, 64, True),
+        "smollm2-1.7b": ("llama", 49152, 2048, 8192, 24, 32, 32, 64, True),
+        "llama-3.2-1b": ("llama", 128256, 2048, 8192, 16, 32, 8, 64, True),
+        "llama-3.2-3b": ("llama", 128256, 3072, 8192, 28, 24, 8, 128, True),
+        "llama-3-8b": ("llama", 128256, 4096, 14336, 32, 32, 8, 128, False),
+        "llama-3.1-8b": ("llama", 128256, 4096, 14336, 32, 32, 8, 128, False),
+        "llama-3-70b": ("llama", 128256, 8192, 28672, 80, 64, 8, 128, False),
+        "llama-3.1-70b": ("llama", 128256, 8192, 28672, 80, 64, 8, 128, False),
+        "llama-3.3-70b": ("llama", 128256, 8192, 28672, 80, 64, 8, 128, False),
+        "qwen2.5-0.5b": ("qwen2", 151936, 896, 4864, 24, 14, 2, 64, True),
+        "qwen2.5-1.5b": ("qwen2", 151936, 1536, 8960, 28, 12, 2, 128, True),
+        "qwen2.5-3b": ("qwen2", 151936, 2048, 11008, 36, 16, 2, 128, True),
+        "qwen2.5-7b": ("qwen2", 152064, 3584, 18944, 28, 28, 4, 128, False),
+        "qwen2.5-14b": ("qwen2", 152064, 5120, 13824, 48, 40, 8, 128, False),
+        "qwen2.5-32b": ("qwen2", 152064, 5120, 27648, 64, 40, 8, 128, False),
+        "qwen2.5-72b": ("qwen2", 152064, 8192, 29568, 80, 64, 8, 128, False),
+        "qwen3-0.6b": ("qwen3", 151936, 1024, 3072, 28, 16, 8, 128, True),
+        "qwen3-1.7b": ("qwen3", 151936, 2048, 6144, 28, 16, 8, 128, True),
+        "qwen3-4b": ("qwen3", 151936, 2560, 9728, 36, 32, 8, 128, True),
+        "qwen3-8b": ("qwen3", 151936, 4096, 12288, 36, 32, 8, 128, False),
+        "qwen3-14b": ("qwen3", 151936, 5120, 17408, 40, 40, 8, 128, False),
+        "qwen3-32b": ("qwen3", 151936, 5120, 25600, 64, 64, 8, 128, False),
     }
     return {name: ModelShape(name, *row) for name, row in rows.items()}
 

@@ -44,12 +44,18 @@ def host_line(job: Job) -> str:
 
 def time_lines(job: Job) -> str:
     seconds = ", ".join(f"{name} {value:.3g}" for name, value in stages(job).items())
-    at_server = "; critiques are written at a server" if job.config.has_critic and not job.asks_here else ""
     return (
-        f"seconds of a step: {step_seconds(job):.3g} ({seconds}){at_server}\n"
+        f"seconds of a step: {step_seconds(job):.3g} ({seconds}){elsewhere(job)}\n"
         f"of {job.rollouts:,} rollouts of {job.lengths.response:,} tokens on average, "
         f"{job.config.rollout.max_tokens:,} at most, after prompts of {job.lengths.prompt:,}"
     )
+
+
+def elsewhere(job: Job) -> str:
+    """What no stage has the time of."""
+    critiques = "; critiques are written at a server" if job.config.has_critic and job.critics is None else ""
+    function = job.config.credit.fn
+    return critiques + (f"; what {function} asks the engine is not known" if function else "")
 
 
 def _verdict(job: Job) -> Iterator[str]:

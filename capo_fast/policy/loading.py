@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
@@ -29,14 +28,13 @@ from capo_fast.policy.model import (
     dropout_of,
     empty_model,
     load_checked_model,
-    load_model,
     naming_unread,
     shard_policy,
 )
+from capo_fast.policy.passing import pass_model
 from capo_fast.policy.reading import allocate, keep_part, read_tensors, unstored
 from capo_fast.policy.sync import FrozenCritic, check_same_architecture, freeze_critic
 from capo_fast.pretrained import check_finite, weight_holders
-from capo_fast.runtime.files import passing_folder
 from capo_fast.runtime.mesh import policy_mesh
 from capo_fast.runtime.ranks import on_every_rank, once_a_node
 from capo_fast.terminal import print_line
@@ -81,7 +79,7 @@ def fill_policy(model: Any, model_path: str, config: Config, device: torch.devic
     if config.lora.rank > 0:
         add_adapter(model, config.lora, config.seed)
     policy = shard_policy(model.train(), config.policy, mesh)
-    read_shards(policy, model_path, config, device)
+    read_weights(policy, model_path, config, device)
     if config.lora.rank > 0:
         tensors = model.state_dict(keep_vars=True)
         for name, whole in first_adapter(model, config.seed):
@@ -102,11 +100,11 @@ def load_reference(
     reference = shard_policy(frozen, config.policy, mesh, offload)
     # It has no backward pass, after which the weights outside the layers would be sharded again.
     cast(FSDPModule, reference).set_reshard_after_forward(True, recurse=False)
-    read_shards(reference, model_path, config, torch.device("cpu") if offload else device)
+    read_weights(reference, model_path, config, torch.device("cpu") if offload else device)
     return reference
 
 
-def read_shards(policy: Policy, model_path: str, config: Config, device: torch.device) -> None:
+def read_weights(policy: Policy, model_path: str, config: Config, device: torch.device) -> None:
     """Give a sharded model without storage memory on the device, and its weights. A collective. Raises ConfigError."""
     allocate(policy.model, device)
     tensors = base_tensors(policy.model)
@@ -132,34 +130,27 @@ def readable(tensors: Mapping[str, torch.Tensor], model_path: str, config: Confi
         if unstored(tensors, holders):
             dtype = next(iter(tensors.values())).dtype
             load = partial(load_checked_model, model_path, config.policy.attention, dtype)
-            file = once_a_node(lambda: _write_model(load(), stack))
+            file, names = once_a_node(lambda: pass_model(load(), dtype, stack))
             stack.callback(dist.barrier)
-            holders = dict.fromkeys(tensors, file)
+            holders = dict.fromkeys(names.values(), file)
         yield holders
 
 
-def _write_model(model: Any, stack: ExitStack) -> Path:
-    """The file, which is there until the stack is left."""
-    weights = {name: each for name, each in model.state_dict().items() if name not in model.all_tied_weights_keys}
-    folder = stack.enter_context(passing_folder(sum(weight.nbytes for weight in weights.values())))
-    save_file(weights, folder / "model.safetensors")
-    return folder / "model.safetensors"
-
-
 def load_critic(
-    load_policy: Callable[[], Any], architecture: Any, config: Config, probe: Sequence[tuple[int, ...]]
+    load_whole: Callable[[], Any], architecture: Any, config: Config, probe: Sequence[tuple[int, ...]]
 ) -> FrozenCritic:
-    """The weights at `critic.path`, or a copy of the policy's own. A collective of the ranks that hold engines.
+    """The weights at `critic.path`, which `check_model_folder` has passed, or a copy of the policy's own. A collective
+    of the ranks that hold engines.
 
-    load_policy: makes the policy's model, whole and on the host; it is called on the first rank of a node alone.
+    load_whole: makes the policy's model, whole and on the host; it is called on the first rank of a node alone.
     architecture: the policy's transformers config.
     """
 
     def load() -> Any:
         if config.critic.path is None:
-            return load_policy()
+            return load_whole()
         path = resolve_model(config.critic.path, "critic.path")
-        judge = load_model(path, config.policy.attention, config.model.untested, key="critic.path")
+        judge = load_checked_model(path, config.policy.attention, key="critic.path")
         check_same_architecture(judge.config.to_dict(), architecture.to_dict())
         return judge
 

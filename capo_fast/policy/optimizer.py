@@ -82,7 +82,12 @@ def check_shards(parameter: torch.Tensor) -> None:
     sizes = [
         size for size, kind in zip(parameter.device_mesh.shape, parameter.placements, strict=True) if kind.is_shard()
     ]
-    if GRAIN % (shards := math.prod(sizes)):
+    check_grain(math.prod(sizes))
+
+
+def check_grain(shards: int) -> None:
+    """Raises ConfigError where moments in 8 bits can't be cut into so many shards."""
+    if GRAIN % shards:
         raise ConfigError(
             f"train.optimizer: found adamw-8bit with weights in {shards} shards, wanted a divisor of {GRAIN}"
         )

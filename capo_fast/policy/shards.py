@@ -75,15 +75,20 @@ def shards_of(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, Shard
 
 def write_parts(path: Path, role: str, parts: Mapping[str, Shard]) -> FileEntry:
     """Write one safetensors file of these parts. Raises RecordError."""
-    header = _header(parts)
+    header = header_of(parts)
     with new_file(path, len(header) + sum(part.local.nbytes for part in parts.values())) as file:
         file.write(header)
         for part in parts.values():
-            file.write(part.local.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.write(data_of(part.local))
     return file.entry(role)
 
 
-def _header(parts: Mapping[str, Shard]) -> bytes:
+def data_of(tensor: torch.Tensor) -> memoryview:
+    """Its bytes, as the files have them."""
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def header_of(parts: Mapping[str, Shard]) -> bytes:
     """Length (8 bytes, little-endian) and JSON of names, types, shapes and places, padded to a multiple of 8 bytes."""
     table: dict[str, Any] = {
         "__metadata__": {"shards": json.dumps({name: [part.offset, part.shape] for name, part in parts.items()})}

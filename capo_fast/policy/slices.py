@@ -18,6 +18,10 @@ def copy_slice(path: Path, name: str, place: Sequence[slice], target: torch.Tens
     The file is mapped for one block of rows at a time: the pages of a map that were read count as memory of the
     process until it is closed. Raises OSError and SafetensorError for a file that can't be read.
     """
+    if not place:  # a number has no rows
+        with safe_open(path, "pt") as file:
+            target.copy_(file.get_slice(name)[...])
+        return
     rows = max(1, BLOCK_BYTES * len(target) // max(target.nbytes, 1))
     for begin in range(0, len(target), rows):
         block = target[begin : begin + rows]

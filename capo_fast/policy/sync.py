@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from capo_fast.config.schema import Config
 from capo_fast.engine.base import Engine
@@ -28,8 +28,8 @@ from capo_fast.policy.lora import (
     scaled_adapter,
 )
 from capo_fast.policy.model import DTYPES, full_weights
+from capo_fast.policy.passing import pass_model
 from capo_fast.records import Prompt
-from capo_fast.runtime.files import passing_folder
 from capo_fast.runtime.ranks import once_a_node
 
 
@@ -192,27 +192,24 @@ def freeze_critic(load: Callable[[], Any], probe: Sequence[tuple[int, ...]], dty
     """The critic's weights, once in the host memory of each node, with its own log-probs of the probe. A collective.
 
     `load` gives it as a plain transformers model, on the first rank of a node alone. That rank writes the weights to a
-    file, all ranks of the node map its pages, and the file's name goes at once.
+    file, all ranks of the node map its pages, and the file's name goes at once. Raises RecordError where it does not
+    fit.
     """
     with ExitStack() as stack:
-        path, logprobs = once_a_node(lambda: _write_critic(load(), probe, dtype, stack))
+        path, names, logprobs = once_a_node(lambda: _write_critic(load(), probe, dtype, stack))
         try:
-            return FrozenCritic(load_file(path), logprobs)
+            weights = load_file(path)
         finally:
             dist.barrier()
+        return FrozenCritic({name: weights[stored] for name, stored in names.items()}, logprobs)
 
 
 def _write_critic(
     model: Any, probe: Sequence[tuple[int, ...]], dtype: torch.dtype, stack: ExitStack
-) -> tuple[Path, torch.Tensor]:
-    attention = model.config._attn_implementation
+) -> tuple[Path, dict[str, str], torch.Tensor]:
     model.set_attn_implementation("sdpa")  # the probe is scored on the host, where flash attention can't run
     logprobs = torch.cat([_logprobs(model, sequence) for sequence in probe])
-    model.set_attn_implementation(attention)
-    weights = {name: weight.to(dtype, copy=True) for name, weight in model.state_dict().items()}
-    folder = stack.enter_context(passing_folder(sum(weight.nbytes for weight in weights.values())))
-    save_file(weights, folder / "critic.safetensors")
-    return folder / "critic.safetensors", logprobs
+    return *pass_model(model, dtype, stack), logprobs
 
 
 def _logprobs(model: Any, sequence: tuple[int, ...]) -> torch.Tensor:

@@ -78,7 +78,7 @@ GENERATION = "generation_config.json"
 def weight_holders(path: str, key: str = "model.path") -> dict[str, Path]:
     """The file of each weight of a folder or hub id that `check_model_folder` has passed, by its name there."""
     where = f"{key}: {path}"
-    return holders_of(weight_files(_local_folder(path, where), where), where)
+    return holders_of(weight_files(_local_folder(path, where, fetched=True), where), where)
 
 
 def check_engine_weights(path: str, config: Any, held: Set[str]) -> None:
@@ -121,13 +121,15 @@ LEFT_OUT = ("*/*", "consolidated*")
 """Copies of the weights in other formats."""
 
 
-def _local_folder(path: str, where: str) -> Path:
+def _local_folder(path: str, where: str, fetched: bool = False) -> Path:
+    """fetched: a hub id is in the cache, and the hub is not asked, which every rank would do."""
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download  # a local folder needs no client
 
+    wanted: dict[str, Any] = {"allow_patterns": list(WANTED_FILES), "ignore_patterns": list(LEFT_OUT)}
     try:
-        folder = Path(snapshot_download(path, allow_patterns=list(WANTED_FILES), ignore_patterns=list(LEFT_OUT)))
+        folder = Path(snapshot_download(path, **wanted, local_files_only=fetched))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: the weights can't be fetched: {cause_of(error)}") from error
     check_kind(folder, where)

@@ -3,8 +3,7 @@
     {"data.path": {"": "5f0c..."}, "model.path": {"config.json": "77ab...", "model.safetensors": "01c4..."}}
 
 By the key of the setting that names it and the file's name in it ("" for a file by itself). Whole files are hashed, at
-0.15 s per GB and thread from the page cache, where the model's have just been read to. A model or a data file may move,
-but not change.
+0.15 s per GB and thread from the page cache. A model or a data file may move, but not change.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ def input_paths(config: Config | SftConfig) -> dict[str, str]:
 
 
 def input_digests(config: Config | SftConfig) -> Digests:
-    """Digests of all that the run reads, computed by the ranks of each host together. A collective.
+    """Digests of all that the run reads, computed by the ranks of each host together. A collective of a role's ranks.
 
-    Raises ConfigError, also where two hosts have different files.
+    Raises ConfigError, also where two hosts of the role have different files.
     """
     files = on_first_rank(lambda: {key: _files(key, path) for key, path in input_paths(config).items()})
     flat = [(key, name, path) for key, found in files.items() for name, path in found.items()]
@@ -50,17 +49,33 @@ def input_digests(config: Config | SftConfig) -> Digests:
         for key, name, digest in part:
             digests[key][name] = digest
     _check_same(by_node, flat)
-    return by_node[0] | on_first_rank(lambda: _hub_data(config, files))
+    return by_node[min(by_node)] | on_first_rank(lambda: _hub_data(config, files))
 
 
 def _check_same(by_node: Mapping[int, Digests], files: Sequence[tuple[str, str, Path]]) -> None:
-    """Every host must read what rank 0's reads. Raises ConfigError."""
-    places = this_job().places
+    """Every host must read what that of the role's first rank does. Raises ConfigError."""
+    places, first = this_job().places, min(by_node)
     for node, digests in by_node.items():
         for key, name, path in files:
-            if digests[key][name] != by_node[0][key][name]:
-                hosts = f"{places[node].host} and {places[0].host}"
+            if digests[key][name] != by_node[first][key][name]:
+                hosts = f"{places[node].host} and {places[first].host}"
                 raise ConfigError(f"{key}: {path} differs between {hosts}, wanted the same file on every host")
+
+
+def check_same_inputs(learners: Digests, engines: Digests, config: Config) -> None:
+    """Hosts that only hold engines must read what the others do. Raises ConfigError on a rank with an engine."""
+    paths, job = input_paths(config), this_job()
+    for key in learners | engines:
+        theirs, ours = learners.get(key, {}), engines.get(key, {})
+        for name in sorted(theirs | ours):
+            if theirs.get(name) != ours.get(name):
+                hosts = f"{job.places[job.learners].host} and {job.places[0].host}"
+                where = _place(paths[key], name)
+                raise ConfigError(f"{key}: {where} differs between {hosts}, wanted the same file on every host")
+
+
+def _place(path: str, name: str) -> str:
+    return str(Path(path, name)) if name else path
 
 
 def check_inputs(before: Digests, now: Digests, config: Config | SftConfig, run: Path) -> None:
@@ -70,9 +85,8 @@ def check_inputs(before: Digests, now: Digests, config: Config | SftConfig, run:
         for name in sorted(old | new):
             if old.get(name) != new.get(name):
                 found = "is new" if name not in old else "is missing" if name not in new else "has changed"
-                where = str(Path(path, name)) if name else path
                 raise ConfigError(
-                    f"{key}: {where} {found} since the run in {run} was started; put it back, or {ADVICE}"
+                    f"{key}: {_place(path, name)} {found} since the run in {run} was started; put it back, or {ADVICE}"
                 )
 
 

@@ -84,7 +84,8 @@ def ranks(timeout_s: float = 1800.0, engine: EngineConfig | None = None) -> Iter
     """
     before = dict(os.environ)
     if "RANK" not in os.environ:
-        os.environ |= dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+        os.environ |= dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     timeout = timedelta(seconds=timeout_s)
     try:
         store, rank, count = next(dist.rendezvous("env://", timeout=timeout))
@@ -181,12 +182,17 @@ def check_roles(count: int, engine: EngineConfig) -> None:
 
 def check_devices(engine: EngineConfig) -> None:
     """Raises ConfigError where engines have ranks of their own and ranks of this node share a GPU."""
-    wanted, found = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    wanted, found = local_ranks(), torch.cuda.device_count()
     if engine.ranks and torch.cuda.is_available() and found < wanted:
         raise ConfigError(
             f"engine.ranks: found {found} GPUs for {wanted} ranks on this node, wanted one for each: "
             "on a shared device generation and learning have nothing to overlap"
         )
+
+
+def local_ranks() -> int:
+    """How many of the job this rank's node has."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def gather(items: list[Any], group: Any = None) -> list[Any]:
@@ -243,7 +249,8 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _free_port() -> str:
+def free_port() -> int:
+    """One that nobody on this machine listens to now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+        return int(probe.getsockname()[1])

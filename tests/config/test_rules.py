@@ -210,6 +210,10 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"critic__mode": "endpoint"}, "endpoint.url: missing; wanted the server's address"),
         ({"critic__mode": "server"}, "critic.path: missing; wanted the folder or hub id of the critic"),
         (
+            {"critic__mode": "server", "critic__path": "judge", "critic__server__start_timeout_s": 1500},
+            "critic.server.start_timeout_s: found 1500 with endpoint.timeout_s: 300, in which it is put to sleep",
+        ),
+        (
             {"critic__mode": "server", "critic__path": "judge", "critic__server__max_model_len": 2048},
             "critic.max_tokens: found 2048, wanted less than critic.server.max_model_len (2048), which holds",
         ),

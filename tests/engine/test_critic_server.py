@@ -3,44 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
-import socket
 import time
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from forked import FORKS, run_ranks
-from scripted_child import all_end, ask_on_a_rank, command, hold, processes, scripted
+from scripted_child import all_end, ask_on_a_rank, command, has_ended, hold, processes, shared_by
 from scripted_server import ask, ask_until_it_breaks, request
 
 import capo_fast.engine.critic_server as critic_server
 from capo_fast.config.critic import EndpointConfig, ServerConfig
 from capo_fast.engine.base import EngineError
-from capo_fast.engine.critic_server import KEY, ServedCritic, gpus_of, start_critic_server
+from capo_fast.engine.critic_server import ServedCritic, gpus_of, start_critic_server
 from capo_fast.engine.endpoint import EndpointCritic
 from capo_fast.engine.server_key import KeyOfEveryRoute
-from capo_fast.engine.server_process import last_error, running_server, server_command
 from capo_fast.errors import ConfigError
 from capo_fast.rollout.turns import Turns
 
 
 def started(folder, fate="serve", sleeps=False, **settings):
     config = ServerConfig(**settings)
-    return start_critic_server("judge", config, folder / "run", 20.0, sleeps, command(fate, folder / "child"))
+    return start_critic_server("judge", config, 1, folder / "run", 20.0, sleeps, command(fate, folder / "child"))
 
 
 def client_of(server, **settings):
-    return EndpointCritic(server.endpoint(EndpointConfig(**{"retries": 0} | settings)))
-
-
-def has_ended(child: Path) -> bool:
-    """All of it: processes, and what they leave in memory."""
-    return all_end(processes(child), shared_by(child))
+    return EndpointCritic(server.endpoint(EndpointConfig(**{"retries": 0} | settings)), key=server.key)
 
 
 def end(child: Path) -> None:
@@ -52,27 +44,7 @@ def end(child: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def shared_by(child: Path) -> list[Path]:
-    found = [Path(name) for name in (child / "shared").read_text().split()]
-    assert len(found) == 3
-    return found
-
-
 # ---- its start and its end ----
-
-
-def test_nothing_is_left_of_it_but_its_log(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    child = tmp_path / "child"
-    with running_server("judge", ServerConfig(), 1, tmp_path / "run/log", 0, command("serve", child)) as place:
-        words = Path(f"/proc/{processes(child)[0]}/cmdline").read_text()
-        environment = json.loads((child / "environment").read_text())
-        assert (place.folder.stat().st_mode & 0o777, environment["TMPDIR"]) == (0o700, str(place.folder))
-        assert environment["VLLM_API_KEY"] == place.key and place.key not in words
-        assert "LOCAL_RANK" not in environment, "it is none of the ranks"
-    assert has_ended(child)
-    assert not place.folder.exists()
-    assert "starting" in place.log.read_text()
 
 
 @pytest.mark.usefixtures("fork_server")
@@ -101,7 +73,6 @@ def test_a_start_that_fails_gives_the_reason(tmp_path, one_rank):
         "critic.path: the server of judge ended with exit status 1; the end of its log "
         f"{log}: ValueError: not enough memory for 1 sequence"
     )
-    assert KEY not in os.environ
 
 
 def test_one_that_does_not_answer_is_ended(tmp_path, one_rank):
@@ -110,43 +81,23 @@ def test_one_that_does_not_answer_is_ended(tmp_path, one_rank):
     assert has_ended(tmp_path / "child")
 
 
-def test_a_port_that_another_has_taken_ends_the_start(tmp_path):
-    def on_that_port(model, config, gpus, port):
-        return scripted("serve", tmp_path, model, config, gpus, taken.getsockname()[1])
-
-    line = r"exit status 1; the end of its log .*: OSError: .*Address already in use"
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(EngineError, match=line):
-        running_server("judge", ServerConfig(), 1, tmp_path / "log", 0, on_that_port).__enter__()
+SIZES = {"num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size": 18944}
 
 
-def test_its_gpus_are_there():
-    with pytest.raises(ConfigError, match=r"critic\.server\.tensor_parallel: found 99, wanted at most "):
-        gpus_of(ServerConfig(tensor_parallel=99))
+@pytest.mark.parametrize(
+    ("wanted", "line"), [(99, "found 99, wanted at most 8, "), (8, "found 8, wanted a divisor of ")]
+)
+def test_its_gpus_are_there_and_divide_it(wanted, line, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with pytest.raises(ConfigError, match=rf"^critic\.server\.tensor_parallel: {line}"):
+        gpus_of(ServerConfig(tensor_parallel=wanted), SIZES, 8)
 
 
-LOGS = {
-    "one\n\n(EngineCore pid=3) INFO 11-29 15:00:01 [core.py:9] two \n": "two",
-    "usage: ...\napi_server.py: error: argument --dtype: invalid\n": "api_server.py: error: argument --dtype: invalid",
-    "torch.OutOfMemoryError: CUDA out of memory.\nTraceback:\nRuntimeError: Engine failed. See root cause above.\n": (
-        "torch.OutOfMemoryError: CUDA out of memory."
-    ),
-    "": "",
-}
-
-
-@pytest.mark.parametrize("text", LOGS)
-def test_the_line_of_a_log_that_says_what_failed(text, tmp_path):
-    (tmp_path / "log").write_text(text)
-    assert last_error(tmp_path / "log") == LOGS[text]
-
-
-def test_vllms_own_command_never_has_the_key_and_listens_on_loopback():
-    words = server_command("judge", ServerConfig(enforce_eager=True), 2, 8123)
-    pairs = dict(pairwise(words))
-    assert (pairs["--model"], pairs["--host"], pairs["--port"]) == ("judge", "127.0.0.1", "8123")
-    assert (pairs["--tensor-parallel-size"], pairs["--generation-config"]) == ("2", "vllm")
-    assert "--api-key" not in words
-    assert "--enforce-eager" in words
+@pytest.mark.parametrize(("ranks", "gpus"), [(8, 4), (3, 2), (1, 1)])
+def test_it_takes_the_gpus_of_the_ranks_and_no_others(ranks, gpus, monkeypatch):
+    """Others of the machine may be at another job's work."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert gpus_of(ServerConfig(), SIZES, ranks) == gpus
 
 
 # ---- its key ----
@@ -180,7 +131,6 @@ def test_critiques_go_the_road_of_a_server_elsewhere(tmp_path, one_rank):
         "b": "Judgment: Yes",
     }
     critic.close()
-    assert KEY not in os.environ
     assert has_ended(tmp_path / "child")
 
 
@@ -205,7 +155,7 @@ def test_nothing_goes_on_where_what_watches_it_is_killed(tmp_path, one_rank):
     assert all_end([child])
     ask_until_it_breaks(critic, 1, r"^critic\.path: the server of judge was killed, or has ended with rank 0, which")
     critic.close()
-    assert not server.place.folder.exists()
+    assert not server.process.folder.exists()
     end(tmp_path / "child")  # its worker has a process group of its own
 
 
@@ -224,7 +174,8 @@ def test_one_that_hangs_is_given_up_and_ended(tmp_path, one_rank, monkeypatch):
 
 @pytest.mark.usefixtures("fork_server")
 def test_the_ranks_of_a_node_share_one(tmp_path):
-    """Its first rank starts it, and all ask it; it goes to sleep and wakes up once for all."""
+    """Its first rank starts it, and all ask it by its key, which none was sent; it goes to sleep and wakes up once for
+    all."""
     statuses, said = run_ranks(ask_on_a_rank, tmp_path / "said", tmp_path)
     assert (statuses, sorted(said.split("\n"))) == ([0, 0], ["", "rank-0: Judgment: Yes", "rank-1: Judgment: Yes"])
     assert not (tmp_path / "rank-1/pids").exists()

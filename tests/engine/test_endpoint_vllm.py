@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 import capo_fast.loaders as loaders
 from capo_fast.config.critic import ServerConfig
 from capo_fast.credit.critic import load_template, render_critique_prompt
-from capo_fast.engine.critic_server import KEY, CriticServer
+from capo_fast.engine.critic_server import CriticServer
 from capo_fast.engine.server_process import running_server
 from capo_fast.evaluation.labelled import load_solutions
 from capo_fast.train import run
@@ -53,6 +53,9 @@ def place(tmp_path_factory):
     config = ServerConfig(dtype="float32", max_model_len=256, kv_cache_gb=0.25, enforce_eager=True)
     with running_server(make_judge(folder / "model"), config, 1, folder / "log", 0) as place:
         yield place
+
+
+KEY = "CRITIC_KEY"
 
 
 @pytest.fixture

@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import capo_fast.engine.checksum as checksums
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.checksum import LIBRARY, checksum, place_weights, row_sums
-from capo_fast.engine.vllm_start import check_divides, check_version, installed_version, without_brackets
+from capo_fast.engine.tensor_parallel import check_divides, most_slices, sizes_of
+from capo_fast.engine.vllm_start import check_version, installed_version, without_brackets
 from capo_fast.errors import ConfigError
 
 
@@ -70,7 +72,7 @@ def test_a_version_outside_the_range_is_refused_with_it(version):
         check_version(version)
 
 
-QWEN = SimpleNamespace(num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960)
+QWEN = sizes_of(SimpleNamespace(num_attention_heads=12, num_key_value_heads=2, intermediate_size=8960))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -89,3 +91,21 @@ def test_a_model_that_divides(ranks):
 def test_a_model_that_does_not_divide_is_refused(ranks, line):
     with pytest.raises(ConfigError, match=line):
         check_divides(QWEN, ranks)
+
+
+@pytest.mark.parametrize(("devices", "slices"), [(8, 4), (3, 2), (1, 1)])
+def test_a_model_is_cut_over_as_many_devices_as_its_sizes_allow(devices, slices):
+    assert most_slices(QWEN, devices) == slices
+
+
+def test_a_library_that_can_not_be_loaded_is_named(tmp_path, monkeypatch):
+    """One of another system is a fault of the installation, and not the same as none."""
+    (tmp_path / "sums.so").write_text("made for another machine")
+    monkeypatch.setattr(checksums, "LIBRARY", tmp_path / "sums.so")
+    with pytest.raises(EngineError, match=r"sums\.so can't be loaded: .*; wanted one that is built here"):
+        checksums._native_row_sums.__wrapped__()
+
+
+def test_a_weight_of_three_dimensions_has_no_checksum():
+    with pytest.raises(ValueError, match="too many values"):
+        row_sums(torch.ones(2, 3, 3))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import psutil
 import pytest
+import yaml
 
 from capo_fast.config.load import build_config
 from capo_fast.errors import ConfigError
+from capo_fast.plan import hardware
 from capo_fast.plan.__main__ import main
 from capo_fast.plan.hardware import NVIDIA
 from capo_fast.plan.job import Job, Lengths
 from capo_fast.plan.levers import lower
-from capo_fast.plan.memory import host, moments, room, totals
+from capo_fast.plan.memory import host, moments, room
 from capo_fast.plan.recommend import recommend, settings
 from capo_fast.plan.seconds import stages, step_seconds
 from capo_fast.plan.shapes import find_shape
@@ -48,7 +51,7 @@ def test_what_fits_is_left_as_it_is_and_what_never_fits_says_so():
         ({"loss__kl_coef": 0}, "rollout", "reference"),
         ({"train__optimizer": "adamw-fused"}, "update", "update"),
         ({"policy__gradient_checkpointing": 4}, "loss", "activations"),
-        ({"engine__tensor_parallel": 8}, "rollout", "engine's weights"),
+        ({"engine__tensor_parallel": 4}, "rollout", "engine's weights"),
         ({"train__optimizer": "adamw-8bit"}, "rollout", "optimizer"),
     ],
 )
@@ -60,7 +63,7 @@ def test_each_lever_lowers_its_part(values, moment, part):
 
 def test_engines_on_ranks_of_their_own_hold_nothing_of_the_learner():
     apart = job(engine__ranks=4, loss__is_mode="truncate", rollout__top_p=1)
-    assert apart.shards == apart.engines == 4
+    assert apart.shards == apart.engines.count == 4
     assert "optimizer" not in moments(apart)["rollout"]
     assert "engine's weights" not in moments(apart)["sync"]
     assert step_seconds(apart) < sum(stages(apart).values())
@@ -68,13 +71,59 @@ def test_engines_on_ranks_of_their_own_hold_nothing_of_the_learner():
 
 def test_a_critic_of_another_size_takes_turns_on_the_same_devices():
     """The paper's 72B beside a 7B policy, on 8 devices."""
-    settings = {"engine__tensor_parallel": 8, "policy__gradient_checkpointing": True, "critic__mode": "server"}
+    settings = {"engine__tensor_parallel": 4, "policy__gradient_checkpointing": True, "critic__mode": "server"}
     given = replace(job(**settings, critic__path="Qwen/Qwen2.5-72B"), critic=find_shape("qwen2.5-72b"))
-    found = totals(given)
-    assert found["critique"] - found["rollout"] == pytest.approx(2 * (72.7e9 - 7.6e9) / 8, rel=0.01)
+    assert moments(given)["critique"]["critic's weights"] == pytest.approx(2 * 72.7e9 / 8, rel=0.01)
+    assert "engine's weights" not in moments(given)["critique"]
     assert room(given) > 0 and host(given)["critic's weights, asleep"] == pytest.approx(2 * 72.7e9, rel=0.01)
-    wider = replace(given, ranks=16, hosts=2)
-    assert wider.server.engines == 2, "one on each host"
+    assert replace(given, ranks=16, hosts=2).servers.count == 2, "one on each host"
+
+
+def test_a_critics_server_has_as_many_devices_as_its_heads_divide():
+    given = replace(job(critic__mode="server", critic__path="x"), critic=find_shape("qwen2.5-7b"))
+    assert given.servers.config.tensor_parallel == 4
+
+
+def test_what_an_estimator_asks_the_policy_has_its_time():
+    """docs/credit.md: k (S - 1) L / 2 tokens per rollout against its own L."""
+    plain, asking = (stages(job(algorithm="grpo", credit__process=each)) for each in ("none", "step-values"))
+    assert asking["credit"] > 5 * plain["rollout"]
+    frozen = stages(job(credit__process="critique-ratio"))
+    assert frozen["credit"] > 0 and frozen["sync"] > 1.2 * stages(job())["sync"], "the policy is pushed twice"
+
+
+def test_a_critic_that_is_loaded_takes_more_of_the_host_than_one_that_waits():
+    found, step = host(job("qwen2.5-32b", checkpoint__asynchronous=False)), 8 * 1.5 * 2**30
+    assert sum(found.values()) == pytest.approx(step + 4 * 32.8e9, rel=0.01)
+
+
+def test_host_memory_is_that_of_the_ranks_that_use_it():
+    values = {"engine__ranks": 8, "loss__is_mode": "truncate", "lora__rank": 8, "checkpoint__asynchronous": True}
+    apart = job(ranks=16, **values)
+    assert "engine's weights, asleep" not in host(apart), "engines on ranks of their own never sleep"
+    narrow, wide = (
+        host(job("qwen2.5-32b", checkpoint__asynchronous=True, critic__mode="self", train__optimizer=each))
+        for each in ("adamw-8bit", "adamw")
+    )
+    assert narrow["a checkpoint's copy"] < wide["a checkpoint's copy"] / 1.9
+
+
+def test_what_the_reference_costs_on_the_host_has_its_time():
+    assert stages(job(reference__offload=True))["learn"] > stages(job())["learn"]
+
+
+def test_no_lever_is_a_setting_that_a_run_refuses():
+    """An adapter wants a critic that is its base; 12 devices can't share moments in 8 bits."""
+    given = job("qwen2.5-72b", ranks=12, critic__path="x")
+    lowered, _ = lower(given)
+    assert room(lowered) < 0 and not lowered.is_lora and lowered.config.train.optimizer != "adamw-8bit"
+
+
+@pytest.mark.parametrize("found", ["1000000", "max"])
+def test_memory_is_what_a_container_may_use(found, tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text(found)
+    monkeypatch.setattr(hardware, "CGROUPS", tmp_path)
+    assert hardware.usable_memory() == (10**6 if found.isdecimal() else psutil.virtual_memory().total)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +131,9 @@ def test_a_critic_of_another_size_takes_turns_on_the_same_devices():
     [
         (12, {"engine__tensor_parallel": 4}, "on hosts of 6 devices, wanted engines of one host"),
         (16, {"engine__ranks": 4, "loss__is_mode": "truncate"}, "found node with 12 ranks that learn on hosts of 8"),
+        (8, {"engine__tensor_parallel": 8}, "wanted a divisor of the model's num_attention_heads, 28"),
+        (6, {"train__optimizer": "adamw-8bit"}, "found adamw-8bit with weights in 6 shards"),
+        (8, {"engine__tensor_parallel": 4, "credit__process": "critique-ratio"}, "which asks the engine"),
     ],
 )
 def test_a_job_that_would_be_refused_is_not_planned(ranks, values, says):
@@ -100,14 +152,22 @@ def test_a_recommendation_fits_and_is_a_file_of_settings(model, ranks, device, t
     assert main(words) == 0
 
 
+@pytest.mark.parametrize("name", ["123", "#1", "a: b"])
+def test_recommended_settings_are_yaml_whatever_the_folder_is_called(name):
+    given, _ = recommend(replace(find_shape("qwen2.5-1.5b"), name=name), 4096, NVIDIA["h100"], 8, 1)
+    assert yaml.safe_load(settings(given))["model.path"] == name
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ["--config", "configs/paper/common.yaml", "configs/paper/qwen2.5-7b.yaml", "--gpus", "8"],
         ["--config", *(f"configs/paper/{name}.yaml" for name in ("common", "qwen2.5-7b", "own-critic")), "--gpus", "8"],
         ["--gpus", "5", "--rollout.max_tokens", "4096", "--engine.max_model_len", "8192"],
+        ["--gpus", "9"],
+        [*("--gpus", "2", "--engine.ranks", "1", "--loss.is_mode", "truncate", "--rollout.top_p", "1")],
     ],
-    ids=["a critic at a server", "a server of its own", "an odd number of devices"],
+    ids=["a critic at a server", "a server of its own", "an odd number of devices", "on three hosts", "two roles"],
 )
 def test_a_run_is_planned(words, capsys):
     assert main([*words, "--model.path", "Qwen/Qwen2.5-7B"]) in (0, 1)

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from capo_fast.config.schema import LoraConfig
 from capo_fast.errors import ConfigError
-from capo_fast.plan.shapes import find_shape, shape_of
+from capo_fast.plan.shapes import PUBLISHED, find_shape, published_name, shape_of
 from capo_fast.policy.lora import add_adapter
 from capo_fast.policy.work import ModelSize
 
@@ -56,3 +56,18 @@ def test_the_parameters_and_the_work_are_those_of_the_model_that_is_built(kind):
 def test_another_architecture_is_refused():
     with pytest.raises(ConfigError, match=r"model\.path: x is a gpt2 model, wanted one of qwen2"):
         shape_of(AutoConfig.for_model("gpt2"), "x")
+
+
+@pytest.mark.parametrize("owner", ["somebody", "unsloth"])
+def test_a_model_of_another_owner_is_not_taken_for_the_published_one(owner):
+    """Its vocabulary may be another."""
+    assert published_name("meta-llama/Llama-3.1-8B") in PUBLISHED
+    assert published_name(f"{owner}/Llama-3.1-8B") not in PUBLISHED
+
+
+def test_positions_are_those_that_a_run_may_use():
+    """A rope that is scaled has more; of a name alone they are not known, as variants differ in them."""
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "rope_theta": 1e6}
+    config = AutoConfig.for_model("qwen2", **SMALL, max_position_embeddings=32768, rope_parameters=rope)
+    assert shape_of(config, "long").positions == 131072
+    assert find_shape("Qwen/Qwen2.5-7B").positions is None

@@ -140,7 +140,7 @@ def test_the_ranks_of_a_node_share_one_critic_and_leave_no_file(on_ranks):
     found = on_ranks[2][1]
     [first, file], [second, same_file] = found["critics"]
     assert first == second == on_ranks[1][1]["critics"][0][0]
-    assert file == same_file and file.endswith("critic.safetensors (deleted)")
+    assert file == same_file and file.endswith("weights.safetensors (deleted)")
     assert not found["left"]
 
 

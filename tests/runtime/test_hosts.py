@@ -98,5 +98,15 @@ def test_hosts_that_share_no_folder_or_read_other_data_are_refused(tmp_path):
     assert re.fullmatch(r"data\.path: data\.jsonl differs between \S+ and \S+, wanted the same file on .*", data)
 
 
+@pytest.mark.usefixtures("fork_server")
+def test_a_host_that_only_holds_engines_must_read_the_same_data(tmp_path):
+    """Its prompts, and the answers that they are judged by, are of its own files."""
+    for rank in range(2):
+        (tmp_path / f"host-{rank}").mkdir()
+        (tmp_path / f"host-{rank}/data.jsonl").write_text(f'{{"problem": "1+1", "answer": "{rank}"}}\n')
+    _, output = run_ranks(hosts_run.read_apart, tmp_path / "log", tmp_path, per_node=1)
+    assert re.search(r"^data\.path: data\.jsonl differs between \S+ and \S+, wanted the same file on ", output, re.M)
+
+
 def test_an_address_that_others_reach():
     assert own_address("127.0.0.1") == "127.0.0.1"
