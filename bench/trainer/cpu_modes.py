@@ -172,7 +172,8 @@ def main() -> None:
         print(f"{mode}:", {name: round(value, 3) for name, value in figures.items()})
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(about(options.threads) | {"model": Path(options.model).name} | found, indent=1) + "\n")
+        found = about(options.threads) | {"model": Path(options.model).name} | found
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
