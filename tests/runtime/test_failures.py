@@ -82,7 +82,7 @@ def stacks(output, rank, place):
 
 
 def test_a_store_that_is_silent_is_waited_for_as_long_as_a_word_takes(monkeypatch):
-    monkeypatch.setattr(failures, "WORD_S", 0.05)
+    monkeypatch.setattr(failures, "PEER_S", 0.05)
     with pytest.raises(dist.DistStoreError, match="no answer"):
         failures._in_time(Event().wait)
     with pytest.raises(ZeroDivisionError):
