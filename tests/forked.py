@@ -56,9 +56,13 @@ def run_ranks(
 
 
 def train(arguments: list[str]) -> None:
-    """The command, a target of `run_ranks`. It ends as an interpreter does, not as multiprocessing's children do, which
-    skip what libraries have for the end: vLLM's would leave its shared memory behind, and the next run fail over it."""
-    status = importlib.import_module("capo_fast.train").main(arguments)
+    """The command, a target of `run_ranks`."""
+    end(importlib.import_module("capo_fast.train").main(arguments))
+
+
+def end(status: int) -> None:
+    """End as an interpreter does, not as multiprocessing's children do, which skip what libraries have for the end:
+    vLLM's would leave its shared memory behind, and the next run fail over it."""
     ctypes.pythonapi.Py_Exit(ctypes.c_int(status))
 
 
