@@ -13,8 +13,8 @@ from capo_fast.markdown import markdown_table
 Found = Mapping[str, Any]
 HEAD = """# Chaos
 
-`python -m bench.chaos` on {cores} cores ({processor}), commit {commit}: two hosts of one rank each, the embedded default
-in small.
+`python -m bench.chaos` on {cores} cores ({processor}), commit {commit}: two hosts of one rank each,
+the embedded default in small.
 """
 EQUAL = """no fault: after each the job ended by itself, with one line on the other host that names the lost rank. Every
 run ended with the metrics, rollouts, weights and checkpoint of the run without a kill, and left no process and no file.

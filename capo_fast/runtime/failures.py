@@ -123,16 +123,17 @@ def watched() -> Iterator[None]:
     if job.count == 1:
         yield
         return
-    atexit.register(_end_launcher, job.lost)  # first, so that it runs after what libraries have for the end
+    end_launcher = partial(_end_launcher, job.lost, _launcher())
+    atexit.register(end_launcher)  # first, so that it runs after what libraries have for the end
     with one_error_shown():  # rank 0 may have failed, and closed its server, before this one came
-        watch = Watch(job, partial(_end_after, Peers()))
+        watch = Watch(job, partial(_end_after, Peers(), end_launcher))
     try:
         yield
     finally:
         watch.close()
 
 
-def _end_after(peers: Peers, end: str) -> None:
+def _end_after(peers: Peers, end_launcher: Callable[[], None], end: str) -> None:
     """Called in a thread of its own."""
     lost = this_job().lost
     try:
@@ -149,23 +150,27 @@ def _end_after(peers: Peers, end: str) -> None:
         return
     if peers.shows_line():
         print_line(CapoError.label, end)
-    _end_launcher(lost)
+    end_launcher()
     os._exit(CapoError.exit_status)
 
 
-def _end_launcher(lost: LostRank) -> None:
+def _end_launcher(lost: LostRank, launcher: psutil.Process | None) -> None:
     """Kill torchrun where the host of its store is silent, after the node's ranks have ended: it would wait for the
     store, deaf to signals, until TCP gives up in some 15 minutes. The last act of the node's first rank."""
-    if lost.silent and UNDER_TORCHRUN in os.environ and os.environ["LOCAL_RANK"] == "0":
+    if lost.silent and launcher is not None:
         time.sleep(STACKS_S)
-        for parent in psutil.Process().parents():
-            if UNDER_TORCHRUN not in parent.environ():  # a script between the two has it
-                parent.kill()
-                return
+        with suppress(psutil.NoSuchProcess):
+            launcher.kill()
+
+
+def _launcher() -> psutil.Process | None:
+    """The torchrun whose first rank this is. What it starts, such as a script between the two, has its variable."""
+    if UNDER_TORCHRUN not in os.environ or os.environ["LOCAL_RANK"] != "0":
+        return None
+    return next((each for each in psutil.Process().parents() if UNDER_TORCHRUN not in each.environ()), None)
 
 
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
-"""In the environment of what torchrun starts."""
 
 
 def _raise_if_not_first(peers: Peers, error: Exception) -> None:
