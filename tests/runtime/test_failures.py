@@ -118,7 +118,7 @@ def test_a_rank_that_comes_after_rank_0_has_failed_names_it(monkeypatch):
     store.set(failures.SHOWN, "2")
     enter_job(Job(store, 1, 2, 0, timedelta(seconds=5), (Place("here", 0, "127.0.0.1"),) * 2))
     try:
-        with pytest.raises(RankLost, match="^rank 0 failed; its error is the one to read$") as lost, watched():
+        with pytest.raises(RankLost, match=r"^rank 0 failed; its error is the one to read$") as lost, watched():
             pytest.fail("rank 0 is not there")
         assert lost.value.exit_status == 2
     finally:
