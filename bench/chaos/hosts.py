@@ -46,7 +46,7 @@ class Host:
             raise HostError(f"can't make a host: {self._holder.stderr.read().decode().strip()}; wanted root, on Linux")
         self.pid = self._holder.pid
         self._network = os.readlink(f"/proc/{self.pid}/ns/net")
-        self._inside = ["nsenter", f"--target={self.pid}", "--net", "--uts", "--mount"]
+        self._inside = ["nsenter", f"--target={self.pid}", "--net", "--uts", "--mount", "env", f"--chdir={Path.cwd()}"]
 
     def call(self, command: str) -> None:
         """Run a command here."""
@@ -65,7 +65,8 @@ class Host:
 
     def torchrun(self, log: Path, words: Sequence[str]) -> psutil.Popen:
         """Start this host's part of a job."""
-        command = [*self._inside, sys.executable, "-m", "torch.distributed.run", *self.options()]
+        # Below this process, which would come too late to a stage of milliseconds.
+        command = [*self._inside, "nice", sys.executable, "-m", "torch.distributed.run", *self.options()]
         own = {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         # torchrun leaves a folder for its logs among the temporary files when it is killed.
         logs = f"--log-dir={log.with_suffix('.torchrun')}"

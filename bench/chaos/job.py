@@ -36,6 +36,7 @@ class Job:
         folder.mkdir(parents=True)
         self.hosts, self.folder = hosts, folder
         words = ["-m", "bench.chaos.rank", str(folder), *settings]
+        self._ranks: dict[str, list[psutil.Process]] = {}
         self._launchers = [host.torchrun(self.log(host), words) for host in hosts]
 
     def log(self, host: Host) -> Path:
@@ -53,7 +54,8 @@ class Job:
     def ranks(self, host: Host) -> list[psutil.Process]:
         """The process of its rank; none where it has ended, or not started."""
         with suppress(psutil.NoSuchProcess):
-            return self.launcher(host).children()
+            found = self._ranks[host.name] = self._ranks.get(host.name) or self.launcher(host).children()
+            return [each for each in found if each.is_running()]
         return []
 
     def is_running(self) -> bool:

@@ -177,7 +177,7 @@ def victims(job: Job, host: Host, kind: str) -> list[psutil.Process]:
     """The processes to be killed; the launcher before what it would end."""
     launcher = job.launcher(host)
     if kind == "host":
-        return [launcher, *host.processes()]
+        return [launcher, *job.ranks(host), *host.processes()]
     if kind == "launcher":
         return [launcher]
     return job.ranks(host) if kind == "rank" else [each for rank in job.ranks(host) for each in workers(rank)][:1]

@@ -18,6 +18,9 @@ from capo_fast.config import load_config
 from capo_fast.runtime.job import this_job
 from capo_fast.runtime.training import Trains, train_on_ranks
 
+AFTER = ("eval", "checkpoint", "export")
+"""Stages behind the update of their step."""
+
 
 def main(folder: Path, words: list[str]) -> int:
     config = load_config(words)
@@ -31,7 +34,7 @@ def main(folder: Path, words: list[str]) -> int:
         note(0, "start")
         trainer = build(config, device)
         progress = trainer.log.progress
-        trainer.log.stages.on_entry.append(lambda stage: note(progress.step + 1, stage))
+        trainer.log.stages.on_entry.append(lambda stage: note(progress.step + (stage not in AFTER), stage))
         return trainer
 
     return run_training(lambda: train_on_ranks(config.train.stage_timeout_s, noted, config.engine))
