@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,10 +57,10 @@ def full_disk(work: Path) -> Found:
     with small_disk(work / "full-disk") as disk, two_hosts() as hosts:
         reference, run = Reference(hosts, work / "reference"), disk / "run"
         job = Job(hosts, work / "full-disk-start-0", settings(run))
-        faults = _reaches(job, EVERY + 1, "sync")
+        faults = _reaches(job, EVERY + 1, "rollout")
         _fill(disk)
         faults += [] if job.end(END_LIMIT_S) is not None else ["the job did not end"]
-        [line] = job.said(hosts[0]) or ["no line"]
+        line = _one([line for host in hosts for line in job.said(host) if "its error is the one to read" not in line])
         if "No space left on device" not in line or "earlier checkpoints kept" not in line:
             faults.append(f"said: {line}")
         faults += [f"{name} is not as without a full disk" for name in reference.unlike_checkpoints(run)]
@@ -82,7 +82,7 @@ def flipped_bytes(work: Path) -> Found:
         _flip(newest / "model-00000.safetensors")
         again = Job(hosts, run / "start-1", settings(run / "run"))
         faults += _ends_equal(again, reference, run / "run")
-        [line] = again.said(hosts[0], "warning") or ["no line"]
+        line = _one(again.said(hosts[0], "warning"))
         if "model-00000.safetensors is damaged" not in line or f"step_{EVERY:06d} is resumed" not in line:
             faults.append(f"said: {line}")
         return line.replace(str(run), "WORK"), faults
@@ -111,6 +111,11 @@ def _reaches(job: Job, step: int, stage: str) -> list[str]:
     """Wait until rank 1 is there; a fault where it never is."""
     there = job.wait_for(lambda: any((each.step, each.stage) == (step, stage) for each in job.stages(1)))
     return [] if there else [f"{stage} of step {step} was not reached; logs in {job.folder}"]
+
+
+def _one(lines: Sequence[str]) -> str:
+    """The only line; else what there is in its place."""
+    return lines[0] if len(lines) == 1 else f"{len(lines)} lines: {' | '.join(lines)}"
 
 
 def _ends_equal(job: Job, reference: Reference, run: Path) -> list[str]:
