@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from capo_fast.runtime import files
 from capo_fast.runtime.files import (
     LOCK,
     LOCKED,
@@ -20,7 +21,8 @@ from capo_fast.runtime.files import (
 )
 
 
-def test_one_process_holds_the_folder(tmp_path):
+def test_one_process_holds_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_TRIES", 3)
     assert not is_locked(tmp_path)
     with lock(tmp_path):
         assert is_locked(tmp_path)
