@@ -27,7 +27,10 @@ IDLE_S, PROBES = 10, 5
 """Seconds between probes, and how many may go without an answer."""
 SILENCE_S = IDLE_S * (PROBES + 1)
 """Seconds after which a host that answers no probe is lost. Longer than a network's or a virtual machine's pause."""
-IDLE_OPTION = socket.TCP_KEEPALIVE if sys.platform == "darwin" else socket.TCP_KEEPIDLE
+if sys.platform == "darwin":
+    IDLE_OPTION = socket.TCP_KEEPALIVE
+else:
+    IDLE_OPTION = socket.TCP_KEEPIDLE
 KEY = "capo_fast/watch"
 HELLO_BYTES = 20
 """A token of 16, and a rank."""
