@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -33,6 +32,7 @@ from capo_fast.pretrained import (
     load_tokenizer,
     read_config,
 )
+from capo_fast.runtime.files import temporary_folder
 from capo_fast.runtime.ranks import local_ranks, once_a_node
 from capo_fast.verify import RewardFunction, load_function
 from capo_fast.verify.functions import ALWAYS
@@ -95,7 +95,7 @@ def _sources(
 
 def _build_indexes(sources: Sequence[Source], stack: ExitStack) -> tuple[Path, tuple[int, int], int]:
     """Their folder, the problems that each leaves out, and how many of the last are in the first as well."""
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="capo_fast-")))
+    folder = stack.enter_context(temporary_folder())
     found = []
     for i, source in enumerate(sources):
         (folder / str(i)).mkdir()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import importlib
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from multiprocessing import forkserver
 from pathlib import Path
@@ -18,8 +20,8 @@ import torch.distributed as dist
 FORKS = multiprocessing.get_context("forkserver")
 SCRIPTED = [
     *("hosts_run", "learner_ranks", "ranks_run", "roles_run", "scripted_run"),
-    # What a run imports when it comes to it: the model's class, PEFT, the event file's writer.
-    *("transformers.models.qwen2.modeling_qwen2", "peft", "torch.utils.tensorboard"),
+    # What a run imports when it comes to it: its parts, the model's class, PEFT, the event file's writer.
+    *("capo_fast.build", "transformers.models.qwen2.modeling_qwen2", "peft", "torch.utils.tensorboard"),
 ]
 # Where torch has CUDA, what vLLM's import may have touched of it does not survive a fork.
 ENGINE = [] if torch.version.cuda else ["engine_preload"]
@@ -56,21 +58,32 @@ def run_ranks(
 
 
 def train(arguments: list[str]) -> None:
-    """The command, a target of `run_ranks`. It ends as an interpreter does, not as multiprocessing's children do, which
-    skip what libraries have for the end: vLLM's would leave its shared memory behind, and the next run fail over it."""
-    status = importlib.import_module("capo_fast.train").main(arguments)
+    """The command, a target of `run_ranks`."""
+    end(importlib.import_module("capo_fast.train").main(arguments))
+
+
+def end(status: int) -> None:
+    """End as an interpreter does, not as multiprocessing's children do, which skip what libraries have for the end:
+    vLLM's would leave its shared memory behind, and the next run fail over it."""
     ctypes.pythonapi.Py_Exit(ctypes.c_int(status))
 
 
 def _rank(
     rank: int, world: int, per_node: int, port: int, log: Path, target: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    """torchrun's environment, with a store that outlives the ranks; output to a file."""
+    """torchrun's environment, with a store that outlives the ranks; output to a file. At the end it does what has been
+    registered for it, which multiprocessing's children leave out: a rank that fails says so there to the others."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % per_node), "WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     output_to(log)
-    target(*arguments)
+    try:
+        target(*arguments)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
+    finally:
+        atexit._run_exitfuncs()
 
 
 def output_to(log: Path) -> None:

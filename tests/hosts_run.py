@@ -1,6 +1,6 @@
 """What ranks of several hosts run.
 
-As a module the command `capo_fast.train` on the scripted engine; amid the rollouts of a step one host comes to a halt.
+`main` is the command `capo_fast.train` on the scripted engine; amid the rollouts of a step one host comes to a halt.
 Arguments: MARK HOST STEP [settings ...]. The rank on HOST makes the file MARK then, and waits to be killed.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 
+import forked
 from scripted_engine import ScriptedEngine
 from scripted_world import MODEL, answer, score_with, scripted_config, small_arguments
 
@@ -40,7 +40,7 @@ def main(mark: str, host: str, step: str, *arguments: str) -> None:
     engine = HaltingEngine(Path(mark), step if host == socket.gethostname() else "")
     original = train.run
     train.run = lambda config: original(config, engine)
-    sys.exit(train.main(small_arguments(*arguments)))
+    forked.end(train.main(small_arguments(*arguments)))
 
 
 def read_apart(folder: Path) -> None:
@@ -67,7 +67,3 @@ def start_apart(folder: Path) -> None:
                 look(config)
             except ConfigError as error:
                 print(error, flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

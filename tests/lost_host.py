@@ -13,7 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import forked
-from two_hosts import Host, two_hosts
+import hosts_run
+from two_hosts import ForkedHost, two_forked_hosts
 
 SETTINGS = ["--train.steps", "2", "--checkpoint.every", "1", "--rollout.prompts", "2", "--eval.path", "none"]
 LONGEST_S = 200
@@ -22,10 +23,10 @@ LONGEST_S = 200
 def main(way: str, name: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     forked.start_server()
-    with two_hosts(folder) as hosts:
+    with two_forked_hosts(folder) as hosts:
         mark = folder / "mark"
         for host in hosts:
-            host.torchrun("-m", "hosts_run", str(mark), name, "2", "--run.dir", str(folder / "run"), *SETTINGS)
+            host.torchrun(hosts_run.main, str(mark), name, "2", "--run.dir", str(folder / "run"), *SETTINGS)
         while not mark.exists():
             time.sleep(0.1)
         [lost] = [host for host in hosts if host.name == name]
@@ -35,7 +36,7 @@ def main(way: str, name: str, folder: Path) -> None:
             show(host, start)
 
 
-def show(host: Host, start: float) -> None:
+def show(host: ForkedHost, start: float) -> None:
     status = host.join(LONGEST_S)
     print(f"{host.name}: exit status {status} after {time.monotonic() - start:.0f} s")
     for line in host.log.read_text().splitlines():

@@ -1,58 +1,41 @@
-"""Two hosts in one machine: each is a network namespace with a name of its own, and a cable joins them."""
+"""torchrun on the two hosts of bench/chaos/hosts.py, forked from a process that has imported everything."""
 
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import socket
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-import psutil
 from forked import FORKS, output_to
-from torch.distributed.run import main as torchrun
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
 
-ADDRESSES = {"left": "10.77.0.1", "right": "10.77.0.2"}
-NEW_NETWORK, NEW_NAME = 0x40000000, 0x04000000
-"""Of unshare(2)."""
+from bench.chaos.hosts import Host, two_hosts
 
 
-class Host:
+class ForkedHost:
     """One of the two, on which torchrun can be started once."""
 
-    def __init__(self, name: str, log: Path) -> None:
-        self.name, self.log = name, log
-        self._orders, theirs = FORKS.Pipe()
-        self._process = FORKS.Process(target=_launcher, args=(name, log, theirs))
-        self._process.start()
-        self.refused: str | None = self._orders.recv()
-        """Why it is no host."""
-        self.pid = self._process.pid
-        # Held, as a namespace goes with its last process, and with it both ends of the cable.
-        self.network = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY)
+    def __init__(self, host: Host, log: Path) -> None:
+        self.host, self.name, self.log = host, host.name, log
+        self._process: Any = None
 
-    def torchrun(self, *arguments: str) -> None:
-        """Start this host's part of a job of one rank on each; `left` is rank 0."""
-        place = ["--nnodes=2", "--nproc-per-node=1", f"--local-addr={ADDRESSES[self.name]}", "--rdzv-backend=c10d"]
-        store = [f"--rdzv-endpoint={ADDRESSES['left']}:29500", f"--rdzv-conf=is_host={int(self.name == 'left')}"]
-        self._orders.send([*place, *store, *arguments])
+    def torchrun(self, main: Callable[..., Any], *arguments: str) -> None:
+        """Start this host's part of a job of one rank on each, `main(*arguments)`; `left` is rank 0."""
+        place = (self.host.pid, self.host.options(), self.log)
+        self._process = FORKS.Process(target=_launcher, args=(*place, main, arguments))
+        self._process.start()
 
     def kill(self) -> None:
         """End the launcher and all that it has started, at once."""
-        processes = [psutil.Process(self.pid), *psutil.Process(self.pid).children(recursive=True)]
-        for each in processes:
-            each.kill()
+        self.host.kill()
         self._process.join()
 
     def cut(self) -> None:
         """Take its end of the cable down: nothing more comes from it, and nothing says so."""
-        subprocess.run(
-            ["nsenter", f"--net=/proc/{self.pid}/ns/net", "ip", "link", "set", self.name, "down"], check=True
-        )
+        self.host.call(f"ip link set {self.name} down")
 
     def join(self, seconds: float) -> int | None:
         """The launcher's exit status; None where it has not ended in time."""
@@ -64,38 +47,19 @@ class Host:
 
 
 @contextmanager
-def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
-    """`left` and `right`. Raises PermissionError where namespaces can't be made. At the end nothing is left of them."""
-    hosts: list[Host] = []
-    try:
-        for name in ADDRESSES:
-            hosts.append(Host(name, folder / f"{name}.log"))
-            if reason := hosts[-1].refused or (not shutil.which("ip") and "there is no `ip`"):
-                raise PermissionError(f"no network namespaces: {reason}")
-        left, right = hosts
-        ends = ["left", "netns", str(left.pid), "type", "veth", "peer", "name", "right", "netns", str(right.pid)]
-        subprocess.run(["ip", "link", "add", *ends], check=True)
-        yield left, right
-    finally:
-        for host in hosts:
-            os.close(host.network)
-            if host.is_running():
-                host.kill()
+def two_forked_hosts(folder: Path) -> Iterator[tuple[ForkedHost, ForkedHost]]:
+    """`left` and `right`. Raises HostError. At the end nothing is left of them."""
+    with two_hosts() as (left, right):
+        yield ForkedHost(left, folder / "left.log"), ForkedHost(right, folder / "right.log")
 
 
-def _launcher(name: str, log: Path, orders: Connection) -> None:
-    """A process that becomes a host, and torchrun when its arguments come."""
+def _launcher(pid: int, options: Sequence[str], log: Path, main: Callable[..., Any], arguments: Sequence[str]) -> None:
+    """A process that moves to a host and is torchrun there; its ranks are forked from it."""
     output_to(log)
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(NEW_NETWORK | NEW_NAME):
-        orders.send(os.strerror(ctypes.get_errno()))
-        return
-    socket.sethostname(name)
-    orders.send(None)
-    _run(name, orders.recv())
-
-
-def _run(name: str, arguments: Sequence[str]) -> None:
-    for command in ("link set lo up", f"addr add {ADDRESSES[name]}/24 dev {name}", f"link set {name} up"):
-        subprocess.run(["ip", *command.split()], check=True)
-    torchrun(arguments)
+    for kind in ("net", "uts"):
+        with open(f"/proc/{pid}/ns/{kind}") as namespace:
+            if libc.setns(namespace.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"setns of {kind}")
+    config, _, _ = config_from_args(parse_args([*options, "--start-method=fork", "forked"]))
+    elastic_launch(config, main)(*arguments)

@@ -163,7 +163,7 @@ def open_run_dir(config: Config | SftConfig) -> RunDir:
     """
     with ExitStack() as guard:
         path = on_first_rank(lambda: _make_folder(config, guard))
-        if this_job().nodes > 1:
+        if this_job().node_count > 1:
             _check_shared(path)
         folder = RunDir(path, config)
         folder.guard = guard.pop_all()

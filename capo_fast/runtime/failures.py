@@ -9,7 +9,6 @@ import atexit
 import faulthandler
 import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -21,24 +20,25 @@ from datetime import timedelta
 from functools import partial
 from typing import TypeVar
 
+import psutil
 import torch.distributed as dist
 
 from capo_fast.errors import CapoError, Interrupted
-from capo_fast.runtime.job import Gone, this_job
+from capo_fast.runtime.job import LostRank, this_job
 from capo_fast.runtime.watch import Watch
 from capo_fast.terminal import print_line
 
 T = TypeVar("T")
 
-WORD_S = 5.0
-"""How long a rank waits for another that has gone to say why, and for its error to be shown."""
-NEIGHBOURS_S = 2.0
-"""Between a rank's deadline and its end. Ranks that wait for it reach their own deadlines about now, and its end would
-break the collective that their stacks are to show."""
+PEER_S = 5.0
+"""Seconds in which a rank that has ended must have said why, its error be shown, and the job's store have answered."""
+STACKS_S = 2.0
+"""Seconds between a rank's deadline and its end. Ranks that wait for it reach their own deadlines about now, and its
+end would break the collective that their stacks are to show."""
 BACKSTOP_S = 10.0
-"""After a deadline, until faulthandler ends a process whose threads can't run."""
-RAISE_S = 10.0
-"""How long a rank that has found another gone may take to notice it where it waits or works; it then ends at once."""
+"""Seconds after a deadline until faulthandler ends a process whose threads can't run."""
+NOTICE_S = 10.0
+"""Seconds in which a rank that has lost another must notice it where it waits or works; then it ends at once."""
 
 FIRST, SHOWN, LINE = "capo_fast/first_to_end", "capo_fast/first_error_shown", "capo_fast/line_shown"
 DEADLINE = "went over its deadline"
@@ -63,7 +63,7 @@ class Peers:
         self.rank = job.rank
         # A connection of its own: the job's may be held by a collective that waits for ever.
         self._store = job.store.clone()
-        self._store.set_timeout(timedelta(seconds=WORD_S))
+        self._store.set_timeout(timedelta(seconds=PEER_S))
 
     def claim(self, how: str) -> str | None:
         """Say how this rank ends. None, or what was said before it."""
@@ -86,9 +86,9 @@ class Peers:
     def first(self) -> tuple[str | None, int]:
         """What the rank that ended first said, once its error has been shown, and its exit status; None if it was
         killed."""
-        if not _within(WORD_S, lambda: _in_time(lambda: self._store.check([FIRST]))):
+        if not _within(PEER_S, lambda: _in_time(lambda: self._store.check([FIRST]))):
             return None, CapoError.exit_status
-        shown = _within(WORD_S, lambda: _in_time(lambda: self._store.check([SHOWN])))
+        shown = _within(PEER_S, lambda: _in_time(lambda: self._store.check([SHOWN])))
         status = int(self._store.get(SHOWN)) if shown else CapoError.exit_status
         return self._store.get(FIRST).decode(), status
 
@@ -123,17 +123,19 @@ def watched() -> Iterator[None]:
     if job.count == 1:
         yield
         return
-    atexit.register(_end_launcher, job.gone)  # first, so that it runs after what libraries have for the end
-    watch = Watch(job, partial(_end_after, Peers()))
+    end_launcher = partial(_end_launcher, job.lost, _launcher())
+    atexit.register(end_launcher)  # first, so that it runs after what libraries have for the end
+    with one_error_shown():  # rank 0 may have failed, and closed its server, before this one came
+        watch = Watch(job, partial(_end_after, Peers(), end_launcher))
     try:
         yield
     finally:
         watch.close()
 
 
-def _end_after(peers: Peers, end: str) -> None:
+def _end_after(peers: Peers, end_launcher: Callable[[], None], end: str) -> None:
     """Called in a thread of its own."""
-    gone = this_job().gone
+    lost = this_job().lost
     try:
         first = peers.report(end)
         if first is None:
@@ -142,35 +144,46 @@ def _end_after(peers: Peers, end: str) -> None:
     except dist.DistNetworkError:  # the store is gone with the rank's host
         pass
     except dist.DistStoreError:
-        gone.silent = True
-    gone.note(end)
-    if gone.handled.wait(RAISE_S):
+        lost.silent = True
+    lost.note(end)
+    if lost.handled.wait(NOTICE_S):
         return
     if peers.shows_line():
         print_line(CapoError.label, end)
-    _end_launcher(gone)
+    end_launcher()
     os._exit(CapoError.exit_status)
 
 
-def _end_launcher(gone: Gone) -> None:
+def _end_launcher(lost: LostRank, launcher: psutil.Process | None) -> None:
     """Kill torchrun where the host of its store is silent, after the node's ranks have ended: it would wait for the
     store, deaf to signals, until TCP gives up in some 15 minutes. The last act of the node's first rank."""
-    if gone.silent and "TORCHELASTIC_RUN_ID" in os.environ and os.environ["LOCAL_RANK"] == "0":
-        time.sleep(NEIGHBOURS_S)
-        os.kill(os.getppid(), signal.SIGKILL)
+    if lost.silent and launcher is not None:
+        time.sleep(STACKS_S)
+        with suppress(psutil.NoSuchProcess):
+            launcher.kill()
+
+
+def _launcher() -> psutil.Process | None:
+    """The torchrun whose first rank this is. What it starts, such as a script between the two, has its variable."""
+    if UNDER_TORCHRUN not in os.environ or os.environ["LOCAL_RANK"] != "0":
+        return None
+    return next((each for each in psutil.Process().parents() if UNDER_TORCHRUN not in each.environ()), None)
+
+
+UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"
 
 
 def _raise_if_not_first(peers: Peers, error: Exception) -> None:
-    gone = this_job().gone
-    gone.handled.set()
-    lost, first, status = connection_lost(error), None, CapoError.exit_status
+    lost = this_job().lost
+    lost.handled.set()
+    broken, first, status = connection_lost(error), None, CapoError.exit_status
     with suppress(dist.DistError):  # the store ended with the rank that kept it
-        if not lost and peers.claim("failed") is None:
+        if not broken and peers.claim("failed") is None:
             # The error is shown after this, by `run_command` or at the end as a traceback.
             atexit.register(peers.shown, getattr(error, "exit_status", CapoError.exit_status))
             return
         first, status = peers.first()
-    first = first or gone.wait(WORD_S)
+    first = first or lost.wait(PEER_S)
     if first is not None and DEADLINE in first:
         waited = "".join(traceback.format_exception(error))
         write_stacks(
@@ -178,7 +191,7 @@ def _raise_if_not_first(peers: Peers, error: Exception) -> None:
         )
     if first is not None:
         raise RankLost(first, peers.shows_line(), status) from None
-    if lost:
+    if broken:
         line = str(error).partition("\n")[0].partition(". ")[0][:200]
         raise RankLost(f"another rank has ended without a word, as if killed ({line})", peers.shows_line()) from None
 
@@ -234,7 +247,7 @@ class Deadline:
         with suppress(dist.DistError):
             self._peers.claim(f"{DEADLINE} in stage {stage}")
             self._peers.shown()
-        time.sleep(NEIGHBOURS_S)
+        time.sleep(STACKS_S)
         os._exit(1)
 
 
@@ -263,9 +276,9 @@ def _in_time(request: Callable[[], T]) -> T:
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        return answer.result(WORD_S)
+        return answer.result(PEER_S)
     except TimeoutError:
-        raise dist.DistStoreError(f"no answer in {WORD_S:g} s") from None
+        raise dist.DistStoreError(f"no answer in {PEER_S:g} s") from None
 
 
 def _within(seconds: float, true: Callable[[], bool]) -> bool:

@@ -129,6 +129,31 @@ TEMPORARY = ".tmp"
 
 
 @contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder that is gone at the end; where the process is killed, as soon as another one makes a folder beside it.
+
+    parent: None is that of temporary files. Raises RecordError.
+    """
+    parent = parent or Path(tempfile.gettempdir())
+    for left in parent.glob(f"{LOCKED}*"):
+        with suppress(PermissionError):  # another user's
+            if not is_locked(left):
+                shutil.rmtree(left, ignore_errors=True)
+    with naming(parent):
+        made = Path(tempfile.mkdtemp(prefix=NEW, dir=parent))
+    with lock(made):
+        folder = made.rename(made.with_name(made.name.replace(NEW, LOCKED)))  # it never has this name without a lock
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+NEW, LOCKED = "capo_fast-new-", "capo_fast-locked-"
+"""What the names of such folders begin with."""
+
+
+@contextmanager
 def passing_folder(size: int) -> Iterator[Path]:
     """A folder for files of `size` bytes together that another reads at once; at the end it is gone.
 
@@ -137,10 +162,8 @@ def passing_folder(size: int) -> Iterator[Path]:
     memory = Path("/dev/shm")
     room = shutil.disk_usage(memory).free if os.access(memory, os.W_OK) else 0
     parent = memory if room > size + SPARE else Path(tempfile.gettempdir())
-    with naming(parent):
-        holder = tempfile.TemporaryDirectory(prefix="capo_fast-", dir=parent)
-    with holder as folder:
-        yield Path(folder)
+    with temporary_folder(parent) as folder:
+        yield folder
 
 
 def sync(paths: Iterable[Path]) -> None:

@@ -8,11 +8,14 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import psutil
+from torch.distributed import DistStoreError
 
 from capo_fast.errors import CapoError, ConfigError
+from capo_fast.terminal import print_line
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,29 @@ class Place:
 
 
 def find_places(store: Any, rank: int, count: int) -> tuple[Place, ...]:
-    """The places of all ranks, by rank; each gives its own. A collective."""
+    """The places of all ranks, by rank; each gives its own. A collective. Raises CapoError where a rank does not come
+    in `MEET_S`: torchrun starts all at once, and does not end those of a host where another's could not start."""
     mine = (socket.gethostname(), rank - int(os.environ["LOCAL_RANK"]), own_address(os.environ["MASTER_ADDR"]))
     store.set(f"{PLACE}/{rank}", json.dumps(mine))
-    found = store.multi_get([f"{PLACE}/{each}" for each in range(count)])
-    return tuple(Place(*json.loads(each)) for each in found)
+    names = [f"{PLACE}/{each}" for each in range(count)]
+    try:
+        store.wait(names, timedelta(seconds=MEET_S))
+    except DistStoreError:
+        raise _late([each for each, name in enumerate(names) if not store.check([name])]) from None
+    return tuple(Place(*json.loads(each)) for each in store.multi_get(names))
+
+
+def _late(ranks: Sequence[int]) -> CapoError:
+    """The error of the ranks that are there; one of each host shows it."""
+    which = f"rank {ranks[0]} has" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} have"
+    error = CapoError(f"{which} not started {MEET_S} s after this one: the reason is in the output of another host")
+    error.quiet = os.environ["LOCAL_RANK"] != "0"
+    return error
 
 
 PLACE = "capo_fast/place"
+MEET_S = 300
+"""Seconds between the first rank and the last: they read Python's packages meanwhile, often from one slow disk."""
 
 
 def own_address(peer: str) -> str:
@@ -61,6 +79,12 @@ def choose_interface(places: Sequence[Place], rank: int) -> None:
     names = [name for name, found in interfaces if address in [each.address.partition("%")[0] for each in found]]
     if names:
         os.environ[GLOO] = names[0]
+    else:
+        print_line(
+            "warning",
+            f"no interface of {mine.host} has its address {address}: gloo chooses one by itself; {GLOO} "
+            "names another where ranks can't meet",
+        )
 
 
 GLOO = "GLOO_SOCKET_IFNAME"

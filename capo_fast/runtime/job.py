@@ -24,8 +24,8 @@ BETWEEN_MEETINGS = 4
 has a deadline of its own."""
 
 
-class Gone:
-    """What this rank has found of another that is gone."""
+class LostRank:
+    """What this rank has found of another that has ended without a word."""
 
     def __init__(self) -> None:
         self.found, self.handled = threading.Event(), threading.Event()
@@ -58,10 +58,10 @@ class Job:
     """Of a collective."""
     places: tuple[Place, ...] = ()
     """Of all ranks."""
-    gone: Gone = field(default_factory=Gone)
+    lost: LostRank = field(default_factory=LostRank)
 
     @property
-    def nodes(self) -> int:
+    def node_count(self) -> int:
         return len({place.node for place in self.places}) or 1
 
     @property
@@ -77,7 +77,7 @@ class Job:
 
     def name(self, rank: int) -> str:
         """A rank in words, with its host where there are several."""
-        return f"rank {rank} on {self.places[rank].host}" if self.nodes > 1 else f"rank {rank}"
+        return f"rank {rank} on {self.places[rank].host}" if self.node_count > 1 else f"rank {rank}"
 
     @property
     def learners(self) -> int:

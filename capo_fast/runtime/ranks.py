@@ -21,7 +21,7 @@ import torch.distributed as dist
 from capo_fast.command import asked_to_stop
 from capo_fast.config.schema import EngineConfig
 from capo_fast.errors import ConfigError, Interrupted
-from capo_fast.runtime.failures import one_error_shown, watched
+from capo_fast.runtime.failures import UNDER_TORCHRUN, one_error_shown, watched
 from capo_fast.runtime.hosts import GLOO, check_engines, choose_interface, find_places
 from capo_fast.runtime.job import Job, enter_job, leave_job, this_job
 
@@ -72,7 +72,8 @@ class PassedOn(StopSignal):
 
 WHOLE_DAY_S = 86400.0
 """For ranks that meet only at the end of a long piece of work."""
-GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", GLOO)
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+GROUP_VARIABLES = (*RANK_VARIABLES, GLOO)
 
 
 @contextmanager
@@ -83,6 +84,7 @@ def ranks(timeout_s: float = 1800.0, engine: EngineConfig | None = None) -> Iter
     of its own. Of several ranks the first to fail raises its error, the others RankLost.
     """
     before = dict(os.environ)
+    _check_launcher()
     if "RANK" not in os.environ:
         os.environ |= dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
         os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
@@ -106,6 +108,13 @@ def ranks(timeout_s: float = 1800.0, engine: EngineConfig | None = None) -> Iter
         for name in GROUP_VARIABLES:
             os.environ.pop(name, None)
         os.environ |= {name: before[name] for name in GROUP_VARIABLES if name in before}
+
+
+def _check_launcher() -> None:
+    """Raises ConfigError where something else than torchrun has set RANK, as Kubeflow does in its pods."""
+    missing = [name for name in RANK_VARIABLES if name not in os.environ]
+    if missing and "RANK" in os.environ:
+        raise ConfigError(f"RANK: found without {', '.join(missing)}, wanted all of them, as torchrun sets, or no RANK")
 
 
 def _join(job: Job) -> torch.device:
@@ -134,7 +143,7 @@ def rank_of_role() -> Iterator[None]:
 
 def die_with_launcher() -> None:
     """Under torchrun: be killed when it is killed. A rank that went on alone would write beside the resumed run."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+    if UNDER_TORCHRUN in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -32,10 +32,10 @@ class Stages:
     """Times the stages of a step: `with stages("rollout"): ...`. Stages don't nest, so no second counts twice."""
 
     def __init__(self, stop: StopSignal, deadline: Deadline, *on_entry: Callable[[str], object]) -> None:
-        """on_entry: called with a stage's name when it starts."""
         self.stop = stop
         self.deadline = deadline
-        self._on_entry = (deadline.start, *on_entry)
+        self.on_entry = [deadline.start, *on_entry]
+        """Called with a stage's name when it starts."""
         self._lap = Lap({}, {})
         self._running: str | None = None
         self._descendants = descendants()
@@ -53,7 +53,7 @@ class Stages:
         """
         self._refuse_running(f"stage {stage!r} can't start")
         self._running = stage
-        for call in self._on_entry:
+        for call in self.on_entry:
             call(stage)
         wall, cpu = time.perf_counter(), cpu_seconds(self._descendants)
         beside = sum(self._beside().values())

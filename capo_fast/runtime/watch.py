@@ -15,6 +15,7 @@ import os
 import secrets
 import selectors
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,11 +24,16 @@ from typing import Any
 from capo_fast.runtime.job import Job
 
 IDLE_S, PROBES = 10, 5
+"""Seconds between probes, and how many may go without an answer."""
 SILENCE_S = IDLE_S * (PROBES + 1)
-"""After which a host that answers no probe is lost. Longer than a network's or a virtual machine's pause."""
-HELLO_S = 10.0
-"""What a rank may take to send them, once it is connected."""
+"""Seconds after which a host that answers no probe is lost. Longer than a network's or a virtual machine's pause."""
+if sys.platform == "darwin":
+    IDLE_OPTION = socket.TCP_KEEPALIVE
+else:
+    IDLE_OPTION = socket.TCP_KEEPIDLE
 KEY = "capo_fast/watch"
+HELLO_BYTES = 20
+"""A token of 16, and a rank."""
 BYE = b"."
 
 
@@ -42,10 +48,12 @@ class Watch:
         self._job, self._lost = job, lost
         self._waker, self._stop = socket.socketpair()
         self._peers: dict[socket.socket, int] = {}
+        self._hellos: dict[socket.socket, bytes] = {}
+        """What connections have sent that are not yet known to be a rank's."""
         self._server: socket.socket | None = None
         if job.rank == 0:
-            self._token = secrets.token_bytes(16)
-            self._server = _open_server(job.count)
+            self._token, self._awaited = secrets.token_bytes(16), set(range(1, job.count))
+            self._server = _open_server(job)
             job.store.set(KEY, f"{self._server.getsockname()[1]} {self._token.hex()}")
         else:
             self._peers[_connect(job)] = 0
@@ -54,7 +62,7 @@ class Watch:
 
     def close(self) -> None:
         """Send BYE, and stop watching."""
-        self._job.gone.handled.set()
+        self._job.lost.handled.set()
         self._waker.send(BYE)
         self._thread.join()
         self._waker.close()
@@ -66,13 +74,12 @@ class Watch:
                     selector.register(each, selectors.EVENT_READ)
             while not self._ended(selector):
                 pass
+            self._close_server(selector)
         for peer in self._peers:
             with suppress(OSError):  # it may have ended before
                 peer.send(BYE)
             peer.close()
-        for each in (self._stop, self._server):
-            if each is not None:
-                each.close()
+        self._stop.close()
 
     def _ended(self, selector: selectors.BaseSelector) -> bool:
         """Wait for what happens next; whether it is this rank's own end."""
@@ -80,23 +87,47 @@ class Watch:
         for each in ready:
             if each is self._server:
                 self._accept(selector)
+            elif each in self._hellos:
+                self._greet(each, selector)
             elif each in self._peers:
                 selector.unregister(each)
                 self._look_at(each)
         return self._stop in ready
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
-        """Add a rank, which sends token and number first; close any other connection."""
         assert self._server is not None
         peer, _ = self._server.accept()
-        peer.settimeout(HELLO_S)
+        peer.setblocking(False)
+        self._hellos[peer] = b""
+        selector.register(peer, selectors.EVENT_READ)
+
+    def _greet(self, peer: Any, selector: selectors.BaseSelector) -> None:
+        """Add a rank, which sends token and number first; close any other connection, and the server after the last
+        rank."""
+        hello, part = self._hellos[peer], b""
         with suppress(OSError):
-            token, rank = _read(peer, len(self._token)), int.from_bytes(_read(peer, 4))
-            if secrets.compare_digest(token, self._token) and 0 < rank < self._job.count:
-                self._peers[_kept_alive(peer)] = rank
-                selector.register(peer, selectors.EVENT_READ)
-                return
-        peer.close()
+            part = peer.recv(HELLO_BYTES - len(hello))
+        self._hellos[peer] = hello = hello + part
+        if part and len(hello) < HELLO_BYTES:
+            return
+        del self._hellos[peer]
+        token, rank = hello[:-4], int.from_bytes(hello[-4:])
+        if secrets.compare_digest(token, self._token) and rank in self._awaited:
+            self._peers[_kept_alive(peer)] = rank
+            self._awaited.remove(rank)
+        else:
+            selector.unregister(peer)
+            peer.close()
+        if not self._awaited:
+            self._close_server(selector)
+
+    def _close_server(self, selector: selectors.BaseSelector) -> None:
+        """And what nobody has said hello over."""
+        for each in (self._server, *self._hellos):
+            if each is not None:
+                selector.unregister(each)
+                each.close()
+        self._server, self._hellos = None, {}
 
     def _look_at(self, peer: Any) -> None:
         """How a connection has ended."""
@@ -112,17 +143,23 @@ class Watch:
         peer.close()
 
 
-def _open_server(count: int) -> socket.socket:
-    """Reachable by every address of this host."""
+def _open_server(job: Job) -> socket.socket:
+    """Reachable by every address of this host where the job has other hosts."""
+    if job.node_count == 1:
+        return socket.create_server((LOOPBACK, 0), backlog=job.count)
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
-    return socket.create_server(("", 0), family=family, backlog=count, dualstack_ipv6=both)
+    return socket.create_server(("", 0), family=family, backlog=job.count, dualstack_ipv6=both)
+
+
+LOOPBACK = "127.0.0.1"
 
 
 def _connect(job: Job) -> socket.socket:
-    """To rank 0, whose host also keeps the job's store: it is reached by the same name."""
+    """To rank 0. Its host, where it is another, also keeps the job's store: it is reached by the same name."""
     port, token = job.store.get(KEY).decode().split()
-    peer = socket.create_connection((os.environ["MASTER_ADDR"], int(port)), timeout=job.timeout.total_seconds())
+    host = os.environ["MASTER_ADDR"] if job.node_count > 1 else LOOPBACK
+    peer = socket.create_connection((host, int(port)), timeout=job.timeout.total_seconds())
     peer.sendall(bytes.fromhex(token) + job.rank.to_bytes(4))
     return _kept_alive(peer)
 
@@ -131,14 +168,6 @@ def _kept_alive(peer: socket.socket) -> socket.socket:
     """The same, probed while it is idle; no other connection of this package is idle for so long."""
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", IDLE_S), ("TCP_KEEPINTVL", IDLE_S), ("TCP_KEEPCNT", PROBES)):
-        peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    for option, value in ((IDLE_OPTION, IDLE_S), (socket.TCP_KEEPINTVL, IDLE_S), (socket.TCP_KEEPCNT, PROBES)):
+        peer.setsockopt(socket.IPPROTO_TCP, option, value)
     return peer
-
-
-def _read(peer: socket.socket, size: int) -> bytes:
-    """So many bytes, or fewer where the other side ends before."""
-    data = b""
-    while len(data) < size and (part := peer.recv(size - len(data))):
-        data += part
-    return data

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, overload
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from capo_fast.config.sft import SftConfig
 from capo_fast.data import DataError
 from capo_fast.runtime.digest import seed_of
+from capo_fast.runtime.files import temporary_folder
 from capo_fast.runtime.ranks import once_a_node
 from capo_fast.sft.conversations import Conversation, heldout_source, read_conversations
 from capo_fast.sft.examples import AnswerTemplate, Example
@@ -111,7 +111,7 @@ SIDES = ("train", "heldout")
 
 def _write(config: SftConfig, template: AnswerTemplate, longest: int, stack: ExitStack) -> tuple[Path, int, int]:
     """Their folder, and how many were dropped and left out."""
-    folder = Path(stack.enter_context(TemporaryDirectory(prefix="capo_fast-")))
+    folder = stack.enter_context(temporary_folder())
     template.check()
     fits = Fits(config, longest)
     with ExitStack() as files:

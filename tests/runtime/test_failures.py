@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+from datetime import timedelta
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import ranks_run
@@ -11,7 +14,10 @@ from forked import run_ranks
 
 from capo_fast.errors import CapoError
 from capo_fast.runtime import failures
-from capo_fast.runtime.failures import connection_lost
+from capo_fast.runtime.failures import RankLost, connection_lost, watched
+from capo_fast.runtime.hosts import Place
+from capo_fast.runtime.job import Job, enter_job, leave_job
+from capo_fast.runtime.watch import KEY
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 BROKEN = ("Connection closed", "Connection reset", "gloo/transport")
@@ -55,7 +61,7 @@ def test_a_rank_that_is_killed_ends_the_others_with_a_line(tmp_path):
 
 def test_an_error_that_all_ranks_meet_is_shown_once(tmp_path):
     statuses, output = two_ranks(tmp_path / "run", "none", "--data.path", "nowhere.jsonl")
-    assert sorted(statuses) == [1, 2]
+    assert statuses == [2, 2]
     assert [line.count("nowhere.jsonl") for line in said(output)] == [1, 0]
     assert "failed; its error is the one to read" in said(output)[1]
 
@@ -70,8 +76,8 @@ def test_a_stage_of_a_run_past_its_deadline_writes_the_stacks_of_all_ranks(tmp_p
 def test_so_does_a_rank_that_waits_and_whose_own_deadline_would_come_too_late(tmp_path):
     statuses, output = run_ranks(ranks_run.hang, tmp_path / "run.log")
     assert statuses == [1, 1]
-    assert "capo_fast, rank 1: error: stage rollout has lasted more than 3 s (train.stage_timeout_s)" in output
-    for rank, place in ((0, "gather(["), (1, "engine.step()")):
+    assert "capo_fast, rank 1: error: stage rollout has lasted more than 0.5 s (train.stage_timeout_s)" in output
+    for rank, place in ((0, "gather(["), (1, "in befall")):
         assert stacks(output, rank, place) and stacks(output, rank, "thread idle"), output
 
 
@@ -82,7 +88,7 @@ def stacks(output, rank, place):
 
 
 def test_a_store_that_is_silent_is_waited_for_as_long_as_a_word_takes(monkeypatch):
-    monkeypatch.setattr(failures, "WORD_S", 0.05)
+    monkeypatch.setattr(failures, "PEER_S", 0.05)
     with pytest.raises(dist.DistStoreError, match="no answer"):
         failures._in_time(Event().wait)
     with pytest.raises(ZeroDivisionError):
@@ -100,3 +106,31 @@ def test_what_counts_as_a_lost_connection():
     late = RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation")
     duplicate = dist.DistBackendError("NCCL error: invalid usage. Duplicate GPU detected")
     assert not connection_lost(late) and not connection_lost(duplicate)
+
+
+def test_a_rank_that_comes_after_rank_0_has_failed_names_it(monkeypatch):
+    """Rank 0 has closed its server: what is refused is no error of this rank's."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    store = dist.HashStore()
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        store.set(KEY, f"{closed.getsockname()[1]} {bytes(16).hex()}")
+    store.set(failures.FIRST, f"rank 0 failed{failures.ADVICE}")
+    store.set(failures.SHOWN, "2")
+    enter_job(Job(store, 1, 2, 0, timedelta(seconds=5), (Place("here", 0, "127.0.0.1"),) * 2))
+    try:
+        with pytest.raises(RankLost, match=r"^rank 0 failed; its error is the one to read$") as lost, watched():
+            pytest.fail("rank 0 is not there")
+        assert lost.value.exit_status == 2
+    finally:
+        leave_job()
+
+
+def test_the_launcher_behind_a_script_is_found(monkeypatch):
+    script, torchrun = ({failures.UNDER_TORCHRUN: "7"}, {"PATH": "/bin"})
+    parents = [SimpleNamespace(environ=lambda each=each: each) for each in (script, torchrun, {})]
+    monkeypatch.setattr(failures.psutil, "Process", lambda: SimpleNamespace(parents=lambda: parents))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.delenv(failures.UNDER_TORCHRUN, raising=False)
+    assert failures._launcher() is None
+    monkeypatch.setenv(failures.UNDER_TORCHRUN, "7")
+    assert failures._launcher() is parents[1]

@@ -8,10 +8,21 @@ import time
 
 import pytest
 
-from capo_fast.runtime.files import LOCK, RecordError, free_folder, is_locked, lock, passing_folder
+from capo_fast.runtime import files
+from capo_fast.runtime.files import (
+    LOCK,
+    LOCKED,
+    RecordError,
+    free_folder,
+    is_locked,
+    lock,
+    passing_folder,
+    temporary_folder,
+)
 
 
-def test_one_process_holds_the_folder(tmp_path):
+def test_one_process_holds_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_TRIES", 3)
     assert not is_locked(tmp_path)
     with lock(tmp_path):
         assert is_locked(tmp_path)
@@ -34,11 +45,21 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path):
     assert names == ["grpo-1", "grpo-1-2", "grpo-1-3"]
 
 
+def test_a_folder_of_a_killed_process_is_removed_by_the_next_one(tmp_path):
+    abandoned = tmp_path / f"{LOCKED}of-a-killed-process"
+    abandoned.mkdir()
+    (abandoned / LOCK).touch()  # whose lock the kernel has given back
+    with temporary_folder(tmp_path) as mine, temporary_folder(tmp_path) as other:
+        assert is_locked(mine) and is_locked(other)
+        assert set(tmp_path.iterdir()) == {mine, other}
+    assert not list(tmp_path.iterdir())
+
+
 def test_full_shared_memory_is_one_line_that_names_it(monkeypatch):
     def full(*, prefix, dir):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
     with (
         pytest.raises(RecordError, match=r"can't write /dev/shm: No space left on device \(\S+ GiB free"),
         passing_folder(1),

@@ -8,11 +8,12 @@ from datetime import timedelta
 
 import hosts_run
 import pytest
+import torch.distributed as dist
 from forked import run_ranks
 
-from capo_fast.errors import ConfigError
+from capo_fast.errors import CapoError, ConfigError
 from capo_fast.runtime import mesh
-from capo_fast.runtime.hosts import GLOO, Place, check_engines, choose_interface, own_address
+from capo_fast.runtime.hosts import GLOO, PLACE, Place, check_engines, choose_interface, find_places, own_address
 from capo_fast.runtime.job import Job, enter_job, leave_job
 
 
@@ -72,6 +73,25 @@ def test_nodes_of_unequal_sizes_hold_no_copies(mesh_of):
 def test_the_ranks_of_a_role_on_a_node():
     mates = [Job(None, rank, 8, 5, timedelta(1), places(4, 4)).mates for rank in (0, 3, 7)]
     assert mates == [[0, 1, 2], [3], [4, 5, 6, 7]]
+
+
+def test_an_interface_that_is_not_found_is_left_to_gloo_with_a_word(monkeypatch, capsys):
+    monkeypatch.delenv(GLOO, raising=False)
+    pods = (Place("host-0", 0, "203.0.113.1"), Place("host-1", 1, "203.0.113.2"))
+    choose_interface(pods, 1)
+    assert GLOO not in os.environ
+    assert "no interface of host-1 has its address 203.0.113.2" in capsys.readouterr().err
+
+
+def test_ranks_that_do_not_come_are_named(monkeypatch):
+    monkeypatch.setattr("capo_fast.runtime.hosts.MEET_S", 0.05)
+    for name, value in {"LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, value)
+    store = dist.HashStore()
+    store.set(f"{PLACE}/0", "[]")
+    with pytest.raises(CapoError, match=r"^ranks 2, 3 have not started 0\.05 s after this one") as late:
+        find_places(store, 1, 4)
+    assert late.value.quiet, "rank 0 of this host shows the line"
 
 
 @pytest.mark.parametrize(

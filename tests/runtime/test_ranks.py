@@ -92,6 +92,16 @@ def test_torchruns_environment_stays(monkeypatch):
     assert {name: os.environ.get(name) for name in torchrun} == torchrun
 
 
+def test_a_rank_that_torchrun_has_not_given_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(ConfigError, match=r"^RANK: found without LOCAL_RANK, MASTER_ADDR, MASTER_PORT, wanted"),
+        ranks(),
+    ):
+        pass
+
+
 def test_nothing_is_raised_before_a_signal(stop):
     stop.check()
 

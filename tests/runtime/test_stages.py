@@ -10,7 +10,7 @@ import pytest
 from capo_fast.errors import Interrupted
 from capo_fast.runtime.stages import Stages, added
 
-BUSY = "sum(range(3 * 10**7))"
+BUSY = "sum(range(5 * 10**6))"
 """Tens of milliseconds of CPU time on any machine."""
 
 

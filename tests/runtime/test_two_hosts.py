@@ -6,11 +6,14 @@ import gzip
 import json
 import time
 
+import hosts_run
 import pytest
 import scripted_run
 from forked import run_ranks
 from safetensors.torch import load_file
-from two_hosts import two_hosts
+from two_hosts import two_forked_hosts
+
+from bench.chaos.hosts import HostError
 
 SETTINGS = {
     "--train.steps": "2",
@@ -33,9 +36,9 @@ def rollouts_of(folder):
 @pytest.fixture
 def hosts(tmp_path):
     try:
-        with two_hosts(tmp_path) as found:
+        with two_forked_hosts(tmp_path) as found:
             yield found
-    except PermissionError as error:
+    except HostError as error:
         pytest.skip(str(error))
 
 
@@ -44,7 +47,7 @@ def test_a_lost_host_ends_the_job_and_the_run_goes_on_with_the_other(hosts, tmp_
     left, right = hosts
     mark, folder = tmp_path / "mark", tmp_path / "run"
     for host in hosts:
-        host.torchrun("-m", "hosts_run", str(mark), "right", "2", *arguments(folder))
+        host.torchrun(hosts_run.main, str(mark), "right", "2", *arguments(folder))
     while not mark.exists():
         assert left.is_running() and right.is_running(), left.log.read_text() + right.log.read_text()
         time.sleep(0.02)

@@ -38,9 +38,11 @@ def test_a_rank_that_is_gone_is_named_and_a_stranger_is_not(jobs):
         token = bytes.fromhex(jobs[0].store.get(KEY).decode().split()[1])
         for hello in (b"", bytes(16) + (1).to_bytes(4), token + (7).to_bytes(4)):
             connected(jobs[0], hello).close()
-        with closing(Watch(jobs[1], lost.put)):
+        slow = connected(jobs[0], token[:5])  # nobody waits for the rest
+        with closing(slow), closing(Watch(jobs[1], lost.put)):
             connected(jobs[0], token + (2).to_bytes(4)).close()
             assert lost.get(timeout=20) == "rank 2 on right has ended without a word, as if killed"
+            assert slow.recv(1) == b"", "all ranks are there: nobody else is listened to"
     assert lost.empty()
 
 

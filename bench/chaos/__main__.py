@@ -1,0 +1,98 @@
+"""What befalls long runs, on two hosts of one rank each: the result must be that of a run that nothing befell.
+
+    python -m bench.chaos --kills 25 --seed 0 [--work runs/chaos] [--out bench/results/chaos]
+    python -m bench.chaos --cases slow-rank hung-verifier full-disk flipped-bytes
+
+The hosts are two network namespaces of this machine (root, Linux). A job is one torchrun per host of the embedded
+default in small: CAPO with vLLM, 6 steps, a checkpoint every second one.
+
+--kills: SIGKILLs, one after the other. Victim (rank, launcher, all of a host, a worker of the verifier), stage and the
+moment in it come from the seed and the kill's number. After each the job must end by itself, without a process left,
+with one line on the other host that names the rank, and with checkpoints equal to those of the run without a kill;
+then the same command is started again. A worker's end must change nothing. Each run that is done is compared with the
+one without kills: metrics but for times, rollouts, weights and the last checkpoint byte for byte, and no file left in
+/dev/shm or the temporary folders. A kill takes some 20 s on two cores.
+
+--cases: a rank that is stopped for 15 s, a reward function that never returns for some responses, a disk without room
+for a checkpoint, a checkpoint with a flipped bit.
+
+A shard (--seed) whose results are in --out is not repeated; chaos.md there is written anew from all of them. Exit
+status 1 where something was not as it must be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.chaos.cases import CASES
+from bench.chaos.hosts import two_hosts
+from bench.chaos.kills import Chain, draw
+from bench.chaos.runs import Reference
+from bench.chaos.table import tables
+from bench.machine import about
+from capo_fast.command import run_command
+
+
+def kills(seed: int, count: int, work: Path) -> dict[str, Any]:
+    """The results of one shard."""
+    start, outcomes = time.monotonic(), list[dict[str, Any]]()
+
+    def note(outcome: dict[str, Any]) -> None:
+        outcomes.append(outcome)
+        print(json.dumps(outcome), flush=True)
+
+    with two_hosts() as hosts:
+        reference = Reference(hosts, work / "reference")
+        chain = Chain(hosts, work / f"kills-{seed}", reference, note)
+        chain.strike([draw(seed, number) for number in range(count)])
+    found = {"seed": seed, "kills": outcomes, "runs": chain.runs, "starts": chain.starts, "faults": chain.faults}
+    return found | {"seconds": round(time.monotonic() - start)}
+
+
+def case(name: str, work: Path) -> dict[str, Any]:
+    for folder in work.glob(f"{name}*"):
+        shutil.rmtree(folder)
+    seen, faults = CASES[name](work)
+    print(json.dumps({"case": name, "seen": seen, "faults": faults}), flush=True)
+    return {"case": name, "seen": seen, "faults": faults}
+
+
+def write(path: Path, found: dict[str, Any]) -> bool:
+    """Whether nothing was wrong."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(about(1) | found, indent=1) + "\n")
+    (path.parent / "chaos.md").write_text(tables(path.parent))
+    return not found["faults"] and not any(each["faults"] for each in found.get("kills", ()))
+
+
+def work(options: argparse.Namespace) -> int:
+    place, good = options.work.resolve(), True
+    if options.kills and not (path := options.out / f"kills-{options.seed}.json").exists():
+        good &= write(path, kills(options.seed, options.kills, place))
+    for name in options.cases:
+        good &= write(options.out / f"{name}.json", case(name, place))
+    print(tables(options.out), end="")
+    return 0 if good else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=[])
+    parser.add_argument("--work", type=Path, default=Path("runs/chaos"), help="folder of the runs and their logs")
+    parser.add_argument("--out", type=Path, default=Path("bench/results/chaos"))
+    return run_command(lambda: work(parser.parse_args(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""The results as tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from capo_fast.markdown import markdown_table
+
+Found = Mapping[str, Any]
+HEAD = """# Chaos
+
+`python -m bench.chaos` on {cores} cores ({processor}), commit {commit}: two hosts of one rank each,
+the embedded default in small.
+"""
+EQUAL = """no fault: after each the job ended by itself, with one line on the other host that names the lost rank. Every
+run ended with the metrics, rollouts, weights and checkpoint of the run without a kill, and left no process and no file.
+"""
+
+
+def tables(folder: Path) -> str:
+    """Of all results in a folder."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    shards, cases = [each for each in found if "kills" in each], [each for each in found if "case" in each]
+    return "\n".join(filter(None, [HEAD.format(**found[0]), _shards(shards), _cases(cases)])) if found else ""
+
+
+def _shards(shards: Sequence[Found]) -> str:
+    kills = [kill for shard in shards for kill in shard["kills"]]
+    if not kills:
+        return ""
+    victims = sorted({kill["victim"] for kill in kills})
+    stages = sorted({kill["stage"] for kill in kills})
+    rows = [_victim(name, [kill for kill in kills if kill["victim"] == name]) for name in victims]
+    faults = sum(len(shard["faults"]) for shard in shards) + sum(len(kill["faults"]) for kill in kills)
+    runs, starts = (sum(shard[key] for shard in shards) for key in ("runs", "starts"))
+    said = f"{len(kills)} SIGKILLs in {runs} runs and {starts} starts, "
+    said += f"**{faults} faults**.\n" if faults else EQUAL
+    head = ["victim", "kills", "stages", "s until the job had ended: median", "most"]
+    counts = ", ".join(f"{stage} {sum(kill['stage'] == stage for kill in kills)}" for stage in stages)
+    return f"{said}\n{markdown_table(head, rows)}\nBy stage: {counts}.\n"
+
+
+def _victim(name: str, kills: Sequence[Found]) -> list[str]:
+    stages = ", ".join(sorted({kill["stage"] for kill in kills}))
+    seconds = [kill["ended_s"] for kill in kills if kill["ended_s"] is not None]
+    times = [f"{median(seconds):.1f}", f"{max(seconds):.1f}"] if seconds else ["goes on", ""]
+    return [name, str(len(kills)), stages, *times]
+
+
+def _cases(cases: Sequence[Found]) -> str:
+    rows = [[each["case"], each["seen"], "; ".join(each["faults"]) or "equal"] for each in cases]
+    return markdown_table(["case", "seen", "result"], rows) if rows else ""
