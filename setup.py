@@ -14,7 +14,12 @@ from libraries import build
 
 TRAINER = find_packages(include=["capo_fast", "capo_fast.*"])
 KERNELS = find_packages("kernels", include=["capo_kernels", "capo_kernels.*"])
-DATA = ["capo_fast.credit.prompts", "capo_fast.report.assets", "capo_fast.tiny.model"]  # folders without Python files
+DATA = [
+    "capo_fast.credit.prompts",
+    "capo_fast.report.assets",
+    "capo_fast.tiny.critic",
+    "capo_fast.tiny.model",
+]  # folders without Python files
 CSRC = sorted(str(path) for path in Path("csrc").iterdir() if path.is_file())
 
 

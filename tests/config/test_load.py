@@ -196,7 +196,7 @@ def test_values_take_their_setting_s_type(key: str, text: Any, value: Any) -> No
         ("lora.rank", "513", "lora.rank: found '513', wanted integer >= 0 and <= 512"),
         ("run.dir", 3, "wanted text | none"),
         ("model.untested", "maybe", "wanted true | false"),
-        ("algorithm", "gpro", "wanted capo | grpo"),
+        ("algorithm", "gpro", "wanted capo | capo-gated | grpo"),
         ("credit.process", None, "found nothing, wanted steps | prefix | outcome | none"),
         ("train", 3, "train: found 3, wanted a mapping"),
         ("critic.server", 3, "critic.server: found 3, wanted a mapping"),
@@ -376,7 +376,8 @@ def test_home_is_expanded_in_every_path(key: str, tmp_path: Path, monkeypatch: p
 
 
 def test_every_setting_that_is_a_path_is_known_as_one() -> None:
-    assert set(PATHS) == {"run.dir", "model.path", "data.path", "eval.path", "critic.path", "critic.prompt"}
+    of_critics = {"critic.path", "critic.prompt", "critic.step.path", "critic.step.prompt"}
+    assert set(PATHS) == {"run.dir", "model.path", "data.path", "eval.path", *of_critics}
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:

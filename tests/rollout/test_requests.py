@@ -54,14 +54,18 @@ def rollouts(engine=None, step=7, config=CONFIG):
 
 
 def critiques(engine, config, of):
+    """Each rollout asked about for itself, also where others are equal."""
+    return [asked_alone(engine, config, rollout) for rollout in of]
+
+
+def asked_alone(engine, config, rollout):
     stream = Stream(engine, engine)
     critiquing = Critiquing(stream, RequestBuilder(tokenizer(), TEMPLATE, config))
-    for rollout in of:
-        critiquing.ask(rollout)
+    critiquing.ask(rollout)
     while stream.critiques:
         for completion in stream.advance():
             critiquing.note(completion)
-    return [list(critiquing.result(rollout)[0]) for rollout in of]
+    return list(critiquing.result(rollout)[0])
 
 
 def with_critic(**changes):
