@@ -15,8 +15,7 @@ from capo_fast.config.schema import Config
 from capo_fast.credit.estimators.answer_probability import answer_tokens, mean_probability, starts_of
 from capo_fast.credit.gate import groups_to_read, reading_order, within_budget
 from capo_fast.credit.groups import step_gains
-from capo_fast.records import Rollout
-from capo_fast.rollout.carry import Member
+from capo_fast.records import Member, Rollout
 from capo_fast.rollout.critiquing import Critiquing
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.stream import Stream, Traffic

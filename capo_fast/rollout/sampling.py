@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from capo_fast.records import Completion, Prompt, Request, Rollout, Sample
-from capo_fast.rollout.carry import Member, Partial
+from capo_fast.records import Completion, Member, Prompt, Request, Rollout, Sample
+from capo_fast.rollout.carry import Partial
 from capo_fast.rollout.critiquing import Critiquing
 from capo_fast.rollout.gating import Gate
 from capo_fast.rollout.requests import RequestBuilder
