@@ -30,6 +30,7 @@ class HostError(CapoError):
     """No hosts can be made here."""
 
 
+KILL_S = 5.0
 TOOLS = ("unshare", "nsenter", "ip")
 
 
@@ -90,9 +91,11 @@ class Host:
 
     def kill(self) -> None:
         """Every process at once."""
-        for each in self.processes():
+        found = self.processes()
+        for each in found:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
+        psutil.wait_procs(found, KILL_S)
 
     def close(self) -> None:
         self.kill()

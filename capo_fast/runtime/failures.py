@@ -76,8 +76,10 @@ class Peers:
 
     def shows_line(self) -> bool:
         """Whether this rank shows the line of another's end, as the first of its node to ask; where the store is gone
-        with another host, the first of the node."""
+        with another host, the first of the node. True once."""
         job, name = this_job(), str(self.rank)
+        if not job.lost.line.acquire(blocking=False):
+            return False
         try:
             return _in_time(lambda: self._store.compare_set(f"{LINE}/{job.node}", "", name).decode()) == name
         except dist.DistError:
@@ -146,10 +148,10 @@ def _end_after(peers: Peers, end_launcher: Callable[[], None], end: str) -> None
     except dist.DistStoreError:
         lost.silent = True
     lost.note(end)
+    if peers.shows_line():  # now: its launcher may end this process before the main thread notices
+        print_line(CapoError.label, end)
     if lost.handled.wait(NOTICE_S):
         return
-    if peers.shows_line():
-        print_line(CapoError.label, end)
     end_launcher()
     os._exit(CapoError.exit_status)
 

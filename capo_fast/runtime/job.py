@@ -33,6 +33,8 @@ class LostRank:
         self.text: str | None = None
         self.silent = False
         """Whether the host of the job's store is silent."""
+        self.line = threading.Lock()
+        """Taken, and never given back, by the thread that shows the line."""
 
     def note(self, text: str) -> None:
         self.text = text

@@ -16,7 +16,7 @@ from capo_fast.errors import CapoError
 from capo_fast.runtime import failures
 from capo_fast.runtime.failures import RankLost, connection_lost, watched
 from capo_fast.runtime.hosts import Place
-from capo_fast.runtime.job import Job, enter_job, leave_job
+from capo_fast.runtime.job import Job, enter_job, leave_job, this_job
 from capo_fast.runtime.watch import KEY
 
 pytestmark = pytest.mark.usefixtures("fork_server")
@@ -108,21 +108,32 @@ def test_what_counts_as_a_lost_connection():
     assert not connection_lost(late) and not connection_lost(duplicate)
 
 
-def test_a_rank_that_comes_after_rank_0_has_failed_names_it(monkeypatch):
-    """Rank 0 has closed its server: what is refused is no error of this rank's."""
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+@pytest.fixture
+def store():
+    """That of a job of two ranks, of which this is the second."""
     store = dist.HashStore()
+    enter_job(Job(store, 1, 2, 0, timedelta(seconds=5), (Place("here", 0, "127.0.0.1"),) * 2))
+    yield store
+    leave_job()
+
+
+def test_the_line_of_a_lost_rank_is_shown_at_once_and_once(store, capsys):
+    """Its launcher may end this process before the main thread notices."""
+    this_job().lost.handled.set()
+    failures._end_after(failures.Peers(), pytest.fail, "rank 0 has ended without a word")
+    assert capsys.readouterr().err.endswith(": error: rank 0 has ended without a word\n")
+    assert not failures.Peers().shows_line()
+
+
+def test_a_rank_that_comes_after_rank_0_has_failed_names_it(store):
+    """Rank 0 has closed its server: what is refused is no error of this rank's."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         store.set(KEY, f"{closed.getsockname()[1]} {bytes(16).hex()}")
     store.set(failures.FIRST, f"rank 0 failed{failures.ADVICE}")
     store.set(failures.SHOWN, "2")
-    enter_job(Job(store, 1, 2, 0, timedelta(seconds=5), (Place("here", 0, "127.0.0.1"),) * 2))
-    try:
-        with pytest.raises(RankLost, match=r"^rank 0 failed; its error is the one to read$") as lost, watched():
-            pytest.fail("rank 0 is not there")
-        assert lost.value.exit_status == 2
-    finally:
-        leave_job()
+    with pytest.raises(RankLost, match=r"^rank 0 failed; its error is the one to read$") as lost, watched():
+        pytest.fail("rank 0 is not there")
+    assert lost.value.exit_status == 2
 
 
 def test_the_launcher_behind_a_script_is_found(monkeypatch):
