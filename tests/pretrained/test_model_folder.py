@@ -13,12 +13,12 @@ from huggingface_hub import constants as hub
 from model_folders import INDEX, SINGLE, configured, copied, reweighted, sharded, with_tokens, without
 from safetensors.torch import load_file, save_file
 
+from capo_fast.build import check_models
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config, CriticConfig, EngineConfig
 from capo_fast.engine.checksum import checksum
 from capo_fast.errors import ConfigError
 from capo_fast.loaders import start_engine
-from capo_fast.policy.loading import load_critic
 from capo_fast.policy.model import load_model
 from capo_fast.pretrained import (
     check_context,
@@ -199,7 +199,7 @@ def test_quantised_weights_are_for_the_engine_alone_and_every_module_must_have_s
     ("road", "key"),
     [
         (lambda path: load_model(path, "sdpa"), "model.path"),
-        (lambda path: load_critic(lambda: None, None, Config(critic=CriticConfig(path=path)), []), "critic.path"),
+        (lambda path: check_models(Config(critic=CriticConfig(path=path))), "critic.path"),
         (lambda path: start_engine(path, Config(engine=EngineConfig(max_model_len=256))), "model.path"),
     ],
     ids=["trainer", "critic", "engine"],
