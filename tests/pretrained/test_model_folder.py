@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from capo_fast.build import check_models
 from capo_fast.config.paths import resolve_model
-from capo_fast.config.schema import Config, CriticConfig, EngineConfig
+from capo_fast.config.schema import Config, CriticConfig, EngineConfig, ModelConfig
 from capo_fast.engine.checksum import checksum
 from capo_fast.errors import ConfigError
 from capo_fast.loaders import start_engine
@@ -195,11 +195,14 @@ def test_quantised_weights_are_for_the_engine_alone_and_every_module_must_have_s
         check_model_folder(str(folder), use="sample")
 
 
+TINY = ModelConfig(path="pkg://capo_fast.tiny/model")
+
+
 @pytest.mark.parametrize(
     ("road", "key"),
     [
         (lambda path: load_model(path, "sdpa"), "model.path"),
-        (lambda path: check_models(Config(critic=CriticConfig(path=path))), "critic.path"),
+        (lambda path: check_models(Config(model=TINY, critic=CriticConfig(path=path))), "critic.path"),
         (lambda path: start_engine(path, Config(engine=EngineConfig(max_model_len=256))), "model.path"),
     ],
     ids=["trainer", "critic", "engine"],
