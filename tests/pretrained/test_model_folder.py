@@ -195,6 +195,7 @@ def test_quantised_weights_are_for_the_engine_alone_and_every_module_must_have_s
         check_model_folder(str(folder), use="sample")
 
 
+SHORT = EngineConfig(max_model_len=256)
 TINY = ModelConfig(path="pkg://capo_fast.tiny/model")
 
 
@@ -202,8 +203,8 @@ TINY = ModelConfig(path="pkg://capo_fast.tiny/model")
     ("road", "key"),
     [
         (lambda path: load_model(path, "sdpa"), "model.path"),
-        (lambda path: check_models(Config(model=TINY, critic=CriticConfig(path=path))), "critic.path"),
-        (lambda path: start_engine(path, Config(engine=EngineConfig(max_model_len=256))), "model.path"),
+        (lambda path: check_models(Config(model=TINY, engine=SHORT, critic=CriticConfig(path=path))), "critic.path"),
+        (lambda path: start_engine(path, Config(engine=SHORT)), "model.path"),
     ],
     ids=["trainer", "critic", "engine"],
 )
