@@ -90,7 +90,9 @@ class VllmEngine:
         )
 
     def step(self) -> list[Completion]:
-        ended = [output for output in self._llm.llm_engine.step() if output.finished]
+        # vLLM's CPU sampler draws from torch's own generator, which is in every checkpoint; how often depends on time.
+        with torch.random.fork_rng(devices=[]):
+            ended = [output for output in self._llm.llm_engine.step() if output.finished]
         return [self._completion(output) for output in ended if not self._is_scored_again(output)]
 
     def _is_scored_again(self, output: Any) -> bool:
@@ -181,7 +183,8 @@ class VllmEngine:
         prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
         adapters = [None if is_base else self._adapter for is_base in base or [False] * len(sequences)]
         asked = [first, *[params] * (len(prompts) - 1)]
-        outputs = self._llm.generate(prompts, asked, use_tqdm=False, lora_request=adapters)
+        with torch.random.fork_rng(devices=[]):  # as in `step`
+            outputs = self._llm.generate(prompts, asked, use_tqdm=False, lora_request=adapters)
         if cached := outputs[0].num_cached_tokens:
             raise EngineError(f"vLLM still has {cached} tokens of a prefix cached, wanted none after a push")
         return [

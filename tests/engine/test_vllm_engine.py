@@ -101,6 +101,14 @@ def test_seeds_repeat_answers_whatever_is_generated_beside_them(engine, base):
     assert len({completion.token_ids for completion in together.values()}) > 4
 
 
+def test_no_draw_of_the_engine_moves_the_trainers_generator(engine, base):
+    """vLLM's sampler on a CPU draws from it once per row, also where requests have seeds."""
+    before = torch.get_rng_state()
+    run_requests(engine, requests(2, prefix="d"))
+    engine.score([[5, 6, 7]])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_scores_are_the_models_logprobs(engine, base):
     sequences = [[5, 6, 7, 8, 9], [3, 4, 3]]
     for sequence, scores in zip(sequences, engine.score(sequences), strict=True):
