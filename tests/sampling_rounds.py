@@ -43,8 +43,7 @@ def generate(pool, config=CONFIG, engine=None, critic=None, prompts=PROMPTS, jud
     stream = Stream(engine, critic or engine)
     generation = SamplingRound(stream, pool, sampler, prompts, members, 7, 6, judges)
     generation.finish_rollouts()
-    if config.critic.gate.ambiguous is not None:
-        generation.read_profiles()
+    generation.choose()
     generation.finish_critiques()
     return generation
 
