@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal, Protocol
@@ -203,7 +203,7 @@ class RolloutGenerator:
 
     def _criticise(self, generation: SamplingRound, version: int, spent: int) -> None:
         """Where no rank has anything to ask, the critic's weights stay out of the engine."""
-        with self.stages("critique"):
+        with self.stages("critique") if self.config.chooses else nullcontext():  # it waits for verdicts
             asks = generation.choose()
         if asks:
             with self.stages("sync"):

@@ -7,6 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 from decoding_engine import DecodingEngine
@@ -14,12 +15,17 @@ from sampling_rounds import CONFIG, PROMPTS, TEMPLATE, critiques_in, generate, w
 from scripted_world import answer, answer_steps, scripted_config, tokenizer
 
 from bench.credit.crediting import critiqued
+from capo_fast.credit.estimators.answer_probability import starts_of
 from capo_fast.credit.groups import step_ends
 from capo_fast.records import Completion
 from capo_fast.rollout.gating import gate_metrics
+from capo_fast.rollout.generator import RolloutGenerator
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
-from capo_fast.runtime.ranks import ranks
+from capo_fast.rollout.sampling import SamplingRound
+from capo_fast.rollout.stream import Stream
+from capo_fast.runtime.ranks import EngineGroup, ranks
+from capo_fast.runtime.stages import Stages
 from capo_fast.tiny.task import right_steps, true_wrong_steps
 from capo_fast.verify import VerifierPool
 
@@ -67,6 +73,9 @@ def test_a_step_is_judged_once_behind_its_prefix(pool):
         wrong = true_wrong_steps(sample.rollout.prompt.problem, sample.rollout.steps.texts)
         assert {k for k, vote in enumerate(sample.step_wrong) if vote} == wrong
         assert [each.wrong_steps for each in sample.critiques] == [wrong, wrong]
+        # What a critique says of a step is shown with the step (`credit.process: critique-ratio` shows it the policy).
+        said = [line.partition(":")[0] for line in sample.critiques[0].text.splitlines()]
+        assert said == [f"step_{step}" for step in range(len(sample.rollout.steps.texts))]
     assert any(sum(sample.step_wrong) for sample in samples)
     whole = [tuple(each) for each in prefixes(samples)]
     equal = [each for number, each in enumerate(whole) if each in whole[:number]]
@@ -74,14 +83,16 @@ def test_a_step_is_judged_once_behind_its_prefix(pool):
     assert traffic.gated_prefix == 2 * (len(places) - len(set(places)) - sum(map(len, equal))) > 0
 
 
-def test_only_groups_with_a_wrong_answer_are_read(pool):
-    def write(request):
-        if not request.id.startswith("rollout-7-6"):
-            return answer_steps(request)
-        ids = tokenizer().encode("\n\n".join(right_steps(PROMPTS[6].problem)), add_special_tokens=False)
-        return Completion(request.id, tuple(ids), (-0.5,) * len(ids), tokenizer().decode(ids), True)
+def right_in_group_6(request):
+    """All rollouts of this group are right."""
+    if not request.id.startswith("rollout-7-6"):
+        return answer_steps(request)
+    ids = tokenizer().encode("\n\n".join(right_steps(PROMPTS[6].problem)), add_special_tokens=False)
+    return Completion(request.id, tuple(ids), (-0.5,) * len(ids), tokenizer().decode(ids), True)
 
-    engine, config = DecodingEngine(write), gated(groups="any-wrong")
+
+def test_only_groups_with_a_wrong_answer_are_read(pool):
+    engine, config = DecodingEngine(right_in_group_6), gated(groups="any-wrong")
     generation = generate(pool, config, engine)
     groups = by_group(generation.samples())
     wrong = {group for group, found in groups.items() if any(each.outcome < 1 for each in found)}
@@ -119,6 +130,9 @@ def test_a_budget_is_kept_and_spent_on_whole_groups(pool, tokens):
     assert all(cost > tokens - traffic.critique_tokens for group, cost in costs.items() if group not in read)
     again = generate(pool, gated(tokens=tokens), DecodingEngine(answer_steps))
     assert again.samples() == generation.samples()
+    # The budget is a step's: what its earlier rounds have spent is gone.
+    later = generate(pool, gated(tokens=tokens + 30), DecodingEngine(answer_steps), spent=30)
+    assert later.samples() == generation.samples()
 
 
 @pytest.mark.parametrize("voting", ["intersection", "majority"])
@@ -133,11 +147,12 @@ def test_settled_votes_are_those_of_all_critiques(pool, voting):
 
 
 def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
-    prompts = {8: replace(PROMPTS[6], answer="00"), 9: replace(PROMPTS[3], answer="00")}
+    prompts, scored = {8: replace(PROMPTS[6], answer="00"), 9: replace(PROMPTS[3], answer="00")}, []
 
     def write(request):
         if not request.scored:
             return answer_steps(request)
+        scored.append((request.prompt_ids, request.scored))
         text = tokenizer().decode(request.prompt_ids)
         logprob = math.log(0.9 if text.startswith(PROMPTS[3].problem) and "=" in text else 0.5)
         return Completion(request.id, (1,) * request.scored, (logprob,) * request.scored, "", True, prompt_tokens=7)
@@ -146,6 +161,33 @@ def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
     generation = generate(pool, gated(groups="mixed", ambiguous=0.3), engine, prompts=prompts)
     assert {int(name.split("-")[2]) for name in critiques_in(engine)} == {9}
     assert generation.traffic.profile_tokens > 0
+    starts = [start for each in generation.samples() for start in starts_of(each.rollout)]
+    assert len(scored) == len(set(scored)) == len(set(starts)) < len(starts)
+
+
+class Recording:
+    """Weights that note whose turn it is."""
+
+    def __init__(self):
+        self.held = []
+
+    def hold(self, what, version):
+        self.held.append(what)
+
+
+@pytest.mark.parametrize(("groups", "held"), [((6,), []), ((5, 6), ["critic"])])
+def test_the_critic_s_weights_stay_out_where_nobody_is_asked(pool, groups, held):
+    engine, weights, alone = DecodingEngine(right_in_group_6), Recording(), EngineGroup(0, 1, True)
+    config = gated(groups="any-wrong")
+    builder = RequestBuilder(tokenizer(), TEMPLATE, config)
+    stages = Stages(None, SimpleNamespace(start=lambda stage: None, stop=lambda: None))
+    generator = RolloutGenerator(config, engine, engine, pool, builder, None, weights, alone, stages, None)
+    members = [(group, sample) for group in groups for sample in range(4)]
+    generation = SamplingRound(Stream(engine, engine), pool, builder, PROMPTS, members, 7, 6)
+    generation.finish_rollouts()
+    generator._criticise(generation, 6, 0)
+    assert weights.held == held
+    assert {each.rollout.group for each in generation.samples() if each.critiques} == set(groups) - {6}
 
 
 def read_on_ranks(samples, config, shares, monkeypatch):
