@@ -119,16 +119,16 @@ class Gate:
             [[Suffix((*start, *lead), tokens) for lead, tokens in known[each.group]] for start in starts_of(each)]
             for each in rollouts
         ]
-        found = self._logprobs(dict.fromkeys(suffix for starts in asked for start in starts for suffix in start))
+        found = self._logprobs(suffix for starts in asked for start in starts for suffix in start)
         values = [[mean_probability([found.get(each) for each in start]) for start in starts] for starts in asked]
         return [(rollout.group, step_gains(each)) for rollout, each in zip(rollouts, values, strict=True)]
 
     def _logprobs(self, asked: Iterable[Suffix]) -> dict[Suffix, tuple[float, ...] | None]:
-        """Of those for which the engine has room."""
+        """Of those for which the engine has room. Equal ones are asked once."""
         room = self._config.engine.max_model_len
         requests = {
             each: self._requests.score_request(f"profile-{self._step}-{number}", each.before, each.tokens)
-            for number, each in enumerate(asked)
+            for number, each in enumerate(dict.fromkeys(asked))
             if len(each.before) + len(each.tokens) < room
         }
         answers = self._stream.engine_answers(requests.values())
