@@ -447,3 +447,12 @@ def test_a_critic_of_steps_has_settings_of_its_own() -> None:
     # A saved configuration has critic.step's settings as the critic's own, and loads as it is.
     saved = {"critic.reads": "step", "critic.step.prompt": "steps.txt", "critic.prompt": "steps.txt"}
     assert build_config(DATA, saved | {"critic.max_tokens": 512, "critic.stop": ()}).critic.prompt == "steps.txt"
+
+
+def test_a_command_that_scores_a_critic_refuses_a_verdict_that_names_no_step() -> None:
+    config = build_config(DATA, {"critic.verdict": "yes-no", "credit.process": "none"})
+    with pytest.raises(ConfigError, match="^critic.verdict: found yes-no, wanted capo or fapo with critic.reads"):
+        rules.validate_sampling(config, "critic.max_tokens")
+    rules.validate_sampling(config, "rollout.max_tokens")
+    of_steps = {"critic.reads": "step", "critic.step.verdict": "yes-no"}
+    rules.validate_sampling(build_config(DATA, of_steps), "critic.max_tokens")
