@@ -451,7 +451,7 @@ def test_a_critic_of_steps_has_settings_of_its_own() -> None:
 
 def test_a_command_that_scores_a_critic_refuses_a_verdict_that_names_no_step() -> None:
     config = build_config(DATA, {"critic.verdict": "yes-no", "credit.process": "none"})
-    with pytest.raises(ConfigError, match="wanted capo or fapo with critic[.]reads: solution"):
+    with pytest.raises(ConfigError, match="wanted capo or fapo"):
         rules.validate_sampling(config, "critic.max_tokens")
     rules.validate_sampling(config, "rollout.max_tokens")
     of_steps = {"critic.reads": "step", "critic.step.verdict": "yes-no"}
