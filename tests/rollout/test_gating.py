@@ -7,7 +7,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from random import Random
-from types import SimpleNamespace
 
 import pytest
 from decoding_engine import DecodingEngine
@@ -19,13 +18,9 @@ from capo_fast.credit.estimators.answer_probability import starts_of
 from capo_fast.credit.groups import step_ends
 from capo_fast.records import Completion
 from capo_fast.rollout.gating import gate_metrics
-from capo_fast.rollout.generator import RolloutGenerator
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
-from capo_fast.rollout.sampling import SamplingRound
-from capo_fast.rollout.stream import Stream
-from capo_fast.runtime.ranks import EngineGroup, ranks
-from capo_fast.runtime.stages import Stages
+from capo_fast.runtime.ranks import ranks
 from capo_fast.tiny.task import right_steps, true_wrong_steps
 from capo_fast.verify import VerifierPool
 
@@ -83,16 +78,14 @@ def test_a_step_is_judged_once_behind_its_prefix(pool):
     assert traffic.gated_prefix == 2 * (len(places) - len(set(places)) - sum(map(len, equal))) > 0
 
 
-def right_in_group_6(request):
-    """All rollouts of this group are right."""
-    if not request.id.startswith("rollout-7-6"):
-        return answer_steps(request)
-    ids = tokenizer().encode("\n\n".join(right_steps(PROMPTS[6].problem)), add_special_tokens=False)
-    return Completion(request.id, tuple(ids), (-0.5,) * len(ids), tokenizer().decode(ids), True)
-
-
 def test_only_groups_with_a_wrong_answer_are_read(pool):
-    engine, config = DecodingEngine(right_in_group_6), gated(groups="any-wrong")
+    def write(request):
+        if not request.id.startswith("rollout-7-6"):
+            return answer_steps(request)
+        ids = tokenizer().encode("\n\n".join(right_steps(PROMPTS[6].problem)), add_special_tokens=False)
+        return Completion(request.id, tuple(ids), (-0.5,) * len(ids), tokenizer().decode(ids), True)
+
+    engine, config = DecodingEngine(write), gated(groups="any-wrong")
     generation = generate(pool, config, engine)
     groups = by_group(generation.samples())
     wrong = {group for group, found in groups.items() if any(each.outcome < 1 for each in found)}
@@ -163,31 +156,6 @@ def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
     assert generation.traffic.profile_tokens > 0
     starts = [start for each in generation.samples() for start in starts_of(each.rollout)]
     assert len(scored) == len(set(scored)) == len(set(starts)) < len(starts)
-
-
-class Recording:
-    """Weights that note whose turn it is."""
-
-    def __init__(self):
-        self.held = []
-
-    def hold(self, what, version):
-        self.held.append(what)
-
-
-@pytest.mark.parametrize(("groups", "held"), [((6,), []), ((5, 6), ["critic"])])
-def test_the_critic_s_weights_stay_out_where_nobody_is_asked(pool, groups, held):
-    engine, weights, alone = DecodingEngine(right_in_group_6), Recording(), EngineGroup(0, 1, True)
-    config = gated(groups="any-wrong")
-    builder = RequestBuilder(tokenizer(), TEMPLATE, config)
-    stages = Stages(None, SimpleNamespace(start=lambda stage: None, stop=lambda: None))
-    generator = RolloutGenerator(config, engine, engine, pool, builder, None, weights, alone, stages, None)
-    members = [(group, sample) for group in groups for sample in range(4)]
-    generation = SamplingRound(Stream(engine, engine), pool, builder, PROMPTS, members, 7, 6)
-    generation.finish_rollouts()
-    generator._criticise(generation, 6, 0)
-    assert weights.held == held
-    assert {each.rollout.group for each in generation.samples() if each.critiques} == set(groups) - {6}
 
 
 def read_on_ranks(samples, config, shares, monkeypatch):
