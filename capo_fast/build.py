@@ -52,6 +52,7 @@ from capo_fast.policy.sync import (
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer, read_config
 from capo_fast.records import CreditedSample
 from capo_fast.rollout.crediting import Crediting
+from capo_fast.rollout.critiquing import check_room
 from capo_fast.rollout.generator import RolloutGenerator, Weights
 from capo_fast.rollout.remote import EngineRank, RemoteGenerator
 from capo_fast.rollout.requests import RequestBuilder, special_tokens
@@ -125,6 +126,7 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
     template = load_critic_template(config) if config.has_critic else ""
     others = special_tokens(load_critic_tokenizer(config)) if config.serves_critic else ()
     requests = RequestBuilder(tokenizer, template, config, others)
+    check_room(requests)
     if config.asks_server:
         check_endpoint_client()
     longest = min(config.sync.probe_tokens, config.engine.max_model_len - 1)

@@ -40,6 +40,8 @@ from capo_fast.policy.optimizer import check_torchao
 from capo_fast.policy.sync import check_same_architecture
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
 from capo_fast.pretrained.weights import model_class, weight_files
+from capo_fast.rollout.critiquing import check_room
+from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.runtime.ranks import check_roles
 from capo_fast.terminal import printable
 from capo_fast.verify import RewardFunction
@@ -152,7 +154,8 @@ def _data(config: Config, rewards: Sequence[RewardFunction], estimator: Estimato
 def _critic(config: Config, model: Any, count: int) -> tuple[None, str]:
     if not config.has_critic:
         return None, f"none: credit.process is {config.credit.process}"
-    load_critic_template(config)
+    template = load_critic_template(config)
+    check_room(RequestBuilder(load_tokenizer(resolve_model(config.model.path)), template, config))
     if config.asks_server:
         check_endpoint_client()
         return None, _own_server(config, count) if config.serves_critic else _server_elsewhere(config)

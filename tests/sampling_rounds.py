@@ -36,16 +36,15 @@ def with_(config=CONFIG, **sections):
     return replace(config, **{name: replace(getattr(config, name), **keys) for name, keys in sections.items()})
 
 
-def generate(pool, config=CONFIG, engine=None, critic=None, prompts=PROMPTS, judges=True):
+def generate(pool, config=CONFIG, engine=None, critic=None, prompts=PROMPTS, judges=True, spent=0):
     engine = engine or DecodingEngine()
     members = [(group, sample) for group in prompts for sample in range(config.rollout.n)]
     sampler = RequestBuilder(tokenizer(), TEMPLATE, config)
     stream = Stream(engine, critic or engine)
     generation = SamplingRound(stream, pool, sampler, prompts, members, 7, 6, judges)
     generation.finish_rollouts()
-    if config.critic.gate.ambiguous is not None:
-        generation.read_profiles()
-    generation.finish_critiques()
+    generation.choose()
+    generation.finish_critiques(spent)
     return generation
 
 

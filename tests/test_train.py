@@ -163,6 +163,16 @@ def test_dynamic_sampling_fills_the_batch_with_informative_groups(tmp_path):
     assert sum(line["groups/dropped"] for line in metrics_of(folder)) > 0
 
 
+def test_a_budget_of_critiques_is_that_of_all_sampling_rounds_of_a_step(tmp_path):
+    folder, least = tmp_path / "run", 2 * 16
+    gate = ["--critic.mode", "self", "--critic.max_tokens", "16", "--critic.gate.tokens", str(least)]
+    gate += ["--train.dynamic_sampling", "true"]
+    run(scripted_config("--run.dir", str(folder), "--train.steps", "1", "--rollout.n", "2", *gate), scripted_engine())
+    (line,) = metrics_of(folder)
+    assert len({row["group"] for row in rollouts_of(folder, 1)}) > 4, "one round is not enough"
+    assert 0 < line["critic/tokens"] <= least and line["critic/gated_budget"] > 0
+
+
 KILLS = ["rollout:20", "critique:20", "load:3", "publish:1", "learn:1", "published:1", "recorded:2"]
 
 

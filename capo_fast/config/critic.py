@@ -70,12 +70,16 @@ class GateConfig:
     of one of its rollouts, the last step apart. Costs one prefill by the policy per step of the groups that verdicts
     leave out. None: don't look."""
     trust_right: bool = False
-    """critic.reads: step: a step that a right answer of the group has behind the same prefix is held sound unasked."""
+    """critic.reads: step: a step that a right answer of the group has behind the same prefix is held sound unasked.
+    Not with credit.process: flawed-answers, nor with credit.when: right-answers or wrong-answers, nor with
+    critic.judge_once: false."""
     adaptive: bool = False
-    """Ask for votes until every vote is settled, whatever the others would say: the same votes for fewer critiques."""
+    """Ask for votes until every vote is settled, whatever the others would say: the same votes for fewer critiques.
+    Not with critic.voting: average, which needs all; of no effect with critic.votes: 1."""
     tokens: PositiveInt | None = None
-    """Most tokens of all critiques of a sampling round, on all ranks: groups are read whole, those first whose verdicts
-    differ most, as long as their longest critiques fit. The others have outcome credit. None: no limit."""
+    """Most tokens of all critiques of a step, on all ranks and over its sampling rounds: groups are read whole, those
+    first whose verdicts differ most, as long as their longest critiques fit. The others have outcome credit. At least
+    rollout.n * critic.votes * critic.max_tokens. None: no limit."""
 
     @property
     def waits(self) -> bool:
@@ -120,7 +124,7 @@ class CriticConfig:
     reads: Literal["solution", "step"] = "solution"
     """What one critique judges: a whole rollout, or one step, of which it is shown the problem and the steps before,
     and none after. So a step is judged once for all rollouts of a group that have it behind the same prefix.
-    critic.step.* then take the place of the critic's own settings."""
+    critic.step.* then take the place of the critic's own settings, which can't be given on the command line."""
     step: StepCriticConfig = field(default_factory=StepCriticConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     verdict: Literal["capo", "fapo", "yes-no"] = "capo"
@@ -128,6 +132,11 @@ class CriticConfig:
     wrong step in a \boxed{}, -1 for none, as critic.prompt pkg://capo_fast.credit/prompts/fapo.txt asks for it; yes-no:
     the last Yes or No, about all that the critic is shown."""
     server: ServerConfig = field(default_factory=ServerConfig)
+
+    def key_of(self, name: str) -> str:
+        """The key that decides this setting: that of `step` where it takes the critic's place."""
+        takes_place = self.reads == "step" and getattr(self.step, name) is not None
+        return f"critic.step.{name}" if takes_place else f"critic.{name}"
 
     @property
     def at_server(self) -> bool:

@@ -74,36 +74,6 @@ def when(config: Config) -> Rules:
     )
 
 
-def gate(config: Config) -> Rules:
-    """Gates that would do nothing, or change what the votes of all critiques are."""
-    critic, whole = config.critic, config.credit.process == "outcome"
-    yield (
-        critic.gate.ambiguous is not None and critic.gate.groups == "all",
-        f"critic.gate.ambiguous: found {critic.gate.ambiguous}, wanted none with critic.gate.groups: all, which leaves "
-        "no group out",
-    )
-    yield (
-        critic.gate.trust_right and critic.reads == "solution",
-        "critic.gate.trust_right: found true, wanted false with critic.reads: solution, which judges no step alone; "
-        "credit.when: wrong-answers leaves right answers out",
-    )
-    yield (
-        critic.gate.adaptive and whole,
-        "critic.gate.adaptive: found true, wanted false with credit.process: outcome, which takes the mean of all "
-        "judgments",
-    )
-    yield critic.reads == "step" and whole, "critic.reads: found step, wanted solution with credit.process: outcome"
-    least = critic.votes * critic.max_tokens
-    yield (
-        critic.gate.tokens is not None and critic.gate.tokens < least,
-        f"critic.gate.tokens: found {critic.gate.tokens}, wanted at least critic.votes * critic.max_tokens ({least})",
-    )
-    yield (
-        critic.verdict == "yes-no" and critic.reads == "solution" and not whole,
-        "critic.verdict: found yes-no, wanted capo or fapo with critic.reads: solution: it names no step",
-    )
-
-
 def process_weight(config: Config) -> Rules:
     """Of processes that are of no use without P."""
     credit = config.credit

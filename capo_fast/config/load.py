@@ -10,6 +10,7 @@ decides which one it is, and the algorithm's own keys (configs/algorithms/NAME.y
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from pydantic import TypeAdapter
 
 from capo_fast.config.core_yaml import CoreDumper, CoreLoader
 from capo_fast.config.paths import resolve_path
-from capo_fast.config.schema import Config, with_step_critic
+from capo_fast.config.schema import Config
 from capo_fast.config.settings import Schema, schema_of, sections_in, shown
 from capo_fast.config.sft import SftConfig
 from capo_fast.errors import ConfigError
@@ -38,7 +39,22 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     named = [index for index, layer in enumerate(flat) if "algorithm" in layer]
     if named:
         flat.insert(named[-1], read_algorithm(flat[named[-1]]["algorithm"]))
-    return with_step_critic(build_kind(Config, *flat))
+    return with_step_critic(build_kind(Config, *flat), flat[-1] if flat else {})
+
+
+def with_step_critic(config: Config, given: Mapping[str, Any]) -> Config:
+    """The configuration in which a critic of steps has `critic.step`'s settings for its own. given: those of the last
+    layer by key. Raises ConfigError where one of them would be overwritten."""
+    critic = config.critic
+    if critic.reads == "solution":
+        return config
+    own = {key: value for key, value in asdict(critic.step).items() if value is not None}
+    for name, value in own.items():
+        if (found := given.get(f"critic.{name}", value)) != value:
+            raise ConfigError(
+                f"critic.{name}: found {shown(found)} with critic.reads: step, wanted critic.step.{name} in its place"
+            )
+    return replace(config, critic=replace(critic, **own))
 
 
 def build_kind(kind: type[Kind], *layers: Mapping[str, Any]) -> Kind:

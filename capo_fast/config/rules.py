@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import date
 from operator import attrgetter
 
+from capo_fast.config import gate_rules
 from capo_fast.config import learning_rules as learning
 from capo_fast.config.learning_rules import Rules
 from capo_fast.config.schema import Config, EndpointConfig
@@ -145,9 +146,9 @@ def _groups(config: Config) -> Rules:
 
 def _critiques(config: Config) -> Rules:
     if config.critic.mode != "endpoint":
-        yield _too_cold(config, "critic.temperature")
+        yield _too_cold(config, config.critic.key_of("temperature"))
     if not config.critic.at_server:
-        yield _too_long(config, "critic.max_tokens")
+        yield _too_long(config, config.critic.key_of("max_tokens"))
 
 
 def _votes(config: Config) -> Rules:
@@ -158,7 +159,8 @@ def _votes(config: Config) -> Rules:
     )
     yield (
         critic.temperature == 0 and critic.votes != 1,
-        f"critic.votes: found {critic.votes}, wanted 1 with critic.temperature: 0, where all votes would be the same",
+        f"critic.votes: found {critic.votes}, wanted 1 with {critic.key_of('temperature')}: 0, where all votes "
+        "would be the same",
     )
 
 
@@ -166,8 +168,8 @@ def _frozen(config: Config) -> Rules:
     path, rank = config.critic.path, config.lora.rank
     yield (
         path is not None and rank > 0,
-        f"critic.path: found {path}, wanted none with lora.rank: {rank}, where the critic is the base of the adapter: "
-        "other weights never enter the engine",
+        f"{config.critic.key_of('path')}: found {path}, wanted none with lora.rank: {rank}, where the critic is the "
+        "base of the adapter: other weights never enter the engine",
     )
 
 
@@ -194,7 +196,7 @@ def _endpoint(config: Config) -> Rules:
 
 
 def _own_server(config: Config) -> Rules:
-    yield _too_long(config, "critic.max_tokens", "critic.server.max_model_len")
+    yield _too_long(config, config.critic.key_of("max_tokens"), "critic.server.max_model_len")
 
 
 LONGEST_START_S = 1700.0
@@ -258,7 +260,8 @@ PARTS = {
     "groups": Part(_always, _groups),
     "critiques": Part(lambda c: c.has_critic, _critiques, CRITIQUES),
     "votes": Part(lambda c: c.has_critic, _votes),
-    "gate": Part(lambda c: c.has_critic, learning.gate),
+    "reads": Part(lambda c: c.has_critic, gate_rules.reads),
+    "gate": Part(lambda c: c.has_critic, gate_rules.gate),
     "frozen critic": Part(lambda c: c.has_critic and c.critic.mode == "frozen", _frozen),
     "address": Part(_always, _address),
     "server": Part(lambda c: c.asks_server, bounds=SERVER),
@@ -292,5 +295,5 @@ PARTS = {
     "eval": Part(lambda c: bool(c.eval.path), _eval, ("eval.n", "eval.top_p", "eval.limit")),
 }
 """The parts of a run, in the order in which they are checked."""
-SAMPLING = {"rollout.max_tokens": ("sampling",), "critic.max_tokens": ("critiques",)}
+SAMPLING = {"rollout.max_tokens": ("sampling",), "critic.max_tokens": ("critiques", "reads")}
 """The parts that a command which only samples has, by the key of its longest answer."""

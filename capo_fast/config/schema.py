@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, field, replace
+from dataclasses import field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -29,8 +29,6 @@ from capo_fast.config.training import (
     TrainConfig,
 )
 from capo_fast.config.types import STRICT, MayChange
-
-Algorithm = Literal["capo", "capo-gated", "grpo", "grpo_genorm", "dr_grpo", "dapo", "gspo", "cispo", "prefix"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -115,6 +113,11 @@ class Config:
         return self.has_critic and (self.credit.when != "always" or self.critic.gate.waits)
 
     @property
+    def judges_as_one(self) -> bool:
+        """Whether a critique has one verdict for all that it judges: a whole solution, or one step."""
+        return self.credit.process == "outcome" or self.critic.reads == "step"
+
+    @property
     def streams(self) -> bool:
         """Whether critiques run beside rollouts: no verdict is needed first, no other weights in the engine, and no
         other engine on its devices."""
@@ -141,12 +144,3 @@ def with_merging(config: Config, on_cpu: bool) -> Config:
     if config.engine.merge_lora != "auto":
         return config
     return replace(config, engine=replace(config.engine, merge_lora=on_cpu))
-
-
-def with_step_critic(config: Config) -> Config:
-    """The configuration in which a critic of steps has `critic.step`'s settings for its own."""
-    critic = config.critic
-    if critic.reads == "solution":
-        return config
-    own = {key: value for key, value in asdict(critic.step).items() if value is not None}
-    return replace(config, critic=replace(critic, **own))

@@ -29,6 +29,8 @@ class Verdict:
     """Whether the solution is: all steps or none (`credit.process: outcome`)."""
     regex: str
     """What a critique under `critic.structured` matches."""
+    whole_regex: str
+    """What it matches where `whole` reads it: no list of steps after a No."""
     shown: Callable[[str], str] = str
     """A step's text -> what the critic is shown of it, so that an echo of it is no verdict; what `neutralise` takes out
     is taken out in any format."""
@@ -88,8 +90,10 @@ def parse_yes_no(text: str, num_steps: int, finished: bool = True) -> Critique:
     return Critique(not said, frozenset(wrong), 0, text, truncated=not said and not finished)
 
 
+_BOX_REGEX = r"(.|\n)*\\boxed\{(-1|[0-9]+)\}"
+_YES_NO_REGEX = r"(.|\n)*(Yes|No)"
 VERDICTS = {
-    "capo": Verdict(parse_critique, parse_judgment, CRITIQUE_REGEX),
-    "fapo": Verdict(parse_boxed, parse_boxed_whole, r"(.|\n)*\\boxed\{(-1|[0-9]+)\}", without_boxes),
-    "yes-no": Verdict(parse_yes_no, parse_yes_no, r"(.|\n)*(Yes|No)"),
+    "capo": Verdict(parse_critique, parse_judgment, CRITIQUE_REGEX, r"(.|\n)*Judgment: (Yes|No)"),
+    "fapo": Verdict(parse_boxed, parse_boxed_whole, _BOX_REGEX, _BOX_REGEX, without_boxes),
+    "yes-no": Verdict(parse_yes_no, parse_yes_no, _YES_NO_REGEX, _YES_NO_REGEX),
 }

@@ -15,8 +15,16 @@ from dataclasses import dataclass, field, replace
 
 from capo_fast.config.schema import Config
 from capo_fast.credit.vote import vote, votes_to_ask
+from capo_fast.errors import ConfigError
 from capo_fast.records import Completion, Critique, Request, Rollout
-from capo_fast.rollout.requests import RequestBuilder, judged_tokens, read_critique
+from capo_fast.rollout.requests import (
+    RequestBuilder,
+    critic_chat,
+    critique_prompt_ids,
+    critique_room,
+    judged_tokens,
+    read_critique,
+)
 from capo_fast.rollout.stream import Stream, Traffic
 
 Key = object
@@ -47,6 +55,22 @@ class Poll:
         if not self.requests:
             return [Critique.absent(truncated=True)] * votes
         return [self.found[each.id] for each in self.requests if each.id in self.found]
+
+
+def check_room(builder: RequestBuilder) -> None:
+    """Raises ConfigError where the critic's template, filled with an empty problem, leaves no room for a critique. A
+    server's own tokenizer counts there, which is not looked at."""
+    config, critic = builder.config, builder.config.critic
+    if not config.has_critic or critic.at_server:
+        return
+    chat, room = critic_chat(config, builder.tokenizer), critique_room(config)
+    least = len(critique_prompt_ids(chat, builder.template, "", [""], None))
+    if least >= room:
+        raise ConfigError(
+            f"{critic.key_of('max_tokens')}: found {critic.max_tokens}, which leaves {room} of engine.max_model_len "
+            f"({config.engine.max_model_len}) for a prompt, wanted more than {least}, the tokens of "
+            f"{critic.key_of('prompt')} with an empty problem"
+        )
 
 
 class Critiquing:
@@ -154,12 +178,13 @@ def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique
 
 
 def _whole(parts: Sequence[tuple[int, Critique]]) -> Critique:
-    """It abstains where all of its steps do, and has failed where the critique of one has."""
+    """It abstains where all of its steps do, and has failed where the critique of one has. Its text names the steps, as
+    an estimator that shows it to the policy wants."""
     return Critique(
         abstained=all(each.abstained for _, each in parts),
         wrong_steps=frozenset(step for step, each in parts if each.wrong_steps),
         dropped=sum(each.dropped for _, each in parts),
-        text="\n".join(each.text for _, each in parts),
+        text="\n".join(f"step_{step}: {each.text}" for step, each in parts),
         truncated=any(each.truncated for _, each in parts),
         failed=any(each.failed for _, each in parts),
     )

@@ -7,14 +7,13 @@ one way: steps and rollouts are shared, and steps presumed sound, among the roll
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from capo_fast.config.critic import GateConfig
 from capo_fast.config.schema import Config
 from capo_fast.credit.estimators.answer_probability import answer_tokens, mean_probability, starts_of
 from capo_fast.credit.gate import groups_to_read, reading_order, within_budget
-from capo_fast.credit.groups import step_gains
+from capo_fast.credit.groups import Suffix, step_gains
 from capo_fast.records import Member, Rollout
 from capo_fast.rollout.critiquing import Critiquing
 from capo_fast.rollout.requests import RequestBuilder
@@ -36,18 +35,13 @@ class Gate:
         self._stream, self._requests, self._critiquing = stream, requests, critiquing
         self._config, self._gate = requests.config, requests.config.critic.gate
         self._step, self._judges = step, judges
-        self._ambiguous: set[int] = set()
         self._verdicts: dict[Member, float] = {}
 
-    def read_profiles(self, rollouts: Sequence[Rollout], outcomes: Outcomes) -> None:
-        """Ask the policy about the groups that verdicts alone would keep from the critic (`critic.gate.ambiguous`)."""
-        read = groups_to_read(by_group(shared(outcomes)), self._gate.groups)
-        profiles = self._profiles([each for each in rollouts if each.group not in read])
-        least = self._gate.ambiguous or 0.0
-        self._ambiguous = set(gather([group for group, gains in profiles if any(abs(gain) > least for gain in gains)]))
-
     def choose(self, rollouts: Sequence[Rollout], outcomes: Callable[[], Outcomes]) -> Sequence[Rollout]:
-        """The rollouts that `credit.when` and the groups of the gate leave to the critic. outcomes: waits for them."""
+        """The rollouts that `credit.when` and the groups of the gate leave to the critic. outcomes: waits for them.
+
+        `critic.gate.ambiguous` asks the policy, so its weights have to be in the engine.
+        """
         if not self._config.chooses:
             return rollouts
         self._verdicts = shared(outcomes())
@@ -55,10 +49,15 @@ class Gate:
         self._stream.traffic += Traffic(unread=len(rollouts) - len(wanted))
         if self._gate.groups == "all":
             return self._presumed(wanted)
-        read = groups_to_read(by_group(self._verdicts), self._gate.groups) | self._ambiguous
+        read = groups_to_read(by_group(self._verdicts), self._gate.groups)
+        read |= self._ambiguous([each for each in wanted if each.group not in read])
         shut = self._critiquing.wanted(each for each in wanted if each.group not in read)
         self._stream.traffic += Traffic(gated_groups=shut)
         return self._presumed([each for each in wanted if each.group in read])
+
+    def any_rank_asks(self, chosen: Sequence[Rollout]) -> bool:
+        """Whether these take a critique, on this rank or another. True where nothing is left out, without a look."""
+        return not self._config.chooses or any(gather([self._critiquing.wanted(chosen) > 0]))
 
     def _presumed(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
         """The same. Under `critic.gate.trust_right` the steps of right answers among them are sound."""
@@ -67,18 +66,23 @@ class Gate:
         return rollouts
 
     def ask(
-        self, rollouts: Sequence[Rollout], ask: Callable[[Sequence[Rollout]], None], finish: Callable[[], None]
+        self,
+        rollouts: Sequence[Rollout],
+        ask: Callable[[Sequence[Rollout]], None],
+        finish: Callable[[], None],
+        spent: int = 0,
     ) -> None:
         """Ask about these: all at once, or group by group within `critic.gate.tokens`, each whole or not at all.
 
-        A critique is reckoned at its longest until it has ended; what it leaves over is there for further groups.
+        A critique is reckoned at its longest until it has ended; further groups get what it did not use. spent: tokens
+        of the step's earlier rounds, on all ranks.
         """
         if self._gate.tokens is None:
             ask(rollouts)
             return
         waiting = grouped(rollouts)
-        costs, order = self._costs(waiting), self._order()
-        while groups := within_budget(costs, (each for each in order if each in costs), self._left()):
+        costs, order, budget = self._costs(waiting), self._order(), self._gate.tokens - spent
+        while groups := within_budget(costs, (each for each in order if each in costs), budget - self._spent()):
             for group in groups:
                 del costs[group]
                 ask(waiting.pop(group, []))
@@ -98,32 +102,37 @@ class Gate:
         wrong = when == "wrong-answers"
         return [each for each in judged if (verdicts[each.group, each.sample] < 1) == wrong]
 
+    def _ambiguous(self, rollouts: Sequence[Rollout]) -> set[int]:
+        """The groups of these, on all ranks, that the policy finds ambiguous (`critic.gate.ambiguous`). Groups without
+        any verdict are not asked about: they are not trained on."""
+        least = self._gate.ambiguous
+        if least is None:
+            return set()
+        known = {group for group, _ in self._verdicts}
+        profiles = self._profiles([each for each in rollouts if each.group in known])
+        return set(gather([group for group, gains in profiles if any(abs(gain) > least for gain in gains)]))
+
     def _profiles(self, rollouts: Sequence[Rollout]) -> list[tuple[int, list[float]]]:
         """Of each rollout its group, and what each step but the last adds to the probability of the answer."""
         known = {each.group: answer_tokens(each.prompt, self._config, self._requests.tokenizer) for each in rollouts}
-        pairs = [
-            ((*start, *lead), tokens)
-            for rollout in rollouts
-            for start in starts_of(rollout)
-            for lead, tokens in known[rollout.group]
+        asked = [
+            [[Suffix((*start, *lead), tokens) for lead, tokens in known[each.group]] for start in starts_of(each)]
+            for each in rollouts
         ]
-        found = iter(self._logprobs(pairs))
-        values = [
-            [mean_probability(list(islice(found, len(known[rollout.group])))) for _ in starts_of(rollout)]
-            for rollout in rollouts
-        ]
+        found = self._logprobs(suffix for starts in asked for start in starts for suffix in start)
+        values = [[mean_probability([found.get(each) for each in start]) for start in starts] for starts in asked]
         return [(rollout.group, step_gains(each)) for rollout, each in zip(rollouts, values, strict=True)]
 
-    def _logprobs(self, pairs: Sequence[tuple[Tokens, Tokens]]) -> list[tuple[float, ...] | None]:
-        """Of the second of each pair after the first; None where the engine has no room for both."""
+    def _logprobs(self, asked: Iterable[Suffix]) -> dict[Suffix, tuple[float, ...] | None]:
+        """Of those for which the engine has room. Equal ones are asked once."""
         room = self._config.engine.max_model_len
         requests = {
-            number: self._requests.score_request(f"profile-{self._step}-{number}", *pair)
-            for number, pair in enumerate(pairs)
-            if sum(map(len, pair)) < room
+            each: self._requests.score_request(f"profile-{self._step}-{number}", each.before, each.tokens)
+            for number, each in enumerate(dict.fromkeys(asked))
+            if len(each.before) + len(each.tokens) < room
         }
         answers = self._stream.engine_answers(requests.values())
-        return [answers[requests[n].id].logprobs if n in requests else None for n in range(len(pairs))]
+        return {each: answers[request.id].logprobs for each, request in requests.items()}
 
     def _costs(self, waiting: Mapping[int, Sequence[Rollout]]) -> dict[int, int]:
         """The most tokens that the critiques of each group can have, on all ranks."""
@@ -138,10 +147,9 @@ class Gate:
         verdicts = by_group(self._verdicts)
         return reading_order(verdicts, {g: seed_of(self._config.seed, "gate", self._step, g) for g in verdicts})
 
-    def _left(self) -> int:
-        """Of the budget."""
-        spent = gather([self._stream.traffic.critique_tokens] if self._judges else [])
-        return (self._gate.tokens or 0) - sum(spent)
+    def _spent(self) -> int:
+        """Tokens that the critiques of this round have on all ranks so far."""
+        return sum(gather([self._stream.traffic.critique_tokens] if self._judges else []))
 
 
 def gate_metrics(traffic: Traffic, config: Config) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal, Protocol
@@ -175,7 +175,7 @@ class RolloutGenerator:
         groups = self._entering(found, step)
         prompts = problems.at({group: each.draw for group, each in groups.items()})
         generation = self._round(step, version, groups, prompts, lengths)
-        samples = self._sample(generation, prompts, version)
+        samples = self._sample(generation, prompts, version, found.traffic.critique_tokens)
         self._leave_open(found, generation, groups)
         self._keep(found, self._credit(found, step, version, samples), groups)
 
@@ -187,24 +187,31 @@ class RolloutGenerator:
         found.count, found.cursor = found.count + len(groups), found.cursor + len(new)
         return groups
 
-    def _sample(self, generation: SamplingRound, prompts: Mapping[int, Prompt], version: int) -> list[Sample]:
-        """This rank's whole groups with verdicts and votes, in the order (group, sample)."""
+    def _sample(
+        self, generation: SamplingRound, prompts: Mapping[int, Prompt], version: int, spent: int
+    ) -> list[Sample]:
+        """This rank's whole groups with verdicts and votes, in the order (group, sample). spent: critique tokens of the
+        step's earlier rounds."""
         with self.stages("sync"):
             self.weights.hold("policy", version)
         with self.stages("rollout", seam=True):
             generation.finish_rollouts()
-        if self.config.has_critic and self.config.critic.gate.ambiguous is not None:
-            with self.stages("credit"):
-                generation.read_profiles()
-        with self.stages("sync"):
-            self.weights.hold("critic", version)
-        # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
-        with self.stages("critique", seam=self.config.swaps):
-            generation.finish_critiques()
-            dist.barrier()  # in this stage, or the ranks that wait would come under the deadline of the next one
+        self._criticise(generation, version, spent)
         with self.stages("verify"):
             first_of_engines = range(0, self.exchange.count, self.config.engine.tensor_parallel)
             return whole_groups(generation.samples(), prompts, first_of_engines, self.exchange)
+
+    def _criticise(self, generation: SamplingRound, version: int, spent: int) -> None:
+        """Where no rank has anything to ask, the critic's weights stay out of the engine."""
+        with self.stages("critique") if self.config.chooses else nullcontext():  # it waits for verdicts
+            asks = generation.choose()
+        if asks:
+            with self.stages("sync"):
+                self.weights.hold("critic", version)
+        # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
+        with self.stages("critique", seam=self.config.swaps):
+            generation.finish_critiques(spent)
+            dist.barrier()  # in this stage, or the ranks that wait would come under the deadline of the next one
 
     def _leave_open(self, found: Rounds, generation: SamplingRound, groups: Mapping[int, OpenGroup]) -> None:
         """Note the groups that go on, with the tokens of what this rank's engine goes on with, and what all ranks'

@@ -138,8 +138,8 @@ class RequestBuilder:
     @property
     def parse(self) -> Parse:
         """How a critique is read."""
-        verdict, config = VERDICTS[self.config.critic.verdict], self.config
-        return verdict.whole if config.credit.process == "outcome" or config.critic.reads == "step" else verdict.steps
+        verdict = VERDICTS[self.config.critic.verdict]
+        return verdict.whole if self.config.judges_as_one else verdict.steps
 
 
 def rollout_id(step: int, group: int, sample: int) -> str:
@@ -194,9 +194,14 @@ def critique_request(
         max_tokens=config.critic.max_tokens,
         base=config.critic.mode == "frozen",
         message=message,
-        regex=VERDICTS[config.critic.verdict].regex if config.critic.structured else None,
+        regex=_regex(config) if config.critic.structured else None,
         stop=config.critic.stop,
     )
+
+
+def _regex(config: Config) -> str:
+    verdict = VERDICTS[config.critic.verdict]
+    return verdict.whole_regex if config.judges_as_one else verdict.regex
 
 
 def critique_id(rollout: Rollout, vote: int, step: int | None = None) -> str:

@@ -52,8 +52,8 @@ class Ended:
 class SamplingRound:
     """This rank's rollouts of one sampling round, with their verdicts and critiques.
 
-    `finish_rollouts`, then, once the critic's weights are there, `finish_critiques`, then `samples`. `judges` is False
-    where another rank of the same engine asks the verifier and a critic at a server.
+    `finish_rollouts`, then `choose`, then, once the critic's weights are there, `finish_critiques`, then `samples`.
+    `judges` is False where another rank of the same engine asks the verifier and a critic at a server.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class SamplingRound:
         self._unchecked: list[Ended] = []
         self._checks: list[Check] = []
         self._critiquing = Critiquing(stream, requests)
+        self._chosen: Sequence[Rollout] = ()
+        """What the critic reads, where it does not stream."""
         self._gate = Gate(stream, requests, self._critiquing, step, judges)
 
     @property
@@ -96,16 +98,17 @@ class SamplingRound:
         """What goes on in the next step."""
         return []
 
-    def read_profiles(self) -> None:
-        """Where `critic.gate.ambiguous` wants them: ask the policy, before the critic takes its place. A collective on
-        all ranks."""
-        self._gate.read_profiles([each.rollout for each in self._ended], self._outcomes())
+    def choose(self) -> bool:
+        """Choose what the critic reads, while the engine has the policy's weights. Returns whether any rank's critic
+        has to be asked. Under `credit.when` and `critic.gate` a collective on all ranks."""
+        self._chosen = self._gate.choose([each.rollout for each in self._ended], self._outcomes)
+        return self._gate.any_rank_asks(self._chosen)
 
-    def finish_critiques(self) -> None:
-        """Until every critique has ended. Under `credit.when` and `critic.gate` a collective on all ranks."""
+    def finish_critiques(self, spent: int = 0) -> None:
+        """Until every critique of what was chosen has ended. Under `critic.gate.tokens` a collective on all ranks.
+        spent: critique tokens of the step's earlier rounds, on all ranks."""
         if not self._streams and self._config.has_critic:
-            rollouts = self._gate.choose([each.rollout for each in self._ended], self._outcomes)
-            self._gate.ask(rollouts, self._ask, self._finish)
+            self._gate.ask(self._chosen, self._ask, self._finish, spent)
         self._finish()
         self._critiquing.finish()
 

@@ -60,7 +60,7 @@ def refused(**settings: Any) -> str:
         {"critic__mode": "server", "critic__path": "judge"},
         {"critic__mode": "server", "critic__path": "judge", "lora__rank": 8, "critic__server__max_model_len": 2049},
         {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "critic__server__max_model_len": 9},
-        {"critic__reads": "step", "critic__gate__trust_right": True, "critic__gate__tokens": 2048},  # of 4 votes of 512
+        {"critic__reads": "step", "critic__gate__trust_right": True, "critic__gate__tokens": 32768},  # n * 4 * 512
         {"critic__verdict": "yes-no", "credit__process": "outcome"},
         {"reward__fn": "my_package.rewards:length"},
         {"lora__rank": 512},
@@ -143,7 +143,47 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
             "critic.gate.adaptive: found true, wanted false with credit.process: outcome",
         ),
         ({"critic__reads": "step", "credit__process": "outcome"}, "critic.reads: found step, wanted solution with"),
-        ({"critic__gate__tokens": 8191}, "critic.gate.tokens: found 8191, wanted at least critic.votes * critic.max_t"),
+        ({"critic__gate__tokens": 131071}, "wanted at least rollout.n * critic.votes * critic.max_tokens (131072)"),
+        (
+            {"critic__gate__tokens": 32767, "critic__reads": "step"},
+            "wanted at least rollout.n * critic.votes * critic.step.max_tokens (32768), what one group can cost, and ",
+        ),
+        (
+            {"critic__gate__ambiguous": 0.1, "critic__gate__groups": "mixed", "credit__when": "mixed-groups"},
+            "critic.gate.ambiguous: found 0.1, wanted none with credit.when: mixed-groups",
+        ),
+        (
+            {"critic__gate__ambiguous": 0.1, "critic__gate__groups": "any-wrong", "credit__when": "wrong-answers"},
+            "critic.gate.ambiguous: found 0.1, wanted none with credit.when: wrong-answers and critic.gate.groups",
+        ),
+        *(
+            (
+                {"critic__reads": "step", "critic__gate__trust_right": True, name.replace(".", "__"): value},
+                f"critic.gate.trust_right: found true, wanted false with {name}: {str(value).lower()}",
+            )
+            for name, value in (
+                ("credit.process", "flawed-answers"),
+                ("credit.when", "right-answers"),
+                ("credit.when", "wrong-answers"),
+                ("critic.judge_once", False),
+            )
+        ),
+        (
+            {"critic__gate__adaptive": True, "critic__voting": "average"},
+            "critic.gate.adaptive: found true, wanted false with critic.voting: average",
+        ),
+        (
+            {"critic__reads": "step", "critic__prompt": "mine.txt"},
+            "critic.prompt: found 'mine.txt' with critic.reads: step, wanted critic.step.prompt in its place",
+        ),
+        (
+            {"critic__reads": "step", "critic__step__path": "judge", "lora__rank": 8, "policy__dtype": "float32"},
+            "critic.step.path: found judge, wanted none with lora.rank: 8",
+        ),
+        (
+            {"critic__reads": "step", "critic__step__temperature": 0.0},
+            "critic.votes: found 4, wanted 1 with critic.step.temperature: 0",
+        ),
         (
             {"critic__verdict": "yes-no"},
             "critic.verdict: found yes-no, wanted capo or fapo with critic.reads: solution",
@@ -404,3 +444,15 @@ def test_a_critic_of_steps_has_settings_of_its_own() -> None:
     critic = build_config(DATA, step | {"critic.reads": "step"}).critic
     assert (critic.prompt, critic.max_tokens, critic.verdict, critic.path) == ("steps.txt", 9, "capo", "judge")
     assert build_config(DATA, step).critic.max_tokens == 2048
+    # A saved configuration has critic.step's settings as the critic's own, and loads as it is.
+    saved = {"critic.reads": "step", "critic.step.prompt": "steps.txt", "critic.prompt": "steps.txt"}
+    assert build_config(DATA, saved | {"critic.max_tokens": 512, "critic.stop": ()}).critic.prompt == "steps.txt"
+
+
+def test_a_command_that_scores_a_critic_refuses_a_verdict_that_names_no_step() -> None:
+    config = build_config(DATA, {"critic.verdict": "yes-no", "credit.process": "none"})
+    with pytest.raises(ConfigError, match="wanted capo or fapo"):
+        rules.validate_sampling(config, "critic.max_tokens")
+    rules.validate_sampling(config, "rollout.max_tokens")
+    of_steps = {"critic.reads": "step", "critic.step.verdict": "yes-no"}
+    rules.validate_sampling(build_config(DATA, of_steps), "critic.max_tokens")

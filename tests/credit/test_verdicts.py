@@ -58,6 +58,15 @@ def test_what_structured_output_allows_is_read():
     assert not allowed.fullmatch("\\boxed{-1} and more")
 
 
+def test_one_verdict_for_all_that_is_judged_wants_no_list():
+    short, capo = "The sum is 9.\nJudgment: No", VERDICTS["capo"]
+    listed = f"{short}\n<incorrect_steps>1</incorrect_steps>"
+    assert re.fullmatch(capo.regex, listed) and not re.fullmatch(capo.regex, short)
+    for text in ("Judgment: Yes", short):
+        assert re.fullmatch(capo.whole_regex, text) and not capo.whole(text, 2, True).abstained
+    assert not re.fullmatch(capo.whole_regex, listed)
+
+
 @pytest.mark.parametrize(
     ("text", "finished", "wrong"),
     [

@@ -67,6 +67,7 @@ def round_of(rewards, groups, step=3, engine=None, engines=ALONE, config=CONFIG)
 
 
 def samples_of(found):
+    found.choose()
     found.finish_critiques()
     return {(s.rollout.group, s.rollout.sample): s for s in found.samples()}
 

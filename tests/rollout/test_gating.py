@@ -14,6 +14,7 @@ from sampling_rounds import CONFIG, PROMPTS, TEMPLATE, critiques_in, generate, w
 from scripted_world import answer, answer_steps, scripted_config, tokenizer
 
 from bench.credit.crediting import critiqued
+from capo_fast.credit.estimators.answer_probability import starts_of
 from capo_fast.credit.groups import step_ends
 from capo_fast.records import Completion
 from capo_fast.rollout.gating import gate_metrics
@@ -67,6 +68,9 @@ def test_a_step_is_judged_once_behind_its_prefix(pool):
         wrong = true_wrong_steps(sample.rollout.prompt.problem, sample.rollout.steps.texts)
         assert {k for k, vote in enumerate(sample.step_wrong) if vote} == wrong
         assert [each.wrong_steps for each in sample.critiques] == [wrong, wrong]
+        # What a critique says of a step is shown with the step (`credit.process: critique-ratio` shows it the policy).
+        said = [line.partition(":")[0] for line in sample.critiques[0].text.splitlines()]
+        assert said == [f"step_{step}" for step in range(len(sample.rollout.steps.texts))]
     assert any(sum(sample.step_wrong) for sample in samples)
     whole = [tuple(each) for each in prefixes(samples)]
     equal = [each for number, each in enumerate(whole) if each in whole[:number]]
@@ -119,6 +123,9 @@ def test_a_budget_is_kept_and_spent_on_whole_groups(pool, tokens):
     assert all(cost > tokens - traffic.critique_tokens for group, cost in costs.items() if group not in read)
     again = generate(pool, gated(tokens=tokens), DecodingEngine(answer_steps))
     assert again.samples() == generation.samples()
+    # The budget is a step's: what its earlier rounds have spent is gone.
+    later = generate(pool, gated(tokens=tokens + 30), DecodingEngine(answer_steps), spent=30)
+    assert later.samples() == generation.samples()
 
 
 @pytest.mark.parametrize("voting", ["intersection", "majority"])
@@ -133,11 +140,12 @@ def test_settled_votes_are_those_of_all_critiques(pool, voting):
 
 
 def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
-    prompts = {8: replace(PROMPTS[6], answer="00"), 9: replace(PROMPTS[3], answer="00")}
+    prompts, scored = {8: replace(PROMPTS[6], answer="00"), 9: replace(PROMPTS[3], answer="00")}, []
 
     def write(request):
         if not request.scored:
             return answer_steps(request)
+        scored.append((request.prompt_ids, request.scored))
         text = tokenizer().decode(request.prompt_ids)
         logprob = math.log(0.9 if text.startswith(PROMPTS[3].problem) and "=" in text else 0.5)
         return Completion(request.id, (1,) * request.scored, (logprob,) * request.scored, "", True, prompt_tokens=7)
@@ -146,6 +154,8 @@ def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
     generation = generate(pool, gated(groups="mixed", ambiguous=0.3), engine, prompts=prompts)
     assert {int(name.split("-")[2]) for name in critiques_in(engine)} == {9}
     assert generation.traffic.profile_tokens > 0
+    starts = [start for each in generation.samples() for start in starts_of(each.rollout)]
+    assert len(scored) == len(set(scored)) == len(set(starts)) < len(starts)
 
 
 def read_on_ranks(samples, config, shares, monkeypatch):

@@ -12,8 +12,9 @@ from scripted_world import answer, scripted_config, tokenizer
 from capo_fast.credit.critic import load_template
 from capo_fast.data import ChatTemplate, Problem, render_prompts
 from capo_fast.engine.base import run_requests
+from capo_fast.errors import ConfigError
 from capo_fast.records import Completion, Critique, Prompt
-from capo_fast.rollout.critiquing import Critiquing
+from capo_fast.rollout.critiquing import Critiquing, check_room
 from capo_fast.rollout.requests import RequestBuilder, critique_prompt_ids, rollout_id
 from capo_fast.rollout.stream import Stream
 from capo_fast.runtime.digest import seed_of
@@ -187,3 +188,19 @@ def test_templates_get_their_arguments():
         ids = critique_prompt_ids(chat, "{{ problem }}", "1+1=", [], None)
         [prompt] = render_prompts([problem], chat, 99)
         assert coder.decode(ids) == coder.decode(prompt.token_ids) == f"1+1={end}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (("--critic.reads", "step", "--critic.step.max_tokens"), "critic.step.max_tokens"),
+        (("--critic.max_tokens",), "critic.max_tokens"),
+    ],
+)
+def test_a_template_that_leaves_no_room_is_refused_at_the_start(settings, key):
+    least = len(critique_prompt_ids(ChatTemplate(tokenizer()), TEMPLATE, "", [""], None))
+    of = {tokens: scripted_config(*settings, str(256 - tokens)) for tokens in (least, least + 1)}
+    check_room(RequestBuilder(tokenizer(), TEMPLATE, of[least + 1]))
+    with pytest.raises(ConfigError, match=f"^{key}: found {256 - least}, which leaves {least} of engine.max_model_len"):
+        check_room(RequestBuilder(tokenizer(), TEMPLATE, of[least]))
+    check_room(RequestBuilder(tokenizer(), TEMPLATE, replace(of[least], credit=replace(CONFIG.credit, process="none"))))
