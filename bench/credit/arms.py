@@ -40,5 +40,7 @@ ARMS = {
 }
 TRUTH = "oracle"
 GRPO, PLAIN_CAPO = "outcome", "capo-1"
+FIRST_REPORTED = 100
+"""Seeds from here on are reported; those below are for tuning."""
 CLOCK = (GRPO, PLAIN_CAPO, "oracle", "capo-gated")
 """Arms that are compared by the clock."""

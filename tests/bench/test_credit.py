@@ -6,10 +6,11 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from scripted_world import tokenizer
 
 from bench.credit.arms import ARMS
-from bench.credit.clock import write_page
+from bench.credit.clock import read_runs, write_page
 from bench.credit.given import Labelled, as_sample, given_config
 from bench.credit.scores import auc_interval, inner_auc, pooled_auc, sign_agreement
 from bench.credit.table import write_table
@@ -81,7 +82,8 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
 def made_run(arm, seed, rates, cpu, tokens):
     about = {"arm": arm, "seed": seed, "plan": {"steps": 4, "prompts": 1, "n": 1, "every": 1, "problems": 9}}
     curve = [[step, rate] for step, rate in enumerate(rates)]
-    stages = {"stages": {"critique": 0.5}, "critique_tokens": [tokens] * 4}
+    stages = {"stages": {"critique": 0.5}, "critique_tokens": [tokens] * 4, "critique_read": [3 * tokens] * 4}
+    about |= {"about": {"commit": "0123"}, "profile_tokens": [5] * 4}
     return about | {"rollouts": [1, 2, 3, 4], "curve": curve, "cpu": [cpu] * 4, "wall": [cpu] * 4} | stages
 
 
@@ -94,11 +96,21 @@ def test_learning_by_the_clock_is_compared_by_seed(tmp_path):
     }
     (tmp_path / "runs").mkdir()
     for arm, figures in arms.items():
-        for seed in (1, 2):
+        for seed in (1, 100, 101):
             (tmp_path / "runs" / f"{arm}-{seed}.json").write_text(json.dumps(made_run(arm, seed, *figures)))
     text = write_page(tmp_path)
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
     assert rows["capo-1"][4:7] == ["+0.250 ± 0.000", "+0.000 ± 0.000", "0%"], "twice as fast, at twice the price"
     assert rows["capo-gated"][4:7] == ["+0.250 ± 0.000", "+0.250 ± 0.000", "100%"]
-    assert rows["capo-gated"][-1].strip(" |") == "10.0%"
+    assert rows["capo-gated"][1] == "2", "a tuning seed is not reported"
+    assert [cell.strip(" |") for cell in rows["capo-gated"][-5:]] == ["40 ± 0", "10.0%", "120 ± 0", "10.0%", "20 ± 0"]
     assert (tmp_path / "clock.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("key", "value"), [("about", {"commit": "4567"}), ("plan", {"steps": 8})])
+def test_a_page_is_of_one_plan_and_one_commit(tmp_path, key, value):
+    made = made_run("outcome", 100, [0.0, 0.25, 0.5, 0.75, 1.0], 1.0, 0)
+    (tmp_path / "100.json").write_text(json.dumps(made))
+    (tmp_path / "101.json").write_text(json.dumps(made | {"seed": 101, key: value}))
+    with pytest.raises(ValueError, match="found runs of 2"):
+        read_runs(tmp_path)
