@@ -41,7 +41,14 @@ def world_part(shards: Shards) -> str:
         f"## The tiny world: {count} rollouts, {steps} steps, {wrong} of them wrong\n\n"
         f"The shipped model, groups of 8, seeds {', '.join(map(str, seeds))}; truth is the world's rule.\n\n"
         + markdown_table(head, rows, right=head[1:])
+        + missing_arms(shards)
     )
+
+
+def missing_arms(shards: Shards) -> str:
+    """A line on those that a shard lacks."""
+    names = [name for name in ARMS if not all(name in each["arms"] for each in shards)]
+    return f"\nNot in these shards, which are of an older commit: {', '.join(names)}.\n" if names else ""
 
 
 def world_row(shards: Shards, name: str, labels: Any, truth: Any) -> list[str]:

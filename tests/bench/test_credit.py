@@ -7,15 +7,19 @@ import re
 from pathlib import Path
 
 import pytest
-from scripted_world import tokenizer
+import torch
+from scripted_engine import ScriptedEngine
+from scripted_world import answer_steps, tokenizer
 
 from bench.credit.arms import ARMS
 from bench.credit.clock import read_runs, write_page
+from bench.credit.crediting import critiqued, weights_at
 from bench.credit.given import Labelled, as_sample, given_config
 from bench.credit.scores import auc_interval, inner_auc, pooled_auc, sign_agreement
-from bench.credit.table import write_table
+from bench.credit.table import missing_arms, write_table
 from bench.credit.world import world_config
 from capo_fast.evaluation.labelled import Solution
+from capo_fast.loaders import load_critic_template
 from capo_fast.rollout.requests import RequestBuilder
 
 ROOT = Path(__file__).parents[2]
@@ -114,3 +118,36 @@ def test_a_page_is_of_one_plan_and_one_commit(tmp_path, key, value):
     (tmp_path / "101.json").write_text(json.dumps(made | {"seed": 101, key: value}))
     with pytest.raises(ValueError, match="found runs of 2"):
         read_runs(tmp_path)
+
+
+class Holding(ScriptedEngine):
+    """Notes whose weights it has with each request."""
+
+    def __init__(self):
+        super().__init__(answer_steps)
+        self.held, self.asked = "policy", set()
+
+    def load(self, weights):
+        norm = dict(weights)["model.norm.weight"]
+        own = {
+            name: dict(weights_at(f"pkg://capo_fast.tiny/{name}"))["model.norm.weight"] for name in ("model", "critic")
+        }
+        self.held = next(name for name, of in own.items() if torch.equal(norm, of))
+
+    def add(self, request):
+        self.asked.add((self.held, request.id.split("-")[0]))
+        super().add(request)
+
+
+def test_a_critic_of_another_model_is_in_the_engine_for_its_critiques():
+    config = world_config(ARMS["steps"].settings, 0)
+    builder, engine = RequestBuilder(tokenizer(), load_critic_template(config), config), Holding()
+    given = as_sample(builder, solution("1+1=3", "A:3"), 3, True)
+    (judged,), _ = critiqued(engine, builder, [given])
+    assert judged.step_wrong == (1.0, 0.0)
+    assert (engine.asked, engine.held) == ({("critic", "critique")}, "model")
+
+
+def test_the_table_names_arms_that_a_shard_lacks():
+    assert missing_arms([{"arms": dict.fromkeys(ARMS)}]) == ""
+    assert "capo-gated" in missing_arms([{"arms": {"oracle": {}}}])
