@@ -20,8 +20,8 @@ MODES = tuple(_RULES)
 def vote(critiques: Sequence[Critique], num_steps: int, mode: str) -> list[float]:
     """[S] in [0, 1], how wrong each step is held to be.
 
-    [us] Abstained critiques leave k; with no valid one no step is wrong. `greedy` is the paper's single critique at
-    temperature 0: should there be several, the first valid one decides.
+    [us] Critiques that do not judge a step leave its k; with none that does it is not wrong. `greedy` is the paper's
+    single critique at temperature 0: should there be several, the first that judges the step decides.
 
     >>> valid = [Critique(False, frozenset({1}), 0), Critique(False, frozenset({1, 2}), 0)]
     >>> vote([*valid, Critique(True, frozenset(), 0)], 3, "intersection"), vote(valid, 3, "average")
@@ -29,11 +29,14 @@ def vote(critiques: Sequence[Critique], num_steps: int, mode: str) -> list[float
     """
     if mode not in _RULES:
         raise ValueError(f"unknown voting mode {mode!r}: it must be one of {', '.join(MODES)}")
-    valid = [critique.wrong_steps for critique in critiques if not critique.abstained]
+    return [_held_wrong(critiques, step, mode) for step in range(num_steps)]
+
+
+def _held_wrong(critiques: Sequence[Critique], step: int, mode: str) -> float:
+    named = [step in each.wrong_steps for each in critiques if each.judges(step)]
     if mode == "greedy":
-        valid = valid[:1]
-    counts = [sum(step in wrong for wrong in valid) for step in range(num_steps)]
-    return [_RULES[mode](count, len(valid)) if count else 0.0 for count in counts]
+        named = named[:1]
+    return _RULES[mode](sum(named), len(named)) if any(named) else 0.0
 
 
 def votes_to_ask(found: Sequence[Critique], num_steps: int, mode: str, total: int) -> int:

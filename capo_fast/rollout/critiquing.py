@@ -150,10 +150,10 @@ def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique
     by_vote = [
         [(step, found[number]) for step, found in enumerate(of_steps) if number < len(found)] for number in range(votes)
     ]
-    return tuple(_whole(parts) for parts in by_vote if parts)
+    return tuple(_whole(parts, len(of_steps)) for parts in by_vote if parts)
 
 
-def _whole(parts: Sequence[tuple[int, Critique]]) -> Critique:
+def _whole(parts: Sequence[tuple[int, Critique]], steps: int) -> Critique:
     """It abstains where all of its steps do, and has failed where the critique of one has."""
     return Critique(
         abstained=all(each.abstained for _, each in parts),
@@ -162,4 +162,5 @@ def _whole(parts: Sequence[tuple[int, Critique]]) -> Critique:
         text="\n".join(each.text for _, each in parts),
         truncated=any(each.truncated for _, each in parts),
         failed=any(each.failed for _, each in parts),
+        unread=frozenset(range(steps)) - {step for step, each in parts if not each.abstained},
     )

@@ -10,6 +10,7 @@ import pytest
 from capo_fast.exchange.columns import Columns
 from capo_fast.exchange.figures import figures_of
 from capo_fast.records import Completion, CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
+from capo_fast.rollout.critiquing import joined
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.rollout.stream import Traffic
@@ -92,6 +93,16 @@ def test_critiques_are_counted_by_what_became_of_them():
         "critic/agreement": pytest.approx((0 + 1 / 3) / 2),
     }
     assert {key: figures[key] for key in counts} == counts
+
+
+def test_votes_on_single_steps_agree_where_they_were_asked_for():
+    """Of two steps, one is settled after two votes and one after three."""
+    found = [[critique(wrong=(0,))] * 2, [critique(wrong=(0,)), critique(), critique(wrong=(0,))]]
+    three = joined(found, 3)
+    assert [sorted(each.unread) for each in three] == [[], [], [0]]
+    sample = credited(1.0, wrong=(1.0, 1.0), critiques=three)
+    assert figures_of(sample).judged == (2, 3)
+    assert step_metrics(batch([sample], TRAFFIC), STAGES, None)["critic/agreement"] == pytest.approx((1 + 1 / 3) / 2)
 
 
 def test_traffic_is_shown_as_counted():
