@@ -133,10 +133,9 @@ def critiqued(
                 answers[completion.id] = completion
                 critiquing.note(completion)
 
-    if builder.config.critic.gate.ambiguous is not None:
-        gate.read_profiles(rollouts, outcomes)
+    chosen = gate.choose(rollouts, lambda: outcomes)
     with critic_held(engine, builder.config):
-        gate.ask(gate.choose(rollouts, lambda: outcomes), ask, finish)
+        gate.ask(chosen, ask, finish)
         finish()
     found = map(critiquing.result, rollouts)
     return [replace(s, critiques=c, step_wrong=v) for s, (c, v) in zip(samples, found, strict=True)], answers

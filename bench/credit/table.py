@@ -39,10 +39,14 @@ def world_part(shards: Shards) -> str:
     head = ["estimator", *AUC, "sign", "rank", *COST]
     return (
         f"## The tiny world: {count} rollouts, {steps} steps, {wrong} of them wrong\n\n"
-        f"The shipped model, groups of 8, seeds {', '.join(map(str, seeds))}; truth is the world's rule.\n\n"
-        + markdown_table(head, rows, right=head[1:])
-        + missing_arms(shards)
+        f"The shipped model, groups of 8, seeds {', '.join(map(str, seeds))}, {commits(shards)}; truth is the world's "
+        "rule.\n\n" + markdown_table(head, rows, right=head[1:]) + missing_arms(shards)
     )
+
+
+def commits(shards: Shards) -> str:
+    """Of the code that made them."""
+    return "commit " + ", ".join(sorted({str(shard["about"]["commit"])[:9] for shard in shards}))
 
 
 def missing_arms(shards: Shards) -> str:
@@ -66,7 +70,7 @@ def given_part(shard: Mapping[str, Any]) -> str:
     ]
     head = ["estimator", *AUC, *COST]
     return (
-        f"## {shard['set']}: {len(labels)} solutions\n\n{shard['model']}, seed {shard['seed']}; {shard['left_out']} "
+        f"## {shard['set']}: {len(labels)} solutions\n\n{shard['model']}, seed {shard['seed']}, {commits([shard])}; {shard['left_out']} "
         f"solutions were left out (other steps, too long, no reference).\n\n"
         + markdown_table(head, rows, right=head[1:])
     )
@@ -104,5 +108,6 @@ resampling solutions), and within each rollout that has both, where a verdict on
 share of steps with the sign of CAPO's advantage under the rule's own critiques (0 has neither), and Spearman's
 correlation with it. Costs are per rollout: tokens that the critic or the estimator reads (with those of them in the
 prefix cache) and writes, and CPU seconds of the process, without verifier workers. Given solutions have no group: their
-advantages are of steps alone.
+advantages are of steps alone. A table is of the commit that it names: what has changed in an estimator, a prompt or a
+setting since then is not in it.
 """

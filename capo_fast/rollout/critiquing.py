@@ -72,12 +72,14 @@ class Critiquing:
         """Ask about what of a rollout has not been asked about."""
         keys = self._keys(rollout)
         self._read.add((rollout.group, rollout.sample))
+        taken_over = [self._polls[key] for key in keys if key in self._polls]
         new = [place for place, key in enumerate(keys) if key not in self._polls and key not in self._sound]
         for place in new:
             poll = self._polls[keys[place]] = self._poll(rollout, place)
             self._by_request |= {request.id: poll for request in poll.requests}
             self._go_on(poll)
-        self._count(keys, len(new))
+        saved = sum(len(poll.requests) for poll in taken_over)
+        self._stream.traffic += Traffic(gated_prefix=saved, shared=int(bool(taken_over) and not new))
 
     def note(self, completion: Completion) -> None:
         """A critique has ended."""
@@ -136,13 +138,6 @@ class Critiquing:
             return replace(critique, wrong_steps=frozenset(range(bool(critique.wrong_steps))))
         return critique
 
-    def _count(self, keys: Sequence[Key], new: int) -> None:
-        taken_over = len(keys) - new - sum(key in self._sound for key in keys)
-        if keys and taken_over == len(keys):
-            self._stream.traffic += Traffic(shared=1)
-        else:
-            self._stream.traffic += Traffic(gated_prefix=taken_over * self._critic.votes)
-
 
 def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique, ...]:
     """The critiques of a rollout, one per vote, from those of each of its steps, of which each has as many as were
@@ -150,10 +145,12 @@ def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique
     by_vote = [
         [(step, found[number]) for step, found in enumerate(of_steps) if number < len(found)] for number in range(votes)
     ]
-    return tuple(_whole(parts, len(of_steps)) for parts in by_vote if parts)
+    steps = frozenset(range(len(of_steps)))
+    judged = [{step for step, each in parts if not each.abstained} for parts in by_vote]
+    return tuple(replace(_whole(parts), unread=steps - of) for parts, of in zip(by_vote, judged, strict=True) if parts)
 
 
-def _whole(parts: Sequence[tuple[int, Critique]], steps: int) -> Critique:
+def _whole(parts: Sequence[tuple[int, Critique]]) -> Critique:
     """It abstains where all of its steps do, and has failed where the critique of one has."""
     return Critique(
         abstained=all(each.abstained for _, each in parts),
@@ -162,5 +159,4 @@ def _whole(parts: Sequence[tuple[int, Critique]], steps: int) -> Critique:
         text="\n".join(each.text for _, each in parts),
         truncated=any(each.truncated for _, each in parts),
         failed=any(each.failed for _, each in parts),
-        unread=frozenset(range(steps)) - {step for step, each in parts if not each.abstained},
     )

@@ -103,6 +103,7 @@ def _agreement(figures: Sequence[Figures]) -> float:
 def _traffic(traffic: Traffic) -> dict[str, float]:
     tokens = traffic.critique_tokens
     return {
+        "critic/asked": traffic.critiques,
         "critic/tokens": tokens,
         "critic/prompt_tokens": traffic.critique_prompt_tokens,
         "critic/cached_tokens": traffic.critique_cached_tokens,

@@ -70,15 +70,25 @@ def test_a_solution_that_is_no_rollout_is_left_out():
 def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     arm = {"advantages": [[1.0, -1.0]], "cpu_s": 0.5, "read": 10, "cached": 4, "written": 6}
     shard = {"seed": 100, "part": 0, "outcomes": [1.0], "labels": [[0, 1]], "arms": dict.fromkeys(ARMS, arm)}
+    shard |= {"about": {"commit": "0123456789abc"}}
     (tmp_path / "world").mkdir()
     for part in (0, 1):
         (tmp_path / "world" / f"100-{part}.json").write_text(json.dumps(shard | {"part": part}))
     (tmp_path / "given").mkdir()
-    given = {"set": "few", "model": "m", "seed": 0, "left_out": 0, "labels": [[0, 1]], "arms": {"capo-1": arm}}
+    given = {
+        "about": {"commit": "ba98-dirty"},
+        "set": "few",
+        "model": "m",
+        "seed": 0,
+        "left_out": 0,
+        "labels": [[0, 1]],
+        "arms": {"capo-1": arm},
+    }
     (tmp_path / "given" / "few-0.json").write_text(json.dumps(given))
     text = write_table(tmp_path)
     assert "| capo-1 | 1.000 [1.00, 1.00] | 1.000 | 10.0 |" in text
     assert "2 rollouts, 4 steps, 2 of them wrong" in text
+    assert "commit 012345678;" in text and "seed 0, commit ba98-dirt;" in text
     assert "| capo-1 | 1.000 | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in text
     assert (tmp_path / "credit.md").read_text() == text
 

@@ -106,14 +106,16 @@ def test_votes_on_single_steps_agree_where_they_were_asked_for():
 
 
 def test_traffic_is_shown_as_counted():
-    traffic = Traffic(critique_tokens=8, critique_prompt_tokens=20, critique_cached_tokens=16, overlapped_tokens=6)
+    traffic = Traffic(
+        critiques=2, critique_tokens=8, critique_prompt_tokens=20, critique_cached_tokens=16, overlapped_tokens=6
+    )
     both = traffic + Traffic(
-        critique_tokens=4, shared=2, unread=3, busy_seconds=1.5, idle_seconds=0.25, both_seconds=0.5
+        critiques=1, critique_tokens=4, shared=2, unread=3, busy_seconds=1.5, idle_seconds=0.25, both_seconds=0.5
     )
     figures = step_metrics(batch([], both), STAGES, None)
     assert figures["critic/overlap"] == 0.5
     assert (figures["critic/tokens"], figures["critic/cached_tokens"]) == (12, 16)
-    assert (figures["critic/shared"], figures["critic/unread"]) == (2, 3)
+    assert (figures["critic/asked"], figures["critic/shared"], figures["critic/unread"]) == (3, 2, 3)
     assert (figures["engine/busy_s"], figures["engine/idle_s"], figures["engine/both_s"]) == (1.5, 0.25, 0.5)
     assert math.isnan(step_metrics(batch([], TRAFFIC), STAGES, None)["critic/overlap"])
 
