@@ -45,8 +45,9 @@ def world_part(shards: Shards) -> str:
 
 
 def commits(shards: Shards) -> str:
-    """Of the code that made them."""
-    return "commit " + ", ".join(sorted({str(shard["about"]["commit"])[:9] for shard in shards}))
+    """Of the code that made them; of a dirty tree it ends with a mark."""
+    found = {str(shard["about"]["commit"]) for shard in shards}
+    return "commit " + ", ".join(sorted(commit[:9] + commit[40:] for commit in found))
 
 
 def missing_arms(shards: Shards) -> str:
@@ -70,8 +71,8 @@ def given_part(shard: Mapping[str, Any]) -> str:
     ]
     head = ["estimator", *AUC, *COST]
     return (
-        f"## {shard['set']}: {len(labels)} solutions\n\n{shard['model']}, seed {shard['seed']}, {commits([shard])}; {shard['left_out']} "
-        f"solutions were left out (other steps, too long, no reference).\n\n"
+        f"## {shard['set']}: {len(labels)} solutions\n\n{shard['model']}, seed {shard['seed']}, {commits([shard])}; "
+        f"{shard['left_out']} solutions were left out (other steps, too long, no reference).\n\n"
         + markdown_table(head, rows, right=head[1:])
     )
 

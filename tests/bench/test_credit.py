@@ -76,7 +76,7 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
         (tmp_path / "world" / f"100-{part}.json").write_text(json.dumps(shard | {"part": part}))
     (tmp_path / "given").mkdir()
     given = {
-        "about": {"commit": "ba98-dirty"},
+        "about": {"commit": "ba98" * 10 + "-dirty"},
         "set": "few",
         "model": "m",
         "seed": 0,
@@ -88,7 +88,7 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     text = write_table(tmp_path)
     assert "| capo-1 | 1.000 [1.00, 1.00] | 1.000 | 10.0 |" in text
     assert "2 rollouts, 4 steps, 2 of them wrong" in text
-    assert "commit 012345678;" in text and "seed 0, commit ba98-dirt;" in text
+    assert "commit 012345678;" in text and "seed 0, commit ba98ba98b-dirty;" in text
     assert "| capo-1 | 1.000 | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in text
     assert (tmp_path / "credit.md").read_text() == text
 
