@@ -42,9 +42,9 @@ def _held_wrong(critiques: Sequence[Critique], step: int, mode: str) -> float:
 def votes_to_ask(found: Sequence[Critique], num_steps: int, mode: str, total: int) -> int:
     """The fewest further critiques, of `total` in all, after which all votes may be settled; 0: they are.
 
-    A vote is settled where the critiques that are left can't change it, whatever they say: by intersection a step is
-    sound once a critique leaves it out, by majority of three it is wrong once two name it. An average is settled by the
-    last one.
+    A vote is settled where the critiques that are left can't change it, whatever their verdicts are: by intersection a
+    step is sound once a critique leaves it out, by majority of three it is wrong once two name it. An average is
+    settled by the last one.
 
     >>> wrong, sound = (Critique(False, frozenset(named), 0) for named in ([0], []))
     >>> [votes_to_ask(found, 1, "intersection", 3) for found in ([], [wrong], [wrong, sound])]
@@ -57,7 +57,7 @@ def votes_to_ask(found: Sequence[Critique], num_steps: int, mode: str, total: in
 
 
 def _on_step(critique: Critique, step: int) -> Critique:
-    """What it says of one step."""
+    """Its verdict on one step, as a critique of that step alone."""
     return _WRONG if step in critique.wrong_steps else Critique(critique.abstained, frozenset(), 0)
 
 
@@ -74,6 +74,6 @@ def _fewest(found: Sequence[Critique], mode: str, left: int) -> int:
 
 
 def _settled(found: Sequence[Critique], mode: str, left: int) -> bool:
-    """Whether the vote on one step is the same where all that are left name it and where none does: what else they may
-    say, abstentions too, is between."""
+    """Whether the vote on one step is settled: it is the same where all that are left name the step and where none
+    does. These are the two extremes; mixed verdicts and abstentions give no vote beyond them."""
     return vote([*found, *[_WRONG] * left], 1, mode) == vote([*found, *[_SOUND] * left], 1, mode)

@@ -20,7 +20,7 @@ ANY = "any"
 
 @dataclass(frozen=True)
 class Judged:
-    """A solution with everything the critic said about it."""
+    """A solution with all of its critiques."""
 
     solution: Solution
     sampled: tuple[Critique, ...]

@@ -135,7 +135,7 @@ class Critiquing:
     def _parsed(self, completion: Completion, poll: Poll) -> Critique:
         critique = read_critique(completion, poll.shown, self._builder.parse)
         if self._critic.reads == "step":
-            return replace(critique, wrong_steps=frozenset(range(bool(critique.wrong_steps))))
+            return replace(critique, wrong_steps=frozenset({0}) if critique.wrong_steps else frozenset())
         return critique
 
 
