@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
 from capo_fast.command import run_command
+from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
 from capo_fast.engine.base import Completer
@@ -203,7 +204,11 @@ def job_of(arguments: Sequence[str]) -> Job:
     at_server = is_address(options.model)
     if at_server:
         rest = [*rest, "--critic.mode", "endpoint", "--endpoint.url", options.model]
-    return read_job(options, rest, options.data or TINY, "critic.max_tokens", at_server)
+    job = read_job(options, rest, options.data or TINY, "critic.max_tokens", at_server)
+    critic = job.config.critic
+    if options.model == TINY and critic.reads == "step" and critic.path is not None:
+        return replace(job, model=resolve_model(critic.path))  # the tiny world's second model judges single steps
+    return job
 
 
 def main(argv: Sequence[str] | None = None) -> int:

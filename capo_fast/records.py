@@ -103,6 +103,12 @@ class Critique:
     """The length limit cut the answer before its list was closed."""
     failed: bool = False
     """No answer came: the server could not be reached, or the budget was spent."""
+    unread: frozenset[int] = frozenset()
+    """Steps without a verdict, where each step has critiques of its own: not asked for, or an abstention."""
+
+    def judges(self, step: int) -> bool:
+        """Whether it has a say in the vote on this step."""
+        return not self.abstained and step not in self.unread
 
     @classmethod
     def absent(cls, truncated: bool = False, failed: bool = False) -> Self:

@@ -30,7 +30,7 @@ ARMS = {
     "capo-gated": Arm({"algorithm": "capo-gated"}, given=False),
     "steps": Arm({"critic.reads": "step"}, given=False),
     "steps-trust": Arm({"algorithm": "capo-gated", "critic.gate.trust_right": "true"}, given=False),
-    "budget-solutions": Arm({"critic.gate.groups": "any-wrong", "critic.gate.tokens": 512}, given=False),
+    "budget-solutions": Arm({"critic.gate.groups": "any-wrong", "critic.gate.tokens": 2048}, given=False),
     "prefix": Arm({"algorithm": "prefix"}, given=False),
     "flawed-answers": Arm({"credit.process": "flawed-answers", "credit.when": "right-answers"}, given=False),
     "answer-probability": Arm({"credit.process": "answer-probability"}),
@@ -40,5 +40,7 @@ ARMS = {
 }
 TRUTH = "oracle"
 GRPO, PLAIN_CAPO = "outcome", "capo-1"
+FIRST_REPORTED = 100
+"""Seeds from here on are reported; those below are for tuning."""
 CLOCK = (GRPO, PLAIN_CAPO, "oracle", "capo-gated")
 """Arms that are compared by the clock."""

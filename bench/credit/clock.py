@@ -14,9 +14,9 @@ from typing import Any
 
 from matplotlib.figure import Figure as Picture
 
-from bench.credit.arms import ARMS, GRPO, PLAIN_CAPO
+from bench.credit.arms import ARMS, FIRST_REPORTED, GRPO, PLAIN_CAPO
 from bench.evidence.arms import Plan
-from bench.evidence.report import Figure, Figures, Results, cell, differences
+from bench.evidence.report import Figure, Figures, Results, Run, cell, differences
 from capo_fast.markdown import markdown_table
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D1F")
@@ -35,28 +35,37 @@ def write_page(out: Path) -> str:
 
 
 def read_runs(folder: Path) -> tuple[Results, Plan]:
-    """The runs by arm and seed, and their plan. Raises ValueError where they have several."""
-    found, plans = {name: {} for name in ARMS}, set()
-    for path in sorted(folder.glob("*.json")):
-        run = json.loads(path.read_text())
+    """The reported runs by arm and seed, and their plan. Raises ValueError where they have several plans or commits."""
+    every = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    runs = [run for run in every if run["seed"] >= FIRST_REPORTED]
+    found: Results = {name: {} for name in ARMS}
+    for run in runs:
         found[run["arm"]][run["seed"]] = run
-        plans.add(json.dumps(run["plan"]))
-    if len(plans) > 1:
-        raise ValueError(f"{folder}: found runs of {len(plans)} plans, wanted one")
-    return {name: runs for name, runs in found.items() if runs}, Plan(**json.loads(plans.pop() if plans else "{}"))
+    only_one(folder, "commits", [run["about"]["commit"] for run in runs])
+    plan = only_one(folder, "plans", [run["plan"] for run in runs])
+    return {name: of for name, of in found.items() if of}, Plan(**(plan or {}))
+
+
+def only_one(folder: Path, what: str, values: Sequence[Any]) -> Any:
+    """The value that all are equal to; None of none. Raises ValueError."""
+    different = list({json.dumps(value): value for value in values}.values())
+    if len(different) > 1:
+        raise ValueError(f"{folder}: found runs of {len(different)} {what}, wanted one")
+    return different[0] if different else None
 
 
 def page(results: Results, figures: Figures) -> str:
     seconds = fmean(figures.spent("cpu")(run) for run in results[GRPO].values())
     rows = [[name, *row(name, results, figures, seconds)] for name in results]
     head = ["arm", "seeds", "pass@1, last", "area", "gain in area", "gain by the clock", "of the oracle's"]
-    head += ["CPU s", "critique, wall s", "critique tokens", "of plain CAPO's"]
+    head += ["CPU s", "critique, wall s", "critique tokens written", "of plain CAPO's"]
+    head += ["read, not cached", "of plain CAPO's", "read for `ambiguous`"]
     return (
         f"# Learning by rollouts and by the clock\n\n`python -m bench.credit.learn`: {figures.plan.steps} steps of "
         f"{figures.plan.prompts} prompts x {figures.plan.n} rollouts, sampled pass@1 on {figures.plan.problems} "
         "held-out problems. Mean ± half of the 95 % interval (Student's t) over seeds; gains are over "
-        f"{GRPO}, GRPO's arm, paired by seed; {PLAIN_CAPO} is plain CAPO. *area*: mean of "
-        f"pass@1 by rollouts; *by the clock*: from 0 to the {seconds:.1f} CPU s of {GRPO}.\n\n"
+        f"{GRPO}, GRPO's arm, paired by seed; {PLAIN_CAPO} is plain CAPO; seeds from {FIRST_REPORTED} on. *area*: "
+        f"mean of pass@1 by rollouts; *by the clock*: from 0 to the {seconds:.1f} CPU s of {GRPO}.\n\n"
         + markdown_table(head, rows, right=head[1:])
     )
 
@@ -66,7 +75,6 @@ def row(name: str, results: Results, figures: Figures, seconds: float) -> list[s
     area, clock = figures.area(1.0), figures.area_by_time(seconds)
     means = [cell([figure(run) for run in every]) for figure in (figures.rate(1.0), area)]
     gains = [gain(name, results, figure) for figure in (area, clock)]
-    tokens = figures.spent("critique_tokens")
     return [
         str(len(runs)),
         *means,
@@ -74,9 +82,21 @@ def row(name: str, results: Results, figures: Figures, seconds: float) -> list[s
         share_of(clock, name, results),
         cell([figures.spent("cpu")(run) for run in every], digits=1),
         cell([run["stages"]["critique"] for run in every], digits=1),
-        cell([tokens(run) for run in every], digits=0),
-        ratio(tokens, name, results),
+        *[
+            text
+            for what in WRITTEN_AND_READ
+            for text in (total(what, every, figures), ratio(what, name, results, figures))
+        ],
+        total("profile_tokens", every, figures),
     ]
+
+
+WRITTEN_AND_READ = ("critique_tokens", "critique_read")
+
+
+def total(what: str, runs: Sequence[Run], figures: Figures) -> str:
+    """Tokens of a run; a dash where no run has the figure, as those that were made before it was kept."""
+    return cell([figures.spent(what)(run) for run in runs if what in run], digits=0)
 
 
 def gain(name: str, results: Results, figure: Figure) -> str:
@@ -93,10 +113,12 @@ def share_of(figure: Figure, name: str, results: Results) -> str:
     return f"{fmean(gains[0]) / fmean(gains[1]):.0%}" if all(gains) else ""
 
 
-def ratio(figure: Figure, name: str, results: Results) -> str:
-    plain = results.get(PLAIN_CAPO, {})
-    pairs = [(figure(run), figure(plain[seed])) for seed, run in results[name].items() if seed in plain]
-    return f"{sum(a or 0 for a, _ in pairs) / sum(b or 0 for _, b in pairs):.1%}" if pairs else ""
+def ratio(what: str, name: str, results: Results, figures: Figures) -> str:
+    """Tokens over those of plain CAPO, over the seeds that both have; empty without any."""
+    tokens, plain = figures.spent(what), results.get(PLAIN_CAPO, {})
+    pairs = [(run, plain[seed]) for seed, run in results[name].items() if what in run and what in plain.get(seed, {})]
+    spent = sum(tokens(other) or 0 for _, other in pairs)
+    return f"{sum(tokens(run) or 0 for run, _ in pairs) / spent:.1%}" if spent else ""
 
 
 def save_frontier(results: Results, figures: Figures, path: Path) -> None:

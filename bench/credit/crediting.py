@@ -11,12 +11,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
 from bench.machine import about
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
 from capo_fast.engine.base import Engine
 from capo_fast.loaders import load_credit_function, load_critic_template, load_reward_functions, start_engine
 from capo_fast.pretrained import load_tokenizer
+from capo_fast.pretrained.weights import weight_files
 from capo_fast.records import Completion, CreditedSample, Critique, Rollout, Sample
 from capo_fast.rollout.crediting import CreditCost, Crediting
 from capo_fast.rollout.critiquing import Critiquing
@@ -60,8 +64,9 @@ def write_shard(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def credited(bench: Bench, config: Config, samples: Sequence[Sample], by_rule: bool = False) -> dict[str, Any]:
-    """The mean advantage of each step, and the cost: tokens, and CPU seconds of this process, the engine's included and
-    verifier workers' not. by_rule: the world's rule is the critic, for nothing."""
+    """The mean advantage of each step, and the cost: tokens, and CPU seconds of this process, with the engine and the
+    push of a critic of another model, without verifier workers. by_rule: the world's rule is the critic, for nothing.
+    """
     builder = RequestBuilder(bench.tokenizer, load_critic_template(config) if config.has_critic else "", config)
     crediting = Crediting(config, load_credit_function(config), bench.engine, bench.rewards, builder)
     bench.engine.forget_prefixes()
@@ -108,15 +113,18 @@ def judged_by_rule(sample: Sample) -> Sample:
 def critiqued(
     engine: Engine, builder: RequestBuilder, samples: Sequence[Sample]
 ) -> tuple[list[Sample], dict[str, Completion]]:
-    """The samples with the critiques that training would ask for, and these by request id."""
+    """The samples with the critiques that training would ask for, and these by request id. Where the critic is another
+    model (`critic.path`), its weights take the policy's place in the engine for them."""
     if not builder.config.has_critic:
         return list(samples), {}
     stream, answers = Stream(engine, engine), {}
     critiquing = Critiquing(stream, builder)
     gate = Gate(stream, builder, critiquing, step=1, judges=True)
+    rollouts = [each.rollout for each in samples]
+    outcomes = {(each.rollout.group, each.rollout.sample): each.outcome for each in samples}
 
-    def ask(rollouts: Sequence[Rollout]) -> None:
-        for rollout in rollouts:
+    def ask(chosen: Sequence[Rollout]) -> None:
+        for rollout in chosen:
             critiquing.ask(rollout)
 
     def finish() -> None:
@@ -125,8 +133,26 @@ def critiqued(
                 answers[completion.id] = completion
                 critiquing.note(completion)
 
-    outcomes = {(each.rollout.group, each.rollout.sample): each.outcome for each in samples}
-    gate.ask(gate.choose([each.rollout for each in samples], lambda: outcomes), ask, finish)
-    finish()
-    found = [critiquing.result(each.rollout) for each in samples]
+    chosen = gate.choose(rollouts, lambda: outcomes)
+    with critic_held(engine, builder.config):
+        gate.ask(chosen, ask, finish)
+        finish()
+    found = map(critiquing.result, rollouts)
     return [replace(s, critiques=c, step_wrong=v) for s, (c, v) in zip(samples, found, strict=True)], answers
+
+
+@contextmanager
+def critic_held(engine: Engine, config: Config) -> Iterator[None]:
+    """The engine has the weights of `critic.path`, where there are any, and the policy's again afterwards."""
+    other = config.critic.path if config.swaps else None
+    if other is not None:
+        engine.load(weights_at(other))
+    yield
+    if other is not None:
+        engine.load(weights_at(config.model.path))
+
+
+def weights_at(path: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """All of a model's folder, by Hugging Face name."""
+    for file in weight_files(Path(resolve_model(path)), path):
+        yield from load_file(file).items()

@@ -5,7 +5,8 @@
 
 One engine in one process, all arms of a seed before the next seed, a minute or two per run. A run's figures are a file,
 written at once; one that is there is not made again, so the command goes on where it was stopped. Seeds from 100 on are
-reported; those below are for tuning. The plan and the figures are those of bench.evidence.
+reported; those below are for tuning and are not on the page. The runs of a page are of one plan and one commit. The
+plan and the figures are those of bench.evidence.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.credit.arms import ARMS, CLOCK
+from bench.credit.arms import ARMS, CLOCK, FIRST_REPORTED
 from bench.credit.clock import write_page
 from bench.evidence.arms import Plan
 from bench.evidence.oracle import KeptEngine, OracleCritic, tiny_oracle
@@ -29,7 +30,7 @@ from capo_fast.pretrained import load_tokenizer
 from capo_fast.runtime.ranks import ranks
 from capo_fast.tiny.task import oracle_critique
 
-SEEDS = tuple(range(100, 116))
+SEEDS = tuple(range(FIRST_REPORTED, FIRST_REPORTED + 16))
 
 
 def run_path(out: Path, arm: str, seed: int) -> Path:

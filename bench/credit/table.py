@@ -39,9 +39,21 @@ def world_part(shards: Shards) -> str:
     head = ["estimator", *AUC, "sign", "rank", *COST]
     return (
         f"## The tiny world: {count} rollouts, {steps} steps, {wrong} of them wrong\n\n"
-        f"The shipped model, groups of 8, seeds {', '.join(map(str, seeds))}; truth is the world's rule.\n\n"
-        + markdown_table(head, rows, right=head[1:])
+        f"The shipped model, groups of 8, seeds {', '.join(map(str, seeds))}, {commits(shards)}; truth is the world's "
+        "rule.\n\n" + markdown_table(head, rows, right=head[1:]) + missing_arms(shards)
     )
+
+
+def commits(shards: Shards) -> str:
+    """Of the code that made them; of a dirty tree it ends with a mark."""
+    found = {str(shard["about"]["commit"]) for shard in shards}
+    return "commit " + ", ".join(sorted(commit[:9] + commit[40:] for commit in found))
+
+
+def missing_arms(shards: Shards) -> str:
+    """A line on those that a shard lacks."""
+    names = [name for name in ARMS if not all(name in each["arms"] for each in shards)]
+    return f"\nNot in these shards, which are of an older commit: {', '.join(names)}.\n" if names else ""
 
 
 def world_row(shards: Shards, name: str, labels: Any, truth: Any) -> list[str]:
@@ -59,8 +71,8 @@ def given_part(shard: Mapping[str, Any]) -> str:
     ]
     head = ["estimator", *AUC, *COST]
     return (
-        f"## {shard['set']}: {len(labels)} solutions\n\n{shard['model']}, seed {shard['seed']}; {shard['left_out']} "
-        f"solutions were left out (other steps, too long, no reference).\n\n"
+        f"## {shard['set']}: {len(labels)} solutions\n\n{shard['model']}, seed {shard['seed']}, {commits([shard])}; "
+        f"{shard['left_out']} solutions were left out (other steps, too long, no reference).\n\n"
         + markdown_table(head, rows, right=head[1:])
     )
 
@@ -97,5 +109,6 @@ resampling solutions), and within each rollout that has both, where a verdict on
 share of steps with the sign of CAPO's advantage under the rule's own critiques (0 has neither), and Spearman's
 correlation with it. Costs are per rollout: tokens that the critic or the estimator reads (with those of them in the
 prefix cache) and writes, and CPU seconds of the process, without verifier workers. Given solutions have no group: their
-advantages are of steps alone.
+advantages are of steps alone. A table is of the commit that it names: what has changed in an estimator, a prompt or a
+setting since then is not in it.
 """

@@ -95,6 +95,8 @@ def run_figures(
         "timeouts": sum(each["timeouts"] for each in evaluations.values())
         + sum(line["verify/timeouts"] for line in lines),
         "critique_tokens": [line["critic/tokens"] for line in lines],
+        "critique_read": [line["critic/prompt_tokens"] - line["critic/cached_tokens"] for line in lines],
+        "profile_tokens": [line.get("critic/profile_tokens", 0) for line in lines],
         "abstained": [line["critic/abstained"] for line in lines],
         "response_tokens": [line["response_tokens_mean"] for line in lines],
         "by_rule": [rule_counts(step_rollouts(folder, line["step"]), rule) for line in lines],

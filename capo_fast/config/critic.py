@@ -50,17 +50,17 @@ class StepCriticConfig:
     """In place of critic.temperature; None: that."""
     max_tokens: PositiveInt = 512
     """In place of critic.max_tokens: the longest critique of a step, in tokens. A verdict that is there when it is
-    reached counts."""
+    reached counts, but for fapo."""
     stop: tuple[str, ...] = ()
     """In place of critic.stop."""
     verdict: Literal["capo", "fapo", "yes-no"] = "capo"
-    r"""In place of critic.verdict. capo: Judgment: Yes or No; fapo: a \boxed{} of -1 or anything else; yes-no: the last
-    Yes or No of the critique."""
+    r"""In place of critic.verdict. capo: Judgment: Yes or No; fapo: a \boxed{} with -1 for a right step, the index of a
+    step that is shown for a wrong one, anything else abstains; yes-no: the last Yes or No of the critique."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class GateConfig:
-    """What the critic is asked, and what is known without it (docs/critic.md)."""
+    """Which critiques are asked for, and which are left out (docs/critic.md)."""
 
     groups: Literal["all", "any-wrong", "mixed"] = "all"
     """Groups that the critic reads: all, those with a wrong answer, or those with right and wrong ones. The others have
@@ -97,7 +97,7 @@ class CriticConfig:
     """frozen: its weights, of the policy's architecture; None: a frozen copy of the policy's first weights. server: the
     critic's folder or hub id, of any architecture that vLLM runs."""
     votes: CountWhereUsed = 4
-    """Critiques per rollout (k)."""
+    """Critiques per rollout, or per step (k)."""
     voting: Literal["intersection", "majority", "union", "average", "greedy"] = "intersection"
     """How k critiques become one verdict per step; greedy: one critique at temperature 0."""
     temperature: NonNegativeFloat = 0.7
@@ -113,9 +113,11 @@ class CriticConfig:
     chat_template_kwargs, which vLLM and SGLang read."""
     stream: bool = True
     """Critiques start as soon as their rollout has ended; false: after the last one, as always where weights are
-    swapped or a server of the run's own takes turns with the policy's engine."""
+    swapped, a server of the run's own takes turns with the policy's engine, or verdicts are wanted first (credit.when,
+    and critic.gate but for adaptive)."""
     judge_once: bool = True
-    """Equal rollouts of a prompt share the critiques of the first of them to end (on one rank)."""
+    """Equal rollouts of a prompt share the critiques of the first of them to end (on one rank). Under critic.reads:
+    step, equal steps behind equal ones do."""
     stop: tuple[str, ...] = ()
     """Texts that end a critique where it has written one, as </incorrect_steps>,Judgment: Yes, so that nothing is
     written after the verdict. At a server they want vLLM, which keeps them in the answer."""

@@ -16,12 +16,12 @@ from capo_fast.credit.neutralise import without_boxes
 from capo_fast.records import Critique
 
 Parse = Callable[[str, int, bool], Critique]
-"""Text, number of steps and whether the answer ended -> what it says."""
+"""Text, number of steps and whether the answer ended -> its verdict."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A format."""
+    """One format of verdicts, and how it is read."""
 
     steps: Parse
     """Which steps are wrong."""
@@ -64,7 +64,7 @@ def parse_boxed(text: str, num_steps: int, finished: bool = True) -> Critique:
 
 
 def parse_boxed_whole(text: str, num_steps: int, finished: bool = True) -> Critique:
-    r"""What the box says about the whole solution: every step is wrong unless it holds -1.
+    r"""The verdict on the whole solution by the last box: every step is wrong unless it holds -1.
 
     >>> [sorted(parse_boxed_whole(text, 2).wrong_steps) for text in (r"\boxed{1}", r"\boxed{-1}")]
     [[0, 1], []]

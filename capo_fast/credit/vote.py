@@ -20,8 +20,8 @@ MODES = tuple(_RULES)
 def vote(critiques: Sequence[Critique], num_steps: int, mode: str) -> list[float]:
     """[S] in [0, 1], how wrong each step is held to be.
 
-    [us] Abstained critiques leave k; with no valid one no step is wrong. `greedy` is the paper's single critique at
-    temperature 0: should there be several, the first valid one decides.
+    [us] Critiques that do not judge a step leave its k; with none that does it is not wrong. `greedy` is the paper's
+    single critique at temperature 0: should there be several, the first that judges the step decides.
 
     >>> valid = [Critique(False, frozenset({1}), 0), Critique(False, frozenset({1, 2}), 0)]
     >>> vote([*valid, Critique(True, frozenset(), 0)], 3, "intersection"), vote(valid, 3, "average")
@@ -29,19 +29,22 @@ def vote(critiques: Sequence[Critique], num_steps: int, mode: str) -> list[float
     """
     if mode not in _RULES:
         raise ValueError(f"unknown voting mode {mode!r}: it must be one of {', '.join(MODES)}")
-    valid = [critique.wrong_steps for critique in critiques if not critique.abstained]
+    return [_held_wrong(critiques, step, mode) for step in range(num_steps)]
+
+
+def _held_wrong(critiques: Sequence[Critique], step: int, mode: str) -> float:
+    named = [step in each.wrong_steps for each in critiques if each.judges(step)]
     if mode == "greedy":
-        valid = valid[:1]
-    counts = [sum(step in wrong for wrong in valid) for step in range(num_steps)]
-    return [_RULES[mode](count, len(valid)) if count else 0.0 for count in counts]
+        named = named[:1]
+    return _RULES[mode](sum(named), len(named)) if any(named) else 0.0
 
 
 def votes_to_ask(found: Sequence[Critique], num_steps: int, mode: str, total: int) -> int:
     """The fewest further critiques, of `total` in all, after which all votes may be settled; 0: they are.
 
-    A vote is settled where the critiques that are left can't change it, whatever they say: by intersection a step is
-    sound once a critique leaves it out, by majority of three it is wrong once two name it. An average is settled by the
-    last one.
+    A vote is settled where the critiques that are left can't change it, whatever their verdicts are: by intersection a
+    step is sound once a critique leaves it out, by majority of three it is wrong once two name it. An average is
+    settled by the last one.
 
     >>> wrong, sound = (Critique(False, frozenset(named), 0) for named in ([0], []))
     >>> [votes_to_ask(found, 1, "intersection", 3) for found in ([], [wrong], [wrong, sound])]
@@ -54,7 +57,7 @@ def votes_to_ask(found: Sequence[Critique], num_steps: int, mode: str, total: in
 
 
 def _on_step(critique: Critique, step: int) -> Critique:
-    """What it says of one step."""
+    """Its verdict on one step, as a critique of that step alone."""
     return _WRONG if step in critique.wrong_steps else Critique(critique.abstained, frozenset(), 0)
 
 
@@ -71,6 +74,6 @@ def _fewest(found: Sequence[Critique], mode: str, left: int) -> int:
 
 
 def _settled(found: Sequence[Critique], mode: str, left: int) -> bool:
-    """Whether the vote on one step is the same where all that are left name it and where none does: what else they may
-    say, abstentions too, is between."""
+    """Whether the vote on one step is settled: it is the same where all that are left name the step and where none
+    does. These are the two extremes; mixed verdicts and abstentions give no vote beyond them."""
     return vote([*found, *[_WRONG] * left], 1, mode) == vote([*found, *[_SOUND] * left], 1, mode)

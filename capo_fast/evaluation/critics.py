@@ -20,7 +20,7 @@ ANY = "any"
 
 @dataclass(frozen=True)
 class Judged:
-    """A solution with everything the critic said about it."""
+    """A solution with all of its critiques."""
 
     solution: Solution
     sampled: tuple[Critique, ...]
@@ -36,8 +36,21 @@ class Judged:
 
     def first_error_found(self, voting: str, k: int) -> float:
         """1 where the first step held wrong is the labelled one (or none is, rightly), else 0, an abstention too."""
-        first = _first(self.critiques(voting, k), len(self.solution.steps), voting)
-        return float(first == self.solution.first_wrong)
+        return float(self.first_wrong(voting, k) == self.solution.first_wrong)
+
+    def first_wrong(self, voting: str, k: int) -> int | None:
+        """The first step held wrong, -1 for none; None for an abstention: a step up to there has no verdict."""
+        for step, held in enumerate(self.held(voting, k)):
+            if held is None or held >= 0.5:
+                return None if held is None else step
+        return -1
+
+    def held(self, voting: str, k: int) -> list[float | None]:
+        """[S], how wrong each step is held to be; None where no critique judges it."""
+        critiques, steps = self.critiques(voting, k), len(self.solution.steps)
+        votes = vote(critiques, steps, "union" if voting == ANY else voting)
+        known = [any(each.judges(step) for each in critiques) for step in range(steps)]
+        return [held if judged else None for held, judged in zip(votes, known, strict=True)]
 
 
 def score_set(judged: Sequence[Judged], headline: str) -> dict[str, Any]:
@@ -72,8 +85,9 @@ def votings(k: int) -> list[tuple[str, int]]:
 def score_voting(judged: Sequence[Judged], voting: str, k: int) -> dict[str, Any]:
     """ProcessBench's F1 (by first error) with its two accuracies, precision and recall by step, abstentions, cost.
 
-    An abstention finds no first error, on a right solution either, as ProcessBench counts what it can't read. By step
-    it is left out, and `average` counts each step by its vote. For the first error a step is wrong from a vote of 0.5.
+    An abstention finds no first error, on a right solution either, as ProcessBench counts what it can't read: all
+    critiques abstain, or no step is held wrong before one on which all do. By step what has no verdict is left out,
+    and `average` counts each step by its vote. For the first error a step is wrong from a vote of 0.5.
     A score that the labels don't allow is None: F1 without right solutions (recall only), and precision and recall by
     step where not all wrong steps are labelled.
     """
@@ -93,33 +107,21 @@ def score_voting(judged: Sequence[Judged], voting: str, k: int) -> dict[str, Any
         "accuracy_on_right": shares[1],
         "step_precision": precision,
         "step_recall": recall,
-        "abstained": sum(all(c.abstained for c in j.critiques(voting, k)) for j in judged) / len(judged),
+        "abstained": sum(j.first_wrong(voting, k) is None for j in judged) / len(judged),
         **_cost(judged, voting, k),
     }
-
-
-def _votes(critiques: Sequence[Critique], steps: int, voting: str) -> list[float] | None:
-    """[S], None where all abstain."""
-    if all(critique.abstained for critique in critiques):
-        return None
-    return vote(critiques, steps, "union" if voting == ANY else voting)
-
-
-def _first(critiques: Sequence[Critique], steps: int, voting: str) -> int | None:
-    held = _votes(critiques, steps, voting)
-    return None if held is None else next((step for step, wrong in enumerate(held) if wrong >= 0.5), -1)
 
 
 def _by_step(judged: Sequence[Judged], voting: str, k: int) -> tuple[float | None, float | None]:
     found = named = there = 0.0
     for j in judged:
-        truth, held = j.solution.wrong_steps, _votes(j.critiques(voting, k), len(j.solution.steps), voting)
+        truth = j.solution.wrong_steps
         if truth is None:
             return None, None
-        if held is not None:
-            found += sum(held[step] for step in truth)
-            named += sum(held)
-            there += len(truth)
+        votes = {step: held for step, held in enumerate(j.held(voting, k)) if held is not None}
+        found += sum(held for step, held in votes.items() if step in truth)
+        named += sum(votes.values())
+        there += len(truth & votes.keys())
     return found / named if named else None, found / there if there else None
 
 
@@ -137,13 +139,14 @@ def _cost(judged: Sequence[Judged], voting: str, k: int) -> dict[str, float]:
 
 def _agreements(judged: Sequence[Judged]) -> dict[str, float | None]:
     """Between the sampled votes that don't abstain: on each step, and on whether a solution has a wrong one."""
-    valid = [(j.solution, [c.wrong_steps for c in j.sampled if not c.abstained]) for j in judged]
-    steps = [
-        (sum(step in wrong for wrong in said), len(said))
-        for solution, said in valid
-        for step in range(len(solution.steps))
-    ]
-    solutions = [(sum(bool(wrong) for wrong in said), len(said)) for _, said in valid]
+    steps, solutions = [], []
+    for j in judged:
+        every = range(len(j.solution.steps))
+        for step in every:
+            said = [step in each.wrong_steps for each in j.sampled if each.judges(step)]
+            steps.append((sum(said), len(said)))
+        known = [bool(c.wrong_steps) for c in j.sampled if c.wrong_steps or all(map(c.judges, every))]
+        solutions.append((sum(known), len(known)))
     by_step, step_kappa = agreement(steps)
     by_solution, solution_kappa = agreement(solutions)
     return {"step": by_step, "step_kappa": step_kappa, "solution": by_solution, "solution_kappa": solution_kappa}

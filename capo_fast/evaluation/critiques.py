@@ -1,6 +1,6 @@
-"""Critiques of labelled solutions: what a critic is asked, and what its answers say.
+"""Critiques of labelled solutions: the requests to a critic, and the verdicts in its answers.
 
-A critique judges a whole solution, or one of its steps, of which it is shown those before (`critic.reads`).
+A critique judges a whole solution, or one step, shown with those before it (`critic.reads`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def critiques_of(
 ) -> Iterator[Request]:
     """`critic.votes` sampled critiques of each solution, or step, and a greedy one; none where the engine has no room.
 
-    `chat`: None for a server, which renders text itself, and so has the say on what is too long. `known`: tokens that
+    `chat`: None for a server, which renders text itself, and so decides what is too long. `known`: tokens that
     the critic would not read as text.
     """
     for i, solution in enumerate(solutions):

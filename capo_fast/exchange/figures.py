@@ -57,7 +57,9 @@ class Figures:
     votes: tuple[float, ...]
     """[S], the vote on each step."""
     named: tuple[int, ...]
-    """[S], how many of the parsed critiques name the step."""
+    """[S], how many of the critiques that judge the step name it."""
+    judged: tuple[int, ...]
+    """[S], how many critiques judge the step."""
 
     @property
     def key(self) -> Member:
@@ -65,7 +67,7 @@ class Figures:
         return self.group, self.sample
 
 
-NUMBERS = [each.name for each in fields(Figures) if each.name not in ("rewards", "votes", "named")]
+NUMBERS = [each.name for each in fields(Figures) if each.name not in ("rewards", "votes", "named", "judged")]
 FLAGS = ("finished", "trained", "has_advantage", "by_token")
 
 
@@ -96,6 +98,7 @@ def figures_of(credited: CreditedSample) -> Figures:
         rewards=sample.rewards,
         votes=sample.step_wrong,
         named=tuple(sum(k in each.wrong_steps for each in parsed) for k in range(len(sample.step_wrong))),
+        judged=tuple(sum(each.judges(k) for each in parsed) for k in range(len(sample.step_wrong))),
     )
 
 
@@ -104,12 +107,12 @@ def share_figures(mine: Sequence[Figures], exchange: Exchange) -> list[Figures]:
     numbers = [[_number(getattr(each, name)) for name in NUMBERS] for each in mine]
     rewards = [list(map(_number, each.rewards)) for each in mine]
     sizes = [[len(each.rewards), len(each.votes)] for each in mine]
-    steps = [pair for each in mine for pair in zip(each.votes, each.named, strict=True)]
+    steps = [row for each in mine for row in zip(each.votes, each.named, each.judged, strict=True)]
     shared = (
         exchange.share(table(numbers, torch.float64, len(NUMBERS))).tolist(),
         exchange.share(table(sizes, torch.int64, 2)).tolist(),
         exchange.share(torch.tensor([value for row in rewards for value in row], dtype=torch.float64)).tolist(),
-        exchange.share(table(steps, torch.float64, 2)).tolist(),
+        exchange.share(table(steps, torch.float64, 3)).tolist(),
     )
     return sorted(_read(*shared), key=lambda each: each.key)
 
@@ -117,16 +120,17 @@ def share_figures(mine: Sequence[Figures], exchange: Exchange) -> list[Figures]:
 def _read(
     numbers: list[list[float]], sizes: list[list[int]], rewards: list[float], steps: list[list[float]]
 ) -> list[Figures]:
-    values, pairs, found = iter(rewards), iter(steps), []
+    values, rows, found = iter(rewards), iter(steps), []
     for row, (count, length) in zip(numbers, sizes, strict=True):
         named: dict[str, Any] = {name: _typed(name, value) for name, value in zip(NUMBERS, row, strict=True)}
-        of_steps = [next(pairs) for _ in range(length)]
+        of_steps = [next(rows) for _ in range(length)]
         found.append(
             Figures(
                 **named,
                 rewards=tuple(_or_none(next(values)) for _ in range(count)),
-                votes=tuple(vote for vote, _ in of_steps),
-                named=tuple(int(count) for _, count in of_steps),
+                votes=tuple(vote for vote, _, _ in of_steps),
+                named=tuple(int(count) for _, count, _ in of_steps),
+                judged=tuple(int(count) for _, _, count in of_steps),
             )
         )
     return found

@@ -19,6 +19,8 @@ from capo_fast.policy.work import Passes
 
 ASKING = ("answer-probability", "step-values", "critique-ratio")
 """Values of credit.process whose estimators ask the policy."""
+STEPS = 10
+"""[us] Steps of a rollout."""
 TEMPLATE = 300
 """[us] Tokens of a critic's prompt besides the problem and the solution."""
 
@@ -137,7 +139,7 @@ class Job:
         """The policy's, for rollouts, and for critiques where there are more of them."""
         config = self.config.engine
         count = (config.ranks or self.ranks) // config.tensor_parallel
-        sequences = self.rollouts * (self.config.critic.votes if self.writes_critiques else 1)
+        sequences = self.rollouts * (self.critiques_each if self.writes_critiques else 1)
         return Engines(self.shape, config, self.device, count, sequences)
 
     @property
@@ -154,7 +156,7 @@ class Job:
             kv_cache_gb=own.kv_cache_gb,
             tensor_parallel=own.tensor_parallel or most_slices(self.critic.sizes, devices),
         )
-        return Engines(self.critic, config, self.hardware, self.hosts, self.rollouts * self.config.critic.votes)
+        return Engines(self.critic, config, self.hardware, self.hosts, self.rollouts * self.critiques_each)
 
     @property
     def shards(self) -> int:
@@ -208,6 +210,16 @@ class Job:
     @property
     def rollouts(self) -> int:
         return self.config.rollout.prompts * self.config.rollout.n
+
+    @property
+    def judged_each(self) -> int:
+        """Parts of a rollout with critiques of their own: the whole, or each step."""
+        return STEPS if self.config.critic.reads == "step" else 1
+
+    @property
+    def critiques_each(self) -> int:
+        """Critiques of a rollout, where none is shared or left out."""
+        return self.judged_each * self.config.critic.votes
 
     @property
     def longest(self) -> int:

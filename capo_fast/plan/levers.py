@@ -124,7 +124,7 @@ def needed_cache(job: Job) -> float:
     tokens = min(most, mine) * job.longest
     if job.writes_critiques:
         votes, prompt = job.config.critic.votes, job.longest + TEMPLATE
-        critiques = min(most, mine * votes)
+        critiques = min(most, mine * job.critiques_each)
         tokens = max(tokens, -(-critiques // votes) * prompt + critiques * job.config.critic.max_tokens)
     return max(0.1, round(tokens * job.engines.cache_per_token / GIB + 0.05, 1))
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from capo_fast.plan.engines import Answers, Engines
 from capo_fast.plan.hardware import GEMMS, LINK, MEMORY
-from capo_fast.plan.job import TEMPLATE, Job
+from capo_fast.plan.job import STEPS, TEMPLATE, Job
 from capo_fast.plan.memory import optimizer, reference
 
-STEPS, ANSWER = 10, 32
-"""[us] Steps of a rollout; tokens of a reference answer, with those before it that fill no block of the cache."""
+ANSWER = 32
+"""[us] Tokens of a reference answer, with those before it that fill no block of the cache."""
 
 
 def stages(job: Job) -> dict[str, float]:
@@ -43,10 +43,11 @@ def rollout(job: Job) -> float:
 
 
 def critique(job: Job, critics: Engines) -> float:
-    """Of all rollouts; votes share the prompt."""
-    critic, prompt = job.config.critic, job.lengths.prompt + job.lengths.response + TEMPLATE
-    answers = Answers(job.rollouts * critic.votes, prompt, job.lengths.critique, critic.max_tokens)
-    return critics.answer(answers, job.rollouts * prompt)
+    """Of all rollouts; votes share the prompt. A critique of a step reads half of a response."""
+    critic, by_step = job.config.critic, job.config.critic.reads == "step"
+    prompt = job.lengths.prompt + job.lengths.response // (2 if by_step else 1) + TEMPLATE
+    answers = Answers(job.rollouts * job.critiques_each, prompt, job.lengths.critique, critic.max_tokens)
+    return critics.answer(answers, job.rollouts * job.judged_each * prompt)
 
 
 def credit(job: Job) -> float:

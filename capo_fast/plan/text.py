@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from capo_fast.config.critic import GateConfig
 from capo_fast.markdown import markdown_table
 from capo_fast.plan.hardware import FREE, GIB
 from capo_fast.plan.job import Job
@@ -54,6 +55,8 @@ def time_lines(job: Job) -> str:
 def elsewhere(job: Job) -> str:
     """What no stage has the time of."""
     critiques = "; critiques are written at a server" if job.config.has_critic and job.critics is None else ""
+    if job.critics is not None and job.config.critic.gate != GateConfig():
+        critiques = "; critiques that critic.gate leaves out are counted"
     function = job.config.credit.fn
     return critiques + (f"; what {function} asks the engine is not known" if function else "")
 

@@ -96,12 +96,14 @@ class Critiquing:
         """Ask about what of a rollout has not been asked about."""
         keys = self._keys(rollout)
         self._read.add((rollout.group, rollout.sample))
+        taken_over = [self._polls[key] for key in keys if key in self._polls]
         new = [place for place, key in enumerate(keys) if key not in self._polls and key not in self._sound]
         for place in new:
             poll = self._polls[keys[place]] = self._poll(rollout, place)
             self._by_request |= {request.id: poll for request in poll.requests}
             self._go_on(poll)
-        self._count(keys, len(new))
+        saved = sum(len(poll.requests) for poll in taken_over)
+        self._stream.traffic += Traffic(gated_prefix=saved, shared=int(bool(taken_over) and not new))
 
     def note(self, completion: Completion) -> None:
         """A critique has ended."""
@@ -157,15 +159,8 @@ class Critiquing:
     def _parsed(self, completion: Completion, poll: Poll) -> Critique:
         critique = read_critique(completion, poll.shown, self._builder.parse)
         if self._critic.reads == "step":
-            return replace(critique, wrong_steps=frozenset(range(bool(critique.wrong_steps))))
+            return replace(critique, wrong_steps=frozenset({0}) if critique.wrong_steps else frozenset())
         return critique
-
-    def _count(self, keys: Sequence[Key], new: int) -> None:
-        taken_over = len(keys) - new - sum(key in self._sound for key in keys)
-        if keys and taken_over == len(keys):
-            self._stream.traffic += Traffic(shared=1)
-        else:
-            self._stream.traffic += Traffic(gated_prefix=taken_over * self._critic.votes)
 
 
 def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique, ...]:
@@ -174,7 +169,9 @@ def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique
     by_vote = [
         [(step, found[number]) for step, found in enumerate(of_steps) if number < len(found)] for number in range(votes)
     ]
-    return tuple(_whole(parts) for parts in by_vote if parts)
+    steps = frozenset(range(len(of_steps)))
+    judged = [{step for step, each in parts if not each.abstained} for parts in by_vote]
+    return tuple(replace(_whole(parts), unread=steps - of) for parts, of in zip(by_vote, judged, strict=True) if parts)
 
 
 def _whole(parts: Sequence[tuple[int, Critique]]) -> Critique:

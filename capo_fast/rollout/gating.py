@@ -87,8 +87,11 @@ class Gate:
                 del costs[group]
                 ask(waiting.pop(group, []))
             finish()
-        over = [each for members in waiting.values() for each in members]
-        self._stream.traffic += Traffic(gated_budget=self._critiquing.wanted(over))
+        over, unjudged = (
+            self._critiquing.wanted(each for group in waiting if (group in order) == judged for each in waiting[group])
+            for judged in (True, False)
+        )
+        self._stream.traffic += Traffic(gated_budget=over, gated_groups=unjudged)
 
     def _wanted(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
         """By `credit.when`."""

@@ -32,7 +32,7 @@ class Traffic(Summed):
     """Critique tokens decoded while rollouts still ran, at one token a sequence and engine step; of a critic elsewhere,
     those of critiques that ended while rollouts ran."""
     shared: int = 0
-    """Rollouts that took over the critiques of an equal one."""
+    """Rollouts all of whose critiques were those of others, as of an equal one; `gated_prefix` has the critiques."""
     unread: int = 0
     """Rollouts that `credit.when` kept from the critic."""
     busy_seconds: float = 0.0
@@ -42,11 +42,12 @@ class Traffic(Summed):
     both_seconds: float = 0.0
     """Of the engine's steps, those in which rollouts ran there and critiques were under way, there or elsewhere."""
     critiques: int = 0
-    """Asked for."""
+    """Asked for: of rollouts, or of single steps (`critic.reads`)."""
     gated_groups: int = 0
-    """Critiques that `critic.gate` saved. These: of groups that it keeps from the critic."""
+    """Critiques that were not asked for. These: of groups that `critic.gate` keeps from the critic, or without any
+    verdict. Of groups that are not read, those for which there would have been no room are among them."""
     gated_prefix: int = 0
-    """Of steps that were judged behind the same prefix already."""
+    """Of steps that were judged behind the same prefix already, and of equal rollouts."""
     gated_sound: int = 0
     """Of steps that a right answer has behind the same prefix."""
     gated_votes: int = 0

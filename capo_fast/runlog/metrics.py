@@ -95,14 +95,15 @@ def _critiques(figures: Sequence[Figures]) -> dict[str, float]:
 
 
 def _agreement(figures: Sequence[Figures]) -> float:
-    """Share of pairs of readable votes that agree on a step; nan without two votes on any."""
-    ratings = [(named, each.parsed) for each in figures for named in each.named]
+    """Share of pairs of readable votes on a step that agree; nan without two votes on any."""
+    ratings = [pair for each in figures for pair in zip(each.named, each.judged, strict=True)]
     return math.nan if (share := agreement(ratings)[0]) is None else share
 
 
 def _traffic(traffic: Traffic) -> dict[str, float]:
     tokens = traffic.critique_tokens
     return {
+        "critic/asked": traffic.critiques,
         "critic/tokens": tokens,
         "critic/prompt_tokens": traffic.critique_prompt_tokens,
         "critic/cached_tokens": traffic.critique_cached_tokens,

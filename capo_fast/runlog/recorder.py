@@ -34,7 +34,7 @@ from capo_fast.verify import extract_answer
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from capo_fast.records import CreditedSample
+    from capo_fast.records import CreditedSample, Critique
 
 Metrics = Mapping[str, float | int | None]
 
@@ -162,12 +162,18 @@ def rollout_row(credited: CreditedSample) -> dict[str, Any]:
         "stop_reason": "stop" if rollout.finished else "length",
         "votes": [finite(vote) for vote in sample.step_wrong],
         "advantages": [finite(advantage) for advantage in credited.step_advantages],
-        "critiques": [asdict(each) | {"wrong_steps": sorted(each.wrong_steps)} for each in sample.critiques],
+        "critiques": list(map(_critique, sample.critiques)),
         "token_ids": list(rollout.token_ids),
         "step_starts": list(rollout.steps.starts),
         **({"versions": list(map(list, rollout.versions))} if rollout.earlier else {}),
         **_token_credit(credited),
     }
+
+
+def _critique(critique: Critique) -> dict[str, Any]:
+    """`unread` is of critiques of single steps alone."""
+    row = asdict(critique) | {"wrong_steps": sorted(critique.wrong_steps), "unread": sorted(critique.unread)}
+    return row if critique.unread else {name: value for name, value in row.items() if name != "unread"}
 
 
 def _token_credit(credited: CreditedSample) -> dict[str, Any]:

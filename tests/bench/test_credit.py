@@ -6,15 +6,20 @@ import json
 import re
 from pathlib import Path
 
-from scripted_world import tokenizer
+import pytest
+import torch
+from scripted_engine import ScriptedEngine
+from scripted_world import answer_steps, tokenizer
 
 from bench.credit.arms import ARMS
-from bench.credit.clock import write_page
+from bench.credit.clock import read_runs, write_page
+from bench.credit.crediting import critiqued, weights_at
 from bench.credit.given import Labelled, as_sample, given_config
 from bench.credit.scores import auc_interval, inner_auc, pooled_auc, sign_agreement
-from bench.credit.table import write_table
+from bench.credit.table import missing_arms, write_table
 from bench.credit.world import world_config
 from capo_fast.evaluation.labelled import Solution
+from capo_fast.loaders import load_critic_template
 from capo_fast.rollout.requests import RequestBuilder
 
 ROOT = Path(__file__).parents[2]
@@ -65,15 +70,25 @@ def test_a_solution_that_is_no_rollout_is_left_out():
 def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     arm = {"advantages": [[1.0, -1.0]], "cpu_s": 0.5, "read": 10, "cached": 4, "written": 6}
     shard = {"seed": 100, "part": 0, "outcomes": [1.0], "labels": [[0, 1]], "arms": dict.fromkeys(ARMS, arm)}
+    shard |= {"about": {"commit": "0123456789abc"}}
     (tmp_path / "world").mkdir()
     for part in (0, 1):
         (tmp_path / "world" / f"100-{part}.json").write_text(json.dumps(shard | {"part": part}))
     (tmp_path / "given").mkdir()
-    given = {"set": "few", "model": "m", "seed": 0, "left_out": 0, "labels": [[0, 1]], "arms": {"capo-1": arm}}
+    given = {
+        "about": {"commit": "ba98" * 10 + "-dirty"},
+        "set": "few",
+        "model": "m",
+        "seed": 0,
+        "left_out": 0,
+        "labels": [[0, 1]],
+        "arms": {"capo-1": arm},
+    }
     (tmp_path / "given" / "few-0.json").write_text(json.dumps(given))
     text = write_table(tmp_path)
     assert "| capo-1 | 1.000 [1.00, 1.00] | 1.000 | 10.0 |" in text
     assert "2 rollouts, 4 steps, 2 of them wrong" in text
+    assert "commit 012345678;" in text and "seed 0, commit ba98ba98b-dirty;" in text
     assert "| capo-1 | 1.000 | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in text
     assert (tmp_path / "credit.md").read_text() == text
 
@@ -81,7 +96,8 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
 def made_run(arm, seed, rates, cpu, tokens):
     about = {"arm": arm, "seed": seed, "plan": {"steps": 4, "prompts": 1, "n": 1, "every": 1, "problems": 9}}
     curve = [[step, rate] for step, rate in enumerate(rates)]
-    stages = {"stages": {"critique": 0.5}, "critique_tokens": [tokens] * 4}
+    stages = {"stages": {"critique": 0.5}, "critique_tokens": [tokens] * 4, "critique_read": [3 * tokens] * 4}
+    about |= {"about": {"commit": "0123"}, "profile_tokens": [5] * 4}
     return about | {"rollouts": [1, 2, 3, 4], "curve": curve, "cpu": [cpu] * 4, "wall": [cpu] * 4} | stages
 
 
@@ -94,11 +110,54 @@ def test_learning_by_the_clock_is_compared_by_seed(tmp_path):
     }
     (tmp_path / "runs").mkdir()
     for arm, figures in arms.items():
-        for seed in (1, 2):
+        for seed in (1, 100, 101):
             (tmp_path / "runs" / f"{arm}-{seed}.json").write_text(json.dumps(made_run(arm, seed, *figures)))
     text = write_page(tmp_path)
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
     assert rows["capo-1"][4:7] == ["+0.250 ± 0.000", "+0.000 ± 0.000", "0%"], "twice as fast, at twice the price"
     assert rows["capo-gated"][4:7] == ["+0.250 ± 0.000", "+0.250 ± 0.000", "100%"]
-    assert rows["capo-gated"][-1].strip(" |") == "10.0%"
+    assert rows["capo-gated"][1] == "2", "a tuning seed is not reported"
+    assert [cell.strip(" |") for cell in rows["capo-gated"][-5:]] == ["40 ± 0", "10.0%", "120 ± 0", "10.0%", "20 ± 0"]
     assert (tmp_path / "clock.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("key", "value"), [("about", {"commit": "4567"}), ("plan", {"steps": 8})])
+def test_a_page_is_of_one_plan_and_one_commit(tmp_path, key, value):
+    made = made_run("outcome", 100, [0.0, 0.25, 0.5, 0.75, 1.0], 1.0, 0)
+    (tmp_path / "100.json").write_text(json.dumps(made))
+    (tmp_path / "101.json").write_text(json.dumps(made | {"seed": 101, key: value}))
+    with pytest.raises(ValueError, match="found runs of 2"):
+        read_runs(tmp_path)
+
+
+class Holding(ScriptedEngine):
+    """Notes whose weights it has with each request."""
+
+    def __init__(self):
+        super().__init__(answer_steps)
+        self.held, self.asked = "policy", set()
+
+    def load(self, weights):
+        norm = dict(weights)["model.norm.weight"]
+        own = {
+            name: dict(weights_at(f"pkg://capo_fast.tiny/{name}"))["model.norm.weight"] for name in ("model", "critic")
+        }
+        self.held = next(name for name, of in own.items() if torch.equal(norm, of))
+
+    def add(self, request):
+        self.asked.add((self.held, request.id.split("-")[0]))
+        super().add(request)
+
+
+def test_a_critic_of_another_model_is_in_the_engine_for_its_critiques():
+    config = world_config(ARMS["steps"].settings, 0)
+    builder, engine = RequestBuilder(tokenizer(), load_critic_template(config), config), Holding()
+    given = as_sample(builder, solution("1+1=3", "A:3"), 3, True)
+    (judged,), _ = critiqued(engine, builder, [given])
+    assert judged.step_wrong == (1.0, 0.0)
+    assert (engine.asked, engine.held) == ({("critic", "critique")}, "model")
+
+
+def test_the_table_names_arms_that_a_shard_lacks():
+    assert missing_arms([{"arms": dict.fromkeys(ARMS)}]) == ""
+    assert "capo-gated" in missing_arms([{"arms": {"oracle": {}}}])

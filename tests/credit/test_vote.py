@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +37,12 @@ def test_modes(mode: str, expected: list[float]) -> None:
 def test_greedy_is_the_single_critique() -> None:
     assert vote([critique(1)], 3, "greedy") == [0, 1, 0]
     assert vote([ABSTAINED], 3, "greedy") == [0, 0, 0]
+
+
+def test_a_critique_has_no_say_on_a_step_that_it_does_not_judge() -> None:
+    one, other = (replace(critique(step), unread=frozenset({1 - step})) for step in (0, 1))
+    assert vote([one, other], 2, "intersection") == [1, 1]
+    assert vote([one], 2, "average") == [1, 0]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -16,6 +16,7 @@ from capo_fast.evaluation.critics import Judged, score_set, score_voting, subset
 from capo_fast.evaluation.labelled import DATA, Solution, load_solutions
 from capo_fast.evaluation.store import Answer
 from capo_fast.records import Completion, Critique
+from capo_fast.rollout.critiquing import joined
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ABSTAINED = Critique(True, frozenset(), 0)
@@ -118,6 +119,26 @@ def test_votes_that_agree():
     assert (split["step"], split["solution"], split["solution_kappa"]) == (0.5, 0.0, -1.0)
 
 
+def by_step(wrong, *votes):
+    """Two steps, each with critiques of its own: None abstains."""
+    said = {True: says(0), False: says(), None: ABSTAINED}
+    return judged(wrong, *joined([[said[vote[step]] for vote in votes] for step in (0, 1)], len(votes)), steps=2)
+
+
+def test_single_steps_are_voted_on_one_by_one_as_in_training():
+    given = by_step({0, 1}, (True, None), (None, True))
+    row = score_voting([given], "intersection", 2)
+    assert (given.held("intersection", 2), row["step_recall"]) == ([1.0, 1.0], 1.0)
+
+
+def test_a_step_without_a_verdict_is_an_abstention_unless_an_error_was_found_before():
+    found, unknown = by_step({0}, (True, None)), by_step((), (False, None))
+    assert (found.first_wrong("any", 1), unknown.first_wrong("any", 1)) == (0, None)
+    row = score_voting([found, unknown], "any", 1)
+    assert (row["abstained"], row["accuracy_on_wrong"]["value"], row["accuracy_on_right"]["value"]) == (0.5, 1.0, 0.0)
+    assert (row["step_precision"], row["step_recall"]) == (1.0, 1.0)
+
+
 # ---- the command ----
 
 
@@ -136,6 +157,11 @@ def test_the_true_critic_of_the_tiny_world_is_perfect(tmp_path):
     assert (counts["critiques"], counts["abstained"], counts["without_room"]) == (120, 0, 0)
     assert json.loads((tmp_path / "a" / "results.json").read_text())["benchmarks"] == results["benchmarks"]
     assert "## tiny: 40 solutions" in (tmp_path / "a" / "results.md").read_text()
+
+
+def test_the_tiny_critic_of_steps_is_a_model_of_its_own(tmp_path):
+    models = [Path(asked(tmp_path, *more).model).name for more in ((), ("--critic.reads", "step"))]
+    assert models == ["model", "critic"]
 
 
 def test_a_critic_of_steps_is_scored_on_whole_solutions(tmp_path):

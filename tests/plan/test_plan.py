@@ -8,6 +8,7 @@ import psutil
 import pytest
 import yaml
 
+from capo_fast.config.critic import GateConfig
 from capo_fast.config.load import build_config
 from capo_fast.errors import ConfigError
 from capo_fast.plan import hardware
@@ -19,6 +20,7 @@ from capo_fast.plan.memory import host, moments, room
 from capo_fast.plan.recommend import recommend, settings
 from capo_fast.plan.seconds import stages, step_seconds
 from capo_fast.plan.shapes import find_shape
+from capo_fast.plan.text import time_lines
 
 
 def job(model: str = "qwen2.5-7b", ranks: int = 8, device: str = "h100", **values: object) -> Job:
@@ -67,6 +69,17 @@ def test_engines_on_ranks_of_their_own_hold_nothing_of_the_learner():
     assert "optimizer" not in moments(apart)["rollout"]
     assert "engine's weights" not in moments(apart)["sync"]
     assert step_seconds(apart) < sum(stages(apart).values())
+
+
+def test_a_critic_of_single_steps_is_asked_ten_times_as_often():
+    """With limits of equal length."""
+    whole, steps = (
+        job(critic__max_tokens=512, critic__step__max_tokens=512, critic__reads=reads) for reads in ("solution", "step")
+    )
+    assert (whole.critiques_each, steps.critiques_each) == (4, 40)
+    assert 5 < stages(steps)["critique"] / stages(whole)["critique"] < 10
+    assert "critic.gate" not in time_lines(steps)
+    assert "critic.gate" in time_lines(steps.with_settings(critic__gate=GateConfig(groups="mixed")))
 
 
 def test_a_critic_of_another_size_takes_turns_on_the_same_devices():

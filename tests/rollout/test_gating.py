@@ -17,9 +17,11 @@ from bench.credit.crediting import critiqued
 from capo_fast.credit.estimators.answer_probability import starts_of
 from capo_fast.credit.groups import step_ends
 from capo_fast.records import Completion
-from capo_fast.rollout.gating import gate_metrics
+from capo_fast.rollout.critiquing import Critiquing
+from capo_fast.rollout.gating import Gate, gate_metrics
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
+from capo_fast.rollout.stream import Stream
 from capo_fast.runtime.ranks import ranks
 from capo_fast.tiny.task import right_steps, true_wrong_steps
 from capo_fast.verify import VerifierPool
@@ -75,7 +77,7 @@ def test_a_step_is_judged_once_behind_its_prefix(pool):
     whole = [tuple(each) for each in prefixes(samples)]
     equal = [each for number, each in enumerate(whole) if each in whole[:number]]
     assert traffic.shared == len(equal)
-    assert traffic.gated_prefix == 2 * (len(places) - len(set(places)) - sum(map(len, equal))) > 0
+    assert traffic.critiques + traffic.gated_prefix == 2 * len(places) and traffic.gated_prefix > 0
 
 
 def test_only_groups_with_a_wrong_answer_are_read(pool):
@@ -188,3 +190,13 @@ def test_several_ranks_read_what_one_reads(pool, tokens, monkeypatch):
     assert read_on_ranks(samples, config, [{3, 6}, {5}], monkeypatch) == alone
     read = {each.rollout.group for each in alone if each.critiques}
     assert 0 < len(read) < 3
+
+
+def test_a_group_without_a_verdict_is_no_matter_of_the_budget(pool):
+    rollouts = [each.rollout for each in generate(pool, with_(STEPS, credit={"process": "none"})).samples()]
+    engine = DecodingEngine(answer_steps)
+    stream, builder = Stream(engine, engine), RequestBuilder(tokenizer(), TEMPLATE, gated(tokens=60))
+    critiquing = Critiquing(stream, builder)
+    gate = Gate(stream, builder, critiquing, step=1, judges=True)
+    gate.ask(gate.choose(rollouts, lambda: {(each.group, each.sample): None for each in rollouts}), None, None)
+    assert (stream.traffic.gated_budget, stream.traffic.gated_groups) == (0, critiquing.wanted(rollouts))

@@ -10,6 +10,7 @@ import pytest
 from capo_fast.exchange.columns import Columns
 from capo_fast.exchange.figures import figures_of
 from capo_fast.records import Completion, CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
+from capo_fast.rollout.critiquing import joined
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.rollout.stream import Traffic
@@ -94,15 +95,27 @@ def test_critiques_are_counted_by_what_became_of_them():
     assert {key: figures[key] for key in counts} == counts
 
 
+def test_votes_on_single_steps_agree_where_they_were_asked_for():
+    """Of two steps, one is settled after two votes and one after three."""
+    found = [[critique(wrong=(0,))] * 2, [critique(wrong=(0,)), critique(), critique(wrong=(0,))]]
+    three = joined(found, 3)
+    assert [sorted(each.unread) for each in three] == [[], [], [0]]
+    sample = credited(1.0, wrong=(1.0, 1.0), critiques=three)
+    assert figures_of(sample).judged == (2, 3)
+    assert step_metrics(batch([sample], TRAFFIC), STAGES, None)["critic/agreement"] == pytest.approx((1 + 1 / 3) / 2)
+
+
 def test_traffic_is_shown_as_counted():
-    traffic = Traffic(critique_tokens=8, critique_prompt_tokens=20, critique_cached_tokens=16, overlapped_tokens=6)
+    traffic = Traffic(
+        critiques=2, critique_tokens=8, critique_prompt_tokens=20, critique_cached_tokens=16, overlapped_tokens=6
+    )
     both = traffic + Traffic(
-        critique_tokens=4, shared=2, unread=3, busy_seconds=1.5, idle_seconds=0.25, both_seconds=0.5
+        critiques=1, critique_tokens=4, shared=2, unread=3, busy_seconds=1.5, idle_seconds=0.25, both_seconds=0.5
     )
     figures = step_metrics(batch([], both), STAGES, None)
     assert figures["critic/overlap"] == 0.5
     assert (figures["critic/tokens"], figures["critic/cached_tokens"]) == (12, 16)
-    assert (figures["critic/shared"], figures["critic/unread"]) == (2, 3)
+    assert (figures["critic/asked"], figures["critic/shared"], figures["critic/unread"]) == (3, 2, 3)
     assert (figures["engine/busy_s"], figures["engine/idle_s"], figures["engine/both_s"]) == (1.5, 0.25, 0.5)
     assert math.isnan(step_metrics(batch([], TRAFFIC), STAGES, None)["critic/overlap"])
 
