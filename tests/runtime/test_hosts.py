@@ -83,15 +83,33 @@ def test_an_interface_that_is_not_found_is_left_to_gloo_with_a_word(monkeypatch,
     assert "no interface of host-1 has its address 203.0.113.2" in capsys.readouterr().err
 
 
-def test_ranks_that_do_not_come_are_named(monkeypatch):
+@pytest.fixture
+def meets(monkeypatch):
+    """`find_places` with a short wait."""
     monkeypatch.setattr("capo_fast.runtime.hosts.MEET_S", 0.05)
     for name, value in {"LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
+    return find_places
+
+
+def test_ranks_that_do_not_come_are_named_and_end_where_they_come_later(meets):
     store = dist.HashStore()
     store.set(f"{PLACE}/0", "[]")
     with pytest.raises(CapoError, match=r"^ranks 2, 3 have not started 0\.05 s after this one") as late:
-        find_places(store, 1, 4)
+        meets(store, 1, 4)
     assert late.value.quiet, "rank 0 of this host shows the line"
+    store.set(f"{PLACE}/2", "[]")
+    with pytest.raises(CapoError, match=r"^ranks 2, 3 have not started 0\.05 s after others: they have ended"):
+        meets(store, 3, 4)
+
+
+def test_a_rank_that_comes_as_the_wait_ends_is_not_late(meets):
+    class Slow(dist.HashStore):
+        def wait(self, names, timeout):
+            super().set(f"{PLACE}/0", '["host-0", 0, "127.0.0.1"]')
+            raise dist.DistStoreError("time-out")
+
+    assert meets(Slow(), 1, 2)[0].host == "host-0"
 
 
 @pytest.mark.parametrize(
