@@ -1,4 +1,4 @@
-"""What else may befall a run on two hosts: a slow rank, a hung verifier, a full disk, flipped bytes."""
+"""Other failures of a run on two hosts: a slow rank, a hung verifier, a full disk, flipped bytes."""
 
 from __future__ import annotations
 
