@@ -23,6 +23,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from capo_fast.config.critic import ServerConfig
 from capo_fast.engine.base import EngineError
+from capo_fast.engine.listener import is_mine
 from capo_fast.engine.masking import without_key
 from capo_fast.engine.server_key import KeyOfEveryRoute
 from capo_fast.engine.supervise import ENDED, GROUP
@@ -194,7 +195,9 @@ def _wait_for(server: RunningServer, supervisor: subprocess.Popen[bytes], timeou
 
 
 def _answers(server: RunningServer, timeout_s: float) -> bool:
-    """Whether it does. Another process may have taken the port meanwhile: it doesn't know the key, or the model."""
+    """Whether it does. Another process may have taken the port meanwhile: one of another user does not get the key."""
+    if not is_mine(server.port):
+        return False
     with suppress(OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
         status, body = _request(server, "GET", "/v1/models", timeout_s)
         return status == 200 and [model["id"] for model in json.loads(body)["data"]] == [NAME]
