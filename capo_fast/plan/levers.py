@@ -152,6 +152,14 @@ def smaller_cache(job: Job) -> Values:
         yield "engine.kv_cache_gb", half
 
 
+def smaller_server_cache(job: Job) -> Values:
+    """Down to one sequence of the longest, which vLLM wants."""
+    if (servers := job.servers) is not None:
+        half = round(servers.config.kv_cache_gb / 2, 1)
+        if half * GIB >= servers.config.max_model_len * servers.cache_per_token:
+            yield "critic.server.kv_cache_gb", half
+
+
 def wider_shards(job: Job) -> Values:
     if job.shards < job.learners:
         yield "policy.shard", "all"
@@ -189,6 +197,7 @@ LADDER: tuple[tuple[Callable[[Job], Values], str], ...] = (
     (smaller_micro_batches, "more, smaller products"),
     (wider_engines, "the ranks of an engine wait for each other at each layer"),
     (smaller_cache, "fewer sequences at once"),
+    (smaller_server_cache, "fewer critiques at once"),
     (wider_shards, "weights cross the network between hosts in each pass"),
     (offloaded_reference, "its weights cross the bus in each pass"),
     (offloaded_optimizer, "moments cross the bus twice per update"),
