@@ -151,7 +151,7 @@ class Chain:
         host, other = self.hosts[kill.host], self.hosts[1 - kill.host]
         took = job.end(END_LIMIT_S)
         outcome.ended_s = None if took is None else round(took, 1)
-        lines = job.said(other)
+        lines = job.own_lines(other)
         outcome.said = " | ".join(lines)
         outcome.files_left = [f"{each.name}: {name}" for each in self.hosts for name in each.files()]
         if took is None:

@@ -223,7 +223,7 @@ def _end_what_is_left(folder: Path) -> None:
 
 
 def check_runs(server: RunningServer) -> None:
-    """Raises EngineError where the server has ended, with its exit status and what it has last said."""
+    """Raises EngineError where the server has ended, with its exit status and the last error of its log."""
     _check_status(server)
     if not is_locked(server.folder):
         raise EngineError(
@@ -276,8 +276,7 @@ MOST_BYTES = 2**16
 
 
 def last_error(log: Path, begin: int = 0) -> str:
-    """The last line of a log, from the byte `begin` on, that has an error's name and says something; without one, the
-    last line.
+    """The last line of a log, from the byte `begin` on, that begins with an error's name; without one, the last line.
 
     vLLM's very last one is often about another process of its own whose error is further up.
     """

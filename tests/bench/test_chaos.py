@@ -85,6 +85,30 @@ def test_a_kill_that_meets_no_process_is_left_for_the_next_run(tmp_path, monkeyp
     assert (len(left), notes) == (1, [])
 
 
+LINE = "capo_fast: error: rank 0 on left has ended without a word, as if killed"
+
+
+@pytest.mark.parametrize(
+    ("lines", "done", "took", "unlike", "faults"),
+    [
+        ([LINE], False, 1.0, [], []),
+        ([], True, 1.0, [], []),
+        ([LINE, LINE], False, 1.0, [], ["2 lines on right, wanted one that names rank 0"]),
+        ([LINE], False, None, [], ["still running after 120 s"]),
+        ([LINE], False, 1.0, ["step_000002"], ["step_000002 is not as without kills"]),
+    ],
+)
+def test_what_is_wrong_after_a_kill(lines, done, took, unlike, faults, tmp_path):
+    if done:
+        (tmp_path / "summary.json").touch()
+    hosts = [SimpleNamespace(name=name, files=lambda: ["x"]) for name in ("left", "right")]
+    chain = Chain(hosts, tmp_path / "work", SimpleNamespace(unlike_checkpoints=lambda run: unlike), print)
+    outcome = kills.Outcome(0, "rank on left", "learn of step 3", 3, "learn", 0.1)
+    job = SimpleNamespace(end=lambda limit: took, own_lines=lambda host: lines)
+    chain._judge(outcome, job, Kill(0, "rank", 0, "learn", 1, 0.0), tmp_path)
+    assert (outcome.faults, outcome.ended_s, outcome.files_left) == (faults, took, ["left: x", "right: x"])
+
+
 def test_a_process_that_has_ended_is_not_counted_as_killed():
     with psutil.Popen(["sleep", "60"]) as process:
         assert kills.killed(process)

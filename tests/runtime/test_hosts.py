@@ -75,7 +75,7 @@ def test_the_ranks_of_a_role_on_a_node():
     assert mates == [[0, 1, 2], [3], [4, 5, 6, 7]]
 
 
-def test_an_interface_that_is_not_found_is_left_to_gloo_with_a_word(monkeypatch, capsys):
+def test_an_interface_that_is_not_found_is_left_to_gloo_with_a_warning(monkeypatch, capsys):
     monkeypatch.delenv(GLOO, raising=False)
     pods = (Place("host-0", 0, "203.0.113.1"), Place("host-1", 1, "203.0.113.2"))
     choose_interface(pods, 1)
