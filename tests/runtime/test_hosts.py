@@ -144,6 +144,7 @@ def test_a_host_that_only_holds_engines_must_read_the_same_data(tmp_path):
         (tmp_path / f"host-{rank}/data.jsonl").write_text(f'{{"problem": "1+1", "answer": "{rank}"}}\n')
     _, output = run_ranks(hosts_run.read_apart, tmp_path / "log", tmp_path, per_node=1)
     assert re.search(r"^data\.path: data\.jsonl differs between \S+ and \S+, wanted the same file on ", output, re.M)
+    assert "its error is the one to read" in output, "the rank that learns goes no further either"
 
 
 def test_an_address_that_others_reach():
