@@ -96,10 +96,10 @@ class Job:
             _check_model(self.critic, server.max_model_len, wanted, "critic.server")
 
     def with_settings(self, **values: object) -> Job:
-        """The same with other settings: `policy__dtype="float32"` is policy.dtype."""
+        """The same with other settings, by their keys: `policy__dtype="float32"` is policy.dtype."""
         config = self.config
         for key, value in values.items():
-            config = _with(config, key.split("__"), value)
+            config = _with(config, key.replace("__", ".").split("."), value)
         return replace(self, config=config)
 
     # ---- who does what ----

@@ -63,7 +63,7 @@ def in_order(job: Job, changes: list[Change]) -> list[Change]:
 
 
 def _changed(job: Job, changes: list[Change]) -> Job:
-    return job.with_settings(**{each.key.replace(".", "__"): each.value for each in changes})
+    return job.with_settings(**{each.key: each.value for each in changes})
 
 
 def _helpful(job: Job) -> Iterator[tuple[Job, Change]]:
@@ -78,7 +78,7 @@ def _helpful(job: Job) -> Iterator[tuple[Job, Change]]:
 def accepted(job: Job, key: str, value: object) -> Job | None:
     """The job with another setting; None where a run would refuse it."""
     with suppress(ConfigError):
-        changed = job.with_settings(**{key.replace(".", "__"): value})
+        changed = job.with_settings(**{key: value})
         check_parts(changed.config, [part for part in map(PARTS.__getitem__, PLANNED) if part.used(changed.config)])
         return changed
     return None
