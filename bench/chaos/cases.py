@@ -1,4 +1,4 @@
-"""What else may befall a run on two hosts: a slow rank, a hung verifier, a full disk, flipped bytes."""
+"""Other failures of a run on two hosts: a slow rank, a hung verifier, a full disk, flipped bytes."""
 
 from __future__ import annotations
 
@@ -60,9 +60,11 @@ def full_disk(work: Path) -> Found:
         faults = _reaches(job, EVERY + 1, "rollout")
         _fill(disk)
         faults += [] if job.end(END_LIMIT_S) is not None else ["the job did not end"]
-        line = _one([line for host in hosts for line in job.said(host) if "its error is the one to read" not in line])
+        line = _one(
+            [line for host in hosts for line in job.own_lines(host) if "its error is the one to read" not in line]
+        )
         if "No space left on device" not in line or "earlier checkpoints kept" not in line:
-            faults.append(f"said: {line}")
+            faults.append(f"found: {line}")
         faults += [f"{name} is not as without a full disk" for name in reference.unlike_checkpoints(run)]
         (disk / "filler").unlink()
         again = Job(hosts, work / "full-disk-start-1", settings(run))
@@ -82,9 +84,9 @@ def flipped_bytes(work: Path) -> Found:
         _flip(newest / "model-00000.safetensors")
         again = Job(hosts, run / "start-1", settings(run / "run"))
         faults += _ends_equal(again, reference, run / "run")
-        line = _one(again.said(hosts[0], "warning"))
+        line = _one(again.own_lines(hosts[0], "warning"))
         if "model-00000.safetensors is damaged" not in line or f"step_{EVERY:06d} is resumed" not in line:
-            faults.append(f"said: {line}")
+            faults.append(f"found: {line}")
         return line.replace(str(run), "WORK"), faults
 
 

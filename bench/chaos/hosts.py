@@ -7,6 +7,7 @@ root, on Linux.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -50,8 +51,8 @@ class Host:
         self._inside = ["nsenter", f"--target={self.pid}", "--net", "--uts", "--mount", "env", f"--chdir={Path.cwd()}"]
 
     def call(self, command: str) -> None:
-        """Run a command here."""
-        subprocess.run([*self._inside, *command.split()], check=True)
+        """Run a command here. Raises HostError."""
+        _run([*self._inside, *command.split()])
 
     def connect(self) -> None:
         """Its end of the cable, which has its name, gets its address."""
@@ -103,6 +104,13 @@ class Host:
         self._holder.wait()
 
 
+def _run(words: Sequence[str]) -> None:
+    """Raises HostError where the command fails."""
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise HostError(f"can't make a host: {shlex.join(words)} failed: {done.stderr.strip() or done.stdout.strip()}")
+
+
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """`left` and `right`; at the end nothing is left of them. Raises HostError."""
@@ -115,7 +123,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
                 hosts.append(Host(name, Path(folder, name)))
             left, right = hosts
             ends = f"left netns {left.pid} type veth peer name right netns {right.pid}"
-            subprocess.run(["ip", "link", "add", *ends.split()], check=True)
+            _run(["ip", "link", "add", *ends.split()])
             left.connect()
             right.connect()
             yield left, right

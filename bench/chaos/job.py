@@ -84,7 +84,7 @@ class Job:
     def statuses(self) -> list[int | None]:
         return [launcher.poll() for launcher in self._launchers]
 
-    def said(self, host: Host, label: str = "error") -> list[str]:
+    def own_lines(self, host: Host, label: str = "error") -> list[str]:
         """The lines of our own on a host's standard output and error."""
         lines = self.log(host).read_text(errors="replace").splitlines()
         return [line for line in lines if line.startswith("capo_fast") and f": {label}: " in line]

@@ -82,7 +82,7 @@ class Chain:
         """Of whole runs."""
         self.runs = self.starts = 0
 
-    def strike(self, kills: Sequence[Kill]) -> None:
+    def run_all(self, kills: Sequence[Kill]) -> None:
         """All of them, over as many runs as that takes; the last run is finished, too."""
         left = list(kills)
         while left:
@@ -110,8 +110,11 @@ class Chain:
         """Whether the job was ended by a kill; else it has done all steps."""
         since = 0.0
         while left and (place := self._arrive(job, left[0], since)) is not None:
-            kill, since = left.pop(0), place.seconds
+            kill, since = left[0], place.seconds
             outcome = self._kill(job, kill, place)
+            if outcome is None:  # at a later place, or in the next run
+                continue
+            left.pop(0)
             if kill.kind != "worker":
                 self._judge(outcome, job, kill, run)
             self.note(asdict(outcome))
@@ -130,12 +133,12 @@ class Chain:
 
         return found[0] if job.wait_for(there) else None
 
-    def _kill(self, job: Job, kill: Kill, place: Place) -> Outcome:
+    def _kill(self, job: Job, kill: Kill, place: Place) -> Outcome | None:
+        """None where the victim has ended before."""
         host = self.hosts[kill.host]
         time.sleep(max(0.0, place.seconds + kill.share * self.reference.seconds[kill.stage] - time.monotonic()))
-        for each in victims(job, host, kill.kind):
-            with suppress(psutil.NoSuchProcess):
-                each.kill()
+        if not any([killed(each) for each in victims(job, host, kill.kind)]):
+            return None
         now, at = time.monotonic(), job.stages(kill.host)[-1]
         planned = f"{kill.stage} of step {place.step}"
         return Outcome(
@@ -148,12 +151,12 @@ class Chain:
         host, other = self.hosts[kill.host], self.hosts[1 - kill.host]
         took = job.end(END_LIMIT_S)
         outcome.ended_s = None if took is None else round(took, 1)
-        lines = job.said(other)
+        lines = job.own_lines(other)
         outcome.said = " | ".join(lines)
         outcome.files_left = [f"{each.name}: {name}" for each in self.hosts for name in each.files()]
         if took is None:
             outcome.faults.append(f"still running after {END_LIMIT_S:g} s")
-        done = (run / "summary.json").exists()  # all steps, before the kill: nothing is lost, and nobody says so
+        done = (run / "summary.json").exists()  # all steps, before the kill: nothing is lost, and there is no line
         if not done and (
             len(lines) != 1 or f"rank {kill.host} on {host.name} has ended without a word" not in lines[0]
         ):
@@ -181,6 +184,15 @@ def victims(job: Job, host: Host, kind: str) -> list[psutil.Process]:
     if kind == "launcher":
         return [launcher]
     return job.ranks(host) if kind == "rank" else [each for rank in job.ranks(host) for each in workers(rank)][:1]
+
+
+def killed(process: psutil.Process) -> bool:
+    """Kill it; whether it was running."""
+    with suppress(psutil.NoSuchProcess):
+        ran = process.status() != psutil.STATUS_ZOMBIE
+        process.kill()
+        return ran
+    return False
 
 
 def workers(rank: psutil.Process) -> list[psutil.Process]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from bench.chaos.hosts import Host
 from bench.chaos.job import Job
+from bench.machine import about
 from bench.same.cases import TIMED
 from bench.same.compare import differences
 from capo_fast.errors import CapoError
@@ -46,21 +48,21 @@ class Reference:
     """A run without a kill."""
 
     def __init__(self, hosts: Sequence[Host], folder: Path, **others: object) -> None:
-        """Made once per folder."""
-        self.run, self._stages = folder / "run", folder / "seconds.json"
-        if self._stages.exists():
+        """Made once per folder and commit; each time where code has changed since the commit."""
+        self.run, self._stages, commit = folder / "run", folder / "seconds.json", about(1)["commit"]
+        if self._stages.exists() and is_of(commit, json.loads(self._stages.read_text())):
             return
         shutil.rmtree(folder, ignore_errors=True)
         job = Job(hosts, folder / "start", settings(self.run, **others))
         took = job.end()
         if job.statuses() != [0, 0] or took is None:
             raise FailedRun(f"exit statuses {job.statuses()} of a run without a kill; its logs are in {job.folder}")
-        self._stages.write_text(json.dumps(stage_seconds(job)))
+        self._stages.write_text(json.dumps({"commit": commit, "seconds": stage_seconds(job)}))
 
     @property
     def seconds(self) -> dict[str, float]:
         """The mean length of each stage on rank 0."""
-        return json.loads(self._stages.read_text())
+        return json.loads(self._stages.read_text())["seconds"]
 
     def unlike(self, run: Path) -> list[str]:
         """What differs in a run that has ended: metrics but for times, rollouts, weights, the newest checkpoint."""
@@ -70,6 +72,11 @@ class Reference:
         """Those of a run that is under way whose state is not that of the same step, by their digests."""
         found = set(steps_in(run / "checkpoints"))
         return [f"step_{step:06d}" for step in sorted(found) if _state(run, step) != _state(self.run, step)]
+
+
+def is_of(commit: str | None, noted: Mapping[str, Any]) -> bool:
+    """Whether a run was made by the code of this commit."""
+    return commit is not None and not commit.endswith("-dirty") and noted.get("commit") == commit
 
 
 def _state(run: Path, step: int) -> dict[str, str]:

@@ -16,16 +16,39 @@ HEAD = """# Chaos
 `python -m bench.chaos` on {cores} cores ({processor}), commit {commit}: two hosts of one rank each,
 the embedded default in small.
 """
-EQUAL = """no fault: after each the job ended by itself, with one line on the other host that names the lost rank. Every
-run ended with the metrics, rollouts, weights and checkpoint of the run without a kill, and left no process and no file.
+EQUAL = """no fault. After {lost} the job ended by itself, with one line on the other host that names the lost rank;
+{late} came when all steps were done, and the job ended without a line; {workers} were of verifier workers, and the job
+went on. Every run ended with the metrics, rollouts, weights and checkpoint of the run without a kill, and left no
+process and no file.
 """
 
 
 def tables(folder: Path) -> str:
     """Of all results in a folder."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    found = results(folder)
     shards, cases = [each for each in found if "kills" in each], [each for each in found if "case" in each]
-    return "\n".join(filter(None, [HEAD.format(**found[0]), _shards(shards), _cases(cases)])) if found else ""
+    return "\n".join(filter(None, [_head(found), _shards(shards), _cases(cases)])) if found else ""
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def fault_count(found: Found) -> int:
+    """Of a shard with its kills, or of a case."""
+    return len(found["faults"]) + sum(len(kill["faults"]) for kill in found.get("kills", ()))
+
+
+def _head(found: Sequence[Found]) -> str:
+    """All commits and machines that the results are of."""
+    keys = ("cores", "processor", "commit")
+    return HEAD.format(**{key: " and ".join(sorted({str(each[key]) for each in found})) for key in keys})
+
+
+def _equal(kills: Sequence[Found]) -> str:
+    workers = sum(kill["victim"].startswith("worker") for kill in kills)
+    late = sum(kill["ended_s"] is not None and not kill["said"] for kill in kills)
+    return EQUAL.format(lost=len(kills) - workers - late, late=late, workers=workers)
 
 
 def _shards(shards: Sequence[Found]) -> str:
@@ -35,10 +58,10 @@ def _shards(shards: Sequence[Found]) -> str:
     victims = sorted({kill["victim"] for kill in kills})
     stages = sorted({kill["stage"] for kill in kills})
     rows = [_victim(name, [kill for kill in kills if kill["victim"] == name]) for name in victims]
-    faults = sum(len(shard["faults"]) for shard in shards) + sum(len(kill["faults"]) for kill in kills)
+    faults = sum(map(fault_count, shards))
     runs, starts = (sum(shard[key] for shard in shards) for key in ("runs", "starts"))
     said = f"{len(kills)} SIGKILLs in {runs} runs and {starts} starts, "
-    said += f"**{faults} faults**.\n" if faults else EQUAL
+    said += f"**{faults} faults**.\n" if faults else _equal(kills)
     head = ["victim", "kills", "stages", "s until the job had ended: median", "most"]
     counts = ", ".join(f"{stage} {sum(kill['stage'] == stage for kill in kills)}" for stage in stages)
     return f"{said}\n{markdown_table(head, rows)}\nBy stage: {counts}.\n"

@@ -23,6 +23,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from capo_fast.config.critic import ServerConfig
 from capo_fast.engine.base import EngineError
+from capo_fast.engine.listener import is_mine
 from capo_fast.engine.masking import without_key
 from capo_fast.engine.server_key import KeyOfEveryRoute
 from capo_fast.engine.supervise import ENDED, GROUP
@@ -194,7 +195,9 @@ def _wait_for(server: RunningServer, supervisor: subprocess.Popen[bytes], timeou
 
 
 def _answers(server: RunningServer, timeout_s: float) -> bool:
-    """Whether it does. Another process may have taken the port meanwhile: it doesn't know the key, or the model."""
+    """Whether it does. Another process may have taken the port meanwhile: one of another user does not get the key."""
+    if not is_mine(server.port):
+        return False
     with suppress(OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
         status, body = _request(server, "GET", "/v1/models", timeout_s)
         return status == 200 and [model["id"] for model in json.loads(body)["data"]] == [NAME]
@@ -220,7 +223,7 @@ def _end_what_is_left(folder: Path) -> None:
 
 
 def check_runs(server: RunningServer) -> None:
-    """Raises EngineError where the server has ended, with its exit status and what it has last said."""
+    """Raises EngineError where the server has ended, with its exit status and the last error of its log."""
     _check_status(server)
     if not is_locked(server.folder):
         raise EngineError(
@@ -273,8 +276,7 @@ MOST_BYTES = 2**16
 
 
 def last_error(log: Path, begin: int = 0) -> str:
-    """The last line of a log, from the byte `begin` on, that has an error's name and says something; without one, the
-    last line.
+    """The last line of a log, from the byte `begin` on, that begins with an error's name; without one, the last line.
 
     vLLM's very last one is often about another process of its own whose error is further up.
     """

@@ -5,8 +5,10 @@ Letters: N packed tokens, T response tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from capo_fast.config.schema import Config, EngineConfig
 from capo_fast.engine.tensor_parallel import check_divides, most_slices
@@ -88,14 +90,18 @@ class Job:
         engine, server = self.config.engine, self.config.critic.server
         _check_model(self.shape, engine.max_model_len, engine.tensor_parallel, "engine")
         if self.critic is not None:
-            _check_model(self.critic, server.max_model_len, server.tensor_parallel or 1, "critic.server")
+            most = 1 if self.hardware.on_cpu else self.here
+            if (wanted := server.tensor_parallel or 1) > most:
+                raise ConfigError(
+                    f"critic.server.tensor_parallel: found {wanted}, wanted at most {most}, the devices of a host"
+                )
+            _check_model(self.critic, server.max_model_len, wanted, "critic.server")
 
     def with_settings(self, **values: object) -> Job:
-        """The same with other settings: `policy__dtype="float32"` is policy.dtype."""
+        """The same with other settings, by their keys: `policy__dtype="float32"` is policy.dtype."""
         config = self.config
         for key, value in values.items():
-            section, name = key.split("__")
-            config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+            config = _with(config, key.replace("__", ".").split("."), value)
         return replace(self, config=config)
 
     # ---- who does what ----
@@ -260,6 +266,12 @@ class Job:
         share = -(-most // (self.config.train.minibatches * self.learners))
         tokens = max(self.longest, min(self.config.train.micro_tokens, share))
         return tokens, tokens
+
+
+def _with(settings: Any, path: Sequence[str], value: object) -> Any:
+    """Settings of which one, at the end of this path of names, has another value."""
+    name, *rest = path
+    return replace(settings, **{name: _with(getattr(settings, name), rest, value) if rest else value})
 
 
 def _check_model(shape: ModelShape, tokens: int, slices: int, section: str) -> None:

@@ -63,7 +63,7 @@ def in_order(job: Job, changes: list[Change]) -> list[Change]:
 
 
 def _changed(job: Job, changes: list[Change]) -> Job:
-    return job.with_settings(**{each.key.replace(".", "__"): each.value for each in changes})
+    return job.with_settings(**{each.key: each.value for each in changes})
 
 
 def _helpful(job: Job) -> Iterator[tuple[Job, Change]]:
@@ -78,7 +78,7 @@ def _helpful(job: Job) -> Iterator[tuple[Job, Change]]:
 def accepted(job: Job, key: str, value: object) -> Job | None:
     """The job with another setting; None where a run would refuse it."""
     with suppress(ConfigError):
-        changed = job.with_settings(**{key.replace(".", "__"): value})
+        changed = job.with_settings(**{key: value})
         check_parts(changed.config, [part for part in map(PARTS.__getitem__, PLANNED) if part.used(changed.config)])
         return changed
     return None
@@ -152,6 +152,14 @@ def smaller_cache(job: Job) -> Values:
         yield "engine.kv_cache_gb", half
 
 
+def smaller_server_cache(job: Job) -> Values:
+    """Down to one sequence of the longest, which vLLM wants."""
+    if (servers := job.servers) is not None:
+        half = round(servers.config.kv_cache_gb / 2, 1)
+        if half * GIB >= servers.config.max_model_len * servers.cache_per_token:
+            yield "critic.server.kv_cache_gb", half
+
+
 def wider_shards(job: Job) -> Values:
     if job.shards < job.learners:
         yield "policy.shard", "all"
@@ -189,6 +197,7 @@ LADDER: tuple[tuple[Callable[[Job], Values], str], ...] = (
     (smaller_micro_batches, "more, smaller products"),
     (wider_engines, "the ranks of an engine wait for each other at each layer"),
     (smaller_cache, "fewer sequences at once"),
+    (smaller_server_cache, "fewer critiques at once"),
     (wider_shards, "weights cross the network between hosts in each pass"),
     (offloaded_reference, "its weights cross the bus in each pass"),
     (offloaded_optimizer, "moments cross the bus twice per update"),

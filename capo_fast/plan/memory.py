@@ -74,8 +74,10 @@ def room(job: Job) -> float:
 
 
 def runtime(job: Job) -> Parts:
-    """[us] The CUDA context with its kernels, and NCCL's buffers. A CPU's processes are counted on the host."""
-    return {} if job.device.on_cpu else {"CUDA and NCCL": 1.0 * GIB}
+    """[us] The CUDA context with its kernels, and NCCL's buffers, of a rank, and again of a critic's server. A CPU's
+    processes are counted on the host."""
+    count = 1 if job.servers is None else 2
+    return {} if job.device.on_cpu else {"CUDA and NCCL": count * GIB}
 
 
 def state(job: Job) -> Parts:
@@ -187,20 +189,29 @@ def host(job: Job) -> Parts:
 
 def host_at_start(job: Job) -> Parts:
     """A critic that is swapped in is loaded whole in float32, and taken apart as it is cast."""
-    found = {"processes": job.here * PROCESS}
+    found = {"processes": processes(job)}
     if job.config.swaps and not job.is_lora:
         found["frozen critic, as it is loaded"] = 4 * job.shape.total
     return found
 
 
 def host_in_step(job: Job) -> Parts:
-    found: Parts = {"processes": job.here * PROCESS}
+    found: Parts = {"processes": processes(job)}
     if job.config.swaps and not job.is_lora:
         found["frozen critic"] = job.shape.total * job.engines.bytes
     if job.config.checkpoint.asynchronous:  # written by the ranks that hold the first copy
         writers = min(job.shards, job.learners_here)
         found["a checkpoint's copy"] = writers * (4 * job.trained / job.shards + optimizer(job))
     return found if job.device.on_cpu else found | asleep(job) | offloaded_parts(job)
+
+
+def processes(job: Job) -> float:
+    """Ranks; and of a critic's server its API, its engine and, where there are several, its workers."""
+    count = job.here
+    if (servers := job.servers) is not None:
+        slices = servers.config.tensor_parallel
+        count += 2 + (slices if slices > 1 else 0)
+    return count * PROCESS
 
 
 def asleep(job: Job) -> Parts:
@@ -225,4 +236,4 @@ def offloaded_parts(job: Job) -> Parts:
 
 
 PROCESS = 1.5 * GIB
-"""[us] Code and libraries of a rank that learns and holds an engine."""
+"""[us] Code and libraries of a rank that learns and holds an engine, or of a process of a critic's server."""

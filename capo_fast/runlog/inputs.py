@@ -63,7 +63,7 @@ def _check_same(by_node: Mapping[int, Digests], files: Sequence[tuple[str, str, 
 
 
 def check_same_inputs(learners: Digests, engines: Digests, config: Config) -> None:
-    """Hosts that only hold engines must read what the others do. Raises ConfigError on a rank with an engine."""
+    """Hosts that only hold engines must read what the others do. Raises ConfigError."""
     paths, job = input_paths(config), this_job()
     for key in learners | engines:
         theirs, ours = learners.get(key, {}), engines.get(key, {})

@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
@@ -31,7 +32,7 @@ from capo_fast.terminal import print_line
 T = TypeVar("T")
 
 PEER_S = 5.0
-"""Seconds in which a rank that has ended must have said why, its error be shown, and the job's store have answered."""
+"""Seconds within which a rank that has ended has given its reason, its error is shown, or the job's store answers."""
 STACKS_S = 2.0
 """Seconds between a rank's deadline and its end. Ranks that wait for it reach their own deadlines about now, and its
 end would break the collective that their stacks are to show."""
@@ -158,7 +159,7 @@ def _end_after(peers: Peers, end_launcher: Callable[[], None], end: str) -> None
 
 def _end_launcher(lost: LostRank, launcher: psutil.Process | None) -> None:
     """Kill torchrun where the host of its store is silent, after the node's ranks have ended: it would wait for the
-    store, deaf to signals, until TCP gives up in some 15 minutes. The last act of the node's first rank."""
+    store until TCP gives up in some 15 minutes, and end on no signal. The node's first rank does so last."""
     if lost.silent and launcher is not None:
         time.sleep(STACKS_S)
         with suppress(psutil.NoSuchProcess):
@@ -166,10 +167,17 @@ def _end_launcher(lost: LostRank, launcher: psutil.Process | None) -> None:
 
 
 def _launcher() -> psutil.Process | None:
-    """The torchrun whose first rank this is. What it starts, such as a script between the two, has its variable."""
+    """The torchrun whose first rank this is, behind a script between the two; else the parent."""
     if UNDER_TORCHRUN not in os.environ or os.environ["LOCAL_RANK"] != "0":
         return None
-    return next((each for each in psutil.Process().parents() if UNDER_TORCHRUN not in each.environ()), None)
+    parents = psutil.Process().parents()
+    return next(filter(_is_torchrun, parents), next(iter(parents), None))
+
+
+def _is_torchrun(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):  # it has ended, or is another user's
+        return not {"torchrun", "torch.distributed.run"}.isdisjoint(Path(word).name for word in process.cmdline())
+    return False
 
 
 UNDER_TORCHRUN = "TORCHELASTIC_RUN_ID"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import math
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -130,27 +132,62 @@ TEMPORARY = ".tmp"
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder that is gone at the end; where the process is killed, as soon as another one makes a folder beside it.
+    """A folder that is gone at the end; where the process is killed, at the next `sweep` of its parent on this host.
 
-    parent: None is that of temporary files. Raises RecordError.
+    parent: None is that of temporary files; its file system must have `flock`. Raises RecordError.
     """
     parent = parent or Path(tempfile.gettempdir())
-    for left in parent.glob(f"{LOCKED}*"):
-        with suppress(PermissionError):  # another user's
-            if not is_locked(left):
-                shutil.rmtree(left, ignore_errors=True)
+    sweep(parent)
     with naming(parent):
-        made = Path(tempfile.mkdtemp(prefix=NEW, dir=parent))
-    with lock(made):
-        folder = made.rename(made.with_name(made.name.replace(NEW, LOCKED)))  # it never has this name without a lock
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(prefix=f"{NEW}{_host()}+", dir=parent))
+    folder = made.with_name(made.name.replace(NEW, LOCKED, 1))
+    try:
+        with naming(made):
+            held = lock(made)
+        with held:
+            made.rename(folder)  # it never has this name without a lock
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)  # where it could not be locked
 
 
 NEW, LOCKED = "capo_fast-new-", "capo_fast-locked-"
-"""What the names of such folders begin with."""
+"""What the names of such folders begin with; the name of the host and `+` follow."""
+MEMORY = Path("/dev/shm")
+ABANDONED_S = 86400.0
+"""The age at which a folder that was never locked is a killed process's."""
+
+
+def _host() -> str:
+    return socket.gethostname()
+
+
+def sweep(parent: Path) -> None:
+    """Remove the folders that killed processes of this user have left there.
+
+    Those of other hosts stay: a file system that hosts share may have locks that are each host's own.
+    """
+    host = "*" if parent == MEMORY else glob.escape(_host())  # a container's name may be another at each start
+    for prefix in (NEW, LOCKED):
+        for left in parent.glob(f"{prefix}{host}+*"):
+            with suppress(OSError):  # it is gone meanwhile, no folder, or on a file system without locks
+                if left.lstat().st_uid == os.getuid() and not _in_use(left):
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+def _in_use(folder: Path) -> bool:
+    if folder.name.startswith(NEW):
+        return time.time() - folder.stat().st_mtime < ABANDONED_S
+    return is_locked(folder)
+
+
+def sweep_all() -> None:
+    """Both places of temporary folders."""
+    for parent in (MEMORY, Path(tempfile.gettempdir())):
+        sweep(parent)
 
 
 @contextmanager
@@ -159,9 +196,9 @@ def passing_folder(size: int) -> Iterator[Path]:
 
     In memory (/dev/shm) where there is room, which containers often leave little of, else among the temporary files.
     """
-    memory = Path("/dev/shm")
-    room = shutil.disk_usage(memory).free if os.access(memory, os.W_OK) else 0
-    parent = memory if room > size + SPARE else Path(tempfile.gettempdir())
+    sweep_all()  # first: what is left there takes room
+    room = shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK) else 0
+    parent = MEMORY if room > size + SPARE else Path(tempfile.gettempdir())
     with temporary_folder(parent) as folder:
         yield folder
 

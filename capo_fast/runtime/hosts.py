@@ -31,29 +31,36 @@ class Place:
 
 
 def find_places(store: Any, rank: int, count: int) -> tuple[Place, ...]:
-    """The places of all ranks, by rank; each gives its own. A collective. Raises CapoError where a rank does not come
-    in `MEET_S`: torchrun starts all at once, and does not end those of a host where another's could not start."""
+    """The places of all ranks, by rank; each gives its own. A collective. Raises CapoError on every rank where one does
+    not come in `MEET_S`: torchrun starts all at once, and does not end those of a host where another's could not
+    start."""
     mine = (socket.gethostname(), rank - int(os.environ["LOCAL_RANK"]), own_address(os.environ["MASTER_ADDR"]))
     store.set(f"{PLACE}/{rank}", json.dumps(mine))
     names = [f"{PLACE}/{each}" for each in range(count)]
+    missing: list[int] = []
     try:
         store.wait(names, timedelta(seconds=MEET_S))
     except DistStoreError:
-        raise _late([each for each, name in enumerate(names) if not store.check([name])]) from None
+        missing = [each for each, name in enumerate(names) if not store.check([name])]
+    # The first rank that has waited decides for all, those that come later included.
+    if late := json.loads(store.compare_set(LATE, "", json.dumps(missing))):
+        raise _late(late, rank)
     return tuple(Place(*json.loads(each)) for each in store.multi_get(names))
 
 
-def _late(ranks: Sequence[int]) -> CapoError:
+def _late(ranks: Sequence[int], rank: int) -> CapoError:
     """The error of the ranks that are there; one of each host shows it."""
     which = f"rank {ranks[0]} has" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} have"
-    error = CapoError(f"{which} not started {MEET_S} s after this one: the reason is in the output of another host")
+    others = ("others", "they have ended") if rank in ranks else ("this one", "the reason is in another host's output")
+    error = CapoError(f"{which} not started {MEET_S} s after {others[0]}: {others[1]}")
     error.quiet = os.environ["LOCAL_RANK"] != "0"
     return error
 
 
-PLACE = "capo_fast/place"
-MEET_S = 300
-"""Seconds between the first rank and the last: they read Python's packages meanwhile, often from one slow disk."""
+PLACE, LATE = "capo_fast/place", "capo_fast/late"
+MEET_S = 900
+"""[us] Seconds between the first rank and the last: they read Python's packages meanwhile, many hosts often from one
+slow disk."""
 
 
 def own_address(peer: str) -> str:

@@ -25,7 +25,7 @@ has a deadline of its own."""
 
 
 class LostRank:
-    """What this rank has found of another that has ended without a word."""
+    """How another rank has ended, as this one has found: killed, silent, after an error or over its deadline."""
 
     def __init__(self) -> None:
         self.found, self.handled = threading.Event(), threading.Event()

@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ import torch.distributed as dist
 
 from capo_fast.command import asked_to_stop
 from capo_fast.config.schema import EngineConfig
-from capo_fast.errors import ConfigError, Interrupted
-from capo_fast.runtime.failures import UNDER_TORCHRUN, one_error_shown, watched
+from capo_fast.errors import CapoError, ConfigError, Interrupted
+from capo_fast.runtime.failures import FIRST, UNDER_TORCHRUN, one_error_shown, watched
+from capo_fast.runtime.files import sweep_all
 from capo_fast.runtime.hosts import GLOO, check_engines, choose_interface, find_places
 from capo_fast.runtime.job import Job, enter_job, leave_job, this_job
 
@@ -95,11 +97,14 @@ def ranks(timeout_s: float = 1800.0, engine: EngineConfig | None = None) -> Iter
         job = Job(store, rank, count, engine.ranks if engine else 0, timeout, places)
         enter_job(job)
         choose_interface(places, rank)
+        if os.environ["LOCAL_RANK"] == "0":
+            sweep_all()
         with watched(), one_error_shown():
             if engine is not None:
                 check_roles(count, engine)
                 check_devices(engine)
                 check_engines(places, job.learners if engine.ranks else 0, engine.tensor_parallel)
+            _meet(job)
             yield _join(job)
     finally:
         if dist.is_initialized():  # vLLM's shutdown destroys every group, the default one included
@@ -115,6 +120,20 @@ def _check_launcher() -> None:
     missing = [name for name in RANK_VARIABLES if name not in os.environ]
     if missing and "RANK" in os.environ:
         raise ConfigError(f"RANK: found without {', '.join(missing)}, wanted all of them, as torchrun sets, or no RANK")
+
+
+def _meet(job: Job) -> None:
+    """Wait until all ranks have passed their checks. Raises CapoError where one has ended; its line is then shown."""
+    end = time.monotonic() + job.timeout.total_seconds()
+    job.store.add(CHECKED, 1)
+    while job.store.add(CHECKED, 0) < job.count and time.monotonic() < end:
+        if job.store.check([FIRST]):
+            raise CapoError("another rank has ended before all had met")
+        time.sleep(MEET_PAUSE_S)
+
+
+CHECKED = "capo_fast/checked"
+MEET_PAUSE_S = 0.2
 
 
 def _join(job: Job) -> torch.device:

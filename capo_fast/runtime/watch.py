@@ -122,7 +122,7 @@ class Watch:
             self._close_server(selector)
 
     def _close_server(self, selector: selectors.BaseSelector) -> None:
-        """And what nobody has said hello over."""
+        """And connections that have sent no hello."""
         for each in (self._server, *self._hellos):
             if each is not None:
                 selector.unregister(each)

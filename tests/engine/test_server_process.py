@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -46,9 +47,11 @@ def test_a_port_that_another_has_taken_ends_the_start(tmp_path):
         running_server("judge", ServerConfig(), 1, tmp_path / "log", 0, on_that_port).__enter__()
 
 
-def test_another_server_on_its_port_is_not_taken_for_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("user", [os.getuid(), 10**6])
+def test_another_server_on_its_port_is_not_taken_for_it(user, tmp_path, monkeypatch):
     """It answers at once, long before vLLM would have found that the port is taken."""
     other = Scripted()
+    monkeypatch.setattr(os, "getuid", lambda: user)
     other.models = 200, {"data": [{"id": "somebody's"}]}
     monkeypatch.setattr(server_process, "free_port", lambda: other.server_port)
     try:
@@ -56,6 +59,7 @@ def test_another_server_on_its_port_is_not_taken_for_it(tmp_path, monkeypatch):
             running_server("judge", ServerConfig(), 1, tmp_path / "log", 0, command("serve", tmp_path)).__enter__()
     finally:
         other.stop()
+    assert bool(other.headers) == (user != 10**6), "another user's gets no request, and so no key"
 
 
 def test_nothing_is_left_where_no_process_can_be_started(tmp_path, monkeypatch):
@@ -69,10 +73,18 @@ def test_nothing_is_left_where_no_process_can_be_started(tmp_path, monkeypatch):
 def test_the_log_of_an_earlier_server_stays_and_is_not_taken_for_its_own(tmp_path):
     log = tmp_path / "log"
     log.write_text("RuntimeError: of the one before\n")
+    with pytest.raises(EngineError, match=r"ended with exit status 3; its log .* is empty"):
+        running_server("judge", ServerConfig(), 1, log, 0, ends_without_a_line).__enter__()
+    assert log.read_text() == "RuntimeError: of the one before\n"
+
+
+def ends_without_a_line(model, config, gpus, port):
+    return [sys.executable, "-c", "raise SystemExit(3)"]
+
+
+def test_a_start_that_fails_has_the_log_s_last_error(tmp_path):
     with pytest.raises(EngineError, match=r"ValueError: not enough memory"):
-        running_server("judge", ServerConfig(), 1, log, 0, command("fail", tmp_path)).__enter__()
-    assert last_error(log, log.stat().st_size) == ""
-    assert log.read_text().startswith("RuntimeError: of the one before\n")
+        running_server("judge", ServerConfig(), 1, tmp_path / "log", 0, command("fail", tmp_path)).__enter__()
 
 
 LOGS = {

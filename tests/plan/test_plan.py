@@ -92,6 +92,32 @@ def test_a_critic_of_another_size_takes_turns_on_the_same_devices():
     assert replace(given, ranks=16, hosts=2).servers.count == 2, "one on each host"
 
 
+def served(ranks: int = 8, device: str = "h100", **values: object) -> Job:
+    """A 72B critic at a server of its own."""
+    settings = {"engine__tensor_parallel": 4, "policy__gradient_checkpointing": True, "critic__mode": "server"}
+    given = job(ranks=ranks, **settings, critic__path="Qwen/Qwen2.5-72B", **values)
+    return replace(given, critic=find_shape("qwen2.5-72b"), hardware=NVIDIA[device])
+
+
+def test_a_critics_server_has_processes_of_its_own():
+    alone, given = job(engine__tensor_parallel=4), served()
+    assert moments(given)["update"]["CUDA and NCCL"] == moments(alone)["update"]["CUDA and NCCL"] + 2**30
+    assert host(given)["processes"] == host(alone)["processes"] + 10 * 1.5 * 2**30
+
+
+def test_a_critics_server_that_does_not_fit_gets_a_smaller_cache():
+    given = served(critic__server__kv_cache_gb=60.0)
+    assert room(given) < 0
+    lowered, changes = lower(given)
+    assert room(lowered) >= 0 and [each.key for each in changes] == ["critic.server.kv_cache_gb"]
+    assert lowered.config.critic.server.kv_cache_gb < 60
+
+
+def test_a_critics_server_is_on_one_host():
+    with pytest.raises(ConfigError, match=r"^critic\.server\.tensor_parallel: found 16, wanted at most 8, the devices"):
+        served(16, critic__server__tensor_parallel=16)
+
+
 def test_a_critics_server_has_as_many_devices_as_its_heads_divide():
     given = replace(job(critic__mode="server", critic__path="x"), critic=find_shape("qwen2.5-7b"))
     assert given.servers.config.tensor_parallel == 4

@@ -7,6 +7,7 @@ from datetime import timedelta
 from threading import Event
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import ranks_run
 import torch.distributed as dist
@@ -137,11 +138,16 @@ def test_a_rank_that_comes_after_rank_0_has_failed_names_it(store):
 
 
 def test_the_launcher_behind_a_script_is_found(monkeypatch):
-    script, torchrun = ({failures.UNDER_TORCHRUN: "7"}, {"PATH": "/bin"})
-    parents = [SimpleNamespace(environ=lambda each=each: each) for each in (script, torchrun, {})]
+    def hidden():
+        raise psutil.AccessDenied
+
+    words = (["bash", "rank.sh"], ["python", "/bin/torchrun", "-m", "x"], ["bash", "job.sh"])
+    parents = [SimpleNamespace(cmdline=lambda each=each: each) for each in words]
     monkeypatch.setattr(failures.psutil, "Process", lambda: SimpleNamespace(parents=lambda: parents))
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.delenv(failures.UNDER_TORCHRUN, raising=False)
     assert failures._launcher() is None
     monkeypatch.setenv(failures.UNDER_TORCHRUN, "7")
     assert failures._launcher() is parents[1]
+    parents[1].cmdline = hidden
+    assert failures._launcher() is parents[0], "the parent, where none is known as torchrun"

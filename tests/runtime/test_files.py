@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import shutil
+import socket
 import tempfile
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,11 +16,13 @@ from capo_fast.runtime import files
 from capo_fast.runtime.files import (
     LOCK,
     LOCKED,
+    NEW,
     RecordError,
     free_folder,
     is_locked,
     lock,
     passing_folder,
+    sweep,
     temporary_folder,
 )
 
@@ -46,13 +52,51 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path):
 
 
 def test_a_folder_of_a_killed_process_is_removed_by_the_next_one(tmp_path):
-    abandoned = tmp_path / f"{LOCKED}of-a-killed-process"
-    abandoned.mkdir()
-    (abandoned / LOCK).touch()  # whose lock the kernel has given back
+    abandoned(tmp_path)
     with temporary_folder(tmp_path) as mine, temporary_folder(tmp_path) as other:
         assert is_locked(mine) and is_locked(other)
         assert set(tmp_path.iterdir()) == {mine, other}
     assert not list(tmp_path.iterdir())
+
+
+def abandoned(parent, begin=LOCKED, host=None):
+    """A folder of a killed process, whose lock the kernel has given back."""
+    folder = parent / f"{begin}{host or socket.gethostname()}+abandoned"
+    folder.mkdir()
+    (folder / LOCK).touch()
+    return folder
+
+
+def test_only_abandoned_folders_of_this_host_are_removed(tmp_path):
+    """Hosts may share the parent, and have locks of their own."""
+    other, new, old = abandoned(tmp_path, host="other"), abandoned(tmp_path, NEW), abandoned(tmp_path, NEW, "*")
+    abandoned(tmp_path)
+    (tmp_path / f"{LOCKED}{socket.gethostname()}+file").touch()
+    sweep(tmp_path)
+    assert {each.name for each in tmp_path.iterdir() if each.is_dir()} == {other.name, new.name, old.name}
+    os.utime(new, (0, 0))
+    sweep(tmp_path)
+    assert not new.exists()
+
+
+def test_a_folder_whose_file_system_has_no_locks_is_one_line(tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(RecordError, match=r"^can't write .*: Function not implemented"), temporary_folder(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_a_killed_process_has_filled_is_given_back(tmp_path, monkeypatch):
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    left = abandoned(memory, host="the-container-before")
+    monkeypatch.setattr(files, "MEMORY", memory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0 if left.exists() else 2**40))
+    with passing_folder(2**30) as folder:
+        assert folder.parent == memory
 
 
 def test_full_shared_memory_is_one_line_that_names_it(monkeypatch):

@@ -75,7 +75,7 @@ def test_the_ranks_of_a_role_on_a_node():
     assert mates == [[0, 1, 2], [3], [4, 5, 6, 7]]
 
 
-def test_an_interface_that_is_not_found_is_left_to_gloo_with_a_word(monkeypatch, capsys):
+def test_an_interface_that_is_not_found_is_left_to_gloo_with_a_warning(monkeypatch, capsys):
     monkeypatch.delenv(GLOO, raising=False)
     pods = (Place("host-0", 0, "203.0.113.1"), Place("host-1", 1, "203.0.113.2"))
     choose_interface(pods, 1)
@@ -83,15 +83,33 @@ def test_an_interface_that_is_not_found_is_left_to_gloo_with_a_word(monkeypatch,
     assert "no interface of host-1 has its address 203.0.113.2" in capsys.readouterr().err
 
 
-def test_ranks_that_do_not_come_are_named(monkeypatch):
+@pytest.fixture
+def meets(monkeypatch):
+    """`find_places` with a short wait."""
     monkeypatch.setattr("capo_fast.runtime.hosts.MEET_S", 0.05)
     for name, value in {"LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
+    return find_places
+
+
+def test_ranks_that_do_not_come_are_named_and_end_where_they_come_later(meets):
     store = dist.HashStore()
     store.set(f"{PLACE}/0", "[]")
     with pytest.raises(CapoError, match=r"^ranks 2, 3 have not started 0\.05 s after this one") as late:
-        find_places(store, 1, 4)
+        meets(store, 1, 4)
     assert late.value.quiet, "rank 0 of this host shows the line"
+    store.set(f"{PLACE}/2", "[]")
+    with pytest.raises(CapoError, match=r"^ranks 2, 3 have not started 0\.05 s after others: they have ended"):
+        meets(store, 3, 4)
+
+
+def test_a_rank_that_comes_as_the_wait_ends_is_not_late(meets):
+    class Slow(dist.HashStore):
+        def wait(self, names, timeout):
+            super().set(f"{PLACE}/0", '["host-0", 0, "127.0.0.1"]')
+            raise dist.DistStoreError("time-out")
+
+    assert meets(Slow(), 1, 2)[0].host == "host-0"
 
 
 @pytest.mark.parametrize(
@@ -126,6 +144,7 @@ def test_a_host_that_only_holds_engines_must_read_the_same_data(tmp_path):
         (tmp_path / f"host-{rank}/data.jsonl").write_text(f'{{"problem": "1+1", "answer": "{rank}"}}\n')
     _, output = run_ranks(hosts_run.read_apart, tmp_path / "log", tmp_path, per_node=1)
     assert re.search(r"^data\.path: data\.jsonl differs between \S+ and \S+, wanted the same file on ", output, re.M)
+    assert "its error is the one to read" in output, "the rank that learns goes no further either"
 
 
 def test_an_address_that_others_reach():

@@ -15,11 +15,13 @@ import torch.distributed as dist
 
 from capo_fast.command import asked_to_stop, interruptible
 from capo_fast.config.schema import EngineConfig
-from capo_fast.errors import ConfigError, Interrupted
+from capo_fast.errors import CapoError, ConfigError, Interrupted
+from capo_fast.runtime.failures import FIRST
 from capo_fast.runtime.job import Job
 from capo_fast.runtime.ranks import (
     EngineGroup,
     StopSignal,
+    _meet,
     check_devices,
     check_roles,
     engine_group,
@@ -140,6 +142,15 @@ def test_a_signal_whose_exception_a_library_caught_stops_the_run_at_its_first_se
         stop.close()
     StopSignal().close()
     assert not asked_to_stop.is_set()
+
+
+def test_a_rank_that_fails_before_all_have_met_ends_the_others_at_once():
+    """They are on other hosts, whose launchers go on."""
+    store = dist.HashStore()
+    store.set(FIRST, "rank 1 on host-b failed")
+    with pytest.raises(CapoError, match="another rank has ended before all had met"):
+        _meet(Job(store, 0, 2, 0, timedelta(minutes=1)))
+    _meet(Job(store, 1, 2, 0, timedelta(minutes=1)))
 
 
 def test_gather_gives_the_items_of_a_rank_in_their_order(one_rank):
