@@ -148,7 +148,8 @@ def same_digests(config: Config, crossing: Crossing | None) -> Digests:
     """Of all that the run reads, the same on every host. A collective on all ranks. Raises ConfigError."""
     digests = input_digests(config)
     if crossing is not None:
-        check_same_inputs(*(crossing.all.share(digests, first) for first in (0, crossing.first_engine)), config)
+        learners, engines = (crossing.all.share(digests, first) for first in (0, crossing.first_engine))
+        check_same_inputs(learners, engines, config)
     return digests
 
 
