@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 from capo_fast.config.load import config_as_dict, read_file
-from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate
 from capo_fast.config.schema import Config, with_merging
 from capo_fast.config.sft import SftConfig
@@ -26,6 +25,7 @@ from capo_fast.engine.remote import Crossing, EngineHost, RemoteEngines
 from capo_fast.loaders import (
     ask_critic,
     check_endpoint_client,
+    check_models,
     load_credit_function,
     load_critic_template,
     load_critic_tokenizer,
@@ -49,7 +49,7 @@ from capo_fast.policy.sync import (
     Sync,
     probe_sequences,
 )
-from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer, read_config
+from capo_fast.pretrained import load_tokenizer, read_config
 from capo_fast.records import CreditedSample
 from capo_fast.rollout.crediting import Crediting
 from capo_fast.rollout.critiquing import check_room
@@ -60,7 +60,7 @@ from capo_fast.rollout.rewards import open_rewards
 from capo_fast.rollout.turns import Turns
 from capo_fast.runlog.console import open_console
 from capo_fast.runlog.folder import RunDir, open_run_dir
-from capo_fast.runlog.inputs import Digests, check_same_inputs, input_digests
+from capo_fast.runlog.inputs import Digests, same_digests
 from capo_fast.runlog.log import RunLog
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, RunFolder, keeps_rollouts, packed_rows, rollout_row
@@ -133,24 +133,6 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
     probe = probe_sequences(problems.prompts, config.sync.probe_sequences, longest)
     digests = same_digests(config, crossing)
     return Inputs(config, model_path, tokenizer, functions, estimator, problems, requests, probe, digests, crossing)
-
-
-def check_models(config: Config) -> str:
-    """The policy's folder or hub id, when it and a critic that takes its place can be used. Raises ConfigError."""
-    path, untested = resolve_model(config.model.path), config.model.untested
-    check_context(check_model_folder(path, untested=untested), config.engine.max_model_len)
-    if config.swaps and config.critic.path is not None:
-        check_model_folder(resolve_model(config.critic.path, "critic.path"), "critic.path", untested=untested)
-    return path
-
-
-def same_digests(config: Config, crossing: Crossing | None) -> Digests:
-    """Of all that the run reads, the same on every host. A collective on all ranks. Raises ConfigError."""
-    digests = input_digests(config)
-    if crossing is not None:
-        learners, engines = (crossing.all.share(digests, first) for first in (0, crossing.first_engine))
-        check_same_inputs(learners, engines, config)
-    return digests
 
 
 def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, started: float) -> Trainer:

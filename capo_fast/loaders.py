@@ -109,6 +109,15 @@ def _once_a_node(work: Callable[[], T]) -> T:
     return once_a_node(work) if dist.is_initialized() else work()
 
 
+def check_models(config: Config) -> str:
+    """The policy's folder or hub id, when it and a critic that takes its place can be used. Raises ConfigError."""
+    path, untested = resolve_model(config.model.path), config.model.untested
+    check_context(check_model_folder(path, untested=untested), config.engine.max_model_len)
+    if config.swaps and config.critic.path is not None:
+        check_model_folder(resolve_model(config.critic.path, "critic.path"), "critic.path", untested=untested)
+    return path
+
+
 def load_critic_template(config: Config) -> str:
     try:
         return load_template(resolve_path(config.critic.prompt))

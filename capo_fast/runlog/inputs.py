@@ -17,6 +17,7 @@ from capo_fast.config.paths import resolve_model, resolve_path
 from capo_fast.config.schema import Config, DataConfig, EvalConfig
 from capo_fast.config.sft import SftConfig
 from capo_fast.data import read_rows
+from capo_fast.engine.remote import Crossing
 from capo_fast.errors import ConfigError
 from capo_fast.policy.manifest import ADVICE
 from capo_fast.runtime.digest import READERS, bytes_digest, file_digest
@@ -60,6 +61,15 @@ def _check_same(by_node: Mapping[int, Digests], files: Sequence[tuple[str, str, 
             if digests[key][name] != by_node[first][key][name]:
                 hosts = f"{places[node].host} and {places[first].host}"
                 raise ConfigError(f"{key}: {path} differs between {hosts}, wanted the same file on every host")
+
+
+def same_digests(config: Config, crossing: Crossing | None) -> Digests:
+    """Of all that the run reads, the same on every host. A collective on all ranks. Raises ConfigError."""
+    digests = input_digests(config)
+    if crossing is not None:
+        learners, engines = (crossing.all.share(digests, first) for first in (0, crossing.first_engine))
+        check_same_inputs(learners, engines, config)
+    return digests
 
 
 def check_same_inputs(learners: Digests, engines: Digests, config: Config) -> None:

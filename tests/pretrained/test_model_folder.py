@@ -13,12 +13,11 @@ from huggingface_hub import constants as hub
 from model_folders import INDEX, SINGLE, configured, copied, reweighted, sharded, with_tokens, without
 from safetensors.torch import load_file, save_file
 
-from capo_fast.build import check_models
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config, CriticConfig, EngineConfig, ModelConfig
 from capo_fast.engine.checksum import checksum
 from capo_fast.errors import ConfigError
-from capo_fast.loaders import start_engine
+from capo_fast.loaders import check_models, start_engine
 from capo_fast.policy.model import load_model
 from capo_fast.pretrained import (
     check_context,

@@ -124,11 +124,16 @@ def test_gloo_takes_the_interface_between_hosts(nodes, before, after, monkeypatc
     assert os.environ.get(GLOO) == after
 
 
+def write_other_data(folder):
+    """Under the same name on two hosts."""
+    for rank in range(2):
+        (folder / f"host-{rank}").mkdir()
+        (folder / f"host-{rank}/data.jsonl").write_text(f'{{"problem": "1+1", "answer": "{rank}"}}\n')
+
+
 @pytest.mark.usefixtures("fork_server")
 def test_hosts_that_share_no_folder_or_read_other_data_are_refused(tmp_path):
-    for rank in range(2):
-        (tmp_path / f"host-{rank}").mkdir()
-        (tmp_path / f"host-{rank}/data.jsonl").write_text(f'{{"problem": "1+1", "answer": "{rank}"}}\n')
+    write_other_data(tmp_path)
     statuses, output = run_ranks(hosts_run.start_apart, tmp_path / "log", tmp_path, per_node=1)
     assert statuses == [0, 0], output
     data, folder = sorted(set(output.splitlines()))
@@ -139,9 +144,7 @@ def test_hosts_that_share_no_folder_or_read_other_data_are_refused(tmp_path):
 @pytest.mark.usefixtures("fork_server")
 def test_a_host_that_only_holds_engines_must_read_the_same_data(tmp_path):
     """Its prompts, and the answers that they are judged by, are of its own files."""
-    for rank in range(2):
-        (tmp_path / f"host-{rank}").mkdir()
-        (tmp_path / f"host-{rank}/data.jsonl").write_text(f'{{"problem": "1+1", "answer": "{rank}"}}\n')
+    write_other_data(tmp_path)
     _, output = run_ranks(hosts_run.read_apart, tmp_path / "log", tmp_path, per_node=1)
     assert re.search(r"^data\.path: data\.jsonl differs between \S+ and \S+, wanted the same file on ", output, re.M)
     assert "its error is the one to read" in output, "the rank that learns goes no further either"
