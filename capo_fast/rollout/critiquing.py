@@ -10,25 +10,28 @@ ends within these. A critique of a whole rollout has read what comes after the s
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from itertools import pairwise
 
 from capo_fast.config.schema import Config
+from capo_fast.credit.groups import step_ends
 from capo_fast.credit.vote import vote, votes_to_ask
 from capo_fast.errors import ConfigError
-from capo_fast.records import Completion, Critique, Request, Rollout
+from capo_fast.records import Completion, Critique, Member, Request, Rollout
 from capo_fast.rollout.requests import (
     RequestBuilder,
     critic_chat,
     critique_prompt_ids,
     critique_room,
-    judged_tokens,
     read_critique,
 )
 from capo_fast.rollout.stream import Stream, Traffic
 
-Key = object
-"""What is judged."""
+Key = bytes
+"""Of what is judged: a digest of its prompt and of the response up to its end."""
 
 
 @dataclass
@@ -82,7 +85,9 @@ class Critiquing:
         self._critic = requests.config.critic
         self._polls: dict[Key, Poll] = {}
         self._by_request: dict[str, Poll] = {}
-        self._read: set[tuple[int, int]] = set()
+        self._known: dict[Member, list[Key]] = {}
+        """The keys of each rollout so far."""
+        self._read: set[Member] = set()
         """The rollouts that the critic reads, by group and sample."""
         self._sound: set[Key] = set()
         """Steps that are held sound unasked."""
@@ -98,10 +103,10 @@ class Critiquing:
         self._read.add((rollout.group, rollout.sample))
         taken_over = [self._polls[key] for key in keys if key in self._polls]
         new = [place for place, key in enumerate(keys) if key not in self._polls and key not in self._sound]
-        for place in new:
-            poll = self._polls[keys[place]] = self._poll(rollout, place)
-            self._by_request |= {request.id: poll for request in poll.requests}
-            self._go_on(poll)
+        polls = [self._poll(rollout, place) for place in new]
+        self._polls |= {keys[place]: poll for place, poll in zip(new, polls, strict=True)}
+        self._by_request |= {request.id: poll for poll in polls for request in poll.requests}
+        self._go_on(polls)
         saved = sum(len(poll.requests) for poll in taken_over)
         self._stream.traffic += Traffic(gated_prefix=saved, shared=int(bool(taken_over) and not new))
 
@@ -110,7 +115,7 @@ class Critiquing:
         poll = self._by_request[completion.id]
         poll.found[completion.id] = self._parsed(completion, poll)
         if not poll.under_way:
-            self._go_on(poll)
+            self._go_on([poll])
 
     def wanted(self, rollouts: Iterable[Rollout]) -> int:
         """How many critiques these would take, beside those of other rollouts."""
@@ -136,10 +141,12 @@ class Critiquing:
 
     def _keys(self, rollout: Rollout) -> list[Key]:
         """Of what is judged of a rollout: of each step in order, or of the whole."""
-        whole: list[int | None] = [None]
-        places = range(len(rollout.steps.texts)) if self._critic.reads == "step" else whole
-        owner: object = rollout.prompt.id if self._critic.judge_once else (rollout.group, rollout.sample)
-        return [(owner, judged_tokens(rollout, step)) for step in places]
+        member = rollout.group, rollout.sample
+        if member not in self._known:
+            ends = step_ends(rollout) if self._critic.reads == "step" else [len(rollout.token_ids)]
+            owner = rollout.prompt.id if self._critic.judge_once else member
+            self._known[member] = prefix_digests(owner, rollout.token_ids, ends)
+        return self._known[member]
 
     def _poll(self, rollout: Rollout, place: int) -> Poll:
         if self._critic.reads == "step":
@@ -147,20 +154,36 @@ class Critiquing:
         steps = len(rollout.steps.texts)
         return Poll(self._builder.critique_requests(rollout), shown=steps, judged=steps)
 
-    def _go_on(self, poll: Poll) -> None:
-        """Send as many requests as it takes at least to settle the votes."""
-        more = len(poll.requests) - poll.sent
-        if self._critic.gate.adaptive and more:
-            more = votes_to_ask(poll.critiques(0), poll.judged, self._critic.voting, len(poll.requests))
-        for request in poll.requests[poll.sent : poll.sent + more]:
-            self._stream.add_critique(request)
-        poll.sent += more
+    def _go_on(self, polls: Sequence[Poll]) -> None:
+        """Send as many requests of each as it takes at least to settle its votes."""
+        requests = []
+        for poll in polls:
+            more = len(poll.requests) - poll.sent
+            if self._critic.gate.adaptive and more:
+                more = votes_to_ask(poll.critiques(0), poll.judged, self._critic.voting, len(poll.requests))
+            requests += poll.requests[poll.sent : poll.sent + more]
+            poll.sent += more
+        self._stream.add_critiques(requests)
 
     def _parsed(self, completion: Completion, poll: Poll) -> Critique:
         critique = read_critique(completion, poll.shown, self._builder.parse)
         if self._critic.reads == "step":
             return replace(critique, wrong_steps=frozenset({0}) if critique.wrong_steps else frozenset())
         return critique
+
+
+def prefix_digests(owner: object, tokens: Sequence[int], ends: Iterable[int]) -> list[Key]:
+    """Of the first so many tokens, for each end in rising order. Keys of different owners differ.
+
+    >>> long, short, other = (prefix_digests("id", tokens, [2, 3]) for tokens in ((5, 6, 7), (5, 6, 8), (5, 1, 7)))
+    >>> long[0] == short[0], long[1] == short[1], long[0] == other[0]
+    (True, False, False)
+    """
+    state, keys = blake2b(repr(owner).encode("utf-8", "surrogatepass"), digest_size=16), []
+    for start, end in pairwise([0, *ends]):
+        state.update(array("q", tokens[start:end]).tobytes())
+        keys.append(state.digest())
+    return keys
 
 
 def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique, ...]:
