@@ -169,7 +169,7 @@ class Ranks:
     config: Config
     samples: list[Sample]
     write: Callable[[Request], Completion]
-    traffic: Traffic = Traffic()
+    traffic: Traffic = field(default_factory=Traffic)
     """Of all ranks that judge."""
     sent: dict[tuple[int, bool], list[str]] = field(default_factory=dict)
     """Ids of the critiques of each rank, in order, by its share and whether it judges."""
