@@ -22,7 +22,6 @@ from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
 
-Tokens = tuple[int, ...]
 Outcomes = Mapping[Member, float | None]
 """Verdicts of this rank's rollouts; None where a check timed out. Empty on ranks that do not judge."""
 
@@ -47,15 +46,10 @@ class Gate:
             return rollouts
         self._verdicts = shared(outcomes())
         wanted = self._wanted(rollouts)
-        claims = self._divided(wanted)
-        read = {group for (group, _), _ in claims}
-        if self._gate.groups != "all":
-            read = groups_to_read(by_group(self._verdicts), self._gate.groups)
-            read |= self._ambiguous([each for each in wanted if each.group not in read])
+        claims, read = self._divided(wanted), self._groups_of(wanted)
         if self._gate.trust_right:
-            self._critiquing.presume(
-                [(member, keys) for member, keys in claims if member[0] in read and self._verdicts.get(member) == 1]
-            )
+            right = {member for member, verdict in self._verdicts.items() if verdict == 1 and member[0] in read}
+            self._critiquing.presume(claim for claim in claims if claim[0] in right)
         left_out = self._critiquing.wanted(each for each in wanted if each.group not in read)
         self._stream.traffic += Traffic(unread=len(rollouts) - len(wanted), gated_groups=left_out)
         return [each for each in wanted if each.group in read]
@@ -122,6 +116,13 @@ class Gate:
             return [each for each in judged if each.group in mixed]
         wrong = when == "wrong-answers"
         return [each for each in judged if (verdicts[each.group, each.sample] < 1) == wrong]
+
+    def _groups_of(self, rollouts: Sequence[Rollout]) -> set[int]:
+        """The groups of these that `critic.gate` leaves to the critic, and such groups of other ranks."""
+        if self._gate.groups == "all":
+            return {each.group for each in rollouts}
+        read = groups_to_read(by_group(self._verdicts), self._gate.groups)
+        return read | self._ambiguous([each for each in rollouts if each.group not in read])
 
     def _ambiguous(self, rollouts: Sequence[Rollout]) -> set[int]:
         """The groups of these, on all ranks, that the policy finds ambiguous (`critic.gate.ambiguous`). Groups without
