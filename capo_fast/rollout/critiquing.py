@@ -203,7 +203,7 @@ class Critiquing:
 
     def _go_on(self, polls: Sequence[Poll]) -> None:
         """Send as many requests of each as it takes at least to settle its votes."""
-        requests = []
+        requests: list[Request] = []
         for poll in polls:
             more = len(poll.requests) - poll.sent
             if self._critic.gate.adaptive and more:
@@ -226,7 +226,8 @@ def prefix_digests(owner: object, tokens: Sequence[int], ends: Iterable[int]) ->
     >>> long[0] == short[0], long[1] == short[1], long[0] == other[0]
     (True, False, False)
     """
-    state, keys = blake2b(repr(owner).encode("utf-8", "surrogatepass"), digest_size=16), []
+    state = blake2b(repr(owner).encode(), digest_size=16)
+    keys = []
     for start, end in pairwise([0, *ends]):
         state.update(array("q", tokens[start:end]).tobytes())
         keys.append(state.digest())
