@@ -106,7 +106,7 @@ class Critiquing:
         """What there is to judge of each of these."""
         return [((each.group, each.sample), self._keys(each)) for each in rollouts]
 
-    def divide(self, claims: Iterable[Claim]) -> None:
+    def divide(self, claims: Sequence[Claim]) -> None:
         """Leave to other engines what they judge of what several have. claims: of the rollouts of all engines, once
         each. To be called before `presume` and `ask`.
 
