@@ -311,7 +311,7 @@ def test_a_critique_ends_at_the_text_of_its_verdict(engine, base, stop, parse):
         critique_prompt_ids(chat, load_template("tiny"), question, steps, None)
         for steps in (right, ["9*2=7", "7-9=8", "A:8"])
     ]
-    asked = [critique_request(f"stop{parse}{i}", 0, ids, config, greedy=True) for i, ids in enumerate(prompts)]
+    asked = [critique_request(f"{parse.__name__}{i}", 0, ids, config, greedy=True) for i, ids in enumerate(prompts)]
     free = [replace(request, id=f"{request.id}-free", stop=()) for request in asked]
     answers = run_requests(engine, [*asked, *free])
     for request, other, end in zip(asked, free, stop[::-1], strict=True):
