@@ -116,6 +116,7 @@ CASES = {
     "endpoint": Case(
         ("--critic.mode=endpoint", "--critic.votes=2"), around=served_critic, timed=(*TIMED, "critic/overlap")
     ),
+    "gated": Case(("--algorithm=capo-gated", "--critic.gate.trust_right=true")),
     "ranks": Case(ranks=2),
     "killed": Case(killed=True),
 }

@@ -150,8 +150,7 @@ def critiqued(engine: VllmEngine, work: Work, streamed: bool, adapter: bool) -> 
                 group, i = work.members[completion.id]
                 held.append(work.sampler.read_rollout(completion, work.prompts[group], group, i, 0))
         if streamed or not stream.rollouts:
-            for request in [request for rollout in held for request in work.sampler.critique_requests(rollout)]:
-                stream.add_critique(request)
+            stream.add_critiques([each for rollout in held for each in work.sampler.critique_requests(rollout)])
             held = []
     traffic = stream.traffic
     return {

@@ -116,8 +116,8 @@ class CriticConfig:
     swapped, a server of the run's own takes turns with the policy's engine, or verdicts are wanted first (credit.when,
     and critic.gate but for adaptive)."""
     judge_once: bool = True
-    """Equal rollouts of a prompt share the critiques of the first of them to end (on one rank). Under critic.reads:
-    step, equal steps behind equal ones do."""
+    """Equal rollouts of a group share critiques. Under critic.reads: step, equal steps behind equal ones do. They do
+    over all ranks where verdicts are wanted first (credit.when, and critic.gate but for adaptive), else on one rank."""
     stop: tuple[str, ...] = ()
     """Texts that end a critique where it has written one, as </incorrect_steps>,Judgment: Yes, so that nothing is
     written after the verdict. At a server they want vLLM, which keeps them in the answer."""

@@ -66,13 +66,22 @@ def render_critique_prompt(
     >>> render_critique_prompt(template, "P", ["a", "b"])
     'P: 0=a 1=b'
     """
-    shown = [ShownStep(index, neutralise(step, special_tokens).strip()) for index, step in enumerate(steps)]
-    given = solution if solution and solution.strip() else ""
-    asked, given = (without_special_tokens(text, special_tokens) for text in (problem, given))
+    tokens, given = tuple(special_tokens), solution if solution and solution.strip() else ""
+    shown = [_shown(index, step, tokens) for index, step in enumerate(steps)]
+    asked, given = (_plain(text, tokens) for text in (problem, given))
     try:
         return _compiled(template).render(problem=asked, steps=shown, solution=given)
     except (TemplateError, TypeError) as error:
         raise CritiquePromptError(f"critic.prompt: {error}, with a solution of {len(steps)} steps") from error
+
+
+# A problem is in the prompts of all its solutions, and a step in those of all later steps (`critic.reads: step`).
+@lru_cache(maxsize=8192)
+def _shown(index: int, step: str, special_tokens: tuple[str, ...]) -> ShownStep:
+    return ShownStep(index, neutralise(step, special_tokens).strip())
+
+
+_plain = lru_cache(maxsize=1024)(without_special_tokens)
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from capo_fast.records import Critique
 
@@ -52,19 +53,23 @@ def votes_to_ask(found: Sequence[Critique], num_steps: int, mode: str, total: in
     >>> [votes_to_ask(found, 1, "majority", 3) for found in ([], [wrong, sound], [wrong, wrong])]
     [2, 1, 0]
     """
-    of_steps = [[_on_step(each, k) for each in found] for k in range(num_steps)]
+    of_steps = [tuple(_on_step(each, k) for each in found) for k in range(num_steps)]
     return max((_fewest(critiques, mode, total - len(found)) for critiques in of_steps), default=0)
 
 
 def _on_step(critique: Critique, step: int) -> Critique:
     """Its verdict on one step, as a critique of that step alone."""
-    return _WRONG if step in critique.wrong_steps else Critique(critique.abstained, frozenset(), 0)
+    if step in critique.wrong_steps:
+        return _WRONG
+    return _ABSENT if critique.abstained else _SOUND
 
 
+_ABSENT = Critique.absent()
 _WRONG, _SOUND = (Critique(abstained=False, wrong_steps=frozenset(named), dropped=0) for named in ([0], []))
 
 
-def _fewest(found: Sequence[Critique], mode: str, left: int) -> int:
+@lru_cache(maxsize=1024)
+def _fewest(found: tuple[Critique, ...], mode: str, left: int) -> int:
     """Of one step. More votes of one kind settle it sooner than of both."""
     return next(
         more

@@ -179,13 +179,23 @@ class ChatTemplate:
             raise DataError(f"model.path: the tokenizer of {self.name} has no chat template")
         messages = [{"role": role, "content": content} for role, content in chat]
         given = {**self.arguments, **({"strftime_now": self._clock} if self.shows_date() else {})}
+        own = tokenize and not self.tokenizer.is_fast
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=not answered, tokenize=tokenize, return_dict=False, **given
+            found = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=not answered, tokenize=own, return_dict=False, **given
             )
+            return self._encoded(found) if tokenize and not own else found
         except (TemplateError, ValueError, TypeError) as error:
             hint = "; if it takes no system message, set data.system_prompt: null" if chat[0][0] == "system" else ""
             raise DataError(f"model.path: the chat template can't render a prompt: {cause_of(error)}{hint}") from None
+
+    def _encoded(self, text: str) -> list[int]:
+        """As transformers' call does it, which takes as long again around it: critics of steps have many prompts."""
+        core = self.tokenizer.backend_tokenizer
+        core.no_truncation()
+        core.no_padding()
+        core.encode_special_tokens = self.tokenizer.split_special_tokens
+        return core.encode(text, add_special_tokens=False).ids
 
     def _clock(self, form: str) -> str:
         """What stands for transformers' `strftime_now`, which reads the clock."""

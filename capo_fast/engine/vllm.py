@@ -62,9 +62,9 @@ class VllmEngine:
         self._add(request, self.sampling_params(request))
 
     def _add(self, request: Request, params: Any) -> None:
-        from vllm.inputs import TokensPrompt
+        from vllm.inputs import tokens_input
 
-        prompt = TokensPrompt(prompt_token_ids=list(request.prompt_ids))
+        prompt = tokens_input(list(request.prompt_ids))
         adapter = None if request.base else self._adapter
         self._llm.llm_engine.add_request(request.id, prompt, params, lora_request=adapter)
 
@@ -87,6 +87,7 @@ class VllmEngine:
             detokenize=bool(request.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=request.regex) if request.regex else None,
+            skip_clone=True,  # it is this request's own: vLLM need not copy it, deeply
         )
 
     def step(self) -> list[Completion]:

@@ -1,7 +1,7 @@
 """What the critic is asked in one sampling round, and what it answered.
 
 A critique judges a whole rollout, or one step of it (`critic.reads`). What is judged is a prompt with tokens of a
-response; where these are equal, one poll of `critic.votes` critiques serves all (`critic.judge_once`).
+response; where these are equal in a group, one poll of `critic.votes` critiques serves all (`critic.judge_once`).
 
 [us] Steps are shared exactly: a critique of a step is shown the problem and the steps up to it, and none after. So two
 rollouts of a group whose first k tokens are equal would be asked the same, with the same seeds, about each step that
@@ -10,25 +10,31 @@ ends within these. A critique of a whole rollout has read what comes after the s
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from itertools import pairwise
 
 from capo_fast.config.schema import Config
+from capo_fast.credit.groups import step_ends
 from capo_fast.credit.vote import vote, votes_to_ask
 from capo_fast.errors import ConfigError
-from capo_fast.records import Completion, Critique, Request, Rollout
+from capo_fast.records import Completion, Critique, Member, Request, Rollout
 from capo_fast.rollout.requests import (
     RequestBuilder,
     critic_chat,
     critique_prompt_ids,
     critique_room,
-    judged_tokens,
     read_critique,
 )
 from capo_fast.rollout.stream import Stream, Traffic
+from capo_fast.runtime.digest import seed_of
 
-Key = object
-"""What is judged."""
+Key = bytes
+"""Of what is judged: a digest of its group and of the response up to its end."""
+Claim = tuple[Member, list[Key]]
+"""What there is to judge of a rollout."""
 
 
 @dataclass
@@ -76,33 +82,61 @@ def check_room(builder: RequestBuilder) -> None:
 class Critiquing:
     """This rank's polls of one sampling round."""
 
-    def __init__(self, stream: Stream, requests: RequestBuilder) -> None:
-        self._stream, self._builder = stream, requests
+    def __init__(self, stream: Stream, requests: RequestBuilder, version: int | None = None) -> None:
+        """version: of the policy in this step of training; None: of the one that wrote each rollout."""
+        self._stream, self._builder, self._version = stream, requests, version
         self._config: Config = requests.config
         self._critic = requests.config.critic
         self._polls: dict[Key, Poll] = {}
         self._by_request: dict[str, Poll] = {}
-        self._read: set[tuple[int, int]] = set()
+        self._known: dict[Member, list[Key]] = {}
+        """The keys of each rollout so far."""
+        self._read: set[Member] = set()
         """The rollouts that the critic reads, by group and sample."""
         self._sound: set[Key] = set()
         """Steps that are held sound unasked."""
+        self._elsewhere: set[Key] = set()
+        """What other engines judge."""
+        self._common: set[Key] = set()
+        """Of what this engine judges, what others have as well."""
+        self._taken_over: dict[Key, list[Critique]] = {}
+        """The critiques of other engines."""
 
-    def presume(self, rollouts: Iterable[Rollout]) -> None:
-        """The steps of these are sound, also where other rollouts have them. To be called once, before `ask`."""
-        self._sound.update(key for rollout in rollouts for key in self._keys(rollout))
-        self._stream.traffic += Traffic(gated_sound=len(self._sound) * self._critic.votes)
+    def claims(self, rollouts: Iterable[Rollout]) -> list[Claim]:
+        """What there is to judge of each of these."""
+        return [((each.group, each.sample), self._keys(each)) for each in rollouts]
+
+    def divide(self, claims: Sequence[Claim]) -> None:
+        """Leave to other engines what they judge of what several have. claims: of the rollouts of all engines, once
+        each. To be called before `presume` and `ask`.
+
+        What rollouts have in common is judged where one of them is: the first in an order by lot, so that engines get
+        about the same number of critiques, and those of a group's first steps share the keys and values of its prompt.
+        """
+        first: dict[Key, Member] = {}
+        for member, keys in sorted(claims, key=lambda claim: seed_of("judge", *claim[0])):
+            first |= {key: member for key in keys if key not in first}
+        self._elsewhere = {key for key, member in first.items() if member not in self._known}
+        others = {key for member, keys in claims if member not in self._known for key in keys}
+        self._common = others - self._elsewhere
+
+    def presume(self, claims: Iterable[Claim]) -> None:
+        """What these have is sound, also where other rollouts have it. To be called once, before `ask`."""
+        self._sound.update(key for _, keys in claims for key in keys)
+        self._stream.traffic += Traffic(gated_sound=len(self._sound - self._elsewhere) * self._critic.votes)
+        self._elsewhere -= self._sound
 
     def ask(self, rollout: Rollout) -> None:
-        """Ask about what of a rollout has not been asked about."""
+        """Ask about what of a rollout has not been asked about, and is for this engine to judge."""
         keys = self._keys(rollout)
         self._read.add((rollout.group, rollout.sample))
-        taken_over = [self._polls[key] for key in keys if key in self._polls]
-        new = [place for place, key in enumerate(keys) if key not in self._polls and key not in self._sound]
-        for place in new:
-            poll = self._polls[keys[place]] = self._poll(rollout, place)
-            self._by_request |= {request.id: poll for request in poll.requests}
-            self._go_on(poll)
-        saved = sum(len(poll.requests) for poll in taken_over)
+        new = [place for place, key in enumerate(keys) if self._is_open(key)]
+        taken_over = [self._polls.get(key) for key in keys if key in self._polls or key in self._elsewhere]
+        polls = [self._poll(rollout, place) for place in new]
+        self._polls |= {keys[place]: poll for place, poll in zip(new, polls, strict=True)}
+        self._by_request |= {request.id: poll for poll in polls for request in poll.requests}
+        self._go_on(polls)
+        saved = sum(self._critic.votes if poll is None else len(poll.requests) for poll in taken_over)
         self._stream.traffic += Traffic(gated_prefix=saved, shared=int(bool(taken_over) and not new))
 
     def note(self, completion: Completion) -> None:
@@ -110,20 +144,27 @@ class Critiquing:
         poll = self._by_request[completion.id]
         poll.found[completion.id] = self._parsed(completion, poll)
         if not poll.under_way:
-            self._go_on(poll)
+            self._go_on([poll])
 
     def wanted(self, rollouts: Iterable[Rollout]) -> int:
-        """How many critiques these would take, beside those of other rollouts."""
+        """How many critiques these would take here, beside those of other rollouts."""
         keys = {key for rollout in rollouts for key in self._keys(rollout)}
-        return len(keys - self._polls.keys() - self._sound) * self._critic.votes
+        return sum(map(self._is_open, keys)) * self._critic.votes
+
+    def common(self) -> list[tuple[Key, list[Critique]]]:
+        """The critiques of what other engines have as well."""
+        return [(key, self._found(key)) for key in self._polls if key in self._common]
+
+    def take_over(self, found: Iterable[tuple[Key, list[Critique]]]) -> None:
+        """The critiques that other engines have of what is theirs to judge."""
+        self._taken_over = {key: critiques for key, critiques in found if key in self._elsewhere}
 
     def result(self, rollout: Rollout) -> tuple[tuple[Critique, ...], tuple[float, ...]]:
         """The critiques of a rollout and the vote on each step; none, and zeros, where the critic does not read it."""
         steps = len(rollout.steps.texts)
         if (rollout.group, rollout.sample) not in self._read:
             return (), (0.0,) * steps
-        polls = [self._polls.get(key) for key in self._keys(rollout)]
-        found = [[] if poll is None else poll.critiques(self._critic.votes) for poll in polls]
+        found = [self._found(key) for key in self._keys(rollout)]
         if self._critic.reads == "solution":
             return tuple(found[0]), tuple(vote(found[0], steps, self._critic.voting))
         votes = [vote(critiques, 1, self._critic.voting)[0] for critiques in found]
@@ -134,33 +175,63 @@ class Critiquing:
         left = sum(len(poll.requests) - poll.sent for poll in self._polls.values())
         self._stream.traffic += Traffic(gated_votes=left)
 
+    def _is_open(self, key: Key) -> bool:
+        """Whether this engine judges it, and has not been asked."""
+        return key not in self._polls and key not in self._sound and key not in self._elsewhere
+
+    def _found(self, key: Key) -> list[Critique]:
+        if key in self._polls:
+            return self._polls[key].critiques(self._critic.votes)
+        return self._taken_over.get(key, [])
+
     def _keys(self, rollout: Rollout) -> list[Key]:
         """Of what is judged of a rollout: of each step in order, or of the whole."""
-        whole: list[int | None] = [None]
-        places = range(len(rollout.steps.texts)) if self._critic.reads == "step" else whole
-        owner: object = rollout.prompt.id if self._critic.judge_once else (rollout.group, rollout.sample)
-        return [(owner, judged_tokens(rollout, step)) for step in places]
+        member = rollout.group, rollout.sample
+        if member not in self._known:
+            ends = step_ends(rollout) if self._critic.reads == "step" else [len(rollout.token_ids)]
+            owner = rollout.group if self._critic.judge_once else member
+            self._known[member] = prefix_digests(owner, rollout.token_ids, ends)
+        return self._known[member]
 
     def _poll(self, rollout: Rollout, place: int) -> Poll:
         if self._critic.reads == "step":
-            return Poll(self._builder.critique_requests(rollout, place), shown=place + 1, judged=1)
+            requests = self._builder.critique_requests(rollout, place, self._version)
+            return Poll(requests, shown=place + 1, judged=1)
         steps = len(rollout.steps.texts)
-        return Poll(self._builder.critique_requests(rollout), shown=steps, judged=steps)
+        requests = self._builder.critique_requests(rollout, version=self._version)
+        return Poll(requests, shown=steps, judged=steps)
 
-    def _go_on(self, poll: Poll) -> None:
-        """Send as many requests as it takes at least to settle the votes."""
-        more = len(poll.requests) - poll.sent
-        if self._critic.gate.adaptive and more:
-            more = votes_to_ask(poll.critiques(0), poll.judged, self._critic.voting, len(poll.requests))
-        for request in poll.requests[poll.sent : poll.sent + more]:
-            self._stream.add_critique(request)
-        poll.sent += more
+    def _go_on(self, polls: Sequence[Poll]) -> None:
+        """Send as many requests of each as it takes at least to settle its votes."""
+        requests: list[Request] = []
+        for poll in polls:
+            more = len(poll.requests) - poll.sent
+            if self._critic.gate.adaptive and more:
+                more = votes_to_ask(poll.critiques(0), poll.judged, self._critic.voting, len(poll.requests))
+            requests += poll.requests[poll.sent : poll.sent + more]
+            poll.sent += more
+        self._stream.add_critiques(requests)
 
     def _parsed(self, completion: Completion, poll: Poll) -> Critique:
         critique = read_critique(completion, poll.shown, self._builder.parse)
         if self._critic.reads == "step":
             return replace(critique, wrong_steps=frozenset({0}) if critique.wrong_steps else frozenset())
         return critique
+
+
+def prefix_digests(owner: object, tokens: Sequence[int], ends: Iterable[int]) -> list[Key]:
+    """Of the first so many tokens, for each end in rising order. Keys of different owners differ.
+
+    >>> long, short, other = (prefix_digests("id", tokens, [2, 3]) for tokens in ((5, 6, 7), (5, 6, 8), (5, 1, 7)))
+    >>> long[0] == short[0], long[1] == short[1], long[0] == other[0]
+    (True, False, False)
+    """
+    state = blake2b(repr(owner).encode(), digest_size=16)
+    keys = []
+    for start, end in pairwise([0, *ends]):
+        state.update(array("q", tokens[start:end]).tobytes())
+        keys.append(state.digest())
+    return keys
 
 
 def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique, ...]:

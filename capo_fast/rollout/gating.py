@@ -1,7 +1,8 @@
 """What the critic reads of a sampling round (`credit.when`, `critic.gate`): groups, in an order, within a budget.
 
-Ranks exchange verdicts, costs and what is spent, so all choose the same groups. Which rank has which rollout matters in
-one way: steps and rollouts are shared, and steps presumed sound, among the rollouts of one rank.
+Ranks exchange verdicts, costs and what is spent, so all choose the same groups. They exchange digests of what there is
+to judge as well, and divide it: what rollouts of a group have in common is judged by one engine. So it makes no
+difference to the votes which rank has which rollout.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from capo_fast.credit.estimators.answer_probability import answer_tokens, mean_p
 from capo_fast.credit.gate import groups_to_read, reading_order, within_budget
 from capo_fast.credit.groups import Suffix, step_gains
 from capo_fast.records import Member, Rollout
-from capo_fast.rollout.critiquing import Critiquing
+from capo_fast.rollout.critiquing import Claim, Critiquing
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
 
-Tokens = tuple[int, ...]
 Outcomes = Mapping[Member, float | None]
 """Verdicts of this rank's rollouts; None where a check timed out. Empty on ranks that do not judge."""
 
@@ -46,24 +46,17 @@ class Gate:
             return rollouts
         self._verdicts = shared(outcomes())
         wanted = self._wanted(rollouts)
-        self._stream.traffic += Traffic(unread=len(rollouts) - len(wanted))
-        if self._gate.groups == "all":
-            return self._presumed(wanted)
-        read = groups_to_read(by_group(self._verdicts), self._gate.groups)
-        read |= self._ambiguous([each for each in wanted if each.group not in read])
-        shut = self._critiquing.wanted(each for each in wanted if each.group not in read)
-        self._stream.traffic += Traffic(gated_groups=shut)
-        return self._presumed([each for each in wanted if each.group in read])
+        claims, read = self._divided(wanted), self._groups_of(wanted)
+        if self._gate.trust_right:
+            right = {member for member, verdict in self._verdicts.items() if verdict == 1 and member[0] in read}
+            self._critiquing.presume(claim for claim in claims if claim[0] in right)
+        left_out = self._critiquing.wanted(each for each in wanted if each.group not in read)
+        self._stream.traffic += Traffic(unread=len(rollouts) - len(wanted), gated_groups=left_out)
+        return [each for each in wanted if each.group in read]
 
     def any_rank_asks(self, chosen: Sequence[Rollout]) -> bool:
         """Whether these take a critique, on this rank or another. True where nothing is left out, without a look."""
         return not self._config.chooses or any(gather([self._critiquing.wanted(chosen) > 0]))
-
-    def _presumed(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
-        """The same. Under `critic.gate.trust_right` the steps of right answers among them are sound."""
-        if self._gate.trust_right:
-            self._critiquing.presume(each for each in rollouts if self._verdicts.get((each.group, each.sample)) == 1)
-        return rollouts
 
     def ask(
         self,
@@ -72,16 +65,28 @@ class Gate:
         finish: Callable[[], None],
         spent: int = 0,
     ) -> None:
-        """Ask about these: all at once, or group by group within `critic.gate.tokens`, each whole or not at all.
-
-        A critique is reckoned at its longest until it has ended; further groups get what it did not use. spent: tokens
-        of the step's earlier rounds, on all ranks.
+        """Ask about these: all at once, or group by group within `critic.gate.tokens`, each whole or not at all. Then
+        engines exchange the critiques of what their rollouts have in common. finish: until all that was asked for has
+        ended. spent: tokens of the step's earlier rounds, on all ranks.
         """
         if self._gate.tokens is None:
             ask(rollouts)
-            return
+        else:
+            self._ask_within(self._gate.tokens - spent, rollouts, ask, finish)
+        if self._config.chooses:
+            finish()
+            self._critiquing.take_over(gather(self._critiquing.common() if self._judges else []))
+
+    def _ask_within(
+        self,
+        budget: int,
+        rollouts: Sequence[Rollout],
+        ask: Callable[[Sequence[Rollout]], None],
+        finish: Callable[[], None],
+    ) -> None:
+        """A critique is reckoned at its longest until it has ended; further groups get what it did not use."""
         waiting = grouped(rollouts)
-        costs, order, budget = self._costs(waiting), self._order(), self._gate.tokens - spent
+        costs, order = self._costs(waiting), self._order()
         while groups := within_budget(costs, (each for each in order if each in costs), budget - self._spent()):
             for group in groups:
                 del costs[group]
@@ -93,8 +98,15 @@ class Gate:
         )
         self._stream.traffic += Traffic(gated_budget=over, gated_groups=unjudged)
 
+    def _divided(self, rollouts: Sequence[Rollout]) -> list[Claim]:
+        """What the critic may judge of all engines' rollouts; engines have divided it among them then."""
+        mine = self._critiquing.claims(rollouts)
+        claims = gather(mine if self._judges else [])
+        self._critiquing.divide(claims)
+        return claims
+
     def _wanted(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
-        """By `credit.when`."""
+        """The rollouts that `credit.when` leaves to the critic."""
         when, verdicts = self._config.credit.when, self._verdicts
         if when == "always":
             return rollouts
@@ -104,6 +116,13 @@ class Gate:
             return [each for each in judged if each.group in mixed]
         wrong = when == "wrong-answers"
         return [each for each in judged if (verdicts[each.group, each.sample] < 1) == wrong]
+
+    def _groups_of(self, rollouts: Sequence[Rollout]) -> set[int]:
+        """The groups of these that `critic.gate` leaves to the critic, and such groups of other ranks."""
+        if self._gate.groups == "all":
+            return {each.group for each in rollouts}
+        read = groups_to_read(by_group(self._verdicts), self._gate.groups)
+        return read | self._ambiguous([each for each in rollouts if each.group not in read])
 
     def _ambiguous(self, rollouts: Sequence[Rollout]) -> set[int]:
         """The groups of these, on all ranks, that the policy finds ambiguous (`critic.gate.ambiguous`). Groups without

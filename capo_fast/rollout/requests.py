@@ -81,27 +81,32 @@ class RequestBuilder:
             steps=step_spans(answer.token_ids, self.tokenizer),
         )
 
-    def critique_requests(self, rollout: Rollout, step: int | None = None) -> list[Request]:
+    def critique_requests(self, rollout: Rollout, step: int | None = None, version: int | None = None) -> list[Request]:
         """`critic.votes` of them, on exactly the rollout's own steps; none where the engine has no room for an answer.
 
-        step: the one that is judged, the last that is shown; None: all are. They differ in the seed alone, so that all
-        votes share the keys and values of one prompt. Where equal rollouts, or steps, share critiques, the seeds are
-        made of what they share: it then makes no difference which one is asked about.
+        step: the one that is judged, the last that is shown; None: all are. version: of the policy that is trained now;
+        None: of the one that wrote the rollout, an earlier one where it was carried over.
+
+        They differ in the seed alone, so that all votes share the keys and values of one prompt. Where equal rollouts,
+        or steps, share critiques, the seeds are made of what they share: it then makes no difference which one is
+        asked about.
         """
-        prompt, critic = rollout.prompt, self.config.critic
-        texts = shown_steps(rollout.steps.texts[: None if step is None else step + 1], self.config)
-        message = render_critique_prompt(self.template, prompt.problem, texts, prompt.solution, self._neutralised)
+        critic, message = self.config.critic, self._critique_message(rollout, step)
         prompt_ids = () if critic.at_server else self._critic_chat.ids([("user", message)])
         if len(prompt_ids) > critique_room(self.config) and not critic.at_server:
             return []
-        greedy, judged = critic.voting == "greedy", judged_tokens(rollout, step)
+        common = rollout.version if version is None else version, judged_tokens(rollout, step)
         requests = []
         for vote in range(critic.votes):
             name = critique_id(rollout, vote, step)
-            key = ((rollout.version, judged), vote) if critic.judge_once else name
-            seed = seed_of(self.config.seed, key, prompt.id)
-            requests.append(critique_request(name, seed, prompt_ids, self.config, greedy, message))
+            seed = seed_of(self.config.seed, (common, vote) if critic.judge_once else name, rollout.prompt.id)
+            requests.append(critique_request(name, seed, prompt_ids, self.config, critic.voting == "greedy", message))
         return requests
+
+    def _critique_message(self, rollout: Rollout, step: int | None) -> str:
+        prompt, steps = rollout.prompt, rollout.steps.texts[: None if step is None else step + 1]
+        texts = shown_steps(steps, self.config)
+        return render_critique_prompt(self.template, prompt.problem, texts, prompt.solution, self._neutralised)
 
     @cached_property
     def _neutralised(self) -> tuple[str, ...]:

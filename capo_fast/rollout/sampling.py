@@ -79,7 +79,7 @@ class SamplingRound:
         self._ended: list[Ended] = []
         self._unchecked: list[Ended] = []
         self._checks: list[Check] = []
-        self._critiquing = Critiquing(stream, requests)
+        self._critiquing = Critiquing(stream, requests, version)
         self._chosen: Sequence[Rollout] = ()
         """What the critic reads, where it does not stream."""
         self._gate = Gate(stream, requests, self._critiquing, step, judges)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -80,12 +80,15 @@ class Stream:
         self.rollouts.add(request.id)
         self._engine.add(request)
 
-    def add_critique(self, request: Request) -> None:
+    def add_critiques(self, requests: Sequence[Request]) -> None:
+        if not requests:
+            return
         if self._critic is self._engine:
             self._note_work()
-        self.critiques[request.id] = self._steps
-        self.traffic += Traffic(critiques=1)
-        self._critic.add(request)
+        self.critiques |= dict.fromkeys((request.id for request in requests), self._steps)
+        self.traffic += Traffic(critiques=len(requests))
+        for request in requests:
+            self._critic.add(request)
 
     def advance(self) -> list[Completion]:
         """What has ended in one step of the engine and at the critic meanwhile."""
@@ -95,8 +98,7 @@ class Stream:
             ended += self._critic.step()
             if not busy and not ended:
                 time.sleep(self._critic.pause_s)
-        for completion in ended:
-            self._count(completion)
+        self._count(ended)
         return ended
 
     def engine_answers(self, requests: Iterable[Request]) -> dict[str, Completion]:
@@ -133,19 +135,22 @@ class Stream:
         self.traffic += Traffic(busy_seconds=busy, idle_seconds=idle, both_seconds=busy * both)
         return ended
 
-    def _count(self, completion: Completion) -> None:
-        tokens = completion.tokens
-        if completion.id in self.rollouts:
-            self.rollouts.remove(completion.id)
-            self.traffic += Traffic(rollout_tokens=tokens)
-            return
-        entered = self.critiques.pop(completion.id)
-        beside = min(tokens - (self._steps - self._steps_with_rollouts), self._steps_with_rollouts - entered)
-        if self._critic is not self._engine:
-            beside = tokens if self.rollouts else 0
+    def _count(self, ended: Sequence[Completion]) -> None:
+        rollouts = [each for each in ended if each.id in self.rollouts]
+        critiques = [each for each in ended if each.id in self.critiques]
+        self.rollouts.difference_update(each.id for each in rollouts)
+        beside = [self._beside_rollouts(self.critiques.pop(each.id), each.tokens) for each in critiques]
         self.traffic += Traffic(
-            critique_tokens=tokens,
-            critique_prompt_tokens=completion.prompt_tokens,
-            critique_cached_tokens=completion.cached_tokens,
-            overlapped_tokens=max(0, beside),
+            rollout_tokens=sum(each.tokens for each in rollouts),
+            critique_tokens=sum(each.tokens for each in critiques),
+            critique_prompt_tokens=sum(each.prompt_tokens for each in critiques),
+            critique_cached_tokens=sum(each.cached_tokens for each in critiques),
+            overlapped_tokens=sum(beside),
         )
+
+    def _beside_rollouts(self, entered: int, tokens: int) -> int:
+        """Of so many tokens of a critique, those decoded while rollouts still ran."""
+        if self._critic is not self._engine:
+            return tokens if self.rollouts else 0
+        beside = min(tokens - (self._steps - self._steps_with_rollouts), self._steps_with_rollouts - entered)
+        return max(0, beside)

@@ -117,10 +117,15 @@ def test_special_tokens_of_a_problem_stay_text_to_the_embedded_tokenizer() -> No
     assert coder.decode(ids).strip() == "1+1+2"
 
 
-def test_messages_without_special_tokens_are_what_the_tokenizer_makes_of_them() -> None:
-    coder = byte_tokenizer(TURNS, SPECIAL)
+@pytest.mark.parametrize("make", [byte_tokenizer, piece_tokenizer, tiny_tokenizer])
+def test_messages_without_special_tokens_are_what_the_tokenizer_makes_of_them(make: Any) -> None:
+    coder = make(TURNS, SPECIAL)
     chat = [{"role": "system", "content": "Think."}, {"role": "user", "content": "1 < 2 | s>"}]
     wanted = coder.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
+    # What others have set, and transformers sets back before each text.
+    coder.backend_tokenizer.enable_truncation(4)
+    coder.backend_tokenizer.enable_padding(length=99)
+    coder.backend_tokenizer.encode_special_tokens = True
     assert ChatTemplate(coder, "Think.").ids([("user", "1 < 2 | s>")]) == tuple(wanted)
 
 

@@ -20,6 +20,8 @@ import capo_fast.engine.vllm_weights as vllm_weights
 from bench.evidence.oracle import KeptEngine
 from capo_fast.build import build
 from capo_fast.config.schema import LoraConfig, with_merging
+from capo_fast.credit.critic import load_template, parse_critique
+from capo_fast.credit.critique_parser import parse_judgment
 from capo_fast.critic_eval import job_of as critic_job
 from capo_fast.critic_eval import score_critic
 from capo_fast.engine.base import EngineError, run_requests
@@ -29,7 +31,9 @@ from capo_fast.evaluate import job_of as evaluate_job
 from capo_fast.policy.lora import base_weights, merged_weights
 from capo_fast.policy.sync import MergedSync
 from capo_fast.records import Request
+from capo_fast.rollout.requests import critic_chat, critique_prompt_ids, critique_request
 from capo_fast.runtime.ranks import ranks
+from capo_fast.tiny.task import right_steps
 
 pytestmark = pytest.mark.slow
 
@@ -294,6 +298,28 @@ def test_the_length_limit_cuts(engine, base):
     assert completion.finished
     assert completion.token_ids[-1] == tokenizer().eos_token_id
     assert "<eos>" not in completion.text
+
+
+@pytest.mark.parametrize(
+    ("stop", "parse"),
+    [(("</incorrect_steps>", "Judgment: Yes"), parse_critique), (("Judgment: No", "Judgment: Yes"), parse_judgment)],
+)
+def test_a_critique_ends_at_the_text_of_its_verdict(engine, base, stop, parse):
+    config, question = scripted_config("--critic.stop", ",".join(stop)), "9*2-9"
+    chat, right = critic_chat(config, tokenizer()), right_steps(question)
+    prompts = [
+        critique_prompt_ids(chat, load_template("tiny"), question, steps, None)
+        for steps in (right, ["9*2=7", "7-9=8", "A:8"])
+    ]
+    asked = [critique_request(f"{parse.__name__}{i}", 0, ids, config, greedy=True) for i, ids in enumerate(prompts)]
+    free = [replace(request, id=f"{request.id}-free", stop=()) for request in asked]
+    answers = run_requests(engine, [*asked, *free])
+    for request, other, end in zip(asked, free, stop[::-1], strict=True):
+        found, whole = answers[request.id], answers[other.id]
+        assert found.finished and found.text.endswith(end) and whole.text.startswith(found.text)
+        assert len(found.token_ids) < len(whole.token_ids) == whole.token_ids.index(tokenizer().eos_token_id) + 1
+        assert parse(found.text, 3, True) == parse(whole.text, 3, True)
+    assert [bool(parse(answers[request.id].text, 3, True).wrong_steps) for request in asked] == [False, True]
 
 
 def test_the_shipped_critic_scores_as_it_was_measured(engine, base, tmp_path):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
@@ -13,15 +14,16 @@ from decoding_engine import DecodingEngine
 from sampling_rounds import CONFIG, PROMPTS, TEMPLATE, critiques_in, generate, with_
 from scripted_world import answer, answer_steps, scripted_config, tokenizer
 
-from bench.credit.crediting import critiqued
+from capo_fast.config.schema import Config
 from capo_fast.credit.estimators.answer_probability import starts_of
 from capo_fast.credit.groups import step_ends
-from capo_fast.records import Completion
+from capo_fast.records import Completion, Request, Sample
 from capo_fast.rollout.critiquing import Critiquing
+from capo_fast.rollout.dealing import deal_rollouts
 from capo_fast.rollout.gating import Gate, gate_metrics
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
-from capo_fast.rollout.stream import Stream
+from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.ranks import ranks
 from capo_fast.tiny.task import right_steps, true_wrong_steps
 from capo_fast.verify import VerifierPool
@@ -160,36 +162,79 @@ def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
     assert len(scored) == len(set(scored)) == len(set(starts)) < len(starts)
 
 
-def read_on_ranks(samples, config, shares, monkeypatch):
-    """The samples with what the critic says, each rank a thread that has the groups of its share."""
-    barrier, parts = threading.Barrier(len(shares)), {}
+@dataclass
+class Ranks:
+    """Ranks, each a thread with an engine of its own, that read what they are dealt of the same samples."""
 
-    def gather(items):
-        parts[threading.get_ident()] = items
-        barrier.wait()
-        found = [item for _, part in sorted(parts.items()) for item in part]
-        barrier.wait()
+    config: Config
+    samples: list[Sample]
+    write: Callable[[Request], Completion]
+    traffic: Traffic = field(default_factory=Traffic)
+    """Of all ranks that judge."""
+    sent: dict[tuple[int, bool], list[str]] = field(default_factory=dict)
+    """Ids of the critiques of each rank, in order, by its share and whether it judges."""
+
+    def read(self, count: int, slices: int = 1) -> list[Sample]:
+        """The samples with what the critic says. slices: ranks that hold one engine together, of which one judges."""
+        shares = deal_rollouts(PROMPTS, self.config.rollout.n, {}, count)
+        self._barrier, self._parts = threading.Barrier(count * slices, timeout=30), {}
+        places = [(share, slice_ == 0) for share in range(count) for slice_ in range(slices)]
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(places)) as pool:
+            patch.setattr("capo_fast.rollout.gating.gather", self._gather)
+            found = list(pool.map(lambda place: self._rank(place, shares[place[0]]), places))
+        self.traffic = sum((traffic for _, traffic in found), Traffic())
+        judged = [each for samples, _ in found for each in samples]
+        return sorted(judged, key=lambda each: (each.rollout.group, each.rollout.sample))
+
+    def _gather(self, items):
+        self._parts[threading.get_ident()] = items
+        self._barrier.wait()
+        found = [item for _, part in sorted(self._parts.items()) for item in part]
+        self._barrier.wait()
         return found
 
-    def rank(share):
-        mine = [each for each in samples if each.rollout.group in share]
-        engine = DecodingEngine(answer_steps)
-        return critiqued(engine, RequestBuilder(tokenizer(), TEMPLATE, config), mine)[0]
+    def _rank(self, place, share):
+        judges, engine = place[1], DecodingEngine(self.write)
+        mine = [each for each in self.samples if (each.rollout.group, each.rollout.sample) in share]
+        outcomes = {(each.rollout.group, each.rollout.sample): each.outcome for each in mine}
+        stream, builder = Stream(engine, engine), RequestBuilder(tokenizer(), TEMPLATE, self.config)
+        critiquing = Critiquing(stream, builder)
+        gate = Gate(stream, builder, critiquing, 1, judges)
+        chosen = gate.choose([each.rollout for each in mine], lambda: outcomes if judges else {})
+        gate.ask(chosen, lambda rollouts: list(map(critiquing.ask, rollouts)), lambda: finish(stream, critiquing))
+        critiquing.finish()
+        self.sent[place] = list(engine.entered)
+        if not judges:
+            return [], Traffic()
+        found = map(critiquing.result, (each.rollout for each in mine))
+        return [replace(s, critiques=c, step_wrong=v) for s, (c, v) in zip(mine, found, strict=True)], stream.traffic
 
-    monkeypatch.setattr("capo_fast.rollout.gating.gather", gather)
-    with ThreadPoolExecutor(len(shares)) as pool:
-        found = [each for part in pool.map(rank, shares) for each in part]
-    return sorted(found, key=lambda each: (each.rollout.group, each.rollout.sample))
+
+def finish(stream, critiquing):
+    while stream.critiques:
+        for completion in stream.advance():
+            critiquing.note(completion)
 
 
-@pytest.mark.parametrize("tokens", [40, 70])
-def test_several_ranks_read_what_one_reads(pool, tokens, monkeypatch):
+def test_the_number_of_ranks_makes_no_difference(pool):
+    """Rollouts of a group are on both ranks, as training deals them: what they share is judged once all the same."""
     samples = generate(pool, with_(STEPS, credit={"process": "none"})).samples()
-    config = gated(groups="any-wrong", tokens=tokens)
-    alone = read_on_ranks(samples, config, [set(PROMPTS)], monkeypatch)
-    assert read_on_ranks(samples, config, [{3, 6}, {5}], monkeypatch) == alone
-    read = {each.rollout.group for each in alone if each.critiques}
-    assert 0 < len(read) < 3
+    for gate in ({"trust_right": True}, {"groups": "any-wrong", "adaptive": True}, {"groups": "mixed", "tokens": 80}):
+        alone, two = (Ranks(with_(gated(**gate), critic={"votes": 3}), samples, waver) for _ in range(2))
+        assert alone.read(1) == two.read(2), gate
+        assert all(two.sent.values()) and counted(two.traffic) == counted(alone.traffic)
+
+
+def counted(traffic):
+    names = ("critiques", "gated_groups", "gated_prefix", "gated_sound", "gated_votes", "gated_budget")
+    return {name: getattr(traffic, name) for name in names}
+
+
+def test_ranks_that_hold_one_engine_ask_it_the_same(pool):
+    samples = generate(pool, with_(STEPS, credit={"process": "none"})).samples()
+    whole, sliced = (Ranks(gated(groups="any-wrong", trust_right=True), samples, waver) for _ in range(2))
+    assert sliced.read(2, slices=2) == whole.read(2)
+    assert all(sliced.sent[share, True] == sliced.sent[share, False] == whole.sent[share, True] for share in (0, 1))
 
 
 def test_a_group_without_a_verdict_is_no_matter_of_the_budget(pool):
@@ -198,5 +243,6 @@ def test_a_group_without_a_verdict_is_no_matter_of_the_budget(pool):
     stream, builder = Stream(engine, engine), RequestBuilder(tokenizer(), TEMPLATE, gated(tokens=60))
     critiquing = Critiquing(stream, builder)
     gate = Gate(stream, builder, critiquing, step=1, judges=True)
-    gate.ask(gate.choose(rollouts, lambda: {(each.group, each.sample): None for each in rollouts}), None, None)
+    outcomes = {(each.group, each.sample): None for each in rollouts}
+    gate.ask(gate.choose(rollouts, lambda: outcomes), None, lambda: None)
     assert (stream.traffic.gated_budget, stream.traffic.gated_groups) == (0, critiquing.wanted(rollouts))

@@ -110,14 +110,16 @@ def test_equal_rollouts_share_seeds_so_that_any_of_them_may_be_asked_about():
     )
     others = [replace(rollout, sample=1), replace(rollout, token_ids=(5, 6, 8)), replace(rollout, version=7)]
 
-    def seeds(of, judge_once):
+    def seeds(of, judge_once, version=None):
         sampler = RequestBuilder(tokenizer(), TEMPLATE, with_(critic={"judge_once": judge_once}))
-        return tuple(request.seed for request in sampler.critique_requests(of))
+        return tuple(request.seed for request in sampler.critique_requests(of, version=version))
 
     assert seeds(rollout, True) == seeds(others[0], True)
     assert len({seeds(each, True) for each in (rollout, *others)}) == 3
     assert len({seeds(each, False) for each in (rollout, *others)}) == 3
     assert len(set(seeds(rollout, True))) == 2
+    # Of a group that was carried over, each rollout may have ended under another version of the policy.
+    assert seeds(rollout, True, version=8) == seeds(others[2], True, version=8) != seeds(rollout, True)
 
 
 def test_a_critic_elsewhere_overlaps_by_what_ended_beside_rollouts(pool):
