@@ -108,7 +108,7 @@ AUC: how often a wrong step has less advantage than a right one, ties by half, o
 resampling solutions), and within each rollout that has both, where a verdict on the answer says nothing. Sign and rank:
 share of steps with the sign of CAPO's advantage under the rule's own critiques (0 has neither), and Spearman's
 correlation with it. Costs are per rollout: tokens that the critic or the estimator reads (with those of them in the
-prefix cache) and writes, and CPU seconds of the process, without verifier workers. Given solutions have no group: their
+prefix cache) and writes, and CPU seconds, with those of verifier workers. Given solutions have no group: their
 advantages are of steps alone. A table is of the commit that it names: what has changed in an estimator, a prompt or a
 setting since then is not in it.
 """
