@@ -15,6 +15,7 @@ from scripted_world import answer_steps, tokenizer
 from bench.credit.arms import ARMS, GATED
 from bench.credit.clock import read_runs, write_page
 from bench.credit.crediting import critiqued, weights_at
+from bench.credit.formats import apart, joined
 from bench.credit.given import Labelled, as_sample, given_config
 from bench.credit.goal import goal_part
 from bench.credit.scores import auc_interval, inner_auc, pooled_auc, sign_agreement
@@ -24,6 +25,7 @@ from bench.evidence.arms import Plan
 from bench.evidence.report import Figures
 from capo_fast.evaluation.labelled import Solution
 from capo_fast.loaders import load_critic_template
+from capo_fast.records import Critique
 from capo_fast.rollout.requests import RequestBuilder
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +69,9 @@ def test_a_solution_that_is_no_rollout_is_left_out():
     builder = RequestBuilder(tokenizer(), "", config)
     found = as_sample(builder, solution("1+1=2", "A:2"), 3, True)
     assert found.rollout.steps.texts == ("1+1=2", "A:2") and found.outcome == 1.0
-    assert as_sample(builder, solution("1+1=2\n\n1+1=2", "A:2"), 3, True) is None, "three steps to the trainer"
+    inside = as_sample(builder, solution("1+1=2\n\n1+1=2", "A:2"), 3, True)
+    assert inside.rollout.steps.texts == ("1+1=2\n1+1=2", "A:2"), "a blank line inside a step is no cut"
+    assert as_sample(builder, solution("1+1=2", " \n"), 3, True) is None, "one step to the trainer"
     assert as_sample(builder, solution("1+1=2", "A:2")._replace(right=None), 3, True) is None
 
 
@@ -95,6 +99,25 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     assert "commit 012345678;" in text and "seed 0, commit ba98ba98b-dirty;" in text
     assert "| capo-1 | 1.000 | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in text
     assert (tmp_path / "credit.md").read_text() == text
+
+
+def test_solutions_of_one_prompt_are_scored_apart():
+    pair = [solution("1+1=3", "A:3").solution, solution("1+1=2", "2+1=3", "A:4").solution]
+    assert joined(pair).steps == ("1+1=3", "A:3", "1+1=2", "2+1=3", "A:4")
+    found = apart(Critique(False, frozenset({0, 2, 4}), 0), pair)
+    assert [sorted(each.wrong_steps) for each in found] == [[0], [0, 2]]
+    one = Critique(False, frozenset({0}), 0, unread=frozenset({1}))
+    assert apart(one, pair[:1]) == [one]
+
+
+def test_forms_of_critiques_are_in_the_table(tmp_path):
+    found = {"f1": {"value": 0.5, "low": 0.4, "high": 0.6}, "step_precision": None, "step_recall": 1.0}
+    found |= {"abstained": 0.25, "read": 20.0, "cached": 4.0, "written": 11.0, "cpu_s": 0.0042}
+    shard = {"about": {"commit": "0123"}, "seed": 100, "solutions": 400, "forms": {"single steps": found}}
+    (tmp_path / "formats").mkdir()
+    (tmp_path / "formats" / "100.json").write_text(json.dumps(shard))
+    expected = ["0.500 [0.400, 0.600]", "–", "1.000", "25.0%", "20.0", "4.0", "11.0", "4.2"]
+    assert cells_of(write_table(tmp_path))["single steps"] == expected
 
 
 def made_run(arm, seed, rates, cpu, tokens):
