@@ -54,43 +54,42 @@ def only_one(folder: Path, what: str, values: Sequence[Any]) -> Any:
     return different[0] if different else None
 
 
+HEAD = ["arm", "seeds", "pass@1, last", "area", "gain in area", "gain by the clock", "of the oracle's"]
+HEAD += ["CPU s", "wall s", "critique tokens written", "of plain CAPO's"]
+HEAD += ["read, not cached", "of plain CAPO's", "read for `ambiguous`"]
+
+
 def page(results: Results, figures: Figures, seconds: float) -> str:
     """seconds: to which the area by the clock goes."""
+    rows, plan = [[name, *row(name, results, figures, seconds)] for name in results], figures.plan
     made = commits([run for runs in results.values() for run in runs.values()])
-    rows = [[name, *row(name, results, figures, seconds)] for name in results]
-    head = ["arm", "seeds", "pass@1, last", "area", "gain in area", "gain by the clock", "of the oracle's"]
-    head += ["CPU s", "wall s", "critique tokens written", "of plain CAPO's"]
-    head += ["read, not cached", "of plain CAPO's", "read for `ambiguous`"]
     return (
-        f"# Learning by rollouts and by the clock\n\n`python -m bench.credit.learn`: {figures.plan.steps} steps of "
-        f"{figures.plan.prompts} prompts x {figures.plan.n} rollouts, sampled pass@1 on {figures.plan.problems} "
-        "held-out problems. Mean ± half of the 95 % interval (Student's t) over seeds; gains are over "
-        f"{GRPO}, GRPO's arm, paired by seed; {PLAIN_CAPO} is plain CAPO; seeds from {FIRST_REPORTED} on. *area*: "
-        f"mean of pass@1 by rollouts; *by the clock*: from 0 to the {seconds:.1f} CPU s of {GRPO}, of the run and the "
-        f"processes that it started, without evaluation; {made}.\n\n"
-        f"{goal_part(results, figures, seconds)}\n## Every arm\n\n{markdown_table(head, rows, right=head[1:])}\n"
+        f"# Learning by rollouts and by the clock\n\n`python -m bench.credit.learn`: {plan.steps} steps of "
+        f"{plan.prompts} prompts x {plan.n} rollouts, sampled pass@1 on {plan.problems} held-out problems. Mean ± half "
+        f"of the 95 % interval (Student's t) over seeds; gains are over {GRPO}, GRPO's arm, paired by seed; "
+        f"{PLAIN_CAPO} is plain CAPO; seeds from {FIRST_REPORTED} on. *area*: mean of pass@1 by rollouts; *by the "
+        f"clock*: from 0 to the {seconds:.1f} CPU s of {GRPO}, of the run and the processes that it started, without "
+        f"evaluation; {made}.\n\n{goal_part(results, figures, seconds)}\n"
+        f"## Every arm\n\n{markdown_table(HEAD, rows, right=HEAD[1:])}\n"
         "![Learning curves by CPU seconds and by rollouts, with 95 % bands](clock.png)\n"
     )
 
 
 def row(name: str, results: Results, figures: Figures, seconds: float) -> list[str]:
-    runs, every = results[name], list(results[name].values())
+    runs = results[name].values()
     area, clock = figures.area(1.0), figures.area_by_time(seconds)
-    means = [cell([figure(run) for run in every]) for figure in (figures.rate(1.0), area)]
+    means = [cell([figure(run) for run in runs]) for figure in (figures.rate(1.0), area)]
     gains = [gain(name, results, figure) for figure in (area, clock)]
-    return [
-        str(len(runs)),
-        *means,
-        *gains,
-        share_of(clock, name, results),
-        *(cell([figures.spent(what)(run) for run in every], digits=1) for what in (figures.cpu, "wall")),
-        *[
-            text
-            for what in WRITTEN_AND_READ
-            for text in (total(what, every, figures), ratio(what, name, results, figures))
-        ],
-        total("profile_tokens", every, figures),
+    return [str(len(runs)), *means, *gains, share_of(clock, name, results), *costs(name, results, figures)]
+
+
+def costs(name: str, results: Results, figures: Figures) -> list[str]:
+    runs = list(results[name].values())
+    times = [cell([figures.spent(what)(run) for run in runs], digits=1) for what in (figures.cpu, "wall")]
+    tokens = [
+        text for what in WRITTEN_AND_READ for text in (total(what, runs, figures), ratio(what, name, results, figures))
     ]
+    return [*times, *tokens, total("profile_tokens", runs, figures)]
 
 
 WRITTEN_AND_READ = ("critique_tokens", "critique_read")

@@ -125,7 +125,7 @@ def made_run(arm, seed, rates, cpu, tokens):
     curve = [[step, rate] for step, rate in enumerate(rates)]
     stages = {"stages": {"critique": 0.5}, "critique_tokens": [tokens] * 4, "critique_read": [3 * tokens] * 4}
     about |= {"about": {"commit": "0123"}, "profile_tokens": [5] * 4}
-    times = {"cpu": [cpu / 2] * 4, "cpu_all": [cpu] * 4, "wall": [cpu] * 4}  # half of it in verifier workers
+    times = {"cpu": [0.5] * 4, "cpu_all": [cpu] * 4, "wall": [cpu] * 4}  # the rest in verifier workers
     return about | {"rollouts": [1, 2, 3, 4], "curve": curve} | times | stages
 
 
