@@ -1,11 +1,11 @@
-"""Every credit estimator against truth, before any training (docs/credit.md).
+"""Every credit estimator and form of critiques against truth, before any training (docs/credit.md).
 
-    python -m bench.credit [--rollouts 512] [--seed 100]          the tiny world, through vLLM
+    python -m bench.credit [--rollouts 512] [--seed 100]          the tiny world, through vLLM, and forms of critiques
     python -m bench.credit --model DIR --data-dir DIR             human step labels as well, by a model of your own
     python -m bench.credit --report                               the tables again, of what there is
 
-A shard of 128 rollouts, or one labelled set, is made in one go in less than five minutes and kept in `--out`; what is
-there is not made again. Seeds from 100 on are reported; those below are for tuning.
+A shard of 128 rollouts, the forms of critiques, or one labelled set, is made in one go in a few minutes and kept in
+`--out`; what is there is not made again. Seeds from 100 on are reported; those below are for tuning.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.credit.given import make_given
+from bench.credit.formats import make_formats
+from bench.credit.given import SETS, make_given
 from bench.credit.table import write_table
 from bench.credit.world import GROUPS, N, make_shards
 
@@ -28,6 +29,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("bench/results/credit"), help="folder (%(default)s)")
     parser.add_argument("--model", help="folder of the model that reads labelled solutions")
     parser.add_argument("--data-dir", help="folder of labelled solutions")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="labelled sets (%(default)s)")
     parser.add_argument("--limit", type=int, default=24, help="solutions of each labelled set (%(default)s)")
     parser.add_argument("--report", action="store_true", help="make nothing")
     options = parser.parse_args()
@@ -40,8 +42,9 @@ def main() -> int:
     options = parse()
     if not options.report:
         make_shards(options.out, options.seed, -(-options.rollouts // (GROUPS * N)))
+        make_formats(options.out, options.seed)
         if options.model:
-            make_given(options.out, options.model, options.data_dir, options.limit, options.seed)
+            make_given(options.out, options.sets, options.model, options.data_dir, options.limit, options.seed)
     print(write_table(options.out))
     return 0
 

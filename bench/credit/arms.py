@@ -39,8 +39,8 @@ ARMS = {
     "critique-ratio": Arm({"credit.process": "critique-ratio"}),
 }
 TRUTH = "oracle"
-GRPO, PLAIN_CAPO = "outcome", "capo-1"
+GRPO, PLAIN_CAPO, GATED = "outcome", "capo-1", "capo-gated"
 FIRST_REPORTED = 100
 """Seeds from here on are reported; those below are for tuning."""
-CLOCK = (GRPO, PLAIN_CAPO, "oracle", "capo-gated")
+CLOCK = (GRPO, PLAIN_CAPO, TRUTH, GATED)
 """Arms that are compared by the clock."""

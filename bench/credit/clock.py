@@ -1,26 +1,24 @@
 """What an arm gains over GRPO, by rollouts and by the clock, and what its critiques cost: the page of learning curves.
 
-By the clock is the mean of pass@1 from 0 to the CPU seconds that GRPO's runs took, differences paired by seed.
+By the clock is the mean of pass@1 from 0 to the CPU seconds that GRPO's runs took, with those of the processes that a
+run started; differences are paired by seed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from matplotlib.figure import Figure as Picture
-
 from bench.credit.arms import ARMS, FIRST_REPORTED, GRPO, PLAIN_CAPO
+from bench.credit.frontier import save_frontier
+from bench.credit.goal import goal_part
+from bench.credit.table import commits
 from bench.evidence.arms import Plan
 from bench.evidence.report import Figure, Figures, Results, Run, cell, differences
 from capo_fast.markdown import markdown_table
-
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D1F")
-"""Okabe and Ito's."""
 
 
 def write_page(out: Path) -> str:
@@ -28,9 +26,11 @@ def write_page(out: Path) -> str:
     results, plan = read_runs(out / "runs")
     if GRPO not in results:
         return f"no run of {GRPO} in {out / 'runs'}: nothing to compare with"
-    text = page(results, Figures(plan))
+    figures = Figures(plan, "cpu_all")
+    seconds = fmean(figures.spent(figures.cpu)(run) for run in results[GRPO].values())
+    text = page(results, figures, seconds)
     (out / "clock.md").write_text(text)
-    save_frontier(results, Figures(plan), out / "clock.png")
+    save_frontier(results, figures, seconds, out / "clock.png")
     return text
 
 
@@ -54,41 +54,42 @@ def only_one(folder: Path, what: str, values: Sequence[Any]) -> Any:
     return different[0] if different else None
 
 
-def page(results: Results, figures: Figures) -> str:
-    seconds = fmean(figures.spent("cpu")(run) for run in results[GRPO].values())
-    rows = [[name, *row(name, results, figures, seconds)] for name in results]
-    head = ["arm", "seeds", "pass@1, last", "area", "gain in area", "gain by the clock", "of the oracle's"]
-    head += ["CPU s", "critique, wall s", "critique tokens written", "of plain CAPO's"]
-    head += ["read, not cached", "of plain CAPO's", "read for `ambiguous`"]
+HEAD = ["arm", "seeds", "pass@1, last", "area", "gain in area", "gain by the clock", "of the oracle's"]
+HEAD += ["CPU s", "wall s", "critique tokens written", "of plain CAPO's"]
+HEAD += ["read, not cached", "of plain CAPO's", "read for `ambiguous`"]
+
+
+def page(results: Results, figures: Figures, seconds: float) -> str:
+    """seconds: to which the area by the clock goes."""
+    rows, plan = [[name, *row(name, results, figures, seconds)] for name in results], figures.plan
+    made = commits([run for runs in results.values() for run in runs.values()])
     return (
-        f"# Learning by rollouts and by the clock\n\n`python -m bench.credit.learn`: {figures.plan.steps} steps of "
-        f"{figures.plan.prompts} prompts x {figures.plan.n} rollouts, sampled pass@1 on {figures.plan.problems} "
-        "held-out problems. Mean ± half of the 95 % interval (Student's t) over seeds; gains are over "
-        f"{GRPO}, GRPO's arm, paired by seed; {PLAIN_CAPO} is plain CAPO; seeds from {FIRST_REPORTED} on. *area*: "
-        f"mean of pass@1 by rollouts; *by the clock*: from 0 to the {seconds:.1f} CPU s of {GRPO}.\n\n"
-        + markdown_table(head, rows, right=head[1:])
+        f"# Learning by rollouts and by the clock\n\n`python -m bench.credit.learn`: {plan.steps} steps of "
+        f"{plan.prompts} prompts x {plan.n} rollouts, sampled pass@1 on {plan.problems} held-out problems. Mean ± half "
+        f"of the 95 % interval (Student's t) over seeds; gains are over {GRPO}, GRPO's arm, paired by seed; "
+        f"{PLAIN_CAPO} is plain CAPO; seeds from {FIRST_REPORTED} on. *area*: mean of pass@1 by rollouts; *by the "
+        f"clock*: from 0 to the {seconds:.1f} CPU s of {GRPO}, of the run and the processes that it started, without "
+        f"evaluation; {made}.\n\n{goal_part(results, figures, seconds)}\n"
+        f"## Every arm\n\n{markdown_table(HEAD, rows, right=HEAD[1:])}\n"
+        "![Learning curves by CPU seconds and by rollouts, with 95 % bands](clock.png)\n"
     )
 
 
 def row(name: str, results: Results, figures: Figures, seconds: float) -> list[str]:
-    runs, every = results[name], list(results[name].values())
+    runs = results[name].values()
     area, clock = figures.area(1.0), figures.area_by_time(seconds)
-    means = [cell([figure(run) for run in every]) for figure in (figures.rate(1.0), area)]
+    means = [cell([figure(run) for run in runs]) for figure in (figures.rate(1.0), area)]
     gains = [gain(name, results, figure) for figure in (area, clock)]
-    return [
-        str(len(runs)),
-        *means,
-        *gains,
-        share_of(clock, name, results),
-        cell([figures.spent("cpu")(run) for run in every], digits=1),
-        cell([run["stages"]["critique"] for run in every], digits=1),
-        *[
-            text
-            for what in WRITTEN_AND_READ
-            for text in (total(what, every, figures), ratio(what, name, results, figures))
-        ],
-        total("profile_tokens", every, figures),
+    return [str(len(runs)), *means, *gains, share_of(clock, name, results), *costs(name, results, figures)]
+
+
+def costs(name: str, results: Results, figures: Figures) -> list[str]:
+    runs = list(results[name].values())
+    times = [cell([figures.spent(what)(run) for run in runs], digits=1) for what in (figures.cpu, "wall")]
+    tokens = [
+        text for what in WRITTEN_AND_READ for text in (total(what, runs, figures), ratio(what, name, results, figures))
     ]
+    return [*times, *tokens, total("profile_tokens", runs, figures)]
 
 
 WRITTEN_AND_READ = ("critique_tokens", "critique_read")
@@ -119,26 +120,3 @@ def ratio(what: str, name: str, results: Results, figures: Figures) -> str:
     pairs = [(run, plain[seed]) for seed, run in results[name].items() if what in run and what in plain.get(seed, {})]
     spent = sum(tokens(other) or 0 for _, other in pairs)
     return f"{sum(tokens(run) or 0 for run, _ in pairs) / spent:.1%}" if spent else ""
-
-
-def save_frontier(results: Results, figures: Figures, path: Path) -> None:
-    """Learning against seconds: the curves, and each arm's gain by rollouts against what it costs."""
-    picture = Picture((10, 4), facecolor="white", layout="constrained")
-    left, right = picture.subplots(1, 2)
-    for (name, runs), colour in zip(results.items(), cycle(COLOURS), strict=False):
-        draw_curve(left, name, list(runs.values()), figures, colour)
-        if gains := differences(figures.area(1.0), runs, results[GRPO]):
-            place = fmean(figures.spent("cpu")(run) for run in runs.values()), fmean(gains)
-            right.scatter(*place, color=colour)
-            right.annotate(name, place, fontsize=8)
-    left.set(xlabel="CPU seconds of training", ylabel="sampled pass@1")
-    right.set(xlabel="CPU seconds of training", ylabel=f"area by rollouts, less {GRPO}'s")
-    left.legend(frameon=False, loc="lower right")
-    picture.savefig(path, dpi=150, metadata={"Software": None})
-
-
-def draw_curve(axes: Any, name: str, runs: Sequence[Mapping[str, Any]], figures: Figures, colour: str) -> None:
-    parts = [step / figures.plan.steps for step in range(0, figures.plan.steps + 1, figures.plan.every)]
-    x = [fmean(figures.spent("cpu", part)(run) for run in runs) for part in parts]
-    y = [fmean(figures.rate(part)(run) for run in runs) for part in parts]
-    axes.plot(x, y, color=colour, marker="o", markersize=3, linewidth=1.5, label=name)

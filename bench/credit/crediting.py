@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from capo_fast.engine.base import Engine
 from capo_fast.loaders import load_credit_function, load_critic_template, load_reward_functions, start_engine
 from capo_fast.pretrained import load_tokenizer
 from capo_fast.pretrained.weights import weight_files
-from capo_fast.records import Completion, CreditedSample, Critique, Rollout, Sample
+from capo_fast.records import CreditedSample, Critique, Rollout, Sample
 from capo_fast.rollout.crediting import CreditCost, Crediting
 from capo_fast.rollout.critiquing import Critiquing
 from capo_fast.rollout.gating import Gate
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards, open_rewards
-from capo_fast.rollout.stream import Stream
+from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.files import replacing
 from capo_fast.runtime.ranks import ranks
+from capo_fast.runtime.stages import cpu_seconds, descendants
 from capo_fast.tiny.task import oracle_critique
 
 
@@ -64,33 +65,29 @@ def write_shard(path: Path, found: Mapping[str, Any]) -> None:
 
 
 def credited(bench: Bench, config: Config, samples: Sequence[Sample], by_rule: bool = False) -> dict[str, Any]:
-    """The mean advantage of each step, and the cost: tokens, and CPU seconds of this process, with the engine and the
-    push of a critic of another model, without verifier workers. by_rule: the world's rule is the critic, for nothing.
+    """The mean advantage of each step, and the cost: tokens, and CPU seconds, with the engine, verifier workers and the
+    push of a critic of another model. by_rule: the world's rule is the critic, for nothing.
     """
     builder = RequestBuilder(bench.tokenizer, load_critic_template(config) if config.has_critic else "", config)
     crediting = Crediting(config, load_credit_function(config), bench.engine, bench.rewards, builder)
     bench.engine.forget_prefixes()
-    started = time.process_time()
-    answers: dict[str, Completion] = {}
-    if by_rule:
-        judged = [judged_by_rule(each) for each in samples]
-    else:
-        judged, answers = critiqued(bench.engine, builder, samples)
+    started = cpu_seconds(descendants())
+    judge = judged_by_rule if by_rule else partial(critiqued, bench.engine, builder)
+    judged, traffic = judge(samples)
     found, cost = crediting.credit(judged, step=1)
     return {
         "advantages": [[float(f"{advantage:.5g}") for advantage in mean_advantages(each)] for each in found],
-        "cpu_s": round(time.process_time() - started, 3),
-        **tokens_of(answers, cost),
+        "cpu_s": round(cpu_seconds(descendants()) - started, 3),
+        **tokens_of(traffic, cost),
     }
 
 
-def tokens_of(critiques: Mapping[str, Completion], cost: CreditCost) -> dict[str, int]:
+def tokens_of(traffic: Traffic, cost: CreditCost) -> dict[str, int]:
     """Tokens read, those of them that were in the prefix cache, and tokens written."""
-    answers = critiques.values()
     return {
-        "read": sum(each.prompt_tokens for each in answers) + cost.tokens - cost.written_tokens,
-        "cached": sum(each.cached_tokens for each in answers) + cost.cached_tokens,
-        "written": sum(each.tokens for each in answers) + cost.written_tokens,
+        "read": traffic.critique_prompt_tokens + traffic.profile_tokens + cost.tokens - cost.written_tokens,
+        "cached": traffic.critique_cached_tokens + cost.cached_tokens,
+        "written": traffic.critique_tokens + cost.written_tokens,
     }
 
 
@@ -103,42 +100,49 @@ def mean_advantages(credited: CreditedSample) -> list[float]:
     return [sum(by_token[first:last]) / (last - first) for first, last in pairwise(cuts)]
 
 
-def judged_by_rule(sample: Sample) -> Sample:
+def judged_by_rule(samples: Sequence[Sample]) -> tuple[list[Sample], Traffic]:
+    return [with_true_votes(each) for each in samples], Traffic()
+
+
+def with_true_votes(sample: Sample) -> Sample:
     steps = sample.rollout.steps.texts
     wrong = oracle_critique(sample.rollout.prompt.problem, steps)
     critique = Critique(abstained=False, wrong_steps=wrong, dropped=0)
     return replace(sample, critiques=(critique,), step_wrong=tuple(float(k in wrong) for k in range(len(steps))))
 
 
-def critiqued(
-    engine: Engine, builder: RequestBuilder, samples: Sequence[Sample]
-) -> tuple[list[Sample], dict[str, Completion]]:
-    """The samples with the critiques that training would ask for, and these by request id. Where the critic is another
-    model (`critic.path`), its weights take the policy's place in the engine for them."""
+def critiqued(engine: Engine, builder: RequestBuilder, samples: Sequence[Sample]) -> tuple[list[Sample], Traffic]:
+    """The samples with the critiques that one sampling round of training would ask for, and what these cost. Where the
+    critic is another model (`critic.path`), its weights take the policy's place in the engine for them."""
     if not builder.config.has_critic:
-        return list(samples), {}
-    stream, answers = Stream(engine, engine), {}
-    critiquing = Critiquing(stream, builder)
-    gate = Gate(stream, builder, critiquing, step=1, judges=True)
-    rollouts = [each.rollout for each in samples]
+        return list(samples), Traffic()
+    asking, rollouts = Asking(engine, builder), [each.rollout for each in samples]
     outcomes = {(each.rollout.group, each.rollout.sample): each.outcome for each in samples}
-
-    def ask(chosen: Sequence[Rollout]) -> None:
-        for rollout in chosen:
-            critiquing.ask(rollout)
-
-    def finish() -> None:
-        while stream.critiques:
-            for completion in stream.advance():
-                answers[completion.id] = completion
-                critiquing.note(completion)
-
-    chosen = gate.choose(rollouts, lambda: outcomes)
+    chosen = asking.gate.choose(rollouts, lambda: outcomes)
     with critic_held(engine, builder.config):
-        gate.ask(chosen, ask, finish)
-        finish()
-    found = map(critiquing.result, rollouts)
-    return [replace(s, critiques=c, step_wrong=v) for s, (c, v) in zip(samples, found, strict=True)], answers
+        asking.gate.ask(chosen, asking.ask, asking.finish)
+        asking.finish()
+    found = map(asking.critiquing.result, rollouts)
+    judged = [replace(s, critiques=c, step_wrong=v) for s, (c, v) in zip(samples, found, strict=True)]
+    return judged, asking.stream.traffic
+
+
+class Asking:
+    """The critiques of rollouts that are there: a sampling round's, without the rollouts."""
+
+    def __init__(self, engine: Engine, builder: RequestBuilder) -> None:
+        self.stream = Stream(engine, engine)
+        self.critiquing = Critiquing(self.stream, builder)
+        self.gate = Gate(self.stream, builder, self.critiquing, step=1, judges=True)
+
+    def ask(self, rollouts: Sequence[Rollout]) -> None:
+        for rollout in rollouts:
+            self.critiquing.ask(rollout)
+
+    def finish(self) -> None:
+        while self.stream.critiques:
+            for completion in self.stream.advance():
+                self.critiquing.note(completion)
 
 
 @contextmanager

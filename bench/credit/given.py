@@ -1,8 +1,9 @@
 """Estimators on solutions with human step labels: those that need no group of rollouts.
 
-The steps of a solution are joined by blank lines and read by the model under test as a rollout of its own. Left out and
-counted: a solution whose steps the trainer would cut in another way, one that is too long, and one without a reference
-answer or a verdict in a set that has them. Where only the first wrong step is labelled, those after it are not scored.
+The steps of a solution, without the blank lines inside them, are joined by blank lines and read by the model under test
+as a rollout of its own. Left out and counted: a solution whose steps the trainer would cut in another way, one that is
+too long, one of needless steps (PRMBench), and one without a reference answer or a verdict in a set that has them.
+Where only the first wrong step is labelled, those after it are not scored.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from bench.credit.arms import ARMS
 from bench.credit.crediting import Bench, credited, open_bench, write_shard
 from capo_fast.config import load_config
 from capo_fast.config.schema import Config
-from capo_fast.credit.steps import step_spans
+from capo_fast.credit.steps import split_steps, step_spans
 from capo_fast.data import read_rows
 from capo_fast.evaluation.labelled import APART, DATA, Solution, load_solutions
 from capo_fast.evaluation.questions import find_file
@@ -65,9 +66,9 @@ def given_path(out: Path, name: str, seed: int) -> Path:
     return out / "given" / f"{name}-{seed}.json"
 
 
-def make_given(out: Path, model: str, data_dir: str, limit: int, seed: int) -> None:
+def make_given(out: Path, names: Sequence[str], model: str, data_dir: str, limit: int, seed: int) -> None:
     """The files of the sets that are not there, on one engine."""
-    missing = {name: path for name in SETS if not (path := given_path(out, name, seed)).exists()}
+    missing = {name: path for name in names if not (path := given_path(out, name, seed)).exists()}
     if not missing:
         return
     with open_bench(given_config({}, model, seed)) as bench:
@@ -78,11 +79,13 @@ def make_given(out: Path, model: str, data_dir: str, limit: int, seed: int) -> N
 
 
 def scored(bench: Bench, solutions: Sequence[Labelled], model: str, seed: int, answered: bool) -> dict[str, Any]:
-    """Every arm's credit of the solutions. answered: see SETS."""
+    """Every arm's credit of those of the solutions that can be rollouts. answered: see SETS."""
     builder = RequestBuilder(bench.tokenizer, "", given_config({}, model, seed))
     pairs = [(each, as_sample(builder, each, place, answered)) for place, each in enumerate(solutions)]
     kept = [(each, sample) for each, sample in pairs if sample is not None]
     samples = [sample for _, sample in kept]
+    if not samples:
+        raise ValueError(f"{len(solutions)} solutions: found none that can be a rollout, wanted one or more")
     arms = {k: arm.settings for k, arm in ARMS.items() if arm.given and (answered or k != "answer-probability")}
     return {
         "left_out": len(solutions) - len(kept),
@@ -97,22 +100,18 @@ def given_config(settings: Mapping[str, Any], model: str, seed: int) -> Config:
 
 
 def solutions_of(name: str, data_dir: str, limit: int, seed: int) -> list[Labelled]:
-    """So many labelled solutions. Raises ConfigError."""
+    """So many labelled solutions. Raises ConfigError, DataError."""
     found = load_solutions([name], data_dir, limit, seed)[name]
     _, path = find_file(name, DATA, data_dir, "step-labelled data set")
     rows = {str(row.get("id")): row for _, row in read_rows(path)}
-    return [
-        Labelled(each, rows[each.id].get("answer"), rows[each.id].get("final_answer_correct"))
-        for each in found
-        if each.subset not in APART
-    ]
+    return [Labelled(each, rows[each.id].get("answer"), rows[each.id].get("final_answer_correct")) for each in found]
 
 
 def as_sample(builder: RequestBuilder, given: Labelled, place: int, answered: bool) -> Sample | None:
     """The solution as the only rollout of its prompt; None where it can't be one."""
-    if answered and (given.answer is None or given.right is None):
+    if given.solution.subset in APART or (answered and (given.answer is None or given.right is None)):
         return None
-    solution, text = given.solution, "\n\n".join(given.solution.steps)
+    solution, text = given.solution, "\n\n".join("\n".join(split_steps(each)) for each in given.solution.steps)
     ids = tuple(builder.tokenizer.encode(text, add_special_tokens=False))
     prompt_ids, steps = builder.user_prompt(solution.problem), step_spans(ids, builder.tokenizer)
     if len(steps.texts) != len(solution.steps) or len(prompt_ids) + len(ids) > LONGEST:

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bench.credit.arms import ARMS, CLOCK, FIRST_REPORTED
 from bench.credit.clock import write_page
 from bench.evidence.arms import Plan
 from bench.evidence.oracle import KeptEngine, OracleCritic, tiny_oracle
 from bench.evidence.runs import run_seed, write_figures
+from bench.machine import about
 from capo_fast.config import load_config
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
@@ -45,34 +49,32 @@ def run_config(arm: str, seed: int, plan: Plan, runs: Path) -> Config:
 
 def run_missing(arms: Sequence[str], seeds: Sequence[int], plan: Plan, runs: Path, out: Path) -> None:
     """The runs whose files are not there, on one engine."""
-    left = {(arm, seed): run_path(out, arm, seed) for seed in seeds for arm in arms}
-    left = {key: path for key, path in left.items() if not path.exists()}
-    if not left:
+    missing = [(arm, seed) for seed in seeds for arm in arms if not run_path(out, arm, seed).exists()]
+    if not missing:
         return
-    config = run_config(arms[0], seeds[0], plan, runs)
+    shared = {"plan": vars(plan), "about": about(1)}  # of the code that was read at the start, also after a commit
+    with engines(run_config(*missing[0], plan, runs)) as (device, plain, rule):
+        for arm, seed in missing:
+            config, engine = run_config(arm, seed, plan, runs), rule if ARMS[arm].by_rule else plain
+            found = run_seed(config, device, engine, oracle_critique) | shared
+            write_run(run_path(out, arm, seed), {"arm": arm, "seed": seed, **found})
+
+
+@contextmanager
+def engines(config: Config) -> Iterator[tuple[torch.device, KeptEngine, OracleCritic]]:
+    """The device and one engine: as it is, and with the world's rule for a critic."""
     model = resolve_model(config.model.path)
-    with ranks() as device:
-        engine = start_engine(model, config)
-        plain, rule = KeptEngine(engine), OracleCritic(engine, tiny_oracle(load_tokenizer(model), 0.0))
-        try:
-            for (arm, seed), path in left.items():
-                config, kept = run_config(arm, seed, plan, runs), rule if ARMS[arm].by_rule else plain
-                write_run(
-                    path,
-                    {"arm": arm, "seed": seed, "plan": vars(plan)},
-                    run_seed(config, device, kept, oracle_critique),
-                )
-        finally:
-            engine.close()
+    with ranks() as device, closing(start_engine(model, config)) as engine:
+        yield device, KeptEngine(engine), OracleCritic(engine, tiny_oracle(load_tokenizer(model), 0.0))
 
 
-def write_run(path: Path, about: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def write_run(path: Path, found: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_figures(path, {**about, **found})
+    write_figures(path, found)
     print(path, found["curve"], file=sys.stderr, flush=True)
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.credit.learn", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -82,7 +84,11 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/credit"), help="folder of the runs (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("bench/results/credit"), help="folder (%(default)s)")
     parser.add_argument("--report", action="store_true", help="run nothing")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = parse()
     if not options.report:
         run_missing(options.arms, options.seeds, Plan(steps=options.steps), options.runs, options.out)
     print(write_page(options.out))

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.credit.arms import ARMS, TRUTH
 from bench.credit.scores import auc_interval, inner_auc, pooled_auc, rank_correlation, sign_agreement
+from capo_fast.evaluation.command import estimate
 from capo_fast.markdown import markdown_table
 
 Shards = Sequence[Mapping[str, Any]]
@@ -18,9 +19,9 @@ AUC = ["AUC", "AUC within"]
 
 def write_table(out: Path) -> str:
     """Write `credit.md`; the page."""
-    world, given = (read_shards(out / folder) for folder in ("world", "given"))
+    world, formats, given = (read_shards(out / folder) for folder in ("world", "formats", "given"))
     parts = ["# Credit against truth\n", *([world_part(world)] if world else []), *map(given_part, given)]
-    text = "\n".join([*parts, *([LEGEND] if world or given else [])])
+    text = "\n".join([*parts, *([LEGEND] if world or given else []), *map(formats_part, formats)])
     out.mkdir(parents=True, exist_ok=True)
     (out / "credit.md").write_text(text)
     return text
@@ -72,9 +73,26 @@ def given_part(shard: Mapping[str, Any]) -> str:
     head = ["estimator", *AUC, *COST]
     return (
         f"## {shard['set']}: {len(labels)} solutions\n\n{shard['model']}, seed {shard['seed']}, {commits([shard])}; "
-        f"{shard['left_out']} solutions were left out (other steps, too long, no reference).\n\n"
+        f"{shard['left_out']} solutions were left out (other steps, needless steps, too long, no reference).\n\n"
         + markdown_table(head, rows, right=head[1:])
     )
+
+
+def formats_part(shard: Mapping[str, Any]) -> str:
+    rows = [[name, *form_row(found)] for name, found in shard["forms"].items()]
+    head = ["form", "F1", "precision", "recall", "abstained", *COST[:-1], "CPU ms"]
+    return (
+        f"## Forms of critiques: {shard['solutions']} labelled solutions of the tiny world\n\n"
+        f"The shipped critics, one critique of each solution, seed {shard['seed']}, {commits([shard])}. "
+        "F1 is of the first wrong step, with 95 %, precision and recall are by step, as `capo critic-eval` has them; "
+        "costs are per solution.\n\n" + markdown_table(head, rows, right=head[1:])
+    )
+
+
+def form_row(found: Mapping[str, Any]) -> list[str]:
+    scores = [estimate(found["f1"]), *(shown(found[f"step_{which}"]) for which in ("precision", "recall"))]
+    tokens = [f"{found[key]:.1f}" for key in ("read", "cached", "written")]
+    return [*scores, f"{found['abstained']:.1%}", *tokens, f"{1000 * found['cpu_s']:.1f}"]
 
 
 def scores_of(found: Any, labels: Any) -> list[str]:
@@ -108,7 +126,7 @@ AUC: how often a wrong step has less advantage than a right one, ties by half, o
 resampling solutions), and within each rollout that has both, where a verdict on the answer says nothing. Sign and rank:
 share of steps with the sign of CAPO's advantage under the rule's own critiques (0 has neither), and Spearman's
 correlation with it. Costs are per rollout: tokens that the critic or the estimator reads (with those of them in the
-prefix cache) and writes, and CPU seconds of the process, without verifier workers. Given solutions have no group: their
+prefix cache) and writes, and CPU seconds, with those of verifier workers. Given solutions have no group: their
 advantages are of steps alone. A table is of the commit that it names: what has changed in an estimator, a prompt or a
 setting since then is not in it.
 """

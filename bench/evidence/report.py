@@ -48,8 +48,9 @@ def load_results(runs: Path) -> Results:
 class Figures:
     """The figures of a run under a plan."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.budget = plan, plan.rollouts
+    def __init__(self, plan: Plan, cpu: str = "cpu") -> None:
+        """cpu: which CPU seconds of a run are its time; "cpu_all" has those of the processes that it started."""
+        self.plan, self.budget, self.cpu = plan, plan.rollouts, cpu
 
     def step(self, part: float) -> str:
         """The step at which an arm without dynamic sampling has drawn this part of the budget, as a heading."""
@@ -63,7 +64,7 @@ class Figures:
         """pass@1 when a run has used so much CPU time; at its end where it uses less."""
 
         def figure(run: Run) -> float:
-            drawn = np.interp(cpu_seconds, np.cumsum([0.0, *run["cpu"]]), [0, *run["rollouts"]])
+            drawn = np.interp(cpu_seconds, np.cumsum([0.0, *run[self.cpu]]), [0, *run["rollouts"]])
             return float(np.interp(drawn, *np.transpose(run["curve"])))
 
         return figure

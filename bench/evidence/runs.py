@@ -83,7 +83,8 @@ def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
 def run_figures(
     folder: Path, evaluations: Mapping[str, Mapping[str, float]], seconds: np.ndarray, rule: Rule
 ) -> dict[str, Any]:
-    """What the report needs of a run; every list but the curve has one entry a step."""
+    """What the report needs of a run; every list but the curve has one entry a step. `cpu_all`: with the processes that
+    the run started, as verifier workers."""
     lines = read_metrics(folder / "metrics.jsonl")
     drawn = list(accumulate((line["rollouts"] for line in lines), initial=0))
     return {
@@ -91,9 +92,12 @@ def run_figures(
         "curve": [[drawn[int(step)], rate["rate"]] for step, rate in evaluations.items()],
         "wall": [round(value, 3) for value in seconds[:, 0]],
         "cpu": [round(value, 3) for value in seconds[:, 1]],
+        "cpu_all": [round(value, 3) for value in seconds[:, 2]],
         "stages": {stage: round(sum(line.get(f"time/{stage}", 0.0) for line in lines), 2) for stage in STAGES},
         "timeouts": sum(each["timeouts"] for each in evaluations.values())
         + sum(line["verify/timeouts"] for line in lines),
+        "pass_rate": [line["pass_rate"] for line in lines],
+        "critiques": [line["critic/asked"] for line in lines],
         "critique_tokens": [line["critic/tokens"] for line in lines],
         "critique_read": [line["critic/prompt_tokens"] - line["critic/cached_tokens"] for line in lines],
         "profile_tokens": [line.get("critic/profile_tokens", 0) for line in lines],

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from capo_fast.runtime.stages import cpu_seconds, descendants
 from capo_fast.trainer import Trainer
 
 
@@ -17,8 +18,9 @@ class TimedTrainer(Trainer):
     """The loop as it is: `TimedTrainer(**vars(trainer))`."""
 
     seconds: list[np.ndarray] = field(default_factory=list)
-    """Of each step without its evaluation and checkpoint: wall, and CPU of this process alone (no verifier worker)."""
-    aside: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    """Of each step without its evaluation and checkpoint: wall, CPU of this process alone, and CPU with the processes
+    that it started, as verifier workers."""
+    aside: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
     def step(self, step: int) -> None:
         start, before = now(), self.aside
@@ -39,5 +41,5 @@ class TimedTrainer(Trainer):
 
 
 def now() -> np.ndarray:
-    """Wall clock and CPU time of all threads of this process, seconds."""
-    return np.array([time.perf_counter(), time.process_time()])
+    """Wall clock, CPU time of all threads of this process, and that of its descendants with it, seconds."""
+    return np.array([time.perf_counter(), time.process_time(), cpu_seconds(descendants())])

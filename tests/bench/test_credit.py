@@ -6,20 +6,26 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from scripted_engine import ScriptedEngine
 from scripted_world import answer_steps, tokenizer
 
-from bench.credit.arms import ARMS
+from bench.credit.arms import ARMS, GATED
 from bench.credit.clock import read_runs, write_page
 from bench.credit.crediting import critiqued, weights_at
+from bench.credit.formats import apart, joined
 from bench.credit.given import Labelled, as_sample, given_config
+from bench.credit.goal import goal_part
 from bench.credit.scores import auc_interval, inner_auc, pooled_auc, sign_agreement
 from bench.credit.table import missing_arms, write_table
 from bench.credit.world import world_config
+from bench.evidence.arms import Plan
+from bench.evidence.report import Figures
 from capo_fast.evaluation.labelled import Solution
 from capo_fast.loaders import load_critic_template
+from capo_fast.records import Critique
 from capo_fast.rollout.requests import RequestBuilder
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +69,9 @@ def test_a_solution_that_is_no_rollout_is_left_out():
     builder = RequestBuilder(tokenizer(), "", config)
     found = as_sample(builder, solution("1+1=2", "A:2"), 3, True)
     assert found.rollout.steps.texts == ("1+1=2", "A:2") and found.outcome == 1.0
-    assert as_sample(builder, solution("1+1=2\n\n1+1=2", "A:2"), 3, True) is None, "three steps to the trainer"
+    inside = as_sample(builder, solution("1+1=2\n\n1+1=2", "A:2"), 3, True)
+    assert inside.rollout.steps.texts == ("1+1=2\n1+1=2", "A:2"), "a blank line inside a step is no cut"
+    assert as_sample(builder, solution("1+1=2", " \n"), 3, True) is None, "one step to the trainer"
     assert as_sample(builder, solution("1+1=2", "A:2")._replace(right=None), 3, True) is None
 
 
@@ -93,12 +101,38 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     assert (tmp_path / "credit.md").read_text() == text
 
 
+def test_solutions_of_one_prompt_are_scored_apart():
+    pair = [solution("1+1=3", "A:3").solution, solution("1+1=2", "2+1=3", "A:4").solution]
+    assert joined(pair).steps == ("1+1=3", "A:3", "1+1=2", "2+1=3", "A:4")
+    found = apart(Critique(False, frozenset({0, 2, 4}), 0), pair)
+    assert [sorted(each.wrong_steps) for each in found] == [[0], [0, 2]]
+    one = Critique(False, frozenset({0}), 0, unread=frozenset({1}))
+    assert apart(one, pair[:1]) == [one]
+
+
+def test_forms_of_critiques_are_in_the_table(tmp_path):
+    found = {"f1": {"value": 0.5, "low": 0.4, "high": 0.6}, "step_precision": None, "step_recall": 1.0}
+    found |= {"abstained": 0.25, "read": 20.0, "cached": 4.0, "written": 11.0, "cpu_s": 0.0042}
+    shard = {"about": {"commit": "0123"}, "seed": 100, "solutions": 400, "forms": {"single steps": found}}
+    (tmp_path / "formats").mkdir()
+    (tmp_path / "formats" / "100.json").write_text(json.dumps(shard))
+    expected = ["0.500 [0.400, 0.600]", "–", "1.000", "25.0%", "20.0", "4.0", "11.0", "4.2"]
+    assert cells_of(write_table(tmp_path))["single steps"] == expected
+
+
 def made_run(arm, seed, rates, cpu, tokens):
     about = {"arm": arm, "seed": seed, "plan": {"steps": 4, "prompts": 1, "n": 1, "every": 1, "problems": 9}}
     curve = [[step, rate] for step, rate in enumerate(rates)]
     stages = {"stages": {"critique": 0.5}, "critique_tokens": [tokens] * 4, "critique_read": [3 * tokens] * 4}
     about |= {"about": {"commit": "0123"}, "profile_tokens": [5] * 4}
-    return about | {"rollouts": [1, 2, 3, 4], "curve": curve, "cpu": [cpu] * 4, "wall": [cpu] * 4} | stages
+    times = {"cpu": [0.5] * 4, "cpu_all": [cpu] * 4, "wall": [cpu] * 4}  # the rest in verifier workers
+    return about | {"rollouts": [1, 2, 3, 4], "curve": curve} | times | stages
+
+
+def cells_of(text):
+    """Of the page's table rows, by their first cell."""
+    lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| -")]
+    return {first: others for first, *others in ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)}
 
 
 def test_learning_by_the_clock_is_compared_by_seed(tmp_path):
@@ -113,12 +147,39 @@ def test_learning_by_the_clock_is_compared_by_seed(tmp_path):
         for seed in (1, 100, 101):
             (tmp_path / "runs" / f"{arm}-{seed}.json").write_text(json.dumps(made_run(arm, seed, *figures)))
     text = write_page(tmp_path)
-    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
-    assert rows["capo-1"][4:7] == ["+0.250 ± 0.000", "+0.000 ± 0.000", "0%"], "twice as fast, at twice the price"
-    assert rows["capo-gated"][4:7] == ["+0.250 ± 0.000", "+0.250 ± 0.000", "100%"]
-    assert rows["capo-gated"][1] == "2", "a tuning seed is not reported"
-    assert [cell.strip(" |") for cell in rows["capo-gated"][-5:]] == ["40 ± 0", "10.0%", "120 ± 0", "10.0%", "20 ± 0"]
+    rows = cells_of(text)
+    assert rows["capo-1"][3:6] == ["+0.250 ± 0.000", "+0.000 ± 0.000", "0%"], "twice as fast, at twice the price"
+    assert rows["capo-gated"][3:6] == ["+0.250 ± 0.000", "+0.250 ± 0.000", "100%"]
+    assert rows["capo-gated"][0] == "2", "a tuning seed is not reported"
+    assert rows["capo-gated"][-5:] == ["40 ± 0", "10.0%", "120 ± 0", "10.0%", "20 ± 0"]
+    assert rows["the same, less 50% of the oracle's gain"][1:] == [
+        *("+0.125 [+0.125, +0.125]", "100.0% [100.0%, 100.0%]", "met")
+    ]
     assert (tmp_path / "clock.png").stat().st_size > 0
+
+
+def rows_of_goal(gated, tokens=(10, 10, 10)):
+    """The tests' cells, where capo-gated has so much more pass@1 than the oracle, by seed, and so many tokens."""
+    rates = {"outcome": (0.0, 0.2), "capo-1": (0.0, 0.4), "oracle": (0.0, 0.4)}
+    results = {
+        arm: {seed: made_run(arm, seed, np.linspace(*of, 5), 1.0, 100) for seed in (100, 101, 102)}
+        for arm, of in rates.items()
+    }
+    made = zip((100, 101, 102), gated, tokens, strict=True)
+    results[GATED] = {s: made_run(GATED, s, np.linspace(0.0, 0.4 + more, 5), 1.0, n) for s, more, n in made}
+    plan = Plan(**results[GATED][100]["plan"])
+    return list(cells_of(goal_part(results, Figures(plan, "cpu_all"), 4.0)).values())[1:]
+
+
+def test_a_goal_is_met_where_the_whole_interval_is():
+    gain, half, area, written, read = rows_of_goal((0.0, 0.0, 0.0))
+    assert [each[-1] for each in (gain, half, area, written, read)] == ["met"] * 5
+    assert gain[1] == "+0.100 [+0.100, +0.100]" and half[1] == "+0.050 [+0.050, +0.050]"
+    gain, half, area, *_ = rows_of_goal((0.1, -0.1, 0.0))
+    assert gain[1] == "+0.100 [-0.024, +0.224]" and gain[-1] == half[-1] == area[-1] == "not met", "by the mean alone"
+    assert rows_of_goal((-0.05,) * 3)[2][-1] == "not met", "0.025 of area lost by rollouts"
+    written, read = rows_of_goal((0.0,) * 3, (20, 16, 18))[3:]
+    assert written[1:] == ["-12 [-32, +8]", "18.0% [16.0%, 20.0%]", "not met"] and read[-1] == "not met"
 
 
 @pytest.mark.parametrize(("key", "value"), [("about", {"commit": "4567"}), ("plan", {"steps": 8})])
