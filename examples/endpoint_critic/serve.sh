@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Serves the critic of the embedded world with vLLM, on this machine alone: bash serve.sh [MODEL]
+# Serves the embedded model, which can criticise as well as solve, with vLLM, on this machine alone.
 set -euo pipefail
 
-model="${1:-$(python -c 'from importlib.resources import files; print(files("capo_fast.tiny") / "model")')}"
-options=(--served-model-name critic --host 127.0.0.1 --port "${PORT:-8000}" --generation-config vllm --max-model-len 256)
+model="$(python -c 'from importlib.resources import files; print(files("capo_fast.tiny") / "model")')"
+options=(--model "$model" --served-model-name critic --host 127.0.0.1 --port "${PORT:-8000}" --generation-config vllm --max-model-len 256)
 
 if ! nvidia-smi -L > /dev/null 2>&1; then # vLLM 0.32 on a CPU fails where a seeded request's prefill is cut in two
     export TORCHDYNAMO_DISABLE=1
@@ -11,4 +11,4 @@ if ! nvidia-smi -L > /dev/null 2>&1; then # vLLM 0.32 on a CPU fails where a see
     options+=(--no-enable-chunked-prefill --max-num-batched-tokens 16384 --block-size 32)
 fi
 # Not `vllm serve`, which vLLM's build for CPUs does not start.
-exec python -m vllm.entrypoints.openai.api_server --model "$model" "${options[@]}"
+exec python -m vllm.entrypoints.openai.api_server "${options[@]}"
