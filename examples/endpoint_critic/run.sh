@@ -3,13 +3,14 @@
 set -euo pipefail
 
 export PORT="${PORT:-8000}"
-bash serve.sh > server.log 2>&1 &
+mkdir -p runs
+bash serve.sh > runs/server.log 2>&1 &
 server=$!
 trap 'kill "$server" 2> /dev/null || true; wait "$server" || true' EXIT
 
-echo "waiting for the server (its output: server.log)"
+echo "waiting for the server (its output: runs/server.log)"
 until curl --silent --fail --output /dev/null "http://127.0.0.1:$PORT/health"; do
-    kill -0 "$server" 2> /dev/null || { tail -3 server.log >&2; exit 1; } # it has ended
+    kill -0 "$server" 2> /dev/null || { tail -3 runs/server.log >&2; exit 1; } # it has ended
     sleep 1
 done
 

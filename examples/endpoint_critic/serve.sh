@@ -3,7 +3,8 @@
 set -euo pipefail
 
 model="$(python -c 'from importlib.resources import files; print(files("capo_fast.tiny") / "model")')"
-options=(--model "$model" --served-model-name critic --host 127.0.0.1 --port "${PORT:-8000}" --generation-config vllm --max-model-len 256)
+options=(--model "$model" --served-model-name critic --host 127.0.0.1 --port "${PORT:-8000}" --max-model-len 256)
+options+=(--generation-config vllm) # no sampling settings but those of each request
 
 if ! nvidia-smi -L > /dev/null 2>&1; then # vLLM 0.32 on a CPU fails where a seeded request's prefill is cut in two
     export TORCHDYNAMO_DISABLE=1
