@@ -80,10 +80,11 @@ def test_a_credit_estimator_of_ones_own_and_the_map_of_its_run(tmp_path, monkeyp
     assert (EXAMPLES / "own_credit/my_credit.py").read_text() in (ROOT / "docs/credit.md").read_text()
     train("own_credit", tmp_path / "runs/first", monkeypatch)
     rows = [row for _, row in read_rows(str(rollout_files(tmp_path / "runs/first")[1]))]
-    assert sum(vote for row in rows for vote in row["votes"]) > 0
+    assert any(len(set(row["advantages"])) > 2 for row in rows), "steps of a rollout differ, and not by the last one alone"
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
+    capsys.readouterr()
     drawn: dict = {}
     exec(code_of(EXAMPLES / "credit_map/credit_map.ipynb"), drawn)
     steps = [step.strip() for row in drawn["group"] for step in row["steps"]]
@@ -111,9 +112,8 @@ def test_the_rows_of_the_chat_example_are_read_as_gsm8ks():
 
 
 def test_the_bare_loop_learns():
-    torch.manual_seed(0)
-    right = load("pytorch_loop/loop.py").train(100, process_weight=1.0, every=100)
-    assert right[0] < 0.2 and right[100] > right[0] + 0.3
+    right = load("pytorch_loop/loop.py").train(150, process_weight=1.0, every=150)
+    assert right[0] < 0.2 and right[150] > 0.5
 
 
 def test_the_trl_example(tmp_path):
