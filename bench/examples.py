@@ -84,7 +84,7 @@ def commands(name: str) -> list[str]:
 def readme_commands(name: str) -> list[str]:
     """The lines of its block of commands."""
     [block] = re.findall(r"^```bash\n(.*?)^```", (EXAMPLES / name / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    return block.splitlines()
+    return block.replace("\\\n", " ").splitlines()
 
 
 def smaller(line: str, more: dict[str, str]) -> str:

@@ -80,7 +80,7 @@ def test_a_credit_estimator_of_ones_own_and_the_map_of_its_run(tmp_path, monkeyp
     assert (EXAMPLES / "own_credit/my_credit.py").read_text() in (ROOT / "docs/credit.md").read_text()
     train("own_credit", tmp_path / "runs/first", monkeypatch)
     rows = [row for _, row in read_rows(str(rollout_files(tmp_path / "runs/first")[1]))]
-    assert any(len(set(row["advantages"])) > 2 for row in rows), "steps of a rollout differ, and not by the last one alone"
+    assert any(len(set(row["advantages"])) > 2 for row in rows), "the steps of a rollout differ"
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
