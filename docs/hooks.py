@@ -23,8 +23,10 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "kernels/README.md",
     "bench/NOTES.md",
+    "configs/README.md",
     "configs/cluster/README.md",
     "configs/paper/README.md",
+    *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").rglob("README.md"))),
 ]
 SHOWN = (".md", ".json", ".png", ".svg")
 """Kinds of files under bench/results/ that pages link to."""

@@ -133,6 +133,10 @@ NVIDIA = {
             *("l40s", "L40S", 44.4, 0.864, 32, 32, 12.5),
             "L40S data sheet: 48 GB, 864 GB/s, PCIe Gen4 64 GB/s both ways, no NVLink; network [us]: 100 Gb/s per GPU",
         ),
+        _nvidia(
+            *("rtx4090", "RTX 4090", 23.6, 1.008, 32, 32, 1.25),
+            "RTX 4090 data sheet: 24 GB, 1,008 GB/s, PCIe Gen4 64 GB/s both ways, no NVLink; network [us]: 10 Gb/s",
+        ),
     )
 }
 """Memory is what PyTorch finds of it, GiB; FLOP/s are those of `runlog/speed.py`."""

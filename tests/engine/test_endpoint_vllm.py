@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from scripted_server import ask, critic_at, request
-from scripted_world import scripted_config, scripted_engine
+from scripted_world import scripted_config, scripted_engine, small_arguments
 from small_tokenizers import CHAT
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import capo_fast.loaders as loaders
+from capo_fast.config import load_config
 from capo_fast.config.critic import ServerConfig
 from capo_fast.credit.critic import load_template, render_critique_prompt
 from capo_fast.engine.critic_server import CriticServer
@@ -26,6 +27,7 @@ from capo_fast.evaluation.labelled import load_solutions
 from capo_fast.train import run
 
 pytestmark = pytest.mark.slow
+EXAMPLE = Path(__file__).parents[2] / "examples/endpoint_critic"
 
 
 def make_judge(folder: Path) -> str:
@@ -108,6 +110,17 @@ def test_no_route_answers_without_the_key(place, route):
     connection.request("GET", route)
     assert connection.getresponse().status == 401
     connection.close()
+
+
+def test_the_example_of_a_critic_at_a_server(url, tmp_path, monkeypatch):
+    """Its settings, over the embedded default; of this critic no critique can be read."""
+    monkeypatch.chdir(EXAMPLE)
+    settings = ["--config", "pkg://capo_fast.configs/tiny.yaml", "critic.yaml", *small_arguments()]
+    own = ["--endpoint.url", url, "--endpoint.api_key_env", KEY, "--critic.max_tokens", "16", "--eval.path", "none"]
+    run(load_config([*settings, *own, "--train.steps", "1", "--run.dir", str(tmp_path)]), scripted_engine())
+    metrics = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert (metrics["critic/critiques"], metrics["critic/failed"]) == (4 * 4, 0)
+    assert metrics["critic/tokens"] > 0
 
 
 def test_a_policy_is_trained_by_a_critic_of_another_size_and_tokenizer(url, place, tmp_path, monkeypatch):

@@ -225,7 +225,7 @@ def test_the_command_names_what_to_lower(capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--device", "tpu"], "--device: found tpu, wanted one of h100, h200, a100, l40s, cpu"),
+        (["--device", "tpu"], "--device: found tpu, wanted one of h100, h200, a100, l40s, rtx4090, cpu"),
         (["--gpus", "8", "--nodes", "3"], "--nodes: found 3, wanted a divisor of --gpus (8)"),
         (["--gpus", "0"], "argument --gpus: found '0', wanted integer > 0"),
         (["--engine.tensor_parallel", "3", "--gpus", "8"], "engine.tensor_parallel: found 3"),

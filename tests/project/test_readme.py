@@ -16,7 +16,8 @@ from docs.pictures import ARMS, learning_curves
 
 ROOT = Path(__file__).parents[2]
 PROJECT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "kernels/README.md")]
-DOCUMENTS = [*PROJECT, *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = [ROOT / "configs/README.md", *sorted((ROOT / "examples").rglob("README.md"))]
+DOCUMENTS = [*PROJECT, *EXAMPLES, *sorted((ROOT / "docs").glob("*.md"))]
 SOURCES = {path.relative_to(ROOT).as_posix() for name in ("capo_fast", "bench") for path in (ROOT / name).rglob("*.py")}
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 
