@@ -49,6 +49,14 @@ def test_a_card_has_the_curve_the_digests_and_the_settings():
     assert "secret" not in card.content and "trained by reinforcement learning (`grpo`) for 8 steps" in card.text
 
 
+def test_of_a_file_and_a_folder_a_card_has_the_name_alone(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("")
+    config = scripted_config("--data.path", str(tmp_path / "rows.jsonl"))
+    card = cards(config, run_of(*RATES))["model"]
+    assert "| `data.path` | rows.jsonl | `5f0c` |" in card.text
+    assert str(tmp_path) not in card.content
+
+
 def test_both_cards_of_a_lora_run_name_their_library_and_their_code_compiles():
     found = cards(scripted_config("--lora.rank", "4"), run_of(*RATES))
     assert {name: card.data.library_name for name, card in found.items()} == {
