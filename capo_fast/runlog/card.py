@@ -74,7 +74,7 @@ def _front_matter_of(card: Path) -> Mapping[str, Any]:
 
     try:
         return metadata_load(card) or {}
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
 
 
