@@ -10,6 +10,7 @@ import yaml
 from project.documents import DOCUMENTS, ROOT, name_of
 
 from capo_fast import __version__
+from capo_fast.config.core_yaml import CoreLoader
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -64,3 +65,21 @@ def test_changes_are_under_the_headings_of_keep_a_changelog():
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=name_of)
 def test_nothing_claims_to_be_on_a_package_index(document):
     assert not re.search(r"pip install (?:-\S+ )*['\"]?capo[-_](?:fast|kernels)", document.read_text(encoding="utf-8"))
+
+
+def found_in_the_trainer(pattern):
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "capo_fast").rglob("*.py")}
+    return {match[0]: path.name for path, text in sources.items() for match in re.finditer(pattern, text)}
+
+
+def test_the_security_policy_holds_for_the_code():
+    """No code of a model runs, nothing on disk is unpickled, YAML makes no objects."""
+    assert found_in_the_trainer(r"trust_remote_code\S*").keys() <= {
+        "trust_remote_code=False",
+        "trust_remote_code=False,",
+        "trust_remote_code=False)",
+    }
+    assert not found_in_the_trainer(r"\btorch\.load\(|pickle\.load\(|yaml\.unsafe")
+    assert set(found_in_the_trainer(r".*pickle\.loads.*").values()) == {"job.py", "samples.py"}, "between ranks"
+    assert all("Loader=CoreLoader" in found for found in found_in_the_trainer(r"yaml\.load\(.*"))
+    assert issubclass(CoreLoader, yaml.SafeLoader)
