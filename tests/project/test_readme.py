@@ -54,6 +54,8 @@ def test_a_broken_link_is_found(tmp_path):
 @each_document
 def test_settings_exist(document):
     text = document.read_text(encoding="utf-8")
+    if document.name == "migrating.md":  # whose tables have another trainer's settings on the left
+        text = re.sub(r"^\|[^|]*\|", "", text, flags=re.MULTILINE)
     sections = "|".join({key.partition(".")[0] for key in SETTINGS if "." in key})
     flags = re.findall(r"--([a-z_]+(?:\.\w+)+)", text.replace("--section.key", ""))
     named = re.findall(rf"`((?:{sections})(?:\.(?!py\b)\w+)+)[`:]", text)
