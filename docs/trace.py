@@ -80,11 +80,11 @@ def split(values: Sequence[float], group: Sequence[Solution]) -> list[list[float
     return [list(islice(left, len(solution.steps))) for solution in group]
 
 
-ROWS = ("step", "critique 1", "critique 2", "vote: both name it", "reward R = 2 outcome - wrong", "advantage A")
+ROWS = ("step", "critique 1", "critique 2", "vote: named by all", "reward R = 2 outcome - wrong", "advantage A")
 
 
 def draw(axes: Any, solution: Solution, rewards: Sequence[float], advantages: Sequence[float]) -> None:
-    count, colours = len(solution.steps), matplotlib.colormaps["RdYlGn"]
+    count, colours = len(solution.steps), matplotlib.colormaps["RdBu"]
     axes.set(xlim=(0, count), ylim=(len(ROWS), 0), xticks=[], yticks=[])
     axes.set_title(f"{'right' if solution.outcome else 'wrong'} answer, outcome {solution.outcome:g}", fontsize=10)
     for k, text in enumerate(solution.steps):

@@ -85,7 +85,7 @@ def no_warning():
 
 def test_an_export_loads_and_generates_without_a_warning_and_has_its_card(learner, tmp_path):
     export_policy(learner, tokenizer(), tmp_path, CONFIG, {"model": "---\nlicense: mit\n---\n", "adapter": "# It"})
-    assert ModelCard.load(tmp_path / "model").data.license == "mit"
+    assert ModelCard.load(tmp_path / "model" / "README.md").data.license == "mit"
     assert (tmp_path / "adapter" / "README.md").read_text() == "# It"
     with no_warning():
         for kind, folder in ((AutoModelForCausalLM, "model"), (AutoPeftModelForCausalLM, "adapter")):

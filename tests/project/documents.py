@@ -13,7 +13,7 @@ INSIDE = [path for folder in ("configs", "examples") for path in sorted((ROOT / 
 DOCUMENTS = [*AT_TOP, *sorted((ROOT / "docs").glob("*.md")), *INSIDE]
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-INLINE = re.compile(r"`((?:capo|python -m|make|torchrun) [^`\n]+)`")
+INLINE = re.compile(r"`((?:capo|python -m|make|torchrun) [^`\n]*--[^`\n]+)`")
 
 
 class Block(NamedTuple):
@@ -37,6 +37,6 @@ def blocks(document: Path, *languages: str) -> Iterator[Block]:
 
 
 def inline_commands(document: Path) -> list[str]:
-    """Commands in running text; `N` is a number there."""
+    """Commands with flags in running text; `N` is a number there."""
     text = FENCE.sub("", document.read_text(encoding="utf-8"))
     return [re.sub(r"\bN\b", "2", command) for command in INLINE.findall(text)]
