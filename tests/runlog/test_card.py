@@ -46,7 +46,7 @@ def test_a_card_has_the_curve_the_digests_and_the_settings():
     assert "- 7 of the held-out problems are training problems as well." in card.text
     [settings] = re.findall(r"```yaml\n(.*?)```", card.text, re.DOTALL)
     assert build_config(yaml.safe_load(settings)).train.lr == 1e-3
-    assert "secret" not in card.content and "trained by reinforcement learning (`grpo`) for 8 steps" in card.text
+    assert "secret" not in card.content and "Trained by reinforcement learning (`grpo`) for 8 steps" in card.text
 
 
 def test_of_a_file_and_a_folder_a_card_has_the_name_alone(tmp_path):
@@ -65,6 +65,8 @@ def test_both_cards_of_a_lora_run_name_their_library_and_their_code_compiles():
     }
     assert found["adapter"].data.tags == ["capo_fast", "capo", "reinforcement-learning", "lora"]
     assert found["model"].data.license == "apache-2.0", "that of the embedded model's card"
+    assert found["adapter"].text.lstrip().startswith("# A LoRA adapter of pkg://capo_fast.tiny/model\n")
+    assert "vllm serve FOLDER --dtype float32`" in found["model"].text, "vLLM warns of each weight that it rounds"
     for card in found.values():
         [code] = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
         compile(code, "card", "exec")
