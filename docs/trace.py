@@ -85,7 +85,9 @@ ROWS = ("step", "critique 1", "critique 2", "vote: named by all", "reward R = 2 
 
 def draw(axes: Any, solution: Solution, rewards: Sequence[float], advantages: Sequence[float]) -> None:
     count, colours = len(solution.steps), matplotlib.colormaps["RdBu"]
-    axes.set(xlim=(0, count), ylim=(len(ROWS), 0), xticks=[], yticks=[])
+    axes.set(xlim=(0, count), ylim=(len(ROWS), 0), xticks=[])
+    axes.set_yticks([row + 0.5 for row in range(len(ROWS))], ROWS, fontsize=9)
+    axes.tick_params(length=0)
     axes.set_title(f"{'right' if solution.outcome else 'wrong'} answer, outcome {solution.outcome:g}", fontsize=10)
     for k, text in enumerate(solution.steps):
         cells = [text, *(marked(named, k) for named in solution.named)]
@@ -106,12 +108,10 @@ def marked(named: str, step: int) -> str:
 
 
 def save_picture(path: Path = PICTURE) -> None:
-    figure = Figure((9.6, 2.7), facecolor="white", layout="constrained")
-    panels = figure.subplots(1, 2, width_ratios=[len(solution.steps) for solution in GROUP])
+    figure = Figure((6.2, 4.6), facecolor="white", layout="constrained")
+    panels = figure.subplots(len(GROUP), 1)
     for axes, solution, rewards, advantages in zip(panels, GROUP, *rewards_and_advantages(GROUP), strict=True):
         draw(axes, solution, rewards, advantages)
-    panels[0].set_yticks([row + 0.5 for row in range(len(ROWS))], ROWS, fontsize=9)
-    panels[0].tick_params(length=0)
     with matplotlib.rc_context({"svg.hashsalt": "trace", "svg.fonttype": "path"}):
         figure.savefig(path, metadata={"Date": None, "Creator": None})
 
