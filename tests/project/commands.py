@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from unittest import mock
 
 from project.documents import ROOT
@@ -17,9 +18,13 @@ from torch.distributed.run import get_args_parser
 
 from capo_fast.cli import COMMANDS, ON_RANKS, split_ranks
 from capo_fast.config.arguments import load_config, load_sft_config, read_arguments
+from capo_fast.config.settings import SETTINGS, schema_of
+from capo_fast.config.sft import SftConfig
 
 OURS = {"capo_fast", "bench", "tests", "docs"}
-PROGRAM = re.compile(r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?P<name>capo|python|make|pip|torchrun|pytest)(?= )")
+PROGRAM = re.compile(
+    r"(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?P<name>capo|python|bash|make|pip|torchrun|pytest)(?= )"
+)
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -39,6 +44,8 @@ def check(program: str, *words: str) -> None:
             assert all((ROOT / word).exists() for word in rest if "/" in word), rest
         case "python", "-m", module, *rest if rest and module.partition(".")[0] in OURS:
             parse(module, rest)
+        case (("python" | "bash"), script, *_) if script.endswith((".py", ".sh")):
+            assert Path(script).is_file(), script
         case "torchrun", *rest:
             options = get_args_parser().parse_args(rest)
             [command] = [name for name, (module, _) in COMMANDS.items() if module == options.training_script]
@@ -47,6 +54,28 @@ def check(program: str, *words: str) -> None:
             check_make(rest)
         case "pip", "install", *rest:
             check_pip(rest)
+
+
+def check_in_text(program: str, *words: str) -> None:
+    """The same of a command in running text, where values are placeholders: its flags alone."""
+    match program, *words:
+        case "capo", ("train" | "check"), *_:
+            known = set(SETTINGS)
+        case "capo", "sft", *_:
+            known = set(schema_of(SftConfig).settings)
+        case "capo", command, *_:
+            known = set(SETTINGS) | options(COMMANDS[command][0])
+        case "python", "-m", module, *_ if module.partition(".")[0] in OURS:
+            known = options(module)
+        case _:
+            return check(program, *words)
+    flags = {word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    assert flags <= known | {"config", "nproc", "help"}, flags - known
+
+
+def options(module: str) -> set[str]:
+    parser = parser_of(module)
+    return set() if parser is None else {flag.removeprefix("--") for flag in parser._option_string_actions}
 
 
 def check_capo(command: str, words: list[str]) -> None:

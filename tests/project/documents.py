@@ -36,7 +36,11 @@ def blocks(document: Path, *languages: str) -> Iterator[Block]:
             yield Block(match[1], match[2], text.count("\n", 0, match.start()) + 2)
 
 
+def folder_of_commands(document: Path) -> Path:
+    """Where its commands are run: an example's in its own folder."""
+    return document.parent if document.is_relative_to(ROOT / "examples") else ROOT
+
+
 def inline_commands(document: Path) -> list[str]:
-    """Commands with flags in running text; `N` is a number there."""
-    text = FENCE.sub("", document.read_text(encoding="utf-8"))
-    return [re.sub(r"\bN\b", "2", command) for command in INLINE.findall(text)]
+    """Commands with flags in running text."""
+    return INLINE.findall(FENCE.sub("", document.read_text(encoding="utf-8")))

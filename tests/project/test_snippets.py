@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from project.commands import check, commands
-from project.documents import DOCUMENTS, ROOT, blocks, inline_commands, name_of
+from project.commands import check, check_in_text, commands
+from project.documents import DOCUMENTS, blocks, folder_of_commands, inline_commands, name_of
 
 from capo_fast.config.load import build_config
 from capo_fast.errors import CapoError
 
-LANGUAGES = {"", "python", "py", "yaml", "text", "jinja", "json"}
+LANGUAGES = {"", "bash", "python", "py", "yaml", "text", "jinja", "json"}
 RUN_ELSEWHERE = {"kernels/README.md"}
 """By tests/kernels/test_kernel_contract.py, with every implementation."""
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -31,7 +31,7 @@ def test_fences_have_languages_that_are_checked(document):
 
 @each_document
 def test_python_runs(document, monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(folder_of_commands(document))
     names: dict = {}
     for block in blocks(document, "python"):
         code = compile(block.text, f"{document}, line {block.line}", "exec")
@@ -63,15 +63,15 @@ def exists(module, name):
 
 @each_document
 def test_commands_are_taken_by_their_programs(document, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    texts = [(block.line, block.text) for block in blocks(document, "")]
-    texts += [(0, command) for command in inline_commands(document)]
-    for line, text in texts:
+    monkeypatch.chdir(folder_of_commands(document))
+    found = [(check, f"line {block.line}", block.text) for block in blocks(document, "", "bash")]
+    found += [(check_in_text, "text", command) for command in inline_commands(document)]
+    for read, place, text in found:
         for words in commands(text):
             try:
-                check(*words)
+                read(*words)
             except (CapoError, AssertionError, SystemExit) as error:
-                pytest.fail(f"{name_of(document)}, line {line}: {' '.join(words)}: {error}")
+                pytest.fail(f"{name_of(document)}, {place}: {' '.join(words)}: {error}")
 
 
 @each_document
@@ -96,3 +96,12 @@ def test_a_command_that_would_fail_is_found(text):
     [words] = commands(text)
     with pytest.raises((CapoError, AssertionError, SystemExit)):
         check(*words)
+
+
+@pytest.mark.parametrize(
+    "text", ["capo train --train.lrr 1", "capo report --pages 2", "python -m bench.same --bases COMMIT"]
+)
+def test_a_flag_in_running_text_that_is_none_is_found(text):
+    [words] = commands(text)
+    with pytest.raises(AssertionError):
+        check_in_text(*words)
