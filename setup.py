@@ -58,6 +58,7 @@ setup(
     package_data={
         "capo_fast": ["py.typed"],
         "capo_fast.configs": ["**/*.yaml"],
+        "capo_fast.runlog": ["card.md"],
         "capo_fast.tiny": ["*.jsonl*"],
         "capo_kernels": ["py.typed"],
         **{folder: ["*"] for folder in DATA},

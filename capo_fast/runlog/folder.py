@@ -26,6 +26,7 @@ from capo_fast.rollout.carried_tokens import on_first
 from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch
 from capo_fast.runlog.ahead import AHEAD, batch_json, batch_on_first, batch_tensors, read_batch
+from capo_fast.runlog.card import Origin, model_cards, origin_of
 from capo_fast.runlog.carried import CARRY, carried_json, carried_tensors, read_carried
 from capo_fast.runlog.inputs import Digests, check_inputs, input_paths
 from capo_fast.runlog.kept import Kept, changed_records, kept_records
@@ -48,6 +49,8 @@ class RunDir:
         self.checkpointer = Checkpointer(path / "checkpoints", config.checkpoint.keep, config.checkpoint.asynchronous)
         self._config = config
         self._inputs: Digests = {}
+        self._origin: Origin
+        """Since `resume`."""
         self._found, self._damaged = self.checkpointer.newest_whole()
         on_first_rank(self._check)
 
@@ -58,6 +61,7 @@ class RunDir:
         folder changes before it is loaded.
         """
         self._inputs, progress = inputs, Progress()
+        self._origin = origin_of(self._config, inputs)
         if self._found is not None:
             check_inputs(self._found.section("inputs", Digests), inputs, self._config, self.path)
             self._found.load(learner)
@@ -75,6 +79,10 @@ class RunDir:
         carried = on_first(progress.carried, Exchange()) if progress.carried else ()
         sections, tensors = self._sections(progress, ahead, carried) if dist.get_rank() == 0 else ({}, {})
         self.checkpointer.save(progress.step, learner, sections, progress.best_step, tensors)
+
+    def cards(self, progress: Progress, repeated: int = 0) -> dict[str, str]:
+        """`model_cards` of this run."""
+        return model_cards(self._config, progress, self._origin, repeated)
 
     def close(self) -> None:
         with self.guard:

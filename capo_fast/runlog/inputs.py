@@ -103,7 +103,7 @@ def check_inputs(before: Digests, now: Digests, config: Config | SftConfig, run:
 def _files(key: str, path: str) -> dict[str, Path]:
     """The files that a setting names, by their names in its folder; none for data of the hub."""
     if key in ("model.path", "critic.path"):
-        folder = _model_folder(resolve_model(path, key))
+        folder = model_folder(path, key)
         return {each.name: each for each in sorted(folder.iterdir()) if each.suffix in READ_OF_A_MODEL}
     file = resolve_path(path)
     if file.is_dir():  # a saved data set, in which `datasets` may keep its caches
@@ -112,8 +112,9 @@ def _files(key: str, path: str) -> dict[str, Path]:
     return {"": file} if file.exists() else {}
 
 
-def _model_folder(model: str) -> Path:
-    """The folder itself, or that of a hub id in the cache, where loading it has put it."""
+def model_folder(path: str, key: str = "model.path") -> Path:
+    """The folder that a setting names, or that of a hub id in the cache, where loading it has put it."""
+    model = resolve_model(path, key)
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download  # slow to import, and a folder needs none of it

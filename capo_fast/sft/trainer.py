@@ -89,7 +89,8 @@ class SftTrainer:
         if str(progress.step) not in progress.evaluations:
             progress.note(progress.step, self.evaluate())
         with self.log.stages("export"):
-            export_policy(self.learner, self.tokenizer, self.log.folder.path, self.config.learning)
+            folder = self.log.folder
+            export_policy(self.learner, self.tokenizer, folder.path, self.config.learning, folder.cards(progress))
         self.log.lap()
         progress.wall_seconds = self.log.wall_seconds()
         summary = self._summary()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
+from contextlib import contextmanager
 
 import pytest
+from huggingface_hub import ModelCard
 from learner_ranks import make_learner
 from model_folders import copied
+from peft import AutoPeftModelForCausalLM
 from scripted_world import tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capo_fast.config.schema import Config, LoraConfig, PolicyConfig
 from capo_fast.errors import ConfigError
 from capo_fast.policy.checkpoint import CheckpointError
-from capo_fast.policy.export import export_model, rehearse_export
+from capo_fast.policy.export import export_model, export_policy, rehearse_export
 from capo_fast.policy.model import Policy, load_model
 
 CONFIG = Config(policy=PolicyConfig(dtype="float32"), lora=LoraConfig(rank=4, targets=("q_proj",)))
@@ -49,3 +55,39 @@ def test_what_could_not_be_saved_is_refused_before_the_first_step(learner, tmp_p
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(CheckpointError, match="the model to be exported can't be written"):
         rehearse_export(learner, tokenizer(), tmp_path / "nowhere", CONFIG)
+
+
+class Kept(logging.Handler):
+    """What would be shown."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def no_warning():
+    loggers, kept = [logging.getLogger(name) for name in ("transformers", "peft", "huggingface_hub")], Kept()
+    for logger in loggers:
+        logger.addHandler(kept)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(kept)
+    assert kept.lines == []
+
+
+def test_an_export_loads_and_generates_without_a_warning_and_has_its_card(learner, tmp_path):
+    export_policy(learner, tokenizer(), tmp_path, CONFIG, {"model": "---\nlicense: mit\n---\n", "adapter": "# It"})
+    assert ModelCard.load(tmp_path / "model" / "README.md").data.license == "mit"
+    assert (tmp_path / "adapter" / "README.md").read_text() == "# It"
+    with no_warning():
+        for kind, folder in ((AutoModelForCausalLM, "model"), (AutoPeftModelForCausalLM, "adapter")):
+            tokens = AutoTokenizer.from_pretrained(tmp_path / folder)("1+1", return_tensors="pt")
+            kind.from_pretrained(tmp_path / folder).generate(**tokens, max_new_tokens=2)

@@ -24,16 +24,13 @@ def python(code: str, cwd: Path) -> str:
     return done.stdout
 
 
-def build_wheel(folder: Path, compilers: dict[str, str]) -> Path:
-    """A wheel built from a copy, so that the checkout's own build folder neither helps nor suffers."""
-    source, out = folder / "source", folder / "wheel"
+def copy_of_the_sources(folder: Path) -> Path:
+    """So that the checkout's own build folder neither helps nor suffers."""
     for name in ("capo_fast", "configs", "csrc", "kernels"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "lib"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "lib"))
     for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--wheel-dir", str(out), str(source)], check=True, env=os.environ | compilers)
-    return next(out.glob("*.whl"))
+        shutil.copy(ROOT / name, folder)
+    return folder
 
 
 def unpack(wheel: Path, site: Path) -> Path:
@@ -43,8 +40,20 @@ def unpack(wheel: Path, site: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    return build_wheel(tmp_path_factory.mktemp("build"), {"NVCC": "no-nvcc", "CXXFLAGS": "-O0"})
+def dist(tmp_path_factory) -> Path:
+    """The sdist, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("build")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist")]
+    environment = os.environ | {"NVCC": "no-nvcc", "CXXFLAGS": "-O0"}
+    source = copy_of_the_sources(folder / "source")
+    done = subprocess.run([*build, str(source)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(dist) -> Path:
+    return next(dist.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +75,12 @@ def test_wheel_holds_every_file_of_the_packages(wheel):
     assert not missing, "add these to package_data in setup.py"
     assert {"capo_fast/tiny/model/model.safetensors", "capo_fast/configs/algorithms/grpo.yaml"} <= wanted
     assert {"capo_fast/py.typed", "capo_kernels/py.typed"} <= wanted
+
+
+def test_an_index_would_take_the_sdist_and_the_wheel(dist):
+    files = [str(path) for path in dist.iterdir()]
+    done = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
+    assert (len(files), done.returncode) == (2, 0), done.stdout + done.stderr
 
 
 def test_wheel_holds_nothing_else(wheel):
@@ -109,8 +124,12 @@ def test_one_wheel_serves_every_python_and_torch(wheel, site):
     assert not [word for word in ("python", "torch", "c10") if word in needed]
 
 
-def test_without_compilers_the_rest_installs_and_status_says_why(tmp_path):
-    site = unpack(build_wheel(tmp_path, {"NVCC": "no-nvcc", "CXX": "no-cxx"}), tmp_path / "site")
+def test_without_compilers_the_rest_installs_and_status_says_why(dist, tmp_path):
+    sdist = next(dist.glob("*.tar.gz"))
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    environment = os.environ | {"NVCC": "no-nvcc", "CXX": "no-cxx"}
+    subprocess.run([*pip, "--wheel-dir", str(tmp_path), str(sdist)], check=True, env=environment)
+    site = unpack(next(tmp_path.glob("*.whl")), tmp_path / "site")
     code = f"""
 import sys
 sys.path.insert(0, {str(site)!r})

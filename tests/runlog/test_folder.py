@@ -56,6 +56,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_ends_with_the_same_bit
     for file in ("checkpoints/step_000002/optimizer-00000.safetensors", "model/model.safetensors"):
         ours, theirs = load_file(copied / file), load_file(two_steps / file)
         assert all(ours[name].equal(theirs[name]) for name in ours | theirs)
+    assert (copied / "model/README.md").read_bytes() == (two_steps / "model/README.md").read_bytes()
 
 
 def test_without_a_whole_checkpoint_a_run_is_left_as_it_is(copied, capsys):

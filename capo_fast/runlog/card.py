@@ -1,0 +1,161 @@
+"""The cards of a run: README.md of `model/` and `adapter/`, with the front matter that the Hugging Face hub reads.
+
+Nothing in a card depends on the machine or the clock: a file or folder is its name and digest. A run that is killed and
+resumed has the same card. The text is card.md, a Jinja2 template.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from capo_fast.config.core_yaml import CoreDumper
+from capo_fast.config.load import by_key, config_as_dict
+from capo_fast.config.paths import PACKAGED, resolve_path
+from capo_fast.config.schema import Config
+from capo_fast.config.settings import schema_of
+from capo_fast.config.sft import SftConfig
+from capo_fast.markdown import markdown_table
+from capo_fast.runlog.card_kinds import Kind, fine_tuned, trained
+from capo_fast.runlog.inputs import Digests, input_paths, model_folder
+from capo_fast.runlog.progress import Progress
+from capo_fast.runtime.digest import bytes_digest
+from capo_fast.runtime.software import versions
+
+TEMPLATE = Path(__file__).with_name("card.md")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run is made from. It is looked at when the run starts: at its end the files may have moved."""
+
+    base: Base
+    table: str
+    """Its inputs with their digests."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that a run begins with, by its own card."""
+
+    name: str
+    """Hub id, or name of the folder."""
+    hub_id: str | None
+    """None where neither the setting nor the folder's card names one."""
+    license: str
+    """`unknown` where its card states none."""
+
+
+def origin_of(config: Config | SftConfig, digests: Digests) -> Origin:
+    """digests: of the run's inputs."""
+    paths = input_paths(config)
+    rows = [[f"`{key}`", _name(paths[key]), f"`{_joined(files)}`"] for key, files in sorted(digests.items())]
+    return Origin(base_of(config.model.path), markdown_table(["setting", "name", "digest"], rows))
+
+
+def base_of(path: str) -> Base:
+    """path: `model.path`."""
+    card = _front_matter_of(model_folder(path) / "README.md")
+    hub_id = card.get("base_model") if resolve_path(path).is_dir() else path
+    return Base(_name(path), hub_id if isinstance(hub_id, str) else None, str(card.get("license") or "unknown"))
+
+
+def _front_matter_of(card: Path) -> Mapping[str, Any]:
+    """Of a card that others wrote: one that is missing or malformed states nothing."""
+    from huggingface_hub import metadata_load  # slow to import
+
+    try:
+        return metadata_load(card) or {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+
+
+def _name(path: str) -> str:
+    """Of a hub id or a packaged file all of it, of a path its last part: the others are of the machine."""
+    return path if path.startswith(PACKAGED) or not resolve_path(path).exists() else resolve_path(path).name
+
+
+def _joined(files: Mapping[str, str]) -> str:
+    """The digest of one file, or of several."""
+    if len(files) == 1:
+        return next(iter(files.values()))
+    return bytes_digest(f"{name} {digest}\n".encode() for name, digest in sorted(files.items()))
+
+
+def model_cards(config: Config | SftConfig, progress: Progress, origin: Origin, repeated: int = 0) -> dict[str, str]:
+    """The text of README.md by folder of the run: `model`, and under LoRA `adapter`.
+
+    repeated: held-out problems that are training problems as well.
+    """
+    from jinja2 import Environment, StrictUndefined  # a run's end alone needs it
+
+    kind = fine_tuned(config) if isinstance(config, SftConfig) else trained(config, repeated)
+    facts = {
+        **{"config": config, "kind": kind, "origin": origin, "steps": progress.step},
+        **{"chat": example_chat(config.data.system_prompt), "curve": curve(progress, kind)},
+        **{"settings": chosen_settings(config), "versions": software(config, kind)},
+    }
+    template = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    card = template.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+    def filled(title: str, is_adapter: bool) -> str:
+        head = front_matter(is_adapter, origin.base, kind)
+        return card.render(facts, title=title, is_adapter=is_adapter, front_matter=head) + "\n"
+
+    name = origin.base.name
+    if config.lora.rank == 0:
+        return {"model": filled(f"A model trained from {name}", is_adapter=False)}
+    merged = filled(f"{name} with a trained LoRA adapter merged in", is_adapter=False)
+    return {"model": merged, "adapter": filled(f"A LoRA adapter of {name}", is_adapter=True)}
+
+
+def front_matter(is_adapter: bool, base: Base, kind: Kind) -> str:
+    relation = "adapter" if is_adapter else "finetune"
+    named = {"base_model": base.hub_id, "base_model_relation": relation} if base.hub_id else {}
+    library = {"library_name": "peft" if is_adapter else "transformers", "pipeline_tag": "text-generation"}
+    tags = ["capo_fast", *kind.tags, *(["lora"] if is_adapter else [])]
+    return yaml.dump({"license": base.license, **named, **library, "tags": tags}, sort_keys=False)
+
+
+def example_chat(system_prompt: str | None) -> str:
+    """Messages as the policy was trained on them, as Python."""
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    return json.dumps([*system, {"role": "user", "content": "1+1=?"}], ensure_ascii=False)
+
+
+def curve(progress: Progress, kind: Kind) -> str:
+    """A table of the evaluations; empty without any."""
+    steps = sorted(progress.evaluations, key=int)
+    rows = [[step, *(_shown(progress.evaluations[step][key]) for key in kind.columns)] for step in steps]
+    titles = ["step", *kind.columns.values()]
+    return markdown_table(titles, rows, right=titles).rstrip() if rows else ""
+
+
+def _shown(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if math.isfinite(value) else "-"
+
+
+def chosen_settings(config: Config | SftConfig) -> str:
+    """YAML of the settings that are not the default, but for those without influence on the result and for paths."""
+    values, defaults, nested = by_key(config), by_key(type(config)()), config_as_dict(config)
+    chosen = {
+        key: reduce(getitem, key.split("."), nested)
+        for key, setting in schema_of(type(config)).settings.items()
+        if values[key] != defaults[key] and not setting.may_change and not setting.is_path
+    }
+    return yaml.dump(chosen, Dumper=CoreDumper, sort_keys=False)
+
+
+def software(config: Config | SftConfig, kind: Kind) -> str:
+    packages = ("capo-fast", "torch", "transformers", *kind.packages, *(["peft"] if config.lora.rank > 0 else []))
+    return ", ".join(f"{name} {version}" for name, version in versions(packages).items())

@@ -1,0 +1,16 @@
+"""Versions of installed packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Those that are installed, by name."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,0 +1,42 @@
+"""Figures and names that pages take from elsewhere: the worked trace, another trainer's settings."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from project.documents import ROOT
+
+from docs.trace import GROUP, rewards_and_advantages
+
+MIGRATING = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")
+
+
+def test_the_trace_has_the_figures_of_the_records_and_of_the_page():
+    rewards, advantages = rewards_and_advantages(GROUP)
+    assert rewards == [[2, 1, 2], [-1, 0]]
+    rounded = [[round(a, 2) for a in solution] for solution in advantages]
+    assert rounded == [[1.03, 0.17, 1.03], [-1.54, -0.69]]
+    shown = "1.03 1.03 0.17 0.17 1.03 1.03 | -1.54 -1.54 -0.69 -0.69"
+    assert shown in (ROOT / "capo_fast/records.py").read_text(encoding="utf-8")
+    assert "mean 0.8, std 1.166" in (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
+
+
+def names_of_trl():
+    """Those of the left column of the table, without values and columns of data."""
+    table = MIGRATING.partition("## TRL\n")[2].partition("\n## verl")[0]
+    left = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    return sorted({name for cell in left for name in re.findall(r"`([a-z_]{4,})(?::[^`]*)?`", cell)})
+
+
+VALUES = {"dapo", "cispo", "sapo", "luspo", "vespo", "none", "batch", "prompt", "sequence_mask", "dr_grpo"}
+
+
+@pytest.mark.parametrize("name", [name for name in names_of_trl() if name not in VALUES])
+def test_a_name_of_trl_is_one_of_its_settings_or_arguments(name):
+    trl, transformers = (Path(find_spec(package).origin).parent for package in ("trl", "transformers"))
+    sources = [trl / "trainer/grpo_config.py", trl / "trainer/base_config.py", trl / "trainer/grpo_trainer.py"]
+    texts = [path.read_text(encoding="utf-8") for path in (*sources, transformers / "training_args.py")]
+    assert any(re.search(rf"^\s+{name}: ", text, re.MULTILINE) for text in texts)
