@@ -58,7 +58,7 @@ def test_settings_exist(document):
         text = re.sub(r"^\|[^|]*\|", "", text, flags=re.MULTILINE)
     sections = "|".join({key.partition(".")[0] for key in SETTINGS if "." in key})
     flags = re.findall(r"--([a-z_]+(?:\.\w+)+)", text.replace("--section.key", ""))
-    named = re.findall(rf"`((?:{sections})(?:\.(?!py\b)\w+)+)[`:]", text)
+    named = re.findall(rf"`((?:{sections})(?:\.(?!(?:py|sh|yaml)\b)\w+)+)[`:]", text)
     assert [key for key in flags + named if key not in SETTINGS | schema_of(SftConfig).settings] == []
 
 

@@ -127,7 +127,9 @@ def test_locks_agree():
 def test_every_config_is_mentioned():
     names = [path.name for path in (ROOT / "configs").glob("*.yaml")]
     assert names
-    everything = "\n".join(text for file, text in texts() if not file.startswith("configs/"))
+    everything = "\n".join(
+        text for file, text in texts() if not file.startswith("configs/") or file.endswith("README.md")
+    )
     assert [name for name in names if name not in everything] == []
 
 
