@@ -38,6 +38,6 @@ def test_the_one_for_a_cpu_fits_in_the_memory_that_it_names():
     path = str(CONFIGS / "smollm2-cpu.yaml")
     options, rest = arguments(["--config", path, "--device", "cpu"])
     job = job_of(options, rest, hosts=1)
-    small = replace(job, hardware=replace(job.hardware, memory=4 * GIB))
+    small = replace(job, hardware=replace(job.hardware, memory=8 * GIB))
     assert room(small) > 0
     assert load_config(["--config", path, "--algorithm", "capo"]).has_critic, "it takes an algorithm with a critic"
