@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Both in one terminal: the server in the background until training has ended. bash run.sh [settings of capo train]
+# Both in one terminal: the server in the background until training has ended. bash start.sh [settings of capo train]
 set -euo pipefail
 
 export PORT="${PORT:-8000}"
