@@ -28,7 +28,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 RUN = {"--train.steps": "1", "--rollout.prompts": "2", "--rollout.n": "4", "--eval.limit": "8"}
 SIZES = {
     "capo train": RUN,
-    "bash run.sh": RUN,  # passes them on
+    "bash start.sh": RUN,  # passes them on
     "python train.py": {"--steps": "1"},
     "python loop.py": {"--updates": "50"},
 }

@@ -13,8 +13,8 @@ from torch import nn
 
 import capo_kernels as ck
 
-PROMPTS, SAMPLES, STEPS = 32, 8, 4
-SPEC = ck.LossSpec(clip_low=0.2, clip_high=0.28, entropy_coef=0.1)
+PROMPTS, SAMPLES, STEPS = 64, 8, 4
+SPEC = ck.LossSpec(clip_low=0.2, clip_high=0.28, entropy_coef=0.2)
 
 
 class Policy(nn.Module):

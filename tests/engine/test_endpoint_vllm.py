@@ -115,7 +115,7 @@ def test_no_route_answers_without_the_key(place, route):
 def test_the_example_of_a_critic_at_a_server(url, tmp_path, monkeypatch):
     """Its settings, over the embedded default; of this critic no critique can be read."""
     monkeypatch.chdir(EXAMPLE)
-    settings = ["--config", "pkg://capo_fast.configs/tiny.yaml", "critic.yaml", *small_arguments()]
+    settings = ["--config", "pkg://capo_fast.configs/tiny.yaml", "settings.yaml", *small_arguments()]
     own = ["--endpoint.url", url, "--endpoint.api_key_env", KEY, "--critic.max_tokens", "16", "--eval.path", "none"]
     run(load_config([*settings, *own, "--train.steps", "1", "--run.dir", str(tmp_path)]), scripted_engine())
     metrics = json.loads((tmp_path / "metrics.jsonl").read_text())

@@ -113,7 +113,7 @@ def test_the_rows_of_the_chat_example_are_read_as_gsm8ks():
 
 def test_the_bare_loop_learns():
     right = load("pytorch_loop/loop.py").train(150, process_weight=1.0, every=150)
-    assert right[0] < 0.2 and right[150] > 0.5
+    assert right[0] < 0.2 and right[150] > 0.8
 
 
 def test_the_trl_example(tmp_path):

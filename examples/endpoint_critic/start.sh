@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Both in one terminal: the server in the background until training has ended. bash run.sh [settings of capo train]
+# Both in one terminal: the server in the background until training has ended. bash start.sh [settings of capo train]
 set -euo pipefail
 
 export PORT="${PORT:-8000}"
@@ -14,4 +14,4 @@ until curl --silent --fail --output /dev/null "http://127.0.0.1:$PORT/health"; d
     sleep 1
 done
 
-capo train --config pkg://capo_fast.configs/tiny.yaml critic.yaml --endpoint.url "http://127.0.0.1:$PORT/v1" "$@"
+capo train --config pkg://capo_fast.configs/tiny.yaml settings.yaml --endpoint.url "http://127.0.0.1:$PORT/v1" "$@"
