@@ -68,7 +68,7 @@ from capo_fast.runtime.failures import Deadline
 from capo_fast.runtime.job import this_job
 from capo_fast.runtime.ranks import (
     EngineGroup,
-    PassedOn,
+    ForwardedStop,
     StopSignal,
     engine_group,
     on_first_rank,
@@ -207,7 +207,7 @@ def build_engine_rank(inputs: Inputs, device: torch.device, engine: Engine | Non
     with ExitStack() as undo:
         engine, answers = hold_engine(inputs, group, critique_tokens, engine, undo)
         weights = EngineWeights(engine, critic, inputs.probe, config)
-        stages = Stages(PassedOn(), Deadline(config.train.stage_timeout_s))
+        stages = Stages(ForwardedStop(), Deadline(config.train.stage_timeout_s))
         undo.pop_all()
     generator = generator_on(inputs, group, engine, answers, weights, stages)
     crossing.answer("started")

@@ -269,7 +269,7 @@ def test_a_run_has_one_writer(undisturbed, capsys):
     with lock(undisturbed):
         assert main(small_arguments("--run.dir", str(undisturbed), "--train.steps", "9")) == 1
         assert main(small_arguments("--run.dir", str(undisturbed), "--resume", "never")) == 1
-    assert capsys.readouterr().err.count(f"error: {undisturbed}: another process is at work on this run") == 2
+    assert capsys.readouterr().err.count(f"error: {undisturbed}: another process is running this run") == 2
     assert len(metrics_of(undisturbed)) == 5
 
 
