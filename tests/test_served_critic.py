@@ -59,14 +59,14 @@ def critiques_of(folder, step):
         return [critique for line in file for critique in json.loads(line)["critiques"]]
 
 
-def test_a_run_goes_on_after_its_server_has_ended(trains, tmp_path, capsys):
-    """The server is not started again silently: one line names it, and the same command resumes the run."""
+def test_a_run_resumes_after_its_server_was_killed(trains, tmp_path, capsys):
+    """The server is not restarted silently: one line names it, and the same command resumes the run."""
     run = tmp_path / "run"
     assert trains("kill:40", "--train.steps", "2") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     judge, log = tmp_path / "judge", run / "critic-server-0.log"
     assert error == (
-        f"capo_fast: error: critic.path: the server of {judge} was ended by SIGKILL; the end of its log {log}: "
+        f"capo_fast: error: critic.path: the server of {judge} was killed by SIGKILL; the end of its log {log}: "
         "RuntimeError: the last of its lines"
     )
     assert all_end(processes(tmp_path / "child"))
