@@ -187,7 +187,7 @@ def remote_generator(
 ) -> Generating:
     """Of a rank that only learns. The ranks with engines start them meanwhile, after all that can be refused."""
     ahead, progress.ahead = progress.ahead, None  # the generator has it as long as it is wanted
-    crossing.tell("start", progress.critique_tokens + (ahead.traffic.all_critique_tokens if ahead else 0))
+    crossing.order("start", progress.critique_tokens + (ahead.traffic.all_critique_tokens if ahead else 0))
     crossing.reply()  # they run: no stage has their start in it
     engines = cast(Engine, RemoteEngines(crossing, allowed_gap(config)))  # it takes no requests: Sync makes none
     weights = push_from(learner, engines, None, probe, config)
