@@ -224,7 +224,7 @@ def test_an_unreachable_server_is_named():
 
 def test_a_key_that_no_header_can_hold_is_not_shown(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-se\ncret")
-    with pytest.raises(ConfigError, match=r"endpoint\.api_key_env: the key in OPENAI_API_KEY holds") as error:
+    with pytest.raises(ConfigError, match=r"endpoint\.api_key_env: the key in OPENAI_API_KEY contains") as error:
         EndpointCritic(EndpointConfig(url=server.url))
     assert "cret" not in str(error.value)
 

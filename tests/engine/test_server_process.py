@@ -42,7 +42,7 @@ def test_a_port_that_another_has_taken_ends_the_start(tmp_path):
     def on_that_port(model, config, gpus, port):
         return scripted("serve", tmp_path, model, config, gpus, taken.getsockname()[1])
 
-    line = r"exit status 1; the end of its log .*: OSError: .*Address already in use"
+    line = r"exited with status 1; the end of its log .*: OSError: .*Address already in use"
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(EngineError, match=line):
         running_server("judge", ServerConfig(), 1, tmp_path / "log", 0, on_that_port).__enter__()
 
