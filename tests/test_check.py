@@ -93,7 +93,7 @@ def test_an_unknown_kind_of_model_is_one_line(capsys, model):
     (model / "config.json").write_text("{}")
     status, lines = checked(capsys, "--model.path", str(model))
     assert status == 1 and lines[-1].endswith(
-        f"model.path: {model}: config.json has no model_type, wanted one as qwen2, qwen3, llama"
+        f"model.path: {model}: config.json has no model_type, wanted one such as qwen2, qwen3, llama"
     )
 
 

@@ -263,7 +263,7 @@ GOOD = {"problem": "?", "answer": "1"}
         ({**GOOD, "problem": [{"role": "user", "content": " "}]}, "content of a message is empty"),
         (
             {**GOOD, "problem": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
-            "the last message is of assistant, wanted one of user",
+            "the last message has role assistant, wanted user",
         ),
         ({**GOOD, "answer": math.nan}, "found NaN, wanted text or a number"),
         ({**GOOD, "id": ["x"]}, "field 'id' (data.id_field)"),
