@@ -94,7 +94,7 @@ def train(learner: Learner, config: Config) -> dict[str, float]:
 
 
 def share_of(samples: Sequence[CreditedSample]) -> Share:
-    """Shares of two ranks that sampled every other group."""
+    """This rank's share, as if each rank had sampled every `world`-th group."""
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = [each for each in samples if each.rollout.group % world == rank]
     return replace(Share.of(samples), columns=Columns.of(mine))

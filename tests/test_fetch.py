@@ -39,7 +39,7 @@ def test_a_fetched_folder_is_kept_without_the_package(fetched, monkeypatch, caps
 def test_a_changed_file_is_named(fetched, capsys):
     (fetched / "config.json").write_text("[]")
     assert main(["fetch", "smollm2", "--out", str(fetched)]) == 1
-    assert f"{fetched / 'config.json'}: it is not as capo fetch wrote it" in capsys.readouterr().err
+    assert f"{fetched / 'config.json'}: it has changed since capo fetch wrote it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("found", ["file", "folder"])
@@ -50,7 +50,7 @@ def test_something_else_is_left_as_it_is(found, tmp_path, capsys):
     inner.write_text("mine")
     assert main(["fetch", "smollm2", "--out", str(out)]) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"capo_fast: error: {out}: found something else there")
+    assert line.startswith(f"capo_fast: error: {out}: found other contents")
     assert inner.read_text() == "mine"
 
 

@@ -21,17 +21,17 @@ def work():
     {then}
     sys.stdout.flush()
     Path("done").touch()
-sys.exit(run_command(work, goes_on={goes_on}))
+sys.exit(run_command(work, output_optional={output_optional}))
 """
-PIPE = "capo_fast: warning: standard output: Broken pipe; going on without it\n"
-FULL = "capo_fast: warning: standard output: No space left on device; going on without it\n"
+PIPE = "capo_fast: warning: standard output: Broken pipe; continuing without it\n"
+FULL = "capo_fast: warning: standard output: No space left on device; continuing without it\n"
 NO_ROOM = "capo_fast: error: standard output: No space left on device\n"
 
 
-def command(folder, shell, goes_on=True, then="pass"):
+def command(folder, shell, output_optional=True, then="pass"):
     """Status and standard error of a command that prints 99,999 lines, `COMMAND` in `shell`, and whether it got to its
     end."""
-    (folder / "work.py").write_text(WORK.format(goes_on=goes_on, then=then))
+    (folder / "work.py").write_text(WORK.format(output_optional=output_optional, then=then))
     line = "set -o pipefail; " + shell.replace("COMMAND", f"{sys.executable} work.py")
     done = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True)
     return done.returncode, done.stderr, (folder / "done").exists()
@@ -53,9 +53,9 @@ def test_work_goes_on_without_a_standard_output(tmp_path, shell, says):
 
 
 def test_a_command_that_only_prints_ends_as_others_do(tmp_path):
-    assert command(tmp_path, "COMMAND 99999 | head -1", goes_on=False) == (141, "", False)
-    assert command(tmp_path, "COMMAND 9 > /dev/full", goes_on=False) == (1, NO_ROOM, False)
-    assert command(tmp_path, "COMMAND 9 >&-", goes_on=False) == (0, "", True)
+    assert command(tmp_path, "COMMAND 99999 | head -1", output_optional=False) == (141, "", False)
+    assert command(tmp_path, "COMMAND 9 > /dev/full", output_optional=False) == (1, NO_ROOM, False)
+    assert command(tmp_path, "COMMAND 9 >&-", output_optional=False) == (0, "", True)
 
 
 def test_its_error_is_shown_where_the_output_is_gone(tmp_path):

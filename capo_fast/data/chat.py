@@ -126,7 +126,7 @@ class ChatTemplate:
         return len(self.ids(chat))
 
     def surely_fits(self, problem: Problem, room: int) -> bool:
-        """Whether its prompt has at most `room` tokens by its number of bytes, since each token has at least one byte."""
+        """Whether its prompt has at most `room` tokens by its number of bytes: each token has at least one byte."""
         texts = [content for _, content in problem.messages] or [problem.problem]
         size = sum(len(text.encode()) for text in texts)
         return size + self._frame(tuple(role for role, _ in problem.messages) or ("user",)) <= room

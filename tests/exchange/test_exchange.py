@@ -115,7 +115,7 @@ def flat(micro):
     return {name: each for name, each in tensors.items() if isinstance(each, torch.Tensor)}
 
 
-def test_what_goes_on_has_its_tokens_where_it_goes_on_and_nowhere_else():
+def test_a_carried_rollout_has_its_tokens_on_the_rank_that_continues_it_alone():
     """Two engines of two ranks each; the first rank of each has its samples."""
     stopped = Partial(((1, 2),), 1, False, False, (5, 6), (-0.1, -1 / 3))
     ended, unwritten = Partial(((1, 1),), 1, True, True, (7,), (-0.25,)), Partial((), 1)
