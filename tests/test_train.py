@@ -345,7 +345,7 @@ def test_a_run_keeps_its_date_and_says_what_its_data_are(tmp_path, monkeypatch, 
         )
         run(scripted_config(*words, steps), ScriptedEngine(digit, score_with(MODEL)))
         said = capsys.readouterr().out
-        assert "the chat template writes the date 2025-02-03 (data.date), also in a resumed run" in said
+        assert "the chat template prints the date 2025-02-03 (data.date), also in a resumed run" in said
         assert "1 of 7 training problems are dropped: their prompts are too long" in said
         assert "2 of 2 held-out problems are training problems as well" in said
     assert set(asked) == {"03+"}

@@ -146,7 +146,7 @@ def test_settings_that_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"critic__gate__tokens": 131071}, "wanted at least rollout.n * critic.votes * critic.max_tokens (131072)"),
         (
             {"critic__gate__tokens": 32767, "critic__reads": "step"},
-            "wanted at least rollout.n * critic.votes * critic.step.max_tokens (32768), the largest cost of a group per",
+            "wanted at least rollout.n * critic.votes * critic.step.max_tokens (32768), the largest cost of a group pe",
         ),
         (
             {"critic__gate__ambiguous": 0.1, "critic__gate__groups": "mixed", "credit__when": "mixed-groups"},
