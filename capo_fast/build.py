@@ -286,7 +286,7 @@ def open_log(config: Config, folder: RunDir, progress: Progress, recorder: Recor
     progress.add_seconds({"start": time.monotonic() - started})
     console = open_console(config.train.steps, dist.get_rank(), progress.step)
     stages = Stages(StopSignal(), Deadline(config.train.stage_timeout_s), console.stage)
-    stages.beside["checkpoint"] = folder.checkpointer.cpu_seconds
+    stages.background["checkpoint"] = folder.checkpointer.cpu_seconds
     return RunLog(config, folder, progress, recorder, console, stages, started - progress.wall_seconds)
 
 

@@ -48,7 +48,7 @@ class Trainer:
         except Interrupted:
             self.save()
             self.log.wait_saved()
-            stopped = Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} goes on")
+            stopped = Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} resumes the run")
             self.generator.end(stopped)
             raise stopped from None
         summary = self.finish()

@@ -17,7 +17,7 @@ from capo_fast.runtime.digest import file_digest
 
 @pytest.fixture
 def fetched(tmp_path):
-    """A folder as `capo fetch` leaves it, with one small file."""
+    """A folder like `capo fetch` makes, with one small file."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -43,7 +43,7 @@ def test_a_changed_file_is_named(fetched, capsys):
 
 
 @pytest.mark.parametrize("found", ["file", "folder"])
-def test_something_else_is_left_as_it_is(found, tmp_path, capsys):
+def test_other_contents_are_not_changed(found, tmp_path, capsys):
     out = tmp_path / "other"
     inner = out if found == "file" else out / "config.json"
     inner.parent.mkdir(exist_ok=True)

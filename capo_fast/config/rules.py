@@ -206,7 +206,7 @@ LONGEST_START_S = 1700.0
 """Limit of the start of a critic's server, seconds: other ranks wait 1,800 s, and ending a failed one takes a while."""
 
 
-def _beside_the_policy(config: Config) -> Rules:
+def _on_policy_devices(config: Config) -> Rules:
     start, sleep = config.critic.server.start_timeout_s, config.endpoint.timeout_s
     yield (
         start + sleep > LONGEST_START_S,
@@ -270,7 +270,7 @@ PARTS = {
     "server": Part(lambda c: c.asks_server, bounds=SERVER),
     "endpoint": Part(lambda c: c.asks_server and not c.serves_critic, _endpoint),
     "own server": Part(lambda c: c.serves_critic, _own_server),
-    "beside the policy": Part(lambda c: c.serves_critic, _beside_the_policy),
+    "policy devices": Part(lambda c: c.serves_critic, _on_policy_devices),
     "patience": Part(lambda c: c.asks_server, _patience),
     "lora": Part(lambda c: c.lora.rank > 0, learning.lora, ("lora.alpha",)),
     "offload": Part(lambda c: c.policy.offload_activations, learning.offload),

@@ -39,7 +39,7 @@ def check_weights(folder: Path, config: Any, where: str) -> Any:
     if faults:
         raise ConfigError(f"{where}: the weight files don't match config.json: {'; '.join(faults)}")
     if model.base_model_prefix == "model" and not any(name in shapes for name in model.state_dict()):
-        raise ConfigError(f"{where}: the weights are named without the prefix 'model.', by which vLLM knows them")
+        raise ConfigError(f"{where}: the weights' names lack the prefix 'model.', which vLLM needs")
     _check_types(model, holders, where)
     _check_tied(model.all_tied_weights_keys, holders, where)
     return model

@@ -39,10 +39,10 @@ class Stages:
         self._lap = Lap({}, {})
         self._running: str | None = None
         self._descendants = descendants()
-        self.beside: dict[str, Callable[[], float]] = {}
+        self.background: dict[str, Callable[[], float]] = {}
         """CPU seconds so far of a background thread of this process, by the stage that they are counted in."""
         self._counted: dict[str, float] = {}
-        """The part of `beside` that earlier laps contain."""
+        """The part of `background` that earlier laps contain."""
 
     @contextmanager
     def __call__(self, stage: str, seam: bool = False) -> Iterator[None]:
@@ -56,7 +56,7 @@ class Stages:
         for call in self.on_entry:
             call(stage)
         wall, cpu = time.perf_counter(), cpu_seconds(self._descendants)
-        beside = sum(self._beside().values())
+        background = sum(self._background().values())
         try:
             if seam:
                 self.stop.check()
@@ -66,14 +66,16 @@ class Stages:
             seconds = time.perf_counter() - wall
             # Once per stage: it reads the entries of all processes of the machine.
             self._descendants = descendants()
-            beside = sum(self._beside().values()) - beside  # read before the process's time, so never larger
-            self._add(stage, seconds, cpu_seconds(self._descendants) - cpu - beside)
+            background = (
+                sum(self._background().values()) - background
+            )  # read before the process's time, so never larger
+            self._add(stage, seconds, cpu_seconds(self._descendants) - cpu - background)
             self._running = None
 
     def lap(self) -> Lap:
         """The seconds of each stage since the last lap."""
         self._refuse_running("a lap can't end")
-        now = self._beside()
+        now = self._background()
         for stage, seconds in now.items():
             if (spent := seconds - self._counted.get(stage, 0.0)) > 0:
                 self._add(stage, 0.0, spent)
@@ -81,8 +83,8 @@ class Stages:
         lap, self._lap = self._lap, Lap({}, {})
         return lap
 
-    def _beside(self) -> dict[str, float]:
-        return {stage: seconds() for stage, seconds in self.beside.items()}
+    def _background(self) -> dict[str, float]:
+        return {stage: seconds() for stage, seconds in self.background.items()}
 
     def _add(self, stage: str, *seconds: float) -> None:
         for by_stage, spent in zip(self._lap, seconds, strict=True):

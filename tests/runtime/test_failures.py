@@ -24,10 +24,10 @@ pytestmark = pytest.mark.usefixtures("fork_server")
 BROKEN = ("Connection closed", "Connection reset", "gloo/transport")
 
 
-def two_ranks(folder, fate, *arguments):
-    """The exit statuses and the output of a run of two ranks; `fate` is what happens to the second."""
+def two_ranks(folder, fault, *arguments):
+    """The exit statuses and the output of a run of two ranks; `fault` is injected into the second."""
     short = ["--run.dir", str(folder), "--train.steps", "1", "--eval.path", "none", "--algorithm", "grpo"]
-    return run_ranks(ranks_run.main, folder.with_suffix(".log"), f"{fate}:1", *short, *arguments)
+    return run_ranks(ranks_run.main, folder.with_suffix(".log"), f"{fault}:1", *short, *arguments)
 
 
 def own_lines(output):
@@ -71,14 +71,14 @@ def test_a_stage_of_a_run_past_its_deadline_writes_the_stacks_of_all_ranks(tmp_p
     statuses, output = two_ranks(tmp_path / "run", "hang", "--train.stage_timeout_s", "3")
     assert statuses == [1, 1]
     assert "capo_fast, rank 1: error: stage rollout has lasted more than 3 s (train.stage_timeout_s)" in output
-    assert stacks(output, 0, "dist.barrier()") and stacks(output, 1, "in befall")
+    assert stacks(output, 0, "dist.barrier()") and stacks(output, 1, "in inject")
 
 
 def test_a_waiting_rank_with_a_later_deadline_writes_its_stacks_too(tmp_path):
     statuses, output = run_ranks(ranks_run.hang, tmp_path / "run.log")
     assert statuses == [1, 1]
     assert "capo_fast, rank 1: error: stage rollout has lasted more than 0.5 s (train.stage_timeout_s)" in output
-    for rank, place in ((0, "gather(["), (1, "in befall")):
+    for rank, place in ((0, "gather(["), (1, "in inject")):
         assert stacks(output, rank, place) and stacks(output, rank, "thread idle"), output
 
 

@@ -52,9 +52,9 @@ def test_wall_and_cpu_time_are_added_up_by_stage():
     assert stages.lap() == ({}, {})
 
 
-def test_cpu_time_of_a_thread_beside_belongs_to_its_own_stage():
+def test_cpu_time_of_a_background_thread_belongs_to_its_own_stage():
     stages, clocks = made(), iter([0.0, 40.0, 45.0, 45.0, 50.0])
-    stages.beside["checkpoint"] = lambda: next(clocks)
+    stages.background["checkpoint"] = lambda: next(clocks)
     with stages("learn"):
         eval(BUSY)
     with stages("rollout"):
