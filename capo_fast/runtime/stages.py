@@ -66,9 +66,7 @@ class Stages:
             seconds = time.perf_counter() - wall
             # Once per stage: it reads the entries of all processes of the machine.
             self._descendants = descendants()
-            background = (
-                sum(self._background().values()) - background
-            )  # read before the process's time, so never larger
+            background = sum(self._background().values()) - background  # before the process's, so not larger
             self._add(stage, seconds, cpu_seconds(self._descendants) - cpu - background)
             self._running = None
 

@@ -309,7 +309,7 @@ def test_an_unknown_key_names_the_nearest(key: str, says: str) -> None:
         (["train.steps", "3"], "train.steps: unexpected argument"),
         (["--seed", "1", "2"], "2: unexpected argument"),
         (["--train.steps", "-1"], "train.steps: found '-1', wanted integer >= 0"),
-        (["--config", "--seed", "1"], "--config: wants a value"),
+        (["--config", "--seed", "1"], "--config: needs a value"),
         (["--seed", "1", "--seed=2"], "seed: given twice"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: can't read the configuration"),
         (["--config", "pkg://capo_fast.tiny/no.yaml"], "has no no.yaml"),

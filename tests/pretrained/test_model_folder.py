@@ -94,7 +94,7 @@ REFUSED = {
     "a head of its own": (lambda f: reweighted(f, lambda w: w | {HEAD: 2 * w[EMBEDDING]}), f"ties {HEAD} to"),
     "no prefix": (
         lambda f: reweighted(f, lambda w: {name.removeprefix("model."): each for name, each in w.items()}),
-        "named without the prefix 'model.'",
+        "names lack the prefix 'model.'",
     ),
     "a shard lost": (lost_shard, f"{INDEX} names model-00002-of-00002.safetensors, which is not there"),
     "a weight in two shards": (with_twice_the_embedding, f"found {EMBEDDING} in both {SHARDS[0]} and {SHARDS[1]}"),
