@@ -1,6 +1,6 @@
-"""Trains a reasoning LLM with CAPO: sampled solutions, a generative critic's verdict on each step, credit for tokens.
+"""Trains a reasoning LLM with CAPO: sampled solutions, a generative critic's verdict on each step, token credit.
 
-Importing it loads nothing: the run is `capo_fast.train.run(config)`, the command `torchrun -m capo_fast.train`.
+Importing it loads nothing. A run is `capo_fast.train.run(config)`, or the command `torchrun -m capo_fast.train`.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""A configuration -> a run, put together in the one order that works."""
+"""Builds a run from a configuration, in the only order that works."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from capo_fast.engine.base import Completer, Engine
 from capo_fast.engine.critic_server import CriticServer, ServedCritic
 from capo_fast.engine.remote import Crossing, EngineHost, RemoteEngines
 from capo_fast.loaders import (
-    ask_critic,
     check_endpoint_client,
     check_models,
+    critic_client,
     load_credit_function,
     load_critic_template,
     load_critic_tokenizer,
@@ -68,7 +68,7 @@ from capo_fast.runtime.failures import Deadline
 from capo_fast.runtime.job import this_job
 from capo_fast.runtime.ranks import (
     EngineGroup,
-    PassedOn,
+    ForwardedStop,
     StopSignal,
     engine_group,
     on_first_rank,
@@ -82,7 +82,7 @@ from capo_fast.verify import RewardFunction
 
 @dataclass(frozen=True)
 class Inputs:
-    """What ranks of either role read."""
+    """Inputs of the ranks of both roles."""
 
     config: Config
     model_path: str
@@ -93,15 +93,15 @@ class Inputs:
     requests: RequestBuilder
     probe: Sequence[tuple[int, ...]]
     digests: Digests
-    """Of the files that they read."""
+    """Digests of the input files."""
     crossing: Crossing | None
-    """Between the roles, where there are two."""
+    """Links between the roles, if there are two."""
 
 
 def build(config: Config, device: torch.device, engine: Engine | None = None) -> Trainer | EngineRank:
     """This rank's part of a run, resumed from its newest checkpoint if there is one. A collective on all ranks.
 
-    engine: one to use instead of vLLM. Raises ConfigError for what can't be used, before the engine is started.
+    engine: an engine to use instead of vLLM. Raises ConfigError for invalid inputs, before the engine is started.
     """
     started = time.monotonic()
     inputs = read_inputs(config, device)
@@ -111,7 +111,7 @@ def build(config: Config, device: torch.device, engine: Engine | None = None) ->
 
 
 def read_inputs(config: Config, device: torch.device) -> Inputs:
-    """A collective on all ranks."""
+    """Read and check the inputs. A collective on all ranks."""
     config = validate(with_merging(config, on_cpu=device.type == "cpu"))
     seed_everything(config.seed)
     job = this_job()
@@ -121,7 +121,7 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
     functions, estimator = load_reward_functions(config.reward), load_credit_function(config)
     config = on_first_rank(partial(with_date, config, tokenizer, partial(saved_date, config)))
     if crossing is not None:
-        config = crossing.all.share(config, 0)  # the date of one role may be that of the day before
+        config = crossing.all.share(config, 0)  # midnight may pass between the two roles' starts
     problems = load_prompts(config, tokenizer, functions, estimator)
     template = load_critic_template(config) if config.has_critic else ""
     others = special_tokens(load_critic_tokenizer(config)) if config.serves_critic else ()
@@ -136,7 +136,7 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
 
 
 def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, started: float) -> Trainer:
-    """That of a rank that learns. A collective on all of these."""
+    """The trainer of a rank that learns. A collective on all of these ranks."""
     config = inputs.config
     folder = open_run_dir(config)
     swaps = config.swaps and inputs.crossing is None
@@ -157,7 +157,7 @@ def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, s
 
 
 Generating = Callable[..., RolloutGenerator | RemoteGenerator]
-"""Makes a generator of `stages`."""
+"""Makes a generator, given `stages`."""
 
 
 def own_generator(
@@ -169,9 +169,9 @@ def own_generator(
     engine: Engine | None,
     undo: ExitStack,
 ) -> Generating:
-    """Of a rank that learns and holds an engine."""
+    """The generator of a rank that learns and holds an engine."""
     group = engine_group(inputs.config.engine.tensor_parallel)
-    # Before the run's own engine, which takes the memory that it finds.
+    # Before the policy's engine, which takes the free memory.
     served = serve_critic(inputs.config, folder, in_turns=True) if inputs.config.serves_critic else None
     if served is not None:
         undo.callback(served.close)
@@ -185,18 +185,18 @@ def own_generator(
 def remote_generator(
     config: Config, crossing: Crossing, learner: Learner, probe: Sequence[tuple[int, ...]], progress: Progress
 ) -> Generating:
-    """Of a rank that only learns. The ranks with engines start them meanwhile, after all that can be refused."""
-    ahead, progress.ahead = progress.ahead, None  # the generator has it as long as it is wanted
-    crossing.tell("start", progress.critique_tokens + (ahead.traffic.all_critique_tokens if ahead else 0))
-    crossing.reply()  # they run: no stage has their start in it
-    engines = cast(Engine, RemoteEngines(crossing, allowed_gap(config)))  # it takes no requests: Sync makes none
+    """The generator of a rank that only learns. The ranks with engines start them now, after all checks."""
+    ahead, progress.ahead = progress.ahead, None  # the generator frees it when it is used
+    crossing.order("start", progress.critique_tokens + (ahead.traffic.all_critique_tokens if ahead else 0))
+    crossing.reply()  # wait until they run, so that no stage includes their start
+    engines = cast(Engine, RemoteEngines(crossing, allowed_gap(config)))  # accepts no requests: Sync makes none
     weights = push_from(learner, engines, None, probe, config)
     ready = None if ahead is None else (progress.step + 1, ahead)
     return partial(RemoteGenerator, config, crossing, weights, ready=ready)
 
 
 def build_engine_rank(inputs: Inputs, device: torch.device, engine: Engine | None) -> EngineRank:
-    """That of a rank that only holds an engine. A collective on all of these."""
+    """The part of a rank that only holds an engine. A collective on all of these ranks."""
     config, crossing = inputs.config, inputs.crossing
     assert crossing is not None  # the job has two roles
     group = engine_group(config.engine.tensor_parallel)
@@ -207,7 +207,7 @@ def build_engine_rank(inputs: Inputs, device: torch.device, engine: Engine | Non
     with ExitStack() as undo:
         engine, answers = hold_engine(inputs, group, critique_tokens, engine, undo)
         weights = EngineWeights(engine, critic, inputs.probe, config)
-        stages = Stages(PassedOn(), Deadline(config.train.stage_timeout_s))
+        stages = Stages(ForwardedStop(), Deadline(config.train.stage_timeout_s))
         undo.pop_all()
     generator = generator_on(inputs, group, engine, answers, weights, stages)
     crossing.answer("started")
@@ -222,8 +222,8 @@ def hold_engine(
     undo: ExitStack,
     served: CriticServer | None = None,
 ) -> tuple[Engine, Completer]:
-    """The engine, and what answers critiques. critique_tokens: those of the run so far."""
-    server = ask_server(inputs.config, group, critique_tokens, served)
+    """The engine, and the completer of critiques. critique_tokens: tokens of the run's critiques so far."""
+    server = server_client(inputs.config, group, critique_tokens, served)
     if server is not None:
         undo.callback(server.close)
     if engine is None:
@@ -248,22 +248,22 @@ def generator_on(
 
 
 def notes(config: Config, problems: Problems) -> list[str]:
-    """What a user may not expect of the data, a line each."""
+    """Lines about unexpected properties of the data."""
     lines = list(problems.notes())
     if config.data.date:
-        lines.append(f"the chat template writes the date {config.data.date} (data.date), also in a resumed run")
+        lines.append(f"the chat template prints the date {config.data.date} (data.date), also in a resumed run")
     return lines
 
 
 def saved_date(config: Config | SftConfig) -> str | None:
-    """`data.date` of the run that this one would resume."""
+    """`data.date` of the run that this start would resume."""
     saved = Path(config.run.dir or "") / "config.yaml"
     resumes = config.run.dir is not None and config.resume != "never" and saved.is_file()
     return read_file(saved, type(config)).get("data.date") if resumes else None
 
 
 def open_recorder(folder: Path, config: Config | SftConfig, step: int) -> Recorder:
-    """What records the steps after this one: on rank 0 into the folder."""
+    """The recorder of the steps after this one; only rank 0's writes to the folder."""
     if dist.get_rank() != 0:
         return Recorder()
     recorder = RunFolder(folder, config.run.keep_rollouts, config.run.wandb, config_as_dict(config))
@@ -282,18 +282,18 @@ def push_from(
 
 
 def open_log(config: Config, folder: RunDir, progress: Progress, recorder: Recorder, started: float) -> RunLog:
-    """The log of a run whose start-up began at `started` (`time.monotonic`) and ends now."""
+    """The log of a run whose start-up lasted from `started` (`time.monotonic`) until now."""
     progress.add_seconds({"start": time.monotonic() - started})
     console = open_console(config.train.steps, dist.get_rank(), progress.step)
     stages = Stages(StopSignal(), Deadline(config.train.stage_timeout_s), console.stage)
-    stages.beside["checkpoint"] = folder.checkpointer.cpu_seconds
+    stages.background["checkpoint"] = folder.checkpointer.cpu_seconds
     return RunLog(config, folder, progress, recorder, console, stages, started - progress.wall_seconds)
 
 
-def ask_server(
+def server_client(
     config: Config, group: EngineGroup, critique_tokens: int, served: CriticServer | None
 ) -> Completer | None:
-    """What answers critiques where these come from a server, on the ranks that ask it or hold it."""
-    asks = config.asks_server and group.is_first
-    client = ask_critic(config, critique_tokens, group.count, served) if asks else None
+    """The completer of critiques from a server, on the ranks that send requests to it or started it; else None."""
+    sends = config.asks_server and group.is_first
+    client = critic_client(config, critique_tokens, group.count, served) if sends else None
     return client if served is None else ServedCritic(served, client)

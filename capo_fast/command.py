@@ -1,4 +1,4 @@
-"""The one frame around a command: its exit status, the line of its error, and the signals that end it."""
+"""Runs a command: its exit status, the line of its error, and the signals that end it."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from capo_fast.errors import CapoError, Interrupted
 from capo_fast.terminal import OutputLost, print_line, standard_streams
 
 
-def run_command(work: Callable[[], object], goes_on: bool = False) -> int:
-    """Exit status of a command: what `work()` returns if that is an int, else 0; after a CapoError that of the error,
-    whose line goes to standard error; after SIGINT or SIGTERM 130.
+def run_command(work: Callable[[], object], output_optional: bool = False) -> int:
+    """Exit status of a command: the result of `work()` if it is an int, else 0; after a CapoError the error's status,
+    with its line on standard error; after SIGINT or SIGTERM 130.
 
-    goes_on: the command's work is in files, so that it goes on where standard output is closed, broken or full. Else it
-    ends there: with 141 (as by SIGPIPE) where the reader has gone, with one line and 1 where the disk is full.
+    output_optional: the command's results are files, so it continues if standard output is closed, broken or full. Else
+    it ends: with 141 (as by SIGPIPE) if the reader closed it, with one line and 1 if the disk is full.
     """
-    with standard_streams(goes_on=True):
+    with standard_streams(output_optional=True):
         try:
-            with standard_streams(goes_on), interruptible():
+            with standard_streams(output_optional), interruptible():
                 return _status(work)
         except OutputLost as lost:
             return BY_READER if lost.by_reader else _shown(CapoError(str(lost)))
 
 
 def run_training(work: Callable[[], object]) -> int:
-    """`run_command` of a run that saves its work when it is interrupted; before it has started there is none."""
+    """`run_command` for a run that saves its work when it is interrupted; before it has started there is none."""
 
     def started() -> None:
         try:
             work()
-        except KeyboardInterrupt:  # once it has started, the run takes the signals itself
+        except KeyboardInterrupt:  # after its start the run handles the signals itself
             raise Interrupted("while the run started; the same command starts it again") from None
 
-    return run_command(started, goes_on=True)
+    return run_command(started, output_optional=True)
 
 
 BY_READER = 128 + signal.SIGPIPE
@@ -53,7 +53,7 @@ def _status(work: Callable[[], object]) -> int:
 
 
 def _shown(error: CapoError) -> int:
-    """The status of an error whose line has been shown. All ranks are interrupted together: one line says so."""
+    """Print an error's line and return its status. All ranks are interrupted together, so only rank 0 prints that."""
     if not error.quiet and (os.environ.get("RANK", "0") == "0" or not isinstance(error, Interrupted)):
         print_line(error.label, str(error))
     return error.exit_status
@@ -61,9 +61,9 @@ def _shown(error: CapoError) -> int:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does; a second signal ends the process at once.
+    """SIGTERM raises KeyboardInterrupt in the block, like Ctrl-C; a second signal ends the process at once.
 
-    Handlers that are not the system's or Python's stay.
+    Handlers other than the system's and Python's are kept.
     """
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if main}
@@ -79,11 +79,11 @@ def interruptible() -> Iterator[None]:
 
 
 USUAL = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
-"""A shell's background jobs start with SIGINT ignored; a training run is to save on it all the same."""
+"""SIG_IGN: a shell's background jobs start with SIGINT ignored, but a training run must save on it."""
 
 
 asked_to_stop = threading.Event()
-"""A signal came in `interruptible`, also where some library has caught its KeyboardInterrupt."""
+"""Set if a signal came in `interruptible`, even if a library has caught its KeyboardInterrupt."""
 
 
 def _interrupt(number: int, frame: object) -> None:

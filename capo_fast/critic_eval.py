@@ -1,9 +1,9 @@
-"""Step-labelled data -> how well a critic finds the wrong steps: `capo critic-eval`.
+"""`capo critic-eval`: scores a critic on solutions whose wrong steps are labelled.
 
     solutions -> critiques (k sampled, one greedy) -> votes of the first 1..k, every rule -> results.json, results.md
 
-The critic is prompted, sampled and read exactly as in training. It is scored through any `Completer`: the command
-starts vLLM, in this process or (`critic.mode: server`) as a server, or asks the server whose address it is given.
+Prompts, sampling and parsing are exactly those of training. The critic may be any `Completer`: the command starts vLLM
+in this process or (`critic.mode: server`) as a server, or uses the server at a given address.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+import capo_fast.runtime.extras  # noqa: F401  before imports whose errors would be less clear
 from capo_fast.command import run_command
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
@@ -42,8 +42,8 @@ from capo_fast.evaluation.critiques import critiques_of, judged
 from capo_fast.evaluation.labelled import DATA, load_solutions
 from capo_fast.evaluation.store import Store
 from capo_fast.loaders import (
-    ask_critic,
     check_endpoint_client,
+    critic_client,
     load_critic_template,
     load_critic_tokenizer,
     serve_critic,
@@ -99,19 +99,19 @@ DECIDING = (
     *("critic.votes", "critic.voting", "critic.temperature", "critic.top_p", "critic.max_tokens"),
     *("critic.template_kwargs", "endpoint.extra_body"),
 )
-"""Of the settings, what decides the answers beside the prompts."""
+"""Settings that determine the answers, besides the prompts."""
 OF_A_SERVER = ("critic.mode", "critic.server.dtype", "critic.server.max_model_len")
-"""What does where the command starts one."""
+"""Further ones if the command starts a server."""
 
 
 def run(job: Job, engine: Completer | None = None) -> dict[str, Any]:
-    """Score the critic; every rank calls it. Returns what `results.json` holds. `engine`: one to use, not vLLM."""
+    """Score the critic. Every rank calls this. Returns the contents of `results.json`. `engine`: replaces vLLM."""
     with ranks(WHOLE_DAY_S):
         return score_critic(job, engine)
 
 
 def score_critic(job: Job, engine: Completer | None = None) -> dict[str, Any]:
-    """The same, inside a process group that is there already."""
+    """`run`, inside an existing process group."""
     tokenizer = None if is_address(job.model) else load_tokenizer(job.model)
     job = job if tokenizer is None else dated(job, tokenizer)
     config = job.config
@@ -148,7 +148,7 @@ def is_address(model: str) -> bool:
 
 
 def is_served(job: Job) -> bool:
-    """Whether the command starts a server of the model."""
+    """Whether the command starts a server for the model."""
     return job.config.critic.mode == "server" and not is_address(job.model)
 
 
@@ -166,41 +166,41 @@ def model_at_server(config: Config) -> str:
 
 
 def start_critic(job: Job, spent_tokens: int) -> Completer:
-    """vLLM, or the client of a server, which may spend what the answers on disk have left of its budget."""
+    """vLLM, or the client of a server with the budget that is left after the answers on disk."""
     if not asks_server(job):
         return start_engine(job.model, job.config)
-    endpoint = replace(job.config.endpoint, on_failure="stop")  # an evaluation has no outcome credit to go on with
+    endpoint = replace(job.config.endpoint, on_failure="stop")  # an evaluation has no outcome credit to fall back on
     config = replace(job.config, endpoint=endpoint, critic=replace(job.config.critic, path=job.model))
     if is_served(job):
         return _served(config, job.out, spent_tokens)
-    return ask_critic(config, spent_tokens, dist.get_world_size())
+    return critic_client(config, spent_tokens, dist.get_world_size())
 
 
 def _served(config: Config, out: Path, spent_tokens: int) -> Completer:
-    """A client of a server that is started on each node."""
+    """Start a server on each node; returns a client of this node's."""
     check_endpoint_client()
     load_critic_tokenizer(config)
     with ExitStack() as undo:
         server = serve_critic(config, out, in_turns=False)
         undo.callback(server.close)
-        critic = ServedCritic(server, ask_critic(config, spent_tokens, dist.get_world_size(), server))
+        critic = ServedCritic(server, critic_client(config, spent_tokens, dist.get_world_size(), server))
         undo.pop_all()
     return critic
 
 
 def job_of(arguments: Sequence[str]) -> Job:
-    """What a command line asks for. Raises ConfigError."""
+    """The job of a command line. Raises ConfigError."""
     flags = EvaluationFlags(
         "critic-eval", "--critic", "Score a critic on solutions whose wrong steps are labelled.", SETTINGS
     )
     flags.epilog = (
         "--critic may also be the address of an OpenAI-compatible server. With --critic.mode server the command\n"
-        f"starts one of the model, as in training.\n\n{flags.epilog}"
+        f"starts one for the model, as in training.\n\n{flags.epilog}"
     )
     flags.add_argument("--data", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(DATA)}")
     options, rest = flags.parse_known_args(arguments)
     if options.data is None and options.model != TINY:
-        raise ConfigError("--data is missing: names or files, parted by commas")
+        raise ConfigError("--data is missing: names or files, separated by commas")
     at_server = is_address(options.model)
     if at_server:
         rest = [*rest, "--critic.mode", "endpoint", "--endpoint.url", options.model]
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(printable(f"{results_table(results)}\n{job.out}/results.json"))
 
     die_with_launcher()
-    return run_command(lambda: resumable(work), goes_on=True)
+    return run_command(lambda: resumable(work), output_optional=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The errors that end a command with one line."""
+"""Errors that end a command with one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class CapoError(Exception):
     exit_status: int = 1
     label: ClassVar[str] = "error"
     quiet: bool = False
-    """Whether another rank shows the line."""
+    """Whether another rank prints the line."""
 
 
 def cause_of(error: BaseException) -> str:
@@ -21,13 +21,13 @@ def cause_of(error: BaseException) -> str:
 
 
 class ConfigError(CapoError, ValueError):
-    """A setting that can't be used."""
+    """A setting is invalid."""
 
     exit_status = 2
 
 
 class Interrupted(CapoError):
-    """SIGTERM or Ctrl-C ended the command, with what it had to save saved."""
+    """SIGTERM or Ctrl-C ended the command after it had saved its work."""
 
     exit_status = 130
     label = "interrupted"

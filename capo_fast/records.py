@@ -1,9 +1,9 @@
-"""Small immutable records that pass from one stage to the next.
+"""Immutable records that are passed between stages.
 
 Letters: L response tokens of one rollout, S its steps, N all tokens of a packed batch, T its response tokens, B its
 sequences, G the groups of a training step.
 
-The way from critiques to token advantages, for a group of two rollouts (C = 2, P = 1):
+From critiques to token advantages, for a group of two rollouts (C = 2, P = 1):
 
     rollout 0: right answer, 3 steps of 2 tokens; rollout 1: wrong answer, 2 steps of 2 tokens
     critiques of rollout 0: {1}, {1, 2}  -> intersection vote -> step_wrong (0, 1, 0)
@@ -25,12 +25,12 @@ import torch
 import capo_kernels as ck
 
 Member = tuple[int, int]
-"""Group and sample: the name of a rollout in its training step."""
+"""Group and sample: the identity of a rollout in its training step."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One problem, as the data has it and as the policy sees it.
+    """One problem of the data, with the policy's prompt.
 
     >>> example = Prompt(id="gsm8k-7", problem="1+1=?", answer="2", solution=None, token_ids=(5, 9, 5))
     """
@@ -38,12 +38,12 @@ class Prompt:
     id: str
     problem: str
     answer: str | tuple[str, ...]
-    """The reference, or several, each of them right."""
+    """The reference answer, or several, each of which is right."""
     solution: str | None
     token_ids: tuple[int, ...]
     """The rendered prompt (chat template and system prompt applied)."""
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Other fields of its row, by name: those that a reward function takes."""
+    """Fields of its row for reward functions, by name."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class StepSpans:
     starts: tuple[bool, ...]
     """[L], True on the first token of each step."""
     texts: tuple[str, ...]
-    """[S], the text of each step, as the critic is shown it."""
+    """[S], the text of each step in the critic's prompt."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ class Rollout:
     sample: int
     """Index of the rollout in its group."""
     version: int
-    """Version of the policy that wrote it; under `rollout.carry` its last token."""
+    """Version of the policy that sampled it; under `rollout.carry` the version that sampled its last token."""
     token_ids: tuple[int, ...]
-    """[L], the response, with its end-of-sequence token if it wrote one."""
+    """[L], the response, with its end-of-sequence token if there is one."""
     logprobs: tuple[float, ...]
     """[L], natural log, under the engine at the sampling temperature."""
     text: str
     finished: bool
-    """False where the length limit cut it."""
+    """False if the length limit cut it."""
     steps: StepSpans
     earlier: tuple[tuple[int, int], ...] = ()
-    """Version and number of tokens of each part that an earlier policy wrote, oldest first (`rollout.carry`)."""
+    """Version and number of tokens of each part that an earlier policy sampled, oldest first (`rollout.carry`)."""
 
     @property
     def versions(self) -> tuple[tuple[int, int], ...]:
@@ -89,7 +89,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Critique:
-    """One answer of the critic, parsed. An abstained critique has no say in the vote.
+    """One parsed answer of the critic. An abstained critique has no vote.
 
     >>> example = Critique(abstained=False, wrong_steps=frozenset({0, 3}), dropped=0)
     """
@@ -97,22 +97,22 @@ class Critique:
     abstained: bool
     wrong_steps: frozenset[int]
     dropped: int
-    """Indices outside [0, S) that the list named."""
+    """Number of listed indices outside [0, S)."""
     text: str = field(default="", compare=False)
     truncated: bool = False
-    """The length limit cut the answer before its list was closed."""
+    """The length limit cut the answer before the end of its list."""
     failed: bool = False
-    """No answer came: the server could not be reached, or the budget was spent."""
+    """There is no answer: the server could not be reached, or the budget was spent."""
     unread: frozenset[int] = frozenset()
-    """Steps without a verdict, where each step has critiques of its own: not asked for, or an abstention."""
+    """Steps without a verdict if each step has its own critiques: not requested, or an abstention."""
 
     def judges(self, step: int) -> bool:
-        """Whether it has a say in the vote on this step."""
+        """Whether it has a vote on this step."""
         return not self.abstained and step not in self.unread
 
     @classmethod
     def absent(cls, truncated: bool = False, failed: bool = False) -> Self:
-        """The abstention in the place of an answer that never came."""
+        """An abstention that stands for a missing answer."""
         return cls(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=truncated, failed=failed)
 
 
@@ -122,39 +122,39 @@ class Sample:
 
     rollout: Rollout
     outcome: float | None
-    """The verdict on the final answer in [0, 1], 1 for a right one; None where its check, or another reward function,
-    timed out (such a rollout is not trained on)."""
+    """The verdict on the final answer in [0, 1], 1 if right; None if its check, or another reward function, timed out
+    (such a rollout is not trained on)."""
     critiques: tuple[Critique, ...]
     step_wrong: tuple[float, ...]
     """[S] in [0, 1], the vote on each step."""
     rewards: tuple[float | None, ...] = ()
-    """In [0, 1], of `reward.fn` and of each function of `reward.also`; None where the check timed out."""
+    """Values in [0, 1] of `reward.fn` and of each function of `reward.also`; None for a time-out."""
 
 
 @dataclass(frozen=True)
 class CreditedSample:
     """A sample with its credit, computed over its whole group.
 
-    Of step credit its tokens' advantages are computed by the loss kernel, from `outcome`, `step_wrong` and `stats`, and
-    `step_advantages` are the same numbers once per step. Token credit has `token_advantages`.
+    With step credit the loss kernel computes token advantages from `outcome`, `step_wrong` and `stats`, and
+    `step_advantages` are the same numbers, one per step. Token credit has `token_advantages`.
     """
 
     sample: Sample
     trained: bool
-    """False: out of the loss and out of its group's statistics (verifier time-out, masked truncation)."""
+    """False: excluded from the loss and from its group's statistics (verifier time-out, masked truncation)."""
     outcome: float
-    """What the outcome weight multiplies: the verdict, plus the weighted values of the other reward functions, with
-    the format bonus and length penalty worked in; 0 where there is no verdict."""
+    """The factor of the outcome weight: the verdict plus the weighted values of the other reward functions, format
+    bonus and length penalty included; 0 without a verdict."""
     step_wrong: tuple[float, ...]
-    """[S] in [0, 1], what the process weight multiplies; zeros with token credit."""
+    """[S] in [0, 1], the factor of the process weight; zeros with token credit."""
     stats: tuple[float, ...]
     """Outcome shift and scale, process shift and scale of its group (`capo_kernels.credit_stats`); zeros with token
     credit."""
     step_advantages: tuple[float, ...]
-    """[S], the advantage of each step's tokens; with token credit that of the largest magnitude, so that all of them
-    are 0 where all of the tokens' are. 0 where not trained."""
+    """[S], the advantage of each step's tokens; with token credit the one of largest magnitude, so that it is 0 only if
+    all are. 0 if not trained."""
     token_advantages: tuple[float, ...] | None = None
-    """[L], of token credit, 0 where not trained; None: step credit."""
+    """[L], advantages of token credit, 0 if not trained; None: step credit."""
 
     @property
     def rollout(self) -> Rollout:
@@ -175,21 +175,21 @@ class Request:
     base: bool = False
     """Answered by the frozen base, without the policy's LoRA adapter."""
     message: str = ""
-    """A critique's prompt as text, for a server with a chat template of its own."""
+    """A critique's prompt as text, for a server with its own chat template."""
     regex: str | None = None
-    """What the whole answer must match (structured output)."""
+    """Pattern of the whole answer (structured output)."""
     stop: tuple[str, ...] = ()
-    """Texts that end the answer, which then has the one that was written."""
+    """Texts that end the answer, which includes the one that occurred."""
     scored: int = 0
-    """Not 0: nothing is written. The answer is the last so many tokens of the prompt, at least one token after its
-    first, with their log-probs at temperature 1."""
+    """If not 0, nothing is sampled: the answer is the last `scored` tokens of the prompt, which has at least one more,
+    with their log-probs at temperature 1."""
 
 
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def unicode_text(text: str) -> str:
-    """The text with U+FFFD for what is none: NUL, and halves of surrogate pairs, which UTF-8 can't hold."""
+    """The text with U+FFFD for NUL and for halves of surrogate pairs, which UTF-8 can't encode."""
     return _NO_TEXT.sub("\ufffd", text)
 
 
@@ -201,15 +201,15 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     text: str
-    """Valid Unicode: `unicode_text` of what the model or the server wrote."""
+    """Valid Unicode: `unicode_text` of the model's or the server's text."""
     finished: bool
     prompt_tokens: int = 0
     answer_tokens: int = 0
-    """Tokens of the answer as a server counts them, which sends no ids."""
+    """Tokens of the answer as counted by a server, which sends no ids."""
     cached_tokens: int = 0
-    """Prompt tokens whose keys and values were there already."""
+    """Prompt tokens whose keys and values were cached."""
     error: str | None = None
-    """Why there is no answer: a server that could not be reached or a spent budget."""
+    """Cause of a missing answer: an unreachable server or a spent budget."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", unicode_text(self.text))
@@ -221,22 +221,22 @@ class Completion:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A packed row: prompts and responses end to end, without padding.
+    """A packed row: concatenated prompts and responses, without padding.
 
     A prompt that several responses share is in the row once. The row is cut into segments: a prompt with its only
-    response, or a prompt and after it each of its responses. The last token of a response predicts nothing and is left
-    out. `rows` picks, out of the N packed positions, the T ones that predict a response token; the last of a prompt is
-    picked once by each response.
+    response, or a prompt followed by each of its responses. The last token of a response predicts nothing and is
+    omitted. `rows` selects from the N packed positions the T that predict a response token; the last position of a
+    prompt is selected once per response.
     """
 
     input_ids: torch.Tensor
     """int64 [N]"""
     position_ids: torch.Tensor
-    """int64 [N], from 0 at each prompt; every response goes on from its prompt"""
+    """int64 [N], 0 at the start of each prompt; every response continues its prompt's positions"""
     lengths: tuple[int, ...]
     """Tokens of each segment, at least 1; their sum is N"""
     prefix: tuple[int | None, ...]
-    """For each segment, the index of the earlier one that its tokens attend to as well, before their own"""
+    """For each segment, the index of the earlier segment that its tokens attend to as well, or None"""
     rows: torch.Tensor
     """int64 [T], indices into N"""
     targets: torch.Tensor
@@ -251,19 +251,19 @@ class PackedBatch(TokenBatch):
     """One micro-batch of training. Every [T] tensor is aligned with `rows` and `targets`."""
 
     weights: torch.Tensor
-    """float32 [T], the share of each token in the loss; 0 where it is not trained"""
+    """float32 [T], the weight of each token in the loss; 0 if it is not trained"""
     cu_seqlens: torch.Tensor
-    """int32 [B + 1], cut the T rows into responses"""
+    """int32 [B + 1], bounds of the responses in the T rows"""
     credit: ck.Credit | None
     """Steps, votes, outcomes and the statistics of whole groups; None with token credit"""
     advantages: torch.Tensor | None
     """float32 [T], token credit; None with step credit"""
     rollout_logprobs: torch.Tensor
-    """float32 [T], the engine's"""
+    """float32 [T], the engine's log-probs"""
     old_logprobs: torch.Tensor | None = None
-    """float32 [T], of the policy before the batch's first update; None: ratio 1"""
+    """float32 [T], log-probs of the policy before the batch's first update; None: ratio 1"""
     ref_logprobs: torch.Tensor | None = None
-    """float32 [T], of the reference; None without a KL term"""
+    """float32 [T], log-probs of the reference; None without a KL term"""
 
 
 def _to(record: Any, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""The statistics of an evaluation: estimates, 95 % intervals, paired tests, agreement. Plain numbers in and out."""
+"""Statistics of evaluations: estimates, 95 % intervals, paired tests, agreement. Plain numbers in and out."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ Interval = tuple[float, float]
 
 
 def mean(values: Sequence[float]) -> float:
-    """NaN without values."""
+    """The mean; NaN without values."""
     return math.fsum(values) / len(values) if values else math.nan
 
 
 def variance(values: Sequence[float]) -> float:
-    """Unbiased; NaN with fewer than two values."""
+    """The unbiased variance; NaN with fewer than two values."""
     center = mean(values)
     return math.fsum((v - center) ** 2 for v in values) / (len(values) - 1) if len(values) > 1 else math.nan
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """Chance that k of n samples, drawn without replacement, hold a right one: unbiased (Chen et al. 2021).
+    """Probability that k of n samples, drawn without replacement, include a right one: unbiased (Chen et al. 2021).
 
     >>> pass_at_k(4, 1, 2)
     0.5
     """
     if not 0 < k <= n:
-        raise ValueError(f"pass@k wants 1 <= k <= n samples, not k = {k} of n = {n}")
+        raise ValueError(f"pass@k needs 1 <= k <= n samples, not k = {k} of n = {n}")
     return 1.0 - math.comb(n - right, k) / math.comb(n, k)
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Interval of the mean of independent values in [0, 1], one a problem; None without values.
+    """Interval of the mean of independent values in [0, 1], one per problem; None without values.
 
     Wilson's, with the effective sample size n p (1 - p) / var that the values' own (population) variance implies
-    (Franco et al. 2019): exactly Wilson's for one yes or no a problem, narrower where several samples of each problem
-    were averaged. Unlike the normal interval and the bootstrap it holds its level near 0 and 1 and for 30 problems.
+    (Franco et al. 2019): exactly Wilson's for one yes or no per problem, narrower if several samples of each problem
+    were averaged. Unlike the normal interval and the bootstrap it keeps its level near 0 and 1 and for 30 problems.
     """
     if not values:
         return None
@@ -61,7 +61,7 @@ def wilson(p: float, n: float) -> Interval:
 
 
 def macro_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
-    """Normal interval of the mean of the groups' means, each group weighing the same; None if one has no variance."""
+    """Normal interval of the mean of the groups' means with equal weights; None if a group has no variance."""
     error = math.sqrt(math.fsum(variance(group) / len(group) for group in groups if group)) / len(groups)
     center = mean([mean(group) for group in groups])
     return None if math.isnan(error) else (max(0.0, center - Z * error), min(1.0, center + Z * error))
@@ -71,16 +71,16 @@ def macro_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
 
 
 def difference_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
-    """Interval of the mean of the groups' mean paired differences (each in [-1, 1]); None without any.
+    """Interval of the mean of the groups' mean paired differences (each in [-1, 1]); None if a group is empty.
 
-    Normal, after one more pseudo-problem a group that is half a tie, a quarter each way: Agresti and Min's (2005)
-    interval for paired yes-or-no outcomes, which a benchmark without a single difference doesn't shrink to a point.
+    Normal, after adding 0.5 to each of the four cells of a group: Agresti and Min's (2005) interval for paired
+    yes-or-no outcomes. It has a positive width even for a benchmark without any difference.
     """
     if not all(groups):
         return None
     centers, errors = [], []
     for differences in groups:
-        n = len(differences) + 2  # 0.5 in each of four cells: right-right, wrong-wrong and the two that differ
+        n = len(differences) + 2  # 0.5 in each of four cells: right-right, wrong-wrong, right-wrong, wrong-right
         center = math.fsum(differences) / n
         spread = (math.fsum(d * d for d in differences) + 1.0) / n - center**2
         centers.append(center)
@@ -90,7 +90,7 @@ def difference_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
 
 
 def mcnemar(better: int, worse: int) -> float:
-    """Exact two-sided p-value of McNemar's test: `better` and `worse` problems out of a fair coin's throws.
+    """Exact two-sided p-value of McNemar's test for `better` and `worse` problems.
 
     >>> mcnemar(1, 7)
     0.0703125
@@ -101,12 +101,12 @@ def mcnemar(better: int, worse: int) -> float:
 
 
 def sign_flip_test(weighted: Sequence[float], seed: int = 0) -> float:
-    """Two-sided p-value of a sum of paired differences, were each one's sign a fair coin's throw.
+    """Two-sided p-value of a sum of paired differences under random signs.
 
-    From 10,000 draws with the seed (counting the observed one, so never 0); all cases where those are fewer.
+    From 10,000 draws with the seed (counting the observed one, so never 0); from all cases if those are fewer.
     """
     values = np.array([v for v in weighted if v != 0.0])
-    observed = abs(values.sum()) * (1 - 1e-9)  # sums in another order differ by a rounding
+    observed = abs(values.sum()) * (1 - 1e-9)  # sums in another order differ by rounding
     if len(values) <= math.log2(DRAWS):
         cases = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1
         return float(np.mean(np.abs((2 * cases - 1) @ values) >= observed))
@@ -119,7 +119,7 @@ def sign_flip_test(weighted: Sequence[float], seed: int = 0) -> float:
 def paired_p(groups: Sequence[Sequence[float]], seed: int = 0) -> float:
     """p-value of the mean of the groups' mean differences: exact McNemar for yes or no in one group, else sign flips.
 
-    For yes or no both are the same test.
+    For yes or no both tests are equal.
     """
     if len(groups) == 1 and set(groups[0]) <= {-1.0, 0.0, 1.0}:
         return mcnemar(groups[0].count(1.0), groups[0].count(-1.0))
@@ -136,8 +136,8 @@ def harmonic_mean(a: float, b: float) -> float:
 def f1_interval(wrong: tuple[int, int], right: tuple[int, int], seed: int = 0) -> Interval:
     """Interval of the harmonic mean of two shares, each (hits, out of).
 
-    Quantiles of 10,000 draws of both shares from their Jeffreys posteriors, widened to hold the estimate: unlike the
-    bootstrap this doesn't take a share of 0 or 1 for certain.
+    Quantiles of 10,000 draws of both shares from their Jeffreys posteriors, widened to include the estimate. Unlike the
+    bootstrap this does not treat a share of 0 or 1 as certain.
     """
     rng = np.random.default_rng(seed)
     a, b = (rng.beta(hits + 0.5, n - hits + 0.5, DRAWS) for hits, n in (wrong, right))
@@ -149,8 +149,8 @@ def f1_interval(wrong: tuple[int, int], right: tuple[int, int], seed: int = 0) -
 def agreement(ratings: Sequence[tuple[int, int]]) -> tuple[float | None, float | None]:
     """Mean pairwise agreement and Fleiss' kappa of yes-or-no ratings, each item (yes, raters).
 
-    Items may have different numbers of raters, at least two; others are left out. None where undefined: without such
-    an item, and kappa where all ratings are the same.
+    Items may have different numbers of raters; items with fewer than two are ignored. None if undefined: without items,
+    and kappa if all ratings are equal.
 
     >>> agreement([(3, 3), (0, 3)]), agreement([(1, 2), (1, 2)])
     ((1.0, 1.0), (0.0, -1.0))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+import capo_fast.runtime.extras  # noqa: F401  before imports whose errors would be less clear
 from capo_fast.command import run_training
 from capo_fast.config import Config, load_config
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def run(config: Config, engine: Engine | None = None) -> dict[str, Any]:
-    """Train as configured; every rank calls it. Returns what `summary.json` holds. Raises CapoError.
+    """Train as configured. Every rank calls this. Returns the contents of `summary.json`. Raises CapoError.
 
-    engine: one to use instead of vLLM.
+    engine: an engine to use instead of vLLM.
     """
-    from capo_fast.build import build  # with torch this takes seconds, in which a signal must find `main` ready
+    from capo_fast.build import build  # imports torch for seconds, during which `main` must handle signals
     from capo_fast.runtime.training import train_on_ranks
 
     return train_on_ranks(config.train.stage_timeout_s, lambda device: build(config, device, engine), config.engine)

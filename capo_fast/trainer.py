@@ -2,8 +2,8 @@
 
     prompts -> rollouts -> (answers verified | critiques) -> votes -> credit -> packed batches -> updates -> engine
 
-Weights go into the engine once per step: the policy for the rollouts, and a frozen critic of its own, where there is
-one, for the critiques.
+Weights are pushed into the engine once per step: the policy's for the rollouts and, if there is a frozen critic with
+its own weights, the critic's for the critiques.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from capo_fast.runlog.log import RunLog
 
 @dataclass
 class Trainer:
-    """One run, on a rank that learns. A checkpoint holds all of its state: that of `learner` and of `log.progress`."""
+    """One run, on a rank that learns. Its whole state is `learner` and `log.progress`, which checkpoints contain."""
 
     problems: Problems
     tokenizer: Any
@@ -34,21 +34,21 @@ class Trainer:
     log: RunLog
 
     def train(self) -> dict[str, Any]:
-        """All steps that are left; returns what `summary.json` holds. Raises Interrupted, with its work saved."""
+        """Run all remaining steps; returns the contents of `summary.json`. Raises Interrupted after saving its work."""
         progress = self.log.progress
         try:
             if progress.step == 0:
                 progress.note(0, self.evaluate())
                 self.save()
-                self.log.wait_saved()  # a step without a checkpoint before it could not be resumed
-                self.log.lap()  # apart from the first step's
+                self.log.wait_saved()  # a step without an earlier checkpoint could not be resumed
+                self.log.lap()  # not part of the first step's times
             for step in range(progress.step + 1, self.log.config.train.steps + 1):
                 with self.log.profile(step):
                     self.step(step)
         except Interrupted:
             self.save()
             self.log.wait_saved()
-            stopped = Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} goes on")
+            stopped = Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} resumes the run")
             self.generator.end(stopped)
             raise stopped from None
         summary = self.finish()
@@ -56,10 +56,10 @@ class Trainer:
         return summary
 
     def step(self, step: int) -> None:
-        """One training step. Nothing changes until the first update: an interrupted step leaves no trace.
+        """One training step. No state changes before the first update, so an interrupted step can be repeated.
 
-        Where engines have ranks of their own (`engine.ranks`), `collect` gives the batch that they sampled beside the
-        step before and has them begin the next one, so that generation and learning overlap.
+        If engines have ranks of their own (`engine.ranks`), `collect` returns the batch that they sampled during the
+        previous step and starts the next one, so that generation and learning overlap.
         """
         progress = self.log.progress
         batch = self.generator.collect(
@@ -76,14 +76,14 @@ class Trainer:
             self.save()
 
     def evaluate(self) -> PassRate | None:
-        """pass@1 of the current policy on the held-out problems; None without any."""
+        """pass@1 of the current policy on the held-out problems; None if there are none."""
         return self.generator.evaluate(self.problems.heldout, self.log.progress.step)
 
     def save(self) -> None:
         progress = self.log.progress
         progress.ahead = self.generator.in_hand(progress.step + 1)
         self.log.save(self.learner)
-        progress.ahead = None  # a run may go on for hours before it saves again
+        progress.ahead = None  # frees it: a run may continue for hours before it saves again
 
     def finish(self) -> dict[str, Any]:
         """Export the policy and write the summary."""

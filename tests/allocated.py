@@ -1,4 +1,4 @@
-"""Bytes that PyTorch's allocator gives out on a CPU, exactly."""
+"""Exact bytes that PyTorch's allocator has allocated on a CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
-    """Most bytes of tensors alive at once during `work`, above those that were there before."""
+    """Peak bytes of tensors during `work`, minus those that existed before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         work()
     events = [each for each in found.profiler.kineto_results.events() if each.name() == "[memory]"]

@@ -17,7 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Files with slow tests first: of two processes none is then left with a long file at the end."""
+    """Run files with slow tests first, so that neither of two processes has a long file left at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -30,6 +30,6 @@ def fork_server():
 
 @pytest.fixture
 def one_rank():
-    """A process group of one, as a run makes it."""
+    """A process group of one, like a run's."""
     with ranks():
         yield

@@ -27,7 +27,7 @@ def _rising(length):
 
 
 def returns_questions(groups):
-    """A generator that is not seen as one."""
+    """A generator that is not recognised as one."""
     return asks_twice(groups)
 
 

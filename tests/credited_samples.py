@@ -1,4 +1,4 @@
-"""Credited samples whose token ids say where they belong."""
+"""Credited samples whose token ids encode their place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def credited(
     trained: bool = True,
     advantage: float = 1.0,
 ):
-    """A sample whose tokens tell where they belong: 1000 * group + 100 * sample + position; a prompt is its group's."""
+    """A sample whose tokens encode their place: 1000 * group + 100 * sample + position; a group shares its prompt."""
     base = 1000 * group + 100 * sample
     starts = tuple(i % 2 == 0 for i in range(response))
     rollout = Rollout(

@@ -1,4 +1,4 @@
-"""A scripted engine that decodes one token of every request per step, and goes on with rollouts that were stopped."""
+"""A scripted engine that decodes one token of every request per step, and continues stopped rollouts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from capo_fast.records import Completion, Request
 
 
 class DecodingEngine(ScriptedEngine):
-    """Has room for all requests, and notes after which of its steps each one came and ended."""
+    """Runs all requests at once, and records the steps at which each was added and ended."""
 
     def __init__(self, write: Callable[[Request], Completion] = answer, **parts) -> None:
         super().__init__(write, **parts)
@@ -41,7 +41,7 @@ class DecodingEngine(ScriptedEngine):
 
 
 def cut(whole: Completion, tokens: int) -> Completion:
-    """What there is of an answer after so many tokens."""
+    """The first tokens of an answer."""
     return replace(whole, finished=False, token_ids=whole.token_ids[:tokens], logprobs=whole.logprobs[:tokens])
 
 
@@ -51,7 +51,7 @@ def carrying_engine() -> DecodingEngine:
 
 
 def answer_from_there(request: Request) -> Completion:
-    """As `answer`; a rollout that goes on ends where its own seed would have ended it. Log-probs name the part."""
+    """Like `answer`; a continued rollout ends where its own seed would have ended it. Log-probs encode the part."""
     if not request.id.startswith("rollout"):
         return answer(request)
     end = request.prompt_ids.index(*tokenizer().encode("\n", add_special_tokens=False)) + 1

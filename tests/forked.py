@@ -1,4 +1,4 @@
-"""Processes forked from one that has imported everything, so that starting one costs nothing."""
+"""Processes forked from one that has imported everything, so that starting one is cheap."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def start_server(*more: str) -> None:
 def run_ranks(
     target: Callable[..., Any], log: Path, *arguments: Any, world: int = 2, per_node: int | None = None
 ) -> tuple[list[int | None], str]:
-    """The statuses of ranks that run `target(*arguments)`, started as torchrun does, and their output in its order.
+    """The statuses of ranks that run `target(*arguments)`, started like by torchrun, and their output in its order.
 
     per_node: ranks of a node; None: all.
     """
@@ -63,7 +63,7 @@ def train(arguments: list[str]) -> None:
 
 
 def end(status: int) -> None:
-    """End as an interpreter does, not as multiprocessing's children do, which skip what libraries have for the end:
+    """Exit like an interpreter, not like multiprocessing's children, which skip the libraries' exit handlers:
     vLLM's would leave its shared memory behind, and the next run fail over it."""
     ctypes.pythonapi.Py_Exit(ctypes.c_int(status))
 
@@ -87,7 +87,7 @@ def _rank(
 
 
 def output_to(log: Path) -> None:
-    """Standard output and errors of this process, and of all libraries in it, go to a file."""
+    """Redirect standard output and error of this process, and of all its libraries, to a file."""
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)

@@ -1,4 +1,4 @@
-"""What ranks of several hosts run.
+"""Targets of ranks on several hosts.
 
 `main` is the command `capo_fast.train` on the scripted engine; amid the rollouts of a step one host comes to a halt.
 Arguments: MARK HOST STEP [settings ...]. The rank on HOST makes the file MARK then, and waits to be killed.
@@ -44,7 +44,7 @@ def main(mark: str, host: str, step: str, *arguments: str) -> None:
 
 
 def read_apart(folder: Path) -> None:
-    """The same of two roles that read what a run is made from."""
+    """The same for two roles that read a run's inputs."""
     os.chdir(folder / f"host-{os.environ['RANK']}")
     config = scripted_config("--data.path", "data.jsonl", "--eval.path", "none", *ROLES)
     try:
@@ -58,7 +58,7 @@ ROLES = ("--engine.ranks", "1", "--loss.is_mode", "truncate", "--rollout.top_p",
 
 
 def start_apart(folder: Path) -> None:
-    """Look at a run's folder and inputs by relative paths, each rank from a folder of its own; print what is wrong."""
+    """Check a run's folder and inputs by relative paths, each rank from a folder of its own; print the error."""
     os.chdir(folder / f"host-{os.environ['RANK']}")
     config = scripted_config("--run.dir", "run", "--data.path", "data.jsonl")
     with ranks():

@@ -1,4 +1,4 @@
-"""A rank that ends as told: `python -m launched_rank RANK:STATUS`; a negative status is a signal, `wait` a signal's."""
+"""A rank with a given exit: `python -m launched_rank RANK:STATUS`; a negative STATUS is a signal; `wait` awaits one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def wait(folder: Path) -> None:
-    """Until SIGTERM; then it saves, which takes a moment."""
+    """Wait for SIGTERM, then save, which takes a moment."""
     saved = folder / f"saved-{os.environ['RANK']}"
 
     def save(number: int, frame: object) -> None:

@@ -1,4 +1,4 @@
-"""A learner on fixed samples, and what several ranks make of it."""
+"""A learner on fixed samples, also on several ranks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STEP = Config(
     train=replace(TRAIN, epochs=2, minibatches=3, micro_tokens=40),
     rollout=RolloutConfig(temperature=1.0),
 )
-"""Of a step of three updates in each of two passes."""
+"""Settings of a step of three updates in each of two passes."""
 
 
 def make_sample(group: int, i: int) -> Sample:
@@ -68,7 +68,7 @@ def all_right(sample: Sample) -> Sample:
 
 
 WITHOUT_GRADIENT = assign_credit([all_right(sample.sample) for sample in SAMPLES], Config())
-"""The same with answers that are all right, and so without any advantage."""
+"""The same samples with all answers right, and so without any advantage."""
 PARTLY_LIVE = [*SAMPLES[:8], *WITHOUT_GRADIENT[8:]]
 """Two groups with a gradient and one without."""
 
@@ -81,7 +81,7 @@ def make_learner(config: Config) -> Learner:
 
 
 def with_plain_gradient_steps(learner: Learner) -> Learner:
-    """Adam divides by the gradient's size, which makes rounding noise of entries near 0 as large as a step."""
+    """Adam divides by the gradient's size, so rounding noise of entries near 0 becomes as large as a step."""
     trainable = [parameter for parameter in learner.policy.parameters() if parameter.requires_grad]
     learner.optimizer = torch.optim.SGD(trainable, lr=0.02)
     return learner
@@ -94,7 +94,7 @@ def train(learner: Learner, config: Config) -> dict[str, float]:
 
 
 def share_of(samples: Sequence[CreditedSample]) -> Share:
-    """As ranks have samples of which each has made every other group."""
+    """This rank's share, as if each rank had sampled every `world`-th group."""
     rank, world = dist.get_rank(), dist.get_world_size()
     mine = [each for each in samples if each.rollout.group % world == rank]
     return replace(Share.of(samples), columns=Columns.of(mine))

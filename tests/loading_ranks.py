@@ -1,4 +1,4 @@
-"""What several ranks make of loading: whole weights, the memory it took, and errors that one rank alone could find."""
+"""Loading on several ranks: whole weights, peak memory, and errors that only one rank can find."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def whole_weights(path: str, config: Config) -> dict[str, torch.Tensor]:
 
 
 def resident(key: str) -> int:
-    """Bytes of this process: VmRSS now, or VmHWM, the most since `peak_of` began."""
+    """Bytes of this process: VmRSS now, or VmHWM, the peak since `peak_of` started."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def peak_of(path: str) -> int:
-    """Bytes that loading takes at most."""
+    """Peak memory of loading, bytes."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")

@@ -17,13 +17,13 @@ def copied(folder: Path) -> Path:
 
 
 def configured(folder: Path, **entries) -> None:
-    """Entries of config.json; None removes one."""
+    """Set entries of config.json; None removes one."""
     found = json.loads((folder / "config.json").read_text()) | entries
     (folder / "config.json").write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
 
 
 def reweighted(folder: Path, change) -> None:
-    """`change` takes the tensors by name, and returns others or changes them in place."""
+    """`change` gets the tensors by name, and returns new ones or changes them in place."""
     weights = load_file(folder / SINGLE)
     save_file(change(weights) or weights, folder / SINGLE, {"format": "pt"})
 
@@ -37,7 +37,7 @@ def without(*names: str):
 
 
 def sharded(folder: Path) -> None:
-    """The weights in two files with an index."""
+    """Split the weights into two files with an index."""
     weights = load_file(folder / SINGLE)
     names = sorted(weights)
     parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in (0, 1)}
@@ -49,7 +49,7 @@ def sharded(folder: Path) -> None:
 
 
 def with_tokens(folder: Path, last: int, special: bool = True) -> None:
-    """Added tokens up to the id `last`."""
+    """Add tokens up to the id `last`."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     first = max(token["id"] for token in tokenizer["added_tokens"]) + 1
     first = max(first, *(id_ + 1 for id_ in tokenizer["model"]["vocab"].values()))

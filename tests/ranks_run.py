@@ -1,6 +1,6 @@
-"""The command `capo_fast.train` on the scripted engine, as one of several ranks that can be told what befalls it.
+"""The command `capo_fast.train` on the scripted engine, as one of several ranks, with a fault injected into one.
 
-An order is FATE:RANK: `error`, `bug`, `kill` or `hang` befalls RANK amid its first rollouts, `none` befalls nobody.
+An order is FAULT:RANK: `error`, `bug`, `kill` or `hang` of RANK during its first rollouts, or `none`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from capo_fast.runtime.failures import Deadline
 from capo_fast.runtime.ranks import gather, ranks
 
 
-class FatedEngine(ScriptedEngine):
-    def __init__(self, fate: str) -> None:
+class FaultyEngine(ScriptedEngine):
+    def __init__(self, fault: str) -> None:
         super().__init__(answer, score_with(MODEL))
-        self.fate, self.steps = fate, 0
+        self.fault, self.steps = fault, 0
 
     def step(self):
         self.steps += 1
         if self.steps == 6:
-            befall(self.fate)
+            inject(self.fault)
         return super().step()
 
 
-def befall(fate: str) -> None:
-    match fate:
+def inject(fault: str) -> None:
+    match fault:
         case "error":
             raise EngineError("the engine ran out of something")
         case "bug":
@@ -46,21 +46,21 @@ def befall(fate: str) -> None:
 
 
 def hang() -> None:
-    """A stage that rank 1 never ends, while rank 0 waits in a collective; its own deadline is far."""
+    """A stage that rank 1 never ends, while rank 0 waits in a collective with a distant deadline."""
     threading.Thread(target=time.sleep, args=(600,), name="idle", daemon=True).start()
     with ranks():
         rank = dist.get_rank()
         deadline = Deadline(0.5 if rank == 1 else 600.0)
-        gather([])  # both are here
+        gather([])  # both have started
         deadline.start("rollout")
         if rank == 1:
-            befall("hang")
+            inject("hang")
         gather([])
 
 
 def main(order: str, *arguments: str) -> None:
-    fate, _, rank = order.partition(":")
-    engine = FatedEngine(fate if os.environ["RANK"] == rank else "none")
+    fault, _, rank = order.partition(":")
+    engine = FaultyEngine(fault if os.environ["RANK"] == rank else "none")
     original = train.run
     train.run = lambda config: original(config, engine)
     sys.exit(train.main(small_arguments(*arguments)))

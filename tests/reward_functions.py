@@ -13,17 +13,17 @@ def digit_share(response: str, reference: str) -> float:
 
 
 def tiny_answer(response: str, answer: str) -> bool:
-    """What the default reward says of a solution of the tiny world, without the seconds that its libraries take."""
+    """The default reward of a solution of the tiny world, without its slow imports."""
     return response.rpartition("A:")[2].strip() == answer
 
 
 def by_level(response: str, answer: str, *, level: float, truncated: bool) -> float:
-    """The row's own number, where the length limit left the response whole."""
+    """The row's own number, if the length limit did not cut the response."""
     return 0.0 if truncated else level
 
 
 def lengths(responses: list[str], answers: list[str]) -> list[float]:
-    """Which share of its call's responses each is at least as long as."""
+    """For each response the share of its call's responses that are not longer."""
     return [sum(len(other) <= len(each) for other in responses) / len(responses) for each in responses]
 
 

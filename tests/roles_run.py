@@ -1,7 +1,7 @@
-"""The command `capo_fast.train` on two ranks, one of which only holds the scripted engine, and what it was asked when.
+"""The command `capo_fast.train` on two ranks, one of which only holds the scripted engine, with a log of its requests.
 
-Arguments: NOTES [--die PLACE:N[:SIGNAL] | --fail PLACE:N] [settings ...]: as of scripted_run.py, but the order befalls
-the rank with the engine. NOTES gets a line for each step whose rollouts the engine is asked for.
+Arguments: NOTES [--die PLACE:N[:SIGNAL] | --fail PLACE:N] [settings ...]: see scripted_run.py, but the order applies to
+the rank with the engine. NOTES gets a line for each step whose rollouts are requested from the engine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from scripted_run import Doom, DoomedEngine
+from scripted_run import SignalAt, TriggeredEngine
 from scripted_world import small_arguments
 
 import capo_fast.train as train
@@ -21,8 +21,8 @@ from capo_fast.engine.checksum import checksum
 SETTINGS = ["--engine.ranks", "1", "--loss.is_mode", "truncate", "--rollout.top_p", "1"]
 
 
-class Failure(Doom):
-    """Raises an error of the engine in place of a signal."""
+class Failure(SignalAt):
+    """Raises an EngineError instead of sending a signal."""
 
     def reached(self, place: str) -> None:
         self.left -= place == self.place
@@ -30,11 +30,11 @@ class Failure(Doom):
             raise EngineError("the engine ran out of something")
 
 
-class NotedEngine(DoomedEngine):
-    """Writes to a file which weights it holds when it is first asked for a step's rollouts."""
+class NotedEngine(TriggeredEngine):
+    """Writes the checksum of its weights to a file at the first rollout request of each step."""
 
-    def __init__(self, doom: Doom, notes: Path) -> None:
-        super().__init__(doom)
+    def __init__(self, trigger: SignalAt, notes: Path) -> None:
+        super().__init__(trigger)
         self._notes, self._steps = notes, set[str]()
 
     def add(self, request):
@@ -49,9 +49,9 @@ class NotedEngine(DoomedEngine):
 
 
 def main(notes: Path, arguments: list[str]) -> None:
-    doom = Doom("")
-    if arguments[0] in (kinds := {"--die": Doom, "--fail": Failure}):
-        doom, arguments = kinds[arguments[0]](arguments[1] if os.environ["RANK"] == "1" else ""), arguments[2:]
+    trigger = SignalAt("")
+    if arguments[0] in (kinds := {"--die": SignalAt, "--fail": Failure}):
+        trigger, arguments = kinds[arguments[0]](arguments[1] if os.environ["RANK"] == "1" else ""), arguments[2:]
     original = train.run
-    train.run = lambda config: original(config, NotedEngine(doom, notes))
+    train.run = lambda config: original(config, NotedEngine(trigger, notes))
     sys.exit(train.main(small_arguments(*SETTINGS, *arguments)))

@@ -1,8 +1,7 @@
-"""A stand-in for vLLM's server as a process of its own: `python scripted_child.py PORT FATE FOLDER`.
+"""A stub of vLLM's server as a process of its own: `python scripted_child.py PORT FATE FOLDER`.
 
-It has a worker with a session of its own, files of shared memory and a semaphore, and writes into FOLDER what it is
-asked. FATE is `serve`; `mute` answers nothing; `fail` ends with vLLM's lines; `kill:N` and `exit:N` end it at the N-th
-critique.
+It has a worker in its own session, files of shared memory and a semaphore, and writes its requests into FOLDER. FATE
+is `serve`; `mute` answers nothing; `fail` exits with vLLM's lines; `kill:N` and `exit:N` end it at the N-th critique.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ def scripted(fate: str, folder: Path, model: str, config: object, gpus: int, por
 
 
 def command(fate: str, folder: Path):
-    """A `Command` of the server."""
+    """The server's `Command`."""
     folder.mkdir(parents=True, exist_ok=True)
     return partial(scripted, fate, folder)
 
 
 def hold(fate: str, folder: Path) -> None:
-    """A trainer that has started a server and is killed then."""
+    """A trainer that starts a server and is then killed."""
     from capo_fast.config.critic import ServerConfig
     from capo_fast.engine.server_process import running_server
 
@@ -47,7 +46,7 @@ def hold(fate: str, folder: Path) -> None:
 
 
 def ask_on_a_rank(folder: Path) -> None:
-    """A rank's part of a job whose ranks share a node: the server is there, answers and wakes up for each of them."""
+    """One rank of a job whose ranks share a node: the server answers and wakes up for each of them."""
     import torch.distributed as dist
 
     from capo_fast.config.critic import EndpointConfig, ServerConfig
@@ -69,12 +68,12 @@ def ask_on_a_rank(folder: Path) -> None:
 
 
 def processes(folder: Path) -> list[int]:
-    """The server's and its worker's, of one that answers."""
+    """Processes of a running server and of its worker."""
     return [int(line) for line in (folder / "pids").read_text().split()]
 
 
 def is_there(pid: int) -> bool:
-    """Whether the process runs; one that has ended and is not waited for does not."""
+    """Whether the process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -82,7 +81,7 @@ def is_there(pid: int) -> bool:
 
 
 def all_end(pids: list[int], files: Sequence[Path] = (), seconds: float = 15.0) -> bool:
-    """Whether these processes and files are gone in time."""
+    """Whether these processes have exited and these files are deleted in time."""
     deadline = time.monotonic() + seconds
     while (left := any(map(is_there, pids)) or any(map(Path.exists, files))) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -90,7 +89,7 @@ def all_end(pids: list[int], files: Sequence[Path] = (), seconds: float = 15.0) 
 
 
 def has_ended(child: Path) -> bool:
-    """All of it: processes, and what they leave in memory."""
+    """Whether all processes have exited and their shared memory is deleted."""
     return all_end(processes(child), shared_by(child))
 
 

@@ -14,7 +14,7 @@ from capo_fast.records import Completion, Request
 
 
 class ScriptedEngine:
-    """Answers each request with `answer(request)`, one a step, in the order they came.
+    """Answers each request with `answer(request)`, one per step, in the order they came.
 
     `scorer(weights, sequence)` gives the log-probs of `score`; tests that need the canary pass a real model there, and
     tests with an adapter the `weights` of its base.

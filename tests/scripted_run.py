@@ -1,4 +1,4 @@
-"""The command `capo_fast.train` on the scripted engine, in a process of its own that can be told where to die.
+"""The command `capo_fast.train` on the scripted engine, in a process of its own that can be killed at a given place.
 
 Arguments: [--die PLACE:N[:SIGNAL]] [settings ...]
 
@@ -22,8 +22,8 @@ import capo_fast.train as train
 from capo_fast.runlog.log import RunLog
 
 
-class Doom:
-    """Kills this process, or has it interrupted, the N-th time that `place` is reached."""
+class SignalAt:
+    """Sends this process a signal, SIGKILL by default, the N-th time that `place` is reached."""
 
     def __init__(self, order: str) -> None:
         self.place, _, rest = order.partition(":")
@@ -37,20 +37,20 @@ class Doom:
                 os.kill(os.getpid(), self.signal)
 
 
-class DoomedEngine(ScriptedEngine):
-    def __init__(self, doom: Doom) -> None:
+class TriggeredEngine(ScriptedEngine):
+    def __init__(self, trigger: SignalAt) -> None:
         super().__init__(answer, score_with(MODEL))
-        self.doom = doom
+        self.trigger = trigger
 
     def step(self):
         completions = super().step()
         for completion in completions:
-            self.doom.reached(completion.id.partition("-")[0])
+            self.trigger.reached(completion.id.partition("-")[0])
         return completions
 
     def load(self, weights):
         super().load(weights)
-        self.doom.reached("load")
+        self.trigger.reached("load")
 
 
 def child(arguments: list[str], log: Path, largest_file: int | None) -> None:
@@ -61,28 +61,28 @@ def child(arguments: list[str], log: Path, largest_file: int | None) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    doom = Doom("")
+    trigger = SignalAt("")
     if arguments[0] == "--die":
-        doom, arguments = Doom(arguments[1]), arguments[2:]
+        trigger, arguments = SignalAt(arguments[1]), arguments[2:]
     publish, save, record = os.replace, RunLog.save, RunLog.record
 
-    def doomed_publish(source, target):
+    def triggered_publish(source, target):
         if "step_" in str(target):
-            doom.reached("publish")
+            trigger.reached("publish")
         publish(source, target)
         if "step_" in str(target):
-            doom.reached("published")
+            trigger.reached("published")
 
-    def doomed_save(self, learner):
-        doom.reached("recorded")
+    def triggered_save(self, learner):
+        trigger.reached("recorded")
         save(self, learner)
 
-    def doomed_record(self, *rest):
-        doom.reached("learn")
+    def triggered_record(self, *rest):
+        trigger.reached("learn")
         record(self, *rest)
 
-    checkpoint.os.replace = doomed_publish
-    RunLog.save, RunLog.record = doomed_save, doomed_record
+    checkpoint.os.replace = triggered_publish
+    RunLog.save, RunLog.record = triggered_save, triggered_record
     original = train.run
-    train.run = lambda config: original(config, DoomedEngine(doom))
+    train.run = lambda config: original(config, TriggeredEngine(trigger))
     sys.exit(train.main(small_arguments(*arguments)))

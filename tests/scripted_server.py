@@ -50,7 +50,7 @@ class Scripted(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address):
-        """A client that went away is part of the tests."""
+        """Ignores clients that disconnected, which tests do."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -118,7 +118,7 @@ def ask_until_it_breaks(critic, count, match):
 
 
 def in_turn(*replies):
-    """A script: these replies one after the other, the last one again and again."""
+    """A script: these replies in order, then the last one repeatedly."""
     left = list(replies)
     return lambda body: left.pop(0) if len(left) > 1 else left[0]
 

@@ -1,4 +1,4 @@
-"""The tiny world without vLLM: a scripted engine that writes solutions and critiques from each request's seed alone.
+"""The tiny world without vLLM: a scripted engine whose solutions and critiques depend on each request's seed alone.
 
 Its answers don't depend on the weights, but its `score` does (through transformers), so the canary is the real one.
 """
@@ -30,7 +30,7 @@ SMALL = {
 
 
 def small_arguments(*arguments: str) -> list[str]:
-    """The flags of a quick run, with others (`--key value` pairs) in place of or beside them."""
+    """The flags of a quick run, with others (`--key value` pairs) that replace or extend them."""
     pairs = SMALL | dict(zip(arguments[::2], arguments[1::2], strict=True))
     return [word for pair in pairs.items() for word in pair]
 
@@ -62,13 +62,13 @@ def answer(request: Request) -> Completion:
 
 
 def shown(request: Request) -> tuple[str, list[str]]:
-    """The question, and of a critique the steps that it is shown."""
+    """The question, and for a critique the steps in its prompt."""
     question, _, solution = tokenizer().decode(request.prompt_ids).strip().partition("\n")
     return question, [piece.split(">")[-1] for piece in solution.split("</step_")[:-1]]
 
 
 def answer_steps(request: Request) -> Completion:
-    """As `answer`; a critique is the true one of the last step that it is shown, and takes all tokens that it may."""
+    """Like `answer`; a critique is the true one of the last step in its prompt, and uses all its tokens."""
     question, steps = shown(request)
     if not steps:
         return answer(request)
@@ -76,7 +76,7 @@ def answer_steps(request: Request) -> Completion:
 
 
 def score_with(model_path: str):
-    """Log-probs under whatever weights the engine was last given."""
+    """Log-probs under the engine's current weights."""
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_path), dtype=torch.float32).eval()
 
     @torch.no_grad()

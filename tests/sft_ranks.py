@@ -1,4 +1,4 @@
-"""Fine-tuning on a few conversations: its settings, a learner, and what several ranks make of one update."""
+"""Fine-tuning on a few conversations: its settings, a learner, and one update on several ranks."""
 
 from __future__ import annotations
 

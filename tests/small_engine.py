@@ -1,4 +1,4 @@
-"""Settings of a small real engine, and what its answers are compared with."""
+"""Settings of a small real engine, and reference values of its answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CONFIG = EngineConfig(dtype="float32", max_model_len=256, kv_cache_gb=0.25, enfo
 
 @torch.no_grad()
 def logits_of(model, request, completion):
-    """[L, V], the logits that each response token was drawn from."""
+    """[L, V], the logits from which each response token was drawn."""
     ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
     return model(ids).logits[0, len(request.prompt_ids) - 1 : -1]
 

@@ -1,4 +1,4 @@
-"""Tokenizers made here: of bytes (as Qwen's and Llama 3's), and of characters with byte fallback (as Llama 2's)."""
+"""Small tokenizers: of bytes (like Qwen's and Llama 3's), and of characters with byte fallback (like Llama 2's)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHAT = (
 
 
 def byte_tokenizer(template: str | None = CHAT, special: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """One token a byte."""
+    """One token per byte."""
     vocabulary = {char: index for index, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -21,7 +21,7 @@ def byte_tokenizer(template: str | None = CHAT, special: tuple[str, ...] = ()) -
 
 
 def piece_tokenizer(template: str | None = CHAT, special: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """One token a character of ASCII, bytes of any other, and a space put first."""
+    """One token per ASCII character, bytes of any other, and a space prepended."""
     pieces = [f"<0x{byte:02X}>" for byte in range(256)] + [chr(code) for code in range(33, 127)] + ["\u2581"]
     vocabulary = {piece: index for index, piece in enumerate(["<unk>", *pieces])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True))

@@ -1,4 +1,4 @@
-"""`capo check`: a line for each thing that a run needs, and exit status 1 at the first that would stop it."""
+"""`capo check`: a line per check, and exit status 1 at the first failure."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_the_embedded_default_could_start(capsys):
 
 @pytest.fixture
 def model(tmp_path) -> Path:
-    """A copy of the embedded model, to be damaged."""
+    """A copy of the embedded model, for damaging."""
     return Path(shutil.copytree(resolve_path("pkg://capo_fast.tiny/model"), tmp_path / "model"))
 
 
-def test_what_would_stop_a_run_ends_the_check(capsys, tmp_path):
+def test_a_failure_ends_the_check(capsys, tmp_path):
     (tmp_path / "template.txt").write_text("nothing in it")
     for arguments, failed in [
         (["--train.steps", "x"], "configuration  train.steps: found 'x', wanted integer >= 0"),
@@ -60,8 +60,8 @@ def test_what_would_stop_a_run_ends_the_check(capsys, tmp_path):
         assert all(line.startswith("ok ") for line in lines[:-1])
 
 
-def test_a_merged_adapter_is_held_to_the_rules_of_a_critic_that_is_swapped_in(capsys, monkeypatch):
-    """After its critiques an engine of its own rank holds the base, and would write the next round's rollouts by it."""
+def test_a_merged_adapter_has_the_rules_of_a_critic_that_is_swapped_in(capsys, monkeypatch):
+    """After the critiques a remote engine has the base, and would sample the next round's rollouts with it."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     words = "--nproc 2 --engine.ranks 1 --loss.is_mode truncate --rollout.top_p 1 --train.dynamic_sampling true"
     arguments = ["check", *words.split(), "--lora.rank", "2", "--policy.dtype", "float32"]
@@ -71,7 +71,7 @@ def test_a_merged_adapter_is_held_to_the_rules_of_a_critic_that_is_swapped_in(ca
     assert "FAILED  configuration  engine.ranks: found 1, wanted 0 with train.dyn" in capsys.readouterr().out
 
 
-def test_the_number_of_ranks_is_taken_as_by_training(capsys):
+def test_the_number_of_ranks_is_read_like_by_training(capsys):
     assert cli.main(["check", "--nproc", "4", "--engine.tensor_parallel", "2"]) == 0
     capsys.readouterr()
     assert cli.main(["check", "--nproc", "3", "--engine.tensor_parallel", "2"]) == 1
@@ -79,7 +79,7 @@ def test_the_number_of_ranks_is_taken_as_by_training(capsys):
     assert capsys.readouterr().out == f"FAILED  configuration  {failed}\n"
 
 
-def test_weights_must_be_there(capsys, model):
+def test_weights_must_exist(capsys, model):
     (model / "model.safetensors").unlink()
     status, lines = checked(capsys, "--model.path", str(model))
     assert (status, lines[-1]) == (
@@ -93,7 +93,7 @@ def test_an_unknown_kind_of_model_is_one_line(capsys, model):
     (model / "config.json").write_text("{}")
     status, lines = checked(capsys, "--model.path", str(model))
     assert status == 1 and lines[-1].endswith(
-        f"model.path: {model}: config.json has no model_type, wanted one as qwen2, qwen3, llama"
+        f"model.path: {model}: config.json has no model_type, wanted one such as qwen2, qwen3, llama"
     )
 
 
@@ -119,8 +119,8 @@ def test_a_frozen_critic_must_have_the_policy_s_architecture(capsys, model):
 SERVED = ["--critic.mode", "server", "--critic.server.max_model_len", "256", "--critic.path"]
 
 
-def test_a_critic_that_the_run_will_serve_is_looked_at_and_not_started(capsys, model, monkeypatch):
-    """Another architecture than the policy's is no reason to refuse it."""
+def test_a_critic_that_the_run_will_serve_is_checked_and_not_started(capsys, model, monkeypatch):
+    """It may have another architecture than the policy's."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
@@ -157,7 +157,7 @@ def test_the_context_of_a_served_critic_is_its_own(capsys, model):
     assert "critic.server.max_model_len" in str(line)
 
 
-def test_a_critic_s_server_is_asked_for_its_models(capsys):
+def test_a_critic_s_server_must_list_its_models(capsys):
     server = Scripted()
     arguments = ["--critic.mode", "endpoint", "--endpoint.url", server.url]
     status, lines = checked(capsys, *arguments)

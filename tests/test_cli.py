@@ -109,8 +109,8 @@ def test_the_status_of_ranks_is_that_of_the_first_to_fail():
     output, error = launched("0:0", "1:2", "0:1", f"1:{-signal.SIGKILL}", f"0:{-signal.SIGBUS}").communicate()
     assert output.splitlines() == ["0", "2", "1", "error 1", "error 1"]
     first, second = error.splitlines()
-    assert first == "capo_fast: error: rank 1 was ended by SIGKILL"
-    assert re.fullmatch(r"capo_fast: error: rank 0 was ended by SIGBUS: /dev/shm has \d+ MiB free, .*", second)
+    assert first == "capo_fast: error: rank 1 was killed by SIGKILL"
+    assert re.fullmatch(r"capo_fast: error: rank 0 was killed by SIGBUS: /dev/shm has \d+ MiB free, .*", second)
 
 
 def test_a_signal_reaches_every_rank_which_saves_before_the_command_ends(tmp_path):
@@ -121,7 +121,7 @@ def test_a_signal_reaches_every_rank_which_saves_before_the_command_ends(tmp_pat
     process.send_signal(signal.SIGTERM)
     output, error = process.communicate()
     assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-0", "saved-1"]
-    assert (output, error) == ("error 130\n", "capo_fast: interrupted: all ranks have ended after SIGTERM\n")
+    assert (output, error) == ("error 130\n", "capo_fast: interrupted: all ranks exited after SIGTERM\n")
 
 
 def test_ranks_that_can_not_be_started_are_one_line():

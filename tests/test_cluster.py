@@ -1,4 +1,4 @@
-"""The recipes of configs/cluster: what they would run, found by running them with stubs in place of all commands."""
+"""The recipes of configs/cluster, run with stubs in place of all commands."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ PLACES = {
 
 
 def script_of(name: str) -> tuple[list[str], dict[str, str]]:
-    """The words that start a recipe's script, and the environment that the recipe itself gives."""
+    """The command of a recipe's script, and the environment that the recipe sets."""
     if name.endswith(".sbatch"):
         return [str(CLUSTER / name), "--data.path", "math_train.jsonl"], {}
     recipe = yaml.safe_load((CLUSTER / name).read_text())
@@ -68,7 +68,7 @@ def script_of(name: str) -> tuple[list[str], dict[str, str]]:
 def run_recipe(
     name: str, folder: Path, stubs: dict[str, str] = STUBS, **environment: str
 ) -> tuple[int, list[list[str]]]:
-    """Its exit status, and the commands that it ran."""
+    """The exit status, and the commands that it ran."""
     for command, text in stubs.items():
         (folder / command).write_text(f"#!/usr/bin/env bash\n{text}")
         (folder / command).chmod(0o755)
@@ -81,7 +81,7 @@ def run_recipe(
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_what_a_recipe_runs(name, tmp_path, monkeypatch):
+def test_the_commands_of_a_recipe(name, tmp_path, monkeypatch):
     status, commands = run_recipe(name, tmp_path)
     assert status == 0
     [check], [torchrun] = ([rest for first, *rest in commands if first == which] for which in ("capo", "torchrun"))
@@ -111,13 +111,13 @@ def test_a_failed_check_starts_nothing(name, tmp_path):
     assert {first for first, *_ in commands} <= {"scontrol", "capo"}
 
 
-def test_a_step_that_is_told_of_its_time_limit_asks_torchrun_once(tmp_path):
+def test_a_step_near_its_time_limit_signals_torchrun_once(tmp_path):
     status, commands = run_recipe("slurm.sbatch", tmp_path, {**STUBS, "torchrun": NOTE + TIME_LIMIT})
     assert status == 0
     assert commands[-2:] == [["saved"], ["scontrol", "requeue", "7"]]
 
 
-def test_the_options_of_sbatch_are_written_as_it_reads_them():
+def test_the_options_of_sbatch_have_its_syntax():
     lines = (CLUSTER / "slurm.sbatch").read_text().splitlines()
     options = [line for line in lines if line.startswith("#SBATCH")]
     assert len(options) > 5 and all(re.fullmatch(r"#SBATCH --[a-z-]+(=\S+)?", line) for line in options)

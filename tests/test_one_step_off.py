@@ -1,4 +1,4 @@
-"""Engines on ranks of their own: which weights write which step's rollouts, and that a resumed run repeats the bits."""
+"""Engines on ranks of their own: the weights that sample each step's rollouts, and bitwise equal resumed runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def two_roles(folder, fate=()):
 
 
 def notes_of(folder):
-    """Which weights the engine held, by the step whose rollouts it was asked for."""
+    """Checksum of the engine's weights by the step of the rollout requests."""
     lines = map(json.loads, folder.with_suffix(".notes").read_text().splitlines())
     return {line["step"]: line["held"] for line in lines}
 
@@ -33,7 +33,7 @@ def unbroken(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_batch_is_written_by_the_version_before_the_one_that_learns_from_it(unbroken):
+def test_a_batch_is_sampled_by_the_version_before_the_one_that_learns_from_it(unbroken):
     assert [line["policy_version"] for line in metrics_of(unbroken)] == [0, 0, 1, 2]
     assert {row["policy_version"] for row in rollouts_of(unbroken, 4)} == {2}
     held = notes_of(unbroken)
@@ -44,7 +44,7 @@ def test_a_batch_is_written_by_the_version_before_the_one_that_learns_from_it(un
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_and_fails_amid_generation_ends_with_the_same_bits(unbroken, tmp_path):
+def test_a_run_that_is_stopped_and_fails_during_generation_ends_with_the_same_bits(unbroken, tmp_path):
     folder = tmp_path / "run"
     statuses, output = two_roles(folder, fate=["--die", "rollout:24:SIGTERM"])  # the engine's rank alone, in batch 2
     assert statuses == [130, 130], output

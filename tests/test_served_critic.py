@@ -1,4 +1,4 @@
-"""A run whose critic is at a server of its own (`critic.mode: server`), on a stand-in for vLLM's."""
+"""A run that starts its critic's server (`critic.mode: server`), with a stub for vLLM's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def judge(tmp_path):
 
 @pytest.fixture
 def served_by(tmp_path, monkeypatch):
-    """From now on servers are children of this fate."""
+    """Makes servers start as scripted children with this fate."""
     start = loaders.start_critic_server
 
     def served_by(fate):
@@ -42,7 +42,7 @@ def served_by(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trains(judge, served_by, tmp_path, monkeypatch):
-    """The command with a critic of its own, served by a child of this fate: its exit status."""
+    """The exit status of the command with its own critic, served by a child with this fate."""
     original = train.run
 
     def trains(fate, *arguments, engine=scripted_engine):
@@ -59,14 +59,14 @@ def critiques_of(folder, step):
         return [critique for line in file for critique in json.loads(line)["critiques"]]
 
 
-def test_a_run_goes_on_after_its_server_has_ended(trains, tmp_path, capsys):
-    """The server is not started again silently: one line names it, and the same command resumes the run."""
+def test_a_run_resumes_after_its_server_was_killed(trains, tmp_path, capsys):
+    """The server is not restarted silently: one line names it, and the same command resumes the run."""
     run = tmp_path / "run"
     assert trains("kill:40", "--train.steps", "2") == 1
     error = capsys.readouterr().err.splitlines()[-1]
     judge, log = tmp_path / "judge", run / "critic-server-0.log"
     assert error == (
-        f"capo_fast: error: critic.path: the server of {judge} was ended by SIGKILL; the end of its log {log}: "
+        f"capo_fast: error: critic.path: the server of {judge} was killed by SIGKILL; the end of its log {log}: "
         "RuntimeError: the last of its lines"
     )
     assert all_end(processes(tmp_path / "child"))
@@ -80,7 +80,7 @@ def test_a_run_goes_on_after_its_server_has_ended(trains, tmp_path, capsys):
 
 
 class SleepingEngine(ScriptedEngine):
-    """On a GPU an engine that sleeps has no memory: whoever asks it then is at fault."""
+    """On a GPU a sleeping engine has no memory: calling it is a bug."""
 
     def __init__(self):
         super().__init__(scored, score_with(MODEL))
@@ -103,20 +103,20 @@ class SleepingEngine(ScriptedEngine):
 
 
 def scored(request):
-    """As `answer`, and log-probs of -1 of what is to be scored."""
+    """Like `answer`, with log-probs of -1 for scored tokens."""
     tokens = request.prompt_ids[-request.scored :] if request.scored else ()
     return Completion(request.id, tokens, (-1.0,) * len(tokens), "", True) if request.scored else answer(request)
 
 
-def test_whoever_asks_the_policys_engine_finds_it_awake(trains, tmp_path):
-    """Rollouts, and an estimator after the critiques, for which it has gone to sleep."""
+def test_the_policys_engine_is_awake_for_all_its_calls(trains, tmp_path):
+    """For rollouts, and for an estimator after the critiques, during which it sleeps."""
     assert trains("serve", "--train.steps", "2", "--credit.process", "critique-ratio", engine=SleepingEngine) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(line["credit/requests"] > 0 for line in lines)
 
 
 def test_a_model_is_scored_at_a_server_of_the_command(judge, served_by, tmp_path):
-    """Its results say so: a server's engine may have another type and context than the one in the process."""
+    """Its results contain that: a server's engine may have another dtype and context than the one in the process."""
     served_by("serve")
     out = tmp_path / "out"
     given = [

@@ -1,4 +1,4 @@
-"""The statistics against brute force, and against what they promise."""
+"""The statistics against brute force, and against their guarantees."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_wilson_is_the_textbooks():
     assert wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
 
 
-def test_one_yes_or_no_a_problem_has_wilsons_interval():
+def test_one_yes_or_no_per_problem_has_wilsons_interval():
     assert mean_interval([1.0] * 3 + [0.0] * 27) == pytest.approx(wilson(0.1, 30))
 
 
@@ -55,7 +55,7 @@ def test_an_interval_holds_its_mean_and_stays_inside(values):
 @pytest.mark.parametrize(
     ("n", "a", "b", "samples"), [(30, 1, 1, 1), (30, 0.3, 3, 16), (40, 2, 2, 4), (500, 0.5, 0.5, 4)]
 )
-def test_intervals_cover_the_truth_as_often_as_they_say(n, a, b, samples):
+def test_intervals_have_their_nominal_coverage(n, a, b, samples):
     rng = np.random.default_rng(0)
     means = rng.binomial(samples, rng.beta(a, b, (1500, n))) / samples
     intervals = [mean_interval(row) for row in means.tolist()]
@@ -88,7 +88,7 @@ def test_macro_groups_weigh_the_same():
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (3, 3), (8, 1), (2, 9)])
-def test_mcnemar_counts_the_coins_throws(better, worse):
+def test_mcnemar_is_the_binomial_test(better, worse):
     throws = list(product((0, 1), repeat=better + worse))
     as_far = [t for t in throws if abs(2 * sum(t) - len(t)) >= abs(better - worse)]
     assert mcnemar(better, worse) == pytest.approx(len(as_far) / len(throws))
@@ -103,14 +103,14 @@ def test_sampled_sign_flips_come_near_the_exact_test():
     assert sign_flip_test([0.3] * 60) == pytest.approx(1e-4, rel=0.01)  # never 0
 
 
-def test_a_true_null_is_rejected_as_often_as_it_says():
+def test_a_true_null_is_rejected_at_the_nominal_rate():
     rng = np.random.default_rng(1)
     p = [sign_flip_test((rng.integers(-3, 4, 12) / 4).tolist()) for _ in range(400)]
     assert 0.01 <= np.mean(np.array(p) <= 0.05) <= 0.08
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
-def test_f1_lies_in_its_interval(wrong, right, data):
+def test_f1_is_inside_its_interval(wrong, right, data):
     hits = data.draw(st.integers(0, wrong)), data.draw(st.integers(0, right))
     low, high = f1_interval((hits[0], wrong), (hits[1], right))
     a, b = hits[0] / wrong, hits[1] / right

@@ -1,4 +1,4 @@
-"""A command whose standard output or error is closed, broken, full or narrow, or that a signal ends; what is shown."""
+"""Commands whose standard output or error is closed, broken, full or narrow, or that a signal ends."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def work():
     {then}
     sys.stdout.flush()
     Path("done").touch()
-sys.exit(run_command(work, goes_on={goes_on}))
+sys.exit(run_command(work, output_optional={output_optional}))
 """
-PIPE = "capo_fast: warning: standard output: Broken pipe; going on without it\n"
-FULL = "capo_fast: warning: standard output: No space left on device; going on without it\n"
+PIPE = "capo_fast: warning: standard output: Broken pipe; continuing without it\n"
+FULL = "capo_fast: warning: standard output: No space left on device; continuing without it\n"
 NO_ROOM = "capo_fast: error: standard output: No space left on device\n"
 
 
-def command(folder, shell, goes_on=True, then="pass"):
+def command(folder, shell, output_optional=True, then="pass"):
     """Status and standard error of a command that prints 99,999 lines, `COMMAND` in `shell`, and whether it got to its
     end."""
-    (folder / "work.py").write_text(WORK.format(goes_on=goes_on, then=then))
+    (folder / "work.py").write_text(WORK.format(output_optional=output_optional, then=then))
     line = "set -o pipefail; " + shell.replace("COMMAND", f"{sys.executable} work.py")
     done = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True)
     return done.returncode, done.stderr, (folder / "done").exists()
@@ -48,17 +48,17 @@ def command(folder, shell, goes_on=True, then="pass"):
         ("PYTHONIOENCODING=ascii COMMAND 9", ""),
     ],
 )
-def test_work_goes_on_without_a_standard_output(tmp_path, shell, says):
+def test_work_continues_without_a_standard_output(tmp_path, shell, says):
     assert command(tmp_path, shell) == (0, says, True)
 
 
-def test_a_command_that_only_prints_ends_as_others_do(tmp_path):
-    assert command(tmp_path, "COMMAND 99999 | head -1", goes_on=False) == (141, "", False)
-    assert command(tmp_path, "COMMAND 9 > /dev/full", goes_on=False) == (1, NO_ROOM, False)
-    assert command(tmp_path, "COMMAND 9 >&-", goes_on=False) == (0, "", True)
+def test_a_command_that_only_prints_ends_with_its_output(tmp_path):
+    assert command(tmp_path, "COMMAND 99999 | head -1", output_optional=False) == (141, "", False)
+    assert command(tmp_path, "COMMAND 9 > /dev/full", output_optional=False) == (1, NO_ROOM, False)
+    assert command(tmp_path, "COMMAND 9 >&-", output_optional=False) == (0, "", True)
 
 
-def test_its_error_is_shown_where_the_output_is_gone(tmp_path):
+def test_an_error_is_printed_without_a_standard_output(tmp_path):
     then = "raise CapoError('no \\x1b[2J such thing')"
     assert command(tmp_path, "COMMAND 99999 | head -1", then=then)[:2] == (
         1,
@@ -75,7 +75,7 @@ def test_a_signal_ends_a_command_in_one_line(tmp_path, signal):
     assert command(tmp_path, "trap '' INT; COMMAND 9", then=then) == (130, line, False)
 
 
-def test_of_ranks_the_first_says_that_all_were_interrupted(monkeypatch, capsys):
+def test_only_rank_0_prints_that_all_were_interrupted(monkeypatch, capsys):
     def interrupt():
         raise KeyboardInterrupt
 

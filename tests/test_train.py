@@ -1,4 +1,4 @@
-"""The loop on the scripted engine: every algorithm, what a run leaves behind, kills, signals, and bad input."""
+"""The loop on the scripted engine: every algorithm, the files of a run, kills, signals, and bad input."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Ended:
 
 def process(folder, *arguments, die=None, largest_file=None):
     """The command in a process of its own."""
-    doom = ["--die", die] if die else []
+    trigger = ["--die", die] if die else []
     log = folder.with_suffix(".log")
     log.unlink(missing_ok=True)
-    command = [*doom, "--run.dir", str(folder), *arguments]
+    command = [*trigger, "--run.dir", str(folder), *arguments]
     child = FORKS.Process(target=scripted_run.child, args=(command, log, largest_file))
     child.start()
     child.join(120)
@@ -77,7 +77,7 @@ def test_the_trace_of_a_step_has_its_operators_and_stages(tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["prefix", "gspo"])
 def test_an_algorithm_with_a_critic_and_one_without(algorithm, tmp_path):
-    """CAPO and GRPO train below; what each algorithm sets, tests/config/test_presets.py has."""
+    """CAPO and GRPO train below; tests/config/test_presets.py has the settings of each algorithm."""
     folder = tmp_path / "run"
     arguments = ["--run.dir", str(folder), "--train.steps", "2", "--algorithm", algorithm]
     summary = run(scripted_config(*arguments), scripted_engine())
@@ -94,7 +94,7 @@ def test_an_algorithm_with_a_critic_and_one_without(algorithm, tmp_path):
     assert not torch.equal(model.state_dict()["model.norm.weight"], shipped["model.norm.weight"])
 
 
-def test_a_run_leaves_its_whole_story(tmp_path):
+def test_the_files_of_a_run(tmp_path):
     folder = tmp_path / "run"
     default = ("--reward.fn", RewardConfig().fn)  # the other runs take a cheap one, which must say the same
     config = scripted_config("--run.dir", str(folder), "--train.steps", "3", "--eval.every", "2", *default)
@@ -210,7 +210,7 @@ def test_a_run_killed_at_every_stage_ends_with_the_same_bits(undisturbed, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_run_killed_while_a_checkpoint_is_written_goes_on_from_the_one_before(undisturbed, tmp_path):
+def test_a_run_killed_while_a_checkpoint_is_written_resumes_from_the_previous_one(undisturbed, tmp_path):
     folder, beside = tmp_path / "run", ("--train.steps", "5", "--checkpoint.asynchronous", "true")
     died = process(folder, *beside, die="publish:3")
     assert died.returncode == -9, died.stderr
@@ -229,7 +229,7 @@ def test_a_signal_saves_the_last_finished_step_and_ends(place, beside, undisturb
     stopped = process(folder, "--train.steps", "5", *words, die=place)
     finished = 1 if place.startswith("critique") else 3
     assert stopped.returncode == 130, stopped.stderr
-    assert f"capo_fast: interrupted: step {finished} is saved; --run.dir {folder} goes on" in stopped.stderr
+    assert f"capo_fast: interrupted: step {finished} is saved; --run.dir {folder} resumes the run" in stopped.stderr
     assert (folder / "checkpoints" / f"step_{finished:06d}").is_dir()
     assert process(folder, "--train.steps", "5", "--checkpoint.every", "0").returncode == 0
     same_run(undisturbed, folder)
@@ -269,7 +269,7 @@ def test_a_run_has_one_writer(undisturbed, capsys):
     with lock(undisturbed):
         assert main(small_arguments("--run.dir", str(undisturbed), "--train.steps", "9")) == 1
         assert main(small_arguments("--run.dir", str(undisturbed), "--resume", "never")) == 1
-    assert capsys.readouterr().err.count(f"error: {undisturbed}: another process is at work on this run") == 2
+    assert capsys.readouterr().err.count(f"error: {undisturbed}: another process is running this run") == 2
     assert len(metrics_of(undisturbed)) == 5
 
 
@@ -307,8 +307,8 @@ def test_bad_input_is_one_clear_line(arguments, line, tmp_path, capsys):
     assert line in error
 
 
-def test_a_full_disk_stops_cleanly_and_keeps_what_was_there(tmp_path):
-    """A file size limit stands in for a full disk: the checkpoint fails half-way, as it would there."""
+def test_a_full_disk_stops_cleanly_and_keeps_earlier_files(tmp_path):
+    """A file size limit emulates a full disk: the checkpoint fails half-way."""
     folder = tmp_path / "run"
     assert process(folder, "--train.steps", "2").returncode == 0
     stopped = process(folder, "--train.steps", "4", largest_file=1_500_000)
@@ -321,8 +321,8 @@ def test_a_full_disk_stops_cleanly_and_keeps_what_was_there(tmp_path):
     assert process(folder, "--train.steps", "4").returncode == 0
 
 
-def test_a_run_keeps_its_date_and_says_what_its_data_are(tmp_path, monkeypatch, capsys):
-    """A template that writes the date, several right answers, a prompt that is too long, a held-out one in training."""
+def test_a_run_keeps_its_date_and_prints_notes_about_its_data(tmp_path, monkeypatch, capsys):
+    """A template that prints the date, several right answers, a prompt that is too long, a held-out one in training."""
     model, data, folder = tmp_path / "model", tmp_path / "data.jsonl", tmp_path / "run"
     shutil.copytree(MODEL, model)
     config = json.loads((model / "tokenizer_config.json").read_text())
@@ -345,7 +345,7 @@ def test_a_run_keeps_its_date_and_says_what_its_data_are(tmp_path, monkeypatch, 
         )
         run(scripted_config(*words, steps), ScriptedEngine(digit, score_with(MODEL)))
         said = capsys.readouterr().out
-        assert "the chat template writes the date 2025-02-03 (data.date), also in a resumed run" in said
+        assert "the chat template prints the date 2025-02-03 (data.date), also in a resumed run" in said
         assert "1 of 7 training problems are dropped: their prompts are too long" in said
         assert "2 of 2 held-out problems are training problems as well" in said
     assert set(asked) == {"03+"}

@@ -16,7 +16,7 @@ from bench.chaos.hosts import Host, two_hosts
 
 
 class ForkedHost:
-    """One of the two, on which torchrun can be started once."""
+    """One of the two hosts, on which torchrun can be started once."""
 
     def __init__(self, host: Host, log: Path) -> None:
         self.host, self.name, self.log = host, host.name, log
@@ -29,16 +29,16 @@ class ForkedHost:
         self._process.start()
 
     def kill(self) -> None:
-        """End the launcher and all that it has started, at once."""
+        """Kill the launcher and all its descendants at once."""
         self.host.kill()
         self._process.join()
 
     def cut(self) -> None:
-        """Take its end of the cable down: nothing more comes from it, and nothing says so."""
+        """Disconnect its end of the cable: no packet and no error comes from it any more."""
         self.host.call(f"ip link set {self.name} down")
 
     def join(self, seconds: float) -> int | None:
-        """The launcher's exit status; None where it has not ended in time."""
+        """The launcher's exit status; None if it has not exited in time."""
         self._process.join(seconds)
         return self._process.exitcode
 
@@ -48,7 +48,7 @@ class ForkedHost:
 
 @contextmanager
 def two_forked_hosts(folder: Path) -> Iterator[tuple[ForkedHost, ForkedHost]]:
-    """`left` and `right`. Raises HostError. At the end nothing is left of them."""
+    """The hosts `left` and `right`, removed at the end. Raises HostError."""
     with two_hosts() as (left, right):
         yield ForkedHost(left, folder / "left.log"), ForkedHost(right, folder / "right.log")
 

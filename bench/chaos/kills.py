@@ -158,7 +158,7 @@ class Chain:
             outcome.faults.append(f"still running after {END_LIMIT_S:g} s")
         done = (run / "summary.json").exists()  # all steps, before the kill: nothing is lost, and there is no line
         if not done and (
-            len(lines) != 1 or f"rank {kill.host} on {host.name} has ended without a word" not in lines[0]
+            len(lines) != 1 or f"rank {kill.host} on {host.name} died without an error message" not in lines[0]
         ):
             outcome.faults.append(f"{len(lines)} lines on {other.name}, wanted one that names rank {kill.host}")
         outcome.faults += [f"{each} is not as without kills" for each in self.reference.unlike_checkpoints(run)]

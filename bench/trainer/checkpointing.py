@@ -84,7 +84,7 @@ class Bench:
     def round(self, mode: str) -> dict[str, Any]:
         """A step, its checkpoint, and the step beside which it may be written."""
         place, self.step = self.places[mode], self.step + 1
-        self.stages.beside = {"checkpoint": place.cpu_seconds}
+        self.stages.background = {"checkpoint": place.cpu_seconds}
         start = time.perf_counter()
         with self.stages("checkpoint"):
             place.save(self.step, self.learner, dict.fromkeys(RUN_SECTIONS))

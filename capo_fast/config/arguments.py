@@ -17,7 +17,7 @@ from capo_fast.errors import ConfigError
 
 
 class Flags(argparse.ArgumentParser):
-    """A parser of a command's own flags, whose errors are one line, raised as ConfigError."""
+    """A parser of a command's own flags. Errors are raised as ConfigError, one line each."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
@@ -33,7 +33,7 @@ def load_config(argv: Sequence[str]) -> Config:
 
 
 def load_sft_config(argv: Sequence[str]) -> SftConfig:
-    """The same of `capo sft`, which has no file of its own."""
+    """`load_config` for `capo sft`, which has no default file."""
     if any(word in ("-h", "--help") for word in argv):
         print(sft_usage())
         sys.exit(0)
@@ -49,7 +49,7 @@ def read_arguments(argv: Sequence[str], kind: Any = Config) -> tuple[list[str], 
         key = flag.removeprefix("--")
         setting = schema_of(kind).find(key) if key != "config" else None
         if not values:
-            raise ConfigError(f"{flag}: wants a value, as {flag} VALUE or {flag}=VALUE")
+            raise ConfigError(f"{flag}: needs a value: {flag} VALUE or {flag}=VALUE")
         if setting is None:
             files += values
         elif key in layer:

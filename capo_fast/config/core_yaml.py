@@ -1,4 +1,4 @@
-"""YAML as version 1.2's core schema reads it (https://yaml.org/spec/1.2.2/#103-core-schema), on PyYAML, which has 1.1.
+"""YAML 1.2 with the core schema (https://yaml.org/spec/1.2.2/#103-core-schema), on PyYAML, which implements 1.1.
 
 010 is 10, 0o10 is 8, 1e-6 is a number; yes, on, 1:30, 1_000 and 2026-11-29 are text
 """
@@ -22,11 +22,11 @@ _SCALARS: list[tuple[str, str, Callable[[str], Any]]] = [
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", float),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", lambda text: float(text.lower().replace(".", ""))),
 ]
-"""Kind, pattern and reader of plain scalars, the first that matches; anything else is text."""
+"""Kind, pattern and reader of plain scalars. The first match counts; anything else is text."""
 
 
 class CoreLoader(yaml.SafeLoader):
-    """Refuses a key given twice, where YAML would let the last one win."""
+    """Refuses a key given twice; PyYAML would use the last one."""
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012  `<<: *base` stays
 
@@ -40,17 +40,17 @@ class CoreLoader(yaml.SafeLoader):
 
 
 class CoreDumper(yaml.SafeDumper):
-    """Quotes text that version 1.1 or the core schema would read as anything else."""
+    """Quotes text that YAML 1.1 or the core schema would not read as text."""
 
 
 def _construct(loader: CoreLoader, node: yaml.ScalarNode) -> Any:
     text = loader.construct_scalar(node)
     kind = node.tag.rpartition(":")[2]
-    with suppress(ValueError):  # as of an integer of 5,000 digits
+    with suppress(ValueError):  # for example an integer of 5,000 digits
         for name, pattern, read in _SCALARS:
             if name == kind and re.fullmatch(pattern, text):
                 return read(text)
-    raise yaml.MarkedYAMLError(problem=f"{reprlib.repr(text)} is no {kind}", problem_mark=node.start_mark)
+    raise yaml.MarkedYAMLError(problem=f"{reprlib.repr(text)} is not a valid {kind}", problem_mark=node.start_mark)
 
 
 for _kind, _pattern, _ in _SCALARS:

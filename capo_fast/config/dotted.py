@@ -7,7 +7,7 @@ from typing import Any
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a nested mapping.
+    """The leaves of a nested mapping, by dotted key.
 
     >>> dotted({"seed": 3, "rollout": {"n": 8, "top_p": 1.0}})
     {'seed': 3, 'rollout.n': 8, 'rollout.top_p': 1.0}

@@ -1,4 +1,4 @@
-"""Rules of what the critic is asked: gates that would do nothing, or change what the votes of all critiques are."""
+"""Rules of the critic's requests: gates that would have no effect, or would change the votes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from capo_fast.config.schema import Config
 
 
 def reads(config: Config) -> Rules:
-    """What a verdict can be of. A command that scores a critic has these rules, too."""
+    """Valid combinations of verdict and judged text. A command that scores a critic has these rules, too."""
     critic, whole = config.critic, config.credit.process == "outcome"
     yield critic.reads == "step" and whole, "critic.reads: found step, wanted solution with credit.process: outcome"
     yield (
@@ -28,15 +28,15 @@ def _ambiguous(config: Config) -> Rules:
     if gate.ambiguous is None:
         return
     found = f"critic.gate.ambiguous: found {gate.ambiguous:g}, wanted none with "
-    yield gate.groups == "all", f"{found}critic.gate.groups: all, which leaves no group out"
+    yield gate.groups == "all", f"{found}critic.gate.groups: all, which reads every group"
     yield (
         when == "mixed-groups",
-        f"{found}credit.when: mixed-groups: the groups that it would add are not mixed, and are not read",
+        f"{found}credit.when: mixed-groups: it would add groups that are not mixed, and these are not read",
     )
     yield (
         (gate.groups, when) == ("any-wrong", "wrong-answers"),
-        f"{found}credit.when: wrong-answers and critic.gate.groups: any-wrong: the groups that it would add have no "
-        "wrong answer",
+        f"{found}credit.when: wrong-answers and critic.gate.groups: any-wrong: it would add groups without a wrong "
+        "answer",
     )
 
 
@@ -47,8 +47,7 @@ def _trust_right(config: Config) -> Rules:
     found = "critic.gate.trust_right: found true, wanted false with "
     yield (
         critic.reads == "solution",
-        f"{found}critic.reads: solution, which judges no step alone; credit.when: wrong-answers leaves right answers "
-        "out",
+        f"{found}critic.reads: solution, which judges no single step; credit.when: wrong-answers skips right answers",
     )
     yield (
         credit.process == "flawed-answers" and credit.fn is None,
@@ -56,10 +55,9 @@ def _trust_right(config: Config) -> Rules:
     )
     yield (
         credit.when in ("right-answers", "wrong-answers"),
-        f"{found}credit.when: {credit.when}: it joins the right and the wrong answers of a group, and one kind is not "
-        "read",
+        f"{found}credit.when: {credit.when}: it combines right and wrong answers of a group, and only one kind is read",
     )
-    yield not critic.judge_once, f"{found}critic.judge_once: false, under which rollouts share no step"
+    yield not critic.judge_once, f"{found}critic.judge_once: false, with which rollouts share no step"
 
 
 def _adaptive(config: Config) -> Rules:
@@ -75,12 +73,12 @@ def _adaptive(config: Config) -> Rules:
 
 
 def _tokens(config: Config) -> Rules:
-    """A group is reckoned at its longest critiques: below that none is read unless many of its rollouts are equal."""
+    """Groups are planned at their longest critiques; below that, only one with many equal rollouts would be read."""
     critic, tokens = config.critic, config.critic.gate.tokens
     least = config.rollout.n * critic.votes * critic.max_tokens
-    of_steps = ", and that for each step of its rollouts" if critic.reads == "step" else ""
+    of_steps = " per step of its rollouts" if critic.reads == "step" else ""
     yield (
         tokens is not None and tokens < least,
         f"critic.gate.tokens: found {tokens}, wanted at least rollout.n * critic.votes * "
-        f"{critic.key_of('max_tokens')} ({least}), what one group can cost{of_steps}",
+        f"{critic.key_of('max_tokens')} ({least}), the largest cost of a group{of_steps}",
     )

@@ -1,6 +1,6 @@
-"""Every setting with its type and bounds, its text, the paper's value and the embedded default's.
+"""The text of `--help` (`usage`) and the tables of the documentation (`markdown`).
 
-`usage` is the text of `--help`, `markdown` the tables of the documentation.
+They list every setting with its type and bounds, its text, the paper's value and the embedded default's.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ usage: capo train [--nproc N] [--config FILE ...] [--section.key VALUE ...]
 
 Trains a policy with CAPO. With no arguments it trains the embedded default, tiny.yaml, on a CPU in minutes.
 
-Settings come in layers, the later one wins key by key:
+Settings come in layers; a later layer overrides earlier ones key by key:
   1. the defaults below, which are the paper's CAPO set-up where the paper states one;
   2. YAML files, in the order given: --config FILE ..., else the packaged tiny.yaml; keys nested by section,
      dotted, or both;
   3. the command line: --section.key VALUE or --section.key=VALUE, names in full.
-The last layer that names an algorithm decides which one it is. The algorithm's own keys, listed here, come in
-just before the other keys of that layer.
+The last layer that names an algorithm selects it. The algorithm's own keys, listed below, are applied just
+before the other keys of that layer.
 Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a packaged file."""
 
 
 SFT_INTRODUCTION = """\
 usage: capo sft [--nproc N] [--config FILE ...] --model.path DIR --data.path FILE [--section.key VALUE ...]
 
-Fine-tunes a model on conversations, with the loss on the assistant's answers alone, or (--task critic) a
+Fine-tunes a model on conversations, with the loss only on the assistant's answers, or (--task critic) a
 critic on solutions whose wrong steps are labelled. Checkpoints, resume, metrics and model/ are those of
 `capo train`. The defaults of batch and learning rate are the paper's for its base models.
 
-Settings come in layers, the later one wins key by key: the defaults, YAML files in the order given, the
-command line. Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a
+Settings come in layers; a later layer overrides earlier ones key by key: the defaults, YAML files in the order
+given, the command line. Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a
 packaged file."""
 
 
 def usage() -> str:
     """The whole help text, at most `WIDTH` columns wide."""
-    lines = [INTRODUCTION, "", "algorithms, and what each sets:", *_algorithms()]
-    lines += ["", "settings, [default] or [default; tiny.yaml: what it sets instead]:"]
-    lines += ["", "  --nproc N  ranks on this machine, started as by torchrun", "  --config FILE ..."]
+    lines = [INTRODUCTION, "", "algorithms and their keys:", *_algorithms()]
+    lines += ["", "settings, [default] or [default; tiny.yaml: value in tiny.yaml]:"]
+    lines += ["", "  --nproc N  ranks on this machine, started like by torchrun", "  --config FILE ..."]
     for section, settings in groupby(SETTINGS.values(), _section):
         lines += ["", section] if section else [""]
         for setting in settings:
@@ -59,7 +59,7 @@ def usage() -> str:
 
 
 def markdown() -> str:
-    """A table of each section's settings, under a heading of the second level."""
+    """A table per section of the settings, under a second-level heading."""
     parts = []
     for section, settings in groupby(SETTINGS.values(), _section):
         table = markdown_table(["Setting", "Type", "Default", "tiny.yaml", ""], [*map(_row, settings)])
@@ -70,7 +70,7 @@ def markdown() -> str:
 def sft_usage() -> str:
     """The help text of `capo sft`."""
     lines = [SFT_INTRODUCTION, "", "settings, [default]:"]
-    lines += ["", "  --nproc N  ranks on this machine, started as by torchrun", "  --config FILE ..."]
+    lines += ["", "  --nproc N  ranks on this machine, started like by torchrun", "  --config FILE ..."]
     for section, settings in _sft_sections():
         lines += ["", section] if section else [""]
         for setting, value in settings:
@@ -79,7 +79,7 @@ def sft_usage() -> str:
 
 
 def sft_markdown() -> str:
-    """Its tables, as `markdown`."""
+    """The tables of `capo sft`, like `markdown`."""
     parts = []
     for section, settings in _sft_sections():
         rows = [[f"`{each.key}`", _kinds(each), f"`{value}`", _cell(each)] for each, value in settings]

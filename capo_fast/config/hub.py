@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub where the hub can't be reached: its client would try each file for half a minute."""
+"""Reads the Hugging Face cache if the hub can't be reached; its client would try each file for half a minute."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CONNECT_S = 5.0
 
 
 def hub_id(name: str, key: str) -> str:
-    """The same id. Where the hub can't be reached, its client reads its cache alone from now on.
+    """The same id. If the hub can't be reached, its client reads only its cache from now on.
 
-    key: the setting that names it. Raises ConfigError where the cache doesn't have the model either.
+    key: the setting that names it. Raises ConfigError if the cache does not have the model either.
     """
     from huggingface_hub import try_to_load_from_cache  # takes a second; a local folder needs none of it
 
@@ -32,16 +32,15 @@ def hub_id(name: str, key: str) -> str:
 
 @cache
 def _warn(text: str) -> None:
-    """Once per run: a name is resolved several times, and on every rank."""
+    """Print a warning once per run: a name is resolved several times, and on every rank."""
     if os.environ.get("RANK", "0") == "0":
         print_line("warning", text)
 
 
 @cache
 def reach_hub() -> str | None:
-    """Why the hub can't be reached, and then its client reads its cache alone; None where it can, or where a proxy or
-    HF_HUB_OFFLINE decides that.
-    """
+    """The cause if the hub can't be reached; its client then reads only its cache. None if it can be reached, or if a
+    proxy or HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants, get_session, set_client_factory
 
     if constants.is_offline_mode() or {"https", "all"} & getproxies_environment().keys():
@@ -56,7 +55,7 @@ def reach_hub() -> str | None:
 
 
 def _refuse(request: object) -> NoReturn:
-    """As the client's own hook does under HF_HUB_OFFLINE, which is read when the package is imported."""
+    """Raises like the client's own hook for HF_HUB_OFFLINE, which is read only when the package is imported."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     raise OfflineModeIsEnabled("the hub can't be reached")

@@ -1,4 +1,4 @@
-"""Rules of what the learner reads: the adapter, credit, the loss, updates. `config/rules.py` says when each holds."""
+"""Rules of the learner's settings: the adapter, credit, the loss, updates. `config/rules.py` has their conditions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from capo_fast.config.schema import Config
 
 FUNCTION = re.compile(r"\w+(\.\w+)*:\w+")
-"""A function by its module."""
+"""`package.module:function`."""
 Rules = Iterator[tuple[bool, str]]
-"""Pairs (is it broken, what to say then)."""
+"""Pairs (whether the rule is broken, message)."""
 
 
 def lora(config: Config) -> Rules:
@@ -20,21 +20,21 @@ def lora(config: Config) -> Rules:
     yield not all(map(str.strip, targets)), f"lora.targets: found an empty name in {','.join(targets)!r}"
     yield (
         (config.policy.dtype, config.engine.dtype) == ("bfloat16", "float32"),
-        "policy.dtype: found bfloat16 with lora.rank and engine.dtype: float32, wanted float32: else the engine's base "
-        "is not the one that the adapter is trained on",
+        "policy.dtype: found bfloat16 with lora.rank and engine.dtype: float32, wanted float32: otherwise the adapter "
+        "is trained on another base than the engine's",
     )
 
 
 def offload(config: Config) -> Rules:
     yield (
         int(config.policy.gradient_checkpointing) != 1,
-        "policy.offload_activations: found true, wanted false without policy.gradient_checkpointing: true, as a layer "
+        "policy.offload_activations: found true, wanted false without policy.gradient_checkpointing: true: a layer "
         "that is not recomputed keeps far more than its input",
     )
 
 
 def has_process_penalty(config: Config) -> bool:
-    """Whether P is taken off the reward of wrong steps, and the verdict's weight has to be above it."""
+    """Whether P is subtracted from the reward of wrong steps, so that the verdict's weight must exceed it."""
     return config.credit.process in ("steps", "answer-probability", "flawed-answers") or config.credit.fn is not None
 
 
@@ -44,8 +44,8 @@ def process(config: Config) -> Rules:
     yield (
         outcome <= process and not config.credit.allow_process_dominance,
         f"credit.{name}: found P = {process:g} with C = {outcome:g} (credit.outcome_weight), wanted C > P: "
-        "else a right answer by a wrong step no longer beats a wrong answer by sound steps, and the policy learns "
-        "long, easy steps while accuracy falls; credit.allow_process_dominance: true accepts that",
+        "otherwise a right answer with a wrong step does not beat a wrong answer with right steps, and the policy "
+        "learns long, easy steps while accuracy falls; credit.allow_process_dominance: true accepts that",
     )
 
 
@@ -59,28 +59,28 @@ def judgment(config: Config) -> Rules:
     yield (
         found in ("wrong-answers", "right-answers"),
         f"credit.when: found {found} with credit.process: outcome, wanted always or mixed-groups: "
-        f"{'right' if found == 'wrong-answers' else 'wrong'} answers without a judgment would be compared with others "
-        "that have one",
+        f"{'right' if found == 'wrong-answers' else 'wrong'} answers without a judgment would be compared with "
+        "answers that have one",
     )
 
 
 def when(config: Config) -> Rules:
-    """The critic would read what its findings don't count for."""
+    """The critic would read rollouts for which its findings have no effect."""
     process, found = config.credit.process, config.credit.when
     useless = {"prefix": "right-answers", "flawed-answers": "wrong-answers"}
     yield (
         useless.get(process) == found and config.credit.fn is None,
-        f"credit.when: found {found} with credit.process: {process}, wanted another: in these no step counts as wrong",
+        f"credit.when: found {found} with credit.process: {process}, wanted another: no step of these counts as wrong",
     )
 
 
 def process_weight(config: Config) -> Rules:
-    """Of processes that are of no use without P."""
+    """For processes that have no effect without P."""
     credit = config.credit
     yield (
         credit.largest_process_weight == 0,
-        f"credit.process_weight: found 0 with credit.process: {credit.process}, wanted more: else it costs and changes "
-        "nothing",
+        f"credit.process_weight: found 0 with credit.process: {credit.process}, wanted more: 0 has a cost and no "
+        "effect",
     )
 
 
@@ -88,17 +88,17 @@ def schedule(config: Config) -> Rules:
     yield (
         config.credit.norm == "separate",
         f"credit.schedule: found {config.credit.schedule} with credit.norm: separate, wanted constant: process rewards "
-        "are divided by their own std, whatever P",
+        "are divided by their own std, whatever P is",
     )
 
 
 def token_credit(config: Config) -> Rules:
-    """Of built-in estimators that give each token its advantage."""
+    """For built-in estimators of token advantages."""
     process, schedule = config.credit.process, config.credit.schedule
     yield (
         schedule != "constant",
-        f"credit.schedule: found {schedule} with credit.process: {process}, wanted constant: P is no part of it step "
-        "by step",
+        f"credit.schedule: found {schedule} with credit.process: {process}, wanted constant: it does not use P per "
+        "step",
     )
 
 
@@ -112,7 +112,7 @@ def step_values(config: Config) -> Rules:
     for key, found, broken, wanted in others:
         yield (
             broken,
-            f"{key}: found {found} with credit.process: step-values, wanted {wanted}: its values are verdicts alone",
+            f"{key}: found {found} with credit.process: step-values, wanted {wanted}: its values use only verdicts",
         )
 
 
@@ -121,12 +121,12 @@ def bonus(config: Config) -> Rules:
     yield (
         0 < bonus >= gap,
         f"reward.format_bonus: found {bonus:g}, wanted less than {name} = {gap:g}: "
-        "else the format outweighs the answer",
+        "otherwise the format outweighs the answer",
     )
 
 
 def _answer_gap(config: Config) -> tuple[float, str]:
-    """How much more reward a right answer has than a wrong one at least, and by which formula."""
+    """The smallest difference in reward between a right and a wrong answer, and its formula."""
     credit = config.credit
     if has_process_penalty(config):
         return credit.outcome_weight - credit.largest_process_weight, "C - P"
@@ -150,8 +150,8 @@ def importance(config: Config) -> Rules:
     loss = config.loss
     yield (
         config.policy.old == "rollout" and config.has_old_logprobs,
-        f"loss.is_mode: found {loss.is_mode}, wanted none with policy.old: rollout, where the ratio to the engine's "
-        "log-probs is the loss's own ratio already",
+        f"loss.is_mode: found {loss.is_mode}, wanted none with policy.old: rollout, with which the loss's own ratio is "
+        "already the ratio to the engine's log-probs",
     )
     yield (
         loss.is_mode == "mask" and loss.is_high < loss.is_low,
@@ -170,19 +170,18 @@ def engine_logprobs(config: Config) -> Rules:
         yield (
             found != off,
             f"rollout.{key}: found {found:g}, wanted {off} with {reader}: the engine's log-probs are normalised over "
-            "the tokens that sampling keeps, the trainer's over all, and their ratio would compare the two",
+            "the tokens that sampling keeps, the trainer's over all, so their ratio would be wrong",
         )
 
 
 def carry(config: Config) -> Rules:
-    """`rollout.carry`. A token of an earlier policy with the ratio 1 would bias the gradient, and nothing would show
-    it."""
+    """Rules of `rollout.carry`. Tokens of an earlier policy with ratio 1 would bias the gradient silently."""
     rollout, minibatches = config.rollout, config.train.minibatches
     smallest = rollout.prompts - rollout.may_stay_open
     yield (
         config.engine.ranks > 0 and rollout.max_staleness < 2,
-        f"rollout.max_staleness: found {rollout.max_staleness}, wanted at least 2 with engine.ranks, where a rollout "
-        "that goes on is two versions old in the step that trains on it",
+        f"rollout.max_staleness: found {rollout.max_staleness}, wanted at least 2 with engine.ranks, where a "
+        "carried rollout is two versions old in the step that trains on it",
     )
     yield (
         smallest > rollout.prompts,
@@ -196,7 +195,7 @@ def carry(config: Config) -> Rules:
     yield (
         not reads_engine_logprobs(config),
         "rollout.carry: found true, wanted loss.is_mode: truncate or mask, or policy.old: rollout with several updates "
-        "per step: else tokens of earlier policies would be trained on as if the current one had written them",
+        "per step: otherwise tokens of earlier policies would be trained on as if the current one had sampled them",
     )
 
 
@@ -226,11 +225,11 @@ def one_step_off(config: Config) -> Rules:
     yield (
         not reads_engine_logprobs(config),
         f"{found}, or loss.is_mode: truncate or mask, or policy.old: rollout with several updates per step: rollouts "
-        "are written by weights one version old, and would be trained on as if the current ones had written them",
+        "are sampled by weights one version old, and would be trained on as if the current ones had sampled them",
     )
     yield (
         config.train.dynamic_sampling and config.swaps,
-        f"{found} with train.dynamic_sampling and a frozen critic that takes the policy's place (without LoRA, or with "
-        "engine.merge_lora): after its critiques a further round of rollouts wants weights back that the learner has "
-        "changed since",
+        f"{found} with train.dynamic_sampling and a frozen critic that replaces the policy's weights (without LoRA, or "
+        "with engine.merge_lora): a further round of rollouts after its critiques would need weights that the learner "
+        "has changed since",
     )

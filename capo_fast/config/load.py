@@ -1,7 +1,8 @@
-"""Layers of settings, from files and command lines, to a `Config`.
+"""Builds a `Config` from layers of settings: files and command lines.
 
-The later layer wins key by key: the defaults, each YAML file, the command line. The last layer that names an algorithm
-decides which one it is, and the algorithm's own keys (configs/algorithms/NAME.yaml) come in just before that layer's.
+A later layer overrides earlier ones key by key: the defaults, each YAML file, the command line. The last layer that
+names an algorithm selects it, and the algorithm's own keys (configs/algorithms/NAME.yaml) are applied just before that
+layer's.
 
     defaults < file {algorithm: dapo, train.lr: 1e-6} < --seed 3                      DAPO, lr 1e-6, seed 3
     defaults < file {algorithm: dapo, train.lr: 1e-6} < --algorithm grpo --seed 3     GRPO, lr 1e-6, seed 3
@@ -43,8 +44,8 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
 
 
 def with_step_critic(config: Config, given: Mapping[str, Any]) -> Config:
-    """The configuration in which a critic of steps has `critic.step`'s settings for its own. given: those of the last
-    layer by key. Raises ConfigError where one of them would be overwritten."""
+    """The configuration in which `critic.step` replaces the critic's settings under critic.reads: step. given: settings
+    of the last layer by key. Raises ConfigError if one of them would be overwritten."""
     critic = config.critic
     if critic.reads == "solution":
         return config
@@ -52,13 +53,13 @@ def with_step_critic(config: Config, given: Mapping[str, Any]) -> Config:
     for name, value in own.items():
         if (found := given.get(f"critic.{name}", value)) != value:
             raise ConfigError(
-                f"critic.{name}: found {shown(found)} with critic.reads: step, wanted critic.step.{name} in its place"
+                f"critic.{name}: found {shown(found)} with critic.reads: step, wanted critic.step.{name} instead"
             )
     return replace(config, critic=replace(critic, **own))
 
 
 def build_kind(kind: type[Kind], *layers: Mapping[str, Any]) -> Kind:
-    """The defaults of a kind of configuration under the given layers, as they are."""
+    """The defaults of a kind of configuration under exactly the given layers."""
     values = by_key(kind())
     for layer in layers:
         values |= checked_layer(layer, kind)
@@ -66,7 +67,7 @@ def build_kind(kind: type[Kind], *layers: Mapping[str, Any]) -> Kind:
 
 
 def read_algorithm(name: str) -> dict[str, Any]:
-    """The keys that define a named algorithm, as a flat layer without the name itself."""
+    """The keys of a named algorithm, as a flat layer without the name itself."""
     return read_file(f"pkg://capo_fast.configs/algorithms/{name}.yaml")
 
 
@@ -76,7 +77,7 @@ def by_key(config: Any) -> dict[str, Any]:
 
 
 def config_as_dict(config: Any) -> dict[str, Any]:
-    """The configuration as nested dictionaries; pairs are lists, so that YAML and JSON can hold it."""
+    """The configuration as nested dictionaries for YAML and JSON; tuples become lists."""
     nested = TypeAdapter(type(config)).dump_python(config, mode="json")
     for section, _, name in (key.partition(".") for key in getattr(config, "UNUSED", ())):
         del nested[section][name]
@@ -84,12 +85,12 @@ def config_as_dict(config: Any) -> dict[str, Any]:
 
 
 def dump_config(config: Any) -> str:
-    """YAML text that loads back to an equal configuration; ASCII, as PyYAML misreads some of its own Unicode output."""
+    """YAML text that loads back to an equal configuration; ASCII, because PyYAML misreads some of its own Unicode."""
     return yaml.dump(config_as_dict(config), Dumper=CoreDumper, sort_keys=False)
 
 
 def changed_settings(before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
-    """What two starts of one run must not differ in but do: both values by key.
+    """Settings that differ between two starts of one run but must not: both values by key.
 
     >>> changed_settings(build_config({"seed": 1}), build_config({"seed": 2, "train.steps": 9}))
     {'seed': (1, 2)}
@@ -109,7 +110,7 @@ def read_file(name: str | Path, kind: Any = Config) -> dict[str, Any]:
 
 
 def read_run(path: Path) -> Config | SftConfig:
-    """The `config.yaml` of a run of `capo train` or `capo sft`, of which the latter has a task."""
+    """The `config.yaml` of a run of `capo train` or `capo sft`; only the latter has a task."""
     try:
         found = _mapping(path)
         return build_kind(SftConfig, found) if "task" in found else build_config(found)
@@ -118,7 +119,7 @@ def read_run(path: Path) -> Config | SftConfig:
 
 
 def _mapping(path: Path) -> dict[Any, Any]:
-    """Raises ConfigError without the file's name, but where YAML knows the line."""
+    """The mapping in a YAML file. Raises ConfigError without the file's name, with the line if known."""
     try:
         mapping = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=CoreLoader)
     except OSError as error:
@@ -136,7 +137,7 @@ def _mapping(path: Path) -> dict[Any, Any]:
 
 
 def checked_layer(layer: Mapping[Any, Any], kind: Any = Config) -> dict[str, Any]:
-    """A layer with every key dotted and every value checked against the type and the bounds of its setting.
+    """A layer with dotted keys and values checked against the types and bounds of their settings.
 
     >>> checked_layer({"rollout": {"n": "8"}, "train.lr": 1})
     {'rollout.n': 8, 'train.lr': 1.0}
@@ -162,7 +163,7 @@ def _leaves(layer: Mapping[Any, Any], schema: Schema, prefix: str = "") -> Itera
 
 
 def _assemble(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
-    """Of values by the dotted keys inside the class."""
+    """An instance of the class from values by dotted key."""
     fields = {key: value for key, value in values.items() if "." not in key}
     for name, inner in sections_in(cls).items():
         start = f"{name}."

@@ -1,4 +1,4 @@
-"""Where a path of the configuration lies: on disk, or inside an installed package."""
+"""Resolves the paths of the configuration: on disk, or inside an installed package."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ PACKAGED = "pkg://"
 
 
 def expand_home(text: str) -> str:
-    """The path, or hub id, with `~` expanded. Raises ValueError for what would else be a folder of a strange name.
+    """The path, or hub id, with `~` expanded. Raises ValueError for text that is probably not meant as a name.
 
-    A folder named `$HOME` is made by a file of settings, where no shell expands it.
+    For example `$HOME` in a settings file, which no shell expands, would become a folder of that name.
     """
     path = os.path.expanduser(text)
     if path.startswith("~"):
         raise ValueError(f"there is no user {path.split('/')[0][1:]!r}")
     if "\0" in path:
-        raise ValueError("it holds a NUL character")
+        raise ValueError("it contains a NUL character")
     if variable := re.search(r"(?:^|/)(\$\{?\w+\}?)", path):
         raise ValueError(f"{variable[1]} is not expanded here, wanted the folder itself, or ~ for the home folder")
     return path
@@ -40,8 +40,8 @@ def path_argument(text: str) -> Path:
 def resolve_path(text: str) -> Path:
     """The file or folder that `text` names.
 
-    `pkg://package.name/relative/file` is a file shipped in a package, and has to exist; anything else is a path on
-    disk, with `~` expanded, which may be yet to be made.
+    `pkg://package.name/relative/file` is a file shipped in a package, and must exist; anything else is a path on disk,
+    with `~` expanded, which need not exist yet.
     """
     if text.startswith(PACKAGED):
         return _packaged(text)
@@ -52,7 +52,7 @@ def resolve_path(text: str) -> Path:
 
 
 def resolve_model(text: str, key: str = "model.path") -> str:
-    """Folder of a model as transformers wants it; what is no folder and doesn't look like one passes as a hub id.
+    """The folder of a model, or a hub id: text that is not a folder and does not look like a path.
 
     key: the setting that names it. Raises ConfigError.
     """

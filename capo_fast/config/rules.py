@@ -1,8 +1,8 @@
-"""What a configuration must satisfy beyond the types of its values.
+"""Rules of a configuration beyond the types of its values.
 
 A setting refuses a run only if the run uses it. `PARTS` groups bounds and rules by the part of a run that reads the
-settings, with one predicate for each part: `--algorithm grpo` over a file of CAPO's settings is not refused for what
-the file says of a critic.
+settings, with one predicate per part. So `--algorithm grpo` over a file of CAPO's settings is not refused because of
+the file's critic settings.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from capo_fast.config.settings import SETTINGS
 from capo_fast.errors import ConfigError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
-"""Of OpenAI's client, between the tries of a request."""
+"""Pauses of OpenAI's client between the tries of a request, seconds."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a run: whether the run has it, its rules, and the settings whose `WhereUsed` bounds hold for it."""
+    """A part of a run: whether the run has it, its rules, and the settings whose `WhereUsed` bounds apply to it."""
 
     used: Callable[[Config], bool]
     rules: Callable[[Config], Rules] = lambda config: iter(())
@@ -34,12 +34,12 @@ class Part:
 
 
 def validate(config: Config) -> Config:
-    """The same configuration, or a `ConfigError` about the first rule that it breaks."""
+    """Returns the configuration, or raises a `ConfigError` about the first broken rule."""
     return check_parts(config, [part for part in PARTS.values() if part.used(config)])
 
 
 def validate_sampling(config: Config, longest: str) -> Config:
-    """The same for a command that only samples; `longest` is the key of its longest answer, whose section it reads."""
+    """`validate` for a command that only samples; `longest`: the key of its longest answer, whose section it reads."""
     names = ["address", *SAMPLING[longest]]
     if longest == "critic.max_tokens" and config.critic.at_server:
         names += ["server", "endpoint" if config.critic.mode == "endpoint" else "own server"]
@@ -67,7 +67,7 @@ def _data(config: Config) -> Rules:
     yield not config.data.path, "data.path: missing; wanted a JSONL, JSONL.gz or Parquet file, or a dataset id"
     yield (
         not _is_date(config.data.date),
-        f"data.date: found {config.data.date!r}, wanted a date as 2026-11-29",
+        f"data.date: found {config.data.date!r}, wanted a date such as 2026-11-29",
     )
 
 
@@ -77,7 +77,10 @@ def _reward(config: Config) -> Rules:
         function = learning.FUNCTION.fullmatch(name)
         yield function is None, f"reward.{key}: found {name!r}, wanted package.module:function"
     twice = next((name for name in reward.names if reward.names.count(name) > 1), None)
-    yield twice is not None, f"reward.also: found {twice} twice, wanted functions of different names: metrics bear them"
+    yield (
+        twice is not None,
+        f"reward.also: found {twice} twice, wanted different names: metrics are named after them",
+    )
     yield (
         len(reward.weights) != len(reward.also),
         f"reward.weights: found {len(reward.weights)}, wanted one for each function of reward.also "
@@ -97,13 +100,13 @@ TEMPLATE_ARGUMENTS = {
     *("padding", "return_assistant_tokens_mask", "return_dict", "return_tensors", "strftime_now", "tokenize"),
     *("tokenizer_kwargs", "truncation"),
 }
-"""Of transformers' `apply_chat_template`, or set by us. Only its `tools` and `documents` are the template's."""
+"""Arguments of transformers' `apply_chat_template`, or set by us; only `tools` and `documents` reach the template."""
 
 
 def _templates(config: Config) -> Rules:
     for key in ("data.template_kwargs", "critic.template_kwargs"):
         taken = sorted(TEMPLATE_ARGUMENTS & attrgetter(key)(config).keys())
-        yield bool(taken), f"{key}: found {', '.join(taken)}, wanted arguments of the template's own"
+        yield bool(taken), f"{key}: found {', '.join(taken)}, wanted arguments of the template itself"
 
 
 def _sampling(config: Config) -> Rules:
@@ -113,7 +116,7 @@ def _sampling(config: Config) -> Rules:
 
 
 LOWEST_TEMPERATURE = 0.01
-"""Of vLLM, which takes 0 as greedy."""
+"""vLLM's lower limit, except 0, which is greedy."""
 
 
 def _too_cold(config: Config, key: str) -> tuple[bool, str]:
@@ -128,7 +131,7 @@ def _too_long(config: Config, key: str, limit: str = "engine.max_model_len") -> 
     longest, tokens = attrgetter(limit)(config), attrgetter(key)(config)
     return (
         tokens >= longest,
-        f"{key}: found {tokens}, wanted less than {limit} ({longest}), which holds the prompt as well",
+        f"{key}: found {tokens}, wanted less than {limit} ({longest}), which includes the prompt",
     )
 
 
@@ -137,7 +140,7 @@ def _groups(config: Config) -> Rules:
     yield (
         config.rollout.n == 1 and norm != "none",
         f"rollout.n: found 1, wanted at least 2 with credit.norm: {norm}, which compares the rollouts of a group: "
-        "a group of one has no advantage",
+        "a single rollout has no advantage",
     )
 
 
@@ -159,8 +162,8 @@ def _votes(config: Config) -> Rules:
     )
     yield (
         critic.temperature == 0 and critic.votes != 1,
-        f"critic.votes: found {critic.votes}, wanted 1 with {critic.key_of('temperature')}: 0, where all votes "
-        "would be the same",
+        f"critic.votes: found {critic.votes}, wanted 1 with {critic.key_of('temperature')}: 0, which makes all "
+        "votes equal",
     )
 
 
@@ -174,7 +177,7 @@ def _frozen(config: Config) -> Rules:
 
 
 def _address(config: Config) -> Rules:
-    """Of any run, and the message doesn't show it: settings are printed and saved, and must not hold a password."""
+    """For every run: settings are printed and saved, so they must not contain a password. The message omits it."""
     url = config.endpoint.url
     yield (
         url is not None and re.match(r"(\w+:)?/*[^/]*@", url) is not None,
@@ -187,11 +190,11 @@ def _endpoint(config: Config) -> Rules:
     url = config.endpoint.url
     yield (
         url is None,
-        "endpoint.url: missing; wanted the server's address with critic.mode: endpoint, as http://host:8000/v1",
+        "endpoint.url: missing; wanted the server's address with critic.mode: endpoint, such as http://host:8000/v1",
     )
     yield (
         url is not None and not re.match(r"https?://[^/\s]+", url),
-        f"endpoint.url: found {url}, wanted the server's address, as http://host:8000/v1",
+        f"endpoint.url: found {url}, wanted the server's address, such as http://host:8000/v1",
     )
 
 
@@ -200,15 +203,15 @@ def _own_server(config: Config) -> Rules:
 
 
 LONGEST_START_S = 1700.0
-"""Of a critic's server: the other ranks wait 1,800 s for it, some of which it takes to end one that fails."""
+"""Limit of the start of a critic's server, seconds: other ranks wait 1,800 s, and ending a failed one takes a while."""
 
 
-def _beside_the_policy(config: Config) -> Rules:
+def _on_policy_devices(config: Config) -> Rules:
     start, sleep = config.critic.server.start_timeout_s, config.endpoint.timeout_s
     yield (
         start + sleep > LONGEST_START_S,
-        f"critic.server.start_timeout_s: found {start:g} with endpoint.timeout_s: {sleep:g}, in which it is put to "
-        f"sleep, wanted at most {LONGEST_START_S:g} in all: the other ranks wait no longer",
+        f"critic.server.start_timeout_s: found {start:g} with endpoint.timeout_s: {sleep:g}, the limit for putting it "
+        f"to sleep, wanted at most {LONGEST_START_S:g} in all: the other ranks wait no longer",
     )
     yield (
         config.critic.path is None,
@@ -217,7 +220,7 @@ def _beside_the_policy(config: Config) -> Rules:
     yield (
         config.engine.ranks > 0,
         f"engine.ranks: found {config.engine.ranks}, wanted 0 with critic.mode: server, whose engine takes turns with "
-        "the policy's on the devices of a node, or critic.mode: endpoint with a server on others",
+        "the policy's on the devices of a node, or critic.mode: endpoint with a server on other devices",
     )
 
 
@@ -226,13 +229,13 @@ def _patience(config: Config) -> Rules:
     tries = _longest_s(endpoint)
     yield (
         tries >= limit,
-        f"endpoint.timeout_s: found {endpoint.timeout_s:g} with endpoint.retries: {endpoint.retries}, with the pauses "
+        f"endpoint.timeout_s: found {endpoint.timeout_s:g} with endpoint.retries: {endpoint.retries}, including pauses "
         f"{tries:g} s in all, wanted less than train.stage_timeout_s ({limit:g}), which would end the run first",
     )
 
 
 def _longest_s(endpoint: EndpointConfig) -> float:
-    """Seconds that all tries of a request take at most, unless the server asks for longer pauses."""
+    """Most seconds that all tries of a request take, unless the server requests longer pauses."""
     pauses = (min(FIRST_PAUSE_S * 2.0**k, LONGEST_PAUSE_S) for k in range(endpoint.retries))
     return (endpoint.retries + 1) * endpoint.timeout_s + sum(pauses)
 
@@ -244,7 +247,7 @@ def _eval(config: Config) -> Rules:
     yield _too_cold(config, "eval.temperature")
     yield (
         config.eval.n > 1 and config.eval.temperature == 0,
-        f"eval.n: found {config.eval.n}, wanted 1 with eval.temperature: 0, where all samples would be the same",
+        f"eval.n: found {config.eval.n}, wanted 1 with eval.temperature: 0, which makes all samples equal",
     )
 
 
@@ -267,7 +270,7 @@ PARTS = {
     "server": Part(lambda c: c.asks_server, bounds=SERVER),
     "endpoint": Part(lambda c: c.asks_server and not c.serves_critic, _endpoint),
     "own server": Part(lambda c: c.serves_critic, _own_server),
-    "beside the policy": Part(lambda c: c.serves_critic, _beside_the_policy),
+    "policy devices": Part(lambda c: c.serves_critic, _on_policy_devices),
     "patience": Part(lambda c: c.asks_server, _patience),
     "lora": Part(lambda c: c.lora.rank > 0, learning.lora, ("lora.alpha",)),
     "offload": Part(lambda c: c.policy.offload_activations, learning.offload),
@@ -296,4 +299,4 @@ PARTS = {
 }
 """The parts of a run, in the order in which they are checked."""
 SAMPLING = {"rollout.max_tokens": ("sampling",), "critic.max_tokens": ("critiques", "reads")}
-"""The parts that a command which only samples has, by the key of its longest answer."""
+"""The parts of a command that only samples, by the key of its longest answer."""

@@ -36,11 +36,11 @@ class Config:
     algorithm: Literal["capo", "capo-gated", "grpo", "grpo_genorm", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = (
         "capo"
     )
-    """Named algorithm: sets its own keys, any of which may be overridden after it."""
+    """Named algorithm: sets its own keys, each of which may be overridden."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Every random draw of the run comes from it."""
+    """Seed of all random draws of the run."""
     resume: MayChange[Literal["auto", "never"]] = "auto"
-    """auto: go on from the newest checkpoint in run.dir if any; never: start afresh, an old folder moves aside."""
+    """auto: resume from the newest checkpoint in run.dir, if any; never: start from step 0 and rename an old folder."""
     run: MayChange[RunConfig] = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -61,34 +61,34 @@ class Config:
 
     @property
     def resolved_std_floor(self) -> float:
-        """credit.std_floor, with a number for None: the smallest std that advantages are divided by."""
+        """credit.std_floor, with None resolved: the smallest std by which advantages are divided."""
         if self.credit.std_floor is not None:
             return self.credit.std_floor
         return 0.25 if self.algorithm in ("capo", "capo-gated") and self.credit.norm == "group-sequence" else 0.0
 
     @property
     def resolved_overlong_buffer(self) -> int:
-        """train.overlong_buffer, with DAPO's fifth of the longest answer for 0: tokens over which the penalty grows."""
+        """train.overlong_buffer, with 0 resolved to DAPO's fifth of the longest answer: tokens of the penalty ramp."""
         return self.train.overlong_buffer or max(1, self.rollout.max_tokens // 5)
 
     @property
     def has_critic(self) -> bool:
-        """Whether rollouts are read by a critic."""
+        """Whether a critic reads rollouts."""
         return self.credit.process in ("steps", "prefix", "outcome", "critique-ratio", "flawed-answers")
 
     @property
     def merges(self) -> bool:
-        """Whether the engine holds a LoRA adapter merged into the base; `with_merging` decides what `auto` is."""
+        """Whether the LoRA adapter is merged into the engine's base; `with_merging` resolves `auto`."""
         return self.lora.rank > 0 and self.engine.merge_lora is True
 
     @property
     def swaps(self) -> bool:
-        """Whether the critic's weights take the policy's place in the engine."""
+        """Whether the critic's weights replace the policy's in the engine."""
         return self.has_critic and self.critic.mode == "frozen" and (self.lora.rank == 0 or self.merges)
 
     @property
     def asks_server(self) -> bool:
-        """Whether critiques come from a server, elsewhere or the run's own."""
+        """Whether critiques come from a server, external or started by the run."""
         return self.has_critic and self.critic.at_server
 
     @property
@@ -98,7 +98,7 @@ class Config:
 
     @property
     def input_paths(self) -> dict[str, str | None]:
-        """The settings that name what this run reads, by key; None where it reads none."""
+        """The paths of this run's inputs by their setting; None for inputs that it does not read."""
         return {
             "data.path": self.data.path,
             "eval.path": self.eval.path,
@@ -109,28 +109,28 @@ class Config:
 
     @property
     def chooses(self) -> bool:
-        """Whether verdicts decide what the critic is asked."""
+        """Whether the critic's requests depend on verdicts."""
         return self.has_critic and (self.credit.when != "always" or self.critic.gate.waits)
 
     @property
     def judges_as_one(self) -> bool:
-        """Whether a critique has one verdict for all that it judges: a whole solution, or one step."""
+        """Whether a critique has a single verdict, about a whole solution or one step."""
         return self.credit.process == "outcome" or self.critic.reads == "step"
 
     @property
     def streams(self) -> bool:
-        """Whether critiques run beside rollouts: no verdict is needed first, no other weights in the engine, and no
-        other engine on its devices."""
+        """Whether critiques run concurrently with rollouts: they need no verdict first, no other weights in the engine,
+        and no other engine on its devices."""
         return self.critic.stream and not self.chooses and not self.swaps and not self.serves_critic
 
     @property
     def has_old_logprobs(self) -> bool:
-        """Whether a batch gets several updates, whose ratio is to the policy before the first of them."""
+        """Whether a batch gets several updates; their ratio is relative to the policy before the first."""
         return self.train.epochs * self.train.minibatches > 1
 
     @property
     def used_loss(self) -> LossConfig:
-        """`loss` without the bounds that its objective and its importance sampling don't read."""
+        """`loss` without the bounds that its objective and its importance sampling don't use."""
         loss = self.loss
         return replace(
             loss,
@@ -140,7 +140,7 @@ class Config:
 
 
 def with_merging(config: Config, on_cpu: bool) -> Config:
-    """The configuration with `engine.merge_lora: auto` decided: vLLM's LoRA kernels are slow on a CPU."""
+    """The configuration with `engine.merge_lora: auto` resolved: vLLM's LoRA kernels are slow on a CPU."""
     if config.engine.merge_lora != "auto":
         return config
     return replace(config, engine=replace(config.engine, merge_lora=on_cpu))

@@ -1,4 +1,4 @@
-"""Every setting by its dotted key: how a value of it is read, and its bounds and docstring in words."""
+"""Every setting by its dotted key: parsing of its values, and its bounds and docstring as text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from capo_fast.errors import ConfigError
 SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
 WORDS = {
     **{"integer": "integer", "number": "number", "string": "text", "boolean": "true | false", "null": "none"},
-    "object": "mapping as {name: value}",
+    "object": "mapping {name: value}",
 }
 
 
@@ -36,16 +36,16 @@ class Setting:
     may_change: bool
     """Whether it may differ between the starts of one run."""
     type: Any
-    """With its bounds."""
+    """Its type with bounds."""
 
     @cached_property
     def schema(self) -> dict[str, Any]:
-        """JSON schema of the type, with the bounds that hold where the setting is used."""
+        """JSON schema of the type, with the bounds of a run that uses the setting."""
         return self._used.json_schema()
 
     @property
     def wanted(self) -> str:
-        """The type and its bounds in words."""
+        """The type and its bounds as text."""
         return in_words(self.schema)
 
     @property
@@ -53,7 +53,7 @@ class Setting:
         return any(each.get("format") == "path" for each in self.schema.get("anyOf", [self.schema]))
 
     def convert(self, value: Any) -> Any:
-        """The value in the setting's type, text as on a command line. Raises ConfigError."""
+        """The value converted to the setting's type; text is parsed as on a command line. Raises ConfigError."""
         try:
             read = self._from_text(value) if isinstance(value, str) else value
             items = read if isinstance(read, list | tuple) else [read]
@@ -64,7 +64,7 @@ class Setting:
             raise ConfigError(f"{self.key}: found {shown(value)}{self._cause(error)}") from None
 
     def check_used(self, value: Any) -> None:
-        """Raises ConfigError where the value breaks a bound that only a run which uses the setting is held to."""
+        """Raises ConfigError if the value breaks a bound that applies only to runs that use the setting."""
         try:
             self._used.validate_python(value)
         except ValidationError as error:
@@ -98,7 +98,7 @@ class Setting:
 
 
 def in_words(schema: Mapping[str, Any]) -> str:
-    """A JSON schema in words.
+    """A JSON schema as text.
 
     >>> in_words({"anyOf": [{"type": "integer", "exclusiveMinimum": 0}, {"enum": ["all", "none"]}]})
     'integer > 0 | all | none'
@@ -116,13 +116,13 @@ def in_words(schema: Mapping[str, Any]) -> str:
             return f"{in_words(item)},..."
     given = {name: bound for name, bound in schema.items() if name in SIGNS}
     if "exclusiveMinimum" in given:
-        given.pop("minimum", None)  # the looser one
+        given.pop("minimum", None)  # the looser bound
     bounds = " and ".join(f"{sign} {given[name]:g}" for name, sign in SIGNS.items() if name in given)
     return f"{WORDS[schema['type']]} {bounds}".rstrip()
 
 
 def shown(value: Any) -> str:
-    """A value in an error's line."""
+    """A value as text for an error."""
     if value is None or isinstance(value, bool):
         return "nothing" if value is None else str(value).lower()
     return reprlib.repr(value)
@@ -133,12 +133,12 @@ class Schema:
     """The settings of one kind of run: `Config`, or `SftConfig`."""
 
     sections: dict[str, Any]
-    """Dataclass of every section, by its dotted name: `critic.server` is inside `critic`."""
+    """Dataclass of every section, by its dotted name; `critic.server` is inside `critic`."""
     settings: dict[str, Setting]
-    """Every setting by its dotted key: those of no section first."""
+    """Every setting by its dotted key; settings without a section come first."""
 
     def find(self, key: str) -> Setting:
-        """Raises ConfigError that names the nearest key; a bare field name counts as its dotted key."""
+        """The setting of a key. Raises ConfigError that names the nearest key, also for a bare field name."""
         if key in self.settings:
             return self.settings[key]
         near = self._nearest(key)
@@ -146,7 +146,7 @@ class Schema:
         raise ConfigError(f"{key if key and key.isprintable() else repr(key)}: unknown setting; {hint}")
 
     def _nearest(self, key: str) -> str | None:
-        """The setting that is spelled most like `key`, or whose text has its words, as `learning_rate` of train.lr."""
+        """The setting with the most similar spelling or the key's words in its text (`learning_rate`: train.lr)."""
         bare = {name.rpartition(".")[2]: name for name in reversed(self.settings)}
         close = partial(difflib.get_close_matches, key, [*self.settings, *bare], n=1)
         words = key.rpartition(".")[2].replace("_", " ").lower()
@@ -156,7 +156,7 @@ class Schema:
 
 
 def schema_of(kind: Any) -> Schema:
-    """The settings of a configuration's class, but for those that it names in `UNUSED`."""
+    """The settings of a configuration's class, except those in its `UNUSED`."""
     return _schema(kind)
 
 
@@ -169,7 +169,7 @@ def _schema(kind: Any) -> Schema:
 
 
 def sections_in(cls: Any) -> dict[str, Any]:
-    """The dataclasses right inside a configuration's class, or a section's, by field name."""
+    """The dataclasses directly inside a configuration's class, or a section's, by field name."""
     return {name: inner for name, inner in get_type_hints(cls).items() if dataclasses.is_dataclass(inner)}
 
 
@@ -180,7 +180,8 @@ def _all_sections(cls: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _all_settings(cls: Any, sections: Mapping[str, Any], prefix: str = "", may: bool = False) -> Iterator[Setting]:
-    """Those of the tree or of one section, in order, but those of no section first. may: all may change on a resume."""
+    """The settings of the tree or one section, in order, those without a section first. may: all may change on a
+    resume."""
     types, inner = get_type_hints(cls, include_extras=True), []
     for name, field in cls.__pydantic_fields__.items():
         may_change = may or "may_change" in (field.json_schema_extra or {})
@@ -192,7 +193,7 @@ def _all_settings(cls: Any, sections: Mapping[str, Any], prefix: str = "", may: 
 
 
 def _text(cls: Any, name: str) -> str:
-    """A field's docstring on one line. Pydantic reads them in the class that declares the field alone."""
+    """A field's docstring on one line. Pydantic reads it only in the class that declares the field."""
     declared = (base.__dict__.get("__pydantic_fields__", {}).get(name) for base in cls.__mro__)
     return " ".join(next(each.description for each in declared if each and each.description).split())
 

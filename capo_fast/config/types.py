@@ -1,4 +1,4 @@
-"""Types of settings: bounds that pydantic checks and `--help` shows, and the mark of what a resume may change."""
+"""Types of settings: bounds that pydantic checks and `--help` prints, and the mark of settings that may change."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pydantic_core import PydanticCustomError
 from capo_fast.config.paths import expand_home
 
 STRICT = ConfigDict(allow_inf_nan=False, extra="forbid", use_attribute_docstrings=True)
-"""How every section reads its values. Its fields' docstrings are their descriptions."""
+"""Pydantic configuration of every section. Fields' docstrings are their descriptions."""
 
 T = TypeVar("T")
 MayChange = Annotated[T, Field(json_schema_extra={"may_change": True})]
 """A setting, or a section, that may differ between the starts of one run. The engine's sizes, `train.micro_tokens` and
-`policy.loss_kernel` change rounding: a run resumed with others goes on, but not bit by bit."""
+`policy.loss_kernel` change rounding: a run resumed with other values continues, but not bit for bit."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -25,9 +25,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class WhereUsed:
-    """Bounds that refuse a value only in a run that uses the setting: `config/rules.py` checks them, pydantic never.
+    """Bounds that apply only to a run that uses the setting: `config/rules.py` checks them, pydantic does not.
 
-    The type beside it has those that hold in any run.
+    The annotated type has the bounds that apply to any run.
     """
 
     bounds: tuple[Any, ...]
@@ -49,5 +49,5 @@ def _expanded(text: str) -> str:
 FilePath = Annotated[str, AfterValidator(_expanded), Field(json_schema_extra={"format": "path"})]
 """A path or hub id, `pkg://` included, with `~` expanded."""
 
-# The same as capo_kernels.credit.Norm, which would import torch: `--help` must start in a fraction of a second.
+# A copy of capo_kernels.credit.Norm, whose import would load torch: `--help` must start in a fraction of a second.
 Norm = Literal["group-token", "group-sequence", "separate", "center", "sequence-center", "none"]

@@ -1,4 +1,4 @@
-"""Training and test problems: from files and data sets to prompts, and the order in which they are drawn."""
+"""Training and test problems: read from files and data sets, rendered as prompts, and drawn in a fixed order."""
 
 from capo_fast.data.chat import ChatTemplate, render_prompts
 from capo_fast.data.fields import (

@@ -1,4 +1,4 @@
-"""Messages -> the tokens of a prompt, by the tokenizer's chat template."""
+"""Renders messages as the tokens of a prompt, by the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SLACK = 8
-"""Tokens of a prompt that are neither its frame's nor of a byte each, such as a space that a tokenizer puts first."""
+"""Allowance for tokens neither in the frame nor bounded by bytes, such as a space that a tokenizer prepends."""
 
 PROBE = "Is 12 + 34 = 46? Say Yes or No."
-"""A problem that no template has."""
+"""A problem that no template contains."""
 
 
 @dataclass
@@ -33,23 +33,23 @@ class Overlong:
     room: int
     count: int = 0
     first: str = ""
-    """In words."""
+    """Id and size of the first, as text."""
 
     def note(self, problem: Problem, size: str) -> None:
-        """Count a problem, whose prompt has this size."""
+        """Count a problem with a prompt of this size."""
         self.first = self.first or f"{problem.id!r} with {size}"
         self.count += 1
 
     def error(self, total: int) -> DataError:
-        """Of a data set of so many problems."""
+        """The error for a data set of `total` problems."""
         return DataError(
-            f"{self.count} of {total} prompts are longer than {self.room} tokens, which is what "
-            f"engine.max_model_len leaves beside the answer; the first is {self.first}"
+            f"{self.count} of {total} prompts are longer than {self.room} tokens, the rest of engine.max_model_len "
+            f"after the answer; the first is {self.first}"
         )
 
 
 def render_prompts(problems: Sequence[Problem], template: ChatTemplate, room: int) -> list[Prompt]:
-    """Their prompts, of at most `room` tokens each. Raises DataError."""
+    """The problems' prompts, of at most `room` tokens each. Raises DataError."""
     overlong = Overlong(room)
     for problem in problems:
         if size := template.overlong_size(problem, room):
@@ -61,19 +61,19 @@ def render_prompts(problems: Sequence[Problem], template: ChatTemplate, room: in
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A tokenizer's chat template with what one run gives it: a system message, and a date that stays the same."""
+    """A tokenizer's chat template with one run's arguments: a system message, and a date that stays the same."""
 
     tokenizer: PreTrainedTokenizerBase
     system_prompt: str | None = None
-    """Of every prompt that has no system message of its own; None: no system message."""
+    """System message of prompts that have none of their own; None: no system message."""
     date: str | None = None
-    """As 2026-11-29, for a template that writes today's; None: today."""
+    """The date (2026-11-29) for templates that print today's; None: today."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Further ones of the template, as `enable_thinking`."""
+    """Further arguments of the template, such as `enable_thinking`."""
     _frames: dict[tuple[str, ...], int] = field(default_factory=dict, repr=False, compare=False)
 
     def prompt(self, problem: Problem, room: int) -> Prompt:
-        """The problem as the policy sees it, opened for its answer. Raises DataError past `room` tokens."""
+        """The policy's prompt, which ends where the answer starts. Raises DataError for more than `room` tokens."""
         ids = self.ids(problem.chat())
         if not ids:
             raise DataError(f"the prompt of problem {problem.id!r} has no tokens: the chat template renders nothing")
@@ -82,10 +82,10 @@ class ChatTemplate:
         return Prompt(problem.id, problem.problem, problem.answer, problem.solution, ids, problem.columns)
 
     def ids(self, chat: Sequence[Message], answered: bool = False) -> tuple[int, ...]:
-        """The tokens of a prompt, opened for its answer; of a conversation as it is where it is `answered`. Special
-        tokens that a message spells stay text.
+        """The tokens of a prompt, which ends where the answer starts; with `answered`, of a complete conversation.
+        Special tokens that a message spells are tokenised as text.
 
-        Each is broken by a character that no text has, and the tokens of that character are left out.
+        For this a character that no text contains is inserted into each, and the tokens of that character are removed.
         """
         whole = self._with_system(chat)
         if not any(self._specials.search(content) for _, content in chat):
@@ -104,9 +104,9 @@ class ChatTemplate:
         return tuple(token for token, (start, end) in pairs if text[start:end] != mark)
 
     def overlong_size(self, problem: Problem, room: int) -> str | None:
-        """The size of its prompt in words where that has more than `room` tokens, else None.
+        """The size of its prompt as text if it has more than `room` tokens, else None.
 
-        Only what may be too long is tokenised.
+        Only a text that may be too long is tokenised.
         """
         if self.surely_fits(problem, room):
             return None
@@ -116,9 +116,9 @@ class ChatTemplate:
         return f"{length}" if length > room else None
 
     def length(self, problem: Problem, room: int) -> int | None:
-        """Tokens of its prompt; None where it has more characters than `room` tokens can stand for.
+        """Tokens of its prompt; None if it has more characters than `room` tokens can have.
 
-        Such a text is not tokenised: one of 50 MB takes minutes and gigabytes.
+        Such a text is not tokenised: 50 MB would take minutes and gigabytes.
         """
         chat = problem.chat()
         if sum(len(content) for _, content in chat) > room * self._longest_token:
@@ -126,22 +126,22 @@ class ChatTemplate:
         return len(self.ids(chat))
 
     def surely_fits(self, problem: Problem, room: int) -> bool:
-        """Whether its prompt has at most `room` tokens whatever they are: there are no more than bytes of text."""
+        """Whether its prompt has at most `room` tokens by its number of bytes: each token has at least one byte."""
         texts = [content for _, content in problem.messages] or [problem.problem]
         size = sum(len(text.encode()) for text in texts)
         return size + self._frame(tuple(role for role, _ in problem.messages) or ("user",)) <= room
 
     def check(self, roles: tuple[str, ...]) -> None:
-        """Raises DataError where the template leaves out the problem, or the system message, of such a chat."""
+        """Raises DataError if the template omits the problem, or the system message, of a chat with these roles."""
         self._frame(roles)
 
     def shows_date(self) -> bool:
-        """Whether the template writes the date."""
+        """Whether the template prints the date."""
         return "strftime_now" in str(self.tokenizer.chat_template)
 
     def _frame(self, roles: tuple[str, ...]) -> int:
-        """Tokens around the texts of messages with these roles. Raises DataError where the problem or a system message
-        is left out."""
+        """Tokens around the texts of messages with these roles. Raises DataError if the template omits the problem or a
+        system message."""
         if roles not in self._frames:
             chat = [(role, f"({role})") for role in roles]
             self._check_problem(chat)
@@ -150,7 +150,7 @@ class ChatTemplate:
         return self._frames[roles]
 
     def _check_problem(self, chat: Sequence[Message]) -> None:
-        """Whether the last message, which holds the problem, is in the prompt as it is."""
+        """Raises DataError unless the prompt contains the last message, the problem, unchanged."""
         *before, (role, _) = self._with_system(chat)
         if PROBE not in self._apply([*before, (role, PROBE)], tokenize=False):
             raise DataError(
@@ -174,7 +174,7 @@ class ChatTemplate:
         return [("system", self.system_prompt), *chat]
 
     def _apply(self, chat: Sequence[Message], tokenize: bool, answered: bool = False) -> Any:
-        """The tokens, or the text."""
+        """The rendered chat, as tokens or as text."""
         if not self.tokenizer.chat_template:
             raise DataError(f"model.path: the tokenizer of {self.name} has no chat template")
         messages = [{"role": role, "content": content} for role, content in chat]
@@ -190,7 +190,7 @@ class ChatTemplate:
             raise DataError(f"model.path: the chat template can't render a prompt: {cause_of(error)}{hint}") from None
 
     def _encoded(self, text: str) -> list[int]:
-        """As transformers' call does it, which takes as long again around it: critics of steps have many prompts."""
+        """The tokens, as transformers' own call returns them in twice the time: critics of steps have many prompts."""
         core = self.tokenizer.backend_tokenizer
         core.no_truncation()
         core.no_padding()
@@ -198,18 +198,18 @@ class ChatTemplate:
         return core.encode(text, add_special_tokens=False).ids
 
     def _clock(self, form: str) -> str:
-        """What stands for transformers' `strftime_now`, which reads the clock."""
+        """Replaces transformers' `strftime_now`, which reads the clock."""
         today = day.fromisoformat(self.date) if self.date else day.today()
         return datetime.combine(today, time()).strftime(form)
 
     @property
     def name(self) -> str:
-        """Of the tokenizer, in messages."""
+        """The tokenizer's name in messages."""
         return repr(self.tokenizer.name_or_path)
 
     @cached_property
     def _specials(self) -> re.Pattern[str]:
-        """A special token; the longest first."""
+        """Pattern of a special token; the longest match first."""
         added = (token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special)
         tokens = sorted({*added, *self.tokenizer.all_special_tokens}, key=len, reverse=True)
         return re.compile("|".join(re.escape(token) for token in tokens if len(token) > 1) or "(?!)")

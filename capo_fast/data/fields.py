@@ -1,4 +1,4 @@
-"""A row of data -> a problem: fields by their names, dotted for nested ones, and texts in place of numbers."""
+"""Turns a row of data into a problem: finds fields by name, dotted for nested ones, and converts numbers to text."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ NUMBERS = (int, float, Decimal)
 Message = tuple[str, str]
 """Role and content."""
 Columns = Mapping[str, str | None]
-"""Fields of a row that reward functions take by name, each with who can't do without it."""
+"""Fields of a row that reward functions take by name, and for each the function that requires it, or None."""
 
 
 class DataError(ConfigError):
-    """Data that can't be used: one line that names the file, the row and the field."""
+    """Data is invalid: one line names the file, the row and the field."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem as the data has it, before a tokenizer has seen it.
+    """One problem of the data, before it is tokenised.
 
     Problem(id="gsm8k-7", problem="1+1=?", answer="2", solution=None)
     """
 
     id: str
     problem: str
-    """As text: of several messages, all but the system's."""
+    """As text; several messages are joined, without the system's."""
     answer: str | tuple[str, ...]
-    """The reference, or several, each of them right."""
+    """The reference answer, or several, each of which is right."""
     solution: str | None
     messages: tuple[Message, ...] = ()
-    """Where the data has messages in place of a text; the last is the user's."""
+    """The messages, if the data has messages in place of a text; the last is the user's."""
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Other fields of its row, as the data has them: those that a reward function takes."""
+    """Fields of its row for reward functions, unchanged."""
 
     def chat(self) -> tuple[Message, ...]:
-        """As messages."""
+        """The problem as messages."""
         return self.messages or (("user", self.problem),)
 
 
 def read_problem(
     where: str, row: Any, number: int, fields: DataConfig, columns: Columns = MappingProxyType({})
 ) -> Problem:
-    """The problem of a row, whose number is its id where it has none. Raises DataError."""
+    """The problem of a row; the row's number is its id if it has none. Raises DataError."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: found {type(row).__name__}, wanted an object with the fields of a problem")
     given = find(row, fields.prompt_field)
@@ -70,7 +70,7 @@ def read_problem(
 
 
 def row_id(where: str, row: Mapping[str, Any], number: int, field: str = "id", setting: str = "its id") -> str:
-    """A row's id; its number where it has none. pandas makes missing ids NaN, and the others floats."""
+    """A row's id, or its number if it has none. pandas turns missing ids into NaN, and the others into floats."""
     return text_field(where, row, field, setting, (str, *NUMBERS)) if has_id(row, field) else str(number)
 
 
@@ -83,7 +83,7 @@ MISSING = object()
 
 
 def find(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a field, MISSING without one; a dotted name is looked up as it is and then level by level.
+    """The value of a field, or MISSING. A dotted name is looked up as a whole, then level by level.
 
     >>> find({"reward_model": {"ground_truth": "72"}}, "reward_model.ground_truth")
     '72'
@@ -95,17 +95,17 @@ def find(row: Mapping[str, Any], name: str) -> Any:
 
 
 def text_field(where: str, row: Mapping[str, Any], field: str, setting: str, kinds: tuple[type, ...] = (str,)) -> str:
-    """A row's text (or number, where `kinds` says so), never empty. `setting` names what wants the field."""
+    """A row's text (or number, if in `kinds`), never empty. `setting`: the setting that names the field, for errors."""
     value = find(row, field)
     if isinstance(value, str) and value.isascii() and value[:1].isalnum():
-        return value  # as most are; the way below takes three times as long
+        return value  # the common case; the code below takes three times as long
     if value is MISSING:
         raise DataError(f"{where}: {_no_field(row, field, setting)}")
     return as_text(where, value, f"field {field!r} ({setting})", kinds)
 
 
 def as_text(where: str, value: Any, name: str, kinds: tuple[type, ...] = (str,)) -> str:
-    """The value as text. Raises DataError where it is of none of the kinds, blank, or no Unicode text."""
+    """The value as text. Raises DataError if it is of another kind, blank, or not Unicode text."""
     if isinstance(value, str):
         text = value
     elif isinstance(value, kinds) and is_number(value):
@@ -117,20 +117,20 @@ def as_text(where: str, value: Any, name: str, kinds: tuple[type, ...] = (str,))
         raise DataError(f"{where}: {name} is empty")
     try:
         text.encode()
-    except UnicodeEncodeError:  # JSON can spell it, no tokenizer can read it
+    except UnicodeEncodeError:  # valid in JSON, but no tokenizer accepts it
         raise DataError(f"{where}: {name} is not Unicode text: it holds half of a surrogate pair") from None
     return text
 
 
 def is_number(value: Any) -> TypeGuard[float | Decimal]:
-    """Whether it is a finite number, which true and NaN are not."""
+    """Whether it is a finite number; booleans are not."""
     return (
         isinstance(value, NUMBERS) and not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(value))
     )
 
 
 def number_text(value: float | Decimal) -> str:
-    """As a person would write it.
+    """The number as a person would write it.
 
     >>> [number_text(value) for value in (5, 5.0, -0.5, Decimal("2.50"), 1e300)]
     ['5', '5', '-0.5', '2.50', '1e+300']
@@ -140,7 +140,7 @@ def number_text(value: float | Decimal) -> str:
 
 
 def is_seen(text: str) -> bool:
-    """Whether a reader sees anything of it: not of white space, control and zero-width characters.
+    """Whether the text has visible characters: not only white space, control and zero-width characters.
 
     >>> [is_seen(text) for text in ("5", " \\u200b", "\\0", " ")]
     [True, False, False, False]
@@ -159,7 +159,7 @@ def _no_field(row: Mapping[str, Any], field: str, setting: str) -> str:
 
 
 def references_of(where: str, row: Mapping[str, Any], field: str, setting: str) -> str | tuple[str, ...]:
-    """One reference, or the several of a list. Raises DataError."""
+    """One reference answer, or several from a list. Raises DataError."""
     kinds = (str, *NUMBERS)
     given = find(row, field)
     if not isinstance(given, list) or not given:
@@ -176,7 +176,7 @@ def _columns(where: str, row: Mapping[str, Any], columns: Columns) -> dict[str, 
 
 
 def _solution(where: str, row: Mapping[str, Any], field: str | None) -> str | None:
-    """The reference solution; a row may have none, but the field has to be there, or its name is a typing error."""
+    """The reference solution. It may be empty, but the field must exist: otherwise its name is probably misspelt."""
     if field is None or find(row, field) in (None, ""):
         return None
     return text_field(where, row, field, "data.solution_field")
@@ -186,12 +186,12 @@ def _messages(where: str, given: list[Any], field: str) -> tuple[Message, ...]:
     name = f"field {field!r} (data.prompt_field)"
     found = read_messages(where, given, name)
     if (last := found[-1][0]) != "user":
-        raise DataError(f"{where}: {name}: the last message is of {last}, wanted one of user, which the policy answers")
+        raise DataError(f"{where}: {name}: the last message has role {last}, wanted user: the policy answers it")
     return found
 
 
 def read_messages(where: str, given: list[Any], name: str) -> tuple[Message, ...]:
-    """The messages of a list, at least one. name: the field's, in messages. Raises DataError."""
+    """The messages of a list, at least one. name: the field's name in errors. Raises DataError."""
     found = []
     for each in given:
         if not isinstance(each, dict) or each.get("role") not in ROLES or "content" not in each:
@@ -207,6 +207,6 @@ def read_messages(where: str, given: list[Any], name: str) -> tuple[Message, ...
 
 
 def shown_messages(messages: tuple[Message, ...]) -> str:
-    """As one text: of several, all but the system's."""
-    said = [message for message in messages if message[0] != "system"]
-    return said[0][1] if len(said) == 1 else "\n\n".join(f"{role}: {content}" for role, content in said)
+    """The messages as one text, without the system's."""
+    kept = [message for message in messages if message[0] != "system"]
+    return kept[0][1] if len(kept) == 1 else "\n\n".join(f"{role}: {content}" for role, content in kept)

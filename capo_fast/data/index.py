@@ -1,6 +1,6 @@
-"""One pass over all rows of a data set: each is read and checked, and what a run draws from is kept as an index.
+"""One pass over all rows of a data set reads and checks each, and indexes those that a run draws from.
 
-Nothing is tokenised whose bytes show that it is short enough, so that two million short rows take seconds.
+A row whose number of bytes proves it short enough is not tokenised, so two million short rows take seconds.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from capo_fast.records import Prompt
 
 @dataclass(frozen=True)
 class Source:
-    """Problems of one file or data set, and how they become prompts."""
+    """Problems of one file or data set, and the settings that turn them into prompts."""
 
     path: str
     fields: DataConfig
     template: ChatTemplate
     room: int
-    """Tokens that a prompt may have."""
+    """Most tokens of a prompt."""
     columns: Columns = field(default_factory=dict)
-    """Of the rows, for reward functions."""
+    """Columns of the rows for reward functions."""
     limit: int | None = None
-    """Only the first ones."""
+    """Use only the first `limit` rows."""
 
     def rows(self, folder: Path) -> Rows:
         return open_rows(self.path, folder, self.fields.name, self.fields.split)
@@ -44,21 +44,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Index:
-    """What one pass found."""
+    """Result of one pass."""
 
     rows: np.ndarray
-    """int64, numbers of the rows that are drawn from"""
+    """int64, numbers of the rows to draw from"""
     texts: np.ndarray
-    """int64, the hash of each one's problem, by Python's `hash` of this process"""
+    """int64, the hash of each row's problem, by Python's `hash` in this process"""
     overlong: int
     """Problems left out because their prompts are too long."""
 
 
 class PromptSet(Sequence[Prompt]):
-    """The prompts of a source, each read, rendered and tokenised when it is drawn."""
+    """The prompts of a source; each is read, rendered and tokenised when it is drawn."""
 
     def __init__(self, source: Source, rows: Rows, numbers: np.ndarray) -> None:
-        """numbers: int64, of the rows that are drawn from."""
+        """numbers: int64, numbers of the rows to draw from."""
         self._source, self._rows, self._numbers = source, rows, numbers
 
     def __len__(self) -> int:
@@ -81,9 +81,8 @@ class PromptSet(Sequence[Prompt]):
 
 
 def build_index(source: Source, folder: Path) -> Index:
-    """Unpack the source into the folder and read all of its rows; `open_prompts` finds the index there. Raises
-    DataError.
-    """
+    """Unpack the source into the folder, read all rows, and write the index there (see `open_prompts`). Raises
+    DataError."""
     try:
         unpack(source.path, folder)
         index = _index(source, source.rows(folder))
@@ -95,7 +94,7 @@ def build_index(source: Source, folder: Path) -> Index:
 
 
 def open_prompts(source: Source, folder: Path) -> PromptSet:
-    """The prompts of a source whose index is in the folder. Its files are mapped, and may be deleted then."""
+    """The prompts of a source whose index is in the folder. The folder's files are mapped, so they may be deleted."""
     return PromptSet(source, source.rows(folder), np.load(folder / "index.npy", mmap_mode="r").view(np.ndarray))
 
 
@@ -124,7 +123,7 @@ def _index(source: Source, rows: Rows) -> Index:
 
 
 def _check_unique(ids: np.ndarray, rows: Rows, source: Source) -> None:
-    """ids: int64, the hash of each row's. Raises DataError with the first two rows that have the same id."""
+    """ids: int64, the hash of each row's id. Raises DataError with the first two rows that have the same id."""
     order = np.argsort(ids, kind="stable")
     again = np.flatnonzero(ids[order][1:] == ids[order][:-1])
     for one, other in sorted((int(order[i]), int(order[i + 1])) for i in again):

@@ -1,4 +1,4 @@
-"""What a run trains on and is evaluated on, and the order in which problems are drawn."""
+"""The training and held-out problems of a run, and the order in which they are drawn."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from capo_fast.records import Prompt
 
 @dataclass(frozen=True)
 class PromptOrder:
-    """The endless order in which `size` problems are drawn: each epoch a new permutation, made of (seed, epoch) alone.
+    """The endless order in which `size` problems are drawn: a new permutation per epoch, derived from (seed, epoch).
 
-    A cursor is the number of problems drawn so far: it is all that a resumed run needs.
+    A cursor is the number of problems drawn so far; a resumed run needs nothing else.
 
     >>> order = PromptOrder(size=3, seed=0)
     >>> first, cursor = order.take(0, 2)
@@ -46,23 +46,23 @@ class PromptOrder:
 
 @lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    """Drawn once for all steps of an epoch: of two million it takes a tenth of a second."""
+    """Cached for all steps of an epoch: a permutation of two million takes a tenth of a second."""
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
 @dataclass(frozen=True)
 class Problems:
-    """What a run trains on and is evaluated on."""
+    """The training and held-out problems of a run."""
 
     prompts: Sequence[Prompt]
     heldout: Sequence[Prompt]
     order: PromptOrder
-    """Of `prompts`."""
+    """Order of `prompts`."""
     overlong: int = 0
-    """Problems left out, because their prompts are too long."""
+    """Number of problems dropped because their prompts are too long."""
     heldout_overlong: int = 0
     repeated: int = 0
-    """Held-out problems that stand in the training data as well."""
+    """Number of held-out problems that are in the training data as well."""
 
     def take(self, cursor: int, count: int) -> tuple[list[Prompt], int]:
         """The next `count` prompts and the cursor after them."""
@@ -74,7 +74,7 @@ class Problems:
         return {key: self.prompts[self.order.at(place)] for key, place in draws.items()}
 
     def notes(self) -> list[str]:
-        """Lines about what a user may not expect of the data."""
+        """Lines about unexpected properties of the data."""
         lines = []
         for what, dropped, kept in (
             ("training", self.overlong, self.prompts),

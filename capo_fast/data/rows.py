@@ -1,9 +1,9 @@
-"""The rows of files and data sets, one after the other or by their numbers.
+"""The rows of files and data sets, in order or by number.
 
-A row is parsed when it is read. What can't be read by number, gzip and Parquet, is unpacked into a folder first:
+A row is parsed when it is read. Formats without access by number, gzip and Parquet, are first unpacked into a folder:
 
-    unpack(path, folder)       once per node: rows.jsonl or rows.arrow, and of JSON Lines where each row starts
-    open_rows(path, folder)    in every process of the node; the folder's files are mapped, and may be deleted then
+    unpack(path, folder)       once per node: rows.jsonl or rows.arrow, and for JSON Lines the place of each row
+    open_rows(path, folder)    in every process of the node; the folder's files are mapped, so they may be deleted
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from capo_fast.data.fields import DataError
 from capo_fast.errors import cause_of
 
 Row = tuple[str, Any]
-"""Where a row stands, for messages, and what stands there."""
+"""The place of a row, for messages, and its value."""
 LONGEST_LINE = 2**30
-"""Bytes."""
+"""Limit of a line, bytes."""
 BLOCK = 4096
-"""Rows whose places are looked up together."""
+"""Rows whose places are read together."""
 
 
 class Rows(Protocol):
@@ -55,7 +55,7 @@ def read_rows(path: str, name: str | None = None, split: str = "test") -> Iterat
 
 
 def unpack(path: str, folder: Path) -> None:
-    """Write what `open_rows` needs beside the source itself. Raises DataError."""
+    """Write the files that `open_rows` needs in addition to the source. Raises DataError."""
     file = resolve_path(path)
     if _is_json(file):
         if file.suffix == ".gz":
@@ -66,12 +66,12 @@ def unpack(path: str, folder: Path) -> None:
 
 
 def open_rows(path: str, folder: Path, name: str | None = None, split: str = "test") -> Rows:
-    """The rows of a source that `unpack` has seen. `name` and `split` are of a data set. Raises DataError."""
+    """The rows of a source, after `unpack`. `name` and `split` select a part of a data set. Raises DataError."""
     file = resolve_path(path)
     if file.is_dir():
         return _saved_rows(file, split)
     if _is_json(file):
-        places = np.load(folder / "places.npy", mmap_mode="r").view(np.ndarray)  # a memmap is read more slowly
+        places = np.load(folder / "places.npy", mmap_mode="r").view(np.ndarray)  # reading an np.memmap is slower
         return JsonRows(file, folder / "rows.jsonl" if file.suffix == ".gz" else file, places)
     if file.suffix == ".parquet":
         return ArrowRows(file, folder / "rows.arrow")
@@ -83,10 +83,10 @@ def open_rows(path: str, folder: Path, name: str | None = None, split: str = "te
 
 
 class JsonRows:
-    """Lines of JSON, each checked against its sum at the start: the file may change while a run reads it."""
+    """Lines of JSON, each checked against its CRC at the start: the file may change during a run."""
 
     def __init__(self, name: Path, file: Path, places: np.ndarray) -> None:
-        """places: as of `_places`."""
+        """places: the result of `_places`."""
         self._name, self._places = name, places
         self._file = file.open("rb")
 
@@ -129,7 +129,7 @@ class ArrowRows:
 
 
 class DatasetRows:
-    """The rows of a data set of the package datasets, which maps its own files."""
+    """The rows of a data set in the package datasets, which maps its own files."""
 
     def __init__(self, name: str, data: Any) -> None:
         self._name, self._data = name, data
@@ -156,13 +156,13 @@ def _unzip(packed: Path, plain: Path) -> None:
         with plain.open("rb") as file:
             lines = sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
         raise DataError(f"{packed}: broken gzip file, {lines} whole lines could be read: {error}") from None
-    except OSError as error:  # one of writing names no file
+    except OSError as error:  # a write error has no file name
         what = "can't read it" if error.filename else f"can't unpack it into {plain.parent} (TMPDIR)"
         raise DataError(f"{packed}: {what}: {error.strerror or error}") from None
 
 
 def _places(name: Path, file: Path) -> np.ndarray:
-    """int64 [rows, 4]: where each row starts and ends, its line number and its CRC-32. Blank lines are no rows."""
+    """int64 [rows, 4]: start and end of each row, its line number and its CRC-32. Blank lines are skipped."""
     found, start = array("q"), 0
     try:
         with file.open("rb") as lines:
@@ -220,5 +220,5 @@ def _parsed(where: str, line: bytes) -> Any:
     try:
         return json.loads(line.removeprefix(BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
-        cause = str(getattr(error, "msg", error)).partition("; use sys.")[0]  # Python's advice to its programmers
+        cause = str(getattr(error, "msg", error)).partition("; use sys.")[0]  # without Python's advice to programmers
         raise DataError(f"{where}: not JSON: {cause}") from None

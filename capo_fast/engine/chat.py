@@ -1,6 +1,6 @@
-"""Requests to an OpenAI-compatible server, and what its answers mean.
+"""Requests to an OpenAI-compatible server, and the parsing of its answers.
 
-Every text of a server enters through `without_key`; where it reaches an error it is one line, and shortened.
+Every text from a server passes through `without_key`; in an error message it is shortened to one line.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ CONNECT_S = 10.0
 
 
 def served_model(config: EndpointConfig, key: str) -> str:
-    """The critic's name at the server, by its list of models. Raises EngineError and ConfigError."""
+    """The critic's name at the server, from its list of models. Raises EngineError and ConfigError."""
     try:
         text = anyio.run(_list_models, config, key)
     except (openai.APIConnectionError, httpx2.InvalidURL) as error:
-        raise EngineError(f"critic at {config.url} can't be reached: {words(error, config, key)}") from None
+        raise EngineError(f"critic at {config.url} can't be reached: {error_text(error, config, key)}") from None
     except openai.APIStatusError as error:
-        raise EngineError(f"critic at {config.url} doesn't list its models: {words(error, config, key)}") from None
+        raise EngineError(f"critic at {config.url} doesn't list its models: {error_text(error, config, key)}") from None
     try:
         names = [without_key(model.id, key) for model in _Models.model_validate(read_body(text)).data]
     except ValueError:
@@ -63,8 +63,8 @@ def chat_request(
     request: Request, model: str, config: EndpointConfig, template_kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Arguments of OpenAI's client. `top_k`, `structured_outputs`, `include_stop_str_in_output` and
-    `chat_template_kwargs` are vLLM's; 31 bits of the seed are what every server takes. What `endpoint.extra_body` has
-    counts, and its null takes a field out.
+    `chat_template_kwargs` are vLLM's. Every server accepts 31 bits of the seed. `endpoint.extra_body` overrides fields,
+    and its null removes one.
     """
     fields = {
         "temperature": request.temperature,
@@ -81,7 +81,7 @@ def chat_request(
     return {"model": model, "messages": [{"role": "user", "content": request.message}], "extra_body": body}
 
 
-# ---- its answer: OpenAI's client checks no type, and servers differ ----
+# ---- an answer: OpenAI's client does not check types, and servers differ ----
 
 
 _Text = Annotated[str, BeforeValidator(lambda value: unicode_text(value) if isinstance(value, str) else value)]
@@ -102,7 +102,7 @@ class _Part(BaseModel):
 
 class _Message(BaseModel):
     content: _Text | list[_Part] | None = None
-    """Without a reasoning model's thinking, for which servers have fields, or types of parts, of their own."""
+    """Excludes a reasoning model's thinking, for which servers have other fields or other types of parts."""
 
     @property
     def text(self) -> str:
@@ -112,7 +112,7 @@ class _Message(BaseModel):
 
 class _Choice(BaseModel):
     message: _Message | None
-    """None where a server's filter withheld it."""
+    """None if a server's filter withheld it."""
     finish_reason: _Text | None = None
 
 
@@ -121,7 +121,7 @@ class _Chat(BaseModel):
 
 
 _Count = Annotated[int, Field(ge=0, le=2**40)]
-"""Of tokens; a larger one is none."""
+"""A number of tokens; larger values are invalid."""
 
 
 class _Cached(BaseModel):
@@ -139,7 +139,7 @@ class _Paid(BaseModel):
 
 
 def read_body(text: str) -> Any:
-    """The JSON of an answer. Raises ValueError where it is none, or nested too deeply."""
+    """The JSON of an answer. Raises ValueError if it is not JSON or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -147,7 +147,7 @@ def read_body(text: str) -> Any:
 
 
 def read_completion(request: Request, text: str, key: str) -> Completion:
-    """Raises ValueError where the answer is no chat completion."""
+    """Raises ValueError if the answer is not a chat completion."""
     choice, usage = _Chat.model_validate(read_body(text)).choices[0], _read_usage(text)
     cached = usage.prompt_tokens_details
     return Completion(
@@ -163,7 +163,7 @@ def read_completion(request: Request, text: str, key: str) -> Completion:
 
 
 def read_tokens(text: str) -> int:
-    """Tokens that an answer cost, also where the rest of it can't be read; 0 where the server doesn't say."""
+    """Tokens that an answer cost, even if the rest of it can't be read; 0 if the server does not report it."""
     usage = _read_usage(text)
     return (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
 
@@ -175,40 +175,40 @@ def _read_usage(text: str) -> _Usage:
         return _Usage()
 
 
-# ---- its errors ----
+# ---- an error ----
 
 
 def status_of(error: openai.APIError) -> int | None:
-    """The status of a refusal; None of an error that the client has repeated the request after."""
+    """The status of a refusal; None for an error after which the client has retried."""
     if not isinstance(error, openai.APIStatusError) or error.status_code in (408, 409, 429) or error.status_code >= 500:
         return None
     return error.status_code
 
 
-def words(error: Exception, config: EndpointConfig, key: str) -> str:
-    """`401 Unauthorized: Invalid key`, in the server's own words, or why there are none."""
+def error_text(error: Exception, config: EndpointConfig, key: str) -> str:
+    """Status and message of the server (`401 Unauthorized: Invalid key`), or the cause if it sent none."""
     if isinstance(error, openai.APIStatusError):
-        return _status_words(error, config, key)
+        return _status_text(error, config, key)
     cause = error.__cause__ or error
     return shortened(str(cause), key) or type(cause).__name__
 
 
-def _status_words(error: openai.APIStatusError, config: EndpointConfig, key: str) -> str:
+def _status_text(error: openai.APIStatusError, config: EndpointConfig, key: str) -> str:
     response = error.response
     status = f"{response.status_code} {response.reason_phrase}".strip()
-    said = f"to {response.headers['location']}" if response.has_redirect_location else _message(error.body)
-    is_theirs = response.status_code == 401 and key == api_key(config)  # not that of a server of the run's own
+    detail = f"to {response.headers['location']}" if response.has_redirect_location else _message(error.body)
+    is_theirs = response.status_code == 401 and key == api_key(config)  # not the key of the run's own server
     hint = f" (key: {config.api_key_env}, {'' if key else 'not '}set)" if is_theirs else ""
-    return shortened(f"{status}: {said}" if said else status, key) + hint
+    return shortened(f"{status}: {detail}" if detail else status, key) + hint
 
 
 def _message(body: Any) -> str:
-    """Of an error's JSON, which the client has taken out of `error`, or its plain text."""
+    """The message in an error's JSON (the client has unwrapped `error`), or the error's plain text."""
     if isinstance(body, dict):
         return str(body.get("message") or body.get("detail") or body)
     return str(body or "")
 
 
 def shortened(text: str, key: str) -> str:
-    """One line of at most 300 letters, without the key."""
+    """One line of at most 300 characters, without the key."""
     return " ".join(without_key(text, key).split())[:300]

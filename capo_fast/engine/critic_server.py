@@ -1,12 +1,12 @@
-"""A critic of any size on the devices of the policy: a server of vLLM's on each node (`critic.mode: server`).
+"""A critic of any size on the policy's devices: one vLLM server per node (`critic.mode: server`).
 
-Two engines can't sleep in one process, so the critic's has processes of its own. The first rank of a node starts the
-server and ends it, and all ranks of the node ask it on its loopback address: critiques and its key stay on the node,
-more nodes have more servers, and a node's host memory holds the sleeping weights once.
+Two engines can't sleep in one process, so the critic runs in processes of its own. The first rank of a node starts and
+ends the server, and all ranks of the node send it requests on its loopback address. Critiques and the key stay on the
+node, and a node's host memory has the sleeping weights once.
 
     start -> sleep -> (wake up -> critiques -> sleep) per step -> end
 
-It is started once: where one ends, so does the run.
+A server is started once: if it exits, the run fails.
 """
 
 from __future__ import annotations
@@ -38,40 +38,40 @@ from capo_fast.records import Completion, Request
 from capo_fast.runtime.ranks import once_a_node
 
 END_KNOWN_S = 6.0
-"""How long an error waits for the server's end to be known: vLLM's looks after its engine every 5 s."""
+"""Seconds that a failed request waits for the server to exit: vLLM's server checks its engine every 5 s."""
 END_SEEN_S = 1.0
-"""The same where a request was given up and the run would go on."""
+"""The same if a request was given up and the run would continue."""
 
 
 class CriticServer:
-    """A node's server, as one rank of the node has it."""
+    """One rank's handle of its node's server."""
 
     def __init__(self, process: RunningServer, timeout_s: float, sleeps: bool, undo: ExitStack) -> None:
-        """timeout_s: of a call that changes who has the GPUs. sleeps: whether any does; it sleeps already then. undo:
-        ends what this rank has started."""
+        """timeout_s: limit of a sleep or wake-up call. sleeps: whether the server sleeps between critiques; it then
+        sleeps already. undo: ends what this rank has started."""
         self.process = process
         self._timeout_s, self._sleeps, self._undo = timeout_s, sleeps, undo
         self._asleep = sleeps
 
     @property
     def key(self) -> str:
-        """What its every route wants."""
+        """Key of every route."""
         return self.process.key
 
     def endpoint(self, config: EndpointConfig) -> EndpointConfig:
-        """Where it is asked, with the patience and the budget of the settings."""
+        """Settings of the client: these, with the server's address and model name."""
         return replace(config, url=f"http://127.0.0.1:{self.process.port}/v1", model=NAME)
 
     def sleep(self) -> None:
-        """Weights go to the host, cached prefixes are dropped. A collective."""
+        """Move the weights to the host and drop cached prefixes. A collective."""
         self._turn(SLEEP, asleep=True)
 
     def wake_up(self) -> None:
-        """A collective, before which the policy's engine has gone to sleep on each rank."""
+        """A collective. The policy's engine must sleep on each rank before."""
         self._turn("/wake_up", asleep=False)
 
     def check(self, wait_s: float = 0.0) -> None:
-        """Raises EngineError where it has ended, or ends within these seconds."""
+        """Raises EngineError if the server has exited, or exits within `wait_s`."""
         deadline = time.monotonic() + wait_s
         check_runs(self.process)
         while time.monotonic() < deadline:
@@ -84,8 +84,8 @@ class CriticServer:
     def _turn(self, route: str, asleep: bool) -> None:
         if not self._sleeps or self._asleep == asleep:
             return
-        torch.cuda.empty_cache()  # what this process's allocator keeps, the server's can't have
-        # While the server gives memory back, vLLM wants to see no other process take any.
+        torch.cuda.empty_cache()  # the server can't use memory that this process's allocator caches
+        # While the server frees memory, vLLM requires that no other process allocates any.
         dist.barrier()
         if dist.get_rank() == self.process.rank:
             call(self.process, route, self._timeout_s)
@@ -94,7 +94,7 @@ class CriticServer:
 
 
 SLEEP = "/sleep?level=1"
-"""1 keeps the weights on the host: nothing else has them."""
+"""Level 1 keeps the weights on the host: no other copy exists."""
 
 
 def start_critic_server(
@@ -106,11 +106,11 @@ def start_critic_server(
     sleeps: bool,
     command: Command = server_command,
 ) -> CriticServer:
-    """A server of this model, a folder or hub id, on each node. It answers, or sleeps. A collective.
+    """A server of this model, a folder or hub id, on each node, which answers or sleeps. A collective.
 
-    gpus: how many hold it. logs: folder of its output. timeout_s: of each call that puts it to sleep or wakes it up.
-    sleeps: whether others want its GPUs between critiques. command: how it is started. Raises EngineError where one
-    ends or doesn't answer in time.
+    gpus: GPUs per server. logs: folder of its output. timeout_s: limit of each sleep or wake-up call. sleeps: whether
+    its GPUs are used by others between critiques. command: its command line. Raises EngineError if one exits or does
+    not answer in time.
     """
     log = logs / f"critic-server-{dist.get_rank()}.log"
 
@@ -119,7 +119,7 @@ def start_critic_server(
         server = undo.enter_context(running_server(path, config, gpus, log, dist.get_rank(), command))
         if sleeps:
             call(server, SLEEP, timeout_s)
-        return server.without_key()  # all nodes get what is returned
+        return server.without_key()  # the result is sent to all nodes
 
     with ExitStack() as undo:
         server = once_a_node(start).with_key()
@@ -127,23 +127,23 @@ def start_critic_server(
 
 
 def gpus_of(config: ServerConfig, model: Sizes, ranks: int) -> int:
-    """How many hold a server's model: as many as the node has `ranks`, which have one each, or what of them divides
-    it. A CPU counts as one. Raises ConfigError where the settings have a number that does not, or too many."""
+    """GPUs per server: the largest number, at most the node's `ranks`, that divides the model, or the setting. A CPU
+    counts as one. Raises ConfigError if the setting does not divide the model, or exceeds the node's GPUs."""
     there = max(1, torch.cuda.device_count())
     if (wanted := config.tensor_parallel) is None:
         return most_slices(model, min(ranks, there))
     key = "critic.server.tensor_parallel"
     if wanted > there:
-        raise ConfigError(f"{key}: found {wanted}, wanted at most {there}, the GPUs that a rank of this node sees")
+        raise ConfigError(f"{key}: found {wanted}, wanted at most {there}, the GPUs visible to a rank of this node")
     check_divides(model, wanted, key)
     return wanted
 
 
 class ServedCritic:
-    """A `Completer`: the critic at the run's own server."""
+    """A `Completer` for the critic at the run's own server."""
 
     def __init__(self, server: CriticServer, client: Completer | None) -> None:
-        """client: of the server; None on a rank whose engine's first rank asks."""
+        """client: the server's client; None on a rank whose engine's first rank sends the requests."""
         self._server, self._client = server, client
         self.pause_s = client.pause_s if client else 0.0
 
@@ -152,7 +152,7 @@ class ServedCritic:
         self._client.add(request)
 
     def step(self) -> list[Completion]:
-        """Raises EngineError as the client does, and where the server has ended, whatever `endpoint.on_failure` is."""
+        """Raises the client's EngineError, and one if the server has exited, whatever `endpoint.on_failure` is."""
         self._server.check()
         try:
             ended = self._client.step() if self._client else []

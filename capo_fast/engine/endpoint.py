@@ -2,11 +2,11 @@
 
     add -> [wait for one of `endpoint.concurrency` places -> chat completion] -> step
 
-One thread with an event loop holds the connections, so that neither `add` nor `step` waits. OpenAI's client repeats a
-request that may succeed later (no connection, time-out, 408, 409, 429, 5xx) after a pause of 0.5 s to 8 s, or of the
-seconds that the server asks for, at most 120. An answer that is no chat completion is given up. A refusal (any other
-status) stops the run; from a server that has answered other requests it costs this request alone, or is one truncated
-answer where the prompt is too long.
+One thread with an event loop holds the connections, so that neither `add` nor `step` blocks. OpenAI's client retries a
+request that may succeed later (no connection, time-out, 408, 409, 429, 5xx) after a pause of 0.5 s to 8 s, or after the
+seconds that the server requests, at most 120. A request whose answer is not a chat completion is given up. A refusal
+(any other status) stops the run. If the server has answered other requests, only this request is given up; if its
+prompt is too long, it counts as one truncated answer.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from capo_fast.engine.base import EngineError
 from capo_fast.engine.chat import (
     async_client,
     chat_request,
+    error_text,
     read_completion,
     read_tokens,
     served_model,
     shortened,
     status_of,
-    words,
 )
 from capo_fast.engine.transport import api_key, headers
 from capo_fast.records import Completion, Request
@@ -46,14 +46,14 @@ _TOO_LONG = re.compile(r"context[ _](?:length|size|window)|prompt is too long|in
 
 
 class GivenUp(Exception):
-    """This request gets no answer: what `endpoint.on_failure` is about."""
+    """This request gets no answer; `endpoint.on_failure` applies."""
 
 
 class Breaker:
-    """Refuses requests for PAUSE_S after `limit` of them in a row were given up.
+    """Circuit breaker: refuses requests for PAUSE_S after `limit` of them in a row were given up.
 
-    A server that refuses a request is there, so a refusal ends the row as an answer does. After the pause all that wait
-    are sent, `endpoint.concurrency` at once, and the first that is given up starts the next pause.
+    A server that refuses a request is reachable, so a refusal resets the count, as an answer does. After the pause all
+    waiting requests are sent, `endpoint.concurrency` at once, and the first that is given up starts the next pause.
     """
 
     def __init__(self, limit: int) -> None:
@@ -86,15 +86,15 @@ class EndpointCritic:
         template_kwargs: Mapping[str, Any] = MappingProxyType({}),
         key: str | None = None,
     ) -> None:
-        """`budget_left`: this rank's tokens of `endpoint.budget_tokens`; None: no limit. `template_kwargs`: of the chat
-        template, which the server renders. `key`: None: that of `endpoint.api_key_env`.
+        """`budget_left`: this rank's tokens of `endpoint.budget_tokens`; None: no limit. `template_kwargs`: arguments
+        of the chat template, which the server renders. `key`: None: the key in `endpoint.api_key_env`.
 
-        Raises EngineError where the server can't be reached, ConfigError where it doesn't offer the model.
+        Raises EngineError if the server can't be reached, ConfigError if it doesn't offer the model.
         """
         self._key = api_key(config) if key is None else key
         self.model = served_model(config, self._key)
         self.spent_tokens = 0
-        """Of prompts and answers, as the server counts them, since this object was made."""
+        """Tokens of prompts and answers since this object was made, as counted by the server."""
         self._config, self._budget, self._template_kwargs = config, budget_left, template_kwargs
         self._ended: SimpleQueue[Future[Completion]] = SimpleQueue()
         self._under_way: set[Future[Completion]] = set()
@@ -114,10 +114,10 @@ class EndpointCritic:
         future.add_done_callback(self._ended.put)
 
     def step(self) -> list[Completion]:
-        """The answers that ended since the last step, at once.
+        """The answers that ended since the last step; returns at once.
 
-        Raises EngineError, after the last of the answers that did come, where the server refused a request, or gave
-        none under `endpoint.on_failure: stop`.
+        Raises EngineError if the server refused a request or, under `endpoint.on_failure: stop`, did not answer one;
+        answers that did come are returned first.
         """
         futures = [self._ended.get() for _ in range(self._ended.qsize())]
         self._under_way.difference_update(futures)
@@ -140,7 +140,7 @@ class EndpointCritic:
             try:
                 self._breaker.check()
                 self._check_budget()
-                return await self._ask(request)
+                return await self._send(request)
             except GivenUp as error:
                 if self._config.on_failure == "stop":
                     raise EngineError(str(error)) from None
@@ -148,9 +148,9 @@ class EndpointCritic:
 
     def _check_budget(self) -> None:
         if self._budget is not None and self.spent_tokens >= self._budget:
-            raise GivenUp(f"endpoint.budget_tokens: found {self._config.budget_tokens}, and they are spent")
+            raise GivenUp(f"endpoint.budget_tokens: all {self._config.budget_tokens} tokens are spent")
 
-    async def _ask(self, request: Request) -> Completion:
+    async def _send(self, request: Request) -> Completion:
         start = time.monotonic()
         create = self._client.chat.completions.with_raw_response.create
         try:
@@ -158,10 +158,10 @@ class EndpointCritic:
             raw = await create(**fields, extra_headers=headers(self._key))
         except openai.APIError as error:
             if (status := status_of(error)) is not None:
-                return await self._refused(request, status, words(error, self._config, self._key))
+                return await self._refused(request, status, error_text(error, self._config, self._key))
             limits = f"endpoint.timeout_s: {self._config.timeout_s:g}, endpoint.retries: {self._config.retries}"
             seconds = f"{time.monotonic() - start:.0f} s"
-            self._give_up(f"no answer in {seconds} ({limits}): {words(error, self._config, self._key)}")
+            self._give_up(f"no answer in {seconds} ({limits}): {error_text(error, self._config, self._key)}")
         return await self._read(request, raw.text)
 
     async def _read(self, request: Request, text: str) -> Completion:
@@ -172,32 +172,33 @@ class EndpointCritic:
             self._give_up(f"found {shortened(text, self._key)[:80]!r} where a chat completion was wanted")
         self._breaker.answered()
         if self._budget is not None and not completion.prompt_tokens:
-            await self._refuse("doesn't say what it used: no endpoint.budget_tokens there")
+            await self._refuse("does not report token counts, which endpoint.budget_tokens needs")
         self._answered = True
         return completion
 
     def _give_up(self, what: str) -> NoReturn:
         reason = f"critic at {self._config.url}: {what}"
         self._breaker.given_up(reason)
-        raise GivenUp(reason) from None  # a cause has the server's words as they came, with a key that it echoed
+        raise GivenUp(reason) from None  # from None: a cause has the server's raw text, which may contain the key
 
-    async def _refused(self, request: Request, status: int, said: str) -> Completion:
-        """The truncated answer that a refusal amounts to where the prompt is too long."""
+    async def _refused(self, request: Request, status: int, message: str) -> Completion:
+        """A truncated answer if the prompt is too long; else raises."""
         self._breaker.answered()
         if status in (401, 403, 404):
-            raise EngineError(f"critic at {self._config.url} refuses a request: {said}")
-        # Before any answer critic.max_tokens may be too long, and so every request.
-        if status in (400, 413, 422) and _TOO_LONG.search(said) and await self._ever_answered():
+            raise EngineError(f"critic at {self._config.url} refuses a request: {message}")
+        # Before any answer the cause may be critic.max_tokens, and then every request is too long.
+        if status in (400, 413, 422) and _TOO_LONG.search(message) and await self._ever_answered():
             return Completion(request.id, (), (), "", finished=False)
-        return await self._refuse(f"refuses a request: {said}")
+        return await self._refuse(f"refuses a request: {message}")
 
     async def _refuse(self, what: str) -> NoReturn:
-        """Raises EngineError where the server answers no request at all, else GivenUp: it is this one alone."""
+        """Raises EngineError if the server has answered no request at all, else GivenUp for this one."""
         kind = GivenUp if await self._ever_answered() else EngineError
         raise kind(f"critic at {self._config.url} {what}")
 
     async def _ever_answered(self) -> bool:
-        """Whether the server has answered any request. Until it has, wait for those under way: a refusal is quicker."""
+        """Whether the server has answered any request. Before the first answer, wait for running requests, because a
+        refusal is faster than an answer."""
         self._undecided += 1
         while not self._answered and self._undecided < self._places.borrowed_tokens:
             await anyio.sleep(POLL_S)

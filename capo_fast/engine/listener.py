@@ -1,4 +1,4 @@
-"""Who listens to a port of this machine (Linux)."""
+"""The users whose processes listen on a port of this machine (Linux)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LISTENS = "0A"
 
 
 def is_mine(port: int) -> bool:
-    """Whether a process of this user listens to it, and none of another user."""
+    """Whether a process of this user listens on the port, and none of another user."""
     return set(_owners(port)) == {os.getuid()}
 
 
 def _owners(port: int) -> Iterator[int]:
-    """The users whose processes listen, on any address."""
+    """The user ids of all listeners on the port, on any address."""
     for table in TABLES:
         with suppress(FileNotFoundError):  # a system without IPv6
             for line in table.read_text().splitlines()[1:]:

@@ -1,4 +1,4 @@
-"""Text of a server without the key that was sent to it."""
+"""Masks the key that was sent to a server in the server's text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from urllib.parse import quote, quote_plus
 
 MASK = "***"
 SHORTEST = 5
-"""Letters of what is masked: `no` or `none` as a key is no secret, but a word of critiques."""
+"""Characters of the shortest key that is masked: `no` or `none` as a key is no secret, and critiques contain it."""
 
 
 def without_key(text: str, key: str) -> str:
-    """The text with `***` for the key: as it is, or in JSON, in an address, in hexadecimal digits or in base64, there
-    also as a part of a longer text such as `Bearer KEY`.
+    """The text with `***` for the key: plain, escaped for JSON or URLs, in hexadecimal digits, or in base64, there also
+    as part of a longer text such as `Bearer KEY`.
 
     >>> without_key("found Bearer sk-a+b/c, aka sk-a%2Bb%2Fc", "sk-a+b/c")
     'found Bearer ***, aka ***'
@@ -38,9 +38,8 @@ def _any_of(forms: Iterable[str]) -> str:
 
 
 def _in_base64(raw: bytes) -> Iterator[str]:
-    """The letters that stand for these bytes alone, at each of three places in a longer text, in both alphabets. The
-    letters beside them stand for a part of the first or last byte.
-    """
+    """The base64 characters that encode only these bytes, at each of the three alignments in a longer text, in both
+    alphabets. Their neighbours encode a part of the first or last byte."""
     for before in range(3):
         letters = b64encode(bytes(before) + raw).decode()
         form = letters[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6]

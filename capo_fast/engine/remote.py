@@ -1,12 +1,12 @@
-"""Engines on other ranks: orders go from the ranks that learn to those that hold engines, weights by broadcast.
+"""Engines on other ranks: the ranks that learn send orders to the ranks that hold engines, and broadcast the weights.
 
     learning ranks                          ranks with an engine
-    caller.tell("load")                     name, arguments = host.next_order()
+    caller.order("load")                    name, arguments = host.next_order()
     send_weights(caller.lane, weights)      engine.load(receive_weights(host.lane, device))
-    caller.tell("score", probe)             host.answer(engine.score(probe))
+    caller.order("score", probe)            host.answer(engine.score(probe))
     caller.reply()
 
-All ranks of the job are in every order and answer. Weights go from the first rank that learns to all engines.
+All ranks of the job take part in every order and answer. The first rank that learns sends the weights to all engines.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from capo_fast.runtime.job import Job, Link
 from capo_fast.runtime.ranks import gather
 
 BUCKET = 2**28
-"""Bytes of weights in one broadcast; a larger tensor has its own."""
+"""Bytes of weights per broadcast; a larger tensor has its own broadcast."""
 
 
 class Crossing:
-    """The links between ranks that learn and ranks with engines, of either."""
+    """The links between ranks that learn and ranks with engines, for both roles."""
 
     def __init__(self, job: Job) -> None:
         everyone = range(job.count)
@@ -36,22 +36,22 @@ class Crossing:
         self.first_engine = job.learners
         members = [0, *everyone[job.learners :]]
         self.lane = Link(job, "weights", members) if job.rank in members else None
-        """Of the first rank that learns and all engines."""
+        """Link of the first rank that learns and all engines."""
 
-    def tell(self, name: str, *arguments: Any) -> None:
-        """Give the ranks with engines an order; called on every rank that learns."""
+    def order(self, name: str, *arguments: Any) -> None:
+        """Send the ranks with engines an order; called on every rank that learns."""
         self.all.share((name, arguments), 0)
 
     def reply(self) -> Any:
-        """What they answered."""
+        """The answer to the last order."""
         return self.all.share(None, self.first_engine)
 
     def next_order(self) -> tuple[str, tuple[Any, ...]]:
-        """The order that the learning ranks give next; called on every rank with an engine."""
+        """The next order of the learning ranks; called on every rank with an engine."""
         return self.all.share(None, 0)
 
     def answer(self, value: Any) -> None:
-        """Answer an order; that of the first rank with an engine counts."""
+        """Answer an order; the answer of the first rank with an engine counts."""
         self.all.share(value, self.first_engine)
 
 
@@ -64,7 +64,7 @@ def send_weights(lane: Link, weights: Iterable[tuple[str, torch.Tensor]]) -> Non
 
 
 def receive_weights(lane: Link, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
-    """The other end; to be read to its end."""
+    """The receiving end of `send_weights`; it must be read to its end."""
     while (header := lane.share(None, 0)) is not None:
         dtype, parts = header
         sizes = [math.prod(shape) for _, shape in parts]
@@ -75,7 +75,7 @@ def receive_weights(lane: Link, device: torch.device) -> Iterator[tuple[str, tor
 
 
 def _buckets(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """In their order; each of one dtype and at most BUCKET bytes, or a single tensor."""
+    """The weights in their order, in buckets of one dtype and at most BUCKET bytes, or of a single tensor."""
     bucket: list[tuple[str, torch.Tensor]] = []
     size = 0
     for name, weight in weights:
@@ -89,7 +89,7 @@ def _buckets(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple
 
 
 class RemoteEngines:
-    """All engines, as a rank that learns has them: what `capo_fast.policy.sync` calls of an `Engine`. Its methods are
+    """All engines, seen from a rank that learns: the methods of `Engine` that `capo_fast.policy.sync` calls. They are
     collectives on all ranks that learn."""
 
     def __init__(self, crossing: Crossing, max_gap: float) -> None:
@@ -97,30 +97,30 @@ class RemoteEngines:
         self._crossing, self._max_gap = crossing, max_gap
 
     def load(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-        self._crossing.tell("load")
+        self._crossing.order("load")
         if self._crossing.lane is not None:
             send_weights(self._crossing.lane, weights)
         for _ in weights:  # gathering one is a collective of the ranks that learn
             pass
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
-        self._crossing.tell("load_adapter", list(files))
+        self._crossing.order("load_adapter", list(files))
         if self._crossing.lane is not None:
             for data in files.values():
                 self._crossing.lane.pass_bytes(data, 0)
 
     def fused_with(self, names: Iterable[str]) -> set[str]:
-        return self._ask("fused_with", list(names))[0]
+        return self._call("fused_with", list(names))[0]
 
     def forget_prefixes(self) -> None:
-        self._crossing.tell("forget_prefixes")
+        self._crossing.order("forget_prefixes")
 
     def sleep(self) -> None:
-        """Engines on ranks of their own keep their memory."""
+        """Does nothing: engines on ranks of their own keep their memory."""
 
     def checksums(self) -> dict[str, float]:
-        """Raises EngineError where two engines hold other weights."""
-        first, *others = self._ask("checksums")
+        """Raises EngineError if two engines have different weights."""
+        first, *others = self._call("checksums")
         for other in others:
             if differing := [name for name in first | other if first.get(name) != other.get(name)]:
                 name = differing[0]
@@ -128,8 +128,8 @@ class RemoteEngines:
         return first
 
     def score(self, sequences: Sequence[Sequence[int]], base: Sequence[bool] | None = None) -> list[list[float]]:
-        """Raises EngineError where two engines compute other log-probs."""
-        first, *others = self._ask("score", list(map(tuple, sequences)), base)
+        """Raises EngineError if two engines compute different log-probs."""
+        first, *others = self._call("score", list(map(tuple, sequences)), base)
         for other in others:
             gaps = [abs(a - b) for x, y in zip(first, other, strict=True) for a, b in zip(x, y, strict=True)]
             if not sum(gaps) <= self._max_gap * len(gaps):
@@ -138,15 +138,15 @@ class RemoteEngines:
                 )
         return first
 
-    def _ask(self, name: str, *arguments: Any) -> list[Any]:
-        """Each engine's answer."""
-        self._crossing.tell(name, *arguments)
+    def _call(self, name: str, *arguments: Any) -> list[Any]:
+        """Order a method call; returns each engine's answer."""
+        self._crossing.order(name, *arguments)
         return self._crossing.reply()
 
 
 @dataclass(frozen=True)
 class EngineHost:
-    """What a rank with an engine does for `RemoteEngines`: a method for each order."""
+    """The side of `RemoteEngines` on a rank with an engine: one method per order."""
 
     engine: Engine
     crossing: Crossing
@@ -155,7 +155,7 @@ class EngineHost:
     def load(self) -> None:
         weights = receive_weights(self._lane, self.device)
         self.engine.load(weights)
-        for _ in weights:  # what an engine leaves would be taken for the next order's
+        for _ in weights:  # weights left unread would be taken for the next order
             pass
 
     def load_adapter(self, names: Sequence[str]) -> None:
@@ -175,5 +175,5 @@ class EngineHost:
 
     @property
     def _lane(self) -> Link:
-        assert self.crossing.lane is not None  # it is a member
+        assert self.crossing.lane is not None  # every rank with an engine is a member
         return self.crossing.lane

@@ -1,4 +1,4 @@
-"""In the process of vLLM's server (`--middleware`): the key of its every route."""
+"""Middleware of vLLM's server process (`--middleware`) that requires the key for every route."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class KeyOfEveryRoute:
-    """vLLM wants the key for /v1 alone. Its routes for development, which put it to sleep and call its workers, would
-    be open to every user of the machine."""
+    """vLLM requires the key for /v1 only. Its development routes, which put it to sleep and call its workers, would be
+    open to every user of the machine."""
 
     def __init__(self, app: App) -> None:
         self._app, self._wanted = app, f"Bearer {os.environ['VLLM_API_KEY']}".encode()

@@ -1,4 +1,4 @@
-"""The processes of vLLM's OpenAI server on this machine: started, waited for, called, watched and ended."""
+"""Starts, calls, checks and ends the processes of vLLM's OpenAI server on this machine."""
 
 from __future__ import annotations
 
@@ -32,40 +32,40 @@ from capo_fast.runtime.files import is_locked, naming
 from capo_fast.runtime.ranks import free_port
 
 NAME = "critic"
-"""The server's name of the model."""
+"""The model's name at the server."""
 PYTHON = (sys.executable, "-P", "-m")
-"""With the import path that the environment gives, which is this process's, and no other."""
+"""Uses only the import path in the environment, which is this process's."""
 POLL_S = 0.1
-"""Between two looks at a server that starts."""
+"""Seconds between checks of a starting server."""
 TRY_S = 5.0
-"""For one answer of it."""
+"""Seconds for one answer of a starting server."""
 END_S = 30.0
-"""For the supervisor to end all processes."""
+"""Seconds for the supervisor to end all processes."""
 
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server, as every rank of its node has it."""
+    """A server's record on every rank of its node."""
 
     model: str
     """Folder or hub id."""
     port: int
     folder: Path
-    """Its temporary files; its key, and the exit status once it has ended."""
+    """Its temporary files, its key, and its exit status once it has exited."""
     log: Path
-    """Its output."""
+    """File of its output."""
     log_begin: int
-    """Bytes of the log that are of earlier servers."""
+    """Bytes of the log that earlier servers wrote."""
     rank: int
-    """The rank that has started it."""
+    """The rank that started it."""
     key: str = field(default="", repr=False)
-    """What every route wants. It never leaves the node: a rank gets a server without it, and calls `with_key`."""
+    """Key of every route. It never leaves the node: a rank gets the record without it, and calls `with_key`."""
 
     def without_key(self) -> RunningServer:
         return replace(self, key="")
 
     def with_key(self) -> RunningServer:
-        """Raises EngineError where this rank can't read it."""
+        """Raises EngineError if this rank can't read the key."""
         try:
             return replace(self, key=(self.folder / KEY).read_text())
         except OSError as error:
@@ -76,11 +76,11 @@ KEY = "key"
 
 
 Command = Callable[[str, ServerConfig, int, int], list[str]]
-"""Of model, settings, GPUs and port, the words that start a server."""
+"""The command line of a server, from model, settings, number of GPUs and port."""
 
 
 def server_command(model: str, config: ServerConfig, gpus: int, port: int) -> list[str]:
-    """vLLM's. Not `vllm serve`: that looks for a package of the name vllm, which its build for CPUs has not."""
+    """vLLM's command line. Not `vllm serve`, which needs a package named vllm: the CPU build has another name."""
     on_cpu = not torch.cuda.is_available()
     options: dict[str, Any] = {
         "model": model,
@@ -116,14 +116,14 @@ def _flags(options: dict[str, Any]) -> Iterator[str]:
 RANK_ENVIRONMENT = re.compile(
     r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|VLLM_ENABLE_V1_MULTIPROCESSING"
 )
-"""Environment variables that say what this process is: the server is none of its ranks."""
+"""Environment variables of a rank; the server must not inherit them."""
 
 
 def _environment(key: str, folder: Path, eager: bool) -> dict[str, str]:
     path = os.pathsep.join(map(os.path.abspath, sys.path))
     mine = {name: value for name, value in os.environ.items() if not RANK_ENVIRONMENT.fullmatch(name)}
     if "TORCHINDUCTOR_CACHE_DIR" not in mine:
-        mine["TORCHINDUCTOR_CACHE_DIR"] = default_cache_dir()  # not in the folder that goes
+        mine["TORCHINDUCTOR_CACHE_DIR"] = default_cache_dir()  # not in the temporary folder
     mine.setdefault("VLLM_NO_USAGE_STATS", "1")
     if eager and not torch.cuda.is_available():
         mine["TORCHDYNAMO_DISABLE"] = "1"  # as for the policy's engine (vllm_start.py)
@@ -135,10 +135,10 @@ def _environment(key: str, folder: Path, eager: bool) -> dict[str, str]:
 def running_server(
     model: str, config: ServerConfig, gpus: int, log: Path, rank: int, command: Command = server_command
 ) -> Iterator[RunningServer]:
-    """A server that answers. At the end its processes are gone, and so are their files but for the log, which is that
-    of earlier servers as well.
+    """A server that answers. At the end its processes are ended and their files deleted, except the log, to which
+    earlier servers have written as well.
 
-    Raises EngineError where it can't be started, ends or does not answer in time, RecordError for files that can't be
+    Raises EngineError if it can't be started, exits or does not answer in time, RecordError for files that can't be
     written.
     """
     with ExitStack() as stack:
@@ -151,21 +151,21 @@ def running_server(
             key = _write_key(folder)
         server = RunningServer(model, free_port(), folder, log, output.tell(), rank, key)
         supervisor = _start(server, command(model, config, gpus, server.port), output, config.enforce_eager)
-        stack.callback(_end_what_is_left, folder)
+        stack.callback(_kill_remaining, folder)
         stack.callback(_end, supervisor)
         _wait_for(server, supervisor, config.start_timeout_s)
         yield server
 
 
 def _write_key(folder: Path) -> str:
-    """A new one, which nobody else can read: the folder is this user's alone."""
+    """Write a new key. Only this user can read the folder."""
     key = secrets.token_urlsafe(32)
     (folder / KEY).write_text(key)
     return key
 
 
 def _start(server: RunningServer, command: Sequence[str], output: BinaryIO, eager: bool) -> subprocess.Popen[bytes]:
-    """The process that starts the server, and ends it. Raises EngineError."""
+    """Start the supervisor, which starts and ends the server. Raises EngineError."""
     words = [*PYTHON, "capo_fast.engine.supervise", str(os.getpid()), str(server.folder)]
     try:
         return subprocess.Popen(
@@ -174,7 +174,7 @@ def _start(server: RunningServer, command: Sequence[str], output: BinaryIO, eage
             stdout=output,
             stderr=output,
             env=_environment(server.key, server.folder, eager),
-            start_new_session=True,  # Ctrl-C is for this process, which saves its step first
+            start_new_session=True,  # Ctrl-C must reach only this process, which saves its step first
         )
     except OSError as error:
         raise EngineError(f"critic.path: the server of {server.model} could not be started: {error}") from error
@@ -195,7 +195,7 @@ def _wait_for(server: RunningServer, supervisor: subprocess.Popen[bytes], timeou
 
 
 def _answers(server: RunningServer, timeout_s: float) -> bool:
-    """Whether it does. Another process may have taken the port meanwhile: one of another user does not get the key."""
+    """Whether the server answers. The key is not sent if a process of another user has taken the port meanwhile."""
     if not is_mine(server.port):
         return False
     with suppress(OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
@@ -213,21 +213,21 @@ def _end(supervisor: subprocess.Popen[bytes]) -> None:
         supervisor.wait()
 
 
-def _end_what_is_left(folder: Path) -> None:
-    """Where the supervisor was killed, or ended as it started, it has not done so."""
+def _kill_remaining(folder: Path) -> None:
+    """Kill the server's process group, in case the supervisor was killed or failed at its start."""
     with suppress(FileNotFoundError, ProcessLookupError):
         os.killpg(int((folder / GROUP).read_text()), signal.SIGKILL)
 
 
-# ---- what any rank of the node does ----
+# ---- on any rank of the node ----
 
 
 def check_runs(server: RunningServer) -> None:
-    """Raises EngineError where the server has ended, with its exit status and the last error of its log."""
+    """Raises EngineError if the server has exited, with its exit status and the last error of its log."""
     _check_status(server)
     if not is_locked(server.folder):
         raise EngineError(
-            f"critic.path: the server of {server.model} was killed, or has ended with rank {server.rank}, which "
+            f"critic.path: the server of {server.model} was killed, or exited with rank {server.rank}, which "
             f"started it; {_end_of_log(server)}"
         )
 
@@ -235,18 +235,18 @@ def check_runs(server: RunningServer) -> None:
 def _check_status(server: RunningServer) -> None:
     with suppress(FileNotFoundError):
         status = int((server.folder / ENDED).read_text())
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         raise EngineError(f"critic.path: the server of {server.model} {how}; {_end_of_log(server)}")
 
 
 def call(server: RunningServer, route: str, timeout_s: float) -> None:
-    """POST. Raises EngineError where the server does not do it in time."""
+    """POST to a route. Raises EngineError if the server does not answer in time, or answers with another status."""
     try:
         status, _ = _request(server, "POST", route, timeout_s)
     except (OSError, http.client.HTTPException) as error:
         check_runs(server)
         raise EngineError(
-            f"critic.path: the server of {server.model} has not done {route} within {timeout_s:g} s "
+            f"critic.path: the server of {server.model} has not answered {route} within {timeout_s:g} s "
             f"(endpoint.timeout_s): {error or type(error).__name__}"
         ) from error
     if status != 200:
@@ -256,7 +256,7 @@ def call(server: RunningServer, route: str, timeout_s: float) -> None:
 
 
 def _request(server: RunningServer, method: str, route: str, timeout_s: float) -> tuple[int, bytes]:
-    """Status and body of the answer."""
+    """Status and body of the server's answer."""
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=timeout_s)) as connection:
         connection.request(method, route, headers={"Authorization": f"Bearer {server.key}"})
         response = connection.getresponse()
@@ -269,16 +269,16 @@ def _end_of_log(server: RunningServer) -> str:
 
 
 PREFIX = re.compile(r"(\(\w+ pid=\d+\) )?((ERROR|WARNING|INFO) [\d-]+ [\d:]+ \[[^\]]*\] ?)?")
-"""Of vLLM's lines."""
+"""Prefix of vLLM's log lines."""
 ERROR = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b(?!.*See root cause above)")
 MOST_BYTES = 2**16
-"""That are read of a log's end, and of an answer."""
+"""Bytes that are read of a log's end, and of an answer."""
 
 
 def last_error(log: Path, begin: int = 0) -> str:
-    """The last line of a log, from the byte `begin` on, that begins with an error's name; without one, the last line.
+    """The last line of a log, from byte `begin` on, that starts with an error's name; if there is none, the last line.
 
-    vLLM's very last one is often about another process of its own whose error is further up.
+    vLLM's very last line is often about another process, whose error is further up.
     """
     with suppress(OSError), log.open("rb") as file:
         end = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""The way to a critic's server: its key, the proxy, and one try with a deadline and a bounded answer."""
+"""HTTP transport to a critic's server: key, proxy, and single tries with a deadline and a size limit of the answer."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from capo_fast.config.schema import EndpointConfig
 from capo_fast.errors import ConfigError
 
 LARGEST_ANSWER = 2**23
-"""Bytes of one answer, decompressed."""
+"""Limit of one answer, bytes after decompression."""
 BODY_HEADERS = ("content-encoding", "content-length", "content-type", "transfer-encoding")
 
 
 def openai_client(
     config: EndpointConfig, key: str, retries: int, timeout_s: float, connect_s: float
 ) -> openai.AsyncOpenAI:
-    """Raises ConfigError where the environment's proxy can't be used."""
+    """OpenAI's client with our transport. Raises ConfigError if the environment's proxy can't be used."""
     return openai.AsyncOpenAI(
         base_url=config.url,
-        api_key=key or "unset",  # the client demands one; `headers` takes it out again
+        api_key=key or "unset",  # the client requires one; `headers` removes it
         max_retries=retries,
         timeout=openai.Timeout(None, connect=connect_s),
         http_client=_Transport(str(config.url), timeout_s),
@@ -35,19 +35,19 @@ def openai_client(
 
 
 class _Transport(openai.DefaultAsyncHttpxClient):
-    """A redirect is an error, and a proxy of the environment is used.
+    """HTTP client that treats a redirect as an error and uses the environment's proxy.
 
-    httpx limits the time of each read, and no size; here a try as a whole has a deadline, and its answer a limit.
+    httpx limits the time of each read and no size. Here the whole try has a deadline, and its answer a size limit.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        # A transport of our own: httpx makes one for every proxy of the environment, used or not, and some can't be.
+        # Our own transport: httpx makes one for every proxy of the environment and fails on an unusable one.
         transport = httpx2.AsyncHTTPTransport(proxy=proxy_for(url), limits=openai.DEFAULT_CONNECTION_LIMITS)
         super().__init__(follow_redirects=False, transport=transport)
         self.timeout_s = timeout_s
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """One try, with the body of its answer."""
+        """One try; the response contains its body."""
         request.headers["accept-encoding"] = "identity"
         try:
             with anyio.fail_after(self.timeout_s):
@@ -72,19 +72,19 @@ class _Transport(openai.DefaultAsyncHttpxClient):
 
 
 def _check_size(body: bytes | bytearray, request: httpx2.Request) -> None:
-    if len(body) > LARGEST_ANSWER:  # an APIError, which OpenAI's client doesn't repeat the request after
+    if len(body) > LARGEST_ANSWER:  # an APIError: OpenAI's client does not retry after it
         raise openai.APIConnectionError(message=f"an answer of more than {LARGEST_ANSWER:,} bytes", request=request)
 
 
 def _unpacked(packed: bytes, encoding: str, request: httpx2.Request) -> bytes:
-    """The body, where a server compressed it unasked: never more of it than is allowed, however well it packs."""
+    """The body, decompressed up to the size limit: some servers compress it although the request does not allow it."""
     if encoding == "identity":
         return packed
     if encoding not in ("gzip", "deflate"):
         message = f"an answer encoded as {encoding}, wanted identity, gzip or deflate"
         raise openai.APIConnectionError(message=message, request=request)
     try:
-        body = zlib.decompressobj(wbits=47).decompress(packed, LARGEST_ANSWER + 1)  # 47: the header says which
+        body = zlib.decompressobj(wbits=47).decompress(packed, LARGEST_ANSWER + 1)  # 47: zlib or gzip, by the header
     except zlib.error as error:
         raise openai.APIConnectionError(message=f"a damaged {encoding} answer: {error}", request=request) from None
     _check_size(body, request)
@@ -95,8 +95,8 @@ def _unpacked(packed: bytes, encoding: str, request: httpx2.Request) -> bytes:
 
 
 def proxy_for(url: str) -> httpx2.Proxy | None:
-    """The environment's proxy for this address; none for this machine itself. Raises ConfigError where it can't be
-    used, without its address, which may hold a password."""
+    """The environment's proxy for this address; None for this machine itself. Raises ConfigError if it can't be used;
+    the message omits its address, which may contain a password."""
     address = httpx2.URL(url)
     proxies = getproxies_environment()
     scheme = address.scheme if address.scheme in proxies else "all"
@@ -106,7 +106,7 @@ def proxy_for(url: str) -> httpx2.Proxy | None:
     try:
         proxy = httpx2.Proxy(text)
     except (ValueError, httpx2.InvalidURL):
-        raise _unusable(scheme, f"an address with {text.partition('://')[0]}:// that is no proxy's") from None
+        raise _unusable(scheme, f"an address with {text.partition('://')[0]}:// that is not a proxy's") from None
     if proxy.url.scheme in ("socks5", "socks5h") and find_spec("socksio") is None:
         raise _unusable(scheme, f"a {proxy.url.scheme} proxy, which needs the package socksio (pip install socksio)")
     return proxy
@@ -134,15 +134,15 @@ def is_loopback(host: str) -> bool:
 
 
 def headers(key: str) -> dict[str, Any]:
-    """Of each request: the key, if there is one, and nothing that the environment holds for OpenAI."""
+    """Headers of each request: the key, if there is one, and none of the environment's settings for OpenAI."""
     omitted = openai.Omit()
     authorization = f"Bearer {key}" if key else omitted
     return {"Authorization": authorization, "OpenAI-Organization": omitted, "OpenAI-Project": omitted}
 
 
 def api_key(config: EndpointConfig) -> str:
-    """That of `endpoint.api_key_env`, empty where the variable is unset. Raises ConfigError."""
+    """The key in the variable `endpoint.api_key_env`, empty if it is unset. Raises ConfigError."""
     key = os.environ.get(config.api_key_env, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"endpoint.api_key_env: the key in {config.api_key_env} holds signs that no key has")
+        raise ConfigError(f"endpoint.api_key_env: the key in {config.api_key_env} contains characters that no key has")
     return key

@@ -1,10 +1,10 @@
-"""vLLM in the trainer's process, the only place where it is built and asked.
+"""vLLM in the trainer's process; the only module that builds and calls it.
 
-The engine runs under vLLM's `external_launcher`: each torchrun rank holds one, or with its neighbours a slice of one
-(`engine.tensor_parallel`); these must ask the same in the same order. Weights are copied into the model in place, each
-rank its slices: vLLM's own reload makes every module anew.
+The engine runs under vLLM's `external_launcher`: each torchrun rank holds an engine, or shares one with its neighbours
+(`engine.tensor_parallel`); these must send the same requests in the same order. Weights are copied into the model in
+place, each rank its slices, because vLLM's own reload makes every module again.
 
-vllm is imported inside functions: this takes seconds, and it reads the environment variables that `start_llm` sets.
+vllm is imported inside functions: the import takes seconds, and it reads environment variables that `start_llm` sets.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class VllmEngine:
     pause_s = 0.0
 
     def __init__(self, model_path: str, config: EngineConfig, lora: LoraConfig | None = None) -> None:
-        """model_path: folder or hub id, whose weights it has until the first `load`. lora: None where none are pushed;
-        with a rank, unless `config.merge_lora` is true, it takes adapters."""
+        """model_path: folder or hub id; the engine has its weights until the first `load`. lora: None if no weights are
+        pushed; with a rank, unless `config.merge_lora` is true, the engine accepts adapters."""
         check_version(installed_version())
         pushed, lora = lora is not None, lora or LoraConfig()
         self._adapter: Any = None
         self._versions = 0
         self._asleep = False
         self._scored: dict[str, Request] = {}
-        """Those under way whose answers are log-probs, by id."""
+        """Running requests for log-probs, by id."""
         self._sleep_level = 1 if lora.rank else 2
-        """1 keeps the weights on the host: nothing loads the whole base again. 2 drops them."""
+        """1 keeps the weights on the host, as pushes of an adapter don't reload the base. 2 drops them."""
         with ExitStack() as undo:
             path = undo.enter_context(without_brackets(model_path))
             try:
@@ -69,7 +69,7 @@ class VllmEngine:
         self._llm.llm_engine.add_request(request.id, prompt, params, lora_request=adapter)
 
     def sampling_params(self, request: Request, cached: bool = True) -> Any:
-        """vLLM's for one request. cached: whether one that is scored may read the prefix cache."""
+        """vLLM's parameters of one request. cached: whether a scored request may read the prefix cache."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -87,18 +87,18 @@ class VllmEngine:
             detokenize=bool(request.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
             structured_outputs=StructuredOutputsParams(regex=request.regex) if request.regex else None,
-            skip_clone=True,  # it is this request's own: vLLM need not copy it, deeply
+            skip_clone=True,  # this object is used once, so vLLM need not deep-copy it
         )
 
     def step(self) -> list[Completion]:
-        # vLLM's CPU sampler draws from torch's own generator, which is in every checkpoint; how often depends on time.
+        # vLLM's CPU sampler draws from torch's global generator, a number of times that depends on timing; every
+        # checkpoint has this generator's state.
         with torch.random.fork_rng(devices=[]):
             ended = [output for output in self._llm.llm_engine.step() if output.finished]
         return [self._completion(output) for output in ended if not self._is_scored_again(output)]
 
     def _is_scored_again(self, output: Any) -> bool:
-        """Whether keys and values were cached where log-probs are wanted, of which vLLM then has none: those are
-        computed without the cache."""
+        """Whether the request was added again, without the prefix cache: vLLM returns no log-probs of cached tokens."""
         request = self._scored.get(output.request_id)
         if request is None or output.num_cached_tokens < len(request.prompt_ids) - request.scored:
             return False
@@ -108,11 +108,11 @@ class VllmEngine:
     def stop(self, ids: Sequence[str]) -> list[Completion]:
         from vllm.v1.engine import FinishReason
 
-        # vLLM makes an output of an aborted request only for its asynchronous front end, by this same call.
+        # Only vLLM's asynchronous front end makes outputs of aborted requests, by this same call.
         processor = self._llm.llm_engine.output_processor
         states = [processor.request_states[processor.external_req_ids[name][0]] for name in ids]
         outputs = [state.make_request_output([], None, FinishReason.ABORT, None) for state in states]
-        for name in ids:  # together vLLM frees them in the order of a set, another one on each rank
+        for name in ids:  # one by one: vLLM would free several in the order of a set, which differs between ranks
             self._llm.llm_engine.abort_request([name])
         return [self._completion(output) for output in outputs]
 
@@ -127,17 +127,21 @@ class VllmEngine:
     def checksums(self) -> dict[str, float]:
         try:
             return self._llm.apply_model(weight_checksums)[0] | self._llm.apply_model(adapter_checksums)[0]
-        except (ValueError, KeyError, AttributeError) as error:  # as of Phi-3, whose file has q, k and v in one
+        except (
+            ValueError,
+            KeyError,
+            AttributeError,
+        ) as error:  # such as Phi-3, whose q, k and v are one tensor
             raise EngineError(f"vLLM's weights of {self._architecture} can't be compared: {error}") from error
 
     def weight_names(self) -> set[str]:
-        """Of every weight the engine computes with, in Hugging Face names."""
+        """Hugging Face names of all weights that the engine computes with."""
         return self._llm.apply_model(weight_names)[0]
 
     def load_adapter(self, files: Mapping[str, bytes]) -> None:
         from vllm.lora.request import LoRARequest
 
-        # vLLM's prefix cache knows adapters by name, its slots by id: both are new each time.
+        # vLLM's prefix cache identifies adapters by name, its slots by id: both are new each time.
         self._versions += 1
         with self._waking(), passing_folder(sum(map(len, files.values()))) as folder:
             for name, data in files.items():
@@ -147,23 +151,23 @@ class VllmEngine:
                 self._llm.llm_engine.remove_lora(self._adapter.lora_int_id)
             self._adapter = LoRARequest(f"policy-{self._versions}", self._versions, str(folder))
             self._llm.llm_engine.add_lora(self._adapter)
-        # The base's prefixes would still be right, but a resumed run would not have them, and so not the same bits.
+        # The base's prefixes are still valid, but a resumed run would not have them, and its bits would differ.
         self.forget_prefixes()
 
     def forget_prefixes(self) -> None:
         if not self._llm.reset_prefix_cache():
-            raise EngineError("vLLM kept its cached prefixes: requests are under way")
+            raise EngineError("vLLM kept its cached prefixes: requests are running")
 
     def sleep(self) -> None:
-        # Never run on a GPU yet; on a CPU there is nothing to free.
+        # Never run on a GPU yet. On a CPU there is nothing to free.
         if torch.cuda.is_available() and not self._asleep:
             self._llm.sleep(level=self._sleep_level)
             self._asleep = True
 
     @contextmanager
     def _waking(self) -> Iterator[None]:
-        """Weights wake before they are loaded, the cache after, and empty: else vLLM crashes (vllm#45619), or answers
-        with garbage (vllm#29341)."""
+        """Wake the weights before they are loaded, and the cache, empty, after. In another order vLLM crashes
+        (vllm#45619) or answers with garbage (vllm#29341)."""
         if not self._asleep:
             yield
             return
@@ -183,9 +187,9 @@ class VllmEngine:
         )
         prompts = [TokensPrompt(prompt_token_ids=list(sequence)) for sequence in sequences]
         adapters = [None if is_base else self._adapter for is_base in base or [False] * len(sequences)]
-        asked = [first, *[params] * (len(prompts) - 1)]
+        all_params = [first, *[params] * (len(prompts) - 1)]
         with torch.random.fork_rng(devices=[]):  # as in `step`
-            outputs = self._llm.generate(prompts, asked, use_tqdm=False, lora_request=adapters)
+            outputs = self._llm.generate(prompts, all_params, use_tqdm=False, lora_request=adapters)
         if cached := outputs[0].num_cached_tokens:
             raise EngineError(f"vLLM still has {cached} tokens of a prefix cached, wanted none after a push")
         return [

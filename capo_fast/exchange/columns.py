@@ -1,8 +1,8 @@
-"""Credited rollouts as columns: what a learner packs its micro-batches of. 9 bytes per token, 13 with token
-credit, and a few per step.
+"""Credited rollouts as columns, from which a learner packs its micro-batches. 9 bytes per token, 13 with token credit,
+and a few per step.
 
-Letters: B rollouts, T their response tokens, S their steps, end to end in one order. Prompts are not among the columns:
-every rank has the data.
+Letters: B rollouts, T their response tokens, S their steps, concatenated in one order. The columns have no prompts,
+because every rank has the data.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from capo_fast.records import CreditedSample, Member, Prompt
 
 @dataclass(frozen=True)
 class Columns:
-    """Of some rollouts of a step."""
+    """Columns of some rollouts of a step."""
 
     keys: torch.Tensor
     """int64 [B, 2], group and sample"""
     sizes: torch.Tensor
-    """int64 [B, 3], response tokens, steps, and advantages: as many as tokens, or none"""
+    """int64 [B, 3], numbers of response tokens, steps and advantages (the number of tokens, or 0)"""
     credit: torch.Tensor
-    """float32 [B, 5], what the outcome weight multiplies, and the four statistics of its group"""
+    """float32 [B, 5], the factor of the outcome weight, and the four statistics of the group"""
     token_ids: torch.Tensor
     """int32 [T]"""
     logprobs: torch.Tensor
-    """float32 [T], the engine's"""
+    """float32 [T], the engine's log-probs"""
     step_starts: torch.Tensor
     """bool [T], True on the first token of each step"""
     step_wrong: torch.Tensor
-    """float32 [S], what the process weight multiplies"""
+    """float32 [S], the factor of the process weight"""
     advantages: torch.Tensor
-    """float32 [T] of token credit, [0] of step credit"""
+    """float32 [T] with token credit, [0] with step credit"""
 
     @classmethod
     def of(cls, credited: Sequence[CreditedSample]) -> Self:
@@ -60,11 +60,11 @@ class Columns:
         )
 
     def __len__(self) -> int:
-        """Rollouts."""
+        """Number of rollouts."""
         return len(self.keys)
 
     def places(self) -> dict[Member, int]:
-        """Where each rollout is."""
+        """The row of each rollout."""
         return {(group, sample): place for place, (group, sample) in enumerate(self.keys.tolist())}
 
     def taken(self, places: Sequence[int]) -> Self:
@@ -81,30 +81,30 @@ class Columns:
         return type(self)(**columns)
 
     def _spans(self) -> list[list[tuple[int, int]]]:
-        """Where each rollout's tokens, steps and advantages begin and end."""
+        """Begin and end of each rollout's tokens, steps and advantages."""
         ends = [list(accumulate(sizes, initial=0)) for sizes in self.sizes.T.tolist()]
         return [list(pairwise(each)) for each in ends]
 
     def chosen(self, keys: Iterable[Member]) -> Self:
-        """The rollouts of these keys that are here, in their order."""
+        """The rollouts with these keys, in their order; missing ones are skipped."""
         places = self.places()
         return self.taken([places[key] for key in keys if key in places])
 
 
 @dataclass(frozen=True)
 class Share:
-    """The rollouts that a step trains on, as one rank has them."""
+    """One rank's data of the rollouts that a step trains on."""
 
     figures: Sequence[Figures]
-    """Of all of them."""
+    """Figures of all rollouts."""
     prompts: Mapping[int, Prompt]
-    """By group."""
+    """Prompts by group."""
     columns: Columns
-    """Of those that are here; each is on one rank."""
+    """Columns of this rank's rollouts; each rollout is on one rank."""
 
     @classmethod
     def of(cls, credited: Sequence[CreditedSample]) -> Self:
-        """Of samples that are all here."""
+        """The share of a rank that has all samples."""
         prompts = {each.rollout.group: each.rollout.prompt for each in credited}
         return cls(list(map(figures_of, credited)), prompts, Columns.of(credited))
 
@@ -119,13 +119,13 @@ AXES = {
     "step_wrong": 1,
     "advantages": 2,
 }
-"""Of each column, the column of `sizes` that has its length; None: it has one row for each rollout."""
+"""For each column the column of `sizes` with its length per rollout; None: it has one row per rollout."""
 
 
 def deal_columns(mine: Columns, wanted: Sequence[Sequence[Member]], exchange: Exchange) -> Columns:
-    """Those that this rank wants, from the ranks that have them. A collective.
+    """The rollouts that this rank needs, from the ranks that have them, in the order of senders. A collective.
 
-    wanted: the keys for each rank, the same on all; a rollout may be wanted by several. The order is by sender.
+    wanted: the keys per receiver, the same on all ranks; several ranks may need one rollout.
     """
     parts = [mine.chosen(keys) for keys in wanted]
     dealt = {name: torch.cat(exchange.deal([getattr(part, name) for part in parts])) for name in AXES}

@@ -1,8 +1,8 @@
-"""Numbers of each rollout of a step, on every rank: what the log, dynamic sampling, the packing plan and the loss's
-denominators are made of. No token and no text is among them.
+"""Numbers of each rollout of a step, on every rank: the inputs of the log, dynamic sampling, the packing plan and the
+loss's denominators. They contain no tokens and no texts.
 
-They travel as four tables: a row of numbers for each rollout, how many rewards and steps it has, all rewards, and a row
-for each step.
+They are sent as four tables: a row of numbers per rollout, its numbers of rewards and steps, all rewards, and a row per
+step.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from capo_fast.exchange.tensors import Exchange, table
 from capo_fast.records import CreditedSample, Member
 
 REPLACED = "\ufffd"
-"""What is in texts in place of bytes or halves of surrogate pairs that are no Unicode, and of NUL."""
+"""Replaces invalid bytes, halves of surrogate pairs, and NUL in texts."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one rollout."""
+    """Numbers of one rollout."""
 
     group: int
     sample: int
     version: int
-    """As in Rollout."""
+    """`Rollout.version`."""
     prompt_tokens: int
     tokens: int
-    """Of the response."""
+    """Tokens of the response."""
     written: int
-    """The sum over its tokens of the version that wrote each."""
+    """Sum over its tokens of the policy version that sampled each."""
     steps: int
     finished: bool
     replaced_chars: int
     outcome: float | None
-    """The verdict; None where there is none."""
+    """The verdict, or None."""
     trained: bool
     reward: float
-    """What the outcome weight multiplies."""
+    """The factor of the outcome weight."""
     has_advantage: bool
-    """One that is not 0."""
+    """Whether any advantage is not 0."""
     by_token: bool
-    """Token credit."""
+    """Whether it has token credit."""
     critiques: int
     parsed: int
     dropped: int
@@ -53,17 +53,17 @@ class Figures:
     failed: int
     critique_replaced_chars: int
     rewards: tuple[float | None, ...]
-    """As in Sample."""
+    """`Sample.rewards`."""
     votes: tuple[float, ...]
     """[S], the vote on each step."""
     named: tuple[int, ...]
-    """[S], how many of the critiques that judge the step name it."""
+    """[S], number of critiques that name the step as wrong."""
     judged: tuple[int, ...]
-    """[S], how many critiques judge the step."""
+    """[S], number of critiques that judge the step."""
 
     @property
     def key(self) -> Member:
-        """Its name in its step."""
+        """Its identity in its step."""
         return self.group, self.sample
 
 
@@ -103,7 +103,7 @@ def figures_of(credited: CreditedSample) -> Figures:
 
 
 def share_figures(mine: Sequence[Figures], exchange: Exchange) -> list[Figures]:
-    """Those of all ranks, in the order of groups and samples. A collective."""
+    """The figures of all ranks, in the order of groups and samples. A collective."""
     numbers = [[_number(getattr(each, name)) for name in NUMBERS] for each in mine]
     rewards = [list(map(_number, each.rewards)) for each in mine]
     sizes = [[len(each.rewards), len(each.votes)] for each in mine]

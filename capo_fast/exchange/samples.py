@@ -1,7 +1,7 @@
-"""Samples -> the rank that computes the credit of their group.
+"""Sends samples to the rank that computes the credit of their group.
 
-Rollouts of a group may have been sampled by several engines. Neighbouring groups go to one rank, so that the ranks'
-rows of the rollouts file are in the order of groups. Tokens travel as tensors; the rest of a sample, which is texts and
+Several engines may have sampled the rollouts of a group. Consecutive groups are sent to one rank, so that the ranks'
+rows of the rollouts file are in the order of groups. Tokens are sent as tensors; the rest of a sample, texts and
 verdicts, as bytes.
 """
 
@@ -18,7 +18,7 @@ from capo_fast.exchange.tensors import Exchange, bytes_of, bytes_tensor
 from capo_fast.records import Prompt, Sample
 
 TOKENS = {"token_ids": torch.int32, "logprobs": torch.float64}
-"""[T] each: an engine's log-probs are Python floats, and arrive bit for bit."""
+"""[T] each. An engine's log-probs are Python floats; float64 preserves their bits."""
 Tokens = tuple[tuple[int, ...], tuple[float, ...]]
 """Token ids and log-probs of a rollout."""
 NO_PROMPT = Prompt("", "", "", None, ())
@@ -27,9 +27,9 @@ NO_PROMPT = Prompt("", "", "", None, ())
 def whole_groups(
     mine: Sequence[Sample], prompts: Mapping[int, Prompt], ranks: Sequence[int], exchange: Exchange
 ) -> list[Sample]:
-    """The whole groups that this rank computes the credit of, in the order of groups and samples. A collective.
+    """The whole groups whose credit this rank computes, in the order of groups and samples. A collective.
 
-    prompts: of all groups. ranks: those that groups may go to, in order; nearly as many groups go to each.
+    prompts: of all groups. ranks: the ranks that receive groups, in order; each gets nearly the same number.
     """
     found = exchange.share(torch.tensor([each.rollout.group for each in mine], dtype=torch.int64))
     groups = found.unique().tolist()
@@ -41,7 +41,7 @@ def whole_groups(
 
 
 def deal_samples(parts: Sequence[Sequence[Sample]], prompts: Mapping[int, Prompt], exchange: Exchange) -> list[Sample]:
-    """The samples that other ranks have for this one. A collective. parts: for each rank."""
+    """The samples that other ranks send to this one. A collective. parts: samples per receiver."""
     rollouts = [[each.rollout for each in part] for part in parts]
     tokens = deal_tokens(rollouts, exchange)
     starts = exchange.deal_rows([[each.steps.starts for each in part] for part in rollouts], torch.bool)
@@ -54,7 +54,7 @@ def deal_samples(parts: Sequence[Sequence[Sample]], prompts: Mapping[int, Prompt
 
 
 class WithTokens(Protocol):
-    """A rollout, or a part of one."""
+    """A rollout, or a part of a rollout."""
 
     @property
     def token_ids(self) -> tuple[int, ...]: ...
@@ -64,7 +64,8 @@ class WithTokens(Protocol):
 
 
 def deal_tokens(parts: Sequence[Sequence[WithTokens]], exchange: Exchange) -> list[Tokens]:
-    """Token ids and log-probs of what each rank has for this one, by sender. A collective. parts: for each rank."""
+    """Token ids and log-probs that each rank sends to this one, in the order of senders. A collective. parts: rollouts
+    per receiver."""
     ids, logprobs = (
         exchange.deal_rows([[getattr(each, name) for each in part] for part in parts], dtype)
         for name, dtype in TOKENS.items()
@@ -73,7 +74,7 @@ def deal_tokens(parts: Sequence[Sequence[WithTokens]], exchange: Exchange) -> li
 
 
 def _bare(part: Sequence[Sample]) -> torch.Tensor:
-    """The samples as bytes, without prompts and without what there is per token."""
+    """The samples as bytes, without prompts and per-token data."""
     return bytes_tensor(pickle.dumps([_filled(each, NO_PROMPT, (), (), ()) for each in part]) if part else b"")
 
 

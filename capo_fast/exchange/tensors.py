@@ -1,4 +1,4 @@
-"""Tensors on the host from every rank to every rank: each gets its own part."""
+"""All-to-all exchange of host tensors between ranks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch.distributed as dist
 
 
 class Exchange:
-    """Between the ranks of a process group. Its methods are collectives of these, called in the same order on each."""
+    """Exchange between the ranks of a process group. Its methods are collectives, called in the same order on each."""
 
     def __init__(self, group: Any = None) -> None:
-        """group: None: the default one."""
+        """group: None means the default process group."""
         self._group: Any = default_group() if group is None else group
         self.rank, self.count = self._group.rank(), self._group.size()
         self.sent = 0
         """Bytes that this rank has sent to others."""
 
     def deal(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """What each rank has for this one. parts: [n, ...] for each rank, of one dtype and width on all ranks."""
+        """The parts that each rank sends to this one. parts: [n, ...] per receiver, of one dtype and width on all."""
         counts = torch.tensor([len(part) for part in parts])
         found = torch.empty_like(counts)
         self._all_to_all(found, counts, [1] * self.count, [1] * self.count)
@@ -31,13 +31,13 @@ class Exchange:
         return list(received.split(taken))
 
     def deal_rows(self, parts: Sequence[Sequence[Sequence[float]]], dtype: torch.dtype) -> list[torch.Tensor]:
-        """Rows of any length that each rank has for this one, by sender. parts: rows for each rank."""
+        """Rows of any length that each rank sends to this one, in the order of senders. parts: rows per receiver."""
         lengths = self.deal([torch.tensor(list(map(len, rows)), dtype=torch.int64) for rows in parts])
         values = self.deal([end_to_end(rows, dtype) for rows in parts])
         return list(torch.cat(values).split(torch.cat(lengths).tolist()))
 
     def share(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows of all ranks, end to end, on every rank: for what is small."""
+        """The concatenated rows of all ranks, on every rank; for small data."""
         return torch.cat(self.deal([rows] * self.count))
 
     def to_first(self, rows: torch.Tensor) -> list[torch.Tensor]:
@@ -57,12 +57,12 @@ class Exchange:
 
 
 def default_group() -> Any:
-    """All ranks of this one's role."""
+    """The process group of all ranks of this rank's role."""
     return dist.group.WORLD
 
 
 def bytes_tensor(data: bytes) -> torch.Tensor:
-    """uint8 [n], a copy."""
+    """A copy of the bytes as uint8 [n]."""
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
 
@@ -72,10 +72,10 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
 
 
 def table(rows: Sequence[Sequence[float]], dtype: torch.dtype, width: int) -> torch.Tensor:
-    """[rows, width], also without a row."""
+    """[rows, width]; `rows` may be empty."""
     return torch.tensor(rows, dtype=dtype).reshape(-1, width)
 
 
 def end_to_end(columns: Sequence[Sequence[float]], dtype: torch.dtype) -> torch.Tensor:
-    """[T], a tensor for each column at a time: no list of all tokens is made."""
+    """[T], the concatenated columns. Each is converted separately, so that no list of all tokens is made."""
     return torch.cat([torch.empty(0, dtype=dtype), *(torch.tensor(each, dtype=dtype) for each in columns)])

@@ -1,13 +1,13 @@
 """Causal attention over packed segments: `attend(q, k, v, lengths, prefix=None, scale=None)`.
 
-A token attends to the tokens before it in its own segment, and to all of its segment's prefix, where it has one: so a
+A token attends to the tokens before it in its own segment, and to all of its segment's prefix, if there is one. So a
 prompt is computed once, and each of its responses attends to it. K and V of a prefix are gathered once for each segment
-that has it. Merging two attentions by log-sum-exp would save these copies, and on a CPU the mask: with the heads of
+that has it. Merging two attentions by log-sum-exp would save these copies, and on a CPU the mask. With the heads of
 SmolLM2-135M and eight responses it took 0.90 to 1.07 of this time at GSM8K's lengths and 0.84 at prompts of 2,000
 tokens. But it needs the backward kernels of each library and has no sliding window.
 
-transformers' own "sdpa" computes the whole row, squared, and masks all but its sequences: for 50 answers of 40 tokens
-2 % of that work is wanted. These are registered beside it, under transformers' AttentionInterface.
+transformers' own "sdpa" computes attention over the whole row and masks all but its sequences: for 50 answers of 40
+tokens 2 % of that work is needed. The attentions here are registered in transformers' AttentionInterface.
 
 `choose_attention` picks one when the policy is built. On a GPU the number of kernels does not depend on the number of
 segments, and the host never waits.
@@ -28,16 +28,16 @@ from torch.nn.functional import embedding, scaled_dot_product_attention
 
 Lengths = tuple[int, ...]
 Prefix = tuple[int | None, ...] | None
-"""For each segment the index of the one that it attends to as well; None: no segment has any."""
+"""For each segment the index of its prefix segment, or None; None as a whole: no segment has a prefix."""
 Attend = Callable[..., torch.Tensor]
 """q [N, H, D], k and v [N, K, D], lengths whose sum is N, their prefix, and the scale of the products (None: D ** -0.5)
 -> [N, H, D]."""
 
 
 def choose_attention(device: str, dtype: torch.dtype, name: str = "sdpa") -> Attend:
-    """The one for a device type, compute dtype and `policy.attention`. Raises ValueError where it can't run.
+    """The attention for a device type, compute dtype and `policy.attention`. Raises ValueError if it can't run.
 
-    torch's varlen_attn is FlashAttention 2; it takes no float32.
+    torch's varlen_attn is FlashAttention 2, which does not support float32.
     """
     if name == "flash_attention_2":
         if device == "cpu" or dtype == torch.float32:
@@ -56,15 +56,15 @@ def choose_attention(device: str, dtype: torch.dtype, name: str = "sdpa") -> Att
 
 
 def use_packed_attention(model: Any, attend: Attend) -> None:
-    """From now on `model` wants `lengths` and `prefix` at each call. Raises ValueError for a sliding window, which
-    `attend_flash` alone takes."""
+    """Make `model` use `attend`; each call must then pass `lengths` and `prefix`. Raises ValueError for a sliding
+    window, which only `attend_flash` supports."""
     from transformers import AttentionInterface  # takes seconds; importing this module does not
 
     holders = (model.config.get_text_config(), *model.modules())  # Mistral's layers read the config at each call
     windows = {window for holder in holders if (window := getattr(holder, "sliding_window", None))}
     if windows and attend is not attend_flash:
         raise ValueError(
-            f"the model has a sliding window of {min(windows)} tokens, which sdpa leaves out; want flash_attention_2"
+            f"the model has a sliding window of {min(windows)} tokens, sdpa supports none; want flash_attention_2"
         )
     name = f"packed_{attend.__name__}"
     AttentionInterface.register(name, partial(attention_function, attend))
@@ -126,9 +126,9 @@ def attend_varlen(
     prefix: Prefix = None,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """One kernel for all segments; bfloat16 or float16 on CUDA. Its causal mask ends at the last key."""
+    """One kernel for all segments; bfloat16 or float16 on CUDA. Its causal mask is aligned to the last key."""
     attention: Any = varlen.varlen_attn  # with `return_aux` it returns a pair
-    # torch 2.11 has no such argument, and takes fewer key-value heads as they are.
+    # torch 2.11 lacks this argument and accepts fewer key-value heads as they are.
     grouped = {"enable_gqa": True} if "enable_gqa" in signature(attention).parameters else {}
     cut = _cut(q.device, lengths, prefix)
     return attention(q, *_gathered(k, v, lengths, prefix), *cut, scale=scale, window_size=(-1, 0), **grouped)
@@ -143,7 +143,7 @@ def attend_flash(
     scale: float | None = None,
     window: int | None = None,
 ) -> torch.Tensor:
-    """The same by the package flash-attn. window: a token attends to that many, itself included."""
+    """Like `attend_varlen`, by the package flash-attn. window: tokens that each token attends to, itself included."""
     from flash_attn import flash_attn_varlen_func  # only `policy.attention: flash_attention_2` needs it
 
     cut = _cut(q.device, lengths, prefix)
@@ -160,8 +160,8 @@ def attend_padded(
     prefix: Prefix = None,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """One call of SDPA on [B, L], each segment behind its prefix, whose queries are computed again for each. A causal
-    token sees none of the padding, which comes after it."""
+    """One call of SDPA on [B, L], each segment after its prefix, whose queries are computed again for each segment.
+    Padding comes last, so the causal mask hides it."""
     taken_BL, back_N = _padding(lengths, prefix, q.device)
     q, k, v = (_rows(x, taken_BL).transpose(1, 2) for x in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
@@ -174,7 +174,7 @@ def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _gathered(k: torch.Tensor, v: torch.Tensor, lengths: Lengths, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor]:
-    """[M, K, D], the keys and values of each segment behind those of its prefix."""
+    """[M, K, D], the keys and values of each segment after those of its prefix."""
     if not _is_shared(prefix):
         return k, v
     taken_M = _keys(lengths, prefix, k.device)
@@ -182,8 +182,8 @@ def _gathered(k: torch.Tensor, v: torch.Tensor, lengths: Lengths, prefix: Prefix
 
 
 def _rows(x: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
-    """x [N, K, D] at indices of any shape. Unlike indexing, an embedding sums a row's gradients in float32 on a GPU,
-    and in a fixed order."""
+    """x [N, K, D] at indices of any shape. Unlike indexing, an embedding sums a row's gradients on a GPU in float32 and
+    in a fixed order."""
     return embedding(taken, x.flatten(1)).unflatten(-1, x.shape[1:])
 
 
@@ -192,21 +192,21 @@ def _is_shared(prefix: Prefix) -> bool:
 
 
 def _reach(lengths: Lengths, prefix: Prefix) -> Lengths:
-    """Keys of each segment: its own and those of its prefix."""
+    """Number of keys of each segment: its own and its prefix's."""
     whose = prefix or (None,) * len(lengths)
     return tuple(n + (0 if before is None else lengths[before]) for n, before in zip(lengths, whose, strict=True))
 
 
 def _cut(device: torch.device, lengths: Lengths, prefix: Prefix) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-    """Where the segments' queries and their keys begin and end, int32 [B + 1] each, and the most of each."""
+    """Bounds of the segments' queries and of their keys, int32 [B + 1] each, and the largest number of each."""
     reach = _reach(lengths, prefix)
     return _bounds(lengths, device), _bounds(reach, device), max(lengths), max(reach)
 
 
-@lru_cache(maxsize=2)  # every layer asks for the same
+@lru_cache(maxsize=2)  # every layer needs the same masks
 def _masks(lengths: Lengths, prefix: tuple[int | None, ...], dtype: torch.dtype) -> list[torch.Tensor | None]:
-    """For each segment with a prefix, what is added to its products: 0 or -inf, [queries, keys]. SDPA's own causal mask
-    ends at the first key."""
+    """For each segment with a prefix, the additive mask of 0 and -inf, [queries, keys]. SDPA's own causal mask is
+    aligned to the first key."""
     masks: list[torch.Tensor | None] = []
     for length, before in zip(lengths, prefix, strict=True):
         if before is None:
@@ -219,7 +219,7 @@ def _masks(lengths: Lengths, prefix: tuple[int | None, ...], dtype: torch.dtype)
 
 @lru_cache(maxsize=8)
 def _bounds(lengths: Lengths, device: torch.device) -> torch.Tensor:
-    """int32 [B + 1], where pieces of these lengths begin and end."""
+    """int32 [B + 1], the bounds of consecutive pieces of these lengths."""
     return _on_device(torch.tensor([0, *lengths]).cumsum(0).int(), device)
 
 
@@ -248,5 +248,5 @@ def _padding(lengths: Lengths, prefix: Prefix, device: torch.device) -> tuple[to
 
 
 def _on_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """From pinned memory, for a copy of any other makes the host wait."""
+    """Copy from pinned memory; a copy from other memory makes the host wait."""
     return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)

@@ -1,8 +1,8 @@
-"""Credited rollouts -> packed micro-batches of one rank.
+"""Packs credited rollouts into the micro-batches of one rank.
 
-A plan says which rollouts each micro-batch of an update has. Every rank makes the same one, from the figures of all
-rollouts, so all ranks agree on the number of micro-batches (FSDP's collectives need that) and on every denominator:
-gradients summed over micro-batches and ranks are those of one big batch. Only then do tokens travel, to the rank that
+A plan lists the rollouts of each micro-batch of an update. Every rank makes the same plan, from the figures of all
+rollouts. So all ranks agree on the number of micro-batches (FSDP's collectives need that) and on every denominator, and
+gradients summed over micro-batches and ranks are those of one big batch. After that, tokens are sent to the rank that
 packs them.
 
 Letters: N packed tokens, T response tokens, B sequences, S steps.
@@ -29,12 +29,12 @@ from capo_fast.records import CreditedSample, Member, PackedBatch, Prompt, Token
 
 @dataclass(frozen=True)
 class UpdatePlan:
-    """The micro-batches of one optimizer update, of all ranks."""
+    """The micro-batches of one optimizer update on all ranks."""
 
     bins: Sequence[Sequence[Member]]
-    """Those of a rank are every `world`-th from its own number on; an empty one has the filler."""
+    """Rollouts per micro-batch. Rank r has every `world`-th micro-batch from r on; an empty one gets the filler."""
     filler: Member
-    """What keeps ranks in step, with weights of 0."""
+    """A rollout with weights of 0, so that all ranks have equally many micro-batches."""
     denominator: float
 
     def of(self, rank: int, world: int) -> list[tuple[Sequence[Member], float | None]]:
@@ -45,12 +45,12 @@ class UpdatePlan:
 def plan_updates(
     figures: Sequence[Figures], prompts: Mapping[int, Prompt], config: Config, world: int
 ) -> list[UpdatePlan]:
-    """Of each minibatch."""
+    """The plan of each minibatch."""
     return [plan_update(each, prompts, config, world) for each in split_minibatches(figures, config.train.minibatches)]
 
 
 def plan_update(figures: Sequence[Figures], prompts: Mapping[int, Prompt], config: Config, world: int) -> UpdatePlan:
-    """Denominators count every trained rollout. Those without a gradient are then left out."""
+    """The plan of one update. Denominators count every trained rollout; rollouts without a gradient are not packed."""
 
     def parts(each: Figures) -> Parts:
         return each.group, prompts[each.group].token_ids, each.tokens
@@ -68,13 +68,13 @@ def keys_of(plans: Sequence[UpdatePlan], rank: int, world: int) -> list[Member]:
 
 
 def pack_update(samples: Sequence[CreditedSample], config: Config, rank: int, world: int) -> list[PackedBatch]:
-    """A rank's micro-batches of one update over samples that are all here."""
+    """A rank's micro-batches of one update, from all samples."""
     share = Share.of(samples)
     return pack_plan(plan_update(share.figures, share.prompts, config, world), share, config, rank, world)
 
 
 def pack_plan(plan: UpdatePlan, share: Share, config: Config, rank: int, world: int) -> list[PackedBatch]:
-    """This rank's micro-batches. share: with the rollouts that this rank packs."""
+    """This rank's micro-batches. share: contains the rollouts that this rank packs."""
     places = share.columns.places()
     return [
         pack_columns(share.columns.taken([places[key] for key in keys]), share.prompts, denominator, config)
@@ -83,13 +83,13 @@ def pack_plan(plan: UpdatePlan, share: Share, config: Config, rank: int, world: 
 
 
 def has_gradient(figures: Figures, config: Config) -> bool:
-    """False: the rollout is not trained, or all its advantages are 0 and the loss has no term besides the policy's."""
+    """False if the rollout is not trained, or its advantages are all 0 and the loss has only the policy term."""
     other_terms = config.loss.kl_coef > 0 or config.loss.entropy_coef > 0
     return figures.trained and (other_terms or figures.has_advantage)
 
 
 def split_minibatches(figures: Sequence[Figures], count: int) -> list[list[Figures]]:
-    """Whole groups, dealt in their order into `count` updates of nearly equal size; an empty update is left out."""
+    """Whole groups, dealt in order into `count` updates of nearly equal size, without empty updates."""
     groups: dict[int, list[Figures]] = {}
     for each in figures:
         groups.setdefault(each.group, []).append(each)
@@ -99,11 +99,12 @@ def split_minibatches(figures: Sequence[Figures], count: int) -> list[list[Figur
 
 T = TypeVar("T")
 Parts = tuple[int, Sequence[int], int]
-"""Of what is packed: its group, whose members have the same prompt, the prompt's tokens, and how many come after it."""
+"""Of a sample to pack: its group, whose members have the same prompt, the prompt's tokens, and the number of response
+tokens."""
 
 
 def loss_denominator(trained: Sequence[Figures], config: Config) -> float:
-    """What `ck.token_weights` divides by, over the whole update: sequences, tokens, or rollouts x max_tokens."""
+    """The denominator of `ck.token_weights` over the whole update: sequences, tokens, or rollouts x max_tokens."""
     match config.loss.aggregation:
         case "sequence-mean":
             return len(trained)
@@ -116,8 +117,8 @@ def loss_denominator(trained: Sequence[Figures], config: Config) -> float:
 def deal(samples: Sequence[T], micro_tokens: int, world: int, parts: Callable[[T], Parts]) -> list[list[T]]:
     """Bins of at most `micro_tokens` computed tokens (a longer sequence has a bin of its own), a multiple of `world`.
 
-    Samples are laid out group by group and cut into as few bins as do, the fullest of which holds as little as can
-    be. So a cut repeats one prompt at most, and ranks get nearly equal work. parts: of a sample.
+    Samples are ordered by group and cut into as few bins as possible, with the smallest possible maximum. So each cut
+    repeats at most one prompt, and ranks get nearly equal work. parts: returns a sample's `Parts`.
     """
     found = [(parts(sample), sample) for sample in samples]
     ordered = sorted(found, key=lambda each: (each[0][0], -len(each[0][1]) - each[0][2]))
@@ -128,7 +129,7 @@ def deal(samples: Sequence[T], micro_tokens: int, world: int, parts: Callable[[T
 
 
 def _fill(ordered: Sequence[tuple[Parts, T]], capacity: int) -> list[list[tuple[Parts, T]]]:
-    """Bins in this order, each begun where the one before has no room for the next."""
+    """Bins in this order; a new bin starts when the next sample does not fit."""
     bins: list[list[tuple[Parts, T]]] = []
     room = 0
     for each in ordered:
@@ -142,7 +143,7 @@ def _fill(ordered: Sequence[tuple[Parts, T]], capacity: int) -> list[list[tuple[
 
 
 def _added_tokens(parts: Parts, before: Parts | None) -> int:
-    """Packed tokens that a sample adds behind another."""
+    """Packed tokens that a sample adds after the sample `before`."""
     _, prompt, rest = parts
     return max(0, rest - 1) + (0 if before and before[1] == prompt else len(prompt))
 
@@ -168,7 +169,7 @@ def pack_columns(
 
 
 def credit_of_columns(columns: Columns, groups: Sequence[int], lengths: Sequence[int], config: Config) -> ck.Credit:
-    """The statistics are those of whole groups, of which a micro-batch may hold a part."""
+    """The kernel's credit inputs; statistics are of whole groups, even if the micro-batch has a part of a group."""
     places = {group: place for place, group in enumerate(groups)}
     rows = {group: row for row, group in enumerate(places)}
     return ck.Credit(
@@ -186,8 +187,8 @@ Tokens = Sequence[int] | torch.Tensor
 
 
 def pack_tokens(sequences: Sequence[tuple[Sequence[int], Tokens]]) -> TokenBatch:
-    """Pairs of prompt and response ids, end to end; neighbours share a prompt that is the same. A prompt has at least
-    one token."""
+    """Concatenated pairs of prompt and response ids; consecutive pairs with the same prompt share it. A prompt has at
+    least one token."""
     row = _Row()
     for prompt, pairs in groupby(sequences, key=itemgetter(0)):
         ids, responses = _ids(prompt), [_ids(response) for _, response in pairs]
@@ -211,7 +212,7 @@ def _ids(tokens: Tokens) -> torch.Tensor:
 
 @dataclass
 class _Row:
-    """A packed row as it grows, piece by piece; the fields are those of TokenBatch."""
+    """A packed row under construction; the fields are those of TokenBatch."""
 
     ids: list[torch.Tensor] = field(default_factory=list)
     positions: list[torch.Tensor] = field(default_factory=list)

@@ -1,10 +1,10 @@
-"""The canary: two things must agree between trainer and engine, else the run stops with both numbers.
+"""The canary: compares trainer and engine after a push, and stops the run with both numbers if they differ.
 
-They are a checksum of every weight as the engine computes with it, and the log-probs of a fixed probe batch. So TRL's
-reload of the base model after a sync (trl#5312) is caught, and an old packed head of vLLM's CPU kernels where a tied
-head is not pushed as well.
+It compares a checksum of every weight that the engine computes with, and the log-probs of a fixed probe batch. This
+detects a reload of the base model after a sync (trl#5312), and a stale packed head in vLLM's CPU kernels if a tied head
+is pushed only as the embedding.
 
-Weights are summed up as they are pushed, in one pass, and all sums are read at once.
+Checksums are computed while the weights are pushed, and all are read at once.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from capo_fast.engine.checksum import checksum_of_rows, row_sums
 from capo_fast.errors import CapoError
 
 CHECKSUM_TOLERANCE = 1e-9
-"""Of the norm of a weight's row sums: both sides sum the same rounded numbers in float64."""
+"""Relative to the norm of a weight's row sums: both sides sum the same rounded numbers in float64."""
 
 LOGPROB_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 """Mean |difference| of the probe's log-probs, in nats, by the coarser dtype of trainer and engine."""
 
 Sums = dict[str, tuple[float, float]]
-"""Of each weight, by name: its checksum, and the norm of its `row_sums`."""
+"""Checksum of each weight by name, and the norm of its `row_sums`."""
 
 
 class SyncError(CapoError):
-    """Trainer and engine don't hold the same weights."""
+    """Trainer and engine have different weights."""
 
 
 def allowed_gap(config: Config) -> float:
@@ -48,7 +48,7 @@ class Canary:
         self._limit = allowed_gap(config)
 
     def check_weights(self, wanted: Sums) -> None:
-        """Raises SyncError with the first weight that is another in the engine, or only on one side."""
+        """Raises SyncError with the first weight that differs in the engine, or exists on one side only."""
         found = self._engine.checksums()
         for name in wanted | found:
             ours, norm = wanted.get(name, (math.nan, math.nan))
@@ -59,9 +59,9 @@ class Canary:
                 )
 
     def check_probe(self, policy: torch.Tensor, base: torch.Tensor | None = None) -> None:
-        """Raises SyncError where the engine's log-probs of the probe are too far from the trainer's.
+        """Raises SyncError if the engine's log-probs of the probe are too far from the trainer's.
 
-        Policy and base are asked in one batch, as rollouts and critiques are.
+        Policy and base are scored in one batch, like rollouts and critiques.
         """
         count = len(self._probe)
         if base is None:
@@ -81,8 +81,8 @@ class Canary:
             )
 
 
-class Watched:
-    """Weights by name, each summed up as it passes."""
+class Summed:
+    """Iterates over weights by name, and computes their checksums on the way."""
 
     def __init__(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self._weights = weights
@@ -91,7 +91,7 @@ class Watched:
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         before, sums = None, torch.empty(0)
         for name, weight in self._weights:
-            if weight is not before:  # a tied head is its embedding, and comes after it
+            if weight is not before:  # a tied head comes right after its embedding and is the same tensor
                 sums_N = row_sums(weight)
                 sums = torch.stack([checksum_of_rows(sums_N), sums_N.norm()])
             before = weight
@@ -99,7 +99,7 @@ class Watched:
             yield name, weight
 
     def sums(self) -> Sums:
-        """Of all that has passed, in one read."""
+        """Checksums of all weights so far, read from the device at once."""
         if not self._found:
             return {}
         rows = torch.stack(list(self._found.values())).tolist()
@@ -107,7 +107,7 @@ class Watched:
 
 
 def sums_of(weights: Iterable[tuple[str, torch.Tensor]]) -> Sums:
-    watched = Watched(weights)
-    for _ in watched:
+    summed = Summed(weights)
+    for _ in summed:
         pass
-    return watched.sums()
+    return summed.sums()

@@ -1,14 +1,14 @@
-"""Checkpoints of a run: whole or absent, and checked before they are loaded.
+"""Checkpoints of a run: written atomically, and verified before they are loaded.
 
     step_000002/
       manifest.json    size, digest and role of every other file, written last             (policy/manifest.py)
       model-00000.safetensors, optimizer-00000.safetensors, rng-00000.json, learner.json    (policy/state.py)
       progress.json, settings.json, inputs.json, records.json                               (runlog/folder.py)
-      ahead.json, ahead.safetensors: the next step's batch, where it is one step off        (runlog/ahead.py)
-      carry.json, carry.safetensors: rollouts that go on                                    (runlog/carried.py)
+      ahead.json, ahead.safetensors: the next step's batch, if the run is one step off      (runlog/ahead.py)
+      carry.json, carry.safetensors: unfinished rollouts                                    (runlog/carried.py)
 
-Nothing in it is code. It is written beside its place and renamed into it, so a crash at any point leaves the last good
-one.
+A checkpoint contains no code. It is written under a temporary name and renamed, so a crash at any point keeps the last
+good one.
 """
 
 from __future__ import annotations
@@ -61,19 +61,19 @@ class CheckpointError(CapoError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     folder: Path
     manifest: Manifest
 
     def section(self, role: str, kind: Any = Any) -> Any:
-        """The value of a section of one JSON file, as a type. Raises DamagedError."""
+        """The value of a section in one JSON file, parsed as `kind`. Raises DamagedError."""
         return read_json(self.folder / f"{role}.json", kind)
 
     def tensors(self, role: str, forms: Mapping[str, Form]) -> dict[str, torch.Tensor]:
-        """Those of a section that rank 0 wrote alone, on the host. Raises CheckpointError, DamagedError.
+        """The tensors of a section that only rank 0 wrote, on the host. Raises CheckpointError, DamagedError.
 
-        forms: of each tensor that the section must have.
+        forms: the form of each tensor that the section must have.
         """
         path = self.folder / f"{role}.safetensors"
         try:
@@ -98,17 +98,17 @@ class Checkpointer:
     """The `checkpoints/` folder of a run. Its methods, but `cpu_seconds` and `close`, are collectives."""
 
     def __init__(self, folder: Path, keep: int, asynchronous: bool = False) -> None:
-        """asynchronous: `save` returns when it has a copy of the state, and a thread of each rank writes it."""
+        """asynchronous: `save` returns once the state is copied, and a thread of each rank writes it."""
         self.folder = folder
         self._keep = keep
         self._warned = set[Path]()
         self._writer = Writer(asynchronous)
 
     def newest_whole(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint of which every file is as it was written, and what is wrong with newer ones.
+        """The newest checkpoint whose files are all undamaged, and a message about the damage of each newer one.
 
-        None where there is no checkpoint at all. Raises CheckpointError where there are some and none is whole,
-        FormatError where the newest that is whole can't be read by this version.
+        None if there is no checkpoint at all. Raises CheckpointError if all are damaged, FormatError if this version
+        can't read the newest undamaged one.
         """
         damaged: list[str] = []
         steps = on_first_rank(lambda: steps_in(self.folder))
@@ -122,7 +122,7 @@ class Checkpointer:
         return None, damaged
 
     def _whole(self, step: int) -> Checkpoint:
-        """The checkpoint of a step, its files checked by all ranks together. Raises DamagedError, FormatError."""
+        """The checkpoint of a step; all ranks together verify its files. Raises DamagedError, FormatError."""
         folder = self.folder / f"step_{step:06d}"
         manifest = on_first_rank(lambda: read_manifest(folder, step))
         names = sorted(manifest.files, key=lambda name: -manifest.files[name].size)
@@ -136,7 +136,7 @@ class Checkpointer:
         return Checkpoint(folder, manifest)
 
     def put_aside(self, newer_than: int) -> list[Path]:
-        """Rename the checkpoints after a step, which are damaged, so that they are none any more; newest first."""
+        """Rename the checkpoints after a step, which are damaged, to names that are not read; newest first."""
 
         def rename() -> list[Path]:
             moved = []
@@ -156,15 +156,15 @@ class Checkpointer:
         best_step: int | None = None,
         tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     ) -> None:
-        """Write the checkpoint of `step`, and delete older ones but `best_step`'s when it is whole. One that is still
-        being written is waited for first. Raises CheckpointError.
+        """Write the checkpoint of `step`; then delete older ones except `best_step`'s. Waits first for a checkpoint
+        that is still being written. Raises CheckpointError.
 
-        sections: rank 0's RUN_SECTIONS and any of OPTIONAL_SECTIONS, as JSON. tensors: of these sections. A step that
-        has a checkpoint keeps it: a run's state after a step is always the same. An older one that can't be deleted is
-        a warning.
+        sections: rank 0's RUN_SECTIONS and any of OPTIONAL_SECTIONS, as JSON. tensors: tensors of these sections. A
+        step that has a checkpoint keeps it: a run's state after a step is always the same. An older one that can't be
+        deleted is a warning.
         """
         self.wait()
-        if on_first_rank(lambda: step in steps_in(self.folder)):  # a shared file system may show the others less
+        if on_first_rank(lambda: step in steps_in(self.folder)):  # others may see a stale shared folder
             return
         contents = state_of(learner)
         if dist.get_rank() == 0:
@@ -172,11 +172,11 @@ class Checkpointer:
         self._writer.run(contents, partial(self._write, step, best_step))
 
     def wait(self) -> None:
-        """Return when all that was saved is written. Raises CheckpointError."""
+        """Return when all saves are written. Raises CheckpointError."""
         self._writer.wait()
 
     def check(self) -> None:
-        """Raises CheckpointError where a save that is being written has failed."""
+        """Raises CheckpointError if a save in progress has failed."""
         self._writer.check()
 
     def cpu_seconds(self) -> float:
@@ -184,7 +184,7 @@ class Checkpointer:
         return self._writer.cpu_seconds()
 
     def close(self) -> None:
-        """Wait for what is being written; its errors are not raised."""
+        """Wait for a save in progress; its errors are not raised."""
         self._writer.close()
 
     def _write(self, step: int, best_step: int | None, contents: Contents, group: Any) -> None:
@@ -197,7 +197,7 @@ class Checkpointer:
         except (OSError, RecordError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(f"step {step} not saved, earlier checkpoints kept: {error}") from error
-        except Exception as error:  # it may come out of a thread, steps later
+        except Exception as error:  # a thread may raise it steps later
             error.add_note(f"in the writing of the checkpoint of step {step}")
             raise
         on_first_rank(lambda: self._prune(best_step), group)
@@ -226,19 +226,19 @@ class Checkpointer:
         self._clear()
 
     def _clear(self) -> None:
-        """Delete what was torn or is no longer kept."""
+        """Delete incomplete checkpoints, and complete ones that are no longer kept."""
         for path in self.folder.glob(".step_*.tmp*"):
             with self._warning(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextmanager
     def _warning(self, path: Path) -> Iterator[None]:
-        """A refusal to delete is no reason to end a run: one line per path and start."""
+        """Turn a failed deletion into a warning, one line per path and start: it need not end a run."""
         try:
             yield
         except OSError as error:
             if path not in self._warned:
-                print_line("warning", f"{path} can't be deleted: {error.strerror or error}; training goes on")
+                print_line("warning", f"{path} can't be deleted: {error.strerror or error}; training continues")
             self._warned.add(path)
 
 
@@ -254,7 +254,7 @@ def _add_sections(
 
 
 def _of_form(found: torch.Tensor | None, form: Form, where: str) -> torch.Tensor:
-    """The tensor; one without an entry is not stored. Raises DamagedError where it has another form."""
+    """The tensor; one with no elements is not stored. Raises DamagedError if it has another form."""
     dtype, shape = form
     tensor = torch.empty(0, *shape[1:], dtype=dtype) if found is None else found
     if (tensor.dtype, tuple(tensor.shape)) != form:
@@ -263,5 +263,5 @@ def _of_form(found: torch.Tensor | None, form: Form, where: str) -> torch.Tensor
 
 
 def _free_name(path: Path) -> Path:
-    """The path, or the first of `path-1`, `path-2`, ... that is not taken."""
+    """The path, or the first of `path-1`, `path-2`, ... that does not exist."""
     return free_name(chain([path], numbered(path)))

@@ -1,4 +1,4 @@
-"""Whose weights an engine answers with, on a rank that only holds it (`engine.ranks`)."""
+"""Selects the weights of an engine, on a rank that only holds an engine (`engine.ranks`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from capo_fast.policy.sync import CriticPush, FrozenCritic
 
 
 class EngineWeights:
-    """The ranks that learn push the policy's; a frozen critic's are here, and take their place."""
+    """The ranks that learn push the policy's weights; this rank has a frozen critic's, and swaps them in."""
 
     def __init__(
         self, engine: Engine, critic: FrozenCritic | None, probe: Sequence[tuple[int, ...]], config: Config
@@ -21,11 +21,11 @@ class EngineWeights:
         self._critic = CriticPush(engine, critic, Canary(engine, probe, config)) if critic else None
 
     def hold(self, what: Literal["policy", "critic"], version: int) -> None:
-        """The policy of this version is there already. Raises SyncError where the critic does not take its place."""
+        """The policy of this version was already pushed; pushes the critic. Raises SyncError if that fails."""
         if what == "policy":
             self._engine.forget_prefixes()
         elif self._critic is not None:
             self._critic.push()
 
     def release(self) -> None:
-        """The engine's memory is its own."""
+        """Does nothing: the engine shares its memory with no learner."""

@@ -1,7 +1,7 @@
-"""The policy as files for others: `model/` for transformers and vLLM, `adapter/` for PEFT.
+"""Exports the policy: `model/` for transformers and vLLM, `adapter/` for PEFT.
 
-All of it but the tensors is written once before the first step, and removed: what can't be written ends a run before it
-has cost anything.
+All files without their tensors are written once before the first step, and deleted: a run whose model can't be saved
+fails before training.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from capo_fast.runtime.ranks import on_first_rank
 
 
 def rehearse_export(learner: Learner, tokenizer: Any, folder: Path, config: Config) -> None:
-    """Write what `export_policy` will, without tensors, to a folder inside `folder` that is removed. A collective.
+    """Write the files of `export_policy`, without tensors, to a temporary folder inside `folder`. A collective.
 
-    Raises ConfigError where the model, its adapter or its tokenizer can't be written.
+    Raises ConfigError if the model, its adapter or its tokenizer can't be written.
     """
     on_first_rank(lambda: _rehearse(learner.policy, tokenizer, folder, config))
 
@@ -57,7 +57,7 @@ CARD = "README.md"
 def export_policy(learner: Learner, tokenizer: Any, folder: Path, config: Config, cards: Mapping[str, str]) -> None:
     """Write the policy as `folder/model`, and under LoRA its adapter as `folder/adapter`. A collective.
 
-    cards: by folder, `model` and `adapter`. Raises CheckpointError.
+    cards: text of the model card by folder, `model` and `adapter`. Raises CheckpointError.
     """
     export_model(learner, tokenizer, folder / "model", config.checkpoint.export_dtype, cards["model"])
     if config.lora.rank > 0:
@@ -106,7 +106,7 @@ def export_adapter(learner: Learner, tokenizer: Any, folder: Path, card: str = "
 
 @contextmanager
 def _replacing_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder that takes the place of `folder` when all is in it."""
+    """An empty folder that replaces `folder` when it is complete."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

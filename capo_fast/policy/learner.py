@@ -1,4 +1,4 @@
-"""Packed batches -> gradient steps.
+"""Turns packed batches into gradient steps.
 
 Gradients are summed over micro-batches and ranks with weights whose denominators span the whole update, so the split
 does not change the step. An update whose loss or gradient is not finite is skipped on all ranks.
@@ -38,20 +38,20 @@ class TrainingDiverged(CapoError):
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer update: over all ranks, where nothing else is said."""
+    """One optimizer update; values are over all ranks unless noted."""
 
     loss: float
     grad_norm: float
     skipped: bool
     metrics: list[dict[str, torch.Tensor]]
-    """Of this rank's micro-batches (`capo_kernels.combine_metrics`), on the device."""
+    """Metrics of this rank's micro-batches (`capo_kernels.combine_metrics`), on the device."""
     gaps: list[torch.Tensor]
     """[2, T] for each of this rank's micro-batches, on the device: the trainer's log-probs minus the engine's, and
     whether the token is trained."""
 
 
 class Learner:
-    """Optimizer, schedule and loss of one policy. What of it is frozen stays out of all three."""
+    """Optimizer, schedule and loss of one policy. None of them includes frozen parameters."""
 
     def __init__(self, policy: Policy, reference: Policy | BasePolicy | None, config: Config) -> None:
         self.policy = policy
@@ -81,7 +81,7 @@ class Learner:
         plans = plan_updates(share.figures, share.prompts, self.config, world)
         wanted = [keys_of(plans, rank, world) for rank in range(world)]
         share = replace(share, columns=deal_columns(share.columns, wanted, self.exchange))
-        self._passes.read()  # those of the canary
+        self._passes.read()  # drops the canary's passes
         metrics = self.train_batch([pack_plan(plan, share, self.config, self.exchange.rank, world) for plan in plans])
         flops = {"learn/flops": sum(gather([self._passes.read()]))}
         return metrics | skipped(share.figures, self.config) | flops
@@ -93,7 +93,7 @@ class Learner:
         Raises TrainingDiverged.
         """
         prepared = [[self._prepare(micro) for micro in minibatch] for minibatch in minibatches]
-        lr = float(self.optimizer.param_groups[0]["lr"])  # torchao's is a tensor
+        lr = float(self.optimizer.param_groups[0]["lr"])  # a tensor in torchao
         updates = [self._update(minibatch) for _ in range(self.config.train.epochs) for minibatch in prepared]
         metrics = gather(on_host([each for update in updates for each in update.metrics]))
         gaps = self.exchange.to_first(trained_gap(updates))
@@ -103,7 +103,7 @@ class Learner:
 
     @torch.no_grad()
     def logprobs_at(self, batch: TokenBatch, temperature: float, base: bool = False) -> torch.Tensor:
-        """float32 [T], log-probs at a temperature under the policy, or under the frozen base of its adapter."""
+        """float32 [T], log-probs at a temperature under the policy, or under its adapter's frozen base."""
         policy = BasePolicy(self.policy) if base else self.policy
         found = policy(batch, replace(self.spec, temperature=temperature), loss=False)
         cast(FSDPModule, self.policy).reshard()  # else the weights outside the layers stay whole beside the engine
@@ -114,10 +114,10 @@ class Learner:
         return policy(batch, self.spec, loss=False)
 
     def _prepare(self, micro: PackedBatch) -> PackedBatch:
-        """The micro-batch on the device, with old and reference log-probs where the loss reads them.
+        """The micro-batch on the device, with old and reference log-probs if the loss needs them.
 
-        FSDP averages gradients over ranks, the weights' denominators already span them: the weights are multiplied by
-        the ranks. A factor before the loss would cost another pass over the gradient of the logits.
+        FSDP averages gradients over ranks, and the weights' denominators already span them, so the weights are
+        multiplied by the number of ranks. A factor on the loss would need another pass over the logits' gradient.
         """
         micro = micro.to(self.device)
         micro = replace(micro, weights=micro.weights * dist.get_world_size())
@@ -144,13 +144,13 @@ class Learner:
         return Update(loss_sum.item(), norm, skipped, metrics, gaps)
 
     def _accumulating(self, micro_batches: Sequence[T]) -> Iterator[T]:
-        """The micro-batches. Copies of the policy on several hosts sum gradients in the last one's backward alone."""
+        """The micro-batches. Under HSDP the hosts sum gradients only in the backward pass of the last one."""
         for place, micro in enumerate(micro_batches, 1):
             cast(FSDPModule, self.policy).set_requires_all_reduce(place == len(micro_batches))
             yield micro
 
     def _step(self, loss: float) -> tuple[float, bool]:
-        """The optimizer's step on the gradients that are there: their norm, and whether it was skipped."""
+        """Take the optimizer's step; returns the gradients' norm and whether the step was skipped."""
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         finite = math.isfinite(loss) and math.isfinite(norm.item())
@@ -166,13 +166,13 @@ class Learner:
         self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
         if self.bad_in_a_row >= self.config.train.max_bad_updates:
             raise TrainingDiverged(
-                f"{self.bad_in_a_row} updates in a row were not finite (the last: loss {loss}, gradient norm {norm}); "
-                "train.max_bad_updates allows fewer"
+                f"{self.bad_in_a_row} updates in a row were not finite (the last: loss {loss}, gradient norm {norm}): "
+                "the limit train.max_bad_updates"
             )
 
 
 def loss_spec(config: Config) -> ck.LossSpec:
-    """The kernel's objective for a configuration: but for these two, each of its fields is a setting of `loss`."""
+    """The kernel's objective for a configuration: all its fields except these two are settings of `loss`."""
     names = {each.name for each in fields(ck.LossSpec)} - {"temperature", "softcap"}
     return ck.LossSpec(
         temperature=config.rollout.temperature, **{name: getattr(config.used_loss, name) for name in names}
@@ -180,7 +180,7 @@ def loss_spec(config: Config) -> ck.LossSpec:
 
 
 def lr_factor(update: int, schedule: str, warmup: int, total: int) -> float:
-    """Share of the peak learning rate at an update: linear warm-up, then constant, cosine to 0, or linear to 0."""
+    """Fraction of the peak learning rate at an update: linear warm-up, then constant, cosine to 0, or linear to 0."""
     if update < warmup:
         return (update + 1) / (warmup + 1)
     progress = min((update - warmup) / max(total - warmup, 1), 1.0)
@@ -190,7 +190,7 @@ def lr_factor(update: int, schedule: str, warmup: int, total: int) -> float:
 
 
 def on_host(metrics: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-    """The metrics on the host, in one copy, for which it waits once."""
+    """The metrics on the host, in one copy with a single wait."""
     if not metrics:
         return []
     rows = torch.stack([torch.stack(list(each.values())) for each in metrics]).cpu()
@@ -198,7 +198,7 @@ def on_host(metrics: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.
 
 
 def trained_gap(updates: Sequence[Update]) -> torch.Tensor:
-    """float32 [T], on the host, of the tokens trained in the first of these updates; none without any."""
+    """float32 [T] on the host, the gaps of the tokens trained in the first of these updates; empty without updates."""
     if not updates:
         return torch.empty(0)
     gap, trained = torch.cat(updates[0].gaps, dim=1).cpu()
@@ -206,7 +206,7 @@ def trained_gap(updates: Sequence[Update]) -> torch.Tensor:
 
 
 def skipped(figures: Sequence[Figures], config: Config) -> dict[str, int]:
-    """Rollouts that never enter the model, as they are not trained or have no gradient, and their response tokens."""
+    """Numbers of rollouts that never enter the model (not trained or no gradient), and of their response tokens."""
     lengths = [each.tokens for each in figures if not has_gradient(each, config)]
     return {"learn/skipped_rollouts": len(lengths), "learn/skipped_tokens": sum(lengths)}
 
@@ -214,11 +214,11 @@ def skipped(figures: Sequence[Figures], config: Config) -> dict[str, int]:
 def summarise(
     updates: Sequence[Update], micro: Sequence[dict[str, torch.Tensor]], gaps: Sequence[torch.Tensor]
 ) -> dict[str, float]:
-    """The metrics of one step, over the tokens that entered the model; NaN where none did (see `skipped`).
+    """The metrics of one step, over the tokens that entered the model; NaN if none did (see `skipped`).
 
     `gap/*` compares log-probs of trainer and engine over the first minibatch, before any update: mean and 99th
-    percentile of the absolute difference, and k3, the estimate of KL(engine, trainer). The engine's log-probs are those
-    it sampled from: with top-p or top-k they are normalised over the nucleus, and the gap includes that.
+    percentile of the absolute difference, and k3, the estimate of KL(engine, trainer). The engine's log-probs are of
+    the distribution it sampled from: with top-p or top-k they are normalised over the nucleus, which adds to the gap.
     """
     if not updates:
         return {"updates": 0, "updates_skipped": 0}

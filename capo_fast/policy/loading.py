@@ -1,7 +1,7 @@
-"""The learner of a run and the critic that takes its place in the engine, from their folders.
+"""Loads the learner of a run, and the critic that is swapped into the engine, from their folders.
 
-A model is made without storage, sharded, and then each rank reads its own shards: no rank holds a whole model. Only the
-critic's is made whole, once per node.
+A model is made without storage and sharded, and then each rank reads its own shards: no rank holds a whole model. Only
+the critic is loaded whole, once per node.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from capo_fast.terminal import print_line
 def load_learner(
     model_path: str, config: Config, device: torch.device, probe: Sequence[tuple[int, ...]], swaps: bool
 ) -> tuple[Learner, FrozenCritic | None]:
-    """The learner, with a reference where the loss has a KL term, and the critic where this rank swaps its weights in.
-    A collective on all ranks that learn."""
+    """The learner, with a reference if the loss has a KL term, and the critic if this rank swaps its weights in. A
+    collective on all ranks that learn."""
     mesh = policy_mesh(device.type, config.policy.shard)
     model = empty_policy(model_path, config, device)
     critic = None
@@ -57,15 +57,15 @@ def load_learner(
 
 
 def load_policy(model_path: str, config: Config, device: torch.device, mesh: DeviceMesh) -> Policy:
-    """The policy, sharded over the mesh, with an adapter where the settings give it a rank. A collective.
+    """The policy, sharded over the mesh, with an adapter if `lora.rank` is positive. A collective.
 
-    Raises ConfigError where the loss can't run on the device, and for weights that can't be read or are not finite.
+    Raises ConfigError if the loss can't run on the device, and for weights that can't be read or are not finite.
     """
     return fill_policy(empty_policy(model_path, config, device), model_path, config, device, mesh)
 
 
 def empty_policy(model_path: str, config: Config, device: torch.device) -> Any:
-    """The model that is to be trained, without storage. Raises ConfigError where its loss can't run on the device."""
+    """The model to train, without storage. Raises ConfigError if its loss can't run on the device."""
     dtype = DTYPES[config.policy.dtype] if config.lora.rank > 0 else torch.float32
     model = empty_model(model_path, config.policy.attention, dtype)
     if dist.get_rank() == 0 and (dropout := dropout_of(model.config)):
@@ -75,7 +75,7 @@ def empty_policy(model_path: str, config: Config, device: torch.device) -> Any:
 
 
 def fill_policy(model: Any, model_path: str, config: Config, device: torch.device, mesh: DeviceMesh) -> Policy:
-    """`empty_policy` sharded, with its weights and its first adapter. A collective."""
+    """Shard `empty_policy`, and read its weights and draw its adapter. A collective."""
     if config.lora.rank > 0:
         add_adapter(model, config.lora, config.seed)
     policy = shard_policy(model.train(), config.policy, mesh)
@@ -90,22 +90,22 @@ def fill_policy(model: Any, model_path: str, config: Config, device: torch.devic
 def load_reference(
     policy: Policy, model_path: str, config: Config, device: torch.device, mesh: DeviceMesh
 ) -> Policy | BasePolicy:
-    """The policy as it was before training: its own base, or a frozen copy, sharded as the policy is. A collective."""
+    """The policy before training: its own base, or a frozen copy, sharded like the policy. A collective."""
     if config.lora.rank > 0:
         return BasePolicy(policy)
     offload = config.reference.offload and device.type != "cpu"
     if config.reference.offload and not offload and dist.get_rank() == 0:
-        print_line("warning", "reference.offload changes nothing here: on a CPU the reference is on the host anyway")
+        print_line("warning", "reference.offload has no effect: on a CPU the reference is on the host anyway")
     frozen = empty_model(model_path, config.policy.attention, torch.float32).requires_grad_(False)
     reference = shard_policy(frozen, config.policy, mesh, offload)
-    # It has no backward pass, after which the weights outside the layers would be sharded again.
+    # FSDP reshards the weights outside the layers after a backward pass, and the reference has none.
     cast(FSDPModule, reference).set_reshard_after_forward(True, recurse=False)
     read_weights(reference, model_path, config, torch.device("cpu") if offload else device)
     return reference
 
 
 def read_weights(policy: Policy, model_path: str, config: Config, device: torch.device) -> None:
-    """Give a sharded model without storage memory on the device, and its weights. A collective. Raises ConfigError."""
+    """Allocate a sharded model without storage on the device and read its weights. A collective. Raises ConfigError."""
     allocate(policy.model, device)
     tensors = base_tensors(policy.model)
 
@@ -120,10 +120,10 @@ def read_weights(policy: Policy, model_path: str, config: Config, device: torch.
 
 @contextmanager
 def readable(tensors: Mapping[str, torch.Tensor], model_path: str, config: Config) -> Iterator[Mapping[str, Path]]:
-    """The file that holds each of the tensors, by name. A collective.
+    """The file of each tensor, by name. A collective.
 
-    Where transformers renames or joins what is stored, the first rank of each node loads the model whole and writes it
-    to a file that all ranks of the node read.
+    If transformers renames or joins stored tensors, the first rank of each node loads the whole model and writes it to
+    a file that all ranks of the node read.
     """
     holders = weight_holders(model_path)
     with ExitStack() as stack:
@@ -139,11 +139,11 @@ def readable(tensors: Mapping[str, torch.Tensor], model_path: str, config: Confi
 def load_critic(
     load_whole: Callable[[], Any], architecture: Any, config: Config, probe: Sequence[tuple[int, ...]]
 ) -> FrozenCritic:
-    """The weights at `critic.path`, which `check_model_folder` has passed, or a copy of the policy's own. A collective
-    of the ranks that hold engines.
+    """The weights at `critic.path`, which `check_model_folder` has accepted, or a copy of the policy's. A collective of
+    the ranks that hold engines.
 
-    load_whole: makes the policy's model, whole and on the host; it is called on the first rank of a node alone.
-    architecture: the policy's transformers config.
+    load_whole: returns the policy's whole model on the host; called only on the first rank of a node. architecture: the
+    policy's transformers config.
     """
 
     def load() -> Any:

@@ -1,7 +1,7 @@
-"""The policy as a LoRA adapter over a frozen base (Hu et al., 2021): W + alpha / R * B A. The only import of PEFT.
+"""The policy as a LoRA adapter over a frozen base (Hu et al., 2021): W + alpha / R * B A. The only importer of PEFT.
 
-PEFT's layers take the place of the model's own, so FSDP2, the loss and the checkpoints see one module. With the adapter
-switched off the same module is the base: the reference of the KL term and the critic cost no second copy.
+PEFT's layers replace the model's own, so FSDP2, the loss and the checkpoints work on one module. With the adapter
+switched off the same module is the base: the reference of the KL term and the critic need no second copy.
 
 Letters: N rows and K columns of a weight, R the adapter's rank; A is [R, K], B is [N, R].
 """
@@ -27,7 +27,7 @@ from capo_fast.policy.model import Policy, whole
 from capo_fast.records import TokenBatch
 
 NAME = "default"
-"""PEFT's name of the one adapter that a model has here."""
+"""PEFT's name of the model's only adapter."""
 
 
 class BasePolicy:
@@ -42,9 +42,9 @@ class BasePolicy:
 
 
 def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
-    """Freeze the model and give it a float32 adapter, equal on all ranks: A random, B zero.
+    """Freeze the model and add a float32 adapter, equal on all ranks: A random, B zero.
 
-    Raises ConfigError for a target that is no linear layer of the model.
+    Raises ConfigError for a target that is not a linear layer of the model.
     """
     # PEFT takes seconds to import, and full fine-tuning needs none of it.
     from peft import LoraConfig as PeftConfig
@@ -57,7 +57,7 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
         target_modules=list(lora.targets),
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
-        base_model_name_or_path=_found_from_anywhere(model.name_or_path),
+        base_model_name_or_path=_absolute(model.name_or_path),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -68,26 +68,26 @@ def add_adapter(model: Any, lora: LoraConfig, seed: int) -> None:
 
 
 def first_adapter(model: Any, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights that `add_adapter` gives the adapter of a model with storage, whole, one at a time, in the names of
-    the model's `state_dict`: of a model without storage they are drawn here."""
+    """The initial weights that `add_adapter` would draw in a model with storage, whole, one at a time, by their names
+    in `state_dict`. For a model without storage they are drawn here."""
     generator = torch.Generator().manual_seed(seed)
     draw = partial(nn.init.kaiming_uniform_, a=math.sqrt(5), generator=generator)
     for name, layer in _layers(model).items():
         a_RK = torch.empty(layer.r[NAME], layer.in_features)
         b_NR = torch.empty(layer.out_features, layer.r[NAME])
-        for each in (a_RK, b_NR, a_RK):  # PEFT makes two linear layers, which draw, and then draws A again
+        for each in (a_RK, b_NR, a_RK):  # PEFT makes two linear layers, which draw A and B, and then draws A again
             draw(each)
         yield f"{name}.lora_A.{NAME}.weight", a_RK.to(layer.get_base_layer().weight.dtype)
         yield f"{name}.lora_B.{NAME}.weight", b_NR.zero_()
 
 
-def _found_from_anywhere(model_path: str) -> str:
-    """A folder absolute, a hub id as it is."""
+def _absolute(model_path: str) -> str:
+    """The absolute path of a folder; a hub id unchanged."""
     return str(Path(model_path).resolve()) if Path(model_path).is_dir() else model_path
 
 
 def check_targets(model: Any, lora: LoraConfig) -> None:
-    """Raises ConfigError. The head and the embeddings are no targets: they lie outside the decoder layers."""
+    """Raises ConfigError. The head and the embeddings can't be targets: they are outside the decoder layers."""
     modules = model.model.layers.named_modules()
     there = dict.fromkeys(name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear))
     for target in lora.targets:
@@ -97,8 +97,8 @@ def check_targets(model: Any, lora: LoraConfig) -> None:
 
 @contextmanager
 def adapter_off(model: Any) -> Iterator[None]:
-    """The base alone. PEFT's own switch freezes the adapter as well, and FSDP2 would keep it frozen: it notes what is
-    trainable when it first gathers a layer. So the adapter's product is scaled by 0 instead."""
+    """Switch to the base alone. PEFT's own switch also freezes the adapter, and FSDP2 would keep it frozen, because it
+    records which weights are trainable when it first gathers a layer. So the adapter's product is scaled by 0."""
     for layer in _layers(model).values():
         layer.set_scale(NAME, 0.0)
     try:
@@ -109,7 +109,7 @@ def adapter_off(model: Any) -> Iterator[None]:
 
 
 def adapter_weights(policy: Policy) -> dict[str, torch.Tensor]:
-    """The adapter whole, float32 on its device, as `<layer>.lora_A.weight` and `.lora_B.weight`. A collective."""
+    """The whole adapter, float32 on its device, as `<layer>.lora_A.weight` and `.lora_B.weight`. A collective."""
     return _adapter_of(policy.model.state_dict())
 
 
@@ -123,7 +123,7 @@ def _adapter_of(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def adapter_files(model: Any, adapter: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
-    """PEFT's format of `adapter_weights`, file by file."""
+    """`adapter_weights` in PEFT's format: contents by file name."""
     config = model.peft_config[NAME].to_dict()
     config |= {"inference_mode": True, "target_modules": sorted(config["target_modules"])}
     tensors = {f"base_model.model.{name}": weight.cpu().contiguous() for name, weight in adapter.items()}
@@ -136,7 +136,7 @@ def adapter_files(model: Any, adapter: Mapping[str, torch.Tensor]) -> dict[str, 
 def scaled_adapter(
     model: Any, adapter: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The adapter as an engine computes with it: in its dtype, B times alpha / R."""
+    """The adapter as the engine uses it: in the engine's dtype, with B times alpha / R."""
     scaling = {name: layer.scaling[NAME] for name, layer in _layers(model).items()}
     for name, weight in adapter.items():
         layer, _, which = name.removesuffix(".weight").rpartition(".")
@@ -154,7 +154,7 @@ def adapted_weights(model: Any) -> set[str]:
 def base_weights(
     policy: Policy, dtype: torch.dtype, names: Container[str] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The frozen base, as `full_weights` of a policy without an adapter; of `names` alone, if given. A collective."""
+    """The frozen base, like `full_weights` of a policy without an adapter; only `names`, if given. A collective."""
     yield from _base_of(policy.model.state_dict(), dtype, names)
 
 
@@ -167,8 +167,8 @@ def _base_of(
 
 
 def base_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """The model's parameters and persistent buffers without the adapter, in the names that they have without one. A
-    tied head comes twice."""
+    """The model's parameters and persistent buffers without the adapter, by the names that they have without one. A
+    tied head is contained twice."""
     return _without_adapter(model.state_dict(keep_vars=True))
 
 
@@ -180,10 +180,10 @@ def _without_adapter(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 def merged_weights(
     policy: Policy, dtype: torch.dtype, names: Container[str] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The policy without its adapter's layers, W + alpha / R * B A in float32, one weight at a time; of `names` alone,
-    if given. A collective.
+    """The policy with its adapter merged, W + alpha / R * B A in float32, one weight at a time; only `names`, if given.
+    A collective.
 
-    Of a policy without an adapter these are its weights.
+    For a policy without an adapter these are its weights.
     """
     state = policy.model.state_dict()
     adapter = dict(scaled_adapter(policy.model, _adapter_of(state), torch.float32))
@@ -195,7 +195,7 @@ def merged_weights(
 
 
 def _layers(model: Any) -> dict[str, Any]:
-    """PEFT's layers, by the names of those they took the place of."""
-    from peft.tuners.lora import LoraLayer  # loaded already where there is an adapter
+    """PEFT's layers, by the names of the layers that they replaced."""
+    from peft.tuners.lora import LoraLayer  # already loaded if there is an adapter
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

@@ -1,8 +1,8 @@
-"""The manifest of a checkpoint: what each of its files is, with size and digest. It is written last and read first.
+"""The manifest of a checkpoint: role, size and digest of each file. It is written last and read first.
 
 {"version": 1, "step": 2, "ranks": 1,
  "files": {"model-00000.safetensors": {"role": "model", "size": 1210312, "digest": "5f0c..."}, ...},
- "digest": "9b1e..."}                                                      of all the rest of the manifest
+ "digest": "9b1e..."}                                                      of the rest of the manifest
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from capo_fast.runtime.files import naming, write_all
 
 MANIFEST = "manifest.json"
 VERSION = 1
-"""Of the format. A new section needs no new one: a reader that doesn't know it refuses it by name."""
+"""Version of the format. A new section does not change it: a reader rejects an unknown section by name."""
 RUN_SECTIONS = frozenset({"progress", "settings", "inputs", "records"})
-"""Of the run, beside the learner's state."""
+"""Sections of the run, besides the learner's state."""
 SECTIONS = RUN_SECTIONS | {"model", "optimizer", "rng", "learner"}
-"""What a checkpoint is made of; every file belongs to one, its role. All must be there."""
+"""Required sections of a checkpoint. Every file belongs to one section, its role."""
 OPTIONAL_SECTIONS = frozenset({"ahead", "carry"})
-"""Of the run as well, and there where a run has what they hold: `ahead` the next step's batch (runlog/ahead.py),
-`carry` the rollouts that go on (runlog/carried.py)."""
+"""Sections that only some runs have: `ahead`, the next step's batch (runlog/ahead.py), and `carry`, unfinished rollouts
+(runlog/carried.py)."""
 
 ADVICE = "take another run.dir, or --resume never"
 
 
 class DamagedError(CapoError):
-    """A checkpoint is not whole: one line that names the file and what is wrong with it."""
+    """A checkpoint is damaged or incomplete: one line names the file and the fault."""
 
 
 class FormatError(CapoError):
-    """A checkpoint of a format, or with a section, that this version can't read."""
+    """This version can't read the checkpoint's format or one of its sections."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FileEntry:
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
     role: str
-    """The section that it belongs to."""
+    """The file's section."""
     size: NonNegativeInt
     """Bytes."""
     digest: str
@@ -69,7 +69,7 @@ class Manifest:
 
     step: NonNegativeInt
     ranks: PositiveInt
-    """How many wrote it."""
+    """Number of ranks that wrote the checkpoint."""
     files: dict[str, FileEntry]
     version: int = field(default=VERSION)
 
@@ -79,7 +79,7 @@ class Manifest:
 
 
 class DigestedFile:
-    """Hashes what is written to a file."""
+    """Writes to a file and hashes the data."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
@@ -98,7 +98,7 @@ class DigestedFile:
 
 @contextmanager
 def new_file(path: Path, size: int) -> Iterator[DigestedFile]:
-    """A file to write `size` bytes to. Raises RecordError with the size that was wanted."""
+    """A new file for `size` bytes. Raises RecordError with that size."""
     with naming(path, size), path.open("xb", buffering=0) as file:
         yield DigestedFile(file)
 
@@ -114,7 +114,7 @@ def write_bytes(path: Path, role: str, data: bytes) -> FileEntry:
 
 
 def read_json(path: Path, kind: Any) -> Any:
-    """What a JSON file holds, as a type. Raises DamagedError that names the place of what does not fit."""
+    """The contents of a JSON file, parsed as `kind`. Raises DamagedError with the place of an invalid value."""
     try:
         return TypeAdapter(kind).validate_json(path.read_bytes(), strict=True)
     except OSError as error:
@@ -174,7 +174,7 @@ def _parsed(path: Path) -> Manifest:
 
 
 def check_file(folder: Path, name: str, entry: FileEntry) -> None:
-    """Raises DamagedError where the file is not the one that was written."""
+    """Raises DamagedError if the file differs from the one that was written."""
     path = folder / name
     try:
         _check_size(path, entry.size)
@@ -186,7 +186,7 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> None:
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:
-    """The quick part of `check_file` for all files. Raises DamagedError."""
+    """Only the size check of `check_file`, for all files. Raises DamagedError."""
     for name, entry in manifest.files.items():
         try:
             _check_size(folder / name, entry.size)
@@ -197,7 +197,7 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
 def _check_size(path: Path, size: int | None) -> None:
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode):
-        raise DamagedError(f"{path} is no regular file")
+        raise DamagedError(f"{path} is not a regular file")
     if size is not None and found.st_size != size:
         raise DamagedError(f"{path} is damaged: {found.st_size:,} bytes, wanted {size:,}")
 

@@ -1,4 +1,4 @@
-"""The policy: a Hugging Face decoder under FSDP2 with the loss as its head. The only import of transformers' models.
+"""The policy: a Hugging Face decoder under FSDP2 with the loss as its head. The only importer of transformers' models.
 
 Letters: N packed tokens, T response tokens, H hidden.
 """
@@ -30,27 +30,27 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 class Policy(nn.Module):
     """A causal language model that maps packed batches to log-probs or to a policy-gradient loss.
 
-    The head is applied to the rows that predict response tokens alone, inside the sharded module's forward, where its
-    weight is whole.
+    The head is applied only to the rows that predict response tokens, inside the sharded module's forward, where FSDP
+    has gathered its weight.
     """
 
     def __init__(self, model: Any, loss_kernel: str, offloads: bool = False) -> None:
-        """offloads: what the decoder keeps for its backward pass waits on the host."""
+        """offloads: keep the decoder's saved activations on the host until its backward pass."""
         super().__init__()
         self.model = model
         self.loss_kernel = loss_kernel
         self.offloads = offloads
-        # A model that was made in memory has no name.
+        # A model made in memory has no name.
         self.generation_file = generation_file(model.name_or_path) if model.name_or_path else None
-        """The bytes of `generation_config.json`, which the export holds as they are; None where there is none."""
+        """The bytes of `generation_config.json`, which the export copies unchanged; None if there is none."""
         if self.generation_file is not None:
             from transformers import GenerationConfig  # see load_checked_model
 
-            # The policy never generates by it, and transformers refuses to save an invalid one, as many models' are.
+            # The policy never uses it, and transformers refuses to save an invalid one, which many models have.
             model.generation_config = GenerationConfig()
 
     def forward(self, batch: TokenBatch, spec: ck.LossSpec, loss: bool) -> Any:
-        """Log-probs float32 [T], or with `loss`, for a PackedBatch, the loss, where FSDP looks for it, and the whole
+        """Log-probs float32 [T]. With `loss`, for a PackedBatch: the loss (first, so that FSDP finds it) and the whole
         `ck.PolicyLoss`."""
         hidden_TH = self._hidden(batch)
         head = self.model.get_output_embeddings()
@@ -82,7 +82,7 @@ class Policy(nn.Module):
         return result.loss, result
 
     def _hidden(self, batch: TokenBatch) -> torch.Tensor:
-        """[T, H], of the positions that predict response tokens."""
+        """Hidden states [T, H] of the positions that predict response tokens."""
         with save_on_cpu(pin_memory=batch.input_ids.is_cuda) if self.offloads else nullcontext():
             output = self.model.model(
                 input_ids=batch.input_ids[None],
@@ -99,15 +99,15 @@ def load_model(
 ) -> Any:
     """The model on the host, in `dtype`, without dropout. key: the setting that names it.
 
-    Raises ConfigError as `check_model_folder` and `check_finite`, and where `attention` can't run here.
+    Raises ConfigError like `check_model_folder` and `check_finite`, and if `attention` can't run here.
     """
     check_model_folder(path, key, untested=untested)
     return load_checked_model(path, attention, dtype, key)
 
 
 def load_checked_model(path: str, attention: str, dtype: torch.dtype = torch.float32, key: str = "model.path") -> Any:
-    """`load_model` of a folder that `check_model_folder` has passed, which is not checked again."""
-    # transformers loads its models at this import, in seconds; `capo check` needs none of them.
+    """`load_model` for a folder that `check_model_folder` has accepted; it is not checked again."""
+    # This import loads transformers' models, which takes seconds; `capo check` needs none of them.
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -122,8 +122,8 @@ def load_checked_model(path: str, attention: str, dtype: torch.dtype = torch.flo
 
 
 def empty_model(path: str, attention: str, dtype: torch.dtype, key: str = "model.path") -> Any:
-    """The model of `load_checked_model` with parameters that have no storage (device "meta"). Its buffers, as the
-    rotary frequencies, which no file holds, have their values."""
+    """The model of `load_checked_model` with parameters without storage (device "meta"). Buffers that no file contains,
+    such as rotary frequencies, have their values."""
     from accelerate import init_empty_weights  # see load_checked_model
     from transformers import AutoModelForCausalLM
 
@@ -132,7 +132,7 @@ def empty_model(path: str, attention: str, dtype: torch.dtype, key: str = "model
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
         )
-    model.tie_weights()  # each parameter became one of its own
+    model.tie_weights()  # making them empty has untied them
     switch_dropout_off(model)
     return model.eval()
 
@@ -148,7 +148,7 @@ def naming_unread(path: str, key: str) -> Iterator[None]:
 
 @contextmanager
 def naming_attention(attention: str) -> Iterator[None]:
-    """Raises ConfigError where transformers lacks the package of an attention."""
+    """Raises ConfigError if transformers lacks the package of an attention."""
     try:
         yield
     except ImportError as error:
@@ -156,7 +156,8 @@ def naming_attention(attention: str) -> Iterator[None]:
 
 
 def switch_dropout_off(model: nn.Module) -> None:
-    """Old, new and reference log-probs must be of one function. The model's config, which is exported, stays."""
+    """Set all dropout to 0: old, new and reference log-probs must come from one function. The model's config, which is
+    exported, is unchanged."""
     for module in model.modules():
         is_dropout = "Dropout" in type(module).__name__
         for name, value in list(vars(module).items()):
@@ -165,14 +166,14 @@ def switch_dropout_off(model: nn.Module) -> None:
 
 
 def dropout_of(config: Any) -> str:
-    """What a model's config wants dropped, in words; "" where it is nothing."""
+    """The dropout settings of a model's config that are not 0, as text; "" if there are none."""
     entries = config.to_dict().items()
     wanted = {name: value for name, value in entries if "drop" in name and isinstance(value, float) and value > 0}
     return ", ".join(f"{name} {value:g}" for name, value in wanted.items())
 
 
 def check_loss_kernel(config: PolicyConfig, vocab: int, device: torch.device) -> None:
-    """Raises ConfigError where `policy.loss_kernel` can't run on this device, in this type, at this vocabulary."""
+    """Raises ConfigError if `policy.loss_kernel` can't run on this device, with this dtype and vocabulary."""
     logits = torch.zeros(1, vocab, dtype=DTYPES[config.dtype], device=device)
     try:
         ck.token_logprobs(logits, torch.zeros(1, dtype=torch.int64, device=device), impl=config.loss_kernel)
@@ -181,19 +182,19 @@ def check_loss_kernel(config: PolicyConfig, vocab: int, device: torch.device) ->
 
 
 def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh, offload: bool = False) -> Policy:
-    """The model under FSDP2: its shards by decoder layer, computed in `policy.dtype`, gradients reduced in float32.
+    """The model under FSDP2: sharded by decoder layer, computed in `policy.dtype`, gradients reduced in float32.
 
-    offload: the shards stay on the host, and a layer comes to the device for as long as it computes.
+    offload: the shards stay on the host, and a layer is on the device only while it computes.
 
-    Raises ConfigError where `policy.attention` can't run here: sdpa with a sliding window or, on a GPU, with an old
-    torch; flash_attention_2 on a CPU or in float32.
+    Raises ConfigError if `policy.attention` can't run here: sdpa with a sliding window or, on a GPU, with an old torch;
+    flash_attention_2 on a CPU or in float32.
     """
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": False},
             every_n_layers=int(config.gradient_checkpointing),
         )
-    # FSDP would cast the batch's weights, votes and log-probs to bfloat16 as well: it looks into dataclasses.
+    # FSDP descends into dataclasses: it would cast the batch's weights, votes and log-probs to bfloat16 as well.
     precision = MixedPrecisionPolicy(
         param_dtype=DTYPES[config.dtype], reduce_dtype=torch.float32, cast_forward_inputs=False
     )
@@ -205,17 +206,17 @@ def shard_policy(model: Any, config: PolicyConfig, mesh: DeviceMesh, offload: bo
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=place)
     policy = Policy(model, config.loss_kernel, config.offload_activations)
-    # None would leave what is outside the layers on the device after a pass.
+    # None would leave the weights outside the layers on the device after a pass.
     reshard = offload or None
     fully_shard(policy, mesh=mesh, mp_policy=precision, offload_policy=place, reshard_after_forward=reshard)
     return policy
 
 
 def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight whole, one at a time, in Hugging Face names, cast to `dtype`; a collective on all ranks.
+    """Every weight, gathered one at a time, by Hugging Face name, cast to `dtype`. A collective on all ranks.
 
-    A tied head comes twice, as embedding and, right after it, as head, one tensor: vLLM's CPU kernels keep a packed
-    copy of each.
+    A tied head is yielded twice, as embedding and then as head, the same tensor: vLLM's CPU kernels keep a packed copy
+    of each.
     """
     names: dict[torch.Tensor, list[str]] = {}
     for name, weight in policy.model.state_dict(keep_vars=True).items():
@@ -226,8 +227,8 @@ def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torc
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor of which every rank may hold a shard; then a collective."""
+    """The whole tensor; for a sharded tensor a collective."""
     if not isinstance(tensor, DTensor):
         return tensor
-    # On one rank a shard is all of it, and torch takes 0.1 ms to find that out.
+    # On one rank the shard is the whole tensor; `full_tensor` would take 0.1 ms.
     return tensor.to_local() if tensor.device_mesh.size() == 1 else tensor.full_tensor()

@@ -1,4 +1,4 @@
-"""AdamW in the forms of `train.optimizer`, with its state from the start: a checkpoint always has the same entries."""
+"""AdamW in the forms of `train.optimizer`. Its state exists from the start: all checkpoints have the same entries."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from capo_fast.errors import ConfigError, cause_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 BLOCK, SMALLEST = 256, 4096
-"""torchao's: elements of a moment that share a scale, and of the smallest part of one that is in 8 bits."""
+"""torchao's limits: elements of a moment that share a scale, and elements of the smallest part stored in 8 bits."""
 GRAIN = 8
-"""Parts into which a moment in 8 bits can be cut: it may be sharded over any divisor of this many ranks."""
+"""Parts into which an 8-bit moment can be cut: the number of shards must divide it."""
 
 
 def make_optimizer(parameters: Sequence[torch.nn.Parameter], train: TrainConfig) -> torch.optim.Optimizer:
-    """Of these parameters, with moments of zero; on the host between its steps under `train.offload_optimizer`.
+    """AdamW of these parameters with zero moments; they are on the host between steps with `train.offload_optimizer`.
 
-    Raises ConfigError where torchao is wanted and can't be imported.
+    Raises ConfigError if torchao is needed and can't be imported.
     """
     options: dict[str, Any] = {"lr": train.lr, "betas": train.betas, "weight_decay": train.weight_decay}
     if train.optimizer == "adamw-8bit":
@@ -39,7 +39,7 @@ def make_optimizer(parameters: Sequence[torch.nn.Parameter], train: TrainConfig)
     return optimizer
 
 
-# ---- moments in 8 bits ----
+# ---- 8-bit moments ----
 
 
 def eight_bit_adamw(parameters: Sequence[torch.nn.Parameter], options: Mapping[str, Any]) -> Any:
@@ -60,23 +60,23 @@ def eight_bit_adamw(parameters: Sequence[torch.nn.Parameter], options: Mapping[s
 
 
 def check_torchao() -> None:
-    """Raises ConfigError where torchao can't be imported."""
+    """Raises ConfigError if torchao can't be imported."""
     try:
         import torchao.optim  # noqa: F401  an optional package
     except ImportError as error:
         raise ConfigError(
-            f"train.optimizer: adamw-8bit wants the package torchao, which can't be imported ({cause_of(error)})"
+            f"train.optimizer: adamw-8bit needs the package torchao, which can't be imported ({cause_of(error)})"
         ) from error
 
 
 def has_narrow_moments(parameter: torch.Tensor) -> bool:
-    """Whether its moments are in 8 bits, which no number of ranks changes: each of `GRAIN` parts has whole blocks."""
+    """Whether its moments are in 8 bits: each of `GRAIN` parts has whole blocks. Independent of the number of ranks."""
     part = parameter.numel() // GRAIN
     return parameter.shape[0] % GRAIN == 0 and part >= SMALLEST and part % BLOCK == 0
 
 
 def check_shards(parameter: torch.Tensor) -> None:
-    """Raises ConfigError where the moments can't be cut as the weights are."""
+    """Raises ConfigError if the moments can't be sharded like the weights."""
     if not isinstance(parameter, DTensor):
         return
     sizes = [
@@ -86,7 +86,7 @@ def check_shards(parameter: torch.Tensor) -> None:
 
 
 def check_grain(shards: int) -> None:
-    """Raises ConfigError where moments in 8 bits can't be cut into so many shards."""
+    """Raises ConfigError if 8-bit moments can't be cut into this number of shards."""
     if GRAIN % shards:
         raise ConfigError(
             f"train.optimizer: found adamw-8bit with weights in {shards} shards, wanted a divisor of {GRAIN}"
@@ -94,8 +94,8 @@ def check_grain(shards: int) -> None:
 
 
 def stored(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A parameter's state as tensors that files can hold, sharing its memory: a moment in 8 bits is two of them, its
-    codes, and its scales in as many rows as have whole blocks."""
+    """A parameter's state as plain tensors that share its memory. An 8-bit moment is two tensors: its codes, and its
+    scales, with one row per group of rows that has whole blocks."""
     found = dict[str, torch.Tensor]()
     for key, value in state.items():
         local = _local(value)
@@ -115,7 +115,7 @@ def _local(tensor: torch.Tensor) -> Any:
 
 
 def _like(whole: torch.Tensor, local: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """A local part as that of a tensor of this shape, sharded as `whole` is."""
+    """A local part as the shard of a tensor of this shape, sharded like `whole`."""
     if not isinstance(whole, DTensor):
         return local
     stride = torch.empty(shape, device="meta").stride()
@@ -128,7 +128,7 @@ def _like(whole: torch.Tensor, local: torch.Tensor, shape: tuple[int, ...]) -> t
 
 
 def keep_on_host(optimizer: torch.optim.Optimizer) -> None:
-    """From now on its moments are on their parameters' device during a step alone."""
+    """Keep its moments on the host; they are on their parameters' device only during a step."""
 
     def fetch(*unused: Any) -> None:
         for parameter, state in optimizer.state.items():
@@ -144,6 +144,6 @@ def keep_on_host(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _move(state: dict[str, Any], device: torch.device) -> None:
-    """The moments; the step's number stays where the optimizer wants it."""
+    """Move the moments; the step count stays where the optimizer needs it."""
     for key in MOMENTS:
         state[key] = state[key].to(device)

@@ -1,4 +1,4 @@
-"""A whole model on one rank -> a file that all ranks of its node read."""
+"""Writes a whole model on one rank to a file that all ranks of its node read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from capo_fast.runtime.files import naming, passing_folder, write_all
 
 @torch.no_grad()
 def pass_model(model: Any, dtype: torch.dtype, stack: ExitStack) -> tuple[Path, dict[str, str]]:
-    """A safetensors file of the model's weights in `dtype`, there until the stack is left; and for each name in the
-    model's state that in the file, where tied weights are stored once.
+    """A safetensors file of the model's weights in `dtype`, deleted when the stack closes, and for each name in the
+    model's state its name in the file, where tied weights are stored once.
 
-    The model is taken apart: a weight's memory is given back when it is in the file, so that both together take no more
-    than the larger of them and one weight. Raises RecordError where the file does not fit.
+    The model is destroyed: a weight's memory is freed once it is in the file, so that both together take no more than
+    the larger of them and one weight. Raises RecordError if the file does not fit.
     """
     found = model.state_dict(keep_vars=True)
     stored: dict[int, str] = {}
@@ -37,5 +37,5 @@ def pass_model(model: Any, dtype: torch.dtype, stack: ExitStack) -> tuple[Path, 
 
 
 def _cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Integers, as some buffers are, stay."""
+    """The detached tensor in `dtype`; integers (some buffers) keep their dtype."""
     return weight.detach().to(dtype) if weight.is_floating_point() else weight.detach()

@@ -1,4 +1,4 @@
-"""A model's safetensors files -> a model without storage: each rank reads the parts that it holds."""
+"""Reads a model's safetensors files into a model without storage: each rank reads its own parts."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def _empty_on(old: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def unstored(tensors: Mapping[str, torch.Tensor], holders: Mapping[str, Path]) -> list[str]:
-    """The names of tensors that no file holds, under their own name or that of one that they are tied to."""
+    """The names of tensors that no file contains, neither under their own name nor under that of a tied tensor."""
     stored = {id(each) for name, each in tensors.items() if name in holders}
     return [name for name, each in tensors.items() if id(each) not in stored]
 
 
 @torch.no_grad()
 def read_tensors(tensors: Mapping[str, torch.Tensor], holders: Mapping[str, Path]) -> dict[str, float]:
-    """Fill this rank's part of every tensor from the file that holds it; the sum of its values by name.
+    """Fill this rank's part of every tensor from its file; returns the sum of the part's values by name.
 
-    holders: the file of each weight by name, as `weight_holders` gives it. Raises ConfigError for a weight of another
-    shape, OSError and SafetensorError for a file that can't be read.
+    holders: the file of each weight by name, from `weight_holders`. Raises ConfigError for a weight of another shape,
+    OSError and SafetensorError for a file that can't be read.
     """
     sums: dict[str, float] = {}
     filled = set[int]()
@@ -63,11 +63,11 @@ def _read(file: Path, name: str, part: Shard) -> None:
 
 @torch.no_grad()
 def keep_part(tensor: torch.Tensor, whole: torch.Tensor) -> None:
-    """Fill this rank's part of a tensor from the whole one, on any device and of any type."""
+    """Fill this rank's part of a tensor from the whole tensor, which may have any device and dtype."""
     part = shard_of(tensor)
     part.local.copy_(whole[_place(part)])
 
 
 def _place(part: Shard) -> tuple[slice, ...]:
-    """Where in the whole it is."""
+    """The part's place in the whole tensor."""
     return tuple(slice(start, start + length) for start, length in zip(part.offset, part.local.shape, strict=True))

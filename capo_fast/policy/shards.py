@@ -1,11 +1,11 @@
-"""Tensors of which every rank holds a part, as safetensors files, a file per rank; read back on any number of ranks.
+"""Sharded tensors as safetensors files, one per rank, which any number of ranks can read.
 
-A file's `__metadata__` says for each of its tensors where in the whole it begins and what the whole's shape is:
+A file's `__metadata__` has, for each of its tensors, the part's offset in the whole tensor and the whole shape:
 
     rank 0 of 2: {"model.norm.weight": [[0], [64]]}        rank 1 of 2: {"model.norm.weight": [[32], [64]]}
 
-The files are written here, not by the safetensors package: piece by piece, so that no rank holds a copy of its part on
-the host, and hashed on the way.
+The files are written here, not by the safetensors package: tensor by tensor, so that no rank needs a copy of its part
+on the host, and hashed on the way.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What safetensors calls the types that are saved."""
+"""Names of dtypes in safetensors files."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Shard:
 
     local: torch.Tensor
     offset: tuple[int, ...]
-    """Where in the whole it begins, per dimension."""
+    """Start of the part in the whole tensor, per dimension."""
     shape: tuple[int, ...]
-    """Of the whole."""
+    """Shape of the whole tensor."""
 
 
 def shard_of(tensor: torch.Tensor) -> Shard:
-    """A plain tensor is whole on every rank. Its memory is that of the tensor: what is written to it, is in it."""
+    """This rank's part of a tensor, sharing its memory; a plain tensor is whole on every rank."""
     if not isinstance(tensor, DTensor):
         return Shard(tensor.detach(), (0,) * tensor.ndim, tuple(tensor.shape))
     local = tensor.to_local().detach()
@@ -60,7 +60,7 @@ def shard_of(tensor: torch.Tensor) -> Shard:
 
 
 def is_written(tensor: torch.Tensor, rank: int) -> bool:
-    """Whether this rank writes its part: of ranks that hold the same one the first does."""
+    """Whether this rank writes its part: the first of the ranks with the same part does."""
     if not isinstance(tensor, DTensor):
         return rank == 0
     copies = zip(tensor.placements, tensor.device_mesh.get_coordinate() or (), strict=True)
@@ -68,7 +68,7 @@ def is_written(tensor: torch.Tensor, rank: int) -> bool:
 
 
 def shards_of(tensors: Mapping[str, torch.Tensor], rank: int) -> dict[str, Shard]:
-    """This rank's parts that no other rank writes."""
+    """The parts that this rank writes."""
     mine = {name: shard_of(tensor) for name, tensor in tensors.items() if is_written(tensor, rank)}
     return {name: part for name, part in mine.items() if part.local.numel()}
 
@@ -84,12 +84,12 @@ def write_parts(path: Path, role: str, parts: Mapping[str, Shard]) -> FileEntry:
 
 
 def data_of(tensor: torch.Tensor) -> memoryview:
-    """Its bytes, as the files have them."""
+    """The tensor's bytes, as in the files."""
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def header_of(parts: Mapping[str, Shard]) -> bytes:
-    """Length (8 bytes, little-endian) and JSON of names, types, shapes and places, padded to a multiple of 8 bytes."""
+    """Length (8 bytes, little-endian) and JSON of names, dtypes, shapes, offsets, padded to a multiple of 8 bytes."""
     table: dict[str, Any] = {
         "__metadata__": {"shards": json.dumps({name: [part.offset, part.shape] for name, part in parts.items()})}
     }
@@ -104,8 +104,8 @@ def header_of(parts: Mapping[str, Shard]) -> bytes:
 
 
 def read_shards(paths: Sequence[Path], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Fill this rank's part of every tensor from the files of all ranks that wrote. Raises ValueError where a tensor is
-    missing, unknown, of another type or shape, or not all there."""
+    """Fill this rank's part of every tensor from the files of all ranks that wrote. Raises ValueError if a tensor is
+    missing, unknown, incomplete, or of another dtype or shape."""
     wanted = {name: shard_of(tensor) for name, tensor in tensors.items()}
     filled = dict.fromkeys(wanted, 0)
     with ExitStack() as stack:
@@ -113,7 +113,7 @@ def read_shards(paths: Sequence[Path], tensors: Mapping[str, torch.Tensor]) -> N
             file = stack.enter_context(safe_open(path, "pt"))
             for name, (offset, shape) in json.loads(file.metadata()["shards"]).items():
                 if name not in wanted:
-                    raise ValueError(f"{path.name}: {name} is no tensor of this run")
+                    raise ValueError(f"{path.name}: {name} is not a tensor of this run")
                 filled[name] += _copy(path, name, file.get_slice(name), offset, shape, wanted[name])
     for name, part in wanted.items():
         if filled[name] != part.local.numel():
@@ -121,7 +121,7 @@ def read_shards(paths: Sequence[Path], tensors: Mapping[str, torch.Tensor]) -> N
 
 
 def _copy(path: Path, name: str, saved: Any, offset: Sequence[int], shape: Sequence[int], part: Shard) -> int:
-    """Copy what a saved part and this rank's have in common; the number of elements."""
+    """Copy the overlap of a saved part and this rank's part; returns the number of elements."""
     found = saved.get_dtype(), tuple(shape)
     if found != (NAMES[part.local.dtype], part.shape):
         raise ValueError(f"{path.name}: {name}: found {found}, wanted {(NAMES[part.local.dtype], part.shape)}")
@@ -137,7 +137,7 @@ def _copy(path: Path, name: str, saved: Any, offset: Sequence[int], shape: Seque
 
 
 def _slices(spans: Sequence[tuple[int, int]], start: Sequence[int]) -> tuple[slice, ...]:
-    """Spans of the whole, in a part that begins at `start`."""
+    """Spans of the whole tensor as slices of a part that begins at `start`."""
     return tuple(slice(begin - at, end - at) for (begin, end), at in zip(spans, start, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Parts of stored tensors, read without the memory of the rest."""
+"""Reads parts of stored tensors without holding the rest in memory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from safetensors import safe_open
 
 BLOCK_BYTES = 8 * 2**20
-"""Of the target, which are read at once."""
+"""Bytes of the target that are read at once."""
 
 
 def copy_slice(path: Path, name: str, place: Sequence[slice], target: torch.Tensor) -> None:
-    """Copy the part at a place of a tensor in a safetensors file to `target`, of any type, on any device.
+    """Copy the part `place` of a tensor in a safetensors file to `target`, which may have any dtype and device.
 
-    The file is mapped for one block of rows at a time: the pages of a map that were read count as memory of the
-    process until it is closed. Raises OSError and SafetensorError for a file that can't be read.
+    The file is mapped for one block of rows at a time, because pages that were read count as memory of the process
+    until the map is closed. Raises OSError and SafetensorError for a file that can't be read.
     """
     if not place:  # a number has no rows
         with safe_open(path, "pt") as file:

@@ -1,9 +1,9 @@
-"""A learner's state as the files of a checkpoint, a part of them from each rank.
+"""A learner's state as the files of a checkpoint. Each rank writes its part.
 
-model-00000.safetensors       what rank 0 holds of the trained weights
-optimizer-00000.safetensors   and of the optimizer's tensors
-rng-00000.json                its random generators
-learner.json                  updates so far; rank 0's
+model-00000.safetensors       rank 0's part of the trained weights
+optimizer-00000.safetensors   rank 0's part of the optimizer's tensors
+rng-00000.json                rank 0's random generators
+learner.json                  updates so far, written by rank 0
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from capo_fast.runtime.files import sync
 
 @dataclass(frozen=True)
 class Updates:
-    """How far a learner is."""
+    """A learner's progress."""
 
     updates: NonNegativeInt
-    """Taken so far; skipped ones don't count."""
+    """Updates so far, without skipped ones."""
     bad_in_a_row: NonNegativeInt
 
 
 @dataclass
 class Contents:
-    """What a rank is to write: of each file its role and what is in it. The shards share the learner's memory, until
-    they are in `Staging`'s."""
+    """The files that a rank writes: role and contents of each. The shards share the learner's memory until `Staging`
+    copies them."""
 
     shards: dict[str, tuple[str, dict[str, Shard]]] = field(default_factory=dict)
     texts: dict[str, tuple[str, bytes]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Contents:
         self.texts[name] = role, json.dumps(value).encode()
 
     def write(self, folder: Path) -> dict[str, FileEntry]:
-        """The files are on disk then. Raises RecordError."""
+        """Write the files; returns when they are on disk. Raises RecordError."""
         written = {name: write_parts(folder / name, *each) for name, each in self.shards.items()}
         written |= {name: write_bytes(folder / name, *each) for name, each in self.texts.items()}
         sync(folder / name for name in written)
@@ -55,14 +55,14 @@ class Contents:
 
 
 class Staging:
-    """Host memory for one copy of a rank's shards, page-locked where these are on a GPU. What the next copy has in the
-    same shape is used again, and the rest is given back."""
+    """Host memory for one copy of a rank's shards, page-locked if these are on a GPU. The next copy reuses buffers of
+    the same shape, and the others are freed."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str], torch.Tensor] = {}
 
     def copy(self, contents: Contents) -> None:
-        """Have the contents' shards in this memory: what is changed afterwards does not change them."""
+        """Copy the contents' shards to this memory, so that later changes of the learner don't change them."""
         before, self._buffers = self._buffers, {}
         for name, (role, parts) in contents.shards.items():
             for key, part in parts.items():
@@ -74,14 +74,14 @@ class Staging:
 
 
 def _copied(local: torch.Tensor, buffer: torch.Tensor | None) -> torch.Tensor:
-    """In the buffer, where it has the same shape, else in a new one."""
+    """The tensor's copy in the buffer, or in a new one if the shapes differ."""
     if buffer is None or buffer.shape != local.shape:
         buffer = torch.empty(local.shape, dtype=local.dtype, pin_memory=local.is_cuda)
     return buffer.copy_(local, non_blocking=True)
 
 
 def state_of(learner: Learner) -> Contents:
-    """This rank's part of the learner's state; the shards are those of the learner."""
+    """This rank's part of the learner's state; the shards share the learner's memory."""
     rank, found = dist.get_rank(), Contents()
     for role, tensors in _tensors(learner).items():
         found.shards[f"{role}-{rank:05d}.safetensors"] = role, shards_of(tensors, rank)
@@ -94,21 +94,21 @@ def state_of(learner: Learner) -> Contents:
 def read_state(folder: Path, manifest: Manifest, learner: Learner) -> None:
     """Restore the learner and this rank's random generators in place, on any number of ranks.
 
-    Raises DamagedError, or what safetensors, torch and the generators raise for what does not fit.
+    Raises DamagedError, or the errors of safetensors, torch and the generators for data that does not fit.
     """
     for role, tensors in _tensors(learner).items():
         read_shards([folder / name for name in manifest.of(role)], tensors)
     saved = read_json(folder / "learner.json", Updates)
     _resume_schedule(learner, saved.updates)
     learner.bad_in_a_row = saved.bad_in_a_row
-    if dist.get_rank() < manifest.ranks:  # a rank beyond those that wrote keeps the generators it was started with
+    if dist.get_rank() < manifest.ranks:  # ranks added since the checkpoint keep their own generators
         restore_rng(read_json(folder / f"rng-{dist.get_rank():05d}.json", dict[str, Any]))
 
 
 def _tensors(learner: Learner) -> dict[str, dict[str, torch.Tensor]]:
-    """What training changes, by section and name: a frozen base stays in the model's own files.
+    """The trained tensors by section and name; a frozen base is only in the model's own files.
 
-    The optimizer's tensors have the names of their parameters: `model.norm.weight.exp_avg`. All share memory with the
+    The optimizer's tensors are named after their parameters: `model.norm.weight.exp_avg`. All share memory with the
     learner.
     """
     names = [name for name, parameter in learner.policy.named_parameters() if parameter.requires_grad]
@@ -123,7 +123,7 @@ def _tensors(learner: Learner) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def _resume_schedule(learner: Learner, updates: int) -> None:
-    """Set the learning rate to that after so many updates, under the settings of now: `train.steps` may have grown."""
+    """Set the learning rate after `updates`, under the current settings: `train.steps` may have grown."""
     schedule = learner.schedule
     schedule.last_epoch = updates
     rates = zip(learner.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)

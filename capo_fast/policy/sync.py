@@ -1,4 +1,4 @@
-"""Policy weights -> engine, with a canary after every push (`capo_fast.policy.canary`)."""
+"""Pushes policy weights into the engine, with a canary after every push (`capo_fast.policy.canary`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from capo_fast.config.schema import Config
 from capo_fast.engine.base import Engine
 from capo_fast.errors import ConfigError
 from capo_fast.policy.batch import pack_tokens
-from capo_fast.policy.canary import Canary, Watched, sums_of
+from capo_fast.policy.canary import Canary, Summed, sums_of
 from capo_fast.policy.learner import Learner
 from capo_fast.policy.lora import (
     adapted_weights,
@@ -35,14 +35,14 @@ from capo_fast.runtime.ranks import once_a_node
 
 @dataclass(frozen=True)
 class FrozenCritic:
-    """The critic's weights, on the host in `engine.dtype` by Hugging Face name, and its log-probs of the probe."""
+    """The critic's weights by Hugging Face name, on the host in `engine.dtype`, and its log-probs of the probe."""
 
     weights: Mapping[str, torch.Tensor]
     probe_logprobs: torch.Tensor
 
 
 class CriticPush:
-    """Puts a frozen critic's weights in place of all that an engine holds."""
+    """Replaces all weights of an engine by a frozen critic's."""
 
     def __init__(self, engine: Engine, critic: FrozenCritic, canary: Canary) -> None:
         self._engine, self._critic, self._canary = engine, critic, canary
@@ -56,7 +56,7 @@ class CriticPush:
 
 
 class Sync(ABC):
-    """Decides whose weights the engine answers with."""
+    """Pushes the policy's or the critic's weights into the engine."""
 
     def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
         self._engine = engine
@@ -69,11 +69,12 @@ class Sync(ABC):
     def hold(self, what: Literal["policy", "critic"], version: int) -> None:
         """Make the engine answer with the policy of this version, or with the critic. A collective on all ranks.
 
-        Idempotent: weights that the engine holds are not pushed again. The critic has one version. Raises SyncError.
+        Idempotent: weights that the engine already has are not pushed again. The critic has one version. Raises
+        SyncError.
         """
         wanted = (what, version if what == "policy" else 0)
         if self._held == wanted:
-            # A resumed run would not have the prefixes cached since, and so not the same bits.
+            # A resumed run would not have the prefixes cached since, and its bits would differ.
             self._engine.forget_prefixes()
         elif what == "policy":
             self._held = None
@@ -83,12 +84,12 @@ class Sync(ABC):
             self._held = wanted
 
     def release(self) -> None:
-        """Give the engine's memory back until the next `hold`."""
+        """Free the engine's memory until the next `hold`."""
         self._engine.sleep()
         self._held = None
 
     def trainer_logprobs(self, base: bool = False) -> torch.Tensor:
-        """The trainer's log-probs of the probe, by the policy or by its frozen base. A collective."""
+        """The trainer's log-probs of the probe, under the policy or its frozen base. A collective."""
         return self._learner.logprobs_at(self._batch, temperature=1.0, base=base).cpu()
 
     @abstractmethod
@@ -97,11 +98,11 @@ class Sync(ABC):
 
     @abstractmethod
     def push_critic(self) -> bool:
-        """Push the critic; False where its weights never take the policy's place. Raises SyncError."""
+        """Push the critic; returns False if its weights never replace the policy's. Raises SyncError."""
 
 
 class FullSync(Sync):
-    """Pushes the policy, or the frozen critic, into one engine: all weights, in place of those that were there."""
+    """Pushes the policy, or the frozen critic, into one engine and replaces all weights."""
 
     def __init__(
         self,
@@ -111,12 +112,12 @@ class FullSync(Sync):
         probe: Sequence[tuple[int, ...]],
         config: Config,
     ) -> None:
-        """critic: None where the engine never holds one."""
+        """critic: None if the engine never has the critic's weights."""
         super().__init__(engine, learner, probe, config)
         self._critic = CriticPush(engine, critic, self._canary) if critic else None
 
     def push_policy(self) -> None:
-        pushed = Watched(full_weights(self._learner.policy, self._dtype))
+        pushed = Summed(full_weights(self._learner.policy, self._dtype))
         self._engine.load(iter(pushed))
         self._canary.check_weights(pushed.sums())
         self._canary.check_probe(self.trainer_logprobs())
@@ -129,10 +130,10 @@ class FullSync(Sync):
 
 
 class AdapterSync(Sync):
-    """Pushes the policy's LoRA adapter into an engine that holds the base, which stays and is the critic."""
+    """Pushes the policy's LoRA adapter into an engine that keeps the base, which is also the critic."""
 
     def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
-        """A collective: the base is summed up once, since nothing changes it in the trainer."""
+        """A collective: computes the base's checksums once, since the base never changes in the trainer."""
         super().__init__(engine, learner, probe, config)
         self._base = sums_of(base_weights(learner.policy, self._dtype))
         self._base_logprobs = self.trainer_logprobs(base=True)
@@ -149,11 +150,11 @@ class AdapterSync(Sync):
 
 
 class MergedSync(Sync):
-    """Pushes the policy's LoRA adapter merged into the base, or the base, which is the critic: the adapted weights
-    alone, into an engine that was started with the base."""
+    """Pushes only the adapted weights into an engine that was started with the base: the policy's LoRA adapter merged
+    into the base or, for the critic, those of the base."""
 
     def __init__(self, engine: Engine, learner: Learner, probe: Sequence[tuple[int, ...]], config: Config) -> None:
-        """A collective: the base is summed up once, since nothing changes it in the trainer."""
+        """A collective: computes the base's checksums once, since the base never changes in the trainer."""
         super().__init__(engine, learner, probe, config)
         self._swaps = config.swaps
         self._names = engine.fused_with(adapted_weights(learner.policy.model))
@@ -161,7 +162,7 @@ class MergedSync(Sync):
         self._base_logprobs = self.trainer_logprobs(base=True)
 
     def push_policy(self) -> None:
-        pushed = Watched(merged_weights(self._learner.policy, self._dtype, self._names))
+        pushed = Summed(merged_weights(self._learner.policy, self._dtype, self._names))
         self._engine.load(iter(pushed))
         self._canary.check_weights(self._base | pushed.sums())
         self._canary.check_probe(self.trainer_logprobs())
@@ -175,7 +176,7 @@ class MergedSync(Sync):
 
 
 def probe_sequences(prompts: Sequence[Prompt], count: int, tokens: int) -> list[tuple[int, ...]]:
-    """At most `count` sequences of `tokens` tokens: the ends of the first prompts, short ones joined."""
+    """At most `count` sequences of `tokens` tokens: the last tokens of the first prompts; short prompts are joined."""
     found: list[tuple[int, ...]] = []
     joined: tuple[int, ...] = ()
     for prompt in prompts:
@@ -191,9 +192,9 @@ def probe_sequences(prompts: Sequence[Prompt], count: int, tokens: int) -> list[
 def freeze_critic(load: Callable[[], Any], probe: Sequence[tuple[int, ...]], dtype: torch.dtype) -> FrozenCritic:
     """The critic's weights, once in the host memory of each node, with its own log-probs of the probe. A collective.
 
-    `load` gives it as a plain transformers model, on the first rank of a node alone. That rank writes the weights to a
-    file, all ranks of the node map its pages, and the file's name goes at once. Raises RecordError where it does not
-    fit.
+    `load` returns a plain transformers model; it is called only on the first rank of a node. That rank writes the
+    weights to a file, all ranks of the node map its pages, and the file's name is deleted at once. Raises RecordError
+    if it does not fit.
     """
     with ExitStack() as stack:
         path, names, logprobs = once_a_node(lambda: _write_critic(load(), probe, dtype, stack))
@@ -219,14 +220,14 @@ def _logprobs(model: Any, sequence: tuple[int, ...]) -> torch.Tensor:
 
 
 def check_same_architecture(critic: Mapping[str, Any], policy: Mapping[str, Any]) -> None:
-    """Raise ConfigError with the first entry in which a critic's config differs from that of the policy.
+    """Raise ConfigError with the first entry in which a critic's config differs from the policy's.
 
-    They share one engine. Entries that don't enter the arithmetic (names, dtype, token ids, versions) may differ.
+    They share one engine. Entries that don't change the computation (names, dtype, token ids, versions) may differ.
     """
     for name in [*policy, *critic]:
         theirs, ours = critic.get(name), policy.get(name)
-        if theirs != ours and not name.startswith("_") and not name.endswith(INESSENTIAL):
+        if theirs != ours and not name.startswith("_") and not name.endswith(IGNORED):
             raise ConfigError(f"critic.path: its {name} is {theirs}, want the policy's {ours}: they share one engine")
 
 
-INESSENTIAL = ("dtype", "_token_id", "_version", "use_cache", "architectures", "initializer_range", "_dropout")
+IGNORED = ("dtype", "_token_id", "_version", "use_cache", "architectures", "initializer_range", "_dropout")

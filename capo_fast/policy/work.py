@@ -1,14 +1,14 @@
-"""The work of the learner's passes: the model FLOPs of the tokens that were computed.
+"""Model FLOPs of the learner's passes.
 
-The rule is the usual one, 6N per token and the products of attention:
+The usual rule, 6N per token plus attention:
 
     forward             2 per parameter of the layers and token, 2 per parameter of the head and response token,
                         4 x query heads x head size per layer and pair of a token and one that it attends to
-    backward            twice the forward; a frozen parameter (under LoRA, the base) has no gradient: once
+    backward            twice the forward; once for a frozen parameter (under LoRA, the base), which has no gradient
 
-Old and reference log-probs are forward passes. What gradient checkpointing computes again is left out, as are embedding
-look-ups, norms and the loss: this is what the model needs, not what the device did. Rollouts that never enter the model
-need nothing.
+Old and reference log-probs are forward passes. Recomputation by gradient checkpointing is not counted, nor are
+embedding look-ups, norms and the loss: the count is of the model, not of the device. Rollouts that never enter the
+model count 0.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from capo_fast.records import TokenBatch
 
 @dataclass
 class Passes:
-    """Passes of one kind, as many as there were."""
+    """Totals over passes of one kind."""
 
     tokens: int = 0
     responses: int = 0
-    """Tokens that the head was applied to."""
+    """Tokens to which the head was applied."""
     pairs: torch.Tensor | float = 0.0
 
     def add(self, batch: TokenBatch) -> None:
         self.tokens += batch.input_ids.numel()
         self.responses += batch.rows.numel()
-        # A token attends to those before it, and to itself: also where a prompt is computed once for its responses.
+        # A token attends to itself and all before it, also if its prompt is computed once for several responses.
         self.pairs = self.pairs + (batch.position_ids + 1).sum(dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What FLOPs are counted by. The head's parameters are not among those of the layers."""
+    """Sizes for counting FLOPs. The layers' parameters don't include the head's."""
 
     trained: int
     """Trained parameters of the layers."""
@@ -52,7 +52,7 @@ class ModelSize:
 
     @classmethod
     def of(cls, model: Any) -> ModelSize:
-        """Of a Hugging Face decoder; FSDP's shards count as whole."""
+        """The sizes of a Hugging Face decoder, of whole parameters also under FSDP."""
         parameters = list(model.model.layers.parameters())
         trained = sum(each.numel() for each in parameters if each.requires_grad)
         head = model.get_output_embeddings().weight
@@ -67,7 +67,7 @@ class ModelSize:
         )
 
     def flops(self, passes: Passes, backward: bool) -> float:
-        """Of so many passes, with their backward or without.
+        """FLOPs of these passes, with or without their backward passes.
 
         >>> size = ModelSize(trained=10, frozen=0, head=5, head_trained=True, attention=2)
         >>> size.flops(Passes(tokens=3, responses=2, pairs=6.0), backward=True)
@@ -80,16 +80,16 @@ class ModelSize:
 
 
 class PassCounter:
-    """Counts the passes of policies on this rank, by hooks that PyTorch calls before each. The host waits in `read`."""
+    """Counts the passes of policies on this rank by PyTorch's forward hooks. Only `read` waits for the device."""
 
     def __init__(self, *policies: Any) -> None:
-        """policies: of one architecture, called as `Policy.forward` is."""
+        """policies: models of one architecture, with the arguments of `Policy.forward`."""
         self._size = ModelSize.of(policies[0].model)
         self._forward, self._backward = Passes(), Passes()
         for policy in policies:
-            policy.register_forward_pre_hook(self._note, with_kwargs=True)
+            policy.register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def _note(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def _count(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         passes = self._backward if keywords["loss"] else self._forward
         passes.add(arguments[0])
 

@@ -1,7 +1,7 @@
-"""Writes checkpoints, at once or in a thread beside training.
+"""Writes checkpoints, at once or in a thread during training.
 
-A thread, not a process: it writes from the staged copy itself, and lets go of the GIL while it writes and hashes. Its
-collectives have a process group of their own, so that their order among those of training does not matter.
+A thread, not a process: it writes directly from the staged copy, and releases the GIL while it writes and hashes. Its
+collectives use a process group of their own, so their order relative to training's collectives does not matter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Write = Callable[[Contents, Any], None]
 
 
 class Writer:
-    """Of one rank. Its methods, but `cpu_seconds` and `close`, are collectives."""
+    """One rank's writer. Its methods, except `cpu_seconds` and `close`, are collectives."""
 
     def __init__(self, asynchronous: bool) -> None:
         self._asynchronous = asynchronous
@@ -32,12 +32,12 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._group: Any = None
         self._clock: int | None = None
-        """Of the thread's CPU time."""
+        """Clock of the thread's CPU time."""
         self._written: Future[None] | None = None
-        """The write that is under way, or whose end has not been looked at."""
+        """The running write, or a finished one whose result has not been read."""
 
     def run(self, contents: Contents, write: Write) -> None:
-        """Write now, or copy the contents and begin. One that is under way must have been waited for."""
+        """Write now, or copy the contents and start writing. Call `wait` before."""
         if not self._asynchronous:
             write(contents, None)
             return
@@ -47,13 +47,13 @@ class Writer:
         self._written = self._pool.submit(self._run, contents, write)
 
     def wait(self) -> None:
-        """Return when nothing is under way. Raises what the write has raised."""
+        """Return when no write is running. Raises the write's error."""
         written, self._written = self._written, None
         if written is not None:
             written.result()
 
     def check(self) -> None:
-        """Raise what the write has raised, as soon as it has on any rank; nothing waits for one that goes well."""
+        """Raise the write's error if it has failed on any rank. Does not wait for a running write."""
         if self._written is None:
             return
         ended = self._written.done()
@@ -63,11 +63,11 @@ class Writer:
             self.wait()
 
     def cpu_seconds(self) -> float:
-        """CPU time of the thread so far. 0 on macOS, which has no clock of another thread."""
+        """CPU time of the thread so far; 0 on macOS, which can't read another thread's clock."""
         return 0.0 if self._clock is None else time.clock_gettime(self._clock)
 
     def close(self) -> None:
-        """Wait for the write that is under way; its error is not raised."""
+        """Wait for the running write; its error is not raised."""
         self._pool.shutdown()
         self._clock = None
 

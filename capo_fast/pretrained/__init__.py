@@ -1,4 +1,4 @@
-"""A pretrained model as it is on disk, looked at before any of its weights is loaded."""
+"""A pretrained model's files, checked before any weight is loaded."""
 
 from capo_fast.pretrained.config import check_context, check_trainable, positions, read_config
 from capo_fast.pretrained.folder import (

@@ -1,6 +1,6 @@
-"""A model's `config.json`: refused with one line where it is none that the trainer or the engine can build.
+"""Reads and checks a model's `config.json`; one line names why the trainer or the engine can't build the model.
 
-transformers is imported inside functions: this takes seconds.
+transformers is imported inside functions, because the import takes seconds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 from capo_fast.errors import ConfigError, cause_of
 
 TESTED = ("qwen2", "qwen3", "llama")
-"""Dense architectures whose names vLLM's loader knows; transformers 5 fuses MoE experts under names that it doesn't."""
+"""Dense architectures whose weight names vLLM's loader accepts. It rejects transformers 5's names of fused experts."""
 
 SCALED_ALREADY = ("longrope", "llama3", "yarn")
 """Rope types whose `max_position_embeddings` may be the extended length; other types multiply it by their factor."""
 
 
 def read_config(path: str, key: str = "model.path") -> Any:
-    """The transformers config of a folder or hub id. No code of the model's own is run. Raises ConfigError."""
+    """The transformers config of a folder or hub id. The model's own code is never run. Raises ConfigError."""
     from transformers import AutoConfig
 
     where = f"{key}: {path}"
@@ -34,8 +34,8 @@ def read_config(path: str, key: str = "model.path") -> Any:
 
 
 def check_trainable(config: Any, where: str, untested: bool) -> None:
-    """Raises ConfigError for what the trainer can't compute with: other architectures, quantised weights, and a head
-    that is more than a linear layer."""
+    """Raises ConfigError for models that the trainer does not support: other architectures, quantised weights, and a
+    head with more than a linear layer."""
     if config.model_type not in TESTED and not untested:
         raise ConfigError(
             f"{where} is a {config.model_type} model, want one of {', '.join(TESTED)} (or set model.untested true)"
@@ -44,7 +44,7 @@ def check_trainable(config: Any, where: str, untested: bool) -> None:
         raise ConfigError(f"{where}: found quantised weights ({method}), wanted plain ones, which can be trained")
     for name in SCALED_HEADS:
         if (value := getattr(config.get_text_config(), name, None)) not in (None, 1.0):
-            raise ConfigError(f"{where}: found {name} {value:g}, wanted a model without: the trainer leaves it out")
+            raise ConfigError(f"{where}: found {name} {value:g}, wanted a model without it: the trainer ignores it")
 
 
 SCALED_HEADS = ("final_logit_softcapping", "attn_logit_softcapping", "logits_scaling", "logit_scale")
@@ -52,8 +52,8 @@ SCALED_HEADS = ("final_logit_softcapping", "attn_logit_softcapping", "logits_sca
 
 
 def check_context(config: Any, tokens: int, key: str = "engine.max_model_len") -> None:
-    """Raises ConfigError where a sequence of so many tokens goes past the positions that the model was made for. key:
-    the setting that says how many."""
+    """Raises ConfigError if a sequence of this many tokens exceeds the model's positions. key: the setting with the
+    number."""
     longest = positions(config)
     if longest is not None and tokens > longest:
         raise ConfigError(
@@ -63,7 +63,7 @@ def check_context(config: Any, tokens: int, key: str = "engine.max_model_len") -
 
 
 def positions(config: Any) -> int | None:
-    """How many the model was made for; None where its config doesn't say."""
+    """The number of positions that the model supports; None if its config does not contain it."""
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
     if longest is None:
@@ -76,7 +76,7 @@ def positions(config: Any) -> int | None:
 
 
 def quantisation(config: Any) -> str | None:
-    """The name of the method by which the weights are quantised."""
+    """The name of the weights' quantisation method; None for plain weights."""
     found = getattr(config, "quantization_config", None)
     if found is None:
         return None
@@ -85,14 +85,14 @@ def quantisation(config: Any) -> str | None:
 
 
 def cause_in(entries: Mapping[str, Any], error: BaseException) -> str:
-    """The config's entry whose value transformers looked for in vain (a rope type, a dtype), else the error."""
+    """The config's entry whose value transformers did not find (a rope type, a dtype), else the error."""
     value = error.args[0] if isinstance(error, KeyError) and error.args else getattr(error, "name", None)
     name = _entry_of(entries, value) if isinstance(value, str) else None
     return cause_of(error) if name is None else f"{name} {value!r} is unknown"
 
 
 def _entry_of(entries: Mapping[str, Any], value: str) -> str | None:
-    """The name of the entry, at any depth, that has this value."""
+    """The name of the entry with this value, at any depth."""
     for name, found in entries.items():
         if isinstance(found, Mapping) and (inner := _entry_of(found, value)):
             return inner
@@ -118,7 +118,7 @@ def _config_file(path: str, where: str) -> Path:
 
 
 def check_kind(folder: Path, where: str) -> None:
-    """A folder with a config.json, and without an adapter, which transformers would attach to the model."""
+    """Raises ConfigError unless the folder has a config.json and no adapter, which transformers would load as well."""
     there = {name for name in ("config.json", ADAPTER, "config.yaml") if (folder / name).is_file()}
     if there >= {"config.json", ADAPTER}:
         raise ConfigError(f"{where}: found {ADAPTER} beside the model, wanted one or the other: merge the adapter")
@@ -136,13 +136,13 @@ ADAPTER = "adapter_config.json"
 
 
 def _config_entries(file: Path, where: str) -> dict[str, Any]:
-    """The JSON object, of a model type that transformers itself knows."""
+    """The JSON object; its model type must be built into transformers."""
     from transformers import CONFIG_MAPPING, __version__
 
     found = read_object(file, where)
     kind = found.get("model_type")
     if not isinstance(kind, str):
-        raise ConfigError(f"{where}: config.json has no model_type, wanted one as {', '.join(TESTED)}")
+        raise ConfigError(f"{where}: config.json has no model_type, wanted one such as {', '.join(TESTED)}")
     if kind not in CONFIG_MAPPING:
         code = f"; its own code ({next(iter(auto.values()))}) is never run" if (auto := found.get("auto_map")) else ""
         raise ConfigError(f"{where}: model_type {kind} is unknown to transformers {__version__}{code}")
@@ -157,7 +157,7 @@ SIZES = (
 
 
 def _check_numbers(entries: Mapping[str, Any], where: str) -> None:
-    """Raises ConfigError for entries of which Python's own errors would not give the name."""
+    """Raises ConfigError for invalid entries that Python's own errors would not name."""
     for name in SIZES:
         value = entries.get(name)
         if value is not None and not (isinstance(value, int) and value > 0):
@@ -174,13 +174,13 @@ def read_object(file: Path, where: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: {file.name} is not JSON: {cause_of(error)}") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{where}: {file.name} holds a JSON {type(found).__name__}, wanted an object")
+        raise ConfigError(f"{where}: {file.name} contains a JSON {type(found).__name__}, wanted an object")
     return found
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without its progress bar and its warnings: what is wrong is said in one line of ours."""
+    """Suppress transformers' progress bar and warnings: our own error line names the fault."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -1,7 +1,7 @@
-"""`check_model_folder`: the one check that every road to a model begins with.
+"""`check_model_folder`: the check that precedes every load of a model.
 
-Policy, critic, reference, LoRA base and vLLM's own loader all read the same folder. transformers fills weights that are
-missing with random numbers, and vLLM leaves zeros: here a folder is refused unless the file has every weight.
+Policy, critic, reference, LoRA base and vLLM's own loader all read the same folder. transformers fills missing weights
+with random numbers, and vLLM with zeros; this check refuses a folder unless its files have every weight.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def check_model_folder(
     untested: bool = False,
     fetch: bool = True,
 ) -> Any:
-    """The model's transformers config, when its folder is what it says. Reads the headers of weight files alone.
+    """The model's transformers config, if its folder is valid. Reads only the headers of weight files.
 
-    path: a folder or a hub id, which is downloaded. key: the setting that names it. use: the trainer computes with it,
-    or the engine alone, which knows quantised weights and more architectures. untested: accept an architecture outside
-    `TESTED` in the trainer. fetch: false leaves out the weights of a hub id. Raises ConfigError that names what is
-    missing, unexpected or wrong.
+    path: a folder or a hub id, which is downloaded. key: the setting that names it. use: "train" if the trainer
+    computes with it, "sample" if only the engine does, which supports quantised weights and more architectures.
+    untested: accept an architecture outside `TESTED` in the trainer. fetch: False skips the weights of a hub id. Raises
+    ConfigError that names missing, unexpected or invalid contents.
     """
     where = f"{key}: {path}"
     config = read_config(path, key)
@@ -45,7 +45,7 @@ def check_model_folder(
         return config
     folder = _local_folder(path, where)
     if (folder / GENERATION).is_file():
-        read_object(folder / GENERATION, where)  # transformers and vLLM would go without it
+        read_object(folder / GENERATION, where)  # transformers and vLLM would ignore an invalid one
     model = check_weights(folder, config, where)
     if config.model_type in TESTED and (found := config.get_text_config().hidden_act) != "silu":
         raise ConfigError(
@@ -56,16 +56,16 @@ def check_model_folder(
     return config
 
 
-def _check_layers(model: Any, what: str) -> None:
-    """Raises ConfigError for a layout that the trainer can't divide over ranks, or hand to vLLM."""
+def _check_layers(model: Any, prefix: str) -> None:
+    """Raises ConfigError for a layout that the trainer can't shard over ranks, or push to vLLM."""
     if not hasattr(getattr(model, "model", None), "layers"):
-        raise ConfigError(f"{what} has no model.layers, by which the trainer divides it")
+        raise ConfigError(f"{prefix} has no model.layers, which the trainer needs to shard it")
     if fused := next((name for name, weight in model.named_parameters() if weight.dim() > 2), None):
-        raise ConfigError(f"{what} has fused experts ({fused}), wanted a dense model: vLLM knows experts one by one")
+        raise ConfigError(f"{prefix} has fused experts ({fused}), wanted a dense model: vLLM wants separate experts")
 
 
 def generation_file(path: str) -> bytes | None:
-    """`generation_config.json` of a folder or hub id, as it is; None where there is none."""
+    """The bytes of `generation_config.json` of a folder or hub id; None if there is none."""
     from transformers.utils import cached_file  # takes seconds; importing this module does not
 
     found = cached_file(path, GENERATION, _raise_exceptions_for_missing_entries=False)
@@ -76,37 +76,37 @@ GENERATION = "generation_config.json"
 
 
 def weight_holders(path: str, key: str = "model.path") -> dict[str, Path]:
-    """The file of each weight of a folder or hub id that `check_model_folder` has passed, by its name there."""
+    """The file of each weight of a folder or hub id that `check_model_folder` has accepted, by name."""
     where = f"{key}: {path}"
     return holders_of(weight_files(_local_folder(path, where, fetched=True), where), where)
 
 
 def check_engine_weights(path: str, config: Any, held: Set[str]) -> None:
-    """Raises ConfigError where an engine that has loaded the folder holds other weights than its files, by name.
+    """Raises ConfigError if an engine that has loaded the folder has other weights than its files, by name.
 
-    vLLM skips some biases that its architecture lacks. Only `TESTED` architectures have the same names there.
+    vLLM skips some biases that its architecture lacks. Only `TESTED` architectures have the same names in vLLM.
     """
     if config.model_type not in TESTED or quantisation(config):
         return
     where = f"model.path: {path}"
-    # The frequencies are of old transformers.
+    # Old versions of transformers stored the rotary frequencies.
     stored = {name for name in weight_holders(path) if not name.endswith("rotary_emb.inv_freq")}
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     if differing := (stored ^ held) - tied:
-        names = listed("of one side alone", differing)
+        names = listed("on one side only", differing)
         raise ConfigError(f"{where}: vLLM computes with other weights than the files have, {names}")
 
 
 def check_engine_values(path: str, config: Any, sums: Callable[[], Mapping[str, float]]) -> None:
-    """`check_finite` of what an engine has loaded, for the architectures and weights that it can sum."""
+    """`check_finite` for an engine's weights, if their architecture and type can be checksummed."""
     if config.model_type in TESTED and not quantisation(config):
         check_finite(path, sums())
 
 
 def check_finite(path: str, sums: Mapping[str, float], key: str = "model.path") -> None:
-    """Raises ConfigError with the weights whose sum is NaN or infinite, as one of their values is then.
+    """Raises ConfigError with the weights whose sum is NaN or infinite, because one of their values is.
 
-    sums: over all values of each loaded weight, by name.
+    sums: the sum over all values of each loaded weight, by name.
     """
     if not (names := sorted(name for name, found in sums.items() if not math.isfinite(found))):
         return
@@ -117,13 +117,13 @@ def check_finite(path: str, sums: Mapping[str, float], key: str = "model.path") 
 
 
 WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "README.md")
-"""The last states the model's licence, which the card of a trained one repeats."""
+"""README.md has the model's licence, which the card of the trained model repeats."""
 LEFT_OUT = ("*/*", "consolidated*")
 """Copies of the weights in other formats."""
 
 
 def _local_folder(path: str, where: str, fetched: bool = False) -> Path:
-    """fetched: a hub id is in the cache, and the hub is not asked, which every rank would do."""
+    """The local folder of a path or hub id. fetched: read the cache alone, so that not every rank calls the hub."""
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download  # a local folder needs no client

@@ -1,4 +1,4 @@
-"""A model's tokenizer: there, and of no id that the model has no embedding for."""
+"""Loads a model's tokenizer, and checks that it is not empty and that each of its ids has an embedding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from capo_fast.errors import ConfigError, cause_of
 from capo_fast.pretrained.config import read_config, read_object
 
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-"""Any one of them is a vocabulary; transformers makes an empty tokenizer where there is none."""
+"""Vocabulary files; transformers makes an empty tokenizer if a folder has none of them."""
 
 
 def load_tokenizer(path: str, key: str = "model.path") -> Any:
@@ -30,24 +30,24 @@ def load_tokenizer(path: str, key: str = "model.path") -> Any:
 
 
 def _check_json(folder: Path, where: str) -> None:
-    """Raises ConfigError that names the file which is not JSON."""
+    """Raises ConfigError with the name of a file that is not JSON."""
     for file in (folder / "tokenizer.json", folder / "tokenizer_config.json"):
         if file.is_file():
             read_object(file, where)
 
 
 def _check_vocabulary(tokenizer: Any, where: str) -> None:
-    """Raises ConfigError for the empty tokenizer that transformers makes of a file that its class doesn't read."""
+    """Raises ConfigError for the empty tokenizer that transformers makes from a file that its class can't read."""
     found = tokenizer("1+1", add_special_tokens=False)["input_ids"]
     if not set(found) - {tokenizer.unk_token_id}:
         raise ConfigError(f"{where}: no tokenizer, found one without a token for '1+1', wanted tokenizer.json")
 
 
 def _check_ids(tokenizer: Any, config: Any, where: str) -> None:
-    """Raises ConfigError for a token without an embedding: it fails inside the model, on a GPU as a device assert.
+    """Raises ConfigError for a token without an embedding: it would fail inside the model, on a GPU as a device assert.
 
-    A special one that no prompt holds is allowed: transformers adds such by a tokenizer's class, and text that spells
-    it stays text.
+    A special token that no prompt contains is allowed: some tokenizer classes of transformers add such tokens, and text
+    that spells one is tokenised as text.
     """
     size = config.get_text_config().vocab_size
     written = f"{tokenizer.bos_token} {tokenizer.eos_token} {tokenizer.chat_template}"

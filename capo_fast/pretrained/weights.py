@@ -1,7 +1,7 @@
-"""The weight files of a model against what its architecture needs: names and shapes, by their headers alone.
+"""Compares a model's weight files with its architecture: names and shapes, read from the headers alone.
 
-transformers judges: it loads tensors without storage ("meta") into a model without storage, by its own rules for
-renamed, fused and tied weights. transformers is imported inside functions: this takes seconds.
+transformers makes the comparison: it loads tensors without storage ("meta") into a model without storage, by its own
+rules for renamed, fused and tied weights. It is imported inside functions, because the import takes seconds.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from capo_fast.pretrained.config import cause_in, quantisation, quiet_transforme
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHOWN = 3
-"""Names in a message, before the count of the rest."""
+"""Number of names in a message; the rest is counted."""
 
 
 def check_weights(folder: Path, config: Any, where: str) -> Any:
     """The model without storage.
 
-    Raises ConfigError with the names that are missing, unexpected or of another shape, the first few and how many.
-    Quantised weights have names and shapes of their own: of those every module must have one at least.
+    Raises ConfigError with the first few names that are missing, unexpected or of another shape, and their number.
+    Quantised weights have other names and shapes: every module must have at least one.
     """
     files = weight_files(folder, where)
     holders = holders_of(files, where)
@@ -39,7 +39,7 @@ def check_weights(folder: Path, config: Any, where: str) -> Any:
     if faults:
         raise ConfigError(f"{where}: the weight files don't match config.json: {'; '.join(faults)}")
     if model.base_model_prefix == "model" and not any(name in shapes for name in model.state_dict()):
-        raise ConfigError(f"{where}: the weights are named without the prefix 'model.', by which vLLM knows them")
+        raise ConfigError(f"{where}: the weights' names lack the prefix 'model.', which vLLM needs")
     _check_types(model, holders, where)
     _check_tied(model.all_tied_weights_keys, holders, where)
     return model
@@ -73,7 +73,7 @@ def _indexed(folder: Path, found: Sequence[str], where: str) -> list[Path]:
         if Path(name).name != name or not (folder / name).is_file():
             raise ConfigError(f"{where}: {INDEX} names {name}, which is not there")
     for name in found:
-        if name not in files and not name.startswith("consolidated"):  # Mistral's own format, which nobody reads here
+        if name not in files and not name.startswith("consolidated"):  # Mistral's own format, which is not read
             raise ConfigError(f"{where}: found {name}, wanted only the files that {INDEX} names")
     return [folder / name for name in files]
 
@@ -87,7 +87,7 @@ def _weight_map(folder: Path, where: str) -> dict[str, str]:
 
 
 def holders_of(files: Sequence[Path], where: str) -> dict[str, Path]:
-    """The file of each weight, by name. Raises ConfigError for a weight in two: transformers would take the last."""
+    """The file of each weight, by name. Raises ConfigError for a weight in two files: transformers takes the last."""
     holders: dict[str, Path] = {}
     for file in files:
         for name in names_in(file, where):
@@ -98,12 +98,13 @@ def holders_of(files: Sequence[Path], where: str) -> dict[str, Path]:
 
 
 def _check_index(index: Mapping[str, str], holders: Mapping[str, Path], where: str) -> None:
-    """Raises ConfigError with the first weight that the index and the files have in different places."""
+    """Raises ConfigError with the first weight whose file in the index is not the actual one."""
     for name in sorted(index.keys() | holders.keys()):
         if name not in holders:
-            raise ConfigError(f"{where}: {INDEX} has {name} in {index[name]}, which does not hold it")
-        if (said := index.get(name)) != (held := holders[name].name):
-            raise ConfigError(f"{where}: {held} holds {name}, which {INDEX} " + (f"has in {said}" if said else "lacks"))
+            raise ConfigError(f"{where}: {INDEX} has {name} in {index[name]}, which does not contain it")
+        if (listed_in := index.get(name)) != (actual := holders[name].name):
+            entry = f"has in {listed_in}" if listed_in else "lacks"
+            raise ConfigError(f"{where}: {actual} contains {name}, which {INDEX} {entry}")
 
 
 def names_in(file: Path, where: str) -> list[str]:
@@ -116,11 +117,11 @@ def names_in(file: Path, where: str) -> list[str]:
 
 def _shapes(file: Path) -> dict[str, list[int]]:
     with safe_open(file, "pt") as opened:
-        return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  it is no mapping
+        return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  not a mapping
 
 
 def _check_types(model: Any, holders: Mapping[str, Path], where: str) -> None:
-    """Raises ConfigError for integers and 8-bit floats: they are of a quantised model, and their scales are missing."""
+    """Raises ConfigError for integers and 8-bit floats: they are quantised weights whose scales are missing."""
     for name, _ in model.named_parameters():
         if name in holders and (found := _type(holders[name], name)) not in PLAIN:
             raise ConfigError(
@@ -130,7 +131,7 @@ def _check_types(model: Any, holders: Mapping[str, Path], where: str) -> None:
 
 
 PLAIN = ("F64", "F32", "F16", "BF16")
-"""Types of weights that are not quantised, by safetensors' names."""
+"""Dtypes of weights that are not quantised, by safetensors' names."""
 
 
 def _type(file: Path, name: str) -> str:
@@ -139,7 +140,7 @@ def _type(file: Path, name: str) -> str:
 
 
 def _compare(config: Any, shapes: Mapping[str, Sequence[int]], where: str) -> tuple[Any, list[str]]:
-    """The model without storage, and a description of each kind of difference."""
+    """The model without storage, and a text for each kind of difference."""
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     architecture = model_class(config, where)
     try:
@@ -168,7 +169,7 @@ def _compare(config: Any, shapes: Mapping[str, Sequence[int]], where: str) -> tu
 
 
 def model_class(config: Any, where: str) -> Any:
-    """The class that computes with it: the causal one, or else the first of its architectures."""
+    """The model's class in transformers: its causal one, or else the first of its architectures."""
     import transformers
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -177,7 +178,7 @@ def model_class(config: Any, where: str) -> Any:
         raise ConfigError(f"{where}: config.json has architectures {config.architectures}, wanted names")
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         causal = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        if name not in (None, causal.__name__):  # vLLM goes by the name
+        if name not in (None, causal.__name__):  # vLLM selects by this name
             raise ConfigError(f"{where}: config.json has architectures {name}, wanted {causal.__name__}")
         return causal
     if name is None or not hasattr(transformers, name):
@@ -203,7 +204,7 @@ def _check_modules(config: Any, shapes: Mapping[str, Sequence[int]], where: str)
 
 
 def _check_tied(tied: Mapping[str, str], holders: Mapping[str, Path], where: str) -> None:
-    """Two tied weights that are both in the files must be equal: transformers would untie others, vLLM would not."""
+    """Raises ConfigError if two tied weights in the files differ: transformers would untie them, vLLM would not."""
     for name, source in tied.items():
         if {name, source} <= holders.keys() and not torch.equal(_tensor(holders, name), _tensor(holders, source)):
             raise ConfigError(

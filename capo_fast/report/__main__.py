@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = options.out or options.runs[0] / "report.html"
         print(printable(write_report(options.runs, out, options.seed)))
 
-    return run_command(work, goes_on=True)
+    return run_command(work, output_optional=True)
 
 
 if __name__ == "__main__":

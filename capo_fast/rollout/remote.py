@@ -85,13 +85,13 @@ class RemoteGenerator:
         with self.stages("sync"):
             self.weights.hold("policy", version)
         with self.stages("eval"):
-            self.crossing.tell("evaluate", version)
+            self.crossing.order("evaluate", version)
             return self.crossing.reply()
 
     def end(self, outcome: dict[str, Any] | Interrupted) -> None:
         """The run has ended well, for the ranks with engines too: with its summary, or interrupted and saved."""
         self._free_engines()
-        self.crossing.tell("end", outcome)
+        self.crossing.order("end", outcome)
 
     def close(self) -> None:
         """The ranks with engines close them."""
@@ -100,7 +100,7 @@ class RemoteGenerator:
         """data: cursor, lengths and carried groups, None for those of the batch before."""
         with self.stages("sync", seam=True):
             self.weights.hold("policy", version)
-        self.crossing.tell("collect", step, version, *data)
+        self.crossing.order("collect", step, version, *data)
         self.begun = step
 
     def _free_engines(self) -> None:

@@ -1,4 +1,4 @@
-"""Digests: short names of contents, and numbers that look random but are made of a key alone."""
+"""Digests: short names of contents, and pseudo-random numbers that depend on a key alone."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from pathlib import Path
 from xxhash import xxh3_128
 
 CHUNK = 2**22
-"""Bytes of a file that are read and hashed at once."""
+"""Bytes of a file per read and hash call."""
 READERS = 8
-"""Files that one process hashes side by side."""
+"""Files that one process hashes concurrently."""
 Digest = xxh3_128
-"""Of bytes that come in parts (`update`, `hexdigest`): XXH3 finds damage at the speed of memory and is no
-defence against a forger."""
+"""Incremental hash of bytes (`update`, `hexdigest`). XXH3 detects damage at memory speed; it is not cryptographic."""
 
 
 def digest(parts: Iterable[object]) -> str:
-    """Twelve hex digits that change with any part: bytes as they are, anything else by its `repr`.
+    """Twelve hex digits that depend on every part: bytes are hashed as they are, anything else by its `repr`.
 
     >>> digest([b"weights"]) == digest([b"wei", b"ghts"]) != digest(["weights"])
     True
@@ -30,7 +29,7 @@ def digest(parts: Iterable[object]) -> str:
 
 
 def seed_of(*key: object) -> int:
-    """63 bits made of the key alone.
+    """A seed of 63 bits that depends on the key alone.
 
     >>> seed_of(0, "rollout-3-0-1", "gsm8k-7") == seed_of(0, "rollout-3-0-1", "gsm8k-7")
     True
@@ -39,7 +38,7 @@ def seed_of(*key: object) -> int:
 
 
 def file_digest(path: Path) -> str:
-    """32 hex digits of a file's bytes, its `Digest`. Threads hash side by side. Raises OSError."""
+    """The `Digest` of a file's bytes, 32 hex digits. Releases the GIL, so threads run in parallel. Raises OSError."""
     state, buffer = Digest(), memoryview(bytearray(CHUNK))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
@@ -48,7 +47,7 @@ def file_digest(path: Path) -> str:
 
 
 def bytes_digest(parts: Iterable[bytes]) -> str:
-    """The same of bytes in memory.
+    """The `Digest` of bytes in memory, 32 hex digits.
 
     >>> bytes_digest([b"weights"]) == bytes_digest([b"wei", b"ghts"]) != bytes_digest([b"weight"])
     True

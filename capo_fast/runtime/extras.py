@@ -1,4 +1,4 @@
-"""Imported first by the trainer's entry points: names in one line what a plain `pip install` left out."""
+"""Imported first by the trainer's entry points: names missing packages of the `train` extra in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: what a run writes survives a kill at any point, and a full disk."""
+"""Atomic file writes, locks and temporary folders: a run's files survive a kill at any point and a full disk."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from capo_fast.errors import CapoError
 
 
 class RecordError(CapoError):
-    """The run can't keep its records (a full disk, a damaged file): one line that names the file and what is wrong."""
+    """A record of the run can't be written or read (full disk, damaged file). One line names the file and the fault."""
 
 
 def finite(value: float | int | None) -> float | int | None:
-    """The number as JSON may have it: an int stays one, NaN ("unused") and infinities become None.
+    """The number as valid JSON: an int stays an int, NaN ("unused") and infinities become None.
 
     >>> [finite(3), finite(0.5), finite(float("nan")), finite(None)]
     [3, 0.5, None, None]
@@ -43,8 +43,8 @@ def json_line(row: Mapping[str, Any]) -> bytes:
 
 
 def free_folder(path: Path) -> Path:
-    """A new folder of this name, or of the first free one of `name-2`, `name-3`, ...: two runs may start in the same
-    second."""
+    """Make a new folder of this name, or of the first free name among `name-2`, `name-3`, ...: two runs may start in
+    the same second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for folder in chain([path], numbered(path, 2)):
         with suppress(FileExistsError):
@@ -54,22 +54,22 @@ def free_folder(path: Path) -> Path:
 
 
 def free_name(paths: Iterable[Path]) -> Path:
-    """The first that is not taken."""
+    """The first path that does not exist."""
     return next(path for path in paths if not os.path.lexists(path))
 
 
 def numbered(path: Path, start: int = 1) -> Iterator[Path]:
-    """`path-1`, `path-2`, ..., from the number `start` on."""
+    """`path-1`, `path-2`, ..., starting at the number `start`."""
     return (path.with_name(f"{path.name}-{number}") for number in count(start))
 
 
 LOCK = ".lock"
 LOCK_TRIES, LOCK_PAUSE_S = 100, 0.01
-"""`is_locked` of another process, as in `capo status`, holds the lock for a moment: `lock` tries again."""
+"""`lock` retries, because `is_locked` of another process (`capo status`) holds the lock for a moment."""
 
 
 def lock(folder: Path) -> BinaryIO:
-    """Keep other runs out of the folder until the file is closed, or this process is gone. Raises RecordError."""
+    """Lock the folder until the returned file is closed or this process exits. Raises RecordError if it is locked."""
     file = (folder / LOCK).open("wb")
     for _ in range(LOCK_TRIES):
         with suppress(BlockingIOError):
@@ -77,7 +77,7 @@ def lock(folder: Path) -> BinaryIO:
             return file
         time.sleep(LOCK_PAUSE_S)
     file.close()
-    raise RecordError(f"{folder}: another process is at work on this run")
+    raise RecordError(f"{folder}: another process is running this run")
 
 
 def is_locked(folder: Path) -> bool:
@@ -93,27 +93,27 @@ def is_locked(folder: Path) -> bool:
 
 
 def write_all(file: FileIO, data: bytes | memoryview) -> None:
-    """Write past every buffer. A disk that fills up takes a part first and refuses the rest after."""
+    """Write all bytes, unbuffered. Loops because a disk that fills up accepts a part first and rejects the rest."""
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add `data` to the end of the file, whole or not at all, past every buffer of this process."""
+    """Append `data` to the file, unbuffered and either completely or not at all."""
     with naming(path), path.open("ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         try:
             write_all(file, data)
         except BaseException:
-            with suppress(OSError):  # the refusal to write is the news
+            with suppress(OSError):  # the error to report is the failed write
                 file.truncate(size)
             raise
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when it is whole and on disk; after an error nothing is left."""
+    """A binary file that replaces `path` once it is complete and on disk; it is deleted after an error."""
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with naming(path):
@@ -132,9 +132,9 @@ TEMPORARY = ".tmp"
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder that is gone at the end; where the process is killed, at the next `sweep` of its parent on this host.
+    """A folder that is deleted at the end or, if the process is killed, by the next `sweep` of its parent on this host.
 
-    parent: None is that of temporary files; its file system must have `flock`. Raises RecordError.
+    parent: None means the system's folder for temporary files; its file system must have `flock`. Raises RecordError.
     """
     parent = parent or Path(tempfile.gettempdir())
     sweep(parent)
@@ -151,14 +151,14 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
     finally:
-        shutil.rmtree(made, ignore_errors=True)  # where it could not be locked
+        shutil.rmtree(made, ignore_errors=True)  # still there if it could not be locked
 
 
 NEW, LOCKED = "capo_fast-new-", "capo_fast-locked-"
-"""What the names of such folders begin with; the name of the host and `+` follow."""
+"""Prefixes of the names of temporary folders; the host's name and `+` follow."""
 MEMORY = Path("/dev/shm")
 ABANDONED_S = 86400.0
-"""The age at which a folder that was never locked is a killed process's."""
+"""Age, seconds, at which a folder that was never locked counts as left by a killed process."""
 
 
 def _host() -> str:
@@ -166,14 +166,14 @@ def _host() -> str:
 
 
 def sweep(parent: Path) -> None:
-    """Remove the folders that killed processes of this user have left there.
+    """Delete the temporary folders that killed processes of this user left in `parent`.
 
-    Those of other hosts stay: a file system that hosts share may have locks that are each host's own.
+    Folders of other hosts are kept: on a file system that hosts share, locks may be visible on one host only.
     """
-    host = "*" if parent == MEMORY else glob.escape(_host())  # a container's name may be another at each start
+    host = "*" if parent == MEMORY else glob.escape(_host())  # a container's name may change at each start
     for prefix in (NEW, LOCKED):
         for left in parent.glob(f"{prefix}{host}+*"):
-            with suppress(OSError):  # it is gone meanwhile, no folder, or on a file system without locks
+            with suppress(OSError):  # it was deleted meanwhile, is no folder, or its file system has no locks
                 if left.lstat().st_uid == os.getuid() and not _in_use(left):
                     shutil.rmtree(left, ignore_errors=True)
 
@@ -185,18 +185,19 @@ def _in_use(folder: Path) -> bool:
 
 
 def sweep_all() -> None:
-    """Both places of temporary folders."""
+    """Sweep both places of temporary folders."""
     for parent in (MEMORY, Path(tempfile.gettempdir())):
         sweep(parent)
 
 
 @contextmanager
 def passing_folder(size: int) -> Iterator[Path]:
-    """A folder for files of `size` bytes together that another reads at once; at the end it is gone.
+    """A folder for `size` bytes of files that another process reads at once; it is deleted at the end.
 
-    In memory (/dev/shm) where there is room, which containers often leave little of, else among the temporary files.
+    It is in memory (/dev/shm) if there is room, else in the folder for temporary files. Containers often have a small
+    /dev/shm.
     """
-    sweep_all()  # first: what is left there takes room
+    sweep_all()  # first: abandoned folders take room
     room = shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK) else 0
     parent = MEMORY if room > size + SPARE else Path(tempfile.gettempdir())
     with temporary_folder(parent) as folder:
@@ -204,7 +205,7 @@ def passing_folder(size: int) -> Iterator[Path]:
 
 
 def sync(paths: Iterable[Path]) -> None:
-    """Return when the files and folders are on disk. Side by side: a file system writes its journal once for many."""
+    """Return when the files and folders are on disk. In parallel: a file system writes its journal once for many."""
     with ThreadPoolExecutor(SYNCS) as pool:
         list(pool.map(_sync, paths))
 
@@ -220,12 +221,12 @@ def _sync(path: Path) -> None:
 
 SYNCS = 16
 SPARE = 2**24
-"""What else the folder takes, and others may want, in bytes."""
+"""Headroom to leave free in /dev/shm, bytes."""
 
 
 @contextmanager
 def naming(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turn the system's refusal to write into one line that names the file, its size if known, and the space left."""
+    """Turn an OSError of a write into one line with the file, its size if known, and the free space."""
     try:
         yield
     except OSError as error:

@@ -1,8 +1,8 @@
-"""All ranks of a job, of one role or of two: those that learn come first, those that hold engines last.
+"""All ranks of a job, in one role or two: ranks that learn come first, ranks that hold engines last.
 
-The ranks of a role are torch's default process group, as if they were all there are: a collective "on all ranks" is
-one of a role's, FSDP shards over the ranks that learn, and vLLM makes its groups of the ranks that hold engines. What
-passes between the roles goes over a `Link`.
+The ranks of one role are torch's default process group. A collective "on all ranks" is therefore one on all ranks of a
+role; FSDP shards over the ranks that learn, and vLLM forms its groups from the ranks that hold engines. The roles
+communicate over a `Link`.
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ import torch.distributed as dist
 from capo_fast.runtime.hosts import Place
 
 BETWEEN_MEETINGS = 4
-"""How many time-outs of a role's own collectives a link waits: the other role may be in several stages, each of which
-has a deadline of its own."""
+"""A link's time-out, in time-outs of a role's own collectives: the other role may pass through several stages, each
+with its own deadline."""
 
 
 class LostRank:
-    """How another rank has ended, as this one has found: killed, silent, after an error or over its deadline."""
+    """This rank's finding of how another rank ended: killed, unreachable, failed or over its deadline."""
 
     def __init__(self) -> None:
         self.found, self.handled = threading.Event(), threading.Event()
-        """Set when something is found, and when the main thread ends because of it."""
+        """Set when a lost rank is found, and when the main thread exits because of it."""
         self.text: str | None = None
         self.silent = False
-        """Whether the host of the job's store is silent."""
+        """Whether the host of the job's store does not respond."""
         self.line = threading.Lock()
-        """Taken, and never given back, by the thread that shows the line."""
+        """Acquired, and never released, by the thread that prints the line."""
 
     def note(self, text: str) -> None:
         self.text = text
         self.found.set()
 
     def wait(self, seconds: float) -> str | None:
-        """What is found in that time."""
+        """The finding, None if there is none after `seconds`."""
         self.found.wait(seconds)
         return self.text
 
 
 @dataclass(frozen=True)
 class Job:
-    """All ranks, and this one among them."""
+    """All ranks of a job, and this rank's place in it."""
 
     store: Any
-    """What all of them share; under torchrun it outlives them."""
+    """torch's key-value store, shared by all ranks; under torchrun it outlives them."""
     rank: int
     count: int
     engines: int
-    """How many hold engines and don't learn; 0: every rank does both."""
+    """Number of ranks that hold engines and don't learn; 0: every rank does both."""
     timeout: timedelta
-    """Of a collective."""
+    """Time-out of a collective."""
     places: tuple[Place, ...] = ()
-    """Of all ranks."""
+    """Places of all ranks."""
     lost: LostRank = field(default_factory=LostRank)
 
     @property
@@ -68,17 +68,17 @@ class Job:
 
     @property
     def node(self) -> int:
-        """This rank's: the first rank of it."""
+        """This rank's node, named by its first rank."""
         return self.places[self.rank].node
 
     @property
     def mates(self) -> list[int]:
-        """The ranks of this one's role on its node."""
+        """The ranks of this rank's role on its node."""
         role = range(self.learners, self.count) if self.only_generates else range(self.learners)
         return [rank for rank in role if self.places[rank].node == self.node]
 
     def name(self, rank: int) -> str:
-        """A rank in words, with its host where there are several."""
+        """A rank's name in messages, with its host if there are several nodes."""
         return f"rank {rank} on {self.places[rank].host}" if self.node_count > 1 else f"rank {rank}"
 
     @property
@@ -90,16 +90,16 @@ class Job:
         return self.rank >= self.learners
 
     def in_role(self) -> tuple[str, int, int]:
-        """The name of this rank's role, its rank there, and how many have the role."""
+        """The name of this rank's role, its rank in the role, and the role's number of ranks."""
         if self.only_generates:
             return "engines", self.rank - self.learners, self.engines
         return "learners", self.rank, self.learners
 
 
 class Link:
-    """Some ranks of a job, whatever their role, in the order of `members`. Its methods are collectives of all of them.
+    """Some ranks of a job, of any role, in the order of `members`. Its methods are collectives of all of them.
 
-    Its groups are not among those that torch has a register of, which are all made of the default one.
+    Its process groups are not in torch's registry, because registered groups are subsets of the default group.
     """
 
     def __init__(self, job: Job, name: str, members: Sequence[int]) -> None:
@@ -110,11 +110,11 @@ class Link:
         self._groups: dict[str, Any] = {}
 
     def broadcast(self, tensor: torch.Tensor, source: int) -> None:
-        """Fill the tensor with that of the member `source`: of the same shape, dtype and kind of device on each."""
+        """Copy the tensor of the member `source` into everyone's; all have the same shape, dtype and device type."""
         self.group(tensor.device.type).broadcast(tensor, source).wait()
 
     def pass_bytes(self, data: bytes | None, source: int) -> bytes:
-        """The bytes that the member `source` gives; the others give None."""
+        """The bytes of the member `source`; the others pass None."""
         size = torch.tensor(len(data or b""))
         self.broadcast(size, source)
         buffer = torch.empty(int(size), dtype=torch.uint8)
@@ -125,14 +125,14 @@ class Link:
         return buffer.numpy().tobytes()
 
     def share(self, value: Any, source: int) -> Any:
-        """The value that the member `source` gives, of the kinds that pickle takes; what the others give is ignored."""
+        """The picklable value of the member `source`; the values of the others are ignored."""
         if self.rank == source:
             self.pass_bytes(pickle.dumps(value), source)
             return value
         return pickle.loads(self.pass_bytes(None, source))
 
     def group(self, kind: str) -> Any:
-        """The process group of these ranks for tensors of one kind of device."""
+        """The process group of these ranks for tensors of one device type."""
         if kind not in self._groups:
             self._groups[kind] = self._new_group(kind)
         return self._groups[kind]
@@ -150,7 +150,7 @@ _current: list[Job] = []
 
 
 def this_job() -> Job:
-    """That of this process, inside `capo_fast.runtime.ranks.ranks`."""
+    """The job of this process, inside `capo_fast.runtime.ranks.ranks`."""
     [job] = _current
     return job
 

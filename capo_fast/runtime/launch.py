@@ -1,4 +1,4 @@
-"""Several ranks on this machine by torchrun's Python API, so that an error is one line without a report below it."""
+"""Starts several ranks on this machine by torchrun's Python API, whose own error report is suppressed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from capo_fast.errors import CapoError, Interrupted, cause_of
 
 SAVING_S = 600
-"""How long ranks that were asked to stop may take to save their work."""
+"""Seconds that ranks have to save their work after a stop request."""
 
 
 class LaunchError(CapoError):
@@ -27,13 +27,13 @@ class LaunchError(CapoError):
 
 
 class RankKilled(CapoError):
-    """A signal ended a rank, which could not write why."""
+    """A rank was killed by a signal and could not print an error."""
 
 
 def launch(module: str, arguments: Sequence[str], count: int) -> int:
     """Run `python -m module` on `count` ranks and return the exit status of the first that failed, else 0.
 
-    SIGTERM and Ctrl-C go to every rank. Raises LaunchError, RankKilled, and Interrupted once the ranks have ended.
+    SIGTERM and Ctrl-C are passed to every rank. Raises LaunchError, RankKilled, and Interrupted once all have exited.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torchrun's default for several ranks
     log = logging.getLogger("torch.distributed.elastic")
@@ -54,27 +54,27 @@ def launch(module: str, arguments: Sequence[str], count: int) -> int:
     except ChildFailedError as failed:
         return _status({rank: failure.exitcode for rank, failure in failed.failures.items()})
     except SignalException as stopped:
-        raise Interrupted(f"all ranks have ended after {stopped.sigval.name}") from None
+        raise Interrupted(f"all ranks exited after {stopped.sigval.name}") from None
     except (RendezvousError, DistError, OSError) as error:
         raise LaunchError(f"can't start {count} ranks: {cause_of(error)}") from error
     return 0
 
 
 def _status(exits: dict[int, int]) -> int:
-    """The status that says most, of ranks in the order in which they ended.
+    """The most informative exit status; `exits` is in the order of exit.
 
-    Those that the launcher stopped say least: SIGTERM ends a rank at once, or with 130 when it has saved. 1 may be that
-    of a rank that lost another.
+    Least informative are ranks that the launcher stopped (killed by SIGTERM, or 130 after saving), then status 1, which
+    may be that of a rank that lost another.
     """
     stopped = (-signal.SIGTERM, Interrupted.exit_status)
     rank, status = min(exits.items(), key=lambda item: (item[1] in stopped, item[1] == 1))
     if status < 0:
-        raise RankKilled(f"rank {rank} was ended by {signal.Signals(-status).name}{_hint(-status)}")
+        raise RankKilled(f"rank {rank} was killed by {signal.Signals(-status).name}{_hint(-status)}")
     return status
 
 
 def _hint(number: int) -> str:
-    """What a signal often means: shared memory that can't grow ends a process by SIGBUS, as vLLM's between ranks."""
+    """The usual cause of a signal: SIGBUS if shared memory can't grow, such as vLLM's between ranks."""
     if number != signal.SIGBUS or not (memory := Path("/dev/shm")).is_dir():
         return ""
-    return f": /dev/shm has {shutil.disk_usage(memory).free / 2**20:.0f} MiB free, which ranks share memory in"
+    return f": /dev/shm has {shutil.disk_usage(memory).free / 2**20:.0f} MiB free, and ranks share memory there"

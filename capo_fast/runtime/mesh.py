@@ -13,21 +13,21 @@ from capo_fast.runtime.job import this_job
 
 
 def policy_mesh(device_type: str, shard: Literal["node", "all"]) -> DeviceMesh:
-    """Of all ranks that learn, for FSDP2. A collective of theirs.
+    """The FSDP2 mesh of all ranks that learn. A collective of these ranks.
 
-    1-D, [ranks]: every weight is cut into as many shards. Under `node`, where these ranks are on several nodes, 2-D,
-    [nodes, ranks of a node], named replicate and shard: each node has all shards (HSDP), so that only gradients cross
-    the network between hosts. Raises ConfigError where nodes differ in their numbers of ranks.
+    1-D, [ranks]: every weight is cut into one shard per rank. With `node` and several nodes it is 2-D, [nodes, ranks
+    per node], named replicate and shard: each node has all shards (HSDP), so that only gradients cross the network
+    between hosts. Raises ConfigError where nodes have different numbers of ranks.
     """
     job = this_job()
     world = job.learners
-    count = _learners_of_a_node(job.places[:world]) if shard == "node" else world
+    count = _learners_per_node(job.places[:world]) if shard == "node" else world
     if count == world:
         return init_device_mesh(device_type, (world,))
     return init_device_mesh(device_type, (world // count, count), mesh_dim_names=("replicate", "shard"))
 
 
-def _learners_of_a_node(places: tuple[Place, ...]) -> int:
+def _learners_per_node(places: tuple[Place, ...]) -> int:
     counts = Counter(place.node for place in places)
     if len(set(counts.values())) > 1:
         found = ", ".join(f"{count} on {places[node].host}" for node, count in counts.items())

@@ -1,4 +1,4 @@
-"""The process around a run: ranks, seeds, and signals that ask it to stop."""
+"""The processes of a run: ranks, seeds, and stop signals."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class StopSignal:
-    """Turns SIGTERM and SIGINT into `Interrupted`, raised on all ranks at the same place."""
+    """Turns SIGTERM and SIGINT into `Interrupted`, raised on all ranks at the same point."""
 
     def __init__(self) -> None:
         self._asked = asked_to_stop.is_set()
@@ -40,20 +40,20 @@ class StopSignal:
 
     def _ask(self, number: int, frame: object) -> None:
         self._asked = True
-        # A second Ctrl-C ends at once.
+        # A second Ctrl-C ends the process at once.
         signal.signal(number, signal.SIG_DFL)
 
     @property
     def asked(self) -> bool:
-        """Whether this rank was."""
+        """Whether this rank was asked to stop."""
         return self._asked
 
     def ask(self) -> None:
-        """As a signal does."""
+        """Request a stop, as a signal does."""
         self._asked = True
 
     def close(self) -> None:
-        """Give the signals back to whoever had them."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -65,15 +65,15 @@ class StopSignal:
             raise Interrupted
 
 
-class PassedOn(StopSignal):
-    """On a rank that only holds an engine: those that learn are told, and end the run where its state is whole."""
+class ForwardedStop(StopSignal):
+    """Stop signal of a rank that only holds an engine: the learning ranks read it, and stop at a consistent state."""
 
     def check(self) -> None:
-        """Nothing ends here."""
+        """Never raises: the learning ranks decide."""
 
 
 WHOLE_DAY_S = 86400.0
-"""For ranks that meet only at the end of a long piece of work."""
+"""Time-out for ranks that have a collective only at the end of long work."""
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 GROUP_VARIABLES = (*RANK_VARIABLES, GLOO)
 
@@ -82,8 +82,8 @@ GROUP_VARIABLES = (*RANK_VARIABLES, GLOO)
 def ranks(timeout_s: float = 1800.0, engine: EngineConfig | None = None) -> Iterator[torch.device]:
     """This rank's device, inside torchrun's process group; without torchrun, inside a group of one.
 
-    timeout_s: how long a collective waits for ranks that live. engine: where its `ranks` is not 0, each role is a group
-    of its own. Of several ranks the first to fail raises its error, the others RankLost.
+    timeout_s: time limit of a collective. engine: if its `ranks` is not 0, each role has a process group of its own.
+    With several ranks the first to fail raises its error, the others raise RankLost.
     """
     before = dict(os.environ)
     _check_launcher()
@@ -116,19 +116,19 @@ def ranks(timeout_s: float = 1800.0, engine: EngineConfig | None = None) -> Iter
 
 
 def _check_launcher() -> None:
-    """Raises ConfigError where something else than torchrun has set RANK, as Kubeflow does in its pods."""
+    """Raises ConfigError if RANK was set by something other than torchrun, such as Kubeflow in its pods."""
     missing = [name for name in RANK_VARIABLES if name not in os.environ]
     if missing and "RANK" in os.environ:
-        raise ConfigError(f"RANK: found without {', '.join(missing)}, wanted all of them, as torchrun sets, or no RANK")
+        raise ConfigError(f"RANK: found without {', '.join(missing)}, wanted all of them (set by torchrun) or no RANK")
 
 
 def _meet(job: Job) -> None:
-    """Wait until all ranks have passed their checks. Raises CapoError where one has ended; its line is then shown."""
+    """Wait until all ranks have passed their checks. Raises CapoError if one has exited; its own error is printed."""
     end = time.monotonic() + job.timeout.total_seconds()
     job.store.add(CHECKED, 1)
     while job.store.add(CHECKED, 0) < job.count and time.monotonic() < end:
         if job.store.check([FIRST]):
-            raise CapoError("another rank has ended before all had met")
+            raise CapoError("another rank exited before all ranks had passed their checks")
         time.sleep(MEET_PAUSE_S)
 
 
@@ -137,7 +137,7 @@ MEET_PAUSE_S = 0.2
 
 
 def _join(job: Job) -> torch.device:
-    """Enter the group of this rank's role; its device."""
+    """Enter the process group of this rank's role; returns this rank's device."""
     role, rank, count = job.in_role()
     place: Any = dict(store=dist.PrefixStore(role, job.store), rank=rank, world_size=count, timeout=job.timeout)
     if not torch.cuda.is_available():
@@ -151,7 +151,7 @@ def _join(job: Job) -> torch.device:
 
 @contextmanager
 def rank_of_role() -> Iterator[None]:
-    """The environment says this rank's place in its role, as vLLM reads it when it starts, not that in the job."""
+    """Set RANK and WORLD_SIZE to this rank's place in its role, not in the job: vLLM reads them when it starts."""
     before, (_, rank, count) = dict(os.environ), this_job().in_role()
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count)}
     try:
@@ -161,42 +161,42 @@ def rank_of_role() -> Iterator[None]:
 
 
 def die_with_launcher() -> None:
-    """Under torchrun: be killed when it is killed. A rank that went on alone would write beside the resumed run."""
+    """Under torchrun: be killed when it is killed. A surviving rank would write to the files of the resumed run."""
     if UNDER_TORCHRUN in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
 class EngineGroup:
-    """The ranks that hold one engine together: `engine.tensor_parallel` neighbours. All of them ask it the same."""
+    """The ranks that share one engine: `engine.tensor_parallel` neighbours. All of them send it the same requests."""
 
     index: int
-    """Of this rank's group."""
+    """Index of this rank's group."""
     count: int
-    """Groups there are."""
+    """Number of groups."""
     is_first: bool
-    """Whether this rank is the first of its group: its answers count, the others have the same ones."""
+    """Whether this rank is the first of its group: its answers count, the others have the same answers."""
 
     def gather(self, items: list[Any]) -> list[Any]:
-        """The lists of all groups, end to end, each counted once. A collective on all ranks."""
+        """The concatenated lists of all groups, each counted once. A collective on all ranks."""
         return gather(items if self.is_first else [])
 
 
 def engine_group(tensor_parallel: int) -> EngineGroup:
-    """This rank's, among those of its role. Raises ConfigError where they can't be divided into groups."""
+    """This rank's engine group, among the ranks of its role. Raises ConfigError if these can't be divided evenly."""
     rank, world = dist.get_rank(), dist.get_world_size()
     check_divisible(world, tensor_parallel)
     return EngineGroup(rank // tensor_parallel, world // tensor_parallel, rank % tensor_parallel == 0)
 
 
 def check_divisible(world: int, tensor_parallel: int, name: str = "the number of ranks") -> None:
-    """Raises ConfigError where so many ranks can't be divided into groups."""
+    """Raises ConfigError if `world` ranks can't be divided into engine groups."""
     if world % tensor_parallel:
         raise ConfigError(f"engine.tensor_parallel: found {tensor_parallel}, wanted a divisor of {name}, {world}")
 
 
 def check_roles(count: int, engine: EngineConfig) -> None:
-    """Raises ConfigError where so many ranks can't be divided into roles and engines."""
+    """Raises ConfigError if `count` ranks can't be divided into roles and engines."""
     if engine.ranks == 0:
         check_divisible(count, engine.tensor_parallel)
         return
@@ -209,7 +209,7 @@ def check_roles(count: int, engine: EngineConfig) -> None:
 
 
 def check_devices(engine: EngineConfig) -> None:
-    """Raises ConfigError where engines have ranks of their own and ranks of this node share a GPU."""
+    """Raises ConfigError if engines have ranks of their own and ranks of this node share a GPU."""
     wanted, found = local_ranks(), torch.cuda.device_count()
     if engine.ranks and torch.cuda.is_available() and found < wanted:
         raise ConfigError(
@@ -219,39 +219,39 @@ def check_devices(engine: EngineConfig) -> None:
 
 
 def local_ranks() -> int:
-    """How many of the job this rank's node has."""
+    """The number of the job's ranks on this rank's node."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def gather(items: list[Any], group: Any = None) -> list[Any]:
-    """The lists of all ranks, end to end. A collective. group: of all ranks; None: the default one, as below."""
+    """The concatenated lists of all ranks. A collective. group: a process group of all ranks; None: the default one."""
     lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(lists, items, group)
     return [item for part in lists for item in part]
 
 
 def on_first_rank(work: Callable[[], T], group: Any = None) -> T:
-    """What `work` returns, or raises, when rank 0 does it; every rank gets the same. A collective."""
+    """Run `work` on rank 0; every rank returns its result or raises its error. A collective."""
     outcomes = [_outcome(work) if dist.get_rank() == 0 else NO_OUTCOME]
     dist.broadcast_object_list(outcomes, src=0, group=group)
     return _values(outcomes)[0]
 
 
 def on_every_rank(work: Callable[[], T], group: Any = None) -> list[T]:
-    """What `work` returns on each rank, in their order; every rank raises the error of the first that fails. A
+    """The results of `work` on each rank, in their order; every rank raises the error of the first that fails. A
     collective."""
     return _values(gather([_outcome(work)], group))
 
 
 def once_a_node(work: Callable[[], T]) -> T:
-    """What `work` returns, or raises, when the first rank of each node does it. A collective."""
+    """Run `work` on the first rank of each node; its ranks return the result or raise the error. A collective."""
     rank = dist.get_rank()
-    first = max(rank - int(os.environ["LOCAL_RANK"]), 0)  # ranks of another role may come before on this node
+    first = max(rank - int(os.environ["LOCAL_RANK"]), 0)  # this node may also have lower ranks of another role
     return _values(gather([_outcome(work) if rank == first else NO_OUTCOME]))[first]
 
 
 Outcome = tuple[Any, Exception | None]
-"""What a piece of work has returned, or raised."""
+"""A returned value and None, or None and the raised error."""
 NO_OUTCOME: Outcome = (None, None)
 
 
@@ -263,7 +263,7 @@ def _outcome(work: Callable[[], Any]) -> Outcome:
 
 
 def _values(outcomes: Sequence[Outcome]) -> list[Any]:
-    """What each has returned. Raises the first error."""
+    """The returned values. Raises the first error."""
     for _, failed in outcomes:
         if failed is not None:
             raise failed
@@ -271,14 +271,14 @@ def _values(outcomes: Sequence[Outcome]) -> list[Any]:
 
 
 def seed_everything(seed: int) -> None:
-    """Global generators; the run's own draws take their seeds from `config.seed` directly."""
+    """Seed the global generators. The run's own draws derive their seeds from `config.seed` directly."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def free_port() -> int:
-    """One that nobody on this machine listens to now."""
+    """A port of the loopback that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

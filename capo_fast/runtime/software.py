@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Those that are installed, by name."""
+    """Versions of the installed ones of these packages, by name."""
     found = {}
     for name in packages:
         with suppress(PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""The stages of a training step: their wall and CPU time, and the seams at which a run may be stopped."""
+"""The stages of a training step: their wall and CPU time, and the points at which a run may be stopped."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Lap(NamedTuple):
 
     wall: dict[str, float]
     cpu: dict[str, float]
-    """Of all threads of this process and of the processes that it started."""
+    """Includes all threads of this process and the processes that it started."""
 
 
 def added(*laps: Mapping[str, float]) -> dict[str, float]:
-    """Seconds by stage, of laps that need not have the same stages."""
+    """The sum of several laps by stage; they need not have the same stages."""
     return {stage: sum(lap.get(stage, 0.0) for lap in laps) for stage in dict.fromkeys(chain(*laps))}
 
 
@@ -39,24 +39,24 @@ class Stages:
         self._lap = Lap({}, {})
         self._running: str | None = None
         self._descendants = descendants()
-        self.beside: dict[str, Callable[[], float]] = {}
-        """CPU seconds so far of a thread of this process whose work belongs to a stage, whichever runs: by that one."""
+        self.background: dict[str, Callable[[], float]] = {}
+        """CPU seconds so far of a background thread of this process, by the stage that they are counted in."""
         self._counted: dict[str, float] = {}
-        """Of these, what earlier laps have."""
+        """The part of `background` that earlier laps contain."""
 
     @contextmanager
     def __call__(self, stage: str, seam: bool = False) -> Iterator[None]:
         """Add the time spent in the `with` block to `stage`.
 
-        seam: the run may be stopped here, as nothing has changed since the last finished step. Then a collective, which
-        raises Interrupted.
+        seam: the run may be stopped here, because nothing has changed since the last finished step. The call is then a
+        collective and may raise Interrupted.
         """
         self._refuse_running(f"stage {stage!r} can't start")
         self._running = stage
         for call in self.on_entry:
             call(stage)
         wall, cpu = time.perf_counter(), cpu_seconds(self._descendants)
-        beside = sum(self._beside().values())
+        background = sum(self._background().values())
         try:
             if seam:
                 self.stop.check()
@@ -64,16 +64,16 @@ class Stages:
                 yield
         finally:
             seconds = time.perf_counter() - wall
-            # Looked for once a stage: that reads the entries of all processes of the machine.
+            # Once per stage: it reads the entries of all processes of the machine.
             self._descendants = descendants()
-            beside = sum(self._beside().values()) - beside  # before the process, which has spent no less
-            self._add(stage, seconds, cpu_seconds(self._descendants) - cpu - beside)
+            background = sum(self._background().values()) - background  # before the process's, so not larger
+            self._add(stage, seconds, cpu_seconds(self._descendants) - cpu - background)
             self._running = None
 
     def lap(self) -> Lap:
         """The seconds of each stage since the last lap."""
         self._refuse_running("a lap can't end")
-        now = self._beside()
+        now = self._background()
         for stage, seconds in now.items():
             if (spent := seconds - self._counted.get(stage, 0.0)) > 0:
                 self._add(stage, 0.0, spent)
@@ -81,8 +81,8 @@ class Stages:
         lap, self._lap = self._lap, Lap({}, {})
         return lap
 
-    def _beside(self) -> dict[str, float]:
-        return {stage: seconds() for stage, seconds in self.beside.items()}
+    def _background(self) -> dict[str, float]:
+        return {stage: seconds() for stage, seconds in self.background.items()}
 
     def _add(self, stage: str, *seconds: float) -> None:
         for by_stage, spent in zip(self._lap, seconds, strict=True):
@@ -94,20 +94,20 @@ class Stages:
 
 
 def descendants() -> list[psutil.Process]:
-    """The processes that this one, or one of these, has started."""
+    """All processes that this process started, directly or indirectly."""
     return psutil.Process().children(recursive=True)
 
 
 def cpu_seconds(living: Sequence[psutil.Process]) -> float:
     """CPU time of this process and of these descendants so far, seconds.
 
-    A descendant that has ended counts if its parent waited for it. The process's own is exact, not in ticks: that of a
-    thread is subtracted from it.
+    A descendant that has exited is counted if its parent waited for it. The time of this process is exact, not in
+    ticks, because a thread's time is subtracted from it.
     """
     total = time.process_time() + sum(psutil.Process().cpu_times()[2:4])
     for child in living:
         try:
             total += sum(child.cpu_times()[:4])
-        except psutil.NoSuchProcess:  # it ended meanwhile, and counts among its parent's
+        except psutil.NoSuchProcess:  # it exited meanwhile; its parent's children time includes it
             continue
     return total

@@ -1,4 +1,4 @@
-"""The frame around a run that trains: its ranks, its build, and its end."""
+"""Starts the ranks of a training run, builds it, trains and closes it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from capo_fast.runtime.failures import one_error_shown
 from capo_fast.runtime.ranks import die_with_launcher, ranks
 
 START_S = 1800.0
-"""Start-up has no deadline of its own; a 7B model may take minutes to be read."""
+"""Least time-out of a collective, seconds: start-up has no other deadline, and reading a 7B model takes minutes."""
 
 
 class Trains(Protocol):
-    """A run that is built."""
+    """A run, ready to train."""
 
     def train(self) -> dict[str, Any]:
-        """All steps that are left; returns what `summary.json` holds."""
+        """Run all remaining steps; returns the contents of `summary.json`."""
 
     def close(self) -> None: ...
 
@@ -27,15 +27,15 @@ class Trains(Protocol):
 def train_on_ranks(
     stage_timeout_s: float, build: Callable[[torch.device], Trains], engine: EngineConfig | None = None
 ) -> dict[str, Any]:
-    """Build the run on this rank's device and train it; every rank calls it. Raises CapoError.
+    """Build the run on this rank's device and train it. Every rank calls this. Raises CapoError.
 
-    engine: where ranks may have two roles.
+    engine: given if the run may have ranks of two roles.
     """
     die_with_launcher()
     with ranks(max(2 * stage_timeout_s, START_S), engine) as device:
         trainer = build(device)
         try:
-            with one_error_shown():  # now: vLLM's shutdown takes a while, and breaks the others' collectives
+            with one_error_shown():  # before `close`: vLLM's shutdown takes a while, and breaks the others' collectives
                 return trainer.train()
         finally:
             trainer.close()

@@ -1,11 +1,11 @@
-"""Which rank is gone: each holds an idle connection to rank 0, and the kernel of its host reports how that ends.
+"""Detects lost ranks: each rank keeps an idle connection to rank 0, and the kernel reports how the connection ends.
 
     rank 1, 2, ...  -> rank 0    token and rank, then nothing
-    either          -> either    BYE, before an end that it knows of
+    either          -> either    BYE, before an orderly exit
 
-A process that is killed closes its connections at once. Where its host or the network is lost, nobody answers the
-probes of TCP's keep-alive. These are the kernel's: a rank that is busy, or whose threads can't run, is not taken for
-lost. Its end, with an error or without, is `capo_fast.runtime.failures`'.
+A process that is killed closes its connections at once. If its host or the network is lost, TCP's keep-alive probes
+are not answered. The kernel answers these probes, so a rank that is busy, or whose threads can't run, does not count as
+lost. `capo_fast.runtime.failures` handles orderly exits, with an error or without.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from typing import Any
 from capo_fast.runtime.job import Job
 
 IDLE_S, PROBES = 10, 5
-"""Seconds between probes, and how many may go without an answer."""
+"""Seconds between probes, and the number of unanswered probes after which a connection is closed."""
 SILENCE_S = IDLE_S * (PROBES + 1)
-"""Seconds after which a host that answers no probe is lost. Longer than a network's or a virtual machine's pause."""
+"""Seconds after which a host that answers no probe is lost. Longer than usual pauses of networks and of VMs."""
 if sys.platform == "darwin":
     IDLE_OPTION = socket.TCP_KEEPALIVE
 else:
     IDLE_OPTION = socket.TCP_KEEPIDLE
 KEY = "capo_fast/watch"
 HELLO_BYTES = 20
-"""A token of 16, and a rank."""
+"""16 bytes of token, 4 bytes of rank."""
 BYE = b"."
 
 
 class Watch:
-    """This rank's connections: of rank 0 to all others, of every other to rank 0.
+    """This rank's connections: rank 0 is connected to all others, every other rank to rank 0.
 
-    Calls `lost` with one line for each rank that is gone without a word, in a thread of its own.
+    Calls `lost` in a thread of its own, with one line per rank that was lost without an error message.
     """
 
     def __init__(self, job: Job, lost: Callable[[str], None]) -> None:
-        """A collective, in which only rank 0 is waited for."""
+        """A collective in which the others wait for rank 0, and rank 0 for nobody."""
         self._job, self._lost = job, lost
         self._waker, self._stop = socket.socketpair()
         self._peers: dict[socket.socket, int] = {}
         self._hellos: dict[socket.socket, bytes] = {}
-        """What connections have sent that are not yet known to be a rank's."""
+        """Bytes received so far from connections that have not yet identified themselves as a rank."""
         self._server: socket.socket | None = None
         if job.rank == 0:
             self._token, self._awaited = secrets.token_bytes(16), set(range(1, job.count))
@@ -72,26 +72,26 @@ class Watch:
             for each in (self._stop, self._server, *self._peers):
                 if each is not None:
                     selector.register(each, selectors.EVENT_READ)
-            while not self._ended(selector):
+            while not self._closing(selector):
                 pass
             self._close_server(selector)
         for peer in self._peers:
-            with suppress(OSError):  # it may have ended before
+            with suppress(OSError):  # it may have exited before
                 peer.send(BYE)
             peer.close()
         self._stop.close()
 
-    def _ended(self, selector: selectors.BaseSelector) -> bool:
-        """Wait for what happens next; whether it is this rank's own end."""
+    def _closing(self, selector: selectors.BaseSelector) -> bool:
+        """Wait for the next events and handle them; returns whether `close` was called."""
         ready = [key.fileobj for key, _ in selector.select()]
         for each in ready:
             if each is self._server:
                 self._accept(selector)
             elif each in self._hellos:
-                self._greet(each, selector)
+                self._read_hello(each, selector)
             elif each in self._peers:
                 selector.unregister(each)
-                self._look_at(each)
+                self._read_end(each)
         return self._stop in ready
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
@@ -101,9 +101,9 @@ class Watch:
         self._hellos[peer] = b""
         selector.register(peer, selectors.EVENT_READ)
 
-    def _greet(self, peer: Any, selector: selectors.BaseSelector) -> None:
-        """Add a rank, which sends token and number first; close any other connection, and the server after the last
-        rank."""
+    def _read_hello(self, peer: Any, selector: selectors.BaseSelector) -> None:
+        """Add a rank, which sends its token and number first. Closes any other connection, and the server after the
+        last rank."""
         hello, part = self._hellos[peer], b""
         with suppress(OSError):
             part = peer.recv(HELLO_BYTES - len(hello))
@@ -122,29 +122,29 @@ class Watch:
             self._close_server(selector)
 
     def _close_server(self, selector: selectors.BaseSelector) -> None:
-        """And connections that have sent no hello."""
+        """Close the server, and connections that have not identified themselves."""
         for each in (self._server, *self._hellos):
             if each is not None:
                 selector.unregister(each)
                 each.close()
         self._server, self._hellos = None, {}
 
-    def _look_at(self, peer: Any) -> None:
-        """How a connection has ended."""
+    def _read_end(self, peer: Any) -> None:
+        """Report a connection that ended without BYE."""
         name = self._job.name(self._peers.pop(peer))
         try:
             if peer.recv(1) != BYE:
-                self._lost(f"{name} has ended without a word, as if killed")
+                self._lost(f"{name} died without an error message, as if killed")
         except OSError as error:
             if error.errno in (errno.ECONNRESET, errno.EPIPE):
-                self._lost(f"{name} has ended without a word, as if killed")
+                self._lost(f"{name} died without an error message, as if killed")
             else:
                 self._lost(f"{name} has not answered for {SILENCE_S} s: its host or the network is lost")
         peer.close()
 
 
 def _open_server(job: Job) -> socket.socket:
-    """Reachable by every address of this host where the job has other hosts."""
+    """A server on every address of this host if the job has several hosts, else on the loopback."""
     if job.node_count == 1:
         return socket.create_server((LOOPBACK, 0), backlog=job.count)
     both = socket.has_dualstack_ipv6()
@@ -156,7 +156,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def _connect(job: Job) -> socket.socket:
-    """To rank 0. Its host, where it is another, also keeps the job's store: it is reached by the same name."""
+    """Connect to rank 0. If it is on another host, that host also has the job's store and is reached by its name."""
     port, token = job.store.get(KEY).decode().split()
     host = os.environ["MASTER_ADDR"] if job.node_count > 1 else LOOPBACK
     peer = socket.create_connection((host, int(port)), timeout=job.timeout.total_seconds())
@@ -165,7 +165,7 @@ def _connect(job: Job) -> socket.socket:
 
 
 def _kept_alive(peer: socket.socket) -> socket.socket:
-    """The same, probed while it is idle; no other connection of this package is idle for so long."""
+    """The same socket with keep-alive; no other connection of this package is idle for so long."""
     peer.settimeout(None)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in ((IDLE_OPTION, IDLE_S), (socket.TCP_KEEPINTVL, IDLE_S), (socket.TCP_KEEPCNT, PROBES)):

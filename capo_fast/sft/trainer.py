@@ -45,7 +45,9 @@ class SftTrainer:
         except Interrupted:
             self.log.save(self.learner)
             self.log.wait_saved()
-            raise Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} goes on") from None
+            raise Interrupted(
+                f"step {progress.step} is saved; --run.dir {self.log.folder.path} resumes the run"
+            ) from None
         return self.finish()
 
     def step(self, step: int) -> None:

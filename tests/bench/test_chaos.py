@@ -85,7 +85,7 @@ def test_a_kill_that_meets_no_process_is_left_for_the_next_run(tmp_path, monkeyp
     assert (len(left), notes) == (1, [])
 
 
-LINE = "capo_fast: error: rank 0 on left has ended without a word, as if killed"
+LINE = "capo_fast: error: rank 0 on left died without an error message, as if killed"
 
 
 @pytest.mark.parametrize(

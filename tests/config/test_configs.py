@@ -1,4 +1,4 @@
-"""Every shipped YAML file loads, and says something the defaults don't."""
+"""Every shipped YAML file loads, and differs from the defaults."""
 
 from __future__ import annotations
 

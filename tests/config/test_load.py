@@ -33,7 +33,7 @@ ALGORITHMS = get_args(SETTINGS["algorithm"].type)
 
 
 def refused(call: Any, *arguments: Any) -> str:
-    """The message of the `ConfigError` that the call ends with, which has to be one line."""
+    """The message of the `ConfigError` that the call raises, which must be one line."""
     with pytest.raises(ConfigError) as caught:
         call(*arguments)
     assert "\n" not in str(caught.value)
@@ -201,8 +201,8 @@ def test_values_take_their_setting_s_type(key: str, text: Any, value: Any) -> No
         ("train", 3, "train: found 3, wanted a mapping"),
         ("critic.server", 3, "critic.server: found 3, wanted a mapping"),
         ("critic", {"server": {"dtype": "int8"}}, "critic.server.dtype: found 'int8', wanted bfloat16 | float32"),
-        ("endpoint.extra_body", "low", "found 'low', wanted mapping as {name: value}"),
-        ("endpoint.extra_body", "{a: [}", "wanted mapping as {name: value}"),
+        ("endpoint.extra_body", "low", "found 'low', wanted mapping {name: value}"),
+        ("endpoint.extra_body", "{a: [}", "wanted mapping {name: value}"),
     ],
 )
 def test_a_wrong_value_is_one_line(key: str, value: Any, says: str) -> None:
@@ -263,7 +263,7 @@ def test_dumped_settings_load_back_equal(layer: dict[str, Any]) -> None:
 @examples(deadline=None)
 @given(layers)
 @example({"lora.targets": ("q_proj", "v_proj"), "train.betas": (0.9, 0.95)})
-def test_command_line_says_the_same_as_a_mapping(layer: dict[str, Any]) -> None:
+def test_a_command_line_equals_a_mapping(layer: dict[str, Any]) -> None:
     words = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in layer.items()}
     _, given_back = arguments.read_arguments([f"--{key}={word}" for key, word in words.items()])
     assert given_back == checked_layer(layer)
@@ -304,12 +304,12 @@ def test_an_unknown_key_names_the_nearest(key: str, says: str) -> None:
     ("words", "says"),
     [
         (["--train.step", "3"], "did you mean train.steps?"),  # no abbreviations
-        (["--seed"], "--seed: wants a value"),
-        (["--seed", "--resume", "auto"], "--seed: wants a value"),
+        (["--seed"], "--seed: needs a value"),
+        (["--seed", "--resume", "auto"], "--seed: needs a value"),
         (["train.steps", "3"], "train.steps: unexpected argument"),
         (["--seed", "1", "2"], "2: unexpected argument"),
         (["--train.steps", "-1"], "train.steps: found '-1', wanted integer >= 0"),
-        (["--config", "--seed", "1"], "--config: wants a value"),
+        (["--config", "--seed", "1"], "--config: needs a value"),
         (["--seed", "1", "--seed=2"], "seed: given twice"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: can't read the configuration"),
         (["--config", "pkg://capo_fast.tiny/no.yaml"], "has no no.yaml"),
@@ -344,7 +344,7 @@ def test_a_bad_command_line_is_one_line(words: list[str], says: str) -> None:
         ("run.dir: $HOME/x\n", "run.dir: found '$HOME/x': $HOME is not expanded here, wanted"),
         ("data.path: a/${DATA}/x.jsonl\n", "${DATA} is not expanded here"),
         ("run.dir: ~nobody_of_this_name/x\n", "there is no user 'nobody_of_this_name'"),
-        ('run.dir: "a\\0b"\n', "it holds a NUL character"),
+        ('run.dir: "a\\0b"\n', "it contains a NUL character"),
         ("a: " + "[" * 3000, "malformed YAML: nested too deep"),
         (f"seed: {'1' * 5000}\n", "malformed YAML"),
         ("seed: !!python/object:os.system 1\n", "line 1: malformed YAML"),

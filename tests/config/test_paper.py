@@ -1,4 +1,4 @@
-"""configs/paper: the paper's stated hyper-parameters, written out here once more, and the commands of its page."""
+"""configs/paper: the paper's stated hyper-parameters, written out here again, and the commands of its page."""
 
 from __future__ import annotations
 

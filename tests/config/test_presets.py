@@ -1,4 +1,4 @@
-"""What each named algorithm is: the settings that define it, written out here once more."""
+"""The settings that define each named algorithm, written out here again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration must satisfy, and the values worked out from others."""
+"""Rules of a configuration, and values derived from others."""
 
 import inspect
 from typing import Any, get_args
@@ -70,7 +70,7 @@ def refused(**settings: Any) -> str:
         {"engine__ranks": 2, "loss__is_mode": "mask", "rollout__top_p": 1.0, "train__epochs": 1},
     ],
 )
-def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
+def test_settings_that_the_rules_allow(settings: dict[str, Any]) -> None:
     valid(**settings)
 
 
@@ -99,7 +99,7 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ),
         (
             {"critic__mode": "endpoint", "endpoint__url": "http://host/v1", "endpoint__retries": 5},
-            "endpoint.timeout_s: found 300 with endpoint.retries: 5, with the pauses 1815.5 s in all, wanted less than",
+            "endpoint.timeout_s: found 300 with endpoint.retries: 5, including pauses 1815.5 s in all, wanted less",
         ),
         (
             {"data__template_kwargs": {"tokenize": False}},
@@ -107,7 +107,7 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ),
         ({"lora__rank": 513}, "lora.rank: found 513, wanted integer >= 0 and <= 512"),
         ({"lora__rank": 8, "engine__dtype": "float32"}, "policy.dtype: found bfloat16 with lora.rank and engine.dtype"),
-        ({"credit__process_weight": 2.0}, "a right answer by a wrong step no longer beats"),
+        ({"credit__process_weight": 2.0}, "a right answer with a wrong step does not beat"),
         ({"credit__process_weight": 2.0}, "credit.allow_process_dominance: true accepts that"),
         ({"credit__outcome_weight": 0.5}, "wanted C > P"),
         ({"credit__schedule": "linear", "credit__process_start": 3.0}, "credit.process_start: found P = 3 with C = 2"),
@@ -146,7 +146,7 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"critic__gate__tokens": 131071}, "wanted at least rollout.n * critic.votes * critic.max_tokens (131072)"),
         (
             {"critic__gate__tokens": 32767, "critic__reads": "step"},
-            "wanted at least rollout.n * critic.votes * critic.step.max_tokens (32768), what one group can cost, and ",
+            "wanted at least rollout.n * critic.votes * critic.step.max_tokens (32768), the largest cost of a group pe",
         ),
         (
             {"critic__gate__ambiguous": 0.1, "critic__gate__groups": "mixed", "credit__when": "mixed-groups"},
@@ -174,7 +174,7 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ),
         (
             {"critic__reads": "step", "critic__prompt": "mine.txt"},
-            "critic.prompt: found 'mine.txt' with critic.reads: step, wanted critic.step.prompt in its place",
+            "critic.prompt: found 'mine.txt' with critic.reads: step, wanted critic.step.prompt instead",
         ),
         (
             {"critic__reads": "step", "critic__step__path": "judge", "lora__rank": 8, "policy__dtype": "float32"},
@@ -218,7 +218,7 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ),
         (
             {"engine__ranks": 1, "loss__is_mode": "mask", "rollout__top_p": 1.0, "train__dynamic_sampling": True},
-            "engine.ranks: found 1, wanted 0 with train.dynamic_sampling and a frozen critic that takes",
+            "engine.ranks: found 1, wanted 0 with train.dynamic_sampling and a frozen critic that replaces",
         ),
         (
             {
@@ -251,11 +251,11 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"critic__mode": "server"}, "critic.path: missing; wanted the folder or hub id of the critic"),
         (
             {"critic__mode": "server", "critic__path": "judge", "critic__server__start_timeout_s": 1500},
-            "critic.server.start_timeout_s: found 1500 with endpoint.timeout_s: 300, in which it is put to sleep",
+            "critic.server.start_timeout_s: found 1500 with endpoint.timeout_s: 300, the limit for putting it to sleep",
         ),
         (
             {"critic__mode": "server", "critic__path": "judge", "critic__server__max_model_len": 2048},
-            "critic.max_tokens: found 2048, wanted less than critic.server.max_model_len (2048), which holds",
+            "critic.max_tokens: found 2048, wanted less than critic.server.max_model_len (2048), which includes",
         ),
         (
             {
@@ -280,14 +280,14 @@ def test_what_the_rules_allow(settings: dict[str, Any]) -> None:
         ),
         (
             {"reward__also": ("m:f", "n:f"), "reward__weights": (1.0, 1.0)},
-            "reward.also: found f twice, wanted functions",
+            "reward.also: found f twice, wanted different names",
         ),
         ({"reward__also": ("m:f",)}, "reward.weights: found 0, wanted one for each function of reward.also (1)"),
         ({"reward__memory_limit": 0}, "reward.memory_limit: found 0, wanted number > 0 | none"),
         ({"rollout__top_k": 0}, "-1 (off) or at least 1"),
     ],
 )
-def test_what_the_rules_refuse(settings: dict[str, Any], says: str) -> None:
+def test_settings_that_the_rules_refuse(settings: dict[str, Any], says: str) -> None:
     assert says in refused(**settings)
 
 
@@ -296,7 +296,7 @@ CRITIC = {
     "credit__when": "wrong-answers", "critic__votes": 0, "critic__voting": "greedy", "critic__temperature": 0.0,
     "critic__max_tokens": 9000, "critic__top_p": 0, "critic__path": "nowhere",
 }  # fmt: skip
-"""Of a run with a critic, each refused there."""
+"""Settings that are refused in a run with a critic."""
 SERVER = {
     "endpoint__url": "no address",
     "endpoint__timeout_s": 0,
@@ -355,7 +355,7 @@ def test_the_same_settings_refuse_a_run_that_uses_them(used: dict[str, Any], set
 
 
 def test_an_algorithm_over_a_file_of_another_s_settings() -> None:
-    """The layering that the README promises: GRPO takes a file of CAPO's settings as it is."""
+    """The layering that the README promises: GRPO accepts a file of CAPO's settings unchanged."""
     file = {
         "credit.when": "mixed-groups",
         "critic.mode": "endpoint",

@@ -1,4 +1,4 @@
-"""The configurations that people start from fit in the memory that they name, and have the line of their plan."""
+"""The start configurations fit in the memory that they name, and contain the line of their plan."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_there_is_one_for_each_machine():
 
 
 @pytest.mark.parametrize("path", OF_GPUS, ids=lambda path: path.stem)
-def test_it_fits_as_its_head_says(path, capsys, monkeypatch):
+def test_it_fits_as_its_header_states(path, capsys, monkeypatch):
     text = path.read_text()
     assert "Never run on a GPU" in text
     command = re.search(r"^# capo plan (--config .*):$", text, re.MULTILINE)[1]

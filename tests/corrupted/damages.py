@@ -1,4 +1,4 @@
-"""What can befall a file of a run."""
+"""Damages to a file of a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CASES = {
 
 
 def damage(run: Path, name: str, way: str) -> bool:
-    """Whether this can befall that file; then it has."""
+    """Apply this damage to that file, if possible; returns whether it was applied."""
     path = run / name
     if path.is_dir() and way not in ("delete", "swap", "link"):
         return False

@@ -38,7 +38,7 @@ def written(folder: Path, content: bytes, name: str = "rows.jsonl") -> str:
 
 
 def load_problems(path: str, fields: DataConfig, columns: Any = None, limit: int | None = None) -> list[Problem]:
-    """What a run would draw, one by one, before it is tokenised."""
+    """The problems that a run would draw, in order, before they are tokenised."""
     source = Source(path, fields, TEMPLATE, 10**9, columns or {}, limit)
     with TemporaryDirectory() as folder:
         index, rows = build_index(source, Path(folder)), source.rows(Path(folder))
@@ -171,7 +171,7 @@ def test_named_fields_are_read(tmp_path: Path) -> None:
 
 
 def test_nested_fields_are_named_with_dots(tmp_path: Path) -> None:
-    """As in the data of verl."""
+    """Like the data of verl."""
     message = {"role": "user", "content": "1+1"}
     row = {"prompt": [message], "reward_model": {"ground_truth": "2", "style": "rule"}, "extra_info": {"index": 7}}
     fields = DataConfig(
@@ -217,7 +217,7 @@ def test_only_the_first_are_drawn_from_under_a_limit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.parquet"])
 def test_a_file_that_changes_while_it_is_read(name: str, tmp_path: Path) -> None:
-    """Rows that were unpacked stay what they were; a line of a plain file is compared with its sum."""
+    """Unpacked rows don't change; a line of a plain file is compared with its CRC."""
     if name.endswith("parquet"):
         path = write_parquet(tmp_path)
     else:
@@ -263,7 +263,7 @@ GOOD = {"problem": "?", "answer": "1"}
         ({**GOOD, "problem": [{"role": "user", "content": " "}]}, "content of a message is empty"),
         (
             {**GOOD, "problem": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
-            "the last message is of assistant, wanted one of user",
+            "the last message has role assistant, wanted user",
         ),
         ({**GOOD, "answer": math.nan}, "found NaN, wanted text or a number"),
         ({**GOOD, "id": ["x"]}, "field 'id' (data.id_field)"),
@@ -291,7 +291,7 @@ def test_columns_that_reward_functions_name_are_kept_or_refused(tmp_path: Path) 
     assert "line 1: no field 'levle' (reward function m:f); found 'problem'" in message and "mean level?" in message
 
 
-def test_a_named_solution_has_to_be_there(tmp_path: Path) -> None:
+def test_a_named_solution_must_exist(tmp_path: Path) -> None:
     path = written(tmp_path, jsonl([{**GOOD, "solution": "so"}]))
     message = refused(load_problems, path, replace(FIELDS, solution_field="solutoin"))
     assert "no field 'solutoin' (data.solution_field)" in message and "did you mean solution?" in message

@@ -118,7 +118,7 @@ def test_special_tokens_of_a_problem_stay_text_to_the_embedded_tokenizer() -> No
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, piece_tokenizer, tiny_tokenizer])
-def test_messages_without_special_tokens_are_what_the_tokenizer_makes_of_them(make: Any) -> None:
+def test_messages_without_special_tokens_equal_the_tokenizer_s_own(make: Any) -> None:
     coder = make(TURNS, SPECIAL)
     chat = [{"role": "system", "content": "Think."}, {"role": "user", "content": "1 < 2 | s>"}]
     wanted = coder.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
@@ -243,6 +243,6 @@ def test_seeds_and_epochs_differ() -> None:
     assert PromptOrder(100, 0).epoch(0) == order.epoch(0)
 
 
-def test_the_order_is_what_it_was() -> None:
-    """A resumed run counts on it: a change here breaks every run's resume."""
+def test_the_order_never_changes() -> None:
+    """A resumed run depends on it: a change here breaks every run's resume."""
     assert PromptOrder(8, 3).take(0, 10)[0] == [6, 7, 2, 1, 4, 5, 3, 0, 2, 1]

@@ -1,4 +1,4 @@
-"""The server that a run starts for its critic, on a stand-in for vLLM's: its start, its turns, and every end."""
+"""The server that a run starts for its critic, with a stub for vLLM's: start, sleep, wake-up, and every exit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def client_of(server, **settings):
 
 
 def end(child: Path) -> None:
-    """What a test leaves that has failed."""
+    """Clean up after a failed test."""
     for pid in processes(child):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -70,12 +70,12 @@ def test_a_start_that_fails_gives_the_reason(tmp_path, one_rank):
         started(tmp_path, "fail")
     log = tmp_path / "run/critic-server-0.log"
     assert str(error.value) == (
-        "critic.path: the server of judge ended with exit status 1; the end of its log "
+        "critic.path: the server of judge exited with status 1; the end of its log "
         f"{log}: ValueError: not enough memory for 1 sequence"
     )
 
 
-def test_one_that_does_not_answer_is_ended(tmp_path, one_rank):
+def test_a_server_that_does_not_answer_is_ended(tmp_path, one_rank):
     with pytest.raises(EngineError, match=r"of judge has not answered within 1 s \(critic\.server\.start_timeout_s\)"):
         started(tmp_path, "mute", start_timeout_s=1.0)
     assert has_ended(tmp_path / "child")
@@ -87,7 +87,7 @@ SIZES = {"num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size
 @pytest.mark.parametrize(
     ("wanted", "line"), [(99, "found 99, wanted at most 8, "), (8, "found 8, wanted a divisor of ")]
 )
-def test_its_gpus_are_there_and_divide_it(wanted, line, monkeypatch):
+def test_its_gpus_exist_and_divide_the_model(wanted, line, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with pytest.raises(ConfigError, match=rf"^critic\.server\.tensor_parallel: {line}"):
         gpus_of(ServerConfig(tensor_parallel=wanted), SIZES, 8)
@@ -95,7 +95,7 @@ def test_its_gpus_are_there_and_divide_it(wanted, line, monkeypatch):
 
 @pytest.mark.parametrize(("ranks", "gpus"), [(8, 4), (3, 2), (1, 1)])
 def test_it_takes_the_gpus_of_the_ranks_and_no_others(ranks, gpus, monkeypatch):
-    """Others of the machine may be at another job's work."""
+    """Another job may use the machine's other GPUs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert gpus_of(ServerConfig(), SIZES, ranks) == gpus
 
@@ -104,8 +104,8 @@ def test_it_takes_the_gpus_of_the_ranks_and_no_others(ranks, gpus, monkeypatch):
 
 
 @pytest.mark.parametrize(("given", "status"), [(b"Bearer mine", 200), (b"Bearer other", 401), (b"", 401)])
-def test_every_route_wants_the_key(given, status, monkeypatch):
-    """vLLM itself guards /v1, and not what puts it to sleep."""
+def test_every_route_requires_the_key(given, status, monkeypatch):
+    """vLLM itself guards /v1, but not the route that puts it to sleep."""
     monkeypatch.setenv("VLLM_API_KEY", "mine")
     sent = []
 
@@ -123,7 +123,7 @@ def test_every_route_wants_the_key(given, status, monkeypatch):
 # ---- critiques, and an end amid them ----
 
 
-def test_critiques_go_the_road_of_a_server_elsewhere(tmp_path, one_rank):
+def test_critiques_use_the_client_of_a_server_elsewhere(tmp_path, one_rank):
     server = started(tmp_path)
     critic = ServedCritic(server, client_of(server))
     assert {name: answer.text for name, answer in ask(critic, request("a"), request("b")).items()} == {
@@ -134,10 +134,10 @@ def test_critiques_go_the_road_of_a_server_elsewhere(tmp_path, one_rank):
     assert has_ended(tmp_path / "child")
 
 
-@pytest.mark.parametrize(("fate", "how"), [("kill:3", "was ended by SIGKILL"), ("exit:3", "ended with exit status 9")])
+@pytest.mark.parametrize(("fate", "how"), [("kill:3", "was killed by SIGKILL"), ("exit:3", "exited with status 9")])
 @pytest.mark.parametrize("on_failure", ["stop", "outcome"])
-def test_one_that_ends_amid_critiques_ends_the_run(fate, how, on_failure, tmp_path, one_rank):
-    """With its exit status and its last line, whatever the settings say of a critic that is out of reach."""
+def test_a_server_that_exits_during_critiques_ends_the_run(fate, how, on_failure, tmp_path, one_rank):
+    """With its exit status and its last line, whatever the settings for an unreachable critic are."""
     server = started(tmp_path, fate)
     critic = ServedCritic(server, client_of(server, concurrency=1, on_failure=on_failure))
     line = rf"^critic\.path: the server of judge {how}; the end of its log .*: RuntimeError: the last of its lines$"
@@ -147,19 +147,19 @@ def test_one_that_ends_amid_critiques_ends_the_run(fate, how, on_failure, tmp_pa
     assert has_ended(tmp_path / "child")
 
 
-def test_nothing_goes_on_where_what_watches_it_is_killed(tmp_path, one_rank):
-    """As by an operator who takes it for the server."""
+def test_a_killed_supervisor_ends_the_run_and_the_server(tmp_path, one_rank):
+    """For example by an operator who mistakes it for the server."""
     server, child = started(tmp_path), processes(tmp_path / "child")[0]
     critic = ServedCritic(server, client_of(server))
     psutil.Process(child).parent().kill()
     assert all_end([child])
-    ask_until_it_breaks(critic, 1, r"^critic\.path: the server of judge was killed, or has ended with rank 0, which")
+    ask_until_it_breaks(critic, 1, r"^critic\.path: the server of judge was killed, or exited with rank 0, which")
     critic.close()
     assert not server.process.folder.exists()
     end(tmp_path / "child")  # its worker has a process group of its own
 
 
-def test_one_that_hangs_is_given_up_and_ended(tmp_path, one_rank, monkeypatch):
+def test_a_server_that_hangs_is_given_up_and_ended(tmp_path, one_rank, monkeypatch):
     server = started(tmp_path)
     critic = ServedCritic(server, client_of(server, timeout_s=0.3))
     os.kill(processes(tmp_path / "child")[0], signal.SIGSTOP)
@@ -174,7 +174,7 @@ def test_one_that_hangs_is_given_up_and_ended(tmp_path, one_rank, monkeypatch):
 
 @pytest.mark.usefixtures("fork_server")
 def test_the_ranks_of_a_node_share_one(tmp_path):
-    """Its first rank starts it, and all ask it by its key, which none was sent; it goes to sleep and wakes up once for
+    """Its first rank starts it, and all use its key, which is not sent to them; it goes to sleep and wakes up once for
     all."""
     statuses, said = run_ranks(ask_on_a_rank, tmp_path / "said", tmp_path)
     assert (statuses, sorted(said.split("\n"))) == ([0, 0], ["", "rank-0: Judgment: Yes", "rank-1: Judgment: Yes"])
@@ -184,7 +184,7 @@ def test_the_ranks_of_a_node_share_one(tmp_path):
     assert has_ended(tmp_path / "rank-0")
 
 
-def test_it_sleeps_while_others_want_its_gpus(tmp_path, one_rank):
+def test_it_sleeps_while_others_use_its_gpus(tmp_path, one_rank):
     server = started(tmp_path, sleeps=True)
     server.sleep()  # as it does from its start
     server.wake_up()

@@ -55,7 +55,7 @@ def test_a_request_goes_over_the_wire_whole(server, monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["sk-mine", ""])
-def test_nothing_else_that_the_environment_holds_for_openai_is_sent(server, monkeypatch, key):
+def test_no_other_setting_for_openai_in_the_environment_is_sent(server, monkeypatch, key):
     for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
         monkeypatch.setenv(f"OPENAI_{name}", "for-openai")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "authorization: Bearer for-openai")
@@ -78,8 +78,8 @@ def test_an_answer_is_its_content_and_its_cost(server):
     assert (third.text, third.finished) == ("Judg", False)
 
 
-def test_no_more_are_under_way_than_allowed(server):
-    """Three at once, never four: each answer waits until three requests are there."""
+def test_no_more_requests_run_at_once_than_allowed(server):
+    """Three at once, never four: each answer waits until three requests have come."""
     three, lock, under_way, most = threading.Barrier(3, timeout=30), threading.Lock(), [0], [0]
 
     def respond(body):
@@ -98,7 +98,7 @@ def test_no_more_are_under_way_than_allowed(server):
 
 
 def test_closing_leaves_nothing_behind(server, recwarn):
-    """Neither a request under way, nor one between two tries, nor one that waits for its turn."""
+    """Neither a running request, nor one between two tries, nor a waiting one."""
     release, hanging, failed = threading.Event(), threading.Event(), threading.Event()
 
     def respond(body):
@@ -147,21 +147,21 @@ def test_servers_differ_in_the_shape_of_an_answer(server, name):
 
 def test_a_spent_budget_stops_the_run(server):
     with critic_at(server.url, 30, budget_tokens=60, concurrency=1) as critic:
-        came = ask_until_it_breaks(critic, 3, r"endpoint\.budget_tokens: found 60, and they are spent")
+        came = ask_until_it_breaks(critic, 3, r"endpoint\.budget_tokens: all 60 tokens are spent")
         assert (len(came), critic.spent_tokens) == (2, 30)
 
 
-def test_or_goes_on_without_the_critic(server):
+def test_a_run_continues_without_the_critic_on_a_spent_budget(server):
     with critic_at(server.url, 30, budget_tokens=60, concurrency=1, on_failure="outcome") as critic:
         answers = ask(critic, *(request(str(i)) for i in range(4)))
-        assert "they are spent" in ask(critic)["c"].error
+        assert "tokens are spent" in ask(critic)["c"].error
     assert [answer.error is None for answer in answers.values()] == [True, True, False, False]
     assert len(server.bodies) == 2
 
 
 def test_a_budget_needs_a_server_that_counts(server):
     server.respond = lambda body: (200, chat()[1] | {"usage": None})
-    with critic_at(server.url, 30) as critic, pytest.raises(EngineError, match="doesn't say what it used"):
+    with critic_at(server.url, 30) as critic, pytest.raises(EngineError, match="does not report token counts"):
         ask(critic)
 
 
@@ -169,10 +169,10 @@ def test_one_answer_that_is_not_counted_is_given_up(server):
     server.respond = in_turn(chat(), chat(prompt=None), chat())
     with critic_at(server.url, 90, budget_tokens=90, concurrency=1, on_failure="outcome") as critic:
         answers = ask(critic, *(request(str(i)) for i in range(3))).values()
-    assert ["doesn't say what it used" in (answer.error or "") for answer in answers] == [False, True, False]
+    assert ["does not report token counts" in (answer.error or "") for answer in answers] == [False, True, False]
 
 
-def test_an_answer_that_can_not_be_read_costs_as_well(server):
+def test_an_unreadable_answer_counts_in_the_budget_as_well(server):
     server.respond = lambda body: (200, chat()[1] | {"choices": []})
     with critic_at(server.url, 90, budget_tokens=90, on_failure="outcome") as critic:
         assert ask(critic)["c"].error
@@ -200,7 +200,7 @@ STARTS = {
 
 
 @pytest.mark.parametrize("name", STARTS)
-def test_a_start_that_fails_says_why(server, name):
+def test_a_failed_start_names_the_cause(server, name):
     server.models, model, kind, line = STARTS[name]
     with pytest.raises(kind) as error:
         EndpointCritic(EndpointConfig(url=server.url, model=model, api_key_env="NO_SUCH_KEY"))
@@ -208,7 +208,7 @@ def test_a_start_that_fails_says_why(server, name):
     assert "endpoint" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_what_a_server_says_is_one_short_line_without_the_key(server, monkeypatch):
+def test_a_servers_message_is_one_short_line_without_the_key(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     server.models = models("sk-secret\n", *(f"model-{i}" for i in range(500)))
     with pytest.raises(ConfigError) as error:
@@ -216,7 +216,7 @@ def test_what_a_server_says_is_one_short_line_without_the_key(server, monkeypatc
     assert re.search(r"offers: \*\*\* , model-0, model-1, [^\n]{200,300}$", str(error.value))
 
 
-def test_a_server_that_is_not_there_is_named():
+def test_an_unreachable_server_is_named():
     url = f"http://127.0.0.1:{free_port()}/v1/"
     with pytest.raises(EngineError, match=f"critic at {url} can't be reached: .*refused|attempts failed"):
         EndpointCritic(EndpointConfig(url=url))
@@ -224,12 +224,12 @@ def test_a_server_that_is_not_there_is_named():
 
 def test_a_key_that_no_header_can_hold_is_not_shown(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-se\ncret")
-    with pytest.raises(ConfigError, match=r"endpoint\.api_key_env: the key in OPENAI_API_KEY holds") as error:
+    with pytest.raises(ConfigError, match=r"endpoint\.api_key_env: the key in OPENAI_API_KEY contains") as error:
         EndpointCritic(EndpointConfig(url=server.url))
     assert "cret" not in str(error.value)
 
 
-def test_a_proxy_is_not_asked_for_this_machine(server, monkeypatch):
+def test_no_proxy_is_used_for_this_machine(server, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     with critic_at(server.url + "/", model="critic") as critic:
@@ -237,7 +237,7 @@ def test_a_proxy_is_not_asked_for_this_machine(server, monkeypatch):
 
 
 def test_only_an_endpoint_needs_its_package(tmp_path):
-    """Without it a run that asks a server ends before its folder is made and its model loaded."""
+    """Without it a run with an endpoint fails before its folder is made and its model loaded."""
     script = """
 import sys
 sys.modules["openai"] = None  # as if not installed
@@ -262,7 +262,7 @@ assert capo_fast.train.main(["--critic.mode", "endpoint", "--endpoint.url", url,
 # ---- scoring a critic there ----
 
 
-def test_a_critic_there_is_scored_in_spite_of_an_end_midway(server, tmp_path, capsys):
+def test_scoring_a_critic_at_a_server_resumes_after_an_interruption(server, tmp_path, capsys):
     def flags(budget):
         settings = {"--data": "tiny", "--limit": "4", "--critic.votes": "2", "--endpoint.retries": "0",
                     "--endpoint.concurrency": "1", "--endpoint.budget_tokens": budget}  # fmt: skip
@@ -275,7 +275,7 @@ def test_a_critic_there_is_scored_in_spite_of_an_end_midway(server, tmp_path, ca
     assert re.search(rf"capo_fast: error: critic at {server.url}: no answer in \d+ s .*: 500 ", said)
     server.respond = lambda body: chat()
     assert critic_eval(flags("135")) == 1, "two answers of 15 tokens, then seven"
-    assert "endpoint.budget_tokens: found 135, and they are spent" in capsys.readouterr().err
+    assert "endpoint.budget_tokens: all 135 tokens are spent" in capsys.readouterr().err
     assert critic_eval(flags("200")) == 0
     assert len(server.bodies) == 4 + 7 + 2
     results = json.loads((tmp_path / "results.json").read_text())

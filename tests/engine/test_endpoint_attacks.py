@@ -1,4 +1,4 @@
-"""The critic at a hostile or broken server: what it writes, and how much, ends nothing and is shown nowhere."""
+"""The critic at a hostile or broken server: contents and sizes of answers never crash a run or reveal the key."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_key_that_a_server_echoes_is_in_no_answer(server, keyed):
     assert not any(KEY in repr(answer) for answer in answers)
 
 
-def test_nor_in_the_error_that_ends_a_run_or_in_its_causes(server, monkeypatch):
+def test_a_key_that_a_server_echoes_is_in_no_error_and_in_none_of_its_causes(server, monkeypatch):
     monkeypatch.setenv("CRITIC_KEY", KEY)
     server.respond = lambda body: refused(500, f"for Bearer {KEY}")
     with (
@@ -97,7 +97,7 @@ def test_nor_in_the_error_that_ends_a_run_or_in_its_causes(server, monkeypatch):
 # ---- text that is no Unicode ----
 
 
-def test_what_is_no_unicode_is_replaced(server):
+def test_invalid_unicode_is_replaced(server):
     invalid = json.dumps(chat("AB")[1]).encode().replace(b"AB", b"A\xff\xfeB\xc3")
     server.respond = in_turn(chat("a\ud800b\udfffc\0d\ud83d\ude00"), (200, invalid), chat("\udead", finish="\udead"))
     with critic_at(server.url, concurrency=1) as critic:
@@ -120,15 +120,15 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_that_is_no_answer_is_one_that_failed(server, name):
-    reply, says = BODIES[name]
+def test_a_body_that_is_not_an_answer_is_a_failed_request(server, name):
+    reply, message = BODIES[name]
     server.respond = lambda body: reply
     with critic_at(server.url, on_failure="outcome") as critic:
         error = ask(critic)["c"].error
-    assert says in error and "\n" not in error
+    assert message in error and "\n" not in error
 
 
-def test_an_answer_that_unpacks_to_a_hundred_times_its_size_is_never_whole(server):
+def test_an_answer_that_unpacks_to_a_hundred_times_its_size_is_refused(server):
     bomb = gzip.compress(bytes(8 * LARGEST_ANSWER), 1)
     server.respond = lambda body: (200, bomb, {"content-encoding": "gzip"})
     with critic_at(server.url, on_failure="outcome") as critic:
@@ -179,18 +179,18 @@ def test_a_proxy_of_the_environment_is_used(proxies):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "says"),
+    ("name", "value", "message"),
     [
         ("ALL_PROXY", "socks5h://me:secret@host:1", "found a socks5h proxy, which needs the package socksio"),
-        ("https_proxy", "socks4://me:secret@host:1", "found an address with socks4:// that is no proxy's"),
-        ("HTTPS_PROXY", "http://me:secret@host:port", "found an address with http:// that is no proxy's"),
+        ("https_proxy", "socks4://me:secret@host:1", "found an address with socks4:// that is not a proxy's"),
+        ("HTTPS_PROXY", "http://me:secret@host:port", "found an address with http:// that is not a proxy's"),
     ],
 )
-def test_one_that_can_not_be_used_is_named_without_its_password(proxies, monkeypatch, name, value, says):
+def test_an_unusable_proxy_is_named_without_its_password(proxies, monkeypatch, name, value, message):
     monkeypatch.setattr(transport, "find_spec", lambda package: None)
     proxies(name, value)
     with pytest.raises(ConfigError) as error:
         EndpointCritic(EndpointConfig(url="https://host/v1"))
-    assert str(error.value).startswith(f"{name}: {says}")
+    assert str(error.value).startswith(f"{name}: {message}")
     assert "secret" not in str(error.value)
     assert proxy_for("https://localhost:8000/v1") is proxy_for("http://[::1]/v1") is None

@@ -1,4 +1,4 @@
-"""The critic at a server that fails or refuses: what is repeated, given up, or stops the run."""
+"""The critic at a server that fails or refuses: requests that are retried, given up, or stop the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def server():
 # ---- failures that may pass ----
 
 
-def test_what_may_pass_is_repeated_after_the_pause_that_the_server_asks_for(server):
+def test_a_transient_failure_is_retried_after_the_pause_that_the_server_requests(server):
     soon = {"Retry-After": "0.01"}
     server.respond = in_turn(*((*refused(code), soon) for code in (408, 409, 429, 500, 503)), chat("at last"))
     with critic_at(server.url, retries=5) as critic:
@@ -33,7 +33,7 @@ def test_what_may_pass_is_repeated_after_the_pause_that_the_server_asks_for(serv
     assert len(server.bodies) == 6
 
 
-def test_a_server_that_asks_for_more_than_two_minutes_is_not_there(server):
+def test_a_server_that_requests_more_than_two_minutes_counts_as_unreachable(server):
     server.respond = lambda body: (*refused(429, "slowly"), {"Retry-After": "3600"})
     line = (
         rf"critic at {server.url}: no answer in \d+ s \(endpoint\.timeout_s: 300, endpoint\.retries: 3\): "
@@ -60,14 +60,14 @@ def test_an_answer_that_trickles_in_has_the_same_deadline(server):
     assert len(server.bodies) == 2
 
 
-def test_what_is_no_chat_completion_is_given_up(server):
+def test_an_answer_that_is_not_a_chat_completion_is_given_up(server):
     for body in ("<html>", {"choices": []}, "[1]", ""):
         server.respond = lambda _, body=body: (200, body)
         with critic_at(server.url) as critic, pytest.raises(EngineError, match=r"found '.*' where a chat completion"):
             ask(critic)
 
 
-def test_a_critic_that_went_away_stops_the_run_after_the_answers_that_came(server):
+def test_a_lost_critic_stops_the_run_after_the_answers_that_came(server):
     server.respond = in_turn(chat("came"), refused(502, "gone"))
     with critic_at(server.url, concurrency=1) as critic:
         came = ask_until_it_breaks(critic, 3, r"no answer in \d+ s .*: 502 Bad Gateway: gone")
@@ -75,7 +75,7 @@ def test_a_critic_that_went_away_stops_the_run_after_the_answers_that_came(serve
     assert len(server.bodies) == 2, "the third request is not sent: the run stops"
 
 
-def test_with_outcome_credit_a_dead_server_is_left_alone_for_a_minute_and_then_asked_again(server):
+def test_with_outcome_credit_a_dead_server_gets_no_request_for_a_minute(server):
     server.respond = lambda body: refused(503)
     with critic_at(server.url, on_failure="outcome", concurrency=1) as critic:
         answers = ask(critic, *(request(str(i)) for i in range(FAILURES + 3)))
@@ -93,7 +93,7 @@ def test_with_outcome_credit_a_dead_server_is_left_alone_for_a_minute_and_then_a
 
 
 def test_one_bad_request_is_not_a_dead_server(server):
-    """Whatever fails between two answers, the next request is asked."""
+    """Whatever fails between two answers, the next request is sent."""
     server.respond = lambda body: refused(500) if body["messages"][0]["content"] == "bad" else chat()
     with critic_at(server.url, on_failure="outcome", concurrency=1) as critic:
         answers = ask(critic, *(request(f"{i}", ["bad", "good"][i % 2]) for i in range(4 * FAILURES)))
@@ -141,7 +141,7 @@ def test_one_refused_request_is_given_up_where_others_are_answered(server):
 
 @pytest.mark.parametrize("said", ["content filter", "This model's maximum context length is 256 tokens."])
 def test_the_first_refusal_waits_for_the_requests_under_way(server, said):
-    """An answer takes longer than a refusal, and tells whether the server refuses this request or any."""
+    """An answer takes longer than a refusal, and shows whether the server refuses this request or all."""
     both = threading.Barrier(2, timeout=30)
 
     def respond(body):

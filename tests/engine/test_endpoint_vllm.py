@@ -31,7 +31,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples/endpoint_critic"
 
 
 def make_judge(folder: Path) -> str:
-    """One token a character of ASCII."""
+    """One token per ASCII character."""
     letters = ["\n", *map(chr, range(32, 127))]
     core = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[], unk_token="?"))
     core.decoder = decoders.Fuse()
@@ -68,7 +68,7 @@ def url(place, monkeypatch):
 
 @torch.no_grad()
 def greedy_critique(path, message):
-    """Number of tokens, text, and whether it has an end, by transformers."""
+    """Number of tokens, text, and whether it ended, by transformers."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
     prompt = tokenizer.apply_chat_template(
@@ -113,7 +113,7 @@ def test_no_route_answers_without_the_key(place, route):
 
 
 def test_the_example_of_a_critic_at_a_server(url, tmp_path, monkeypatch):
-    """Its settings, over the embedded default; of this critic no critique can be read."""
+    """Its settings on the embedded default; no critique of this critic can be read."""
     monkeypatch.chdir(EXAMPLE)
     settings = ["--config", "pkg://capo_fast.configs/tiny.yaml", "settings.yaml", *small_arguments()]
     own = ["--endpoint.url", url, "--endpoint.api_key_env", KEY, "--critic.max_tokens", "16", "--eval.path", "none"]
@@ -124,7 +124,7 @@ def test_the_example_of_a_critic_at_a_server(url, tmp_path, monkeypatch):
 
 
 def test_a_policy_is_trained_by_a_critic_of_another_size_and_tokenizer(url, place, tmp_path, monkeypatch):
-    """All votes come from it, after the last rollout, and what they cost is counted as the server does."""
+    """All votes come from it, after the last rollout, and token counts are the server's."""
     served = CriticServer(place, 60.0, False, ExitStack())
     monkeypatch.setattr(loaders, "start_critic_server", lambda *arguments: served)
     config = scripted_config(

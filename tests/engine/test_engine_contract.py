@@ -1,4 +1,4 @@
-"""What vLLM must be, and checksums of slices: nothing here starts it."""
+"""Versions, models and folders that vLLM accepts, and checksums of slices; vLLM is never started here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_checksums_of_slices_add_up_to_that_of_the_whole(rows, columns, data):
 @pytest.mark.skipif(not LIBRARY.exists(), reason=f"{LIBRARY.name} was not built: no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_library_sums_up_every_place_of_every_row_by_its_weight(dtype):
-    """Of whole vectors, of what is behind the last, and of slices; in so many rows that two threads share them."""
+    """In full SIMD vectors, in the remainder, and in slices; in enough rows for two threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -99,10 +99,10 @@ def test_a_model_is_cut_over_as_many_devices_as_its_sizes_allow(devices, slices)
 
 
 def test_a_library_that_can_not_be_loaded_is_named(tmp_path, monkeypatch):
-    """One of another system is a fault of the installation, and not the same as none."""
+    """A library of another system is a broken installation, unlike a missing library."""
     (tmp_path / "sums.so").write_text("made for another machine")
     monkeypatch.setattr(checksums, "LIBRARY", tmp_path / "sums.so")
-    with pytest.raises(EngineError, match=r"sums\.so can't be loaded: .*; wanted one that is built here"):
+    with pytest.raises(EngineError, match=r"sums\.so can't be loaded: .*; wanted one built on this machine"):
         checksums._native_row_sums.__wrapped__()
 
 

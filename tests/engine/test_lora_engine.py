@@ -1,4 +1,4 @@
-"""The real engine with an adapter: each version and the base give the trainer's log-probs, and none another's."""
+"""The real engine with an adapter: each version and the base give the trainer's log-probs, never another version's."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def requests(name, *, base=False, length=6, count=6):
 
 
 def plain(learner, base):
-    """The policy, or the base, as transformers has it."""
+    """Log-probs of the policy, or the base, by transformers."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     if not base:
         model.load_state_dict(dict(merged_weights(learner.policy, torch.float32)))
@@ -99,7 +99,7 @@ def test_a_version_never_reads_the_cache_of_another_and_nothing_outlives_a_push(
     assert (cached("e", False), cached("f", True)) == (0, 0)
 
 
-def test_a_version_that_stayed_behind_by_one_bit_is_seen(engine, learner, sync, monkeypatch):
+def test_one_wrong_bit_of_a_version_is_detected(engine, learner, sync, monkeypatch):
     move(learner, 1)
     sync.push_policy()
     monkeypatch.setattr(engine, "load_adapter", lambda files: None)
@@ -110,7 +110,7 @@ def test_a_version_that_stayed_behind_by_one_bit_is_seen(engine, learner, sync, 
         sync.push_policy()
 
 
-def test_an_adapter_with_two_tensors_swapped_is_seen_by_its_weights_and_by_its_answers(
+def test_an_adapter_with_two_tensors_swapped_is_detected_by_its_weights_and_by_its_answers(
     engine, learner, sync, monkeypatch
 ):
     move(learner, 1)

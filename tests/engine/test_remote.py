@@ -1,4 +1,4 @@
-"""Weights over a link, and engines that don't agree."""
+"""Weights over a link, and engines that differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from capo_fast.engine.remote import EngineHost, RemoteEngines, receive_weights, 
 
 
 class Wire:
-    """A link in one process: what the source gives is read by the other end, in its order."""
+    """A link in one process: the other end reads the source's messages in their order."""
 
     def __init__(self):
         self.sent, self.sizes, self.sending = [], [], True
@@ -49,14 +49,14 @@ def test_weights_arrive_as_they_were_in_few_broadcasts(wire, monkeypatch):
 
 
 class Engines:
-    """A crossing to engines of one process each."""
+    """A crossing to engines with one process each."""
 
     lane = None
 
     def __init__(self, *engines):
         self.engines = engines
 
-    def tell(self, name, *arguments):
+    def order(self, name, *arguments):
         self.answers = [getattr(engine, name)(*arguments) for engine in self.engines]
 
     def reply(self):
@@ -85,7 +85,7 @@ def test_engines_must_compute_the_same_log_probs():
             RemoteEngines(Engines(engine_with([1.0], 0), engine_with([1.0], bias)), 1e-3).score([(1, 2, 3)])
 
 
-def test_what_an_engine_leaves_of_the_weights_is_read_all_the_same(wire):
+def test_weights_that_an_engine_does_not_read_are_read_from_the_link(wire):
     class Lazy(ScriptedEngine):
         def load(self, weights):
             next(weights)

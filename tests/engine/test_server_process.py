@@ -21,7 +21,7 @@ from capo_fast.engine.base import EngineError
 from capo_fast.engine.server_process import last_error, running_server, server_command
 
 
-def test_nothing_is_left_of_it_but_its_log(tmp_path, monkeypatch):
+def test_only_the_log_of_a_server_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     child = tmp_path / "child"
     with running_server("judge", ServerConfig(), 1, tmp_path / "run/log", 0, command("serve", child)) as server:
@@ -42,14 +42,14 @@ def test_a_port_that_another_has_taken_ends_the_start(tmp_path):
     def on_that_port(model, config, gpus, port):
         return scripted("serve", tmp_path, model, config, gpus, taken.getsockname()[1])
 
-    line = r"exit status 1; the end of its log .*: OSError: .*Address already in use"
+    line = r"exited with status 1; the end of its log .*: OSError: .*Address already in use"
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(EngineError, match=line):
         running_server("judge", ServerConfig(), 1, tmp_path / "log", 0, on_that_port).__enter__()
 
 
 @pytest.mark.parametrize("user", [os.getuid(), 10**6])
-def test_another_server_on_its_port_is_not_taken_for_it(user, tmp_path, monkeypatch):
-    """It answers at once, long before vLLM would have found that the port is taken."""
+def test_another_server_on_its_port_is_not_mistaken_for_it(user, tmp_path, monkeypatch):
+    """It answers at once, long before vLLM would notice that the port is taken."""
     other = Scripted()
     monkeypatch.setattr(os, "getuid", lambda: user)
     other.models = 200, {"data": [{"id": "somebody's"}]}
@@ -62,7 +62,7 @@ def test_another_server_on_its_port_is_not_taken_for_it(user, tmp_path, monkeypa
     assert bool(other.headers) == (user != 10**6), "another user's gets no request, and so no key"
 
 
-def test_nothing_is_left_where_no_process_can_be_started(tmp_path, monkeypatch):
+def test_nothing_is_left_if_no_process_can_be_started(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(server_process, "PYTHON", (str(tmp_path / "no such program"),))
     with pytest.raises(EngineError, match=r"the server of judge could not be started: .*No such file"):
@@ -70,10 +70,10 @@ def test_nothing_is_left_where_no_process_can_be_started(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
-def test_the_log_of_an_earlier_server_stays_and_is_not_taken_for_its_own(tmp_path):
+def test_the_log_of_an_earlier_server_stays_and_is_not_mistaken_for_its_own(tmp_path):
     log = tmp_path / "log"
     log.write_text("RuntimeError: of the one before\n")
-    with pytest.raises(EngineError, match=r"ended with exit status 3; its log .* is empty"):
+    with pytest.raises(EngineError, match=r"exited with status 3; its log .* is empty"):
         running_server("judge", ServerConfig(), 1, log, 0, ends_without_a_line).__enter__()
     assert log.read_text() == "RuntimeError: of the one before\n"
 
@@ -98,7 +98,7 @@ LOGS = {
 
 
 @pytest.mark.parametrize("text", LOGS)
-def test_the_line_of_a_log_that_says_what_failed(text, tmp_path):
+def test_the_line_of_a_log_that_names_the_failure(text, tmp_path):
     (tmp_path / "log").write_text(text)
     assert last_error(tmp_path / "log") == LOGS[text]
 

@@ -1,4 +1,4 @@
-"""The order in which a sleeping engine wakes, on a stand-in for vLLM: the order alone, nothing has slept on a GPU."""
+"""The order in which a sleeping engine wakes, with a stub for vLLM; sleeping on a GPU is untested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": b""}
 
 
 class RecordingLLM:
-    """Writes down what is asked of vLLM's LLM."""
+    """Records the calls of vLLM's LLM."""
 
     def __init__(self):
         self.calls = []

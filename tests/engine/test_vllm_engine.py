@@ -1,4 +1,4 @@
-"""The real engine, in process: its answers, its weights, and the traps that others fell into."""
+"""The real engine, in process: its answers, its weights, and known pitfalls of vLLM."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def engine():
 
 
 def model_of(seed: int):
-    """The shipped model, moved a little where seed > 0."""
+    """The shipped model, with small random changes if seed > 0."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_scores_are_the_models_logprobs(engine, base):
 
 
 def test_a_scored_request_has_the_models_logprobs_beside_others_and_over_cached_prefixes(engine, base):
-    """vLLM has none of what it reads from its cache: where that ends amid the answer, all is computed again."""
+    """vLLM returns none for cached tokens: if the cached prefix ends within the answer, all are computed again."""
     [written] = requests(1, prefix="w", max_tokens=4)
     prefix = written.prompt_ids * 20  # six blocks of 32 and a part
     run_requests(engine, [replace(written, id="before", prompt_ids=prefix)])
@@ -155,7 +155,7 @@ def test_weights_go_there_and_back(engine, base):
     assert sums[0] == sums[2] != sums[1]
 
 
-def test_checksums_see_a_tied_head_that_stayed_behind(engine, base):
+def test_checksums_detect_a_stale_tied_head(engine, base):
     """vLLM's CPU kernels compute with a packed copy of the head: the raw weight would look right."""
     moved = model_of(2).state_dict()
     engine.load((name, weight) for name, weight in moved.items() if name != "lm_head.weight")
@@ -202,7 +202,7 @@ def test_a_part_of_the_weights_may_be_pushed_with_what_is_fused_with_it(engine, 
         engine.load(iter({"model.layers.9.x": torch.zeros(1)}.items()))
 
 
-def test_a_prefix_that_outlives_a_push_is_seen(engine, base, monkeypatch):
+def test_a_cached_prefix_that_survives_a_push_is_detected(engine, base, monkeypatch):
     probe = [[3 + i % 40 for i in range(40)]]
     engine.forget_prefixes()
     engine.score(probe)
@@ -248,7 +248,7 @@ def test_requests_may_enter_while_others_run(engine, base):
     assert [ended[f"s{i}"].token_ids for i in range(2)] == [alone[f"q{i}"].token_ids for i in range(2)]
 
 
-def test_what_is_stopped_gives_what_it_has_and_goes_on_as_a_new_request(engine, base):
+def test_a_stopped_request_returns_its_tokens_and_continues_as_a_new_request(engine, base):
     asked = requests(4, prefix="p")
     whole = run_requests(engine, requests(3, prefix="v"))
     for request in asked[:3]:
@@ -265,7 +265,7 @@ def test_what_is_stopped_gives_what_it_has_and_goes_on_as_a_new_request(engine, 
     torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=2e-5, rtol=0)
 
 
-def test_a_run_that_carries_rollouts_goes_on_from_a_checkpoint_with_the_same_bits(engine, tmp_path):
+def test_a_run_that_carries_rollouts_resumes_from_a_checkpoint_with_the_same_bits(engine, tmp_path):
     words = {"rollout.carry": "true", "rollout.enough": "2", "loss.is_mode": "truncate", "eval.path": "none"}
     words |= {"algorithm": "grpo", "checkpoint.every": "1", "checkpoint.keep": "9", "train.steps": "4"}
 

@@ -339,7 +339,7 @@ BAD = [
     (["--model", "some/model"], "--benchmarks is missing"),
     (["--samples", "-1"], "argument --samples: found -1, wanted 0 or more"),
     (["--benchmark", "tiny"], "benchmark: unknown setting"),
-    (["--rollout.n"], "--rollout.n: wants a value"),
+    (["--rollout.n"], "--rollout.n: needs a value"),
     (["--rollout.top_p", "2"], "rollout.top_p: found '2', wanted number > 0 and <= 1"),
     (["--compare", "nowhere", "nowhere"], "nowhere: not the results of an evaluation"),
     (["--benchmarks", ","], "no data named"),

@@ -1,4 +1,4 @@
-"""Rollouts between ranks: what arrives is what was sent, whole, and where it is used."""
+"""Rollouts between ranks: they arrive unchanged and complete, on the ranks that use them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from capo_fast.rollout.dealing import deal_open
 
 
 def on_ranks(world, work):
-    """What `work(exchange)` returns on each rank; every rank is a thread."""
+    """The results of `work(exchange)` on each rank; every rank is a thread."""
     store, found = dist.HashStore(), [None] * world
 
     def run(rank):
@@ -39,7 +39,7 @@ def on_ranks(world, work):
 
 
 def dealt(samples, rank, world):
-    """As engines have them: rollouts of a group are spread over all."""
+    """Samples as engines have them: the rollouts of a group are spread over all."""
     return samples[rank::world][::-1]
 
 
@@ -115,8 +115,8 @@ def flat(micro):
     return {name: each for name, each in tensors.items() if isinstance(each, torch.Tensor)}
 
 
-def test_what_goes_on_has_its_tokens_where_it_goes_on_and_nowhere_else():
-    """Two engines of two ranks each; the first rank of each has what it sampled."""
+def test_a_carried_rollout_has_its_tokens_on_the_rank_that_continues_it_alone():
+    """Two engines of two ranks each; the first rank of each has its samples."""
     stopped = Partial(((1, 2),), 1, False, False, (5, 6), (-0.1, -1 / 3))
     ended, unwritten = Partial(((1, 1),), 1, True, True, (7,), (-0.25,)), Partial((), 1)
     groups = {4: OpenGroup(1, 4, 40, (Partial(),) * 2), 6: OpenGroup(1, 6, 60, (Partial(),) * 2)}

@@ -172,7 +172,7 @@ def test_memory_is_what_a_container_may_use(found, tmp_path, monkeypatch):
         (16, {"engine__ranks": 4, "loss__is_mode": "truncate"}, "found node with 12 ranks that learn on hosts of 8"),
         (8, {"engine__tensor_parallel": 8}, "wanted a divisor of the model's num_attention_heads, 28"),
         (6, {"train__optimizer": "adamw-8bit"}, "found adamw-8bit with weights in 6 shards"),
-        (8, {"engine__tensor_parallel": 4, "credit__process": "critique-ratio"}, "which asks the engine"),
+        (8, {"engine__tensor_parallel": 4, "credit__process": "critique-ratio"}, "which calls the engine"),
     ],
 )
 def test_a_job_that_would_be_refused_is_not_planned(ranks, values, says):

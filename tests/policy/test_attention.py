@@ -1,4 +1,4 @@
-"""The attentions of packed rows against one sequence at a time, and that those for a GPU launch no more for more."""
+"""Attention over packed rows against one sequence at a time; on a GPU more segments need no more launches."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PACKINGS = {
     "apart": ((5, 1, 9), (None, None, None)),
     "shared": ((3, 2, 1, 6, 4, 2, 5, 1), (None, 0, 0, None, None, 4, 4, 4)),
 }
-"""Lengths of segments, and for each the one that it attends to as well."""
+"""Lengths of segments, and the index of each segment's prefix."""
 
 
 def dense(q, k, v, cut_q, cut_k, scale, window=None):
-    """Causal attention between pieces of q and of k whose last tokens are the same, by one mask; any dtype."""
+    """Causal attention between pieces of q and of k, aligned at their last tokens, by one mask; any dtype."""
     sequence_N = torch.searchsorted(cut_q[1:], torch.arange(len(q)), right=True)
     sequence_M = torch.searchsorted(cut_k[1:], torch.arange(len(k)), right=True)
     before_N = cut_q[1:][sequence_N] - torch.arange(len(q))  # counted from the end of the piece
@@ -39,7 +39,7 @@ def checked_cuts(cut_q, cut_k, max_q, max_k):
 
 
 def varlen_stub(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False):
-    """torch's varlen_attn."""
+    """A stub of torch's varlen_attn."""
     checked_cuts(cu_seq_q, cu_seq_k, max_q, max_k)
     assert window_size == (-1, 0) and enable_gqa
     return dense(q, k, v, cu_seq_q, cu_seq_k, scale)
@@ -58,7 +58,7 @@ def flash_stub(
     causal=False,
     window_size=(-1, -1),
 ):
-    """flash_attn.flash_attn_varlen_func."""
+    """A stub of flash_attn.flash_attn_varlen_func."""
     checked_cuts(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     assert causal and window_size[1] <= 0
     window = window_size[0] + 1 if window_size[0] >= 0 else None
@@ -78,7 +78,7 @@ def tensors(lengths, dtype=torch.float64):
 
 
 def one_by_one(q, k, v, lengths, prefix, scale, window=None):
-    """Each segment behind its prefix, as a sequence of its own."""
+    """Each segment after its prefix, as a sequence of its own."""
     token = torch.arange(sum(lengths)).split(list(lengths))
     found = []
     for own, before in zip(token, prefix, strict=True):
@@ -109,7 +109,7 @@ def test_a_sliding_window_reaches_over_the_prefix(stubs):
 
 @pytest.mark.parametrize("attend", [attend_padded, attend_varlen, attend_flash])
 def test_more_segments_are_no_more_operations_and_no_wait(attend, monkeypatch):
-    """Beyond the first layer, which makes the indices of all."""
+    """After the first layer, which computes the indices for all layers."""
     monkeypatch.setattr(varlen, "varlen_attn", lambda q, k, v, *bounds, **options: q * 1)
     flash = SimpleNamespace(flash_attn_varlen_func=lambda q, k, v, *bounds, **options: q * 1)
     monkeypatch.setitem(sys.modules, "flash_attn", flash)

@@ -75,7 +75,7 @@ def test_ranks_get_nearly_equal_work(world):
 
 
 @pytest.mark.parametrize("loss", [{}, {"kl_coef": 0.1}, {"entropy_coef": 0.1}])
-def test_what_has_no_gradient_is_left_out_and_counts_in_the_denominators(loss):
+def test_rollouts_without_a_gradient_are_not_packed_but_count_in_the_denominators(loss):
     config = replace(CONFIG, loss=LossConfig(**{"kl_coef": 0.0, **loss}))
     samples = [credited(2, 3, sample=i, advantage=float(i % 2), trained=i != 5) for i in range(6)]
     [micro] = pack_update(samples, config, 0, 1)
@@ -117,7 +117,7 @@ def test_a_rank_without_work_gets_a_filler_of_weight_zero():
     assert sorted(float(share[0].weights.sum()) for share in shares) == [0.0, 1.0]
 
 
-def test_minibatches_hold_whole_groups_and_skip_what_is_not_trained():
+def test_minibatches_have_whole_groups_and_skip_untrained_rollouts():
     samples = [credited(group=g, sample=i, trained=g != 2) for g in range(4) for i in range(2)]
     figures = list(map(figures_of, samples))
     dealt = split_minibatches(figures, 2)

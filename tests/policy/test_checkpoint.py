@@ -1,4 +1,4 @@
-"""Checkpoints: everything comes back bit for bit, a torn one is never seen; exports load in transformers."""
+"""Checkpoints: restored bit for bit, incomplete ones are never loaded; exports load in transformers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def plain(value):
 
 
 def same(a, b):
-    """True, or an AssertionError that says where they differ."""
+    """True, or an AssertionError with the place of the difference."""
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     return True
 
@@ -83,7 +83,7 @@ def whole(checkpointer):
     return checkpoint
 
 
-def test_everything_comes_back_bit_for_bit(learner, tmp_path):
+def test_everything_is_restored_bit_for_bit(learner, tmp_path):
     train(learner, CONFIG)
     learner.bad_in_a_row = 2
     draws()  # an odd number of normal draws: the second of each pair is part of the state
@@ -101,7 +101,7 @@ def test_everything_comes_back_bit_for_bit(learner, tmp_path):
 
 
 @pytest.mark.usefixtures("fork_server")
-def test_two_ranks_go_on_from_one_and_one_from_two(learner, tmp_path):
+def test_two_ranks_resume_from_one_and_one_from_two(learner, tmp_path):
     train(learner, CONFIG)
     Checkpointer(tmp_path / "one", keep=1).save(1, learner, SECTIONS)
     statuses, output = run_ranks(resave, tmp_path / "log", CONFIG, tmp_path / "one", tmp_path / "two")
@@ -130,7 +130,7 @@ def test_a_longer_schedule_is_computed_over_all_steps_again(learner, tmp_path):
     ("keep", "best", "left"),
     [(2, None, [3, 4]), (1, None, [4]), (2, 1, [1, 3, 4]), (2, 4, [3, 4]), (9, 0, [0, 1, 2, 3, 4])],
 )
-def test_the_last_and_the_best_stay(keep, best, left, learner, tmp_path):
+def test_the_last_and_the_best_are_kept(keep, best, left, learner, tmp_path):
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep)
     assert whole(checkpointer) is None
     for step in range(5):
@@ -139,7 +139,7 @@ def test_the_last_and_the_best_stay(keep, best, left, learner, tmp_path):
     assert whole(checkpointer).manifest.step == 4
 
 
-def test_a_torn_checkpoint_never_counts_and_goes_at_the_next_save(saved):
+def test_an_incomplete_checkpoint_is_never_loaded_and_is_deleted_at_the_next_save(saved):
     learner, checkpointer = saved
     shutil.copytree(checkpointer.folder / "step_000001", checkpointer.folder / ".step_000009.tmp")
     (checkpointer.folder / ".step_000002.tmp").write_text("a file, no folder")
@@ -154,7 +154,7 @@ def test_a_step_saved_twice_keeps_the_first(saved):
     assert whole(checkpointer).section("progress") == SECTIONS["progress"]
 
 
-def test_what_can_not_be_deleted_is_said_once_and_the_next_is_saved(saved, monkeypatch, capsys):
+def test_a_failed_deletion_is_one_warning_and_the_next_checkpoint_is_saved(saved, monkeypatch, capsys):
     learner, checkpointer = saved
     checkpointer._keep = 1
 
@@ -168,7 +168,7 @@ def test_what_can_not_be_deleted_is_said_once_and_the_next_is_saved(saved, monke
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         f"capo_fast: warning: {checkpointer.folder}/.step_00000{step}.tmp can't be deleted: Directory not empty; "
-        "training goes on"
+        "training continues"
         for step in (1, 2)
     ]
     assert steps_in(checkpointer.folder) == [3]
@@ -178,7 +178,7 @@ def test_what_can_not_be_deleted_is_said_once_and_the_next_is_saved(saved, monke
 
 @contextmanager
 def largest_file(size):
-    """No file may grow past `size` bytes, as on a full disk: a write takes a part, the next one fails."""
+    """No file may exceed `size` bytes, as on a full disk: one write is partial, the next one fails."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -203,7 +203,7 @@ def test_a_full_disk_is_named_and_leaves_the_others(size, file, saved):
 
 @pytest.fixture
 def held(monkeypatch):
-    """Writes begin when it is set."""
+    """An event that starts the writes."""
     gate, write = threading.Event(), Contents.write
 
     def when_set(contents, folder):
@@ -248,7 +248,7 @@ def test_one_checkpoint_is_written_at_a_time(learner, tmp_path, held):
     assert same(kept, state_of(other))
 
 
-def test_a_write_that_fails_beside_training_is_an_error_at_the_next_look(learner, tmp_path, held):
+def test_a_background_write_that_fails_is_an_error_at_the_next_check(learner, tmp_path, held):
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep=2, asynchronous=True)
     checkpointer.save(1, learner, SECTIONS)
     checkpointer.check()
@@ -269,7 +269,7 @@ def test_an_unforeseen_error_of_a_write_names_its_step(learner, tmp_path, monkey
     assert failed.value.__notes__ == ["in the writing of the checkpoint of step 7"]
 
 
-def test_the_host_copy_keeps_no_memory_of_what_is_gone():
+def test_the_host_copy_frees_unused_buffers():
     def copied(*names):
         contents = Contents({name: (name, {"x": shard_of(torch.ones(3))}) for name in names})
         staging.copy(contents)

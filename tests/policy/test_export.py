@@ -1,4 +1,4 @@
-"""What a run writes at its end is written once before its first step: no trained run ends without its model."""
+"""The files of a run's end are written once before its first step: no trained run fails to save its model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from capo_fast.policy.model import Policy, load_model
 
 CONFIG = Config(policy=PolicyConfig(dtype="float32"), lora=LoraConfig(rank=4, targets=("q_proj",)))
 INVALID = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "eos_token_id": 1}
-"""transformers reads it, and refuses to save it."""
+"""A generation config that transformers reads, and refuses to save."""
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ class Unsavable:
         raise ValueError("not\nlike this")
 
 
-def test_what_could_not_be_saved_is_refused_before_the_first_step(learner, tmp_path):
+def test_a_model_that_can_not_be_saved_is_refused_before_the_first_step(learner, tmp_path):
     with pytest.raises(ConfigError, match=r"^model\.path: .* could not be saved after training: ValueError: not like"):
         rehearse_export(learner, Unsavable(), tmp_path, CONFIG)
     assert list(tmp_path.iterdir()) == []
@@ -58,7 +58,7 @@ def test_what_could_not_be_saved_is_refused_before_the_first_step(learner, tmp_p
 
 
 class Kept(logging.Handler):
-    """What would be shown."""
+    """The output that a user would see."""
 
     def __init__(self):
         super().__init__(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Gradient steps: the split of a batch changes nothing, on one rank or two; what is not finite is skipped."""
+"""Gradient steps: the split of a batch changes nothing, on one rank or two; non-finite updates are skipped."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_micro_batches_that_split_groups_make_the_step_of_one_big_batch(aggregat
 
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory, fork_server):
-    """What `learner_ranks.py` finds on one rank and on two: weights by LoRA rank (0: none), and the rest."""
+    """Results of `learner_ranks.py` on one rank and on two: weights by LoRA rank (0: none), and the rest."""
     found = {}
     for ranks in (1, 2):
         out = tmp_path_factory.mktemp("ranks") / f"{ranks}.pt"
@@ -85,7 +85,7 @@ def test_two_ranks_make_the_step_of_one(lora_rank, on_ranks):
     assert found == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
-def test_so_do_two_nodes_of_two_which_save_every_weight_once(on_ranks, one_rank, tmp_path):
+def test_two_nodes_of_two_make_the_same_step_and_save_every_weight_once(on_ranks, one_rank, tmp_path):
     statuses, output = run_ranks(learner_ranks.save_step, tmp_path / "log", tmp_path / "run", world=4, per_node=2)
     assert set(statuses) == {0}, output
     checkpoint, _ = Checkpointer(tmp_path / "run", keep=1).newest_whole()
@@ -100,8 +100,8 @@ def test_so_do_two_nodes_of_two_which_save_every_weight_once(on_ranks, one_rank,
         assert found[key] == pytest.approx(expected[key], abs=1e-5)
 
 
-def test_ten_steps_that_leave_out_what_has_no_gradient_are_those_that_compute_it(one_rank):
-    """The third update of each step has nothing to compute; weight decay and momentum move the weights all the same."""
+def test_ten_steps_without_rollouts_without_a_gradient_equal_steps_with_them(one_rank):
+    """The third update of each step has nothing to compute; weight decay and momentum still change the weights."""
     config = replace(CONFIG, train=replace(TRAIN, minibatches=3, weight_decay=0.1))
     # Packing alone reads the advantages of steps.
     computed = [replace(each, step_advantages=(1.0,) * len(each.step_advantages)) for each in PARTLY_LIVE]

@@ -1,4 +1,4 @@
-"""Weights from files into shards: what transformers and PEFT make of the same folder, in the memory of a part."""
+"""Weights from files into shards: equal to transformers' and PEFT's, in the memory of one part."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LARGE = {
     "tie_word_embeddings": True,
 }
 PART_BYTES = 4 * 40_000 * 512 // RANKS
-"""A rank's of its embedding, which is nearly all of it."""
+"""Bytes of a rank's part of the embedding, which is nearly the whole model."""
 KL = replace(FULL, loss=LossConfig(kl_coef=0.1))
 
 
@@ -73,7 +73,7 @@ def test_a_model_is_the_one_that_transformers_loads(form, tmp_path, one_rank):
 
 
 def test_weights_that_transformers_renames_are_those_that_it_loads(tmp_path, one_rank):
-    """Of a text model in the files of one that sees."""
+    """A text model in the files of a vision model."""
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "layer_types": ["full_attention"]}
     Qwen3_5ForCausalLM(Qwen3_5TextConfig(**sizes, **heads)).save_pretrained(tmp_path)
@@ -84,7 +84,7 @@ def test_weights_that_transformers_renames_are_those_that_it_loads(tmp_path, one
 
 
 def with_adapter(dtype):
-    """The weights of a model that PEFT itself gives an adapter."""
+    """The weights of a model to which PEFT itself adds an adapter."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)
     add_adapter(model, LORA.lora, LORA.seed)
     return model.state_dict()
@@ -98,7 +98,7 @@ def test_an_adapter_is_the_one_that_peft_draws(dtype, one_rank):
 
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory, fork_server):
-    """What `loading_ranks.py` finds on ranks by which no weight can be divided evenly: weights, and a record a rank."""
+    """Results of `loading_ranks.py` on ranks that divide no weight evenly: weights, and a record per rank."""
     folder = tmp_path_factory.mktemp("loading")
     write_zeros(folder / "large", Qwen2Config(**LARGE, num_attention_heads=2, num_key_value_heads=1))
     reweighted(copied(folder / "spoilt"), spoil)
@@ -118,7 +118,7 @@ def write_zeros(folder, config):
 
 
 def spoil(weights):
-    """In rows that the first and the last rank read."""
+    """Put NaN into rows that the first and the last rank read."""
     weights[NORM][0] = torch.nan
     weights[EMBEDDING][-1] = torch.inf
 
@@ -130,7 +130,7 @@ def test_every_rank_reads_its_part(on_ranks):
 
 
 def test_loading_takes_no_more_than_the_part_and_a_block(on_ranks):
-    """Mapped whole, the part would be there twice."""
+    """If the file were mapped as a whole, memory would have the part twice."""
     assert max(found["peak"] for found in on_ranks[1]) < PART_BYTES + 20 * 2**20
 
 
@@ -159,7 +159,7 @@ def test_the_reference_shares_nothing_with_the_policy_and_is_never_trained(one_r
     assert not any(parameter.requires_grad for parameter in learner.reference.parameters())
     same(learner.policy.model.state_dict(), learner.reference.model.state_dict())
     [line] = capsys.readouterr().err.splitlines()
-    assert "reference.offload changes nothing here" in line
+    assert "reference.offload has no effect" in line
 
 
 @pytest.mark.gpu

@@ -42,7 +42,7 @@ BATCH = SAMPLES[:3]
 
 
 def make_policy(policy: PolicyConfig = CONFIG.policy):
-    """A policy whose adapter is no longer the zero that it starts as."""
+    """A policy whose adapter is not zero."""
     dtype = getattr(torch, policy.dtype)
     model = load_model(MODEL, "sdpa", dtype=dtype).train()
     add_adapter(model, LORA, seed=5)
@@ -55,7 +55,7 @@ def make_policy(policy: PolicyConfig = CONFIG.policy):
 
 
 def plain_logprobs(model):
-    """float32 [T], of `BATCH`, one sequence at a time, by transformers."""
+    """float32 [T], log-probs of `BATCH`, one sequence at a time, by transformers."""
     rows = []
     for sample in BATCH:
         rollout = sample.rollout
@@ -180,7 +180,7 @@ def test_a_hub_id_stays_the_name_of_the_base():
     assert model.peft_config["default"].base_model_name_or_path == "org/name"
 
 
-def test_a_resumed_run_goes_on_bit_for_bit_and_its_checkpoint_holds_no_base(one_rank, tmp_path):
+def test_a_resumed_run_is_equal_bit_for_bit_and_its_checkpoint_has_no_base(one_rank, tmp_path):
     learner = make_learner(CONFIG)
     train(learner, CONFIG)
     (checkpointer := Checkpointer(tmp_path, keep=1)).save(1, learner, dict.fromkeys(RUN_SECTIONS))

@@ -1,4 +1,4 @@
-"""Manifests: every damage to a checkpoint's files is found before any is loaded, and named; formats are told apart."""
+"""Manifests: all damage to a checkpoint's files is found and named before any is loaded; formats are distinguished."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check(folder):
 
 
 def forge(folder, change):
-    """A manifest with its digest made right again."""
+    """A manifest with its digest recomputed."""
     body = json.loads((folder / MANIFEST).read_text())
     del body["digest"]
     change(body)
@@ -86,7 +86,7 @@ DAMAGE = {
 def test_every_damage_is_found_and_named(file, damage, folder):
     check(folder)
     DAMAGE[damage](folder / file)
-    with pytest.raises(DamagedError, match=rf"{file}.* (damaged|can't be read|is no regular file)"):
+    with pytest.raises(DamagedError, match=rf"{file}.* (damaged|can't be read|is not a regular file)"):
         check(folder)
 
 

@@ -1,4 +1,4 @@
-"""What saves memory changes nothing else: each lever against the plain run, and resumed."""
+"""Memory levers change memory alone: each is compared with the plain run, also after a resume."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIG = Config(
 
 
 def with_lever(**values: object) -> Config:
-    """`train__optimizer` is train.optimizer."""
+    """Settings by keyword: `train__optimizer` is train.optimizer."""
     config = CONFIG
     for key, value in values.items():
         section, name = key.split("__")
@@ -37,7 +37,7 @@ def with_lever(**values: object) -> Config:
 
 
 def trained(config: Config, start: Checkpointer | None = None, save: Checkpointer | None = None) -> Weights:
-    """Weights after a step, or after the one that follows a checkpoint."""
+    """Weights after a step, or after the step that follows a checkpoint."""
     learner = make_learner(config)
     if start is not None:
         start.newest_whole()[0].load(learner)
@@ -76,7 +76,7 @@ def plain(tmp_path_factory):
 
 @pytest.mark.parametrize("name", LEVERS)
 def test_a_lever_trains_as_the_plain_run_does_also_when_it_is_resumed(name, plain, one_rank, tmp_path):
-    """The plain run's checkpoint goes on under it, and its own in the plain run: they have the same tensors."""
+    """The plain run's checkpoint resumes with the lever, and the lever's without it: they have the same tensors."""
     values, tolerance = LEVERS[name]
     config, saved = with_lever(**values), Checkpointer(tmp_path, keep=1)
     torch.testing.assert_close(trained(config, save=saved), plain.weights, rtol=0, atol=tolerance)
@@ -109,7 +109,7 @@ def test_no_number_of_ranks_changes_which_moments_are_in_8_bits():
 
 def test_a_missing_torchao_is_refused_by_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    with pytest.raises(ConfigError, match=r"train\.optimizer: adamw-8bit wants the package torchao, which can't be"):
+    with pytest.raises(ConfigError, match=r"train\.optimizer: adamw-8bit needs the package torchao, which can't be"):
         make_optimizer([torch.nn.Parameter(torch.zeros(4))], with_lever(train__optimizer="adamw-8bit").train)
 
 

@@ -146,23 +146,23 @@ WINDOWS = {
 
 @pytest.mark.parametrize("family", WINDOWS)
 def test_a_sliding_window_is_refused_under_sdpa(family, tmp_path, one_rank):
-    """Qwen's layers hold it, Mistral's read it in the config."""
+    """Qwen's layers store it, Mistral's read it from the config."""
     WINDOWS[family]().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"policy\.attention: the model has a sliding window of 8 tokens"):
         make_policy(str(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("model", "says"),
+    ("model", "message"),
     [
         (lambda: GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=1)), "has no model.layers"),
         (lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=32)), "found final_logit_softcapping 30"),
         (lambda: MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=2)), "has fused experts"),
     ],
 )
-def test_what_the_trainer_can_not_compute_is_refused_by_name_even_untested(model, says, tmp_path):
+def test_a_model_that_the_trainer_can_not_compute_is_refused_even_untested(model, message, tmp_path):
     model().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         load_model(str(tmp_path), "sdpa", untested=True)
 
 

@@ -1,4 +1,4 @@
-"""A model that is taken apart into a file: what is in it, what it takes, and a disk that is full."""
+"""A model that is moved into a file: the file's contents, the memory it takes, and a full disk."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_it_takes_one_weight_beside_the_model():
 
 @contextmanager
 def full_disk(room: int):
-    """No file can have more bytes."""
+    """Limit the size of a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))

@@ -1,4 +1,4 @@
-"""The canary: a push that went wrong in any way stops the run with both numbers."""
+"""The canary: any faulty push stops the run with both numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CONFIG = scripted_config("--train.lr", "1e-3")
 
 
 class BrokenEngine(ScriptedEngine):
-    """An engine whose load goes wrong in the way that `fault(old, new) -> what it really holds` says."""
+    """An engine with a faulty load: it stores `fault(old, new)`."""
 
     def __init__(self, fault):
         super().__init__(answer, score_with(MODEL))
@@ -110,14 +110,14 @@ def shuffled(weight):
 
 
 def swapped(weight, dim, i=0, j=1):
-    """Two rows or columns changed places."""
+    """Two rows or columns are swapped."""
     order = torch.arange(weight.shape[dim])
     order[[i, j]] = order[[j, i]]
     return weight.index_select(dim, order)
 
 
 def raised(weight, by):
-    """One element is another."""
+    """One element is changed."""
     changed = weight.clone()
     changed[1, 2] += by
     return changed
@@ -138,7 +138,7 @@ def raised(weight, by):
         lambda old, new: {name: weight for name, weight in new.items() if name != NAME},  # never arrived
     ],
 )
-def test_a_checksum_tells(fault, one_rank):
+def test_a_checksum_detects_a_faulty_load(fault, one_rank):
     learner, sync = make_sync(BrokenEngine(fault))
     with pytest.raises(SyncError, match=r"has checksum -?[\d.e+-]+ in the trainer and (-?[\d.e+-]+|nan) in the engine"):
         sync.push_policy()
@@ -146,8 +146,8 @@ def test_a_checksum_tells(fault, one_rank):
         sync.push_policy()
 
 
-def test_the_probe_tells_what_checksums_cannot(one_rank):
-    """Right weights, wrong arithmetic: a scorer that never sees the new version."""
+def test_the_probe_detects_faults_that_checksums_do_not(one_rank):
+    """Right weights, wrong arithmetic: a scorer that never uses the new version."""
     learner, sync = make_sync(engine := ScriptedEngine(answer, score_with(MODEL)))
     sync.push_policy()
     base, score = engine.weights, score_with(MODEL)
@@ -180,7 +180,7 @@ def adapted(one_rank):
     return learner, engine, sync
 
 
-def test_an_adapter_goes_over_and_the_base_stays(adapted):
+def test_an_adapter_is_pushed_and_the_base_stays(adapted):
     _, engine, sync = adapted
     before = dict(engine.adapter)
     sync.push_policy()
@@ -190,21 +190,21 @@ def test_an_adapter_goes_over_and_the_base_stays(adapted):
     assert policy != base == score_with(MODEL)(engine.weights, (5, 6, 7))
 
 
-def test_an_adapter_that_stayed_behind_is_seen(adapted):
+def test_a_stale_adapter_is_detected(adapted):
     _, engine, sync = adapted
     engine.load_adapter = lambda files: None
     with pytest.raises(SyncError, match=r"lora_B\.weight has checksum -?[\d.e+-]+ in the trainer and -?[\d.e+-]+ in"):
         sync.push_policy()
 
 
-def test_a_base_that_changed_is_seen(adapted):
+def test_a_changed_base_is_detected(adapted):
     _, engine, sync = adapted
     engine.weights[NAME] = engine.weights[NAME].roll(1, 0)
     with pytest.raises(SyncError, match=rf"{NAME} has checksum"):
         sync.push_policy()
 
 
-def test_an_adapter_and_a_base_that_answer_alike_are_seen(adapted):
+def test_an_adapter_and_a_base_with_equal_answers_are_detected(adapted):
     """The second is what vLLM 0.32 does on a CPU in a mixed batch (vllm#48421)."""
     _, engine, sync = adapted
     score = engine.score
@@ -216,15 +216,15 @@ def test_an_adapter_and_a_base_that_answer_alike_are_seen(adapted):
         sync.push_policy()
 
 
-def test_a_passing_folder_lies_in_memory_where_there_is_room_and_is_gone_at_the_end():
+def test_a_passing_folder_is_in_memory_if_there_is_room_and_is_deleted_at_the_end():
     with passing_folder(1) as small, passing_folder(2**60) as large:
         assert small.is_dir() and large.is_dir()
         assert small.is_relative_to("/dev/shm") and not large.is_relative_to("/dev/shm")
     assert not small.exists() and not large.exists()
 
 
-def test_a_bfloat16_weight_that_stayed_behind_by_one_step_is_seen():
-    """At the paper's learning rates a few entries in a thousand move by one bit."""
+def test_a_bfloat16_weight_that_is_one_step_old_is_detected():
+    """At the paper's learning rates a few entries in a thousand change by one bit."""
     stale = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()
     fresh = stale.clone()
     fresh[17, 5] = torch.nextafter(fresh[17, 5], torch.tensor(1.0, dtype=torch.bfloat16))
@@ -247,7 +247,7 @@ def test_probe_sequences_are_the_ends_of_the_first_prompts_short_ones_joined():
 
 
 def test_no_two_places_weigh_the_same():
-    """Else what changes places there leaves the checksum as it was."""
+    """Otherwise a swap of two places would not change the checksum."""
     for column in (False, True):
         assert len(place_weights(5000, torch.device("cpu"), column=column).unique()) == 5000
 
@@ -280,7 +280,7 @@ def test_the_merged_policy_and_the_base_take_turns_by_their_adapted_weights_alon
 
 
 @pytest.mark.parametrize("what", ["policy", "critic"])
-def test_a_merged_push_that_stayed_behind_is_seen(what, merged):
+def test_a_stale_merged_push_is_detected(what, merged):
     _, engine, sync = merged
     load = engine.load
     if what == "critic":

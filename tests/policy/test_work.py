@@ -19,7 +19,7 @@ CONFIG = Config(train=TRAIN, loss=LossConfig(kl_coef=0.0))
 
 @pytest.mark.parametrize(("rank", "tolerance"), [(0, 0.005), (4, 0.04)])
 def test_the_layers_flops_are_those_of_their_products(rank, tolerance, one_rank):
-    """PyTorch counts attention apart, as the whole square. Under LoRA it leaves out the gradients of the first layer's
+    """PyTorch counts attention separately, as the full square. Under LoRA it omits the gradients of the first layer's
     inputs, which nothing needs: 3 % of this model of three layers."""
     learner = make_learner(replace(CONFIG, lora=LoraConfig(rank=rank)))
     (batch,) = pack_update(SAMPLES, learner.config, 0, 1)
@@ -35,7 +35,7 @@ def test_the_layers_flops_are_those_of_their_products(rank, tolerance, one_rank)
     assert layers == pytest.approx(found, rel=tolerance)
 
 
-def test_a_pass_without_a_loss_is_a_third_and_a_read_starts_anew(one_rank):
+def test_a_pass_without_a_loss_is_a_third_and_a_read_resets_the_count(one_rank):
     learner = make_learner(CONFIG)
     (batch,) = pack_update(SAMPLES, learner.config, 0, 1)
     counter = PassCounter(learner.policy)

@@ -1,4 +1,4 @@
-"""A model's folder is what it says, or is refused with one line that names what is wrong, on every road."""
+"""An invalid model folder is refused with one line that names the fault, wherever a model is loaded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CODE = {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}
 
 
 class Crafted:
-    """Runs a command where it is unpickled."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -70,7 +70,7 @@ def lost_shard(folder: Path) -> None:
 
 
 def with_twice_the_embedding(folder: Path) -> None:
-    """The second shard holds it as well, and transformers would take that one."""
+    """The second shard contains it as well, and transformers would use that one."""
     sharded(folder)
     first, last = (load_file(folder / SHARDS[i]) for i in (0, 1))
     save_file(last | {EMBEDDING: 2 * (first | last)[EMBEDDING]}, folder / SHARDS[1], {"format": "pt"})
@@ -78,7 +78,7 @@ def with_twice_the_embedding(folder: Path) -> None:
 
 
 def moved(folder: Path, shard: str | None) -> None:
-    """The index has the embedding in this shard; None: not at all."""
+    """Make the index list the embedding in this shard; None: not at all."""
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"].pop(EMBEDDING)
     index["weight_map"] |= {EMBEDDING: shard} if shard else {}
@@ -94,17 +94,17 @@ REFUSED = {
     "a head of its own": (lambda f: reweighted(f, lambda w: w | {HEAD: 2 * w[EMBEDDING]}), f"ties {HEAD} to"),
     "no prefix": (
         lambda f: reweighted(f, lambda w: {name.removeprefix("model."): each for name, each in w.items()}),
-        "named without the prefix 'model.'",
+        "names lack the prefix 'model.'",
     ),
     "a shard lost": (lost_shard, f"{INDEX} names model-00002-of-00002.safetensors, which is not there"),
     "a weight in two shards": (with_twice_the_embedding, f"found {EMBEDDING} in both {SHARDS[0]} and {SHARDS[1]}"),
     "a weight in another shard": (
         lambda f: (sharded(f), moved(f, SHARDS[1])),
-        f"{SHARDS[0]} holds {EMBEDDING}, which {INDEX} has in {SHARDS[1]}",
+        f"{SHARDS[0]} contains {EMBEDDING}, which {INDEX} has in {SHARDS[1]}",
     ),
     "a weight not in the index": (
         lambda f: (sharded(f), moved(f, None)),
-        f"{SHARDS[0]} holds {EMBEDDING}, which {INDEX} lacks",
+        f"{SHARDS[0]} contains {EMBEDDING}, which {INDEX} lacks",
     ),
     "a stray shard": (
         lambda f: (sharded(f), (f / "model-00003-of-00003.safetensors").touch()),
@@ -115,7 +115,7 @@ REFUSED = {
     "cut": (lambda f: os.truncate(f / SINGLE, 1000), f"{SINGLE} can't be read, is it whole?"),
     "a pickle": (pickled, "no weights, .* pytorch_model.bin is a pickle"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
-    "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json holds a JSON list"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "config.json contains a JSON list"),
     "bad generation": (lambda f: (f / "generation_config.json").write_text("x"), "generation_config.json is not JSON"),
     "no type": (lambda f: configured(f, model_type=None), "config.json has no model_type"),
     "unknown type": (lambda f: configured(f, model_type="frob"), "model_type frob is unknown to transformers"),
@@ -155,7 +155,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("use", ["train", "sample"])
 @pytest.mark.parametrize("fault", REFUSED)
-def test_a_folder_that_is_not_what_it_says_is_one_line(fault, use, tmp_path):
+def test_an_invalid_folder_is_one_line(fault, use, tmp_path):
     damage, says = REFUSED[fault]
     damage(folder := copied(tmp_path / "model"))
     with pytest.raises(ConfigError, match=says) as caught:
@@ -207,7 +207,7 @@ TINY = ModelConfig(path="pkg://capo_fast.tiny/model")
     ],
     ids=["trainer", "critic", "engine"],
 )
-def test_every_road_to_a_model_is_checked(road, key, tmp_path, one_rank):
+def test_every_load_of_a_model_is_checked(road, key, tmp_path, one_rank):
     reweighted(folder := copied(tmp_path / "model"), without(*MLP))
     with pytest.raises(ConfigError, match=rf"^{key}: {folder}: the weight files don't match config.json: 3 missing"):
         road(str(folder))
@@ -244,14 +244,14 @@ def test_a_hub_id_is_checked_as_a_folder_is(tmp_path, monkeypatch):
 
 
 def test_an_engine_that_leaves_weights_out_is_refused_by_their_names(tmp_path):
-    """As vLLM's Qwen3 does with the bias of o_proj."""
+    """vLLM's Qwen3 ignores the bias of o_proj."""
     config, path = read_config(str(copied(tmp_path / "model"))), str(tmp_path / "model")
     held = {*load_file(tmp_path / "model" / SINGLE), HEAD}
     check_engine_weights(path, config, held)
-    with pytest.raises(ConfigError, match=r"3 of one side alone: model\.layers\.1\.mlp\.down_proj\.weight"):
+    with pytest.raises(ConfigError, match=r"3 on one side only: model\.layers\.1\.mlp\.down_proj\.weight"):
         check_engine_weights(path, config, held - set(MLP))
     config.tie_word_embeddings = False
-    with pytest.raises(ConfigError, match=r"1 of one side alone: lm_head\.weight"):
+    with pytest.raises(ConfigError, match=r"1 on one side only: lm_head\.weight"):
         check_engine_weights(path, config, held)
 
 
@@ -271,7 +271,7 @@ def test_an_engine_longer_than_the_model_names_the_setting(tmp_path):
 
 
 def test_tokens_beyond_the_vocabulary_are_refused_by_name(tmp_path):
-    """Text spells those that are not special; a special one is there only where the chat template writes it."""
+    """Text can spell tokens that are not special; special ones come only from the chat template."""
     with_tokens(folder := copied(tmp_path / "model"), last=63, special=False)
     with_tokens(folder, last=64)
     load_tokenizer(str(folder))
@@ -298,7 +298,7 @@ def test_tokens_beyond_the_vocabulary_are_refused_by_name(tmp_path):
         (lambda f: (f / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is not JSON"),
     ],
 )
-def test_a_tokenizer_that_is_none_is_one_line(damage, says, tmp_path):
+def test_an_invalid_tokenizer_is_one_line(damage, says, tmp_path):
     damage(folder := copied(tmp_path / "model"))
     with pytest.raises(ConfigError, match=says) as caught:
         load_tokenizer(str(folder))

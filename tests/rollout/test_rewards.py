@@ -61,7 +61,7 @@ def test_functions_that_can_not_serve_are_refused(reward, says):
 
 def test_an_evaluation_has_no_columns():
     with pytest.raises(
-        ConfigError, match=r"^reward.fn: reward_functions:by_level takes 'level' of a row, wanted a func"
+        ConfigError, match=r"^reward.fn: reward_functions:by_level needs the column 'level', wanted a func"
     ):
         check_answer_function(SEVERAL)
     check_answer_function(RewardConfig())

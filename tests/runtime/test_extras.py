@@ -1,4 +1,4 @@
-"""What a plain install lacks is named in one line."""
+"""Packages that a plain install lacks are named in one line."""
 
 from __future__ import annotations
 

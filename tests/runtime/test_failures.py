@@ -1,4 +1,4 @@
-"""Two ranks of a run, one of which fails, is killed or hangs: what the user sees, and that all end."""
+"""Two ranks of a run, one of which fails, is killed or hangs: the output, and all ranks exit."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ pytestmark = pytest.mark.usefixtures("fork_server")
 BROKEN = ("Connection closed", "Connection reset", "gloo/transport")
 
 
-def two_ranks(folder, fate, *arguments):
-    """The statuses and the output of a run of two ranks, of which `fate` befalls the second."""
+def two_ranks(folder, fault, *arguments):
+    """The exit statuses and the output of a run of two ranks; `fault` is injected into the second."""
     short = ["--run.dir", str(folder), "--train.steps", "1", "--eval.path", "none", "--algorithm", "grpo"]
-    return run_ranks(ranks_run.main, folder.with_suffix(".log"), f"{fate}:1", *short, *arguments)
+    return run_ranks(ranks_run.main, folder.with_suffix(".log"), f"{fault}:1", *short, *arguments)
 
 
-def said(output):
+def own_lines(output):
     return [line for line in output.splitlines() if line.startswith("capo_fast")]
 
 
 def test_the_error_of_a_rank_is_shown_first_and_once(tmp_path):
     statuses, output = two_ranks(tmp_path / "run", "error")
     assert statuses == [1, 1]
-    assert said(output) == [
+    assert own_lines(output) == [
         "capo_fast, rank 1: error: the engine ran out of something",
         "capo_fast: error: rank 1 failed; its error is the one to read",
     ]
@@ -45,7 +45,7 @@ def test_the_error_of_a_rank_is_shown_first_and_once(tmp_path):
     assert not any(word in output for word in BROKEN)
 
 
-def test_a_bug_of_a_rank_shows_its_traceback_and_no_other(tmp_path):
+def test_a_bug_of_a_rank_prints_its_traceback_and_no_other(tmp_path):
     statuses, output = two_ranks(tmp_path / "run", "bug")
     assert statuses == [1, 1]
     assert output.count("Traceback (most recent call last)") == 1
@@ -56,45 +56,45 @@ def test_a_bug_of_a_rank_shows_its_traceback_and_no_other(tmp_path):
 def test_a_rank_that_is_killed_ends_the_others_with_a_line(tmp_path):
     statuses, output = two_ranks(tmp_path / "run", "kill")
     assert statuses == [1, -9]
-    assert said(output) == ["capo_fast: error: rank 1 has ended without a word, as if killed"]
+    assert own_lines(output) == ["capo_fast: error: rank 1 died without an error message, as if killed"]
     assert "Traceback" not in output
 
 
 def test_an_error_that_all_ranks_meet_is_shown_once(tmp_path):
     statuses, output = two_ranks(tmp_path / "run", "none", "--data.path", "nowhere.jsonl")
     assert statuses == [2, 2]
-    assert [line.count("nowhere.jsonl") for line in said(output)] == [1, 0]
-    assert "failed; its error is the one to read" in said(output)[1]
+    assert [line.count("nowhere.jsonl") for line in own_lines(output)] == [1, 0]
+    assert "failed; its error is the one to read" in own_lines(output)[1]
 
 
 def test_a_stage_of_a_run_past_its_deadline_writes_the_stacks_of_all_ranks(tmp_path):
     statuses, output = two_ranks(tmp_path / "run", "hang", "--train.stage_timeout_s", "3")
     assert statuses == [1, 1]
     assert "capo_fast, rank 1: error: stage rollout has lasted more than 3 s (train.stage_timeout_s)" in output
-    assert stacks(output, 0, "dist.barrier()") and stacks(output, 1, "in befall")
+    assert stacks(output, 0, "dist.barrier()") and stacks(output, 1, "in inject")
 
 
-def test_so_does_a_rank_that_waits_and_whose_own_deadline_would_come_too_late(tmp_path):
+def test_a_waiting_rank_with_a_later_deadline_writes_its_stacks_too(tmp_path):
     statuses, output = run_ranks(ranks_run.hang, tmp_path / "run.log")
     assert statuses == [1, 1]
     assert "capo_fast, rank 1: error: stage rollout has lasted more than 0.5 s (train.stage_timeout_s)" in output
-    for rank, place in ((0, "gather(["), (1, "in befall")):
+    for rank, place in ((0, "gather(["), (1, "in inject")):
         assert stacks(output, rank, place) and stacks(output, rank, "thread idle"), output
 
 
 def stacks(output, rank, place):
-    """The lines of a rank's stacks that name a place."""
+    """The lines of a rank's stacks that contain a place."""
     mine = [line for line in output.splitlines() if line.startswith(f"capo_fast, rank {rank}: ")]
     return [line for line in mine if place in line]
 
 
-def test_a_store_that_is_silent_is_waited_for_as_long_as_a_word_takes(monkeypatch):
+def test_a_request_to_a_silent_store_times_out(monkeypatch):
     monkeypatch.setattr(failures, "PEER_S", 0.05)
     with pytest.raises(dist.DistStoreError, match="no answer"):
-        failures._in_time(Event().wait)
+        failures._with_timeout(Event().wait)
     with pytest.raises(ZeroDivisionError):
-        failures._in_time(lambda: 1 / 0)
-    assert failures._in_time(lambda: 3) == 3
+        failures._with_timeout(lambda: 1 / 0)
+    assert failures._with_timeout(lambda: 3) == 3
 
 
 def test_what_counts_as_a_lost_connection():
@@ -111,7 +111,7 @@ def test_what_counts_as_a_lost_connection():
 
 @pytest.fixture
 def store():
-    """That of a job of two ranks, of which this is the second."""
+    """The store of a job of two ranks; this is the second."""
     store = dist.HashStore()
     enter_job(Job(store, 1, 2, 0, timedelta(seconds=5), (Place("here", 0, "127.0.0.1"),) * 2))
     yield store
@@ -121,13 +121,13 @@ def store():
 def test_the_line_of_a_lost_rank_is_shown_at_once_and_once(store, capsys):
     """Its launcher may end this process before the main thread notices."""
     this_job().lost.handled.set()
-    failures._end_after(failures.Peers(), pytest.fail, "rank 0 has ended without a word")
-    assert capsys.readouterr().err.endswith(": error: rank 0 has ended without a word\n")
+    failures._end_after(failures.Peers(), pytest.fail, "rank 0 died without an error message")
+    assert capsys.readouterr().err.endswith(": error: rank 0 died without an error message\n")
     assert not failures.Peers().shows_line()
 
 
 def test_a_rank_that_comes_after_rank_0_has_failed_names_it(store):
-    """Rank 0 has closed its server: what is refused is no error of this rank's."""
+    """Rank 0 has closed its server: the refused connection is not this rank's error."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         store.set(KEY, f"{closed.getsockname()[1]} {bytes(16).hex()}")
     store.set(failures.FIRST, f"rank 0 failed{failures.ADVICE}")
@@ -150,4 +150,4 @@ def test_the_launcher_behind_a_script_is_found(monkeypatch):
     monkeypatch.setenv(failures.UNDER_TORCHRUN, "7")
     assert failures._launcher() is parents[1]
     parents[1].cmdline = hidden
-    assert failures._launcher() is parents[0], "the parent, where none is known as torchrun"
+    assert failures._launcher() is parents[0], "the parent, if no process is torchrun"

@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one holder, and readers that look at it don't keep a run out."""
+"""The lock of a run's folder: one holder, and readers of the lock don't keep a run out."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_one_process_holds_the_folder(tmp_path, monkeypatch):
     assert not is_locked(tmp_path)
     with lock(tmp_path):
         assert is_locked(tmp_path)
-        with pytest.raises(RecordError, match="another process is at work on this run"):
+        with pytest.raises(RecordError, match="another process is running this run"):
             lock(tmp_path)
     assert not is_locked(tmp_path)
     lock(tmp_path).close()
 
 
-def test_a_process_that_looks_for_a_moment_keeps_no_run_out(tmp_path, monkeypatch):
+def test_a_process_that_reads_the_lock_keeps_no_run_out(tmp_path, monkeypatch):
     lock(tmp_path).close()
     with (tmp_path / LOCK).open("rb") as reader:
         fcntl.flock(reader, fcntl.LOCK_SH)  # as in is_locked, interrupted there by the scheduler
@@ -60,7 +60,7 @@ def test_a_folder_of_a_killed_process_is_removed_by_the_next_one(tmp_path):
 
 
 def abandoned(parent, begin=LOCKED, host=None):
-    """A folder of a killed process, whose lock the kernel has given back."""
+    """A folder of a killed process, whose lock the kernel has released."""
     folder = parent / f"{begin}{host or socket.gethostname()}+abandoned"
     folder.mkdir()
     (folder / LOCK).touch()
@@ -68,7 +68,7 @@ def abandoned(parent, begin=LOCKED, host=None):
 
 
 def test_only_abandoned_folders_of_this_host_are_removed(tmp_path):
-    """Hosts may share the parent, and have locks of their own."""
+    """Hosts may share the parent without sharing locks."""
     other, new, old = abandoned(tmp_path, host="other"), abandoned(tmp_path, NEW), abandoned(tmp_path, NEW, "*")
     abandoned(tmp_path)
     (tmp_path / f"{LOCKED}{socket.gethostname()}+file").touch()
@@ -89,7 +89,7 @@ def test_a_folder_whose_file_system_has_no_locks_is_one_line(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_memory_that_a_killed_process_has_filled_is_given_back(tmp_path, monkeypatch):
+def test_memory_that_a_killed_process_has_filled_is_freed(tmp_path, monkeypatch):
     memory = tmp_path / "memory"
     memory.mkdir()
     left = abandoned(memory, host="the-container-before")

@@ -18,7 +18,7 @@ from capo_fast.runtime.job import Job, enter_job, leave_job
 
 
 def places(*nodes: int) -> tuple[Place, ...]:
-    """So many ranks on each."""
+    """Places of a job with these numbers of ranks per node."""
     firsts = [sum(nodes[:i]) for i in range(len(nodes))]
     return tuple(Place(f"host-{i}", first, "127.0.0.1") for i, first in enumerate(firsts) for _ in range(nodes[i]))
 
@@ -39,7 +39,7 @@ def test_an_engine_that_crosses_hosts_is_refused(nodes, first, says):
 
 @pytest.fixture
 def mesh_of(monkeypatch):
-    """The shape of the mesh of a job with so many ranks on each node, the last of which hold engines."""
+    """The shape of the mesh of a job with these numbers of ranks per node, the last of which hold engines."""
     monkeypatch.setattr(mesh, "init_device_mesh", lambda kind, shape, mesh_dim_names=None: shape)
 
     def shape(nodes, engines, shard):
@@ -75,7 +75,7 @@ def test_the_ranks_of_a_role_on_a_node():
     assert mates == [[0, 1, 2], [3], [4, 5, 6, 7]]
 
 
-def test_an_interface_that_is_not_found_is_left_to_gloo_with_a_warning(monkeypatch, capsys):
+def test_without_an_interface_gloo_keeps_its_default_with_a_warning(monkeypatch, capsys):
     monkeypatch.delenv(GLOO, raising=False)
     pods = (Place("host-0", 0, "203.0.113.1"), Place("host-1", 1, "203.0.113.2"))
     choose_interface(pods, 1)
@@ -92,18 +92,18 @@ def meets(monkeypatch):
     return find_places
 
 
-def test_ranks_that_do_not_come_are_named_and_end_where_they_come_later(meets):
+def test_ranks_that_start_late_are_named_and_fail_once_they_start(meets):
     store = dist.HashStore()
     store.set(f"{PLACE}/0", "[]")
     with pytest.raises(CapoError, match=r"^ranks 2, 3 have not started 0\.05 s after this one") as late:
         meets(store, 1, 4)
     assert late.value.quiet, "rank 0 of this host shows the line"
     store.set(f"{PLACE}/2", "[]")
-    with pytest.raises(CapoError, match=r"^ranks 2, 3 have not started 0\.05 s after others: they have ended"):
+    with pytest.raises(CapoError, match=r"^ranks 2, 3 have not started 0\.05 s after others: they have exited"):
         meets(store, 3, 4)
 
 
-def test_a_rank_that_comes_as_the_wait_ends_is_not_late(meets):
+def test_a_rank_that_starts_as_the_wait_ends_is_not_late(meets):
     class Slow(dist.HashStore):
         def wait(self, names, timeout):
             super().set(f"{PLACE}/0", '["host-0", 0, "127.0.0.1"]')
@@ -125,7 +125,7 @@ def test_gloo_takes_the_interface_between_hosts(nodes, before, after, monkeypatc
 
 
 def write_other_data(folder):
-    """Under the same name on two hosts."""
+    """Write different data under the same name on two hosts."""
     for rank in range(2):
         (folder / f"host-{rank}").mkdir()
         (folder / f"host-{rank}/data.jsonl").write_text(f'{{"problem": "1+1", "answer": "{rank}"}}\n')
@@ -143,7 +143,7 @@ def test_hosts_that_share_no_folder_or_read_other_data_are_refused(tmp_path):
 
 @pytest.mark.usefixtures("fork_server")
 def test_a_host_that_only_holds_engines_must_read_the_same_data(tmp_path):
-    """Its prompts, and the answers that they are judged by, are of its own files."""
+    """It reads prompts and reference answers from its own files."""
     write_other_data(tmp_path)
     _, output = run_ranks(hosts_run.read_apart, tmp_path / "log", tmp_path, per_node=1)
     assert re.search(r"^data\.path: data\.jsonl differs between \S+ and \S+, wanted the same file on ", output, re.M)

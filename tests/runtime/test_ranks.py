@@ -1,4 +1,4 @@
-"""The process around a run: a group of one and nothing left behind, signals, gather."""
+"""The processes of a run: a group of one that leaves nothing behind, signals, gather."""
 
 from __future__ import annotations
 
@@ -145,10 +145,10 @@ def test_a_signal_whose_exception_a_library_caught_stops_the_run_at_its_first_se
 
 
 def test_a_rank_that_fails_before_all_have_met_ends_the_others_at_once():
-    """They are on other hosts, whose launchers go on."""
+    """They are on other hosts, whose launchers keep running."""
     store = dist.HashStore()
     store.set(FIRST, "rank 1 on host-b failed")
-    with pytest.raises(CapoError, match="another rank has ended before all had met"):
+    with pytest.raises(CapoError, match="another rank exited before all ranks had passed their checks"):
         _meet(Job(store, 0, 2, 0, timedelta(minutes=1)))
     _meet(Job(store, 1, 2, 0, timedelta(minutes=1)))
 

@@ -1,4 +1,4 @@
-"""Stages: what is timed, what is called on entry, and where a run may be stopped."""
+"""Stages: times, calls on entry, and the points at which a run may be stopped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUSY = "sum(range(5 * 10**6))"
 
 
 class Signal:
-    """A stop signal that may have been given."""
+    """A stop signal, given or not."""
 
     def __init__(self, given: bool = False) -> None:
         self.given = given
@@ -26,7 +26,7 @@ class Signal:
 
 
 class Clock:
-    """A deadline that keeps the stages that it is started for."""
+    """A deadline that records the stages it is started for."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []
@@ -52,9 +52,9 @@ def test_wall_and_cpu_time_are_added_up_by_stage():
     assert stages.lap() == ({}, {})
 
 
-def test_cpu_time_of_a_thread_beside_belongs_to_its_own_stage():
+def test_cpu_time_of_a_background_thread_belongs_to_its_own_stage():
     stages, clocks = made(), iter([0.0, 40.0, 45.0, 45.0, 50.0])
-    stages.beside["checkpoint"] = lambda: next(clocks)
+    stages.background["checkpoint"] = lambda: next(clocks)
     with stages("learn"):
         eval(BUSY)
     with stages("rollout"):
@@ -66,7 +66,7 @@ def test_cpu_time_of_a_thread_beside_belongs_to_its_own_stage():
 
 
 def test_cpu_time_counts_the_processes_that_were_started():
-    """One that a stage starts, and that lives on, ends in another."""
+    """A process started in one stage and ended in another counts in both."""
     stages = made()
     with stages("starts"):
         child = subprocess.Popen([sys.executable, "-c", f"{BUSY}; print(); input(); {BUSY}"], stdin=-1, stdout=-1)

@@ -1,4 +1,4 @@
-"""torchrun on two hosts, each a network namespace: one is lost amid a step, and the run goes on with the other."""
+"""torchrun on two hosts, each a network namespace: one is lost within a step, and the run continues on the other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def arguments(folder):
 
 
 def rollouts_of(folder):
-    """All that is written of each step's rollouts."""
+    """The rollout files' rows per step."""
     return [gzip.decompress(path.read_bytes()) for path in sorted((folder / "rollouts").iterdir())]
 
 
@@ -43,7 +43,7 @@ def hosts(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_lost_host_ends_the_job_and_the_run_goes_on_with_the_other(hosts, tmp_path):
+def test_a_lost_host_ends_the_job_and_the_run_continues_on_the_other(hosts, tmp_path):
     left, right = hosts
     mark, folder = tmp_path / "mark", tmp_path / "run"
     for host in hosts:
@@ -54,7 +54,7 @@ def test_a_lost_host_ends_the_job_and_the_run_goes_on_with_the_other(hosts, tmp_
     right.kill()
     assert left.join(60) == 1
     said = [line for line in left.log.read_text().splitlines() if line.startswith("capo_fast")]
-    assert said == ["capo_fast: error: rank 1 on right has ended without a word, as if killed"]
+    assert said == ["capo_fast: error: rank 1 on right died without an error message, as if killed"]
 
     one_host = tmp_path / "one_host"
     for log, world, target in (("resumed", 1, folder), ("reference", 2, one_host)):

@@ -1,4 +1,4 @@
-"""A rank that is gone without a word is named; one that ends well, or a stranger, is not."""
+"""A rank that dies is named; one that exits in order, or a connection that is no rank's, is not."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def jobs(monkeypatch):
 
 
 def connected(job: Job, hello: bytes) -> socket.socket:
-    """A connection to rank 0 that says this first."""
+    """A connection to rank 0 that sends `hello` first."""
     connection = socket.create_connection(("127.0.0.1", int(job.store.get(KEY).decode().split()[0])))
     connection.sendall(hello)
     return connection
 
 
-def test_a_rank_that_is_gone_is_named_and_a_stranger_is_not(jobs):
+def test_a_dead_rank_is_named_and_a_foreign_connection_is_not(jobs):
     lost = Queue()
     with closing(Watch(jobs[0], lost.put)):
         token = bytes.fromhex(jobs[0].store.get(KEY).decode().split()[1])
@@ -41,15 +41,15 @@ def test_a_rank_that_is_gone_is_named_and_a_stranger_is_not(jobs):
         slow = connected(jobs[0], token[:5])  # nobody waits for the rest
         with closing(slow), closing(Watch(jobs[1], lost.put)):
             connected(jobs[0], token + (2).to_bytes(4)).close()
-            assert lost.get(timeout=20) == "rank 2 on right has ended without a word, as if killed"
-            assert slow.recv(1) == b"", "all ranks are there: nobody else is listened to"
+            assert lost.get(timeout=20) == "rank 2 on right died without an error message, as if killed"
+            assert slow.recv(1) == b"", "all ranks are connected: no other connection is accepted"
     assert lost.empty()
 
 
-def test_so_is_rank_0(jobs):
+def test_a_dead_rank_0_is_named(jobs):
     lost = Queue()
     with socket.create_server(("127.0.0.1", 0)) as server:
         jobs[0].store.set(KEY, f"{server.getsockname()[1]} {bytes(16).hex()}")
         with closing(Watch(jobs[1], lost.put)):
             server.accept()[0].close()
-            assert lost.get(timeout=20) == "rank 0 on left has ended without a word, as if killed"
+            assert lost.get(timeout=20) == "rank 0 on left died without an error message, as if killed"

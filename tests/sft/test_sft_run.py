@@ -75,7 +75,7 @@ def test_an_interrupted_run_is_saved_and_goes_on_with_the_same_bits(whole, rows,
     with monkeypatch.context() as patch:
         patch.setattr(AnswerLearner, "fit", interrupted)
         assert sft(rows, folder, *more) == 130
-    assert f"interrupted: step 2 is saved; --run.dir {folder} goes on" in capsys.readouterr().err
+    assert f"interrupted: step 2 is saved; --run.dir {folder} resumes the run" in capsys.readouterr().err
     assert main(["status", str(folder)]) == 0
     assert "step        2 of 4" in capsys.readouterr().out
     assert sft(rows, folder, *more) == 0
