@@ -9,7 +9,7 @@ namespace {
 
 constexpr int WARP = 32;
 constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
-// Stands for infinity where a factor may be 0: 0 * LARGE is 0. Far beyond any exponent, and no product overflows.
+// Replaces infinity where a factor may be 0: 0 * LARGE is 0. Far beyond any exponent, and no product overflows.
 constexpr float LARGE = 1e30f;
 
 template <bool SOFTCAP> struct Head {
@@ -73,7 +73,7 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
       add_exact<SOME>([&](int j) { return load(i + j); }, [&](int j) { return left(i + j); }, head, scale);
   }
 
-  // Whether it could: not where 0 * -inf made NaN of a sum.
+  // True if the sums are valid: 0 * -inf may have made one NaN.
   template <int N, typename Load, typename Left> __device__ bool add_fused(Load load, Left left, Scaled scale) {
     uint4 vectors[N];
     for (int i = 0; i < N; ++i) vectors[i] = cut<DTYPE>(load(i), left(i));
@@ -116,7 +116,7 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
     }
   }
 
-  // Of all lanes of the warp.
+  // Over all lanes of the warp.
   __device__ void merge_warp(Scaled scale) {
     float to = top;
     for (int lanes = WARP / 2; lanes; lanes /= 2) to = fmaxf(to, shuffle_xor(to, lanes));
@@ -124,15 +124,15 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
     add_lanes();
   }
 
-  // What `count` warps were told, to every lane.
-  __device__ void gather(const float4 *told, int count, Scaled scale) {
+  // Combines the partial sums of `count` warps, in every lane.
+  __device__ void gather(const float4 *partials, int count, Scaled scale) {
     const int lane = threadIdx.x % WARP;
-    for (int i = lane; i < count; i += WARP) top = fmaxf(top, told[i].x);
+    for (int i = lane; i < count; i += WARP) top = fmaxf(top, partials[i].x);
     for (int lanes = WARP / 2; lanes; lanes /= 2) top = fmaxf(top, shuffle_xor(top, lanes));
     low = scale.low(top);
     for (int i = lane; i < count; i += WARP) {
       Sums one;
-      one.top = told[i].x, one.low = scale.low(one.top), one.sum = told[i].y, one.weighted = told[i].z;
+      one.top = partials[i].x, one.low = scale.low(one.top), one.sum = partials[i].y, one.weighted = partials[i].z;
       one.raise(top, scale);
       sum += one.sum, weighted += one.weighted;
     }
@@ -153,7 +153,7 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
   }
 };
 
-// A vector of logits -> their gradients by 2^u (constant + linear u), but for the target's.
+// A vector of logits -> their gradients, 2^u (constant + linear u), except the target's.
 template <int DTYPE, bool SOFTCAP> struct Curve {
   Head<SOFTCAP> head;
   float top, k, constant, linear;
