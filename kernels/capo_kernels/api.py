@@ -227,7 +227,7 @@ def _check_rows(rows: Tensor, hidden: Tensor) -> Tensor:
     if debugging():
         check_range("rows", rows, 0, hidden.shape[0] - 1)
         if not bool((rows.diff() > 0).all()):
-            raise ValueError("rows: got indices out of order, want strictly ascending rows")
+            raise ValueError("rows: got indices that do not ascend, want each row once, in order")
     return rows
 
 

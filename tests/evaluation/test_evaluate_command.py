@@ -224,7 +224,7 @@ def test_other_questions_and_other_weights_are_refused(tmp_path, sums):
 def test_answers_without_settings_are_not_trusted(tmp_path, sums):
     run(*asked(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
     (tmp_path / "a" / "settings.json").unlink()
-    with pytest.raises(ConfigError, match="holds answers without their settings"):
+    with pytest.raises(ConfigError, match="has answers but no settings"):
         run(*asked(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
 
 
@@ -334,7 +334,7 @@ def test_the_command_compares(pair, capsys):
 BAD = [
     (["--benchmarks", "math50"], "math50: unknown benchmark; did you mean math500?"),
     (["--benchmarks", "math500"], "math500: --data-dir is missing"),
-    (["--benchmarks", "math500", "--data-dir", "nowhere"], "math500: nowhere holds no math500"),
+    (["--benchmarks", "math500", "--data-dir", "nowhere"], "math500: nowhere has no math500"),
     (["--benchmarks", "none.jsonl"], "none.jsonl: can't read it: No such file"),
     (["--model", "some/model"], "--benchmarks is missing"),
     (["--samples", "-1"], "argument --samples: found -1, wanted 0 or more"),
@@ -363,7 +363,7 @@ def test_a_run_folder_stands_for_its_model_and_settings(tmp_path, sums):
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     (run_folder / "config.yaml").write_text("rollout.max_tokens: 33\nengine.max_model_len: 256\n")
-    with pytest.raises(ConfigError, match="has not ended yet"):
+    with pytest.raises(ConfigError, match="has not finished yet"):
         asked(tmp_path / "a", sums, "--model", str(run_folder))
     shutil.copytree(MODEL, run_folder / "model")
     job, _ = asked(tmp_path / "a", sums, "--model", str(run_folder))

@@ -94,15 +94,15 @@ def test_what_is_not_judged_in_time_is_said(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("no/such.jsonl",), "no/such.jsonl: no file of answers and no run's folder"),
+        (("no/such.jsonl",), "no/such.jsonl: wanted a file of answers or a run's folder"),
         (("{empty}",), "no answers in it"),
         (("a", "b", "c"), "found 3 arguments, wanted capo verify ANSWER REFERENCE | FILE | RUN"),
         (("{rows}", "--response-field", "pred"), "line 1: no field 'pred' (--response-field); found 'text', 'answer'"),
         (("{rows}",), "line 1: field 'answer' (--reference-field): found null, wanted text or a number"),
-        (("{rows}", "--explain"), "--explain and --truncated are of one pair"),
+        (("{rows}", "--explain"), "--explain and --truncated are for one pair"),
         (("a", "b", "--reward.tolerence", "1"), "did you mean reward.tolerance?"),
         (("a", "b", "--out"), "expected one argument"),
-        (("a", "b", "--out", "c"), "are of a file: found one pair"),
+        (("a", "b", "--out", "c"), "are for a file: found one pair"),
     ],
 )
 def test_wrong_arguments_are_one_line(words, says, tmp_path, capsys):

@@ -168,7 +168,7 @@ def test_memory_is_what_a_container_may_use(found, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("ranks", "values", "says"),
     [
-        (12, {"engine__tensor_parallel": 4}, "on hosts of 6 devices, wanted engines of one host"),
+        (12, {"engine__tensor_parallel": 4}, "on hosts of 6 devices, wanted each engine on one host"),
         (16, {"engine__ranks": 4, "loss__is_mode": "truncate"}, "found node with 12 ranks that learn on hosts of 8"),
         (8, {"engine__tensor_parallel": 8}, "wanted a divisor of the model's num_attention_heads, 28"),
         (6, {"train__optimizer": "adamw-8bit"}, "found adamw-8bit with weights in 6 shards"),
@@ -230,7 +230,7 @@ def test_the_command_names_what_to_lower(capsys):
         (["--gpus", "0"], "argument --gpus: found '0', wanted integer > 0"),
         (["--engine.tensor_parallel", "3", "--gpus", "8"], "engine.tensor_parallel: found 3"),
         (["--train.stepz", "3"], "train.stepz: unknown setting; did you mean train.steps?"),
-        (["--model", "x", "--train.lr", "1"], "--model: found --train.lr beside it, wanted --context"),
+        (["--model", "x", "--train.lr", "1"], "--model: found --train.lr with it, wanted only --context"),
         (["--response", "49"], "--response: found 49, wanted at most 48, by the run's settings"),
         (["--context", "4096"], "--context: wanted --model with it"),
         (["--model", "no/such/model"], "--model: no/such/model: no such model folder"),

@@ -57,15 +57,15 @@ def test_names_are_as_short_as_they_can_be():
         (lambda run: (run / "metrics.jsonl").write_text("{oh\n"), "metrics.jsonl, line 1, is not JSON"),
         (lambda run: (run / "config.yaml").write_text("a: [1\nb: }"), "config.yaml can't be read: while parsing"),
         (lambda run: (run / "config.yaml").write_text("[" * 9999), "config.yaml can't be read: "),
-        (lambda run: (run / "summary.json").write_text("[]"), "summary.json holds list, want a mapping"),
+        (lambda run: (run / "summary.json").write_text("[]"), "summary.json: found list, want a mapping"),
         (
             lambda run: (run / "summary.json").write_text('{"steps": "4"}'),
             "summary.json: steps: found '4', wanted a num",
         ),
-        (lambda run: (run / "rollouts/000002.jsonl.gz").write_bytes(gzip.compress(b"7")), "no rollout's: TypeError("),
+        (lambda run: (run / "rollouts/000002.jsonl.gz").write_bytes(gzip.compress(b"7")), "not a rollout: TypeError("),
         (
             lambda run: (run / "rollouts/000002.jsonl.gz").write_bytes(gzip.compress(b'{"steps": []}')),
-            "000002.jsonl.gz is damaged: a row is no rollout's: KeyError(",
+            "000002.jsonl.gz is damaged: a row is not a rollout: KeyError(",
         ),
         (lambda run: (run / "rollouts/000002.jsonl.gz").write_bytes(b"\x1f\x8b torn"), "000002.jsonl.gz is damaged: "),
         (

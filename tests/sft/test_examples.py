@@ -67,7 +67,7 @@ def test_a_template_without_an_end_gets_one_after_the_last_answer_alone():
 
 def test_a_template_that_renders_the_past_otherwise_is_refused():
     assert trained_texts(with_template(FORGETFUL), TWO[:2]) == ["b<end>"]
-    with pytest.raises(DataError, match=r"row 0: message \d: the chat template of .* renders what is before this"):
+    with pytest.raises(DataError, match=r"row 0: message \d: the chat template of .* renders the messages before this"):
         trained_texts(with_template(FORGETFUL), TWO)
     hidden = "{% for m in messages %}{{ m.content if add_generation_prompt else 'x' }}{% endfor %}"
     with pytest.raises(DataError, match=r"data\.path: message 2: the chat template of "):
