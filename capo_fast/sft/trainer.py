@@ -45,7 +45,7 @@ class SftTrainer:
         except Interrupted:
             self.log.save(self.learner)
             self.log.wait_saved()
-            raise Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} resumes it") from None
+            raise Interrupted(f"step {progress.step} is saved; --run.dir {self.log.folder.path} goes on") from None
         return self.finish()
 
     def step(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Generate the embedded default: data files, tokenizer, the model that is both policy and critic, and a critic of steps.
+"""Generate the embedded default: data files, tokenizer, a model that is both policy and critic, and a critic of steps.
 
 One net learns both skills. Half of each batch are worked solutions with the world's misconceptions, half are critiques
 with the true verdicts; the loss is on completions alone. A second net of the same shape learns to judge single steps.
@@ -96,7 +96,7 @@ def completion_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, targets: torch.T
 
 
 def backward(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> float:
-    """Computes gradients of the mean loss per token; returns the mean. Chunks have examples of similar length, to save padding."""
+    """Gradients of the mean loss per token; returns the mean. Chunks have similar lengths, which saves padding."""
     examples = sorted(examples, key=lambda example: len(example[0]))
     chunks = [encode(tokenizer, examples[i : i + CHUNK]) for i in range(0, len(examples), CHUNK)]
     tokens, total = sum(int((targets != IGNORE).sum()) for _, targets in chunks), 0.0

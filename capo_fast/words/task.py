@@ -3,13 +3,12 @@ r"""The rule: a problem's structure and a solution's steps -> which steps are wr
     structure  [["*", 3, 4], ["+", 12, "#0"]]           3 bags of 4 bought by somebody with 12
     steps      3 * 4 = 12 pens | 12 + 12 = 24 pens | Answer: \boxed{24}
 
-An operation has a sign and two operands: a number of the problem, or `#k`, the result of operation k. Of a step
-the rule reads the statements, its equations and its boxed answer in order; words are ignored. A statement is right if it
-is an operation on stated operands, with their *stated* values and the right result; or, after the last operation, the
-last stated result in the box. So an error carried forward correctly is not wrong again, and the order is free where the
+An operation has a sign and two operands: a number of the problem, or `#k`, the result of operation k. Of a step the
+rule reads the statements, its equations and its boxed answer in order; words are ignored. A statement is right if it is
+an operation on stated operands, with their *stated* values and the right result; or, after the last operation, the last
+stated result in the box. So an error carried forward correctly is not wrong again, and the order is free where the
 problem leaves it free. A step that skips another is wrong, the steps after it are not. Steps without a statement,
-repeated steps and steps after the answer are wrong.
-"""
+repeated steps and steps after the answer are wrong. """
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
 r"""The misconceptions of a world, and the solutions that they make.
 
-A misconception is a fixed error that solutions make with a probability of its own: a sum or difference with certain last
-digits is off by one or by ten, a product by a row of its table, a quotient by one; an event of a story is read as its
-opposite; a product is used without the step that computes it. So a model that is fine-tuned on a
-world's solutions is wrong in a systematic way, with misconceptions that it can unlearn. The kinds of errors are those
-that pupils make (Brown and Burton, Diagnostic models for procedural bugs in basic mathematical skills, 1978).
-"""
+A misconception is a fixed error that solutions make with a probability of its own: a sum or difference with certain
+last digits is off by one or by ten, a product by a row of its table, a quotient by one; an event of a story is read as
+its opposite; a product is used without the step that computes it. So a model that is fine-tuned on a world's solutions
+is wrong in a systematic way, with misconceptions that it can unlearn. The kinds of errors are those that pupils make
+(Brown and Burton, Diagnostic models for procedural bugs in basic mathematical skills, 1978). """
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ class World:
 
     @classmethod
     def from_seed(cls, seed: int, share: float = FACTS) -> World:
-        """Draw the misconceived facts and readings with their errors and probabilities. Held-out stories are read correctly."""
+        """Draw the misconceived facts and readings, with errors and probabilities. Held-out stories are read right."""
         rng = Random(f"misconceptions of words {seed}")
         digits = [(sign, a, b) for sign in SIGNS for a in range(10) for b in range(10)]
         events = [(key, kind) for key, story in STORIES.items() for kind in story.tells if kind in SIGN]
