@@ -3,7 +3,8 @@
 [us] A response is split at two or more newlines; `\\r\\n` counts as one newline; pieces of white space alone are no
 steps. The split uses the bytes of the generated tokens, never re-tokenised text: a decoder may change earlier
 characters when a later token arrives, bytes don't change. A line break is one byte in UTF-8, so no character is ever
-split. """
+split.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +95,9 @@ def _token_bytes(token_id: int, tokenizer: Any) -> bytes:
 
     A decoder may strip the leading space of a text, so the bytes are those added by repeating the token. If they are
     not valid UTF-8, they come from the token's spelling: `<0xE2>` (sentencepiece) or one letter per byte (byte-level
-    BPE). """ once, twice = (
+    BPE).
+    """
+    once, twice = (
         tokenizer.decode([token_id] * n, skip_special_tokens=True, clean_up_tokenization_spaces=False) for n in (1, 2)
     )
     text = twice[len(once) :]

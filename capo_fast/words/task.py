@@ -8,7 +8,8 @@ rule reads the statements, its equations and its boxed answer in order; words ar
 an operation on stated operands, with their *stated* values and the right result; or, after the last operation, the last
 stated result in the box. So an error carried forward correctly is not wrong again, and the order is free where the
 problem leaves it free. A step that skips another is wrong, the steps after it are not. Steps without a statement,
-repeated steps and steps after the answer are wrong. """
+repeated steps and steps after the answer are wrong.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ A misconception is a fixed error that solutions make with a probability of its o
 last digits is off by one or by ten, a product by a row of its table, a quotient by one; an event of a story is read as
 its opposite; a product is used without the step that computes it. So a model that is fine-tuned on a world's solutions
 is wrong in a systematic way, with misconceptions that it can unlearn. The kinds of errors are those that pupils make
-(Brown and Burton, Diagnostic models for procedural bugs in basic mathematical skills, 1978). """
+(Brown and Burton, Diagnostic models for procedural bugs in basic mathematical skills, 1978).
+"""
 
 from __future__ import annotations
 

@@ -42,7 +42,10 @@ def test_steps_are_neutralised_on_their_way_in() -> None:
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [
-        ("{{ problem }}", "found no step.index, wanted one for each step, counted from 0, as in {% for step in steps %}"),
+        (
+            "{{ problem }}",
+            "found no step.index, wanted one for each step, counted from 0, as in {% for step in steps %}",
+        ),
         (LOOP.replace("{{ step.text }}", ""), "found no step.text"),
         ("{% if solution %}" + LOOP + "{% endif %}", "found no step.index"),
         ("{{ steps }}", "found no step.text"),
