@@ -1,4 +1,4 @@
-"""The credit of a rank's whole groups: the estimator's call, what it asks the engine for, and what that costs."""
+"""The credit of a rank's whole groups: the call of the estimator, its queries to the engine, and their cost."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from capo_fast.verify.functions import Item, item_of
 
 @dataclass(frozen=True)
 class CreditCost(Summed):
-    """What estimators asked the engine for."""
+    """The cost of an estimator's queries to the engine."""
 
     requests: int = 0
     tokens: int = 0
-    """Read and written: prompts, what is scored, and continuations."""
+    """Tokens of prompts, scored suffixes and continuations."""
     written_tokens: int = 0
-    """Of these, continuations."""
+    """Tokens of continuations among these."""
     cached_tokens: int = 0
-    """Of the prompts': their keys and values were there already."""
+    """Prompt tokens whose keys and values were cached."""
     shared: int = 0
-    """Questions that were asked before in the same list: equal ones have one answer."""
+    """Queries equal to an earlier one of the same list; equal ones share an answer."""
     without_room: int = 0
-    """Questions that are too long: for `engine.max_model_len`, or for a rollout."""
+    """Queries that are too long for `engine.max_model_len` or for a rollout."""
     timeouts: int = 0
-    """Of continuations, without a verdict."""
+    """Continuations without a verdict."""
 
 
 @dataclass
@@ -49,17 +49,16 @@ class Crediting:
     requests: RequestBuilder
 
     def credit(self, samples: Sequence[Sample], step: int) -> tuple[list[CreditedSample], CreditCost]:
-        """Samples that make up whole groups, one after another, in their order, with their credit. step: of training,
-        from 1. Raises CreditError."""
-        if not samples:  # a rank may have no whole group
+        """Samples that form consecutive whole groups, in order, with their credit. step: of training, from 1. Raises
+        CreditError."""
+        if not samples:  # a rank may have no group
             return [], CreditCost()
         groups, asking = groups_of(samples), Asking(self, step)
         found = self.estimator(groups, self._parts(), asking)
         return credited_samples(groups, found, self.config, step), asking.cost
 
     def check_kind(self, figures: Sequence[Figures]) -> None:
-        """Raises CreditError where rollouts of one step, which may be of several ranks and rounds, have credit of both
-        kinds."""
+        """Raises CreditError if rollouts of one step, over all ranks and rounds, have credit of both kinds."""
         kinds = {each.by_token: each.group for each in figures}
         if len(kinds) > 1:
             raise CreditError(
@@ -68,8 +67,8 @@ class Crediting:
             )
 
     def metrics(self, figures: Sequence[Figures], cost: CreditCost, step: int) -> dict[str, float]:
-        """Of all of a step's rollouts; {} where nothing is asked and P is constant."""
-        # As numbers of one type: a checkpoint that holds them (`engine.ranks`) gives them back as such.
+        """Metrics of all of a step's rollouts; {} without queries and with constant P."""
+        # All floats, as a checkpoint (`engine.ranks`) restores them.
         asked = {f"credit/{name}": float(value) for name, value in vars(cost).items()} if self.estimator.asks else {}
         verdicts: dict[int, list[float | None]] = {}
         for each in figures:
@@ -82,14 +81,14 @@ class Crediting:
 
 
 class Asking:
-    """Answers an estimator's questions, a list at a time; equal ones in a list are asked once."""
+    """Answers an estimator's queries, one list at a time; equal ones in a list are sent once."""
 
     def __init__(self, of: Crediting, step: int) -> None:
         self._of, self._step = of, step
         self.cost = CreditCost()
 
     def __call__(self, asked: Sequence[Asked]) -> Answers:
-        """Raises CreditError for what is no list of questions."""
+        """Raises CreditError for anything but a list of queries."""
         check_questions(asked)
         once = dict.fromkeys(asked)
         fits = [each for each in once if self._has_room(each)]
