@@ -68,9 +68,9 @@ def render_critique_prompt(
     """
     tokens, given = tuple(special_tokens), solution if solution and solution.strip() else ""
     shown = [_shown(index, step, tokens) for index, step in enumerate(steps)]
-    asked, given = (_plain(text, tokens) for text in (problem, given))
+    shown_problem, given = (_plain(text, tokens) for text in (problem, given))
     try:
-        return _compiled(template).render(problem=asked, steps=shown, solution=given)
+        return _compiled(template).render(problem=shown_problem, steps=shown, solution=given)
     except (TemplateError, TypeError) as error:
         raise CritiquePromptError(f"critic.prompt: {error}, with a solution of {len(steps)} steps") from error
 

@@ -46,7 +46,7 @@ BUILT_IN = {
     "critique-ratio": "capo_fast.credit.estimators.critique_ratio:critique_ratios",
     "flawed-answers": "capo_fast.credit.estimators.flawed_answers:flawed_answers",
 }
-"""By `credit.process`."""
+"""Built-in estimators by `credit.process`."""
 
 Returned = StepCredit | TokenCredit
 Ask = Callable[[Sequence[Asked]], Answers]
@@ -59,7 +59,7 @@ class Estimator:
     name: str
     function: Callable[..., Any]
     parts: tuple[str, ...]
-    """Of `PARTS`."""
+    """Names in `PARTS` that it takes."""
     required: tuple[str, ...]
     """Columns without a default."""
     optional: tuple[str, ...]
@@ -110,34 +110,34 @@ def load_estimator(name: str) -> Estimator:
     )
 
 
-def _run_queries(asking: Generator[Sequence[Asked], Answers | None, Returned], ask: Ask) -> Any:
+def _run_queries(generator: Generator[Sequence[Asked], Answers | None, Returned], ask: Ask) -> Any:
     """Runs a generator to its end with the answers to its queries; returns its result."""
     answers: Answers | None = None
     while True:
         try:
-            asked = asking.send(answers)
+            queries = generator.send(answers)
         except StopIteration as ended:
             return ended.value
-        answers = ask(asked)
+        answers = ask(queries)
 
 
-def refuse_questions(asked: Sequence[Asked]) -> Answers:
+def refuse_questions(queries: Sequence[Asked]) -> Answers:
     """`ask` for estimators that query no engine. Raises ValueError."""
     raise ValueError("this credit estimator queries the engine, but there is no engine here")
 
 
-def check_questions(asked: Any) -> None:
+def check_questions(queries: Any) -> None:
     """Raises CreditError."""
-    if not isinstance(asked, list):
-        raise CreditError(f"credit.fn: yielded {reprlib.repr(asked)}, wanted a list of Suffix and Continuation")
-    for each in asked:
+    if not isinstance(queries, list):
+        raise CreditError(f"credit.fn: yielded {reprlib.repr(queries)}, wanted a list of Suffix and Continuation")
+    for each in queries:
         if not isinstance(each, Suffix | Continuation):
-            raise CreditError(f"credit.fn: asked {reprlib.repr(each)}, wanted a Suffix or a Continuation")
+            raise CreditError(f"credit.fn: yielded {reprlib.repr(each)}, wanted a Suffix or a Continuation")
         parts = (each.before, each.tokens) if isinstance(each, Suffix) else (each.response,)
         if not all(isinstance(part, tuple) for part in parts):
-            raise CreditError(f"credit.fn: asked {reprlib.repr(each)}, wanted token ids as tuples")
+            raise CreditError(f"credit.fn: yielded {reprlib.repr(each)}, wanted token ids as tuples")
         if isinstance(each, Suffix) and not (each.before and each.tokens):
-            raise CreditError(f"credit.fn: asked {reprlib.repr(each)}, wanted at least one token in each part")
+            raise CreditError(f"credit.fn: yielded {reprlib.repr(each)}, wanted at least one token in each part")
 
 
 # ---- checks of the returned credit ----

@@ -15,7 +15,7 @@ from capo_fast.verify.functions import Item
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnswerRow:
     """One answer to check."""
 
     where: str
@@ -27,7 +27,7 @@ class Asked:
     """The row's response is null, as after a failed call: there is nothing to check."""
 
 
-def read_pairs(path: Path, responses: Sequence[str], references: Sequence[str]) -> Iterator[Asked]:
+def read_pairs(path: Path, responses: Sequence[str], references: Sequence[str]) -> Iterator[AnswerRow]:
     """The answers of a file, or of all rollouts of a run's folder. Raises ConfigError.
 
     Of `responses` and `references` the first field that the first row has is used.
@@ -40,14 +40,14 @@ def read_pairs(path: Path, responses: Sequence[str], references: Sequence[str]) 
             if not isinstance(row, Mapping):
                 raise ConfigError(f"{where}: found {type(row).__name__}, wanted an object")
             responses, references = _first(row, responses), _first(row, references)
-            yield _asked(where, row, responses[0], references[0])
+            yield _answer_row(where, row, responses[0], references[0])
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Sequence[str]:
     return names if len(names) == 1 else (next((name for name in names if name in row), names[0]),)
 
 
-def _asked(where: str, row: Mapping[str, Any], response_field: str, reference_field: str) -> Asked:
+def _answer_row(where: str, row: Mapping[str, Any], response_field: str, reference_field: str) -> AnswerRow:
     missing = find(row, response_field) is None
     response = "" if missing else _response(where, row, response_field)
     references = references_of(where, row, reference_field, "--reference-field")
@@ -55,7 +55,7 @@ def _asked(where: str, row: Mapping[str, Any], response_field: str, reference_fi
     each = (references,) if isinstance(references, str) else references
     items = tuple(Item(response, reference, {"truncated": truncated}) for reference in each)
     recorded = row.get("outcome")
-    return Asked(where, items, float(recorded) if isinstance(recorded, int | float) else None, missing)
+    return AnswerRow(where, items, float(recorded) if isinstance(recorded, int | float) else None, missing)
 
 
 def _response(where: str, row: Mapping[str, Any], field: str) -> str:

@@ -31,7 +31,7 @@ from capo_fast.verify.functions import Item
 from capo_fast.verify.pool import WorkerPool
 
 if TYPE_CHECKING:
-    from capo_fast.evaluation.answer_rows import Asked
+    from capo_fast.evaluation.answer_rows import AnswerRow
 
 RESPONSES = ("response", "text", "pred", "prediction", "solution", "output", "completion")
 """Field names of a response; the first one that the first row has is used."""
@@ -44,14 +44,14 @@ WIDTH = 48
 JUDGE, EXPLAIN = "capo_fast.verify.answers:judge", "capo_fast.verify.explain:stages"
 
 
-def judged(asked: Iterable[Asked], pool: WorkerPool[Judgement]) -> Iterator[tuple[Asked, dict[str, Any]]]:
+def judged(answers: Iterable[AnswerRow], pool: WorkerPool[Judgement]) -> Iterator[tuple[AnswerRow, dict[str, Any]]]:
     """Each answer with its verdict as a line of `--out`."""
-    every = iter(asked)
-    while block := list(islice(every, BLOCK)):
+    remaining = iter(answers)
+    while block := list(islice(remaining, BLOCK)):
         found = iter(pool.check([item for each in block if not each.missing for item in each.items]))
         for each in block:
-            mine = [] if each.missing else [next(found) for _ in each.items]
-            row = {"where": each.where} | verdict_row(each.items[0], mine)
+            judgements = [] if each.missing else [next(found) for _ in each.items]
+            row = {"where": each.where} | verdict_row(each.items[0], judgements)
             yield each, row if each.recorded is None else row | {"recorded": each.recorded}
 
 
@@ -76,18 +76,18 @@ def verify_pair(response: str, reference: str, truncated: bool, explain: bool, r
     return int(found[0] is None)
 
 
-def verify_file(path: Path, answers: Iterable[Asked], out: Path | None, reward: RewardConfig) -> int:
+def verify_file(path: Path, answers: Iterable[AnswerRow], out: Path | None, reward: RewardConfig) -> int:
     """Print and write the verdict on every answer of a path; returns 1 if none could be checked."""
     verdicts, rules, recorded = Counter[str](), Counter[str](), Counter[bool]()
     with _pool(reward, JUDGE) as pool, replacing(out) if out else nullcontext() as file:
-        for asked, row in judged(answers, pool):
+        for answer, row in judged(answers, pool):
             print(_line(row))
             if file:
                 file.write(json_line(row))
             verdicts[row["verdict"]] += 1
             rules[row["rule"] or "none"] += 1
-            if asked.recorded is not None and row["verdict"] in ("right", "wrong"):
-                recorded[asked.recorded == (row["verdict"] == "right")] += 1
+            if answer.recorded is not None and row["verdict"] in ("right", "wrong"):
+                recorded[answer.recorded == (row["verdict"] == "right")] += 1
     total = verdicts.total()
     if not total:
         raise ConfigError(f"{path}: no answers in it")

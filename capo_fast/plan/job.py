@@ -132,7 +132,7 @@ class Job:
         return self.engines if self.writes_critiques else self.servers
 
     @property
-    def apart(self) -> bool:
+    def separate_engines(self) -> bool:
         """True if engines and learner are on different ranks."""
         return self.config.engine.ranks > 0
 

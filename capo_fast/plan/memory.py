@@ -27,10 +27,10 @@ Parts = dict[str, float]
 def moments(job: Job) -> dict[str, Parts]:
     """The moments of a rank that learns; with engines on other ranks, `rollout` and `critique` are of those."""
     learner = runtime(job) | state(job)
-    if job.device.on_cpu and not job.apart:  # no engine sleeps there
+    if job.device.on_cpu and not job.separate_engines:  # no engine sleeps there
         learner |= engine(job) | served(job)
-    weights = {} if job.apart else {"engine's weights": job.engines.weights}
-    found = engine_moments(job, runtime(job) if job.apart else learner)
+    weights = {} if job.separate_engines else {"engine's weights": job.engines.weights}
+    found = engine_moments(job, runtime(job) if job.separate_engines else learner)
     return found | {"sync": learner | weights | passing(job)} | learning(job, learner)
 
 
@@ -216,7 +216,7 @@ def processes(job: Job) -> float:
 def asleep(job: Job) -> Parts:
     """Weights of sleeping engines, without those that are pushed again."""
     found = Parts()
-    if job.is_lora and not job.apart:
+    if job.is_lora and not job.separate_engines:
         found["engine's weights, asleep"] = job.here * job.engines.weights
     if (servers := job.servers) is not None:
         found["critic's weights, asleep"] = servers.config.tensor_parallel * servers.weights

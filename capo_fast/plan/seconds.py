@@ -30,7 +30,7 @@ def step_seconds(job: Job) -> float:
     """Seconds of a step; with engines on separate ranks the longer side counts."""
     found = stages(job)
     learns = found["sync"] + found["learn"]
-    return max(learns, sum(found.values()) - learns) if job.apart else sum(found.values())
+    return max(learns, sum(found.values()) - learns) if job.separate_engines else sum(found.values())
 
 
 # ---- the engines ----

@@ -50,7 +50,7 @@ class Room:
 
     rollouts: int
     bytes: int
-    """Of JSON."""
+    """Size as JSON."""
 
 
 @dataclass

@@ -137,20 +137,20 @@ class Gate:
     def _profiles(self, rollouts: Sequence[Rollout]) -> list[tuple[int, list[float]]]:
         """Per rollout its group, and the change of the answer's probability by each step but the last."""
         known = {each.group: answer_tokens(each.prompt, self._config, self._requests.tokenizer) for each in rollouts}
-        asked = [
+        suffixes = [
             [[Suffix((*start, *lead), tokens) for lead, tokens in known[each.group]] for start in starts_of(each)]
             for each in rollouts
         ]
-        found = self._logprobs(suffix for starts in asked for start in starts for suffix in start)
-        values = [[mean_probability([found.get(each) for each in start]) for start in starts] for starts in asked]
+        found = self._logprobs(suffix for starts in suffixes for start in starts for suffix in start)
+        values = [[mean_probability([found.get(each) for each in start]) for start in starts] for starts in suffixes]
         return [(rollout.group, step_gains(each)) for rollout, each in zip(rollouts, values, strict=True)]
 
-    def _logprobs(self, asked: Iterable[Suffix]) -> dict[Suffix, tuple[float, ...] | None]:
+    def _logprobs(self, suffixes: Iterable[Suffix]) -> dict[Suffix, tuple[float, ...] | None]:
         """Log-probs of the suffixes that fit the engine. Equal ones are sent once."""
         room = self._config.engine.max_model_len
         requests = {
             each: self._requests.score_request(f"profile-{self._step}-{number}", each.before, each.tokens)
-            for number, each in enumerate(dict.fromkeys(asked))
+            for number, each in enumerate(dict.fromkeys(suffixes))
             if len(each.before) + len(each.tokens) < room
         }
         answers = self._stream.engine_answers(requests.values())

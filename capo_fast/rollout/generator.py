@@ -247,7 +247,7 @@ class RolloutGenerator:
     def _batch(self, found: Rounds, step: int, late: int) -> Batch:
         """late: as for `carry_metrics`."""
         carried = carry_metrics(found.figures, found.carried, step - 1, late) if self.config.rollout.carry else {}
-        asked = self.crediting.metrics(found.figures, found.credit_cost, step)
+        credit_metrics = self.crediting.metrics(found.figures, found.credit_cost, step)
         return Batch(
             figures=found.figures,
             kept=frozenset(found.kept),
@@ -258,7 +258,7 @@ class RolloutGenerator:
             cursor=found.cursor,
             carried=found.carried,
             carry_metrics=carried,
-            credit_metrics=asked | gate_metrics(found.traffic, self.config),
+            credit_metrics=credit_metrics | gate_metrics(found.traffic, self.config),
         )
 
     def _rows(self, rounds: Sequence[Sequence[CreditedSample]]) -> list[bytes]:

@@ -112,9 +112,9 @@ class RemoteGenerator:
         assert self.begun is not None
         with self.stages("wait"):
             self.stages.deadline.stop()  # the stages of the other ranks have deadlines
-            batch, asked_to_stop = receive_batch(self.crossing)
+            batch, stop_requested = receive_batch(self.crossing)
         self.weights.release()  # the critic may be loaded instead of the policy
-        if asked_to_stop:
+        if stop_requested:
             self.stages.stop.ask()
         self.ready, self.begun, self.sampled = (self.begun, batch), None, True
         return batch
@@ -170,8 +170,8 @@ class EngineRank:
         self.carried = batch.carried
         lap = self._stages.lap()
         spent = Lap(lap.wall, added(*gather([lap.cpu])))
-        asked_to_stop = any(gather([self._stages.stop.asked]))
-        send_batch(self.host.crossing, replace(batch, beside=spent), asked_to_stop)
+        stop_requested = any(gather([self._stages.stop.asked]))
+        send_batch(self.host.crossing, replace(batch, beside=spent), stop_requested)
 
     def _end(self, outcome: dict[str, Any] | Interrupted) -> dict[str, Any]:
         if isinstance(outcome, Interrupted):
@@ -179,7 +179,7 @@ class EngineRank:
         return outcome
 
 
-def send_batch(crossing: Crossing, batch: Batch, asked_to_stop: bool) -> None:
+def send_batch(crossing: Crossing, batch: Batch, stop_requested: bool) -> None:
     """Send a batch to the ranks that learn; called on every rank with an engine.
 
     Each rank that learns gets the columns of one engine rank, while there are any: they redistribute them when they
@@ -189,7 +189,7 @@ def send_batch(crossing: Crossing, batch: Batch, asked_to_stop: bool) -> None:
     bare = replace(
         batch, columns=NONE, rows=[b""] * len(batch.rows), carried=tuple(each.bare for each in batch.carried)
     )
-    crossing.answer((bare, asked_to_stop))
+    crossing.answer((bare, stop_requested))
     target = (job.rank - job.learners) * job.learners // job.engines
     keys = batch.columns.places()
     deal_columns(batch.columns, [list(keys) if rank == target else [] for rank in range(job.count)], exchange)
@@ -200,12 +200,12 @@ def send_batch(crossing: Crossing, batch: Batch, asked_to_stop: bool) -> None:
 
 def receive_batch(crossing: Crossing) -> tuple[Batch, bool]:
     """The receiving side of `send_batch`; called on every rank that learns."""
-    batch, asked_to_stop = crossing.reply()
+    batch, stop_requested = crossing.reply()
     exchange = Exchange(crossing.all.group("cpu"))
     columns = deal_columns(NONE, [[]] * exchange.count, exchange)
     rows = [b"".join(exchange.bytes_to_first(part)) for part in batch.rows]
     carried = on_first(batch.carried, exchange)
-    return replace(batch, columns=columns, rows=rows, carried=carried), asked_to_stop
+    return replace(batch, columns=columns, rows=rows, carried=carried), stop_requested
 
 
 NONE = Columns.of([])

@@ -149,7 +149,7 @@ class Stream:
         )
 
     def _beside_rollouts(self, entered: int, tokens: int) -> int:
-        """Of `tokens` tokens of a critique, those decoded while rollouts still ran."""
+        """The number of a critique's `tokens` tokens that were decoded while rollouts still ran."""
         if self._critic is not self._engine:
             return tokens if self.rollouts else 0
         beside = min(tokens - (self._steps - self._steps_with_rollouts), self._steps_with_rollouts - entered)

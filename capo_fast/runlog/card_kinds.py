@@ -14,13 +14,13 @@ class Kind:
     """The kind of a run's card."""
 
     tags: Sequence[str]
-    """Of the front matter."""
+    """Tags of the front matter."""
     how: str
     """The beginning of the sentence that ends with the number of steps."""
     measured: str
     """Sentence above the curve."""
     columns: Mapping[str, str]
-    """Of the curve: fields of an evaluation and their titles."""
+    """Columns of the curve: fields of an evaluation and their titles."""
     packages: Sequence[str]
     """Packages that affect the result, besides torch and transformers."""
     limits: Sequence[str]

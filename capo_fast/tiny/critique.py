@@ -37,8 +37,8 @@ def critique_text(question: str, steps: Sequence[str]) -> str:
     """
     wrong, text = true_wrong_steps(question, steps), ""
     for k, (line, step) in enumerate(zip(expected_lines(question, steps), steps, strict=True)):
-        said = stated(step)
-        text += f"<step_{k}>{line or '?'} said {'?' if said is None else said} {'x' if k in wrong else 'ok'}\n"
+        value = stated(step)
+        text += f"<step_{k}>{line or '?'} said {'?' if value is None else value} {'x' if k in wrong else 'ok'}\n"
     return text + verdict_text(wrong)
 
 

@@ -78,8 +78,8 @@ def expected_lines(question: str, steps: Sequence[str]) -> list[str | None]:
     for k, step in enumerate(steps):
         line = next_line(question, k, last)
         lines.append(line)
-        said = stated(step)
-        last = said if said is not None else int(line[-1]) if line else last
+        value = stated(step)
+        last = value if value is not None else int(line[-1]) if line else last
     return lines
 
 

@@ -46,10 +46,10 @@ class _Draft:
         self.last: Operand = 0
         self.value = 0
 
-    def tell(self, kind: str, a: int, b: int = 0) -> None:
-        self.sentences.append(self.rng.choice(self.story.tells[kind]).format(name=self.name, a=a, b=b))
+    def add_sentence(self, kind: str, a: int, b: int = 0) -> None:
+        self.sentences.append(self.rng.choice(self.story.sentences[kind]).format(name=self.name, a=a, b=b))
 
-    def do(self, kind: str, sign: str, left: Operand, right: Operand, value: int) -> None:
+    def add_operation(self, kind: str, sign: str, left: Operand, right: Operand, value: int) -> None:
         self.operations.append(Operation(sign, left, right))
         self.kinds.append(kind)
         self.last, self.value = f"#{len(self.operations) - 1}", value
@@ -58,20 +58,20 @@ class _Draft:
         rng = self.rng
         if product:
             a, b = rng.randint(2, 9), rng.randint(2, 9)
-            self.tell("packs", a, b)
-            self.do("packs", "*", a, b, a * b)
+            self.add_sentence("packs", a, b)
+            self.add_operation("packs", "*", a, b, a * b)
         else:
             self.last = self.value = rng.randint(5, 60)
-            self.tell("have", self.value)
+            self.add_sentence("have", self.value)
 
     def extend(self, kind: str, a: int, b: int) -> None:
-        self.tell(kind, a, b)
+        self.add_sentence(kind, a, b)
         last, before, number = self.last, self.value, a
         other: Operand = a
         if kind in PACKS:
-            self.do("packs", "*", a, b, a * b)
+            self.add_operation("packs", "*", a, b, a * b)
             other, number = self.last, a * b
-        self.do(kind, SIGN[kind], last, other, apply(before, SIGN[kind], number))
+        self.add_operation(kind, SIGN[kind], last, other, apply(before, SIGN[kind], number))
 
     def numbers(self, kind: str) -> tuple[int, int] | None:
         """Numbers of a further event whose result stays in range; None if there are none."""
@@ -98,7 +98,7 @@ def draw_problem(rng: Random, stories: Mapping[str, Story], steps: int) -> Probl
         draft.begin(product=rng.random() < 0.4)
         for _ in range(100):
             room = steps - len(draft.operations)
-            kinds = [k for k in (*PLAIN, *PACKS) if k in draft.story.tells and (k in PLAIN or room >= 2)]
+            kinds = [k for k in (*PLAIN, *PACKS) if k in draft.story.sentences and (k in PLAIN or room >= 2)]
             if room == 0:
                 return _finished(key, draft)
             kind = rng.choice(kinds)
@@ -107,7 +107,7 @@ def draw_problem(rng: Random, stories: Mapping[str, Story], steps: int) -> Probl
 
 
 def _finished(key: str, draft: _Draft) -> Problem:
-    question = draft.rng.choice(draft.story.asks).format(name=draft.name)
+    question = draft.rng.choice(draft.story.questions).format(name=draft.name)
     text = " ".join([*draft.sentences, question])
     return Problem(key, draft.story.unit, text, tuple(draft.operations), tuple(draft.kinds))
 

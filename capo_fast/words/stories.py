@@ -21,9 +21,9 @@ class Story:
 
     unit: str
     """The counted unit, written after an equation."""
-    asks: tuple[str, ...]
+    questions: tuple[str, ...]
     """Questions."""
-    tells: Mapping[str, tuple[str, ...]]
+    sentences: Mapping[str, tuple[str, ...]]
     """Sentences by kind of event."""
 
 

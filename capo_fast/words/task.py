@@ -58,7 +58,7 @@ class Check(NamedTuple):
 
     wanted: str | None
     """The right statement; None: nothing was left to state."""
-    said: int | None
+    stated: int | None
     """The value that it states, None without a statement."""
     wrong: bool
 

@@ -47,7 +47,7 @@ class World:
         """Draw the misconceived facts and readings, with errors and probabilities. Held-out stories are read right."""
         rng = Random(f"misconceptions of words {seed}")
         digits = [(sign, a, b) for sign in SIGNS for a in range(10) for b in range(10)]
-        events = [(key, kind) for key, story in STORIES.items() for kind in story.tells if kind in SIGN]
+        events = [(key, kind) for key, story in STORIES.items() for kind in story.sentences if kind in SIGN]
         facts = rng.sample(digits, round(share * len(digits)))
         readings = rng.sample(events, round(READINGS * len(events)))
         leaps = rng.sample(list(STORIES), round(LEAPS * len(STORIES)))

@@ -184,9 +184,9 @@ def _check_overwritable(logits: Tensor) -> None:
     base = None if torch.compiler.is_compiling() else logits._base
     if base is not None and base.requires_grad and base.is_leaf:
         raise ValueError("inplace: got True for a view of a leaf that requires grad, want a computed tensor")
-    apart, step = logits.stride()
-    if (step != 1 and logits.shape[1] > 1) or (apart < logits.shape[1] and logits.shape[0] > 1):
-        raise ValueError(f"inplace: got True for logits with strides {logits.stride()}, want contiguous rows apart")
+    row_stride, step = logits.stride()
+    if (step != 1 and logits.shape[1] > 1) or (row_stride < logits.shape[1] and logits.shape[0] > 1):
+        raise ValueError(f"inplace: got True for logits with strides {logits.stride()}, want contiguous rows")
 
 
 def _check_linear(hidden: Any, weight: Any, bias: Any, targets: Any) -> None:

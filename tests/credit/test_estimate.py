@@ -97,7 +97,7 @@ def test_a_generator_gets_its_answers_list_by_list():
         [((1,), (2,))],
         [((1,), (2, 3)), ((9,), (1,))],
     ]
-    with pytest.raises(ValueError, match="asks the engine"):
+    with pytest.raises(ValueError, match="queries the engine"):
         estimator(GROUPS, {}, refuse_questions)
 
 

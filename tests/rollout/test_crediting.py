@@ -12,7 +12,7 @@ from scripted_world import MODEL, answer, score_with, scripted_config, tokenizer
 from capo_fast.credit.estimate import load_estimator
 from capo_fast.credit.groups import Continuation, CreditError, Suffix
 from capo_fast.records import Completion, Prompt
-from capo_fast.rollout.crediting import Asking, Crediting
+from capo_fast.rollout.crediting import Crediting, QueryAnswerer
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
 from capo_fast.train import run
@@ -58,7 +58,9 @@ def asking(pool, step=3, **settings):
     config = scripted_config("--rollout.max_tokens", "12", *(w for pair in settings.items() for w in pair))
     engine = AskedEngine()
     builder = RequestBuilder(tokenizer(), "", config)
-    return Asking(Crediting(config, load_estimator("credit_functions:rising"), engine, pool, builder), step), engine
+    return QueryAnswerer(
+        Crediting(config, load_estimator("credit_functions:rising"), engine, pool, builder), step
+    ), engine
 
 
 def test_equal_questions_are_asked_once_and_long_ones_not_at_all(pool):
