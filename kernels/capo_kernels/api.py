@@ -186,7 +186,7 @@ def _check_overwritable(logits: Tensor) -> None:
         raise ValueError("inplace: got True for a view of a leaf that requires grad, want a computed tensor")
     row_stride, step = logits.stride()
     if (step != 1 and logits.shape[1] > 1) or (row_stride < logits.shape[1] and logits.shape[0] > 1):
-        raise ValueError(f"inplace: got True for logits with strides {logits.stride()}, want contiguous rows")
+        raise ValueError(f"inplace: got True for logits with strides {logits.stride()}, want contiguous disjoint rows")
 
 
 def _check_linear(hidden: Any, weight: Any, bias: Any, targets: Any) -> None:
