@@ -1,4 +1,4 @@
-/* Functions of one instruction set for cpu.cpp: the two passes over a row of logits. cpu_rows.cpp defines a table for each.
+/* Functions per instruction set for cpu.cpp: the two passes over a row. cpu_rows.cpp defines a table for each.
  *
  * With u_j the capped logits and m the largest of them, d_j = (u_j - m) / temperature and e_j = exp(d_j): p_j is
  * e_j / sum e, and d_j - log sum e its logarithm, to float's full precision however large the logits are.

@@ -92,7 +92,7 @@ struct BFloat16 {
 /* exp(d / temperature) for d <= 0, or NaN; 0 below `lowest`. It is 2^t with t = d k, k in two parts. */
 #if defined(__AVX512F__)
 
-/* n is t rounded to 32nds: 2^floor(n) times 2^(n - floor(n)), of which there is a table, times a polynomial of t - n,
+/* n is t rounded to 32nds: 2^floor(n) times 2^(n - floor(n)) from a table, times a polynomial of t - n,
  * 6e-8 off at most. 32 n is in the low bits of `shifted`. */
 struct Exp {
   const float k, k_low, lowest;

@@ -7,7 +7,7 @@
  *   grad = dy/dlogits / temperature (2^u / s (-dlogp + dentropy ln(2) (m - u)) + onehot dlogp)
  *
  * so a row must be whole before its gradient can begin. `stream_rows` keeps it on the chip meanwhile: a cluster of
- * blocks holds one row, a part in each block's shared memory; device memory sees one read and one write (304 KB each
+ * blocks holds one row, a part in each block's shared memory; device memory has one read and one write (304 KB each
  * for V = 152,064 in bfloat16: 76 KB a block at 4 blocks). In each block one thread copies chunks into a ring of
  * slots; the others sum over a chunk as it lands, exchange their sums once per row with the whole cluster, write the
  * gradient from the slots, and free each slot for a chunk of the next row. Clusters loop over rows.
@@ -64,7 +64,7 @@ template <int INDEX> struct Shape {
     Barrier exchanged[2];
     float4 partials[2][MAX_CLUSTER * WARPS]; // per warp of the cluster: top, sum, weighted, y[target]
     Barrier full[MAX_SLOTS], empty[MAX_SLOTS];
-    alignas(128) uint4 slots[1][SLOT]; // as many as the launch asks for
+    alignas(128) uint4 slots[1][SLOT]; // the launch sets their number
   };
   static constexpr int FIXED_BYTES = sizeof(Shared) - SLOT_BYTES;
 
@@ -94,8 +94,8 @@ template <typename Result> struct Rows {
   __device__ void advance() { row += step, weight = next, next = read(row + step); }
 };
 
-// A Result consumes a row's sums. `weight` 0: the row is not read and `skip` is called. Otherwise `read` runs before the
-// sums, which take longer than its loads, and `finish` after them, in all threads; one of them `writes`. It returns
+// A Result consumes a row's sums. `weight` 0: the row is not read and `skip` is called. Otherwise `read` runs before
+// the sums, which take longer than its loads, and `finish` after them, in all threads; one of them `writes`. It returns
 // the derivatives of the loss by logp and entropy. GRADIENT: whether they may be wanted.
 struct Loss {
   const float *weights;

@@ -102,7 +102,7 @@ __device__ inline char *shared_memory() {
   return memory;
 }
 
-// The same, in a register: the compiler would form the address again wherever it is used, in three instructions.
+// The same, in a register: otherwise the compiler computes the address at every use, in three instructions.
 __device__ inline char *kept_shared_memory() {
   char *memory = shared_memory();
   asm volatile("" : "+l"(memory));

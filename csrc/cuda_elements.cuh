@@ -54,7 +54,7 @@ template <int DTYPE, bool EVEN> struct Span {
 
   __device__ int vectors() const { return (lead + count + E::WIDTH - 1) / E::WIDTH; }
 
-  // Elements v * WIDTH and on, where the span's vectors begin at `slot`.
+  // Elements from v * WIDTH on, if the span's vectors begin at `slot`.
   __device__ uint4 load(const uint4 *slot, int v) const {
     if (EVEN || lead == 0) return slot[v];
     const int bytes = lead * static_cast<int>(sizeof(Bits));

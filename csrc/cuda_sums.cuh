@@ -22,8 +22,8 @@ template <bool SOFTCAP> struct Head {
 
 /* 2^(y k - top k) is one fma and one exponential with `base` for top k: the product, rounded. All numbers of a row take
  * the same base, so that its error is a common factor of theirs, 2^low, which division takes out of the sums. Only
- * where the base is small: its error grows with it, and the gradient meets it once more. And only in elements of 16
- * bits, where k lets LOW stand for -inf: 2^(LOW k - base) is 0. */
+ * where the base is small: its error grows with it and enters the gradient too. And only for elements of 16
+  * bits, where k is small enough for LOW to act as -inf: 2^(LOW k - base) is 0. */
 template <int DTYPE, bool SOFTCAP> struct Scale {
   static constexpr bool FUSED = DTYPE != CAPO_F32 && !SOFTCAP;
   static constexpr float NEAR = 512.f, LEAST = 0x1p-6f;
@@ -62,12 +62,12 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
     top = to, low = to_low;
   }
 
-  // N vectors: load(i), of which the first left(i) elements count.
+  // N vectors: load(i), whose first left(i) elements are counted.
   template <int N, typename Load, typename Left>
   __device__ void add(Load load, Left left, Head<SOFTCAP> head, Scaled scale) {
     if constexpr (Scaled::FUSED)
       if (add_fused<N>(load, left, scale)) return;
-    constexpr int SOME = Scaled::FUSED || SOFTCAP ? 1 : N; // at once; more only where it is the usual way, and short
+    constexpr int SOME = Scaled::FUSED || SOFTCAP ? 1 : N; // at once; more only in the common, short case
 #pragma unroll 1
     for (int i = 0; i < N; i += SOME)
       add_exact<SOME>([&](int j) { return load(i + j); }, [&](int j) { return left(i + j); }, head, scale);
@@ -144,7 +144,7 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
       sum += shuffle_xor(sum, lanes), weighted += shuffle_xor(weighted, lanes);
   }
 
-  // The same with low = 0. The sum is exactly 1 where it is of one element.
+  // The same with low = 0. The sum of a single element is exactly 1.
   __device__ void settle() {
     const float one = exp2_fast(low);
     sum /= one;
