@@ -40,7 +40,7 @@ def test_a_run_that_does_not_fit_is_lowered_until_it_does_and_no_further():
         assert room(undone) < 0, f"{each.key} was lowered for nothing"
 
 
-def test_what_fits_is_left_as_it_is_and_what_never_fits_says_so():
+def test_a_job_that_fits_is_unchanged_and_one_that_never_fits_is_reported():
     assert lower(job(ranks=64))[1] == []
     lowered, _ = lower(job("qwen2.5-72b", ranks=1))
     assert room(lowered) < 0
@@ -71,7 +71,7 @@ def test_engines_on_ranks_of_their_own_hold_nothing_of_the_learner():
     assert step_seconds(apart) < sum(stages(apart).values())
 
 
-def test_a_critic_of_single_steps_is_asked_ten_times_as_often():
+def test_a_critic_of_single_steps_gets_ten_times_as_many_requests():
     """With limits of equal length."""
     whole, steps = (
         job(critic__max_tokens=512, critic__step__max_tokens=512, critic__reads=reads) for reads in ("solution", "step")
@@ -123,7 +123,7 @@ def test_a_critics_server_has_as_many_devices_as_its_heads_divide():
     assert given.servers.config.tensor_parallel == 4
 
 
-def test_what_an_estimator_asks_the_policy_has_its_time():
+def test_the_queries_of_an_estimator_take_time():
     """docs/credit.md: k (S - 1) L / 2 tokens per rollout against its own L."""
     plain, asking = (stages(job(algorithm="grpo", credit__process=each)) for each in ("none", "step-values"))
     assert asking["credit"] > 5 * plain["rollout"]
@@ -166,7 +166,7 @@ def test_memory_is_what_a_container_may_use(found, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "values", "says"),
+    ("ranks", "values", "message"),
     [
         (12, {"engine__tensor_parallel": 4}, "on hosts of 6 devices, wanted each engine on one host"),
         (16, {"engine__ranks": 4, "loss__is_mode": "truncate"}, "found node with 12 ranks that learn on hosts of 8"),
@@ -175,8 +175,8 @@ def test_memory_is_what_a_container_may_use(found, tmp_path, monkeypatch):
         (8, {"engine__tensor_parallel": 4, "credit__process": "critique-ratio"}, "which asks the engine"),
     ],
 )
-def test_a_job_that_would_be_refused_is_not_planned(ranks, values, says):
-    with pytest.raises(ConfigError, match=says):
+def test_a_job_that_would_be_refused_is_not_planned(ranks, values, message):
+    with pytest.raises(ConfigError, match=message):
         job(ranks=ranks, **values)
 
 

@@ -1,4 +1,4 @@
-"""What estimators ask the engine for: requests, seeds, verdicts, costs, and whole runs of either kind of credit."""
+"""Queries of estimators: requests, seeds, verdicts, costs, and whole runs of either kind of credit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from capo_fast.verify import VerifierPool
 
 
 class AskedEngine(ScriptedEngine):
-    """Answers scored requests as well: -1 for each token, less for one that ends a step; notes what it was asked."""
+    """Answers scored requests as well: -1 for each token, less for one that ends a step; records its requests."""
 
     def __init__(self):
         super().__init__(self.write, score_with(MODEL))
@@ -63,7 +63,7 @@ def asking(pool, step=3, **settings):
     ), engine
 
 
-def test_equal_questions_are_asked_once_and_long_ones_not_at_all(pool):
+def test_equal_queries_are_sent_once_and_long_ones_not_at_all(pool):
     ask, engine = asking(pool)
     suffix, long = Suffix((1, 2), (3, 4)), Suffix((1,) * 250, (2,) * 6)
     whole = Continuation(prompt(), (1,) * 12, 0)
@@ -90,7 +90,7 @@ def test_continuations_go_on_from_there_and_are_judged(pool):
     assert {each.seed for each in engine.asked}.isdisjoint(each.seed for each in requests)
 
 
-def test_a_run_by_the_probability_of_the_answer_asks_the_policy_once_a_step_end(tmp_path):
+def test_a_run_by_the_probability_of_the_answer_queries_the_policy_once_per_step_end(tmp_path):
     engine, folder = AskedEngine(), tmp_path / "run"
     words = ["--credit.process", "answer-probability", "--credit.schedule", "linear", "--credit.process_start", "0.5"]
     run(scripted_config(*words, "--train.steps", "2", "--eval.path", "none", "--run.dir", str(folder)), engine)

@@ -85,7 +85,7 @@ def test_data_may_move_but_not_change(copied, tmp_path, capsys):
     assert f"error: data.path: {data} has changed since the run in {copied} was started" in capsys.readouterr().err
 
 
-def test_changed_records_and_a_longer_schedule_are_said(tmp_path, capsys):
+def test_changed_records_and_a_longer_schedule_are_reported(tmp_path, capsys):
     train(tmp_path / "run", "--train.schedule", "cosine", "--train.steps", "1")
     metrics = tmp_path / "run" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"rollouts": 16', '"rollouts": 15'))

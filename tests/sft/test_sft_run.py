@@ -62,7 +62,7 @@ def test_a_run_learns_and_leaves_a_model_and_its_numbers(whole):
     assert model.config.eos_token_id == AutoModelForCausalLM.from_pretrained(MODEL).config.eos_token_id
 
 
-def test_an_interrupted_run_is_saved_and_goes_on_with_the_same_bits(whole, rows, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_is_saved_and_resumes_with_the_same_bits(whole, rows, tmp_path, monkeypatch, capsys):
     fit, steps = AnswerLearner.fit, []
 
     def interrupted(self, examples):
