@@ -53,7 +53,7 @@ class Poll:
     """Critiques by request id."""
 
     @property
-    def under_way(self) -> int:
+    def running(self) -> int:
         return self.sent - len(self.found)
 
     def critiques(self, votes: int) -> list[Critique]:
@@ -144,7 +144,7 @@ class Critiquing:
         """Note a finished critique."""
         poll = self._by_request[completion.id]
         poll.found[completion.id] = self._parsed(completion, poll)
-        if not poll.under_way:
+        if not poll.running:
             self._send_next([poll])
 
     def wanted(self, rollouts: Iterable[Rollout]) -> int:

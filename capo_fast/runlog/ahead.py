@@ -38,7 +38,7 @@ class Saved:
     draws: list[tuple[NonNegativeInt, NonNegativeInt]]
     """Groups with the places of their prompts in the data's order."""
     advantages: NonNegativeInt
-    """Number of tokens with a credit of their own (token credit)."""
+    """Number of tokens with an advantage of their own (token credit)."""
     rows: list[NonNegativeInt]
     """Bytes of each part of the rollouts file."""
     traffic: Traffic

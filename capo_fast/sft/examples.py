@@ -41,7 +41,7 @@ class AnswerTemplate:
     ends: Collection[int]
     """End tokens of the tokenizer and of the generation config: the engine stops at them."""
     end: int
-    """Appended to the last answer if the template ends no answer."""
+    """Appended to the last answer if the template does not end answers."""
 
     def check(self) -> None:
         """Raises DataError for a template whose answers can't be located."""

@@ -39,7 +39,7 @@ class Item(NamedTuple):
 
     response: str
     reference: str | tuple[str, ...]
-    """Several references are all right."""
+    """One right answer, or several."""
     columns: Mapping[str, Any] = ALWAYS
     """By name: those of `ALWAYS`, and the row's."""
 
