@@ -38,7 +38,7 @@ def test_a_changed_spec_has_its_own() -> None:
 
 @pytest.mark.parametrize("make", [logits_problem, linear_problem])
 def test_an_implementation_that_cannot_read_them_raises(make) -> None:
-    with pytest.raises(RuntimeError, match="impl='reference' cannot run: it reads no coefficients on a device"):
+    with pytest.raises(RuntimeError, match="impl='reference' cannot run: it does not read coefficients on a device"):
         make(FIRST).call("reference", spec=FIRST.on(DEVICE))
     with pytest.raises(ValueError, match=r"^spec\.coefficients: got device meta, want"):
         make(FIRST).call("auto", spec=FIRST.on(torch.device("meta")))
