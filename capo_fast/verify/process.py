@@ -18,7 +18,7 @@ import signal
 signal.signal(2, signal.SIG_IGN)
 from capo_fast.terminal import standard_streams
 from capo_fast.verify.worker import main
-with standard_streams(goes_on=True):  # a function that prints must not fail because the disk of the output is full
+with standard_streams(goes_on=True):  # a function that prints is not wrong because the output is full
     main()
 """
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
