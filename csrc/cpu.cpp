@@ -24,7 +24,7 @@ struct Isa {
   bool here;
 };
 
-/* The best that the machine has, or what CAPO_CPU_ISA names; rows is NULL where that can't be, and name says why. */
+/* The best instruction set of the machine, or CAPO_CPU_ISA; if that can't run, rows is NULL and name is the reason. */
 Isa choose_isa() {
 #if defined(__x86_64__)
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -42,7 +42,7 @@ Isa choose_isa() {
   return {"CAPO_CPU_ISA is none of avx512, avx2, portable", NULL, false};
 }
 
-/* Gradients below 1e-38 are 0 and not denormal numbers, each of which takes x86 as long as a hundred others. */
+/* Flushes gradients below 1e-38 to 0: a denormal number takes x86 as long as a hundred normal ones. */
 struct FlushDenormals {
 #if defined(__x86_64__)
   const unsigned saved = _mm_getcsr();
@@ -51,7 +51,7 @@ struct FlushDenormals {
 #endif
 };
 
-/* Makes the stores past the caches visible to whoever sees what comes after. */
+/* Orders the non-temporal stores before the stores that follow. */
 void finish_streams() {
 #if defined(__x86_64__)
   _mm_sfence();
@@ -64,7 +64,7 @@ struct Row {
   double target_slope, logp, entropy;
 };
 
-/* What a thread keeps of the row that it is at. */
+/* A thread's state for its current row. */
 struct Workspace {
   CapoRow row = {};
   float *const kept, *const largest;
@@ -92,7 +92,7 @@ class Logits {
 
   const CapoRows &kernels() const { return rows[l.dtype][l.softcap > 0]; }
 
-  /* `slopes`: whether the entropy will have one. */
+  /* `slopes`: whether the entropy has a non-zero slope. */
   Row read(int64_t t, Workspace &work, bool slopes) const {
     const int64_t at = capo_target(&l, t);
     const CapoEntry target = at < 0 ? CapoEntry{NAN, 1} : kernels().entry(logit(t, at), head);
@@ -101,7 +101,7 @@ class Logits {
     const CapoSums s = kernels().read(&work.row, head);
     Row row = {s.most, s.e, log(s.e), s.e_d / s.e, target.slope, NAN, log(s.e) - s.e_d / s.e};
     row.logp = ((double)target.value - s.most) / l.temperature - row.log_sum;
-    /* Capped logits may round out of their order. */
+    /* Rounding may change the order of capped logits. */
     if (row.logp > 0) row.logp = 0;
     return row;
   }
@@ -153,7 +153,7 @@ class Logits {
   const char *logit(int64_t t, int64_t v) const { return (const char *)l.logits + (t * l.stride + v) * size; }
   char *grad(int64_t t, int64_t v) const { return (char *)l.grad + (t * l.grad_stride + v) * size; }
   bool streamed(int64_t t) const { return apart && (uintptr_t)grad(t, 0) % 64 == 0; }
-  /* The gradient's row has room for what read keeps, unless that is wider or the logits there are read again. */
+  /* `read` keeps its values in the gradient's row, unless they are wider or the row's logits are read again. */
   bool kept_in_gradient(int64_t t, bool slopes) const { return l.dtype == CAPO_F32 && !slopes && !streamed(t); }
 
   void store(char *p, double value) const {
@@ -164,7 +164,7 @@ class Logits {
     memcpy(p, &bits, size);
   }
 
-  /* The first touch of a fresh gradient costs more than its computation, by far, in pages of 4 KB. */
+  /* With 4 KB pages the page faults of a fresh gradient cost far more than its computation. */
   void want_huge_pages() const {
 #if defined(MADV_HUGEPAGE)
     if (l.tokens == 0) return;
@@ -213,8 +213,8 @@ int capo_cpu_logprobs(const capo_logits *l, float *logp, float *entropy, int thr
   return complete ? 0 : -4;
 }
 
-/* Forms the sums of a row again, which costs no memory traffic: a log-sum that logprobs had left, rounded to float, would
- * make every p wrong by up to its half ulp, 5e-7 at 12 and 5e-4 at 1e4. */
+/* Computes the sums of a row again, without extra memory traffic: a log-sum kept from logprobs and rounded to float
+ * would change every p by up to half its ulp, 5e-7 at 12 and 5e-4 at 1e4. */
 int capo_cpu_dlogits(const capo_logits *l, const float *dlogp, const float *dentropy, int threads) {
   const Logits logits(*l);
   if (int refused = logits.refuses(threads)) return refused;

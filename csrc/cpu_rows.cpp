@@ -2,9 +2,9 @@
  * instruction set, with its -m flags and -DCAPO_ISA=portable, avx2 or avx512. Nothing here comes from the C++ library:
  * its inline functions, compiled with AVX-512, could be the copies that the linker keeps for all machines.
  *
- * A row is taken two vectors at a time; its last pair may be filled up with entries that don't count. The maximum of a
- * block is found while the block before it is computed, so that one m serves all its entries and they are in the nearest
- * cache by then; sums are float within a block and double across. A maximum may miss a NaN, the sums can't. */
+ * A row is processed two vectors at a time; its last pair may be padded with uncounted entries. The maximum of a
+ * block is found while the block before it is computed, so that all its entries use one m and are in the
+  * L1 cache by then; sums are float within a block and double across. A maximum may drop a NaN, the sums can't. */
 #include "cpu_rows.h"
 
 #include <float.h>
@@ -16,7 +16,7 @@
 
 namespace {
 
-/* The `count` entries behind the last whole pair, and the last of them again until the pair is full. */
+/* The `count` entries after the last whole pair; the last one is repeated until the pair is full. */
 template <class Dtype>
 INLINE Pair load_tail(const typename Dtype::Element *p, int64_t count) {
   typename Dtype::Element room[PAIR];
@@ -66,7 +66,7 @@ struct Sums {
 template <class Dtype, class Cap, bool KEEPS>
 CapoSums read_row(CapoRow *row, CapoHead head) {
   typedef typename Dtype::Element Element;
-  constexpr int64_t AHEAD = 16384 / sizeof(Element); /* The second cache gets what the first needs two blocks later. */
+  constexpr int64_t AHEAD = 16384 / sizeof(Element); /* L2 prefetches the data that L1 needs two blocks later. */
   const Cap cap(head);
   const Exp exp(head.temperature);
   const Element *p = (const Element *)row->logits;
@@ -132,14 +132,14 @@ void write_row(const CapoRow *row, CapoHead head, float most, CapoGradient by) {
   Element *q = (Element *)by.grad;
   const int64_t rest = row->vocab % PAIR, whole = row->vocab - rest;
   float before = NAN, a = 0, b = 0;
-  /* From the end, which read has left nearest. */
+  /* From the end, which `read` has left in the nearest cache. */
   for (int64_t start = (row->vocab - 1) / CAPO_BLOCK * CAPO_BLOCK; start >= 0; start -= CAPO_BLOCK) {
     const int64_t end = whole - start < CAPO_BLOCK ? whole : start + CAPO_BLOCK;
     const float largest = row->largest[start / CAPO_BLOCK];
     if (largest != before) {
       const double factor = ::exp(((double)largest - most) / head.temperature);
       a = (float)(by.a * factor), b = (float)(by.b * factor / head.temperature), before = largest;
-      /* Without what the caller's NaN may have in its low bits. */
+      /* Clears the low bits of the caller's NaN. */
       if (a != a) a = NAN;
       if (b != b) b = NAN;
     }

@@ -1,4 +1,4 @@
-/* What cpu.cpp asks of one instruction set: the two passes over a row of logits. cpu_rows.cpp defines a table for each.
+/* Functions per instruction set for cpu.cpp: the two passes over a row. cpu_rows.cpp defines a table for each.
  *
  * With u_j the capped logits and m the largest of them, d_j = (u_j - m) / temperature and e_j = exp(d_j): p_j is
  * e_j / sum e, and d_j - log sum e its logarithm, to float's full precision however large the logits are.
@@ -15,13 +15,13 @@ struct CapoHead {
   float softcap; /* 0: none */
 };
 
-/* Where a row is and what is kept of it. */
+/* A row's address and the values kept from its first pass. */
 struct CapoRow {
   const void *logits;
   int64_t vocab;
   float *kept;           /* [vocab], or NULL: nothing is kept. May be the gradient, and that the logits. */
   float *largest;        /* m_b of each block */
-  float tail[CAPO_PAIR]; /* What is kept of the entries behind the last whole pair. */
+  float tail[CAPO_PAIR]; /* The values kept for the entries after the last whole pair. */
 };
 
 struct CapoSums {
@@ -38,7 +38,7 @@ struct CapoEntry {
 struct CapoGradient {
   void *grad;
   double a, b;
-  bool stream; /* Past the caches: grad is a multiple of 64. */
+  bool stream; /* Non-temporal stores: grad is a multiple of 64. */
 };
 
 struct CapoRows {

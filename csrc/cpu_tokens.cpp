@@ -1,5 +1,5 @@
-/* libcapo_cpu: what is computed over T around the row kernels, one token after the other. It takes microseconds where a
- * row kernel takes milliseconds, so that one thread does it; its sums have one order. */
+/* libcapo_cpu: the computations over T around the row kernels, one token after the other. They take microseconds where
+ * a row kernel takes milliseconds, so one thread runs them; the order of the sums is fixed. */
 #include <math.h>
 #include <stdint.h>
 
@@ -50,7 +50,7 @@ void write_moments(const capo_credit *c) {
   }
 }
 
-/* The statistics of the group that `order` holds from `first` to `last`. */
+/* The statistics of the group at `order[first:last]`. */
 capo_stats group_stats(const capo_credit *c, const int64_t *first, const int64_t *last) {
   const auto moments = [&](int64_t b) { return c->moments + CAPO_MOMENTS * b; };
   const auto outcome = [&](int64_t b) { return c->outcome_weight * c->outcome[b]; };

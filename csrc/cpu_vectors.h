@@ -1,5 +1,5 @@
-/* Vectors of one instruction set, in the extensions of GCC and Clang, and what the rows of cpu_rows.cpp are made of: the
- * dtypes, the exponential and the cap. */
+/* Vectors of one instruction set, in the extensions of GCC and Clang, and the operations of cpu_rows.cpp: dtypes,
+ * exponential, cap. */
 #pragma once
 #include <stdint.h>
 #include <string.h>
@@ -37,10 +37,10 @@ constexpr double LN2 = 0.6931471805599453;
 
 INLINE Float splat(float x) { return x - Float{}; }
 
-/* y where either is NaN: what the x86 instruction gives. */
+/* y where either is NaN, as the x86 instruction returns. */
 INLINE Float larger(Float x, Float y) { return x > y ? x : y; }
 
-/* Past the caches, where the machine can: a line of the gradient is then not read before it is written. */
+/* Non-temporal if the machine supports it: a cache line of the gradient is then not read before it is written. */
 INLINE void stream(void *p, Word x) {
 #if defined(__AVX512F__)
   _mm512_stream_si512((__m512i *)p, (__m512i)x);
@@ -92,7 +92,7 @@ struct BFloat16 {
 /* exp(d / temperature) for d <= 0, or NaN; 0 below `lowest`. It is 2^t with t = d k, k in two parts. */
 #if defined(__AVX512F__)
 
-/* n is t rounded to 32nds: 2^floor(n) times 2^(n - floor(n)), of which there is a table, times a polynomial of t - n,
+/* n is t rounded to 32nds: 2^floor(n) times 2^(n - floor(n)) from a table, times a polynomial of t - n,
  * 6e-8 off at most. 32 n is in the low bits of `shifted`. */
 struct Exp {
   const float k, k_low, lowest;

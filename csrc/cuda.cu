@@ -7,7 +7,7 @@
  *   grad = dy/dlogits / temperature (2^u / s (-dlogp + dentropy ln(2) (m - u)) + onehot dlogp)
  *
  * so a row must be whole before its gradient can begin. `stream_rows` keeps it on the chip meanwhile: a cluster of
- * blocks holds one row, a part in each block's shared memory; device memory sees one read and one write (304 KB each
+ * blocks holds one row, a part in each block's shared memory; device memory has one read and one write (304 KB each
  * for V = 152,064 in bfloat16: 76 KB a block at 4 blocks). In each block one thread copies chunks into a ring of
  * slots; the others sum over a chunk as it lands, exchange their sums once per row with the whole cluster, write the
  * gradient from the slots, and free each slot for a chunk of the next row. Clusters loop over rows.
@@ -28,17 +28,17 @@
 namespace {
 
 constexpr int MAX_CLUSTER = 8;
-// Of `scale`: threads, vectors to a part, and blocks, enough to fill a device and few to start where the factor is 1.
+// Of `scale`: threads, vectors to a part, and blocks, enough to fill a device, and few to launch if the factor is 1.
 constexpr int SCALE_THREADS = 256, SCALE_VECTORS = 8 * SCALE_THREADS;
 constexpr int64_t SCALE_BLOCKS = 2048;
 
-// By y, at the target: 1 - p without the cancellation.
+// Derivative by y at the target: 1 - p without cancellation.
 __device__ float target_gradient(capo_slopes slopes, float logp, float entropy, float temperature) {
   float by_entropy = expf(logp) * (fmaxf(logp, -LARGE) + entropy);
   return (-slopes.logp * expm1f(logp) - slopes.entropy * by_entropy) / temperature;
 }
 
-__device__ bool lie_alike(const void *a, const void *b) {
+__device__ bool same_alignment(const void *a, const void *b) {
   return (reinterpret_cast<uintptr_t>(a) - reinterpret_cast<uintptr_t>(b)) % VECTOR_BYTES == 0;
 }
 
@@ -51,20 +51,20 @@ template <int N> struct Constant {
 // One of SHAPES.
 template <int INDEX> struct Shape {
   static constexpr int CONSUMERS = SHAPES[INDEX][0], PER_THREAD = SHAPES[INDEX][1], WARPS = CONSUMERS / WARP;
-  // As if the block's warps fell evenly on the four schedulers of a multiprocessor: where they don't, the registers of
-  // those that meet on one are still there.
+  // Assumes that the block's warps are spread evenly over the four schedulers of a multiprocessor; if they are not,
+  // the registers still suffice.
   static constexpr int BOUND = (WARPS + 1 + 3) / 4 * 4 * WARP;
   static constexpr int CHUNK = CONSUMERS * PER_THREAD; // in vectors
   static constexpr int SLOT = CHUNK + 1;               // a chunk that starts within one
   static constexpr int SLOT_BYTES = SLOT * VECTOR_BYTES, MAX_SLOTS = SHARED_BYTES / SLOT_BYTES;
 
   struct Shared {
-    // Of even and of odd rows: who sends for a row has heard of the one before from all, so all are done with the one
-    // before that.
+    // Double-buffered by row parity: a block sends for row i only after it received row i - 1 from every block, so the
+    // buffer of row i - 2 is free.
     Barrier exchanged[2];
-    float4 told[2][MAX_CLUSTER * WARPS]; // by every warp of the cluster: top, sum, weighted, y[target]
+    float4 partials[2][MAX_CLUSTER * WARPS]; // per warp of the cluster: top, sum, weighted, y[target]
     Barrier full[MAX_SLOTS], empty[MAX_SLOTS];
-    alignas(128) uint4 slots[1][SLOT]; // as many as the launch asks for
+    alignas(128) uint4 slots[1][SLOT]; // the launch sets their number
   };
   static constexpr int FIXED_BYTES = sizeof(Shared) - SLOT_BYTES;
 
@@ -79,7 +79,7 @@ struct Ring {
   }
 };
 
-// A cluster's rows. Whether one is to be read is known a row ahead.
+// A cluster's rows. The weight of the next row is read one row ahead.
 template <typename Result> struct Rows {
   const Result &result;
   int64_t row, step, tokens;
@@ -94,9 +94,9 @@ template <typename Result> struct Rows {
   __device__ void advance() { row += step, weight = next, next = read(row + step); }
 };
 
-// A Result says what becomes of a row's sums. `weight`: 0 where the row is not to be read; then `skip` is called, else
-// `read`, ahead of the sums, which take longer than its reads, and after them `finish`, in all threads, one of which
-// `writes`. It returns the derivatives of the loss by logp and entropy. GRADIENT: whether they may be wanted.
+// A Result consumes a row's sums. `weight` 0: the row is not read and `skip` is called. Otherwise `read` runs before
+// the sums, which take longer than its loads, and `finish` after them, in all threads; one of them `writes`. It returns
+// the derivatives of the loss by logp and entropy. GRADIENT: whether they may be wanted.
 struct Loss {
   const float *weights;
   capo_tokens tokens;
@@ -118,8 +118,8 @@ struct Loss {
 
   __device__ capo_slopes finish(const Row &x, int64_t row, float weight, float logp, float entropy,
                                 bool writes) const {
-    // Where old or ref are absent logp stands for them, and the pointers are never NULL: a pointer that may or may not
-    // be to a local variable would force that variable out of its register.
+    // logp replaces an absent old or ref, and the pointers are never NULL: a pointer that may or may not point to a
+    // local variable would force that variable out of its register.
     const float old_logp = tokens.old_logp ? x.old_logp : logp, ref_logp = tokens.ref_logp ? x.ref_logp : logp;
     capo_tokens token = {};
     token.advantage = &x.advantage, token.importance = &x.importance;
@@ -160,8 +160,8 @@ struct Logprobs {
   __device__ void skip(int64_t row) const { logp[row] = entropy[row] = 0.f; }
 };
 
-// The sums are formed again: a log-sum that logprobs had left, rounded to float32, would make every p wrong by up to
-// 2^-25 of its size.
+// The sums are computed again: a log-sum kept from logprobs and rounded to float32 would change every p by up to 2^-25
+// of its size.
 struct Slopes {
   const float *dlogp, *dentropy;
 
@@ -181,7 +181,7 @@ struct Slopes {
   __device__ void skip(int64_t) const {}
 };
 
-// The elements of a row that are this block's: `share`, less in the last blocks.
+// This block's elements of a row: `share`, fewer in the last blocks.
 struct Part {
   int64_t begin;
   int count;
@@ -192,8 +192,8 @@ struct Part {
   }
 };
 
-// Copies whole vectors: up to 15 bytes on either side of a chunk come along. They share 16 aligned bytes with it, so
-// they can be read wherever it can; another block may be writing them by now, and nobody looks at them.
+// Copies whole vectors, with up to 15 extra bytes on either side of a chunk. They share 16 aligned bytes with it, so
+// they are readable if it is; another block may be writing them, and they are not used.
 template <typename Shape, int DTYPE, bool EVEN, typename Result>
 __device__ void produce(const capo_logits &a, const Result &result, typename Shape::Shared &shared, Ring ring,
                         int64_t share) {
@@ -232,7 +232,7 @@ template <typename Shape, int DTYPE, bool SOFTCAP, bool EVEN> struct Consumer {
     if (threadIdx.x % WARP == 0) shared.empty[ring.slot].arrive();
   }
 
-  // A thread takes the same elements wherever the row begins in memory, so that no bit of the sums depends on that.
+  // A thread takes the same elements at any alignment of the row, so that the sums do not depend on it.
   __device__ RowSums sum(Row part, bool keep) {
     RowSums total;
     auto take = [&](auto whole, int left) {
@@ -252,20 +252,20 @@ template <typename Shape, int DTYPE, bool SOFTCAP, bool EVEN> struct Consumer {
     return total;
   }
 
-  // Every warp tells every block of the cluster, and every warp adds up what its block was told. The target's y goes
-  // along, because in place it can be overwritten as soon as one block has heard of all the others.
+  // Every warp sends its sums to every block of the cluster, and every warp adds up those that its block received. The
+  // target's y is sent too: in place it can be overwritten as soon as one block has received from all others.
   __device__ RowSums exchange(RowSums mine, float &y_target) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, blocks = cluster_size();
     const int odd = exchanges & 1, phase = exchanges / 2 & 1, all = blocks * Shape::WARPS;
     ++exchanges;
     mine.merge_warp(scale);
     if (threadIdx.x == 0) shared.exchanged[odd].expect(all * static_cast<int>(sizeof(float4)));
-    float4 *told = &shared.told[odd][cluster_rank() * Shape::WARPS + warp];
-    if (lane < blocks) shared.exchanged[odd].send(told, {mine.top, mine.sum, mine.weighted, y_target}, lane);
+    float4 *partials = &shared.partials[odd][cluster_rank() * Shape::WARPS + warp];
+    if (lane < blocks) shared.exchanged[odd].send(partials, {mine.top, mine.sum, mine.weighted, y_target}, lane);
     shared.exchanged[odd].wait_cluster(phase);
-    y_target = shared.told[odd][0].w;
+    y_target = shared.partials[odd][0].w;
     RowSums total;
-    total.gather(shared.told[odd], all, scale);
+    total.gather(shared.partials[odd], all, scale);
     total.settle();
     return total;
   }
@@ -299,7 +299,7 @@ template <typename Shape, int DTYPE, bool SOFTCAP, bool EVEN> struct Consumer {
     for (int v = threadIdx.x; v < part.vectors(); v += CONSUMERS) part.store(grad, v, {}, true);
   }
 
-  // Whether this thread has written element `at` of the part.
+  // True if this thread has written element `at` of the part.
   __device__ static bool writes(int at, Row part) {
     return (at % ELEMENTS + part.lead) / W % CONSUMERS == static_cast<int>(threadIdx.x);
   }
@@ -339,7 +339,7 @@ __device__ void consume(const capo_logits &a, const Result &result, typename Sha
     mine.ring = begin;
     const float per_sum = 1.f / (total.sum * a.temperature), linear = per_sum * slopes.entropy * LN2;
     const float constant = linear * mean - per_sum * slopes.logp, k = mine.scale.k;
-    const bool alike = lie_alike(logits, grad - part.begin);
+    const bool alike = same_alignment(logits, grad - part.begin);
     if constexpr (Scaled::FUSED) {
       if (linear == 0.f && mine.scale.fused(total.top)) {
         mine.write(grad, row, alike, Power<DTYPE>(total.top, k, constant));
@@ -349,7 +349,7 @@ __device__ void consume(const capo_logits &a, const Result &result, typename Sha
     } else {
       mine.write(grad, row, alike, Curve<DTYPE, SOFTCAP>{head, total.top, k, constant, -linear});
     }
-    // The target's once more, by the thread that has just written it.
+    // Rewrites the target's gradient, in the thread that has just written it.
     const int64_t at = target - part.begin;
     if (target >= 0 && at >= 0 && at < part.count && mine.writes(static_cast<int>(at), row))
       grad[at] = Element<DTYPE>::narrow(target_gradient(slopes, logp, entropy, a.temperature) * head.slope(y_target));
@@ -374,12 +374,12 @@ __global__ void __launch_bounds__(Shape::BOUND, RESIDENT)
   } else if (threadIdx.x == Shape::CONSUMERS) {
     produce<Shape, DTYPE, EVEN>(a, result, shared, ring, share);
   }
-  cluster_sync(); // no block leaves while another may write to its shared memory
+  cluster_sync(); // no block exits while another may write to its shared memory
 }
 
 // ---------------------------------------------------------------------------------------------------------- scaling
 
-// grad *= factor; blocks go over the parts of all rows.
+// grad *= factor; blocks loop over the parts of all rows.
 template <int DTYPE>
 __global__ void __launch_bounds__(SCALE_THREADS)
     scale(const __grid_constant__ capo_logits a, const float *factor, int64_t parts) {
@@ -428,7 +428,7 @@ template <typename Shape> constexpr int64_t widest() {
   return int64_t(MAX_CLUSTER) * Shape::slots_within(SHARED_BYTES) * Shape::CHUNK;
 }
 
-// Which of SHAPES the environment names, as 352x2; -1: none.
+// Index in SHAPES of CAPO_CUDA_SHAPE, such as 352x2; -1 if unknown.
 int shape_index() {
   const char *wanted = getenv("CAPO_CUDA_SHAPE");
   if (!wanted || !*wanted) return 0;
@@ -439,7 +439,7 @@ int shape_index() {
   return -1;
 }
 
-// As few blocks to a row as let two of them stand on a multiprocessor; else the most, with all of its memory each.
+// The fewest blocks per row with which two fit on a multiprocessor; else the most, each with all of its memory.
 template <typename Shape, int DTYPE, bool SOFTCAP, bool EVEN, typename Result>
 int launch_shape(const capo_logits &a, const Result &result, int device, void *stream) {
   constexpr int64_t WIDTH = Element<DTYPE>::WIDTH;
@@ -454,7 +454,7 @@ int launch_shape(const capo_logits &a, const Result &result, int device, void *s
   return launch.persistent(stream_rows<Shape, DTYPE, SOFTCAP, EVEN, Result>, a.tokens, a, result, slots, share() * WIDTH);
 }
 
-// Whether all rows begin and end with an aligned vector, of the logits and of the gradient.
+// True if all rows of the logits and of the gradient begin and end with an aligned vector.
 template <int DTYPE> bool even(const capo_logits &a) {
   constexpr int64_t WIDTH = Element<DTYPE>::WIDTH;
   auto aligned = [](const void *p) { return reinterpret_cast<uintptr_t>(p) % VECTOR_BYTES == 0; };

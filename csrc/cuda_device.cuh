@@ -1,6 +1,6 @@
-/* What cuda.cu needs of an sm_90a device: numbers, barriers, copies, conversions. No arithmetic of the loss.
- * It has compiled and never run on a GPU. The tests put a CPU's version in its place (CAPO_DEVICE in cuda.cu): keep
- * the two alike. */
+/* The primitives of an sm_90a device for cuda.cu: numbers, barriers, copies, conversions. No arithmetic of the loss.
+ * It has compiled and never run on a GPU. The tests replace it by a version for CPUs (CAPO_DEVICE in cuda.cu): keep the
+  * two alike. */
 #pragma once
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -36,8 +36,8 @@ struct Barrier {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
   }
 
-  // *shared = value and 16 bytes to this barrier, both in block `rank` of the cluster. No fence: gradient stores that
-  // are still under way hold nothing up.
+  // *shared = value and 16 bytes to this barrier, both in block `rank` of the cluster. No fence: pending
+  // gradient stores do not delay it.
   __device__ void send(float4 *shared, float4 value, int rank) {
     asm volatile(
         "{ .reg .b32 slot, barrier; mapa.shared::cluster.u32 slot, %0, %2; mapa.shared::cluster.u32 barrier, %1, %2;\n"
@@ -47,7 +47,7 @@ struct Barrier {
         : "memory");
   }
 
-  // Until the phase of this parity has ended; the one before the first counts as ended.
+  // Waits for the end of the phase of this parity; the phase before the first counts as ended.
   __device__ void wait(int parity) {
     uint32_t done = 0;
     while (!done)
@@ -102,7 +102,7 @@ __device__ inline char *shared_memory() {
   return memory;
 }
 
-// The same, in a register: the compiler would form the address again wherever it is used, in three instructions.
+// The same, in a register: otherwise the compiler computes the address at every use, in three instructions.
 __device__ inline char *kept_shared_memory() {
   char *memory = shared_memory();
   asm volatile("" : "+l"(memory));
@@ -121,7 +121,7 @@ __device__ inline uint32_t straddle(uint32_t low, uint32_t high, int bits) {
   return __funnelshift_r(low, high, bits);
 }
 
-// Read once or written once, and not soon again.
+// For data that is read or written once.
 __device__ inline uint4 load_vector(const uint4 *p) { return __ldcs(p); }
 __device__ inline void store_vector(uint4 *p, uint4 x) { __stcs(p, x); }
 
@@ -143,7 +143,7 @@ template <int DTYPE> __device__ uint32_t larger_pair(uint32_t a, uint32_t b) {
   return pair;
 }
 
-// Two elements of 16 bits and the floats that they stand for; rounding is to nearest even.
+// Two elements of 16 bits and their values as floats; rounding is to nearest even.
 template <int DTYPE> __device__ float2 unpack(uint32_t pair) {
   if (DTYPE == CAPO_BF16) return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
   float2 x;

@@ -41,8 +41,8 @@ template <> struct Element<CAPO_F32> {
   static __device__ float narrow(float x) { return x; }
 };
 
-// Elements of a row, and the aligned vectors of memory that they lie in; `lead` elements of the first vector are not
-// theirs, and the last may end with others. EVEN: neither is so.
+// Elements of a row, and the aligned vectors of memory that contain them. `lead` elements of the first vector and the
+// end of the last may be other data. EVEN: they are not.
 template <int DTYPE, bool EVEN> struct Span {
   using E = Element<DTYPE>;
   using Bits = typename E::Bits;
@@ -54,7 +54,7 @@ template <int DTYPE, bool EVEN> struct Span {
 
   __device__ int vectors() const { return (lead + count + E::WIDTH - 1) / E::WIDTH; }
 
-  // Elements v * WIDTH and on, where the span's vectors begin at `slot`.
+  // Elements from v * WIDTH on, if the span's vectors begin at `slot`.
   __device__ uint4 load(const uint4 *slot, int v) const {
     if (EVEN || lead == 0) return slot[v];
     const int bytes = lead * static_cast<int>(sizeof(Bits));
@@ -66,7 +66,7 @@ template <int DTYPE, bool EVEN> struct Span {
             straddle(all[3], all[4], bits)};
   }
 
-  // Vector v to a span that starts at `first`: whole if it lies in memory as this one does, else element by element.
+  // Vector v to a span that starts at `first`: whole if both have the same alignment, else element by element.
   __device__ void store(Bits *first, int v, uint4 x, bool alike) const {
     const int at = v * E::WIDTH - lead;
     if (EVEN || (alike && at >= 0 && at + E::WIDTH <= count))

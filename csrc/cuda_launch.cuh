@@ -9,7 +9,7 @@
 #include <tuple>
 
 struct Launch {
-  int cluster, threads, shared; // blocks that stand together, threads and bytes of shared memory of each
+  int cluster, threads, shared; // blocks of a cluster, threads and bytes of shared memory of each
   int device;
   void *stream;
 

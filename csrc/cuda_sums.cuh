@@ -9,7 +9,7 @@ namespace {
 
 constexpr int WARP = 32;
 constexpr float LOG2E = 1.4426950408889634f, LN2 = 0.6931471805599453f;
-// Stands for infinity where a factor may be 0: 0 * LARGE is 0. Far beyond any exponent, and no product overflows.
+// Replaces infinity where a factor may be 0: 0 * LARGE is 0. Far beyond any exponent, and no product overflows.
 constexpr float LARGE = 1e30f;
 
 template <bool SOFTCAP> struct Head {
@@ -22,8 +22,8 @@ template <bool SOFTCAP> struct Head {
 
 /* 2^(y k - top k) is one fma and one exponential with `base` for top k: the product, rounded. All numbers of a row take
  * the same base, so that its error is a common factor of theirs, 2^low, which division takes out of the sums. Only
- * where the base is small: its error grows with it, and the gradient meets it once more. And only in elements of 16
- * bits, where k lets LOW stand for -inf: 2^(LOW k - base) is 0. */
+ * where the base is small: its error grows with it and enters the gradient too. And only for elements of 16
+  * bits, where k is small enough for LOW to act as -inf: 2^(LOW k - base) is 0. */
 template <int DTYPE, bool SOFTCAP> struct Scale {
   static constexpr bool FUSED = DTYPE != CAPO_F32 && !SOFTCAP;
   static constexpr float NEAR = 512.f, LEAST = 0x1p-6f;
@@ -62,18 +62,18 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
     top = to, low = to_low;
   }
 
-  // N vectors: load(i), of which the first left(i) elements count.
+  // N vectors: load(i), whose first left(i) elements are counted.
   template <int N, typename Load, typename Left>
   __device__ void add(Load load, Left left, Head<SOFTCAP> head, Scaled scale) {
     if constexpr (Scaled::FUSED)
       if (add_fused<N>(load, left, scale)) return;
-    constexpr int SOME = Scaled::FUSED || SOFTCAP ? 1 : N; // at once; more only where it is the usual way, and short
+    constexpr int SOME = Scaled::FUSED || SOFTCAP ? 1 : N; // at once; more only in the common, short case
 #pragma unroll 1
     for (int i = 0; i < N; i += SOME)
       add_exact<SOME>([&](int j) { return load(i + j); }, [&](int j) { return left(i + j); }, head, scale);
   }
 
-  // Whether it could: not where 0 * -inf made NaN of a sum.
+  // True if the sums are valid: 0 * -inf may have made one NaN.
   template <int N, typename Load, typename Left> __device__ bool add_fused(Load load, Left left, Scaled scale) {
     uint4 vectors[N];
     for (int i = 0; i < N; ++i) vectors[i] = cut<DTYPE>(load(i), left(i));
@@ -116,7 +116,7 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
     }
   }
 
-  // Of all lanes of the warp.
+  // Over all lanes of the warp.
   __device__ void merge_warp(Scaled scale) {
     float to = top;
     for (int lanes = WARP / 2; lanes; lanes /= 2) to = fmaxf(to, shuffle_xor(to, lanes));
@@ -124,15 +124,15 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
     add_lanes();
   }
 
-  // What `count` warps were told, to every lane.
-  __device__ void gather(const float4 *told, int count, Scaled scale) {
+  // Combines the partial sums of `count` warps, in every lane.
+  __device__ void gather(const float4 *partials, int count, Scaled scale) {
     const int lane = threadIdx.x % WARP;
-    for (int i = lane; i < count; i += WARP) top = fmaxf(top, told[i].x);
+    for (int i = lane; i < count; i += WARP) top = fmaxf(top, partials[i].x);
     for (int lanes = WARP / 2; lanes; lanes /= 2) top = fmaxf(top, shuffle_xor(top, lanes));
     low = scale.low(top);
     for (int i = lane; i < count; i += WARP) {
       Sums one;
-      one.top = told[i].x, one.low = scale.low(one.top), one.sum = told[i].y, one.weighted = told[i].z;
+      one.top = partials[i].x, one.low = scale.low(one.top), one.sum = partials[i].y, one.weighted = partials[i].z;
       one.raise(top, scale);
       sum += one.sum, weighted += one.weighted;
     }
@@ -144,7 +144,7 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
       sum += shuffle_xor(sum, lanes), weighted += shuffle_xor(weighted, lanes);
   }
 
-  // The same with low = 0. The sum is exactly 1 where it is of one element.
+  // The same with low = 0. The sum of a single element is exactly 1.
   __device__ void settle() {
     const float one = exp2_fast(low);
     sum /= one;
@@ -153,7 +153,7 @@ template <int DTYPE, bool SOFTCAP> struct Sums {
   }
 };
 
-// A vector of logits -> their gradients by 2^u (constant + linear u), but for the target's.
+// A vector of logits -> their gradients, 2^u (constant + linear u), except the target's.
 template <int DTYPE, bool SOFTCAP> struct Curve {
   Head<SOFTCAP> head;
   float top, k, constant, linear;

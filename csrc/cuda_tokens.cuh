@@ -1,4 +1,4 @@
-/* What is computed over T around the row kernels: a block takes a sequence, or all of the results. Included by cuda.cu,
+/* The computations over T around the row kernels: one block per sequence, or one for all results. Included by cuda.cu,
  * after the device. It has compiled and never run on a GPU. */
 #pragma once
 #include "tokens.h"
@@ -14,7 +14,7 @@ template <int WARPS, int K> __device__ __forceinline__ void block_sum(double (&x
 #pragma unroll
   for (int i = 0; i < K; ++i)
     for (int lanes = 16; lanes; lanes /= 2) x[i] += shuffle_xor(x[i], lanes);
-  block_sync(); // until nobody reads the sums before
+  block_sync(); // until all threads have read the previous sums
   if (lane == 0)
 #pragma unroll
     for (int i = 0; i < K; ++i) room[warp * K + i] = x[i];

@@ -1,8 +1,8 @@
-"""What lies here as libcapo_cpu, libcapo_cuda and libcapo_sums: `python csrc/libraries.py FOLDER`.
+"""Builds libcapo_cpu, libcapo_cuda and libcapo_sums: `python csrc/libraries.py FOLDER`.
 
 `pip install .` calls it. Plain C libraries, built without torch and without setuptools. The compilers are `CXX` (c++)
-and `NVCC` (nvcc); the words of `CXXFLAGS` come after the flags here. What can't be compiled is left out, and a file
-beside the libraries says why; `capo_kernels.status()` shows it of the kernels'.
+and `NVCC` (nvcc); `CXXFLAGS` are appended to the flags here. A library that can't be compiled is left out, and a file
+beside the others has the reason; `capo_kernels.status()` shows it for the kernels.
 """
 
 import os
@@ -40,7 +40,7 @@ def build(library: Path) -> str | None:
 
 
 def cpu(library: Path, temp: Path) -> None:
-    """The SIMD source once for each instruction set, and the entry points that choose among them."""
+    """Compiles the SIMD source once per instruction set, and the entry points that choose among them."""
     cxx, own = compiler("CXX", "c++"), [*CXX, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     objects = []
     for isa, flags in ISAS.items():
@@ -54,7 +54,7 @@ def cuda(library: Path, temp: Path) -> None:
 
 
 def sums(library: Path, temp: Path) -> None:
-    """The trainer's own: the checksums of weights."""
+    """The trainer's library: checksums of weights."""
     own = [*CXX, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     run([*compiler("CXX", "c++"), *own, "-shared", str(HERE / "sums.cpp"), "-o", str(library)])
 

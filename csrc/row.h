@@ -28,13 +28,13 @@ CAPO_ROW capo_dual capo_clamped_exp(float x) {
   return out;
 }
 
-/* The target of a row; -1 where it is no index of a row. */
+/* The target of a row; -1 if it is outside the row. */
 CAPO_ROW int64_t capo_target(const capo_logits *l, int64_t row) {
   int64_t target = l->wide_targets ? ((const int64_t *)l->targets)[row] : ((const int32_t *)l->targets)[row];
   return target >= 0 && target < l->vocab ? target : -1;
 }
 
-/* The spec with the coefficients that stand for its own. */
+/* The spec with its coefficients replaced by those of the tokens, if given. */
 CAPO_ROW capo_spec capo_live(const capo_spec *s, const float *c) {
   capo_spec live = *s;
   if (c) {
@@ -54,7 +54,7 @@ CAPO_ROW capo_dual capo_policy(const capo_spec *s, capo_dual rho, float advantag
     capo_dual out = {-capped * advantage * logp, -capped * advantage};
     return out;
   }
-  /* Of a NaN neither: its gradient is NaN too. */
+  /* NaN is not clipped: its gradient is NaN too. */
   int held = advantage > 0 ? rho.value > s->ratio_high : advantage <= 0 && rho.value < s->ratio_low;
   float ratio = held ? (advantage > 0 ? s->ratio_high : s->ratio_low) : rho.value;
   if (advantage < 0 && ratio > s->dual_clip) {

@@ -1,8 +1,8 @@
 /* libcapo_cuda without torch: `selftest LIBRARY [--small]`. Each case runs the loss and its gradient over logits in
- * device memory, and the log-probs alone, against sums in double on the host. A line of JSON per case, as it ends; exit
- * status 1 where one is wrong. `--small` is for compute-sanitizer.
+ * device memory, and the log-probs alone, against sums in double on the host. One line of JSON per finished case; exit
+  * status 1 if one is wrong. `--small` is for compute-sanitizer.
  *
- * Outputs are full of NaN before a call, and so is what lies beside the rows. */
+ * Outputs and the memory between rows are filled with NaN before a call. */
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 #include <math.h>
@@ -89,7 +89,7 @@ double decode(int dtype, const uint8_t *p) {
   return x;
 }
 
-// Of a number that the type has with a normal exponent, truncated to it.
+// Truncates a number to the type, if its exponent is normal there.
 void encode(int dtype, float x, uint8_t *p) {
   uint32_t bits;
   memcpy(&bits, &x, 4);

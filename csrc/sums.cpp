@@ -1,10 +1,10 @@
-/* libcapo_sums: the rows of a matrix summed up by the weights of their places, for the trainer's checksums of weights
- * (capo_fast/engine/checksum.py). Products and sums are float64's, and it is memory that takes the time. No sum crosses
+/* libcapo_sums: sums of a matrix's rows, weighted by column, for the trainer's checksums of weights
+ * (capo_fast/engine/checksum.py). Products and sums are float64; memory bandwidth is the limit. No sum crosses
  * rows, so the number of threads changes no bit. */
 #include <stdint.h>
 #include <string.h>
 
-/* Compiled once for each instruction set; the loader chooses, where the C library has such functions. */
+/* Compiled once for each instruction set; the loader chooses, if the C library supports it. */
 #if defined(__x86_64__) && defined(__GLIBC__)
 #define FOR_EACH_ISA __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int64_t SMALL = 1 << 15; /* Entries that one thread sums up sooner than a second one starts. */
+constexpr int64_t SMALL = 1 << 15; /* Entries that one thread sums before a second one could start. */
 
 inline double widened(float x) { return x; }
 

@@ -1,4 +1,4 @@
-/* The arithmetic of what is computed over T around the row kernels: credit and the sums of the results. Shared by the
+/* The arithmetic over T around the row kernels: credit and the sums of the results. Shared by the
  * CPU and the CUDA kernels, which differ in how they form the sums. */
 #pragma once
 #include <math.h>
@@ -11,12 +11,12 @@
 #define CAPO_TOKENS static inline
 #endif
 
-/* A group whose rewards spread less than this says nothing: its advantages are 0. */
+/* A group whose rewards have a smaller standard deviation has advantages of 0. */
 #define CAPO_STD_ZERO 1e-6
 
 /* ---- credit: the rewards of a sequence, and the shift and scale of its group ---- */
 
-/* Of one sequence: its trained tokens, the mean of -P wrong over them, and the sum of squared distances from it. */
+/* Per sequence: its trained tokens, the mean of -P wrong over them, and the sum of squared deviations. */
 enum { CAPO_COUNT, CAPO_MEAN, CAPO_SPREAD, CAPO_MOMENTS };
 
 /* Sums over the sequences of a group; R = C outcome - P wrong. */
@@ -25,7 +25,7 @@ typedef struct {
   double sequences, mean_reward, outcome;   /* over sequences with a trained token: their number, mean R, C outcome */
 } capo_sums;
 
-/* The same of squared distances from the group's means. */
+/* The same sums of squared deviations from the group's means. */
 typedef struct {
   double reward, process, mean_reward, outcome;
 } capo_spreads;
@@ -38,13 +38,13 @@ CAPO_TOKENS int64_t capo_group(const capo_credit *c, int64_t b) {
   return c->wide_groups ? ((const int64_t *)c->group)[b] : ((const int32_t *)c->group)[b];
 }
 
-/* The first token of sequence b, or past the last of b - 1. The first and the last sequence have what no other has. */
+/* The first token of sequence b (one past the last of b - 1). Tokens in no sequence go to the first or the last one. */
 CAPO_TOKENS int64_t capo_begin(const int32_t *cu_seqlens, int64_t b, int64_t sequences, int64_t tokens) {
   const int64_t begin = b == 0 ? 0 : b == sequences ? tokens : cu_seqlens[b];
   return begin < 0 ? 0 : begin < tokens ? begin : tokens;
 }
 
-/* step: -1 where a token belongs to none. */
+/* step: -1 for a token that belongs to no step. */
 CAPO_TOKENS float capo_wrong(const capo_credit *c, int64_t step) {
   return step < 0 ? 0.f : step < c->steps ? c->step_wrong[step] : NAN;
 }
@@ -81,7 +81,7 @@ CAPO_TOKENS float capo_scale_of(double std, double floor) {
 CAPO_TOKENS capo_stats capo_norm(const capo_credit *c, const capo_sums *means, const capo_spreads *s) {
   const double by_token = capo_std(s->reward, means->tokens), by_sequence = capo_std(s->mean_reward, means->sequences);
   const float token = (float)means->reward, sequence = (float)means->mean_reward;
-  const float told = by_token >= CAPO_STD_ZERO ? 1.f : 0.f;
+  const float scaled = by_token >= CAPO_STD_ZERO ? 1.f : 0.f;
   capo_stats stats = {0.f, 1.f, 0.f, 1.f};
   switch (c->norm) {
   case CAPO_GROUP_TOKEN:
@@ -95,14 +95,14 @@ CAPO_TOKENS capo_stats capo_norm(const capo_credit *c, const capo_sums *means, c
     stats.scale0 = capo_scale_of(capo_std(s->outcome, means->sequences), c->std_floor);
     stats.scale1 = capo_scale_of(capo_std(s->process, means->tokens), c->std_floor);
     break;
-  case CAPO_CENTER: stats.shift0 = token, stats.scale0 = stats.scale1 = told; break;
-  case CAPO_SEQUENCE_CENTER: stats.shift0 = sequence, stats.scale0 = stats.scale1 = told; break;
+  case CAPO_CENTER: stats.shift0 = token, stats.scale0 = stats.scale1 = scaled; break;
+  case CAPO_SEQUENCE_CENTER: stats.shift0 = sequence, stats.scale0 = stats.scale1 = scaled; break;
   default: break;
   }
   return stats;
 }
 
-/* Those that were given; NaN for a group that has none. */
+/* The statistics passed by the caller; NaN for a group without any. */
 CAPO_TOKENS capo_stats capo_given(const capo_credit *c, int64_t b) {
   const int64_t g = capo_group(c, b);
   const float *row = c->stats + 4 * g;
@@ -126,7 +126,7 @@ CAPO_TOKENS float capo_mean_log_ratio(double sum, double count) {
 /* ---- sums of the results ---- */
 
 typedef struct {
-  double sum[CAPO_RAW], loss; /* of RAW, but for its extremes */
+  double sum[CAPO_RAW], loss; /* of RAW without its extremes */
   float lowest, highest, highest_is;
 } capo_totals;
 

@@ -44,7 +44,7 @@ def test_a_wrong_command_line_is_one_line(words, line, capsys):
 def test_the_subcommand_s_status_is_the_command_s(tmp_path, capsys):
     assert cli.main(["status", str(tmp_path)]) == 1
     assert (
-        capsys.readouterr().err == f"capo_fast: error: {tmp_path}: no config.yaml in it, wanted the folder of a run\n"
+        capsys.readouterr().err == f"capo_fast: error: {tmp_path}: found no config.yaml, wanted the folder of a run\n"
     )
 
 

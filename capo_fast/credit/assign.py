@@ -1,8 +1,8 @@
-"""What an estimator found of whole groups -> the credit of every token.
+"""The result of an estimator for whole groups -> the credit of every token.
 
-Of step credit the token reward is the paper's Eq. 1, `R = C * outcome - P * wrong`; a group's statistics (Eq. 2 and its
-variants) come from `capo_kernels.credit_stats`. The loss kernel computes the advantage of each token from them; here
-those of whole steps are computed by the same function. Token credit is taken as it is.
+With step credit the token reward is the paper's Eq. 1, `R = C * outcome - P * wrong`; a group's statistics (Eq. 2 and
+its variants) come from `capo_kernels.credit_stats`. The loss kernel computes the advantage of each token from them;
+here the same function computes those of whole steps. Token credit is used unchanged.
 
 Letters: T response tokens of all samples, B samples, S steps, G groups.
 """
@@ -25,17 +25,17 @@ from capo_fast.records import CreditedSample, Rollout, Sample
 
 
 def assign_credit(samples: Sequence[Sample], config: Config, step: int = 1) -> list[CreditedSample]:
-    """The credit of samples that make up whole groups, one after another, in their order, by an estimator that asks no
-    engine. step: of training, from 1."""
+    """The credit of samples that form consecutive whole groups, in order, by an estimator that queries no engine.
+    step: of training, from 1."""
     groups, estimator = groups_of(samples), load_estimator(config.credit.fn or BUILT_IN[config.credit.process])
     return credited_samples(groups, estimator(groups, {"config": config}, refuse_questions), config, step)
 
 
 def credited_samples(groups: Sequence[Group], found: Returned, config: Config, step: int) -> list[CreditedSample]:
-    """The samples of whole groups with the credit that was found of them, in their order.
+    """The samples of whole groups with their credit, in order.
 
     A sample whose check timed out, or that the length limit cut under `train.truncated = mask`, is not trained on and
-    does not enter its group's statistics.
+    is left out of its group's statistics.
     """
     if not groups:
         return []
@@ -58,7 +58,7 @@ def _by_step(groups: Sequence[Group], found: StepCredit, config: Config, step: i
 
 
 def _scheduled(found: StepCredit, groups: Sequence[Group], config: Config, step: int) -> list[tuple[float, ...]]:
-    """[S] of each sample, times its group's share of the largest P."""
+    """[S] per sample, times its group's fraction of the largest P."""
     if (
         config.credit.fn
         and config.credit.largest_process_weight == 0
@@ -73,7 +73,7 @@ def _scheduled(found: StepCredit, groups: Sequence[Group], config: Config, step:
 def _by_token(groups: Sequence[Group], found: TokenCredit, config: Config) -> list[CreditedSample]:
     if config.credit.schedule != "constant":
         raise CreditError(
-            f"credit.schedule: found {config.credit.schedule}, wanted constant: P is no part of token credit"
+            f"credit.schedule: found {config.credit.schedule}, wanted constant: token credit does not use P"
         )
     samples = [sample for group in groups for sample in group.samples]
     rows = [row for rows in found.advantages for row in rows]
@@ -96,9 +96,9 @@ def _with_tokens(sample: Sample, advantages: Sequence[float], config: Config) ->
 
 
 def step_advantages(credit: ck.Credit, steps: Sequence[int], trained_B: torch.Tensor) -> list[tuple[float, ...]]:
-    """[S] of each sequence, whose number of steps is `steps`: the advantage that the loss kernel gives its tokens.
+    """[S] per sequence, which has `steps` steps: the advantage of its tokens in the loss kernel.
 
-    The same rule is applied to sequences in which each step is one token.
+    Computed by the same rule on sequences with one token per step.
     """
     steps_B = torch.tensor(steps)
     step_starts = torch.ones(int(steps_B.sum()), dtype=torch.bool)
@@ -113,7 +113,7 @@ def credit_of(
     outcomes: Sequence[float],
     config: Config,
 ) -> ck.Credit:
-    """The credit of packed rollouts of whole groups: `step_wrong` [S] and the outcome of each."""
+    """The credit of packed rollouts of whole groups: `step_wrong` [S] and the outcome per rollout."""
     groups = {group: row for row, group in enumerate(dict.fromkeys(rollout.group for rollout in rollouts))}
     return ck.Credit(
         step_starts=torch.tensor([start for each in rollouts for start in each.steps.starts], dtype=torch.bool),
@@ -136,7 +136,7 @@ def credit_settings(config: Config) -> dict[str, Any]:
 
 
 def offsets(lengths: Sequence[int]) -> torch.Tensor:
-    """int32 [B + 1], where each of B sequences starts, and the end of the last."""
+    """int32 [B + 1], the start of each of B sequences, and the end of the last."""
     return torch.tensor([0, *lengths]).cumsum(0).int()
 
 
@@ -144,11 +144,11 @@ def offsets(lengths: Sequence[int]) -> torch.Tensor:
 
 
 def outcome_reward(sample: Sample, outcome: float, config: Config) -> float:
-    r"""What the outcome weight C multiplies: the verdict, or what an estimator has in its place, the other reward
-    functions by their weights, the format bonus (per C) and DAPO's length penalty.
+    r"""The factor of the outcome weight C: the verdict, or an estimator's value in its place, plus the weighted other
+    reward functions, the format bonus (per C) and DAPO's length penalty.
 
-    [us] The bonus is added where the response has a `\boxed{}`. A sample without a verdict has none and is not trained
-    on: 0 takes its place.
+    [us] The bonus is added if the response has a `\boxed{}`. A sample without a verdict is not trained on and
+    gets 0.
     """
     if sample.outcome is None:
         return 0.0
@@ -165,12 +165,12 @@ def outcome_reward(sample: Sample, outcome: float, config: Config) -> float:
 def overlong_penalty(rollout: Rollout, max_tokens: int, buffer: int) -> float:
     """DAPO's soft penalty in [0, 1] (arXiv 2503.14476, Eq. 13), growing over the last `buffer` tokens before the limit.
 
-    [us] A rollout that the limit cut always gets 1.
+    [us] A truncated rollout always gets 1.
     """
     over = len(rollout.token_ids) - (max_tokens - buffer)
     return min(max(over / buffer, 0.0), 1.0) if rollout.finished else 1.0
 
 
 def is_trained(sample: Sample, truncated: str) -> bool:
-    """Whether the sample enters the loss."""
+    """True if the sample enters the loss."""
     return sample.outcome is not None and (sample.rollout.finished or truncated != "mask")

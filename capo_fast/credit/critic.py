@@ -1,4 +1,4 @@
-"""The critic (GenPRM) for use from outside: its template, the prompt it is given, and the answer it gives."""
+"""The critic (GenPRM) as a public interface: its template, prompt and answer."""
 
 from capo_fast.credit.critique_parser import parse_critique
 from capo_fast.credit.critique_prompt import load_template, render_critique_prompt

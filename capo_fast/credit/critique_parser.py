@@ -1,8 +1,8 @@
-"""The critic's answer (CAPO, section 3.2): a verdict and the wrong steps, read leniently but never guessed.
+"""The critic's answer (CAPO, section 3.2): a verdict and the wrong steps, parsed leniently but never guessed.
 
 The answer is one line `Judgment: ... Yes/No` and, after a No, the wrong steps inside a pair of `<incorrect_steps>`
-tags. Real critics vary, decorate and repeat both, so the last of each counts. An answer that can't be read for sure
-abstains: a doubtful set does more harm in a vote than none.
+tags. Real critics vary, decorate and repeat both, so the last of each counts. An answer that can't be parsed for
+certain abstains: a doubtful set harms a vote more than none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 
 from capo_fast.records import Critique
 
-# Blanks inside these patterns never cross a line, so that text on another line can't complete the critic's own tag.
+# Blanks inside these patterns never cross a line, so that text on another line can't complete a tag of the critic.
 _FLAGS = re.IGNORECASE | re.ASCII
 _HEADER = re.compile(r"(?<![a-z])judge?ment[ \t*_`~\"']*(?:\([^()\n]*\)[ \t*_`]*)?[:\uff1a]", _FLAGS)
 _CLAUSE = re.compile(
@@ -19,7 +19,7 @@ _CLAUSE = re.compile(
     r"|therefore|updated))*\Z",
     _FLAGS,
 )
-"""What may stand before a header in its clause: more makes it prose about a judgment, as `I double checked the`."""
+"""Text allowed before a header in its clause; more makes it prose about a judgment, as `I double checked the`."""
 _LIST_TAG = re.compile(r"<[ \t]*(?P<closes>/[ \t]*)?incorrect\\?_steps[ \t]*>", _FLAGS)
 _LINE_END = re.compile(rf"\n|{_HEADER.pattern}|{_LIST_TAG.pattern}|\Z", _FLAGS)
 _LEADING_VERDICT = re.compile(r"[ \t*_`~\"'(\[{]*(yes|no)(?![a-z]|[ \t]*(?:/|or)[ \t]*(?:yes|no))", _FLAGS)
@@ -40,11 +40,11 @@ _PLAIN = {
     ),
     **dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"), None),
 }
-"""Blanks of other widths are blanks; what has no width is nothing."""
+"""Blanks of other widths become blanks; zero-width characters are removed."""
 
 
 def parse_critique(text: str, num_steps: int, finished: bool = True) -> Critique:
-    """What one answer of the critic says about the `num_steps` steps (numbered from 0) it was shown.
+    """Parses one answer of the critic on `num_steps` steps (numbered from 0).
 
     | verdict | list | outcome |
     |---|---|---|
@@ -56,10 +56,10 @@ def parse_critique(text: str, num_steps: int, finished: bool = True) -> Critique
     | none | empty | no wrong step |
     | any | only out-of-range indices, words, more indices than steps, or unclosed | abstain |
 
-    [us] Neither verdict nor list abstains, and so does an unfinished answer without a closed list. The verdict is the
-    Yes or No right after `Judgment:`, else the last one on its line; `Yes/No` is the prompt's echo, not a verdict. A
-    judgment that prose speaks of (`I double checked the judgment: yes, ...`) counts only where there is no other.
-    Repeated indices count towards "more indices than steps"; `and` and `step` are the only words a list may hold.
+    [us] An answer without verdict and list abstains; so does an unfinished one without a closed list. The verdict is
+    the Yes or No right after `Judgment:`, else the last one on its line; `Yes/No` echoes the prompt and is no verdict.
+    A judgment mentioned in prose (`I double checked the judgment: yes, ...`) counts only if there is no other. Repeated
+    indices count towards "more indices than steps"; `and` and `step` are the only words allowed in a list.
 
     >>> parse_critique("Judgment: No\\n<incorrect_steps>0, <step_2>-<step_3>, 5</incorrect_steps>", 5).wrong_steps
     frozenset({0, 2, 3})
@@ -83,9 +83,9 @@ def parse_critique(text: str, num_steps: int, finished: bool = True) -> Critique
 
 
 def parse_judgment(text: str, num_steps: int, finished: bool = True) -> Critique:
-    """What one answer of the critic says about the whole solution: every step is wrong after a No, none after a Yes.
+    """Parses one answer of the critic on the whole solution: every step is wrong after a No, none after a Yes.
 
-    The list of wrong steps, if there is one, is not read. Without a verdict the critique abstains.
+    A list of wrong steps is ignored. Without a verdict the critique abstains.
 
     >>> [sorted(parse_judgment(text, 2).wrong_steps) for text in ("Judgment: No", "Judgment: Yes")]
     [[0, 1], []]
@@ -96,7 +96,7 @@ def parse_judgment(text: str, num_steps: int, finished: bool = True) -> Critique
 
 
 def _last_verdict(text: str) -> tuple[str | None, int]:
-    """The last judgment's `yes` or `no`, and where its line (or the part of it before a list) ends."""
+    """The last judgment's `yes` or `no`, and the end of its line (or of its part before a list)."""
     headers = list(_HEADER.finditer(text))
     for header in reversed([header for header in headers if _begins_a_clause(text, header.start())] or headers):
         end = _LINE_END.search(text, header.end())
@@ -110,12 +110,12 @@ def _last_verdict(text: str) -> tuple[str | None, int]:
 
 
 def _begins_a_clause(text: str, position: int) -> bool:
-    line = text[max(position - 80, 0) : position].rpartition("\n")[2]  # a longer clause is prose all the more
+    line = text[max(position - 80, 0) : position].rpartition("\n")[2]  # a longer clause is prose
     return _CLAUSE.match(re.split(r"[.!?,;:]", line)[-1]) is not None
 
 
 def _last_list(text: str, position: int) -> tuple[str | None, bool]:
-    """The body of the last closed list after `position`, and whether a list after it was left open."""
+    """The body of the last closed list after `position`, and True if a later list was left open."""
     body, opened = None, None
     for tag in _LIST_TAG.finditer(text, position):
         if not tag["closes"]:
@@ -126,7 +126,7 @@ def _last_list(text: str, position: int) -> tuple[str | None, bool]:
 
 
 def _index_ranges(body: str) -> list[tuple[int, int]] | None:
-    """The inclusive ranges a list names, None where it holds anything else. Never expanded: a range may be huge."""
+    """The inclusive ranges in a list, None if it contains anything else. Never expanded: a range may be huge."""
     body = _STEP_TAG.sub(lambda tag: " " if tag[1] else f" {tag[2]} ", body)
     ranges, position = [], 0
     while position < len(body):
@@ -140,7 +140,7 @@ def _index_ranges(body: str) -> list[tuple[int, int]] | None:
 
 
 def _number(digits: str) -> int:
-    """An index; one that is far too long is read as any far index, as reading it would take quadratic time."""
+    """An index; one with too many digits becomes `_FAR`, as converting it would take quadratic time."""
     if len(digits) < 10:
         return int(digits)
     return -_FAR if digits.startswith("-") else _FAR
@@ -149,4 +149,4 @@ def _number(digits: str) -> int:
 CRITIQUE_REGEX = (
     r"(.|\n)*Judgment: (Yes|No\n<incorrect_steps>\n?(<step_)?[0-9]+>?(, ?(<step_)?[0-9]+>?)*\n?</incorrect_steps>)"
 )
-"""What a critique under `critic.structured` matches: free text, then a verdict and its list as the prompt asks for."""
+"""Regex of a critique under `critic.structured`: free text, then a verdict and its list in the prompt's format."""

@@ -24,12 +24,12 @@ _MUSTACHE = re.compile(r"\{\{[#/]\w+\}\}")
 
 
 class CritiquePromptError(CapoError):
-    """A template that passed the checks at the start can't be filled with some solution."""
+    """A template that passed the checks at the start failed to render for a solution."""
 
 
 @dataclass(frozen=True)
 class ShownStep:
-    """A step as templates see it."""
+    """A step as a template variable."""
 
     index: int
     """From 0."""
@@ -39,7 +39,7 @@ class ShownStep:
 def load_template(name: str | Path) -> str:
     """A critique prompt's template: `genprm`, `tiny`, or the path of a user's file, without its last line end.
 
-    Raises ValueError in one line: the file can't be read, Jinja2 refuses it, or it lacks what a prompt needs.
+    Raises ValueError in one line: the file can't be read, is no valid Jinja2, or lacks a required variable.
     """
     packaged = _PROMPTS / f"{name}.txt"
     path = packaged if packaged.is_file() else Path(name)
@@ -54,13 +54,13 @@ def load_template(name: str | Path) -> str:
 def render_critique_prompt(
     template: str, problem: str, steps: Sequence[str], solution: str | None = None, special_tokens: Collection[str] = ()
 ) -> str:
-    """The critic's prompt for one solution, its steps numbered from 0 and neutralised. No text has a token of the
-    tokenizer's.
+    """The critic's prompt for one solution, its steps numbered from 0 and neutralised. No text contains one of
+    `special_tokens`.
 
-    The template's names are `problem`, `solution` (empty where there is no reference solution) and `steps`, each with
+    The template's names are `problem`, `solution` (empty without a reference solution) and `steps`, each with
     `index` and `text`. The line end right after a block tag is dropped (Jinja2's trim_blocks); `{% endfor +%}` keeps
     it. `{#` begins a comment, in LaTeX as well; `{{ '{#' }}` is plain text. Values are never rendered again. Raises
-    CritiquePromptError where the template can't be filled with this solution.
+    CritiquePromptError if the template can't be rendered for this solution.
 
     >>> template = "{{ problem }}:{% for step in steps %} {{ step.index }}={{ step.text }}{% endfor %}"
     >>> render_critique_prompt(template, "P", ["a", "b"])
@@ -68,9 +68,9 @@ def render_critique_prompt(
     """
     tokens, given = tuple(special_tokens), solution if solution and solution.strip() else ""
     shown = [_shown(index, step, tokens) for index, step in enumerate(steps)]
-    asked, given = (_plain(text, tokens) for text in (problem, given))
+    shown_problem, given = (_plain(text, tokens) for text in (problem, given))
     try:
-        return _compiled(template).render(problem=asked, steps=shown, solution=given)
+        return _compiled(template).render(problem=shown_problem, steps=shown, solution=given)
     except (TemplateError, TypeError) as error:
         raise CritiquePromptError(f"critic.prompt: {error}, with a solution of {len(steps)} steps") from error
 
@@ -90,10 +90,10 @@ def _compiled(template: str) -> Template:
 
 
 def _check(template: str) -> None:
-    """Raises ValueError for what would fail in the middle of a run: unknown names even on branches not taken here."""
+    """Raises ValueError for errors that would stop a run later: unknown names even on branches not taken here."""
     if old := _MUSTACHE.search(template):
         raise ValueError(f"found {old[0]!r}, wanted Jinja2, such as {_STEPS}")
-    steps = [ShownStep(123456789 + i, f"\0text {i}") for i in range(3)]  # values that no template writes itself
+    steps = [ShownStep(123456789 + i, f"\0text {i}") for i in range(3)]  # values that no template contains
     try:
         unknown = find_undeclared_variables(_JINJA.parse(template)) - {"problem", "solution", "steps"}
         if unknown:
@@ -103,6 +103,6 @@ def _check(template: str) -> None:
         raise ValueError(f"line {error.lineno}: {error.message}; wanted Jinja2, such as {_STEPS}") from error
     except (TemplateError, TypeError) as error:
         raise ValueError(f"{error}; the names are {_NAMES}") from error
-    for name, wanted in (("index", "each step's own, counted from 0"), ("text", "one for each step")):
+    for name, wanted in (("index", "one for each step, counted from 0"), ("text", "one for each step")):
         if not all(str(getattr(step, name)) in prompt for step in steps for prompt in prompts):
             raise ValueError(f"found no step.{name}, wanted {wanted}, as in {_STEPS}")

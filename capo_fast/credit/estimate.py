@@ -1,11 +1,11 @@
-"""One call of a credit estimator: by name, given what its signature asks for, and checked.
+"""One call of a credit estimator: loaded by name, called with the parameters of its signature, and checked.
 
     def credit(groups): ...                                     whole groups of this rank
-    def credit(groups, *, level, config, tokenizer, chat): ...  by name: a column of the data, or a part of the run
+    def credit(groups, *, level, config, tokenizer, chat): ...  keywords: columns of the data, or parts of the run
 
-The names of the run's parts are `config`, the settings; `tokenizer`, the policy's; and `chat`, a function from the text
-of a user's message to the tokens of the policy's prompt. Every other name is a column, given as a list, an entry per
-group; one without a default has to be there.
+Parts of the run are `config`, the settings; `tokenizer`, the policy's; and `chat`, a function from the text of a user's
+message to the tokens of the policy's prompt. Every other keyword is a column, passed as a list with an entry per group;
+one without a default is required.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from capo_fast.records import Rollout
 from capo_fast.verify.functions import split_name
 
 PARTS = ("config", "tokenizer", "chat")
-"""What an estimator may take by name of the run."""
+"""Parts of the run that an estimator may take as keywords."""
 BUILT_IN = {
     "steps": "capo_fast.credit.estimators.capo:wrong_steps",
     "prefix": "capo_fast.credit.estimators.prefix:wrong_from_the_first",
@@ -46,7 +46,7 @@ BUILT_IN = {
     "critique-ratio": "capo_fast.credit.estimators.critique_ratio:critique_ratios",
     "flawed-answers": "capo_fast.credit.estimators.flawed_answers:flawed_answers",
 }
-"""By `credit.process`."""
+"""Built-in estimators by `credit.process`."""
 
 Returned = StepCredit | TokenCredit
 Ask = Callable[[Sequence[Asked]], Answers]
@@ -54,16 +54,16 @@ Ask = Callable[[Sequence[Asked]], Answers]
 
 @dataclass(frozen=True)
 class Estimator:
-    """A credit function and what its signature says of it."""
+    """A credit function with the properties of its signature."""
 
     name: str
     function: Callable[..., Any]
     parts: tuple[str, ...]
-    """Of `PARTS`."""
+    """Names in `PARTS` that it takes."""
     required: tuple[str, ...]
     """Columns without a default."""
     optional: tuple[str, ...]
-    """Columns with one."""
+    """Columns with a default."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -71,17 +71,17 @@ class Estimator:
 
     @property
     def asks(self) -> bool:
-        """Whether it asks the engine."""
+        """True if it queries the engine."""
         return inspect.isgeneratorfunction(self.function)
 
     def __call__(self, groups: Sequence[Group], parts: Mapping[str, Any], ask: Ask) -> Returned:
-        """The credit of these groups. parts: of the run, by name; ask: answers what it yields. Raises CreditError."""
+        """The credit of these groups. parts: of the run, by name; ask: answers its queries. Raises CreditError."""
         given = {name: parts[name] for name in self.parts} | self._columns_of(groups)
         returned = self.function(groups, **given)
         if isinstance(returned, Generator):
             if not self.asks:
                 raise CreditError(f"{self.name}: returned a generator, wanted a function that yields itself")
-            returned = _asked_for(returned, ask)
+            returned = _run_queries(returned, ask)
         check_credit(self.name, groups, returned)
         return returned
 
@@ -91,8 +91,7 @@ class Estimator:
 
 
 def load_estimator(name: str) -> Estimator:
-    """The function of `package.module:function`. Raises whatever its module raises, ValueError, AttributeError or
-    TypeError."""
+    """Loads `package.module:function`. Raises the errors of its module, ValueError, AttributeError or TypeError."""
     module, attribute = split_name(name)
     function = getattr(importlib.import_module(module), attribute)
     if not callable(function):
@@ -111,41 +110,41 @@ def load_estimator(name: str) -> Estimator:
     )
 
 
-def _asked_for(asking: Generator[Sequence[Asked], Answers | None, Returned], ask: Ask) -> Any:
-    """What a generator returns after its last question."""
+def _run_queries(generator: Generator[Sequence[Asked], Answers | None, Returned], ask: Ask) -> Any:
+    """Runs a generator to its end with the answers to its queries; returns its result."""
     answers: Answers | None = None
     while True:
         try:
-            asked = asking.send(answers)
+            queries = generator.send(answers)
         except StopIteration as ended:
             return ended.value
-        answers = ask(asked)
+        answers = ask(queries)
 
 
-def refuse_questions(asked: Sequence[Asked]) -> Answers:
-    """For estimators that ask no engine."""
-    raise ValueError("this credit estimator asks the engine, and there is none here")
+def refuse_questions(queries: Sequence[Asked]) -> Answers:
+    """`ask` for estimators that query no engine. Raises ValueError."""
+    raise ValueError("this credit estimator queries the engine, but there is no engine here")
 
 
-def check_questions(asked: Any) -> None:
+def check_questions(queries: Any) -> None:
     """Raises CreditError."""
-    if not isinstance(asked, list):
-        raise CreditError(f"credit.fn: yielded {reprlib.repr(asked)}, wanted a list of Suffix and Continuation")
-    for each in asked:
+    if not isinstance(queries, list):
+        raise CreditError(f"credit.fn: yielded {reprlib.repr(queries)}, wanted a list of Suffix and Continuation")
+    for each in queries:
         if not isinstance(each, Suffix | Continuation):
-            raise CreditError(f"credit.fn: asked {reprlib.repr(each)}, wanted a Suffix or a Continuation")
+            raise CreditError(f"credit.fn: yielded {reprlib.repr(each)}, wanted a Suffix or a Continuation")
         parts = (each.before, each.tokens) if isinstance(each, Suffix) else (each.response,)
         if not all(isinstance(part, tuple) for part in parts):
-            raise CreditError(f"credit.fn: asked {reprlib.repr(each)}, wanted token ids as tuples")
+            raise CreditError(f"credit.fn: yielded {reprlib.repr(each)}, wanted token ids as tuples")
         if isinstance(each, Suffix) and not (each.before and each.tokens):
-            raise CreditError(f"credit.fn: asked {reprlib.repr(each)}, wanted at least one token in each part")
+            raise CreditError(f"credit.fn: yielded {reprlib.repr(each)}, wanted at least one token in each part")
 
 
-# ---- is it the credit of these groups? ----
+# ---- checks of the returned credit ----
 
 
 def check_credit(name: str, groups: Sequence[Group], credit: Any) -> None:
-    """Raises CreditError for a wrong type, an incomplete group, a wrong length or a number that is none."""
+    """Raises CreditError for a wrong type, an incomplete group, a wrong length or an invalid number."""
     if not isinstance(credit, Returned):
         raise CreditError(f"{name}: found {type(credit).__name__}, wanted StepCredit or TokenCredit")
     numbers = credit.wrong if isinstance(credit, StepCredit) else credit.advantages
@@ -158,7 +157,7 @@ def check_credit(name: str, groups: Sequence[Group], credit: Any) -> None:
 
 
 def _by_group(name: str, groups: Sequence[Group], numbers: Any) -> Iterator[tuple[str, Group, Any]]:
-    """Each group with its place in words and what was found of it, an entry per rollout."""
+    """Each group with its name for errors and its credit, an entry per rollout."""
     _check_count(name, numbers, len(groups), "groups")
     for group, found in zip(groups, numbers, strict=True):
         where = f"{name}, group {group.samples[0].rollout.group} ({group.prompt.id!r})"
@@ -180,7 +179,8 @@ def _check_row(where: str, rollout: Rollout, row: Any, by_step: bool) -> None:
 
 
 def _check_numbers(where: str, row: Any, wanted: int, kind: str, most: float) -> None:
-    """Finite numbers, as float32 too, which the loss takes; from 0 on where there is a highest one."""
+    """Raises CreditError unless all numbers are finite in float32, the loss's dtype, and with a maximum in [0,
+    most]."""
     try:
         values = torch.as_tensor(row, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):

@@ -1,6 +1,6 @@
-"""Which groups a critic reads where it is not asked about all, and in which order (`critic.gate`).
+"""The groups that a critic judges if not all, and their order (`critic.gate`).
 
-Everything here follows from verdicts, the run's seed and the groups' indices, so every rank finds the same.
+Everything here depends only on verdicts, the run's seed and the groups' indices, so all ranks compute the same.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from statistics import pvariance
 from typing import Literal
 
 Verdicts = Mapping[int, Sequence[float]]
-"""By group, those of its rollouts that have one."""
+"""Verdicts of a group's rollouts, without missing ones, by group."""
 
 
 def groups_to_read(verdicts: Verdicts, which: Literal["all", "any-wrong", "mixed"]) -> set[int]:
-    """The groups that leave something to decide: with a wrong answer (any-wrong), or with different verdicts (mixed).
+    """The groups to judge: with a wrong answer (any-wrong), or with different verdicts (mixed).
 
-    A share between 0 and 1, which a reward function may give, is a wrong answer.
+    A fractional reward below 1 is a wrong answer.
 
     >>> groups_to_read({0: [1, 1], 1: [1, 0], 2: [0, 0]}, "any-wrong")
     {1, 2}
@@ -29,9 +29,9 @@ def groups_to_read(verdicts: Verdicts, which: Literal["all", "any-wrong", "mixed
 
 
 def reading_order(verdicts: Verdicts, place: Mapping[int, int]) -> list[int]:
-    """Groups by what their verdicts leave open, most first. [us] That is the variance of the verdicts, which is largest
-    where half are right: there the group's advantages are largest. Without any variance, wrong answers come before
-    right ones: what is wrong in them the verdicts don't show. Ties go by `place`, a number drawn for each group.
+    """Groups by the variance of their verdicts, largest first. [us] It is largest if half are right, where the group's
+    advantages are largest. Without variance, groups of wrong answers come before those of right ones, as verdicts don't
+    show which steps are wrong. Ties go by `place`, a number drawn for each group.
 
     >>> reading_order({0: [1, 1], 1: [1, 0], 2: [0, 0], 3: [1, 0]}, {0: 0, 1: 2, 2: 0, 3: 1})
     [3, 1, 2, 0]
@@ -45,7 +45,7 @@ def reading_order(verdicts: Verdicts, place: Mapping[int, int]) -> list[int]:
 
 
 def within_budget(costs: Mapping[int, int], order: Iterable[int], left: int) -> list[int]:
-    """Of groups in this order those whose costs fit into what is left; a group that does not fit is passed over.
+    """The groups, in this order, whose costs fit into `left`; a group that does not fit is skipped.
 
     >>> within_budget({4: 30, 5: 80, 6: 60}, [4, 5, 6], 100)
     [4, 6]

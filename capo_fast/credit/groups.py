@@ -1,10 +1,10 @@
-"""What a credit estimator is given, may ask the engine for, and returns (`credit.fn`, docs/credit.md).
+"""Inputs of a credit estimator, its queries to the engine, and its results (`credit.fn`, docs/credit.md).
 
-    groups -> estimator -> StepCredit: how wrong each step is; P, C and the norm make it advantages, in the loss kernel
-                        -> TokenCredit: the advantage of each token, as it is
+    groups -> estimator -> StepCredit: how wrong each step is; the loss kernel applies P, C and the norm
+                        -> TokenCredit: the advantage of each token, used unchanged
 
-An estimator that needs the policy's probabilities or samples is a generator: it yields what it asks for, a list, and
-gets the answers in the same order.
+An estimator that needs the policy's probabilities or samples is a generator: it yields a list of queries and receives
+the answers in the same order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from capo_fast.records import Prompt, Rollout, Sample
 
 
 class CreditError(CapoError):
-    """An estimator returned what is no credit of its groups."""
+    """An estimator returned no valid credit of its groups."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Group:
 
     @property
     def unjudged(self) -> bool:
-        """Whether a rollout has no critique because none came (`Critique.failed`).
+        """True if all critiques of a rollout failed (`Critique.failed`).
 
-        Penalties for some of a group would favour those that the critic, when it went, had not read yet.
+        Penalties for some of a group would favour those whose critiques had not arrived when the critic failed.
         """
         return any(s.critiques and all(critique.failed for critique in s.critiques) for s in self.samples)
 
 
 def groups_of(samples: Sequence[Sample]) -> list[Group]:
-    """The groups of samples that make up whole ones, one after another, in their order."""
+    """The groups of samples that form consecutive whole groups, in order."""
     found: dict[int, list[Sample]] = {}
     for sample in samples:
         found.setdefault(sample.rollout.group, []).append(sample)
@@ -53,7 +53,7 @@ def rollouts_of(groups: Sequence[Group]) -> list[tuple[Group, Sample]]:
 
 Numbers = Sequence[float]
 ByRollout = Sequence[Numbers]
-"""Of each rollout of a group, in the group's order."""
+"""Numbers per rollout of a group, in the group's order."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +64,22 @@ class StepCredit:
     """
 
     wrong: Sequence[ByRollout]
-    """Of each group [S] per rollout, in [0, 1]: what P (`credit.process_weight`) multiplies."""
+    """Per group [S] per rollout, in [0, 1]: the factor of P (`credit.process_weight`)."""
     outcomes: ByRollout | None = None
-    """Of each group one number per rollout, in place of its verdict: what C (`credit.outcome_weight`) multiplies, with
-    the other rewards; None: the verdicts."""
+    """Per group one number per rollout, in place of its verdict: the factor of C (`credit.outcome_weight`), with the
+    other rewards; None: the verdicts."""
 
 
 @dataclass(frozen=True)
 class TokenCredit:
-    """The advantage of each token, as the loss takes it: C, P and `credit.norm` have no part in it."""
+    """The advantage of each token in the loss: C, P and `credit.norm` are not applied."""
 
     advantages: Sequence[ByRollout]
-    """Of each group [L] per rollout."""
+    """Per group [L] per rollout."""
 
 
 def in_groups(groups: Sequence[Group], rows: Iterable[Numbers]) -> list[list[Numbers]]:
-    """One row per rollout, in the order of `rollouts_of`, as `StepCredit` and `TokenCredit` want them."""
+    """One row per rollout, in the order of `rollouts_of`, grouped for `StepCredit` and `TokenCredit`."""
     ordered = iter(rows)
     return [[next(ordered) for _ in group.samples] for group in groups]
 
@@ -90,7 +90,7 @@ def spread(rollout: Rollout, by_step: Sequence[float]) -> list[float]:
 
 
 def step_ends(rollout: Rollout) -> list[int]:
-    """[S], the tokens of the response up to the end of each step.
+    """[S], the number of response tokens up to the end of each step.
 
     >>> from capo_fast.records import StepSpans
     >>> steps = StepSpans((True, False, True), ("a", "b"))
@@ -102,8 +102,8 @@ def step_ends(rollout: Rollout) -> list[int]:
 
 
 def step_gains(values: Sequence[float | None]) -> list[float]:
-    """[S], what each step adds to the value before it, of values [S + 1] before the first step and after each. None,
-    where a value is not known, is the value before it.
+    """[S], the change of the value by each step; values [S + 1] are those before the first step and after each. An
+    unknown value (None) equals the one before it.
 
     >>> step_gains([0.25, 0.5, None, 1.0])
     [0.25, 0.0, 0.5]
@@ -114,13 +114,13 @@ def step_gains(values: Sequence[float | None]) -> list[float]:
     return [after - before for before, after in pairwise(known)]
 
 
-# ---- what the engine, with the policy's weights, is asked for ----
+# ---- queries to the engine, with the policy's weights ----
 
 
 @dataclass(frozen=True)
 class Suffix:
-    """Log-probs of tokens after others. Answered by a tuple of floats, natural log at temperature 1, one a token of
-    `tokens`; None where `engine.max_model_len` has no room for both."""
+    """Log-probs of tokens after others. Answered by a tuple of floats, natural log at temperature 1, one per token of
+    `tokens`; None if both do not fit `engine.max_model_len`."""
 
     before: tuple[int, ...]
     """At least one token."""
@@ -130,16 +130,16 @@ class Suffix:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A response sampled to its end, as a rollout is, and judged by `reward.fn`. Answered by its verdict in [0, 1];
-    None where the check timed out, and where the response has `rollout.max_tokens` already."""
+    """A response sampled to its end like a rollout, and judged by `reward.fn`. Answered by its verdict in [0, 1]; None
+    if the check timed out, or if the response has `rollout.max_tokens` already."""
 
     prompt: Prompt = field(hash=False)
     response: tuple[int, ...]
-    """The part that is there."""
+    """The existing part of the response."""
     sample: int
-    """Of several of the same response, which one: its seed is made of it."""
+    """Number among several continuations of the same response; its seed depends on it."""
 
 
 Asked = Suffix | Continuation
 Answers = Sequence[Any]
-"""To each question in order: as `Suffix` and `Continuation` say."""
+"""One answer per query, in order; see `Suffix` and `Continuation`."""

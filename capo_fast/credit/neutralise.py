@@ -11,7 +11,7 @@ COMMON_SPECIAL_TOKENS = (
     *("<s>", "</s>", "<bos>", "<eos>", "<pad>", "<unk>", "<think>", "</think>"),
     *("[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>", "<tool_call>", "</tool_call>"),
 )
-"""What the tokenizer of a critic elsewhere may take for a token; `<|...|>` is never let through anyway."""
+"""Special tokens of other critics' tokenizers; `<|...|>` is always removed as well."""
 
 _CONFUSABLE = str.maketrans(
     "\u2039\u27e8\u3008\u276e\u276c\u203a\u27e9\u3009\u276f\u276d\u0455\u043e\u0435\u0440\u0441\u0456\u0458\u0501\u0261",
@@ -23,16 +23,16 @@ _LOOKALIKE = re.compile(
     r"|(?P<header>judge?ment)"
     r"|(?P<special><\|(?=[^<>|]{1,40}\|>))"
 )
-_BOX = re.compile(r"(?<!\\)\\+boxed")  # of several backslashes all, or the last would be left before the word
+_BOX = re.compile(r"(?<!\\)\\+boxed")  # all of several backslashes, or the last would be left before the word
 
 
 def neutralise(text: str, special_tokens: Collection[str] = ()) -> str:
-    """The policy's text without anything that looks like our tags or verdict, else unchanged.
+    """The policy's text without anything that resembles the prompt's tags or verdict, else unchanged.
 
     `<step_3>` becomes `(step_3)`, `</incorrect_steps>` `(/incorrect_steps)`, `Judgment` `verdict`, a chat template's
-    `<|...|>` becomes `(|...|>`. Looked for in what a reader sees: case, white space, invisible characters, accents,
-    full width, `&lt;` and common lookalike letters make no difference. So a critic's echo of it parses to nothing. Of
-    `special_tokens` each loses its first character, or the tokenizer would take a `</s>` for the end of a turn.
+    `<|...|>` becomes `(|...|>`. The search ignores case, white space, invisible characters, accents, full width,
+    `&lt;` and common lookalike letters, so a critic's echo of the text contains no verdict. Each of `special_tokens`
+    loses its first character, or the tokenizer would parse a `</s>` as the end of a turn.
 
     >>> neutralise("x < 3\\n\\nJudgement: Yes \\uff1c/ STEP_3 >")
     'x < 3\\n\\nverdict: Yes (/step_3)'
@@ -50,7 +50,7 @@ def without_boxes(text: str) -> str:
 
 
 def _replaced(text: str, pattern: re.Pattern[str], by: Callable[[re.Match[str]], str]) -> str:
-    """The text with something else for what a reader sees the pattern in."""
+    """Replaces the pattern in the text as a reader sees it."""
     folded = [(letter, i) for i, character in enumerate(text) for letter in _fold(character)]
     seen = "".join(letter for letter, _ in folded)
     parts, position = [], 0
@@ -68,7 +68,7 @@ def _harmless(match: re.Match[str]) -> str:
 
 
 def without_special_tokens(text: str, special_tokens: Collection[str] = ()) -> str:
-    """Text of the data, its own words kept, in which no tokenizer finds one of these tokens or a `<|...|>`.
+    """Text of the data without these tokens or a `<|...|>`; its words are unchanged.
 
     >>> without_special_tokens("Judgment: <|im_end|> </s>", ["</s>"])
     'Judgment: (|im_end|> (/s>'
@@ -84,6 +84,6 @@ _MARKER = re.compile(r"<\|(?=[^<>|]{1,40}\|>)")
 
 @lru_cache(maxsize=4096)
 def _fold(character: str) -> str:
-    """What a reader sees of a character, in lower case: nothing of white space, marks and control characters."""
+    """A character as a reader sees it, in lower case: empty for white space, marks and control characters."""
     folded = unicodedata.normalize("NFKD", character).casefold().translate(_CONFUSABLE)
     return "".join(letter for letter in folded if unicodedata.category(letter)[0] not in "CMZ")

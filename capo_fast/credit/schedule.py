@@ -1,6 +1,6 @@
-"""How P goes over a run (`credit.schedule`). [us] The paper saw that process credit matters late, and keeps P constant.
+"""The schedule of P over a run (`credit.schedule`). [us] In the paper process credit matters late, and P is constant.
 
-A group's wrong steps are multiplied by its share of the largest P, which is the loss's own.
+A group's wrong steps are multiplied by its fraction of the largest P, which is the P of the loss.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from statistics import fmean
 from capo_fast.config.schema import Config
 
 Verdicts = Sequence[float | None]
-"""Of a group's rollouts; None where a check did not come to an end."""
+"""Verdicts of a group's rollouts; None if a check did not finish."""
 
 
 def weight_at(config: Config, progress: float) -> float:
@@ -21,7 +21,7 @@ def weight_at(config: Config, progress: float) -> float:
 
 
 def process_shares(groups: Sequence[Verdicts], config: Config, step: int) -> list[float]:
-    """Of each group its P over the largest one. step: of training, from 1."""
+    """Per group its P over the largest one. step: of training, from 1."""
     largest, schedule = config.credit.largest_process_weight, config.credit.schedule
     if schedule == "constant" or largest == 0:
         return [1.0] * len(groups)
@@ -31,18 +31,18 @@ def process_shares(groups: Sequence[Verdicts], config: Config, step: int) -> lis
 
 
 def run_progress(config: Config, step: int) -> float:
-    """0 in the first step, 1 in the last; a run that is told to go on for longer takes up the new line."""
+    """0 in the first step, 1 in the last; a run resumed with more steps continues on the new line."""
     return min((step - 1) / max(config.train.steps - 1, 1), 1.0)
 
 
 def pass_rate(group: Verdicts) -> float:
-    """Mean verdict of a group; [us] 0 where no check of it came to an end."""
+    """Mean verdict of a group; [us] 0 if none of its checks finished."""
     verdicts = [verdict for verdict in group if verdict is not None]
     return fmean(verdicts) if verdicts else 0.0
 
 
 def schedule_metrics(groups: Sequence[Verdicts], config: Config, step: int) -> dict[str, float]:
-    """`credit/process_weight`, the mean P of the groups; {} where P is constant."""
+    """`credit/process_weight`, the mean P of the groups; {} if P is constant."""
     shares = process_shares(groups, config, step)
     if config.credit.schedule == "constant" or not shares:
         return {}

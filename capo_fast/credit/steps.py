@@ -1,8 +1,9 @@
-"""Steps: the pieces of a response between blank lines, cut on its own generated tokens (CAPO, section 3.2).
+"""Steps: the pieces of a response between blank lines, split at its generated tokens (CAPO, section 3.2).
 
 [us] A response is split at two or more newlines; `\\r\\n` counts as one newline; pieces of white space alone are no
-steps. The cut is made on the bytes of the generated tokens, never on re-tokenised text: a decoder may change earlier
-characters when a later token arrives, bytes don't. A line break is one byte in UTF-8, so no character is ever cut.
+steps. The split uses the bytes of the generated tokens, never re-tokenised text: a decoder may change earlier
+characters when a later token arrives, bytes don't change. A line break is one byte in UTF-8, so no character is ever
+split.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _KNOWN_BYTES: WeakKeyDictionary[Any, dict[int, bytes]] = WeakKeyDictionary()
 def split_steps(text: str) -> list[str]:
     """The steps of a plain text, as exact slices of it.
 
-    It may find more steps than `step_spans` does in the tokens of the same text: a piece in which no token begins is
-    no step of its own there.
+    It may find more steps than `step_spans` in the tokens of the same text: there a piece in which no token begins is
+    no separate step.
 
     >>> split_steps("a = 1\\n\\nb = 2\\n\\n \\n\\nA: 2\\n")
     ['a = 1', 'b = 2', 'A: 2\\n']
@@ -38,10 +39,10 @@ def step_starts(token_ids: Sequence[int], tokenizer: Any) -> list[bool]:
 
 
 def step_spans(token_ids: Sequence[int], tokenizer: Any) -> StepSpans:
-    """The steps of a response of L generated tokens, with the texts that the critic is shown.
+    """The steps of a response of L generated tokens, with their texts for the critic.
 
-    [us] A token belongs to the step that holds its first character, the delimiter to the step before it. So:
-    - the first token starts step 0 whatever it holds; what comes before the first piece belongs to step 0 as well;
+    [us] A token belongs to the step of its first character, the delimiter to the step before it. So:
+    - the first token always starts step 0; tokens before the first piece belong to step 0 as well;
     - a piece in which no token begins joins the step before it (its text too, with the delimiter between them);
     - a token without characters (end of sequence, special, unknown) stays in the step of the token before it;
     - a token that begins inside a character belongs to that character;
@@ -58,7 +59,7 @@ def step_spans(token_ids: Sequence[int], tokenizer: Any) -> StepSpans:
 
 
 def _begun(chunks: Sequence[bytes], pieces: Sequence[tuple[int, int]]) -> tuple[list[bool], list[int]]:
-    """[L], True on the first token of each step, and the piece at which each step begins. chunks: of each token."""
+    """[L], True on the first token of each step, and the piece at which each step begins. chunks: the tokens' bytes."""
     starts: list[bool] = []
     firsts: list[int] = []
     begin = piece = 0
@@ -74,14 +75,14 @@ def _begun(chunks: Sequence[bytes], pieces: Sequence[tuple[int, int]]) -> tuple[
 
 
 def _pieces(data: bytes) -> list[tuple[int, int]]:
-    """Where the pieces that are more than white space start and end."""
+    """Start and end of the pieces that are more than white space."""
     cuts = [0, *(cut for match in _DELIMITER.finditer(data) for cut in match.span()), len(data)]
     spans = zip(cuts[::2], cuts[1::2], strict=True)
     return [(start, end) for start, end in spans if data[start:end].decode("utf-8", "replace").strip()]
 
 
 def _bytes_of(token_ids: Sequence[int], tokenizer: Any) -> list[bytes]:
-    """The bytes each token adds to the text; remembered per tokenizer, which must not change afterwards."""
+    """The bytes that each token adds to the text; cached per tokenizer, which must not change afterwards."""
     known = _KNOWN_BYTES.setdefault(tokenizer, {})
     ids = [int(token_id) for token_id in token_ids]
     for token_id in set(ids) - known.keys():
@@ -92,8 +93,9 @@ def _bytes_of(token_ids: Sequence[int], tokenizer: Any) -> list[bytes]:
 def _token_bytes(token_id: int, tokenizer: Any) -> bytes:
     """The bytes of one token, none for a special one.
 
-    A decoder may strip the space that leads a text, so the token is read as what its repetition adds. Where that is no
-    valid UTF-8 the token's spelling tells the bytes: `<0xE2>` (sentencepiece) or one letter a byte (byte-level BPE).
+    A decoder may strip the leading space of a text, so the bytes are those added by repeating the token. If they are
+    not valid UTF-8, they come from the token's spelling: `<0xE2>` (sentencepiece) or one letter per byte (byte-level
+    BPE).
     """
     once, twice = (
         tokenizer.decode([token_id] * n, skip_special_tokens=True, clean_up_tokenization_spaces=False) for n in (1, 2)

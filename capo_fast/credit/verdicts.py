@@ -1,8 +1,8 @@
-r"""How the critic writes its verdict, and how it is read: formats by name (`critic.verdict`).
+r"""Formats of the critic's verdict and their parsers, by name (`critic.verdict`).
 
 capo   Judgment: No, and the wrong steps in <incorrect_steps> (the paper's)
 fapo   \boxed{3}, the first wrong step; \boxed{-1}, none (FAPO, arXiv 2510.22543; ProcessBench's form)
-yes-no Yes or No, the last of the answer, on the whole or on the one step that it judges
+yes-no the answer's last Yes or No, on the whole solution or on the one step that it judges
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from capo_fast.credit.neutralise import without_boxes
 from capo_fast.records import Critique
 
 Parse = Callable[[str, int, bool], Critique]
-"""Text, number of steps and whether the answer ended -> its verdict."""
+"""Text, number of steps, finished -> its verdict."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One format of verdicts, and how it is read."""
+    """One format of verdicts, with its parsers."""
 
     steps: Parse
-    """Which steps are wrong."""
+    """Parser of the wrong steps."""
     whole: Parse
-    """Whether the solution is: all steps or none (`credit.process: outcome`)."""
+    """Parser of a verdict on the whole solution: all steps wrong or none (`credit.process: outcome`)."""
     regex: str
-    """What a critique under `critic.structured` matches."""
+    """Regex of a critique under `critic.structured`."""
     whole_regex: str
-    """What it matches where `whole` reads it: no list of steps after a No."""
+    """The same for `whole`: no list of steps after a No."""
     shown: Callable[[str], str] = str
-    """A step's text -> what the critic is shown of it, so that an echo of it is no verdict; what `neutralise` takes out
-    is taken out in any format."""
+    """A step's text -> the text in the critic's prompt, so that an echo of it is no verdict. `neutralise` applies in
+    every format."""
 
 
 _INDEX = re.compile(r"\\boxed[ \t]*\{[ \t]*(-1|[0-9]{1,9})[ \t]*\}")
@@ -42,8 +42,9 @@ _INDEX = re.compile(r"\\boxed[ \t]*\{[ \t]*(-1|[0-9]{1,9})[ \t]*\}")
 def parse_boxed(text: str, num_steps: int, finished: bool = True) -> Critique:
     r"""The first wrong step, by the last `\boxed{}` of the answer.
 
-    [us] Without one, and where it holds anything but -1 or the index of a step, the critique abstains; an index past
-    the last step is counted as out of range. An unfinished answer abstains: its last box may be the solution's own.
+    [us] The critique abstains without a box, or if the box contains anything but -1 or the index of a step; an index
+    past the last step is counted as out of range. An unfinished answer abstains: its last box may be the solution's
+    own.
 
     >>> [sorted(parse_boxed(text, 3).wrong_steps) for text in (r"so \boxed{1}.", r"\boxed{-1}")]
     [[1], []]
@@ -64,7 +65,7 @@ def parse_boxed(text: str, num_steps: int, finished: bool = True) -> Critique:
 
 
 def parse_boxed_whole(text: str, num_steps: int, finished: bool = True) -> Critique:
-    r"""The verdict on the whole solution by the last box: every step is wrong unless it holds -1.
+    r"""The verdict on the whole solution by the last box: every step is wrong unless it is -1.
 
     >>> [sorted(parse_boxed_whole(text, 2).wrong_steps) for text in (r"\boxed{1}", r"\boxed{-1}")]
     [[0, 1], []]
@@ -78,16 +79,16 @@ _YES_NO = re.compile(r"(?<![a-z])(yes|no)(?![a-z])", re.IGNORECASE | re.ASCII)
 
 
 def parse_yes_no(text: str, num_steps: int, finished: bool = True) -> Critique:
-    """All steps are wrong where the answer's last Yes or No is a No; without either the critique abstains.
+    """All steps are wrong if the answer's last Yes or No is a No; without either the critique abstains.
 
-    [us] It counts in an answer that the length limit cut as well: a verdict of one word is whole when it is there.
+    [us] It counts in a truncated answer as well: a verdict of one word is complete or missing.
 
     >>> [sorted(parse_yes_no(text, 2).wrong_steps) for text in ("8 No", "Yes.")]
     [[0, 1], []]
     """
-    said = _YES_NO.findall(text)
-    wrong = range(num_steps) if said and said[-1].lower() == "no" else ()
-    return Critique(not said, frozenset(wrong), 0, text, truncated=not said and not finished)
+    words = _YES_NO.findall(text)
+    wrong = range(num_steps) if words and words[-1].lower() == "no" else ()
+    return Critique(not words, frozenset(wrong), 0, text, truncated=not words and not finished)
 
 
 _BOX_REGEX = r"(.|\n)*\\boxed\{(-1|[0-9]+)\}"

@@ -19,10 +19,10 @@ MODES = tuple(_RULES)
 
 
 def vote(critiques: Sequence[Critique], num_steps: int, mode: str) -> list[float]:
-    """[S] in [0, 1], how wrong each step is held to be.
+    """[S] in [0, 1], the vote that each step is wrong.
 
-    [us] Critiques that do not judge a step leave its k; with none that does it is not wrong. `greedy` is the paper's
-    single critique at temperature 0: should there be several, the first that judges the step decides.
+    [us] Critiques that do not judge a step are not counted in its k; with k = 0 it is not wrong. `greedy` is the
+    paper's single critique at temperature 0: of several the first that judges the step decides.
 
     >>> valid = [Critique(False, frozenset({1}), 0), Critique(False, frozenset({1, 2}), 0)]
     >>> vote([*valid, Critique(True, frozenset(), 0)], 3, "intersection"), vote(valid, 3, "average")
@@ -41,11 +41,10 @@ def _held_wrong(critiques: Sequence[Critique], step: int, mode: str) -> float:
 
 
 def votes_to_ask(found: Sequence[Critique], num_steps: int, mode: str, total: int) -> int:
-    """The fewest further critiques, of `total` in all, after which all votes may be settled; 0: they are.
+    """The fewest further critiques, of `total` in all, that may settle all votes; 0: all are settled.
 
-    A vote is settled where the critiques that are left can't change it, whatever their verdicts are: by intersection a
-    step is sound once a critique leaves it out, by majority of three it is wrong once two name it. An average is
-    settled by the last one.
+    A vote is settled if no verdicts of the remaining critiques can change it: by intersection a step is right once a
+    critique leaves it out, by majority of three it is wrong once two name it. An average is settled by the last one.
 
     >>> wrong, sound = (Critique(False, frozenset(named), 0) for named in ([0], []))
     >>> [votes_to_ask(found, 1, "intersection", 3) for found in ([], [wrong], [wrong, sound])]
@@ -58,7 +57,7 @@ def votes_to_ask(found: Sequence[Critique], num_steps: int, mode: str, total: in
 
 
 def _on_step(critique: Critique, step: int) -> Critique:
-    """Its verdict on one step, as a critique of that step alone."""
+    """The critique's verdict on one step, as a critique of that step alone."""
     if step in critique.wrong_steps:
         return _WRONG
     return _ABSENT if critique.abstained else _SOUND
@@ -70,7 +69,7 @@ _WRONG, _SOUND = (Critique(abstained=False, wrong_steps=frozenset(named), droppe
 
 @lru_cache(maxsize=1024)
 def _fewest(found: tuple[Critique, ...], mode: str, left: int) -> int:
-    """Of one step. More votes of one kind settle it sooner than of both."""
+    """The same for one step. Votes of one kind settle it sooner than votes of both."""
     return next(
         more
         for more in range(left + 1)
@@ -79,6 +78,6 @@ def _fewest(found: tuple[Critique, ...], mode: str, left: int) -> int:
 
 
 def _settled(found: Sequence[Critique], mode: str, left: int) -> bool:
-    """Whether the vote on one step is settled: it is the same where all that are left name the step and where none
-    does. These are the two extremes; mixed verdicts and abstentions give no vote beyond them."""
+    """True if the vote on one step is settled: it is the same if all remaining critiques name the step or none does.
+    Mixed verdicts and abstentions give votes between these extremes."""
     return vote([*found, *[_WRONG] * left], 1, mode) == vote([*found, *[_SOUND] * left], 1, mode)

@@ -1,1 +1,1 @@
-"""Judging what a model solves and what a critic finds: benchmarks, verdicts, statistics, and the files they leave."""
+"""Evaluation of models and critics: benchmarks, verdicts, statistics, and the files of results."""

@@ -1,4 +1,4 @@
-"""The answers that `capo verify` is given as rows: of a file, or of a run's rollouts."""
+"""Rows of answers for `capo verify`: of a file, or of a run's rollouts."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from capo_fast.verify.functions import Item
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One answer to be judged."""
+class AnswerRow:
+    """One answer to check."""
 
     where: str
     items: tuple[Item, ...]
-    """One for each right answer."""
+    """One item per right answer."""
     recorded: float | None = None
-    """The verdict that a rollout's line has."""
+    """The verdict recorded in a rollout's line."""
     missing: bool = False
-    """The row's response is null, as after a failed call: there is nothing to judge."""
+    """The row's response is null, as after a failed call: there is nothing to check."""
 
 
-def read_pairs(path: Path, responses: Sequence[str], references: Sequence[str]) -> Iterator[Asked]:
+def read_pairs(path: Path, responses: Sequence[str], references: Sequence[str]) -> Iterator[AnswerRow]:
     """The answers of a file, or of all rollouts of a run's folder. Raises ConfigError.
 
-    Of the names of fields the first counts that the first row has.
+    Of `responses` and `references` the first field that the first row has is used.
     """
     files = list(rollout_files(path).values()) if path.is_dir() else [path]
     if not files or not path.exists():
-        raise ConfigError(f"{path}: no file of answers and no run's folder with rollouts/ in it")
+        raise ConfigError(f"{path}: wanted a file of answers or a run's folder with rollouts/ in it")
     for file in files:
         for where, row in read_rows(str(file)):
             if not isinstance(row, Mapping):
                 raise ConfigError(f"{where}: found {type(row).__name__}, wanted an object")
             responses, references = _first(row, responses), _first(row, references)
-            yield _asked(where, row, responses[0], references[0])
+            yield _answer_row(where, row, responses[0], references[0])
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Sequence[str]:
     return names if len(names) == 1 else (next((name for name in names if name in row), names[0]),)
 
 
-def _asked(where: str, row: Mapping[str, Any], response_field: str, reference_field: str) -> Asked:
+def _answer_row(where: str, row: Mapping[str, Any], response_field: str, reference_field: str) -> AnswerRow:
     missing = find(row, response_field) is None
     response = "" if missing else _response(where, row, response_field)
     references = references_of(where, row, reference_field, "--reference-field")
@@ -55,10 +55,10 @@ def _asked(where: str, row: Mapping[str, Any], response_field: str, reference_fi
     each = (references,) if isinstance(references, str) else references
     items = tuple(Item(response, reference, {"truncated": truncated}) for reference in each)
     recorded = row.get("outcome")
-    return Asked(where, items, float(recorded) if isinstance(recorded, int | float) else None, missing)
+    return AnswerRow(where, items, float(recorded) if isinstance(recorded, int | float) else None, missing)
 
 
 def _response(where: str, row: Mapping[str, Any], field: str) -> str:
-    """Text, which may be empty, as an answer may, or a number."""
+    """The response, which may be empty; a number becomes text."""
     given = find(row, field)
     return given if isinstance(given, str) else text_field(where, row, field, "--response-field", (str, *NUMBERS))

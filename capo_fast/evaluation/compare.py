@@ -1,4 +1,4 @@
-"""Two results on the same problems: the paired difference of every score they share, its interval and p-value."""
+"""Compares two results on the same problems: the paired difference of every shared score, its interval and p-value."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from capo_fast.markdown import markdown_table
 from capo_fast.statistics import difference_interval, mean, paired_p
 
 MAY_DIFFER = ("model", "weights", "limit", "requests", "engine.dtype", "engine.max_model_len")
-"""Settings that may differ: who answers, in what arithmetic, from which template. What is asked is compared itself."""
+"""Settings that may differ: the model, its arithmetic, its template. The questions themselves are compared."""
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A `results.json`, or the one of a folder. Raises ConfigError."""
+    """Reads a `results.json`, or the one in a folder. Raises ConfigError."""
     file = path / "results.json" if path.is_dir() else path
     try:
         results = json.loads(file.read_text())
@@ -29,10 +29,10 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """How b differs from a. Raises ConfigError with the first difference of their protocols or problems.
+    """The differences of b from a. Raises ConfigError with the first difference of their protocols or problems.
 
-    Every row: benchmark, metric, both means, difference b - a with its 95 % interval, p-value, pairs, and the problems
-    that one of them has no score of (time-outs), which are left out. The mean weighs every benchmark the same.
+    A row has: benchmark, metric, both means, difference b - a with its 95 % interval, p-value, pairs, and the number of
+    problems left out because one side has no score (time-outs). The mean weighs every benchmark the same.
     """
     difference = first_difference(*(_protocol(results) for results in (a, b)))
     if difference is not None:
@@ -58,7 +58,7 @@ Pairs = list[tuple[float, float]]
 
 
 def _pairs(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Pairs, int]]:
-    """By metric: the scores of the problems that both have one of, and how many others there are."""
+    """By metric: the scores of the problems that both have, and the number of others."""
     ones, others = a["by_problem"], b["by_problem"]
     if set(ones) != set(others):
         odd = sorted(set(ones) ^ set(others))[0]
@@ -90,9 +90,9 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     head = ["benchmark", "metric", "A", "B", "B - A", "p", "pairs", "left out"]
     return (
         f"A: {a}\nB: {b}\n\n{markdown_table(head, rows, padded=True)}\n"
-        "In brackets 95 % intervals (Agresti and Min). p is two-sided and paired by problem: exact McNemar where every "
+        "In brackets 95 % intervals (Agresti and Min). p is two-sided and paired by problem: exact McNemar if every "
         "score is 0 or 1, else 10,000 seeded sign flips.\n"
-        "Nothing is corrected for the number of rows."
+        "p is not corrected for the number of rows."
     )
 
 

@@ -12,14 +12,14 @@ from capo_fast.markdown import markdown_table
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """A Markdown table for each data set, by voting and by subset, and what the numbers are."""
+    """A Markdown table per data set, by voting and by subset, with a legend."""
     settings = results["settings"]
     sections = [_section(name, entry, settings) for name, entry in results["benchmarks"].items()]
     legend = (
         f"{settings['model']}, seed {settings['seed']}, votes at temperature {settings['critic.temperature']:g}, "
         f"top-p {settings['critic.top_p']:g}.\n"
         "F1 is the harmonic mean of the accuracies by first error on wrong and on right solutions (an abstention is\n"
-        "neither's); precision and recall are by step, over solutions with a verdict; in brackets 95 % intervals."
+        "an error); precision and recall are by step, over solutions with a verdict; in brackets 95 % intervals."
     )
     return "\n".join([*sections, legend]) + "\n"
 
@@ -40,7 +40,7 @@ def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -
         parts.append(f"{entry['scored_apart']} solutions in {', '.join(APART)}, where marked steps need not be false,")
         parts.append("count only in their own subsets.")
     if entry["votings"][0]["f1"] is None:
-        parts.append("Recall only: without both right and wrong solutions there is no F1.")
+        parts.append("Recall only: F1 needs both right and wrong solutions.")
     if agreement["step"] is not None:
         parts.append(
             f"Votes agree on {agreement['step']:.3f} of steps (Fleiss' kappa {_number(agreement['step_kappa'])}) "

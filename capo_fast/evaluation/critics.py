@@ -1,4 +1,4 @@
-"""Critiques of labelled solutions -> how well a critic finds the wrong steps, by voting and number of votes."""
+"""Critiques of labelled solutions -> a critic's scores at finding wrong steps, by voting and number of votes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from capo_fast.statistics import agreement, f1_interval, harmonic_mean, mean, wi
 
 GREEDY = "greedy"
 ANY = "any"
-"""One sampled vote: every rule but the greedy one says the same of it."""
+"""With one sampled vote all rules except greedy coincide."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A solution with all of its critiques."""
+    """A solution with all its critiques."""
 
     solution: Solution
     sampled: tuple[Critique, ...]
@@ -28,25 +28,25 @@ class Judged:
     greedy: Critique
     """One critique at temperature 0."""
     answers: tuple[Answer | None, ...]
-    """What they were read from, the greedy one last; None where the engine had no room for the prompt."""
+    """The answers with the critiques, the greedy one last; None if the engine had no room for the prompt."""
 
     def critiques(self, voting: str, k: int) -> tuple[Critique, ...]:
         """The first k votes."""
         return (self.greedy,) if voting == GREEDY else self.sampled[:k]
 
     def first_error_found(self, voting: str, k: int) -> float:
-        """1 where the first step held wrong is the labelled one (or none is, rightly), else 0, an abstention too."""
+        """1 if the first step judged wrong is the labelled one (or both are none), else 0; an abstention scores 0."""
         return float(self.first_wrong(voting, k) == self.solution.first_wrong)
 
     def first_wrong(self, voting: str, k: int) -> int | None:
-        """The first step held wrong, -1 for none; None for an abstention: a step up to there has no verdict."""
+        """The first step judged wrong, -1 for none; None for an abstention: a step up to it has no verdict."""
         for step, held in enumerate(self.held(voting, k)):
             if held is None or held >= 0.5:
                 return None if held is None else step
         return -1
 
     def held(self, voting: str, k: int) -> list[float | None]:
-        """[S], how wrong each step is held to be; None where no critique judges it."""
+        """[S], the vote on each step; None if no critique judges it."""
         critiques, steps = self.critiques(voting, k), len(self.solution.steps)
         votes = vote(critiques, steps, "union" if voting == ANY else voting)
         known = [any(each.judges(step) for each in critiques) for step in range(steps)]
@@ -54,7 +54,7 @@ class Judged:
 
 
 def score_set(judged: Sequence[Judged], headline: str) -> dict[str, Any]:
-    """The entry of one data set in `results.json`. `headline`: the voting by which subsets are shown."""
+    """The entry of one data set in `results.json`. `headline`: the voting of the table of subsets."""
     k = len(judged[0].sampled)
     whole = [j for j in judged if j.solution.subset not in APART] or list(judged)
     subsets = sorted({j.solution.subset for j in judged})
@@ -77,7 +77,7 @@ def score_set(judged: Sequence[Judged], headline: str) -> dict[str, Any]:
 
 
 def votings(k: int) -> list[tuple[str, int]]:
-    """Every voting and number of votes worth a row."""
+    """Every voting and number of votes that has a row."""
     several = [(mode, votes) for mode in MODES if mode != GREEDY for votes in range(2, k + 1)]
     return [(GREEDY, 1), (ANY, 1), *several]
 
@@ -85,11 +85,11 @@ def votings(k: int) -> list[tuple[str, int]]:
 def score_voting(judged: Sequence[Judged], voting: str, k: int) -> dict[str, Any]:
     """ProcessBench's F1 (by first error) with its two accuracies, precision and recall by step, abstentions, cost.
 
-    An abstention finds no first error, on a right solution either, as ProcessBench counts what it can't read: all
-    critiques abstain, or no step is held wrong before one on which all do. By step what has no verdict is left out,
-    and `average` counts each step by its vote. For the first error a step is wrong from a vote of 0.5.
+    An abstention counts as no first error found, even on a right solution, as ProcessBench counts unreadable answers:
+    all critiques abstain, or no step is judged wrong before one on which all abstain. By step, steps without a verdict
+    are left out, and `average` counts each step by its vote. For the first error a step is wrong from a vote of 0.5.
     A score that the labels don't allow is None: F1 without right solutions (recall only), and precision and recall by
-    step where not all wrong steps are labelled.
+    step if not all wrong steps are labelled.
     """
     wrong, right = ([j for j in judged if (j.solution.first_wrong >= 0) == is_wrong] for is_wrong in (True, False))
     hits = [(sum(j.first_error_found(voting, k) == 1.0 for j in part), len(part)) for part in (wrong, right)]
@@ -131,20 +131,20 @@ def _share(hits: int, out_of: int) -> dict[str, Any]:
 
 
 def _cost(judged: Sequence[Judged], voting: str, k: int) -> dict[str, float]:
-    """Tokens a solution: read (prompts, each vote its own) and written."""
-    asked = [a for j in judged for a in (j.answers[-1:] if voting == GREEDY else j.answers[:k]) if a is not None]
-    tokens_in, tokens_out = sum(a.prompt_tokens for a in asked), sum(a.tokens for a in asked)
+    """Tokens per solution: in prompts (one per vote) and in answers."""
+    answers = [a for j in judged for a in (j.answers[-1:] if voting == GREEDY else j.answers[:k]) if a is not None]
+    tokens_in, tokens_out = sum(a.prompt_tokens for a in answers), sum(a.tokens for a in answers)
     return {"tokens_in": tokens_in / len(judged), "tokens_out": tokens_out / len(judged)}
 
 
 def _agreements(judged: Sequence[Judged]) -> dict[str, float | None]:
-    """Between the sampled votes that don't abstain: on each step, and on whether a solution has a wrong one."""
+    """Agreement of the sampled votes that don't abstain: on each step, and on whether a solution has a wrong step."""
     steps, solutions = [], []
     for j in judged:
         every = range(len(j.solution.steps))
         for step in every:
-            said = [step in each.wrong_steps for each in j.sampled if each.judges(step)]
-            steps.append((sum(said), len(said)))
+            verdicts = [step in each.wrong_steps for each in j.sampled if each.judges(step)]
+            steps.append((sum(verdicts), len(verdicts)))
         known = [bool(c.wrong_steps) for c in j.sampled if c.wrong_steps or all(map(c.judges, every))]
         solutions.append((sum(known), len(known)))
     by_step, step_kappa = agreement(steps)

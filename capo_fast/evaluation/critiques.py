@@ -1,6 +1,6 @@
 """Critiques of labelled solutions: the requests to a critic, and the verdicts in its answers.
 
-A critique judges a whole solution, or one step, shown with those before it (`critic.reads`).
+A critique judges a whole solution, or one step after the steps before it (`critic.reads`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def critiques_of(
     template: str,
     config: Config,
 ) -> Iterator[Request]:
-    """`critic.votes` sampled critiques of each solution, or step, and a greedy one; none where the engine has no room.
+    """`critic.votes` sampled critiques per solution, or step, and a greedy one; none if the engine has no room.
 
-    `chat`: None for a server, which renders text itself, and so decides what is too long. `known`: tokens that
-    the critic would not read as text.
+    `chat`: None for a server, which renders text itself and so decides which prompts are too long. `known`: special
+    tokens, which the critic would not parse as text.
     """
     for i, solution in enumerate(solutions):
         for shown in parts_of(solution, config):
@@ -44,7 +44,7 @@ def critiques_of(
 
 
 def parts_of(solution: Solution, config: Config) -> Sequence[int]:
-    """Of each of a solution's critiques, how many steps it is shown."""
+    """The number of steps shown in each of a solution's critiques."""
     steps = len(solution.steps)
     return range(1, steps + 1) if config.critic.reads == "step" else (steps,)
 
@@ -60,7 +60,7 @@ def _prompt(
 
 
 def critique_names(name: str, i: int, shown: int, config: Config) -> list[str]:
-    """The requests for one solution, or step: its votes, and last the greedy one."""
+    """Names of the requests for one solution, or step: its votes, then the greedy one."""
     part = f"{name}-{i}-step-{shown - 1}" if config.critic.reads == "step" else f"{name}-{i}"
     return [*(f"{part}-{vote}" for vote in range(config.critic.votes)), f"{part}-greedy"]
 
@@ -72,7 +72,7 @@ def judged(name: str, solutions: Sequence[Solution], answers: Mapping[str, Answe
 
 
 Answers = Sequence[Sequence[Answer | None]]
-"""By vote, the greedy one last, and part; None where there was no room for the prompt."""
+"""By vote (the greedy one last) and part; None if there was no room for the prompt."""
 
 
 def _answers(name: str, i: int, solution: Solution, answers: Mapping[str, Answer], config: Config) -> Answers:
@@ -100,7 +100,7 @@ def _critique(solution: Solution, parts: Sequence[Answer | None], config: Config
 
 
 def _sum(parts: Sequence[Answer | None]) -> Answer | None:
-    """What the answers of one vote cost together; None where there is none."""
+    """The answers of one vote with their costs added up; None without answers."""
     found = [answer for answer in parts if answer is not None]
     if len(found) < 2:
         return found[0] if found else None
@@ -115,6 +115,6 @@ def _sum(parts: Sequence[Answer | None]) -> Answer | None:
 
 
 def _in_room(answer: Answer | None) -> Answer | None:
-    """None where there was no room for the prompt: at a server nothing was read then, and nothing written."""
+    """None if there was no room for the prompt: a server then reports 0 tokens in and out."""
     nothing = answer is not None and not (answer.finished or answer.text or answer.prompt_tokens)
     return None if nothing else answer

@@ -1,4 +1,4 @@
-"""maj@k: whether the answer that most samples of a problem give is the right one."""
+"""maj@k: the score of the answer that most samples of a problem have."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 Vote = tuple[str | None, bool]
-"""The answer that a sample gives (None: none was found, no vote), and whether it was checked to be right."""
+"""A sample's answer (None: none was found, no vote), and True if it was checked to be right."""
 Equal = Callable[[list[tuple[str, str]]], Sequence[bool | float | None]]
-"""Whether the answers of each pair are equal; None where that could not be settled in time."""
+"""Compares the answers of each pair; None for a comparison that timed out."""
 
 
 def majority_scores(problems: Sequence[Sequence[Vote]], equal: Equal) -> tuple[list[float], int]:
-    """[0, 1] for each problem, and how many comparisons were not settled (such answers count as different).
+    """The score in [0, 1] of each problem, and the number of comparisons that timed out (counted as different).
 
-    Equal answers vote together. Where answers tie for the lead the score is the chance that a fair draw among them
-    hits the right one (others take the one sampled first, which gives the same on average and hangs on the order).
-    Without any vote it is 0. All right answers are one cluster by their verdicts; wrong ones are compared with each
-    other only where it could change the result, spelling by spelling.
+    Equal answers vote together. If answers tie for the lead, the score is the probability that a uniform draw among
+    them is right (others take the one sampled first: the same on average, but it depends on the order). Without votes
+    it is 0. All right answers are one cluster by their verdicts; wrong ones are compared with each other, spelling by
+    spelling, only if that could change the result.
     """
     tallies = [_tally(votes) for votes in problems]
     pairs = [(i, pair) for i, tally in enumerate(tallies) if _open(*tally) for pair in combinations(tally[1], 2)]
@@ -32,17 +32,17 @@ def majority_scores(problems: Sequence[Sequence[Vote]], equal: Equal) -> tuple[l
 
 
 def _tally(votes: Sequence[Vote]) -> tuple[int, Counter[str]]:
-    """Votes for the right answer, and for each spelling of a wrong one."""
+    """Votes for the right answer, and for each spelling of a wrong answer."""
     return sum(right for _, right in votes), Counter(text for text, right in votes if text is not None and not right)
 
 
 def _open(right: int, wrong: Counter[str]) -> bool:
-    """Whether merging wrong spellings can change the score: the right answer leads, but not against all together."""
+    """True if merging wrong spellings can change the score: the right answer leads, but not over all together."""
     return right > 0 and max(wrong.values(), default=0) <= right <= wrong.total() and len(wrong) > 1
 
 
 def _merged(wrong: Counter[str], pairs: Sequence[tuple[str, str]]) -> list[int]:
-    """Votes of each cluster, made from the most common spelling down.
+    """Votes of each cluster, built from the most common spelling down.
 
     A spelling joins the first cluster of which it equals every member. Equality isn't transitive: 28 % equals 0.28 and
     28, which differ. Ties go by text, so the order of the samples doesn't matter.

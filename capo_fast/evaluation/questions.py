@@ -1,4 +1,4 @@
-"""Benchmarks: a known name with a folder, or any file, -> questions. The project ships none but its own `tiny`."""
+"""Benchmarks: a known name with a folder, or any file, -> questions. The project ships only its own `tiny`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BENCHMARKS = {
     "olympiadbench": "olympiadbench",
     "tiny": "pkg://capo_fast.tiny/heldout.jsonl",
 }
-"""The file that a known name stands for in the data folder, without its suffix."""
+"""File of a known name in the data folder, without its suffix."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Question:
     id: str
     problem: str
     answer: str
-    """The reference; of a multiple choice its letter, A for the first."""
+    """The reference; for a multiple choice its letter, A for the first."""
     choices: tuple[str, ...] = ()
     """Empty for an answer in free form."""
     tolerance: float | None = None
-    """How far off a numerical answer may be."""
+    """Absolute tolerance of a numerical answer."""
 
 
 def load_benchmarks(names: Sequence[str], folder: str | None, limit: int | None) -> dict[str, list[Question]]:
-    """`limit` questions of each (None: all), by name; a file's name is its stem. Raises ConfigError, DataError."""
+    """`limit` questions each (None: all), by benchmark; a file's name is its stem. Raises ConfigError, DataError."""
     found: dict[str, list[Question]] = {}
     for text in names:
         name, path = find_file(text, BENCHMARKS, folder, "benchmark")
@@ -65,9 +65,9 @@ def load_benchmarks(names: Sequence[str], folder: str | None, limit: int | None)
 
 
 def find_file(text: str, known: Mapping[str, str | None], folder: str | None, kind: str) -> tuple[str, str]:
-    """A short name and the path of the file that a known name, or a path itself, stands for.
+    """The short name and the path of a known name or of a file.
 
-    A known name without a file is its own path.
+    The path of a known name without a file is the name.
     """
     for suffix in SUFFIXES:
         if text.endswith(suffix):
@@ -85,11 +85,11 @@ def find_file(text: str, known: Mapping[str, str | None], folder: str | None, ki
         for suffix in SUFFIXES:
             if (path := Path(folder).expanduser() / f"{stem}{suffix}").exists():
                 return text, str(path)
-    raise ConfigError(f"{text}: {folder} holds no {file} ({', '.join(SUFFIXES)})")
+    raise ConfigError(f"{text}: {folder} has no {file} ({', '.join(SUFFIXES)})")
 
 
 def read_questions(path: str) -> Iterator[tuple[str, Question]]:
-    """(where it stands, question) for each row. Fields: id, problem, answer; choices; error (the tolerance)."""
+    """(place in the file, question) for each row. Fields: id, problem, answer; choices; error (the tolerance)."""
     for index, (where, row) in enumerate(read_rows(path)):
         if not isinstance(row, dict):
             raise DataError(f"{where}: found {type(row).__name__}, wanted an object with the fields of a question")
@@ -107,7 +107,7 @@ def read_questions(path: str) -> Iterator[tuple[str, Question]]:
 
 
 def unique(rows: Iterator[tuple[str, Any]], path: str) -> list[Any]:
-    """The records of (where, record), each with an id of its own, at least one."""
+    """The records of (where, record). Raises DataError if there is none or an id repeats."""
     seen: dict[str, str] = {}
     records = []
     for where, record in rows:
@@ -119,19 +119,19 @@ def unique(rows: Iterator[tuple[str, Any]], path: str) -> list[Any]:
         seen[record.id] = where
         records.append(record)
     if not records:
-        raise DataError(f"{path}: nothing in it")
+        raise DataError(f"{path}: it is empty")
     return records
 
 
 def drawn(records: list[Any], limit: int | None) -> list[Any]:
-    """`limit` of them in their order, always the same: files are often sorted by subject or label."""
+    """A fixed random draw of `limit` records in their order: files are often sorted by subject or label."""
     if limit is None or limit >= len(records):
         return records
     return [records[i] for i in sorted(Random("limit").sample(range(len(records)), limit))]
 
 
 def text_list(where: str, row: dict[str, Any], field: str) -> tuple[str, ...]:
-    """A row's list of texts, at least one; a text may be blank."""
+    """A row's non-empty list of texts; a text may be blank."""
     values = row.get(field)
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
         raise DataError(f"{where}: field {field!r}: found {str(values)[:80]}, wanted a list of texts")
@@ -153,7 +153,7 @@ def _letter(where: str, row: dict[str, Any], choices: tuple[str, ...]) -> str:
 
 
 def _tolerance(where: str, row: dict[str, Any]) -> float | None:
-    """The field `error`, a number or its text, such as "1e-1"; several (one an answer) count as the smallest."""
+    """The field `error`: a number, or text such as "1e-1"; the smallest of several (one per answer)."""
     given = row.get("error")
     if given in (None, ""):
         return None

@@ -1,4 +1,4 @@
-"""Checked answers -> what each problem scored -> what each benchmark scored."""
+"""Checked answers -> scores of each problem -> scores of each benchmark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from capo_fast.evaluation.store import Answer
 from capo_fast.statistics import macro_interval, mean, mean_interval, pass_at_k
 
 Scores = dict[str, float | None]
-"""Of one problem by metric; None where time-outs left nothing (or too little) to score."""
+"""Scores of one problem by metric; None if time-outs left nothing (or too little) to score."""
 
 
 def equal_letters(pairs: list[tuple[str, str]]) -> list[bool]:
@@ -42,14 +42,14 @@ def score_benchmark(
 
 
 def summarise(scores: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
-    """Each metric's mean over problems, its 95 % interval, and the problems it could be taken of."""
+    """Each metric's mean over problems, its 95 % interval, and the number of problems with a score."""
     metrics = list(next(iter(scores.values()), {}))
     values = {name: [v for row in scores.values() if (v := row[name]) is not None] for name in metrics}
     return {name: _estimate(mean(found), mean_interval(found), len(found)) for name, found in values.items()}
 
 
 def macro_mean(benchmarks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Mean of the benchmarks' scores, each weighing the same, of every metric that all of them have."""
+    """Unweighted mean over the benchmarks, for every metric that all of them have."""
     entries = list(benchmarks.values())
     shared = [
         name for name in entries[0]["metrics"] if all(e["metrics"].get(name, {}).get("problems") for e in entries)

@@ -24,7 +24,7 @@ from capo_fast.verify.functions import item_of
 
 @dataclass(frozen=True)
 class Attempt:
-    """One answer that is asked for: of a question, greedy or sampled, its choices in an order of its own."""
+    """One requested answer to a question, greedy or sampled, with its own order of the choices."""
 
     name: str
     question: Question
@@ -43,15 +43,15 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Checked:
-    """What an answer turned out to be."""
+    """A checked answer."""
 
     right: Verdict
     vote: str | None
-    """The answer it gives: the letter of a choice in the data's order, else a text; None where none was found."""
+    """The extracted answer: the letter of a choice in the data's order, else a text; None if none was found."""
 
 
 def plan_attempts(benchmark: str, questions: Sequence[Question], runs: int, samples: int, seed: int) -> list[Attempt]:
-    """For each question one greedy attempt (with choices: `runs`, each in another order) and `samples` sampled ones."""
+    """Per question one greedy attempt (with choices: `runs`, each in another order) and `samples` sampled ones."""
     return [
         Attempt(name, question, greedy, shuffled(len(question.choices), seed_of(seed, name, question.id)))
         for i, question in enumerate(questions)
@@ -61,7 +61,7 @@ def plan_attempts(benchmark: str, questions: Sequence[Question], runs: int, samp
 
 
 def attempt_requests(attempts: Sequence[Attempt], tokenizer: Any, config: Config) -> list[Request]:
-    """Their requests: the prompts of training, greedy at temperature 0, sampled as `rollout` says."""
+    """Requests of attempts: the prompts of training, greedy at temperature 0, sampled by the settings of `rollout`."""
     room = config.engine.max_model_len - config.rollout.max_tokens
     problems = {
         (attempt.question.id, message := attempt.message()): Problem(attempt.question.id, message, "", None)
@@ -79,7 +79,7 @@ def attempt_requests(attempts: Sequence[Attempt], tokenizer: Any, config: Config
 def check_attempts(
     attempts: Sequence[Attempt], answers: Mapping[str, Answer], pool: VerifierPool, rank: int, world: int
 ) -> dict[str, Checked]:
-    """Every attempt's answer, checked, by its name. A collective: each rank checks its share."""
+    """The checked answer of every attempt, by name. A collective: each rank checks its share."""
     mine = attempts[rank::world]
     free = [attempt for attempt in mine if not attempt.question.choices]
     verdicts = pool.check(

@@ -1,8 +1,8 @@
 """The folder of an evaluation: its settings, and every finished answer, so that none is sampled twice.
 
-<out>/settings.json     what decides the answers; a second start with other settings is refused
-      answers-0.jsonl   one line an answer, as they end; a file a rank
-      results.json      made of the two above
+<out>/settings.json     the settings that determine the answers; a second start with other settings is refused
+      answers-0.jsonl   one line per answer, in order of completion; one file per rank
+      results.json      computed from the two above
       results.md
 """
 
@@ -31,7 +31,7 @@ SETTINGS_FILE = "settings.json"
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer as a store keeps it on disk, one JSON line each."""
+    """A finished answer, stored as one JSON line."""
 
     id: str
     text: str
@@ -39,15 +39,15 @@ class Answer:
     prompt_tokens: int
     tokens: int
     seconds: float
-    """Since the answer before it (or the start): they add up to the time of all."""
+    """Seconds since the previous answer (or the start); they add up to the total time."""
 
 
 class Store:
-    """The answers of one folder. Made on all ranks together; rank 0 keeps other processes out until it is left."""
+    """The answers of one folder. Created on all ranks together; rank 0 holds a lock on the folder until exit."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Raises ConfigError where the folder's answers were made with other settings, RecordError where it is busy."""
-        self.folder: Path = on_first_rank(lambda: folder)  # a default name holds the time, to the second
+        """Raises ConfigError if the folder's answers were made with other settings, RecordError if it is locked."""
+        self.folder: Path = on_first_rank(lambda: folder)  # a default name has the time, to the second
         self._guard: BinaryIO | None = None
         self._answers: dict[str, Answer] = on_first_rank(lambda: self._open(settings))
 
@@ -64,7 +64,7 @@ class Store:
     def _read(self, settings: Mapping[str, Any]) -> dict[str, Answer]:
         path, files = self.folder / SETTINGS_FILE, sorted(self.folder.glob("answers-*.jsonl"))
         if files and not path.exists():
-            raise ConfigError(f"{self.folder} holds answers without their {path.name}; take another --out")
+            raise ConfigError(f"{self.folder} has answers but no {path.name}; take another --out")
         if path.exists():
             check_same(json.loads(path.read_text()), settings, self.folder)
         with replacing(path) as file:
@@ -79,15 +79,15 @@ class Store:
             self._guard.close()
 
     def tokens(self) -> int:
-        """What the answers on disk have cost, prompts included."""
+        """Tokens of the answers on disk, prompts included."""
         return sum(answer.prompt_tokens + answer.tokens for answer in self._answers.values())
 
     def complete(
         self, start: Callable[[], Completer], requests: Sequence[Request], what: str, group: EngineGroup
     ) -> dict[str, Answer]:
-        """The answer to every request, by its id: those on disk, and the rest from an engine. A collective.
+        """The answer to every request, by id: from disk, else from an engine. A collective.
 
-        `start` gives the engine, and is only asked for one where answers are missing.
+        `start` returns the engine; it is called only if answers are missing.
         """
         missing = [request for request in requests if request.id not in self._answers]
         if missing:
@@ -112,7 +112,7 @@ class Store:
 
 
 def read_answers(path: Path) -> list[Answer]:
-    """All whole lines; a last one that was cut by a kill is removed from the file. Raises RecordError."""
+    """All whole lines; a last line cut off by a kill is removed from the file. Raises RecordError."""
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
@@ -148,9 +148,9 @@ def first_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[
 
 
 def fingerprint(model: str) -> str | None:
-    """Twelve hex digits of a model's folder, which change with its weights or tokenizer; None for a hub id.
+    """Twelve hex digits that change with the weights or tokenizer of a model's folder; None for a hub id.
 
-    Small files whole; of a weight file its size and 64 pieces spread over it, so that 100 GB take no minutes.
+    Hashes small files whole, and of a weight file its size and 64 pieces spread over it, so that 100 GB take seconds.
     """
     folder = Path(model)
     if not folder.is_dir():

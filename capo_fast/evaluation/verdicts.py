@@ -1,4 +1,4 @@
-"""`capo verify`: what the rule verifier says of answers, one pair or a file of them, and the rule that it said it by.
+"""`capo verify`: verdicts of the rule verifier on one pair or a file of answers, with the rule that decided.
 
 capo verify '\\boxed{1/2}' 0.5 --explain
 capo verify solutions.jsonl --response-field solution --reference-field answer --out verdicts.jsonl
@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+import capo_fast.runtime.extras  # noqa: F401  first: its errors are clearer than those of the imports below
 from capo_fast.command import run_command
 from capo_fast.config.arguments import Flags, read_arguments
 from capo_fast.config.load import build_config, read_file
@@ -31,32 +31,32 @@ from capo_fast.verify.functions import Item
 from capo_fast.verify.pool import WorkerPool
 
 if TYPE_CHECKING:
-    from capo_fast.evaluation.answer_rows import Asked
+    from capo_fast.evaluation.answer_rows import AnswerRow
 
 RESPONSES = ("response", "text", "pred", "prediction", "solution", "output", "completion")
-"""Fields that a response is looked for in, the first one that the first row has."""
+"""Field names of a response; the first one that the first row has is used."""
 REFERENCES = ("reference", "answer", "ref", "gold", "target", "ground_truth")
 BLOCK = 1_000
-"""Answers that the workers are given at a time."""
+"""Answers passed to the workers at a time."""
 USAGE = "capo verify ANSWER REFERENCE | FILE | RUN"
 WIDTH = 48
 """Characters of an answer in a line."""
 JUDGE, EXPLAIN = "capo_fast.verify.answers:judge", "capo_fast.verify.explain:stages"
 
 
-def judged(asked: Iterable[Asked], pool: WorkerPool[Judgement]) -> Iterator[tuple[Asked, dict[str, Any]]]:
-    """Each answer with what the verifier says of it, as a line of `--out` has it."""
-    every = iter(asked)
-    while block := list(islice(every, BLOCK)):
+def judged(answers: Iterable[AnswerRow], pool: WorkerPool[Judgement]) -> Iterator[tuple[AnswerRow, dict[str, Any]]]:
+    """Each answer with its verdict as a line of `--out`."""
+    remaining = iter(answers)
+    while block := list(islice(remaining, BLOCK)):
         found = iter(pool.check([item for each in block if not each.missing for item in each.items]))
         for each in block:
-            mine = [] if each.missing else [next(found) for _ in each.items]
-            row = {"where": each.where} | verdict_row(each.items[0], mine)
+            judgements = [] if each.missing else [next(found) for _ in each.items]
+            row = {"where": each.where} | verdict_row(each.items[0], judgements)
             yield each, row if each.recorded is None else row | {"recorded": each.recorded}
 
 
 def verdict_row(item: Item, found: Sequence[Judgement | None]) -> dict[str, Any]:
-    """`found` is a Judgement for each right answer, or None where there was none in time; empty without a response."""
+    """`found` has a Judgement for each right answer, None for a time-out; it is empty without a response."""
     best = next((each for each in found if each is not None and each.equal), found[0] if found else None)
     if best is None:
         verdict = "timed out" if found else "no response"
@@ -66,7 +66,7 @@ def verdict_row(item: Item, found: Sequence[Judgement | None]) -> dict[str, Any]
 
 
 def verify_pair(response: str, reference: str, truncated: bool, explain: bool, reward: RewardConfig) -> int:
-    """Print what is said of one answer; 1 where the time limit said it."""
+    """Print the verdict on one answer; returns 1 if it timed out."""
     item = Item(response, reference, {"truncated": truncated})
     with _pool(reward, EXPLAIN if explain else JUDGE) as pool:
         found: list[Any] = pool.check([item])
@@ -76,18 +76,18 @@ def verify_pair(response: str, reference: str, truncated: bool, explain: bool, r
     return int(found[0] is None)
 
 
-def verify_file(path: Path, answers: Iterable[Asked], out: Path | None, reward: RewardConfig) -> int:
-    """Print and write what is said of every answer of a path; 1 where none could be judged."""
+def verify_file(path: Path, answers: Iterable[AnswerRow], out: Path | None, reward: RewardConfig) -> int:
+    """Print and write the verdict on every answer of a path; returns 1 if none could be checked."""
     verdicts, rules, recorded = Counter[str](), Counter[str](), Counter[bool]()
     with _pool(reward, JUDGE) as pool, replacing(out) if out else nullcontext() as file:
-        for asked, row in judged(answers, pool):
+        for answer, row in judged(answers, pool):
             print(_line(row))
             if file:
                 file.write(json_line(row))
             verdicts[row["verdict"]] += 1
             rules[row["rule"] or "none"] += 1
-            if asked.recorded is not None and row["verdict"] in ("right", "wrong"):
-                recorded[asked.recorded == (row["verdict"] == "right")] += 1
+            if answer.recorded is not None and row["verdict"] in ("right", "wrong"):
+                recorded[answer.recorded == (row["verdict"] == "right")] += 1
     total = verdicts.total()
     if not total:
         raise ConfigError(f"{path}: no answers in it")
@@ -106,7 +106,7 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def shortened(text: str, width: int = WIDTH) -> str:
-    """At most so many characters, those that a terminal doesn't just show as escapes."""
+    """At most `width` characters, with those that a terminal can't show as escapes."""
     shown = "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text[: width + 1]
     )
@@ -118,7 +118,7 @@ def _pool(reward: RewardConfig, fn: str) -> WorkerPool[Any]:
 
 
 def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
-    """The `reward` section: of the run that the path belongs to, under that of the command line."""
+    """The `reward` section of the path's run, overridden by the command line."""
     folders = [] if path is None else [path, path.parent.parent]
     files = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
     reward = build_config(*map(read_file, files[:1]), layer).reward
@@ -128,15 +128,17 @@ def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
 
 
 def work(argv: Sequence[str]) -> int:
-    flags = Flags("capo verify", f"{USAGE} [arguments]", "What the rule verifier says of answers, and by which rule.")
+    flags = Flags(
+        "capo verify", f"{USAGE} [arguments]", "Checks answers with the rule verifier; shows the deciding rule."
+    )
     flags.add_argument("what", nargs="*", metavar="...", help="one response and its reference; rows; or a run's folder")
-    flags.add_argument("--explain", action="store_true", help="of one pair: every stage from the text to the verdict")
-    flags.add_argument("--truncated", action="store_true", help="of one pair: the length limit cut the response")
+    flags.add_argument("--explain", action="store_true", help="for one pair: every stage from the text to the verdict")
+    flags.add_argument("--truncated", action="store_true", help="for one pair: the length limit cut the response")
     flags.add_argument("--response-field", help=f"field of a row's response (default: {', '.join(RESPONSES)})")
     flags.add_argument("--reference-field", help=f"field of its reference (default: {', '.join(REFERENCES)})")
     flags.add_argument("--out", type=path_argument, help="JSONL file of all verdicts")
     flags.epilog = "and the settings of `reward`: --reward.tolerance, --reward.percent, --reward.timeout_s, ..."
-    # What begins with one dash is an answer: argparse takes a word with a space in it for no flag.
+    # An argument that begins with one dash is an answer: argparse treats a word with a space as no flag.
     words = [f" {word}" if re.match(r"-[^-]", word) and word != "-h" else word for word in argv]
     options, rest = flags.parse_known_args(words)
     _, layer = read_arguments(rest)
@@ -145,7 +147,7 @@ def work(argv: Sequence[str]) -> int:
         case [path]:
             return _file(resolve_path(path), options, layer)
         case [_, _] if options.out or options.response_field or options.reference_field:
-            raise ConfigError("--out, --response-field and --reference-field are of a file: found one pair")
+            raise ConfigError("--out, --response-field and --reference-field are for a file: found one pair")
         case [response, reference]:
             return verify_pair(response, reference, options.truncated, options.explain, settings_of(None, layer))
     raise ConfigError(f"found {len(texts)} arguments, wanted {USAGE}")
@@ -153,8 +155,8 @@ def work(argv: Sequence[str]) -> int:
 
 def _file(path: Path, options: argparse.Namespace, layer: Mapping[str, Any]) -> int:
     if options.explain or options.truncated:
-        raise ConfigError("--explain and --truncated are of one pair: wanted an answer and a reference")
-    from capo_fast.evaluation.answer_rows import read_pairs  # imports torch, which one pair can do without
+        raise ConfigError("--explain and --truncated are for one pair: wanted an answer and a reference")
+    from capo_fast.evaluation.answer_rows import read_pairs  # imports torch, which one pair does not need
 
     responses = (options.response_field,) if options.response_field else RESPONSES
     references = (options.reference_field,) if options.reference_field else REFERENCES
@@ -163,7 +165,7 @@ def _file(path: Path, options: argparse.Namespace, layer: Mapping[str, Any]) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit status: 0 judged (right or wrong), 1 not judged in time or failed, 2 wrong arguments."""
+    """The command. Exit status: 0 checked (right or wrong), 1 timed out or failed, 2 wrong arguments."""
     return run_command(lambda: work(sys.argv[1:] if argv is None else argv))
 
 

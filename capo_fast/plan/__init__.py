@@ -1,1 +1,1 @@
-"""`capo plan`: the memory and the time of a run, from its settings and named hardware, before any device is rented."""
+"""`capo plan`: predicts memory and time of a run from its settings and named hardware."""

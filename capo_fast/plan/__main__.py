@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+import capo_fast.runtime.extras  # noqa: F401  first: its errors are clearer than those of the imports below
 from capo_fast.command import run_command
 from capo_fast.config.arguments import Flags, read_arguments
 from capo_fast.config.load import DEFAULT_FILE, build_config, read_file
@@ -22,18 +22,18 @@ from capo_fast.plan.text import changes_table, plan_text
 from capo_fast.terminal import printable
 
 USAGE = """\
-Predicts the memory of each device and the time of a step, and what to lower where a run does not fit. Nothing is
-started and no weights are read: of a model config.json is enough, of a published one its name. All other arguments
-are those of `capo train`, whose --help lists the settings.
+Predicts the memory of each device and the time of a step, and the settings to lower if a run does not fit. Nothing is
+started and no weights are read: it needs only a model's config.json, or the name of a published model. All other
+arguments are those of `capo train`, whose --help lists the settings.
 
 With --model it recommends settings instead, as a file for `capo train --config`."""
 
 
 def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The command's own, and those of `capo train`. Raises ConfigError."""
+    """The command's own arguments, and those of `capo train`. Raises ConfigError."""
     parser = Flags("capo plan", description=USAGE, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     parser.add_argument("--gpus", type=positive, default=1, help="devices of the job, ranks on a CPU (default: 1)")
-    parser.add_argument("--nodes", type=positive, help="hosts of the job; default: as few as hold equally many")
+    parser.add_argument("--nodes", type=positive, help="hosts of the job; default: the fewest with equal shares")
     parser.add_argument("--device", default="h100", help=f"{', '.join(NVIDIA)} or cpu, this machine (default: h100)")
     parser.add_argument("--prompt", type=positive, help="mean tokens of a prompt (default: 256)")
     parser.add_argument("--response", type=positive, help="mean tokens of a response (default: half the longest)")
@@ -46,15 +46,15 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 SHORTEST = 128
-"""Tokens of the shortest context that settings are recommended for."""
+"""Tokens of the shortest context with recommended settings."""
 
 
 def check_together(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Raises ConfigError for flags that would change nothing beside each other."""
+    """Raises ConfigError for flags that have no effect together."""
     own = [f"--{name}" for name in ("prompt", "response", "critique") if getattr(options, name) is not None]
     if options.model and (others := [*own, *rest]):
         raise ConfigError(
-            f"--model: found {others[0]} beside it, wanted --context, --gpus, --nodes and --device alone: all other "
+            f"--model: found {others[0]} with it, wanted only --context, --gpus, --nodes and --device: all other "
             "settings are recommended"
         )
     if options.context and not options.model:
@@ -70,7 +70,7 @@ def positive(text: str) -> int:
 
 
 def plan(argv: Sequence[str]) -> int:
-    """Print the plan. 0 where the run fits, else 1."""
+    """Print the plan. Returns 0 if the run fits, else 1."""
     options, rest = arguments(argv)
     hardware = find_hardware(options.device)
     hosts = options.nodes or fewest_hosts(options.gpus, hardware.per_host)
@@ -96,7 +96,7 @@ def job_of(options: argparse.Namespace, rest: Sequence[str], hosts: int) -> Job:
 
 
 def lengths_of(options: argparse.Namespace, config: Config) -> Lengths:
-    """Raises ConfigError where one is longer than the settings allow."""
+    """The mean lengths of a step. Raises ConfigError if one is longer than the settings allow."""
     room = config.engine.max_model_len - config.rollout.max_tokens
     longest = {"prompt": room, "response": config.rollout.max_tokens, "critique": config.critic.max_tokens}
     for name, most in longest.items():
@@ -110,7 +110,7 @@ def lengths_of(options: argparse.Namespace, config: Config) -> Lengths:
 
 
 NOT_READ = ("data", "server", "endpoint", "patience")
-"""Parts of a run that no plan depends on: they may be missing."""
+"""Parts of a run that do not affect a plan: they may be missing."""
 
 
 def settings_of(argv: Sequence[str]) -> Config:
@@ -121,7 +121,7 @@ def settings_of(argv: Sequence[str]) -> Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit status: 0 where the run fits, 1 where it does not, 2 for wrong settings."""
+    """The command. Exit status: 0 if the run fits, 1 if not, 2 for wrong settings."""
     return run_command(lambda: plan(sys.argv[1:] if argv is None else argv))
 
 

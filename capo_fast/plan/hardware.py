@@ -1,4 +1,4 @@
-"""Named hardware: what of it a plan reads, with the source of each figure."""
+"""Named hardware: the figures that a plan needs, each with its source."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from capo_fast.runlog.speed import PEAKS, peak_flops
 
 GIB = 2**30
 GEMMS, MEMORY, LINK = 0.3, 0.7, 0.7
-"""[us] Shares of the peak that a step reaches: in products of matrices, in reading and writing memory, between devices.
-Published runs on H100 reach 0.11 to 0.38 of the model FLOPs with recomputation, short sequences least."""
+"""[us] Fractions of the peak that a step reaches: in matrix products, in memory traffic, between devices. Published
+runs on H100 reach 0.11 to 0.38 of the model FLOPs with recomputation, least with short sequences."""
 FREE = 0.95
-"""[us] Share of a device's memory that a plan may fill: an allocator's blocks don't fit without gaps."""
+"""[us] Fraction of a device's memory that a plan may fill, because of fragmentation."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device, and its place in a host."""
+    """One device, with its links and the devices per host."""
 
     name: str
     memory: float
-    """Bytes that PyTorch finds"""
+    """Bytes of memory as PyTorch reports them"""
     bandwidth: float
     """Bytes per second of its memory"""
     link: float
@@ -38,7 +38,7 @@ class Hardware:
     per_host: int
     """Devices in a host"""
     engine_step_s: float
-    """[us] Seconds of one engine step besides the model's"""
+    """[us] Seconds of overhead per engine step"""
     peaks: tuple[float, float]
     """FLOP/s in bfloat16 and in float32"""
     source: str
@@ -52,7 +52,7 @@ class Hardware:
 
 
 def find_hardware(name: str) -> Hardware:
-    """By name; `cpu` is this machine, measured in a tenth of a second. Raises ConfigError."""
+    """Hardware by name; `cpu` is this machine, measured in a tenth of a second. Raises ConfigError."""
     if name == "cpu":
         return this_cpu()
     if name not in NVIDIA:
@@ -61,7 +61,7 @@ def find_hardware(name: str) -> Hardware:
 
 
 def this_cpu() -> Hardware:
-    """This machine, of which each rank has a share: see `Job`."""
+    """This machine; its ranks share it (see `Job`)."""
     speed = copy_speed()
     narrow, wide = (peak_flops(dtype) or 0.0 for dtype in (torch.bfloat16, torch.float32))
     return Hardware("cpu", usable_memory(), speed, speed / 4, speed, 1e9, 64, 0.02, (narrow, wide), "measured here")
@@ -71,7 +71,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def usable_memory() -> int:
-    """Bytes of this machine, or fewer where the cgroups of this process have a limit, as in a container."""
+    """Bytes of memory of this machine, or the limit of this process's cgroups, as in a container."""
     found = [psutil.virtual_memory().total]
     for file in _limit_files():
         with suppress(OSError, ValueError):  # no such file, or "max"
@@ -80,9 +80,9 @@ def usable_memory() -> int:
 
 
 def _limit_files() -> list[Path]:
-    """Of cgroups of version 2, from that of this process up, and of a container's of version 1."""
+    """The limit files of cgroups v2, from this process's up, and of a container's v1 cgroup."""
     lines: list[str] = []
-    with suppress(OSError):  # Linux alone has it
+    with suppress(OSError):  # exists only on Linux
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
     inside = CGROUPS / own
@@ -91,7 +91,7 @@ def _limit_files() -> list[Path]:
 
 
 def copy_speed() -> float:
-    """Bytes per second that are read and written by a copy of 64 MiB, the best of four."""
+    """Bytes per second, read plus written, of a copy of 64 MiB; the best of four."""
     from time import perf_counter
 
     source, target, best = torch.ones(2**24), torch.empty(2**24), float("inf")
@@ -139,4 +139,4 @@ NVIDIA = {
         ),
     )
 }
-"""Memory is what PyTorch finds of it, GiB; FLOP/s are those of `runlog/speed.py`."""
+"""Memory is in GiB as PyTorch reports it; FLOP/s are from `runlog/speed.py`."""

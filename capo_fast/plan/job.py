@@ -1,4 +1,4 @@
-"""What is planned: a configuration, a model's shape and named hardware; and the work of one step.
+"""The planned job: a configuration, a model's shape and named hardware; and the work of one step.
 
 Letters: N packed tokens, T response tokens.
 """
@@ -19,8 +19,8 @@ from capo_fast.plan.shapes import ModelShape
 from capo_fast.policy.optimizer import check_grain
 from capo_fast.policy.work import Passes
 
-ASKING = ("answer-probability", "step-values", "critique-ratio")
-"""Values of credit.process whose estimators ask the policy."""
+QUERYING = ("answer-probability", "step-values", "critique-ratio")
+"""Values of credit.process whose estimators query the policy."""
 STEPS = 10
 """[us] Steps of a rollout."""
 TEMPLATE = 300
@@ -47,12 +47,12 @@ class Job:
     hosts: int
     lengths: Lengths
     critic: ModelShape | None = None
-    """Of `critic.mode: server`, on the same devices in turns with the policy's engine"""
+    """Model of `critic.mode: server`, which takes turns with the policy's engine on the same devices"""
     packed: tuple[int, int] | None = None
-    """(N, T) of the largest micro-batch; None: what the settings allow"""
+    """(N, T) of the largest micro-batch; None: from the settings"""
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for what a run refuses as well."""
+        """Raises ConfigError for settings that a run rejects too."""
         if self.ranks % self.hosts:
             raise ConfigError(f"--nodes: found {self.hosts}, wanted a divisor of --gpus ({self.ranks})")
         self._check_engines()
@@ -64,15 +64,15 @@ class Job:
         if (engines or self.ranks) % slices or self.ranks <= engines:
             raise ConfigError(
                 f"engine.tensor_parallel: found {slices} with engine.ranks: {engines} on {self.ranks} devices, wanted "
-                "a divisor of the ranks that hold engines, and ranks that learn"
+                "a divisor of the ranks with engines, and ranks that learn"
             )
         first_ranks = range(self.ranks - engines if engines else 0, self.ranks, slices)
         if any(first // here != (first + slices - 1) // here for first in first_ranks):
             raise ConfigError(
-                f"engine.tensor_parallel: found {slices} on hosts of {here} devices, wanted engines of one host"
+                f"engine.tensor_parallel: found {slices} on hosts of {here} devices, wanted each engine on one host"
             )
         if self.asks_policy:
-            from capo_fast.loaders import check_may_ask  # takes a second, and most jobs need none of it
+            from capo_fast.loaders import check_may_ask  # takes a second, and most jobs don't need it
 
             check_may_ask(f"credit.process: {self.config.credit.process}", self.config)
 
@@ -80,8 +80,8 @@ class Job:
         here = self.here
         if self.config.policy.shard == "node" and self.learners > here and self.learners % here:
             raise ConfigError(
-                f"policy.shard: found node with {self.learners} ranks that learn on hosts of {here}, wanted equally "
-                "many on every host, or all"
+                f"policy.shard: found node with {self.learners} ranks that learn on hosts of {here}, wanted equal "
+                "numbers on every host, or all"
             )
         if self.config.train.optimizer == "adamw-8bit":
             check_grain(self.shards)
@@ -98,13 +98,13 @@ class Job:
             _check_model(self.critic, server.max_model_len, wanted, "critic.server")
 
     def with_settings(self, **values: object) -> Job:
-        """The same with other settings, by their keys: `policy__dtype="float32"` is policy.dtype."""
+        """The same job with other settings, by their keys: `policy__dtype="float32"` is policy.dtype."""
         config = self.config
         for key, value in values.items():
             config = _with(config, key.replace("__", ".").split("."), value)
         return replace(self, config=config)
 
-    # ---- who does what ----
+    # ---- roles of the devices ----
 
     @property
     def here(self) -> int:
@@ -113,27 +113,27 @@ class Job:
 
     @property
     def learners_here(self) -> int:
-        """Ranks that learn, on the host that has most of them."""
+        """Ranks that learn on the host with most of them."""
         return min(self.learners, self.here)
 
     @property
     def asks_policy(self) -> bool:
-        """Whether the estimator of credit.process asks the policy's engine; what a credit.fn asks is not known."""
-        return self.config.credit.fn is None and self.config.credit.process in ASKING
+        """True if the estimator of credit.process queries the policy's engine; unknown for a credit.fn."""
+        return self.config.credit.fn is None and self.config.credit.process in QUERYING
 
     @property
     def writes_critiques(self) -> bool:
-        """Whether the policy's engines do."""
+        """True if the policy's engines write critiques."""
         return self.config.has_critic and not self.config.asks_server
 
     @property
     def critics(self) -> Engines | None:
-        """The engines that do, on these devices; None where critiques come from elsewhere, or there are none."""
+        """The engines that write critiques on these devices; None if there are no critiques, or others write them."""
         return self.engines if self.writes_critiques else self.servers
 
     @property
-    def apart(self) -> bool:
-        """Whether engines are on other ranks than the learner."""
+    def separate_engines(self) -> bool:
+        """True if engines and learner are on different ranks."""
         return self.config.engine.ranks > 0
 
     @property
@@ -142,7 +142,7 @@ class Job:
 
     @property
     def engines(self) -> Engines:
-        """The policy's, for rollouts, and for critiques where there are more of them."""
+        """The policy's engines, with their sequences: rollouts, or critiques if there are more."""
         config = self.config.engine
         count = (config.ranks or self.ranks) // config.tensor_parallel
         sequences = self.rollouts * (self.critiques_each if self.writes_critiques else 1)
@@ -150,7 +150,7 @@ class Job:
 
     @property
     def servers(self) -> Engines | None:
-        """The critic's, one on each host; None without one. On a CPU it has the whole host."""
+        """The critic's servers, one per host; None without. On a CPU a server has the whole host."""
         if self.critic is None:
             return None
         own = self.config.critic.server
@@ -171,7 +171,7 @@ class Job:
 
     @cached_property
     def device(self) -> Hardware:
-        """What one rank has: the ranks of a CPU share it."""
+        """The device of one rank; the ranks on a CPU share it."""
         whole = self.hardware
         if not whole.on_cpu:
             return whole
@@ -182,7 +182,7 @@ class Job:
 
     @property
     def learner_link(self) -> float:
-        """Bytes per second between the ranks that hold the shards of one copy."""
+        """Bytes per second between the ranks with the shards of one copy."""
         return self.device.network if self.shards > self.here else self.device.link
 
     # ---- the policy ----
@@ -197,17 +197,17 @@ class Job:
 
     @property
     def trained(self) -> int:
-        """Parameters that the optimizer changes."""
+        """Parameters that the optimizer updates."""
         return self.shape.adapter(self.config.lora) if self.is_lora else self.shape.total
 
     @property
     def has_reference(self) -> bool:
-        """Whether a second copy of the weights is kept."""
+        """True if a second copy of the weights is kept."""
         return self.config.loss.kl_coef > 0 and not self.is_lora
 
     @property
     def recomputed(self) -> int:
-        """Decoder layers that the backward pass computes again."""
+        """Decoder layers recomputed in the backward pass."""
         every = int(self.config.policy.gradient_checkpointing)
         return -(-self.shape.layers // every) if every else 0
 
@@ -219,12 +219,12 @@ class Job:
 
     @property
     def judged_each(self) -> int:
-        """Parts of a rollout with critiques of their own: the whole, or each step."""
+        """Parts of a rollout that are criticised separately: the whole, or each step."""
         return STEPS if self.config.critic.reads == "step" else 1
 
     @property
     def critiques_each(self) -> int:
-        """Critiques of a rollout, where none is shared or left out."""
+        """Critiques of a rollout if none is shared or left out."""
         return self.judged_each * self.config.critic.votes
 
     @property
@@ -233,7 +233,7 @@ class Job:
         return min(self.lengths.prompt + self.config.rollout.max_tokens, self.config.engine.max_model_len)
 
     def passes(self, count: int = 1) -> Passes:
-        """So many passes over a step's rollouts, on all ranks."""
+        """`count` passes over a step's rollouts, on all ranks."""
         prompts, n = self.config.rollout.prompts, self.config.rollout.n
         prompt, response = self.lengths.prompt, self.lengths.response
         pairs = prompt**2 / 2 + n * (response * prompt + response**2 / 2)
@@ -242,7 +242,7 @@ class Job:
 
     @property
     def forwards(self) -> int:
-        """Passes without a backward one: those of old log-probs and of the reference."""
+        """Forward-only passes: old log-probs and the reference."""
         old = self.config.has_old_logprobs and self.config.policy.old == "trainer"
         return int(old) + int(self.config.loss.kl_coef > 0)
 
@@ -252,13 +252,13 @@ class Job:
 
     @property
     def micro_batches(self) -> int:
-        """Of one rank in one update, with responses of mean length."""
+        """Micro-batches of one rank per update, with responses of mean length."""
         tokens = self.passes().tokens / self.config.train.minibatches / self.learners
         return max(1, -(-int(tokens) // self.config.train.micro_tokens))
 
     @property
     def micro(self) -> tuple[int, int]:
-        """(N, T) of the largest micro-batch: full, but no more than all of a rank's longest responses."""
+        """(N, T) of the largest micro-batch: full, but at most a rank's rollouts with longest responses."""
         if self.packed:
             return self.packed
         rollout = self.config.rollout
@@ -269,13 +269,13 @@ class Job:
 
 
 def _with(settings: Any, path: Sequence[str], value: object) -> Any:
-    """Settings of which one, at the end of this path of names, has another value."""
+    """The settings with the value at this path of names replaced."""
     name, *rest = path
     return replace(settings, **{name: _with(getattr(settings, name), rest, value) if rest else value})
 
 
 def _check_model(shape: ModelShape, tokens: int, slices: int, section: str) -> None:
-    """Raises ConfigError where a model can't be cut so, or has not so many positions. section: of the settings."""
+    """Raises ConfigError if a model can't be sliced so, or has too few positions. section: of the settings."""
     check_divides(shape.sizes, slices, f"{section}.tensor_parallel")
     if shape.positions is not None and tokens > shape.positions:
         raise ConfigError(
@@ -284,7 +284,7 @@ def _check_model(shape: ModelShape, tokens: int, slices: int, section: str) -> N
 
 
 def fewest_hosts(devices: int, per_host: int) -> int:
-    """The least number of hosts that have equally many of these devices, and no more than they hold.
+    """The fewest hosts that have equal numbers of these devices, at most `per_host` each.
 
     >>> [fewest_hosts(devices, 8) for devices in (8, 16, 9, 11)]
     [1, 2, 3, 11]

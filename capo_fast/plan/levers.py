@@ -1,4 +1,4 @@
-"""What to lower where a run does not fit, in order: what costs nothing first, what changes training last."""
+"""Settings to lower if a run does not fit, in order: free ones first, those that change training last."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from capo_fast.plan.memory import room
 
 @dataclass(frozen=True)
 class Change:
-    """One setting that was lowered."""
+    """One lowered setting."""
 
     key: str
     value: object
     saved: float
-    """Bytes of the device's fullest moment"""
+    """Bytes saved at the device's fullest moment"""
     cost: str
 
 
@@ -29,7 +29,7 @@ def in_yaml(value: object) -> str:
 
 
 def lower(job: Job) -> tuple[Job, list[Change]]:
-    """The job with as few changes as let it fit, in the order of `LADDER`; as low as it goes where none do."""
+    """The job with the fewest changes that make it fit, in the order of `LADDER`; at its lowest if none do."""
     changes: list[Change] = []
     lowered = job
     while room(lowered) < 0:
@@ -42,7 +42,7 @@ def lower(job: Job) -> tuple[Job, list[Change]]:
 
 
 def without_needless(job: Job, changes: list[Change]) -> tuple[Job, list[Change]]:
-    """The changes that still let it fit when those are left out that later ones made needless, the dearest first."""
+    """The changes without those that later ones made unnecessary, dropping the most expensive first."""
     for each in reversed(changes):
         fewer = [other for other in changes if other is not each]
         if room(_changed(job, fewer)) >= 0:
@@ -51,7 +51,7 @@ def without_needless(job: Job, changes: list[Change]) -> tuple[Job, list[Change]
 
 
 def in_order(job: Job, changes: list[Change]) -> list[Change]:
-    """The changes so that each lowers the fullest moment after those before it, with what it saves there."""
+    """The changes ordered so that each lowers the fullest moment after those before it, with its savings."""
     left, found = list(changes), list[Change]()
     while left:
         before = room(_changed(job, found))
@@ -76,7 +76,7 @@ def _helpful(job: Job) -> Iterator[tuple[Job, Change]]:
 
 
 def accepted(job: Job, key: str, value: object) -> Job | None:
-    """The job with another setting; None where a run would refuse it."""
+    """The job with another setting; None if a run would reject it."""
     with suppress(ConfigError):
         changed = job.with_settings(**{key: value})
         check_parts(changed.config, [part for part in map(PARTS.__getitem__, PLANNED) if part.used(changed.config)])
@@ -85,16 +85,16 @@ def accepted(job: Job, key: str, value: object) -> Job | None:
 
 
 PLANNED = ("frozen critic", "lora", "offload")
-"""The parts of a run whose rules are of settings that are lowered here."""
+"""The parts of a run with rules on settings that are lowered here."""
 
 
 def least_devices(job: Job) -> Job | None:
-    """The same settings on the fewest devices that hold them; None where 1,024 don't."""
+    """The same settings on the fewest devices on which they fit; None if 1,024 are too few."""
     return next((wider for wider in doubled(job) if room(wider) >= 0), None)
 
 
 def doubled(job: Job) -> Iterator[Job]:
-    """On twice as many devices in whole hosts, and again, but for numbers that a run would refuse."""
+    """The job on repeatedly doubled devices in whole hosts, without numbers that a run would reject."""
     ranks, hosts = job.ranks, job.hosts
     while ranks <= 512:
         hosts = max(hosts, -(-2 * ranks // job.hardware.per_host))
@@ -119,7 +119,7 @@ def cache_that_is_needed(job: Job) -> Values:
 
 
 def needed_cache(job: Job) -> float:
-    """GiB that hold all sequences that an engine decodes at once at their longest, a tenth at least."""
+    """GiB for all sequences that an engine decodes at once at their longest, at least 0.1."""
     most, mine = job.config.engine.max_num_seqs, -(-job.rollouts // job.engines.count)
     tokens = min(most, mine) * job.longest
     if job.writes_critiques:
@@ -138,7 +138,7 @@ def checkpointing(job: Job) -> Values:
 
 def smaller_micro_batches(job: Job) -> Values:
     half = job.config.train.micro_tokens // 2
-    if half >= job.longest // 2:  # a longer sequence has a micro-batch of its own
+    if half >= job.longest // 2:  # a longer sequence gets its own micro-batch
         yield "train.micro_tokens", max(half, job.longest)
 
 
@@ -153,7 +153,7 @@ def smaller_cache(job: Job) -> Values:
 
 
 def smaller_server_cache(job: Job) -> Values:
-    """Down to one sequence of the longest, which vLLM wants."""
+    """Halves the cache down to one longest sequence, the minimum of vLLM."""
     if (servers := job.servers) is not None:
         half = round(servers.config.kv_cache_gb / 2, 1)
         if half * GIB >= servers.config.max_model_len * servers.cache_per_token:

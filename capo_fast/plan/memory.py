@@ -1,8 +1,8 @@
 """Bytes of one device, by the moment of a step and by part.
 
-    rollout     the engine is awake beside the learner's state
-    critique    the critic's server is, in the place of the policy's engine
-    sync        the engine's weights are awake, and the policy's pass one by one
+    rollout     the engine is awake, with the learner's state
+    critique    the critic's server is awake instead of the policy's engine
+    sync        the engine's weights are awake; the policy's are gathered one by one
     loss        the end of the forward pass of a micro-batch
     backward    the backward pass of a decoder layer, at its start
     reduction   the end of the backward pass: the gradients of embedding and head are reduced
@@ -25,17 +25,17 @@ Parts = dict[str, float]
 
 
 def moments(job: Job) -> dict[str, Parts]:
-    """Of a rank that learns; where engines are on other ranks, `rollout` and `critique` are of those."""
+    """The moments of a rank that learns; with engines on other ranks, `rollout` and `critique` are of those."""
     learner = runtime(job) | state(job)
-    if job.device.on_cpu and not job.apart:  # nothing sleeps there
+    if job.device.on_cpu and not job.separate_engines:  # no engine sleeps there
         learner |= engine(job) | served(job)
-    weights = {} if job.apart else {"engine's weights": job.engines.weights}
-    found = engine_moments(job, runtime(job) if job.apart else learner)
+    weights = {} if job.separate_engines else {"engine's weights": job.engines.weights}
+    found = engine_moments(job, runtime(job) if job.separate_engines else learner)
     return found | {"sync": learner | weights | passing(job)} | learning(job, learner)
 
 
 def learning(job: Job, held: Parts) -> dict[str, Parts]:
-    """The moments of an update, beside what is held."""
+    """The moments of an update, added to `held`."""
     first = first_gradients(job)
     return {
         "loss": held | first | gathered(job) | {"activations": kept(job)} | loss(job),
@@ -46,7 +46,7 @@ def learning(job: Job, held: Parts) -> dict[str, Parts]:
 
 
 def engine_moments(job: Job, held: Parts) -> dict[str, Parts]:
-    """Those in which an engine is awake beside what is held."""
+    """The moments with an awake engine, added to `held`."""
     found = {"rollout": held | engine(job) | workspace(job.engines)}
     if job.servers is not None:
         found["critique"] = held | served(job) | workspace(job.servers)
@@ -64,24 +64,23 @@ def totals(job: Job) -> dict[str, float]:
 
 
 def room(job: Job) -> float:
-    """Bytes of a device that are left at its fullest; negative where it does not fit. A CPU's memory is the host's
-    too."""
+    """Bytes of a device that are free at its fullest; negative if it does not fit. A CPU's memory is the host's."""
     beside = sum(host_in_step(job).values()) / job.here if job.device.on_cpu else 0
     return FREE * job.device.memory - beside - max(totals(job).values())
 
 
-# ---- always there ----
+# ---- always present ----
 
 
 def runtime(job: Job) -> Parts:
-    """[us] The CUDA context with its kernels, and NCCL's buffers, of a rank, and again of a critic's server. A CPU's
-    processes are counted on the host."""
+    """[us] The CUDA context with its kernels and NCCL's buffers, per rank and again per critic's server. Processes on
+    a CPU are counted on the host."""
     count = 1 if job.servers is None else 2
     return {} if job.device.on_cpu else {"CUDA and NCCL": count * GIB}
 
 
 def state(job: Job) -> Parts:
-    """What the learner holds between steps. Master weights are float32; LoRA's frozen base is in policy.dtype."""
+    """State of the learner between steps. Master weights are float32; LoRA's frozen base is in policy.dtype."""
     frozen = job.shape.total * job.compute_bytes if job.is_lora else 0
     found = {"weights": (4 * job.trained + frozen) / job.shards}
     if not job.config.train.offload_optimizer:
@@ -109,7 +108,7 @@ def engine(job: Job) -> Parts:
 
 
 def served(job: Job) -> Parts:
-    """The critic's, of a run with a server of its own; its ranks on a CPU share it."""
+    """The critic's server, if the run starts one; the ranks on a CPU share it."""
     if (found := job.servers) is None:
         return {}
     share = job.here if job.device.on_cpu else 1
@@ -124,22 +123,22 @@ def workspace(engines: Engines) -> Parts:
 
 
 def gradients(job: Job) -> Parts:
-    """Float32, of what is trained."""
+    """Float32 gradients of the trained parameters."""
     return {"gradients": 4 * job.trained / job.shards}
 
 
 def first_gradients(job: Job) -> Parts:
-    """Those of the micro-batches before this one."""
+    """Gradients of the previous micro-batches."""
     return gradients(job) if job.micro_batches > 1 else {}
 
 
 def gathered(job: Job) -> Parts:
-    """FSDP2's whole weights in policy.dtype at the end of the forward pass: those outside the layers stay."""
+    """FSDP2's gathered weights in policy.dtype at the end of the forward pass: those outside the layers remain."""
     return {"gathered weights": job.shape.root * job.compute_bytes}
 
 
 def chunk(job: Job) -> int:
-    """Rows of the loss's logits that are formed at a time."""
+    """Rows of the loss's logits computed at a time."""
     _, size = job.micro
     memory = None if job.device.on_cpu else job.device.memory
     converts = not job.is_lora and job.compute_bytes != 4
@@ -157,20 +156,20 @@ def loss(job: Job) -> Parts:
 
 
 def head_gradient(job: Job) -> float:
-    """Of the loss, until the end of the backward pass."""
+    """The loss's gradient by the head, until the end of the backward pass."""
     return 0 if job.is_lora else job.shape.head * job.compute_bytes
 
 
 def root_reduction(job: Job) -> float:
-    """Whole weights of embedding and head, their gradients, and these again in float32, of which each rank gets its
-    part."""
+    """Gathered weights of embedding and head, their gradients, and the gradients in float32, which are reduced to
+    shards."""
     c, root = job.compute_bytes, job.shape.root
     return root * (c if job.is_lora else 2 * c + 4)
 
 
 def update(job: Job) -> float:
-    """Temporary tensors of the step: of all parameters together where PyTorch's AdamW takes them at once, which it does
-    on a GPU. An offloaded state is back."""
+    """Temporary tensors of the optimizer's step: for all parameters at once where PyTorch's AdamW does so, as on a GPU.
+    An offloaded state is on the device."""
     train, share = job.config.train, job.trained / job.shards
     state = optimizer(job) if train.offload_optimizer and not job.device.on_cpu else 0
     if train.optimizer == "adamw-fused":
@@ -183,12 +182,12 @@ def update(job: Job) -> float:
 
 
 def host(job: Job) -> Parts:
-    """Of all ranks of the fullest host together, beside the devices: in a step, or where it is more, at the start."""
+    """Memory of all ranks on the fullest host, without the devices': in a step, or at the start if that is more."""
     return max(host_in_step(job), host_at_start(job), key=lambda parts: sum(parts.values()))
 
 
 def host_at_start(job: Job) -> Parts:
-    """A critic that is swapped in is loaded whole in float32, and taken apart as it is cast."""
+    """A swapped-in critic is loaded whole in float32, and freed part by part as it is cast."""
     found = {"processes": processes(job)}
     if job.config.swaps and not job.is_lora:
         found["frozen critic, as it is loaded"] = 4 * job.shape.total
@@ -199,14 +198,14 @@ def host_in_step(job: Job) -> Parts:
     found: Parts = {"processes": processes(job)}
     if job.config.swaps and not job.is_lora:
         found["frozen critic"] = job.shape.total * job.engines.bytes
-    if job.config.checkpoint.asynchronous:  # written by the ranks that hold the first copy
+    if job.config.checkpoint.asynchronous:  # written by the ranks with the first copy
         writers = min(job.shards, job.learners_here)
         found["a checkpoint's copy"] = writers * (4 * job.trained / job.shards + optimizer(job))
     return found if job.device.on_cpu else found | asleep(job) | offloaded_parts(job)
 
 
 def processes(job: Job) -> float:
-    """Ranks; and of a critic's server its API, its engine and, where there are several, its workers."""
+    """Ranks; and per critic's server its API, its engine and, if there are several, its workers."""
     count = job.here
     if (servers := job.servers) is not None:
         slices = servers.config.tensor_parallel
@@ -215,9 +214,9 @@ def processes(job: Job) -> float:
 
 
 def asleep(job: Job) -> Parts:
-    """Weights of engines that sleep, but for those that are pushed anew."""
+    """Weights of sleeping engines, without those that are pushed again."""
     found = Parts()
-    if job.is_lora and not job.apart:
+    if job.is_lora and not job.separate_engines:
         found["engine's weights, asleep"] = job.here * job.engines.weights
     if (servers := job.servers) is not None:
         found["critic's weights, asleep"] = servers.config.tensor_parallel * servers.weights
@@ -236,4 +235,4 @@ def offloaded_parts(job: Job) -> Parts:
 
 
 PROCESS = 1.5 * GIB
-"""[us] Code and libraries of a rank that learns and holds an engine, or of a process of a critic's server."""
+"""[us] Code and libraries of a rank with learner and engine, or of a process of a critic's server."""

@@ -17,13 +17,13 @@ POLICIES = {
     "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B",
     "qwen2.5-7b": "Qwen/Qwen2.5-7B",
 }
-"""The files of configs/paper, and the models that they start from."""
+"""The files of configs/paper and their base models."""
 COUNTS = (1, 8, 64)
 DEVICES = ("h100", "h200")
 
 
 def paper_table() -> str:
-    """The paper's four policies with its settings, on hardware that none of them has run on here."""
+    """The paper's four policies with its settings, on hardware on which this project has run none of them."""
     head = ["policy", "devices", "fullest moment", "GiB of it", "to use", "lowered to fit", "s per step"]
     rows = [row(policy, device, count) for policy in POLICIES for device in DEVICES for count in COUNTS]
     return markdown_table(head, rows, right={"GiB of it", "to use", "s per step"})
@@ -58,12 +58,12 @@ PUBLISHED = (
     ("qwen3-4b", 8, 16384, 0, 17.1, 26_026),
     ("qwen3-4b", 8, 65536, 0, 36.1, 28_966),
 )
-"""prime-rl's `benchmarks/baselines/*.json` of 2026-01-15: its learner alone on H100, made-up data, all layers
+"""prime-rl's `benchmarks/baselines/*.json` of 2026-01-15: its learner alone on H100, synthetic data, all layers
 recomputed, a full micro-batch per device."""
 
 
 def published_table() -> str:
-    """The plan of the same steps beside another trainer's figures."""
+    """The plan of the same steps, with another trainer's figures."""
     head = [
         "model",
         "H100",
@@ -98,7 +98,7 @@ def learner_job(model: str, count: int, context: int, rank: int) -> Job:
 
 
 def hardware_table() -> str:
-    """What is known of each device."""
+    """The figures of each device."""
     head = ["device", "GiB", "TFLOP/s bfloat16", "TB/s", "GB/s to a device", "to the host", "to other hosts", "source"]
     rows = [
         [
@@ -112,7 +112,7 @@ def hardware_table() -> str:
         for each in NVIDIA.values()
     ]
     shares = f"{GEMMS:g} of the FLOP/s, {MEMORY:g} of a memory's and {LINK:g} of a link's bytes per second"
-    return markdown_table(head, rows, right=set(head[1:-1])) + f"\n[us] A step is taken to reach {shares}.\n"
+    return markdown_table(head, rows, right=set(head[1:-1])) + f"\n[us] A step is assumed to reach {shares}.\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Settings for a model, a context and devices: those that cost least time first, lowered until they fit."""
+"""Settings for a model, a context and devices: the fastest ones, lowered until they fit."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LOWERED = (
     *("policy.offload_activations", "policy.shard", "reference.offload", "engine.tensor_parallel"),
     *("engine.kv_cache_gb", "lora.rank"),
 )
-"""What is chosen, in the order in which it is shown."""
+"""The recommended settings, in the order of the output."""
 
 
 def recommend(shape: ModelShape, context: int, hardware: Hardware, ranks: int, hosts: int) -> tuple[Job, list[Change]]:
-    """The job, and what was lowered from full fine-tuning without recomputation."""
+    """The job, and the changes from full fine-tuning without recomputation."""
     config = largest_settings(shape, context, "float32" if hardware.on_cpu else "bfloat16")
     longest = config.rollout.max_tokens
     lengths = Lengths(context - longest, longest // 2, config.critic.max_tokens // 2)
@@ -34,7 +34,7 @@ def recommend(shape: ModelShape, context: int, hardware: Hardware, ranks: int, h
 
 
 def largest_settings(shape: ModelShape, context: int, dtype: str) -> Config:
-    """Those that cost least time."""
+    """The fastest settings."""
     return build_config(
         {
             "model.path": shape.name,
@@ -50,7 +50,7 @@ def largest_settings(shape: ModelShape, context: int, dtype: str) -> Config:
 
 
 def with_free_cache(job: Job) -> Job:
-    """The key-value cache as large as a step needs and the device holds."""
+    """The job with a key-value cache as large as a step needs and the device allows."""
     wanted = needed_cache(job)
     over = min(0.0, room(job.with_settings(engine__kv_cache_gb=wanted))) / GIB
     fitting = math.floor(10 * (wanted + over)) / 10
@@ -58,7 +58,7 @@ def with_free_cache(job: Job) -> Job:
 
 
 def settings(job: Job) -> str:
-    """What was chosen, as YAML for `capo train --config FILE`."""
+    """The chosen settings as YAML for `capo train --config FILE`."""
     values, defaults = by_key(job.config), by_key(Config())
     chosen = [*FIXED, *(key for key in LOWERED if values[key] != defaults[key])]
     return yaml.safe_dump({key: values[key] for key in chosen}, sort_keys=False, allow_unicode=True, width=math.inf)

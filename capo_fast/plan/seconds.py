@@ -1,6 +1,6 @@
-"""Seconds of a step by stage, from a roofline: work over what the hardware can do, times the shares of `hardware.py`.
+"""Seconds of a step by stage, from a roofline: work over the hardware's peak times the fractions of `hardware.py`.
 
-A prediction of order, not of percent: it has no tail of the verifier, no launch overheads of the learner and no noise.
+It predicts the order of magnitude: it ignores the verifier's tail, launch overheads of the learner and noise.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from capo_fast.plan.job import STEPS, TEMPLATE, Job
 from capo_fast.plan.memory import optimizer, reference
 
 ANSWER = 32
-"""[us] Tokens of a reference answer, with those before it that fill no block of the cache."""
+"""[us] Tokens of a reference answer, with the tokens before it in a partial block of the cache."""
 
 
 def stages(job: Job) -> dict[str, float]:
-    """By the names of `time/*` in a run's metrics."""
+    """Seconds by the names of `time/*` in a run's metrics."""
     found = {"rollout": rollout(job)}
     if job.critics is not None:
         found["critique"] = critique(job, job.critics)
@@ -27,10 +27,10 @@ def stages(job: Job) -> dict[str, float]:
 
 
 def step_seconds(job: Job) -> float:
-    """Where engines are on ranks of their own, a step is as long as the longer side."""
+    """Seconds of a step; with engines on separate ranks the longer side counts."""
     found = stages(job)
     learns = found["sync"] + found["learn"]
-    return max(learns, sum(found.values()) - learns) if job.apart else sum(found.values())
+    return max(learns, sum(found.values()) - learns) if job.separate_engines else sum(found.values())
 
 
 # ---- the engines ----
@@ -43,7 +43,7 @@ def rollout(job: Job) -> float:
 
 
 def critique(job: Job, critics: Engines) -> float:
-    """Of all rollouts; votes share the prompt. A critique of a step reads half of a response."""
+    """Critiques of all rollouts; votes share the prompt. A critique of a step has half a response in its prompt."""
     critic, by_step = job.config.critic, job.config.critic.reads == "step"
     prompt = job.lengths.prompt + job.lengths.response // (2 if by_step else 1) + TEMPLATE
     answers = Answers(job.rollouts * job.critiques_each, prompt, job.lengths.critique, critic.max_tokens)
@@ -51,7 +51,7 @@ def critique(job: Job, critics: Engines) -> float:
 
 
 def credit(job: Job) -> float:
-    """What the estimator of credit.process asks the policy: the tokens are those of docs/credit.md."""
+    """Policy queries of the estimator of credit.process: the tokens are those of docs/credit.md."""
     lengths, settings = job.lengths, job.config.credit
     if settings.process == "step-values":
         half = lengths.response // 2
@@ -64,8 +64,8 @@ def credit(job: Job) -> float:
 
 
 def sync(job: Job) -> float:
-    """Pushes of the policy, and of a critic that takes its place: each weight is gathered in float32, cast, summed up
-    and written. An estimator that asks the policy after such critiques has it pushed twice."""
+    """Pushes of the policy, and of a swapped-in critic: each weight is gathered in float32, cast, checksummed and
+    written. With an estimator that queries the policy after such critiques the policy is pushed twice."""
     shape, device = job.shape, job.device
     adapter = job.is_lora and not job.config.merges
     pushed = job.trained if adapter else shape.total
@@ -81,12 +81,12 @@ def sync(job: Job) -> float:
 
 def learn(job: Job) -> float:
     products, moves = compute(job), communication(job)
-    passes = products + moves if job.device.on_cpu else max(products, moves)  # only a GPU does both at once
+    passes = products + moves if job.device.on_cpu else max(products, moves)  # only a GPU overlaps them
     return passes + job.updates * update(job) + offloading(job)
 
 
 def compute(job: Job) -> float:
-    """All passes. Layers that are computed again cost another forward pass."""
+    """All passes. A recomputed layer costs another forward pass."""
     size, epochs = job.shape.work(job.config.lora), job.config.train.epochs
     again = replace(size, head=0).flops(job.passes(epochs), False) * job.recomputed / job.shape.layers
     flops = size.flops(job.passes(job.forwards), False) + size.flops(job.passes(epochs), True) + again
@@ -95,7 +95,7 @@ def compute(job: Job) -> float:
 
 def communication(job: Job) -> float:
     """FSDP2 gathers all weights in each pass of a micro-batch, the layers' once more in its backward pass, and reduces
-    the gradients in float32; copies on several hosts sum up theirs once per update."""
+    the gradients in float32; copies on several hosts sum their gradients once per update."""
     copies = job.learners / job.shards
     between_copies = 8 * job.updates * job.trained / job.shards * (copies - 1) / copies / (job.device.network * LINK)
     if job.shards == 1:
@@ -109,14 +109,14 @@ def communication(job: Job) -> float:
 
 
 def update(job: Job) -> float:
-    """Weights and two moments are read and written, gradients are read."""
+    """Reads and writes weights and two moments, reads gradients."""
     moved = 7 * 4 * job.trained / job.shards / (job.device.bandwidth * MEMORY)
     offload = job.config.train.offload_optimizer and not job.device.on_cpu
     return moved + (2 * optimizer(job) / (job.device.host_link * LINK) if offload else 0)
 
 
 def offloading(job: Job) -> float:
-    """Inputs of layers go to the host and come back; the reference's shard comes for each micro-batch."""
+    """Transfers of layer inputs to the host and back, and of the reference's shard for each micro-batch."""
     if job.device.on_cpu:
         return 0.0
     moved, train = 0.0, job.config.train

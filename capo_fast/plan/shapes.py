@@ -1,4 +1,4 @@
-"""The shape of a dense decoder: of its `config.json`, or of a published model by name, for use without a hub.
+"""The shape of a dense decoder, from its `config.json` or offline by the name of a published model.
 
 Letters: V vocabulary, H hidden, I intermediate, D head size.
 """
@@ -17,7 +17,7 @@ from capo_fast.policy.work import ModelSize
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Numbers of a Qwen2, Qwen2.5, Qwen3 or Llama, from which all parameters are counted."""
+    """Numbers of a Qwen2, Qwen2.5, Qwen3 or Llama, from which parameters are counted."""
 
     name: str
     kind: str
@@ -30,11 +30,11 @@ class ModelShape:
     kv_heads: int
     head_dim: int
     tied: bool
-    """Whether embedding and head are one weight"""
+    """True if embedding and head share one weight"""
     positions: int | None = None
-    """Longest sequence that the model was made for, tokens; None: not known"""
+    """Longest sequence of the model, tokens; None: unknown"""
     biases: bool = False
-    """Of a Llama's or Qwen3's attention; Qwen2 has its own"""
+    """Bias of a Llama's or Qwen3's attention; Qwen2 always has one"""
     mlp_biases: bool = False
 
     @property
@@ -69,7 +69,7 @@ class ModelShape:
 
     @property
     def sizes(self) -> Sizes:
-        """What tensor parallelism cuts."""
+        """Sizes that tensor parallelism splits."""
         return {
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
@@ -83,7 +83,7 @@ class ModelShape:
 
     @property
     def root(self) -> int:
-        """Parameters outside the decoder layers: embedding, last norm, and the head where it is another weight."""
+        """Parameters outside the decoder layers: embedding, last norm, and the head if it is a separate weight."""
         return self.head * (1 if self.tied else 2) + self.hidden
 
     @property
@@ -91,19 +91,19 @@ class ModelShape:
         return self.root + self.layers * self.layer
 
     def adapter(self, lora: LoraConfig) -> int:
-        """Parameters of a LoRA adapter; 0 where it has no rank."""
+        """Parameters of a LoRA adapter; 0 for rank 0."""
         sizes = [sum(self.linears[name]) for name in lora.targets if name in self.linears]
         return lora.rank * self.layers * sum(sizes)
 
     def work(self, lora: LoraConfig) -> ModelSize:
-        """What FLOPs are counted by."""
+        """Sizes for counting FLOPs."""
         layers, trained = self.layers * self.layer, self.adapter(lora)
         sizes = (layers, 0) if lora.rank == 0 else (trained, layers)
         return ModelSize(*sizes, head=self.head, head_trained=lora.rank == 0, attention=self.layers * self.query)
 
 
 def find_shape(path: str, key: str = "model.path") -> ModelShape:
-    """Of a folder, of a published model by its name, or of a hub id, whose config.json is fetched. Raises ConfigError.
+    """The shape of a folder, of a published model by name, or of a hub id (fetches config.json). Raises ConfigError.
 
     key: the setting that names it.
     """
@@ -111,13 +111,13 @@ def find_shape(path: str, key: str = "model.path") -> ModelShape:
     if published is not None and not Path(path).is_dir():
         return replace(published, name=path)
     from capo_fast.config.paths import resolve_model
-    from capo_fast.pretrained import read_config  # transformers takes seconds, and published shapes need none of it
+    from capo_fast.pretrained import read_config  # transformers takes seconds, and published shapes don't need it
 
     return shape_of(read_config(resolve_model(path, key), key), path, key)
 
 
 def shape_of(config: Any, name: str, key: str = "model.path") -> ModelShape:
-    """Of a transformers config. Raises ConfigError for other architectures than the tested ones."""
+    """The shape in a transformers config. Raises ConfigError for an untested architecture."""
     from capo_fast.pretrained.config import TESTED, positions
 
     if config.model_type not in TESTED:
@@ -140,12 +140,12 @@ def shape_of(config: Any, name: str, key: str = "model.path") -> ModelShape:
 
 
 OWNERS = ("", "huggingfacetb", "meta-llama", "qwen")
-"""Of the models below; others may have changed what they publish under the same name."""
+"""Owners of the models below; others may publish changed models under the same name."""
 VARIANTS = ("-instruct", "-base", "-chat")
 
 
 def published_name(path: str) -> str:
-    """A hub id without its owner and variant, which have the same shape; "" for that of another owner.
+    """A hub id without its owner and variant (which share a shape); "" for another owner's.
 
     >>> published_name("Qwen/Qwen2.5-7B-Instruct"), published_name("meta-llama/Meta-Llama-3.1-8B")
     ('qwen2.5-7b', 'llama-3.1-8b')
@@ -160,7 +160,7 @@ def published_name(path: str) -> str:
 
 
 def _rows() -> dict[str, ModelShape]:
-    """Of the models' own config.json. Variants differ in their positions, which are left out."""
+    """Shapes from the models' config.json. Positions are left out, as variants differ in them."""
     rows = {
         # name: kind, V, H, I, layers, heads, key-value heads, D, tied
         "smollm2-135m": ("llama", 49152, 576, 1536, 30, 9, 3, 64, True),

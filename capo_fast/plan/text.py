@@ -1,4 +1,4 @@
-"""A plan as text: a table of bytes by moment and part, seconds by stage, and what to lower."""
+"""A plan as text: a table of bytes by moment and part, seconds by stage, and the settings to lower."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from capo_fast.plan.seconds import stages, step_seconds
 
 
 def plan_text(job: Job) -> str:
-    """All of it, with what to lower where it does not fit."""
+    """The whole plan, with the settings to lower if it does not fit."""
     parts = [title(job), memory_table(job), host_line(job), time_lines(job), *_verdict(job)]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
@@ -46,19 +46,19 @@ def host_line(job: Job) -> str:
 def time_lines(job: Job) -> str:
     seconds = ", ".join(f"{name} {value:.3g}" for name, value in stages(job).items())
     return (
-        f"seconds of a step: {step_seconds(job):.3g} ({seconds}){elsewhere(job)}\n"
+        f"seconds per step: {step_seconds(job):.3g} ({seconds}){elsewhere(job)}\n"
         f"of {job.rollouts:,} rollouts of {job.lengths.response:,} tokens on average, "
         f"{job.config.rollout.max_tokens:,} at most, after prompts of {job.lengths.prompt:,}"
     )
 
 
 def elsewhere(job: Job) -> str:
-    """What no stage has the time of."""
-    critiques = "; critiques are written at a server" if job.config.has_critic and job.critics is None else ""
+    """Work that the stages leave out."""
+    critiques = "; a server writes the critiques" if job.config.has_critic and job.critics is None else ""
     if job.critics is not None and job.config.critic.gate != GateConfig():
         critiques = "; critiques that critic.gate leaves out are counted"
     function = job.config.credit.fn
-    return critiques + (f"; what {function} asks the engine is not known" if function else "")
+    return critiques + (f"; queries of {function} to the engine are unknown" if function else "")
 
 
 def _verdict(job: Job) -> Iterator[str]:
@@ -68,7 +68,7 @@ def _verdict(job: Job) -> Iterator[str]:
         yield f"It fits: {_gib(room(job))} GiB are left in `{fullest}`, of {_gib(FREE * job.device.memory)} to use."
         return
     wanted, there = _gib(total[fullest]), _gib(total[fullest] + room(job))
-    yield f"It does not fit: `{fullest}` wants {wanted} GiB, {there} are to use. Lower, in this order:"
+    yield f"It does not fit: `{fullest}` needs {wanted} GiB of {there} to use. Lower, in this order:"
     lowered, changes = lower(job)
     yield changes_table(changes)
     yield after_changes(lowered)

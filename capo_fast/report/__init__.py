@@ -1,1 +1,1 @@
-"""What the report's page is made of: runs as they lie on disk, their curves, the credit map of their rollouts."""
+"""The report's page: runs read from disk, their curves, the credit map of their rollouts."""

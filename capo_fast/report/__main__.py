@@ -1,7 +1,7 @@
-"""`capo report RUN [RUN ...]`: one self-contained HTML file of a run, with others beside it.
+"""`capo report RUN [RUN ...]`: one self-contained HTML file of a run, or of several side by side.
 
 Learning curves, stage times, the critic's health, and the credit map: rollouts coloured by advantage, with the votes
-and critiques of every step. A view of what the run left on disk; it may still be training.
+and critiques of every step. It reads the run's files; the run may still be training.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+import capo_fast.runtime.extras  # noqa: F401  first: its errors are clearer than those of the imports below
 from capo_fast.command import run_command
 from capo_fast.config.paths import path_argument
 from capo_fast.report.credit_map import Room, read_credit_map
@@ -22,7 +22,7 @@ from capo_fast.runtime.files import replacing
 from capo_fast.terminal import printable
 
 ROLLOUTS, MEGABYTES = 2000, 10
-"""Of all runs of a page; its library and curves add about 5 MB."""
+"""Limits over all runs of a page; its library and curves add about 5 MB."""
 
 
 def write_report(folders: Sequence[Path], out: Path, seed: int = 0) -> str:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=path_argument, help="file to write (default: report.html in the first run's folder)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of rollouts, where not all fit (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw of rollouts if not all fit (default: 0)")
 
     def work() -> None:
         options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""What all charts of the page share: colours by run, and the form in which a chart lies in the page."""
+"""Shared by all charts of the page: colours by run, and the JSON form of a chart."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 COLOURS = ("#3b82c4", "#dd7a2f", "#2c9c75", "#bf62a6", "#a88f14", "#7a70d6", "#2f9fbf", "#87878f")
-"""By the run's place on the command line: adding a run at the end changes no other's."""
+"""By the run's place on the command line: appending a run changes no other colour."""
 DASHES = ("solid", "dotted", "dashed")
-"""By the line's place in its chart; and a run past the eighth has its colour again, dotted."""
+"""By the line's place in its chart; from the ninth run on colours repeat, dotted."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Series:
     colour: str
     dash: str
     x: Sequence[float]
-    """Steps of training; the page knows their time."""
+    """Training steps; the page maps them to time."""
     y: Sequence[float | None]
     error: Sequence[float | None] | None = None
     """Standard errors of `y`."""
@@ -31,14 +31,14 @@ class Series:
 def as_json(
     title: str, note: str, series: Sequence[Series], percent: bool = False, top: float | None = None
 ) -> dict[str, Any]:
-    """A chart for the page: of lines, or where there is a `top` of stacked bars on a scale that ends there."""
+    """A chart for the page: lines, or with `top` stacked bars on a scale that ends there."""
     last = [_last(each, percent) for each in series] if top is None else []
     drawn = [asdict(each) for each in series]
     return {"title": title, "note": note, "last": last, "series": drawn, "percent": percent, "top": top}
 
 
 def _last(series: Series, percent: bool) -> dict[str, str]:
-    """The last value of a line, for those who see no chart."""
+    """The last value of a line, for screen readers."""
     value = next((y for y in reversed(series.y) if y is not None), None)
     return {"name": series.name, "colour": series.colour, "value": as_text(value, percent)}
 

@@ -1,7 +1,7 @@
-"""The rollouts of a run -> those that the page shows, and how outcome and process agreed in all of them.
+"""The rollouts of a run -> those that the page shows, and counts of agreement of outcome and process in all of them.
 
-A run keeps more text than a page can hold, so rollouts are drawn. Three pools each have their share of the room; what
-one leaves goes to the others:
+A run keeps more text than fits a page, so rollouts are drawn. Each of three pools has a share of the room; unused room
+goes to the others:
 
     disagreement  1/2   outcome and process contradict each other, "right answer, wrong step" first
     ends          1/4   the other rollouts of the first and the last step on disk
@@ -34,45 +34,45 @@ KINDS = {
     "wrong": "wrong answer, no valid critique",
     "unchecked": "answer not checked (time-out)",
 }
-"""What outcome and process say of a rollout, the contradictions first."""
+"""Combinations of outcome and process, the contradictions first."""
 DISAGREEMENTS = ("right-flagged", "wrong-sound")
 SHARES = {"disagreement": 0.5, "ends": 0.25, "others": 0.25}
 RULE = (
     "Half of the room goes to rollouts in which outcome and process disagree (right answer with a wrong step first), a "
-    "quarter to others of the first and the last step on disk, a quarter to the rest; what one part leaves goes to the "
-    "others. Within each part the choice is random with seed {seed}."
+    "quarter to others of the first and the last step on disk, a quarter to the rest; room that a part leaves goes to "
+    "the others. Within each part the choice is random with seed {seed}."
 )
 
 
 @dataclass(frozen=True)
 class Room:
-    """How much of a page its rollouts may fill."""
+    """The room for rollouts in a page."""
 
     rollouts: int
     bytes: int
-    """Of JSON."""
+    """Size as JSON."""
 
 
 @dataclass
 class CreditMap:
-    """What the page has of one run's rollouts."""
+    """One run's rollouts in the page."""
 
     shown: list[dict[str, Any]] = field(default_factory=list)
     """By step, group, sample; the fields are those of `entry`."""
     total: int = 0
     """Rollouts on disk."""
     unreadable: int = 0
-    """Of them without the texts of their steps (runs of an older version)."""
+    """Rollouts on disk without the texts of their steps (runs of an older version)."""
     kinds: dict[int, Counter[str]] = field(default_factory=dict)
-    """By step: how many rollouts of each kind, over all rollouts on disk."""
+    """By step: the count of each kind, over all rollouts on disk."""
 
 
 def read_credit_map(
     files: Mapping[int, Path], room: Room, seed: int, watch: Callable[[Iterable[int]], Iterable[int]] = iter
 ) -> CreditMap:
-    """Reads every rollout once and holds no more of them than fits. Raises RecordError for a damaged file.
+    """Reads every rollout once and keeps only as many as fit. Raises RecordError for a damaged file.
 
-    `watch` passes the steps on, and may show how far the reading is.
+    `watch` wraps the steps and may show progress.
     """
     found = CreditMap()
     pools = {name: Pool(room) for name in SHARES}
@@ -85,7 +85,7 @@ def read_credit_map(
                 if pool.is_open(order):
                     pool.add(order, entry(row, step, judged) | group)
         except (KeyError, TypeError, ValueError) as error:
-            raise RecordError(f"{files[step]} is damaged: a row is no rollout's: {error!r}") from error
+            raise RecordError(f"{files[step]} is damaged: a row is not a rollout: {error!r}") from error
     found.shown = sorted(draw(pools, room), key=lambda each: (each["step"], each["group"], each["sample"]))
     return found
 
@@ -105,7 +105,7 @@ def _judged(path: Path, step: int, found: CreditMap) -> Iterator[tuple[dict[str,
 
 
 def entry(row: Mapping[str, Any], step: int, judged: str) -> dict[str, Any]:
-    """A line of a rollouts file as the page has it: tokens counted by step, numbers short, what it was judged."""
+    """A line of a rollouts file in the page's form: token counts by step, rounded numbers, its kind."""
     starts = [at for at, start in enumerate(row["step_starts"]) if start]
     ends = [*starts[1:], len(row["step_starts"])]
     kept = ("group", "sample", "prompt_id", "problem", "answer", "steps", "trained", "stop_reason", "critiques")
@@ -137,16 +137,16 @@ def kind(outcome: float | None, votes: Sequence[float], critiques: Sequence[Mapp
 
 
 class Pool:
-    """The first entries in their order, up to the one that does not fit any more, whatever order they come in."""
+    """The first entries in sort order, up to the first that does not fit; entries may be added in any order."""
 
     def __init__(self, room: Room) -> None:
         self._room = room
         self._bytes = 0
         self._heap: list[tuple[tuple[int, ...], int, dict[str, Any]]] = []  # the last in order on top
-        self._end: tuple[int, ...] | None = None  # of what did not fit, the first in order
+        self._end: tuple[int, ...] | None = None  # the first in order of those that did not fit
 
     def is_open(self, order: tuple[int, ...]) -> bool:
-        """Whether an entry of this order may still get in."""
+        """True if an entry of this order may still fit."""
         return self._end is None or _last_first(order) > self._end
 
     def add(self, order: tuple[int, ...], each: dict[str, Any]) -> None:
@@ -165,7 +165,7 @@ class Pool:
 
 
 def draw(pools: Mapping[str, Pool], room: Room) -> list[dict[str, Any]]:
-    """Each pool's share, then what still fits, pool by pool."""
+    """Draws each pool's share, then pool by pool the entries that still fit."""
     waiting = {name: pool.in_order() for name, pool in pools.items()}
     drawn: list[dict[str, Any]] = []
     left, count = room.bytes, room.rollouts
@@ -197,6 +197,6 @@ def _last_first(order: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _short(number: float | None) -> float | None:
-    """Four digits after the point: more than the eye has use for."""
+    """Rounds to four digits after the point."""
     value = finite(number)
     return None if value is None else round(value, 4)

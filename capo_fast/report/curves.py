@@ -1,4 +1,4 @@
-"""Metrics -> the page's small multiples: one chart a quantity, one colour a run."""
+"""Metrics -> the page's small multiples: one chart per quantity, one colour per run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Line = dict[str, Any]
 
 @dataclass(frozen=True)
 class Chart:
-    """One small multiple. Each of `lines` is a name and what it draws of a line of metrics."""
+    """One small multiple. Each of `lines` is a name and a function of a line of metrics."""
 
     title: str
     note: str
     lines: tuple[tuple[str, Callable[[Line], float | None]], ...]
     keys: tuple[str, ...]
-    """The metrics that it uses up."""
+    """The metrics that it shows."""
     error: str | None = None
     """The metric that holds the standard error."""
     percent: bool = False
-    """Whether its values are shares, to be shown in percent."""
+    """Values are shares, shown in percent."""
 
 
 def _get(key: str) -> Callable[[Line], float | None]:
@@ -40,7 +40,7 @@ def _chart(title: str, note: str, *keys: str, error: str | None = None, percent:
 
 
 def _ratio(title: str, note: str, key: str, whole: str) -> Chart:
-    """`key` as a share of `whole`; nothing where there is no whole."""
+    """`key` as a share of `whole`; None if there is no whole."""
 
     def share(line: Line) -> float | None:
         part, all_ = finite(line.get(key)), finite(line.get(whole))
@@ -50,7 +50,7 @@ def _ratio(title: str, note: str, key: str, whole: str) -> Chart:
 
 
 def _wrong_steps(line: Line) -> float | None:
-    """Without critiques no step was judged: a rate of 0 would say that they were sound."""
+    """None without critiques: no step was judged, and a rate of 0 would read as all steps correct."""
     return finite(line.get("wrong_step_rate")) if line.get("critic/critiques") else None
 
 
@@ -65,10 +65,10 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
         _chart("Reward", "mean, with format bonus and length penalty", "reward_mean"),
         _chart("Response length", "tokens, mean", "response_tokens_mean"),
         _chart("Cut by the length limit", "share of rollouts", "truncated_frac", percent=True),
-        _chart("Steps", "a rollout, mean", "steps_mean"),
+        _chart("Steps", "mean per rollout", "steps_mean"),
     ),
     "Speed": (
-        _chart("Throughput", "response tokens a second, evaluation left out", "tokens_per_s"),
+        _chart("Throughput", "response tokens per second, without evaluation", "tokens_per_s"),
         _chart("Memory", "GiB, peak so far", "memory_gb"),
     ),
     "Critic": (
@@ -79,9 +79,9 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
         _chart("Verifier time-outs", "rollouts, and in evaluation (dotted)", "verify/timeouts", "eval/timeouts"),
     ),
     "Policy": (
-        _chart("Entropy", "nats a token", "loss/entropy"),
-        _chart("KL to the sampling policy", "nats a token", "loss/approx_kl"),
-        _chart("KL to the reference", "nats a token", "loss/ref_kl"),
+        _chart("Entropy", "nats per token", "loss/entropy"),
+        _chart("KL to the sampling policy", "nats per token", "loss/approx_kl"),
+        _chart("KL to the reference", "nats per token", "loss/ref_kl"),
         _chart("Clipped", "share of tokens, below and above (dotted)", "loss/clip_low_frac", "loss/clip_high_frac"),
         _chart(
             "Trainer-engine gap",
@@ -95,12 +95,12 @@ SECTIONS: dict[str, tuple[Chart, ...]] = {
         _chart("Updates skipped", "not finite", "updates_skipped"),
     ),
 }
-UNDRAWN = {"step", "epoch", "rollouts", "policy_version", "updates", "critic/parsed", "critic/critiques"}
-"""Counts that only mirror the settings, or are the rest of what is drawn."""
+NOT_DRAWN = {"step", "epoch", "rollouts", "policy_version", "updates", "critic/parsed", "critic/critiques"}
+"""Counts that only repeat the settings, or follow from the charts."""
 
 
 def sections(runs: Sequence[Run], maps: Sequence[CreditMap]) -> list[dict[str, Any]]:
-    """The sections of the page: charts, and what is not drawn: not measured, or the same throughout."""
+    """The sections of the page: charts, and the names of those not drawn: not measured, or constant."""
     found = [_section(title, charts, runs) for title, charts in SECTIONS.items()]
     found.append(_section("Other metrics", tuple(_rest(runs)), runs))
     by_title = {section["title"]: section for section in found}
@@ -135,17 +135,17 @@ def _series(chart: Chart, runs: Sequence[Run]) -> list[Series]:
             title = run.name if len(chart.lines) == 1 else f"{run.name}, {name}"
             x, y = [line["step"] for line in lines], [value(line) for line in lines]
             measured = any(error is not None for error in errors)
-            found.append(Series(title, place, *_look(place, number), x, y, errors if measured else None))
+            found.append(Series(title, place, *_style(place, number), x, y, errors if measured else None))
     return found
 
 
-def _look(place: int, number: int) -> tuple[str, str]:
-    """Colour and dash of the run's n-th line in a chart."""
+def _style(place: int, number: int) -> tuple[str, str]:
+    """Colour and dash of a run's n-th line in a chart."""
     return COLOURS[place % len(COLOURS)], DASHES[(number + place // len(COLOURS)) % len(DASHES)]
 
 
 def evaluated(run: Run) -> list[Line]:
-    """The metrics, and before them the evaluation at step 0, which only the summary has."""
+    """The metrics, preceded by the evaluation at step 0, which only the summary has."""
     if run.summary.get("pass@1_before") is None:
         return run.metrics
     before = {"eval/pass@1": run.summary["pass@1_before"], "eval/stderr": run.summary.get("pass@1_before_stderr")}
@@ -154,7 +154,7 @@ def evaluated(run: Run) -> list[Line]:
 
 def _rest(runs: Sequence[Run]) -> list[Chart]:
     """A chart for every metric that no other chart shows."""
-    known = {key for charts in SECTIONS.values() for chart in charts for key in chart.keys} | UNDRAWN
+    known = {key for charts in SECTIONS.values() for chart in charts for key in chart.keys} | NOT_DRAWN
     keys = {key: None for run in runs for line in run.metrics for key in line if key not in known}
     return [_chart(key, "", key) for key in keys if not key.startswith(("time/", "cpu/"))]
 
@@ -163,7 +163,7 @@ def _rest(runs: Sequence[Run]) -> list[Chart]:
 
 
 def disagreement(runs: Sequence[Run], maps: Sequence[CreditMap]) -> dict[str, Any] | None:
-    """Shares of the judged rollouts on disk; None where nothing was judged."""
+    """Shares of the judged rollouts on disk; None if no rollout was judged."""
     series = []
     for place, (run, credit_map) in enumerate(zip(runs, maps, strict=True)):
         judged = {step: sum(n for kind, n in kinds.items() if "-" in kind) for step, kinds in credit_map.kinds.items()}
@@ -172,7 +172,7 @@ def disagreement(runs: Sequence[Run], maps: Sequence[CreditMap]) -> dict[str, An
             (("right-flagged", "right, wrong step"), ("wrong-sound", "wrong, no wrong step"))
         ):
             y = [credit_map.kinds[step][kind] / judged[step] for step in x]
-            series.append(Series(f"{run.name}: {name}", place, *_look(place, number), x, y))
+            series.append(Series(f"{run.name}: {name}", place, *_style(place, number), x, y))
     note = "right answer with a wrong step; wrong answer without one (dotted): share of judged rollouts"
     series = [each for each in series if each.x]
     return as_json("Outcome against process", note, series, percent=True) if series else None

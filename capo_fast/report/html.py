@@ -1,7 +1,7 @@
 """Runs and their credit maps -> one HTML file that needs nothing else.
 
-What models wrote is data: it lies in a JSON block in which no `<` is left, and the page's scripts make text nodes of
-it. The scripts are named by hash in the page's content security policy, so no other script runs, and no request leaves.
+Text of models is data: it is in a JSON block without any `<`, and the page's scripts turn it into text nodes. The
+page's content security policy lists the hashes of its scripts, so no other script runs, and the page sends no request.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from capo_fast.report.stages import OTHER_STAGE, STAGES, stage_names, stage_seco
 from capo_fast.runtime.files import finite
 
 FIRST, LAST = ("page.js", "rollout.js", "credit.js"), ("curves.js",)
-"""Scripts before and after Bokeh's, which are nearly all there is to load: the credit map need not wait for them."""
+"""Scripts before and after Bokeh's, which take most of the loading time: the credit map does not wait for them."""
 BOKEH = ("bokeh.min.js", "bokeh-api.min.js")
 
 
 def render(runs: Sequence[Run], maps: Sequence[CreditMap], room: Room, seed: int) -> str:
-    """The page. `room` and `seed` are what the credit maps were read with."""
+    """The page. `room` and `seed` are those of the credit maps."""
     assets = PackageLoader("capo_fast.report", "assets")
     environment = Environment(loader=assets, autoescape=True, undefined=StrictUndefined)
     first, last = ([assets.get_source(environment, name)[0] for name in names] for names in (FIRST, LAST))
@@ -57,7 +57,7 @@ def render(runs: Sequence[Run], maps: Sequence[CreditMap], room: Room, seed: int
 
 
 def embedded(data: Any) -> str:
-    """JSON that can stand in a script element: ASCII, so U+2028 and halves of surrogate pairs are escaped, and no `<`.
+    """JSON for a script element: ASCII, so U+2028 and halves of surrogate pairs are escaped, and no `<`.
 
     >>> embedded("</script>\u2028")
     '"\\\\u003c/script>\\\\u2028"'
@@ -76,7 +76,7 @@ def _data(runs: Sequence[Run], charts: Sequence[dict[str, Any]], shown: Sequence
 
 
 def _clock(run: Run) -> dict[int, float]:
-    """Seconds of all stages but evaluation and checkpoints up to each step: what runs are compared by."""
+    """Seconds of all stages except evaluation and checkpoints up to each step, for comparing runs."""
     seconds = [
         sum(finite(value) or 0.0 for key, value in line.items() if key.startswith("time/") and key not in UNTIMED)
         for line in run.metrics
@@ -89,7 +89,7 @@ UNTIMED = {"time/eval", "time/checkpoint"}
 
 
 def advantage_scale(shown: Sequence[dict[str, Any]]) -> float:
-    """Where the colours end: the 98th percentile of the steps' |advantage|, so that a few outliers bleach nothing."""
+    """End of the colour scale: the 98th percentile of the steps' |advantage|, so that outliers do not wash it out."""
     sizes = sorted(abs(a) for each in shown for a in each["advantages"] if a is not None)
     return max(round(sizes[int(0.98 * (len(sizes) - 1))], 1), 0.1) if sizes else 1.0
 
@@ -144,7 +144,7 @@ def _stage_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The settings in which the runs differ, but for their folders."""
+    """The settings in which the runs differ, except their folders."""
     keys = dict.fromkeys(key for run in runs for key in run.settings if key != "run.dir")
     cells = {key: [_setting(run.settings.get(key, "–")) for run in runs] for key in keys}
     return [{"key": key, "cells": values} for key, values in cells.items() if len(set(values)) > 1]
@@ -155,7 +155,7 @@ def _setting(value: Any) -> str:
 
 
 def _sampling(runs: Sequence[Run], maps: Sequence[CreditMap], room: Room, seed: int) -> list[str]:
-    """What of the rollouts is shown, and by what rule."""
+    """Sentences on the number of rollouts shown and the rule of the draw."""
     lines = []
     for run, found in zip(runs, maps, strict=True):
         who = f"{run.name}: " if len(runs) > 1 else ""

@@ -1,4 +1,4 @@
-"""Run folders -> what the page knows of them. A run may be unfinished, resumed, without evaluation, without a step."""
+"""Run folders -> the page's data. A run may be unfinished, resumed, without evaluation, without a step."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Run:
 
     folder: Path
     name: str
-    """Of the folder, with as much of its path as tells it from the other runs of the page."""
+    """Name of the folder, with enough of its path to be unique in the page."""
     settings: dict[str, Any]
-    """`config.yaml`, flat: `{"train.steps": 16}`; empty where there is none."""
+    """`config.yaml`, flat: `{"train.steps": 16}`; empty if missing."""
     metrics: list[dict[str, Any]]
     """The lines of `metrics.jsonl`; numbers and None."""
     summary: dict[str, Any]
-    """`summary.json`; empty while the run is not finished."""
+    """`summary.json`; empty until the run has finished."""
 
     @property
     def step(self) -> int:
@@ -41,7 +41,7 @@ class Run:
 
 
 def load_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs in the order given. Raises RecordError: no run folder, one named twice, a damaged file."""
+    """The runs in the order given. Raises RecordError: no run's folder, one named twice, a damaged file."""
     places = [folder.resolve() for folder in folders]
     if twice := [str(folder) for folder, place in zip(folders, places, strict=True) if places.count(place) > 1]:
         raise RecordError(f"named twice: {' and '.join(twice)}")
@@ -50,7 +50,7 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def unique_names(places: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart, at least their last part.
+    """The shortest unique ends of the paths, at least their last part.
 
     >>> unique_names([Path("/runs/a/capo"), Path("/runs/b/capo"), Path("/runs/b/grpo")])
     ['a/capo', 'b/capo', 'grpo']
@@ -79,11 +79,11 @@ def _load(folder: Path, name: str) -> Run:
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """The mapping in a file, empty without the file."""
+    """The mapping in a file; empty if the file is missing."""
     try:
         found = yaml.load(path.read_text(encoding="utf-8"), Loader=CoreLoader) if path.exists() else {}
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as fault:
         raise RecordError(f"{path} can't be read: {' '.join(str(fault).split())}") from fault
     if not isinstance(found, dict):
-        raise RecordError(f"{path} holds {type(found).__name__}, want a mapping")
+        raise RecordError(f"{path}: found {type(found).__name__}, want a mapping")
     return found

@@ -1,4 +1,4 @@
-"""Where the time of the steps went: stacked bars, one chart a run, and the totals by stage."""
+"""Time of the steps by stage: stacked bars, one chart per run, and totals."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ STAGES = {
 }
 OTHER_STAGE = "#87878f"
 BARS = 100
-"""At most so many bars in a chart of stage times."""
+"""Maximum number of bars in a chart of stage times."""
 
 
 def stage_charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Stacked seconds of each step, one chart a run, all on one scale."""
+    """Stacked seconds of each step, one chart per run, all on one scale."""
     stacks = [_stack(run) for run in runs]
     highest = max((sum(times) for stack in stacks for times in zip(*stack[1].values(), strict=True)), default=0.0)
     return [
@@ -52,7 +52,7 @@ def stage_seconds(run: Run) -> dict[str, float]:
 
 
 def _stack(run: Run) -> tuple[list[float], dict[str, list[float]], int]:
-    """The middle step of each bar, mean seconds by stage, and how many steps a bar stands for."""
+    """The middle step of each bar, mean seconds by stage, and the steps per bar."""
     size = max(math.ceil(len(run.metrics) / BARS), 1)
     bars = [run.metrics[at : at + size] for at in range(0, len(run.metrics), size)]
     x = [(bar[0]["step"] + bar[-1]["step"]) / 2 for bar in bars]
@@ -65,7 +65,7 @@ def _stack(run: Run) -> tuple[list[float], dict[str, list[float]], int]:
 
 
 def _stack_note(size: int) -> str:
-    return "seconds a step" if size == 1 else f"seconds a step, a bar is the mean of {size} steps"
+    return "seconds per step" if size == 1 else f"seconds per step, a bar is the mean of {size} steps"
 
 
 def _stack_series(x: Sequence[float], stack: dict[str, list[float]], place: int) -> list[Series]:

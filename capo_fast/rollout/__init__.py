@@ -1,1 +1,1 @@
-"""Requests to the engine and the rollouts and critiques that come back."""
+"""Requests to the engine, and the resulting rollouts and critiques."""

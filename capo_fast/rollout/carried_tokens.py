@@ -1,7 +1,7 @@
-"""Tokens of rollouts that go on in the next step (`rollout.carry`): to the ranks of the engine that goes on with them.
+"""Tokens of rollouts carried to the next step (`rollout.carry`): sent to the ranks of the engine that continues them.
 
-Which engine that is follows from the open groups alone (`deal_begun`), so the tokens pass between ranks once, at the
-end of the round that stopped them. Every rank has the rest: versions, requests, and how each rollout ended.
+That engine depends only on the open groups (`deal_begun`), so the tokens are sent between ranks once, at the end of the
+round that stopped them. Every rank has the rest: versions, requests, and the end of each rollout.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def pass_on(
     engines: int,
     exchange: Exchange,
 ) -> tuple[OpenGroup, ...]:
-    """The groups of a round that stay open, in their order: with the tokens of the rollouts that this rank's engine
-    goes on with. A collective.
+    """The groups of a round that stay open, in order, with the tokens of the rollouts that this rank's engine
+    continues. A collective.
 
-    everything: their rollouts without tokens. mine: those that this rank has sampled, on one rank of each engine.
+    everything: their rollouts without tokens. mine: those sampled by this rank, on one rank per engine.
     """
     carried = still_open(groups, ((member, mine.get(member, bare)) for member, bare in everything))
     running, ended = deal_begun(dict(enumerate(carried)), engines)
@@ -40,7 +40,7 @@ def pass_on(
 def on_first(carried: tuple[OpenGroup, ...], exchange: Exchange) -> tuple[OpenGroup, ...]:
     """The groups with all tokens on the first rank, and none on the others. A collective.
 
-    carried: on each rank with the tokens that it has.
+    carried: on each rank with its own tokens.
     """
     everything = [(place, sample) for place, each in enumerate(carried) for sample in range(len(each.rollouts))]
     return pass_tokens(carried, [everything, *([] for _ in range(exchange.count - 1))], exchange)
@@ -49,9 +49,9 @@ def on_first(carried: tuple[OpenGroup, ...], exchange: Exchange) -> tuple[OpenGr
 def pass_tokens(
     carried: tuple[OpenGroup, ...], wanted: Sequence[Sequence[Member]], exchange: Exchange
 ) -> tuple[OpenGroup, ...]:
-    """The groups, on each rank with the tokens that it wants. A collective.
+    """The groups, on each rank with the tokens in `wanted`. A collective.
 
-    carried: on each rank with the tokens that it has. wanted: by rank, places in `carried` with samples.
+    carried: on each rank with its own tokens. wanted: by rank, places in `carried` with samples.
     """
     if not carried:
         return ()
@@ -63,7 +63,7 @@ def pass_tokens(
 
 
 def _filled(place: int, group: OpenGroup, tokens: Mapping[Member, Tokens]) -> OpenGroup:
-    """With these token ids and log-probs, and no others."""
+    """The group with exactly these token ids and log-probs."""
     found = ((each.bare, tokens.get((place, sample), ((), ()))) for sample, each in enumerate(group.rollouts))
     return replace(group, rollouts=tuple(replace(each, token_ids=ids, logprobs=lps) for each, (ids, lps) in found))
 

@@ -1,10 +1,10 @@
 """A sampling round that stops before its last rollout (`rollout.carry`).
 
-The rollouts are stopped between two engine steps that are counted, never timed, so a repeated run stops the same ones.
-One engine looks after each of its steps whether enough groups are complete. Several engines exchange what has ended
-every `EXCHANGE_STEPS` steps of each, and all stop after the same number of steps.
+The rollouts are stopped after a counted number of engine steps, never by time, so a repeated run stops the same ones.
+One engine checks after each of its steps if enough groups are complete. Several engines exchange their finished
+rollouts every `EXCHANGE_STEPS` steps of each, and all stop after the same number of steps.
 
-A rollout is sent to the reward functions and to the critic when its group is complete, and not before.
+A rollout is sent to the reward functions and to the critic only when its group is complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EXCHANGE_STEPS = 16
 
 
 class CarryingRound(SamplingRound):
-    """`finish_rollouts` is a collective on all ranks where there are several engines."""
+    """`finish_rollouts` is a collective on all ranks if there are several engines."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class CarryingRound(SamplingRound):
         """Rollouts that have ended since the last exchange."""
 
     def finish_rollouts(self) -> None:
-        """Until enough groups are complete; what still runs then is stopped."""
+        """Run until enough groups are complete, then stop the others."""
         self._send([member for member in self._dealt if not self._so_far[member].ended])
         while not self._quota.met():
             for _ in range(EXCHANGE_STEPS if self._engines.count > 1 else 1):
@@ -58,7 +58,7 @@ class CarryingRound(SamplingRound):
             self._settle(self._rollouts_of(self._quota.note(self._exchanged())))
         for completion in self._stream.stop_rollouts():
             self._extend(completion, ended=False)
-        self._settle([])  # a reward function that takes lists waited for this
+        self._settle([])  # now call reward functions that take lists
 
     def left(self) -> list[tuple[Member, Partial]]:
         judged = {each.member for each in self._ended}
@@ -80,12 +80,12 @@ class CarryingRound(SamplingRound):
         return member
 
     def _exchanged(self) -> list[Member]:
-        """The rollouts that have ended since the last exchange, at all engines."""
+        """The rollouts of all engines that have ended since the last exchange."""
         mine, self._unannounced = self._unannounced, []
         return self._engines.gather(mine) if self._engines.count > 1 else mine
 
     def _rollouts_of(self, groups: Collection[int]) -> list[Rollout]:
-        """This rank's rollouts of groups that are complete."""
+        """This rank's rollouts of complete groups."""
         return [
             self._requests.read_partial(partial, self._prompts[group], group, sample)
             for (group, sample), partial in self._so_far.items()

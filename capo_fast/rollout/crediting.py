@@ -1,4 +1,4 @@
-"""The credit of a rank's whole groups: the estimator's call, what it asks the engine for, and what that costs."""
+"""The credit of a rank's whole groups: the call of the estimator, its queries to the engine, and their cost."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from capo_fast.verify.functions import Item, item_of
 
 @dataclass(frozen=True)
 class CreditCost(Summed):
-    """What estimators asked the engine for."""
+    """The cost of an estimator's queries to the engine."""
 
     requests: int = 0
     tokens: int = 0
-    """Read and written: prompts, what is scored, and continuations."""
+    """Tokens of prompts, scored suffixes and continuations."""
     written_tokens: int = 0
-    """Of these, continuations."""
+    """Tokens of continuations among these."""
     cached_tokens: int = 0
-    """Of the prompts': their keys and values were there already."""
+    """Prompt tokens whose keys and values were cached."""
     shared: int = 0
-    """Questions that were asked before in the same list: equal ones have one answer."""
+    """Queries equal to an earlier one of the same list; equal ones share an answer."""
     without_room: int = 0
-    """Questions that are too long: for `engine.max_model_len`, or for a rollout."""
+    """Queries that are too long for `engine.max_model_len` or for a rollout."""
     timeouts: int = 0
-    """Of continuations, without a verdict."""
+    """Continuations without a verdict."""
 
 
 @dataclass
@@ -49,17 +49,16 @@ class Crediting:
     requests: RequestBuilder
 
     def credit(self, samples: Sequence[Sample], step: int) -> tuple[list[CreditedSample], CreditCost]:
-        """Samples that make up whole groups, one after another, in their order, with their credit. step: of training,
-        from 1. Raises CreditError."""
-        if not samples:  # a rank may have no whole group
+        """Samples that form consecutive whole groups, in order, with their credit. step: of training, from 1. Raises
+        CreditError."""
+        if not samples:  # a rank may have no group
             return [], CreditCost()
-        groups, asking = groups_of(samples), Asking(self, step)
-        found = self.estimator(groups, self._parts(), asking)
-        return credited_samples(groups, found, self.config, step), asking.cost
+        groups, answerer = groups_of(samples), QueryAnswerer(self, step)
+        found = self.estimator(groups, self._parts(), answerer)
+        return credited_samples(groups, found, self.config, step), answerer.cost
 
     def check_kind(self, figures: Sequence[Figures]) -> None:
-        """Raises CreditError where rollouts of one step, which may be of several ranks and rounds, have credit of both
-        kinds."""
+        """Raises CreditError if rollouts of one step, over all ranks and rounds, have credit of both kinds."""
         kinds = {each.by_token: each.group for each in figures}
         if len(kinds) > 1:
             raise CreditError(
@@ -68,30 +67,30 @@ class Crediting:
             )
 
     def metrics(self, figures: Sequence[Figures], cost: CreditCost, step: int) -> dict[str, float]:
-        """Of all of a step's rollouts; {} where nothing is asked and P is constant."""
-        # As numbers of one type: a checkpoint that holds them (`engine.ranks`) gives them back as such.
-        asked = {f"credit/{name}": float(value) for name, value in vars(cost).items()} if self.estimator.asks else {}
+        """Metrics of all of a step's rollouts; {} without queries and with constant P."""
+        # All floats, as a checkpoint (`engine.ranks`) restores them.
+        found = {f"credit/{name}": float(value) for name, value in vars(cost).items()} if self.estimator.asks else {}
         verdicts: dict[int, list[float | None]] = {}
         for each in figures:
             verdicts.setdefault(each.group, []).append(each.outcome)
-        return asked | schedule_metrics(list(verdicts.values()), self.config, step)
+        return found | schedule_metrics(list(verdicts.values()), self.config, step)
 
     def _parts(self) -> dict[str, object]:
         builder = self.requests
         return {"config": self.config, "tokenizer": builder.tokenizer, "chat": builder.user_prompt}
 
 
-class Asking:
-    """Answers an estimator's questions, a list at a time; equal ones in a list are asked once."""
+class QueryAnswerer:
+    """Answers an estimator's queries, one list at a time; equal ones in a list are sent once."""
 
     def __init__(self, of: Crediting, step: int) -> None:
         self._of, self._step = of, step
         self.cost = CreditCost()
 
-    def __call__(self, asked: Sequence[Asked]) -> Answers:
-        """Raises CreditError for what is no list of questions."""
-        check_questions(asked)
-        once = dict.fromkeys(asked)
+    def __call__(self, queries: Sequence[Asked]) -> Answers:
+        """Raises CreditError for anything but a list of queries."""
+        check_questions(queries)
+        once = dict.fromkeys(queries)
         fits = [each for each in once if self._has_room(each)]
         requests = {each: self._request(each, number) for number, each in enumerate(fits)}
         completions = run_requests(self._of.engine, requests.values())
@@ -101,27 +100,27 @@ class Asking:
             tokens=sum(each.prompt_tokens + each.tokens for each in found.values()),
             written_tokens=sum(answer.tokens for each, answer in found.items() if isinstance(each, Continuation)),
             cached_tokens=sum(each.cached_tokens for each in found.values()),
-            shared=len(asked) - len(once),
+            shared=len(queries) - len(once),
             without_room=len(once) - len(fits),
         )
-        return self._read(asked, found)
+        return self._read(queries, found)
 
-    def _read(self, asked: Sequence[Asked], found: dict[Asked, Completion]) -> Answers:
+    def _read(self, queries: Sequence[Asked], found: dict[Asked, Completion]) -> Answers:
         verdicts = self._judge({each: answer for each, answer in found.items() if isinstance(each, Continuation)})
         logprobs = {each: answer.logprobs for each, answer in found.items() if isinstance(each, Suffix)}
-        return [verdicts.get(each) if isinstance(each, Continuation) else logprobs.get(each) for each in asked]
+        return [verdicts.get(each) if isinstance(each, Continuation) else logprobs.get(each) for each in queries]
 
-    def _has_room(self, asked: Asked) -> bool:
+    def _has_room(self, query: Asked) -> bool:
         config = self._of.config
-        if isinstance(asked, Continuation):
-            return len(asked.response) < config.rollout.max_tokens
-        return len(asked.before) + len(asked.tokens) < config.engine.max_model_len
+        if isinstance(query, Continuation):
+            return len(query.response) < config.rollout.max_tokens
+        return len(query.before) + len(query.tokens) < config.engine.max_model_len
 
-    def _request(self, asked: Asked, number: int) -> Request:
+    def _request(self, query: Asked, number: int) -> Request:
         name = f"credit-{self._step}-{number}"
-        if isinstance(asked, Suffix):
-            return self._of.requests.score_request(name, asked.before, asked.tokens)
-        return self._of.requests.continuation_request(name, asked.prompt, asked.response, asked.sample, self._step)
+        if isinstance(query, Suffix):
+            return self._of.requests.score_request(name, query.before, query.tokens)
+        return self._of.requests.continuation_request(name, query.prompt, query.response, query.sample, self._step)
 
     def _judge(self, found: dict[Continuation, Completion]) -> dict[Continuation, float | None]:
         """Their verdicts by `reward.fn`."""
@@ -129,7 +128,7 @@ class Asking:
         self.cost += CreditCost(timeouts=verdicts.count(None))
         return {each: None if v is None else float(v) for each, v in zip(found, verdicts, strict=True)}
 
-    def _item(self, asked: Continuation, answer: Completion) -> Item:
-        tokens = [*asked.response, *answer.token_ids]
+    def _item(self, query: Continuation, answer: Completion) -> Item:
+        tokens = [*query.response, *answer.token_ids]
         text = self._of.requests.tokenizer.decode(tokens, skip_special_tokens=True)
-        return item_of(text, asked.prompt, asked.prompt.columns, answer.finished)
+        return item_of(text, query.prompt, query.prompt.columns, answer.finished)

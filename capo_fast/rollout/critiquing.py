@@ -1,11 +1,11 @@
-"""What the critic is asked in one sampling round, and what it answered.
+"""Critic requests of one sampling round, and their answers.
 
-A critique judges a whole rollout, or one step of it (`critic.reads`). What is judged is a prompt with tokens of a
-response; where these are equal in a group, one poll of `critic.votes` critiques serves all (`critic.judge_once`).
+A critique judges a whole rollout, or one step of it (`critic.reads`). The judged text is a prompt with tokens of a
+response; if these are equal within a group, one poll of `critic.votes` critiques serves all (`critic.judge_once`).
 
-[us] Steps are shared exactly: a critique of a step is shown the problem and the steps up to it, and none after. So two
-rollouts of a group whose first k tokens are equal would be asked the same, with the same seeds, about each step that
-ends within these. A critique of a whole rollout has read what comes after the shared steps: equal rollouts alone share.
+[us] Sharing steps is exact: the prompt of a step's critique has the problem and the steps up to it, none after. So for
+two rollouts of a group with equal first k tokens the requests for each step within these, seeds included, are the same.
+A critique of a whole rollout also depends on the later steps: only equal rollouts share it.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.digest import seed_of
 
 Key = bytes
-"""Of what is judged: a digest of its group and of the response up to its end."""
+"""Key of a judged text: a digest of its group and of the response up to its end."""
 Claim = tuple[Member, list[Key]]
-"""What there is to judge of a rollout."""
+"""A rollout and the keys of its judged texts."""
 
 
 @dataclass
 class Poll:
-    """The critiques of one thing that is judged."""
+    """The critiques of one judged text."""
 
     requests: Sequence[Request]
-    """All votes; none where the engine has no room for an answer."""
+    """Requests of all votes; none if the engine has no room for an answer."""
     shown: int
-    """Steps that the critic sees."""
+    """Steps in the critic's prompt."""
     judged: int
-    """Steps that it judges: all of these, or the last."""
+    """Judged steps: all of these, or the last."""
     sent: int = 0
-    """Of the requests, from the first on."""
+    """Number of requests sent, from the first on."""
     found: dict[str, Critique] = field(default_factory=dict)
-    """By request id."""
+    """Critiques by request id."""
 
     @property
-    def under_way(self) -> int:
+    def running(self) -> int:
         return self.sent - len(self.found)
 
     def critiques(self, votes: int) -> list[Critique]:
-        """In the order of votes, those that have ended; truncated abstentions where there was no room."""
+        """The finished critiques in the order of votes; truncated abstentions if there was no room."""
         if not self.requests:
             return [Critique.absent(truncated=True)] * votes
         return [self.found[each.id] for each in self.requests if each.id in self.found]
 
 
 def check_room(builder: RequestBuilder) -> None:
-    """Raises ConfigError where the critic's template, filled with an empty problem, leaves no room for a critique. A
-    server's own tokenizer counts there, which is not looked at."""
+    """Raises ConfigError if the critic's template, filled with an empty problem, leaves no room for a critique. Not
+    checked for a server, whose own tokenizer counts."""
     config, critic = builder.config, builder.config.critic
     if not config.has_critic or critic.at_server:
         return
@@ -83,7 +83,7 @@ class Critiquing:
     """This rank's polls of one sampling round."""
 
     def __init__(self, stream: Stream, requests: RequestBuilder, version: int | None = None) -> None:
-        """version: of the policy in this step of training; None: of the one that wrote each rollout."""
+        """version: of the policy in this training step; None: of the policy that wrote each rollout."""
         self._stream, self._builder, self._version = stream, requests, version
         self._config: Config = requests.config
         self._critic = requests.config.critic
@@ -92,26 +92,27 @@ class Critiquing:
         self._known: dict[Member, list[Key]] = {}
         """The keys of each rollout so far."""
         self._read: set[Member] = set()
-        """The rollouts that the critic reads, by group and sample."""
+        """The rollouts that the critic judges, by group and sample."""
         self._sound: set[Key] = set()
-        """Steps that are held sound unasked."""
+        """Steps that count as right without a request."""
         self._elsewhere: set[Key] = set()
-        """What other engines judge."""
+        """Keys that other engines judge."""
         self._common: set[Key] = set()
-        """Of what this engine judges, what others have as well."""
+        """Keys that this engine judges and others share."""
         self._taken_over: dict[Key, list[Critique]] = {}
         """The critiques of other engines."""
 
     def claims(self, rollouts: Iterable[Rollout]) -> list[Claim]:
-        """What there is to judge of each of these."""
+        """The keys to judge of each of these rollouts."""
         return [((each.group, each.sample), self._keys(each)) for each in rollouts]
 
     def divide(self, claims: Sequence[Claim]) -> None:
-        """Leave to other engines what they judge of what several have. claims: of the rollouts of all engines, once
-        each. To be called before `presume` and `ask`.
+        """Leave the keys that several engines have to the engine that judges them. claims: of the rollouts of all
+        engines, once each. Call it before `presume` and `ask`.
 
-        What rollouts have in common is judged where one of them is: the first in an order by lot, so that engines get
-        about the same number of critiques, and those of a group's first steps share the keys and values of its prompt.
+        The engine of one of the rollouts that share a key judges it: of the first in a random order, so that engines
+        get about the same number of critiques, and those of a group's first steps share the keys and values of its
+        prompt.
         """
         first: dict[Key, Member] = {}
         for member, keys in sorted(claims, key=lambda claim: seed_of("judge", *claim[0])):
@@ -121,13 +122,13 @@ class Critiquing:
         self._common = others - self._elsewhere
 
     def presume(self, claims: Iterable[Claim]) -> None:
-        """What these have is sound, also where other rollouts have it. To be called once, before `ask`."""
+        """Count the keys of these rollouts as right, also in other rollouts. Call it once, before `ask`."""
         self._sound.update(key for _, keys in claims for key in keys)
         self._stream.traffic += Traffic(gated_sound=len(self._sound - self._elsewhere) * self._critic.votes)
         self._elsewhere -= self._sound
 
     def ask(self, rollout: Rollout) -> None:
-        """Ask about what of a rollout has not been asked about, and is for this engine to judge."""
+        """Send requests for the keys of a rollout that this engine judges and has not sent yet."""
         keys = self._keys(rollout)
         self._read.add((rollout.group, rollout.sample))
         new = [place for place, key in enumerate(keys) if self._is_open(key)]
@@ -135,32 +136,32 @@ class Critiquing:
         polls = [self._poll(rollout, place) for place in new]
         self._polls |= {keys[place]: poll for place, poll in zip(new, polls, strict=True)}
         self._by_request |= {request.id: poll for poll in polls for request in poll.requests}
-        self._go_on(polls)
+        self._send_next(polls)
         saved = sum(self._critic.votes if poll is None else len(poll.requests) for poll in taken_over)
         self._stream.traffic += Traffic(gated_prefix=saved, shared=int(bool(taken_over) and not new))
 
     def note(self, completion: Completion) -> None:
-        """A critique has ended."""
+        """Note a finished critique."""
         poll = self._by_request[completion.id]
         poll.found[completion.id] = self._parsed(completion, poll)
-        if not poll.under_way:
-            self._go_on([poll])
+        if not poll.running:
+            self._send_next([poll])
 
     def wanted(self, rollouts: Iterable[Rollout]) -> int:
-        """How many critiques these would take here, beside those of other rollouts."""
+        """Number of critiques that these rollouts add at this engine."""
         keys = {key for rollout in rollouts for key in self._keys(rollout)}
         return sum(map(self._is_open, keys)) * self._critic.votes
 
     def common(self) -> list[tuple[Key, list[Critique]]]:
-        """The critiques of what other engines have as well."""
+        """The critiques of keys that other engines share."""
         return [(key, self._found(key)) for key in self._polls if key in self._common]
 
     def take_over(self, found: Iterable[tuple[Key, list[Critique]]]) -> None:
-        """The critiques that other engines have of what is theirs to judge."""
+        """Note the critiques of keys that other engines judge."""
         self._taken_over = {key: critiques for key, critiques in found if key in self._elsewhere}
 
     def result(self, rollout: Rollout) -> tuple[tuple[Critique, ...], tuple[float, ...]]:
-        """The critiques of a rollout and the vote on each step; none, and zeros, where the critic does not read it."""
+        """The critiques of a rollout and the vote on each step; empty, and zeros, if the critic does not judge it."""
         steps = len(rollout.steps.texts)
         if (rollout.group, rollout.sample) not in self._read:
             return (), (0.0,) * steps
@@ -171,12 +172,12 @@ class Critiquing:
         return joined(found, self._critic.votes), tuple(votes)
 
     def finish(self) -> None:
-        """Count the votes that were not asked for, now that all polls are settled."""
+        """Count the votes that were not requested, once all polls are settled."""
         left = sum(len(poll.requests) - poll.sent for poll in self._polls.values())
         self._stream.traffic += Traffic(gated_votes=left)
 
     def _is_open(self, key: Key) -> bool:
-        """Whether this engine judges it, and has not been asked."""
+        """True if this engine judges the key and no request was sent."""
         return key not in self._polls and key not in self._sound and key not in self._elsewhere
 
     def _found(self, key: Key) -> list[Critique]:
@@ -185,7 +186,7 @@ class Critiquing:
         return self._taken_over.get(key, [])
 
     def _keys(self, rollout: Rollout) -> list[Key]:
-        """Of what is judged of a rollout: of each step in order, or of the whole."""
+        """The keys of a rollout: of each step in order, or of the whole."""
         member = rollout.group, rollout.sample
         if member not in self._known:
             ends = step_ends(rollout) if self._critic.reads == "step" else [len(rollout.token_ids)]
@@ -201,8 +202,8 @@ class Critiquing:
         requests = self._builder.critique_requests(rollout, version=self._version)
         return Poll(requests, shown=steps, judged=steps)
 
-    def _go_on(self, polls: Sequence[Poll]) -> None:
-        """Send as many requests of each as it takes at least to settle its votes."""
+    def _send_next(self, polls: Sequence[Poll]) -> None:
+        """Send for each poll the fewest requests that may settle its votes."""
         requests: list[Request] = []
         for poll in polls:
             more = len(poll.requests) - poll.sent
@@ -220,7 +221,7 @@ class Critiquing:
 
 
 def prefix_digests(owner: object, tokens: Sequence[int], ends: Iterable[int]) -> list[Key]:
-    """Of the first so many tokens, for each end in rising order. Keys of different owners differ.
+    """Digests of the first `end` tokens, for each end in rising order. Keys of different owners differ.
 
     >>> long, short, other = (prefix_digests("id", tokens, [2, 3]) for tokens in ((5, 6, 7), (5, 6, 8), (5, 1, 7)))
     >>> long[0] == short[0], long[1] == short[1], long[0] == other[0]
@@ -236,7 +237,7 @@ def prefix_digests(owner: object, tokens: Sequence[int], ends: Iterable[int]) ->
 
 def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique, ...]:
     """The critiques of a rollout, one per vote, from those of each of its steps, of which each has as many as were
-    asked for."""
+    requested."""
     by_vote = [
         [(step, found[number]) for step, found in enumerate(of_steps) if number < len(found)] for number in range(votes)
     ]
@@ -246,8 +247,8 @@ def joined(of_steps: Sequence[Sequence[Critique]], votes: int) -> tuple[Critique
 
 
 def _whole(parts: Sequence[tuple[int, Critique]]) -> Critique:
-    """It abstains where all of its steps do, and has failed where the critique of one has. Its text names the steps, as
-    an estimator that shows it to the policy wants."""
+    """It abstains if all of its steps do, and has failed if the critique of one has. Its text names the steps, for
+    estimators that put it into the policy's prompt."""
     return Critique(
         abstained=all(each.abstained for _, each in parts),
         wrong_steps=frozenset(step for step, each in parts if each.wrong_steps),

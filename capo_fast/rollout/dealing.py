@@ -1,4 +1,4 @@
-"""Rollouts -> engine groups, by expected length: what takes longest is begun first and spread evenly."""
+"""Rollouts -> engine groups, by expected length: the longest start first and are spread evenly."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def deal_rollouts(
 ) -> list[list[Member]]:
     """(group, sample) of each engine group: `n` samples of every prompt, the longest first to the least loaded.
 
-    prompts: by group. expected: mean response length in tokens by prompt id, of the prompts seen before; a new one
-    counts as their mean. An engine group's samples of a prompt are neighbours, longest prompts first. The
-    same on every rank: it depends on nothing but its arguments.
+    prompts: by group. expected: mean response length in tokens by prompt id, of prompts sampled before; a new one
+    counts as their mean. An engine group's samples of a prompt are neighbours, longest prompts first. The result
+    depends only on the arguments, so it is the same on every rank.
 
     >>> a, b = (Prompt(id, "", "", None, ()) for id in "ab")
     >>> deal_rollouts({0: a, 1: b}, 2, {"a": 10.0, "b": 30.0}, count=2)
@@ -42,8 +42,8 @@ def deal_open(
     expected: Mapping[str, float],
     count: int,
 ) -> list[list[Member]]:
-    """(group, sample) of each engine group, as `deal_rollouts`, where some groups are open since an earlier round: what
-    goes on is begun before what is new. What has ended is dealt as well, last, to be judged there.
+    """(group, sample) of each engine group, as `deal_rollouts`, with groups left open by an earlier round: their
+    running rollouts start before new ones. Finished rollouts are dealt last, to be judged there.
 
     prompts: of all groups.
     """
@@ -54,8 +54,8 @@ def deal_open(
 
 
 def deal_begun(groups: Mapping[int, OpenGroup], count: int) -> tuple[list[list[Member]], list[list[Member]]]:
-    """What goes on, and what has ended, of each engine group: rollouts of groups that are open since an earlier round.
-    It follows from these groups alone."""
+    """The running and the finished rollouts of each engine group, of groups left open by an earlier round. The result
+    depends only on these groups."""
     begun = [((g, s), each) for g, found in groups.items() if not found.is_new for s, each in enumerate(found.rollouts)]
     running = [member for member, each in begun if not each.ended]
     ended = [member for member, each in begun if each.ended]

@@ -1,8 +1,8 @@
-"""What the critic reads of a sampling round (`credit.when`, `critic.gate`): groups, in an order, within a budget.
+"""The rollouts of a round that the critic judges (`credit.when`, `critic.gate`): ordered groups within a budget.
 
-Ranks exchange verdicts, costs and what is spent, so all choose the same groups. They exchange digests of what there is
-to judge as well, and divide it: what rollouts of a group have in common is judged by one engine. So it makes no
-difference to the votes which rank has which rollout.
+Ranks exchange verdicts, costs and spent tokens, so all choose the same groups. They also exchange digests of the judged
+texts and divide them: one engine judges a text that several rollouts of a group share. So the votes do not depend on
+which rank has which rollout.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
 
 Outcomes = Mapping[Member, float | None]
-"""Verdicts of this rank's rollouts; None where a check timed out. Empty on ranks that do not judge."""
+"""Verdicts of this rank's rollouts; None if a check timed out. Empty on ranks that do not judge."""
 
 
 class Gate:
-    """Of one sampling round. Where `credit.when` or `critic.gate` is set, its methods are collectives on all ranks."""
+    """The gate of one round. If `credit.when` or `critic.gate` is set, its methods are collectives on all ranks."""
 
     def __init__(
         self, stream: Stream, requests: RequestBuilder, critiquing: Critiquing, step: int, judges: bool
@@ -38,9 +38,9 @@ class Gate:
         self._verdicts: dict[Member, float] = {}
 
     def choose(self, rollouts: Sequence[Rollout], outcomes: Callable[[], Outcomes]) -> Sequence[Rollout]:
-        """The rollouts that `credit.when` and the groups of the gate leave to the critic. outcomes: waits for them.
+        """The rollouts that pass `credit.when` and the gate's choice of groups. outcomes: waits for them.
 
-        `critic.gate.ambiguous` asks the policy, so its weights have to be in the engine.
+        `critic.gate.ambiguous` queries the policy, so its weights must be in the engine.
         """
         if not self._config.chooses:
             return rollouts
@@ -55,7 +55,7 @@ class Gate:
         return [each for each in wanted if each.group in read]
 
     def any_rank_asks(self, chosen: Sequence[Rollout]) -> bool:
-        """Whether these take a critique, on this rank or another. True where nothing is left out, without a look."""
+        """True if a critique of these is needed on any rank. Returns True without a check if nothing is left out."""
         return not self._config.chooses or any(gather([self._critiquing.wanted(chosen) > 0]))
 
     def ask(
@@ -65,9 +65,9 @@ class Gate:
         finish: Callable[[], None],
         spent: int = 0,
     ) -> None:
-        """Ask about these: all at once, or group by group within `critic.gate.tokens`, each whole or not at all. Then
-        engines exchange the critiques of what their rollouts have in common. finish: until all that was asked for has
-        ended. spent: tokens of the step's earlier rounds, on all ranks.
+        """Request critiques of these: all at once, or group by group within `critic.gate.tokens`, each whole or not at
+        all. Then engines exchange the critiques of shared texts. finish: waits for the requested critiques. spent:
+        tokens of the step's earlier rounds, on all ranks.
         """
         if self._gate.tokens is None:
             ask(rollouts)
@@ -84,7 +84,7 @@ class Gate:
         ask: Callable[[Sequence[Rollout]], None],
         finish: Callable[[], None],
     ) -> None:
-        """A critique is reckoned at its longest until it has ended; further groups get what it did not use."""
+        """A running critique counts at its maximum length; tokens that it did not use go to further groups."""
         waiting = grouped(rollouts)
         costs, order = self._costs(waiting), self._order()
         while groups := within_budget(costs, (each for each in order if each in costs), budget - self._spent()):
@@ -99,14 +99,14 @@ class Gate:
         self._stream.traffic += Traffic(gated_budget=over, gated_groups=unjudged)
 
     def _divided(self, rollouts: Sequence[Rollout]) -> list[Claim]:
-        """What the critic may judge of all engines' rollouts; engines have divided it among them then."""
+        """The claims of all engines' rollouts; divides them among the engines."""
         mine = self._critiquing.claims(rollouts)
         claims = gather(mine if self._judges else [])
         self._critiquing.divide(claims)
         return claims
 
     def _wanted(self, rollouts: Sequence[Rollout]) -> Sequence[Rollout]:
-        """The rollouts that `credit.when` leaves to the critic."""
+        """The rollouts that pass `credit.when`."""
         when, verdicts = self._config.credit.when, self._verdicts
         if when == "always":
             return rollouts
@@ -118,15 +118,15 @@ class Gate:
         return [each for each in judged if (verdicts[each.group, each.sample] < 1) == wrong]
 
     def _groups_of(self, rollouts: Sequence[Rollout]) -> set[int]:
-        """The groups of these that `critic.gate` leaves to the critic, and such groups of other ranks."""
+        """The groups of these that pass `critic.gate`, with those of other ranks."""
         if self._gate.groups == "all":
             return {each.group for each in rollouts}
         read = groups_to_read(by_group(self._verdicts), self._gate.groups)
         return read | self._ambiguous([each for each in rollouts if each.group not in read])
 
     def _ambiguous(self, rollouts: Sequence[Rollout]) -> set[int]:
-        """The groups of these, on all ranks, that the policy finds ambiguous (`critic.gate.ambiguous`). Groups without
-        any verdict are not asked about: they are not trained on."""
+        """The ambiguous groups of these by the policy (`critic.gate.ambiguous`), on all ranks. Groups without any
+        verdict are left out: they are not trained on."""
         least = self._gate.ambiguous
         if least is None:
             return set()
@@ -135,29 +135,29 @@ class Gate:
         return set(gather([group for group, gains in profiles if any(abs(gain) > least for gain in gains)]))
 
     def _profiles(self, rollouts: Sequence[Rollout]) -> list[tuple[int, list[float]]]:
-        """Of each rollout its group, and what each step but the last adds to the probability of the answer."""
+        """Per rollout its group, and the change of the answer's probability by each step but the last."""
         known = {each.group: answer_tokens(each.prompt, self._config, self._requests.tokenizer) for each in rollouts}
-        asked = [
+        suffixes = [
             [[Suffix((*start, *lead), tokens) for lead, tokens in known[each.group]] for start in starts_of(each)]
             for each in rollouts
         ]
-        found = self._logprobs(suffix for starts in asked for start in starts for suffix in start)
-        values = [[mean_probability([found.get(each) for each in start]) for start in starts] for starts in asked]
+        found = self._logprobs(suffix for starts in suffixes for start in starts for suffix in start)
+        values = [[mean_probability([found.get(each) for each in start]) for start in starts] for starts in suffixes]
         return [(rollout.group, step_gains(each)) for rollout, each in zip(rollouts, values, strict=True)]
 
-    def _logprobs(self, asked: Iterable[Suffix]) -> dict[Suffix, tuple[float, ...] | None]:
-        """Of those for which the engine has room. Equal ones are asked once."""
+    def _logprobs(self, suffixes: Iterable[Suffix]) -> dict[Suffix, tuple[float, ...] | None]:
+        """Log-probs of the suffixes that fit the engine. Equal ones are sent once."""
         room = self._config.engine.max_model_len
         requests = {
             each: self._requests.score_request(f"profile-{self._step}-{number}", each.before, each.tokens)
-            for number, each in enumerate(dict.fromkeys(asked))
+            for number, each in enumerate(dict.fromkeys(suffixes))
             if len(each.before) + len(each.tokens) < room
         }
         answers = self._stream.engine_answers(requests.values())
         return {each: answers[request.id].logprobs for each, request in requests.items()}
 
     def _costs(self, waiting: Mapping[int, Sequence[Rollout]]) -> dict[int, int]:
-        """The most tokens that the critiques of each group can have, on all ranks."""
+        """The maximum tokens of each group's critiques, on all ranks."""
         longest = self._config.critic.max_tokens
         mine = [(group, self._critiquing.wanted(members) * longest) for group, members in waiting.items()]
         costs: Counter[int] = Counter()
@@ -170,14 +170,14 @@ class Gate:
         return reading_order(verdicts, {g: seed_of(self._config.seed, "gate", self._step, g) for g in verdicts})
 
     def _spent(self) -> int:
-        """Tokens that the critiques of this round have on all ranks so far."""
+        """Tokens of this round's critiques so far, on all ranks."""
         return sum(gather([self._stream.traffic.critique_tokens] if self._judges else []))
 
 
 def gate_metrics(traffic: Traffic, config: Config) -> dict[str, float]:
-    """Critiques that were not asked for, by reason; {} without a gate.
+    """Critiques that were not requested, by reason; {} without a gate.
 
-    `critic/saved_tokens` reckons each at the mean of those that were; it is missing where none was.
+    `critic/saved_tokens` counts each at the mean of the requested ones; it is missing without any.
     """
     if not config.has_critic or (config.critic.reads == "solution" and config.critic.gate == GateConfig()):
         return {}
@@ -190,7 +190,7 @@ def gate_metrics(traffic: Traffic, config: Config) -> dict[str, float]:
 
 
 def shared(outcomes: Outcomes) -> dict[Member, float]:
-    """The verdicts that all ranks have. A collective."""
+    """The verdicts of all ranks. A collective."""
     return {member: outcome for member, outcome in gather(list(outcomes.items())) if outcome is not None}
 
 

@@ -35,25 +35,25 @@ from capo_fast.runtime.stages import Lap, Stages
 
 
 class Weights(Protocol):
-    """Whose weights the engine answers with (`capo_fast.policy.sync`)."""
+    """The weights in the engine (`capo_fast.policy.sync`)."""
 
     def hold(self, what: Literal["policy", "critic"], version: int) -> None:
-        """Make it those of the policy of this version, or of the critic. A collective."""
+        """Load the weights of the policy of this version, or of the critic. A collective."""
 
     def release(self) -> None:
-        """Give the engine's memory back until the next `hold`."""
+        """Free the engine's memory until the next `hold`."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training step sampled: numbers of all ranks, and of the rest what this rank has."""
+    """The batch of one training step: figures of all ranks, and this rank's part of the rest."""
 
     figures: list[Figures]
-    """Of all rollouts, in the order of groups and samples."""
+    """Figures of all rollouts, in the order of groups and samples."""
     kept: frozenset[int]
-    """The groups to train on: under `train.dynamic_sampling` only those with an advantage that is not 0."""
+    """The groups to train on: under `train.dynamic_sampling` only those with a non-zero advantage."""
     draws: Mapping[int, int]
-    """By group, the place of its prompt in the data's order."""
+    """By group, the position of its prompt in the data's order."""
     columns: Columns
     """This rank's rollouts of `kept`."""
     rows: Sequence[bytes]
@@ -62,54 +62,54 @@ class Batch:
     cursor: int
     """Prompts drawn from the data so far."""
     carried: tuple[OpenGroup, ...] = ()
-    """Groups that go on in the next step (`rollout.carry`)."""
+    """Groups carried to the next step (`rollout.carry`)."""
     carry_metrics: Mapping[str, float] = field(default_factory=dict)
     """None without `rollout.carry`."""
     beside: Lap = field(default_factory=lambda: Lap({}, {}))
-    """What it took on ranks that only hold engines, beside learning."""
+    """Time on ranks that only hold engines, while the others learn."""
     credit_metrics: Mapping[str, float] = field(default_factory=dict)
-    """What the estimator asked the engine for, and P where it has a schedule."""
+    """Metrics of the estimator's queries, and P if it has a schedule."""
 
     @property
     def trained(self) -> list[Figures]:
-        """Of the groups to train on."""
+        """Figures of the groups to train on."""
         return [each for each in self.figures if each.group in self.kept]
 
 
 @dataclass
 class Rounds:
-    """What the sampling rounds of one step have given so far."""
+    """The results of a step's sampling rounds so far."""
 
     wanted: int
-    """Groups to train on that are missing: as many are drawn for the next round."""
+    """Missing groups to train on: as many are drawn for the next round."""
     cursor: int
     """Prompts drawn from the data so far."""
     carried: tuple[OpenGroup, ...]
-    """Groups that are open, and go on in the next round or step."""
+    """Open groups, continued in the next round or step."""
     count: int = 0
     """Groups that have entered so far."""
     figures: list[Figures] = field(default_factory=list)
     kept: set[int] = field(default_factory=set)
     draws: dict[int, int] = field(default_factory=dict)
     credited: list[Sequence[CreditedSample]] = field(default_factory=list)
-    """This rank's, of each round."""
+    """This rank's credited samples, by round."""
     traffic: Traffic = field(default_factory=Traffic)
     credit_cost: CreditCost = field(default_factory=CreditCost)
 
     @property
     def columns(self) -> Columns:
-        """Of this rank's rollouts to train on."""
+        """Columns of this rank's rollouts to train on."""
         return Columns.of([each for each in chain(*self.credited) if each.rollout.group in self.kept])
 
 
 @dataclass
 class RolloutGenerator:
-    """The engine, the critic and the reward functions of a run, and who asks them. Its methods are collectives."""
+    """Generates rollouts with the engine, the critic and the reward functions of a run. Its methods are collectives."""
 
     config: Config
     engine: Engine
     critic: Completer
-    """What answers critiques: the engine itself, or a server."""
+    """The source of critiques: the engine itself, or a server."""
     rewards: Rewards
     requests: RequestBuilder
     crediting: Crediting
@@ -117,7 +117,7 @@ class RolloutGenerator:
     group: EngineGroup
     stages: Stages
     encode: Callable[[Sequence[CreditedSample]], bytes]
-    """What the rollouts file holds of samples."""
+    """Packs samples for the rollouts file."""
     exchange: Exchange = field(default_factory=Exchange)
 
     def collect(
@@ -131,8 +131,8 @@ class RolloutGenerator:
     ) -> Batch:
         """The credited samples of one step (from 1). Under dynamic sampling uninformative groups are replaced.
 
-        version: of the policy that writes what is new. cursor: prompts drawn so far. lengths: mean response length in
-        tokens by prompt id, where known. carried: what the step before left open.
+        version: of the policy that samples. cursor: prompts drawn so far. lengths: mean response length in tokens by
+        prompt id, where known. carried: groups left open by the previous step.
         """
         found = Rounds(self.config.rollout.prompts, cursor, carried)
         late = at_limit(dict(enumerate(carried)), step - 1, self.config.rollout.max_staleness)
@@ -161,7 +161,7 @@ class RolloutGenerator:
         """No other rank waits for orders."""
 
     def close(self) -> None:
-        """Close all, also where a part fails."""
+        """Close all parts, even if one fails."""
         with ExitStack() as last_first:
             last_first.callback(self.engine.close)
             if self.critic is not self.engine:
@@ -190,7 +190,7 @@ class RolloutGenerator:
     def _sample(
         self, generation: SamplingRound, prompts: Mapping[int, Prompt], version: int, spent: int
     ) -> list[Sample]:
-        """This rank's whole groups with verdicts and votes, in the order (group, sample). spent: critique tokens of the
+        """This rank's whole groups with verdicts and votes, ordered by (group, sample). spent: critique tokens of the
         step's earlier rounds."""
         with self.stages("sync"):
             self.weights.hold("policy", version)
@@ -202,20 +202,20 @@ class RolloutGenerator:
             return whole_groups(generation.samples(), prompts, first_of_engines, self.exchange)
 
     def _criticise(self, generation: SamplingRound, version: int, spent: int) -> None:
-        """Where no rank has anything to ask, the critic's weights stay out of the engine."""
+        """Run the critiques. If no rank has a request, the critic's weights are not loaded."""
         with self.stages("critique") if self.config.chooses else nullcontext():  # it waits for verdicts
             asks = generation.choose()
         if asks:
             with self.stages("sync"):
                 self.weights.hold("critic", version)
-        # Where critiques run beside rollouts, a rank that is done must not wait for the others between the two.
+        # If critiques run during rollouts, a rank that has finished must not wait for the others between the two.
         with self.stages("critique", seam=self.config.swaps):
             generation.finish_critiques(spent)
-            dist.barrier()  # in this stage, or the ranks that wait would come under the deadline of the next one
+            dist.barrier()  # in this stage, or waiting ranks would run under the deadline of the next one
 
     def _leave_open(self, found: Rounds, generation: SamplingRound, groups: Mapping[int, OpenGroup]) -> None:
-        """Note the groups that go on, with the tokens of what this rank's engine goes on with, and what all ranks'
-        sampling cost."""
+        """Note the carried groups, with the tokens of the rollouts that this rank's engine continues, and the cost of
+        sampling on all ranks."""
         left = dict(generation.left() if self.group.is_first else [])
         parts = self.group.gather([(generation.traffic, [(member, each.bare) for member, each in left.items()])])
         everything = [each for _, part in parts for each in part]
@@ -233,7 +233,7 @@ class RolloutGenerator:
         return credited
 
     def _keep(self, found: Rounds, credited: Sequence[CreditedSample], groups: Mapping[int, OpenGroup]) -> None:
-        """Add the samples of a round to what there is; those of groups to train on count as wanted no more."""
+        """Add the samples of a round; its groups to train on are no longer missing."""
         figures = share_figures(list(map(figures_of, credited)), self.exchange)
         dynamic = self.config.train.dynamic_sampling
         kept = {each.group for each in figures if each.has_advantage or not dynamic}
@@ -247,7 +247,7 @@ class RolloutGenerator:
     def _batch(self, found: Rounds, step: int, late: int) -> Batch:
         """late: as for `carry_metrics`."""
         carried = carry_metrics(found.figures, found.carried, step - 1, late) if self.config.rollout.carry else {}
-        asked = self.crediting.metrics(found.figures, found.credit_cost, step)
+        credit_metrics = self.crediting.metrics(found.figures, found.credit_cost, step)
         return Batch(
             figures=found.figures,
             kept=frozenset(found.kept),
@@ -258,11 +258,12 @@ class RolloutGenerator:
             cursor=found.cursor,
             carried=found.carried,
             carry_metrics=carried,
-            credit_metrics=asked | gate_metrics(found.traffic, self.config),
+            credit_metrics=credit_metrics | gate_metrics(found.traffic, self.config),
         )
 
     def _rows(self, rounds: Sequence[Sequence[CreditedSample]]) -> list[bytes]:
-        """This rank's parts of the rollouts file: one of each round, or of all where no rows of others are between."""
+        """This rank's parts of the rollouts file: one per round, or one in all if no rows of other ranks come
+        between."""
         return [self.encode(each) for each in (rounds if self.exchange.count > 1 else [list(chain(*rounds))])]
 
     def _round(
@@ -273,7 +274,7 @@ class RolloutGenerator:
         prompts: Mapping[int, Prompt],
         lengths: Mapping[str, float],
     ) -> SamplingRound:
-        """This rank's share."""
+        """This rank's part of a sampling round."""
         dealt = deal_open(groups, prompts, self.config.rollout.n, lengths, self.group.count)[self.group.index]
         stream = Stream(self.engine, self.critic)
         if self.config.rollout.carry:

@@ -1,4 +1,4 @@
-"""Problems -> requests -> verdicts -> rates: what training's own evaluation and `capo_fast.evaluate` share."""
+"""Problems -> requests -> verdicts -> rates, shared by evaluation during training and `capo_fast.evaluate`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from capo_fast.verify.functions import item_of
 
 @dataclass(frozen=True)
 class PassRate:
-    """Mean over problems of the share of their samples that are right."""
+    """Mean over problems of the fraction of right samples."""
 
     rate: float
     stderr: float
     problems: int
     timeouts: int
-    """Answers whose check timed out; they are left out of the rate."""
+    """Answers whose check timed out; left out of the rate."""
 
 
 def evaluate(
     engine: Engine, pool: VerifierPool, prompts: Sequence[Prompt], config: Config, group: EngineGroup
 ) -> PassRate:
-    """pass@1 of the policy that the engine holds; the same seeds each time. A collective on all ranks."""
+    """pass@1 of the policy in the engine; the same seeds each time. A collective on all ranks."""
     share, settings = range(group.index, len(prompts), group.count), config.eval
     mine = {f"eval-{i}-{k}": i for i in share for k in range(settings.n)}
     answers = run_requests(
@@ -51,7 +51,7 @@ def _pass_rate(checked: Sequence[tuple[int, Verdict]]) -> PassRate:
 def solution_request(
     name: str, prompt: Prompt, config: Config, temperature: float, top_p: float, top_k: int = -1
 ) -> Request:
-    """The request for one solution, its seed made of the configuration's, its name and the problem's id."""
+    """The request for one solution, its seed derived from the configuration's, its name and the problem's id."""
     return Request(
         id=name,
         prompt_ids=prompt.token_ids,
@@ -64,7 +64,8 @@ def solution_request(
 
 
 def problem_rates(verdicts: Iterable[tuple[int, Verdict]]) -> dict[int, float]:
-    """The mean verdict of each problem, in the problems' order; time-outs, and problems of nothing else, left out."""
+    """The mean verdict of each problem, in the problems' order; time-outs, and problems with only time-outs, are left
+    out."""
     by_problem: dict[int, list[float]] = {}
     for i, verdict in verdicts:
         if verdict is not None:

@@ -1,12 +1,12 @@
-"""One step off: ranks with engines generate a step's batch while the others learn the step before.
+"""One step off: ranks with engines generate a step's batch while the others learn the previous step.
 
     learning ranks       (wait)       | learn batch 1 | learn batch 2 | learn batch 3
     weights pushed     0              0               1               2
     ranks with engines   batch 1 by 0 | batch 2 by 0  | batch 3 by 1  | batch 4 by 2
 
-The weights of a version are pushed between two steps, so a batch is written by the version before the one that learns
-from it; the first, for which nothing can be learned meanwhile, by the version that does. A checkpoint holds the batch
-of the next step (`RemoteGenerator.in_hand`), so that a resumed run learns from the same one.
+The weights of a version are pushed between two steps, so a batch is sampled by the version before the one that
+learns from it. The first batch is sampled by the version that learns from it. A checkpoint has the batch of the next
+step (`RemoteGenerator.in_hand`), so that a resumed run learns from the same one.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from capo_fast.runtime.ranks import gather
 from capo_fast.runtime.stages import Lap, Stages, added
 
 AHEAD = 1
-"""How many steps before its own a batch is generated: its staleness, in versions."""
+"""Steps between the generation of a batch and its own step: its staleness, in versions."""
 
 
 @dataclass
 class RemoteGenerator:
-    """The generator of other ranks, as a rank that learns has it. Its methods are collectives."""
+    """The proxy of other ranks' generator on a rank that learns. Its methods are collectives."""
 
     config: Config
     crossing: Crossing
@@ -47,7 +47,7 @@ class RemoteGenerator:
     begun: int | None = None
     """The step whose batch is being generated."""
     sampled: bool = False
-    """The engines' ranks have sampled a batch since they were started."""
+    """True if the engines' ranks have sampled a batch since their start."""
 
     def collect(
         self,
@@ -58,21 +58,21 @@ class RemoteGenerator:
         lengths: Mapping[str, float],
         carried: tuple[OpenGroup, ...] = (),
     ) -> Batch:
-        """The batch of a step, which may have been begun beside the step before; that of the next is begun.
+        """The batch of a step, which may have been started during the previous step; starts that of the next step.
 
-        version: of the policy now. The rest is as for `RolloutGenerator.collect`.
+        version: of the current policy. The rest is as in `RolloutGenerator.collect`.
         """
         batch = self.in_hand(step)
         if batch is None:
             self._begin(step, version, cursor, lengths, carried)
             batch = self._finished()
         if step + AHEAD <= self.config.train.steps:
-            # What the engines' ranks have left open they still have.
+            # The engines' ranks still have the groups that they left open.
             self._begin(step + AHEAD, version, batch.cursor, lengths, None if self.sampled else batch.carried)
         return batch
 
     def in_hand(self, step: int) -> Batch | None:
-        """The batch of a step, where it has been begun. Waits for it."""
+        """The batch of a step, if it has been started. Waits for it."""
         if self.begun == step:
             return self._finished()
         return self.ready[1] if self.ready and self.ready[0] == step else None
@@ -89,7 +89,7 @@ class RemoteGenerator:
             return self.crossing.reply()
 
     def end(self, outcome: dict[str, Any] | Interrupted) -> None:
-        """The run has ended well, for the ranks with engines too: with its summary, or interrupted and saved."""
+        """End the run on the ranks with engines too: with its summary, or interrupted and saved."""
         self._free_engines()
         self.crossing.order("end", outcome)
 
@@ -97,7 +97,7 @@ class RemoteGenerator:
         """The ranks with engines close them."""
 
     def _begin(self, step: int, version: int, *data: Any) -> None:
-        """data: cursor, lengths and carried groups, None for those of the batch before."""
+        """data: cursor, lengths and carried groups; None for those of the previous batch."""
         with self.stages("sync", seam=True):
             self.weights.hold("policy", version)
         self.crossing.order("collect", step, version, *data)
@@ -108,13 +108,13 @@ class RemoteGenerator:
             self._finished()
 
     def _finished(self) -> Batch:
-        """The batch that was begun. Waits for it."""
+        """The batch that was started. Waits for it."""
         assert self.begun is not None
         with self.stages("wait"):
-            self.stages.deadline.stop()  # the other ranks' stages have theirs
-            batch, asked_to_stop = receive_batch(self.crossing)
-        self.weights.release()  # the critic may be in the policy's place
-        if asked_to_stop:
+            self.stages.deadline.stop()  # the stages of the other ranks have deadlines
+            batch, stop_requested = receive_batch(self.crossing)
+        self.weights.release()  # the critic may be loaded instead of the policy
+        if stop_requested:
             self.stages.stop.ask()
         self.ready, self.begun, self.sampled = (self.begun, batch), None, True
         return batch
@@ -122,25 +122,25 @@ class RemoteGenerator:
 
 @dataclass
 class EngineRank:
-    """One run, on a rank that holds an engine and does what the ranks that learn order."""
+    """One run, on a rank that has an engine and executes the commands of the ranks that learn."""
 
     generator: RolloutGenerator
     problems: Problems
     host: EngineHost
     carried: tuple[OpenGroup, ...] = ()
-    """What the last batch has left open, with the tokens that this rank goes on with."""
+    """Groups left open by the last batch, with the tokens that this rank continues."""
 
     def train(self) -> dict[str, Any]:
-        """Until the run ends; what `summary.json` holds. Raises Interrupted, with the run's work saved."""
+        """Run until the end; returns the content of `summary.json`. Raises Interrupted after the run is saved."""
         while True:
-            self._stages.deadline.stop()  # the other ranks' stages have theirs
+            self._stages.deadline.stop()  # the stages of the other ranks have deadlines
             name, arguments = self.host.crossing.next_order()
             match name:
                 case "collect":
                     self._collect(*arguments)
                 case "evaluate":
                     self.host.crossing.answer(self.generator.evaluate(self.problems.heldout, *arguments))
-                    self._stages.lap()  # the learning ranks' own `eval` has this time
+                    self._stages.lap()  # the learning ranks' `eval` stage has this time
                 case "end":
                     return self._end(*arguments)
                 case _:
@@ -170,8 +170,8 @@ class EngineRank:
         self.carried = batch.carried
         lap = self._stages.lap()
         spent = Lap(lap.wall, added(*gather([lap.cpu])))
-        asked_to_stop = any(gather([self._stages.stop.asked]))
-        send_batch(self.host.crossing, replace(batch, beside=spent), asked_to_stop)
+        stop_requested = any(gather([self._stages.stop.asked]))
+        send_batch(self.host.crossing, replace(batch, beside=spent), stop_requested)
 
     def _end(self, outcome: dict[str, Any] | Interrupted) -> dict[str, Any]:
         if isinstance(outcome, Interrupted):
@@ -179,17 +179,17 @@ class EngineRank:
         return outcome
 
 
-def send_batch(crossing: Crossing, batch: Batch, asked_to_stop: bool) -> None:
+def send_batch(crossing: Crossing, batch: Batch, stop_requested: bool) -> None:
     """Send a batch to the ranks that learn; called on every rank with an engine.
 
-    The ranks that learn get the columns of an engine's rank each, as far as there are enough of them: they deal them
-    among themselves when they pack. The first gets the rows and the tokens of what goes on.
+    Each rank that learns gets the columns of one engine rank, while there are any: they redistribute them when they
+    pack. The first gets the rows and the tokens of carried groups.
     """
     exchange, job = Exchange(crossing.all.group("cpu")), crossing.job
     bare = replace(
         batch, columns=NONE, rows=[b""] * len(batch.rows), carried=tuple(each.bare for each in batch.carried)
     )
-    crossing.answer((bare, asked_to_stop))
+    crossing.answer((bare, stop_requested))
     target = (job.rank - job.learners) * job.learners // job.engines
     keys = batch.columns.places()
     deal_columns(batch.columns, [list(keys) if rank == target else [] for rank in range(job.count)], exchange)
@@ -199,14 +199,14 @@ def send_batch(crossing: Crossing, batch: Batch, asked_to_stop: bool) -> None:
 
 
 def receive_batch(crossing: Crossing) -> tuple[Batch, bool]:
-    """The other end; called on every rank that learns."""
-    batch, asked_to_stop = crossing.reply()
+    """The receiving side of `send_batch`; called on every rank that learns."""
+    batch, stop_requested = crossing.reply()
     exchange = Exchange(crossing.all.group("cpu"))
     columns = deal_columns(NONE, [[]] * exchange.count, exchange)
     rows = [b"".join(exchange.bytes_to_first(part)) for part in batch.rows]
     carried = on_first(batch.carried, exchange)
-    return replace(batch, columns=columns, rows=rows, carried=carried), asked_to_stop
+    return replace(batch, columns=columns, rows=rows, carried=carried), stop_requested
 
 
 NONE = Columns.of([])
-"""Of no rollouts."""
+"""Columns of no rollouts."""

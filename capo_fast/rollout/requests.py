@@ -1,6 +1,6 @@
-"""What goes into the engine and comes out of it: prompts -> rollouts, rollouts -> critiques.
+"""Requests to the engine and their answers: prompts -> rollouts, rollouts -> critiques.
 
-Every request's seed is a function of the run's seed and of what the request is, so a resumed run repeats it exactly.
+Every request's seed is a function of the run's seed and of the request, so a resumed run repeats it exactly.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from capo_fast.runtime.digest import seed_of
 
 @dataclass(frozen=True)
 class RequestBuilder:
-    """Makes requests of prompts and rollouts, and rollouts and critiques of their answers."""
+    """Builds requests from prompts and rollouts, and rollouts and critiques from the answers."""
 
     tokenizer: Any
     template: str
-    """Of the critic's prompt."""
+    """Template of the critic's prompt."""
     config: Config
     critic_tokens: tuple[str, ...] = ()
-    """Special tokens of a critic whose tokenizer is another, neutralised beside the policy's."""
+    """Special tokens of a critic with another tokenizer, neutralised in addition to the policy's."""
 
     def rollout_request(self, prompt: Prompt, group: int, sample: int, step: int) -> Request:
         settings, name = self.config.rollout, rollout_id(step, group, sample)
@@ -46,7 +46,7 @@ class RequestBuilder:
         )
 
     def next_request(self, prompt: Prompt, of: OpenGroup, sample: int) -> Request:
-        """That for the rest of a rollout, from the tokens that it has on; the first one is its `rollout_request`."""
+        """The request for the rest of a rollout after its tokens so far; the first one is its `rollout_request`."""
         so_far = of.rollouts[sample]
         first = self.rollout_request(prompt, of.group, sample, of.step)
         if not so_far.requests:
@@ -61,7 +61,7 @@ class RequestBuilder:
         )
 
     def read_partial(self, found: Partial, prompt: Prompt, group: int, sample: int) -> Rollout:
-        """One that has ended, of the group with this index in its step."""
+        """A finished rollout, of the group with this index in its step."""
         text = self.tokenizer.decode(found.token_ids, skip_special_tokens=True)
         answer = Completion("", found.token_ids, found.logprobs, text, found.finished)
         rollout = self.read_rollout(answer, prompt, group, sample, found.versions[-1][0])
@@ -82,14 +82,13 @@ class RequestBuilder:
         )
 
     def critique_requests(self, rollout: Rollout, step: int | None = None, version: int | None = None) -> list[Request]:
-        """`critic.votes` of them, on exactly the rollout's own steps; none where the engine has no room for an answer.
+        """`critic.votes` requests, on exactly the rollout's steps; none if the engine has no room for an answer.
 
-        step: the one that is judged, the last that is shown; None: all are. version: of the policy that is trained now;
-        None: of the one that wrote the rollout, an earlier one where it was carried over.
+        step: the judged step, the last one in the prompt; None: all are judged. version: of the policy in training;
+        None: of the one that wrote the rollout, an earlier one if it was carried over.
 
-        They differ in the seed alone, so that all votes share the keys and values of one prompt. Where equal rollouts,
-        or steps, share critiques, the seeds are made of what they share: it then makes no difference which one is
-        asked about.
+        They differ only in the seed, so that all votes share the keys and values of one prompt. If equal rollouts, or
+        steps, share critiques, the seeds depend only on the shared tokens, so the choice among them has no effect.
         """
         critic, message = self.config.critic, self._critique_message(rollout, step)
         prompt_ids = () if critic.at_server else self._critic_chat.ids([("user", message)])
@@ -110,7 +109,7 @@ class RequestBuilder:
 
     @cached_property
     def _neutralised(self) -> tuple[str, ...]:
-        """What no critic may read as a token of its own."""
+        """Texts that no critic may parse as its special tokens."""
         return (*special_tokens(self.tokenizer), *self.critic_tokens)
 
     @cached_property
@@ -118,14 +117,14 @@ class RequestBuilder:
         return critic_chat(self.config, self.tokenizer)
 
     def score_request(self, name: str, before: tuple[int, ...], tokens: tuple[int, ...]) -> Request:
-        """That for the log-probs of tokens after others."""
+        """The request for the log-probs of tokens after others."""
         ids, seed = before + tokens, seed_of(self.config.seed, name)
         return Request(name, ids, seed, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=1, scored=len(tokens))
 
     def continuation_request(
         self, name: str, prompt: Prompt, response: tuple[int, ...], sample: int, step: int
     ) -> Request:
-        """That for the rest of a response. Its seed is made of what it goes on from, and not of its name."""
+        """The request for the rest of a response. Its seed depends on the tokens so far, not on its name."""
         first = self.rollout_request(prompt, 0, sample, step)
         seed = seed_of(self.config.seed, "continuation", step, sample, response, prompt.id)
         left = first.max_tokens - len(response)
@@ -142,7 +141,7 @@ class RequestBuilder:
 
     @property
     def parse(self) -> Parse:
-        """How a critique is read."""
+        """The parser of critiques."""
         verdict = VERDICTS[self.config.critic.verdict]
         return verdict.whole if self.config.judges_as_one else verdict.steps
 
@@ -152,12 +151,12 @@ def rollout_id(step: int, group: int, sample: int) -> str:
 
 
 def shown_steps(steps: Sequence[str], config: Config) -> list[str]:
-    """The texts of a solution's steps as the critic is shown them, before the prompt's template neutralises them."""
+    """The texts of a solution's steps for the critic's prompt, before its template neutralises them."""
     return list(map(VERDICTS[config.critic.verdict].shown, steps))
 
 
 def critique_room(config: Config) -> int:
-    """The longest prompt of a critique that leaves room for its answer, in tokens."""
+    """Tokens of the longest critique prompt that leaves room for its answer."""
     return config.engine.max_model_len - config.critic.max_tokens
 
 
@@ -179,7 +178,7 @@ def critique_message(tokenizer: Any, template: str, problem: str, steps: Sequenc
 
 
 def special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """What a critic's tokenizer may not read as text: this one's special tokens, added ones that look like tags
+    """Tokens that a critic's tokenizer may not parse as text: this one's special tokens, added ones in the form of tags
     (`<think>`), and the common ones of others."""
     added = tokenizer.added_tokens_decoder.values()
     own = (token.content for token in added if token.special or token.content.startswith("<"))
@@ -215,12 +214,12 @@ def critique_id(rollout: Rollout, vote: int, step: int | None = None) -> str:
 
 
 def judged_tokens(rollout: Rollout, step: int | None) -> tuple[int, ...]:
-    """The response up to the end of the step that is judged; None: all of it."""
+    """The response up to the end of the judged step; None: all of it."""
     return rollout.token_ids if step is None else rollout.token_ids[: step_ends(rollout)[step]]
 
 
 def read_critique(answer: Completion | None, steps: int, parse: Parse) -> Critique:
-    """A critique of so many steps, parsed; None, for which there was no room, is a truncated abstention."""
+    """The parsed critique of `steps` steps; None (no room in the engine) is a truncated abstention."""
     if answer is None:
         return Critique.absent(truncated=True)
     if answer.error is not None:

@@ -1,4 +1,4 @@
-"""The reward functions of a run: `reward.fn`, which says what is right, and those of `reward.also`."""
+"""The reward functions of a run: `reward.fn`, which judges the answer, and those of `reward.also`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from capo_fast.config.schema import RewardConfig
 from capo_fast.verify import Item, RewardFunction, Verdict, VerifierPool
 
 Verdicts = tuple[float | None, ...]
-"""On one answer, in [0, 1]: of `reward.fn` and of each function of `reward.also`; None where it timed out."""
+"""Values for one answer, in [0, 1]: of `reward.fn` and of each function of `reward.also`; None if it timed out."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """Answers on their way through all reward functions."""
+    """Answers being checked by all reward functions."""
 
     futures: tuple[Future[list[Verdict]], ...]
 
@@ -24,21 +24,21 @@ class Check:
         return all(future.done() for future in self.futures)
 
     def result(self) -> list[Verdicts]:
-        """Waits for it. Raises VerifierError."""
+        """Waits for the verdicts. Raises VerifierError."""
         return list(zip(*(map(_share, future.result()) for future in self.futures), strict=True))
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """Each function has workers of its own, so that none waits for another."""
+    """Each function has its own workers, so that none waits for another."""
 
     pools: tuple[VerifierPool, ...]
     batch: bool = False
-    """One of them takes lists: it is to get all answers of a sampling round in one call."""
+    """True if one of them takes lists: it gets all answers of a sampling round in one call."""
 
     @property
     def answer(self) -> VerifierPool:
-        """That of `reward.fn`."""
+        """The pool of `reward.fn`."""
         return self.pools[0]
 
     def submit(self, items: Sequence[Item]) -> Check:
@@ -59,7 +59,7 @@ def open_rewards(config: RewardConfig, functions: Sequence[RewardFunction]) -> R
 
 
 def answer_pool(config: RewardConfig, name: str) -> VerifierPool:
-    """The workers of one function, as the settings have them."""
+    """The workers of one function, by the settings."""
     return VerifierPool(config.workers, config.timeout_s, name, config.memory_limit, config.conventions)
 
 

@@ -1,13 +1,13 @@
 """One step's rollouts with their verdicts and critiques, request by request through one continuous batch.
 
-    rollout requests -> engine -> each as it ends: its answer to the reward functions, its critiques to the critic
+    rollout requests -> engine -> each, when it ends: its answer to the reward functions, its critiques to the critic
 
-A reward function that takes lists is called once, after the last rollout, so that what it is given hangs on no clock.
+A reward function that takes lists is called once, after the last rollout, so that its input does not depend on timing.
 
-Critiques enter at the end of the engine step in which their rollout ended, beside the rollouts that still run; or all
-after the last rollout, where the critic's weights must first take the policy's place, or `credit.when` or `critic.gate`
-wants verdicts (`Config.streams`). Either way the order of requests follows from answers and verdicts alone: a resumed
-run repeats it.
+Critiques enter at the end of the engine step in which their rollout ended, while other rollouts still run. They enter
+after the last rollout if the critic's weights must first replace the policy's, or if `credit.when` or `critic.gate`
+needs verdicts (`Config.streams`). Either way the order of requests depends only on answers and verdicts: a resumed run
+repeats it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from capo_fast.verify.functions import item_of
 
 @dataclass
 class Ended:
-    """A rollout that has ended, with its verdict on its way."""
+    """A finished rollout with its pending verdict."""
 
     rollout: Rollout
     check: Check | None = None
-    """Of all rollouts that were sent to the reward functions together; None on a rank that doesn't judge."""
+    """The check of all rollouts sent to the reward functions together; None on a rank that doesn't judge."""
     place: int = 0
     """Among them."""
 
@@ -40,11 +40,11 @@ class Ended:
         return self.rollout.group, self.rollout.sample
 
     def verdicts(self) -> Verdicts:
-        """Of each reward function, `reward.fn` first. Waits for them."""
+        """The values of the reward functions, `reward.fn` first. Waits for them."""
         return (None,) if self.check is None else self.check.result()[self.place]
 
     def outcome(self) -> float | None:
-        """The verdict of `reward.fn`; None where it, or another function, has none. Waits for it."""
+        """The verdict of `reward.fn`; None if it or another function has none. Waits for it."""
         verdicts = self.verdicts()
         return None if None in verdicts else verdicts[0]
 
@@ -52,8 +52,8 @@ class Ended:
 class SamplingRound:
     """This rank's rollouts of one sampling round, with their verdicts and critiques.
 
-    `finish_rollouts`, then `choose`, then, once the critic's weights are there, `finish_critiques`, then `samples`.
-    `judges` is False where another rank of the same engine asks the verifier and a critic at a server.
+    Call `finish_rollouts`, `choose`, then, with the critic's weights loaded, `finish_critiques`, then `samples`.
+    `judges` is False if another rank of the same engine calls the verifier and a critic's server.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class SamplingRound:
         version: int,
         judges: bool = True,
     ) -> None:
-        """version: of the policy that the engine holds."""
+        """version: of the policy in the engine."""
         self._stream, self._rewards, self._requests, self._step = stream, rewards, requests, step
         self._version = version
         self._config = requests.config
@@ -75,13 +75,13 @@ class SamplingRound:
         self._prompts, self._judges = prompts, judges
         self._dealt = members
         self._members: dict[str, Member] = {}
-        """Of this rank's rollouts, by request id."""
+        """This rank's rollouts by request id."""
         self._ended: list[Ended] = []
         self._unchecked: list[Ended] = []
         self._checks: list[Check] = []
         self._critiquing = Critiquing(stream, requests, version)
         self._chosen: Sequence[Rollout] = ()
-        """What the critic reads, where it does not stream."""
+        """The rollouts for the critic, if critiques do not stream."""
         self._gate = Gate(stream, requests, self._critiquing, step, judges)
 
     @property
@@ -89,24 +89,24 @@ class SamplingRound:
         return self._stream.traffic
 
     def finish_rollouts(self) -> None:
-        """Until every rollout has ended; critiques that can run beside them do."""
+        """Run until every rollout has ended, with critiques that can stream."""
         self._send(self._dealt)
         while self._stream.rollouts:
             self._advance()
 
     def left(self) -> list[tuple[Member, Partial]]:
-        """What goes on in the next step."""
+        """The rollouts carried to the next step."""
         return []
 
     def choose(self) -> bool:
-        """Choose what the critic reads, while the engine has the policy's weights. Returns whether any rank's critic
-        has to be asked. Under `credit.when` and `critic.gate` a collective on all ranks."""
+        """Choose the rollouts for the critic, while the engine has the policy's weights. Returns True if any rank needs
+        critiques. Under `credit.when` and `critic.gate` a collective on all ranks."""
         self._chosen = self._gate.choose([each.rollout for each in self._ended], self._outcomes)
         return self._gate.any_rank_asks(self._chosen)
 
     def finish_critiques(self, spent: int = 0) -> None:
-        """Until every critique of what was chosen has ended. Under `critic.gate.tokens` a collective on all ranks.
-        spent: critique tokens of the step's earlier rounds, on all ranks."""
+        """Run until every critique of the chosen rollouts has ended. Under `critic.gate.tokens` a collective on all
+        ranks. spent: critique tokens of the step's earlier rounds, on all ranks."""
         if not self._streams and self._config.has_critic:
             self._gate.ask(self._chosen, self._ask, self._finish, spent)
         self._finish()
@@ -117,11 +117,11 @@ class SamplingRound:
             self._advance()
 
     def _outcomes(self) -> dict[Member, float | None]:
-        """The verdicts of this rank's rollouts, where it judges them. Waits for them."""
+        """The verdicts of this rank's rollouts, if it judges them. Waits for them."""
         return {each.member: each.outcome() for each in self._ended} if self._judges else {}
 
     def samples(self) -> list[Sample]:
-        """Every rollout with its verdict, critiques and votes, on the ranks that judge."""
+        """Every rollout with its verdict, critiques and votes; only on ranks that judge."""
         return [self._sample(each) for each in self._ended] if self._judges else []
 
     def _sample(self, ended: Ended) -> Sample:
@@ -147,7 +147,7 @@ class SamplingRound:
         self._settle(self._read(ended))
 
     def _read(self, ended: Sequence[Completion]) -> list[Rollout]:
-        """The rollouts that are to be judged, of those that have ended."""
+        """The finished rollouts that are ready to be judged."""
         members = [self._members[completion.id] for completion in ended]
         return [
             self._requests.read_rollout(answer, self._prompts[group], group, sample, self._version)
@@ -155,7 +155,7 @@ class SamplingRound:
         ]
 
     def _settle(self, rollouts: Sequence[Rollout]) -> None:
-        """Send these to the reward functions and, where they stream, to the critic."""
+        """Send these to the reward functions and, if critiques stream, to the critic."""
         ended = [Ended(rollout) for rollout in rollouts]
         self._ended += ended
         self._unchecked += ended
@@ -168,11 +168,11 @@ class SamplingRound:
             self._ask(rollouts)
 
     def _all_have_ended(self) -> bool:
-        """Whether no further rollout is to be judged."""
+        """True if no further rollout will be judged."""
         return not self._stream.rollouts
 
     def _check(self) -> None:
-        """Send the answers that have not been sent yet to the reward functions, in the order of groups."""
+        """Send the pending answers to the reward functions, in the order of groups."""
         sent, self._unchecked = sorted(self._unchecked, key=lambda each: each.member), []
         if not (sent and self._judges):
             return

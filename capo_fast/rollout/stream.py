@@ -1,4 +1,4 @@
-"""Requests under way at the engine and at a critic elsewhere, and what they cost."""
+"""Running requests at the engine and at an external critic, and their cost."""
 
 from __future__ import annotations
 
@@ -21,56 +21,56 @@ class Summed:
 
 @dataclass(frozen=True)
 class Traffic(Summed):
-    """What the generation of a step cost."""
+    """The cost of generating a step's batch."""
 
     rollout_tokens: int = 0
     critique_tokens: int = 0
     critique_prompt_tokens: int = 0
     critique_cached_tokens: int = 0
-    """Of the prompts': their keys and values were there already."""
+    """Prompt tokens whose keys and values were cached."""
     overlapped_tokens: int = 0
-    """Critique tokens decoded while rollouts still ran, at one token a sequence and engine step; of a critic elsewhere,
-    those of critiques that ended while rollouts ran."""
+    """Critique tokens decoded while rollouts still ran, at one token per sequence and engine step; for an external
+    critic those of critiques that ended while rollouts ran."""
     shared: int = 0
-    """Rollouts all of whose critiques were those of others, as of an equal one; `gated_prefix` has the critiques."""
+    """Rollouts that took all critiques from others, such as an equal one; `gated_prefix` counts the critiques."""
     unread: int = 0
-    """Rollouts that `credit.when` kept from the critic."""
+    """Rollouts left out by `credit.when`."""
     busy_seconds: float = 0.0
-    """Inside the engine's steps."""
+    """Seconds inside the engine's steps."""
     idle_seconds: float = 0.0
-    """Between the engine's steps, while requests were under way there."""
+    """Seconds between the engine's steps with running requests."""
     both_seconds: float = 0.0
-    """Of the engine's steps, those in which rollouts ran there and critiques were under way, there or elsewhere."""
+    """Seconds of engine steps with rollouts while critiques ran there or elsewhere."""
     critiques: int = 0
-    """Asked for: of rollouts, or of single steps (`critic.reads`)."""
+    """Requested critiques: of rollouts, or of single steps (`critic.reads`)."""
     gated_groups: int = 0
-    """Critiques that were not asked for. These: of groups that `critic.gate` keeps from the critic, or without any
-    verdict. Of groups that are not read, those for which there would have been no room are among them."""
+    """Not requested: critiques of groups left out by `critic.gate` or without any verdict, including critiques for
+    which there would have been no room."""
     gated_prefix: int = 0
-    """Of steps that were judged behind the same prefix already, and of equal rollouts."""
+    """Not requested: steps already judged after the same prefix, and equal rollouts."""
     gated_sound: int = 0
-    """Of steps that a right answer has behind the same prefix."""
+    """Not requested: steps that a right answer has after the same prefix."""
     gated_votes: int = 0
-    """Of votes that were settled before."""
+    """Not requested: votes that were already settled."""
     gated_budget: int = 0
-    """Of groups for which the budget had nothing left."""
+    """Not requested: groups beyond the budget."""
     profile_tokens: int = 0
-    """Read by the policy for `critic.gate.ambiguous`."""
+    """Tokens that the policy scored for `critic.gate.ambiguous`."""
 
     @property
     def all_critique_tokens(self) -> int:
-        """Prompts included: what counts against `endpoint.budget_tokens`."""
+        """Tokens of critiques and their prompts, as counted against `endpoint.budget_tokens`."""
         return self.critique_tokens + self.critique_prompt_tokens
 
 
 class Stream:
-    """Rollout and critique requests under way, at one engine or at an engine and a critic elsewhere."""
+    """Running rollout and critique requests, at one engine or at an engine and an external critic."""
 
     def __init__(self, engine: Engine, critic: Completer) -> None:
         self.traffic = Traffic()
         self.rollouts: set[str] = set()
         self.critiques: dict[str, int] = {}
-        """Each with the engine step after which it entered."""
+        """Running requests with the engine step after which they entered."""
         self._engine, self._critic = engine, critic
         self._steps = self._steps_with_rollouts = 0
         self._idle_since = 0.0
@@ -91,7 +91,7 @@ class Stream:
             self._critic.add(request)
 
     def advance(self) -> list[Completion]:
-        """What has ended in one step of the engine and at the critic meanwhile."""
+        """The completions of one engine step, and of the critic in the meantime."""
         busy = self.engine_has_work()
         ended = self._step() if busy else []
         if self._critic is not self._engine:
@@ -102,24 +102,24 @@ class Stream:
         return ended
 
     def engine_answers(self, requests: Iterable[Request]) -> dict[str, Completion]:
-        """The answers of the engine, at which nothing else is under way, by request id."""
+        """The engine's answers by request id; it must have no other running requests."""
         answers = run_requests(self._engine, requests)
         self.traffic += Traffic(profile_tokens=sum(each.prompt_tokens + each.tokens for each in answers.values()))
         return answers
 
     def stop_rollouts(self) -> list[Completion]:
-        """What the rollouts that still run have so far; they end with it."""
+        """Stops the running rollouts; returns their completions so far."""
         stopped = self._engine.stop(sorted(self.rollouts))
         self.rollouts.clear()
         self.traffic += Traffic(rollout_tokens=sum(completion.tokens for completion in stopped))
         return stopped
 
     def engine_has_work(self) -> bool:
-        """Whether anything is under way at the engine; otherwise `advance` does not step it."""
+        """True if the engine has running requests; otherwise `advance` does not step it."""
         return bool(self.rollouts or (self._critic is self._engine and self.critiques))
 
     def _note_work(self) -> None:
-        """The engine idles from its first request on, not before."""
+        """Idle time of the engine counts from its first request."""
         if not self.engine_has_work():
             self._idle_since = time.perf_counter()
 
@@ -149,7 +149,7 @@ class Stream:
         )
 
     def _beside_rollouts(self, entered: int, tokens: int) -> int:
-        """Of so many tokens of a critique, those decoded while rollouts still ran."""
+        """The number of a critique's `tokens` tokens that were decoded while rollouts still ran."""
         if self._critic is not self._engine:
             return tokens if self.rollouts else 0
         beside = min(tokens - (self._steps - self._steps_with_rollouts), self._steps_with_rollouts - entered)

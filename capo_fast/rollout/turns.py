@@ -11,13 +11,13 @@ from capo_fast.rollout.generator import Weights
 
 @dataclass(frozen=True)
 class Turns:
-    """`Weights` of the policy's engine, which sleeps while the critic's server is held."""
+    """`Weights` of the policy's engine, which sleeps while the critic's server is awake."""
 
     weights: Weights
     server: CriticServer
 
     def hold(self, what: Literal["policy", "critic"], version: int) -> None:
-        """Wake the one that holds these weights, after the other sleeps. A collective on all ranks."""
+        """Wake the engine with these weights, after the other sleeps. A collective on all ranks."""
         if what == "critic":
             self.weights.release()
             self.server.wake_up()
@@ -26,6 +26,6 @@ class Turns:
             self.weights.hold(what, version)
 
     def release(self) -> None:
-        """Both sleep until the next `hold`."""
+        """Put both to sleep until the next `hold`."""
         self.server.sleep()
         self.weights.release()

@@ -1,1 +1,1 @@
-"""What a run records and shows: metrics, rollouts, progress, console."""
+"""Records and console output of a run: metrics, rollouts, progress."""

@@ -1,8 +1,8 @@
-"""The section `ahead` of a checkpoint: the batch of the next step, sampled beside the last one (`engine.ranks`).
+"""The section `ahead` of a checkpoint: the batch of the next step, sampled during the last one (`engine.ranks`).
 
-ahead.json          the numbers of its rollouts, where their prompts are in the data, what it cost, and its open groups
-ahead.safetensors   what the learner packs of them (`Columns`), of all ranks, their rows of the rollouts file, and the
-                    tokens and log-probs of what the open groups have so far
+ahead.json          figures of its rollouts, positions of their prompts in the data, its cost, its open groups
+ahead.safetensors   the rollouts' tensors for the learner (`Columns`), of all ranks, their rows of the rollouts file,
+                    and the tokens and log-probs of the open groups so far
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Saved:
     draws: list[tuple[NonNegativeInt, NonNegativeInt]]
     """Groups with the places of their prompts in the data's order."""
     advantages: NonNegativeInt
-    """How many tokens have one of their own (token credit)."""
+    """Number of tokens with an advantage of their own (token credit)."""
     rows: list[NonNegativeInt]
     """Bytes of each part of the rollouts file."""
     traffic: Traffic
@@ -54,7 +54,7 @@ SAVED = TypeAdapter(Saved)
 
 
 def batch_on_first(batch: Batch) -> Batch:
-    """The batch with all that ranks have of it on the first one. A collective."""
+    """The batch with the parts of all ranks gathered on the first one. A collective."""
     exchange = Exchange()
     keys = [each.key for each in batch.figures]
     wanted = [keys, *([] for _ in range(exchange.count - 1))]
@@ -86,8 +86,8 @@ def batch_tensors(batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def read_batch(found: Checkpoint) -> Batch | None:
-    """What a checkpoint holds; None where it has no such section. Every rank has its numbers and open groups, the first
-    all the rest. Raises DamagedError."""
+    """The batch in a checkpoint; None without such a section. Every rank gets its figures and open groups, the first
+    also the rest. Raises DamagedError."""
     if not found.manifest.of(AHEAD):
         return None
     saved: Saved = found.section(AHEAD, Saved)
@@ -110,7 +110,7 @@ def read_batch(found: Checkpoint) -> Batch | None:
 
 
 def _forms(saved: Saved) -> dict[str, Form]:
-    """Of the tensors that belong to these numbers."""
+    """Forms of the tensors that belong to these figures."""
     kept = [each for each in saved.figures if each.group in saved.kept]
     tokens, steps = sum(each.tokens for each in kept), sum(len(each.votes) for each in kept)
     lengths = {None: len(kept), 0: tokens, 1: steps, 2: saved.advantages}

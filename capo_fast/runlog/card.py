@@ -1,7 +1,7 @@
 """The cards of a run: README.md of `model/` and `adapter/`, with the front matter that the Hugging Face hub reads.
 
-Nothing in a card depends on the machine or the clock: a file or folder is its name and digest. A run that is killed and
-resumed has the same card. The text is card.md, a Jinja2 template.
+Nothing in a card depends on the machine or the clock: files and folders appear by name and digest. A run that is killed
+and resumed has the same card. The text is card.md, a Jinja2 template.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEMPLATE = Path(__file__).with_name("card.md")
 
 @dataclass(frozen=True)
 class Origin:
-    """What a run is made from. It is looked at when the run starts: at its end the files may have moved."""
+    """The inputs of a run, read when it starts: at its end the files may have moved."""
 
     base: Base
     table: str
@@ -44,14 +44,14 @@ class Origin:
 
 @dataclass(frozen=True)
 class Base:
-    """The model that a run begins with, by its own card."""
+    """The model that a run starts from, described by its own card."""
 
     name: str
     """Hub id, or name of the folder."""
     hub_id: str | None
-    """None where neither the setting nor the folder's card names one."""
+    """None if neither the setting nor the folder's card names one."""
     license: str
-    """`unknown` where its card states none."""
+    """`unknown` if its card has none."""
 
 
 def origin_of(config: Config | SftConfig, digests: Digests) -> Origin:
@@ -69,7 +69,7 @@ def base_of(path: str) -> Base:
 
 
 def _front_matter_of(card: Path) -> Mapping[str, Any]:
-    """Of a card that others wrote: one that is missing or malformed states nothing."""
+    """The front matter of another author's card; empty if it is missing or malformed."""
     from huggingface_hub import metadata_load  # slow to import
 
     try:
@@ -79,7 +79,7 @@ def _front_matter_of(card: Path) -> Mapping[str, Any]:
 
 
 def _name(path: str) -> str:
-    """Of a hub id or a packaged file all of it, of a path its last part: the others are of the machine."""
+    """A hub id or a packaged file in full; of a path only the last part, as the rest depends on the machine."""
     return path if path.startswith(PACKAGED) or not resolve_path(path).exists() else resolve_path(path).name
 
 
@@ -95,7 +95,7 @@ def model_cards(config: Config | SftConfig, progress: Progress, origin: Origin, 
 
     repeated: held-out problems that are training problems as well.
     """
-    from jinja2 import Environment, StrictUndefined  # a run's end alone needs it
+    from jinja2 import Environment, StrictUndefined  # only the end of a run needs it
 
     kind = fine_tuned(config) if isinstance(config, SftConfig) else trained(config, repeated)
     facts = {
@@ -146,7 +146,7 @@ def _shown(value: float) -> str:
 
 
 def chosen_settings(config: Config | SftConfig) -> str:
-    """YAML of the settings that are not the default, but for those without influence on the result and for paths."""
+    """YAML of the settings that differ from the default, without paths and settings that do not affect the result."""
     values, defaults, nested = by_key(config), by_key(type(config)()), config_as_dict(config)
     chosen = {
         key: reduce(getitem, key.split("."), nested)

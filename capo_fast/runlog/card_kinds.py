@@ -1,4 +1,4 @@
-"""What differs between the card of a run of `capo train` and that of a run of `capo sft`."""
+"""Differences between the cards of `capo train` and `capo sft`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from capo_fast.config.sft import SftConfig
 
 @dataclass(frozen=True)
 class Kind:
-    """Of a run."""
+    """The kind of a run's card."""
 
     tags: Sequence[str]
-    """Of the front matter."""
+    """Tags of the front matter."""
     how: str
     """The beginning of the sentence that ends with the number of steps."""
     measured: str
     """Sentence above the curve."""
     columns: Mapping[str, str]
-    """Of the curve: fields of an evaluation and their titles."""
+    """Columns of the curve: fields of an evaluation and their titles."""
     packages: Sequence[str]
-    """On which the result depends, beside torch and transformers."""
+    """Packages that affect the result, besides torch and transformers."""
     limits: Sequence[str]
 
 

@@ -1,9 +1,9 @@
 """The section `carry` of a checkpoint: the groups that a step left open (`rollout.carry`).
 
-carry.json          where each group was drawn, and of each of its rollouts the versions, requests and how it ended
-carry.safetensors   their tokens and log-probs, end to end in the same order
+carry.json          where each group was drawn; versions, requests and end of each of its rollouts
+carry.safetensors   their tokens and log-probs, concatenated in the same order
 
-The section `ahead` has those of its batch in the same form.
+The section `ahead` stores the open groups of its batch in the same form.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def carried_tensors(groups: Sequence[OpenGroup]) -> dict[str, torch.Tensor]:
 
 
 def carried_forms(groups: Sequence[OpenGroup]) -> dict[str, Form]:
-    """Of the tensors of these groups."""
+    """Forms of the tensors of these groups."""
     tokens = sum(each.tokens for each in _rollouts(groups))
     return {name: (dtype, (tokens,)) for name, dtype in COLUMNS.items()}
 
 
 def read_carried(found: Checkpoint) -> tuple[OpenGroup, ...]:
-    """What a checkpoint holds; nothing where it has no such section. Raises DamagedError."""
+    """The open groups in a checkpoint; empty without such a section. Raises DamagedError."""
     if not found.manifest.of(CARRY):
         return ()
     groups = found.section(CARRY, tuple[OpenGroup, ...])
@@ -49,7 +49,7 @@ def read_carried(found: Checkpoint) -> tuple[OpenGroup, ...]:
 
 
 def with_tokens(groups: Sequence[OpenGroup], tensors: Mapping[str, torch.Tensor]) -> tuple[OpenGroup, ...]:
-    """The groups with what `carried_tensors` has of their rollouts."""
+    """The groups with the tensors of `carried_tensors` filled in."""
     columns = {name: iter(tensors[name].tolist()) for name in COLUMNS}
 
     def filled(rollout: Partial) -> Partial:

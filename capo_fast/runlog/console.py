@@ -1,14 +1,14 @@
-"""Shows a run, an evaluation or a report: plain lines, and one live row where there is a terminal.
+"""Console output of a run, an evaluation or a report: plain lines, and one live row on a terminal.
 
     console = open_console(total_steps, rank)
     console.stage("rollout")              # each stage, as it starts
     console.step(1, metrics)              # each step, when it is done
-    console.close()                       # whatever happens: gives the terminal back
+    console.close()                       # always: restores the terminal
     console.finish(summary, folder)       # the tables of before and after and of the time by stage
 
-Ranks other than 0 have the same objects over a quiet terminal. The live region is a single row on purpose: drawing it
-again never moves the cursor up, so what other libraries (vLLM, also from C++) write straight to the terminal can share
-a line with it but is never overwritten.
+Ranks other than 0 have the same objects with output off. The live region is a single row on purpose: redrawing it never
+moves the cursor up, so text that other libraries (vLLM, also from C++) write directly to the terminal may share a line
+with it but is never overwritten.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ class Console:
             console=self._out,
             refresh_per_second=2,
             transient=True,
-            redirect_stderr=sys.stderr.isatty(),  # `2> file` goes on going to the file
+            redirect_stderr=sys.stderr.isatty(),  # `2> file` still writes to the file
             disable=not live,
         )
         self._task = self._row.add_task("", total=total_steps, completed=done)
         self._row.start()
 
     def stage(self, name: str) -> None:
-        """A stage of the running step starts."""
+        """Start a stage of the running step."""
         self._stage, self._since = name, time.monotonic()
         self._row.refresh()
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """Step `step` (the first is 1) is done."""
+        """Show the finished step `step` (the first is 1)."""
         self._done = step
         self._pace.append(step_seconds(metrics))
         self._rates = shown_metrics(metrics)
@@ -78,28 +78,28 @@ class Console:
         self._row.update(self._task, completed=step)
 
     def note(self, line: str) -> None:
-        """Show a line that no step makes."""
+        """Show a line outside the steps."""
         self._print(line)
 
     def close(self) -> None:
-        """Nothing more to show of the steps; gives the terminal back."""
+        """Stop showing steps and restore the terminal."""
         self._row.stop()
 
     def finish(self, summary: Mapping[str, Any], folder: Path) -> None:
-        """Show before and after, the time by stage, and what is where in the run's folder."""
+        """Show the evaluation before and after, the time by stage, and the contents of the run's folder."""
         self.close()
         self._out.print(before_and_after(summary), time_by_stage(summary))
         for line in places(folder):
             self._print(line)
 
     def status(self) -> Text:
-        """The running step, its stage and age, the time left, the last step's rates."""
+        """The running step, its stage with elapsed time, the time left, the last step's rates."""
         row = Text(f"step {min(self._done + 1, self._total)}/{self._total}", style="bold")
         age = clock(time.monotonic() - self._since)
         return Text.assemble(row, (f" {self._stage} {age}", "cyan"), f" eta={self._eta()} {self._rates}")
 
     def _print(self, line: str) -> None:
-        self._out.print(Text(printable(line)), soft_wrap=True)  # Text: brackets in a path are no markup
+        self._out.print(Text(printable(line)), soft_wrap=True)  # Text: brackets in a path are not markup
 
     def _eta(self) -> str:
         return time_left(self._pace, self._total - self._done)
@@ -115,18 +115,18 @@ class _StepColumn(ProgressColumn):
 
 
 def open_console(total_steps: int, rank: int = 0, done: int = 0) -> Console:
-    """The console that fits the rank and standard output. `done`: finished steps of a resumed run."""
+    """The console for the rank and standard output. `done`: finished steps of a resumed run."""
     terminal = Terminal(quiet=rank != 0)
     return Console(total_steps, done, terminal, live=rank == 0 and _is_live(terminal, sys.stdout.isatty()))
 
 
 def _is_live(terminal: Terminal, isatty: bool) -> bool:
-    """FORCE_COLOR and its like make rich call any pipe a terminal: the file is asked as well."""
+    """With FORCE_COLOR rich treats any pipe as a terminal, so the file's own isatty counts too."""
     return terminal.is_interactive and isatty
 
 
 class AnswerDisplay:
-    """How many of `total` answers are there, on standard error: a live row on a terminal, ten lines elsewhere."""
+    """Progress of `total` answers on standard error: a live row on a terminal, ten lines elsewhere."""
 
     def __init__(self, what: str, total: int, rank: int = 0) -> None:
         self._out = Terminal(stderr=True, quiet=rank != 0)
@@ -140,7 +140,7 @@ class AnswerDisplay:
         self._task = self._row.add_task(escape(self._what), total=total, rate="")
 
     def advance(self, tokens: int) -> None:
-        """One more answer of so many tokens is done."""
+        """Count one finished answer and its tokens."""
         self._done += 1
         self._tokens += tokens
         rate = f"{self._tokens / max(time.monotonic() - self._start, 1e-6):.0f} tokens/s"

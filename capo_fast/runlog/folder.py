@@ -1,4 +1,4 @@
-"""The folder of a run on disk: made or resumed, and kept to one process."""
+"""The folder of a run on disk: created or resumed, and locked by one process."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from capo_fast.terminal import print_line
 
 
 class RunDir:
-    """Of every rank; rank 0 made it and holds the lock that keeps other processes out."""
+    """The run's folder on every rank; rank 0 created it and holds its lock."""
 
     def __init__(self, path: Path, config: Config | SftConfig) -> None:
-        """Looks for the newest whole checkpoint. A collective. Raises ConfigError where its settings are others."""
+        """Finds the newest whole checkpoint. A collective. Raises ConfigError if its settings differ."""
         self.path = path
         self.guard = ExitStack()
         """Holds the lock."""
@@ -55,10 +55,10 @@ class RunDir:
         on_first_rank(self._check)
 
     def resume(self, learner: Learner, inputs: Digests) -> Progress:
-        """Restore the checkpoint that was found, if there is one; the run's progress. A collective.
+        """Restore the checkpoint that was found, if any; returns the run's progress. A collective.
 
-        Raises ConfigError where it was made with other inputs, CheckpointError where it can't be loaded. Nothing in the
-        folder changes before it is loaded.
+        Raises ConfigError if it was made with other inputs, CheckpointError if it can't be loaded. Until then the
+        folder is unchanged.
         """
         self._inputs, progress = inputs, Progress()
         self._origin = origin_of(self._config, inputs)
@@ -91,7 +91,7 @@ class RunDir:
     def _sections(
         self, progress: Progress, ahead: Batch | None, carried: Sequence[OpenGroup]
     ) -> tuple[dict[str, Any], dict[str, dict[str, torch.Tensor]]]:
-        """As JSON, and the tensors of those that have some."""
+        """The sections as JSON, and their tensors by section."""
         sections: dict[str, Any] = {
             "progress": progress.as_json(),
             "settings": config_as_dict(self._config),
@@ -106,11 +106,11 @@ class RunDir:
         return sections, tensors
 
     def _check(self) -> None:
-        """What can be seen before a model is loaded."""
+        """Checks that need no model."""
         if self._found is None:
             if lines := read_metrics(self.path / "metrics.jsonl"):
                 raise RecordError(
-                    f"{self.path}: metrics up to step {lines[-1]['step']} and no checkpoint to go on from; {ADVICE}"
+                    f"{self.path}: metrics up to step {lines[-1]['step']} and no checkpoint to resume from; {ADVICE}"
                 )
             return
         for key, (before, now) in changed_settings(self._settings(self._found), self._config).items():
@@ -131,13 +131,13 @@ class RunDir:
             file.write(dump_config(self._config).encode())
 
     def _note(self, found: Checkpoint, progress: Progress, learner: Learner) -> None:
-        """Print what a user should know of this resume. A collective."""
+        """Print warnings and changes of this resume. A collective."""
         aside, name = self.checkpointer.put_aside(newer_than=progress.step), found.folder.name
         moved = zip(self._damaged, aside, strict=True)
         lines = [("warning", f"{damage}; it is now {path.name}, and {name} is resumed") for damage, path in moved]
         keep_all = self._config.run.keep_rollouts == "all"
         changed = on_first_rank(lambda: list(changed_records(self.path, found.section("records", Kept), keep_all)))
-        lines += [("warning", f"{line} before {name} was saved; training goes on") for line in changed]
+        lines += [("warning", f"{line} since {name} was saved; training continues") for line in changed]
         lines += [("note", line) for line in self._changes(found, progress, learner)]
         if dist.get_rank() == 0:
             for line in lines:
@@ -146,9 +146,9 @@ class RunDir:
     def _changes(self, found: Checkpoint, progress: Progress, learner: Learner) -> Iterator[str]:
         before, now = by_key(self._settings(found)), by_key(self._config)
         if (ranks := dist.get_world_size()) != found.manifest.ranks:
-            effect = "the run goes on as it would have but for rounding"
+            effect = "the results differ by rounding"
             if now.get("rollout.carry"):
-                effect = "other rollouts are stopped than would have been (rollout.carry)"
+                effect = "different rollouts are stopped (rollout.carry)"
             yield f"ranks: {ranks}, was {found.manifest.ranks}: {effect}"
         for key in input_paths(self._config):
             if before[key] != now[key]:
@@ -163,11 +163,10 @@ class RunDir:
 
 
 def open_run_dir(config: Config | SftConfig) -> RunDir:
-    """The run's folder, locked; nothing in it has changed. A collective. With `resume = never` one that is there moves
-    aside.
+    """Locks the run's folder without changing it. A collective. With `resume = never` an existing one is moved aside.
 
-    Raises ConfigError where a resumed run's settings differ or another host lacks the folder, RecordError where another
-    process is at work there, CheckpointError where it has checkpoints and none is whole.
+    Raises ConfigError if a resumed run's settings differ or another host lacks the folder, RecordError if another
+    process has locked it, CheckpointError if it has checkpoints and none is whole.
     """
     with ExitStack() as guard:
         path = on_first_rank(lambda: _make_folder(config, guard))
@@ -180,21 +179,21 @@ def open_run_dir(config: Config | SftConfig) -> RunDir:
 
 def _make_folder(config: Config | SftConfig, guard: ExitStack) -> Path:
     try:
-        folder = _named(config)
-        guard.enter_context(lock(folder))  # a file stays on its rank
+        folder = _chosen_folder(config)
+        guard.enter_context(lock(folder))  # an open file can't be sent to other ranks
     except OSError as error:
         raise ConfigError(f"run.dir: {error}") from error
     return folder
 
 
 def _check_shared(folder: Path) -> None:
-    """Raises ConfigError where the folder of rank 0 is not that of another host. A collective."""
+    """Raises ConfigError if another host does not have the folder of rank 0. A collective."""
     with ExitStack() as stack:
         mark = on_first_rank(lambda: stack.enter_context(NamedTemporaryFile(prefix=".mark-", dir=folder)).name)
-        on_every_rank(lambda: _look_for(folder, Path(mark).name))
+        on_every_rank(lambda: _check_mark(folder, Path(mark).name))
 
 
-def _look_for(folder: Path, mark: str) -> None:
+def _check_mark(folder: Path, mark: str) -> None:
     job = this_job()
     if not (folder / mark).exists():
         raise ConfigError(
@@ -203,8 +202,8 @@ def _look_for(folder: Path, mark: str) -> None:
         )
 
 
-def _named(config: Config | SftConfig) -> Path:
-    """The folder of `run.dir`, or a new one of a name with the time."""
+def _chosen_folder(config: Config | SftConfig) -> Path:
+    """The folder of `run.dir`, or a new one named by the time."""
     if config.run.dir is None:
         return free_folder(Path(f"runs/{config.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}"))
     folder = Path(config.run.dir)

@@ -1,9 +1,9 @@
-"""What a run is made from, by content: digests of the data, the models and the critic's prompt.
+"""The inputs of a run by content: digests of the data, the models and the critic's prompt.
 
     {"data.path": {"": "5f0c..."}, "model.path": {"config.json": "77ab...", "model.safetensors": "01c4..."}}
 
-By the key of the setting that names it and the file's name in it ("" for a file by itself). Whole files are hashed, at
-0.15 s per GB and thread from the page cache. A model or a data file may move, but not change.
+By the key of the setting and the file's name in its folder ("" for a single file). Whole files are hashed, in 0.15 s
+per GB and thread from the page cache. A model or a data file may move, but not change.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from capo_fast.runtime.ranks import on_every_rank, on_first_rank
 Digests = dict[str, dict[str, str]]
 
 READ_OF_A_MODEL = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".tiktoken")
-"""Endings of the files that transformers and the engine read. Others in the folder (a README) may change."""
+"""Suffixes of the files that transformers and the engine read. Others in the folder (a README) may change."""
 
 
 def input_paths(config: Config | SftConfig) -> dict[str, str]:
-    """The settings that name what this run reads, by key."""
+    """The paths of this run's inputs, by the key of their setting."""
     return {key: path for key, path in config.input_paths.items() if path is not None}
 
 
 def input_digests(config: Config | SftConfig) -> Digests:
-    """Digests of all that the run reads, computed by the ranks of each host together. A collective of a role's ranks.
+    """Digests of all inputs, computed by the ranks of each host together. A collective of a role's ranks.
 
-    Raises ConfigError, also where two hosts of the role have different files.
+    Raises ConfigError, also if two hosts of the role have different files.
     """
     files = on_first_rank(lambda: {key: _files(key, path) for key, path in input_paths(config).items()})
     flat = [(key, name, path) for key, found in files.items() for name, path in found.items()]
@@ -54,7 +54,7 @@ def input_digests(config: Config | SftConfig) -> Digests:
 
 
 def _check_same(by_node: Mapping[int, Digests], files: Sequence[tuple[str, str, Path]]) -> None:
-    """Every host must read what that of the role's first rank does. Raises ConfigError."""
+    """Raises ConfigError if a host's files differ from those of the host of the role's first rank."""
     places, first = this_job().places, min(by_node)
     for node, digests in by_node.items():
         for key, name, path in files:
@@ -64,7 +64,7 @@ def _check_same(by_node: Mapping[int, Digests], files: Sequence[tuple[str, str, 
 
 
 def same_digests(config: Config, crossing: Crossing | None) -> Digests:
-    """Of all that the run reads, the same on every host. A collective on all ranks. Raises ConfigError."""
+    """Digests of all inputs, checked to be the same on every host. A collective on all ranks. Raises ConfigError."""
     digests = input_digests(config)
     if crossing is not None:
         learners, engines = (crossing.all.share(digests, first) for first in (0, crossing.first_engine))
@@ -73,7 +73,7 @@ def same_digests(config: Config, crossing: Crossing | None) -> Digests:
 
 
 def check_same_inputs(learners: Digests, engines: Digests, config: Config) -> None:
-    """Hosts that only hold engines must read what the others do. Raises ConfigError."""
+    """Raises ConfigError if the files on hosts that only hold engines differ from the others'."""
     paths, job = input_paths(config), this_job()
     for key in learners | engines:
         theirs, ours = learners.get(key, {}), engines.get(key, {})
@@ -89,7 +89,7 @@ def _place(path: str, name: str) -> str:
 
 
 def check_inputs(before: Digests, now: Digests, config: Config | SftConfig, run: Path) -> None:
-    """Raises ConfigError that names the setting and the file whose content the run was not started with."""
+    """Raises ConfigError, naming the setting and file, if a content differs from that at the start of the run."""
     for key, path in input_paths(config).items():
         old, new = before.get(key, {}), now[key]
         for name in sorted(old | new):
@@ -101,7 +101,7 @@ def check_inputs(before: Digests, now: Digests, config: Config | SftConfig, run:
 
 
 def _files(key: str, path: str) -> dict[str, Path]:
-    """The files that a setting names, by their names in its folder; none for data of the hub."""
+    """The files of a setting, by their names in its folder; none for data of the hub."""
     if key in ("model.path", "critic.path"):
         folder = model_folder(path, key)
         return {each.name: each for each in sorted(folder.iterdir()) if each.suffix in READ_OF_A_MODEL}
@@ -113,11 +113,11 @@ def _files(key: str, path: str) -> dict[str, Path]:
 
 
 def model_folder(path: str, key: str = "model.path") -> Path:
-    """The folder that a setting names, or that of a hub id in the cache, where loading it has put it."""
+    """The folder that a setting names, or the cache folder of a hub id that has been loaded."""
     model = resolve_model(path, key)
     if Path(model).is_dir():
         return Path(model)
-    from huggingface_hub import snapshot_download  # slow to import, and a folder needs none of it
+    from huggingface_hub import snapshot_download  # slow to import, and not needed for a folder
 
     return Path(snapshot_download(model, local_files_only=True))
 
@@ -132,7 +132,7 @@ def _hash(files: list[tuple[str, str, Path]]) -> list[tuple[str, str, str]]:
 
 
 def _hub_data(config: Config | SftConfig, files: Mapping[str, Mapping[str, Path]]) -> Digests:
-    """Digests of the rows of data that has no file of its own here."""
+    """Digests of the rows of data without a local file."""
     parts: dict[str, DataConfig | EvalConfig] = {"data.path": config.data, "eval.path": config.eval}
     return {key: {"": _rows_digest(parts[key])} for key in parts if key in files and not files[key]}
 

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps of a run's records, so that a resume sees whether they are still those that were written."""
+"""Digests of a run's records in a checkpoint, with which a resume finds changed records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from capo_fast.runtime.digest import bytes_digest
 
 @dataclass(frozen=True)
 class Kept:
-    """Of metrics.jsonl the number of lines and their digest, of the rollouts the sizes: gzip has its own checksum."""
+    """Number of lines and digest of metrics.jsonl; sizes of the rollouts' files, as gzip has its own checksum."""
 
     lines: NonNegativeInt
     digest: str
@@ -23,7 +23,7 @@ class Kept:
 
 
 def kept_records(run: Path, lines: int | None = None) -> Kept:
-    """Of a run as it is now; of the first lines of its metrics, or of all whole ones."""
+    """The records of a run as they are now: of the first `lines` lines of its metrics, or of all whole ones."""
     path = run / "metrics.jsonl"
     found = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     whole = [line for line in found if line.endswith(b"\n")][:lines]
@@ -32,11 +32,11 @@ def kept_records(run: Path, lines: int | None = None) -> Kept:
 
 
 def changed_records(run: Path, kept: Kept, all_rollouts: bool) -> Iterator[str]:
-    """A line about each kind of record that is not as it was. `all_rollouts`: none may be missing."""
+    """A line about each kind of record that has changed. `all_rollouts`: none may be missing."""
     now = kept_records(run, kept.lines)
     if (now.lines, now.digest) != (kept.lines, kept.digest):
-        yield f"{run / 'metrics.jsonl'}: the first {kept.lines} lines are not those that were there"
+        yield f"{run / 'metrics.jsonl'}: the first {kept.lines} lines have changed"
     sizes = now.rollouts if all_rollouts else kept.rollouts | now.rollouts
     if changed := [name for name, size in kept.rollouts.items() if sizes.get(name) != size]:
         names = f"{changed[0]} and {len(changed) - 1} more" if len(changed) > 1 else changed[0]
-        yield f"{run / 'rollouts'}: {names}: missing, or not of the size that was there"
+        yield f"{run / 'rollouts'}: {names}: deleted or resized"

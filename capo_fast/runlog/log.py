@@ -1,4 +1,4 @@
-"""What a run records: progress, metrics, rollouts, checkpoints, summary, and the console's lines."""
+"""Records of a run: progress, metrics, rollouts, checkpoints, summary, and the console's lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from capo_fast.verify import VerifierError
 
 @dataclass
 class RunLog:
-    """Every rank has one; rank 0's recorder and console write, those of the others do nothing."""
+    """One per rank; only rank 0's recorder and console write."""
 
     config: Config
     folder: RunDir
@@ -42,23 +42,23 @@ class RunLog:
     console: Console
     stages: Stages
     started: float
-    """When the run would have started on `time.monotonic`, had it never stopped."""
+    """Start on the clock of `time.monotonic` as if the run had never stopped."""
 
     def due(self, every: int) -> bool:
-        """Whether what is done every so many steps, and after the last, is due now. 0: only after the last."""
+        """True after every `every` steps and after the last step; 0: only after the last."""
         step = self.progress.step
         return step == self.config.train.steps or (every > 0 and step % every == 0)
 
     def advance(self, step: int, batch: Batch, prompts: Mapping[int, Prompt]) -> None:
-        """The updates of this step are done. prompts: by group."""
+        """Note the finished updates of a step. prompts: by group."""
         self.progress.step, self.progress.cursor, self.progress.carried = step, batch.cursor, batch.carried
         self.progress.note_lengths((prompts[each.group].id, each.tokens) for each in batch.figures)
         self.progress.note_verdicts(each.outcome for each in batch.figures)
         self.progress.critique_tokens += batch.traffic.all_critique_tokens
 
     def record(self, batch: Batch, updates: dict[str, float], rate: PassRate | None) -> None:
-        """Write the step's line of metrics and its file of rollouts. A collective. Raises VerifierError, after that,
-        where reward functions have failed for too many steps.
+        """Write the step's line of metrics and its file of rollouts. A collective. Then raises VerifierError
+        if reward functions have failed for too many steps.
         """
         step, lap = self.progress.step, self.lap()
         self.progress.note(step, rate)
@@ -74,7 +74,7 @@ class RunLog:
             raise VerifierError(self._no_verdict())
 
     def _write_rollouts(self, batch: Batch) -> None:
-        """The rows of all ranks, in their order, by rank 0. A collective."""
+        """Rank 0 writes the rows of all ranks in rank order. A collective."""
         exchange, step = Exchange(), self.progress.step
         members = [member for rows in batch.rows for member in exchange.bytes_to_first(rows)]
         if any(members):
@@ -92,7 +92,7 @@ class RunLog:
         )
 
     def profile(self, step: int) -> AbstractContextManager[None]:
-        """Around a step: writes its trace where it is the one of `train.profile`, on rank 0."""
+        """Context of a step: writes a trace on rank 0 if it is the step of `train.profile`."""
         if step != self.config.train.profile or dist.get_rank() != 0:
             return nullcontext()
         return profiled(self.folder.path, step, self.console.note)
@@ -104,22 +104,22 @@ class RunLog:
         return self.due(self.config.checkpoint.every) or self.progress.best_step == self.progress.step
 
     def save(self, learner: Learner) -> None:
-        """Write a checkpoint, or begin to (`checkpoint.asynchronous`). A collective."""
+        """Write a checkpoint, or start writing (`checkpoint.asynchronous`). A collective."""
         with self.stages("checkpoint"):
             self.progress.wall_seconds = self.wall_seconds()
             self.folder.save(learner, self.progress)
 
     def check_saved(self) -> None:
-        """Raise the error of a checkpoint that is being written beside training. A collective where one is."""
+        """Raise the error of a checkpoint that is being written during training. A collective if there is one."""
         self.folder.checkpointer.check()
 
     def wait_saved(self) -> None:
-        """Return when every checkpoint is whole. A collective. Raises CheckpointError."""
+        """Wait until every checkpoint is whole. A collective. Raises CheckpointError."""
         with self.stages("checkpoint"):
             self.folder.checkpointer.wait()
 
     def finish(self, **more: Any) -> dict[str, Any]:
-        """Write and show the summary, with what else it is to hold; returns it."""
+        """Write and show the summary, extended by `more`; returns it."""
         self.lap()
         self.progress.wall_seconds = self.wall_seconds()
         summary = self.progress.summary(self.config) | more
@@ -129,7 +129,7 @@ class RunLog:
         return summary
 
     def lap(self) -> Lap:
-        """Wall time of this rank and CPU time of all, by stage, since the last lap. A collective."""
+        """Wall time of this rank and CPU time of all ranks by stage since the last lap. A collective."""
         lap = self.stages.lap()
         self.progress.add_seconds(lap.wall)
         return Lap(lap.wall, added(*gather([lap.cpu])))
@@ -139,7 +139,7 @@ class RunLog:
         return time.monotonic() - self.started
 
     def close(self) -> None:
-        """Close all, also where a part fails. The wait for a checkpoint under way has the deadline of a stage."""
+        """Close all parts, even if one fails. The wait for a running checkpoint has the deadline of a stage."""
         deadline = self.stages.deadline
         deadline.stop()
         with ExitStack() as last_first:

@@ -40,8 +40,8 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
 
 
 def reward_metrics(figures: Sequence[Figures], names: Sequence[str]) -> dict[str, float]:
-    """The mean value of each reward function, before its weight, over the answers that it judged; {} of one alone,
-    whose mean is `pass_rate`."""
+    """The mean value of each reward function, before its weight, over the answers that it judged; {} for a single
+    function, whose mean is `pass_rate`."""
     rewards = [each.rewards for each in figures]
     if len(names) == 1:
         return {}
@@ -69,7 +69,7 @@ def _rollouts(figures: Sequence[Figures]) -> dict[str, float]:
 
 
 def _lengths(tokens: Sequence[int]) -> dict[str, float]:
-    """The percentiles are lengths that occur: as many percent of the responses are at most so long."""
+    """The percentiles are lengths that occur (no interpolation)."""
     ordered = sorted(tokens)
     found = {f"response_tokens_p{share}": ordered[-(-share * len(ordered) // 100) - 1] for share in (50, 95)}
     return {"response_tokens_mean": fmean(ordered), **found, "response_tokens_max": ordered[-1]}
@@ -95,7 +95,7 @@ def _critiques(figures: Sequence[Figures]) -> dict[str, float]:
 
 
 def _agreement(figures: Sequence[Figures]) -> float:
-    """Share of pairs of readable votes on a step that agree; nan without two votes on any."""
+    """Fraction of agreeing pairs of parsed votes on a step; nan if no step has two."""
     ratings = [pair for each in figures for pair in zip(each.named, each.judged, strict=True)]
     return math.nan if (share := agreement(ratings)[0]) is None else share
 

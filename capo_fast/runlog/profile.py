@@ -23,7 +23,7 @@ ROWS = 40
 
 @contextmanager
 def profiled(folder: Path, step: int, note: Callable[[str], None]) -> Iterator[None]:
-    """Traces what runs inside, on this rank, and writes both files. Nothing is written where it raises."""
+    """Traces the block on this rank and writes both files; nothing is written if the block raises."""
     on_gpu = torch.cuda.is_available()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler:

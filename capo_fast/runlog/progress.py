@@ -1,4 +1,4 @@
-"""How far a run is: the part of its state that is not tensors."""
+"""The progress of a run: the part of its state that is not tensors."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Evaluation(Protocol):
 
     @property
     def rate(self) -> float:
-        """What the best step has the highest of."""
+        """The best step has the highest rate."""
 
 
 @dataclass
 class Progress:
-    """Kept in every checkpoint as JSON."""
+    """The progress of a run, saved in every checkpoint as JSON."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -36,7 +36,7 @@ class Progress:
     cursor: NonNegativeInt = 0
     """Prompts drawn so far."""
     wall_seconds: NonNegativeFloat = 0.0
-    """Over all starts of the run."""
+    """Wall seconds over all starts of the run."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds by stage."""
     evaluations: dict[str, dict[str, int | float]] = field(default_factory=dict)
@@ -44,22 +44,22 @@ class Progress:
     best_step: NonNegativeInt | None = None
     """Step of the best evaluation."""
     critique_tokens: NonNegativeInt = 0
-    """Of all critiques so far, prompts included."""
+    """Tokens of all critiques so far, prompts included."""
     failed_steps: int = 0
     """Steps in a row, up to this one, in which no answer got a verdict."""
     lengths: dict[str, float] = field(default_factory=dict)
-    """Mean response length of each prompt, tokens, when it was last sampled; by prompt id."""
+    """Mean response length of each prompt, tokens, when last sampled; by prompt id."""
     carried: tuple[OpenGroup, ...] = ()
-    """Groups that the last step left open (`rollout.carry`). In a checkpoint they are a section of their own."""
+    """Groups left open by the last step (`rollout.carry`). A checkpoint has them in a separate section."""
 
     ahead: InstanceOf[Batch] | None = None
-    """The next step's batch, where it has been sampled (`engine.ranks`). In a checkpoint it is a section of its own."""
+    """The next step's batch, if already sampled (`engine.ranks`). A checkpoint has it in a separate section."""
 
     def as_json(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("carried", "ahead")}
 
     def check(self, step: int, where: Path) -> None:
-        """Raises RecordError where the checkpoint of a step, at `where`, holds the progress of another."""
+        """Raises RecordError if the checkpoint of `step`, at `where`, has the progress of another step."""
         rated = self.best_step is None or "rate" in self.evaluations.get(str(self.best_step), {})
         if self.step != step or not rated:
             raise RecordError(f"{where}: found the progress of step {self.step}, with best step {self.best_step}")
@@ -74,14 +74,14 @@ class Progress:
             self.best_step = step
 
     def note_lengths(self, rollouts: Iterable[tuple[str, int]]) -> None:
-        """Keep the mean length of each prompt's rollouts, all of which must be there: its id and the tokens of each."""
+        """Keep the mean length of each prompt's rollouts, given as (prompt id, tokens) of all of them."""
         found: dict[str, list[int]] = {}
         for prompt, tokens in rollouts:
             found.setdefault(prompt, []).append(tokens)
         self.lengths |= {prompt: fmean(lengths) for prompt, lengths in found.items()}
 
     def note_verdicts(self, outcomes: Iterable[float | None]) -> None:
-        """Count a step as failed where none of its answers has a verdict."""
+        """Count a step as failed if none of its answers has a verdict."""
         self.failed_steps = 0 if any(outcome is not None for outcome in outcomes) else self.failed_steps + 1
 
     def add_seconds(self, stages: Mapping[str, float]) -> None:
@@ -89,7 +89,7 @@ class Progress:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     def summary(self, config: Config) -> dict[str, Any]:
-        """What `summary.json` holds."""
+        """The content of `summary.json`."""
         before, after = self.evaluations.get("0"), self.evaluations.get(str(self.step))
         return {
             "algorithm": config.algorithm,

@@ -1,16 +1,16 @@
-"""What a run leaves on disk while it trains: metrics, rollouts, and the views of the metrics.
+"""Records that a run writes while it trains: metrics, rollouts, and the views of the metrics.
 
     <run>/metrics.jsonl               one line per step
     <run>/rollouts/000003.jsonl.gz    one line per rollout of step 3
-    <run>/tensorboard/                a view of metrics.jsonl; W&B is another, when asked for
+    <run>/tensorboard/                a view of metrics.jsonl; W&B is another, if enabled
 
-Rank 0 holds a `RunFolder`; every other rank holds a plain `Recorder`, which does nothing, so the loop has one form:
+Rank 0 has a `RunFolder`; every other rank a plain `Recorder`, which does nothing, so the loop has one form:
 
     recorder = RunFolder(folder, keep_rollouts="all") if rank == 0 else Recorder()
     recorder.record(step, {"pass_rate": 0.41, "time/rollout": 1.9})
 
-Whatever kills the process, the folder stays readable: lines are appended whole or not at all, files appear whole or not
-at all, and opening the folder again cuts what a power cut or a SIGKILL has torn.
+The folder stays readable after any kill: lines and files are written atomically, and opening the folder again removes
+a line or file that a power cut or a SIGKILL left incomplete.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ Metrics = Mapping[str, float | int | None]
 
 
 class Recorder:
-    """Keeps nothing: what every rank but 0 holds."""
+    """The recorder of every rank but 0: records nothing."""
 
     def record(self, step: int, metrics: Metrics) -> None:
-        """Keep the metrics of one training step. Steps only go up: one line per step."""
+        """Write the metrics of one training step. Steps must increase: one line per step."""
 
     def write_rollouts(self, step: int, members: Iterable[bytes]) -> None:
-        """Keep the rollouts of one training step, as `packed_rows` makes parts of them."""
+        """Write the rollouts of one training step; `members` are results of `packed_rows`."""
 
     def cut_back(self, step: float) -> None:
-        """Forget everything after `step`, the step of the checkpoint that the run goes on from; -1 forgets all."""
+        """Remove all records after `step`, the step of the resumed checkpoint; -1 removes all."""
 
     def close(self) -> None:
-        """Close the views; what was recorded is on disk already."""
+        """Close the views; the records are on disk already."""
 
 
 class RunFolder(Recorder):
-    """Keeps a run's metrics and rollouts in its folder, and shows the metrics to TensorBoard and W&B."""
+    """Writes a run's metrics and rollouts to its folder, and the metrics to TensorBoard and W&B."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class RunFolder(Recorder):
         wandb: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        """`wandb` is a W&B project, `settings` what it shows as the run's configuration."""
+        """`wandb` is a W&B project, `settings` the run's configuration there."""
         self.folder = Path(folder)
         self.metrics = self.folder / "metrics.jsonl"
         self.rollouts = self.folder / "rollouts"
@@ -75,11 +75,11 @@ class RunFolder(Recorder):
             self.rollouts.mkdir(parents=True, exist_ok=True)
         self._tensorboard = _TensorBoard(self.folder / "tensorboard")
         self._wandb = _Wandb(self.folder, wandb, settings or {}) if wandb else None
-        self.cut_back(math.inf)  # nothing, except what an earlier process left torn
+        self.cut_back(math.inf)  # removes only incomplete lines and files of an earlier process
 
     def record(self, step: int, metrics: Metrics) -> None:
         if step <= self._last:
-            raise ValueError(f"step {step} after step {self._last} in {self.metrics}: cut_back goes back")
+            raise ValueError(f"step {step} after step {self._last} in {self.metrics}: use cut_back to go back")
         values = {key: finite(value) for key, value in metrics.items()}
         append(self.metrics, json_line({"step": step} | values))
         self._last = step
@@ -121,12 +121,12 @@ class RunFolder(Recorder):
 
 
 def keeps_rollouts(keep: int | Literal["all", "none"]) -> bool:
-    """Whether `run.keep_rollouts` has any kept."""
+    """True if `run.keep_rollouts` keeps any."""
     return keep not in ("none", 0)
 
 
 def packed_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """A part of a rollouts file: one gzip member, which may follow others. No rows are no bytes."""
+    """A part of a rollouts file: one gzip member, which may follow others; empty without rows."""
     lines = BytesIO()
     # No name and no time in the gzip header: the same rollouts are the same bytes.
     with gzip.GzipFile("", "wb", 6, lines, mtime=0) as packed:
@@ -137,11 +137,11 @@ def packed_rows(rows: Iterable[Mapping[str, Any]]) -> bytes:
 def rollout_row(credited: CreditedSample) -> dict[str, Any]:
     """One line of a rollouts file. `steps`, `votes`, `advantages` [S]; `step_starts` [L], True on a step's first token.
 
-    `answer` is the reference, `extracted` the answer that the rule verifier reads in `text`, null where it reads none.
-    `outcome` is the verdict, null where the check of the answer timed out; `rewards` the values of `reward.fn` and of
-    each function of `reward.also`; `reward` is what the outcome weight multiplied. The steps' texts, as the critic saw
-    them, repeat `text`: gzip makes them nearly free. `versions` is there where several policies wrote the rollout:
-    version and number of tokens of each part, oldest first. `token_advantages` [L] is there with token credit, whose
+    `answer` is the reference, `extracted` the answer that the rule verifier finds in `text`, null if there is none.
+    `outcome` is the verdict, null if the check of the answer timed out; `rewards` the values of `reward.fn` and of
+    each function of `reward.also`; `reward` is the factor of the outcome weight. The steps' texts, as in the critic's
+    prompt, repeat `text`: gzip makes them nearly free. `versions` is present if several policies wrote the rollout:
+    version and number of tokens of each part, oldest first. `token_advantages` [L] is present with token credit, whose
     `advantages` are the largest of each step by magnitude.
     """
     sample, rollout = credited.sample, credited.rollout
@@ -171,7 +171,7 @@ def rollout_row(credited: CreditedSample) -> dict[str, Any]:
 
 
 def _critique(critique: Critique) -> dict[str, Any]:
-    """`unread` is of critiques of single steps alone."""
+    """Only critiques of single steps have `unread`."""
     row = asdict(critique) | {"wrong_steps": sorted(critique.wrong_steps), "unread": sorted(critique.unread)}
     return row if critique.unread else {name: value for name, value in row.items() if name != "unread"}
 
@@ -183,9 +183,9 @@ def _token_credit(credited: CreditedSample) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, in order. What follows the last newline is a torn line, or one being written.
+    """The lines of a metrics file, in order. Text after the last newline is ignored: it is incomplete or being written.
 
-    Raises RecordError for a line that is no object of numbers, or whose step is not above the step before it.
+    Raises RecordError for a line that is no object of numbers, or whose step does not increase.
     """
     try:
         whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
@@ -214,18 +214,18 @@ def _metrics_line(text: bytes, where: str) -> dict[str, Any]:
 
 
 def rollout_files(run: Path) -> dict[int, Path]:
-    """The rollouts on disk by step; a file of another name is none."""
+    """The rollouts on disk by step; files with other names are ignored."""
     names = {path.name.removesuffix(".jsonl.gz"): path for path in sorted(run.glob("rollouts/*.jsonl.gz"))}
     return {int(name): path for name, path in names.items() if re.fullmatch("[0-9]{6}|[1-9][0-9]{6,}", name)}
 
 
 class _TensorBoard:
-    """A `SummaryWriter`, opened at the first step, whose file tells TensorBoard to drop that step and later ones of
+    """A `SummaryWriter`, opened at the first step, whose file makes TensorBoard drop that step and later ones of
     earlier files.
 
     SummaryWriter writes in a thread of its own. Flushed after each step it waits for that thread, so that a kill loses
-    no step; an error of the thread is raised by this flush or by the next step's. A full disk fails before, where
-    metrics.jsonl is written.
+    no step; an error of the thread is raised by this flush or by the next step's. A full disk fails earlier, at
+    the write of metrics.jsonl.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -247,7 +247,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A Weights & Biases run. A resumed run repeats its steps bit for bit, so W&B may keep those that it has."""
+    """A Weights & Biases run. A resumed run repeats its steps bit for bit, so W&B may keep the steps already logged."""
 
     def __init__(self, folder: Path, project: str, settings: Mapping[str, Any]) -> None:
         try:

@@ -1,4 +1,4 @@
-"""A step's metrics and times in words, in the console's lines and by `capo status`."""
+"""A step's metrics and times as text, for the console's lines and `capo status`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ RATES = {
     "eval/pass@1": ".3f",
     "tokens_per_s": ".0f",
 }
-"""Shown in every line where the step has them."""
+"""Shown in every line if the step has them."""
 COUNTS = (
     *("critic/failed", "critic/out_of_range", "critic/replaced_chars", "replaced_chars"),
     *("verify/timeouts", "groups/dropped", "updates_skipped"),
 )
-"""Shown only where they are not 0."""
+"""Shown only if not 0."""
 PACE_STEPS = 10
-"""Last steps whose mean time gives the time left."""
+"""Number of last steps whose mean time gives the time left."""
 
 
 def shown_metrics(metrics: Mapping[str, Any]) -> str:
-    """`key=value` for the rates the step has, the critic's abstentions, and the counts of what went wrong."""
+    """`key=value` for the step's rates, the critic's abstentions, and the counts of failures."""
     numbers = {key: finite(value) for key, value in metrics.items()}
     fields = [f"{key}={numbers[key]:{form}}" for key, form in RATES.items() if numbers.get(key) is not None]
     if critiques := numbers.get("critic/critiques"):
@@ -37,7 +37,7 @@ def shown_metrics(metrics: Mapping[str, Any]) -> str:
 
 
 def step_seconds(metrics: Mapping[str, Any]) -> float:
-    """Of all stages of the step.
+    """Seconds of all stages of the step.
 
     >>> step_seconds({"step": 3, "time/rollout": 1.5, "time/learn": 0.5, "time/evaluate": None})
     2.0
@@ -46,7 +46,7 @@ def step_seconds(metrics: Mapping[str, Any]) -> float:
 
 
 def time_left(last: Collection[float], steps: int) -> str:
-    """For so many steps at the mean of the last ones' seconds; `?` where there are none.
+    """Time for `steps` steps at the mean of the last steps' seconds; `?` without any.
 
     >>> time_left([2.0, 4.0], 30), time_left([], 30)
     ('1:30', '?')

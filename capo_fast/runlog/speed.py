@@ -1,4 +1,4 @@
-"""How fast a step was on the devices of a run: tokens and FLOPs per second, utilisation, peak memory."""
+"""Speed of a step on the devices of a run: tokens and FLOPs per second, utilisation, peak memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from capo_fast.rollout.generator import Batch
 from capo_fast.runtime.stages import Lap
 
 NO_TRAINING = ("eval", "checkpoint")
-"""Stages that no speed of training is taken over."""
+"""Stages left out of the speed of training."""
 GEMM = 1024
-"""Rows and columns of the matrices by which a CPU is measured."""
+"""Rows and columns of the matrices in the measurement of a CPU."""
 PEAKS = {
     "B200": (2250.0, 75.0),
     "H200": (989.4, 66.9),
@@ -32,21 +32,21 @@ PEAKS = {
     "RTX 4090": (165.2, 82.6),
 }
 """Dense TFLOP/s in bfloat16 with float32 sums, and in float32 without TF32, by a part of the device's name; the longest
-name that fits counts. From NVIDIA's data sheets of each GPU, where figures "with sparsity" are twice the dense ones; of
-the RTX 4090 from the white paper of its architecture (Ada)."""
+match is used. From NVIDIA's data sheet of each GPU, where figures "with sparsity" are twice the dense ones; for the RTX
+4090 from the white paper of its architecture (Ada)."""
 
 
 class Memory(NamedTuple):
-    """Most memory of one rank so far, GiB."""
+    """Peak memory of one rank so far, GiB."""
 
     host: float
-    """Resident, of this process alone."""
+    """Resident memory of this process alone."""
     device: float | None
-    """PyTorch's on the GPU; None without one. vLLM's allocations through PyTorch are among them."""
+    """PyTorch's on the GPU; None without one. Includes vLLM's allocations through PyTorch."""
 
     @property
     def largest(self) -> float:
-        """The GPU's; the host's without one."""
+        """The GPU's memory; the host's without a GPU."""
         return self.host if self.device is None else self.device
 
 
@@ -58,7 +58,7 @@ def peak_memory() -> Memory:
 
 
 def step_seconds(lap: Lap) -> float:
-    """Of the step's training: without evaluation and checkpoint."""
+    """Seconds of the step's training, without evaluation and checkpoint."""
     return sum(seconds for stage, seconds in lap.wall.items() if stage not in NO_TRAINING)
 
 
@@ -69,7 +69,7 @@ def speed_metrics(
 
     Tokens are prompts and responses of all rollouts, also of those that are not trained on. The critic's prompts and
     answers are apart. `updates`: the learner's own metrics, with the FLOPs of its passes. `peak`: FLOP/s of a device;
-    None where it is not known, and there is no utilisation then. `devices`: of the job; `learning`: those that learn.
+    None if unknown: then there is no utilisation. `devices`: of the job; `learning`: those that learn.
     """
     tokens = sum(each.prompt_tokens + each.tokens for each in batch.figures)
     critic = batch.traffic.critique_prompt_tokens + batch.traffic.critique_tokens
@@ -87,17 +87,17 @@ def speed_metrics(
 
 
 def memory_metrics(ranks: list[Memory]) -> dict[str, float]:
-    """The largest of these."""
+    """The largest values over the ranks."""
     device = [each.device for each in ranks if each.device is not None]
     return {"memory/host_gb": max(each.host for each in ranks)} | ({"memory/device_gb": max(device)} if device else {})
 
 
 @cache
 def peak_flops(dtype: torch.dtype) -> float | None:
-    """FLOP/s that this rank's device can reach in this type.
+    """Peak FLOP/s of this rank's device in this dtype.
 
-    Of a GPU by `PEAKS`, None where it is not in them. Of a CPU, the best of four products of matrices with this
-    process's threads: some hundredths of a second, once.
+    For a GPU from `PEAKS`, None if it is not listed. For a CPU the best of four matrix products with this process's
+    threads: some hundredths of a second, once.
     """
     if torch.cuda.is_available():
         return named_peak(torch.cuda.get_device_name(), dtype)

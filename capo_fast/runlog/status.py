@@ -1,4 +1,4 @@
-"""`capo status RUN ...`: how far runs are, from what they have left on disk; a run may still be training."""
+"""`capo status RUN ...`: progress of runs, from their files; a run may still be training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from capo_fast.terminal import printable
 
 
 def status(folder: Path, now: float) -> str:
-    """What `capo status` prints of one run; `now` is in seconds since the epoch. Raises ConfigError, RecordError."""
+    """The output of `capo status` for one run; `now` is in seconds since the epoch. Raises ConfigError, RecordError."""
     if not (folder / "config.yaml").is_file():
-        raise RecordError(f"{folder}: no config.yaml in it, wanted the folder of a run")
+        raise RecordError(f"{folder}: found no config.yaml, wanted the folder of a run")
     config = read_run(folder / "config.yaml")
     lines = read_metrics(folder / "metrics.jsonl")
     rows = {"state": _state(folder, config, lines), "step": _progress(config, lines)}
@@ -40,10 +40,10 @@ def status(folder: Path, now: float) -> str:
 
 def _state(folder: Path, config: Config | SftConfig, lines: Sequence[Mapping[str, Any]]) -> str:
     if is_locked(folder):
-        return "running: a process holds the folder"
+        return "running: a process has locked the folder"
     done = lines[-1]["step"] if lines else 0
     ended = done >= config.train.steps and (folder / "summary.json").exists()
-    return "ended" if ended else "stopped: no process holds the folder"
+    return "ended" if ended else "stopped: no process has locked the folder"
 
 
 def _progress(config: Config | SftConfig, lines: Sequence[Mapping[str, Any]]) -> str:
@@ -63,7 +63,7 @@ def _evaluation(lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _checkpoint(folder: Path) -> str:
-    """The newest checkpoint, its files seen but not read: a resume checks their digests."""
+    """The newest checkpoint. Its files are listed but not read: a resume checks their digests."""
     steps = steps_in(folder / "checkpoints")
     if not steps:
         return "none"
@@ -80,8 +80,8 @@ def _show(run: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command, on all folders. Exit status: 0 done, 1 where one can't be read, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(prog="capo status", description="Shows how far runs are.")
+    """The command, on all folders. Exit status: 0 done, 1 if one can't be read, 2 for wrong arguments."""
+    parser = argparse.ArgumentParser(prog="capo status", description="Shows the progress of runs.")
     parser.add_argument("runs", nargs="+", type=path_argument, metavar="RUN", help="folder of a run")
 
     def work() -> int:

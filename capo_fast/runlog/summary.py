@@ -1,4 +1,4 @@
-"""What a run leaves when it ends: `summary.json`, and the tables of before and after and of the time by stage."""
+"""The summary of a finished run: `summary.json`, and the tables of before and after and of the time by stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STDERRS = ("pass@1_before_stderr", "pass@1_after_stderr")
 
 
 def write_summary(folder: str | Path, summary: Mapping[str, Any]) -> Path:
-    """Write `summary.json`, whole or not at all. pass@1 is None where there was nothing to evaluate on."""
+    """Write `summary.json` atomically. pass@1 is None without held-out problems."""
     if missing := [key for key in REQUIRED if key not in summary]:
         raise ValueError(f"the summary lacks {', '.join(missing)}")
     path = Path(folder) / "summary.json"
@@ -32,13 +32,13 @@ def write_summary(folder: str | Path, summary: Mapping[str, Any]) -> Path:
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """What a summary file holds, empty without the file. Raises RecordError for what is no summary."""
+    """The content of a summary file, empty if it is missing. Raises RecordError if it is no summary."""
     try:
         summary = json.loads(path.read_bytes()) if path.exists() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise RecordError(f"{path} can't be read: {error}") from error
     if not isinstance(summary, dict):
-        raise RecordError(f"{path} holds {type(summary).__name__}, want a mapping")
+        raise RecordError(f"{path}: found {type(summary).__name__}, want a mapping")
     for key in {*REQUIRED, *STDERRS} & summary.keys():
         if not isinstance(summary[key], dict if key == "seconds_by_stage" else int | float | None):
             raise RecordError(f"{path}: {key}: found {reprlib.repr(summary[key])}, wanted a number")
@@ -73,7 +73,7 @@ def _with_error(key: str, summary: Mapping[str, Any]) -> str:
 
 
 def time_by_stage(summary: Mapping[str, Any]) -> Table:
-    """Seconds and share of each stage, the largest first; what no stage covers (start-up, the end) is `other`."""
+    """Seconds and share of each stage, the largest first; time outside the stages (start-up, the end) is `other`."""
     wall = summary["wall_seconds"]
     seconds = dict(summary["seconds_by_stage"])
     seconds["other"] = max(wall - math.fsum(seconds.values()), 0.0)
@@ -87,7 +87,7 @@ def time_by_stage(summary: Mapping[str, Any]) -> Table:
 
 
 def places(folder: Path) -> list[str]:
-    """A line for each thing that the run has left."""
+    """A line for each output of the run."""
     names = ("metrics.jsonl", "rollouts", "checkpoints", "model", "adapter", "profile", "summary.json")
     found = [f"{name:<14} {folder / name}" for name in names if _holds_data(folder / name)]
     return [f"{'run':<14} {folder}", *found, f"{'TensorBoard':<14} tensorboard --logdir {folder / 'tensorboard'}"]

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: conversations -> loss on their answers, by the learner, checkpoints and records of training.
 
-    rows -> conversations -> examples (tokens, and which are answers) -> batches -> packed micro-batches -> updates
+    rows -> conversations -> examples (tokens, mask of answers) -> batches -> packed micro-batches -> updates
 
 No engine is started. `capo_fast.sft.run(config)` from Python, `capo sft` as a command.
 """
@@ -13,7 +13,7 @@ from capo_fast.config.sft import SftConfig
 
 
 def run(config: SftConfig) -> dict[str, Any]:
-    """Fine-tune as configured; every rank calls it. Returns what `summary.json` holds. Raises CapoError."""
+    """Fine-tune as configured; every rank calls it. Returns the content of `summary.json`. Raises CapoError."""
     from capo_fast.runtime.training import train_on_ranks  # with torch this takes seconds
     from capo_fast.sft.build import build
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import capo_fast.runtime.extras  # noqa: F401  before the imports that would fail with less to say
+import capo_fast.runtime.extras  # noqa: F401  first: its errors are clearer than those of the imports below
 from capo_fast.command import run_training
 from capo_fast.config.arguments import load_sft_config
 from capo_fast.sft import run

@@ -1,4 +1,4 @@
-"""Which examples each update has: the epochs' orders end to end, cut by number or by tokens."""
+"""The examples of each update: the epochs' orders concatenated, cut by number or by tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from capo_fast.data import PromptOrder
 
 @dataclass(frozen=True)
 class Batches:
-    """All updates of a run; a batch may reach into the next epoch.
+    """All updates of a run; a batch may extend into the next epoch.
 
     >>> import numpy as np
     >>> train = SftTrainConfig(epochs=2, batch_tokens=10)
@@ -23,7 +23,7 @@ class Batches:
 
     order: PromptOrder
     cuts: np.ndarray
-    """int64 [updates + 1], examples drawn before each update, and in all."""
+    """int64 [updates + 1], examples drawn before each update, and in total."""
 
     @property
     def count(self) -> int:
@@ -31,7 +31,7 @@ class Batches:
         return len(self.cuts) - 1
 
     def of(self, step: int) -> list[int]:
-        """The examples of an update, of which the first is 1."""
+        """The examples of an update; the first update is 1."""
         start, stop = self.cuts[step - 1 : step + 1].tolist()
         return self.order.take(start, stop - start)[0]
 

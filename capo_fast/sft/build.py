@@ -1,4 +1,4 @@
-"""A configuration -> a fine-tuning run, put together in the one order that works."""
+"""A configuration -> a fine-tuning run; the order of construction matters."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def build(config: SftConfig, device: torch.device) -> SftTrainer:
 
 
 def answer_template(config: SftConfig, tokenizer: Any, generation: bytes | None) -> AnswerTemplate:
-    """Of chats with the run's system message, of critiques as in training without one."""
+    """The answer template: for chats with the run's system message, for critiques without one, as in training."""
     chat = chat_template(config, tokenizer)
     if config.task == "critic":
         chat = replace(chat, system_prompt=None)
@@ -65,7 +65,7 @@ def answer_template(config: SftConfig, tokenizer: Any, generation: bytes | None)
 
 
 def longest_example(config: SftConfig, model_config: Any) -> int:
-    """Tokens that an example may have. Raises ConfigError where they are more than the model's positions."""
+    """Maximum tokens of an example. Raises ConfigError if they exceed the model's positions."""
     limit = config.data.max_tokens or positions(model_config)
     if limit is None:
         raise ConfigError("data.max_tokens: missing, wanted a number: the model's config.json has no positions")
@@ -74,15 +74,15 @@ def longest_example(config: SftConfig, model_config: Any) -> int:
 
 
 def with_steps(config: SftConfig, batches: Batches) -> SftConfig:
-    """The settings with the number of updates. Raises ConfigError where there are not so many."""
+    """The settings with the number of updates. Raises ConfigError if there are too few."""
     wanted = config.train.steps
     if wanted > batches.count:
-        raise ConfigError(f"train.steps: found {wanted}, wanted at most {batches.count}, which train.epochs has")
+        raise ConfigError(f"train.steps: found {wanted}, wanted at most {batches.count}, the updates of train.epochs")
     return replace(config, train=replace(config.train, steps=wanted or batches.count))
 
 
 def load_learner(model_path: str, config: SftConfig, device: torch.device) -> AnswerLearner:
-    """The policy under its optimizer. A collective."""
+    """The policy with its optimizer. A collective."""
     learning = config.learning
     mesh = policy_mesh(device.type, learning.policy.shard)
     return AnswerLearner(load_policy(model_path, learning, device, mesh), None, learning)

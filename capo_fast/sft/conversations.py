@@ -1,4 +1,4 @@
-"""Rows of data -> conversations to learn from: chats as they are, and labelled solutions as critiques of them."""
+"""Rows of data -> conversations to learn from: chats unchanged, and labelled solutions as critiques of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from capo_fast.rollout.requests import critique_message
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is learned from: every message of the assistant's.
+    """A conversation; every message of the assistant is trained on.
 
     >>> example = Conversation("rows.jsonl, line 1", "1+1=?", (("user", "1+1=?"), ("assistant", "2")))
     """
@@ -26,19 +26,19 @@ class Conversation:
     where: str
     """For messages."""
     problem: str
-    """Rows of the same problem are all held out, or none."""
+    """Rows of the same problem are all held out or all trained on."""
     messages: tuple[Message, ...]
-    """Role and content; the last is the assistant's."""
+    """Role and content; the last message is the assistant's."""
 
 
 def read_conversations(config: SftConfig, data: SftDataConfig, tokenizer: Any) -> Iterator[Conversation]:
-    """Those of `data`, in their order. Raises DataError."""
+    """The conversations of `data`, in order. Raises DataError."""
     found = _critiques(data, tokenizer) if config.task == "critic" else _chats(data)
     return islice(found, data.limit)
 
 
 def heldout_source(config: SftConfig) -> SftDataConfig:
-    """The held-out rows, in the format of the others."""
+    """The source of held-out rows, in the format of the training data."""
     held = config.eval
     return replace(config.data, path=held.path, name=held.name, split=held.split, limit=held.limit)
 
@@ -76,21 +76,21 @@ def _messages(where: str, row: dict[str, Any], data: SftDataConfig) -> tuple[Mes
 
 
 def _critiques(data: SftDataConfig, tokenizer: Any) -> Iterator[Conversation]:
-    """What the critic is asked in training, and its right answer. As in training there is no system message."""
+    """The critic's prompt in training and its right answer. As in training there is no system message."""
     assert data.path is not None  # a rule of the configuration
     try:
         template = load_template(resolve_path(data.critic_prompt))
     except ValueError as error:
         raise ConfigError(f"data.critic_prompt: {error}") from error
     for where, solution in read_solutions(data.path, data.name, data.split):
-        asked = critique_message(tokenizer, template, solution.problem, solution.steps, None)
-        yield Conversation(where, solution.problem, (("user", asked), ("assistant", verdict(solution))))
+        request = critique_message(tokenizer, template, solution.problem, solution.steps, None)
+        yield Conversation(where, solution.problem, (("user", request), ("assistant", verdict(solution))))
 
 
 def verdict(solution: Solution) -> str:
-    r"""The labels in the form that the critic's prompt asks for and `parse_critique` reads.
+    r"""The labels in the format of the critic's prompt, which `parse_critique` parses.
 
-    [us] Where only the first wrong step is labelled, it is the only one in the list.
+    [us] If only the first wrong step is labelled, the list has only that one.
 
     >>> verdict(Solution("p", "1+1+1?", ("1+1=3", "3+1=4"), 0, None, "all"))
     'Judgment: No\n<incorrect_steps>\n<step_0>\n</incorrect_steps>'

@@ -1,7 +1,7 @@
-"""Conversations -> examples: their tokens by the chat template, and which of them are answers.
+"""Conversations -> examples: their tokens by the chat template, with a mask of the answers.
 
-The template alone says where an answer is: what it renders up to a message, and what it opens for an answer, must be
-how it renders the whole conversation begins.
+Answers are located by the template alone: its rendering of the messages up to an answer, with the opening of the
+answer, must be a prefix of its rendering of the whole conversation.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Example:
     """
 
     prompt_ids: tuple[int, ...]
-    """Up to the first answer."""
+    """Tokens up to the first answer."""
     token_ids: tuple[int, ...]
-    """[L], the rest: answers, and what is between them."""
+    """[L], the remaining tokens: answers, and those between them."""
     trained: tuple[bool, ...]
     """[L], True on the tokens of answers, with the end token of each."""
 
@@ -39,17 +39,17 @@ class AnswerTemplate:
 
     chat: ChatTemplate
     ends: Collection[int]
-    """Of the tokenizer and of the generation config: where the engine stops."""
+    """End tokens of the tokenizer and of the generation config: the engine stops at them."""
     end: int
-    """Put after the last answer where the template ends none."""
+    """Appended to the last answer if the template does not end answers."""
 
     def check(self) -> None:
-        """Raises DataError for a template of which no answer can be cut out."""
+        """Raises DataError for a template whose answers can't be located."""
         self.chat.check(("user",))
         self.example(Conversation("data.path", "", (("user", "(user)"), ("assistant", "(assistant)"))))
 
     def example(self, conversation: Conversation) -> Example:
-        """Raises DataError where an answer can't be cut out."""
+        """Raises DataError if an answer can't be located."""
         messages = conversation.messages
         whole = self.chat.ids(messages, answered=True)
         places = [place for place, (role, _) in enumerate(messages) if role == "assistant"]
@@ -62,22 +62,22 @@ class AnswerTemplate:
         return Example(ids[:first], ids[first:], tuple(trained[first:]))
 
     def _span(self, where: str, messages: tuple[Message, ...], whole: tuple[int, ...]) -> tuple[int, int]:
-        """Where the answer that is the last of these messages starts and stops in the whole conversation."""
-        asked, told = self.chat.ids(messages[:-1]), self.chat.ids(messages, answered=True)
-        if whole[: len(asked)] != asked or whole[: len(told)] != told or len(told) == len(asked):
+        """Start and stop of the last of these messages, an answer, in the whole conversation."""
+        before, answered = self.chat.ids(messages[:-1]), self.chat.ids(messages, answered=True)
+        if whole[: len(before)] != before or whole[: len(answered)] != answered or len(answered) == len(before):
             raise DataError(
-                f"{where}: message {len(messages)}: the chat template of {self.chat.name} (model.path) renders what is "
-                "before this answer otherwise once the answer, or what follows, is there: wanted one that only adds to "
-                "it, or the answer as the last of a row of its own"
+                f"{where}: message {len(messages)}: the chat template of {self.chat.name} (model.path) renders the "
+                "messages before this answer differently once the answer, or a later message, is added: wanted a "
+                "template that only appends, or one answer per row"
             )
-        stops = (place + 1 for place in range(len(asked), len(told)) if whole[place] in self.ends)
-        stop = next(stops, len(told))
-        if stop == len(told) < len(whole) and whole[stop - 1] not in self.ends:
+        stops = (place + 1 for place in range(len(before), len(answered)) if whole[place] in self.ends)
+        stop = next(stops, len(answered))
+        if stop == len(answered) < len(whole) and whole[stop - 1] not in self.ends:
             raise DataError(
                 f"{where}: message {len(messages)}: the chat template of {self.chat.name} (model.path) ends this "
                 "answer with no token at which the engine stops, wanted one answer per row"
             )
-        return len(asked), stop
+        return len(before), stop
 
 
 def end_tokens(tokenizer: Any, generation: bytes | None) -> tuple[frozenset[int], int]:

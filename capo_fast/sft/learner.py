@@ -19,23 +19,23 @@ from capo_fast.records import TokenBatch
 from capo_fast.sft.examples import Example
 
 DEALT = 256
-"""Held-out examples that are dealt over micro-batches together: dealing takes more than linear time."""
+"""Held-out examples that are distributed over micro-batches at a time: the distribution takes superlinear time."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The policy on held-out examples."""
+    """Results of the policy on held-out examples."""
 
     loss: float
     """Nats per token of the answers."""
     rate: float
-    """exp(-loss), the geometric mean of the tokens' probabilities: the best checkpoint has the highest."""
+    """exp(-loss), the geometric mean of the tokens' probabilities; the best checkpoint has the highest rate."""
     tokens: int
-    """Of the answers."""
+    """Tokens of the answers."""
 
 
 class AnswerLearner(Learner):
-    """Takes gradient steps on examples. Its methods are collectives; each rank is given the same examples."""
+    """Takes gradient steps on examples. Its methods are collectives; every rank gets the same examples."""
 
     def fit(self, examples: Sequence[Example]) -> dict[str, float]:
         """One update. Returns its metrics, over all ranks. Raises TrainingDiverged."""
@@ -65,7 +65,7 @@ class AnswerLearner(Learner):
         return HeldOut(loss, math.exp(-loss), tokens)
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[tuple[TokenBatch, float]]:
-        """This rank's, each with 1; a filler, which only keeps ranks in step, with 0."""
+        """This rank's micro-batches with weight 1; fillers, which keep the ranks synchronised, with weight 0."""
         rank, world = dist.get_rank(), dist.get_world_size()
         bins = deal(examples, self.config.train.micro_tokens, world, parts_of)
         filler = min(examples, key=len)
@@ -79,7 +79,7 @@ def parts_of(example: Example) -> Parts:
 
 
 def pack_examples(examples: Sequence[Example]) -> TokenBatch:
-    """Whole examples end to end; `rows` and `targets` are those of the trained tokens."""
+    """Whole examples concatenated; `rows` and `targets` are those of the trained tokens."""
     packed = pack_tokens([(each.prompt_ids, each.token_ids) for each in examples])
     trained_T = torch.tensor([is_trained for each in examples for is_trained in each.trained])
     return replace(packed, rows=packed.rows[trained_T], targets=packed.targets[trained_T])

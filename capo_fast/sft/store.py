@@ -1,4 +1,4 @@
-"""Examples on disk, made once per node and mapped by its ranks: two million of them need no memory."""
+"""Examples on disk, written once per node and memory-mapped by its ranks, so that millions of them need no memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from capo_fast.sft.examples import AnswerTemplate, Example
 
 
 class Examples(Sequence[Example]):
-    """The examples of a folder that `ExampleWriter` has written."""
+    """The examples of a folder written by `ExampleWriter`."""
 
     def __init__(self, folder: Path) -> None:
         self._starts, self._prompts = np.load(folder / "starts.npy"), np.load(folder / "prompts.npy")
@@ -78,17 +78,17 @@ class ExampleWriter:
 
 @dataclass(frozen=True)
 class SftData:
-    """What a run learns from and is evaluated on. No problem is in both."""
+    """Training and held-out examples of a run. No problem is in both."""
 
     train: Examples
     heldout: Examples
     overlong: int
-    """Examples that were dropped because of their length."""
+    """Examples dropped because of their length."""
     repeated: int
-    """Rows of data.path that were left out because eval.path has their problem."""
+    """Rows of data.path left out because eval.path has their problem."""
 
     def notes(self) -> Iterator[str]:
-        """Lines about what a user may not expect of the data."""
+        """Lines about dropped and left-out data."""
         if self.overlong:
             yield f"{self.overlong:,} examples are dropped: they are longer than data.max_tokens"
         if self.repeated:
@@ -110,7 +110,7 @@ SIDES = ("train", "heldout")
 
 
 def _write(config: SftConfig, template: AnswerTemplate, longest: int, stack: ExitStack) -> tuple[Path, int, int]:
-    """Their folder, and how many were dropped and left out."""
+    """Writes the examples. Returns their folder and the numbers dropped and left out."""
     folder = stack.enter_context(temporary_folder())
     template.check()
     fits = Fits(config, longest)
@@ -136,7 +136,7 @@ def _write(config: SftConfig, template: AnswerTemplate, longest: int, stack: Exi
 
 
 def _chooser(config: SftConfig, held: set[int]) -> Callable[[Conversation], bool]:
-    """Whether a conversation's problem is held out: by eval.path, or by chance, from the seed and the problem alone."""
+    """Returns a function: is a conversation held out, by eval.path, or at random by the seed and its problem alone?"""
     if config.eval.path:
         return lambda each: _key(each) in held
     return lambda each: seed_of(config.seed, "held out", _text(each)) < config.eval.share * 2**63
@@ -167,11 +167,11 @@ class Fits:
         if self._config.data.overlong == "refuse":
             raise DataError(
                 f"{conversation.where}: found {len(example)} tokens, wanted at most {self._longest} (data.max_tokens); "
-                "data.overlong: drop leaves such out"
+                "data.overlong: drop leaves it out"
             )
 
     def check(self, left: int) -> None:
-        """Raises DataError where nothing is left to learn from."""
+        """Raises DataError if no example is left to train on."""
         if not left:
             dropped = f": all {self.overlong} are too long, or held out" if self.overlong else ", or all held out"
             raise DataError(f"{self._config.data.path}: no examples to train on{dropped}")

@@ -22,7 +22,7 @@ from capo_fast.sft.store import SftData
 
 @dataclass
 class SftTrainer:
-    """One run, on one rank. A checkpoint holds all of its state: that of `learner` and of `log.progress`."""
+    """One run, on one rank. A checkpoint has all of its state: that of `learner` and of `log.progress`."""
 
     config: SftConfig
     data: SftData
@@ -32,14 +32,14 @@ class SftTrainer:
     log: RunLog
 
     def train(self) -> dict[str, Any]:
-        """All steps that are left; returns what `summary.json` holds. Raises Interrupted, with its work saved."""
+        """Run the remaining steps; returns the content of `summary.json`. Raises Interrupted after saving."""
         progress = self.log.progress
         try:
             if progress.step == 0:
                 progress.note(0, self.evaluate())
                 self.log.save(self.learner)
-                self.log.wait_saved()  # a step without a checkpoint before it could not be resumed
-                self.log.lap()  # apart from the first step's
+                self.log.wait_saved()  # a step needs a checkpoint before it to be resumable
+                self.log.lap()  # so that it is not in the first step's
             for step in range(progress.step + 1, self.config.train.steps + 1):
                 self.step(step)
         except Interrupted:
@@ -51,7 +51,7 @@ class SftTrainer:
         return self.finish()
 
     def step(self, step: int) -> None:
-        """One update. Nothing changes before it: an interrupted step leaves no trace."""
+        """One update. Nothing changes before it: an interrupted step has no effect."""
         examples = [self.data.train[index] for index in self.batches.of(step)]
         with self.log.stages("learn", seam=True):
             started = time.perf_counter()
@@ -119,7 +119,7 @@ class SftTrainer:
 
 
 def sizes(examples: list[Example], seconds: float) -> dict[str, float]:
-    """Of a batch: examples, tokens of them and of their answers, and tokens per second."""
+    """Metrics of a batch: examples, their tokens and those of their answers, and tokens per second."""
     tokens = sum(map(len, examples))
     answers = answer_tokens(examples)
     return {"examples": len(examples), "tokens": tokens, "answer_tokens": answers, "tokens_per_s": tokens / seconds}

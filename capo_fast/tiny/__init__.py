@@ -1,6 +1,6 @@
 """The embedded default: a small arithmetic world with its own tokenizer, model and critic.
 
-`python -m capo_fast.tiny` makes everything in this folder again: `model/`, `critic/`, `train.jsonl.gz` and
+`python -m capo_fast.tiny` regenerates this folder: `model/`, `critic/`, `train.jsonl.gz` and
 `heldout.jsonl`.
 """
 
@@ -9,6 +9,6 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"
 CRITIC = FOLDER / "critic"
-"""Of single steps (`critic.reads: step`)."""
+"""The critic of single steps (`critic.reads: step`)."""
 TRAIN = FOLDER / "train.jsonl.gz"
 HELDOUT = FOLDER / "heldout.jsonl"

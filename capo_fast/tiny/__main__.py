@@ -1,4 +1,4 @@
-"""`python -m capo_fast.tiny [--out DIR] [--steps N] [--seed S]`: make the embedded default again."""
+"""`python -m capo_fast.tiny [--out DIR] [--steps N] [--seed S]`: regenerate the embedded default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from capo_fast.tiny.pretrain import STEPS, make
 
 
 def main() -> None:
-    """Make the files in the package's own folder, or in another one."""
+    """Write the files to the package's own folder, or to another one."""
     parser = argparse.ArgumentParser(prog="python -m capo_fast.tiny", description=__doc__)
     parser.add_argument("--out", type=lambda text: Path(text).expanduser(), default=FOLDER)
     parser.add_argument("--steps", type=int, default=STEPS)

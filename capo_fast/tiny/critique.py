@@ -1,4 +1,4 @@
-"""What the critic reads and writes about a solution.
+"""The critic's prompt and critique of a solution.
 
     reads   9*2-9                                    writes   <step_0>9*2=8 said 7 x
             <step_0>9*2=7</step_0><step_1>...                 <step_1>7-9=8 said 8 ok
@@ -6,9 +6,9 @@
                                                               Judgment: No
                                                               <incorrect_steps>0</incorrect_steps>
 
-The critic writes the line as it should be before its verdict: without that re-derivation it stays at chance.
+The critic writes the right line before its verdict: without that re-derivation its accuracy stays at chance.
 
-The critic of steps is shown a solution up to the step that it judges, and writes the right value before its verdict:
+The critic of steps gets a solution up to the step that it judges, and writes the right value before its verdict:
 
     reads   9*2-9                                    writes   8 No
             <step_0>9*2=7</step_0>
@@ -22,7 +22,7 @@ from capo_fast.tiny.task import expected_lines, stated, true_wrong_steps
 
 
 def critique_prompt(question: str, steps: Sequence[str]) -> str:
-    """The message that shows a solution to the critic: what the trainer's prompt `tiny` renders to."""
+    """The message with a solution for the critic, as rendered by the trainer's prompt `tiny`."""
     return question + "\n" + "".join(f"<step_{k}>{step}</step_{k}>" for k, step in enumerate(steps))
 
 
@@ -37,8 +37,8 @@ def critique_text(question: str, steps: Sequence[str]) -> str:
     """
     wrong, text = true_wrong_steps(question, steps), ""
     for k, (line, step) in enumerate(zip(expected_lines(question, steps), steps, strict=True)):
-        said = stated(step)
-        text += f"<step_{k}>{line or '?'} said {'?' if said is None else said} {'x' if k in wrong else 'ok'}\n"
+        value = stated(step)
+        text += f"<step_{k}>{line or '?'} said {'?' if value is None else value} {'x' if k in wrong else 'ok'}\n"
     return text + verdict_text(wrong)
 
 

@@ -1,4 +1,4 @@
-"""Solutions of the tiny world with every wrong step labelled by its rule: what a critic is scored on."""
+"""Solutions of the tiny world with every wrong step labelled by its rule, for scoring a critic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sample from a checkpoint and measure it against the rule: how often the policy, and how well the critic, is right."""
+"""Sample from a checkpoint and score its solutions and critiques by the rule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load(folder: Path) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerBase]:
 def sample(
     model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, messages: list[str], max_tokens: int, seed: int
 ) -> list[str | None]:
-    """One completion of each message at temperature 1, all in one batch; None where the length limit cut it."""
+    """One completion per message at temperature 1, all in one batch; None if the length limit cut it."""
     chats = [[{"role": "user", "content": message}] for message in messages]
     batch = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
@@ -54,7 +54,7 @@ def cut(text: str | None) -> list[str]:
 
 @dataclass(frozen=True)
 class PolicyFigures:
-    """How a set of sampled solutions does."""
+    """Scores of a set of sampled solutions."""
 
     pass_at_1: float
     wrong_steps: float
@@ -64,7 +64,7 @@ class PolicyFigures:
 
 
 def policy_figures(questions: list[str], solutions: list[str | None]) -> PolicyFigures:
-    """Judge one sampled solution a question by the rule."""
+    """Judge one sampled solution per question by the rule."""
     steps = [cut(text) for text in solutions]
     right = sum(stated_answer(s) == answer(q) for q, s in zip(questions, steps, strict=True))
     wrong = sum(len(true_wrong_steps(q, s)) for q, s in zip(questions, steps, strict=True))
@@ -74,7 +74,7 @@ def policy_figures(questions: list[str], solutions: list[str | None]) -> PolicyF
 
 @dataclass(frozen=True)
 class CriticFigures:
-    """How a set of verdicts on steps does; an abstention (None) has no say."""
+    """Scores of a set of verdicts on steps; abstentions (None) are left out."""
 
     precision: float
     recall: float
@@ -82,7 +82,7 @@ class CriticFigures:
 
 
 def critic_figures(truth: list[frozenset[int]], verdicts: list[frozenset[int] | None]) -> CriticFigures:
-    """Wrong steps found, over all solutions that got a verdict."""
+    """Scores at finding wrong steps, over all solutions with a verdict."""
     judged = [(t, v) for t, v in zip(truth, verdicts, strict=True) if v is not None]
     found = sum(len(t & v) for t, v in judged)
     named, there = sum(len(v) for _, v in judged), sum(len(t) for t, _ in judged)

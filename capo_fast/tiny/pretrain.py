@@ -1,4 +1,4 @@
-"""Make the embedded default: data files, tokenizer, the model that is both policy and critic, and a critic of steps.
+"""Generate the embedded default: data files, tokenizer, a model that is both policy and critic, and a critic of steps.
 
 One net learns both skills. Half of each batch are worked solutions with the world's misconceptions, half are critiques
 with the true verdicts; the loss is on completions alone. A second net of the same shape learns to judge single steps.
@@ -27,9 +27,9 @@ CHUNK = 16
 TRAIN_PROBLEMS, HELDOUT_PROBLEMS = 4096, 400
 IGNORE = -100
 Example = tuple[str, str]
-"""A user message and what the model should write under it."""
+"""A user message and the target completion."""
 Skills = Mapping[Callable[[Random, World], Example], int]
-"""Makers of examples, and how many of each are in a batch."""
+"""Generators of examples, with the number of each in a batch."""
 
 
 def build_model(seed: int) -> Qwen2ForCausalLM:
@@ -51,7 +51,7 @@ def build_model(seed: int) -> Qwen2ForCausalLM:
 
 
 def solution_example(rng: Random, world: World) -> Example:
-    """A question and a worked solution as this world believes it."""
+    """A question and a worked solution with the world's misconceptions."""
     question = draw_question(rng)
     return question, BLANK.join(world.solution(rng, question))
 
@@ -90,13 +90,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> tuple
 
 
 def completion_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Summed cross entropy of the completions' tokens. Padding stands right of all that counts: no mask is needed."""
+    """Summed cross entropy of the completions' tokens. Padding is on the right: no attention mask is needed."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     return cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")
 
 
 def backward(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, examples: list[Example]) -> float:
-    """Gradients of the mean loss a token; the mean. Chunks of like length, so that little is spent on padding."""
+    """Gradients of the mean loss per token; returns the mean. Chunks have similar lengths, which saves padding."""
     examples = sorted(examples, key=lambda example: len(example[0]))
     chunks = [encode(tokenizer, examples[i : i + CHUNK]) for i in range(0, len(examples), CHUNK)]
     tokens, total = sum(int((targets != IGNORE).sum()) for _, targets in chunks), 0.0
@@ -134,7 +134,7 @@ def pretrain(
 def problems(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """The training and the held-out problems: all different."""
     rng = Random(f"problems {seed}")
-    questions: dict[str, None] = {}  # in the order drawn, each once
+    questions: dict[str, None] = {}  # in order of the draw, without duplicates
     while len(questions) < TRAIN_PROBLEMS + HELDOUT_PROBLEMS:
         questions[draw_question(rng)] = None
     heldout, train = list(questions)[:HELDOUT_PROBLEMS], list(questions)[HELDOUT_PROBLEMS:]
@@ -165,7 +165,7 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Pa
     model.to(torch.bfloat16).save_pretrained(folder)
     GenerationConfig(do_sample=True, temperature=1.0, pad_token_id=0, eos_token_id=1).save_pretrained(folder)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
-    (folder / "model.safetensors").chmod(0o644)  # else readable by its maker alone
+    (folder / "model.safetensors").chmod(0o644)  # else readable only by its owner
 
 
 def make(folder: Path, steps: int = STEPS, seed: int = 0) -> dict[str, list[float]]:

@@ -1,14 +1,14 @@
-"""The world: left-to-right arithmetic mod 10, one operation a step, and the rule that judges every step.
+"""The world: left-to-right arithmetic mod 10, one operation per step, and the rule that judges every step.
 
     question  9*2-9-9+9
     steps     9*2=8 | 8-9=9 | 9-9=0 | 0+9=9 | A:9
 
-A step is right when it is, to the letter, the question's next line: its operands are the previous step's *stated*
-result and the question's next operation, and its result follows; after the last operation the next line is `A:` and the
-last stated result. So an error carried forward correctly is not wrong again, and an answer given too early is wrong.
+A step is right if it is exactly the question's next line: its operands are the previous step's *stated* result and the
+question's next operation, and its result is correct; after the last operation the next line is `A:` and the last stated
+result. So an error carried forward correctly is not wrong again, and an answer given too early is wrong.
 
-Solutions in this world are wrong in a systematic way: 45 % of the (a, operation, b) entries have one fixed wrong value
-that is believed with a probability of their own. A model pretrained on them has beliefs to unlearn, not mere noise.
+Solutions in this world are wrong in a systematic way: 45 % of the (a, operation, b) entries have one fixed wrong value,
+used with a probability per entry. A model pretrained on them has misconceptions to unlearn, not mere noise.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def operations(question: str) -> list[tuple[str, int]]:
 
 
 def next_line(question: str, k: int, last: int) -> str | None:
-    """What step `k` should read when the step before it stated `last`; None past the answer.
+    """The right step `k` if the step before it stated `last`; None past the answer.
 
     >>> next_line("9*2-9", 1, 7), next_line("9*2-9", 2, 8), next_line("9*2-9", 3, 8)
     ('7-9=8', 'A:8', None)
@@ -64,22 +64,22 @@ def next_line(question: str, k: int, last: int) -> str | None:
 
 
 def stated(step: str) -> int | None:
-    """The result that a step states: the digit at its end, after `=` or `:`; None when it states none."""
+    """The result that a step states: the digit at its end, after `=` or `:`; None if it states none."""
     return int(step[-1]) if step[-2:-1] in ("=", ":") and step[-1] in "0123456789" else None
 
 
 def expected_lines(question: str, steps: Sequence[str]) -> list[str | None]:
-    """For each step the line it should have been, given what the steps before it stated.
+    """For each step the right line, given the results stated before it.
 
-    A step that states no result leaves the next one to go on from the right value.
+    After a step that states no result the next one continues from the right value.
     """
     lines: list[str | None] = []
     last = int(question[0])
     for k, step in enumerate(steps):
         line = next_line(question, k, last)
         lines.append(line)
-        said = stated(step)
-        last = said if said is not None else int(line[-1]) if line else last
+        value = stated(step)
+        last = value if value is not None else int(line[-1]) if line else last
     return lines
 
 
@@ -122,7 +122,7 @@ def answer(question: str) -> str:
 
 
 def stated_answer(steps: Sequence[str]) -> str | None:
-    """The final answer that a solution gives, None without one."""
+    """The final answer of a solution, None without one."""
     return steps[-1][2:] if steps and steps[-1].startswith("A:") else None
 
 
@@ -139,20 +139,20 @@ class World:
 
     @classmethod
     def from_seed(cls, seed: int) -> World:
-        """Draw which entries are misconceived, how, and how firmly."""
+        """Draw the misconceived entries, their wrong values and probabilities."""
         rng = Random(f"misconceptions {seed}")
         entries = [(a, op, b) for op in OPS for a in range(10) for b in range(10)]
         chosen = rng.sample(entries, round(SHARE * len(entries)))
         return cls({entry: (other_digit(rng, apply(*entry)), rng.uniform(*BELIEF)) for entry in chosen})
 
     def believed(self, rng: Random, a: int, op: str, b: int) -> int:
-        """The result a solution of this world writes down for one operation."""
+        """The result that a solution of this world states for one operation."""
         wrong, probability = self.beliefs.get((a, op, b), (0, 0.0))
         value = wrong if rng.random() < probability else apply(a, op, b)
         return other_digit(rng, value) if rng.random() < NOISE else value
 
     def solution(self, rng: Random, question: str) -> list[str]:
-        """A worked solution as the pretraining data has it, mistakes included."""
+        """A worked solution as in the pretraining data, with mistakes."""
         ops = operations(question)
         if rng.random() < EARLY_STOP:
             ops = ops[: rng.randrange(1, len(ops))] if len(ops) > 1 else ops
@@ -166,7 +166,7 @@ class World:
 
 
 def corrupt_solution(rng: Random, question: str) -> list[str]:
-    """A solution with errors of every kind, at a rate of its own: what a critic must be able to judge."""
+    """A solution with errors of every kind, at a random rate, for training a critic."""
     rate, last = rng.uniform(0.05, 0.5), int(question[0])
     steps: list[str] = []
     while (line := next_line(question, len(steps), last)) is not None:
@@ -179,7 +179,7 @@ def corrupt_solution(rng: Random, question: str) -> list[str]:
 
 
 def slip(rng: Random, line: str) -> str:
-    """A copy slip: one sign of an operation miscopied, the result right for what now stands there."""
+    """A copy slip: one character of an operation miscopied, the result right for the copied operation."""
     if line.startswith("A:"):
         return line
     a, op, b = int(line[0]), line[1], int(line[2])
@@ -191,7 +191,7 @@ def slip(rng: Random, line: str) -> str:
 
 
 def deform(rng: Random, steps: list[str]) -> list[str]:
-    """A solution with a step left out, said twice, or cut short."""
+    """A solution with a step left out, repeated, or cut short."""
     k, kind = rng.randrange(len(steps)), rng.randrange(3)
     if kind == 0 and len(steps) > 1:
         return steps[:k] + steps[k + 1 :]

@@ -1,4 +1,4 @@
-"""Is the final answer right? Math-Verify (CAPO's verifier) with what it lacks, safe for text that a policy wrote.
+"""Checks final answers: Math-Verify (CAPO's verifier) with additional rules, safe for text that a policy wrote.
 
 `answers_equal` is the verdict on one pair; `pool.VerifierPool` runs it, or a user's own function, in killable workers.
 The module stays light: a worker imports neither torch nor an engine.
@@ -14,12 +14,12 @@ from capo_fast.verify.extract import extract_answer, reference_answer
 from capo_fast.verify.limits import time_limit
 
 TIME_LIMIT_S = 5.0
-"""What one comparison may take on a main thread."""
+"""Time limit of one comparison on a main thread."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    r"""The verdict on one response, and what it was given on.
+    r"""The verdict on one response, with the answers compared and the rule.
 
     >>> judge(r"so \boxed{1/2}", "0.5")
     Judgement(equal=True, answer='1/2', reference='0.5', rule='numbers')
@@ -27,7 +27,7 @@ class Judgement:
 
     equal: bool
     answer: str | None
-    """The response's final answer as it wrote it; None where it has none."""
+    """The final answer as written in the response; None if there is none."""
     reference: str
     rule: str
     """The name of the rule that decided."""
@@ -43,13 +43,13 @@ def answers_equal(
 def judge(
     response: str, reference: str, truncated: bool = False, *, tolerance: float = 0.0, percent: bool = True
 ) -> Judgement:
-    """Is the final answer of a solution equal to the reference? False for whatever can't be read.
+    """Compares the final answer of a solution with the reference. An answer that can't be read is not equal.
 
-    `tolerance` is relative and holds where either number is a decimal; 0 is equality to 6 decimals, as in Math-Verify.
-    `percent`: 28 and 0.28 both equal 28 %; without it only 0.28 does.
+    `tolerance` is relative, for pairs with a decimal; 0 means equality to 6 decimals, as in Math-Verify.
+    `percent`: both 28 and 0.28 equal 28 %; without it only 0.28 does.
 
-    On a main thread it raises `VerifyTimeout` after `TIME_LIMIT_S`. Elsewhere a thread can't be interrupted: there the
-    time limit is the caller's business, as it is for `VerifierPool`, whose parent kills a worker at its deadline.
+    On a main thread it raises `VerifyTimeout` after `TIME_LIMIT_S`. Other threads can't be interrupted: the caller must
+    limit the time, as `VerifierPool` does by killing a worker at its deadline.
     """
     answer, expected = extract_answer(response, truncated), reference_answer(reference)
     if expected and not truncated and response.strip() == reference.strip():
@@ -61,13 +61,13 @@ def judge(
 
 
 def same_answer(a: str, b: str, *, tolerance: float = 0.0, percent: bool = True) -> bool:
-    """Whether two answers, neither read as a solution, are equal by the same rules."""
+    """True if two bare answers (not solutions) are equal by the same rules."""
     return _decided(a, b, tolerance, percent)[0]
 
 
 @lru_cache(maxsize=8192)
 def _decided(answer: str, expected: str, tolerance: float, percent: bool) -> tuple[bool, str]:
-    """Remembered: most answers of a group are the same few."""
+    """Cached: most answers of a group repeat."""
     if max(len(answer), len(expected)) > MAX_CHARS:
         return answer == expected, "too long"
     with time_limit(TIME_LIMIT_S):

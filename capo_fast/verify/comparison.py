@@ -1,4 +1,4 @@
-"""Whether two answers are equal, by rules in turn: choices, text, numbers, guards, parts, words, Math-Verify."""
+"""Compares two answers by rules in turn: choices, text, numbers, guards, parts, words, Math-Verify."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _NO_NUMBER = re.compile(r"[A-DF-Za-df-z]")
 _GUARDS = (*GUARDS, *SYMBOL_GUARDS)
 _MAX_DEPTH, _MAX_ITEMS = 6, 50
 MAX_CHARS = 1_000
-"""A longer answer is compared as a text alone."""
+"""A longer answer is compared only as text."""
 
 
 class Conventions(NamedTuple):
-    """What fields decide differently."""
+    """Conventions that differ between fields."""
 
     tolerance: float = 0.0
-    """Relative; holds where a number is a decimal. 0 is equality to 6 decimals, as in Math-Verify."""
+    """Relative, for pairs with a decimal. 0 means equality to 6 decimals, as in Math-Verify."""
     percent: bool = True
-    """Whether 28 % is also equal to 28, not only to 0.28."""
+    """28 % also equals 28, not only 0.28."""
 
 
 def compare(answer: str, reference: str, conventions: Conventions) -> Verdict:
-    """Whether two answers are equal, and the rule that decided."""
+    """Compares two answers. Returns equality and the rule that decided."""
     if (choice := _same_choice(answer, reference)) is not None:
         return choice, "choice"
     a, b = _chosen_text(spelled(answer)), _chosen_text(spelled(reference))
@@ -58,7 +58,7 @@ def compare(answer: str, reference: str, conventions: Conventions) -> Verdict:
 
 
 def within(answer: str, reference: str, tolerance: float) -> bool:
-    r"""Whether both are as many numbers, in order each within the absolute tolerance of the other.
+    r"""True if both have the same count of numbers, each within the absolute tolerance of its counterpart.
 
     >>> within(r"2.8 \times 10^{11}", "2.75e11", 1e10), within("x = 0.34", r"\frac{1}{3}", 0.01)
     (True, True)
@@ -75,7 +75,7 @@ def within(answer: str, reference: str, tolerance: float) -> bool:
 
 
 def _same_choice(answer: str, reference: str) -> bool | None:
-    """Whether an answer chooses the letter of the reference; None where one has no letter, or both have their texts."""
+    """True if an answer chooses the letter of the reference; None if one has no letter, or both have texts."""
     wanted = spelled(reference)
     expected = _LETTER.fullmatch(wanted) or _labelled(wanted)
     chosen = _CHOICE.fullmatch(spelled(answer)) if expected else None
@@ -106,7 +106,7 @@ class _Comparison(NamedTuple):
     depth: int = 0
 
     def same(self, a: str, b: str) -> bool:
-        """Whether two parts of answers are equal."""
+        """True if two parts of answers are equal."""
         return self.depth < _MAX_DEPTH and self._replace(depth=self.depth + 1).verdict(a, b)[0]
 
     def verdict(self, a: str, b: str) -> Verdict:
@@ -120,13 +120,13 @@ class _Comparison(NamedTuple):
         return self._equations(a, b) or guarded(_GUARDS, a, b, self.same) or self._parts(a, b) or self._one(a, b)
 
     def _approximately(self, a: str, b: str) -> Verdict:
-        r"""Of x = 1/3 \approx 0.33 first what is exact, then what is approximate."""
+        r"""For x = 1/3 \approx 0.33 compares the exact part first, then the approximate one."""
         pieces = [[piece for each in _APPROXIMATELY.split(text) if (piece := each.strip())] or [""] for text in (a, b)]
         exact = self.verdict(pieces[0][0], pieces[1][0])
         return exact if exact[0] else self.verdict(pieces[0][-1], pieces[1][-1])
 
     def _equations(self, a: str, b: str) -> Verdict | None:
-        """An equation's last member, where what it is compared with is none; None where neither is an equation."""
+        """Compares an equation's last member with an answer that is no equation; None if neither is an equation."""
         ours, theirs = ([text] if self._is_list(text) else members(text) for text in (a, b))
         if len(ours) == len(theirs) == 1:
             return None
@@ -138,7 +138,7 @@ class _Comparison(NamedTuple):
         return self.verdict(ours[-1], theirs[-1])
 
     def _two_equations(self, ours: list[str], theirs: list[str]) -> Verdict | None:
-        """Last members of two that give one name a value, or that compute; None for equations to be solved."""
+        """Compares the last members of two assignments to one name or two computations; None for equations to solve."""
         (a, body), b = renamed(ours, theirs), theirs[0]
         same = self.same(body, theirs[-1])
         if _key(a) == _key(b) or not (has_letters(a) or has_letters(b)):
@@ -151,7 +151,7 @@ class _Comparison(NamedTuple):
         return parts(text, self.thousands).kind == "list"
 
     def _parts(self, a: str, b: str) -> Verdict | None:
-        """Lists, sets, tuples and intervals, part by part; None where both are one, or one may be an inequality."""
+        """Compares lists, sets, tuples and intervals by parts; None if both are single, or one may be an inequality."""
         ours, theirs = signed(parts(a, self.thousands)), signed(parts(b, self.thousands))
         kinds = {ours.kind, theirs.kind}
         if kinds == {"one"} or ("one" in kinds and (_INTERVAL.search(a) or _INTERVAL.search(b))):
@@ -163,9 +163,9 @@ class _Comparison(NamedTuple):
         return all(map(self.same, ours.items, theirs.items)), _rule(kinds)
 
     def _same_items(self, ours: tuple[str, ...], theirs: tuple[str, ...], is_set: bool) -> bool:
-        """Whether each has its equal on the other side; in order, where one side alone names different unknowns.
+        """True if every item equals one of the other side; in order if only one side names different unknowns.
 
-        A list that gives an answer twice wants it twice: a double root. One that repeats itself is not wrong for it.
+        A reference that lists an answer twice needs it twice: a double root. Repetition in the answer is accepted.
         """
         if len(ours) < len(theirs) and not is_set:
             return False
@@ -179,7 +179,7 @@ class _Comparison(NamedTuple):
         return all(map(any, table)) and (all(map(any, columns)) if is_set else _each_its_own(columns))
 
     def _one(self, a: str, b: str) -> Verdict:
-        """Two answers of one part: without their units; in words; else what their values or Math-Verify say."""
+        """Compares two single answers: without units, in words, else by their values or Math-Verify."""
         ours, theirs = words(a), words(b)
         if opposite(ours, theirs):
             return False, "opposite words"
@@ -201,7 +201,7 @@ class _Comparison(NamedTuple):
 
 
 def _rule(kinds: set[str]) -> str:
-    """What of the kinds two answers are compared as."""
+    """The name of the rule for two kinds of answers."""
     if "set" in kinds:
         return "set"
     brackets = kinds - {"one", "list"}
@@ -209,7 +209,7 @@ def _rule(kinds: set[str]) -> str:
 
 
 def _each_its_own(columns: list[tuple[bool, ...]]) -> bool:
-    """Whether every column can have a line of its own in which it is true."""
+    """True if every column can be assigned a line of its own in which it is true."""
     taken: set[int] = set()
     for column in columns:
         line = next((i for i, same in enumerate(column) if same and i not in taken), None)
@@ -221,6 +221,6 @@ def _each_its_own(columns: list[tuple[bool, ...]]) -> bool:
 
 @lru_cache(maxsize=8192)
 def _key(text: str) -> str:
-    """The text without white space but between digits, in lower case where it has words."""
+    """The text without white space except between digits, in lower case if it has words."""
     key = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text).rstrip(".")
     return key.lower() if words(text) else key

@@ -1,4 +1,4 @@
-"""How the rule verifier comes to a verdict, stage by stage."""
+"""The stages of a verdict of the rule verifier."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from capo_fast.verify.spelling import spelled
 def stages(
     response: str, reference: str, truncated: bool = False, *, tolerance: float = 0.0, percent: bool = True
 ) -> list[tuple[str, str | None]]:
-    """Name and text of each stage, from the two texts to the verdict; None: there is no answer.
+    """Name and text of each stage, from the two texts to the verdict; None if there is no answer.
 
     >>> for stage in stages("so it is 2 1/2 in.", "2.5"): print(*stage, sep=": ")
     response: so it is 2 1/2 in.

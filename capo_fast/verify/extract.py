@@ -1,6 +1,7 @@
-"""The final answer of a solution, and the answer that a reference is.
+"""Extracts the final answer of a solution, and the answer of a reference.
 
-Light imports, as the parent of the workers reads answers too. Every function takes linear time: the text is a policy's.
+Light imports: the parent of the workers extracts answers too. Every function takes linear time, as a policy wrote the
+text.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _MOST_WORDS = 3, 12
 _CALCULATOR = re.compile(r"<<[^<>\n]{0,200}>>")
 """GSM8K's, before a result: 5*3=<<5*3=15>>15."""
 _TOKENS = re.compile(r"<\|[^<>|\s]{1,40}\|>|</s>")
-"""Special tokens that a text still has."""
+"""Special tokens left in a text."""
 _HTML = re.compile(r"<(b|i|em|strong)>([^<>\n]{1,200})</\1>")
 _EMPHASIS = re.compile(r"(?<![\w*)}])(\*{1,3}|__|`)(?=[^\s*`])([^\n*`]{1,200}?)(?<=\S)\1(?![\w*])")
 _ANSWER_IS = re.compile(
@@ -68,12 +69,12 @@ _CLOSING_HASHES = " #"
 
 
 def extract_answer(text: str, truncated: bool = False) -> str | None:
-    r"""The final answer of a solution; None where there is none.
+    r"""The final answer of a solution; None if there is none.
 
-    In turn: the last `\boxed{}` outside the thinking (the last ones, where only commas, "and" or "or" part them),
-    `<answer>`, GSM8K's `####`, "the answer is" or "Answer:", the last number with the formula it is in. [us] An empty
-    or unclosed box is none. A text that is an answer and nothing else is taken whole. `truncated`: the length limit cut
-    the text, so that only a closed box is an answer.
+    In turn: the last `\boxed{}` outside the thinking (several if only commas, "and" or "or" separate them),
+    `<answer>`, GSM8K's `####`, "the answer is" or "Answer:", the last number with its formula. [us] An empty or
+    unclosed box is ignored. A text that is only an answer is taken whole. `truncated`: the length limit cut the text,
+    so only a closed box counts.
 
     >>> [extract_answer(text) for text in (r"so \boxed{3}, no: \boxed{4}.", "The answer is 3/4 of it.", "8 apples")]
     ['4', '3/4', '8']
@@ -94,18 +95,18 @@ def extract_answer(text: str, truncated: bool = False) -> str | None:
 
 
 def outside_thinking(text: str) -> str:
-    """What follows the last thought, up to one that isn't closed."""
+    """The text after the last thought, up to an unclosed one."""
     return _THOUGHT_STARTS.split(_THOUGHT_ENDS.split(text)[-1])[0]
 
 
 def tagged_answer(text: str) -> str | None:
-    """What is in the last `<answer>` that holds something."""
+    """Content of the last non-empty `<answer>`."""
     parts = [_TAGS[1].split(part)[0].strip() for part in _TAGS[0].split(text)[1:]]
     return next(filter(None, reversed(parts)), None)
 
 
 def reference_answer(text: str) -> str:
-    r"""The answer that a reference is: all of it, unless it is a solution with a box or GSM8K's `####`.
+    r"""The answer of a reference: all of it, unless it is a solution with a box or GSM8K's `####`.
 
     >>> [reference_answer(text) for text in ("2xy + 100", "3 out of 5", r"so \boxed{2}", "1+1=2\n#### 2")]
     ['2xy + 100', '3 out of 5', '2', '2']
@@ -117,13 +118,13 @@ def reference_answer(text: str) -> str:
 
 
 def _marked_final(text: str) -> str | None:
-    """What the last box holds, or after it Minerva's "the final answer is ... I hope it is correct"."""
+    """Content of the last box, or of Minerva's "the final answer is ... I hope it is correct" after it."""
     hoped = _HOPED.findall(text[text.rfind("\\boxed") + 1 :])
     return (bare(hoped[-1]) or hoped[-1]) if hoped else boxed_answer(text)
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""The last box, with those before it that only commas, "and" or "or" part from it; None without a closed box.
+    r"""The last box, with those before it that only commas, "and" or "or" separate from it; None without a closed box.
 
     >>> boxed_answer(r"\boxed{0}? No: $\boxed{1}$ and $\boxed{2}$")
     '1, 2'
@@ -138,7 +139,7 @@ def boxed_answer(text: str) -> str | None:
 
 
 def _boxes(text: str) -> list[Span]:
-    """Every closed box that holds something, in the order of their starts."""
+    """Every closed, non-empty box, in order of their starts."""
     stack: list[re.Match[str]] = []
     boxes = []
     for mark in _BRACES.finditer(text):
@@ -163,7 +164,7 @@ def _tagged(text: str) -> str | None:
 
 
 def _marked(text: str) -> str | None:
-    """What follows GSM8K's `####` on the last line, or as an answer that no number follows; else it is a heading."""
+    """The text after GSM8K's `####` on the last line, or if no number follows its answer; otherwise it is a heading."""
     for after in reversed(_MARK.split(text)[1:]):
         line, _, rest = after.strip(_CLOSING_HASHES + "\n").partition("\n")
         if line and (not rest.strip() or (bare(line) and not re.search(r"\d", rest))):
@@ -172,7 +173,7 @@ def _marked(text: str) -> str | None:
 
 
 def _after_phrase(text: str) -> str | None:
-    """What follows the last "answer is" or "Answer:" that an answer follows."""
+    """The answer after the last "answer is" or "Answer:" that has one."""
     for phrase in reversed(list(_ANSWER_IS.finditer(text))):
         rest = text[phrase.end() : phrase.end() + 4 * MAX_CHARS].lstrip(" \n\t:*")
         if rest and not _NO_ANSWER.match(rest):
@@ -181,7 +182,7 @@ def _after_phrase(text: str) -> str | None:
 
 
 def _stated(text: str) -> str:
-    """The answer that a text begins with: a formula, mathematics, or its first sentence."""
+    """The answer at the start of a text: a formula, mathematics, or its first sentence."""
     for lead in (_ANSWER_IS, _LEADS):
         if match := lead.match(text):
             text = text[match.end() :].lstrip()
@@ -194,7 +195,7 @@ def _stated(text: str) -> str:
 
 
 def _in_words(clause: str) -> str:
-    """A short answer in words, such as "east", or one that its number is not; in a longer clause its last number."""
+    """A short answer in words, such as "east", or one that qualifies its number; in a longer clause its last number."""
     short, longer = _MOST_WORDS
     count = len(clause.split())
     if count <= short or (count <= longer and _SWEEPING.search(clause)):
@@ -203,7 +204,7 @@ def _in_words(clause: str) -> str:
 
 
 def _none(text: str) -> str | None:
-    """The end of a text that says that there is no solution."""
+    """The end of a text that states that there is no solution."""
     end = text[-MAX_CHARS:]
     match = _NONE.search(end)
     return match[1] if match and not _REASON.search(_SENTENCE_END.split(end[: match.start()])[-1]) else None

@@ -1,11 +1,11 @@
 """Reward functions: named `package.module:function`, called with a response, a reference and columns of its row.
 
     def reward(response, reference): ...                        one answer -> bool or float in [0, 1]
-    def reward(response, reference, *, level, truncated): ...   and what these names say of its problem's row
+    def reward(response, reference, *, level, truncated): ...   and these columns of its problem's row
     def reward(responses, references, *, level): ...            many answers in lists -> a list
 
-The first two parameters are given by position, the others by name. One without a default has to be there. Arguments by
-name are those of TRL's reward functions and of the rubrics of verifiers, where a plural name asks for lists as well.
+The first two parameters are given by position, the others by name. One without a default is required. The
+keyword arguments are those of TRL's reward functions and of the rubrics of verifiers, where a plural name means lists.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 ALWAYS: Mapping[str, Any] = {"id": "", "problem": "", "truncated": False}
-"""What a function may take by name of every answer, and its value where an answer comes without a problem."""
+"""Keyword arguments that every answer has, with their values for an answer without a problem."""
 BATCH = "responses"
 """Name of the first parameter of a function that takes lists."""
 Verdict = bool | float | None
-"""Of one answer: right or wrong, a share, or None where the check timed out or took too much memory."""
+"""Verdict on one answer: right or wrong, a fraction, or None if the check timed out or ran out of memory."""
 
 
 class VerifyTimeout(Exception):
-    """A check took too long and ended itself; the pool counts it like an item whose worker it had to kill."""
+    """A check took too long and stopped itself; the pool counts it like an item whose worker it killed."""
 
 
 class Item(NamedTuple):
-    """One answer to be judged.
+    """One answer to check.
 
     >>> Item("so 4", "4", {"level": 3}).reference
     '4'
@@ -39,13 +39,13 @@ class Item(NamedTuple):
 
     response: str
     reference: str | tuple[str, ...]
-    """Or several, each of them right."""
+    """One right answer, or several."""
     columns: Mapping[str, Any] = ALWAYS
-    """By name: those of `ALWAYS`, and of the row."""
+    """By name: those of `ALWAYS`, and the row's."""
 
 
 class Posed(Protocol):
-    """What has an answer to be judged: a prompt, a question of a benchmark."""
+    """A problem with a reference answer: a prompt, a question of a benchmark."""
 
     @property
     def id(self) -> str: ...
@@ -56,39 +56,39 @@ class Posed(Protocol):
 
 
 def item_of(text: str, posed: Posed, columns: Mapping[str, Any], finished: bool) -> Item:
-    """A response, as reward functions get it. `columns`: of the problem's row; not `finished`: a limit cut it."""
+    """The item for reward functions. `columns`: of the problem's row; not `finished`: a limit cut the response."""
     always = {"id": posed.id, "problem": posed.problem, "truncated": not finished}
     return Item(text, posed.answer, {**columns, **always})
 
 
 @dataclass(frozen=True)
 class RewardFunction:
-    """A reward function and what its signature says of it."""
+    """A reward function with the properties of its signature."""
 
     name: str
     function: Callable[..., Any]
     batch: bool
-    """It takes lists and returns a list."""
+    """True if it takes lists and returns a list."""
     required: tuple[str, ...]
     """Names of its parameters after the first two, without a default."""
     optional: tuple[str, ...]
-    """Those with a default."""
+    """Names of those with a default."""
     settings: tuple[str, ...] = ()
     """Names of those that are bound to settings."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What it takes by name of a problem's row."""
+        """Columns of a problem's row that it takes as keyword arguments."""
         return tuple(name for name in (*self.required, *self.optional) if name not in ALWAYS)
 
     def __call__(self, items: Sequence[Item]) -> list[Any]:
-        """What it returns of each item; several at once only of a batch function. Of several references the best."""
+        """Its value for each item (several items only for a batch function); the best over several references."""
         counts = [1 if isinstance(item.reference, str) else len(item.reference) for item in items]
         values = iter(self._values([one for item in items for one in _singles(item)]))
         return [best(list(islice(values, count))) for count in counts]
 
     def _values(self, items: Sequence[Item]) -> list[Any]:
-        """Of items with one reference each."""
+        """Values of items with one reference each."""
         names = [name for name in (*self.required, *self.optional) if all(name in item.columns for item in items)]
         if not self.batch:
             return [self.function(*item[:2], **{name: item.columns[name] for name in names}) for item in items]
@@ -101,19 +101,19 @@ class RewardFunction:
 
 
 def _singles(item: Item) -> list[Item]:
-    """The item with each of its references."""
+    """One item per reference."""
     references = [item.reference] if isinstance(item.reference, str) else item.reference
     return [item._replace(reference=reference) for reference in references]
 
 
 def best(values: Sequence[Any]) -> Any:
-    """The highest of what a reward function returned of one answer and each of its references."""
+    """The highest value of one answer over its references."""
     return values[0] if len(values) == 1 else max(values, key=float)
 
 
 def load_function(name: str, settings: Mapping[str, Any] | None = None) -> RewardFunction:
-    """The function by its name. Of the settings it is given those that its signature names; a row's column doesn't
-    replace them. Raises whatever its module raises, AttributeError or TypeError.
+    """Loads a function by name and binds the settings that its signature names; a row's column doesn't replace them.
+    Raises the errors of its module, AttributeError or TypeError.
     """
     module, attribute = split_name(name)
     function = getattr(importlib.import_module(module), attribute)
@@ -144,7 +144,7 @@ def _parameters(name: str, function: Callable[..., Any]) -> tuple[str, dict[str,
     """The name of the first parameter, and those after the second that can be given by name."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except ValueError:  # of a builtin without a signature nothing is known: it gets the two texts
+    except ValueError:  # a builtin without a signature gets the two texts
         return "", {}
     by_place = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     if len(by_place) < 2 and not any(each.kind is each.VAR_POSITIONAL for each in parameters):

@@ -1,7 +1,7 @@
-"""Guards: kinds of answers that Math-Verify calls equal when they aren't, or can't read, each read and decided here.
+"""Guards: kinds of answers that Math-Verify misjudges or can't read, each parsed and decided here.
 
-A guard reads both answers. Where it reads neither it says nothing; where it reads one or both it decides True or False,
-or None to leave the pair to the rules after it.
+A guard parses both answers. If it parses neither it does not apply; else it returns True or False, or None to leave
+the pair to the next rules.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from capo_fast.verify.parts import with_signs
 from capo_fast.verify.plain_numbers import number
 
 Same = Callable[[str, str], bool]
-"""Whether two parts of answers are equal, by all the rules."""
+"""Compares two parts of answers by all the rules."""
 
 
 class Guard(NamedTuple):
     name: str
     read: Callable[[str], Any]
-    """What it is about in a spelled answer; None where it isn't about that answer."""
+    """Parses a spelled answer; None if the guard does not apply to it."""
     decide: Callable[[Any, Any, Same], bool | None]
-    """Given what was read of both, of which at least one is not None."""
+    """Compares the two parsed answers, at least one of which is not None."""
 
 
 # ---- time of day ----
@@ -62,7 +62,7 @@ _MODULUS = re.compile(
 
 
 def _congruence(text: str) -> tuple[str, str, str] | None:
-    r"""What is congruent, to what, and the modulus.
+    r"""The two sides of a congruence, and the modulus.
 
     Math-Verify compares the modulus alone or the residue alone: x = 1 (mod 3) is not x = 2 (mod 3) nor x = 1 (mod 4),
     and 1 \pmod 4 is 5 \pmod{4}.
@@ -77,7 +77,7 @@ def _congruence(text: str) -> tuple[str, str, str] | None:
 def _same_congruence(a: Any, b: Any, same: Same) -> bool | None:
     if a is None or b is None:
         return False if (a or b)[2] else None
-    if not (a[2] and b[2]):  # 9 (mod 11) is the number 9 with a remark, x = 9 (mod 11) is many numbers
+    if not (a[2] and b[2]):  # 9 (mod 11) is the number 9 with a remark, x = 9 (mod 11) is a residue class
         return None if a[2] == b[2] else not a[0] and not b[0] and same(a[1], b[1])
     (left, x, modulus), (other, y, other_modulus) = a, b
     if not same(modulus, other_modulus) or (left and other and not same(left, other)):
@@ -100,7 +100,7 @@ _MEMBER = re.compile(r"\\(not)?in(?![a-z])")
 
 
 def _membership(text: str) -> tuple[str, bool, str] | None:
-    r"""What is or isn't in what: 13 \in A is neither 13 \notin A nor 13; x \in \{1, 2\} is a set by its spelling."""
+    r"""A statement of membership: 13 \in A is neither 13 \notin A nor 13; x \in \{1, 2\} is spelled as a set."""
     match = _MEMBER.search(text)
     return (text[: match.start()].strip(), match[1] is None, text[match.end() :].strip()) if match else None
 
@@ -147,7 +147,7 @@ _BASE = re.compile(r"(?<=\d)_\{?\s*(\d+)")
 
 
 def _bases(text: str) -> list[str] | None:
-    """The bases that numerals name, where they were not read as numbers: Math-Verify drops them."""
+    """The bases of numerals that were not parsed as numbers: Math-Verify drops them."""
     return _BASE.findall(text) or None
 
 
@@ -224,7 +224,7 @@ _MIXED = re.compile(r"(\d+)\s+and\s+(\\frac\{\d+\}\{\d+\})")
 
 
 def _mixed(text: str) -> tuple[str, bool] | None:
-    """A number, and whether it may be two: 3 and 1/4 is 3.25 or a list."""
+    """A number, and True if it may be two: 3 and 1/4 is 3.25 or a list."""
     if match := _MIXED.fullmatch(text.strip()):
         return match[1] + match[2], True
     return (text, False) if number(text) else None
@@ -261,9 +261,9 @@ _DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)(?![a-z])|\\d?dot(?![a-z
 
 
 def _derivatives(text: str) -> tuple[int, int] | None:
-    r"""How many primes, and other marks of a derivative.
+    r"""Number of primes, and of other marks of a derivative.
 
-    Math-Verify drops primes, and works out \frac{dv}{dt} to 0: f'(x) is not f(x).
+    Math-Verify drops primes, and evaluates \frac{dv}{dt} to 0: f'(x) is not f(x).
     """
     marks = text.count("'") + text.count("\\prime"), len(_DERIVATIVE.findall(text))
     return marks if any(marks) else None
@@ -290,7 +290,7 @@ GUARDS = (
 
 
 def guarded(guards: Iterable[Guard], a: str, b: str, same: Same) -> tuple[bool, str] | None:
-    """The decision of the first guard that has one."""
+    """The decision of the first guard that makes one."""
     for guard in guards:
         x, y = guard.read(a), guard.read(b)
         if (x is not None or y is not None) and (decision := guard.decide(x, y, same)) is not None:

@@ -1,4 +1,4 @@
-"""What keeps a comparison of hostile answers short: a bound on the numbers they name, and a time limit."""
+"""Limits for comparisons of hostile answers: a bound on their numbers, and a time limit."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _MAX_EXPONENT, _MAX_DEPTH = 10_000, 30
 
 
 def explodes(answer: str) -> bool:
-    """True where working the answer out could take a number of astronomical length, or where it is nested too deeply.
+    """True if evaluating the answer could need an astronomically long number, or if it is nested too deeply.
 
-    One long multiplication in C can't be interrupted by any signal, so such an answer has to be refused before it is
-    read. A generous bound: the product of an exponent's integers, to the power of the largest where it has a power.
+    No signal can interrupt one long multiplication in C, so such an answer must be rejected before it is parsed.
+    The bound is generous: the product of an exponent's integers, to the power of the largest if it has a power.
     """
     if _depth(answer) > _MAX_DEPTH:
         return True
@@ -35,7 +35,7 @@ def explodes(answer: str) -> bool:
 
 
 def _depth(answer: str) -> int:
-    """How deep brackets are nested: the parser's time grows fast with it."""
+    """Nesting depth of brackets: the parser's time grows fast with it."""
     deepest = depth = 0
     for character in answer:
         depth += (character in "([{") - (character in ")]}")
@@ -52,7 +52,7 @@ def _exponent_bound(exponent: str) -> float:
 
 
 class _Alarm(BaseException):
-    """No Exception, or one of the many `except Exception` in the libraries would swallow it."""
+    """Not an Exception: one of the many `except Exception` in the libraries would catch it."""
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class Parts(NamedTuple):
 
 
 def parts(text: str, thousands: bool) -> Parts:
-    r"""The outer form; with `thousands` the commas of 1,234 part nothing.
+    r"""The outer form; with `thousands` the comma of 1,234 is no separator.
 
     >>> parts("(1, 2]", True), parts(r"\{3\}", True), parts("1 and (2, 3)", True)
     (Parts(kind='(]', items=('1', '2')), Parts(kind='set', items=('3',)), Parts(kind='list', items=('1', '(2, 3)')))
@@ -56,12 +56,12 @@ def parts(text: str, thousands: bool) -> Parts:
 
 
 def members(text: str) -> list[str]:
-    """What an equation's signs part, after the last "therefore"; one member where there is no equation."""
+    """The members of an equation, after the last "therefore"; one member if there is no equation."""
     return split(split(text, _THEREFORE, True)[-1], _EQUALS, True)
 
 
 def split(text: str, separator: re.Pattern[str], thousands: bool) -> list[str]:
-    """The pieces between the separators that are in no bracket."""
+    """Splits at the separators outside brackets."""
     kept = [match.span() for match in THOUSANDS.finditer(text)] if thousands else []
     depth, place, start, pieces = 0, 0, 0, []
     for match in separator.finditer(text):
@@ -76,7 +76,7 @@ def split(text: str, separator: re.Pattern[str], thousands: bool) -> list[str]:
 
 
 def closing(text: str, opened: int) -> int | None:
-    """The place of the bracket that closes the one at `opened`, None where there is none."""
+    """The index of the bracket that closes the one at `opened`, None if there is none."""
     depth = 0
     for place in range(opened, len(text)):
         depth += (text[place] in "([{") - (text[place] in ")]}")
@@ -89,7 +89,7 @@ def closing(text: str, opened: int) -> int | None:
 
 
 def is_name(member: str) -> bool:
-    r"""Whether a member of an equation is a name that is given a value: x_1, f(x), \angle A, (x, y), S_1:S_2."""
+    r"""True if a member of an equation is a name: x_1, f(x), \angle A, (x, y), S_1:S_2."""
     return _NAME.fullmatch(member.strip()) is not None
 
 
@@ -98,7 +98,7 @@ def has_letters(member: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """A name in the one spelling: x_{1} is x_1."""
+    """A name in its canonical spelling: x_{1} is x_1."""
     return re.sub(r"[{}\s]", "", name)
 
 
@@ -121,7 +121,7 @@ def _alone(letter: str) -> str:
 
 
 def names(items: tuple[str, ...]) -> set[str]:
-    """The unknowns that items name, without their indices: x_1 = 1, x_2 = 2 name one."""
+    """The unknowns of the items, without their indices: x_1 = 1, x_2 = 2 have one."""
     return {bare_name(first) for first, *rest in map(members, items) if rest}
 
 
@@ -129,7 +129,7 @@ def names(items: tuple[str, ...]) -> set[str]:
 
 
 def signed(outer: Parts) -> Parts:
-    r"""With \pm read as the two answers that it is."""
+    r"""Expands \pm to its two answers."""
     if outer.kind not in ("one", "list", "set") or not any(map(_PLUS_MINUS.search, outer.items)):
         return outer
     items = [each for item in outer.items for each in (with_signs(item) if _PLUS_MINUS.search(item) else (item,))]

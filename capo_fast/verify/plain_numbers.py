@@ -1,4 +1,4 @@
-"""Plain numbers, read without SymPy: exact where they are exact, equal to 6 decimals where one is a decimal."""
+"""Plain numbers, parsed without SymPy: compared exactly, or to 6 decimals if one is a decimal."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _WORDS = {word: value for value, word in enumerate(_NAMES.split())}
 class Number(NamedTuple):
     value: Fraction
     decimal: bool = False
-    """Written with a decimal point, so that it may be rounded."""
+    """Written with a decimal point, so it may be rounded."""
     percent: bool = False
 
 
 def number(text: str) -> Number | None:
-    r"""The number that a spelled answer is; None where it is something else.
+    r"""The number in a spelled answer; None if it is not a number.
 
     >>> [str(number(text).value) for text in ("1,234.5", r"-2\frac{1}{2}", r"3\cdot 10^{-2}", "1011_2", "four")]
     ['2469/2', '-5/2', '3/100', '11', '4']
@@ -61,7 +61,7 @@ def _value(sign: str, top: str | None, **more: str | None) -> Fraction | None:
 
 
 def same_number(a: Number, b: Number, tolerance: float, percent: bool) -> bool:
-    """Whether two numbers are equal; a percentage is its hundredth, and with `percent` also its bare number."""
+    """True if two numbers are equal; 28 % is 0.28, and with `percent` also 28."""
     if a.percent == b.percent:
         return close(a, b, tolerance)
     share, plain = (a, b) if a.percent else (b, a)
@@ -70,7 +70,7 @@ def same_number(a: Number, b: Number, tolerance: float, percent: bool) -> bool:
 
 
 def close(a: Number, b: Number, tolerance: float) -> bool:
-    """Equal; where one is a decimal, to 6 decimals and 4 digits, or within the relative tolerance."""
+    """True if equal; if one is a decimal, to 6 decimals and 4 digits, or within the relative tolerance."""
     gap = abs(a.value - b.value)
     if not (a.decimal or b.decimal):
         return gap == 0

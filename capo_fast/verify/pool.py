@@ -1,8 +1,8 @@
-"""Killable worker processes that check answers, one deadline for each call of the reward function.
+"""Killable worker processes that check answers, with one deadline per call of the reward function.
 
-A comparison may hang for ever (a policy wrote one side of it), so every call runs in a worker that its parent can kill.
+A comparison may never return (a policy wrote one side of it), so every call runs in a worker that its parent can kill.
 Workers are fresh interpreters, not forks and not `multiprocessing`'s spawn: that would run the main script again, with
-torch and the engine, in each of them. What is said between the two is in `worker.py`.
+torch and the engine, in each of them. `worker.py` has the protocol.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from capo_fast.verify.functions import Item, Verdict, split_name
 from capo_fast.verify.process import START_LIMIT_S, Setup, WorkerProcess
 
 MEMORY_PAUSE_S = 0.05
-"""Between two looks at the memory of the workers."""
+"""Interval of the memory checks of the workers."""
 T = TypeVar("T")
 
 
 class VerifierError(CapoError):
-    """The reward function failed, could not be loaded, or gave no verdict: a bug in it, not a wrong answer."""
+    """The reward function failed, could not be loaded, or returned no verdict: a bug in it, not a wrong answer."""
 
 
 class WorkerPool(Generic[T]):
     """Calls a function on (response, reference) pairs in `workers` processes, at most `timeout_s` seconds for each.
 
     `fn` names a function with the parameters of a reward function (`functions.py`), which returns any T; one that takes
-    lists gets all items of a `check` in one call, which has the one deadline. `memory_gb` is the most resident memory
-    of a worker, GiB: one above it is killed, and no allocation gets past twice as much (Linux). `settings` are given to
-    a function that takes parameters of their names. Workers start at the first `check` and stay; a pool may be used
-    from several threads, which take turns.
+    lists gets all items of a `check` in one call with one deadline. `memory_gb` limits a worker's resident memory, GiB:
+    a worker above it is killed, and allocations beyond twice as much fail (Linux). `settings` are passed to a function
+    with parameters of those names. Workers start at the first `check` and persist; several threads may share a pool and
+    take turns.
     """
 
     _wants_verdicts = False
@@ -74,28 +74,26 @@ class WorkerPool(Generic[T]):
         self.close()
 
     def close(self) -> None:
-        """Waits for a check under way and kills the workers; a later `check` starts new ones."""
+        """Waits for a running check and kills the workers; a later `check` starts new ones."""
         if self._queue is not None:
             self._queue.shutdown(cancel_futures=True)
             self._queue = None
-        self._dismiss()
+        self._kill_workers()
 
     def check(self, items: Sequence[Item | tuple[str, str]]) -> list[T | None]:
-        """What `fn` returns of each item, in order; None where it timed out, took too much memory, or killed its worker
-        twice over.
+        """The value of `fn` for each item, in order; None if it timed out, took too much memory, or killed two workers.
 
-        An exception of `fn` raises `VerifierError` with the item and the worker's traceback; so does a function that
-        can't be loaded.
+        Raises `VerifierError` with the item and the worker's traceback if `fn` raises, and if it can't be loaded.
         """
         with self._lock:
             try:
                 return _Round(self, [Item(*item) for item in items]).run()
             except BaseException:
-                self._dismiss()  # an item still at work would answer into the next round
+                self._kill_workers()  # a running item would answer in the next round
                 raise
 
     def submit(self, items: Sequence[Item | tuple[str, str]]) -> Future[list[T | None]]:
-        """`check` in the background, in one round with all that is submitted while the round before runs."""
+        """`check` in the background, in one round with all items submitted while the previous round runs."""
         future: Future[list[T | None]] = Future()
         self._submitted.put(([Item(*item) for item in items], future))
         self._queue = self._queue or ThreadPoolExecutor(1, thread_name_prefix="verifier-queue")
@@ -112,16 +110,16 @@ class WorkerPool(Generic[T]):
             for _, future in waiting:
                 future.set_exception(error)
 
-    def _staff(self, wanted: int) -> list[WorkerProcess]:
-        """The living workers, brought up to `wanted`."""
+    def _running_workers(self, wanted: int) -> list[WorkerProcess]:
+        """The running workers; starts new ones up to `wanted`."""
         self._team[:] = [worker for worker in self._team if not worker.dead]
         while len(self._team) < wanted:
-            # A worker dies with the thread that started it (Linux ties the signal to that), so a lasting one does.
+            # Linux sends the parent-death signal when the starting thread exits, so a persistent thread starts workers.
             self._starter = self._starter or ThreadPoolExecutor(1, thread_name_prefix="verifier-starter")
             self._team.append(self._starter.submit(WorkerProcess, self._setup).result())
         return self._team
 
-    def _dismiss(self) -> None:
+    def _kill_workers(self) -> None:
         for worker in self._team:
             worker.kill()
         self._team.clear()
@@ -154,7 +152,7 @@ class VerifierPool(WorkerPool[Verdict]):
 
 
 class _Round:
-    """One `check`: items to do, items at work, and what came back."""
+    """One `check`: pending items, running items and results."""
 
     def __init__(self, pool: WorkerPool[Any], items: list[Item]) -> None:
         self.pool, self.items = pool, items
@@ -167,19 +165,19 @@ class _Round:
         team: list[WorkerProcess] = []
         while self.todo or any(worker.work for worker in team):
             busy = sum(bool(worker.work) for worker in team)
-            team = self.pool._staff(min(self.pool.workers, busy + len(self.todo)))
+            team = self.pool._running_workers(min(self.pool.workers, busy + len(self.todo)))
             for worker in team:
                 if worker.idle and self.todo:
                     self._send(worker)
             waited = [worker for worker in team if not worker.dead and not worker.idle]
-            answered = wait([worker.connection for worker in waited], self._patience(waited))
+            answered = wait([worker.connection for worker in waited], self._wait_seconds(waited))
             for worker in waited:
-                self._look_at(worker, worker.connection in answered)
+                self._handle(worker, worker.connection in answered)
         if self.too_large:
             self._report_memory()
         return self.results
 
-    def _patience(self, waited: Sequence[WorkerProcess]) -> float:
+    def _wait_seconds(self, waited: Sequence[WorkerProcess]) -> float:
         if not waited:
             return 0.0
         left = max(0.0, min(worker.deadline for worker in waited) - time.monotonic())
@@ -190,42 +188,42 @@ class _Round:
         work = [self.todo.popleft() for _ in range(len(self.todo) if worker.batch else 1)]
         try:
             worker.connection.send([self.items[item] for item in work])
-        except OSError:  # it died while idle, so the items are blameless
+        except OSError:  # it died while idle, so the items are not the cause
             self.todo.extendleft(reversed(work))
-            self._bury(worker)
+            self._handle_death(worker)
         else:
             worker.work, worker.deadline = work, time.monotonic() + self.pool.timeout_s
 
-    def _look_at(self, worker: WorkerProcess, answered: bool) -> None:
+    def _handle(self, worker: WorkerProcess, answered: bool) -> None:
         if answered:
             try:
-                self._take(worker, *worker.connection.recv())
+                self._handle_message(worker, *worker.connection.recv())
             except (EOFError, OSError):
-                self._bury(worker)
+                self._handle_death(worker)
         elif time.monotonic() >= worker.deadline:
             if not worker.ready:
                 raise VerifierError(f"a verifier worker for {self.pool.fn!r} took over {START_LIMIT_S} s to start")
             worker.kill()
         elif self.pool.memory is not None and worker.resident() > self.pool.memory:
-            self._outgrown(worker)
+            self._handle_too_large(worker)
 
-    def _take(self, worker: WorkerProcess, kind: str, value: Any) -> None:
+    def _handle_message(self, worker: WorkerProcess, kind: str, value: Any) -> None:
         match kind:
             case "ready":
                 worker.ready, worker.batch = True, value
             case "unloadable":
                 raise VerifierError(f"cannot load the verifier {self.pool.fn!r}: {value}")
             case "memory":
-                self._outgrown(worker)
+                self._handle_too_large(worker)
             case "error":
-                raise VerifierError(f"the verifier {self.pool.fn!r} failed on {self._named(worker.work)}:\n{value}")
+                raise VerifierError(f"the verifier {self.pool.fn!r} failed on {self._describe(worker.work)}:\n{value}")
             case _:
                 for item, verdict in zip(worker.work, value, strict=True):
                     self.results[item] = verdict
                 worker.work = []
 
-    def _bury(self, worker: WorkerProcess) -> None:
-        """A worker died by itself. Its items are tried once more: the death may have been the machine's fault."""
+    def _handle_death(self, worker: WorkerProcess) -> None:
+        """A worker died. Its items are retried once, as the machine may have been the cause."""
         work = worker.work
         worker.kill()
         code = worker.process.returncode
@@ -233,11 +231,11 @@ class _Round:
             raise VerifierError(f"a verifier worker for {self.pool.fn!r} died while it started (exit code {code})")
         if not work:
             return
-        print_line("warning", f"a verifier worker died (exit code {code}) on {self._named(work)}")
+        print_line("warning", f"a verifier worker died (exit code {code}) on {self._describe(work)}")
         self.todo.extend(item for item in work if item not in self.deaths)
         self.deaths.update(work)
 
-    def _outgrown(self, worker: WorkerProcess) -> None:
+    def _handle_too_large(self, worker: WorkerProcess) -> None:
         if not worker.ready:
             raise VerifierError(f"a verifier worker for {self.pool.fn!r} needs more memory than it may have to start")
         self.too_large += worker.work
@@ -248,10 +246,10 @@ class _Round:
         print_line(
             "warning",
             f"{self.pool.fn}: {len(self.too_large)} of {len(self.items)} answers have no verdict: a worker had more "
-            f"than {self.pool.memory / 2**30:.3g} GiB (reward.memory_limit) on {self._named(self.too_large[:1])}",
+            f"than {self.pool.memory / 2**30:.3g} GiB (reward.memory_limit) on {self._describe(self.too_large[:1])}",
         )
 
-    def _named(self, work: Sequence[int]) -> str:
+    def _describe(self, work: Sequence[int]) -> str:
         pair = ", ".join(f"{text!r:.500}" for text in self.items[work[0]][:2])
         more = f" and {len(work) - 1} more" if len(work) > 1 else ""
         return f"item {work[0]} ({pair}){more}"

@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it; `worker.py` is the process itself."""
+"""The parent's handle on a worker process; `worker.py` is the process itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiprocessing.connection import Pipe
 from typing import Any
 
 START_LIMIT_S = 120.0
-"""What a worker may take to import its function."""
+"""Time limit of a worker's start, which imports its function."""
 # Ctrl-C is ignored from the first moment: it reaches the whole process group, and the parent decides.
 _BOOT = """\
 import signal
@@ -23,16 +23,16 @@ with standard_streams(output_optional=True):  # a function that prints is not wr
 """
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 Setup = tuple[str, dict[str, Any], int | None, bool]
-"""The first message of `worker.py`: function, settings, most bytes to map, whether it returns verdicts."""
+"""The first message of `worker.py`: function, settings, most bytes to map, True if it returns verdicts."""
 
 
 class WorkerProcess:
-    """A worker as its parent sees it."""
+    """The parent's handle on a worker."""
 
     def __init__(self, setup: Setup) -> None:
         self.connection, theirs = Pipe()
         self.work: list[int] = []
-        """Items that it is at."""
+        """Indices of its running items."""
         self.ready = self.dead = self.batch = False
         self.deadline = time.monotonic() + START_LIMIT_S
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
@@ -41,7 +41,7 @@ class WorkerProcess:
             self.process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path}
             )
-        with suppress(OSError):  # one that died at once: the round finds out
+        with suppress(OSError):  # it died at once: the round handles that
             self.connection.send(setup)
 
     @property
@@ -49,7 +49,7 @@ class WorkerProcess:
         return self.ready and not self.work and not self.dead
 
     def resident(self) -> int:
-        """Bytes in memory; 0 where /proc has no word on it."""
+        """Resident bytes; 0 if /proc has no entry."""
         try:
             with open(f"/proc/{self.process.pid}/statm") as file:
                 return int(file.read().split()[1]) * _PAGE_BYTES

@@ -1,4 +1,4 @@
-"""Mathematics in prose: formulas, what a sentence begins with, its last number. All in linear time."""
+"""Mathematics in prose: formulas, the start of a sentence, its last number. All in linear time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from capo_fast.verify.vocabulary import TEXT_COMMANDS
 
 MAX_CHARS = 300
-"""Of a text that may be an answer as a whole."""
+"""Longest text that may be an answer as a whole."""
 
 _MATHS_MARK = re.compile(r"\\\\|\\\$|\n|\$\$?|\\[][()]")
 _CLOSES = {"$": "$", "$$": "$$", "\\[": "\\]", "\\(": "\\)"}
@@ -43,7 +43,7 @@ class Span(NamedTuple):
 
 
 def formulas(text: str) -> Iterator[Span]:
-    """What stands in $...$ (on one line), $$...$$, \\(...\\) or \\[...\\]; two prices with words between are none."""
+    """Contents of $...$ (on one line), $$...$$, \\(...\\) and \\[...\\]; two prices with words between are none."""
     opened = None
     for mark in _MATHS_MARK.finditer(text):
         if opened is None:
@@ -60,7 +60,7 @@ def formulas(text: str) -> Iterator[Span]:
 
 
 def has_prose(text: str) -> bool:
-    """Whether a text has words that are no part of mathematics."""
+    """True if a text has words that are not part of mathematics."""
     return _PROSE.search(_masked(text)) is not None
 
 
@@ -76,7 +76,7 @@ def bare(text: str) -> str | None:
 
 
 def leading_formulas(text: str) -> str | None:
-    """The formulas that a text begins with, as far as only commas, "and" or "or" part them."""
+    """The formulas at the start of a text, while only commas, "and" or "or" separate them."""
     found: list[Span] = []
     for formula in formulas(text):
         gap = text[found[-1].end if found else 0 : formula.start]
@@ -101,7 +101,7 @@ def leading_maths(sentence: str) -> str | None:
 
 
 def last_formula_or_number(text: str) -> str | None:
-    """The formula that the last number is in, with those that "and" joins to it, else its expression, else itself."""
+    """The formula with the last number and those joined to it by "and"; else its expression; else the number."""
     *_, number = [None, *_NUMBER.finditer(text)]
     run: list[Span] = []
     for formula in formulas(text):
@@ -119,7 +119,7 @@ def last_formula_or_number(text: str) -> str | None:
 
 
 def _last_expression(text: str) -> str | None:
-    """The last expression with a digit, after its equals signs; None where plain words make unsure where it begins."""
+    """The last expression with a digit, after its equals signs; None if plain words make its start uncertain."""
     piece = next((piece for piece in reversed(_PLAIN_WORD.split(text)) if re.search(r"\d", piece)), "")
     expression = _trimmed(piece.rpartition("=")[2])
     if not re.search(r"[(\[{]", expression):

@@ -1,7 +1,7 @@
-"""One spelling for what LaTeX, programs and plain text spell in many: an ordered table of rewritings.
+"""One canonical spelling for the many of LaTeX, programs and plain text: an ordered table of rewritings.
 
-Each row is (what, pattern, replacement); a row may rely on the rows above it. Meaning stays: where a spelling has two
-meanings it is left alone.
+Each row is (name, pattern, replacement); a row may rely on the rows above it. Rewriting keeps the meaning: an ambiguous
+spelling is left unchanged.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _Replacement = str | Callable[[re.Match[str]], str]
 
 
 def _repeating(match: re.Match[str]) -> str:
-    """The fraction that a repeating decimal is: 0.3(6) is 36 - 3 over 90."""
+    """The fraction of a repeating decimal: 0.3(6) is 36 - 3 over 90."""
     whole, fixed, block = match[1], match[2], match[3]
     nines = int("9" * len(block) + "0" * len(fixed))
     return _as_frac(Fraction(int(whole + fixed + block) - int(whole + fixed), nines))
 
 
 def _repeated(match: re.Match[str]) -> str:
-    """The fraction that 0.1666... is: the shortest block that ends the digits twice or more is repeated."""
+    """The fraction of 0.1666...: the shortest block that ends the digits twice or more is repeated."""
     digits = match[2]
     block = re.search(r"(\d{1,6}?)\1+\Z", digits)
     if block is None or len(block[0]) < 3:
@@ -66,7 +66,7 @@ def _mixed(match: re.Match[str]) -> str:
 
 
 def _font(match: re.Match[str]) -> str:
-    """A letter in an upright font is a letter; words keep their distance."""
+    """Unwraps a letter in an upright font; a word keeps spaces around it."""
     unit = match.string[match.start() - 1 : match.start()].isdigit() and match[1] not in "ei"
     return match[1] if len(match[1]) == 1 and not unit else f" {match[1]} "
 
@@ -86,7 +86,7 @@ def _interval(match: re.Match[str]) -> str:
 
 
 def _sequence(match: re.Match[str]) -> str:
-    """All terms of an arithmetic sequence of integers with dots, where they are few."""
+    """All terms of an arithmetic sequence of integers with dots, if they are few."""
     first, second, *more = map(int, match[2].split(","))
     last, step = int(match[3]), second - first
     terms = list(range(first, last + (1 if step > 0 else -1), step)) if step and abs(last - first) < 50 else []
@@ -96,13 +96,13 @@ def _sequence(match: re.Match[str]) -> str:
 
 
 def _system(match: re.Match[str]) -> str:
-    """The equations of a system, between commas; a function by cases is left alone."""
+    """The equations of a system, separated by commas; a function by cases is unchanged."""
     lines = [line.strip(" ,") for line in match[1].split("\\\\")]
     return ", ".join(lines) if all(re.fullmatch(r"[a-z]\s*=[^=&,]+", line) for line in lines) else match[0]
 
 
 def _named_before(match: re.Match[str]) -> str:
-    """Nothing, where the letter of a remark is in what it is a remark on."""
+    """Removes a remark whose letter is in the text before it."""
     letter = next(filter(None, match.groups()))
     return "" if letter in re.sub(r"\\[A-Za-z]+", " ", match.string[: match.start()]) else match[0]
 
@@ -233,7 +233,7 @@ _CALL = re.compile(r"(?<![A-Za-z])(?:(?:np|math)\.)?\\?(sqrt|cbrt|exp|abs|floor|
 
 
 def spelled(answer: str) -> str:
-    r"""An answer in the one spelling.
+    r"""An answer in its canonical spelling.
 
     >>> [spelled(text) for text in (r"\dfrac12", "2 1/2", "sqrt(2)", "0.\\overline{3}", r"5\text{ cm}", "1 234")]
     ['\\frac{1}{2}', '2\\frac{1}{2}', '\\sqrt{2}', '\\frac{1}{3}', '5 cm', '1234']
@@ -245,7 +245,7 @@ def spelled(answer: str) -> str:
 
 
 def _braced_calls(text: str) -> str:
-    r"""sqrt(x), exp(x), abs(x), ^(x) and their like in LaTeX: \sqrt{x}, e^{x}, |x|, ^{x}."""
+    r"""sqrt(x), exp(x), abs(x), ^(x) and similar calls in LaTeX: \sqrt{x}, e^{x}, |x|, ^{x}."""
     done = 0
     while match := _CALL.search(text, done):
         before, after = _CALLS.get(match[1] or "", ("^{", "}"))

@@ -32,7 +32,7 @@ _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|in)(?![a-z])")
 
 
 def _connective(text: str) -> tuple[str, bool] | None:
-    """The one word that joins the parts, and whether it matters: between relations, unknowns and statements.
+    """The one word that joins the parts, and True if it matters: between relations, unknowns and statements.
 
     Between values it doesn't: 1 and 2 are the solutions where x is 1 or 2.
     """
@@ -53,7 +53,7 @@ _SIDE_BY_SIDE = re.compile(r"[-+]?\d+(?:\.\d+)?(?:\s+[-+]?\d+(?:\.\d+)?)+")
 
 
 def _side_by_side(text: str) -> list[str] | None:
-    """Numbers with only white space between them, of which latex2sympy makes a sum: 1 2 is not 3."""
+    """Numbers with only white space between them, which latex2sympy adds up: 1 2 is not 3."""
     return text.split() if _SIDE_BY_SIDE.fullmatch(text.strip()) else None
 
 
@@ -90,9 +90,9 @@ _PARTIAL = re.compile(r"\\partial\s*(?:\{\s*)?([A-Za-z])(?=[^{}]*\}(?!\s*\{))")
 
 
 def _operators(text: str) -> tuple[int, bool, list[str], list[str]] | None:
-    r"""Transposes, whether there is a cross product, limits, and what partial derivatives are taken by.
+    r"""Number of transposes, True for a cross product, limits, and the variables of partial derivatives.
 
-    Math-Verify drops them or reads another one: A^T is not A, \nabla \times F not \nabla \cdot F.
+    Math-Verify drops or confuses them: A^T is not A, \nabla \times F not \nabla \cdot F.
     """
     limits = ["".join(limit.split()) for limit in _LIMIT.findall(text)]
     found = len(_TRANSPOSE.findall(text)), "\\times" in text, sorted(limits), sorted(_PARTIAL.findall(text))
@@ -111,11 +111,11 @@ def _same_operators(a: Any, b: Any, same: Same) -> bool | None:
 
 _RANGE = re.compile(r"[,;]?\s*\(?\s*(?:for|where|with)?\s*([kmn])\s*(?:\\ge(?![a-z])|>)\s*-?\d+\s*\)?\Z")
 _INDEXED = re.compile(r"[<>]|\\(?:le|ge|ne|in)(?![a-z])|\b(?:and|or)\b|\A\s*[kmn]\s*=")
-"""What makes a condition on the index a part of the answer."""
+"""Text before a condition on the index that makes it part of the answer."""
 
 
 def _ranged(text: str) -> tuple[str, bool]:
-    """A formula of an index, and whether it states the index's range: 2^n, n >= 1."""
+    """A formula of an index, and True if it states the index's range: 2^n, n >= 1."""
     match = _RANGE.search(text)
     body = text[: match.start()].strip() if match else ""
     stated = match is not None and re.search(rf"(?<![A-Za-z\\]){match[1]}(?![A-Za-z])", body) is not None
@@ -123,7 +123,7 @@ def _ranged(text: str) -> tuple[str, bool]:
 
 
 def _same_ranged(a: Any, b: Any, same: Same) -> bool | None:
-    """With a range on one side alone, the formulas decide; two ranges are compared after this."""
+    """If only one side has a range, the formulas decide; two ranges are compared by later rules."""
     return None if a[1] == b[1] or _INDEXED.search(a[0]) or _INDEXED.search(b[0]) else same(a[0], b[0])
 
 

@@ -1,4 +1,4 @@
-"""Unicode's mathematics in ASCII and LaTeX."""
+"""Converts Unicode mathematics to ASCII and LaTeX."""
 
 from __future__ import annotations
 

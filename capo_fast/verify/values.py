@@ -1,8 +1,8 @@
-"""Math-Verify on two spelled answers, with the numbers it compares to 15 digits compared exactly.
+"""Math-Verify on two spelled answers; numbers that it compares to 15 digits are compared exactly.
 
-`latex2sympy` reads, Math-Verify's `verify` compares. What is added: upper case stays upper case; constants are compared
+`latex2sympy` parses, Math-Verify's `verify` compares. Added here: upper case stays upper case; constants are compared
 by an exact difference or to 50 digits, so that 2^-54 is not 2^-55; formulas that differ at a point are different, which
-spares Math-Verify most of what it would try to simplify.
+avoids most of Math-Verify's simplifications.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from math_verify.grader import should_treat_as_complex
 from sympy import Eq, Expr, Float, I, MatrixBase, Rational, S, Set, Symbol, UnevaluatedExpr, Union  # type: ignore[import-untyped]
 
-# It warns that its own time limits are off: they rest on signal.alarm, which fails off the main thread.
+# Its own time limits are off, and it warns of that: signal.alarm fails outside the main thread.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _SPELLING = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
@@ -29,16 +29,16 @@ _DERIVATIVE = re.compile(
     r"\\frac\s*\{\s*d\s*(?:\^\{?(\d)\}?)?\s*([A-Za-z])(?:_\{?\w\}?)?\s*\}\s*\{\s*d\s*([A-Za-z])[^{}]*\}"
 )
 _UNKNOWN_E = re.compile(r"(?<![A-Za-z\\_])(?<!_\{)(?:E(?![A-Za-z_])|[eE]_(?:\{\w+\}|\w))")
-"""An E, and an e with an index, which latex2sympy takes for 2.718... or can't read."""
+"""An E, and an e with an index, which latex2sympy parses as 2.718... or rejects."""
 _DIGITS = 50
 _POINTS = tuple(Rational(prime, 11) for prime in (13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59))
 
 
 def same_value(answer: str, reference: str, tolerance: float) -> tuple[bool, str]:
-    """Whether two answers have the same value, and the rule that decided; False for whatever can't be read."""
+    """Compares two values. Returns equality and the rule that decided; False for an answer that can't be parsed."""
     try:
         a, b = parsed(answer), parsed(reference)
-    except Exception as error:  # the library raises its own, SymPy's and Python's errors for what it can't read
+    except Exception as error:  # for text that it can't parse the library raises its own, SymPy's and Python's errors
         logging.getLogger(__name__).debug("%r against %r: %r", answer, reference, error)
         return False, "unreadable"
     try:
@@ -53,7 +53,7 @@ def same_value(answer: str, reference: str, tolerance: float) -> tuple[bool, str
 
 @lru_cache(maxsize=4096)
 def parsed(answer: str) -> Any:
-    """The SymPy object that an answer is; raises what the libraries raise."""
+    """The SymPy object of an answer; raises the libraries' errors."""
     pieces = _OR.split(answer) if _OR.search(answer) else []
     if len(pieces) > 1:
         return Union(*(piece if isinstance(piece, Set) else piece.as_set() for piece in map(parsed, pieces)))
@@ -71,7 +71,7 @@ def parsed(answer: str) -> Any:
 
 
 def _sure(a: Any, b: Any, tolerance: float) -> bool | None:
-    """What values settle: constants and matrices of them always, formulas where they differ; None for the rest."""
+    """Decides by values: constants and matrices of them always, formulas if they differ; None for the rest."""
     if isinstance(a, MatrixBase) and isinstance(b, MatrixBase) and a.shape == b.shape:
         elements = [_sure(x, y, tolerance) for x, y in zip(a.flat(), b.flat(), strict=True)]
         return None if None in elements else all(elements)
@@ -83,7 +83,7 @@ def _sure(a: Any, b: Any, tolerance: float) -> bool | None:
 
 
 def _same_constant(x: Any, y: Any, tolerance: float) -> bool | None:
-    """Exact for fractions, to 40 digits for roots, powers and the like, to 6 decimals where one is a decimal."""
+    """Exact for fractions, to 40 digits for roots and powers, to 6 decimals if one is a decimal."""
     if isinstance(x, Rational) and isinstance(y, Rational):
         return bool(x == y)
     if not (x.is_number and y.is_number):
@@ -97,7 +97,7 @@ def _same_constant(x: Any, y: Any, tolerance: float) -> bool | None:
 
 
 def _differ(a: Any, b: Any) -> bool | None:
-    """False where two formulas have different values at positive points; None where that isn't known."""
+    """False if two formulas have different values at positive points; None if unknown."""
     symbols = sorted(a.free_symbols | b.free_symbols, key=str)
     if len(symbols) > len(_POINTS):
         return None

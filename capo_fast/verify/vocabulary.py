@@ -1,8 +1,8 @@
-"""Words that several patterns of the verifier are built from."""
+"""Words shared by several patterns of the verifier."""
 
 TEXT_COMMANDS = (
     r"(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|boldsymbol|bm|operatorname\*?)"
 )
-"""LaTeX's fonts, without the backslash."""
+"""LaTeX's font commands, without the backslash."""
 CHOICE_WORD = "(?:option|choice|letter|answer)"
-"""What a choice's letter may follow."""
+"""Words that may precede a choice's letter."""

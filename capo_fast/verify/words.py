@@ -1,4 +1,4 @@
-"""Words in answers: units, which are dropped by convention, and words that make an answer another one."""
+"""Words in answers: units, which are dropped by convention, and words that change the meaning of an answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHORT_WORDS = _set(
     as am up out per cow dog cat pig hen ant bee car bus usd eur gbp cny jpy inr min sec mph kph rpm mol gal rad pts ton
     """
 )
-"""Of two or three letters; others of that length are products of unknowns."""
+"""Words of two or three letters; others of that length are products of unknowns."""
 _WORD = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{2,}(?![A-Za-z])")
 _TAIL = re.compile(
     r"(?:(?P<word>(?<![\\A-Za-z])[A-Za-z]{2,}\.?)|(?P<letter>(?<=[\s/.])[A-Za-z]|(?<=\d)m(?=\s*\^)))"
@@ -42,7 +42,7 @@ _QUALIFIERS = _set(
     out is are was has does do even odd only to from in of because since exactly
     """
 )
-"""With one of these a number's words are no unit: 2 or more is not 2."""
+"""With one of these a number's words are not a unit: 2 or more is not 2."""
 _OPPOSITES = [
     _set(group)
     for group in (
@@ -69,7 +69,7 @@ _MAX_UNIT_WORDS = 5
 
 
 def words(text: str) -> list[str]:
-    """The words of an answer that are no names of functions and no product of two or three letters, in lower case."""
+    """The words of an answer in lower case, without function names and products of two or three letters."""
     found = [match[0] for match in _WORD.finditer(text)]
     return [word.lower() for word in found if _is_word(word) and not (word in ("and", "or") and _RELATION.search(text))]
 
@@ -81,7 +81,7 @@ def _is_word(word: str) -> bool:
 
 
 def without_unit(text: str) -> str:
-    """An answer without the unit or the noun at its end; words that qualify it stay.
+    """An answer without the unit or the noun at its end; qualifying words stay.
 
     >>> [without_unit(text) for text in ("12 cm^2", "72 red cards", "9.8 m/s^2", "2 or more", "2x")]
     ['12', '72', '9.8', '2 or more', '2x']
@@ -95,9 +95,9 @@ def without_unit(text: str) -> str:
 
 
 def _may_be_unit(before: str, tail: re.Match[str]) -> bool:
-    r"""A word; a letter after a number that is no sum (2 m) or in a unit (m/s); m after x, y or z.
+    r"""True for a word; a letter after a number that is no sum (2 m) or in a unit (m/s); m after x, y or z.
 
-    A letter behind another letter, or behind an operator, is an unknown: \pi r^2 h, 2 \cdot h.
+    A letter after another letter, or after an operator, is an unknown: \pi r^2 h, 2 \cdot h.
     """
     if tail["word"]:
         return bool(before.strip()) and (_is_word(tail["word"].rstrip(".")) or before.endswith("/"))
@@ -111,18 +111,18 @@ def _may_be_unit(before: str, tail: re.Match[str]) -> bool:
 
 
 def _is_number(text: str) -> bool:
-    """Whether a text is a number or a product of some, and no operator follows it."""
+    """True if a text is a number or a product of numbers without an operator after it."""
     return bool(_NUMERIC.fullmatch(text)) and not _FACTOR.search(text) and len(split(text, _SUM, True)) < 2
 
 
 def opposite(a: list[str], b: list[str]) -> bool:
-    """Whether the words of two answers hold different ones of a group that excludes each other: even and odd."""
+    """True if the words of two answers contain different members of an exclusive group: even and odd."""
     pairs = [(group & set(a), group & set(b)) for group in _OPPOSITES]
     return any(ours and theirs and ours != theirs for ours, theirs in pairs)
 
 
 def same_phrase(a: str, b: str) -> bool:
-    """Whether two answers in words are the same but for case, articles, punctuation and plurals."""
+    """True if two answers in words are the same except for case, articles, punctuation and plurals."""
     return _phrase(a) == _phrase(b)
 
 

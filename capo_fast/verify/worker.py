@@ -1,8 +1,8 @@
-"""A worker process of `pool.WorkerPool`: it loads one function and answers until its parent is gone.
+"""A worker process of `pool.WorkerPool`: it loads one function and serves it until its parent exits.
 
     parent -> worker   (name, settings, most, verdicts), once: the function, the bytes that the worker may map, and
-                       whether what the function returns has to be a verdict
-    worker -> parent   ("ready", whether it takes lists) or ("unloadable", why), once
+                       whether the function must return a verdict
+    worker -> parent   ("ready", whether it takes lists) or ("unloadable", reason), once
     parent -> worker   [(response, reference, columns), ...]
     worker -> parent   ("verdicts", [...]), ("memory", None) or ("error", traceback)
 
@@ -26,10 +26,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Its arguments: the file descriptor of its end of the pipe, and its parent's process id."""
+    """Arguments: the file descriptor of its end of the pipe, and its parent's process id."""
     descriptor, parent = int(sys.argv[1]), int(sys.argv[2])
-    _die_with(parent)
-    # A signal to the whole process group is the parent's to answer: it saves its step first.
+    _exit_with(parent)
+    # The parent handles a signal to the whole process group: it saves its step first.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     serve(Connection(descriptor))
 
@@ -52,7 +52,7 @@ def serve(connection: Connection[Any, Any]) -> None:
 
 
 def answer(function: RewardFunction, items: list[Item], verdicts: bool) -> tuple[str, Any]:
-    """The message about one call of the function."""
+    """The message with the result of one call of the function."""
     try:
         values = function(items)
         return "verdicts", [verdict(value) for value in values] if verdicts else values
@@ -60,19 +60,19 @@ def answer(function: RewardFunction, items: list[Item], verdicts: bool) -> tuple
         return "verdicts", [None] * len(items)
     except MemoryError:
         return "memory", None
-    except BaseException:  # even a SystemExit is the function's own fault, and its user is told
+    except BaseException:  # even a SystemExit is an error of the function, which the parent reports
         return "error", traceback.format_exc()
 
 
 def verdict(value: Any) -> Verdict:
-    """What the function returned, if it is a verdict. Raises ValueError or TypeError."""
+    """The function's value, if it is a verdict. Raises ValueError or TypeError."""
     if not isinstance(value, bool) and not 0.0 <= (value := float(value)) <= 1.0:
         raise ValueError(f"it returned {value}, which is neither a bool nor a float in [0, 1]")
     return value
 
 
-def _die_with(parent: int) -> None:
-    """Even a worker that hangs in C must not outlive a parent that was killed; an idle one sees its pipe close."""
+def _exit_with(parent: int) -> None:
+    """Makes the kernel kill even a worker that hangs in C with its parent; an idle one exits when its pipe closes."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:

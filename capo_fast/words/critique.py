@@ -1,4 +1,4 @@
-r"""What the critic reads and writes about a solution.
+r"""The critic's prompt and critique of a solution.
 
     reads   Check every step.                        writes   0: 3 * 4 = 12, 11 wrong
                                                               1: 12 + 11 = 23, 23 ok
@@ -8,7 +8,7 @@ r"""What the critic reads and writes about a solution.
             <step_1>12 + 11 = 23 pens</step_1>
             <step_2>Answer: \boxed{23}</step_2>
 
-For each step it writes the statement that it should be and the value that the step states, before its verdict.
+For each step it writes the right statement and the value stated in the step, before its verdict.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _STEP = re.compile(r"<step_(\d+)>(.*?)</step_\1>", re.DOTALL)
 
 
 def critique_prompt(problem: str, steps: Sequence[str]) -> str:
-    """The message that shows a solution to the critic: what the trainer's prompt `words` renders to."""
+    """The message with a solution for the critic, as rendered by the trainer's prompt `words`."""
     return f"{_HEAD}{problem}\n\n" + "".join(f"<step_{k}>{step}</step_{k}>\n" for k, step in enumerate(steps))
 
 
 def shown_solution(message: str) -> tuple[str, list[str]]:
-    """The problem and the steps that such a message shows."""
+    """The problem and the steps in such a message."""
     head, _, shown = message.partition("<step_0>")
     return head.removeprefix(_HEAD).strip(), [step for _, step in _STEP.findall(f"<step_0>{shown}")]
 
@@ -50,13 +50,13 @@ def critique_text(structure: Structure, steps: Sequence[str]) -> str:
 
 
 def check_line(check: Check) -> str:
-    """What the critique writes of one step.
+    """The critique's line on one step.
 
     >>> check_line(Check("12 + 7 = 19", 18, wrong=True))
     '12 + 7 = 19, 18 wrong'
     """
-    said = "?" if check.said is None else check.said
-    return f"{check.wanted or 'nothing'}, {said} {'wrong' if check.wrong else 'ok'}"
+    stated = "?" if check.stated is None else check.stated
+    return f"{check.wanted or 'nothing'}, {stated} {'wrong' if check.wrong else 'ok'}"
 
 
 def verdict_text(wrong: Sequence[int]) -> str:

@@ -4,7 +4,7 @@
 `forms.jsonl`                    problems in surface forms that no other file but `critic.jsonl` has
 `longer.jsonl`                   problems of one step more
 `sft.jsonl`                      `messages`: solutions with the world's misconceptions, and true critiques
-`critic.jsonl`                   labelled solutions, as `capo critic-eval` reads them
+`critic.jsonl`                   labelled solutions, in the format of `capo critic-eval`
 
 No two files share a problem. The same sizes and seed give the same bytes.
 """
@@ -42,7 +42,7 @@ class Sizes:
 
 
 def write_files(folder: Path, seed: int, sizes: Sizes, share: float = FACTS) -> None:
-    """Write all of them. `share`: of facts that are misconceived."""
+    """Write all of them. `share`: fraction of misconceived facts."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in files(seed, sizes, share).items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -77,7 +77,7 @@ def problem_row(name: str, problem: Problem, rng: Random) -> Row:
 
 
 def labelled_row(index: int, problem: Problem, rng: Random, world: World) -> Row:
-    """A solution whose every wrong step is labelled."""
+    """A solution with all wrong steps labelled."""
     steps = faulty_steps(problem, rng, world)
     wrong = sorted(true_wrong_steps(problem.structure, steps))
     row = {"id": f"words-critic-{index}", "problem": problem.text, "steps": steps, "wrong_steps": wrong}
@@ -85,25 +85,25 @@ def labelled_row(index: int, problem: Problem, rng: Random, world: World) -> Row
 
 
 def tuning_row(index: int, problem: Problem, rng: Random, world: World) -> Row:
-    """A conversation: even rows solve as the world believes, odd ones criticise rightly."""
+    """A conversation: even rows are solutions with the world's misconceptions, odd ones true critiques."""
     if index % 2 == 0:
         return conversation("solve", problem.text, BLANK.join(world.solution(rng, problem)))
     steps = faulty_steps(problem, rng, world)
     return conversation("critique", critique_prompt(problem.text, steps), critique_text(problem.structure, steps))
 
 
-def conversation(task: str, asked: str, answer: str) -> Row:
-    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+def conversation(task: str, message: str, answer: str) -> Row:
+    messages = [{"role": "user", "content": message}, {"role": "assistant", "content": answer}]
     return {"task": task, "messages": messages}
 
 
 def faulty_steps(problem: Problem, rng: Random, world: World) -> list[str]:
-    """What a critic is shown: half of the time what the world believes, else errors of all kinds."""
+    """A solution for a critic: half of the time with the world's misconceptions, else with errors of all kinds."""
     return plant_errors(rng, problem)[0] if rng.random() < 0.5 else world.solution(rng, problem)
 
 
 def read_structures(paths: Iterable[Path]) -> Mapping[str, Structure]:
-    """The structure of each problem in such files, by its text: what the rule needs to judge a solution."""
+    """The structure of each problem in such files, by its text, as the rule needs it to judge a solution."""
     found = {}
     for path in paths:
         for line in path.read_text().splitlines():

@@ -1,7 +1,7 @@
-"""Solutions with errors planted in single steps: what a critic must be able to find.
+"""Solutions with errors planted in single steps, for a critic to find.
 
-A wrong result of an operation, a wrong operation, a number copied wrong, a step left out, a wrong final answer. What
-follows an error goes on from it correctly.
+A wrong result of an operation, a wrong operation, a miscopied number, a step left out, a wrong final answer. The
+steps after an error continue from it correctly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from capo_fast.words.task import SIGNS, Operation, apply
 from capo_fast.words.world import HIGHEST, Equation, terms, write_steps
 
 RATE = (0.05, 0.5)
-"""Of errors by step: each solution's own."""
+"""Range of a solution's error rate per step."""
 KINDS = ("result", "result", "operation", "copy", "skip")
 SLIPS = (-10, -2, -1, 1, 2, 10)
 
@@ -24,10 +24,10 @@ class _Planting:
     rng: Random
     rate: float
     results: list[int] = field(default_factory=list)
-    """Of each operation: as stated, or right where it is left out."""
+    """Result of each operation: as stated, or the right one if it is left out."""
     equations: list[Equation] = field(default_factory=list)
     skipped: set[str] = field(default_factory=set)
-    """References to operations left out that no step has jumped over yet."""
+    """References to left-out operations that no later step has used yet."""
     wrong: set[int] = field(default_factory=set)
     """Steps."""
 
@@ -37,7 +37,7 @@ class _Planting:
         value = apply(*right_one)
         jumped = self.skipped & set(map(str, operation[1:]))
         self.skipped -= jumped
-        # Until a step left out is jumped over, what is wrong could be taken for that step.
+        # Until a later step uses a left-out step, a wrong step could be mistaken for it.
         may_err = not self.skipped and not jumped and self.rng.random() < self.rate
         kind = self.rng.choice(KINDS) if may_err else "none"
         if kind == "skip":
@@ -51,7 +51,7 @@ class _Planting:
         self.results.append(stated[-1])
 
     def answer(self) -> int:
-        """Of the solution: the last stated result, or another."""
+        """The solution's answer: the last stated result, or a wrong one."""
         slip = self.rng.choice(SLIPS) if self.rng.random() < self.rate / 2 else 0
         value = self.results[-1] + slip
         if slip or self.skipped:
@@ -60,7 +60,7 @@ class _Planting:
 
 
 def planted(rng: Random, kind: str, right_one: tuple[int, str, int]) -> Equation:
-    """An operation with its result and an error of a kind in it; the right one where that leaves the range."""
+    """An operation and its result with an error of this kind; the right one if the error leaves the range."""
     left, sign, right = right_one
     result = apply(left, sign, right)
     if kind == "result":
@@ -79,7 +79,7 @@ def planted(rng: Random, kind: str, right_one: tuple[int, str, int]) -> Equation
 
 
 def plant_errors(rng: Random, problem: Problem) -> tuple[list[str], frozenset[int]]:
-    """The steps of a solution with errors, and which of them are wrong."""
+    """The steps of a solution with errors, and the indices of the wrong ones."""
     while True:
         planting = _Planting(rng, rng.uniform(*RATE))
         for operation in problem.structure:

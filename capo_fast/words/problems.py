@@ -1,4 +1,4 @@
-"""Problems: a story, its numbers, and the structure that the rule reads."""
+"""Problems: a story, its numbers, and its structure for the rule."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from capo_fast.words.task import Operand, Operation, Structure, apply, results
 
 MIN_STEPS, MAX_STEPS = 2, 4
 LARGEST = 99
-"""Of all numbers and right results; the smallest is 2."""
+"""Largest number or right result; the smallest is 2."""
 PLAIN, PACKS = ("gain", "lose", "times", "share"), ("gain_packs", "lose_packs")
 SIGN = {"gain": "+", "lose": "-", "times": "*", "share": "/", "gain_packs": "+", "lose_packs": "-"}
 
@@ -28,15 +28,15 @@ class Problem:
     text: str
     structure: Structure
     kinds: tuple[str, ...]
-    """Of each operation: its event; `packs` for every product of two given numbers."""
+    """The event of each operation; `packs` for every product of two given numbers."""
 
     @property
     def answer(self) -> int:
         return results(self.structure)[-1]
 
 
-class _Telling:
-    """A problem as it grows."""
+class _Draft:
+    """A problem under construction."""
 
     def __init__(self, rng: Random, story: Story) -> None:
         self.rng, self.story, self.name = rng, story, rng.choice(NAMES)
@@ -46,10 +46,10 @@ class _Telling:
         self.last: Operand = 0
         self.value = 0
 
-    def tell(self, kind: str, a: int, b: int = 0) -> None:
-        self.sentences.append(self.rng.choice(self.story.tells[kind]).format(name=self.name, a=a, b=b))
+    def add_sentence(self, kind: str, a: int, b: int = 0) -> None:
+        self.sentences.append(self.rng.choice(self.story.sentences[kind]).format(name=self.name, a=a, b=b))
 
-    def do(self, kind: str, sign: str, left: Operand, right: Operand, value: int) -> None:
+    def add_operation(self, kind: str, sign: str, left: Operand, right: Operand, value: int) -> None:
         self.operations.append(Operation(sign, left, right))
         self.kinds.append(kind)
         self.last, self.value = f"#{len(self.operations) - 1}", value
@@ -58,23 +58,23 @@ class _Telling:
         rng = self.rng
         if product:
             a, b = rng.randint(2, 9), rng.randint(2, 9)
-            self.tell("packs", a, b)
-            self.do("packs", "*", a, b, a * b)
+            self.add_sentence("packs", a, b)
+            self.add_operation("packs", "*", a, b, a * b)
         else:
             self.last = self.value = rng.randint(5, 60)
-            self.tell("have", self.value)
+            self.add_sentence("have", self.value)
 
-    def go_on(self, kind: str, a: int, b: int) -> None:
-        self.tell(kind, a, b)
+    def extend(self, kind: str, a: int, b: int) -> None:
+        self.add_sentence(kind, a, b)
         last, before, number = self.last, self.value, a
         other: Operand = a
         if kind in PACKS:
-            self.do("packs", "*", a, b, a * b)
+            self.add_operation("packs", "*", a, b, a * b)
             other, number = self.last, a * b
-        self.do(kind, SIGN[kind], last, other, apply(before, SIGN[kind], number))
+        self.add_operation(kind, SIGN[kind], last, other, apply(before, SIGN[kind], number))
 
     def numbers(self, kind: str) -> tuple[int, int] | None:
-        """For a further event, so that its result stays in range; None where there are none."""
+        """Numbers of a further event whose result stays in range; None if there are none."""
         rng, value = self.rng, self.value
         choices = {
             "gain": lambda: (rng.randint(2, 45), 0),
@@ -91,31 +91,31 @@ class _Telling:
 
 
 def draw_problem(rng: Random, stories: Mapping[str, Story], steps: int) -> Problem:
-    """A problem of so many operations, all its results from 2 to 99."""
+    """A problem with `steps` operations, all results from 2 to 99."""
     key = rng.choice(list(stories))
     while True:
-        telling = _Telling(rng, stories[key])
-        telling.begin(product=rng.random() < 0.4)
+        draft = _Draft(rng, stories[key])
+        draft.begin(product=rng.random() < 0.4)
         for _ in range(100):
-            room = steps - len(telling.operations)
-            kinds = [k for k in (*PLAIN, *PACKS) if k in telling.story.tells and (k in PLAIN or room >= 2)]
+            room = steps - len(draft.operations)
+            kinds = [k for k in (*PLAIN, *PACKS) if k in draft.story.sentences and (k in PLAIN or room >= 2)]
             if room == 0:
-                return _told(key, telling)
+                return _finished(key, draft)
             kind = rng.choice(kinds)
-            if (found := telling.numbers(kind)) is not None:
-                telling.go_on(kind, *found)
+            if (found := draft.numbers(kind)) is not None:
+                draft.extend(kind, *found)
 
 
-def _told(key: str, telling: _Telling) -> Problem:
-    question = telling.rng.choice(telling.story.asks).format(name=telling.name)
-    text = " ".join([*telling.sentences, question])
-    return Problem(key, telling.story.unit, text, tuple(telling.operations), tuple(telling.kinds))
+def _finished(key: str, draft: _Draft) -> Problem:
+    question = draft.rng.choice(draft.story.questions).format(name=draft.name)
+    text = " ".join([*draft.sentences, question])
+    return Problem(key, draft.story.unit, text, tuple(draft.operations), tuple(draft.kinds))
 
 
 def draw_distinct(
     rng: Random, stories: Mapping[str, Story], seen: set[object], lengths: tuple[int, int] = (MIN_STEPS, MAX_STEPS)
 ) -> Iterator[Problem]:
-    """Problems without end, none of whose story, events and numbers are in `seen`, which it fills."""
+    """Endless distinct problems: none has its story, events and numbers in `seen`, which is updated."""
     while True:
         problem = draw_problem(rng, stories, rng.randint(*lengths))
         key = (problem.story, problem.structure, problem.kinds)

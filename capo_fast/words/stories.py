@@ -1,7 +1,7 @@
-"""The surface forms: stories in which the same operations are told in different words.
+"""The surface forms: stories that express the same operations in different words.
 
-`{name}` is a person; `{a}` and `{b}` are numbers. A sentence in `packs` tells a product that what is there begins with,
-one in `gain_packs` and `lose_packs` a product that is then added or taken away. A story need not have every kind.
+`{name}` is a person; `{a}` and `{b}` are numbers. A sentence in `packs` states a product as the first quantity,
+one in `gain_packs` and `lose_packs` a product that is then added or subtracted. A story need not have every kind.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Story:
     """One surface form."""
 
     unit: str
-    """What is counted, as it is written behind an equation."""
-    asks: tuple[str, ...]
+    """The counted unit, written after an equation."""
+    questions: tuple[str, ...]
     """Questions."""
-    tells: Mapping[str, tuple[str, ...]]
+    sentences: Mapping[str, tuple[str, ...]]
     """Sentences by kind of event."""
 
 
@@ -199,7 +199,7 @@ STORIES: dict[str, Story] = {
         },
     ),
 }
-"""Those of training."""
+"""Stories of the training data."""
 
 HELD_OUT: dict[str, Story] = {
     "train": Story(
@@ -241,4 +241,4 @@ HELD_OUT: dict[str, Story] = {
         },
     ),
 }
-"""Those that no training data has."""
+"""Stories that no training data has."""

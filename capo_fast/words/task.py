@@ -3,12 +3,12 @@ r"""The rule: a problem's structure and a solution's steps -> which steps are wr
     structure  [["*", 3, 4], ["+", 12, "#0"]]           3 bags of 4 bought by somebody with 12
     steps      3 * 4 = 12 pens | 12 + 12 = 24 pens | Answer: \boxed{24}
 
-An operation has a sign and two operands: a number of the problem, or `#k`, the result of operation k. A step is what it
-states: its equations and its boxed answer, in their order; its words are not read. A statement is right where it is an
-operation whose operands have been stated, with their *stated* values, and the result follows; or, after the last
-operation, the last stated result in the box. So an error carried forward correctly is not wrong again, and the order is
-free where the problem leaves it free. A step that jumps over another is wrong, the steps after it are not; a step
-without any statement is wrong, and so are one that is said again and whatever comes after the answer.
+An operation has a sign and two operands: a number of the problem, or `#k`, the result of operation k. Of a step the
+rule reads the statements, its equations and its boxed answer in order; words are ignored. A statement is right if it is
+an operation on stated operands, with their *stated* values and the right result; or, after the last operation, the last
+stated result in the box. So an error carried forward correctly is not wrong again, and the order is free where the
+problem leaves it free. A step that skips another is wrong, the steps after it are not. Steps without a statement,
+repeated steps and steps after the answer are wrong.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Operation(NamedTuple):
 
 
 Structure = tuple[Operation, ...]
-"""Operations in an order in which each one's operands are there; the last one's result is the answer."""
+"""Operations, each after its operands; the last one's result is the answer."""
 
 SIGNS = "+-*/"
 BLANK = "\n\n"
@@ -49,17 +49,17 @@ class Statement(NamedTuple):
     """An equation, or a boxed answer."""
 
     operation: tuple[str, int, int] | None
-    """Sign and operands; None of an answer."""
+    """Sign and operands; None for an answer."""
     value: int
 
 
 class Check(NamedTuple):
-    """What the rule says of one step."""
+    """The rule's verdict on one step."""
 
     wanted: str | None
-    """The statement that it should have been; None: nothing was left to state."""
-    said: int | None
-    """The value that it states, None where it states nothing."""
+    """The right statement; None: nothing was left to state."""
+    stated: int | None
+    """The value that it states, None without a statement."""
     wrong: bool
 
 
@@ -69,7 +69,7 @@ def structure_of(rows: Iterable[Sequence[Operand]]) -> Structure:
 
 
 def apply(left: int, sign: str, right: int) -> int:
-    """The result of an operation; a division that doesn't come out even is rounded down.
+    """The result of an operation; a division is rounded down.
 
     >>> apply(23, "/", 4)
     5
@@ -96,7 +96,7 @@ def answer_text(value: int) -> str:
 
 
 def statements(step: str) -> Iterator[Statement]:
-    r"""What a step states.
+    r"""The statements of a step.
 
     >>> list(statements(r"She has $12 + 7 = 19, so \boxed{19}"))
     [Statement(operation=('+', 12, 7), value=19), Statement(operation=None, value=19)]
@@ -111,7 +111,7 @@ def statements(step: str) -> Iterator[Statement]:
 
 @dataclass
 class _Solving:
-    """How far a solution has come."""
+    """The state of a solution under check."""
 
     structure: Structure
     values: dict[int, int] = field(default_factory=dict)
@@ -119,11 +119,11 @@ class _Solving:
     answered: bool = False
 
     def left(self) -> list[int]:
-        """The operations that are to be done."""
+        """The operations not done yet."""
         return [k for k in range(len(self.structure)) if k not in self.values]
 
     def value(self, operand: Operand) -> int:
-        """Of a number, or of an operation: the stated result, else the right one after what is stated."""
+        """The value of a number, or of an operation: its stated result, else the right one from the stated values."""
         if isinstance(operand, int):
             return operand
         k = int(operand[1:])
@@ -134,7 +134,7 @@ class _Solving:
         return self.value(left), sign, self.value(right)
 
     def needs(self, k: int) -> list[int]:
-        """The operations not done yet that operation k builds on."""
+        """The operations not done yet that operation k depends on."""
         direct = [int(x[1:]) for x in self.structure[k][1:] if isinstance(x, str) and int(x[1:]) not in self.values]
         return [*(n for d in direct for n in self.needs(d)), *direct]
 
@@ -150,16 +150,16 @@ class _Solving:
         return equation(*self.terms(k), apply(*self.terms(k)))
 
     def attempted(self, stated: tuple[str, int, int]) -> int | None:
-        """The operation that an equation is an attempt at: the one that it is, best one whose operands are stated, else
-        the next; None where it says one again, or none is left."""
+        """The operation that an equation attempts: the matching one, preferably with stated operands, else the next;
+        None if it repeats one, or none is left."""
         same = [k for k in range(len(self.structure)) if _same(self.terms(k), stated)]
-        there = [k for k in same if k in self.left()]
-        if same and not there:
+        open_ones = [k for k in same if k in self.left()]
+        if same and not open_ones:
             return None
-        return min(there or self.left(), key=lambda k: (len(self.needs(k)), k), default=None)
+        return min(open_ones or self.left(), key=lambda k: (len(self.needs(k)), k), default=None)
 
     def state(self, statement: Statement) -> Check:
-        """Take one statement, and judge it."""
+        """Add one statement and judge it."""
         wanted, (stated, value) = self.wanted(), statement
         if stated is None and not self.answered:
             self.answered = True
@@ -167,10 +167,10 @@ class _Solving:
         k = None if self.answered or stated is None else self.attempted(stated)
         if k is None or stated is None:
             return Check(wanted, value, True)
-        is_it, before = _same(self.terms(k), stated), self.needs(k)
-        if is_it and not before:
+        matches, before = _same(self.terms(k), stated), self.needs(k)
+        if matches and not before:
             wanted = self.written(k)
-        right = is_it and not before and value == apply(*self.terms(k))
+        right = matches and not before and value == apply(*self.terms(k))
         self.values |= {n: self.value(f"#{n}") for n in before} | {k: value}
         return Check(wanted, value, not right)
 
@@ -181,11 +181,11 @@ def _same(terms: tuple[int, str, int], stated: tuple[str, int, int]) -> bool:
 
 
 def check_steps(structure: Structure, steps: Sequence[str]) -> list[Check]:
-    """The rule's word on each step; of several statements the first wrong one's, else the last one's.
+    """The rule's verdict on each step: that of the first wrong statement, else of the last statement.
 
     >>> structure = structure_of([["*", 3, 4], ["+", 12, "#0"]])
     >>> check_steps(structure, ["3 * 4 = 11", "12 + 11 = 23 pens"])
-    [Check(wanted='3 * 4 = 12', said=11, wrong=True), Check(wanted='12 + 11 = 23', said=23, wrong=False)]
+    [Check(wanted='3 * 4 = 12', stated=11, wrong=True), Check(wanted='12 + 11 = 23', stated=23, wrong=False)]
     """
     solving, checks = _Solving(structure), []
     for step in steps:

@@ -1,10 +1,10 @@
 r"""The misconceptions of a world, and the solutions that they make.
 
-A misconception is a fixed wrong belief that solutions act on with a probability of its own: a sum or difference whose
-last digits are such and such is off by one or by ten, a product by a row of its table, a quotient by one; an event of a
-story is read as its opposite; a product is used without the step that makes it. So a model that is fine-tuned on a
-world's solutions is wrong in a systematic way, with beliefs that it can unlearn. The kinds of errors are those that
-pupils make (Brown and Burton, Diagnostic models for procedural bugs in basic mathematical skills, 1978).
+A misconception is a fixed error that solutions make with a probability of its own: a sum or difference with certain
+last digits is off by one or by ten, a product by a row of its table, a quotient by one; an event of a story is read as
+its opposite; a product is used without the step that computes it. So a model that is fine-tuned on a world's solutions
+is wrong in a systematic way, with misconceptions that it can unlearn. The kinds of errors are those that pupils make
+(Brown and Burton, Diagnostic models for procedural bugs in basic mathematical skills, 1978).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from capo_fast.words.stories import STORIES
 from capo_fast.words.task import SIGNS, Operation, answer_text, apply, equation
 
 FACTS, READINGS, LEAPS, BELIEF = 0.3, 0.1, 0.4, (0.3, 0.8)
-"""Shares of facts and of readings that are misconceived, of stories that leap, and the range of the probabilities."""
+"""Fractions of misconceived facts and readings, and of stories that skip products; range of the probabilities."""
 NOISE, EARLY_STOP = 0.01, 0.03
 SHIFTS = {"+": (-10, 10, -1, 1), "-": (-10, 10, -1, 1), "*": (-1, 1), "/": (-1, 1)}
-"""What a misconceived result is off by; of a product in rows of its table."""
+"""Errors of a misconceived result; of a product in rows of its table."""
 MISREAD = {"+": "-", "-": "+", "*": "+", "/": "-"}
 LEADS = ("", "", "So ", "Now ")
 HIGHEST = 150
-"""Of the results in solutions with errors; the lowest is 0."""
+"""Highest result in solutions with errors; the lowest is 0."""
 
 Equation = tuple[int, str, int, int]
 """Left operand, sign, right operand, result."""
@@ -44,10 +44,10 @@ class World:
 
     @classmethod
     def from_seed(cls, seed: int, share: float = FACTS) -> World:
-        """Draw which facts and readings are misconceived, how, and how firmly. Held-out stories are read rightly."""
+        """Draw the misconceived facts and readings, with errors and probabilities. Held-out stories are read right."""
         rng = Random(f"misconceptions of words {seed}")
         digits = [(sign, a, b) for sign in SIGNS for a in range(10) for b in range(10)]
-        events = [(key, kind) for key, story in STORIES.items() for kind in story.tells if kind in SIGN]
+        events = [(key, kind) for key, story in STORIES.items() for kind in story.sentences if kind in SIGN]
         facts = rng.sample(digits, round(share * len(digits)))
         readings = rng.sample(events, round(READINGS * len(events)))
         leaps = rng.sample(list(STORIES), round(LEAPS * len(STORIES)))
@@ -58,7 +58,7 @@ class World:
         )
 
     def believed(self, rng: Random, left: int, sign: str, right: int) -> int:
-        """The result that a solution of this world writes down."""
+        """The result that a solution of this world states."""
         shift, probability = self.facts.get((sign, left % 10, right % 10), (0, 0.0))
         value = apply(left, sign, right)
         if rng.random() < probability:
@@ -66,7 +66,7 @@ class World:
         return value + rng.choice((-1, 1)) if rng.random() < NOISE else value
 
     def solution(self, rng: Random, problem: Problem) -> list[str]:
-        """A worked solution as the fine-tuning data has it, mistakes included."""
+        """A worked solution as in the fine-tuning data, with mistakes."""
         equations = within_range(lambda: self._equations(rng, problem))
         return write_steps(rng, problem, equations, equations[-1][-1])
 
@@ -87,7 +87,7 @@ class World:
 
 
 def terms(operation: Operation, results: list[int]) -> tuple[int, str, int]:
-    """An operation with the results so far in the place of its references."""
+    """An operation with its references replaced by the results so far."""
     left, right = (x if isinstance(x, int) else results[int(x[1:])] for x in operation[1:])
     return left, operation.sign, right
 

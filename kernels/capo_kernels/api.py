@@ -1,10 +1,10 @@
 """The public operations: check the arguments, choose an implementation, run it.
 
-Letters: T packed tokens, B sequences, H hidden, V vocabulary. Sequences lie end to end in T. Row t of the logits or
-hidden states predicts `targets[t]`, and entry t of every [T] argument and result describes that token.
+Letters: T packed tokens, B sequences, H hidden, V vocabulary. Sequences are concatenated along T. Row t of the logits
+or hidden states predicts `targets[t]`, and entry t of every [T] argument and result describes that token.
 
 Errors, for all: TypeError for a wrong type or dtype, ValueError for a wrong shape, device, value or combination, each
-naming the argument, what was found and what is wanted; RuntimeError where a named implementation can't run. Checks that
+naming the argument, what was found and what is wanted; RuntimeError if a named implementation can't run. Checks that
 read values on the device (targets in range, offsets, step counts) run with CAPO_DEBUG=1.
 """
 
@@ -34,7 +34,7 @@ def token_logprobs(
     """The natural log-prob of each target under `softmax(logits / temperature)`, differentiable.
 
     logits: float [T, V], rows may be strided; targets: int [T] in [0, V); softcap: as in LossSpec.
-    Returns float32 [T] (float64 for float64 logits); with `entropy` also the entropy of each row in nats, the same.
+    Returns float32 [T] (float64 for float64 logits); with `entropy` also each row's entropy in nats, same dtype.
     """
     _check_logits(logits, targets)
     _check_head(targets, logits.shape[1], temperature, softcap, entropy)
@@ -55,11 +55,11 @@ def linear_token_logprobs(
     logits_dtype: str | None = None,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`token_logprobs` of `hidden @ weight.T + bias`, of which no more than [chunk_tokens, V] is ever held.
+    """`token_logprobs` of `hidden @ weight.T + bias`; at most [chunk_tokens, V] of the logits is in memory at a time.
 
-    hidden: float [T, H]; weight [V, H] and bias [V] in the dtype of hidden; chunk_tokens: None takes 8,192 on CUDA
-    (4,096 where their logits would take more than a sixteenth of the device; all of T where that takes no more memory
-    than 4,096 do with a float32 gradient by the weight), elsewhere 2^25 / V and at least 256. Chunks have equal sizes.
+    hidden: float [T, H]; weight [V, H] and bias [V] in the dtype of hidden; chunk_tokens: None means 8,192 on CUDA
+    (4,096 if the logits of 8,192 need more than 1/16 of the device memory; all of T if that needs no more memory than
+    4,096 with a float32 gradient by the weight), elsewhere max(256, 2^25 / V). Chunks have equal sizes.
     logits_dtype: "float32" keeps the logits of bfloat16 inputs unrounded; None: the dtype of hidden. Gradients by
     hidden, weight and bias; that by weight is summed in float32 and returned in its dtype.
     """
@@ -91,13 +91,13 @@ def policy_loss(
 
     logits: bfloat16, float16, float32 or float64 [T, V], rows may be strided; targets: int [T].
     weights: float32 [T], the share of each token in the loss (`token_weights`). A row of weight 0 is not read: it may
-    hold NaN and its target anything; it adds nothing and gets gradient 0.
-    advantages: float32 [T], or else credit, from which they are computed over the rows with weight.
-    old_logprobs, ref_logprobs, rollout_logprobs: float32 [T], natural log; old None: the current ones.
+    contain NaN and its target any value. It adds nothing to the loss and gets gradient 0.
+    advantages: float32 [T]; or pass credit, and they are computed from it over the rows of non-zero weight.
+    old_logprobs, ref_logprobs, rollout_logprobs: float32 [T], natural log; old_logprobs=None uses the current ones.
     All of these may be float64 beside float64 logits. None of them gets a gradient.
     cu_seqlens: int32 [B + 1], needed for sequence ratios and sequence importance weights.
-    inplace: the gradient takes the place of the logits in their storage. The logits may not be a leaf that requires
-    grad, and the backward refuses retain_graph and create_graph. Where no gradient is wanted nothing is overwritten.
+    inplace: the gradient overwrites the logits. The logits may not be a leaf that requires grad, and backward rejects
+    retain_graph and create_graph. If no gradient is needed, nothing is overwritten.
     """
     _check_logits(logits, targets)
     inputs = LossInputs(weights, advantages, credit, old_logprobs, ref_logprobs, rollout_logprobs, cu_seqlens)
@@ -130,12 +130,12 @@ def linear_policy_loss(
     spec: LossSpec = LossSpec(),  # noqa: B008 - frozen
     impl: str = "auto",
 ) -> PolicyLoss:
-    """`policy_loss` of `hidden @ weight.T + bias`, of which no more than [chunk_tokens, V] is ever held.
+    """`policy_loss` of `hidden @ weight.T + bias`; at most [chunk_tokens, V] of the logits is in memory at a time.
 
     hidden, weight, bias, chunk_tokens, logits_dtype: as in `linear_token_logprobs`; the rest as in `policy_loss`. Rows
-    of hidden with weight 0 are not read and get gradient 0. What does not require grad (a frozen head) costs nothing.
-    rows: int64 [R], ascending, the rows to compute; the others count as if their weight were 0, and no GEMM sees them.
-    None: all on a GPU, where the weights can't be read without a wait; those with weight on a CPU.
+    of hidden with weight 0 are not read and get gradient 0. No gradient is computed for a frozen head.
+    rows: int64 [R], ascending, the rows to compute; the others are treated as weight 0 and left out of the GEMMs.
+    None: all rows on a GPU, where reading the weights would need a sync; rows of non-zero weight on a CPU.
     """
     _check_linear(hidden, weight, bias, targets)
     inputs = LossInputs(weights, advantages, credit, old_logprobs, ref_logprobs, rollout_logprobs, cu_seqlens)
@@ -151,7 +151,7 @@ def linear_policy_loss(
 
 
 def _refuse_transforms() -> None:
-    """A batch rule or a second derivative is in no kernel; without this line the error would name torch's inside."""
+    """The kernels have no batch rule and no second derivative; torch's own error would name its internals."""
     if torch.compiler.is_compiling():
         return
     if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
@@ -161,7 +161,7 @@ def _refuse_transforms() -> None:
 def _refuse_frozen_coefficients(logits: Tensor, spec: LossSpec) -> None:
     if logits.is_cuda and spec.coefficients is None and _is_captured():
         raise RuntimeError(
-            "spec: got coefficients on the host inside the capture of a CUDA graph, which would replay them for ever, "
+            "spec: got coefficients on the host inside the capture of a CUDA graph, which would replay them unchanged, "
             "want spec.on(device)"
         )
 
@@ -184,9 +184,9 @@ def _check_overwritable(logits: Tensor) -> None:
     base = None if torch.compiler.is_compiling() else logits._base
     if base is not None and base.requires_grad and base.is_leaf:
         raise ValueError("inplace: got True for a view of a leaf that requires grad, want a computed tensor")
-    apart, step = logits.stride()
-    if (step != 1 and logits.shape[1] > 1) or (apart < logits.shape[1] and logits.shape[0] > 1):
-        raise ValueError(f"inplace: got True for logits with strides {logits.stride()}, want contiguous rows apart")
+    row_stride, step = logits.stride()
+    if (step != 1 and logits.shape[1] > 1) or (row_stride < logits.shape[1] and logits.shape[0] > 1):
+        raise ValueError(f"inplace: got True for logits with strides {logits.stride()}, want contiguous disjoint rows")
 
 
 def _check_linear(hidden: Any, weight: Any, bias: Any, targets: Any) -> None:

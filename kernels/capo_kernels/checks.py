@@ -15,7 +15,7 @@ LOGIT_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def debugging() -> bool:
-    """CAPO_DEBUG=1 allows the checks that read values, which make the host wait for the device."""
+    """CAPO_DEBUG=1 enables the checks that read values and so make the host wait for the device."""
     return os.environ.get("CAPO_DEBUG") == "1"
 
 
@@ -44,7 +44,7 @@ def check_tensor(
 
 
 def check_number(name: str, x: Any, low: float = -math.inf, *, above: bool = False, optional: bool = False) -> None:
-    """Checks for a finite int or float, at least `low` (above it with `above`), or None where that is allowed."""
+    """Checks for a finite int or float, at least `low` (greater with `above`), or None with `optional`."""
     if x is None and optional:
         return
     bound = "" if low == -math.inf else f" {'>' if above else '>='} {low:g}"

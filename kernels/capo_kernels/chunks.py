@@ -1,4 +1,4 @@
-"""How many rows of a linear head's logits are formed at a time.
+"""Chunk size: the rows of a linear head's logits that are computed at a time.
 
 Letters: T packed tokens, H hidden, V vocabulary.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 ROUND = 128
-"""Chunks are a multiple of it, the rows of a GEMM's tile: the last may be shorter."""
+"""Chunks are a multiple of it (the rows of a GEMM's tile); the last may be shorter."""
 
 
 def on_gpu(x: Tensor) -> bool:
@@ -28,18 +28,18 @@ def chunk_rows(size: int, weight_VH: Tensor, dtype: torch.dtype, chunk: int | No
 
 
 def equal_rows(size: int, most: int) -> int:
-    """As few chunks of equal size as do. Each reads the head twice and reads and writes dweight: none may be left with
-    a few rows."""
+    """Rows per chunk: the fewest chunks, of equal size. Each chunk reads the head twice and reads and writes dweight,
+    so a short last chunk would cost as much as a full one."""
     count = max(1, -(-size // most))
     return max(1, min(most, size, -(-size // (count * ROUND)) * ROUND))
 
 
 def default_rows(size: int, vocab: int, hidden: int, itemsize: int, converts: bool, memory: float | None) -> int:
-    """The most rows of a chunk. itemsize: bytes of a logit; converts: whether several chunks would form dweight in
+    """Maximum rows of a chunk. itemsize: bytes of a logit; converts: whether several chunks would form dweight in
     float32 and convert it; memory: bytes of the GPU, None on a CPU."""
     if memory is None:
-        return max(256, 2**25 // vocab)  # 256 at a vocabulary of 128k; small vocabularies pay by the call
-    # One chunk needs no dweight in float32, whose memory can go to logits beside those of 4,096 rows.
+        return max(256, 2**25 // vocab)  # 256 at a vocabulary of 128k; with small ones the cost is per call
+    # One chunk needs no float32 dweight, so that memory is available for logits on top of 4,096 rows.
     spared = 4 * hidden // itemsize if converts else 0
     if size <= 4096 + spared:
         return max(size, 1)

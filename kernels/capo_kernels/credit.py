@@ -32,7 +32,7 @@ class Credit:
     """Votes on steps and verdicts on answers, packed; the token reward is `R = C outcome - P wrong` (paper, Eq. 1).
 
     `A = (R - mean) / max(std, std_floor)` (paper, Eq. 2, where std_floor = 0), 0 where std < 1e-6, with population std.
-    The norm says over what: `group-token` (the paper) pools the group's tokens; `group-sequence` takes its sequences'
+    The norm is the set: `group-token` (the paper) pools the group's tokens; `group-sequence` takes its sequences'
     mean rewards; `separate` scales C outcome over the sequences and -P wrong over the tokens and adds both; `center`
     and `sequence-center` subtract the mean of group-token and of group-sequence without division; `none` is R.
 
@@ -40,7 +40,7 @@ class Credit:
     """
 
     step_starts: Tensor
-    """bool [T], True on the first token of each step; tokens before their sequence's first step belong to none."""
+    """bool [T], True on the first token of each step; tokens before the first belong to no step."""
     step_wrong: Tensor
     """float32 [S] in [0, 1], the vote on each step, in packed order; S = step_starts.sum()."""
     outcome: Tensor
@@ -54,8 +54,8 @@ class Credit:
     norm: Norm = "group-token"
     std_floor: float = 0.0
     stats: Tensor | None = None
-    """float32 [G, 4] of `credit_stats` over whole groups, row g for group id g: needed where this batch holds only part
-    of a group. None: this batch holds whole groups."""
+    """float32 [G, 4] of `credit_stats` over whole groups, row g for group id g: required if this batch has only part of
+    a group. None: this batch has whole groups."""
 
     def __post_init__(self) -> None:
         check_tensor("step_starts", self.step_starts, {"T": None}, (torch.bool,), None)
@@ -86,8 +86,8 @@ class Credit:
 def credit_stats(credit: Credit, mask: Tensor) -> Tensor:
     """float32 [G, 4]: shift and scale of the outcome part, shift and scale of the process part; row g for group id g.
 
-    Computed in float64 and two passes over whole groups; G is the highest id plus one (reading it makes the host wait
-    for a device tensor, the one sync in this package). Rows of absent ids, and of groups without a trained token, have
+    Computed in float64 and two passes over whole groups; G is the highest id plus one (reading it from a device
+    tensor is the one host sync in this package). Rows of absent ids, and of groups without a trained token, have
     scale 0 wherever the norm divides. `mask`: bool [T], the trained tokens.
     """
     _check_mask(mask, credit)
@@ -98,7 +98,7 @@ def credit_stats(credit: Credit, mask: Tensor) -> Tensor:
 def token_advantages(credit: Credit, mask: Tensor) -> Tensor:
     """float32 [T]: `A = (C outcome - shift0) scale0 + (-P wrong - shift1) scale1`, 0 outside the mask (bool [T]).
 
-    With credit.stats None the batch must hold whole groups.
+    With credit.stats=None the batch must have whole groups.
     """
     _check_mask(mask, credit)
     sequence_T = sequence_of_tokens(credit.cu_seqlens, mask.shape[0])
@@ -108,10 +108,10 @@ def token_advantages(credit: Credit, mask: Tensor) -> Tensor:
 
 
 def sequence_stats(credit: Credit, mask: Tensor) -> Tensor:
-    """float32 [B, 4], the row of `credit_stats` that each sequence's group has."""
+    """float32 [B, 4], for each sequence the `credit_stats` row of its group."""
     if credit.stats is not None:
         return credit.stats[credit.group.long()]
-    # The ids' places in sorted order: a row per group in [0, B) without asking the device for the highest id.
+    # The rank of each id in sorted order: a row per group in [0, B) without reading the highest id from the device.
     row_B = torch.searchsorted(credit.group.sort().values, credit.group)
     return _stats(credit, mask, row_B, credit.group.shape[0])[row_B]
 
@@ -128,8 +128,8 @@ def token_weights(cu_seqlens: Tensor, mask: Tensor, mode: str, denominator: floa
 
     `sequence-mean` (the paper): 1 / (sequences with a trained token * trained tokens of its sequence);
     `token-mean` (DAPO): 1 / trained tokens; `constant` (Dr.GRPO): 1 / denominator. An explicit denominator (a number
-    or a 0-d tensor > 0) stands for the number of sequences or tokens of the whole batch, so that micro-batches and
-    ranks add up exactly. Raises ValueError where `constant` has none.
+    or a 0-d tensor > 0) is the number of sequences or tokens of the whole batch, so that micro-batches and ranks add
+    up exactly. Raises ValueError if `constant` has none.
     """
     check_tensor("mask", mask, {"T": None}, (torch.bool,), None)
     check_offsets(cu_seqlens, None, mask.device)

@@ -7,9 +7,9 @@ Raw figures, which ranks and micro-batches combine by adding (`*_min`, `*_max`: 
     clip_low_count       rows with A < 0 and rho < 1 - clip_low
     clip_high_count      rows with A > 0 and rho > 1 + clip_high
     approx_kl_sum        exp(d) - d - 1, d = clamp(logp - old, -20, 20)
-    ref_kl_sum           KL_t as the loss has it (NaN without ref_logprobs)
+    ref_kl_sum           KL_t of the loss (NaN without ref_logprobs)
     entropy_sum          H_t in nats
-    is_weight_sum, is_weight_sq_sum, is_weight_max    w_t as the loss has it (NaN without is_mode)
+    is_weight_sum, is_weight_sq_sum, is_weight_max    w_t of the loss (NaN without is_mode)
     active_count         rows whose loss has a non-zero derivative by logp_t or H_t
 
 Derived from them: ratio_mean, clip_low_frac, clip_high_frac, approx_kl, ref_kl, entropy, is_weight_mean, active_frac
@@ -55,7 +55,7 @@ _MEANS = {
 
 
 def combine_metrics(parts: Sequence[Mapping[str, Tensor]]) -> Metrics:
-    """The metrics of several calls (micro-batches, ranks) as if they had been one. Raises ValueError on no parts."""
+    """The metrics of several calls (micro-batches, ranks) combined as one call. Raises ValueError on no parts."""
     if not parts:
         raise ValueError("parts: got none, want the metrics of at least one call")
     columns = {key: torch.stack([part[key] for part in parts]) for key in RAW}
@@ -63,7 +63,7 @@ def combine_metrics(parts: Sequence[Mapping[str, Tensor]]) -> Metrics:
 
 
 def derive(raw_M: Tensor) -> Metrics:
-    """The raw figures, in the order of RAW, by name, with the means and fractions that follow from them."""
+    """The raw figures, in the order of RAW, by name, with the derived means and fractions."""
     raw = dict(zip(RAW, raw_M.unbind(), strict=True))
     shares = dict(zip(RAW, (raw_M / raw["tokens"]).unbind(), strict=True))
     means = {name: shares[key] for name, key in _MEANS.items()}

@@ -1,6 +1,6 @@
-"""The norms: how a group's rewards become the shift and scale of its advantages. All in float64, in two passes.
+"""The norms: shift and scale of a group's advantages from its rewards. All in float64, in two passes.
 
-Letters: T packed tokens, B sequences, G rows of the statistics (one a group). `floor` bounds a std from below.
+Letters: T packed tokens, B sequences, G rows of the statistics (one per group). `floor` bounds a std from below.
 """
 
 from __future__ import annotations

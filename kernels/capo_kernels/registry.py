@@ -1,4 +1,4 @@
-"""What an implementation is, which ones can run here, and which one `impl="auto"` takes.
+"""The interface of an implementation, the ones that can run here, and the choice of `impl="auto"`.
 
 Letters: T packed tokens, R rows to compute, H hidden, V vocabulary.
 """
@@ -21,11 +21,11 @@ from .spec import Head, LossInputs, LossSpec, PolicyLoss
 
 
 class Implementation(Protocol):
-    """The operations of api.py on checked arguments, differentiable as they are there. The module `reference` is one;
-    triton, cuda and cpu are three more, each made of row kernels."""
+    """The operations of api.py on checked arguments, differentiable as there. The module `reference` is one;
+    triton, cuda and cpu are three more, each built on row kernels."""
 
     def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
-        """Why it can't take such logits, in a line, or None. Plain Python that torch.compile can trace."""
+        """One-line reason why it can't take such logits, or None. Plain Python that torch.compile can trace."""
 
     def logprobs(self, logits_TV: Tensor, targets_T: Tensor, head: Head, entropy: bool) -> tuple[Tensor, ...]:
         """(logp [T],), with `entropy` (logp [T], entropy [T])."""
@@ -41,13 +41,13 @@ class Implementation(Protocol):
         chunk: int | None,
         wide_logits: bool,
     ) -> tuple[Tensor, ...]:
-        """The same of `hidden @ weight.T + bias`, of which no more than [chunk, V] is ever held; `wide_logits`: in
-        float32 or wider."""
+        """The same for `hidden @ weight.T + bias`; at most [chunk, V] of the logits is in memory. `wide_logits`: logits
+        in float32 or wider."""
 
     def policy_loss(
         self, logits_TV: Tensor, targets_T: Tensor, inputs: LossInputs, spec: LossSpec, inplace: bool
     ) -> PolicyLoss:
-        """`inplace`: where a gradient is wanted it takes the place of the logits."""
+        """`inplace`: the gradient, if one is wanted, overwrites the logits."""
 
     def linear_policy_loss(
         self,
@@ -61,7 +61,7 @@ class Implementation(Protocol):
         chunk: int | None,
         wide_logits: bool,
     ) -> PolicyLoss:
-        """`rows_R`: int64, the rows to compute; outside of them the weights are 0."""
+        """`rows_R`: int64, the rows to compute; the weights of other rows are 0."""
 
 
 def _triton() -> RowKernels:
@@ -83,7 +83,7 @@ def _interpreted() -> bool:
 
 
 def _build() -> tuple[dict[str, Implementation], dict[str, str]]:
-    """The implementations that can run here, and why the others can't."""
+    """The implementations that can run here, and for each other one the reason."""
     built: dict[str, Implementation] = {"reference": reference}
     missing = {}
     makers: dict[str, Callable[[], RowKernels]] = {"triton": _triton, "cuda": _cuda, "cpu": CpuRows}
@@ -92,7 +92,7 @@ def _build() -> tuple[dict[str, Implementation], dict[str, str]]:
             built[name] = FusedImplementation(make())
         except OSError as error:
             missing[name] = str(error)
-        except Exception as error:  # another Triton than the kernels are written for: the rest must be importable
+        except Exception as error:  # an unsupported Triton version: the rest must still be importable
             missing[name] = f"{type(error).__name__}: {error}"
     return built, missing
 
@@ -103,7 +103,7 @@ NAMES = ("reference", "triton", "cuda", "cpu")
 """A constant: torch.compile traces `choose`, and could not trace `status`, which calls the driver and Triton."""
 
 AUTO = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
-"""`auto` by device type: the first that is built and takes the tensors. Other devices run on `reference`."""
+"""Order of `auto` by device type: the first that is built and takes the tensors. Other devices run on `reference`."""
 
 
 def status() -> dict[str, str]:
@@ -118,14 +118,14 @@ def status() -> dict[str, str]:
 def _missing(name: str) -> str | None:
     if name in MISSING or name in ("reference", "cpu") or (name == "triton" and _interpreted()):
         return MISSING.get(name)
-    # Called here and not at the import, which must leave the driver alone: a process may still fork.
+    # Called here and not at import, which must not initialise the driver: a process may still fork.
     if not torch.cuda.is_available():
         return "no CUDA device"
     return BUILT[name].refuses(torch.device("cuda"), torch.float32, 1)
 
 
 def choose(impl: str, device: torch.device, dtype: torch.dtype, vocab: int) -> Implementation:
-    """The implementation to run on logits like these. A named one that can't raises RuntimeError with the reason."""
+    """The implementation to run on logits like these. Raises RuntimeError with the reason if a named one can't run."""
     check_choice("impl", impl, ("auto", *NAMES))
     if impl == "auto":
         order = [BUILT[name] for name in AUTO.get(device.type, ("reference",)) if name in BUILT]

@@ -14,7 +14,7 @@ from . import norms
 
 
 class TokenArguments(NamedTuple):
-    """What a row of the loss has beside its logits: float32 [T], contiguous, on one device, None where absent."""
+    """Per-token arguments of the loss: float32 [T], contiguous, on one device, None if absent."""
 
     weight: Tensor
     """A row of weight 0 is not read."""
@@ -27,10 +27,10 @@ class TokenArguments(NamedTuple):
     sequence_log_ratio: Tensor | None
     """log s_i, clamped; None: token ratios."""
     coefficients: Tensor | None
-    """float32 [9], Scalars in place of those of the call, but for temperature and softcap; None: those."""
+    """float32 [9], replaces the call's Scalars except temperature and softcap; None: the call's are used."""
 
     def take(self, rows: Tensor | slice | None) -> TokenArguments:
-        """Those of some rows; None: of all."""
+        """The arguments of some rows; None: all rows."""
         if rows is None:
             return self
         per_token = {name: x[rows] for name, x in self._asdict().items() if x is not None and name != "coefficients"}
@@ -51,24 +51,24 @@ class CreditArguments(NamedTuple):
     cu_seqlens: Tensor
     """int32 [B + 1]."""
     stats: Tensor | None
-    """float32 [G, 4]; None: of the groups here, over the tokens with weight."""
+    """float32 [G, 4]; None: computed for the groups here over the tokens of non-zero weight."""
     weight: Tensor
     """float32 [T]."""
     outcome_weight: float
     process_weight: float
     std_floor: float
     norm: int
-    """Its place in NORMS."""
+    """Index in NORMS."""
 
 
 class SequenceArguments(NamedTuple):
-    """What sums over the trained tokens of sequences are made from: float32 [T] each, None where absent."""
+    """Inputs of the sums over each sequence's trained tokens: float32 [T] each, None if absent."""
 
     weight: Tensor
     cu_seqlens: Tensor
     """int32 [B + 1]."""
     logp: Tensor | None
-    """The current log-probs, where old_logp is None or the ratio is wanted."""
+    """The current log-probs; needed if old_logp is None or the ratio is wanted."""
     old_logp: Tensor | None
     rollout_logp: Tensor | None
 
@@ -80,11 +80,11 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "is_mode": (None, "truncate", "mask"),
     "is_level": ("token", "sequence"),
 }
-"""The values of a LossSpec's fields that name something. A row kernel knows each by its place here."""
+"""Values of a LossSpec's named fields. Row kernels use the index of a value here."""
 
 
 class Modes(NamedTuple):
-    """The choices of a LossSpec, by their places in CHOICES; they are compile-time constants of a kernel."""
+    """The choices of a LossSpec as indices into CHOICES; compile-time constants of a kernel."""
 
     objective: int
     kl_estimator: int
@@ -95,7 +95,7 @@ class Modes(NamedTuple):
 
 
 class Scalars(NamedTuple):
-    """The numbers of a LossSpec; they are run-time arguments of a kernel, so that annealing recompiles nothing."""
+    """The numbers of a LossSpec; run-time arguments of a kernel, so that annealing does not recompile it."""
 
     ratio_low: float
     """1 - clip_low."""
@@ -114,7 +114,7 @@ class Scalars(NamedTuple):
 
 
 NORMS = tuple(norms.NORMS)
-"""The norms of a Credit, known to a kernel by their places here."""
+"""The norms of a Credit; kernels use their indices here."""
 
 TERMS = (
     "loss",  # weight (w l + kl_coef KL - entropy_coef H)
@@ -130,7 +130,7 @@ TERMS = (
 
 
 class Results(NamedTuple):
-    """What a loss kernel writes, float32; 0 in a row of weight 0."""
+    """Outputs of a loss kernel, float32; 0 in a row of weight 0."""
 
     logp: Tensor
     """[T]."""
@@ -141,15 +141,15 @@ class Results(NamedTuple):
 
 
 class RowKernels(Protocol):
-    """One set of them. Rows of `logits` and `grad` are contiguous, any stride apart; logits bfloat16, float16 or
+    """One set of row kernels. Rows of `logits` and `grad` are contiguous, any stride apart; logits bfloat16, float16 or
     float32; targets int32 or int64 [T] contiguous. `grad`, in the dtype of the logits, may be the logits themselves.
 
-    On a GPU each method is one launch, but `advantages`, which takes two where it makes the statistics."""
+    On a GPU each method is one launch; `advantages` takes two if it computes the statistics."""
 
     name: str
 
     def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
-        """Why it can't take such logits, in a line, or None. Plain Python that torch.compile can trace."""
+        """One-line reason why it can't take such logits, or None. Plain Python that torch.compile can trace."""
 
     def logprobs(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None, temperature: float, softcap: float
@@ -167,8 +167,8 @@ class RowKernels(Protocol):
         grad: Tensor,
     ) -> None:
         """Writes the gradient for derivatives by logp and by the entropy, float32 [T] each. A row whose two derivatives
-        are 0 is not read and gets 0. The row's sums are formed again: kept from `logprobs` in float32, their logarithm
-        would cost the gradient digits at large logits."""
+        are 0 is not read and gets 0. The row's sums are computed again: their logarithm, kept in float32 by
+        `logprobs`, would make the gradient less accurate at large logits."""
 
     def loss(
         self,
@@ -190,8 +190,8 @@ class RowKernels(Protocol):
         vote and for a group without statistics. Statistics in float64."""
 
     def sequences(self, arguments: SequenceArguments, log_ratio: Tensor | None, importance: Tensor | None) -> None:
-        """Writes what is not None, float32 [T]: the mean of logp - old, clamped to +-20 (0 without old_logp); the sum
-        of old - rollout, where logp takes the place of old if that is None. Sums in float64."""
+        """Writes each output that is not None, float32 [T]: the mean of logp - old, clamped to +-20 (0 without
+        old_logp); the sum of old - rollout, with logp in place of old if old is None. Sums in float64."""
 
     def scale_(self, grad: Tensor, factor: Tensor) -> None:
-        """grad [T, V] or [V] *= factor (float32, 0-d, same device), without a sync; for nothing where it is 1."""
+        """grad [T, V] or [V] *= factor (float32, 0-d, same device), without a sync; a factor of 1 costs no pass."""

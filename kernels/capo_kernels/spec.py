@@ -1,4 +1,4 @@
-"""What a loss is (LossSpec), what it is made from (LossInputs) and what it gives back (PolicyLoss).
+"""The definition of a loss (LossSpec), its per-token inputs (LossInputs) and its result (PolicyLoss).
 
 Letters: T packed tokens, B sequences, V vocabulary.
 """
@@ -31,11 +31,11 @@ LIMIT = 20.0
 """Differences of log-probs are clamped to +-LIMIT before they enter an exp; a clamped row has gradient 0 there."""
 
 _OFF = {"dual_clip": math.inf, "is_high": math.inf, "softcap": 0.0}
-"""What a row kernel is given where a field is None."""
+"""Values passed to a row kernel for fields that are None."""
 
 
 class Head(NamedTuple):
-    """What lies between raw logits and log-probs."""
+    """The scaling between raw logits and log-probs."""
 
     temperature: float = 1.0
     softcap: float | None = None
@@ -43,7 +43,7 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class LossSpec:
-    """The objective, in numbers and names; frozen, so that `dataclasses.replace` anneals a coefficient.
+    """The objective as numbers and names; frozen: anneal a coefficient with `dataclasses.replace`.
 
     Per token, with `z = logits / temperature`, `logp = z[target] - logsumexp(z)`, `d = clamp(logp - old, -20, 20)` and
     `rho = exp(d)`:
@@ -53,7 +53,7 @@ class LossSpec:
         reinforce  l = -A logp
         loss = sum_t weights_t (w_t l_t + kl_coef KL_t - entropy_coef H_t)
 
-    Raises ValueError or TypeError, naming the field, for a value that has no meaning.
+    Raises ValueError or TypeError, naming the field, for an invalid value.
 
     >>> LossSpec(clip_low=0.2, clip_high=0.28).ratio
     'token'
@@ -85,9 +85,9 @@ class LossSpec:
     is_low: float = 0.0
     is_high: float | None = 2.0
     """None: no upper bound."""
-    # Derived, and set for each spec: ClassVar keeps them out of the fields, of `asdict` and of `==`.
+    # Derived per spec: ClassVar keeps them out of the fields, of `asdict` and of `==`.
     numbers: ClassVar[Tensor]
-    """float32 [9] on the CPU, `Scalars`: a graph that reads its numbers here is not compiled again when one changes."""
+    """float32 [9] on the CPU, `Scalars`: a graph that reads them here is not recompiled when one changes."""
     coefficients: ClassVar[Tensor | None] = None
     """float32 [9] like `numbers`, on a device: see `on`."""
     modes: ClassVar[Modes]
@@ -116,11 +116,11 @@ class LossSpec:
             raise ValueError(f"dual_clip: got {self.dual_clip} with objective={self.objective!r}, want objective='ppo'")
 
     def on(self, device: torch.device | str) -> LossSpec:
-        """The same, with its coefficients on a device too, in `coefficients`, where kernels read them at each launch.
+        """A copy with its coefficients also on a device, in `coefficients`; kernels read them there at each launch.
 
-        A captured CUDA graph replays what was on the host at its capture; these it reads anew. To change them:
+        A captured CUDA graph replays host values as captured but reads device values at each replay. To change them:
         `spec.coefficients.copy_(replace(spec, kl_coef=0.01).numbers)`. Keep the spec as long as the graph. The names,
-        the temperature and the softcap stay those of the capture. `reference` reads none of it.
+        the temperature and the softcap stay as captured. `reference` does not read `coefficients`.
         """
         found = replace(self)
         object.__setattr__(found, "coefficients", self.numbers.to(device, copy=True))
@@ -139,13 +139,13 @@ def _scalars(spec: LossSpec) -> Scalars:
 def _modes(spec: LossSpec) -> Modes:
     choices: dict[str, tuple[object, ...]] = {**CHOICES, "kl_ratio": (False, True)}
     found = Modes._make(choices[name].index(getattr(spec, name)) for name in Modes._fields)
-    # A kernel is compiled for each value, of a choice that it does not read as well.
+    # A kernel is compiled per value, even of a choice that it does not read.
     return found if spec.is_mode is not None else found._replace(is_level=0)
 
 
 @dataclass(frozen=True, eq=False)
 class LossInputs:
-    """The per-token arguments of a loss as the caller gave them; no implementation sees them unchecked."""
+    """The per-token arguments of a loss as passed by the caller; checked before any implementation runs."""
 
     weights: Tensor
     advantages: Tensor | None
@@ -197,7 +197,7 @@ class LossInputs:
         if debugging():
             check_cu_seqlens(self.cu_seqlens, rows.shape[0])
             if self.credit is not None and not torch.equal(self.cu_seqlens, self.credit.cu_seqlens):
-                raise ValueError("cu_seqlens: got other offsets than credit.cu_seqlens, want the same")
+                raise ValueError("cu_seqlens: got offsets that differ from credit.cu_seqlens, want the same")
 
     def restricted_to(self, rows: Tensor) -> LossInputs:
         """The same with weight 0 outside these rows, int64 [R]."""
@@ -211,7 +211,7 @@ class LossInputs:
 
 @dataclass(frozen=True, eq=False)
 class PolicyLoss:
-    """What a loss call gives back."""
+    """The result of a loss call."""
 
     loss: Tensor
     """0-d float32 (float64 for float64 inputs), differentiable."""
@@ -225,12 +225,12 @@ class PolicyLoss:
     """The implementation that ran."""
 
     _derived: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
-    """Filled by `metrics`. (torch.compile can't trace a cached_property.)"""
+    """Set by `metrics`. (torch.compile can't trace a cached_property.)"""
 
     @property
     def metrics(self) -> dict[str, Tensor]:
         """0-d tensors on the inputs' device, always the same keys (metrics.py explains them); unused ones are NaN.
-        Derived where they are first read."""
+        Computed on first access."""
         if not self._derived:
             self._derived.update(derive(self.raw))
         return self._derived

@@ -100,7 +100,7 @@ def outcome(text: str, steps: int) -> Critique:
     return replace(parse_critique(text, steps), text="")
 
 
-def test_an_answer_that_quotes_the_solution_says_the_same() -> None:
+def test_an_answer_that_quotes_the_solution_has_the_same_verdict() -> None:
     """Quoted whole as the prompt shows it, or one step of it, before the critic's own words or after them."""
     random = Random(2)
     for (problem, steps), attack in CASES:

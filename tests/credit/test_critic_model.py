@@ -85,7 +85,7 @@ def test_against_the_table(
 
 
 def test_fuzz() -> None:
-    """What holds of any critique, whatever it says."""
+    """Properties of any critique."""
     random = Random(0)
     for _ in range(1_000):
         text, steps = fuzz_texts.critique(random), random.randint(1, 12)

@@ -42,7 +42,10 @@ def test_steps_are_neutralised_on_their_way_in() -> None:
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [
-        ("{{ problem }}", "found no step.index, wanted each step's own, counted from 0, as in {% for step in steps %}"),
+        (
+            "{{ problem }}",
+            "found no step.index, wanted one for each step, counted from 0, as in {% for step in steps %}",
+        ),
         (LOOP.replace("{{ step.text }}", ""), "found no step.text"),
         ("{% if solution %}" + LOOP + "{% endif %}", "found no step.index"),
         ("{{ steps }}", "found no step.text"),
@@ -53,7 +56,7 @@ def test_steps_are_neutralised_on_their_way_in() -> None:
         (LOOP.replace("{{ step.text", "{% if loop.index0 %}{{ foo }}{% endif %}{{ step.text"), "'foo' is undefined"),
         (LOOP.replace("step.text", "step.text if loop.first else step.body"), "has no attribute 'body'"),
         (LOOP.replace("in steps", "in steps[:1]"), "found no step.index"),
-        (LOOP.replace("{{ step.index }}", "{{ step.index + 1 }}"), "found no step.index, wanted each step's own"),
+        (LOOP.replace("{{ step.index }}", "{{ step.index + 1 }}"), "found no step.index, wanted one for each step"),
         ("\\newcommand{\\x}[1]{#1}" + LOOP, "line 1: Missing end of comment tag"),
         (LOOP.replace("step.text", "step.body"), "has no attribute 'body'; the names are"),
         (LOOP + "{{ problem + 1 }}", "; the names are"),

@@ -1,4 +1,4 @@
-"""The hook: what a credit function is given, what it may ask, and what it may not return."""
+"""The hook: arguments of a credit function, its queries, and invalid results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_example_of_the_documentation_is_credit(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("credit", "says"),
+    ("credit", "message"),
     [
         ({"wrong": []}, "fn: found dict, wanted StepCredit or TokenCredit"),
         (StepCredit([]), "fn: found credit of 0 groups, wanted 1"),
@@ -66,10 +66,10 @@ def test_the_example_of_the_documentation_is_credit(tmp_path, monkeypatch):
         (TokenCredit([[[0] * 4, [0, 10**400]]]), "wanted 2 numbers, one per token"),
     ],
 )
-def test_what_is_no_credit_of_the_groups_is_refused_in_one_line(credit, says):
+def test_invalid_credit_is_refused_in_one_line(credit, message):
     with pytest.raises(CreditError) as refused:
         check_credit("fn", GROUPS, credit)
-    assert says in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_function_gets_the_columns_and_parts_that_it_names():
@@ -97,7 +97,7 @@ def test_a_generator_gets_its_answers_list_by_list():
         [((1,), (2,))],
         [((1,), (2, 3)), ((9,), (1,))],
     ]
-    with pytest.raises(ValueError, match="asks the engine"):
+    with pytest.raises(ValueError, match="queries the engine"):
         estimator(GROUPS, {}, refuse_questions)
 
 
@@ -107,7 +107,7 @@ def test_a_function_that_returns_its_questions_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("asked", "message"),
     [
         (Suffix((1,), (2,)), "wanted a list of Suffix and Continuation"),
         ([(1, 2)], "wanted a Suffix or a Continuation"),
@@ -116,19 +116,19 @@ def test_a_function_that_returns_its_questions_is_refused():
         ([Suffix((1,), ())], "wanted at least one token in each part"),
     ],
 )
-def test_what_is_no_question_is_refused(asked, says):
-    with pytest.raises(CreditError, match=says):
+def test_an_invalid_query_is_refused(asked, message):
+    with pytest.raises(CreditError, match=message):
         check_questions(asked)
 
 
-def test_functions_that_can_not_serve_are_refused():
-    for name, says in (("no_such:f", "ModuleNotFound"), ("credit_functions:_no", "Attribute"), ("time:time_ns", "")):
-        with pytest.raises(ValueError, match=rf"^credit.fn: {name} can't be loaded: .*{says}"):
+def test_unsuitable_functions_are_refused():
+    for name, message in (("no_such:f", "ModuleNotFound"), ("credit_functions:_no", "Attribute"), ("time:time_ns", "")):
+        with pytest.raises(ValueError, match=rf"^credit.fn: {name} can't be loaded: .*{message}"):
             load_credit_function(with_fn(name))
 
 
 @pytest.mark.parametrize(("ranks", "shared"), [(1, 1), (0, 2)])
-def test_an_engine_that_can_not_be_asked_is_refused(ranks, shared):
+def test_an_engine_that_can_not_be_queried_is_refused(ranks, shared):
     config = with_fn("credit_functions:asks_twice")
     config = replace(config, engine=replace(config.engine, ranks=ranks, tensor_parallel=shared))
     name = "engine.ranks: found 1, wanted 0" if ranks else "engine.tensor_parallel: found 2, wanted 1"

@@ -1,4 +1,4 @@
-"""Each estimator by hand: what it asks for, and what it makes of the answers."""
+"""Each estimator by hand: its queries, and its result from the answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from capo_fast.records import Critique
 
 
 def made(outcome, wrong, number, group=0, **changes):
-    """A rollout of two tokens a step, whose ids tell them apart: 10 * number + place."""
+    """A rollout of two tokens per step with distinct ids: 10 * number + place."""
     found = sample(outcome, wrong, group)
     ids = tuple(10 * number + place for place in range(len(found.rollout.token_ids)))
     return replace(found, rollout=replace(found.rollout, token_ids=ids, sample=number), **changes)
@@ -30,7 +30,7 @@ class Letters:
 
 
 def estimate(process, samples, answer=None, **credit):
-    """The estimator's result, and what it asked for."""
+    """The estimator's result, and its queries."""
     asked = []
 
     def ask(questions):

@@ -43,7 +43,7 @@ def byte_fallback() -> PreTrainedTokenizerFast:
 
 
 def words(*tokens: str) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """A tokenizer whose tokens are exactly these texts, so that a test can say where each one begins."""
+    """A tokenizer whose tokens are exactly these texts, so that a test can choose where each one begins."""
     alphabet = sorted({letter for token in tokens for letter in token})
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*alphabet, *tokens]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=tokens[0] if tokens else "?"))

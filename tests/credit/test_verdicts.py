@@ -1,4 +1,4 @@
-"""The verdict in a box (FAPO): what it says, and what says nothing."""
+"""The verdict in a box (FAPO): valid ones, and answers without one."""
 
 from __future__ import annotations
 

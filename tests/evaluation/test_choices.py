@@ -57,7 +57,7 @@ READABLE = {
     "Therefore, the answer must be C.": 2,
     "So the best choice is C, as B and D fail.": 2,
     "C, since B is too hot": 2,
-    # letters that are said to be wrong
+    # letters stated to be wrong
     "B is incorrect because it floats. C is the answer.": 2,
     "A) is wrong, so C": 2,
     "not B but C": 2,
@@ -381,7 +381,7 @@ def test_a_letter_is_a_place_and_a_text_is_a_text():
     assert read_choice("so it is 13 kg.", ("13", "13 kg")) == 1  # the wider of two that are mentioned
 
 
-def test_equal_texts_are_told_apart_by_letter_alone():
+def test_equal_texts_are_distinguished_by_letter_alone():
     assert read_choice(r"\boxed{5}", ("5", "5")) is None
     assert read_choice(r"\boxed{B}", ("5", "5")) == 1
 

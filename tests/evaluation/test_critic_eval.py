@@ -80,7 +80,7 @@ def test_fewer_votes_are_the_first_ones():
     assert rows[0]["abstained"] == 1.0 and rows[0]["tokens_in"] == 10
 
 
-def test_a_critic_that_says_yes_to_all_has_no_f1_and_all_the_right_ones():
+def test_a_critic_that_accepts_all_has_no_f1_and_all_the_right_ones():
     yes = [replace(j, sampled=(says(),) * 3, greedy=says()) for j in FOUR]
     row = score_voting(yes, "majority", 3)
     assert (row["f1"]["value"], row["accuracy_on_wrong"]["value"], row["accuracy_on_right"]["value"]) == (0.0, 0.0, 1.0)
@@ -184,7 +184,7 @@ class SaysYes(ScriptedEngine):
         return Completion(request.id, (1, 2), (0.0, 0.0), "Judgment: Yes", True)
 
 
-def test_every_critique_is_asked_once_greedy_and_sampled(tmp_path):
+def test_every_critique_is_requested_once_greedy_and_sampled(tmp_path):
     job = asked(tmp_path / "a", "--limit", "5", "--critic.votes", "3", "--critic.temperature", "0.5")
     results = run(job, engine := SaysYes())
     assert [r.temperature for r in engine.asked] == [0.5, 0.5, 0.5, 0.0] * 5

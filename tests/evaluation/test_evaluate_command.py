@@ -27,7 +27,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 class Replies(ScriptedEngine):
-    """Answers by request id, and keeps the ids it was asked for."""
+    """Answers by request id, and records the requested ids."""
 
     def __init__(self, reply):
         super().__init__(self.respond)
@@ -160,7 +160,7 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, sums):
+def test_a_killed_evaluation_resumes(tmp_path, sums):
     job, protocol = asked(tmp_path / "a", sums, *QUICK, "--samples", "2")
 
     def dies(name):
@@ -224,7 +224,7 @@ def test_other_questions_and_other_weights_are_refused(tmp_path, sums):
 def test_answers_without_settings_are_not_trusted(tmp_path, sums):
     run(*asked(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
     (tmp_path / "a" / "settings.json").unlink()
-    with pytest.raises(ConfigError, match="holds answers without their settings"):
+    with pytest.raises(ConfigError, match="has answers but no settings"):
         run(*asked(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
 
 
@@ -334,7 +334,7 @@ def test_the_command_compares(pair, capsys):
 BAD = [
     (["--benchmarks", "math50"], "math50: unknown benchmark; did you mean math500?"),
     (["--benchmarks", "math500"], "math500: --data-dir is missing"),
-    (["--benchmarks", "math500", "--data-dir", "nowhere"], "math500: nowhere holds no math500"),
+    (["--benchmarks", "math500", "--data-dir", "nowhere"], "math500: nowhere has no math500"),
     (["--benchmarks", "none.jsonl"], "none.jsonl: can't read it: No such file"),
     (["--model", "some/model"], "--benchmarks is missing"),
     (["--samples", "-1"], "argument --samples: found -1, wanted 0 or more"),
@@ -355,7 +355,7 @@ def test_wrong_settings_are_one_line(arguments, line, capsys, tmp_path, monkeypa
     assert error.startswith(f"capo_fast: error: {line}") and error.count("\n") == 1
 
 
-def test_a_run_folder_stands_for_its_model_and_settings(tmp_path, sums):
+def test_a_run_folder_provides_its_model_and_settings(tmp_path, sums):
     import shutil
 
     from scripted_world import MODEL
@@ -363,7 +363,7 @@ def test_a_run_folder_stands_for_its_model_and_settings(tmp_path, sums):
     run_folder = tmp_path / "run"
     run_folder.mkdir()
     (run_folder / "config.yaml").write_text("rollout.max_tokens: 33\nengine.max_model_len: 256\n")
-    with pytest.raises(ConfigError, match="has not ended yet"):
+    with pytest.raises(ConfigError, match="has not finished yet"):
         asked(tmp_path / "a", sums, "--model", str(run_folder))
     shutil.copytree(MODEL, run_folder / "model")
     job, _ = asked(tmp_path / "a", sums, "--model", str(run_folder))
@@ -398,7 +398,7 @@ def test_a_protocol_is_the_papers_by_default():
     assert Protocol() == Protocol(samples=0, runs=3)
 
 
-def test_an_evaluation_that_goes_on_another_day_writes_the_date_of_its_first_start(tmp_path, sums, monkeypatch):
+def test_an_evaluation_resumed_on_another_day_writes_the_date_of_its_first_start(tmp_path, sums, monkeypatch):
     model = tmp_path / "model"
     shutil.copytree(MODEL, model)
     config = json.loads((model / "tokenizer_config.json").read_text())

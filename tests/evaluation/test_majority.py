@@ -82,7 +82,7 @@ def test_comparisons_that_time_out_are_counted_and_part():
 
 
 @given(st.lists(st.sampled_from([R, wrong("1"), wrong("1.0"), wrong("2"), wrong("2/1"), (None, False)]), max_size=9))
-def test_it_is_what_a_full_clustering_says(votes):
+def test_it_equals_a_full_clustering(votes):
     clusters = {}
     for text, right in votes:
         if text is not None:

@@ -1,4 +1,4 @@
-"""`capo verify`: one pair, a file, a run; what is not judged in time; wrong arguments."""
+"""`capo verify`: one pair, a file, a run; time-outs; wrong arguments."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def written(path: Path, *rows: dict) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
         ((r"so \boxed{1/2}", "0.5"), ("answer       1/2", "reference    0.5", "verdict      right")),
         (("-x+1", "1-x"), ("answer       -x+1", "verdict      right")),
@@ -34,9 +34,9 @@ def written(path: Path, *rows: dict) -> Path:
         (("2 1/2", "2.5", "--explain"), (r"normalised   2\frac{1}{2}", "rule         numbers")),
     ],
 )
-def test_a_pair_is_judged(words, says, capsys):
+def test_a_pair_is_judged(words, message, capsys):
     status, out, _ = verify(capsys, *words)
-    assert status == 0 and [line for line in says if line not in out.splitlines()] == []
+    assert status == 0 and [line for line in message if line not in out.splitlines()] == []
 
 
 def test_stages_go_from_the_texts_to_the_verdict():
@@ -83,7 +83,7 @@ def test_a_row_without_a_response_is_counted(tmp_path, capsys):
     assert verify(capsys, written(path, rows[0]))[0] == 1
 
 
-def test_what_is_not_judged_in_time_is_said(tmp_path, capsys, monkeypatch):
+def test_a_time_out_is_reported(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(verdicts, "JUDGE", "reward_functions:last_word")
     path = written(tmp_path / "a.jsonl", {"response": "slow", "reference": "1"})
     for words in (("slow", "1"), (path,)):
@@ -92,23 +92,23 @@ def test_what_is_not_judged_in_time_is_said(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
-        (("no/such.jsonl",), "no/such.jsonl: no file of answers and no run's folder"),
+        (("no/such.jsonl",), "no/such.jsonl: wanted a file of answers or a run's folder"),
         (("{empty}",), "no answers in it"),
         (("a", "b", "c"), "found 3 arguments, wanted capo verify ANSWER REFERENCE | FILE | RUN"),
         (("{rows}", "--response-field", "pred"), "line 1: no field 'pred' (--response-field); found 'text', 'answer'"),
         (("{rows}",), "line 1: field 'answer' (--reference-field): found null, wanted text or a number"),
-        (("{rows}", "--explain"), "--explain and --truncated are of one pair"),
+        (("{rows}", "--explain"), "--explain and --truncated are for one pair"),
         (("a", "b", "--reward.tolerence", "1"), "did you mean reward.tolerance?"),
         (("a", "b", "--out"), "expected one argument"),
-        (("a", "b", "--out", "c"), "are of a file: found one pair"),
+        (("a", "b", "--out", "c"), "are for a file: found one pair"),
     ],
 )
-def test_wrong_arguments_are_one_line(words, says, tmp_path, capsys):
+def test_wrong_arguments_are_one_line(words, message, tmp_path, capsys):
     rows = written(tmp_path / "rows.jsonl", {"text": "1", "answer": None})
     written(empty := tmp_path / "empty.jsonl")
     status, _, error = verify(
         capsys, *(word.replace("{rows}", str(rows)).replace("{empty}", str(empty)) for word in words)
     )
-    assert status == 2 and says in error and error.count("\n") == 1
+    assert status == 2 and message in error and error.count("\n") == 1

@@ -33,7 +33,7 @@ def refusal(impl: str, dtype: torch.dtype = torch.float32) -> str | None:
 
 
 def judged() -> list[str]:
-    """One that is asked for and can't run is in the list all the same: its tests then fail with the reason."""
+    """A requested one that can't run stays in the list: its tests then fail with the reason."""
     asked = os.environ.get("CAPO_TEST_IMPL")
     return asked.split(",") if asked else [impl for impl in ck.status() if refusal(impl) is None]
 

@@ -31,7 +31,7 @@ TESTS = {
         "test_forbidden_words",
         "test_a_forbidden_target_is_impossible",
         "test_nan_in_a_trained_row_comes_out_and_stays_in_its_row",
-        "test_no_exp_of_what_stands_in_rows_of_weight_0",
+        "test_no_exp_of_rows_of_weight_0",
         "test_a_difference_beyond_20_is_clamped_and_gives_no_gradient",
         "test_clips_of_no_width_let_the_current_policy_through",
         "test_the_factor_before_the_loss_reaches_the_gradient",

@@ -51,7 +51,7 @@ class Case:
 
 
 def random_case(seed: int, lengths: tuple[int, ...] = (3, 1, 4), vocab: int = 5, spread: float = 0.4) -> Case:
-    """One row in five is not trained; the log-probs beside lie `spread` around the current ones, so ratios clip."""
+    """One row in five is not trained; the other log-probs are `spread` around the current ones, so ratios clip."""
     g = torch.Generator().manual_seed(seed)
     tokens = sum(lengths)
     logits = torch.randn(tokens, vocab, generator=g, dtype=torch.float64) * 2

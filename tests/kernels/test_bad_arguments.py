@@ -208,7 +208,10 @@ BAD_VALUES = [
     (lambda: ck.token_logprobs(LOGITS, INT - 100), "targets: got -100, want values in"),
     (lambda: loss(cu_seqlens=CU + 1), r"cu_seqlens: got \[1, 3, 5\], want non-decreasing offsets from 0 to T = 4"),
     (lambda: loss(cu_seqlens=CU[[0, 2, 1, 2]]), r"cu_seqlens: got \[0, 4, 2, 4\], want"),
-    (lambda: loss(cu_seqlens=CU[[0, 2, 2]], credit=credit(), advantages=None), "cu_seqlens: got other offsets than cr"),
+    (
+        lambda: loss(cu_seqlens=CU[[0, 2, 2]], credit=credit(), advantages=None),
+        "cu_seqlens: got offsets that differ from cr",
+    ),
     (lambda: credit(step_wrong=torch.zeros(2)), r"step_wrong: got S = 2, want S = step_starts.sum\(\) = 3"),
     (lambda: credit(step_wrong=torch.tensor([0, 0, 1.5])), "step_wrong: got 1.5, want values in"),
     (lambda: credit(group=torch.tensor([0, -1])), "group: got -1, want values in"),

@@ -1,4 +1,4 @@
-"""LossSpec.on: the coefficients that a kernel finds on the device, which a captured CUDA graph reads anew."""
+"""LossSpec.on: coefficients on the device, which a captured CUDA graph reads at each replay."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_a_changed_spec_has_its_own() -> None:
 
 
 @pytest.mark.parametrize("make", [logits_problem, linear_problem])
-def test_what_cannot_read_them_says_so(make) -> None:
-    with pytest.raises(RuntimeError, match="impl='reference' cannot run: it reads no coefficients on a device"):
+def test_an_implementation_that_cannot_read_them_raises(make) -> None:
+    with pytest.raises(RuntimeError, match="impl='reference' cannot run: it does not read coefficients on a device"):
         make(FIRST).call("reference", spec=FIRST.on(DEVICE))
     with pytest.raises(ValueError, match=r"^spec\.coefficients: got device meta, want"):
         make(FIRST).call("auto", spec=FIRST.on(torch.device("meta")))

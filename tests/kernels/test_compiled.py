@@ -174,7 +174,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_every_operator_is_what_its_registration_says(impl: str) -> None:
+def test_every_operator_matches_its_registration(impl: str) -> None:
     """Schema (what is written to, what may alias), shapes without values, and the traced operator against itself."""
     with Calls() as calls:
         for problem in (logits_problem(SPEC).tidy(), linear_problem(SPEC).tidy()):

@@ -91,6 +91,6 @@ def test_a_gradient_past_the_caches_has_the_bits_of_one_in_place(
     assert torch.equal(logits.grad, copy.detach())
 
 
-def test_an_instruction_set_that_is_not_there_is_said() -> None:
+def test_a_missing_instruction_set_is_an_error() -> None:
     assert status("mmx") == "CAPO_CPU_ISA is none of avx512, avx2, portable"
     assert status("portable") == "available"

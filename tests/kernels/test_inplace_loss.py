@@ -40,7 +40,7 @@ def test_same_loss_and_gradient_and_the_storage_holds_it(dtype: torch.dtype, imp
         torch.testing.assert_close(got.metrics[key], value, rtol=0, atol=0, equal_nan=True, msg=key)
 
 
-def test_the_gradient_goes_on_to_what_the_logits_came_from(impl: str) -> None:
+def test_the_gradient_reaches_the_inputs_of_the_logits(impl: str) -> None:
     plain, scaled = leaf(logits_problem(SPEC)), leaf(logits_problem(SPEC))
     run(plain * 2, impl, inplace=False).loss.backward()
     (run(scaled * 2, impl).loss * 0.25 + 3).backward()
@@ -83,7 +83,7 @@ def test_a_second_backward_is_refused(inplace: bool, impl: str) -> None:
 
 
 def test_autograd_sees_the_write(impl: str) -> None:
-    """exp saved its output, which is gone: an error, not a wrong gradient. So is a write after ours."""
+    """exp saved its output, which is overwritten: an error, not a wrong gradient. So is a later write."""
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         run(leaf(logits_problem(SPEC)).exp(), impl).loss.backward()
     logits = leaf(logits_problem(SPEC)) * 1

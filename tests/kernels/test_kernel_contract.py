@@ -53,7 +53,7 @@ def test_signatures(name: str) -> None:
     assert " ".join(words) == SIGNATURES[name]
 
 
-def test_every_public_name_says_what_it_does() -> None:
+def test_every_public_name_has_a_docstring() -> None:
     assert set(ck.__all__) >= {*SIGNATURES, "PolicyLoss"}
     for name in ck.__all__:
         assert len((getattr(ck, name).__doc__ or "").split()) >= 5, name
@@ -103,14 +103,14 @@ def test_the_common_tests_judge_what_runs_here(impl: str) -> None:
     assert impl in judged()
 
 
-def test_auto_says_what_it_took() -> None:
+def test_auto_reports_its_choice() -> None:
     assert ck.status()[run("auto").impl] == "available"
     assert run("auto", torch.float64).impl == "reference"
     assert run("reference").impl == "reference"
 
 
 def test_the_folder_holds_no_module_beside_the_package() -> None:
-    """A file here would make `kernels` shadow the package of that name which transformers looks for."""
+    """A file here would make `kernels` shadow the package of that name that transformers imports."""
     assert not list(KERNELS.glob("*.py"))
     assert [p.name for p in KERNELS.iterdir() if p.is_dir() and list(p.glob("*.py"))] == ["capo_kernels"]
 
@@ -125,7 +125,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_it_stands_on_torch_alone() -> None:
+def test_it_needs_torch_alone() -> None:
     files = list((KERNELS / "capo_kernels").rglob("*.py"))
     assert len(files) > 5
     assert set().union(*map(imports, files)) - sys.stdlib_module_names == {"torch", "triton"}

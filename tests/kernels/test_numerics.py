@@ -140,7 +140,7 @@ def test_nan_in_a_trained_row_comes_out_and_stays_in_its_row(vocab: int, value: 
 
 @pytest.mark.parametrize("make", thinned([logits_problem, linear_problem], step=2))
 @pytest.mark.parametrize("stale", thinned([math.nan, math.inf, -3e38], step=3))
-def test_no_exp_of_what_stands_in_rows_of_weight_0(stale: float, make, impl: str) -> None:
+def test_no_exp_of_rows_of_weight_0(stale: float, make, impl: str) -> None:
     """The same bits, whatever those rows hold, metrics included; and 0 for those rows."""
     spec = ck.LossSpec(ratio="sequence", kl_coef=0.1, kl_ratio=True, entropy_coef=0.1, is_mode="mask")
     problem = make(spec)

@@ -107,7 +107,7 @@ def test_equal_rewards_give_exactly_0(norm: str, floor: float) -> None:
     assert ck.token_advantages(credit, everything(credit)).tolist() == [0.0] * 21
 
 
-def test_tied_sequences_with_unlike_tokens_keep_their_differences_where_the_norm_looks_at_tokens() -> None:
+def test_tied_sequences_with_unlike_tokens_keep_their_differences_under_token_norms() -> None:
     """Both sequences have mean reward 1.5: no spread over sequences, but over tokens."""
     rows = [(1.0, 0, [0, 1]), (1.0, 0, [1, 0])]
     got = {norm: ck.token_advantages(make_credit(rows, norm=norm), torch.ones(4).bool()).tolist() for norm in NORMS}

@@ -40,7 +40,7 @@ def test_a_run_that_does_not_fit_is_lowered_until_it_does_and_no_further():
         assert room(undone) < 0, f"{each.key} was lowered for nothing"
 
 
-def test_what_fits_is_left_as_it_is_and_what_never_fits_says_so():
+def test_a_job_that_fits_is_unchanged_and_one_that_never_fits_is_reported():
     assert lower(job(ranks=64))[1] == []
     lowered, _ = lower(job("qwen2.5-72b", ranks=1))
     assert room(lowered) < 0
@@ -71,7 +71,7 @@ def test_engines_on_ranks_of_their_own_hold_nothing_of_the_learner():
     assert step_seconds(apart) < sum(stages(apart).values())
 
 
-def test_a_critic_of_single_steps_is_asked_ten_times_as_often():
+def test_a_critic_of_single_steps_gets_ten_times_as_many_requests():
     """With limits of equal length."""
     whole, steps = (
         job(critic__max_tokens=512, critic__step__max_tokens=512, critic__reads=reads) for reads in ("solution", "step")
@@ -123,7 +123,7 @@ def test_a_critics_server_has_as_many_devices_as_its_heads_divide():
     assert given.servers.config.tensor_parallel == 4
 
 
-def test_what_an_estimator_asks_the_policy_has_its_time():
+def test_the_queries_of_an_estimator_take_time():
     """docs/credit.md: k (S - 1) L / 2 tokens per rollout against its own L."""
     plain, asking = (stages(job(algorithm="grpo", credit__process=each)) for each in ("none", "step-values"))
     assert asking["credit"] > 5 * plain["rollout"]
@@ -166,17 +166,17 @@ def test_memory_is_what_a_container_may_use(found, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "values", "says"),
+    ("ranks", "values", "message"),
     [
-        (12, {"engine__tensor_parallel": 4}, "on hosts of 6 devices, wanted engines of one host"),
+        (12, {"engine__tensor_parallel": 4}, "on hosts of 6 devices, wanted each engine on one host"),
         (16, {"engine__ranks": 4, "loss__is_mode": "truncate"}, "found node with 12 ranks that learn on hosts of 8"),
         (8, {"engine__tensor_parallel": 8}, "wanted a divisor of the model's num_attention_heads, 28"),
         (6, {"train__optimizer": "adamw-8bit"}, "found adamw-8bit with weights in 6 shards"),
         (8, {"engine__tensor_parallel": 4, "credit__process": "critique-ratio"}, "which calls the engine"),
     ],
 )
-def test_a_job_that_would_be_refused_is_not_planned(ranks, values, says):
-    with pytest.raises(ConfigError, match=says):
+def test_a_job_that_would_be_refused_is_not_planned(ranks, values, message):
+    with pytest.raises(ConfigError, match=message):
         job(ranks=ranks, **values)
 
 
@@ -230,7 +230,7 @@ def test_the_command_names_what_to_lower(capsys):
         (["--gpus", "0"], "argument --gpus: found '0', wanted integer > 0"),
         (["--engine.tensor_parallel", "3", "--gpus", "8"], "engine.tensor_parallel: found 3"),
         (["--train.stepz", "3"], "train.stepz: unknown setting; did you mean train.steps?"),
-        (["--model", "x", "--train.lr", "1"], "--model: found --train.lr beside it, wanted --context"),
+        (["--model", "x", "--train.lr", "1"], "--model: found --train.lr with it, wanted only --context"),
         (["--response", "49"], "--response: found 49, wanted at most 48, by the run's settings"),
         (["--context", "4096"], "--context: wanted --model with it"),
         (["--model", "no/such/model"], "--model: no/such/model: no such model folder"),

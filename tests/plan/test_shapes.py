@@ -28,7 +28,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_a_published_model_is_known_by_its_name(name):
+def test_a_published_model_is_found_by_its_name(name):
     assert find_shape(name).total == COUNTS[name]
 
 

@@ -1,4 +1,4 @@
-"""The report: what of a run reaches the page, what is drawn of its rollouts, and the page in a real browser."""
+"""The report: a run's data in the page, the draw of its rollouts, and the page in a real browser."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def test_names_are_as_short_as_they_can_be():
         (lambda run: (run / "metrics.jsonl").write_text("{oh\n"), "metrics.jsonl, line 1, is not JSON"),
         (lambda run: (run / "config.yaml").write_text("a: [1\nb: }"), "config.yaml can't be read: while parsing"),
         (lambda run: (run / "config.yaml").write_text("[" * 9999), "config.yaml can't be read: "),
-        (lambda run: (run / "summary.json").write_text("[]"), "summary.json holds list, want a mapping"),
+        (lambda run: (run / "summary.json").write_text("[]"), "summary.json: found list, want a mapping"),
         (
             lambda run: (run / "summary.json").write_text('{"steps": "4"}'),
             "summary.json: steps: found '4', wanted a num",
         ),
-        (lambda run: (run / "rollouts/000002.jsonl.gz").write_bytes(gzip.compress(b"7")), "no rollout's: TypeError("),
+        (lambda run: (run / "rollouts/000002.jsonl.gz").write_bytes(gzip.compress(b"7")), "not a rollout: TypeError("),
         (
             lambda run: (run / "rollouts/000002.jsonl.gz").write_bytes(gzip.compress(b'{"steps": []}')),
-            "000002.jsonl.gz is damaged: a row is no rollout's: KeyError(",
+            "000002.jsonl.gz is damaged: a row is not a rollout: KeyError(",
         ),
         (lambda run: (run / "rollouts/000002.jsonl.gz").write_bytes(b"\x1f\x8b torn"), "000002.jsonl.gz is damaged: "),
         (
@@ -74,7 +74,7 @@ def test_names_are_as_short_as_they_can_be():
         ),
     ],
 )
-def test_what_can_not_be_read_is_one_line(tmp_path, capsys, spoil, said):
+def test_unreadable_files_are_one_line(tmp_path, capsys, spoil, said):
     run = make_run(tmp_path / "run", rows=all_kinds())
     spoil(run)
     assert main([str(run), "--out", str(tmp_path / "page.html")]) == 1
@@ -166,7 +166,7 @@ def test_half_the_room_is_for_disagreement_and_the_choice_is_the_seeds(tmp_path)
     assert found.shown != read_credit_map(run.rollout_files(), room, seed=1).shown
 
 
-def test_the_page_says_what_it_shows_and_by_what_rule(tmp_path, monkeypatch):
+def test_the_page_states_what_it_shows_and_the_rule(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", rows=all_kinds())
     everything = report(run, out=tmp_path / "page.html")
     assert "28 of 28 rollouts on disk (steps 1 to 4) are shown." in everything
@@ -187,7 +187,7 @@ def test_rollouts_of_an_older_version_are_counted(tmp_path):
 # ---- what is on the page ---------------------------------------------------------------------------------------------
 
 
-def test_what_was_not_measured_is_said_and_is_no_zero(tmp_path):
+def test_missing_measurements_are_listed_and_are_no_zeros(tmp_path):
     run = make_run(tmp_path / "run", algorithm="grpo", finished=False)
     text = report(run, out=tmp_path / "page.html")
     titles = re.findall(r"<figcaption><b>(.*?)</b>", text)
@@ -268,7 +268,7 @@ def address(tmp_path_factory) -> str:
 
 @contextmanager
 def window(browser: Browser, address: str, **kind: Any) -> Iterator[Page]:
-    """The page in a fresh window; at the end nothing was asked of the network and the console is empty."""
+    """The page in a new window; checks at the end that there was no network request and the console is empty."""
     said: list[str] = []
     with browser.new_context(color_scheme="light", reduced_motion="reduce", **kind) as context:
         page = context.new_page()
@@ -393,7 +393,7 @@ def test_stage_times_are_stacked_on_one_scale(opened):
     expect(stages.locator(".readout:visible")).to_have_text("step 4rollout1learn2")
 
 
-def test_a_bar_that_stands_for_several_steps_says_which(browser, tmp_path):
+def test_a_bar_of_several_steps_names_them(browser, tmp_path):
     run = make_run(tmp_path / "long", steps=203)
     assert main([str(run), "--out", str(tmp_path / "page.html")]) == 0
     with window(browser, (tmp_path / "page.html").as_uri(), viewport={"width": 1280, "height": 900}) as page:

@@ -1,4 +1,4 @@
-"""Rounds that stop before their last rollout: which are stopped and when, what is kept, how it goes on."""
+"""Rounds that stop before their last rollout: which rollouts stop and when, what is kept and continued."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def samples_of(found):
     return {(s.rollout.group, s.rollout.sample): s for s in found.samples()}
 
 
-def test_all_but_the_long_group_are_judged_and_it_goes_on_in_the_next_step(rewards):
+def test_all_but_the_long_group_are_judged_and_it_continues_in_the_next_step(rewards):
     engine = DecodingEngine(write)
     first = round_of(rewards, new_groups(), engine=engine)
     samples = samples_of(first)
@@ -101,7 +101,7 @@ def test_all_but_the_long_group_are_judged_and_it_goes_on_in_the_next_step(rewar
     assert second.left() == []
 
 
-def test_a_request_that_goes_on_has_a_seed_of_its_own_and_the_room_that_is_left():
+def test_a_continued_request_has_its_own_seed_and_the_remaining_room():
     builder, prompt = RequestBuilder(tokenizer(), "", CONFIG), PROMPTS[1]
     parts = [Partial()]
     for tokens in (7, 0, 2):
@@ -180,7 +180,7 @@ def test_two_engines_stop_after_as_many_steps_of_each_whichever_is_faster(reward
     assert sorted(judged) == [(group, sample) for group in (0, 2, 3) for sample in (0, 1)]
 
 
-def test_what_goes_on_is_begun_first_and_what_has_ended_is_dealt_last():
+def test_continued_rollouts_start_first_and_finished_ones_are_dealt_last():
     stopped, ended = Partial(((1, 2),), 1), Partial(((1, 2),), 1, ended=True)
     groups = {0: OpenGroup(1, 5, 5, (ended, stopped)), 1: OpenGroup(1, 6, 6, (stopped, ended)), **{2: new_groups()[2]}}
     assert deal_open(groups, PROMPTS, 2, {}, 2) == [[(0, 1), (2, 0), (0, 0)], [(1, 0), (2, 1), (1, 1)]]

@@ -53,7 +53,7 @@ def whole(tmp_path_factory):
     return folder
 
 
-def test_every_prompt_is_trained_on_once_in_whole_groups_or_goes_on(whole):
+def test_every_prompt_is_trained_on_once_in_whole_groups_or_carried(whole):
     steps = rollouts_of(whole)
     trained = [prompt for rows in steps for prompt in groups_of(rows)]
     carried = json.loads((whole / "checkpoints/step_000006/carry.json").read_text())

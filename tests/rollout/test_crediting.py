@@ -1,4 +1,4 @@
-"""What estimators ask the engine for: requests, seeds, verdicts, costs, and whole runs of either kind of credit."""
+"""Queries of estimators: requests, seeds, verdicts, costs, and whole runs of either kind of credit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripted_world import MODEL, answer, score_with, scripted_config, tokenizer
 from capo_fast.credit.estimate import load_estimator
 from capo_fast.credit.groups import Continuation, CreditError, Suffix
 from capo_fast.records import Completion, Prompt
-from capo_fast.rollout.crediting import Asking, Crediting
+from capo_fast.rollout.crediting import Crediting, QueryAnswerer
 from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.rewards import Rewards
 from capo_fast.train import run
@@ -20,7 +20,7 @@ from capo_fast.verify import VerifierPool
 
 
 class AskedEngine(ScriptedEngine):
-    """Answers scored requests as well: -1 for each token, less for one that ends a step; notes what it was asked."""
+    """Answers scored requests as well: -1 for each token, less for one that ends a step; records its requests."""
 
     def __init__(self):
         super().__init__(self.write, score_with(MODEL))
@@ -58,10 +58,12 @@ def asking(pool, step=3, **settings):
     config = scripted_config("--rollout.max_tokens", "12", *(w for pair in settings.items() for w in pair))
     engine = AskedEngine()
     builder = RequestBuilder(tokenizer(), "", config)
-    return Asking(Crediting(config, load_estimator("credit_functions:rising"), engine, pool, builder), step), engine
+    return QueryAnswerer(
+        Crediting(config, load_estimator("credit_functions:rising"), engine, pool, builder), step
+    ), engine
 
 
-def test_equal_questions_are_asked_once_and_long_ones_not_at_all(pool):
+def test_equal_queries_are_sent_once_and_long_ones_not_at_all(pool):
     ask, engine = asking(pool)
     suffix, long = Suffix((1, 2), (3, 4)), Suffix((1,) * 250, (2,) * 6)
     whole = Continuation(prompt(), (1,) * 12, 0)
@@ -88,7 +90,7 @@ def test_continuations_go_on_from_there_and_are_judged(pool):
     assert {each.seed for each in engine.asked}.isdisjoint(each.seed for each in requests)
 
 
-def test_a_run_by_the_probability_of_the_answer_asks_the_policy_once_a_step_end(tmp_path):
+def test_a_run_by_the_probability_of_the_answer_queries_the_policy_once_per_step_end(tmp_path):
     engine, folder = AskedEngine(), tmp_path / "run"
     words = ["--credit.process", "answer-probability", "--credit.schedule", "linear", "--credit.process_start", "0.5"]
     run(scripted_config(*words, "--train.steps", "2", "--eval.path", "none", "--run.dir", str(folder)), engine)

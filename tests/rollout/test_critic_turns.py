@@ -49,7 +49,7 @@ def write(request):
 
 
 @pytest.mark.parametrize(("groups", "held"), [((6,), []), ((5, 6), ["critic"])])
-def test_the_critic_s_weights_stay_out_where_nobody_is_asked(pool, groups, held):
+def test_the_critic_s_weights_are_not_loaded_without_requests(pool, groups, held):
     engine, weights, alone = DecodingEngine(write), Recording(), EngineGroup(0, 1, True)
     builder = RequestBuilder(tokenizer(), TEMPLATE, CONFIG)
     stages = Stages(None, SimpleNamespace(start=lambda stage: None, stop=lambda: None))

@@ -72,7 +72,7 @@ def test_a_step_is_judged_once_behind_its_prefix(pool):
         wrong = true_wrong_steps(sample.rollout.prompt.problem, sample.rollout.steps.texts)
         assert {k for k, vote in enumerate(sample.step_wrong) if vote} == wrong
         assert [each.wrong_steps for each in sample.critiques] == [wrong, wrong]
-        # What a critique says of a step is shown with the step (`credit.process: critique-ratio` shows it the policy).
+        # A step's critique text is shown with the step (`credit.process: critique-ratio` puts it into a prompt).
         said = [line.partition(":")[0] for line in sample.critiques[0].text.splitlines()]
         assert said == [f"step_{step}" for step in range(len(sample.rollout.steps.texts))]
     assert any(sum(sample.step_wrong) for sample in samples)
@@ -127,7 +127,7 @@ def test_a_budget_is_kept_and_spent_on_whole_groups(pool, tokens):
     assert all(cost > tokens - traffic.critique_tokens for group, cost in costs.items() if group not in read)
     again = generate(pool, gated(tokens=tokens), DecodingEngine(answer_steps))
     assert again.samples() == generation.samples()
-    # The budget is a step's: what its earlier rounds have spent is gone.
+    # The budget is per step: its earlier rounds count against it.
     later = generate(pool, gated(tokens=tokens + 30), DecodingEngine(answer_steps), spent=30)
     assert later.samples() == generation.samples()
 

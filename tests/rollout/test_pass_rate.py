@@ -18,7 +18,7 @@ RIGHT, WRONG, LATE = True, False, None
 
 
 class ScriptedPool:
-    """Verdicts in the order of the problems and their samples; keeps what it was asked."""
+    """Verdicts in the order of the problems and their samples; records its items."""
 
     def __init__(self, verdicts):
         self.verdicts = verdicts

@@ -1,4 +1,4 @@
-"""What goes into the engine and what is made of its answers."""
+"""Requests to the engine, and the results from its answers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def rollouts(engine=None, step=7, config=CONFIG):
 
 
 def critiques(engine, config, of):
-    """Each rollout asked about for itself, also where others are equal."""
+    """Separate requests for each rollout, even if others are equal."""
     return [asked_alone(engine, config, rollout) for rollout in of]
 
 
@@ -99,7 +99,7 @@ def test_rollouts_carry_their_place_version_and_exactly_what_was_generated():
         assert list(rollout.steps.texts) == rollout.text.split("\n\n")
 
 
-def test_a_rollout_request_asks_what_the_settings_say():
+def test_a_rollout_request_has_the_parameters_of_the_settings():
     settings = replace(CONFIG.rollout, temperature=0.7, top_p=0.9, top_k=20, max_tokens=11)
     engine = Keeping()
     rollouts(engine, config=replace(CONFIG, rollout=settings))

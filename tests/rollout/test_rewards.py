@@ -40,7 +40,7 @@ def test_every_function_judges_every_answer():
 
 
 @pytest.mark.parametrize(
-    ("reward", "says"),
+    ("reward", "message"),
     [
         (
             RewardConfig(also=("no_such_module:f",), weights=(1.0,)),
@@ -53,10 +53,10 @@ def test_every_function_judges_every_answer():
         ),
     ],
 )
-def test_functions_that_can_not_serve_are_refused(reward, says):
+def test_unsuitable_functions_are_refused(reward, message):
     with pytest.raises(ConfigError) as refused:
         load_reward_functions(reward)
-    assert says in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_an_evaluation_has_no_columns():

@@ -1,4 +1,4 @@
-"""The stream of one step's requests: what enters when, what is asked of whom, and what it is said to cost."""
+"""The stream of one step's requests: order, recipients and counted costs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from capo_fast.verify import VerifierPool
 
 
 class Elsewhere(DecodingEngine):
-    """A server: its answers come with the second look after they were asked for."""
+    """A server: its answers arrive at the second poll after the request."""
 
     pause_s = 0.001
 
@@ -104,7 +104,7 @@ def test_when_mixed_groups(pool):
     assert len(asked(engine)) == 4 * len(mixed)
 
 
-def test_equal_rollouts_share_seeds_so_that_any_of_them_may_be_asked_about():
+def test_equal_rollouts_share_seeds_so_that_any_of_them_may_be_judged():
     rollout = RequestBuilder(tokenizer(), TEMPLATE, CONFIG).read_rollout(
         Completion("", (5, 6, 7), (0.0,) * 3, "no", True), PROMPTS[3], 3, 0, 6
     )
@@ -155,14 +155,14 @@ def test_a_rollout_whose_check_timed_out_is_not_read(pool):
     assert asked(engine) == set() and generation.traffic.unread == 12
 
 
-def test_without_process_credit_nobody_is_asked(pool):
+def test_without_process_credit_no_critique_is_requested(pool):
     engine = DecodingEngine()
     generation = generate(pool, with_(credit={"process": "none"}), engine)
     assert critiques_in(engine) == set()
     assert {sample.critiques for sample in generation.samples()} == {()}
 
 
-def test_a_critic_elsewhere_is_asked_beside_the_engine(pool):
+def test_an_external_critic_runs_beside_the_engine(pool):
     engine, critic = DecodingEngine(), Elsewhere()
     config = with_(critic={"mode": "endpoint", "judge_once": False})
     generation = generate(pool, config, engine, critic)
@@ -170,7 +170,7 @@ def test_a_critic_elsewhere_is_asked_beside_the_engine(pool):
     assert generation.samples() == generate(pool, with_(critic={"judge_once": False})).samples()
 
 
-def test_only_one_rank_of_an_engine_asks_elsewhere_and_answers(pool):
+def test_only_one_rank_of_an_engine_calls_the_external_critic(pool):
     engine, critic = DecodingEngine(), Elsewhere()
     generation = generate(pool, with_(critic={"mode": "endpoint"}), engine, critic, judges=False)
     assert critiques_in(critic) == set() and generation.samples() == []

@@ -42,7 +42,7 @@ def test_without_a_token_and_without_the_section(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda groups: groups[0].update(draw=-1), r"carry\.json: 0\.draw: found -1"),
         (
@@ -52,12 +52,12 @@ def test_without_a_token_and_without_the_section(tmp_path):
         (lambda groups: groups[1].update(prompt="x"), r"carry\.json: 1\.prompt: "),
     ],
 )
-def test_what_does_not_fit_together_is_one_line(change, said, tmp_path):
+def test_inconsistent_sections_are_one_line(change, message, tmp_path):
     found = checkpoint(tmp_path, GROUPS)
     groups = json.loads((tmp_path / "carry.json").read_text())
     change(groups)
     (tmp_path / "carry.json").write_text(json.dumps(groups))
-    with pytest.raises(CapoError, match=said):
+    with pytest.raises(CapoError, match=message):
         read_carried(found)
     (tmp_path / "carry.safetensors").unlink()
     with pytest.raises(CapoError, match="carry"):

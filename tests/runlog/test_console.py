@@ -189,7 +189,7 @@ def test_other_ranks_show_nothing(capsys, tmp_path):
 # ---- the live row ----------------------------------------------------------------------------------------------------
 
 
-def test_the_row_says_step_stage_rates_and_time_left():
+def test_the_row_shows_step_stage_rates_and_time_left():
     console = Console(10, 2, Terminal(file=io.StringIO(), force_terminal=True, width=140), live=True)
     assert "step 3/10 starting 0:00 eta=?" in re.sub(r"\x1b\[[\d;]*m", "", shown(console))
     console.step(3, STEP)
@@ -214,7 +214,7 @@ def test_the_row_is_one_row_on_a_narrow_terminal_and_closing_twice_is_fine():
     assert all(len(row) <= 30 or row.startswith("step ") for row in screen(before_close.replace("\n", "\r\n")))
 
 
-def test_on_a_real_terminal_foreign_lines_survive_and_the_row_is_gone_at_the_end():
+def test_on_a_real_terminal_foreign_lines_survive_and_the_row_is_removed_at_the_end():
     data = on_terminal()
     rows = screen(data.decode())
     for step in (1, 2):
@@ -279,7 +279,7 @@ def test_the_rate_of_one_problem_has_no_error(tmp_path):
 
 
 @pytest.mark.parametrize("wall", [0.0, 3.0])
-def test_nothing_measured_says_so(wall):
+def test_a_missing_measurement_is_stated(wall):
     console = lines()
     nothing = {"pass@1_before": None, "pass@1_after": None, "steps": 0, "wall_seconds": wall, "seconds_by_stage": {}}
     console.finish(nothing, Path("x"))

@@ -69,7 +69,7 @@ def test_without_a_whole_checkpoint_a_run_is_left_as_it_is(copied, capsys):
     assert files_of(copied) == before
     shutil.rmtree(copied / "checkpoints")
     assert fails(copied, "--train.steps", "3") == 1
-    assert "metrics up to step 2 and no checkpoint to go on from" in capsys.readouterr().err
+    assert "metrics up to step 2 and no checkpoint to resume from" in capsys.readouterr().err
 
 
 def test_data_may_move_but_not_change(copied, tmp_path, capsys):
@@ -85,16 +85,15 @@ def test_data_may_move_but_not_change(copied, tmp_path, capsys):
     assert f"error: data.path: {data} has changed since the run in {copied} was started" in capsys.readouterr().err
 
 
-def test_changed_records_and_a_longer_schedule_are_said(tmp_path, capsys):
+def test_changed_records_and_a_longer_schedule_are_reported(tmp_path, capsys):
     train(tmp_path / "run", "--train.schedule", "cosine", "--train.steps", "1")
     metrics = tmp_path / "run" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"rollouts": 16', '"rollouts": 15'))
     (tmp_path / "run" / "rollouts" / "000001.jsonl.gz").unlink()
     train(tmp_path / "run", "--train.schedule", "cosine", "--train.steps", "2")
     assert [line.rpartition("/")[2] for line in capsys.readouterr().err.splitlines()] == [
-        "metrics.jsonl: the first 1 lines are not those that were there before step_000001 was saved; training goes on",
-        "rollouts: 000001.jsonl.gz: missing, or not of the size that was there before step_000001 was saved; "
-        "training goes on",
+        "metrics.jsonl: the first 1 lines have changed since step_000001 was saved; training continues",
+        "rollouts: 000001.jsonl.gz: deleted or resized since step_000001 was saved; training continues",
         "capo_fast: note: train.steps is 2, was 1: the cosine schedule is computed over all of them again; "
         "the learning rate of step 2 is 0.0001",
     ]

@@ -25,7 +25,7 @@ def config(tmp_path):
 
 
 def changed(config, path, text):
-    """What a resume says after a file has got another content."""
+    """The error of a resume after a file's content has changed."""
     before = input_digests(config)
     path.write_text(text) if text is not None else path.unlink()
     with pytest.raises(ConfigError) as caught:
@@ -59,7 +59,7 @@ def test_a_swapped_in_critic_is_an_input_and_an_unused_one_is_not(config, tmp_pa
     assert input_paths(grpo).keys() == {"data.path", "model.path"}
 
 
-def test_data_of_the_hub_is_known_by_its_rows(config, monkeypatch):
+def test_data_of_the_hub_is_identified_by_its_rows(config, monkeypatch):
     rows = [{"problem": "1+1", "answer": 2}]
     monkeypatch.setattr(inputs, "read_rows", lambda *where: iter([("row 0", row) for row in rows]))
     config = replace(config, data=replace(config.data, path="somebody/numbers"))

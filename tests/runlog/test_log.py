@@ -1,4 +1,4 @@
-"""The log of a run: what is closed, and what has no file."""
+"""The log of a run: closing, and rollouts without a file."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_critiques_are_counted_by_what_became_of_them():
     assert {key: figures[key] for key in counts} == counts
 
 
-def test_votes_on_single_steps_agree_where_they_were_asked_for():
+def test_votes_on_single_steps_agree_where_they_were_requested():
     """Of two steps, one is settled after two votes and one after three."""
     found = [[critique(wrong=(0,))] * 2, [critique(wrong=(0,)), critique(), critique(wrong=(0,))]]
     three = joined(found, 3)

@@ -29,7 +29,7 @@ def reread(progress, folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"cursor": "12"}, "cursor: found '12': Input should be a valid integer"),
         ({"step": -5}, "step: found -5: "),
@@ -40,10 +40,10 @@ def reread(progress, folder):
         ([], "found \\[\\]: "),
     ],
 )
-def test_what_is_no_progress_of_that_step_is_refused(change, said, tmp_path):
+def test_the_progress_of_another_step_is_refused(change, message, tmp_path):
     value = asdict(Progress(step=1)) | change if isinstance(change, dict) else change
     (path := tmp_path / "progress.json").write_text(json.dumps(value))
-    with pytest.raises(CapoError, match=f"^{path}: .*{said}"):
+    with pytest.raises(CapoError, match=f"^{path}: .*{message}"):
         read_json(path, Progress).check(1, path)
 
 

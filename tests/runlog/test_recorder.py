@@ -148,7 +148,7 @@ def test_a_torn_last_line_is_no_line_and_is_cut_when_the_folder_is_opened(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ('{"step"', ", is not JSON"),
         ("[" * 9999, ", is not JSON"),
@@ -160,9 +160,9 @@ def test_a_torn_last_line_is_no_line_and_is_cut_when_the_folder_is_opened(tmp_pa
         ('{"step": 1}', ": found step 1 after step 1"),
     ],
 )
-def test_a_damaged_line_in_the_middle_is_named(tmp_path, line, said):
+def test_a_damaged_line_in_the_middle_is_named(tmp_path, line, message):
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
-    with pytest.raises(RecordError, match=rf"metrics\.jsonl, line 2{said}"):
+    with pytest.raises(RecordError, match=rf"metrics\.jsonl, line 2{message}"):
         RunFolder(tmp_path)
 
 
@@ -274,7 +274,7 @@ def sample() -> Sample:
     return Sample(rollout, None, critiques, (0.5, 1.0), (None, 0.5))
 
 
-def test_a_rollout_row_says_everything(tmp_path):
+def test_a_rollout_row_has_everything(tmp_path):
     credited = CreditedSample(sample(), False, 0.25, (0.5, 1.0), (0.0, 1.0, 0.0, 1.0), (1.25, math.nan))
     row = rollout_row(credited)
     assert row == {
@@ -364,7 +364,7 @@ def test_tensorboard_has_every_finite_number(tmp_path):
     assert scalars(tmp_path, "loss/ref_kl") == [(2, 0.5)]
 
 
-def test_wandb_asked_for_and_missing_is_one_line_that_names_it(tmp_path, monkeypatch):
+def test_wandb_enabled_and_missing_is_one_line_that_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"^run\.wandb=proj: the package wandb is not installed.*$") as caught:
         RunFolder(tmp_path, wandb="proj")
@@ -440,8 +440,8 @@ def test_a_real_refusal_to_write_is_one_line_and_loses_nothing(tmp_path, write, 
     recorder.write_rollouts(1, [packed_rows([{"a": 1}])])
     with pytest.raises(RecordError) as caught, file_limit(limit):
         write(recorder)
-    said = rf"can't write \S+/{re.escape(file)}: File too large \(\d+\.\d\d GiB free there\)"
-    assert re.fullmatch(said, str(caught.value))
+    message = rf"can't write \S+/{re.escape(file)}: File too large \(\d+\.\d\d GiB free there\)"
+    assert re.fullmatch(message, str(caught.value))
     assert (tmp_path / "metrics.jsonl").read_bytes() == LINE
     assert rollouts_of(tmp_path) == ["000001.jsonl.gz"]
     assert read_rows(tmp_path / "rollouts" / "000001.jsonl.gz") == [{"a": 1}]

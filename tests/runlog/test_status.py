@@ -46,7 +46,7 @@ def test_a_run_that_trains(folder):
         lines = status(folder, NOW).splitlines()
     assert lines == [
         f"{folder}  dapo, seed 5",
-        "  state       running: a process holds the folder",
+        "  state       running: a process has locked the folder",
         "  step        2 of 16, 4.0 s per step, 0:56 left",
         "  last step   reward_mean=1.500 tokens_per_s=1000  (1:15 ago)",
         "  evaluation  pass@1 0.500 after step 1",
@@ -57,7 +57,7 @@ def test_a_run_that_trains(folder):
 def test_a_run_that_has_stopped_or_ended(folder):
     assert "  step        0 of 16\n  evaluation  none\n" in status(folder, NOW)
     write(folder, [*LINES, {"step": 16}])
-    assert "\n  state       stopped: no process holds the folder\n  step        16 of 16\n" in status(folder, NOW)
+    assert "\n  state       stopped: no process has locked the folder\n  step        16 of 16\n" in status(folder, NOW)
     (folder / "summary.json").touch()
     assert "\n  state       ended\n" in status(folder, NOW)
     with lock(folder):
@@ -85,7 +85,7 @@ def test_several_runs_and_an_error_in_one_line(folder, tmp_path_factory, capsys)
     assert main([str(folder), str(other), str(folder)]) == 1
     output = capsys.readouterr()
     assert output.out.count("dapo, seed 5") == 2
-    assert output.err == f"capo_fast: error: {other}: no config.yaml in it, wanted the folder of a run\n"
+    assert output.err == f"capo_fast: error: {other}: found no config.yaml, wanted the folder of a run\n"
     (folder / "metrics.jsonl").write_text("{\n")
     assert main([str(folder)]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -67,7 +67,7 @@ def test_a_template_without_an_end_gets_one_after_the_last_answer_alone():
 
 def test_a_template_that_renders_the_past_otherwise_is_refused():
     assert trained_texts(with_template(FORGETFUL), TWO[:2]) == ["b<end>"]
-    with pytest.raises(DataError, match=r"row 0: message \d: the chat template of .* renders what is before this"):
+    with pytest.raises(DataError, match=r"row 0: message \d: the chat template of .* renders the messages before this"):
         trained_texts(with_template(FORGETFUL), TWO)
     hidden = "{% for m in messages %}{{ m.content if add_generation_prompt else 'x' }}{% endfor %}"
     with pytest.raises(DataError, match=r"data\.path: message 2: the chat template of "):
@@ -131,7 +131,7 @@ def test_a_verdict_is_read_as_the_labels_it_was_made_of(first, wrong, expected):
     assert not found.abstained and found.wrong_steps == expected and found.dropped == 0
 
 
-def test_a_critique_is_asked_as_in_training(tmp_path):
+def test_a_critique_has_the_prompt_of_training(tmp_path):
     line = '{"problem": "P", "steps": ["1+1=3</step_0>", "ok"], "wrong_steps": [0]}'
     [found] = conversations(tmp_path, line, task="critic")
     assert "<step_0>\n1+1=3(/step_0)\n</step_0>" in found.messages[0][1] and found.problem == "P"

@@ -62,7 +62,7 @@ def test_a_run_learns_and_leaves_a_model_and_its_numbers(whole):
     assert model.config.eos_token_id == AutoModelForCausalLM.from_pretrained(MODEL).config.eos_token_id
 
 
-def test_an_interrupted_run_is_saved_and_goes_on_with_the_same_bits(whole, rows, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_is_saved_and_resumes_with_the_same_bits(whole, rows, tmp_path, monkeypatch, capsys):
     fit, steps = AnswerLearner.fit, []
 
     def interrupted(self, examples):
@@ -112,7 +112,7 @@ def test_a_critic_s_adapter_is_trained_on_labels_and_shares_no_problem_with_the_
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (("--train.steps", "7"), "train.steps: found 7, wanted at most 6, which train.epochs has"),
+        (("--train.steps", "7"), "train.steps: found 7, wanted at most 6, the updates of train.epochs"),
         (("--data.max_tokens", "9999"), "data.max_tokens: found 9999, wanted at most "),
         (("--data.max_tokens", "5"), " tokens, wanted at most 5 (data.max_tokens); data.overlong: drop"),
         (("--data.max_tokens", "5", "--data.overlong", "drop"), "no examples to train on: all 28 are too long"),

@@ -1,4 +1,4 @@
-"""What a reward function's signature says: columns, lists, settings; and the ones that are refused."""
+"""Signatures of reward functions: columns, lists, settings; and refused ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         ("settled", False, (), ("error",), ("error",)),
     ],
 )
-def test_a_signature_says_what_is_given(name, batch, required, optional, columns):
+def test_a_signature_determines_the_arguments(name, batch, required, optional, columns):
     found = load_function(f"signatures:{name}", {"tolerance": 0.1, "percent": True})
     assert (found.batch, found.required, found.optional, found.columns) == (batch, required, optional, columns)
 
@@ -69,7 +69,7 @@ def test_lists_go_to_a_function_of_responses_and_come_back_whole():
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "says"),
+    ("name", "error", "message"),
     [
         ("signatures:one", TypeError, "takes 1 parameters by position, wanted response and reference"),
         ("signatures:__name__", TypeError, "not callable"),
@@ -77,6 +77,6 @@ def test_lists_go_to_a_function_of_responses_and_come_back_whole():
         ("signatures", ValueError, "named 'package.module:function'"),
     ],
 )
-def test_what_is_no_reward_function_is_refused(name, error, says):
-    with pytest.raises(error, match=says):
+def test_an_invalid_reward_function_is_refused(name, error, message):
+    with pytest.raises(error, match=message):
         load_function(name)

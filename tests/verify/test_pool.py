@@ -116,7 +116,7 @@ def test_killed_workers_are_replaced(tmp_path: Path) -> None:
         (("value", "None"), "(?s:.)*TypeError"),
     ],
 )
-def test_failures_are_told(pair: tuple[str, str], complaint: str) -> None:
+def test_failures_raise_an_error(pair: tuple[str, str], complaint: str) -> None:
     with VerifierPool(workers=1, fn=FN) as pool:
         with pytest.raises(VerifierError, match=complaint):
             pool.check([("a", "a"), pair, ("hang", "")])
@@ -145,7 +145,7 @@ def test_a_function_of_lists_has_one_call_and_one_deadline() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
-def test_too_much_memory_is_no_verdict_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_much_memory_is_no_verdict_and_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with VerifierPool(workers=1, timeout_s=60.0, fn="verify_fns:hungry", memory_gb=0.2) as pool:
         pairs = [("a", "a"), ("at once", ""), ("bit by bit", ""), ("a", "b")]
         assert pool.check(pairs) == [True, None, None, False]

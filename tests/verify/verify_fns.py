@@ -7,7 +7,7 @@ from capo_fast.verify.functions import VerifyTimeout
 
 
 def check(prediction: str, reference: str) -> bool | float:
-    """Does what the prediction says."""
+    """The prediction names the behaviour."""
     if prediction == "hang":
         time.sleep(1000)
     if prediction == "hang in C":
@@ -44,7 +44,7 @@ def batch(responses: list[str], references: list[str]) -> list[float]:
 
 
 def hungry(response: str, reference: str) -> bool:
-    """Takes memory: all at once; or bit by bit, and then says no, as a library that catches all exceptions does."""
+    """Takes memory: all at once; or bit by bit, then returns False, like a library that catches all exceptions."""
     try:
         if response == "bit by bit":
             taken = []

@@ -1,1 +1,1 @@
-"""Credit estimators, a file each: by `credit.process`, or as models for `credit.fn`."""
+"""Credit estimators, one per file: values of `credit.process`, and examples for `credit.fn`."""

@@ -1,6 +1,6 @@
 """Probability of the reference answer at step ends (GRPO-VPS, arXiv 2604.20659).
 
-The source's rule: the reference answer is appended at each step's end, and a step is worth what it adds to the policy's
+The source's rule: the reference answer is appended at each step's end, and a step's value is its change of the policy's
 probability of that answer. No critic and no continuation: one prefill per step end.
 """
 
@@ -19,30 +19,30 @@ Probabilities = Generator[list[Suffix], Answers, StepCredit]
 
 
 def answer_gains(groups: Sequence[Group], *, config: Config, tokenizer: Any) -> Probabilities:
-    """A step is wrong by `(1 - gain) / 2`, its gain the probability after it less that before it.
+    """`wrong = (1 - gain) / 2` per step; the gain is the probability after the step minus the one before it.
 
     So P scales gains as it scales votes, and with a norm that subtracts a mean the constant 1/2 has no effect. [us]
-    `credit.answer_lead` comes between the step's end and the answer, `credit.answer_tail` after it, or an answer would
-    be as likely as all that begin with it. The probability is the geometric mean over the tokens of answer and tail; of
-    several references the likeliest counts. After the last step, which states an answer, the verdict takes
-    the probability's place. A step end without room in the engine has the probability of the one before.
+    `credit.answer_lead` comes between the step's end and the answer. `credit.answer_tail` comes after the answer, which
+    alone would include all answers that begin with it. The probability is the geometric mean over the tokens of answer
+    and tail, for the most probable of several references. After the last step, which states an answer, the verdict
+    replaces the probability. A step end without room in the engine has the probability of the one before.
     """
     answers = [answer_tokens(group.prompt, config, tokenizer) for group in groups]
     samples = [(each, known) for group, known in zip(groups, answers, strict=True) for each in group.samples]
-    asked = [
+    queries = [
         Suffix((*start, *lead), tokens)
         for sample, known in samples
         for start in starts_of(sample.rollout)
         for lead, tokens in known
     ]
-    found = iter((yield asked))
+    found = iter((yield queries))
     rows = [_wrong(sample, len(known), found) for sample, known in samples]
     return StepCredit(in_groups(groups, rows))
 
 
 def answer_tokens(prompt: Prompt, config: Config, tokenizer: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The tokens of the lead and those of each reference with its tail. Lead and answer are cut apart as text: a token
-    may not span both."""
+    """The tokens of the lead and those of each reference with its tail. Lead and answer are tokenised separately: no
+    token spans both."""
     references = [prompt.answer] if isinstance(prompt.answer, str) else prompt.answer
     lead, tail = config.credit.answer_lead, config.credit.answer_tail
     texts = [(lead, reference + tail) for reference in references]
@@ -51,18 +51,18 @@ def answer_tokens(prompt: Prompt, config: Config, tokenizer: Any) -> list[tuple[
 
 
 def starts_of(rollout: Rollout) -> list[tuple[int, ...]]:
-    """What the policy has seen before the first step and after each but the last."""
+    """The policy's context before the first step and after each step but the last."""
     ends = [0, *step_ends(rollout)][:-1] if rollout.steps.texts else []
     return [rollout.prompt.token_ids + rollout.token_ids[:end] for end in ends]
 
 
 def _wrong(sample: Sample, references: int, found: Iterator[tuple[float, ...] | None]) -> list[float]:
-    """[S]. found: the log-probs of its references come next, step end by step end."""
+    """[S]. found: yields the log-probs of the sample's references, step end by step end."""
     probabilities = [mean_probability(list(islice(found, references))) for _ in starts_of(sample.rollout)]
     return [(1 - gain) / 2 for gain in step_gains([*probabilities, sample.outcome])] if probabilities else []
 
 
 def mean_probability(of_references: Sequence[tuple[float, ...] | None]) -> float | None:
-    """Of the likeliest reference, the geometric mean over its tokens; None where none is known."""
+    """The geometric mean over the tokens of the most probable reference; None if none is known."""
     known = [math.exp(math.fsum(logprobs) / len(logprobs)) for logprobs in of_references if logprobs is not None]
     return max(known, default=None)

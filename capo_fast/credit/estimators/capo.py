@@ -1,4 +1,4 @@
-"""Wrong steps are penalised where they are (CAPO, arXiv 2508.02298, Eq. 1)."""
+"""Penalty on the tokens of wrong steps (CAPO, arXiv 2508.02298, Eq. 1)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from capo_fast.credit.groups import Group, StepCredit
 
 
 def wrong_steps(groups: Sequence[Group]) -> StepCredit:
-    """The votes on the steps, as they are: `R = C * verdict - P * vote`.
+    """The votes on the steps, unchanged: `R = C * verdict - P * vote`.
 
-    [us] In a group that the critic could not read whole no step is wrong.
+    [us] In a group with a failed critique no step is wrong.
     """
     return StepCredit([[_votes(group, sample.step_wrong) for sample in group.samples] for group in groups])
 

@@ -1,4 +1,4 @@
-"""Tokens that the policy, given the critique of its own solution, would rather write, or rather not.
+"""Credit by the policy's change of a token's log-prob when given the critique of its solution.
 
 From "The Role of Feedback Alignment in Self-Distillation" (arXiv 2606.11173) and SDPO (arXiv 2601.20802).
 """
@@ -15,9 +15,9 @@ from capo_fast.credit.groups import Answers, Group, Suffix, TokenCredit, in_grou
 from capo_fast.records import Prompt, Sample
 
 CLIP = 1.0
-"""Largest magnitude of a token's log-ratio that counts, nats."""
+"""Clip of a token's log-ratio, nats."""
 FEEDBACK = "{problem}\n\nFeedback on an earlier solution of yours:\n{critique}"
-"""The user's message with a critique in it."""
+"""The user's message with a critique."""
 
 Chat = Callable[[str], tuple[int, ...]]
 Ratios = Generator[list[Suffix], Answers, TokenCredit]
@@ -28,13 +28,13 @@ def critique_ratios(groups: Sequence[Group], *, config: Config, chat: Chat) -> R
 
     The sources' rule: the self-teacher is the policy with the critic's feedback in its context, and a token's credit is
     the log-ratio of teacher and policy. [us] It is added to the outcome advantage (by C and `credit.norm`; C = 0 leaves
-    the ratio alone) and clipped. The feedback is the first critique that can be read, under the problem in the user's
-    message. The policy's own prompt has the same form, the problem as one user's message, also where the data has
-    several messages: the critique is all that differs. Without one, or without room in the engine, the ratio is 0.
+    only the ratio) and clipped. The feedback is the first parsed critique, after the problem in the user's message.
+    The policy's own prompt has the same form, the problem as one user's message, even if the data has several messages:
+    only the critique differs. Without a critique, or without room in the engine, the ratio is 0.
     """
     shown = [(sample, _prompts(group.prompt, sample, chat)) for group, sample in rollouts_of(groups)]
-    asked = [Suffix(before, sample.rollout.token_ids) for sample, pair in shown for before in pair]
-    found = iter((yield asked))
+    queries = [Suffix(before, sample.rollout.token_ids) for sample, pair in shown for before in pair]
+    found = iter((yield queries))
     weight, plain = config.credit.process_weight, credited_samples(groups, verdicts(groups), config, 1)
     rows = []
     for (sample, pair), each in zip(shown, plain, strict=True):
@@ -44,7 +44,7 @@ def critique_ratios(groups: Sequence[Group], *, config: Config, chat: Chat) -> R
 
 
 def _prompts(prompt: Prompt, sample: Sample, chat: Chat) -> list[tuple[int, ...]]:
-    """With the first critique that can be read, and without; none without such a critique, or for an empty response."""
+    """Prompts with the first parsed critique and without; none without such a critique, or for an empty response."""
     read = next((critique.text for critique in sample.critiques if not critique.abstained), None)
     if read is None or not sample.rollout.token_ids:
         return []
@@ -52,7 +52,7 @@ def _prompts(prompt: Prompt, sample: Sample, chat: Chat) -> list[tuple[int, ...]
 
 
 def _ratios(sample: Sample, found: Sequence[tuple[float, ...] | None]) -> list[float]:
-    """[L], clipped. found: log-probs with the critique and without, or nothing."""
+    """[L], clipped. found: log-probs with the critique and without, or empty."""
     known = [logprobs for logprobs in found if logprobs is not None]
     if len(known) < 2:
         return [0.0] * len(sample.rollout.token_ids)

@@ -1,4 +1,4 @@
-"""Right answers by a wrong step are penalised once right answers are common (FAPO, arXiv 2510.22543)."""
+"""Penalty on right answers with a wrong step once right answers are common (FAPO, arXiv 2510.22543)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from capo_fast.records import Sample
 def flawed_answers(groups: Sequence[Group]) -> StepCredit:
     """A flawed positive, a right answer in which the vote finds a wrong step, has P less reward on all of its tokens.
 
-    The source's rule: the penalty is switched on when right answers are more than wrong ones; before that a flawed
-    answer is better than none. [us] They are counted in the group, as is whatever its advantages are compared with. A
-    vote of 0.5 counts as wrong. In a group that the critic could not read whole no answer is flawed.
+    The source's rule: the penalty is on once right answers outnumber wrong ones; before that a flawed answer is better
+    than none. [us] Answers are counted within the group, like the baseline of its advantages. A vote of 0.5 counts as
+    wrong. In a group with a failed critique no answer is flawed.
     """
     return StepCredit([[_wrong(sample, _switched_on(group)) for sample in group.samples] for group in groups])
 

@@ -12,7 +12,7 @@ from capo_fast.records import Sample
 
 
 def verdicts(groups: Sequence[Group]) -> StepCredit:
-    """No step is wrong: GRPO and its kin."""
+    """No step is wrong: GRPO and its variants."""
     return StepCredit([[_none_wrong(sample) for sample in group.samples] for group in groups])
 
 
@@ -27,14 +27,14 @@ def judged_outcomes(groups: Sequence[Group], *, config: Config) -> StepCredit:
 def judged_reward(sample: Sample, credit: CreditConfig) -> float:
     """sigmoid(alpha * judgment) + beta * verdict - 1, the reward of the paper's GRPO-GenORM.
 
-    [us] The judgment is the share of the readable critiques that found no step wrong: votes are averaged before the
-    sigmoid. Where none can be read it is 0.5, for no opinion: the critique is counted as abstained. A sample without a
+    [us] The judgment is the fraction of parsed critiques that found no step wrong: votes are averaged before the
+    sigmoid. Without a parsed critique it is 0.5, and the critique is counted as abstained. A sample without a
     verdict, which is not trained on, has 0.
     """
     if sample.outcome is None:
         return 0.0
-    said = [float(not critique.wrong_steps) for critique in sample.critiques if not critique.abstained]
-    judgment = fmean(said) if said else 0.5
+    known = [float(not critique.wrong_steps) for critique in sample.critiques if not critique.abstained]
+    judgment = fmean(known) if known else 0.5
     return 1 / (1 + math.exp(-credit.judgment_scale * judgment)) + credit.verdict_scale * sample.outcome - 1
 
 

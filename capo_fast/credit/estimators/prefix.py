@@ -12,10 +12,9 @@ WRONG_ANSWER = 0.5
 
 
 def wrong_from_the_first(groups: Sequence[Group]) -> StepCredit:
-    """A right answer has reward 1 on all tokens; a wrong one 0.5, and less by P from the first step voted wrong on.
+    """Reward 1 on all tokens of a right answer; 0.5 on those of a wrong one, minus P from the first step voted wrong.
 
-    [us] In a group that the critic could not read whole no step is wrong. A share between 0 and 1, which a reward
-    function may give, is a wrong answer.
+    [us] In a group with a failed critique no step is wrong. A fractional reward below 1 is a wrong answer.
     """
     return StepCredit(
         wrong=[[_wrong(sample, group.unjudged) for sample in group.samples] for group in groups],

@@ -24,21 +24,21 @@ Values = Generator[list[Continuation], Answers, TokenCredit]
 
 
 def value_gains(groups: Sequence[Group], *, config: Config) -> Values:
-    """The advantage of a step's tokens is the value after the step less that before it.
+    """The advantage of a step's tokens is the value after the step minus the one before it.
 
     The source's rule: a value is the mean verdict of k continuations that the policy samples from there
     (`credit.continuations`), without a value model. [us] The group's own rollouts are the continuations of the prompt;
-    after the last step the value is the verdict. Continuations without a verdict are left out; where none has one, the
-    value is the one before. Nothing is divided by a standard deviation.
+    after the last step the value is the verdict. Continuations without a verdict are left out; if none has one, the
+    previous value is used. There is no division by a standard deviation.
     """
     count = config.credit.continuations
-    asked = [
+    queries = [
         Continuation(group.prompt, sample.rollout.token_ids[:end], k)
         for group, sample in rollouts_of(groups)
         for end in _inner_ends(sample)
         for k in range(count)
     ]
-    found = iter((yield asked))
+    found = iter((yield queries))
     rows = [_advantages(group, sample, found, count) for group, sample in rollouts_of(groups)]
     return TokenCredit(in_groups(groups, rows))
 
@@ -48,7 +48,7 @@ def _inner_ends(sample: Sample) -> list[int]:
 
 
 def _advantages(group: Group, sample: Sample, found: Iterator[float | None], count: int) -> list[float]:
-    """[L]. found: the verdicts of its continuations come next."""
+    """[L]. found: yields the verdicts of the sample's continuations."""
     inner = [_mean(list(islice(found, count))) for _ in _inner_ends(sample)]
     values = [_mean([each.outcome for each in group.samples]), *inner, sample.outcome]
     return spread(sample.rollout, step_gains(values))

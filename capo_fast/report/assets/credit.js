@@ -1,7 +1,7 @@
 "use strict";
-// The list of rollouts: sorted, filtered, searched, linked, moved through by keys.
+// The list of rollouts: sorting, filters, search, links, navigation by keys.
 
-const CHUNK = 50; // list items that enter the document at a time
+const CHUNK = 50; // list items added to the document at a time
 const kinds = Object.keys(page.kinds);
 const flaggedSteps = (rollout) => rollout.votes.filter((_, step) => flagged(rollout, step)).length;
 const SORTS = {
@@ -15,7 +15,7 @@ const SORTS = {
 };
 const filter = { sort: Object.keys(SORTS)[0], kind: "", run: "", search: "" };
 const list = document.getElementById("list");
-let rows = []; // what the list holds, in order
+let rows = []; // rows of the list, in order
 let current = null;
 
 function matches(rollout) {

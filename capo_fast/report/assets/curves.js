@@ -1,11 +1,11 @@
 "use strict";
-// The charts: each is drawn when it comes near the screen. Comes last, after Bokeh, which takes a while to load.
+// The charts: each is drawn when it is scrolled near the screen. Loaded last, after Bokeh, which loads slowly.
 
 const view = { axis: "step", smooth: 1, hidden: new Set() };
 const figures = [...document.querySelectorAll("figure[data-chart]")];
 const drawn = new Map(); // figure element -> its chart with the plot, and of each series the source and renderers
-const touch = matchMedia("(pointer: coarse)").matches; // there a drag scrolls the page
-Bokeh.logger.set_level("error"); // else it warns of charts whose runs are all hidden
+const touch = matchMedia("(pointer: coarse)").matches; // on touch screens a drag scrolls the page
+Bokeh.logger.set_level("error"); // otherwise it warns about charts whose runs are all hidden
 
 function draw(figure) {
   const chart = { ...page.charts[Number(figure.dataset.chart)] };
@@ -28,7 +28,7 @@ async function show(plot, place) {
   const root = new Bokeh.Document();
   root.add_root(plot);
   const shown = (await Bokeh.embed.add_document_standalone(root, place)).get(plot);
-  shown.canvas_view.events_el.removeAttribute("tabindex"); // there is nothing to do there by keys
+  shown.canvas_view.events_el.removeAttribute("tabindex"); // it has no keyboard actions
   return shown;
 }
 
@@ -49,7 +49,7 @@ function emptyPlot(chart) {
   return plot;
 }
 
-// A line, for a few values with markers; the pale one behind it are the values themselves where it is smoothed.
+// A line, with markers for few values; if it is smoothed, a pale line shows the raw values.
 function line(plot, series) {
   const source = new Bokeh.ColumnDataSource({ data: { x: [], raw: [], y: [], low: [], high: [] } });
   const look = { source, line_color: series.colour, line_dash: series.dash, line_width: 1.75 };
@@ -63,7 +63,7 @@ function line(plot, series) {
 function bars(plot, stack) {
   const { x } = stack[0];
   const wide = x[1] - x[0] || 1;
-  const steps = x.map((middle, at) => (at > 1 ? 2 * (middle - x[at - 1]) - wide : wide)); // the last may stand for fewer
+  const steps = x.map((middle, at) => (at > 1 ? 2 * (middle - x[at - 1]) - wide : wide)); // the last bar may have fewer steps
   const width = steps.map((each) => 0.92 * each);
   const top = x.map(() => 0);
   return stack.map((series) => {
@@ -75,7 +75,7 @@ function bars(plot, stack) {
   });
 }
 
-// What of a chart is there under the chosen axis, smoothing and runs.
+// The data of a chart for the chosen axis, smoothing and runs.
 function update(chart) {
   for (const series of chart.series) {
     for (const renderer of series.all) renderer.visible = !view.hidden.has(series.run);
@@ -97,7 +97,7 @@ function trailingMean(values, size) {
   });
 }
 
-// The page's own colours: what CSS makes of them under the theme.
+// The page's colours, as computed by CSS for the theme.
 function paint({ plot, cursor }, figure) {
   const { borderTopColor: grid, fontFamily } = getComputedStyle(figure);
   const { color: ink } = getComputedStyle(figure.querySelector(".faint"));
@@ -113,7 +113,7 @@ function read(chart, { x: mouse, sx }) {
   const points = chart.series.filter(({ run }) => !view.hidden.has(run)).map((series) => nearest(series, mouse)).filter(Boolean);
   const { plot: { x_range: { start, end }, inner_width, outer_width }, cursor, readout } = chart;
   const at = points.reduce((best, { x }) => (Math.abs(x - mouse) < Math.abs(best - mouse) ? x : best), Infinity);
-  if (!(at >= start && at <= end)) return stopReading(chart); // nor where nothing is shown: no end is a number then
+  if (!(at >= start && at <= end)) return stopReading(chart); // also without visible data: start and end are NaN then
   const together = points.filter(({ x }) => Math.abs(x - at) <= (10 / inner_width) * (end - start));
   readout.replaceChildren(el("p", {}, placeName(chart, at, together[0].steps)), ...together.map((point) => row(chart, point)));
   readout.style.left = sx < outer_width / 2 ? `${sx + 24}px` : "auto";
@@ -142,7 +142,7 @@ function row({ percent }, { name, colour, y }) {
   return el("div", {}, el("i", { style: `background:${colour}` }), el("span", {}, name), el("b", {}, text));
 }
 
-// ---- what the reader chooses ----
+// ---- the reader's choices ----
 
 function toggleRun(button) {
   const run = Number(button.dataset.run);
@@ -166,12 +166,12 @@ document.querySelectorAll("button.run").forEach((button) => button.addEventListe
 const near = new IntersectionObserver((entries) => {
   for (const { target } of entries.filter((entry) => entry.isIntersecting)) {
     near.unobserve(target);
-    setTimeout(() => drawn.has(target) || draw(target)); // the screen is painted in between
+    setTimeout(() => drawn.has(target) || draw(target)); // lets the browser paint in between
   }
 }, { rootMargin: "150px" });
 figures.forEach((figure) => near.observe(figure));
 
-// On paper: all charts, in light colours and as sharp as the printer is.
+// For printing: all charts, in light colours, at the printer's resolution.
 let before = null;
 addEventListener("beforeprint", () => {
   before = page.theme;

@@ -1,5 +1,5 @@
 "use strict";
-// The page's data and its theme: the reader's, or the other one by the button.
+// The page's data and its theme: the system's, or the other one after a click.
 
 const page = JSON.parse(document.getElementById("data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");

@@ -98,7 +98,7 @@ function showRollout(rollout) {
 
 // ---- the note beside a step ----
 
-// A critique with what names the step marked; of a long one the part around the first such place.
+// A critique with mentions of the step marked; a long one is cut around the first mention.
 function excerpt(text, step) {
   const name = new RegExp(`(step[_ ]?${step}(?!\\d))`, "i");
   const start = text.length <= 700 ? 0 : Math.max(text.search(name) - 120, 0);
@@ -128,7 +128,7 @@ function showNote(rollout, row) {
   document.querySelectorAll(".step.current").forEach((other) => other.classList.remove("current"));
   row.classList.add("current");
   note.hidden = false;
-  const top = Math.min(row.getBoundingClientRect().top, innerHeight - note.offsetHeight - 12); // all of it on the screen
+  const top = Math.min(row.getBoundingClientRect().top, innerHeight - note.offsetHeight - 12); // fully on the screen
   note.style.top = `${top - document.getElementById("map").getBoundingClientRect().top}px`;
 }
 

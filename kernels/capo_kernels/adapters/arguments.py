@@ -26,7 +26,7 @@ def check_completions(ids: tuple[str, Any], mask: tuple[str, Any], rows: tuple[s
 
 
 def check_logprobs(mask_BT: Tensor, **logprobs: Any) -> None:
-    """Each by its name: None, or float [B, T]."""
+    """Each keyword argument is None or float [B, T]; its name is used in the error."""
     dims = dict(zip("BT", mask_BT.shape, strict=True))
     for name, x in logprobs.items():
         if x is not None:
@@ -34,7 +34,7 @@ def check_logprobs(mask_BT: Tensor, **logprobs: Any) -> None:
 
 
 def check_head(hidden: Tensor, dtypes: tuple[torch.dtype, ...] = LOGIT_DTYPES, **head: Any) -> None:
-    """Weight [V, H] and bias, None or [V], by their names."""
+    """Weight [V, H] and bias (None or [V]), as keyword arguments with their public names."""
     (weight_name, weight), (bias_name, bias) = head.items()
     check_tensor(weight_name, weight, {"V": None, "H": hidden.shape[-1]}, dtypes, hidden.device)
     if bias is not None:
@@ -56,7 +56,7 @@ def as_rows(name: str, x: Any, mask_BT: Tensor) -> Tensor:
 
 
 def flat_rows(**arguments: Any) -> tuple[Tensor, Tensor]:
-    """[T, last] and [T] of rows [..., last] and labels in any shape of as many elements, both given by their names."""
+    """[T, last] and [T] of rows [..., last] and labels in any shape of as many elements, as keyword arguments."""
     for (name, x), dtypes in zip(arguments.items(), (LOGIT_DTYPES, INTS), strict=True):
         any_shape = {str(i): None for i in range(x.dim())} if isinstance(x, Tensor) else {}
         check_tensor(name, x, any_shape, dtypes, None)

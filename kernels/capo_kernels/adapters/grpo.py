@@ -1,4 +1,4 @@
-"""What the adapters for TRL and Liger share: GRPO as those two define it, on padded completions.
+"""Shared by the adapters for TRL and Liger: GRPO as those two define it, on padded completions.
 
 Letters: B sequences, T completion tokens with padding, N trained tokens of all sequences, H hidden, V vocabulary.
 """
@@ -18,7 +18,7 @@ from ..spec import LIMIT, LossSpec
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo")
 BATCH_TYPES = ("dapo", "cispo")
-"""Those that divide by the tokens of the whole batch, of which a call sees only a part."""
+"""Losses divided by the tokens of the whole batch; one call has only part of them."""
 
 
 def grpo_spec(
@@ -33,7 +33,7 @@ def grpo_spec(
     temperature: float,
     softcap: float | None = None,
 ) -> LossSpec:
-    """The peers' settings as a LossSpec. Raises ValueError, naming the setting, for what it does not offer."""
+    """The peers' settings as a LossSpec. Raises ValueError with the setting's name if it is not supported."""
     check_choice("loss_type", loss_type, LOSS_TYPES)
     check_choice("importance_sampling_level", importance_sampling_level, ("token", "sequence"))
     check_number("epsilon_low", epsilon_low, 0)
@@ -59,21 +59,21 @@ def grpo_spec(
 
 
 def token_shares(loss_type: str, mask_BT: Tensor, max_completion_length: int | None) -> Tensor:
-    """[B, 1], the share in the loss of each of a sequence's tokens; 1 for BATCH_TYPES, for the caller to divide."""
+    """[B, 1], the loss weight of each token of a sequence; 1 for BATCH_TYPES, where the caller divides."""
     sequences, length_B1 = mask_BT.shape[0], mask_BT.sum(-1, keepdim=True).clamp(min=1).float()
     if loss_type == "grpo":
         return 1 / (sequences * length_B1)
     if loss_type == "bnpo":
         return torch.ones_like(length_B1) / mask_BT.sum().clamp(min=1)
     if loss_type == "dr_grpo":
-        assert max_completion_length is not None  # both adapters see to it
+        assert max_completion_length is not None  # checked by both adapters
         return torch.full_like(length_B1, 1 / (sequences * max_completion_length))
     return torch.ones_like(length_B1)
 
 
 def tokens_per_rank(mask_BT: Tensor, num_items_in_batch: Tensor | float | None) -> Tensor:
-    """What BATCH_TYPES divide by: the tokens of the whole batch over the number of ranks, whose gradients are averaged.
-    None: the tokens of all ranks in this call."""
+    """Divisor of BATCH_TYPES: tokens of the whole batch / ranks, because gradients are averaged over ranks.
+    None counts the tokens of all ranks in this call."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if num_items_in_batch is None:
         tokens = mask_BT.sum().float()
@@ -86,7 +86,7 @@ def tokens_per_rank(mask_BT: Tensor, num_items_in_batch: Tensor | float | None) 
 
 @dataclass(frozen=True, eq=False)
 class Completions:
-    """A padded batch, without its hidden states or logits. What lies outside the mask is not read."""
+    """A padded batch, without its hidden states or logits. Entries outside the mask are not read."""
 
     targets_BT: Tensor
     mask_BT: Tensor
@@ -105,8 +105,8 @@ class Completions:
         return self.advantages if self.importance is None else self.advantages * self.importance
 
     def clips(self, ratio: Tensor, spec: LossSpec) -> tuple[Tensor, Tensor]:
-        """bool of the shape of `ratio` or of the advantages: ratios below the lower bound, of which cispo has none, and
-        above the upper one, where that holds the loss back."""
+        """bool, the shape of `ratio` or of the advantages: ratios clipped at the lower bound (cispo has none) and at
+        the upper bound."""
         low = (ratio < 1 - spec.clip_low) & (self.advantages < 0) & (spec.objective == "ppo")
         return low, (ratio > 1 + spec.clip_high) & (self.advantages > 0)
 
@@ -126,11 +126,11 @@ class GRPOLoss(NamedTuple):
 
 def grpo_loss(hidden_BTH: Tensor, head: Head, batch: Completions, spec: LossSpec) -> GRPOLoss:
     """The loss through the linear head, differentiable by hidden states, weight and bias; the rest is detached. Hidden
-    state t of a completion is the one that predicts its token t.
+    state t of a completion predicts its token t.
 
     With sequence ratios and one advantage for each token the gradient is GSPO-token's (arXiv 2507.18071, section 4.3):
-    each token keeps its own credit. That of the peers would give every token of a sequence the mean credit; the two
-    agree where the advantage is constant over the sequence.
+    each token keeps its own credit. The peers' gradient gives every token of a sequence the mean credit; both agree
+    where the advantage is constant over the sequence.
     """
     mask_BT = batch.mask_BT
     dtype = torch.promote_types(hidden_BTH.dtype, torch.float32)
@@ -176,7 +176,7 @@ def _sequence_kl(hidden_BTH: Tensor, head: Head, batch: Completions, spec: LossS
     pass through the head."""
     logp_BT = token_logprobs_BT(hidden_BTH, head, batch.targets_BT, batch.mask_BT, spec)
     _, kl_BT = ratio_and_kl(logp_BT, batch, spec)
-    assert kl_BT is not None  # both adapters see to a reference where kl_coef != 0
+    assert kl_BT is not None  # both adapters require a reference where kl_coef != 0
     return spec.kl_coef * (batch.share_B1 * kl_BT).sum()
 
 
@@ -185,7 +185,7 @@ def _unpack(x_N: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def ratio_and_kl(logp_BT: Tensor, batch: Completions, spec: LossSpec) -> tuple[Tensor, Tensor | None]:
-    """The ratio, [B, 1] for sequence ratios, and the KL as the loss has it; both [B, T], differentiable by logp."""
+    """The ratio ([B, 1] for sequence ratios) and the KL of the loss; both [B, T], differentiable by logp."""
     old_BT = logp_BT.detach() if batch.old_BT is None else batch.old_BT
     diff = (logp_BT - old_BT).where(batch.mask_BT, 0.0)
     if spec.ratio == "sequence":

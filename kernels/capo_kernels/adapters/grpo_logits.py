@@ -27,8 +27,8 @@ class Losses(NamedTuple):
 
 
 def reduced_loss(logits: Tensor, batch: Completions, spec: LossSpec, inplace: bool) -> Losses:
-    """Token ratios, by the kernel that forms the gradient with the loss: one read of the logits and one write. With
-    `inplace` the gradient takes their place already here, in forward, unless they are a leaf."""
+    """Token ratios, by the kernel that computes loss and gradient together: one read of the logits and one write.
+    With `inplace` forward overwrites the logits with the gradient, unless they are a leaf."""
     result = policy_loss(
         logits.flatten(0, 1),
         _rows(batch.targets_BT, batch),
@@ -55,15 +55,15 @@ def token_losses(logp_BT: Tensor, batch: Completions, spec: LossSpec) -> Losses:
 
 
 def logprobs_BT(logits: Tensor, batch: Completions, temperature: float) -> Tensor:
-    """[B, T], 0 outside the mask, differentiable by the logits, whose other rows are not read."""
+    """[B, T], 0 outside the mask, differentiable by the logits; rows outside the mask are not read."""
     trained_N = _number_rows(torch.ones_like(batch.share_B1), logits, batch)
     logp_N = _Logprobs.apply(logits.flatten(0, 1), _rows(batch.targets_BT, batch), trained_N, temperature)
     return _tokens(logp_N, batch)
 
 
 class _Logprobs(torch.autograd.Function):
-    """Log-probs are the loss -A log p with A = -1, and so their gradient is that of a loss whose weights are known only
-    in backward. What has weight 0 is not read."""
+    """Log-probs equal the loss -A log p with A = -1, so their gradient is that of a loss whose weights are known only
+    in backward. Rows of weight 0 are not read."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, trained_N: Tensor, temperature: float) -> Tensor:

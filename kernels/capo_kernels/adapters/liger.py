@@ -32,7 +32,7 @@ _DEFAULTS = {
     "vespo_k_neg": 3.0,
     "vespo_lambda_neg": 2.0,
 }
-"""Settings of the losses that are not offered."""
+"""Settings of the losses that are not supported."""
 
 _BOTH_REFERENCES = "Both ref_per_token_logps and ref_input are provided. Using ref_per_token_logps."
 
@@ -41,10 +41,10 @@ class CapoFusedLinearGRPOLoss(torch.nn.Module):
     """Replaces `liger_kernel.chunked_loss.LigerFusedLinearGRPOLoss`: same arguments, same (loss, metrics).
 
     Beyond it: advantages may be [B, T], and importance_sampling_level="sequence" goes with loss_type="cispo" too. See
-    `grpo.grpo_loss` for what sequence ratios with [B, T] mean.
+    `grpo.grpo_loss` for sequence ratios with [B, T].
 
     loss_type sapo, luspo and vespo raise ValueError, and so does any value but the default for their settings.
-    `compiled` and `chunk_size` bear on speed alone and are not used: there is nothing to compile, and the head goes in
+    `compiled` and `chunk_size` affect speed alone and are not used: nothing is compiled, and the head is computed in
     chunks of tokens, not of sequences.
     """
 
@@ -113,11 +113,11 @@ class CapoFusedLinearGRPOLoss(torch.nn.Module):
         vllm_is_ratio: Tensor | None = None,
         num_items_in_batch: Tensor | float | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(loss, metrics), the metrics being the mean KL where beta != 0 and the share of clipped tokens.
+        """(loss, metrics). The metrics are the mean KL (where beta != 0) and the fraction of clipped tokens.
 
         _input: [B, T, H], differentiable, as are lin_weight [V, H] and bias [V]; the ids, the mask and the log-probs
-        are [B, T]; advantages [B] or [B, T]; vllm_is_ratio [B, T] or [B, 1]. The reference's log-probs are formed from
-        ref_input, ref_weight and ref_bias where they are not given.
+        are [B, T]; advantages [B] or [B, T]; vllm_is_ratio [B, T] or [B, 1]. Without reference
+        log-probs they are computed from ref_input, ref_weight and ref_bias.
         """
         ids, mask = ("selected_token_ids", selected_token_ids), ("attention_mask", attention_mask)
         check_completions(ids, mask, ("_input", _input))
@@ -143,7 +143,7 @@ class CapoFusedLinearGRPOLoss(torch.nn.Module):
 
     def _reference(self, hidden: Any, weight: Any, bias: Any, targets_BT: Tensor, mask_BT: Tensor) -> Tensor:
         if hidden is None or weight is None:
-            raise ValueError("ref_per_token_logps: got None, want it, or else ref_input and ref_weight")
+            raise ValueError("ref_per_token_logps: got None, want a tensor, or ref_input and ref_weight")
         sizes = {**dict(zip("BT", mask_BT.shape, strict=True)), "H": None}
         check_tensor("ref_input", hidden, sizes, LOGIT_DTYPES, mask_BT.device)
         check_head(hidden, (hidden.dtype,), ref_weight=weight, ref_bias=bias)
@@ -191,12 +191,12 @@ def triton_grpo_loss(
 
     logits: [B, T + 1, V], differentiable, row t of a sequence for its token t; ids, mask, old and reference log-probs
     [B, T]; advantages [B], with token ratios also [B, T]; vllm_is_ratio [B], [B, 1] or [B, T].
-    Returns with `reduce` (loss, [mean KL where beta != 0, share of clipped tokens]), else (losses [B, T], KL [B, T] or
-    None, clipped [B, T]), where the losses alone are differentiable.
+    With `reduce` it returns (loss, [mean KL where beta != 0, fraction of clipped tokens]), else (losses [B, T], KL
+    [B, T] or None, clipped [B, T]); the losses alone are differentiable.
 
-    With `reduce` and token ratios one kernel gives loss and gradient, and with `inplace` the gradient takes the logits'
-    place in forward, unless they are a leaf. Else the logits are read again in backward and stay as they are.
-    Beyond Liger: loss_type="cispo" at sequence level. Not offered, ValueError with the name: as for
+    With `reduce` and token ratios one kernel computes loss and gradient; with `inplace` it overwrites the logits with
+    the gradient in forward, unless they are a leaf. Otherwise backward reads the logits again, unchanged.
+    Beyond Liger: loss_type="cispo" at sequence level. Unsupported settings raise ValueError as in
     `CapoFusedLinearGRPOLoss`.
     """
     _refuse_settings(
@@ -244,7 +244,7 @@ def _logits_spec(eps_low: float, eps_high: float, **settings: Any) -> LossSpec:
 
 
 def _logits_mask(logits: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
-    """bool [B, T], all True where there is no mask."""
+    """bool [B, T], all True if `mask` is None."""
     check_tensor("completion_ids", ids, {"B": None, "T": None}, INTS, None)
     mask = torch.ones_like(ids) if mask is None else mask
     check_completions(("completion_ids", ids), ("completion_mask", mask), ("logits", logits), beyond=1)
@@ -284,4 +284,4 @@ def _reduced(logits: Tensor, batch: Completions, spec: LossSpec, inplace: bool) 
 def _refuse_settings(**settings: float) -> None:
     for name, value in settings.items():
         if value != _DEFAULTS[name]:
-            raise ValueError(f"{name}: got {value}, want {_DEFAULTS[name]} (sapo and vespo are not offered)")
+            raise ValueError(f"{name}: got {value}, want {_DEFAULTS[name]} (sapo and vespo are not supported)")

@@ -12,7 +12,7 @@ def log_probs_from_logits(logits: Tensor, labels: Tensor, temperature: float = 1
     """openrlhf/models/utils.py, `log_probs_from_logits`: logits [..., V], labels [...] -> log-probs of the shape
     `logits.shape[:-1]`, float32.
 
-    OpenRLHF divides the caller's logits by the temperature in place and in their dtype; here they stay as they are.
+    OpenRLHF divides the caller's logits by the temperature in place and in their dtype; here they are unchanged.
     """
     logits_TV, labels_T = flat_rows(logits=logits, labels=labels)
     logp_T = token_logprobs(logits_TV, labels_T, temperature=temperature)

@@ -24,15 +24,15 @@ _MULTIMODAL = ("pixel_values", "token_type_ids", "mm_token_type_ids")
 
 
 class CapoLossMixin:
-    """Put before GRPOTrainer among the bases: `compute_loss` gives TRL's loss, gradient and metrics, and never holds
-    more logits than those of a chunk of tokens.
+    """Base class to put before GRPOTrainer: `compute_loss` returns TRL's loss, gradient and metrics, and never holds
+    the logits of more than one chunk of tokens.
 
     loss_type grpo, bnpo, dr_grpo, dapo or cispo, at either importance_sampling_level; epsilon, epsilon_high, delta,
-    beta, use_bias_correction_kl, temperature, the importance ratios of vLLM and the tool mask mean what they mean in
-    TRL. The rest of what shapes TRL's loss raises ValueError with its name, when the trainer is made.
+    beta, use_bias_correction_kl, temperature, the importance ratios of vLLM and the tool mask are as in TRL.
+    Any other setting that changes TRL's loss raises ValueError with its name when the trainer is created.
 
-    `inputs["advantages"]` may be [B], or [B, T] for step credit: override `_generate_and_score_completions` and put it
-    there. See `grpo.grpo_loss` for the one difference from TRL, sequence ratios with [B, T].
+    `inputs["advantages"]` may be [B], or [B, T] for step credit: override `_generate_and_score_completions` to set it.
+    See `grpo.grpo_loss` for the one difference from TRL, sequence ratios with [B, T].
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -74,7 +74,7 @@ def _loss_spec(trainer: Any) -> LossSpec:
         "top_entropy_quantile": (trainer.top_entropy_quantile, 1.0),
         "entropy_coef": (trainer.entropy_coef, 0.0),
         "use_adaptive_entropy": (trainer.use_adaptive_entropy, False),
-        # The head of a sharded model is whole only inside the model's forward.
+        # The head of a sharded model is gathered only inside the model's forward.
         "fsdp": (trainer.is_fsdp_enabled, False),
         "deepspeed": (trainer.is_deepspeed_enabled, False),
     }
@@ -85,7 +85,7 @@ def _loss_spec(trainer: Any) -> LossSpec:
         raise ValueError(f"router_aux_loss_coef: got {trainer.router_aux_loss_coef}, want 0 (no MoE auxiliary loss)")
     for name in _LOGIT_SCALES:
         if getattr(config, name, None) not in (None, 1.0):
-            raise ValueError(f"model.config.{name}: got {getattr(config, name)}, want logits that are not scaled")
+            raise ValueError(f"model.config.{name}: got {getattr(config, name)}, want unscaled logits")
     return grpo_spec(
         loss_type=trainer.loss_type,
         importance_sampling_level=trainer.importance_sampling_level,
@@ -111,7 +111,7 @@ def _completion_hidden(trainer: Any, model: Any, inputs: dict[str, Any]) -> tupl
     """The hidden states that predict the completions, and the head, in one dtype."""
     for name in _MULTIMODAL:
         if name in inputs:
-            raise ValueError(f"inputs[{name!r}]: want text alone")
+            raise ValueError(f"inputs[{name!r}]: got a value, want text only")
     head = trainer.accelerator.unwrap_model(model).get_output_embeddings()
     if type(head) is not torch.nn.Linear:
         raise ValueError(f"the model's output embeddings: got {type(head).__name__}, want torch.nn.Linear")
@@ -136,7 +136,7 @@ def _token_shares(trainer: Any, mask_BT: Tensor, inputs: dict[str, Any]) -> Tens
     training = _mode(trainer) == "train"
     share_B1 = token_shares(trainer.loss_type, mask_BT, trainer.max_completion_length)
     if trainer.loss_type in BATCH_TYPES:
-        # num_items_in_batch spans the generation batch of all ranks, over which DDP takes the mean.
+        # num_items_in_batch counts the generation batch of all ranks; DDP averages over the ranks.
         steps = trainer.args.steps_per_generation if training else 1
         share_B1 = share_B1 * steps * trainer.accelerator.num_processes / inputs["num_items_in_batch"].clamp(min=1)
     return share_B1 / trainer.current_gradient_accumulation_steps if training else share_B1
@@ -159,7 +159,7 @@ def _log_metrics(trainer: Any, result: GRPOLoss, batch: Completions, spec: LossS
 
 
 def _global_mean(trainer: Any, mask_BT: Tensor) -> Callable[[Tensor], float]:
-    """The mean over the trained tokens of all ranks, or over their sequences for what is [B, 1]."""
+    """Mean over the trained tokens of all ranks; over their sequences for a [B, 1] tensor."""
 
     def mean(x: Tensor) -> float:
         x, counted = (x, torch.ones_like(x)) if x.shape[1] == 1 else (x.where(mask_BT, 0.0), mask_BT.float())
@@ -170,7 +170,7 @@ def _global_mean(trainer: Any, mask_BT: Tensor) -> Callable[[Tensor], float]:
 
 
 def _over_sequences(trainer: Any, x: Tensor, mask_BT: Tensor, extreme: Callable[[Tensor], Tensor]) -> float:
-    """The least or greatest of the sequences' means; sequences without a trained token don't count."""
+    """Minimum or maximum (`extreme`) of the sequences' means; sequences without a trained token are left out."""
     mean_B = x.float().squeeze(1) if x.shape[1] == 1 else (x * mask_BT).sum(-1) / mask_BT.sum(-1)
     mean_B = trainer.accelerator.gather(mean_B)
     known = mean_B[~mean_B.isnan()]

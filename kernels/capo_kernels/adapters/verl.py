@@ -1,4 +1,4 @@
-"""verl: its log-prob helpers. Written from the source of verl 0.9.1, which needs more than a CPU test can give.
+"""verl: its log-prob helpers. Written from the source of verl 0.9.1, which does not run on a CPU.
 
 All return float32 (float64 for float64 inputs) where verl may return the dtype of its inputs.
 """
@@ -19,7 +19,7 @@ def logprobs_from_logits(logits: Tensor, labels: Tensor, inplace_backward: bool 
     """verl/utils/torch_functional.py, `logprobs_from_logits`: logits [..., V], labels [...] -> log-probs of the shape
     `logits.shape[:-1]`.
 
-    inplace_backward allows a backward that overwrites the logits; this one leaves them as they are either way.
+    inplace_backward allows a backward that overwrites the logits; here they are unchanged either way.
     """
     logits_TV, labels_T = flat_rows(logits=logits, labels=labels)
     logp_T = token_logprobs(logits_TV, labels_T)
@@ -50,8 +50,8 @@ def linear_cross_entropy(
 
 
 class FusedLinearForPPO(torch.nn.Module):
-    """verl/utils/experimental/torch_functional.py, `FusedLinearForPPO`; chunk_size in tokens. impl_backend, which picks
-    one of verl's own implementations there, must be its default. Logits are float32, where verl rounds them to the
+    """verl/utils/experimental/torch_functional.py, `FusedLinearForPPO`; chunk_size in tokens. impl_backend
+    (verl's choice of implementation) must be its default. Logits are float32, where verl rounds them to the
     dtype of the inputs."""
 
     def __init__(self, chunk_size: int = 512, impl_backend: str = "torch") -> None:

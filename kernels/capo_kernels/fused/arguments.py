@@ -1,4 +1,4 @@
-"""From the arguments of a loss call to those of its kernels. Nothing here launches a kernel but the operators.
+"""Converts the arguments of a loss call to those of its kernels. Only operators launch kernels here.
 
 Letters: T packed tokens, B sequences, S steps.
 """
@@ -14,7 +14,7 @@ from . import custom_ops
 
 
 def needs_logprobs(inputs: LossInputs, spec: LossSpec) -> bool:
-    """Whether a row's term depends on other rows' log-probs, so that they must be known before the loss kernel."""
+    """True if a row's term depends on other rows' log-probs, which must then be computed before the loss kernel."""
     if inputs.old_logprobs is None:
         return spec.is_mode is not None and spec.is_level == "sequence"
     return spec.ratio == "sequence"
@@ -40,7 +40,7 @@ def token_arguments(inputs: LossInputs, spec: LossSpec, logp_T: Tensor | None, i
 
 
 def plain(x: Tensor) -> Tensor:
-    """Contiguous, and without a gradient of its own."""
+    """Contiguous and detached."""
     return (x.detach() if x.requires_grad else x).contiguous()
 
 
@@ -72,7 +72,7 @@ def _tensors(credit: Credit) -> tuple[Tensor | None, ...]:
 def _sequence_arguments(
     inputs: LossInputs, spec: LossSpec, weight_T: Tensor, logp_T: Tensor | None, impl: str
 ) -> tuple[Tensor | None, Tensor | None]:
-    """log s_i and the sequence's sum of old - rollout, where the spec has them."""
+    """log s_i and the sequence's sum of old - rollout, if the spec uses them."""
     assert inputs.cu_seqlens is not None  # LossInputs.check
     wants = spec.ratio == "sequence", spec.is_mode is not None and spec.is_level == "sequence"
     beside = logp_T, _optional(inputs.old_logprobs), _optional(inputs.rollout_logprobs)

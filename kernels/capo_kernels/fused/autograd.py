@@ -1,4 +1,4 @@
-"""The operations on row kernels, which triton, cuda and cpu share: autograd around the operators of custom_ops.py.
+"""Autograd around the operators of custom_ops.py, shared by triton, cuda and cpu.
 
 Letters: T packed tokens, R rows to compute, H hidden, V vocabulary, M raw metrics.
 """
@@ -22,7 +22,7 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class FusedImplementation:
-    """An implementation (registry.py) made of row kernels; the operators of custom_ops.py find them by their name."""
+    """An implementation (registry.py) on row kernels; the operators of custom_ops.py look them up by name."""
 
     kernels: RowKernels
 
@@ -168,9 +168,9 @@ class _LinearLogprobs(torch.autograd.Function):
 
 
 def _slopes(dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The derivatives as the kernels take them. One of the two is given."""
+    """The derivatives as the kernels take them. At least one is not None."""
     if dlogp_T is None:
-        assert dentropy_T is not None  # else autograd would not have called
+        assert dentropy_T is not None  # else autograd would not call backward
         dlogp_T = torch.zeros_like(dentropy_T)
     return dlogp_T.contiguous(), None if dentropy_T is None else dentropy_T.contiguous()
 
@@ -199,9 +199,9 @@ class _PolicyLoss(torch.autograd.Function):
             *outputs, dlogits_TV = custom_ops.policy_loss(
                 logits_TV, targets_T, arguments, modes=modes, numbers=numbers, impl=impl, wants_grad=True
             )
-        # Saved after the write: autograd then refuses a backward over logits that someone has written to since.
+        # Saved after the write: autograd then raises if the logits were modified since.
         ctx.save_for_backward(dlogits_TV)
-        ctx.set_materialize_grads(False)  # or backward begins with zeros for the outputs that have no gradient
+        ctx.set_materialize_grads(False)  # else backward allocates zeros for the outputs without a gradient
         ctx.inplace, ctx.impl = inplace, impl
         loss, logp_T, entropy_T, raw_M = outputs
         ctx.mark_non_differentiable(logp_T, entropy_T, raw_M)
@@ -260,7 +260,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
 
 
 def _scaled(grad: Tensor, factor: Tensor, impl: str) -> Tensor:
-    """grad * factor, in grad's place where nobody will read it again."""
+    """grad * factor, in place if grad is not read again."""
     if torch.compiler.is_compiling():
         return (grad.float() * factor).to(grad.dtype)
     grad = grad.detach().clone() if _keeps_graph() else grad.detach()
@@ -272,16 +272,16 @@ def _scaled(grad: Tensor, factor: Tensor, impl: str) -> Tensor:
 
 
 def _nones(ctx: Any, grads: int) -> tuple[None, ...]:
-    """The gradients by the arguments behind the first `grads`."""
+    """None gradients for the arguments after the first `grads`."""
     return (None,) * (len(ctx.needs_input_grad) - grads)
 
 
 def _keeps_graph() -> bool:
-    """Whether the backward that runs now may run again over the same saved tensors."""
+    """True if the backward that is running may run again on the same saved tensors."""
     return not torch.compiler.is_compiling() and torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def _refuse_double_backward() -> None:
-    """The gradient's own gradient would be lost without a word: only `reference` has it."""
+    """The second derivative would be lost silently: only `reference` has it."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError("create_graph: got True, want False (impl='reference' has second derivatives)")

@@ -1,6 +1,6 @@
-"""The kernels as operators of torch (`torch.ops.capo.*`), which torch.compile takes as they are.
+"""The kernels as torch operators (`torch.ops.capo.*`), which torch.compile does not trace into.
 
-The numbers of a spec come as `Scalars` in a float32 tensor on the CPU, its choices as `Modes`, absent tensors as None;
+A spec's numbers are passed as `Scalars` in a float32 CPU tensor, its choices as `Modes`, absent tensors as None;
 `impl` names the row kernels. Letters: T tokens, V vocabulary, H hidden, c rows of one chunk, M raw metrics.
 """
 
@@ -19,7 +19,7 @@ from .linear import Matmuls, take, trained_rows
 from .operators import operator
 
 KERNELS: dict[str, RowKernels] = {}
-"""By name; a FusedImplementation enters its own."""
+"""By name; each FusedImplementation registers its own."""
 
 # ---- of logits -------------------------------------------------------------------------------------------------------
 
@@ -67,7 +67,7 @@ def policy_loss(
     impl: str,
     wants_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, logp [T], entropy [T], raw [13], gradient [T, V], empty where not wanted)."""
+    """(loss, logp [T], entropy [T], raw [13], gradient [T, V], empty if not wanted)."""
     grad = KEPT.like(logits) if wants_grad else None
     outputs = _loss(logits, targets, tokens, modes, numbers, impl, grad)
     return *outputs, logits.new_empty(0) if grad is None else grad
@@ -87,7 +87,7 @@ def policy_loss_(
     numbers: Tensor,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, logp [T], entropy [T], raw [13]); the gradient takes the logits' place."""
+    """(loss, logp [T], entropy [T], raw [13]); the gradient overwrites the logits."""
     return _loss(logits, targets, tokens, modes, numbers, impl, logits)
 
 
@@ -98,7 +98,7 @@ def _(logits, targets, tokens, modes, numbers, impl):  # type: ignore[no-untyped
 
 @operator("scale_", mutates="grad")
 def scale_(grad: Tensor, factor: Tensor, impl: str) -> None:
-    """grad *= factor, for nothing where it is 1."""
+    """grad *= factor; a factor of 1 costs no pass over grad."""
     KERNELS[impl].scale_(grad, factor)
 
 
@@ -125,7 +125,7 @@ def advantages(
     norm: int,
     impl: str,
 ) -> Tensor:
-    """float32 [T], of a Credit whose statistics, where it has none, are over the tokens with weight."""
+    """float32 [T]. Without `stats` they are computed over the tokens of non-zero weight."""
     advantage = torch.empty_like(weight)
     tensors = step_starts, step_wrong, outcome, group, cu_seqlens, stats, weight
     KERNELS[impl].advantages(CreditArguments(*tensors, outcome_weight, process_weight, std_floor, norm), advantage)
@@ -148,7 +148,7 @@ def sequences(
     wants_importance: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    """RowKernels.sequences; empty what is not wanted."""
+    """RowKernels.sequences; a result that is not wanted is empty."""
     found = tuple(torch.empty_like(weight) if want else weight.new_empty(0) for want in (wants_ratio, wants_importance))
     log_ratio, importance = (
         x if want else None for x, want in zip(found, (wants_ratio, wants_importance), strict=True)
@@ -287,7 +287,7 @@ def _loss(
 def _records(
     tokens: Sequence[Tensor | None], modes: Sequence[int], numbers: Tensor
 ) -> tuple[TokenArguments, Modes, Scalars]:
-    """An operator takes lists and tensors alone; a row kernel takes these."""
+    """Operators take only lists and tensors; row kernels take these records."""
     return TokenArguments._make(tokens), Modes._make(modes), Scalars._make(numbers.tolist())
 
 
@@ -299,7 +299,7 @@ def _summary(tokens: TokenArguments, results: Results, impl: str) -> tuple[Tenso
 
 
 def _results(beside: Tensor) -> Results:
-    """Of as many tokens as `beside` has rows."""
+    """Results for as many tokens as `beside` has rows."""
     new = partial(beside.new_empty, dtype=torch.float32)
     tokens = beside.shape[0]
     return Results(new(tokens), new(tokens), new(tokens, len(TERMS)))
@@ -313,7 +313,7 @@ def _outputs(beside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _spread(x_R: Tensor, rows: Tensor | None, tokens: int) -> Tensor:
-    """[T], 0 outside of the rows."""
+    """[T], 0 outside the rows."""
     return x_R if rows is None else x_R.new_zeros(tokens).index_copy_(0, rows, x_R)
 
 

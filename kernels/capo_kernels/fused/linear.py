@@ -3,8 +3,8 @@
     logits = hidden weight^T (+ bias)  ->  the row kernel, in place on the chunk  ->  dhidden = dlogits weight
                                                                                      dweight += dlogits^T hidden
 
-A loss takes these three, all in forward. Log-probs alone get their derivatives only after the whole loss: their
-backward forms the logits again, which makes four.
+A loss computes these three, all in forward. For log-probs alone the derivatives are known only after the whole loss:
+backward computes the logits again, a fourth GEMM.
 
 Letters: T packed tokens, R rows to compute, H hidden, V vocabulary, c rows of one chunk.
 """
@@ -23,10 +23,10 @@ from ..chunks import chunk_rows, on_gpu
 class Matmuls:
     """The three GEMMs of a head over some rows of `hidden`, chunk by chunk.
 
-    No more than one [chunk, V] of logits is alive: the buffer is used again. One chunk writes dweight in the weight's
-    dtype; of several the first writes it in float32, the others add to that, and one pass converts it: no GEMM of
-    cuBLAS adds to float32 and writes another dtype. dbias sums up in float32. `weight_R`: the rows' weights in the
-    loss, None where none is 0; `chunk`: as the caller of the package gave it.
+    One buffer [chunk, V] of logits is reused. A single chunk writes dweight in the weight's dtype; with several, the
+    first writes it in float32, the others add to it, and one pass converts it: no cuBLAS GEMM adds to float32 and
+    writes another dtype. dbias is summed in float32. `weight_R`: the rows' loss weights, None if none is 0; `chunk`: as
+    passed by the caller of the package.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Matmuls:
         dtype = torch.float32 if wide_logits else hidden_TH.dtype
         self.chunk = chunk_rows(self.size, weight_VH, dtype, chunk, needs[1])
         self.buffer_cV = hidden_TH.new_empty(self.chunk, weight_VH.shape[0], dtype=dtype)
-        # A GPU multiplies narrow numbers into wide ones; on a CPU the head is widened, once.
+        # A GPU multiplies bfloat16 inputs into float32 outputs; on a CPU the head is converted once.
         self.head_VH = weight_VH if on_gpu(weight_VH) else weight_VH.to(dtype)
         # Rows that are left out have gradient 0.
         fresh = torch.empty_like if rows_R is None else torch.zeros_like
@@ -95,14 +95,14 @@ class Matmuls:
             form(dlogits_cV.T, hidden_cH, self.dweight_VH)
 
     def gradients(self) -> tuple[Tensor, Tensor, Tensor]:
-        """By hidden, weight and bias in their dtypes; empty where not needed."""
+        """Gradients by hidden, weight and bias in their dtypes; empty where not needed."""
         found = (self.dhidden_TH, self.dweight_VH, self.dbias_V)
         dtype = self.hidden_TH.dtype
         dhidden_TH, dweight_VH, dbias_V = (self.hidden_TH.new_empty(0) if x is None else x.to(dtype) for x in found)
         return dhidden_TH, dweight_VH, dbias_V
 
 
-# Every product is written with `out`, which autocast leaves alone: forward and backward see the same dtypes.
+# Autocast ignores products written with `out`, so forward and backward use the same dtypes.
 
 
 def matmul(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -126,8 +126,8 @@ def accumulate(left: Tensor, right: Tensor, total: Tensor) -> None:
 
 
 def trained_rows(weight_T: Tensor | None, rows: Tensor | None) -> tuple[Tensor | None, bool]:
-    """The rows to compute, None for all; and whether it is known that all of them have a weight. On a CPU the weights
-    say both (they are 0 outside `rows`); on a device reading them would stop the host."""
+    """The rows to compute (None: all), and whether all of them are known to have non-zero weight. On a CPU both are
+    read from the weights (0 outside `rows`); on a device reading them would need a host sync."""
     if weight_T is None or weight_T.device.type != "cpu":
         return rows, weight_T is None
     rows = weight_T.nonzero().squeeze(1)

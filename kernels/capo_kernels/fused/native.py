@@ -37,12 +37,12 @@ class NativeRows(ABC):
     """The kernels of one library."""
 
     rows_end: tuple[Any, ...]
-    """The types of the last arguments of its functions on rows."""
+    """Types of the last arguments of the library's functions on rows."""
     tokens_end: tuple[Any, ...]
-    """And of those over T."""
+    """Types of the last arguments of its functions over T."""
 
     def __init__(self, name: str, folder: Path | None = None) -> None:
-        """Raises OSError where the library was not built or can't be loaded."""
+        """Raises OSError if the library was not built or can't be loaded."""
         self.name = name
         self._library = _load(f"libcapo_{name}", folder or LIBRARIES)
         if self._library[f"capo_{name}_abi"]() != ABI:
@@ -115,18 +115,18 @@ class NativeRows(ABC):
 
     @abstractmethod
     def _run_rows(self, function: Any, device: torch.device, *arguments: Any) -> None:
-        """Calls a function of the library with `arguments` and those of `rows_end`."""
+        """Calls a library function with `arguments`, then those of `rows_end`."""
 
     @abstractmethod
     def _run_tokens(self, function: Any, device: torch.device, *arguments: Any) -> None:
-        """And of `tokens_end`."""
+        """The same with those of `tokens_end`."""
 
     @abstractmethod
     def _error(self, code: int) -> str:
-        """Of the result of a function of the library that failed."""
+        """Error message for a library function's non-zero result."""
 
     def _check(self, code: Any, *_: object) -> Any:
-        """Raises RuntimeError for the result of a function of the library, unless it is 0."""
+        """Raises RuntimeError if a library function's result is not 0."""
         if code != 0:
             raise RuntimeError(f"libcapo_{self.name}: {self._error(code)}")
         return code
@@ -144,7 +144,7 @@ class CpuRows(NativeRows):
             raise OSError(self.isa())
 
     def isa(self) -> str:
-        """The instruction set that runs: the best of this machine, or what the environment's CAPO_CPU_ISA names."""
+        """The instruction set in use: the best of this machine, or CAPO_CPU_ISA from the environment."""
         return self._library.capo_cpu_isa().decode()
 
     def refuses(self, device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:

@@ -1,6 +1,6 @@
-"""What makes an operator of torch of a function, and calls the function itself where nothing looks at the operator.
+"""Registers a function as a torch operator, and calls the function directly where nothing observes the operator.
 
-The way through torch's dispatcher costs 40 us a call on a CPU, more than a small loss takes.
+A call through torch's dispatcher costs 40 us on a CPU, more than a small loss takes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Operator:
-    """`capo::NAME`. Called, it is the function, unless a graph is traced or its tensors are no plain ones."""
+    """`capo::NAME`. A call runs the function directly, unless a graph is traced or a tensor is of a subclass."""
 
     def __init__(self, name: str, function: Callable[..., Any], mutates: str | None) -> None:
         self.function, self.mutates = function, mutates
@@ -25,11 +25,11 @@ class Operator:
         self.register_fake = self.definition.register_fake
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """The first argument is what the operator writes to, if it writes to any."""
+        """An operator that mutates a tensor has it as its first argument."""
         if torch.compiler.is_compiling() or observed((*arguments, *options.values())):
             return self.definition(*arguments, **options)
         if self.mutates is not None:
-            # As the dispatcher does: autograd then refuses what was saved before.
+            # As the dispatcher does: autograd then raises for a tensor saved before the write.
             torch.autograd.graph.increment_version(arguments[0])
         return self.function(*arguments, **options)
 
@@ -39,7 +39,7 @@ def operator(name: str, mutates: str | None = None) -> Callable[[Callable[..., A
 
 
 def observed(arguments: Iterable[Any]) -> bool:
-    """Whether something must observe the operator: a dispatch mode, a transform of torch.func, a trace, a subclass."""
+    """True if the dispatcher must see the call: a dispatch mode, a torch.func transform, a trace, a tensor subclass."""
     return (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None

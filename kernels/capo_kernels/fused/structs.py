@@ -1,4 +1,4 @@
-"""The structures of csrc/capo.h for ctypes, field by field, and what makes them of tensors."""
+"""The structures of csrc/capo.h for ctypes, field by field, and functions that fill them from tensors."""
 
 from __future__ import annotations
 

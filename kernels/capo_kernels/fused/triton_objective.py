@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
-"""The scalar part of the loss in Triton, as csrc/row.h has it: one row's terms and the derivatives of its loss.
+"""The scalar part of the loss in Triton, as in csrc/row.h: one row's terms and the derivatives of its loss.
 
-`tokens`, `scalars` and MODES are the TokenArguments, Scalars and Modes of rows.py. What returns a pair returns a value
-and its derivative by logp. A new objective is a new function here.
+`tokens`, `scalars` and MODES are the TokenArguments, Scalars and Modes of rows.py. A function that
+returns a pair returns a value and its derivative by logp. A new objective is a new function here.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _clamped_exp(x):
 @triton.jit
 def _ppo(rho, rho_slope, advantage, ratio_low, ratio_high, dual_clip):
     bound = tl.where(advantage > 0, ratio_high, ratio_low)
-    held = tl.where(advantage > 0, rho > bound, (advantage <= 0) & (rho < bound))  # of a NaN neither
+    held = tl.where(advantage > 0, rho > bound, (advantage <= 0) & (rho < bound))  # NaN is not clipped
     ratio = tl.where(held, bound, rho)
     dual = (advantage < 0) & (ratio > dual_clip)
     ratio = tl.where(dual, dual_clip, ratio)
@@ -122,7 +122,7 @@ def _importance(x, old_logp, is_low, is_high, MODE: tl.constexpr, LEVEL: tl.cons
 
 @triton.jit
 def _coefficient(tokens, scalar, AT: tl.constexpr):
-    """Of the call, or where a captured graph finds it anew."""
+    """From the call's arguments, or from device memory, which a captured graph reads at each replay."""
     if tokens.coefficients is not None:
         scalar = tl.load(tokens.coefficients + AT)
     return scalar
@@ -138,7 +138,7 @@ def _given(pointer, row):
 
 @triton.jit
 def row_arguments(row, tokens):
-    """What `loss_terms` takes of a row, loaded before the logits, which take longer. 0 where it is absent."""
+    """Arguments of `loss_terms` for a row, loaded before the logits, which take longer. 0 if absent."""
     return (
         tl.load(tokens.advantage + row),
         _given(tokens.old_logp, row),

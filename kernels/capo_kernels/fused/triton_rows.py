@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
-"""The row kernels in Triton: one program a row.
+"""The row kernels in Triton: one program per row.
 
 Letters: T tokens (rows), V vocabulary; a block is [N, W] columns of a row, N vectors of the W elements that one thread
 loads at once (16 bytes). With y = softcap tanh(logits / softcap) (softcap 0: y = logits), m = max y, d = y - m <= 0:
@@ -10,7 +10,7 @@ loads at once (16 bytes). With y = softcap tanh(logits / softcap) (softcap 0: y 
            = dy_j/dlogits_j q_j (a + b d_j), and at the target apart
 
 `logprobs` reads a row once, with four programs on a multiprocessor. `loss` and `dlogits` read it twice and write it
-once. The second read is meant to come out of L2, which holds a bfloat16 row of 152,064 for each of the 132
+once. The second read should hit L2, which holds a bfloat16 row of 152,064 for each of the 132
 multiprocessors of an H200 (40 MB of 50): a wide row takes so many registers that a multiprocessor holds one at a time.
 No figure here was measured on a GPU.
 """
@@ -28,12 +28,12 @@ from .triton_tokens import TritonTokens
 
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 FAR = tl.constexpr(-1e30)
-"""As good as -inf below a maximum, but 0 times it is 0."""
+"""Acts as -inf below a maximum, but 0 * FAR is 0."""
 STAGES = tl.constexpr(4)
-"""Three blocks of a wide row are on their way while one is at work (cp.async)."""
+"""Three blocks of a wide row are in flight while one is processed (cp.async)."""
 
 INTERPRETED = triton.knobs.runtime.interpret
-"""Read once, as Triton does where a kernel is defined; torch.compile could not trace the question."""
+"""Read once, as Triton does where a kernel is defined; torch.compile can't trace the lookup."""
 
 # ---- columns of a row ------------------------------------------------------------------------------------------------
 
@@ -73,8 +73,8 @@ def _cap_slope(y, softcap, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def _row(pointer, row, stride, W: tl.constexpr, SHIFTED: tl.constexpr):
-    """Where the first block of a row starts, and how many columns before the row that is: blocks are aligned to 16
-    bytes also where rows are not, if the tensor is."""
+    """Start of the first block of a row, and the number of columns before the row. If the tensor is aligned, blocks are
+    aligned to 16 bytes even where rows are not."""
     start = row.to(tl.int64) * stride
     lead = 0
     if SHIFTED:
@@ -95,7 +95,7 @@ def _inside(at_NW, lead, vocab):
 
 @triton.jit
 def _target(row_ptr, lead, vocab, target, softcap, SOFTCAP: tl.constexpr):
-    """y of the target; NaN where it lies outside the vocabulary."""
+    """y of the target; NaN if the target is outside the vocabulary."""
     inside = (target >= 0) & (target < vocab)
     return _cap(tl.load(row_ptr + lead + target, mask=inside, other=float("nan")), softcap, SOFTCAP)
 
@@ -116,8 +116,8 @@ def _online(y_NW, m_N, s_N, e_N, k):
 
 @triton.jit
 def _ragged(blocks, SHIFTED: tl.constexpr):
-    """The first and the step of the blocks that a row may not fill: the last, and where rows are shifted the first.
-    The whole ones are those before the last, from SHIFTED on."""
+    """First index and step of the partial blocks of a row: the last block, and the first one if rows are shifted.
+    Full blocks are those before the last, from SHIFTED on."""
     first = blocks - 1
     if SHIFTED:
         first = 0
@@ -151,7 +151,7 @@ def _statistics(
 
 @triton.jit
 def _logp_entropy(y, m, s, e, temperature):
-    """And log s."""
+    """(logp, entropy, log s)."""
     log_s = tl.log(s)
     return (y - m) / temperature - log_s, log_s - e / (s * temperature), log_s
 
@@ -161,7 +161,7 @@ def _logp_entropy(y, m, s, e, temperature):
 
 @triton.jit
 def _coefficients(y, m, s, log_s, entropy, slope, entropy_slope, temperature, softcap, SOFTCAP: tl.constexpr):
-    """a, b, and the gradient at the target, whose two parts nearly cancel: it is formed before it is rounded."""
+    """a, b, and the gradient at the target. Its two parts nearly cancel, so they are added before rounding."""
     d = _below(y, m)
     q = tl.exp2(d * (LOG2_E / temperature))
     a = -(slope + entropy_slope * (entropy - log_s)) / (s * temperature)
@@ -199,8 +199,8 @@ def _write_gradient(
     N: tl.constexpr,
     W: tl.constexpr,
 ):
-    """A block is loaded before it is stored, and no block is loaded twice: the gradient may lie where the logits do.
-    ENTROPY: whether b may be other than 0."""
+    """A block is loaded before it is stored, and no block is loaded twice: the gradient may overwrite the logits.
+    ENTROPY: b may be non-zero."""
     blocks = tl.cdiv(lead + vocab, N * W)
     first, step = _ragged(blocks, SHIFTED)
     if (a != 0) | (b != 0):
@@ -211,7 +211,7 @@ def _write_gradient(
             g_NW = _gradient(_cap(x_NW, softcap, SOFTCAP), m, a, b, k, softcap, SOFTCAP, ENTROPY)
             tl.store(grad_ptr + at_NW, g_NW, mask=inside_NW, eviction_policy="evict_first")
         for i in tl.range(1, blocks - (1 if SHIFTED else 0), num_stages=STAGES):
-            at_NW = _positions(blocks - 1 - i, N, W)  # backwards: what was read last is the likeliest to be near
+            at_NW = _positions(blocks - 1 - i, N, W)  # backwards: the blocks read last are the likeliest to be in L2
             x_NW = tl.load(row_ptr + at_NW, eviction_policy="evict_first")
             g_NW = _gradient(_cap(x_NW, softcap, SOFTCAP), m, a, b, k, softcap, SOFTCAP, ENTROPY)
             tl.store(grad_ptr + at_NW, g_NW, eviction_policy="evict_first")
@@ -222,7 +222,7 @@ def _write_gradient(
             tl.store(grad_ptr + at_NW, zero_NW, mask=_inside(at_NW, lead, vocab), eviction_policy="evict_first")
         for block in range(1 if SHIFTED else 0, blocks - 1):
             tl.store(grad_ptr + _positions(block, N, W), zero_NW, eviction_policy="evict_first")
-    tl.debug_barrier()  # the target's column was just written by another thread
+    tl.debug_barrier()  # another thread has just written the target's column
     tl.store(grad_ptr + lead + target, at_target, mask=(target >= 0) & (target < vocab))
 
 
@@ -364,12 +364,12 @@ VECTOR_BYTES = 16
 THREAD_BYTES = 32  # of a block: two loads in flight for each thread
 SCALE_BLOCK = 4096  # elements
 BLOCK_BYTES = (2048, 8192, 32768)  # with 2, 8 and 32 warps; a row takes the first that holds it, else the last
-ONCE_BYTES = BLOCK_BYTES[:2]  # where it is read once: four programs on a multiprocessor hide each other's ends
+ONCE_BYTES = BLOCK_BYTES[:2]  # for a single read: four programs on a multiprocessor overlap
 
 
 def _blocks(*matrices_TV: Tensor, twice: bool) -> dict[str, int | bool]:
-    """How their rows are cut into blocks. Rows that no common shift aligns are read and written element by element.
-    `twice`: whether a row is read again, out of L2, for which few may be at work at once."""
+    """Block layout of the matrices' rows. Rows that no common shift aligns are read and written element by element.
+    `twice`: a row is read again, from L2, so few programs may run at once."""
     item, vocab = matrices_TV[0].element_size(), matrices_TV[0].shape[1]
     vector = VECTOR_BYTES // item
     leads = {x_TV.stride(0) % vector for x_TV in matrices_TV}
@@ -382,7 +382,7 @@ def _blocks(*matrices_TV: Tensor, twice: bool) -> dict[str, int | bool]:
         "N": size // VECTOR_BYTES,
         "W": vector,
         "num_warps": size // THREAD_BYTES // 32,
-        "maxnreg": 64,  # all that 32 warps can have; ptxas would rather spill a little than take more than 32
+        "maxnreg": 64,  # the most for 32 warps; without it ptxas takes 32 and spills
     }
 
 

@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
-"""What is computed over T around the row kernels, in Triton: a program takes a sequence, or all of the results.
+"""The computations over T around the row kernels, in Triton: one program per sequence, or one for all results.
 
 The arithmetic is that of csrc/tokens.h. Letters: T tokens, B sequences, S steps, G groups; a block has N tokens. No
 figure here was measured on a GPU.
@@ -63,7 +63,7 @@ def _zeros(N: tl.constexpr):
 
 @triton.jit
 def _begin(cu_seqlens, b, sequences, tokens):
-    """The first token of sequence b, or past the last of b - 1, whatever the offsets hold."""
+    """The first token of sequence b (one past the last of b - 1), clamped to the valid range."""
     begin = tl.load(cu_seqlens + b).to(tl.int64)
     begin = tl.where(b == 0, 0, tl.where(b == sequences, tokens, begin))
     return tl.minimum(tl.maximum(begin, 0), tokens)
@@ -80,7 +80,7 @@ def _steps_before(step_starts, end, N: tl.constexpr):
 
 @triton.jit
 def _wrong(step_starts, step_wrong, steps, t_N, end, before, seen):
-    """The votes on the steps of a block's tokens, and the steps that have begun with it."""
+    """The votes on the steps of a block's tokens, and the number of steps that begin up to its end."""
     started_N = (tl.load(step_starts + t_N, mask=t_N < end, other=0) != 0).to(tl.int32)
     seen_N = seen + tl.cumsum(started_N, 0)
     inside_N = (t_N < end) & (seen_N > before)
@@ -91,7 +91,7 @@ def _wrong(step_starts, step_wrong, steps, t_N, end, before, seen):
 
 @triton.jit
 def _moments(credit, moments, tokens, sequences, steps, N: tl.constexpr):
-    """Of a sequence: its trained tokens, the mean of -P wrong over them, the sum of squared distances from it."""
+    """Per sequence: its trained tokens, the mean of -P wrong over them, the sum of squared deviations."""
     b = tl.program_id(0)
     begin = _begin(credit.cu_seqlens, b, sequences, tokens)
     end = _begin(credit.cu_seqlens, b + 1, sequences, tokens)
@@ -282,7 +282,7 @@ def _summary(weight, results, loss, raw, tokens, HAS_REF: tl.constexpr, HAS_IS: 
         most_N = tl.maximum(most_N, tl.where(kept_N, rho_N, -INF))
         most_is_N = tl.maximum(most_is_N, tl.where(kept_N, w_N, -INF))
     count, ratio, weights = tl.sum(count_N, 0), tl.sum(ratio_N, 0), tl.sum(is_N, 0)
-    # A maximum may miss a NaN, a sum can't; neither ratios nor weights are infinite.
+    # A maximum may drop a NaN, a sum can't; ratios and weights are finite.
     some, known, known_is = count > 0, ratio == ratio, weights == weights
     tl.store(loss, tl.sum(total_N, 0))
     tl.store(raw + TOKENS, count)
@@ -306,7 +306,7 @@ def _summary(weight, results, loss, raw, tokens, HAS_REF: tl.constexpr, HAS_IS: 
 
 
 class TritonTokens:
-    """The part of the row kernels (rows.py) that works over T."""
+    """The methods of the row kernels (rows.py) that compute over T."""
 
     def advantages(self, credit: CreditArguments, advantage: Tensor) -> None:
         tokens, sequences, steps = advantage.shape[0], credit.outcome.shape[0], credit.step_wrong.shape[0]

@@ -9,5 +9,5 @@ __all__ = ["linear_logprobs", "linear_policy_loss", "logprobs", "policy_loss", "
 
 
 def refuses(device: torch.device, dtype: torch.dtype, vocab: int) -> str | None:
-    """Why it can't take such logits: it takes them all."""
+    """None: the reference takes all logits."""
     return None

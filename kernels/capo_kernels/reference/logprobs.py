@@ -26,7 +26,7 @@ def logprobs(logits_TV: Tensor, targets_T: Tensor, head: Head, entropy: bool) ->
 
 
 def _entropy(logq_TV: Tensor) -> Tensor:
-    # An entry that a vocabulary mask forbids has probability 0 and log-prob -inf; 0 * -inf must count as 0.
+    # An entry removed by a vocabulary mask has probability 0 and log-prob -inf; 0 * -inf must count as 0.
     return -(logq_TV.exp() * logq_TV.masked_fill(logq_TV.isneginf(), 0.0)).sum(-1)
 
 
@@ -40,13 +40,13 @@ def linear_logprobs(
     chunk: int | None,
     wide_logits: bool = False,
 ) -> tuple[Tensor, ...]:
-    """`logprobs` of `hidden @ weight.T + bias`, of which no more than [chunk, V] is ever held; `wide_logits`: in
+    """`logprobs` of `hidden @ weight.T + bias`; at most [chunk, V] of the logits is in memory. `wide_logits`: logits in
     float32 or wider."""
     return _LinearLogprobs.apply(hidden_TH, weight_VH, bias_V, targets_T, head, entropy, chunk, wide_logits)
 
 
 class _LinearLogprobs(torch.autograd.Function):
-    """Backward forms each chunk's logits again: the gradients of the log-probs are known only after the whole loss."""
+    """Backward computes the logits again, by chunk: the gradients of the log-probs are known only after the loss."""
 
     @staticmethod
     def forward(
@@ -106,7 +106,7 @@ def _chunks(tokens: int, chunk: int) -> list[slice]:
 def _linear(hidden_cH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, wide: bool) -> Tensor:
     if wide:
         hidden_cH, weight_VH, bias_V = _wide(hidden_cH), _wide(weight_VH), None if bias_V is None else _wide(bias_V)
-    # Autocast reaches forward but not backward: the two would form different logits.
+    # Autocast applies to forward but not to backward: they would compute different logits.
     with torch.autocast(hidden_cH.device.type, enabled=False):
         return torch.nn.functional.linear(hidden_cH, weight_VH, bias_V)
 

@@ -1,4 +1,4 @@
-"""The loss: log-probs, terms, their weighted sum and the metrics; and the gradient in the logits' place.
+"""The loss: log-probs, terms, their weighted sum and the metrics; and the in-place gradient.
 
 Letters: T packed tokens, H hidden, V vocabulary.
 """
@@ -24,7 +24,7 @@ def policy_loss(
     if inplace and logits_TV.requires_grad and torch.is_grad_enabled():
         return _overwrite(logits_TV, targets_T, inputs, spec)
     trained_T = inputs.weights != 0
-    # Rows that are not trained may hold NaN and their targets -100, so the values go, not only their share.
+    # Untrained rows may contain NaN and targets of -100, so the values are replaced, not only weighted by 0.
     logits_TV = logits_TV.where(trained_T.unsqueeze(-1), 0.0)
     head = Head(spec.temperature, spec.softcap)
     logp_T, entropy_T = logprobs(logits_TV, targets_T.where(trained_T, 0), head, entropy=True)
@@ -42,7 +42,7 @@ def linear_policy_loss(
     chunk: int | None,
     wide_logits: bool,
 ) -> PolicyLoss:
-    """`rows_R` says nothing that the weights don't say."""
+    """`rows_R` is redundant here: the other rows have weight 0."""
     trained_T = inputs.weights != 0
     hidden_TH = hidden_TH.where(trained_T.unsqueeze(-1), 0.0)
     head = Head(spec.temperature, spec.softcap)
@@ -53,9 +53,9 @@ def linear_policy_loss(
 
 def _loss(logp_T: Tensor, entropy_T: Tensor, inputs: LossInputs, spec: LossSpec) -> PolicyLoss:
     if spec.coefficients is not None:
-        raise RuntimeError("impl='reference' cannot run: it reads no coefficients on a device")
+        raise RuntimeError("impl='reference' cannot run: it does not read coefficients on a device")
     wants_grad = logp_T.requires_grad
-    # The derivative by logp_T is wanted for active_frac even where the caller has switched autograd off.
+    # active_frac needs the derivative by logp_T even if the caller has disabled autograd.
     with torch.inference_mode(False), torch.enable_grad():
         t = masked_tokens(inputs, logp_T.dtype)
         logp_T = logp_T if wants_grad else logp_T.clone().requires_grad_()
@@ -103,12 +103,12 @@ def _overwrite(logits_TV: Tensor, targets_T: Tensor, inputs: LossInputs, spec: L
 
 
 class _GradInStorage(torch.autograd.Function):
-    """The loss, with its gradient kept where the logits were."""
+    """The loss; its gradient is stored in the logits' memory."""
 
     @staticmethod
     def forward(ctx: Any, logits_TV: Tensor, loss: Tensor, dlogits_TV: Tensor) -> Tensor:
         logits_TV.copy_(dlogits_TV)
-        # Saved after the write: autograd then refuses a backward over logits that someone has written to since.
+        # Saved after the write: autograd then raises if the logits were modified since.
         ctx.save_for_backward(logits_TV)
         return loss.clone()
 

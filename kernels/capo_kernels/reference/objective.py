@@ -56,7 +56,7 @@ def masked_tokens(inputs: LossInputs, dtype: torch.dtype) -> Tokens:
 
 @dataclass(frozen=True)
 class Terms:
-    """[T] each: what the loss is the weighted sum of, and what it was made from."""
+    """[T] each: the terms that the loss sums, and their inputs."""
 
     diff_T: Tensor
     rho_T: Tensor

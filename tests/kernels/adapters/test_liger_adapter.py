@@ -18,7 +18,7 @@ SEQUENCES, TOKENS, HIDDEN, VOCAB = 4, 6, 8, 40
 LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "cispo")
 LEVELS = [(loss_type, level) for loss_type in LOSS_TYPES for level in ("token", "sequence")]
 TOLERANCE = 1e-5
-# TorchDynamo has nothing to do with what is compared here, and takes its time.
+# TorchDynamo does not matter here, and is slow.
 EAGER = {"compiled": False, "max_completion_length": 7, "epsilon_high": 0.3, "temperature": 0.8}
 
 
@@ -149,7 +149,7 @@ def test_step_credit_against_the_definition_in_float64(level: str) -> None:
     assert (of_mean - wanted).norm() > 0.1 * wanted.norm()
 
 
-def test_what_lies_outside_the_mask_is_not_read() -> None:
+def test_entries_outside_the_mask_are_not_read() -> None:
     batch = make_batch()
     outside = batch["attention_mask"] == 0
     module = CapoFusedLinearGRPOLoss(**EAGER, beta=0.5, use_bias_correction_kl=True)

@@ -143,7 +143,7 @@ def test_the_other_arguments(level: str, reduce: bool, change: str) -> None:
 
 
 @pytest.mark.parametrize("reduce", [False, True])
-def test_what_lies_outside_the_mask_is_not_read(reduce: bool) -> None:
+def test_entries_outside_the_mask_are_not_read(reduce: bool) -> None:
     batch = make_batch()
     settings = {"loss_type": "dapo", "beta": 0.5, "use_bias_correction_kl": True, "reduce": reduce}
     clean = run(batch, **settings)
