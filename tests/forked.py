@@ -40,7 +40,7 @@ def start_server(*more: str) -> None:
 def run_ranks(
     target: Callable[..., Any], log: Path, *arguments: Any, world: int = 2, per_node: int | None = None
 ) -> tuple[list[int | None], str]:
-    """The statuses of ranks that run `target(*arguments)`, started like by torchrun, and their output in its order.
+    """The statuses of ranks that run `target(*arguments)`, started as torchrun does, and their output in its order.
 
     per_node: ranks of a node; None: all.
     """

@@ -29,7 +29,7 @@ def row(
     text: str = "",
     group: int = 0,
 ) -> dict:
-    """A line of a rollouts file, made like by the trainer: two tokens per step."""
+    """A line of a rollouts file, in the format of the trainer: two tokens per step."""
     steps = tuple(f"step {k} of {sample} {text}" for k in range(len(votes)))
     prompt = Prompt(f"p{group}", f"problem {group} {text}", f"answer {text}", None, (1,))
     starts = (True, False) * len(votes)

@@ -71,7 +71,7 @@ def test_a_merged_adapter_has_the_rules_of_a_critic_that_is_swapped_in(capsys, m
     assert "FAILED  configuration  engine.ranks: found 1, wanted 0 with train.dyn" in capsys.readouterr().out
 
 
-def test_the_number_of_ranks_is_read_like_by_training(capsys):
+def test_the_number_of_ranks_is_read_as_in_training(capsys):
     assert cli.main(["check", "--nproc", "4", "--engine.tensor_parallel", "2"]) == 0
     capsys.readouterr()
     assert cli.main(["check", "--nproc", "3", "--engine.tensor_parallel", "2"]) == 1

@@ -78,7 +78,7 @@ class GateConfig:
     critic.voting: average, which needs all; no effect with critic.votes: 1."""
     tokens: PositiveInt | None = None
     """Most tokens of all critiques of a step, on all ranks and over its sampling rounds. Groups are read whole, those
-    with the most different verdicts first, while their longest critiques fit; the others have outcome credit. At least
+    whose verdicts differ most first, while their longest critiques fit; the others have outcome credit. At least
     rollout.n * critic.votes * critic.max_tokens. None: no limit."""
 
     @property

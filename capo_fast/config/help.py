@@ -50,7 +50,7 @@ def usage() -> str:
     """The whole help text, at most `WIDTH` columns wide."""
     lines = [INTRODUCTION, "", "algorithms and their keys:", *_algorithms()]
     lines += ["", "settings, [default] or [default; tiny.yaml: value in tiny.yaml]:"]
-    lines += ["", "  --nproc N  ranks on this machine, started like by torchrun", "  --config FILE ..."]
+    lines += ["", "  --nproc N  number of ranks to start on this machine", "  --config FILE ..."]
     for section, settings in groupby(SETTINGS.values(), _section):
         lines += ["", section] if section else [""]
         for setting in settings:
@@ -70,7 +70,7 @@ def markdown() -> str:
 def sft_usage() -> str:
     """The help text of `capo sft`."""
     lines = [SFT_INTRODUCTION, "", "settings, [default]:"]
-    lines += ["", "  --nproc N  ranks on this machine, started like by torchrun", "  --config FILE ..."]
+    lines += ["", "  --nproc N  number of ranks to start on this machine", "  --config FILE ..."]
     for section, settings in _sft_sections():
         lines += ["", section] if section else [""]
         for setting, value in settings:
