@@ -31,7 +31,7 @@ Settings come in layers; a later layer overrides earlier ones key by key:
   3. the command line: --section.key VALUE or --section.key=VALUE, names in full.
 The last layer that names an algorithm selects it. The algorithm's own keys, listed below, are applied just
 before the other keys of that layer.
-Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a packaged file."""
+Pairs are written 0.9,0.95. "none" clears a setting whose type allows it. pkg://package/file is a packaged file."""
 
 
 SFT_INTRODUCTION = """\
@@ -41,9 +41,9 @@ Fine-tunes a model on conversations, with the loss only on the assistant's answe
 critic on solutions whose wrong steps are labelled. Checkpoints, resume, metrics and model/ are those of
 `capo train`. The defaults of batch and learning rate are the paper's for its base models.
 
-Settings come in layers; a later layer overrides earlier ones key by key: the defaults, YAML files in the order
-given, the command line. Pairs are written 0.9,0.95. "none" clears a setting whose type says so. pkg://package/file is a
-packaged file."""
+Settings come in layers; a later layer overrides earlier ones key by key: the defaults, YAML files in the
+order given, the command line. Pairs are written 0.9,0.95. "none" clears a setting whose type allows it.
+pkg://package/file is a packaged file."""
 
 
 def usage() -> str:

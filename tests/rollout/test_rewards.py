@@ -49,7 +49,7 @@ def test_every_function_judges_every_answer():
         (RewardConfig(fn="os:getpid"), "reward.fn: os:getpid can't be loaded: TypeError: os:getpid takes 0 parameters"),
         (
             RewardConfig(fn="operator:eq", tolerance=0.1),
-            "reward.tolerance: found 0.1, wanted 0.0: operator:eq takes no",
+            "reward.tolerance: found 0.1, wanted 0.0: operator:eq has no",
         ),
     ],
 )
