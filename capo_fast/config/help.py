@@ -31,7 +31,8 @@ Settings come in layers; a later layer overrides earlier ones key by key:
   3. the command line: --section.key VALUE or --section.key=VALUE, names in full.
 The last layer that names an algorithm selects it. The algorithm's own keys, listed below, are applied just
 before the other keys of that layer.
-Pairs are written 0.9,0.95. "none" clears a setting whose type allows it. pkg://package/file is a packaged file."""
+Pairs are written 0.9,0.95. "none" clears a setting if its type allows it. pkg://package/file is a
+packaged file."""
 
 
 SFT_INTRODUCTION = """\
