@@ -19,7 +19,7 @@ import torch
 import capo_kernels as ck
 from bench.kernels.measure import Bench, Provider, Unavailable
 from bench.kernels.suites import SUITES, Case
-from bench.machine import versions
+from capo_fast.runtime.software import versions
 
 PACKAGES = ("torch", "triton", "liger-kernel", "trl", "transformers", "flash-attn", "quack-kernels", "numpy")
 

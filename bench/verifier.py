@@ -30,8 +30,9 @@ from typing import Any
 
 import math_verify
 
-from bench.machine import processor, versions
+from bench.machine import processor
 from capo_fast.markdown import markdown_table
+from capo_fast.runtime.software import versions
 from capo_fast.verify.answers import judge
 from capo_fast.verify.functions import VerifyTimeout
 from capo_fast.verify.limits import time_limit

@@ -24,7 +24,7 @@ class Arm:
 ARMS = {
     "oracle": Arm(by_rule=True, given=False),
     "outcome": Arm({"algorithm": "grpo"}, given=False),
-    "peers": Arm({"credit.fn": "bench.credit.peers:by_peers", "credit.process": "none"}, given=False),
+    "peers": Arm({"credit.fn": "examples.own_credit.my_credit:by_peers", "credit.process": "none"}, given=False),
     "capo-1": Arm(),
     "capo-3": Arm({"critic.votes": 3, "critic.voting": "majority"}),
     "capo-gated": Arm({"algorithm": "capo-gated"}, given=False),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,13 +25,6 @@ from capo_fast.evaluation.labelled import Solution
 from capo_fast.loaders import load_critic_template
 from capo_fast.records import Critique
 from capo_fast.rollout.requests import RequestBuilder
-
-ROOT = Path(__file__).parents[2]
-
-
-def test_the_arm_without_an_engine_is_the_example_of_the_documentation():
-    example = re.search(r"```python\n(.*?)```", (ROOT / "docs/credit.md").read_text(), re.DOTALL)[1]
-    assert (ROOT / "bench/credit/peers.py").read_text() == example
 
 
 def test_every_arm_is_a_run_s_settings():
