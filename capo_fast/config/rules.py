@@ -77,10 +77,7 @@ def _reward(config: Config) -> Rules:
         function = learning.FUNCTION.fullmatch(name)
         yield function is None, f"reward.{key}: found {name!r}, wanted package.module:function"
     twice = next((name for name in reward.names if reward.names.count(name) > 1), None)
-    yield (
-        twice is not None,
-        f"reward.also: found {twice} twice, wanted different names: metrics are named after them",
-    )
+    yield twice is not None, f"reward.also: found {twice} twice, wanted different names, for the metrics' names"
     yield (
         len(reward.weights) != len(reward.also),
         f"reward.weights: found {len(reward.weights)}, wanted one for each function of reward.also "

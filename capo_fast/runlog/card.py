@@ -98,23 +98,26 @@ def model_cards(config: Config | SftConfig, progress: Progress, origin: Origin, 
     from jinja2 import Environment, StrictUndefined  # only the end of a run needs it
 
     kind = fine_tuned(config) if isinstance(config, SftConfig) else trained(config, repeated)
-    facts = {
-        **{"config": config, "kind": kind, "origin": origin, "steps": progress.step},
-        **{"chat": example_chat(config.data.system_prompt), "curve": curve(progress, kind)},
-        **{"settings": chosen_settings(config), "versions": software(config, kind)},
-    }
-    template = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    card = template.from_string(TEMPLATE.read_text(encoding="utf-8"))
-
-    def filled(title: str, is_adapter: bool) -> str:
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    template = environment.from_string(
+        TEMPLATE.read_text(encoding="utf-8"),
+        {"config": config, "kind": kind, "origin": origin, "steps": progress.step, "curve": curve(progress, kind)}
+        | {"chat": example_chat(config.data.system_prompt), "settings": chosen_settings(config)}
+        | {"versions": software(config, kind)},
+    )
+    cards = {}
+    for folder, title in titles(origin.base.name, config.lora.rank > 0).items():
+        is_adapter = folder == "adapter"
         head = front_matter(is_adapter, origin.base, kind)
-        return card.render(facts, title=title, is_adapter=is_adapter, front_matter=head) + "\n"
+        cards[folder] = template.render(title=title, is_adapter=is_adapter, front_matter=head) + "\n"
+    return cards
 
-    name = origin.base.name
-    if config.lora.rank == 0:
-        return {"model": filled(f"A model trained from {name}", is_adapter=False)}
-    merged = filled(f"{name} with a trained LoRA adapter merged in", is_adapter=False)
-    return {"model": merged, "adapter": filled(f"A LoRA adapter of {name}", is_adapter=True)}
+
+def titles(base: str, lora: bool) -> dict[str, str]:
+    """Titles of the cards by folder."""
+    if not lora:
+        return {"model": f"A model trained from {base}"}
+    return {"model": f"{base} with a trained LoRA adapter merged in", "adapter": f"A LoRA adapter of {base}"}
 
 
 def front_matter(is_adapter: bool, base: Base, kind: Kind) -> str:
@@ -135,8 +138,8 @@ def curve(progress: Progress, kind: Kind) -> str:
     """A table of the evaluations; empty without any."""
     steps = sorted(progress.evaluations, key=int)
     rows = [[step, *(_shown(progress.evaluations[step][key]) for key in kind.columns)] for step in steps]
-    titles = ["step", *kind.columns.values()]
-    return markdown_table(titles, rows, right=titles).rstrip() if rows else ""
+    head = ["step", *kind.columns.values()]
+    return markdown_table(head, rows, right=head).rstrip() if rows else ""
 
 
 def _shown(value: float) -> str:

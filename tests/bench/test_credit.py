@@ -1,4 +1,4 @@
-"""bench.credit without its engine: labels, solutions as rollouts, tables of shards, and the example of the docs."""
+"""bench.credit without its engine: labels, solutions as rollouts and tables of shards."""
 
 from __future__ import annotations
 
