@@ -105,6 +105,6 @@ def test_a_template_that_fails_in_the_run_ends_it_with_one_line(tmp_path: Path) 
 def test_the_template_of_the_documentation_is_one(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "critic.md").read_text()
     file = tmp_path / "mine.txt"
-    file.write_text(page.split("```\n")[1])
+    file.write_text(page.split("## The prompt")[1].split("```\n")[1])
     prompt = render_critique_prompt(load_template(file), "1+1", ["2", "A:2"], "It is 2.")
     assert prompt == "1+1\nReference: It is 2.\n<step_0>2</step_0>\n<step_1>A:2</step_1>\n"
