@@ -18,7 +18,7 @@ from bench.credit.given import Labelled, as_sample, given_config
 from bench.credit.goal import goal_part
 from bench.credit.scores import auc_interval, inner_auc, pooled_auc, sign_agreement
 from bench.credit.table import missing_arms, write_table
-from bench.credit.world import world_config
+from bench.credit.worlds import TINY, WORDS, WORLDS
 from bench.evidence.arms import Plan
 from bench.evidence.report import Figures
 from capo_fast.evaluation.labelled import Solution
@@ -27,8 +27,18 @@ from capo_fast.records import Critique
 from capo_fast.rollout.requests import RequestBuilder
 
 
-def test_every_arm_is_a_run_s_settings():
-    assert {world_config(arm.settings, 0).seed for arm in ARMS.values()} == {0}
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_every_arm_of_a_world_is_a_run_s_settings(world):
+    assert {world.config(arm.settings, 0).seed for arm in world.arms.values()} == {0}
+
+
+def test_the_critic_of_words_reads_whole_solutions():
+    configs = {name: WORDS.config(arm.settings, 0) for name, arm in WORDS.arms.items()}
+    assert {config.critic.reads for config in configs.values()} == {"solution"}
+    assert {config.critic.prompt for config in configs.values()} == {"pkg://capo_fast.credit/prompts/words.txt"}
+    gate = configs[GATED].critic.gate
+    assert (gate.groups, gate.adaptive) == ("any-wrong", True), "what is left of capo-gated"
+    assert configs["answer-probability"].credit.answer_lead == "Answer: \\boxed{"
 
 
 def test_steps_compare_with_those_of_their_own_rollout():
@@ -202,7 +212,7 @@ class Holding(ScriptedEngine):
 
 
 def test_a_critic_of_another_model_is_in_the_engine_for_its_critiques():
-    config = world_config(ARMS["steps"].settings, 0)
+    config = TINY.config(ARMS["steps"].settings, 0)
     builder, engine = RequestBuilder(tokenizer(), load_critic_template(config), config), Holding()
     given = as_sample(builder, solution("1+1=3", "A:3"), 3, True)
     (judged,), _ = critiqued(engine, builder, [given])
