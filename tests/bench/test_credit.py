@@ -12,12 +12,13 @@ from scripted_world import answer_steps, tokenizer
 
 from bench.credit.arms import ARMS, GATED
 from bench.credit.clock import read_runs, write_page
-from bench.credit.crediting import critiqued, weights_at
+from bench.credit.crediting import critiqued, judged_by_rule, weights_at
 from bench.credit.formats import apart, joined
 from bench.credit.given import Labelled, as_sample, given_config
 from bench.credit.goal import goal_part
 from bench.credit.scores import auc_interval, inner_auc, pooled_auc, sign_agreement
 from bench.credit.table import missing_arms, write_table
+from bench.credit.world import rollouts_of
 from bench.credit.worlds import TINY, WORDS, WORLDS
 from bench.evidence.arms import Plan
 from bench.evidence.report import Figures
@@ -25,6 +26,8 @@ from capo_fast.evaluation.labelled import Solution
 from capo_fast.loaders import load_critic_template
 from capo_fast.records import Critique
 from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.stream import Traffic
+from capo_fast.words.task import structure_of, true_wrong_steps
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
@@ -53,6 +56,8 @@ def test_an_interval_of_few_solutions_is_wide():
     many = auc_interval([[1.0, -1.0], [-1.0, 1.0]] * 50, [[0, 1], [0, 1]] * 50)
     assert few == (0.0, 1.0) and 0.35 < many[0] < 0.5 < many[1] < 0.65
     assert auc_interval([[1.0]], [[0]]) is None
+    rows, labels = [[1.0, -1.0]] * 8 + [[-1.0, 1.0]] * 8, [[0, 1]] * 16
+    assert auc_interval(rows, labels, together=8) == (0.0, 1.0), "two groups are no sixteen solutions"
 
 
 def solution(*steps, first=-1, wrong=None):
@@ -79,10 +84,13 @@ def test_a_solution_that_is_no_rollout_is_left_out():
 def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     arm = {"advantages": [[1.0, -1.0]], "cpu_s": 0.5, "read": 10, "cached": 4, "written": 6}
     shard = {"seed": 100, "part": 0, "outcomes": [1.0], "labels": [[0, 1]], "arms": dict.fromkeys(ARMS, arm)}
-    shard |= {"about": {"commit": "0123456789abc"}}
+    shard |= {"about": {"commit": "0123456789abc", "threads": 1, "cores": 2, "processor": "Xeon"}}
     (tmp_path / "world").mkdir()
     for part in (0, 1):
         (tmp_path / "world" / f"100-{part}.json").write_text(json.dumps(shard | {"part": part}))
+    (tmp_path / "words").mkdir()
+    of_words = {"labels": [[1, 0]], "arms": dict.fromkeys(set(WORDS.arms) - {"prefix"}, arm)}
+    (tmp_path / "words" / "100-0.json").write_text(json.dumps(shard | of_words))
     (tmp_path / "given").mkdir()
     given = {
         "about": {"commit": "ba98" * 10 + "-dirty"},
@@ -96,9 +104,12 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     (tmp_path / "given" / "few-0.json").write_text(json.dumps(given))
     text = write_table(tmp_path)
     assert "| capo-1 | 1.000 [1.00, 1.00] | 1.000 | 10.0 |" in text
-    assert "2 rollouts, 4 steps, 2 of them wrong" in text
-    assert "commit 012345678;" in text and "seed 0, commit ba98ba98b-dirty;" in text
-    assert "| capo-1 | 1.000 | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in text
+    assert "The tiny world: 2 rollouts, 4 steps, 2 of them wrong" in text
+    assert "commit 012345678, 1 of 2 cores of an Xeon; truth" in text and "seed 0, commit ba98ba98b-dirty;" in text
+    tiny, words = text[: text.index("## The world of words")], text[text.index("## The world of words") :]
+    assert "| capo-1 | 1.000 [1.00, 1.00] | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in tiny
+    assert "| capo-1 | 0.000 [0.00, 0.00] | 0.000 | 1.000 |" in words and "| steps |" not in words
+    assert "of an older commit: prefix." in words, "and nothing of arms that the world never has"
     assert (tmp_path / "credit.md").read_text() == text
 
 
@@ -192,6 +203,16 @@ def test_a_page_is_of_one_plan_and_one_commit(tmp_path, key, value):
         read_runs(tmp_path)
 
 
+def test_truth_is_by_the_rule_of_the_world():
+    structure = structure_of([["*", 3, 4], ["+", 12, "#0"]])
+    builder = RequestBuilder(tokenizer(), "", given_config({}, "pkg://capo_fast.tiny/model", 0))
+    given = as_sample(builder, solution("3*4=11", "12+11=23"), 3, True)
+    rule = lambda problem, steps: true_wrong_steps(structure, steps) if problem == "1+1" else None  # noqa: E731
+    (judged,), traffic = judged_by_rule(rule, [given])
+    assert judged.step_wrong == (1.0, 0.0) and traffic == Traffic(), "an error carried forward is not wrong again"
+    assert rollouts_of([given], rule) == {"outcomes": [1.0], "labels": [[1, 0]]}
+
+
 class Holding(ScriptedEngine):
     """Notes whose weights it has with each request."""
 
@@ -221,5 +242,5 @@ def test_a_critic_of_another_model_is_in_the_engine_for_its_critiques():
 
 
 def test_the_table_names_arms_that_a_shard_lacks():
-    assert missing_arms([{"arms": dict.fromkeys(ARMS)}]) == ""
-    assert "capo-gated" in missing_arms([{"arms": {"oracle": {}}}])
+    assert missing_arms([{"arms": dict.fromkeys(ARMS)}], ARMS) == ""
+    assert "capo-gated" in missing_arms([{"arms": {"oracle": {}}}], ARMS)
