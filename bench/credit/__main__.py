@@ -28,8 +28,7 @@ def parse() -> argparse.Namespace:
         prog="python -m bench.credit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--world", choices=WORLDS, default="tiny", help="whose rollouts are scored (%(default)s)")
-    sizes = f"({TINY.rollouts}; {WORDS.rollouts} of words)"
-    parser.add_argument("--rollouts", type=int, help=f"of the world {sizes}")
+    parser.add_argument("--rollouts", type=int, help=f"of it ({TINY.rollouts}, {WORDS.rollouts} of words)")
     parser.add_argument("--seed", type=int, default=100, help="of prompts, rollouts and questions (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("bench/results/credit"), help="folder (%(default)s)")
     parser.add_argument("--model", help="folder of the model that reads labelled solutions")
