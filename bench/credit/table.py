@@ -54,7 +54,7 @@ def commits(shards: Shards) -> str:
 
 
 def machines(shards: Shards) -> str:
-    found = {"{threads} of {cores} cores of an {processor}".format(**shard["about"]) for shard in shards}
+    found = {"{threads} of {cores} cores ({processor})".format(**shard["about"]) for shard in shards}
     return ", ".join(sorted(found))
 
 

@@ -105,7 +105,7 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     text = write_table(tmp_path)
     assert "| capo-1 | 1.000 [1.00, 1.00] | 1.000 | 10.0 |" in text
     assert "The tiny world: 2 rollouts, 4 steps, 2 of them wrong" in text
-    assert "commit 012345678, 1 of 2 cores of an Xeon; truth" in text and "seed 0, commit ba98ba98b-dirty;" in text
+    assert "commit 012345678, 1 of 2 cores (Xeon); truth" in text and "seed 0, commit ba98ba98b-dirty;" in text
     tiny, words = text[: text.index("## The world of words")], text[text.index("## The world of words") :]
     assert "| capo-1 | 1.000 [1.00, 1.00] | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in tiny
     assert "| capo-1 | 0.000 [0.00, 0.00] | 0.000 | 1.000 |" in words and "| steps |" not in words
