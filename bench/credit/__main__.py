@@ -1,11 +1,13 @@
 """Every credit estimator and form of critiques against truth, before any training (docs/credit.md).
 
     python -m bench.credit [--rollouts 512] [--seed 100]          the tiny world, through vLLM, and forms of critiques
+    python -m bench.credit --world words                          the world of words, on the base of bench.words
     python -m bench.credit --model DIR --data-dir DIR             human step labels as well, by a model of your own
     python -m bench.credit --report                               the tables again, of what there is
 
-A shard of 128 rollouts, the forms of critiques, or one labelled set, is made in one go in a few minutes and kept in
-`--out`; what is there is not made again. Seeds from 100 on are reported; those below are for tuning.
+A shard of a world (128 rollouts of the tiny one, 32 of words), the forms of critiques, or one labelled set, is made in
+one go in a few minutes and kept in `--out`; what is there is not made again. Seeds from 100 on are reported; those
+below are for tuning.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ from pathlib import Path
 from bench.credit.formats import make_formats
 from bench.credit.given import SETS, make_given
 from bench.credit.table import write_table
-from bench.credit.world import GROUPS, N, make_shards
+from bench.credit.world import make_shards
+from bench.credit.worlds import TINY, WORDS, WORLDS
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.credit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rollouts", type=int, default=512, help="of the tiny world (%(default)s)")
+    parser.add_argument("--world", choices=WORLDS, default="tiny", help="whose rollouts are scored (%(default)s)")
+    parser.add_argument("--rollouts", type=int, help=f"of it ({TINY.rollouts}, {WORDS.rollouts} of words)")
     parser.add_argument("--seed", type=int, default=100, help="of prompts, rollouts and questions (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("bench/results/credit"), help="folder (%(default)s)")
     parser.add_argument("--model", help="folder of the model that reads labelled solutions")
@@ -41,8 +45,10 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     if not options.report:
-        make_shards(options.out, options.seed, -(-options.rollouts // (GROUPS * N)))
-        make_formats(options.out, options.seed)
+        world = WORLDS[options.world]
+        make_shards(world, options.out, options.seed, options.rollouts or world.rollouts)
+        if world is TINY:
+            make_formats(options.out, options.seed)
         if options.model:
             make_given(options.out, options.sets, options.model, options.data_dir, options.limit, options.seed)
     print(write_table(options.out))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from bench.evidence.runs import Rule
 from bench.machine import about
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
@@ -31,7 +32,6 @@ from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.files import replacing
 from capo_fast.runtime.ranks import ranks
 from capo_fast.runtime.stages import cpu_seconds, descendants
-from capo_fast.tiny.task import oracle_critique
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,15 @@ def write_shard(path: Path, found: Mapping[str, Any]) -> None:
         file.write((json.dumps({"about": about(1), **found}) + "\n").encode())
 
 
-def credited(bench: Bench, config: Config, samples: Sequence[Sample], by_rule: bool = False) -> dict[str, Any]:
+def credited(bench: Bench, config: Config, samples: Sequence[Sample], rule: Rule | None = None) -> dict[str, Any]:
     """The mean advantage of each step, and the cost: tokens, and CPU seconds, with the engine, verifier workers and the
-    push of a critic of another model. by_rule: the world's rule is the critic, for nothing.
+    push of a critic of another model. rule: is the critic, for nothing.
     """
     builder = RequestBuilder(bench.tokenizer, load_critic_template(config) if config.has_critic else "", config)
     crediting = Crediting(config, load_credit_function(config), bench.engine, bench.rewards, builder)
     bench.engine.forget_prefixes()
     started = cpu_seconds(descendants())
-    judge = judged_by_rule if by_rule else partial(critiqued, bench.engine, builder)
+    judge = partial(critiqued, bench.engine, builder) if rule is None else partial(judged_by_rule, rule)
     judged, traffic = judge(samples)
     found, cost = crediting.credit(judged, step=1)
     return {
@@ -100,13 +100,13 @@ def mean_advantages(credited: CreditedSample) -> list[float]:
     return [sum(by_token[first:last]) / (last - first) for first, last in pairwise(cuts)]
 
 
-def judged_by_rule(samples: Sequence[Sample]) -> tuple[list[Sample], Traffic]:
-    return [with_true_votes(each) for each in samples], Traffic()
+def judged_by_rule(rule: Rule, samples: Sequence[Sample]) -> tuple[list[Sample], Traffic]:
+    return [with_true_votes(rule, each) for each in samples], Traffic()
 
 
-def with_true_votes(sample: Sample) -> Sample:
+def with_true_votes(rule: Rule, sample: Sample) -> Sample:
     steps = sample.rollout.steps.texts
-    wrong = oracle_critique(sample.rollout.prompt.problem, steps)
+    wrong = rule(sample.rollout.prompt.problem, steps)
     critique = Critique(abstained=False, wrong_steps=wrong, dropped=0)
     return replace(sample, critiques=(critique,), step_wrong=tuple(float(k in wrong) for k in range(len(steps))))
 

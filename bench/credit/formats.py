@@ -13,9 +13,9 @@ from random import Random
 from statistics import median
 from typing import Any
 
+from bench.credit import worlds
 from bench.credit.crediting import Bench, critiqued, open_bench, write_shard
 from bench.credit.given import Labelled, as_sample
-from bench.credit.world import world_config
 from capo_fast.evaluation.critics import ANY, Judged, score_voting
 from capo_fast.evaluation.labelled import TINY, Solution, load_solutions
 from capo_fast.loaders import load_critic_template
@@ -62,7 +62,7 @@ def make_formats(out: Path, seed: int) -> None:
     path = out / "formats" / f"{seed}.json"
     if path.exists():
         return
-    with open_bench(world_config({}, seed)) as bench:
+    with open_bench(worlds.TINY.config({}, seed)) as bench:
         solutions = {short: solutions_of(short, seed) for short in (False, True)}
         forms = {name: scored(bench, form, solutions[form.short], seed) for name, form in FORMS.items()}
         write_shard(path, {"seed": seed, "solutions": COUNT, "forms": forms})
@@ -102,7 +102,7 @@ def scored(bench: Bench, form: Form, solutions: Sequence[Solution], seed: int) -
 
 def ask(bench: Bench, form: Form, solutions: Sequence[Solution], seed: int) -> tuple[list[Critique], Traffic, float]:
     """A critique of each solution, and what they cost, with CPU seconds."""
-    config = world_config(form.settings, seed)
+    config = worlds.TINY.config(form.settings, seed)
     builder = RequestBuilder(bench.tokenizer, load_critic_template(config), config)
     groups = [solutions[at : at + form.together] for at in range(0, len(solutions), form.together)]
     samples = [as_sample(builder, Labelled(joined(each), None, None), at, False) for at, each in enumerate(groups)]

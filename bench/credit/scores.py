@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 import numpy as np
@@ -13,18 +13,29 @@ Labels = Sequence[Sequence[int | None]]
 """1: a wrong step; 0: a right one; None: not labelled."""
 
 
-def auc(advantages: Iterable[float], wrong: Iterable[int]) -> float | None:
+def auc(advantages: Sequence[float], wrong: Sequence[int]) -> float | None:
     """How often a wrong step has less advantage than a right one, ties by half; None without either kind.
 
     >>> auc([1.0, 0.0, 0.0, -1.0], [0, 0, 1, 1])
     0.875
     """
-    pairs = list(zip(advantages, wrong, strict=True))
-    good, bad = (np.sort([a for a, label in pairs if label == which]) for which in (0, 1))
-    if not (len(good) and len(bad)):
-        return None
-    below, upto = np.searchsorted(bad, good, "left"), np.searchsorted(bad, good, "right")
-    return float((below + upto).sum() / (2 * len(good) * len(bad)))
+    return weighted_auc(places(advantages), np.asarray(wrong), np.ones(len(wrong)))
+
+
+def weighted_auc(place: np.ndarray, wrong: np.ndarray, weight: np.ndarray) -> float | None:
+    """`auc` of steps that count `weight` times each. All [S]; place: of the step's value among the values."""
+    good, bad = (np.bincount(place, weight * (wrong == which)) for which in (0, 1))
+    pairs = good.sum() * bad.sum()
+    above = good.sum() - good.cumsum() + good / 2
+    return float((bad * above).sum() / pairs) if pairs else None
+
+
+def places(values: Sequence[float]) -> np.ndarray:
+    """
+    >>> places([3.0, 1.0, 3.0]).tolist()
+    [1, 0, 1]
+    """
+    return np.unique(np.asarray(values, dtype=float), return_inverse=True)[1]
 
 
 def pooled_auc(advantages: Steps, labels: Labels) -> float | None:
@@ -33,10 +44,17 @@ def pooled_auc(advantages: Steps, labels: Labels) -> float | None:
     return auc([a for a, _ in found], [label for _, label in found])
 
 
-def auc_interval(advantages: Steps, labels: Labels, resamples: int = 1000) -> tuple[float, float] | None:
-    """95 % of `pooled_auc`, by a bootstrap over rollouts; None without either kind of step."""
-    draws = np.random.default_rng(0).integers(len(labels), size=(resamples, len(labels)))
-    scores = [pooled_auc([advantages[i] for i in rows], [labels[i] for i in rows]) for rows in draws]
+def auc_interval(
+    advantages: Steps, labels: Labels, together: int = 1, resamples: int = 1000
+) -> tuple[float, float] | None:
+    """95 % of `pooled_auc`, by a bootstrap over rollouts; None without either kind of step. together: so many
+    consecutive rollouts, a group, are drawn as one."""
+    count = -(-len(labels) // together)
+    rows = [labelled(row, known) for row, known in zip(advantages, labels, strict=True)]
+    owner = np.array([k // together for k, row in enumerate(rows) for _ in row], dtype=int)
+    place, wrong = places([a for row in rows for a, _ in row]), np.array([label for row in rows for _, label in row])
+    draws = np.random.default_rng(0).integers(count, size=(resamples, count))
+    scores = [weighted_auc(place, wrong, np.bincount(drawn, minlength=count)[owner]) for drawn in draws]
     found = [score for score in scores if score is not None]
     if not found:
         return None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.credit.arms import ARMS, TRUTH
+from bench.credit.arms import TRUTH
 from bench.credit.scores import auc_interval, inner_auc, pooled_auc, rank_correlation, sign_agreement
+from bench.credit.worlds import WORLDS, N, World
 from capo_fast.evaluation.command import estimate
 from capo_fast.markdown import markdown_table
 
@@ -19,9 +20,10 @@ AUC = ["AUC", "AUC within"]
 
 def write_table(out: Path) -> str:
     """Write `credit.md`; the page."""
-    world, formats, given = (read_shards(out / folder) for folder in ("world", "formats", "given"))
-    parts = ["# Credit against truth\n", *([world_part(world)] if world else []), *map(given_part, given)]
-    text = "\n".join([*parts, *([LEGEND] if world or given else []), *map(formats_part, formats)])
+    worlds = [(world, shards) for world in WORLDS.values() if (shards := read_shards(out / world.folder))]
+    formats, given = (read_shards(out / folder) for folder in ("formats", "given"))
+    parts = ["# Credit against truth\n", *(world_part(*each) for each in worlds), *map(given_part, given)]
+    text = "\n".join([*parts, *([LEGEND] if worlds or given else []), *map(formats_part, formats)])
     out.mkdir(parents=True, exist_ok=True)
     (out / "credit.md").write_text(text)
     return text
@@ -31,17 +33,17 @@ def read_shards(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
-def world_part(shards: Shards) -> str:
+def world_part(world: World, shards: Shards) -> str:
     labels, count = joined(shards, "labels"), len(joined(shards, "labels"))
     steps, wrong = sum(map(len, labels)), sum(map(sum, labels))
     seeds = sorted({shard["seed"] for shard in shards})
     truth = advantages_of(shards, TRUTH)
-    rows = [world_row(shards, name, labels, truth) for name in ARMS if all(name in each["arms"] for each in shards)]
+    rows = [world_row(shards, name, labels, truth) for name in world.arms if in_all(name, shards)]
     head = ["estimator", *AUC, "sign", "rank", *COST]
     return (
-        f"## The tiny world: {count} rollouts, {steps} steps, {wrong} of them wrong\n\n"
-        f"The shipped model, groups of 8, seeds {', '.join(map(str, seeds))}, {commits(shards)}; truth is the world's "
-        "rule.\n\n" + markdown_table(head, rows, right=head[1:]) + missing_arms(shards)
+        f"## {world.title}: {count} rollouts, {steps} steps, {wrong} of them wrong\n\n"
+        f"{world.about}. Groups of {N}, seeds {', '.join(map(str, seeds))}, {commits(shards)}, {machines(shards)}; "
+        "truth is the world's rule.\n\n" + markdown_table(head, rows, right=head[1:]) + missing_arms(shards, world.arms)
     )
 
 
@@ -51,17 +53,25 @@ def commits(shards: Shards) -> str:
     return "commit " + ", ".join(sorted(commit[:9] + commit[40:] for commit in found))
 
 
-def missing_arms(shards: Shards) -> str:
+def machines(shards: Shards) -> str:
+    found = {"{threads} of {cores} cores ({processor})".format(**shard["about"]) for shard in shards}
+    return ", ".join(sorted(found))
+
+
+def in_all(name: str, shards: Shards) -> bool:
+    return all(name in shard["arms"] for shard in shards)
+
+
+def missing_arms(shards: Shards, wanted: Iterable[str]) -> str:
     """A line on those that a shard lacks."""
-    names = [name for name in ARMS if not all(name in each["arms"] for each in shards)]
+    names = [name for name in wanted if not in_all(name, shards)]
     return f"\nNot in these shards, which are of an older commit: {', '.join(names)}.\n" if names else ""
 
 
 def world_row(shards: Shards, name: str, labels: Any, truth: Any) -> list[str]:
     found = advantages_of(shards, name)
-    scores = [pooled_auc(found, labels), inner_auc(found, labels)]
     agreement = [sign_agreement(found, truth), rank_correlation(found, truth)]
-    return [name, *map(shown, scores + agreement), *costs(shards, name, len(labels))]
+    return [name, *scores_of(found, labels, together=N), *map(shown, agreement), *costs(shards, name, len(labels))]
 
 
 def given_part(shard: Mapping[str, Any]) -> str:
@@ -95,9 +105,9 @@ def form_row(found: Mapping[str, Any]) -> list[str]:
     return [*scores, f"{found['abstained']:.1%}", *tokens, f"{1000 * found['cpu_s']:.1f}"]
 
 
-def scores_of(found: Any, labels: Any) -> list[str]:
-    """AUC with its interval, for solutions are few, and AUC within."""
-    interval = auc_interval(found, labels)
+def scores_of(found: Any, labels: Any, together: int = 1) -> list[str]:
+    """AUC with its interval, by resampling so many rollouts together, and AUC within."""
+    interval = auc_interval(found, labels, together)
     spread = "" if interval is None else " [{:.2f}, {:.2f}]".format(*interval)
     return [shown(pooled_auc(found, labels)) + spread, shown(inner_auc(found, labels))]
 
@@ -123,10 +133,10 @@ def shown(value: float | None) -> str:
 
 LEGEND = """\
 AUC: how often a wrong step has less advantage than a right one, ties by half, over all steps (in brackets 95 %, by
-resampling solutions), and within each rollout that has both, where a verdict on the answer says nothing. Sign and rank:
-share of steps with the sign of CAPO's advantage under the rule's own critiques (0 has neither), and Spearman's
-correlation with it. Costs are per rollout: tokens that the critic or the estimator reads (with those of them in the
-prefix cache) and writes, and CPU seconds, with those of verifier workers. Given solutions have no group: their
-advantages are of steps alone. A table is of the commit that it names: what has changed in an estimator, a prompt or a
-setting since then is not in it.
+resampling groups, or given solutions), and within each rollout that has both, where a verdict on the answer says
+nothing. Sign and rank: share of steps with the sign of CAPO's advantage under the rule's own critiques (0 has neither),
+and Spearman's correlation with it. Costs are per rollout: tokens that the critic or the estimator reads (with those of
+them in the prefix cache) and writes, and CPU seconds, with those of verifier workers. Given solutions have no group:
+their advantages are of steps alone. A table is of the commit that it names: what has changed in an estimator, a prompt
+or a setting since then is not in it.
 """

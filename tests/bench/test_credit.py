@@ -12,23 +12,36 @@ from scripted_world import answer_steps, tokenizer
 
 from bench.credit.arms import ARMS, GATED
 from bench.credit.clock import read_runs, write_page
-from bench.credit.crediting import critiqued, weights_at
+from bench.credit.crediting import critiqued, judged_by_rule, weights_at
 from bench.credit.formats import apart, joined
 from bench.credit.given import Labelled, as_sample, given_config
 from bench.credit.goal import goal_part
 from bench.credit.scores import auc_interval, inner_auc, pooled_auc, sign_agreement
 from bench.credit.table import missing_arms, write_table
-from bench.credit.world import world_config
+from bench.credit.world import rollouts_of
+from bench.credit.worlds import TINY, WORDS, WORLDS
 from bench.evidence.arms import Plan
 from bench.evidence.report import Figures
 from capo_fast.evaluation.labelled import Solution
 from capo_fast.loaders import load_critic_template
 from capo_fast.records import Critique
 from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.stream import Traffic
+from capo_fast.words.task import structure_of, true_wrong_steps
 
 
-def test_every_arm_is_a_run_s_settings():
-    assert {world_config(arm.settings, 0).seed for arm in ARMS.values()} == {0}
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_every_arm_of_a_world_is_a_run_s_settings(world):
+    assert {world.config(arm.settings, 0).seed for arm in world.arms.values()} == {0}
+
+
+def test_the_critic_of_words_reads_whole_solutions():
+    configs = {name: WORDS.config(arm.settings, 0) for name, arm in WORDS.arms.items()}
+    assert {config.critic.reads for config in configs.values()} == {"solution"}
+    assert {config.critic.prompt for config in configs.values()} == {"pkg://capo_fast.credit/prompts/words.txt"}
+    gate = configs[GATED].critic.gate
+    assert (gate.groups, gate.adaptive) == ("any-wrong", True), "what is left of capo-gated"
+    assert configs["answer-probability"].credit.answer_lead == "Answer: \\boxed{"
 
 
 def test_steps_compare_with_those_of_their_own_rollout():
@@ -43,6 +56,8 @@ def test_an_interval_of_few_solutions_is_wide():
     many = auc_interval([[1.0, -1.0], [-1.0, 1.0]] * 50, [[0, 1], [0, 1]] * 50)
     assert few == (0.0, 1.0) and 0.35 < many[0] < 0.5 < many[1] < 0.65
     assert auc_interval([[1.0]], [[0]]) is None
+    rows, labels = [[1.0, -1.0]] * 8 + [[-1.0, 1.0]] * 8, [[0, 1]] * 16
+    assert auc_interval(rows, labels, together=8) == (0.0, 1.0), "two groups are no sixteen solutions"
 
 
 def solution(*steps, first=-1, wrong=None):
@@ -69,10 +84,13 @@ def test_a_solution_that_is_no_rollout_is_left_out():
 def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     arm = {"advantages": [[1.0, -1.0]], "cpu_s": 0.5, "read": 10, "cached": 4, "written": 6}
     shard = {"seed": 100, "part": 0, "outcomes": [1.0], "labels": [[0, 1]], "arms": dict.fromkeys(ARMS, arm)}
-    shard |= {"about": {"commit": "0123456789abc"}}
+    shard |= {"about": {"commit": "0123456789abc", "threads": 1, "cores": 2, "processor": "Xeon"}}
     (tmp_path / "world").mkdir()
     for part in (0, 1):
         (tmp_path / "world" / f"100-{part}.json").write_text(json.dumps(shard | {"part": part}))
+    (tmp_path / "words").mkdir()
+    of_words = {"labels": [[1, 0]], "arms": dict.fromkeys(set(WORDS.arms) - {"prefix"}, arm)}
+    (tmp_path / "words" / "100-0.json").write_text(json.dumps(shard | of_words))
     (tmp_path / "given").mkdir()
     given = {
         "about": {"commit": "ba98" * 10 + "-dirty"},
@@ -86,9 +104,12 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     (tmp_path / "given" / "few-0.json").write_text(json.dumps(given))
     text = write_table(tmp_path)
     assert "| capo-1 | 1.000 [1.00, 1.00] | 1.000 | 10.0 |" in text
-    assert "2 rollouts, 4 steps, 2 of them wrong" in text
-    assert "commit 012345678;" in text and "seed 0, commit ba98ba98b-dirty;" in text
-    assert "| capo-1 | 1.000 | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in text
+    assert "The tiny world: 2 rollouts, 4 steps, 2 of them wrong" in text
+    assert "commit 012345678, 1 of 2 cores (Xeon); truth" in text and "seed 0, commit ba98ba98b-dirty;" in text
+    tiny, words = text[: text.index("## The world of words")], text[text.index("## The world of words") :]
+    assert "| capo-1 | 1.000 [1.00, 1.00] | 1.000 | 1.000 | 1.000 | 10.0 | 4.0 | 6.0 | 0.5000 |" in tiny
+    assert "| capo-1 | 0.000 [0.00, 0.00] | 0.000 | 1.000 |" in words and "| steps |" not in words
+    assert "of an older commit: prefix." in words, "and nothing of arms that the world never has"
     assert (tmp_path / "credit.md").read_text() == text
 
 
@@ -182,6 +203,16 @@ def test_a_page_is_of_one_plan_and_one_commit(tmp_path, key, value):
         read_runs(tmp_path)
 
 
+def test_truth_is_by_the_rule_of_the_world():
+    structure = structure_of([["*", 3, 4], ["+", 12, "#0"]])
+    builder = RequestBuilder(tokenizer(), "", given_config({}, "pkg://capo_fast.tiny/model", 0))
+    given = as_sample(builder, solution("3*4=11", "12+11=23"), 3, True)
+    rule = lambda problem, steps: true_wrong_steps(structure, steps) if problem == "1+1" else None  # noqa: E731
+    (judged,), traffic = judged_by_rule(rule, [given])
+    assert judged.step_wrong == (1.0, 0.0) and traffic == Traffic(), "an error carried forward is not wrong again"
+    assert rollouts_of([given], rule) == {"outcomes": [1.0], "labels": [[1, 0]]}
+
+
 class Holding(ScriptedEngine):
     """Notes whose weights it has with each request."""
 
@@ -202,7 +233,7 @@ class Holding(ScriptedEngine):
 
 
 def test_a_critic_of_another_model_is_in_the_engine_for_its_critiques():
-    config = world_config(ARMS["steps"].settings, 0)
+    config = TINY.config(ARMS["steps"].settings, 0)
     builder, engine = RequestBuilder(tokenizer(), load_critic_template(config), config), Holding()
     given = as_sample(builder, solution("1+1=3", "A:3"), 3, True)
     (judged,), _ = critiqued(engine, builder, [given])
@@ -211,5 +242,5 @@ def test_a_critic_of_another_model_is_in_the_engine_for_its_critiques():
 
 
 def test_the_table_names_arms_that_a_shard_lacks():
-    assert missing_arms([{"arms": dict.fromkeys(ARMS)}]) == ""
-    assert "capo-gated" in missing_arms([{"arms": {"oracle": {}}}])
+    assert missing_arms([{"arms": dict.fromkeys(ARMS)}], ARMS) == ""
+    assert "capo-gated" in missing_arms([{"arms": {"oracle": {}}}], ARMS)
