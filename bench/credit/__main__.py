@@ -1,4 +1,4 @@
-"""Every credit estimator and form of critiques against truth, before any training (docs/credit.md).
+"""Every credit estimator and form of critiques against truth, before any training (docs/credit-bench.md).
 
     python -m bench.credit [--rollouts 512] [--seed 100]          the tiny world, through vLLM, and forms of critiques
     python -m bench.credit --world words                          the world of words, on the base of bench.words
