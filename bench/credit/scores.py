@@ -1,4 +1,4 @@
-"""Credit against truth: AUC of wrong steps, and agreement with the oracle's advantage in sign and rank."""
+"""Scores of credit: AUC of wrong steps, and agreement with the oracle's advantage in sign and rank."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from statistics import fmean
 import numpy as np
 
 Steps = Sequence[Sequence[float]]
-"""Of each rollout, one number per step."""
+"""One number per step of each rollout."""
 Labels = Sequence[Sequence[int | None]]
 """1: a wrong step; 0: a right one; None: not labelled."""
 
 
 def auc(advantages: Iterable[float], wrong: Iterable[int]) -> float | None:
-    """How often a wrong step has less advantage than a right one, ties by half; None without either kind.
+    """Probability that a wrong step has less advantage than a right one, ties count half; None unless both kinds exist.
 
     >>> auc([1.0, 0.0, 0.0, -1.0], [0, 0, 1, 1])
     0.875
@@ -28,13 +28,13 @@ def auc(advantages: Iterable[float], wrong: Iterable[int]) -> float | None:
 
 
 def pooled_auc(advantages: Steps, labels: Labels) -> float | None:
-    """Over the steps of all rollouts."""
+    """AUC over the steps of all rollouts."""
     found = [pair for row, known in zip(advantages, labels, strict=True) for pair in labelled(row, known)]
     return auc([a for a, _ in found], [label for _, label in found])
 
 
 def auc_interval(advantages: Steps, labels: Labels, resamples: int = 1000) -> tuple[float, float] | None:
-    """95 % of `pooled_auc`, by a bootstrap over rollouts; None without either kind of step."""
+    """95 % interval of `pooled_auc` by a bootstrap over rollouts; None unless both kinds of steps exist."""
     draws = np.random.default_rng(0).integers(len(labels), size=(resamples, len(labels)))
     scores = [pooled_auc([advantages[i] for i in rows], [labels[i] for i in rows]) for rows in draws]
     found = [score for score in scores if score is not None]
@@ -45,8 +45,8 @@ def auc_interval(advantages: Steps, labels: Labels, resamples: int = 1000) -> tu
 
 
 def inner_auc(advantages: Steps, labels: Labels) -> float | None:
-    """The mean over rollouts with steps of both kinds, each step compared with those of its own rollout: what the
-    verdict on the answer says nothing of."""
+    """Mean AUC over rollouts with steps of both kinds, within each rollout, so that the verdict on the answer has no
+    influence."""
     rows = (labelled(row, known) for row, known in zip(advantages, labels, strict=True))
     found = [value for row in rows if (value := auc([a for a, _ in row], [x for _, x in row])) is not None]
     return fmean(found) if found else None
@@ -57,13 +57,13 @@ def labelled(row: Sequence[float], known: Sequence[int | None]) -> list[tuple[fl
 
 
 def sign_agreement(advantages: Steps, truth: Steps) -> float | None:
-    """Share of steps whose sign is that of the true advantage, among those where this is not 0."""
+    """Share of steps with the sign of the true advantage, among those where it is not 0."""
     pairs = [(a, t) for row, true in zip(advantages, truth, strict=True) for a, t in zip(row, true, strict=True) if t]
     return fmean(a * t > 0 for a, t in pairs) if pairs else None
 
 
 def rank_correlation(advantages: Steps, truth: Steps) -> float | None:
-    """Spearman's, over the steps of all rollouts; None where either does not vary.
+    """Spearman's correlation over the steps of all rollouts; None if either is constant.
 
     >>> rank_correlation([[1.0, 2.0], [5.0]], [[0.0, 3.0], [4.0]])
     1.0
@@ -75,7 +75,7 @@ def rank_correlation(advantages: Steps, truth: Steps) -> float | None:
 
 
 def mid_ranks(values: Sequence[float]) -> np.ndarray:
-    """From 0; equal values have the mean of theirs.
+    """Ranks from 0; equal values get the mean of their ranks.
 
     >>> mid_ranks([3.0, 1.0, 3.0]).tolist()
     [1.5, 0.0, 1.5]
