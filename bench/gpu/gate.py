@@ -1,7 +1,7 @@
-"""Whether an implementation may be timed at all: `python -m bench.gpu.gate DEVICE IMPL...`, a line of JSON per check.
+"""Correctness gate before timing: `python -m bench.gpu.gate DEVICE IMPL...`, a line of JSON per check.
 
 Loss, log-probs, entropies and the gradient of logits against the reference in float64; the same call by
-`torch.compile(fullgraph=True)`; on a GPU no wait of the host, and a CUDA graph. Exit status 1 where one is wrong.
+`torch.compile(fullgraph=True)`; on a GPU also no host synchronisation, and a CUDA graph. Exit status 1 if one fails.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Call:
 
 
 def errors(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Relative, in norm."""
+    """Relative errors, in norm."""
     return {name: float((found[name].double() - x).norm() / x.norm()) for name, x in exact.items()}
 
 
@@ -82,7 +82,7 @@ def no_wait(call: Call, impl: str) -> None:
 
 
 def in_a_graph(call: Call, impl: str) -> None:
-    """The log-probs; `ck.policy_loss` wants its coefficients on the device for it."""
+    """Checks log-probs in a CUDA graph; `ck.policy_loss` would need its coefficients on the device for this."""
     graph, arguments = torch.cuda.CUDAGraph(), {"temperature": 0.9, "impl": impl}
     want = ck.token_logprobs(call.logits, call.targets, **arguments)
     with torch.cuda.graph(graph):
@@ -92,10 +92,10 @@ def in_a_graph(call: Call, impl: str) -> None:
 
 
 def checked(about: dict[str, Any], check: Callable[[], dict[str, float] | None]) -> bool:
-    """Whether the check raises nothing; prints its line."""
+    """True if the check raises nothing; prints its line."""
     try:
         found: dict[str, Any] = {"good": True, **(check() or {})}
-    except Exception as error:  # the others' lines are worth having
+    except Exception as error:  # the other checks must still run
         found = {"good": False, "error": f"{type(error).__name__}: {error}"[:300]}
     print(json.dumps({"part": "gate", **about, **found}), flush=True)
     return bool(found["good"])

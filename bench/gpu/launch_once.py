@@ -1,4 +1,4 @@
-"""One warm call of a row kernel, for a profiler that reads its counters: `python -m bench.gpu.launch_once IMPL KIND`.
+"""One warm call of a row kernel for a profiler: `python -m bench.gpu.launch_once IMPL KIND`.
 
 KIND: `loss` (with its gradient, in place) or `logprobs`.
 """
