@@ -5,8 +5,8 @@
     python -m bench.trainer.planned --model FOLDER --engine            # only vLLM's engine, on one rank
 
 Each number of ranks is a separate torchrun with one thread per rank. The measurement is resident memory above that of
-the process after its imports and two steps of the embedded model; the maximum over ranks. A phase's peak is VmHWM, which
-is reset before the phase. Responses are random, all of the same length, and in one micro-batch.
+the process after its imports and two steps of the embedded model; the maximum over ranks. A phase's peak is VmHWM,
+which is reset before the phase. Responses are random, all of the same length, and in one micro-batch.
 
 glibc keeps freed blocks below 32 MiB, which most activations are. Here it returns blocks of 64 KiB or more to the
 system, unless the environment has MALLOC_MMAP_THRESHOLD_. Numbers of ranks that need more than the free memory are left
