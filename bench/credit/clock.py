@@ -66,10 +66,10 @@ def page(results: Results, figures: Figures, seconds: float) -> str:
     return (
         f"# Learning by rollouts and by the clock\n\n`python -m bench.credit.learn`: {plan.steps} steps of "
         f"{plan.prompts} prompts x {plan.n} rollouts, sampled pass@1 on {plan.problems} held-out problems. Mean ± half "
-        f"of the 95 % interval (Student's t) over seeds; gains are over {GRPO}, GRPO's arm, paired by seed; "
-        f"{PLAIN_CAPO} is plain CAPO; seeds from {FIRST_REPORTED} on. *area*: mean of pass@1 by rollouts; *by the "
-        f"clock*: from 0 to the {seconds:.1f} CPU s of {GRPO}, of the run and the processes that it started, without "
-        f"evaluation; {made}.\n\n{goal_part(results, figures, seconds)}\n"
+        f"of the 95 % interval (Student's t) over seeds. Gains are over {GRPO}, GRPO's arm, paired by seed. "
+        f"{PLAIN_CAPO} is plain CAPO. Seeds from {FIRST_REPORTED} on. *area*: mean of pass@1 by rollouts. *By the "
+        f"clock*: mean of pass@1 from 0 to the {seconds:.1f} CPU s of {GRPO}, including the processes that a run "
+        f"started, without evaluation; {made}.\n\n{goal_part(results, figures, seconds)}\n"
         f"## Every arm\n\n{markdown_table(HEAD, rows, right=HEAD[1:])}\n"
         "![Learning curves by CPU seconds and by rollouts, with 95 % bands](clock.png)\n"
     )

@@ -86,6 +86,6 @@ def goal_part(results: Results, figures: Figures, seconds: float) -> str:
     return (
         f"## The goal of {GATED}, by {len(seeds)} seeds\n\n"
         + markdown_table(head, rows)
-        + "\nDifferences are paired by seed, their intervals Student's t; a test is met where the whole interval is. "
-        "*Ratio*: of the gains, or of the tokens, with 95 % by resampling seeds.\n"
+        + "\nDifferences are paired by seed, with Student's t intervals. A test is met if its whole interval is above "
+        "the bound. *Ratio*: of the gains, or of the tokens, with a 95 % bootstrap interval over seeds.\n"
     )

@@ -89,7 +89,7 @@ MAIN = {
 BASELINE = "grpo"
 ABLATIONS = [
     Ablation(
-        "Critic noise: the oracle, each verdict turned round with this probability",
+        "Critic noise: the oracle, each verdict flipped with this probability",
         "capo-oracle",
         {f"noise-{noise}": oracle(noise) for noise in (0.1, 0.2, 0.3)},
     ),

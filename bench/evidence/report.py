@@ -235,14 +235,14 @@ def page(results: Results, plan: Plan) -> str:
     timeouts = sum(run["timeouts"] for runs in results.values() for run in runs.values())
     quarter = plan.rollouts // 4
     parts = [
-        "# What the evidence shows\n",
+        "# Evidence: all tables\n",
         f"`python -m bench.evidence`: {plan.steps} steps of {plan.prompts} prompts x {plan.n} rollouts "
         f"({plan.rollouts:,} rollouts), sampled pass@1 on {plan.problems} held-out problems. Mean ± half of the 95 % "
         "interval (Student's t) over seeds. *area*: mean of pass@1 over the steps shown. *unsound*: share of the right "
-        f"answers of training rollouts that hold a wrong step by the rule; early: rollouts {quarter:,} to "
-        f"{2 * quarter:,}, late: {3 * quarter:,} to {4 * quarter:,}. dapo samples again for groups that tie: its "
-        "columns are at equal rollouts, between evaluations 2 steps apart. "
-        f"Answers whose check timed out, and which are left out: {timeouts}.\n",
+        f"answers of training rollouts that contain a wrong step by the rule; early: rollouts {quarter:,} to "
+        f"{2 * quarter:,}, late: {3 * quarter:,} to {4 * quarter:,}. dapo resamples groups that tie: its "
+        "columns are at equal rollouts, interpolated between evaluations 2 steps apart. "
+        f"Answers left out because their check timed out: {timeouts}.\n",
         f"**Not finished: {lacking}.**\n" if lacking else "",
         f"## Main arms, {MAIN[BASELINE].seeds} seeds\n",
         curve_table(main, figures),
@@ -251,10 +251,10 @@ def page(results: Results, plan: Plan) -> str:
         "### Sound steps, and the critic against the rule\n",
         soundness_table(main, figures),
         "### Seconds of training until the budget is drawn\n",
-        "Without evaluation and checkpoints; one core an arm. CPU is of the training process (not of the worker that "
-        "checks answers), wall shares the machine with another arm. The stages are of the whole run, and their sync "
-        "includes the pushes for evaluations. pass@1 is given at half and at all of the CPU time that "
-        f"{BASELINE} takes, on the straight line between two evaluations.\n",
+        "Without evaluation and checkpoints; one core per arm. CPU is of the training process (not of the worker that "
+        "checks answers). During wall time another arm runs on the same machine. The stages are of the whole run; "
+        "their sync includes the pushes for evaluations. pass@1 is given after half and after all of the CPU time of "
+        f"{BASELINE}, linearly interpolated between two evaluations.\n",
         seconds_table(main, figures),
         f"## Ablations, the first {plan.steps // 2} steps\n",
         *(ablation_table(ablation, results, figures) for ablation in ABLATIONS),

@@ -67,11 +67,11 @@ def page(results: Results, base: Mapping[str, Any], critics: Mapping[str, Any]) 
     plan = plan_of(results)
     lacking = ", ".join(f"{arm} {len(runs)} of {len(SEEDS)}" for arm, runs in results.items() if len(runs) < len(SEEDS))
     parts = [
-        "# The world of words: what the evidence shows\n",
+        "# A world of words: all tables\n",
         f"`python -m bench.words run`: {plan.steps} steps of {plan.prompts} prompts x {plan.n} rollouts "
         f"({plan.rollouts:,} rollouts), sampled pass@1 on {plan.problems} held-out problems. Mean ± half of the 95 % "
         "interval (Student's t) over seeds. *area*: mean of pass@1 over the run. *unsound*: share of the right answers "
-        "of training rollouts that hold a wrong step by the rule, in the second and the last quarter.\n",
+        "of training rollouts that contain a wrong step by the rule, in the second and the last quarter.\n",
         f"**Not finished: {lacking}.**\n" if lacking else "",
         *(run_sections(results, Figures(plan)) if any(results.values()) else []),
         "## Generalisation\n",
@@ -88,11 +88,11 @@ def run_sections(results: Results, figures: Figures) -> list[str]:
         curve_table(results, figures),
         f"### Difference to {BASELINE}, paired by seed\n",
         difference_table(results, figures),
-        f"By the clock, the area of pass@1 from 0 to the CPU seconds that {BASELINE} took:\n",
+        f"Area of pass@1 by CPU time, from 0 to the CPU seconds of {BASELINE}:\n",
         clock_table(results, figures),
         "### Sound steps, and the critic against the rule\n",
         soundness_table(results, figures),
-        "### Tokens of a response\n",
+        "### Tokens per response\n",
         length_table(results, figures),
         "### Seconds of training\n",
         "Without evaluation and checkpoints. CPU is of the training process, wall and stages are wall seconds.\n",

@@ -122,7 +122,7 @@ def test_other_files_and_dry_runs_are_named_and_left_out(tmp_path):
             content({"stats": {"data": [1.0]}, "extra_info": {}}),
             "bad.json: not a file of `pytest bench/`: .*'kernel'",
         ),
-        (content(entry("capo", 1.0)) | {"datetime": "yesterday"}, "bad.json: not what .* 'yesterday'"),
+        (content(entry("capo", 1.0)) | {"datetime": "yesterday"}, "bad.json: not a file of .* 'yesterday'"),
         (
             content(entry("capo", 1.0), suite="tpu"),
             "bad.json: not a file of .* suite 'tpu', wanted one of cuda, cpu, dry",
