@@ -62,7 +62,7 @@ class Job:
         return any(launcher.poll() is None for launcher in self._launchers)
 
     def wait_for(self, true: Callable[[], bool], seconds: float = RUN_LIMIT_S) -> bool:
-        """True once the condition holds; False if the job exits or the time is over first."""
+        """True once the condition is met; False if the job exits or the time is over first."""
         end = time.monotonic() + seconds
         while self.is_running() and time.monotonic() < end:
             if true():

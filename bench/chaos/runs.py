@@ -39,7 +39,7 @@ class FailedRun(CapoError):
 
 
 def settings(run: Path, **others: object) -> list[str]:
-    """Flags of a small run; `reward_fn` stands for `reward.fn`."""
+    """Flags of a small run; write `reward_fn` for `reward.fn`."""
     more = {name.replace("_", ".", 1): value for name, value in others.items()}
     return [f"--{key}={value}" for key, value in (SMALL | more | {"run.dir": run}).items()]
 

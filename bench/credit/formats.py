@@ -85,7 +85,7 @@ def short_pairs(seed: int) -> Iterator[Solution]:
 
 def scored(bench: Bench, form: Form, solutions: Sequence[Solution], seed: int) -> dict[str, Any]:
     """Scores over the solutions; tokens and CPU seconds per solution."""
-    passes = [ask(bench, form, solutions, seed) for _ in range(PASSES)]
+    passes = [critique_all(bench, form, solutions, seed) for _ in range(PASSES)]
     critiques, traffic, _ = passes[0]
     judged = [Judged(of, (critique,), critique, ()) for of, critique in zip(solutions, critiques, strict=True)]
     found = score_voting(judged, ANY, 1)
@@ -100,7 +100,9 @@ def scored(bench: Bench, form: Form, solutions: Sequence[Solution], seed: int) -
     }
 
 
-def ask(bench: Bench, form: Form, solutions: Sequence[Solution], seed: int) -> tuple[list[Critique], Traffic, float]:
+def critique_all(
+    bench: Bench, form: Form, solutions: Sequence[Solution], seed: int
+) -> tuple[list[Critique], Traffic, float]:
     """A critique per solution, the engine's traffic, and CPU seconds."""
     config = world_config(form.settings, seed)
     builder = RequestBuilder(bench.tokenizer, load_critic_template(config), config)

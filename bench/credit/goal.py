@@ -30,7 +30,7 @@ class Claim:
     bound: float = 0.0
     digits: int = 3
     ratio: tuple[Weights, Weights] | None = None
-    """Two sums whose ratio is shown beside it."""
+    """Two sums whose ratio is shown in the same row."""
 
     def values(self, weights: Weights, results: Results, seeds: Sequence[int]) -> list[float]:
         """The weighted sum of each seed."""

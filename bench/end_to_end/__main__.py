@@ -1,4 +1,4 @@
-"""A training step end to end, by stage: capo_fast's loop beside TRL's, with the same model, data and settings.
+"""A training step end to end, by stage: capo_fast's loop against TRL's, with the same model, data and settings.
 
     python -m bench.end_to_end [--config FILE ...] [--live SHARE ...] [--tokens N] [--out FOLDER] [settings]
 

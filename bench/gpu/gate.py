@@ -30,7 +30,7 @@ class Call:
         self.targets = torch.randint(vocab, (tokens,), generator=random, device=device)
         noise = torch.randn(3, tokens, generator=random, device=device) / 10
         exact = ck.token_logprobs(self.logits.double(), self.targets, temperature=SPEC.temperature, impl="reference")
-        self.beside = {
+        self.arguments = {
             "weights": torch.full((tokens,), 1 / tokens, device=device),
             "advantages": noise[0] * 10,
             "old_logprobs": exact.float() + noise[1],
@@ -39,7 +39,7 @@ class Call:
 
     def results(self, impl: str, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         leaf = logits.detach().requires_grad_()
-        result = ck.policy_loss(leaf, self.targets, **self.beside, spec=SPEC, impl=impl)
+        result = ck.policy_loss(leaf, self.targets, **self.arguments, spec=SPEC, impl=impl)
         [gradient] = torch.autograd.grad(result.loss, leaf)
         return {
             "loss": result.loss.detach(),
@@ -64,7 +64,7 @@ def judge(call: Call, impl: str) -> dict[str, float]:
 
 def whole_graph(call: Call, impl: str) -> None:
     def loss(logits: torch.Tensor) -> torch.Tensor:
-        return ck.policy_loss(logits, call.targets, **call.beside, spec=SPEC, impl=impl).loss
+        return ck.policy_loss(logits, call.targets, **call.arguments, spec=SPEC, impl=impl).loss
 
     found = []
     for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):

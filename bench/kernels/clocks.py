@@ -14,7 +14,7 @@ class CpuClock:
     """Wall-clock time, and the rise of the process's peak of resident memory (Linux)."""
 
     def seconds(self, call: Call, cold: bool = True) -> float:
-        """`cold` has no effect: the work before each call reads or writes more than the caches hold."""
+        """`cold` has no effect: the work before each call reads or writes more than fits the caches."""
         start = time.perf_counter()
         call()
         return time.perf_counter() - start

@@ -81,7 +81,7 @@ class Bench:
             try:
                 calls[provider], errors[provider] = self._admit(provider)
             except Exception as error:  # a failed provider must not lose the figures of the others
-                out_of_memory = isinstance(error, torch.OutOfMemoryError)  # its traceback would hold the tensors
+                out_of_memory = isinstance(error, torch.OutOfMemoryError)  # its traceback would keep the tensors alive
                 self.found[provider] = error.with_traceback(None) if out_of_memory else error
         self.problem.forget()
         seconds = self._interleave(calls)

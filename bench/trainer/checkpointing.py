@@ -47,7 +47,7 @@ from capo_fast.runtime.ranks import StopSignal, gather, on_first_rank, ranks
 from capo_fast.runtime.stages import Lap, Stages
 
 GROUP, PROMPT = 8, 32
-MODES = {"at once": False, "beside training": True}
+MODES = {"synchronous": False, "asynchronous": True}
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
     loss=LossConfig(kl_coef=0.0),
@@ -78,7 +78,7 @@ class Bench:
         self.stages = Stages(StopSignal(), Deadline(3600.0))
         self.step = 0
         root = on_first_rank(lambda: Path(tempfile.mkdtemp(dir=options.dir)))
-        self.places = {mode: Checkpointer(root / mode, 1, beside) for mode, beside in MODES.items()}
+        self.places = {mode: Checkpointer(root / mode, 1, asynchronous) for mode, asynchronous in MODES.items()}
         self.root = root
 
     def round(self, mode: str) -> dict[str, Any]:
