@@ -1,12 +1,12 @@
-# make setup   makes .venv from requirements/cpu.txt, or from cuda.txt where there is an NVIDIA GPU; done first by all but clean
+# make setup   makes .venv from requirements/cpu.txt, or from cuda.txt with an NVIDIA GPU; all others except clean run it first
 # make train   trains the embedded default, in minutes on two CPU cores   options in ARGS="--train.steps 4 ...", ranks in NPROC
 # make test    the tests in two processes                                 options in ARGS="-n 0 -k packaging ..."
-#              as root it installs Debian's chromium where there is none: the report is tested in it
+#              as root it installs Debian's chromium if there is none, for the report's tests
 # make bench   measures the kernels (minutes)                             options in ARGS="--suite dry -k linear ..."
 # make lint    ruff, import contracts, types
 # make docs    builds the documentation into site/; a broken link is an error
-# make tiny    makes the embedded model again
-# make clean   removes what was built, and .venv; never runs/
+# make tiny    remakes the embedded model
+# make clean   removes build outputs and .venv; never runs/
 
 PYTHON ?= python3
 NPROC ?= 1
@@ -18,7 +18,7 @@ HAS_GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
 LOCK := requirements/$(if $(filter 0,$(HAS_GPU)),cpu,cuda).txt
 STAMP := $(VENV)/$(notdir $(basename $(LOCK))).stamp
 
-# The environment holds what the lock names and nothing of the machine's.
+# The environment contains the packages of the lock and none of the machine.
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE PIP_USER PIP_TARGET PIP_PREFIX
 export PYTHONNOUSERSITE := 1
 
@@ -29,10 +29,10 @@ TORCH_CUDA = import importlib.util as u, runpy, sys; \
 
 setup: $(STAMP)
 
-# --no-compile: a run imports a fifth of the installed files, and Python compiles those at the first import.
+# --no-compile: a run imports a fifth of the installed files; Python compiles them at the first import.
 $(STAMP): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "capo_fast needs Python 3.11 or newer as '$(PYTHON)'; name another with: make PYTHON=python3.12 ..." >&2; exit 1; }
+		echo "'$(PYTHON)' is not Python 3.11 or newer; choose another with: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo "'$(PYTHON)' cannot make virtual environments: install its venv package (Debian: apt install python3-venv)" >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
@@ -40,7 +40,7 @@ $(STAMP): $(LOCK) pyproject.toml setup.py $(wildcard csrc/*.*)
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r $(LOCK)
 ifeq ($(LOCK),requirements/cpu.txt)
 	@$(BIN)/python -c '$(TORCH_CUDA)' || { \
-		echo "No NVIDIA GPU here, but the package index handed out a CUDA torch: set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels, remove $(VENV), and run make again" >&2; exit 1; }
+		echo "No NVIDIA GPU here, but pip installed a CUDA build of torch: set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels, remove $(VENV), and run make again" >&2; exit 1; }
 endif
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
 	@touch $@
@@ -48,12 +48,12 @@ endif
 train: setup
 	$(BIN)/capo train --nproc $(NPROC) $(ARGS)
 
-# The report's page is tested in a real browser. Without one those tests fail, in one line; the others run.
+# The report's page is tested in a real browser. Without one, those tests fail with one line; the others run.
 chromium:
 	@command -v chromium >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "installing Chromium, in which the tests open the report"; \
+		echo "installing Chromium, which the report's tests need"; \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
-	else echo "make test opens the report in Chromium: install it (Debian: sudo apt-get install chromium)" >&2; fi
+	else echo "the report's tests need Chromium: install it (Debian: sudo apt-get install chromium)" >&2; fi
 
 test: setup chromium
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS)

@@ -1,4 +1,4 @@
-"""Where the packages are, and that csrc/libraries.py builds the libraries of capo_kernels."""
+"""Package folders, and the build of capo_kernels' libraries by csrc/libraries.py."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-sys.path.insert(0, str(Path(__file__).parent / "csrc"))  # a build's own path may lack the folder of this file
+sys.path.insert(0, str(Path(__file__).parent / "csrc"))  # a build may run without this folder on sys.path
 from libraries import build
 
 TRAINER = find_packages(include=["capo_fast", "capo_fast.*"])
@@ -24,7 +24,7 @@ CSRC = sorted(str(path) for path in Path("csrc").iterdir() if path.is_file())
 
 
 class BuildLibraries(build_ext):
-    """Each extension is a library that ctypes loads: no Python.h, no suffix of an interpreter's ABI."""
+    """Each extension is a library loaded by ctypes: no Python.h, no ABI suffix."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return os.path.join(*fullname.split(".")) + ".so"
@@ -35,14 +35,14 @@ class BuildLibraries(build_ext):
             self.warn(f"{library.stem} is left out: {reason}")
 
     def copy_extensions_to_source(self) -> None:
-        """An editable install has its libraries, or the reasons why not, beside the sources."""
+        """Copies the libraries, or the reasons why they are missing, to the sources of an editable install."""
         folder = Path(self.get_finalized_command("build_py").get_package_dir("capo_kernels.lib"))
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(Path(self.build_lib, "capo_kernels", "lib"), folder)
 
 
 class Wheel(bdist_wheel):
-    """One wheel for every Python: the libraries depend on the platform alone."""
+    """One wheel for every Python: the libraries depend only on the platform."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

@@ -1,7 +1,7 @@
-"""`pytest bench/`: measures what fits this machine. Options: --suite cuda | cpu | dry, --time-limit SECONDS, --figures.
+"""`pytest bench/`: the suite for this machine. Options: --suite cuda | cpu | dry, --time-limit SECONDS, --figures FILE.
 
-The providers of a case are timed in turns, by clocks of ours (on a GPU: events); what pytest-benchmark gets is a clock
-that plays the measured seconds back, for its tables, comparisons and JSON.
+The providers of a case are timed in turns by bench/kernels/clocks.py (on a GPU: events). pytest-benchmark gets a clock
+that replays the measured seconds, for its tables, comparisons and JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PACKAGES = ("torch", "triton", "liger-kernel", "trl", "transformers", "flash-att
 
 
 class Playback:
-    """The clock for pytest-benchmark, which asks it twice a round."""
+    """The clock for pytest-benchmark, which reads it twice per round."""
 
     def __init__(self) -> None:
         self._times: Iterator[float] = iter(())
@@ -44,13 +44,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("capo")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     group.addoption("--suite", default=default, choices=SUITES, help="default: %(default)s")
-    group.addoption("--time-limit", type=float, metavar="SECONDS", help="begin no case after that many")
-    group.addoption("--figures", type=Path, metavar="FILE", help="gets a line of JSON per provider when a case ends")
+    group.addoption("--time-limit", type=float, metavar="SECONDS", help="start no case after this time")
+    group.addoption("--figures", type=Path, metavar="FILE", help="append a line of JSON per provider after each case")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.started = time.monotonic()
-    if results := config.option.benchmark_json:  # pytest-benchmark would miss the folder when all is measured
+    if results := config.option.benchmark_json:  # pytest-benchmark fails at the end if the folder is missing
         Path(getattr(results, "name", results)).parent.mkdir(parents=True, exist_ok=True)  # before 5.2 it is a file
 
 
@@ -67,10 +67,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def measured(request: pytest.FixtureRequest, case: Case) -> Bench:
-    """The case, with the measurements of all providers that this session asks for."""
+    """The case, with the measurements of all selected providers."""
     options, module = request.config.option, request.module
     if options.time_limit and time.monotonic() - request.config.started > options.time_limit:
-        pytest.skip(f"{case}: not begun within the time limit of {options.time_limit:g} s")
+        pytest.skip(f"{case}: not started within the time limit of {options.time_limit:g} s")
     suite = SUITES[options.suite]
     problem = module.Problem(case, suite.device)
     bench = Bench(module.KERNEL, case, suite, problem, module.cost(problem))
@@ -82,7 +82,7 @@ def measured(request: pytest.FixtureRequest, case: Case) -> Bench:
 
 
 def write_figures(bench: Bench, file: Path) -> None:
-    """Appends what was measured, or why not."""
+    """Appends the measurement or the error of each provider."""
     with file.open("a", encoding="utf-8") as lines:
         for provider, found in bench.found.items():
             if isinstance(found, Exception):
@@ -94,7 +94,7 @@ def write_figures(bench: Bench, file: Path) -> None:
 
 @pytest.fixture
 def record(benchmark, measured: Bench, provider: Provider):
-    """Hands a provider's measurement to pytest-benchmark; skips or fails with what stood in its way."""
+    """Passes a provider's measurement to pytest-benchmark; skips or fails with the exception if there is none."""
 
     def run() -> None:
         found = measured.found[provider]
@@ -111,7 +111,7 @@ def record(benchmark, measured: Bench, provider: Provider):
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    """The device and the versions in place of the host's name."""
+    """Replaces the host's name by the device and the versions."""
     suite = config.option.suite
     for key in ("node", "release", "python_build"):
         machine_info.pop(key, None)

@@ -1,9 +1,9 @@
-"""What the rule verifier takes for equal where conventions differ, beside Math-Verify: the table of docs/verifier.md.
+"""Verdicts of the rule verifier and of Math-Verify where conventions differ: the table of docs/verifier.md.
 
     python -m bench.conventions [--check]
 
-It rewrites the table between the page's markers; `--check` only looks whether it is as it would be made, exit status 1
-if not. Bare Math-Verify is `parse` and `verify` on both texts, the reference in dollars.
+It rewrites the table between the page's markers. `--check` compares the page with a new table and writes nothing; exit
+status 1 if they differ. Bare Math-Verify is `parse` and `verify` on both texts, the reference in dollars.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Pair(NamedTuple):
     response: str
     reference: str
     setting: str = ""
-    """As `tolerance 0.01`: under it the verdict is another one."""
+    """For example `tolerance 0.01`, which changes the verdict."""
     truncated: bool = False
 
 
 def boxed(kind: str, *pairs: tuple[str, ...]) -> list[Pair]:
-    """Pairs of an answer, put into a box, and a reference; a third member is a setting."""
+    """Pairs of an answer, put into a box, and a reference; an optional third member is a setting."""
     return [Pair(kind, rf"\boxed{{{answer}}}", *rest) for answer, *rest in pairs]
 
 
@@ -158,21 +158,21 @@ PAIRS = [
 
 
 def table() -> str:
-    """The Markdown of all kinds."""
+    """Markdown of all kinds."""
     head = ["response", "reference", "here", "by rule", "Math-Verify alone", "with a setting of `reward`"]
     kinds = groupby(PAIRS, key=lambda pair: pair.kind)
     return "\n".join(f"### {kind}\n\n{markdown_table(head, [row(pair) for pair in pairs])}" for kind, pairs in kinds)
 
 
 def row(pair: Pair) -> list[str]:
-    """The cells of `own`, and before the last Math-Verify's verdict."""
+    """The cells of `own`, with Math-Verify's verdict before the last."""
     *cells, setting = own(pair)
     alone = word(bare(pair.response, pair.reference))
     return [*cells, alone if alone == cells[2] else f"**{alone}**", setting]
 
 
 def own(pair: Pair) -> list[str]:
-    """The cells that Math-Verify has no part in."""
+    """Cells without Math-Verify's verdict."""
     found = judgement(pair)
     cut = " (cut by the length limit)" if pair.truncated else ""
     return [
@@ -206,14 +206,14 @@ def code(text: str) -> str:
 
 
 def page(text: str) -> str:
-    """The page with the table as it is made now."""
+    """The page with a new table."""
     before, rest = text.split(MARKERS[0])
     return f"{before}{MARKERS[0]}\n\n{table()}\n{MARKERS[1]}{rest.split(MARKERS[1])[1]}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.conventions", description="Makes the table of conventions.")
-    parser.add_argument("--check", action="store_true", help="only look whether the page is as it would be made")
+    parser.add_argument("--check", action="store_true", help="compare the page with a new table, write nothing")
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     check, text = parser.parse_args().check, PAGE.read_text()
     made = page(text)

@@ -1,11 +1,11 @@
-"""Whether requirements/cuda.txt holds what the trainer uses, on any machine.
+"""Checks that requirements/cuda.txt provides the vLLM and torch names that the trainer uses, on any machine.
 
     pip install --no-deps -r requirements/cuda.txt    # in a fresh environment, some 9 GB; no GPU is needed
     python -m bench.cuda_lock                         # in that environment; writes requirements/cuda_names.json
 
-It imports every module of the trainer. Then it looks up the names of vLLM and torch that engine and policy use:
-imported names, attributes of torch, keywords of vLLM's constructors, attributes of its engine. The file has these
-names and the versions that have them; a test compares it with the sources and the lock.
+It imports every module of the trainer. Then it resolves the names of vLLM and torch that engine and policy use:
+imported names, attributes of torch, keywords of vLLM's constructors, attributes of its engine. The file lists these
+names and the versions that provide them. A test compares it with the sources and the lock.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "requirements/cuda_names.json"
 LIBRARIES = ("vllm", "torch")
-"""Not flash-attn, which the lock does not hold: its one name is checked nowhere."""
+"""Without flash-attn, which the lock does not contain: its one name is not checked."""
 ENGINE = "self._llm"
-"""An attribute that begins so is one of `vllm.LLM`."""
+"""Prefix of attributes of `vllm.LLM`."""
 
 
 def used_names() -> list[str]:
-    """As `module.name`, `module.name(keyword)` or `self._llm.attribute`."""
+    """Names in the form `module.name`, `module.name(keyword)` or `self._llm.attribute`."""
     files = sorted(path for folder in ("engine", "policy") for path in (ROOT / "capo_fast" / folder).glob("*.py"))
     return sorted({name for path in files for name in _names_in(ast.parse(path.read_text(encoding="utf-8")))})
 
@@ -51,7 +51,7 @@ def _names_in(tree: ast.Module) -> Iterator[str]:
 
 
 def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Local name and full name of what is imported of the libraries."""
+    """Local name and full name of each import from the libraries."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in LIBRARIES:
             yield from ((each.asname or each.name, f"{node.module}.{each.name}") for each in node.names)
@@ -76,8 +76,8 @@ def _exists(name: str) -> bool:
 
 
 def _engine_has(parts: list[str]) -> bool:
-    """Instances have attributes that their classes have not: `self.NAME =` in the class's source."""
-    from vllm import LLM  # takes long, and is not installed where the names alone are wanted
+    """Attributes that only instances have are found as `self.NAME =` in the class's source."""
+    from vllm import LLM  # slow to import, and not needed to list the names
     from vllm.v1.engine.llm_engine import LLMEngine
 
     for owner, part in zip((LLM, LLMEngine), parts, strict=False):
@@ -87,7 +87,7 @@ def _engine_has(parts: list[str]) -> bool:
 
 
 def _resolve(name: str) -> Any:
-    """The longest part that is a module is imported, the rest are attributes."""
+    """Imports the longest part that is a module; the rest are attributes."""
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         try:
@@ -99,7 +99,7 @@ def _resolve(name: str) -> Any:
 
 
 def _keywords(function: Any) -> set[str]:
-    """Of `vllm.LLM` those of its `EngineArgs` too, to which it passes what it does not know."""
+    """Parameter names; for `vllm.LLM` also those of `EngineArgs`, to which it passes all other keywords."""
     if isinstance(function, type) and issubclass(function, dict):  # a TypedDict has no signature
         return set(function.__annotations__)
     found = set(inspect.signature(function).parameters)

@@ -1,10 +1,10 @@
-"""Runs the examples as their READMEs say, in small sizes, two at a time: the stage `examples` of .ci/run.
+"""Runs the commands of the examples' READMEs at small sizes, two examples at a time: the stage `examples` of .ci/run.
 
     python -m bench.examples --folder DIR [--only own_reward trl] [--smollm2 DIR]
 
 Each example is copied into DIR, and the commands of its README run there with the sizes of `SIZES`; a notebook's cells
-run after them. The output is in DIR/NAME.log. Exit status 1 where one fails. Where the package of SmolLM2 is neither
-installed nor to be had, its example is skipped with the reason.
+run after them. The output is in DIR/NAME.log. Exit status 1 if one fails. If the package of SmolLM2 is not installed
+and cannot be installed, its example is skipped with the reason.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ SIZES = {
     "python train.py": {"--steps": "1"},
     "python loop.py": {"--updates": "50"},
 }
-"""Settings in place of, or beside, those of a command, by how it begins."""
+"""Settings that replace or extend those of a command, by the command's prefix."""
 CHAT = "chat_jsonl"
 LONGEST = {CHAT: {"--rollout.max_tokens": "24"}}
-"""Further ones of an example's runs: its model writes to the limit."""
+"""Further settings of an example's runs: its model always writes up to the limit."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="for copies of the examples, their runs and logs")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the examples' copies, runs and logs")
     parser.add_argument("--only", nargs="+", choices=names(), default=names(), metavar="NAME", help="default: all")
-    parser.add_argument("--smollm2", type=Path, help="a folder of `capo fetch smollm2`, to be made where it is missing")
+    parser.add_argument("--smollm2", type=Path, help="a folder of `capo fetch smollm2`, created if missing")
     options = parser.parse_args()
     wanted = list(options.only)
     if CHAT in wanted and (reason := unavailable()):
@@ -60,7 +60,7 @@ def names() -> list[str]:
 
 
 def run(name: str, folder: Path, smollm2: Path | None) -> bool:
-    """Whether the example runs to its end; prints a line, and the end of its output where it fails."""
+    """True if the example exits with 0; prints a line, and the end of its output if it fails."""
     place, log, start = folder / name, folder / f"{name}.log", time.monotonic()
     shutil.copytree(EXAMPLES / name, place, ignore=shutil.ignore_patterns("runs", "__pycache__"))
     if name == CHAT and smollm2 is not None:
@@ -77,12 +77,12 @@ def run(name: str, folder: Path, smollm2: Path | None) -> bool:
 
 
 def commands(name: str) -> list[str]:
-    """Those of the README, in small sizes."""
+    """The README's commands at small sizes."""
     return [smaller(line, LONGEST.get(name, {})) for line in readme_commands(name)]
 
 
 def readme_commands(name: str) -> list[str]:
-    """The lines of its block of commands."""
+    """Lines of the README's bash block."""
     [block] = re.findall(r"^```bash\n(.*?)^```", (EXAMPLES / name / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     return block.replace("\\\n", " ").splitlines()
 
@@ -115,7 +115,7 @@ def code_of(notebook: Path) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Commands of this environment, one thread each, and a free port for a server."""
+    """This environment's commands first on PATH, one thread each, a free port for a server."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return os.environ | {"PATH": path, "PORT": str(free_port()), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 

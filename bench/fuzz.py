@@ -1,10 +1,10 @@
-"""Hostile text in thousands: the verifier and the critique parser.
+"""Fuzz test of the verifier and the critique parser with thousands of hostile texts.
 
     python -m bench.fuzz [--answers 10000] [--critiques 100000] [--seed 0] [--out bench/results/fuzz]
 
 Answers go through a `VerifierPool`: exceptions and time-outs (5 s of any clock) are listed, with the CPU seconds used.
-Critiques are parsed; then each of a few shapes is parsed at four sizes from 125 KB to 1 MB, five times each. The least
-CPU times grow as the size to some power: 1 is linear, 2 quadratic.
+Critiques are parsed; then each shape of `SHAPES` is parsed at four sizes from 125 KB to 1 MB, five times each. The
+minimum CPU times are fitted by a power of the size: 1 is linear, 2 quadratic.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def answers(count: int, seed: int) -> dict[str, Any]:
     random = Random(seed)
     texts = [*fuzz_texts.HOSTILE_ANSWERS, *(fuzz_texts.latex(random) for _ in range(count))][:count]
     pairs = [(text, random.choice([r"\frac{7}{3}", "7", "x+1", "(1,2)", texts[i - 1]])) for i, text in enumerate(texts)]
-    with ProcessPoolExecutor(2) as processes:  # one each, as CPU time is counted by process
+    with ProcessPoolExecutor(2) as processes:  # two, because CPU time is counted per process
         outcomes = [outcome for half in processes.map(_checked, (pairs[::2], pairs[1::2])) for outcome in half]
     used = sorted(cpu for cpu, _, _ in outcomes)
     return {
@@ -70,7 +70,7 @@ def answers(count: int, seed: int) -> dict[str, Any]:
 
 
 def _checked(pairs: Sequence[tuple[str, str]]) -> list[tuple[float, str, str]]:
-    """For each pair the CPU seconds, what came of it, and its beginning."""
+    """CPU seconds, outcome and start of the text of each pair."""
     outcomes = []
     with VerifierPool(1) as pool:
         for pair in [(r"\sin 1", r"\cos 1"), *pairs]:
@@ -117,7 +117,7 @@ def _slope(seconds: Sequence[float]) -> float:
 
 def _timed(fn: Any, text: str) -> float:
     gc.collect()
-    gc.disable()  # a full collection costs what the process holds, not what the text does
+    gc.disable()  # the time of a full collection depends on the process's objects, not on the text
     start = time.process_time()
     fn(text)
     seconds = time.process_time() - start

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The first look at an NVIDIA GPU, in at most 270 seconds: bash bench/gpu.sh [FOLDER/] [--dry]
+# First checks on an NVIDIA GPU, in at most 270 seconds: bash bench/gpu.sh [FOLDER/] [--dry]
 #
-# In the order of what is worth most if all after it is lost: the machine, the libraries, csrc/selftest without torch,
+# The most important parts come first, in case the machine is lost: machine, libraries, csrc/selftest without torch,
 # compute-sanitizer on small cases, the gate against float64, our own speed against the bounds, counters of one launch
 # of each kernel, the tests. bench/gpu_more.sh has peers, training steps and the trainer.
 #
-# Needs no network and no installation: what bench/gpu/machine.txt lists, and nvcc unless libcapo_cuda.so and selftest
-# are in kernels/capo_kernels/lib (`python -m bench.gpu.build kernels/capo_kernels/lib`) and run. FOLDER (with a slash;
-# default runs/gpu) gets its results line by line: bench/gpu/parts.sh. --dry runs the same on a CPU with stubs.
+# Needs no network and no installation, only the packages of bench/gpu/machine.txt. It needs nvcc unless working
+# libcapo_cuda.so and selftest are in kernels/capo_kernels/lib (`python -m bench.gpu.build kernels/capo_kernels/lib`).
+# FOLDER (with a slash; default runs/gpu) gets the results line by line: bench/gpu/parts.sh. --dry runs on a CPU.
 budget=270
 . "$(dirname "$0")/gpu/parts.sh"
 

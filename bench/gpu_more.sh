@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# After bench/gpu.sh, in at most 290 seconds each: bash bench/gpu_more.sh peers | training [FOLDER/] [--dry]
+# Runs after bench/gpu.sh, in at most 290 seconds each: bash bench/gpu_more.sh peers | training [FOLDER/] [--dry]
 #
-# peers: our kernels, peers and torch.compile in one run, and whole training steps; FOLDER gets results.json (for
-#   bench/results/<device>/) and results.md beside the lines of bench/gpu/parts.sh.
-# training: the trainer with a scripted engine in vLLM's place, whose canary compares both: resumed, bfloat16 with a KL
-#   term, LoRA; then gradients against a CPU's, waits of the host, seconds and memory of a micro-batch.
+# peers: our kernels, peers and torch.compile in one run, and whole training steps. FOLDER gets results.json (for
+#   bench/results/<device>/) and results.md in addition to the files of bench/gpu/parts.sh.
+# training: the trainer with a scripted engine instead of vLLM and the canary between both: resumed, bfloat16 with a
+#   KL term, LoRA; then gradients against a CPU's, host synchronisations, seconds and memory of a micro-batch.
 #
-# Both want the wheels of bench/gpu/wheels.txt in bench/peers, beside what bench/gpu/machine.txt lists. To fetch them:
+# Both need the wheels of bench/gpu/wheels.txt in bench/peers and the packages of bench/gpu/machine.txt. To fetch them:
 #   python -m bench.gpu.packages fetch
 budget=290
 . "$(dirname "$0")/gpu/parts.sh"

@@ -1,4 +1,4 @@
-"""The machine and the software that figures come from."""
+"""Machine and software of a measurement."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def about(threads: int) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's name, where Linux tells it; else the architecture."""
+    """The CPU's name from /proc/cpuinfo; else the architecture."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

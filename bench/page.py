@@ -1,11 +1,11 @@
-"""The report of a long run: how big its page is, how long it takes to make and to open.
+"""The report of a long run: size of its page, time to make and to open it.
 
     python -m bench.page [--steps 500] [--rollouts 200] [--opens 7] [--folder runs/page]
 
-Writes a synthetic run (words of a small vocabulary: 300 tokens a rollout, 4 critiques each; the rollouts of 20 steps,
-again and again) with the trainer's own recorder unless the folder has it already, makes its page, and opens that in
-headless Chromium as a file, each time in a new window. The credit map is there when its rollouts are listed; opening
-ends when every chart on the screen is drawn too. CPU seconds are those of the page's main thread.
+Writes a synthetic run with the trainer's own recorder unless the folder has one: words of a small vocabulary, 300
+tokens and 4 critiques per rollout, the rollouts of 20 steps repeated. Then it makes the run's page and opens the file
+in headless Chromium, each time in a new window. `credit map` is the time until its rollouts are listed, `open` the time
+until every chart on the screen is drawn as well. CPU seconds are those of the page's main thread.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ const watch = setInterval(() => {
 
 
 def rollout(random: Random, group: int, sample: int) -> CreditedSample:
-    """A rollout of ten steps, wrong in about one of them, with a critique of about 300 characters a vote."""
+    """A rollout of ten steps, about one of them wrong, with a critique of about 300 characters per vote."""
     texts = tuple(" ".join(random.choices(WORDS, k=STEP_TOKENS)) for _ in range(STEPS))
     wrong = tuple(float(random.random() < 0.1) for _ in texts)
     outcome = float(random.random() < 0.5)
@@ -95,10 +95,10 @@ def make_page(folder: Path, out: Path) -> tuple[float, float]:
 
 
 def open_times(page_file: Path, opens: int) -> dict[str, list[float]]:
-    """Seconds by the browser's clock from the navigation's start, and CPU seconds till the page is open."""
+    """Seconds of the browser's clock from the start of navigation, and CPU seconds until the page is open."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        raise SystemExit("bench.page opens the page in Chromium: install it (Debian: apt-get install chromium)")
+        raise SystemExit("bench.page needs Chromium to open the page: install it (Debian: apt-get install chromium)")
     seconds: dict[str, list[float]] = defaultdict(list)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
@@ -125,7 +125,7 @@ def opened(browser: Browser, page_file: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--rollouts", type=int, default=200, help="a step")
+    parser.add_argument("--rollouts", type=int, default=200, help="rollouts per step")
     parser.add_argument("--opens", type=int, default=7)
     parser.add_argument("--folder", type=Path, default=Path("runs/page"))
     arguments = parser.parse_args()

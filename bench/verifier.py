@@ -1,13 +1,14 @@
-"""The verifier measured: accuracy by kind, different answers called equal, references, throughput.
+"""Benchmark of the verifier: accuracy by kind, different answers accepted as equal, references, throughput.
 
     python -m bench.verifier [--data ../shared/data] [--only accuracy references throughput] [--out FOLDER]
 
-Accuracy: `answers_equal`, and Math-Verify alone, on `answer_cases.jsonl` by the report that a case is after, on the
-cases of `tests/verify/kinds.jsonl` by kind, and on `answer_equiv.jsonl` by flag. Math-Verify alone is `parse` and
-`verify` on the whole texts, with the reference in dollars; on `answer_equiv` both, which does best there.
+Accuracy: `answers_equal`, and Math-Verify alone, on `answer_cases.jsonl` by the issue that a case is derived from, on
+the cases of `tests/verify/kinds.jsonl` by kind, and on `answer_equiv.jsonl` by flag. Math-Verify alone is `parse` and
+`verify` on the whole texts, with the reference in dollars; on `answer_equiv` both texts are in dollars, which scores
+best there.
 
-References: each of six data sets against its own copy in a box, and against each part of it that a comma or an operator
-outside brackets cuts off, which must be another answer.
+References: each reference of six data sets against its own copy in a box, and against each part of it that a comma or
+an operator outside brackets cuts off, which must be a different answer.
 
 Throughput: answers/s through `VerifierPool` with two workers on a training step's mix: groups of rollouts, half of them
 distinct. A worker's start-up and first 40 pairs aren't timed.
@@ -40,7 +41,7 @@ from capo_fast.verify.pool import VerifierPool
 
 Pair = tuple[str, str]
 Equal = Callable[[str, str, float], bool]
-KINDS = {  # of answer_cases.jsonl, by the end of the report's address
+KINDS = {  # kinds of answer_cases.jsonl, by the end of the issue's address
     "Math-Verify/issues/14": "different answers", "Math-Verify/pull/81": "mixed numbers",
     "Math-Verify/issues/76": "emphasis, Answer:", "ds4/pull/319": "answer is, chains",
     "verl/pull/7274": "#### as mark and heading", "proeval/pull/19": "signs", "trl/pull/4563": "thinking",
@@ -90,7 +91,7 @@ def in_dollars(text: str) -> str:
 
 
 def verdict(equal: Equal, row: dict[str, Any]) -> bool | None:
-    """None for a time-out. A test's own precision is a tolerance."""
+    """The verdict; None for a time-out. A row's precision setting becomes a tolerance."""
     precision = (row.get("settings") or {}).get("precision", 6)
     try:
         with time_limit(30.0):  # the machine may be busy
@@ -120,14 +121,14 @@ def accuracy(data: Path) -> dict[str, Any]:
     return report
 
 
-def _by_kind(rows: Sequence[dict[str, Any]], said: dict[str, list[bool | None]]) -> dict[str, Any]:
-    """Right verdicts of each kind, and every row on which one is wrong."""
+def _by_kind(rows: Sequence[dict[str, Any]], found: dict[str, list[bool | None]]) -> dict[str, Any]:
+    """Right verdicts of each kind, and every row with a wrong verdict. found: verdicts on the rows by verifier."""
     table: dict[str, Counter[str]] = defaultdict(Counter)
-    judged = [row | {who: verdicts[i] for who, verdicts in said.items()} for i, row in enumerate(rows)]
+    judged = [row | {who: verdicts[i] for who, verdicts in found.items()} for i, row in enumerate(rows)]
     for row in judged:
-        table[row["kind"]].update({"pairs": 1, **{who: int(row[who] == row["equal"]) for who in said}})
-    wrong = [row for row in judged if any(row[who] != row["equal"] for who in said)]
-    shown = [{key: row[key] for key in ("kind", "response", "reference", "equal", *said)} for row in wrong]
+        table[row["kind"]].update({"pairs": 1, **{who: int(row[who] == row["equal"]) for who in found}})
+    wrong = [row for row in judged if any(row[who] != row["equal"] for who in found)]
+    shown = [{key: row[key] for key in ("kind", "response", "reference", "equal", *found)} for row in wrong]
     return {"kinds": table, "wrong": shown, "different": sum(not row["equal"] for row in rows)}
 
 
@@ -153,7 +154,7 @@ def references(data: Path) -> dict[str, Any]:
 
 
 def parts_of(answer: str) -> Iterator[str]:
-    """What is before and behind each comma and operator outside brackets."""
+    """The texts before and after each comma and operator outside brackets."""
     for cut in _CUT.finditer(answer):
         before, after = answer[: cut.start()], answer[cut.end() :]
         if before.strip() and after.strip() and all(before.count(a) == before.count(b) for a, b in ("()", "[]", "{}")):
@@ -161,7 +162,7 @@ def parts_of(answer: str) -> Iterator[str]:
 
 
 def step_mix(data: Path, random: Random) -> list[Pair]:
-    """Groups of eight rollouts, half of them distinct: the solution, and others of its subject."""
+    """Groups of eight rollouts, half of them distinct: the solution, and solutions of the same subject."""
     maths, groups = rows_of(data / "math_test5000.jsonl.gz"), []
     for row in random.sample(maths, 2000):
         others = random.sample([each for each in maths if each["subject"] == row["subject"]], GROUP // 2 - 1)
@@ -183,13 +184,13 @@ def throughput(data: Path) -> list[dict[str, int]]:
 
 
 def cpu_seconds(pool: VerifierPool) -> float:
-    """What the living workers have used (Linux), and all that are gone: a killed one loses nothing."""
-    gone, ticks = resource.getrusage(resource.RUSAGE_CHILDREN), 0
+    """CPU seconds of the running workers (Linux) and of all that have exited, including killed ones."""
+    exited, ticks = resource.getrusage(resource.RUSAGE_CHILDREN), 0
     for worker in pool._team:
         if not worker.dead:
             fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK") + gone.ru_utime + gone.ru_stime
+    return ticks / os.sysconf("SC_CLK_TCK") + exited.ru_utime + exited.ru_stime
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -206,7 +207,7 @@ def markdown(report: dict[str, Any]) -> str:
         parts += [f"## Right verdicts on {name}", markdown_table(["kind", "pairs", *WHO], rows)]
         accepted = {who: sum(bool(row[who]) and not row["equal"] for row in found["wrong"]) for who in WHO}
         parts += [
-            f"{n} of {found['different']} different answers called equal by {who}." for who, n in accepted.items()
+            f"{n} of {found['different']} different answers accepted as equal by {who}." for who, n in accepted.items()
         ]
         parts += [LINE.format(**row) for row in found["wrong"] if row["capo_fast"] != row["equal"]]
     for name, found in report.get("references", {}).items():
@@ -220,7 +221,7 @@ def markdown(report: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES), help="keeps the report's rest")
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES), help="others are kept")
     parser.add_argument("--out", type=Path, default=Path("bench/results/verifier"))
     arguments = parser.parse_args()
     file = arguments.out / "verifier.json"

@@ -201,7 +201,7 @@ def training_columns(rewards: Sequence[RewardFunction], estimator: Estimator | N
 def check_endpoint_client() -> None:
     """Raises EngineError if packages for a critic's server are missing; a run without a server does not need them."""
     if missing := [name for name in ("anyio", "httpx2", "openai") if importlib.util.find_spec(name) is None]:
-        raise EngineError(f"a critic at a server needs {', '.join(missing)}: pip install '.[endpoint]'")
+        raise EngineError(f"a critic on a server needs {', '.join(missing)}: pip install '.[endpoint]'")
 
 
 def load_critic_tokenizer(config: Config, fetch: bool = True) -> Any:

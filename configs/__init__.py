@@ -1,1 +1,1 @@
-"""The shipped settings, installed as `capo_fast.configs`; a package, so that importlib.resources finds them."""
+"""The shipped settings, installed as `capo_fast.configs`; a package so that importlib.resources finds them."""

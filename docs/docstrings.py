@@ -1,4 +1,4 @@
-"""Docstrings as Markdown for the site: doctests are fenced, and a `>` that begins another line is no quotation."""
+"""Docstrings as Markdown for the site: doctests are fenced, and a `>` at the start of another line is escaped."""
 
 from __future__ import annotations
 

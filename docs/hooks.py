@@ -1,7 +1,7 @@
-"""Builds the site from docs/ and from the repository's own documents, and fills in the settings.
+"""Builds the site from docs/ and from the repository's other documents, and fills in generated tables.
 
-Documents outside of docs/ keep their paths in the site, so that links between them hold. A link from docs/ to one of
-them begins with `../`, a link back with `docs/` or `../../docs/`. All are right in a checkout and are shortened here
+Documents outside docs/ keep their paths in the site, so that links between them work. A link from docs/ to one of them
+begins with `../`, a link back with `docs/` or `../../docs/`. These links are valid in a checkout and are shortened here
 for the site.
 """
 
@@ -38,7 +38,7 @@ TABLES = {
     "<!-- plans of the paper's policies -->": plans.paper_table,
     "<!-- plans beside another trainer's figures -->": plans.published_table,
 }
-"""What a page has in place of tables, and what makes them."""
+"""Placeholders in pages, and the functions that return their tables."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -50,7 +50,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     inside = Path(config.docs_dir, page.file.src_uri).exists()
-    assert not inside or page.file.src_uri == page.file.name + ".md", "the rule for links takes docs/ to be flat"
+    assert not inside or page.file.src_uri == page.file.name + ".md", "the rule for links needs a flat docs/"
     text = markdown.replace("](../", "](") if inside else markdown.replace("](docs/", "](").replace("../docs/", "../")
     for mark, make in TABLES.items():
         text = text.replace(mark, make()) if mark in text else text

@@ -1,4 +1,4 @@
-"""The README's picture: the credit map of a run beside the learning curves of bench/results/tiny/evidence.json.
+"""The README's picture: the credit map of a run, and the learning curves of bench/results/tiny/evidence.json.
 
 capo train --run.dir runs/first
 python -m docs.pictures runs/first        # writes docs/images/capo.png
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "bench/results/tiny/evidence.json"
 PICTURE = ROOT / "docs/images/capo.png"
 WINDOW: Any = {"width": 760, "height": 1000}
-"""Of the browser, in CSS pixels."""
+"""The browser's window, in CSS pixels."""
 ONLY_THE_ROLLOUT = """
 .top, footer, main > :not(#credit), #credit > :not(#map), #list { display: none !important }
 #map { display: block }
@@ -36,7 +36,7 @@ ARMS = {"capo-1": "CAPO, one critique per rollout", "prefix": "prefix credit", "
 
 
 def credit_map(run: Path) -> Any:
-    """The pixels of a run's credit map, opened at a right answer with a wrong step."""
+    """Image of a run's credit map with an open rollout: a right answer with a wrong step."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page_file = Path(folder) / "report.html"
         if status := report([str(run), "--out", str(page_file)]):

@@ -1,4 +1,4 @@
-"""The picture of docs/concepts.md: one group from critiques to advantages, by the functions that training uses.
+"""The picture of docs/concepts.md: one group from critiques to advantages, computed by the functions of training.
 
 python -m docs.trace        # writes docs/images/trace.svg
 """
@@ -21,12 +21,12 @@ from capo_fast.credit.vote import vote
 
 PICTURE = Path(__file__).parent / "images/trace.svg"
 TOKENS = 2
-"""Of each step."""
+"""Tokens per step."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A rollout of the group, and the answers of the critic about it."""
+    """A rollout of the group, and the critic's answers about it."""
 
     steps: Sequence[str]
     outcome: float
@@ -34,7 +34,7 @@ class Solution:
 
     @property
     def named(self) -> list[str]:
-        """What each critique names, as the rows of the picture have it."""
+        """Wrong steps named by each critique, as shown in the picture's rows."""
         found = [parse_critique(text, len(self.steps)) for text in self.critiques]
         return ["abstains" if each.abstained else f"{sorted(each.wrong_steps)}" for each in found]
 
@@ -66,7 +66,7 @@ def credit_of(group: Sequence[Solution]) -> ck.Credit:
 
 
 def rewards_and_advantages(group: Sequence[Solution]) -> tuple[list[list[float]], list[list[float]]]:
-    """Of each step of each solution; those of its tokens are equal."""
+    """Reward and advantage of each step of each solution; all tokens of a step have the same."""
     credit = credit_of(group)
     trained = torch.ones_like(credit.step_starts)
     advantages = ck.token_advantages(credit, trained)[credit.step_starts].tolist()
@@ -103,7 +103,7 @@ def draw(axes: Any, solution: Solution, rewards: Sequence[float], advantages: Se
 
 
 def marked(named: str, step: int) -> str:
-    """What a critique says of one step."""
+    """A critique's verdict on one step, as shown in a cell."""
     return named if named == "abstains" else "wrong" if str(step) in named else ""
 
 

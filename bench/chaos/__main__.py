@@ -3,21 +3,21 @@
     python -m bench.chaos --kills 25 --seed 0 [--work runs/chaos] [--out bench/results/chaos]
     python -m bench.chaos --cases slow-rank hung-verifier full-disk flipped-bytes
 
-The hosts are two network namespaces of this machine (root, Linux). A job is one torchrun per host of the embedded
-default in small: CAPO with vLLM, 6 steps, a checkpoint every second one.
+The hosts are two network namespaces of this machine (needs root and Linux). A job is one torchrun per host. It runs the
+embedded default at a small size: CAPO with vLLM, 6 steps, a checkpoint every 2 steps.
 
---kills: SIGKILLs, one after the other. Victim (rank, launcher, all of a host, a worker of the verifier), stage and the
-moment in it come from the seed and the kill's number. After each the job must end by itself, without a process left,
-with one line on the other host that names the rank, and with checkpoints equal to those of the run without a kill;
-then the same command is started again. A worker's end must change nothing. Each run that is done is compared with the
-one without kills: metrics but for times, rollouts, weights and the last checkpoint byte for byte, and no file left in
-/dev/shm or the temporary folders. A kill takes some 20 s on two cores.
+--kills: SIGKILLs, one after the other. The seed and the kill's number decide the victim (rank, launcher, a whole host,
+a verifier worker), the stage and the moment in it. After each kill the job must exit by itself, without a process left.
+The other host must print one line that names the rank, and the checkpoints must equal those of the run without kills.
+Then the same command is started again. Killing a worker must change nothing. Each completed run is compared with the
+run without kills: metrics other than times, rollouts, weights and the last checkpoint byte for byte. No file may be
+left in /dev/shm or the temporary folders. A kill takes about 20 s on two cores.
 
---cases: a rank that is stopped for 15 s, a reward function that never returns for some responses, a disk without room
-for a checkpoint, a checkpoint with a flipped bit.
+--cases: a rank that is suspended for 15 s, a reward function that never returns for some responses, a disk too full for
+a checkpoint, a checkpoint with a flipped bit.
 
-A shard (--seed) whose results are in --out is not repeated; chaos.md there is written anew from all of them. Exit
-status 1 where a result in --out, of this call or an earlier one, has a fault.
+A shard (--seed) whose results are in --out is not repeated. chaos.md in --out is rewritten from all results. Exit
+status 1 if any result in --out, of this call or an earlier one, has a fault.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from capo_fast.command import run_command
 
 
 def kills(seed: int, count: int, work: Path) -> dict[str, Any]:
-    """The results of one shard."""
+    """Results of one shard."""
     start, outcomes = time.monotonic(), list[dict[str, Any]]()
 
     def note(outcome: dict[str, Any]) -> None:

@@ -15,17 +15,17 @@ from bench.chaos.job import END_LIMIT_S, Job
 from bench.chaos.runs import EVERY, Reference, settings
 
 STOPPED_S = 15.0
-"""Of the slow rank: longer than a rank waits for another that it knows to have ended."""
+"""Seconds the slow rank is suspended: longer than the grace period for a rank that is known to have exited."""
 DISK_MIB = 64
 ROOM_BYTES = 2 * 2**20
-"""What is left of a full disk: metrics and rollouts fit, the 3.6 MB of a checkpoint do not."""
+"""Free space of the full disk: metrics and rollouts fit, the 3.6 MB of a checkpoint do not."""
 
 Found = tuple[str, list[str]]
-"""What was seen, and what was not as it must be."""
+"""Observation in words, and faults."""
 
 
 def slow_rank(work: Path) -> Found:
-    """A rank is stopped for a while amid learning: the others wait, and the run ends as without it."""
+    """A rank is suspended during `learn`: the other waits, and the run ends as without it."""
     with two_hosts() as hosts:
         reference, run = Reference(hosts, work / "reference"), work / "slow-rank"
         job = Job(hosts, run / "start", settings(run / "run"))
@@ -34,13 +34,13 @@ def slow_rank(work: Path) -> Found:
             rank.suspend()
             time.sleep(STOPPED_S)
             rank.resume()
-        return f"stopped for {STOPPED_S:g} s in learn of step {EVERY}", arrived + _ends_equal(
+        return f"suspended for {STOPPED_S:g} s in learn of step {EVERY}", arrived + _ends_equal(
             job, reference, run / "run"
         )
 
 
 def hung_verifier(work: Path) -> Found:
-    """A reward function that never returns for some responses: each is a time-out, and the run goes on."""
+    """A reward function that never returns for some responses: each is a time-out, and the run continues."""
     with two_hosts() as hosts:
         limit = {"reward_timeout_s": 3}
         reference = Reference(hosts, work / "reference-timeouts", reward_fn="bench.chaos.rewards:gives_up", **limit)
@@ -53,26 +53,26 @@ def hung_verifier(work: Path) -> Found:
 
 
 def full_disk(work: Path) -> Found:
-    """No room for a checkpoint: one line names the file, and once there is room the run goes on from the one before."""
+    """No space for a checkpoint: one line names the file; with space again the run resumes from the one before."""
     with small_disk(work / "full-disk") as disk, two_hosts() as hosts:
         reference, run = Reference(hosts, work / "reference"), disk / "run"
         job = Job(hosts, work / "full-disk-start-0", settings(run))
         faults = _reaches(job, EVERY + 1, "rollout")
         _fill(disk)
-        faults += [] if job.end(END_LIMIT_S) is not None else ["the job did not end"]
+        faults += [] if job.end(END_LIMIT_S) is not None else ["the job did not exit"]
         line = _one(
             [line for host in hosts for line in job.own_lines(host) if "its error is the one to read" not in line]
         )
         if "No space left on device" not in line or "earlier checkpoints kept" not in line:
             faults.append(f"found: {line}")
-        faults += [f"{name} is not as without a full disk" for name in reference.unlike_checkpoints(run)]
+        faults += [f"{name} differs from the run without a full disk" for name in reference.unlike_checkpoints(run)]
         (disk / "filler").unlink()
         again = Job(hosts, work / "full-disk-start-1", settings(run))
         return line.replace(str(disk), "DISK"), faults + _ends_equal(again, reference, run)
 
 
 def flipped_bytes(work: Path) -> Found:
-    """A bit of the newest checkpoint is another: it is refused by name, and the one before is resumed."""
+    """One bit of the newest checkpoint is flipped: it is refused by name, and the one before is resumed."""
     with two_hosts() as hosts:
         reference, run = Reference(hosts, work / "reference"), work / "flipped-bytes"
         job = Job(hosts, run / "start-0", settings(run / "run"))
@@ -100,7 +100,7 @@ CASES: dict[str, Callable[[Path], Found]] = {
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of its own, in memory."""
+    """A separate file system in memory."""
     folder.mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", folder], check=True)
     try:
@@ -110,13 +110,13 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 
 def _reaches(job: Job, step: int, stage: str) -> list[str]:
-    """Wait until rank 1 is there; a fault where it never is."""
-    there = job.wait_for(lambda: any((each.step, each.stage) == (step, stage) for each in job.stages(1)))
-    return [] if there else [f"{stage} of step {step} was not reached; logs in {job.folder}"]
+    """Wait until rank 1 reaches the stage; returns a fault if it never does."""
+    reached = job.wait_for(lambda: any((each.step, each.stage) == (step, stage) for each in job.stages(1)))
+    return [] if reached else [f"{stage} of step {step} was not reached; logs in {job.folder}"]
 
 
 def _one(lines: Sequence[str]) -> str:
-    """The only line; else what there is in its place."""
+    """The only line; else the number of lines and their texts."""
     return lines[0] if len(lines) == 1 else f"{len(lines)} lines: {' | '.join(lines)}"
 
 

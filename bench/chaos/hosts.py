@@ -1,7 +1,7 @@
-"""Two hosts in one machine: network namespaces with names of their own, joined by a pair of virtual interfaces.
+"""Two hosts in one machine: network namespaces with their own host names, joined by a pair of virtual interfaces.
 
-Each has its own /dev/shm and its own folder for temporary files, so that what a job leaves behind is seen exactly. As
-root, on Linux.
+Each has its own /dev/shm and its own folder for temporary files, so that every file a job leaves behind is found. Needs
+root and Linux.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from capo_fast.errors import CapoError
 
 ADDRESSES = {"left": "10.78.0.1", "right": "10.78.0.2"}
 BECOME_HOST = "hostname {name} && mount -t tmpfs tmpfs /dev/shm && ip link set lo up && echo ready && exec cat"
-"""`cat` ends with this process, whose end of its standard input closes then."""
+"""`cat` exits with this process, because its standard input closes then."""
 KEPT = ("torchinductor_",)
-"""What begins so is meant to stay among the temporary files: torch's compile cache."""
+"""Prefixes of temporary files that may stay: torch's compile cache."""
 
 
 class HostError(CapoError):
-    """No hosts can be made here."""
+    """Hosts cannot be made on this machine."""
 
 
 KILL_S = 5.0
@@ -36,7 +36,7 @@ TOOLS = ("unshare", "nsenter", "ip")
 
 
 class Host:
-    """One of the two."""
+    """One of the two hosts."""
 
     def __init__(self, name: str, temporary: Path) -> None:
         self.name, self.temporary = name, temporary
@@ -51,47 +51,47 @@ class Host:
         self._inside = ["nsenter", f"--target={self.pid}", "--net", "--uts", "--mount", "env", f"--chdir={Path.cwd()}"]
 
     def call(self, command: str) -> None:
-        """Run a command here. Raises HostError."""
+        """Run a command on this host. Raises HostError."""
         _run([*self._inside, *command.split()])
 
     def connect(self) -> None:
-        """Its end of the cable, which has its name, gets its address."""
+        """Give this host's end of the cable, which has the host's name, its address."""
         self.call(f"ip addr add {ADDRESSES[self.name]}/24 dev {self.name}")
         self.call(f"ip link set {self.name} up")
 
     def options(self) -> list[str]:
-        """torchrun's, of a job of one rank on each host; `left` is rank 0."""
+        """Options of torchrun for a job of one rank per host; `left` is rank 0."""
         store = [f"--rdzv-endpoint={ADDRESSES['left']}:29500", f"--rdzv-conf=is_host={int(self.name == 'left')}"]
         place = ["--nnodes=2", "--nproc-per-node=1", f"--local-addr={ADDRESSES[self.name]}", "--rdzv-backend=c10d"]
         return [*place, *store]
 
     def torchrun(self, log: Path, words: Sequence[str]) -> psutil.Popen:
         """Start this host's part of a job."""
-        # Below this process, which would come too late to a stage of milliseconds.
+        # At a lower priority than this process, which must not miss a stage of milliseconds.
         command = [*self._inside, "nice", sys.executable, "-m", "torch.distributed.run", *self.options()]
         own = {"TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        # torchrun leaves a folder for its logs among the temporary files when it is killed.
+        # A killed torchrun leaves its folder of logs among the temporary files.
         logs = f"--log-dir={log.with_suffix('.torchrun')}"
         with log.open("ab") as file:
             return psutil.Popen([*command, logs, *words], stdout=file, stderr=file, env=os.environ | own)
 
     def processes(self) -> list[psutil.Process]:
-        """All that run here, whoever their parent is by now."""
+        """All processes on this host, whatever their current parent."""
         found = []
         for pid in psutil.pids():
-            with suppress(OSError, psutil.NoSuchProcess):  # it has ended meanwhile
+            with suppress(OSError, psutil.NoSuchProcess):  # it has exited meanwhile
                 if pid != self.pid and os.readlink(f"/proc/{pid}/ns/net") == self._network:
                     found.append(psutil.Process(pid))
         return found
 
     def files(self) -> list[str]:
-        """Those in /dev/shm and among the temporary files."""
+        """Names of files in /dev/shm and in the temporary folder."""
         shared = Path(f"/proc/{self.pid}/root/dev/shm")
         found = [path.name for folder in (shared, self.temporary) for path in folder.iterdir()]
         return sorted(name for name in found if not name.startswith(KEPT))
 
     def kill(self) -> None:
-        """Every process at once."""
+        """Kill every process on this host."""
         found = self.processes()
         for each in found:
             with suppress(psutil.NoSuchProcess):
@@ -113,7 +113,7 @@ def _run(words: Sequence[str]) -> None:
 
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """`left` and `right`; at the end nothing is left of them. Raises HostError."""
+    """`left` and `right`; both are removed at the end. Raises HostError."""
     if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
         raise HostError(f"can't make a host without {', '.join(missing)}")
     hosts: list[Host] = []

@@ -1,4 +1,4 @@
-"""One start of the command on both hosts: which stage its ranks are in, and how it ends."""
+"""One start of the command on both hosts: the stages of its ranks, and its exit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from bench.chaos.hosts import Host
 
 POLL_S = 0.003
 END_LIMIT_S = 120.0
-"""Seconds in which a job must have ended by itself after a kill."""
+"""Seconds within which a job must exit by itself after a kill."""
 RUN_LIMIT_S = 600.0
-"""Seconds in which a start must have done all steps that are left."""
+"""Seconds within which a start must complete all remaining steps."""
 
 
 class Place(NamedTuple):
@@ -25,14 +25,14 @@ class Place(NamedTuple):
     step: int
     stage: str
     seconds: float
-    """When, by the machine's clock."""
+    """Time of entry, by the machine's monotonic clock."""
 
 
 class Job:
     """The command with these settings, on two hosts of one rank each."""
 
     def __init__(self, hosts: Sequence[Host], folder: Path, settings: Sequence[str]) -> None:
-        """folder: a new one, for logs and stages."""
+        """folder: a new folder for logs and stages."""
         folder.mkdir(parents=True)
         self.hosts, self.folder = hosts, folder
         words = ["-m", "bench.chaos.rank", str(folder), *settings]
@@ -43,7 +43,7 @@ class Job:
         return self.folder / f"{host.name}.log"
 
     def stages(self, rank: int) -> list[Place]:
-        """Those that a rank has entered, in order."""
+        """Stages that a rank has entered, in order."""
         path = self.folder / f"rank-{rank}"
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
         return [Place(int(step), stage, float(seconds)) for step, stage, seconds in map(str.split, lines)]
@@ -52,7 +52,7 @@ class Job:
         return self._launchers[self.hosts.index(host)]
 
     def ranks(self, host: Host) -> list[psutil.Process]:
-        """The process of its rank; none where it has ended, or not started."""
+        """The process of its rank; empty if it has exited or not started."""
         with suppress(psutil.NoSuchProcess):
             found = self._ranks[host.name] = self._ranks.get(host.name) or self.launcher(host).children()
             return [each for each in found if each.is_running()]
@@ -62,7 +62,7 @@ class Job:
         return any(launcher.poll() is None for launcher in self._launchers)
 
     def wait_for(self, true: Callable[[], bool], seconds: float = RUN_LIMIT_S) -> bool:
-        """Whether it becomes true while the job runs, and in time."""
+        """True once the condition is met; False if the job exits or the time is over first."""
         end = time.monotonic() + seconds
         while self.is_running() and time.monotonic() < end:
             if true():
@@ -71,7 +71,7 @@ class Job:
         return False
 
     def end(self, seconds: float = RUN_LIMIT_S) -> float | None:
-        """Seconds until no process is left on either host; None where some are, which are killed then."""
+        """Seconds until no process is left on either host; None if some are left, which are then killed."""
         start = time.monotonic()
         while time.monotonic() < start + seconds:
             if not self.is_running() and not any(host.processes() for host in self.hosts):
@@ -85,6 +85,6 @@ class Job:
         return [launcher.poll() for launcher in self._launchers]
 
     def own_lines(self, host: Host, label: str = "error") -> list[str]:
-        """The lines of our own on a host's standard output and error."""
+        """capo_fast's own lines on a host's standard output and error."""
         lines = self.log(host).read_text(errors="replace").splitlines()
         return [line for line in lines if line.startswith("capo_fast") and f": {label}: " in line]

@@ -1,4 +1,4 @@
-"""SIGKILLs at random places of a run, which is started again after each until all of its steps are done."""
+"""SIGKILLs at random places of a run. The run is restarted after each until all its steps are completed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from bench.chaos.job import END_LIMIT_S, Job, Place
 from bench.chaos.runs import EVERY, Reference, fresh, settings
 
 KINDS = ("rank", "launcher", "host", "worker")
-"""`host` is all of one; `worker` one process of the verifier, without which a run goes on."""
+"""`host`: all processes of one; `worker`: one process of the verifier, without which a run continues."""
 STAGES = ("start", "sync", "rollout", "critique", "verify", "credit", "learn", "eval", "checkpoint")
 WORKER_READY_S = 3.0
-"""A worker younger than this may still be starting: its death is then an error of the run."""
+"""A worker younger than this may still be starting: killing it is an error of the run."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What is to be killed, and where."""
+    """A planned kill: victim and place."""
 
     number: int
     kind: str
@@ -33,13 +33,13 @@ class Kill:
     """0 is `left`, with rank 0, 1 is `right`."""
     stage: str
     ahead: int
-    """Steps after the newest checkpoint, 1 to EVERY + 1: the last is behind the next one."""
+    """Steps after the newest checkpoint, 1 to EVERY + 1: the last is after the next checkpoint."""
     share: float
-    """Of the stage's usual length, after which the kill comes."""
+    """The kill comes after this share of the stage's usual length."""
 
 
 def draw(seed: int, number: int) -> Kill:
-    """The same for the same seed and number, whatever came before.
+    """The kill of a seed and number, independent of earlier draws.
 
     >>> draw(0, 3) == draw(0, 3) != draw(0, 4)
     True
@@ -52,50 +52,50 @@ def draw(seed: int, number: int) -> Kill:
 
 @dataclass
 class Outcome:
-    """What a kill met and what came of it, as the results have it."""
+    """Place and consequences of a kill, as written to the results."""
 
     number: int
     victim: str
     planned: str
     step: int
     stage: str
-    """Where the victim's rank was when it was killed."""
+    """Stage of the victim's rank when it was killed."""
     into_s: float
     """Seconds since that stage began."""
     ended_s: float | None = None
-    """Until no process was left; None: the run went on."""
+    """Seconds until no process was left; None: the run continued."""
     said: str = ""
     """The line on the other host."""
     files_left: list[str] = field(default_factory=list)
-    """In /dev/shm and the temporary folders, until the next start."""
+    """Files left in /dev/shm and the temporary folders until the next start."""
     faults: list[str] = field(default_factory=list)
-    """What was not as it must be."""
+    """Deviations from the required behaviour."""
 
 
 class Chain:
-    """Kills, one after the other, over runs of the same settings."""
+    """A sequence of kills over runs of the same settings."""
 
     def __init__(self, hosts: Sequence[Host], work: Path, reference: Reference, note: Callable[[Any], None]) -> None:
         self.hosts, self.reference, self.note = hosts, reference, note
         self._folders = fresh(work)
         self.faults: list[str] = []
-        """Of whole runs."""
+        """Faults of whole runs."""
         self.runs = self.starts = 0
 
     def run_all(self, kills: Sequence[Kill]) -> None:
-        """All of them, over as many runs as that takes; the last run is finished, too."""
+        """Execute all kills, over as many runs as needed; the last run is completed too."""
         left = list(kills)
         while left:
             run, before = next(self._folders), len(left)
             self._until_done(run, left)
             if len(left) == before:
-                self.faults.append(f"a whole run did not come to kill {left.pop(0)}")
+                self.faults.append(f"a whole run did not reach kill {left.pop(0)}")
             self.runs += 1
             self.faults += [f"run {self.runs}: {each}" for each in self.reference.unlike(run / "run")]
             self.faults += [f"run {self.runs} left {host.name}: {name}" for host in self.hosts for name in host.files()]
 
     def _until_done(self, folder: Path, left: list[Kill]) -> None:
-        """Start the run again until it ends by itself."""
+        """Restart the run until it exits without a kill."""
         start = 0
         while True:
             job = Job(self.hosts, folder / f"start-{start}", settings(folder / "run"))
@@ -107,7 +107,7 @@ class Chain:
             self.faults.append(f"exit statuses {job.statuses()} where no kill ended the job; logs in {job.folder}")
 
     def _kills_in(self, job: Job, run: Path, left: list[Kill]) -> bool:
-        """Whether the job was ended by a kill; else it has done all steps."""
+        """True if a kill ended the job; False if it has completed all steps."""
         since = 0.0
         while left and (place := self._arrive(job, left[0], since)) is not None:
             kill, since = left[0], place.seconds
@@ -124,17 +124,17 @@ class Chain:
         return False
 
     def _arrive(self, job: Job, kill: Kill, since: float) -> Place | None:
-        """Wait until the run is where the kill wants it, after `since`; None where it has ended before."""
+        """Wait until the run reaches the kill's place, after `since`; None if it has exited before."""
         found: list[Place] = []
 
-        def there() -> bool:
+        def arrived() -> bool:
             found[:] = wanted(kill, job.stages(kill.host), since)
             return bool(found) and bool(victims(job, self.hosts[kill.host], kill.kind))
 
-        return found[0] if job.wait_for(there) else None
+        return found[0] if job.wait_for(arrived) else None
 
     def _kill(self, job: Job, kill: Kill, place: Place) -> Outcome | None:
-        """None where the victim has ended before."""
+        """Kill the victim; None if it has exited before."""
         host = self.hosts[kill.host]
         time.sleep(max(0.0, place.seconds + kill.share * self.reference.seconds[kill.stage] - time.monotonic()))
         if not any([killed(each) for each in victims(job, host, kill.kind)]):
@@ -146,8 +146,8 @@ class Chain:
         )
 
     def _judge(self, outcome: Outcome, job: Job, kill: Kill, run: Path) -> None:
-        """How the job ended: by itself, with one line on the other host, which names the rank, and with a state that
-        the run without kills has had."""
+        """Check the job's exit: by itself, with one line on the other host that names the rank, and with checkpoints
+        equal to those of the run without kills."""
         host, other = self.hosts[kill.host], self.hosts[1 - kill.host]
         took = job.end(END_LIMIT_S)
         outcome.ended_s = None if took is None else round(took, 1)
@@ -156,16 +156,18 @@ class Chain:
         outcome.files_left = [f"{each.name}: {name}" for each in self.hosts for name in each.files()]
         if took is None:
             outcome.faults.append(f"still running after {END_LIMIT_S:g} s")
-        done = (run / "summary.json").exists()  # all steps, before the kill: nothing is lost, and there is no line
+        done = (run / "summary.json").exists()  # all steps completed before the kill: no line is expected
         if not done and (
             len(lines) != 1 or f"rank {kill.host} on {host.name} died without an error message" not in lines[0]
         ):
             outcome.faults.append(f"{len(lines)} lines on {other.name}, wanted one that names rank {kill.host}")
-        outcome.faults += [f"{each} is not as without kills" for each in self.reference.unlike_checkpoints(run)]
+        outcome.faults += [
+            f"{each} differs from the run without kills" for each in self.reference.unlike_checkpoints(run)
+        ]
 
 
 def wanted(kill: Kill, stages: Sequence[Place], since: float) -> list[Place]:
-    """The places of one start where the kill may come.
+    """Places of one start at which the kill may come.
 
     >>> stages = [Place(0, "start", 1.0), Place(3, "sync", 2.0), Place(4, "sync", 3.0)]
     >>> wanted(Kill(0, "rank", 0, "sync", 2, 0.5), stages, 0.0)
@@ -177,7 +179,7 @@ def wanted(kill: Kill, stages: Sequence[Place], since: float) -> list[Place]:
 
 
 def victims(job: Job, host: Host, kind: str) -> list[psutil.Process]:
-    """The processes to be killed; the launcher before what it would end."""
+    """Processes to kill; the launcher comes before the processes that it would end."""
     launcher = job.launcher(host)
     if kind == "host":
         return [launcher, *job.ranks(host), *host.processes()]
@@ -187,7 +189,7 @@ def victims(job: Job, host: Host, kind: str) -> list[psutil.Process]:
 
 
 def killed(process: psutil.Process) -> bool:
-    """Kill it; whether it was running."""
+    """Kill the process; returns whether it was running."""
     with suppress(psutil.NoSuchProcess):
         ran = process.status() != psutil.STATUS_ZOMBIE
         process.kill()
@@ -196,7 +198,7 @@ def killed(process: psutil.Process) -> bool:
 
 
 def workers(rank: psutil.Process) -> list[psutil.Process]:
-    """The verifier's, of a rank, that have started."""
+    """Verifier workers of a rank that have started."""
     found = []
     with suppress(psutil.NoSuchProcess):
         for child in rank.children():

@@ -1,7 +1,7 @@
-"""What a rank of the job runs: the command `capo_fast.train`, which notes each stage as it starts.
+"""Program of one rank of the job: `capo train`, with each stage recorded as it starts.
 
-Arguments: FOLDER SETTINGS. FOLDER gets a file for each rank, with a line for each stage: step, stage, seconds of the
-machine's clock. `start` of step 0 begins when the ranks have met, and lasts until the first stage.
+Arguments: FOLDER SETTINGS. FOLDER gets a file per rank with a line per stage: step, stage, seconds of the machine's
+monotonic clock. `start` of step 0 begins when all ranks are connected, and lasts until the first stage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from capo_fast.runtime.job import this_job
 from capo_fast.runtime.training import Trains, train_on_ranks
 
 AFTER = ("eval", "checkpoint", "export")
-"""Stages behind the update of their step."""
+"""Stages after the update of their step."""
 
 
 def main(folder: Path, words: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Reward functions of the case `hung-verifier`: for one response in some, chosen by its text, there is no verdict."""
+"""Reward functions of the case `hung-verifier`: one response in eight, chosen by its text, gets no verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def hangs(response: str, answer: str) -> bool:
 
 
 def gives_up(response: str, answer: str) -> bool:
-    """The same by itself."""
+    """Times out for the same responses, without being killed."""
     if crc32(response.encode()) % 8 == 0:
         raise VerifyTimeout
     return is_right(response, answer)

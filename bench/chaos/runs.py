@@ -1,4 +1,4 @@
-"""The run that all is compared with, and what a run on two hosts may not differ in."""
+"""The reference run, and the comparison of a run on two hosts with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from capo_fast.errors import CapoError
 from capo_fast.policy.manifest import DamagedError, read_manifest, steps_in
 
 STEPS, EVERY = 6, 2
-"""Of a run, and between checkpoints."""
+"""Steps of a run, and steps between checkpoints."""
 SMALL = {
     "train.steps": STEPS,
     "checkpoint.every": EVERY,
@@ -30,16 +30,16 @@ SMALL = {
     "eval.every": EVERY,
     "reward.timeout_s": 60,
 }
-"""Over the embedded default: CAPO with vLLM."""
+"""Changes to the embedded default, which is CAPO with vLLM."""
 OF_THE_STATE = ("model", "optimizer", "rng", "learner")
 
 
 class FailedRun(CapoError):
-    """A run that nothing has disturbed did not end well."""
+    """The reference run failed."""
 
 
 def settings(run: Path, **others: object) -> list[str]:
-    """The flags of a small run; `reward_fn` is `reward.fn`."""
+    """Flags of a small run; write `reward_fn` for `reward.fn`."""
     more = {name.replace("_", ".", 1): value for name, value in others.items()}
     return [f"--{key}={value}" for key, value in (SMALL | more | {"run.dir": run}).items()]
 
@@ -48,7 +48,7 @@ class Reference:
     """A run without a kill."""
 
     def __init__(self, hosts: Sequence[Host], folder: Path, **others: object) -> None:
-        """Made once per folder and commit; each time where code has changed since the commit."""
+        """The run is made once per folder and commit; always if the code has uncommitted changes."""
         self.run, self._stages, commit = folder / "run", folder / "seconds.json", about(1)["commit"]
         if self._stages.exists() and is_of(commit, json.loads(self._stages.read_text())):
             return
@@ -56,31 +56,31 @@ class Reference:
         job = Job(hosts, folder / "start", settings(self.run, **others))
         took = job.end()
         if job.statuses() != [0, 0] or took is None:
-            raise FailedRun(f"exit statuses {job.statuses()} of a run without a kill; its logs are in {job.folder}")
+            raise FailedRun(f"run without a kill: exit statuses {job.statuses()}, wanted 0; logs in {job.folder}")
         self._stages.write_text(json.dumps({"commit": commit, "seconds": stage_seconds(job)}))
 
     @property
     def seconds(self) -> dict[str, float]:
-        """The mean length of each stage on rank 0."""
+        """Mean duration of each stage on rank 0."""
         return json.loads(self._stages.read_text())["seconds"]
 
     def unlike(self, run: Path) -> list[str]:
-        """What differs in a run that has ended: metrics but for times, rollouts, weights, the newest checkpoint."""
+        """Differences of a completed run: metrics other than times, rollouts, weights, the newest checkpoint."""
         return [f"{each.file}, line {each.line}: {each.key}" for each in differences(self.run, run, TIMED)]
 
     def unlike_checkpoints(self, run: Path) -> list[str]:
-        """Those of a run that is under way whose state is not that of the same step, by their digests."""
+        """Checkpoints of an unfinished run whose digests differ from those of the same step."""
         found = set(steps_in(run / "checkpoints"))
         return [f"step_{step:06d}" for step in sorted(found) if _state(run, step) != _state(self.run, step)]
 
 
 def is_of(commit: str | None, noted: Mapping[str, Any]) -> bool:
-    """Whether a run was made by the code of this commit."""
+    """True if a run was made by the code of this commit."""
     return commit is not None and not commit.endswith("-dirty") and noted.get("commit") == commit
 
 
 def _state(run: Path, step: int) -> dict[str, str]:
-    """Digests of what a checkpoint resumes; none of a damaged one."""
+    """Digests of a checkpoint's files that a resume reads; empty for a damaged checkpoint."""
     try:
         manifest = read_manifest(run / "checkpoints" / f"step_{step:06d}", step)
     except DamagedError:
@@ -89,7 +89,7 @@ def _state(run: Path, step: int) -> dict[str, str]:
 
 
 def stage_seconds(job: Job) -> dict[str, float]:
-    """How long the stages of rank 0 were, on average."""
+    """Mean seconds of each stage of rank 0."""
     spans: dict[str, list[float]] = {}
     for place, following in pairwise(job.stages(0)):
         spans.setdefault(place.stage, []).append(following.seconds - place.seconds)
@@ -97,7 +97,7 @@ def stage_seconds(job: Job) -> dict[str, float]:
 
 
 def fresh(folder: Path) -> Iterator[Path]:
-    """New folders inside it: `0`, `1`, ..."""
+    """New folders inside `folder`: `0`, `1`, ..."""
     number = 0
     while True:
         path = folder / str(number)

@@ -14,17 +14,17 @@ Found = Mapping[str, Any]
 HEAD = """# Chaos
 
 `python -m bench.chaos` on {cores} cores ({processor}), commit {commit}: two hosts of one rank each,
-the embedded default in small.
+the embedded default at a small size.
 """
-EQUAL = """no fault. After {lost} the job ended by itself, with one line on the other host that names the lost rank;
-{late} came when all steps were done, and the job ended without a line; {workers} were of verifier workers, and the job
-went on. Every run ended with the metrics, rollouts, weights and checkpoint of the run without a kill, and left no
+EQUAL = """no fault. After {lost} the job exited by itself, with one line on the other host that names the lost rank;
+{late} came after all steps were completed, and the job exited without a line; {workers} hit verifier workers, and the
+job continued. Every run ended with the metrics, rollouts, weights and checkpoint of the run without kills, and left no
 process and no file.
 """
 
 
 def tables(folder: Path) -> str:
-    """Of all results in a folder."""
+    """Tables of all results in a folder."""
     found = results(folder)
     shards, cases = [each for each in found if "kills" in each], [each for each in found if "case" in each]
     return "\n".join(filter(None, [_head(found), _shards(shards), _cases(cases)])) if found else ""
@@ -35,12 +35,12 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def fault_count(found: Found) -> int:
-    """Of a shard with its kills, or of a case."""
+    """Faults of a shard and its kills, or of a case."""
     return len(found["faults"]) + sum(len(kill["faults"]) for kill in found.get("kills", ()))
 
 
 def _head(found: Sequence[Found]) -> str:
-    """All commits and machines that the results are of."""
+    """Title, with all commits and machines of the results."""
     keys = ("cores", "processor", "commit")
     return HEAD.format(**{key: " and ".join(sorted({str(each[key]) for each in found})) for key in keys})
 
@@ -60,17 +60,17 @@ def _shards(shards: Sequence[Found]) -> str:
     rows = [_victim(name, [kill for kill in kills if kill["victim"] == name]) for name in victims]
     faults = sum(map(fault_count, shards))
     runs, starts = (sum(shard[key] for shard in shards) for key in ("runs", "starts"))
-    said = f"{len(kills)} SIGKILLs in {runs} runs and {starts} starts, "
-    said += f"**{faults} faults**.\n" if faults else _equal(kills)
-    head = ["victim", "kills", "stages", "s until the job had ended: median", "most"]
+    summary = f"{len(kills)} SIGKILLs in {runs} runs and {starts} starts, "
+    summary += f"**{faults} faults**.\n" if faults else _equal(kills)
+    head = ["victim", "kills", "stages", "s until the job exited: median", "max"]
     counts = ", ".join(f"{stage} {sum(kill['stage'] == stage for kill in kills)}" for stage in stages)
-    return f"{said}\n{markdown_table(head, rows)}\nBy stage: {counts}.\n"
+    return f"{summary}\n{markdown_table(head, rows)}\nBy stage: {counts}.\n"
 
 
 def _victim(name: str, kills: Sequence[Found]) -> list[str]:
     stages = ", ".join(sorted({kill["stage"] for kill in kills}))
     seconds = [kill["ended_s"] for kill in kills if kill["ended_s"] is not None]
-    times = [f"{median(seconds):.1f}", f"{max(seconds):.1f}"] if seconds else ["goes on", ""]
+    times = [f"{median(seconds):.1f}", f"{max(seconds):.1f}"] if seconds else ["continues", ""]
     return [name, str(len(kills)), stages, *times]
 
 

@@ -1,7 +1,7 @@
-"""What an arm gains over GRPO, by rollouts and by the clock, and what its critiques cost: the page of learning curves.
+"""The page of learning curves: gains over GRPO by rollouts and by the clock, and the cost of critiques.
 
-By the clock is the mean of pass@1 from 0 to the CPU seconds that GRPO's runs took, with those of the processes that a
-run started; differences are paired by seed.
+"By the clock" is the mean of pass@1 from 0 to the mean CPU seconds of GRPO's runs. CPU seconds include the processes
+that a run started. Differences are paired by seed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from capo_fast.markdown import markdown_table
 
 
 def write_page(out: Path) -> str:
-    """Write `clock.md` and `clock.png` of the runs that are there; the page."""
+    """Write `clock.md` and `clock.png` from the existing runs; returns the page."""
     results, plan = read_runs(out / "runs")
     if GRPO not in results:
         return f"no run of {GRPO} in {out / 'runs'}: nothing to compare with"
@@ -35,7 +35,7 @@ def write_page(out: Path) -> str:
 
 
 def read_runs(folder: Path) -> tuple[Results, Plan]:
-    """The reported runs by arm and seed, and their plan. Raises ValueError where they have several plans or commits."""
+    """The reported runs by arm and seed, and their plan. Raises ValueError for several plans or commits."""
     every = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     runs = [run for run in every if run["seed"] >= FIRST_REPORTED]
     found: Results = {name: {} for name in ARMS}
@@ -47,7 +47,7 @@ def read_runs(folder: Path) -> tuple[Results, Plan]:
 
 
 def only_one(folder: Path, what: str, values: Sequence[Any]) -> Any:
-    """The value that all are equal to; None of none. Raises ValueError."""
+    """The one distinct value; None if there are no values. Raises ValueError for several."""
     different = list({json.dumps(value): value for value in values}.values())
     if len(different) > 1:
         raise ValueError(f"{folder}: found runs of {len(different)} {what}, wanted one")
@@ -60,16 +60,16 @@ HEAD += ["read, not cached", "of plain CAPO's", "read for `ambiguous`"]
 
 
 def page(results: Results, figures: Figures, seconds: float) -> str:
-    """seconds: to which the area by the clock goes."""
+    """seconds: CPU time at which the area by the clock ends."""
     rows, plan = [[name, *row(name, results, figures, seconds)] for name in results], figures.plan
     made = commits([run for runs in results.values() for run in runs.values()])
     return (
         f"# Learning by rollouts and by the clock\n\n`python -m bench.credit.learn`: {plan.steps} steps of "
         f"{plan.prompts} prompts x {plan.n} rollouts, sampled pass@1 on {plan.problems} held-out problems. Mean ± half "
-        f"of the 95 % interval (Student's t) over seeds; gains are over {GRPO}, GRPO's arm, paired by seed; "
-        f"{PLAIN_CAPO} is plain CAPO; seeds from {FIRST_REPORTED} on. *area*: mean of pass@1 by rollouts; *by the "
-        f"clock*: from 0 to the {seconds:.1f} CPU s of {GRPO}, of the run and the processes that it started, without "
-        f"evaluation; {made}.\n\n{goal_part(results, figures, seconds)}\n"
+        f"of the 95 % interval (Student's t) over seeds. Gains are over {GRPO}, GRPO's arm, paired by seed. "
+        f"{PLAIN_CAPO} is plain CAPO. Seeds from {FIRST_REPORTED} on. *area*: mean of pass@1 by rollouts. *By the "
+        f"clock*: mean of pass@1 from 0 to the {seconds:.1f} CPU s of {GRPO}, including the processes that a run "
+        f"started, without evaluation; {made}.\n\n{goal_part(results, figures, seconds)}\n"
         f"## Every arm\n\n{markdown_table(HEAD, rows, right=HEAD[1:])}\n"
         "![Learning curves by CPU seconds and by rollouts, with 95 % bands](clock.png)\n"
     )
@@ -96,7 +96,7 @@ WRITTEN_AND_READ = ("critique_tokens", "critique_read")
 
 
 def total(what: str, runs: Sequence[Run], figures: Figures) -> str:
-    """Tokens of a run; a dash where no run has the figure, as those that were made before it was kept."""
+    """Tokens per run; a dash if no run has the figure, which older runs did not record."""
     return cell([figures.spent(what)(run) for run in runs if what in run], digits=0)
 
 
@@ -105,7 +105,7 @@ def gain(name: str, results: Results, figure: Figure) -> str:
 
 
 def share_of(figure: Figure, name: str, results: Results) -> str:
-    """The mean gain over that of the oracle, over the seeds that both have."""
+    """The mean gain divided by the oracle's, over the seeds of both."""
     if name == GRPO or "oracle" not in results:
         return ""
     common = {seed: run for seed, run in results[name].items() if seed in results["oracle"]}
@@ -115,7 +115,7 @@ def share_of(figure: Figure, name: str, results: Results) -> str:
 
 
 def ratio(what: str, name: str, results: Results, figures: Figures) -> str:
-    """Tokens over those of plain CAPO, over the seeds that both have; empty without any."""
+    """Tokens divided by those of plain CAPO, over the seeds of both; empty if there are none."""
     tokens, plain = figures.spent(what), results.get(PLAIN_CAPO, {})
     pairs = [(run, plain[seed]) for seed, run in results[name].items() if what in run and what in plain.get(seed, {})]
     spent = sum(tokens(other) or 0 for _, other in pairs)

@@ -1,6 +1,6 @@
-"""Forms of the critic's answer, on labelled solutions of the tiny world: what each one finds, and what it costs.
+"""Forms of the critic's answer on labelled solutions of the tiny world: scores and cost of each.
 
-Scored as `capo critic-eval` does, of the one critique that training asks for, and asked as in training.
+Each solution gets one critique, requested as in training and scored as by `capo critic-eval`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from capo_fast.tiny.task import World, draw_question, true_wrong_steps
 COUNT = 400
 """Solutions."""
 PASSES = 3
-"""Of which the CPU seconds are the median's."""
+"""Passes over the solutions; the reported CPU seconds are their median."""
 MOST_OPS = 4
-"""Of a problem of which two solutions fit into one prompt: the critic's tokenizer has tags for ten steps."""
+"""Operations of a short problem: two solutions fit into one prompt (the critic's tokenizer has tags for ten steps)."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Form:
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     short: bool = False
-    """Two solutions of each of half as many short problems, in place of one of each problem."""
+    """Two solutions each of COUNT / 2 short problems, instead of one each of COUNT problems."""
     together: int = 1
-    """Solutions of a problem in one prompt, as one list of steps."""
+    """Solutions of a problem per prompt, as one list of steps."""
 
 
 FORMS = {
@@ -58,7 +58,7 @@ FORMS = {
 
 
 def make_formats(out: Path, seed: int) -> None:
-    """The file of all forms, unless it is there."""
+    """Write the file of all forms, unless it exists."""
     path = out / "formats" / f"{seed}.json"
     if path.exists():
         return
@@ -85,7 +85,7 @@ def short_pairs(seed: int) -> Iterator[Solution]:
 
 def scored(bench: Bench, form: Form, solutions: Sequence[Solution], seed: int) -> dict[str, Any]:
     """Scores over the solutions; tokens and CPU seconds per solution."""
-    passes = [ask(bench, form, solutions, seed) for _ in range(PASSES)]
+    passes = [critique_all(bench, form, solutions, seed) for _ in range(PASSES)]
     critiques, traffic, _ = passes[0]
     judged = [Judged(of, (critique,), critique, ()) for of, critique in zip(solutions, critiques, strict=True)]
     found = score_voting(judged, ANY, 1)
@@ -100,8 +100,10 @@ def scored(bench: Bench, form: Form, solutions: Sequence[Solution], seed: int) -
     }
 
 
-def ask(bench: Bench, form: Form, solutions: Sequence[Solution], seed: int) -> tuple[list[Critique], Traffic, float]:
-    """A critique of each solution, and what they cost, with CPU seconds."""
+def critique_all(
+    bench: Bench, form: Form, solutions: Sequence[Solution], seed: int
+) -> tuple[list[Critique], Traffic, float]:
+    """A critique per solution, the engine's traffic, and CPU seconds."""
     config = worlds.TINY.config(form.settings, seed)
     builder = RequestBuilder(bench.tokenizer, load_critic_template(config), config)
     groups = [solutions[at : at + form.together] for at in range(0, len(solutions), form.together)]
@@ -115,12 +117,12 @@ def ask(bench: Bench, form: Form, solutions: Sequence[Solution], seed: int) -> t
 
 
 def joined(group: Sequence[Solution]) -> Solution:
-    """As the critic is shown them."""
+    """Solutions of a group as one solution with all their steps, as in the critic's prompt."""
     return replace(group[0], steps=tuple(step for each in group for step in each.steps), wrong_steps=None)
 
 
 def apart(critique: Critique, group: Sequence[Solution]) -> list[Critique]:
-    """What a critique of several solutions holds of each."""
+    """A critique of several solutions, split into one per solution."""
     starts = [sum(len(each.steps) for each in group[:place]) for place in range(len(group) + 1)]
     return [
         replace(critique, wrong_steps=frozenset(k - first for k in critique.wrong_steps if first <= k < last))

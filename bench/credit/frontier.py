@@ -1,4 +1,4 @@
-"""The picture of learning curves: against CPU seconds, and beside it against rollouts."""
+"""The plot of learning curves: against CPU seconds on the left, against rollouts on the right."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bench.credit.arms import ARMS, CLOCK
 from bench.evidence.report import Figures, Results, Run, interval
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#8C6D1F")
-"""Okabe and Ito's."""
+"""Okabe and Ito's palette."""
 POINTS = 41
-"""Of a curve by the clock."""
+"""Points of a curve by the clock."""
 
 
 def save_frontier(results: Results, figures: Figures, seconds: float, path: Path) -> None:
-    """The mean over seeds with its 95 % band. seconds: to which the area by the clock goes."""
+    """Plot the mean over seeds with its 95 % band. seconds: CPU time at which the area by the clock ends."""
     picture = Picture((11, 4.2), facecolor="white", layout="constrained")
     by_clock, by_rollouts = picture.subplots(1, 2, sharey=True)
     for name, runs in results.items():
@@ -34,7 +34,7 @@ def save_frontier(results: Results, figures: Figures, seconds: float, path: Path
 
 
 def draw_by_clock(axes: Any, name: str, runs: Sequence[Run], figures: Figures) -> None:
-    """To the mean of the seconds that its runs took."""
+    """Draw the curve up to the mean CPU time of the arm's runs."""
     times = np.linspace(0.0, fmean(figures.spent(figures.cpu)(run) for run in runs), POINTS)
     draw(axes, name, times, [[figures.rate_after(time)(run) for run in runs] for time in times])
 
@@ -45,7 +45,7 @@ def draw_by_rollouts(axes: Any, name: str, runs: Sequence[Run], figures: Figures
 
 
 def draw(axes: Any, name: str, x: Any, values: Sequence[Sequence[Any]]) -> None:
-    """values: by place on the x axis, of each run."""
+    """values: for each x, one value per run."""
     colour = COLOURS[([*CLOCK, *(arm for arm in ARMS if arm not in CLOCK)]).index(name) % len(COLOURS)]
     middles, halves = (np.array(each) for each in zip(*((m, h or 0.0) for m, h in map(interval, values)), strict=True))
     axes.plot(x, middles, color=colour, linewidth=1.5, label=name)

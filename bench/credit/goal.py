@@ -1,4 +1,4 @@
-"""What capo-gated is to gain by the clock, as tests over seeds: paired differences with their 95 % intervals."""
+"""Tests of the goals of capo-gated over seeds: paired differences with their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from bench.evidence.report import Figure, Figures, Results, interval
 from capo_fast.markdown import markdown_table
 
 Weights = Mapping[str, float]
-"""By arm."""
+"""Weights by arm."""
 GAIN, FREE_GAIN = {GATED: 1.0, GRPO: -1.0}, {TRUTH: 1.0, GRPO: -1.0}
 LEAST_SHARE, MOST_TOKENS, MOST_LOST = 0.5, 0.15, 0.01
-"""Of the oracle's gain; of plain CAPO's critique tokens; of plain CAPO's area by rollouts."""
+"""Bounds: share of the oracle's gain, share of plain CAPO's critique tokens, loss of area by rollouts to plain CAPO."""
 DRAWS = 10_000
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That a sum over arms, of a figure of each one's run of the same seed, is above a bound."""
+    """The claim that a weighted sum over arms of a figure, paired by seed, is above a bound."""
 
     what: str
     figure: Figure
@@ -30,14 +30,14 @@ class Claim:
     bound: float = 0.0
     digits: int = 3
     ratio: tuple[Weights, Weights] | None = None
-    """Two sums whose ratio is shown beside it."""
+    """Two sums whose ratio is shown in the same row."""
 
     def values(self, weights: Weights, results: Results, seeds: Sequence[int]) -> list[float]:
-        """By seed."""
+        """The weighted sum of each seed."""
         return [sum(w * self.figure(results[arm][seed]) for arm, w in weights.items()) for seed in seeds]
 
     def row(self, results: Results, seeds: Sequence[int]) -> list[str]:
-        """Of two seeds or more."""
+        """Cells of the table; wants at least two seeds."""
         mean, half = interval(self.values(self.weights, results, seeds))
         low, high = mean - half, mean + half
         found = "{0:+,.{3}f} [{1:+,.{3}f}, {2:+,.{3}f}]".format(mean, low, high, self.digits)
@@ -46,7 +46,7 @@ class Claim:
 
 
 def claims(figures: Figures, seconds: float) -> list[Claim]:
-    """seconds: to which the area by the clock goes."""
+    """seconds: CPU time at which the area by the clock ends."""
     clock, area = figures.area_by_time(seconds), figures.area(1.0)
     half = {GATED: 1.0, GRPO: LEAST_SHARE - 1, TRUTH: -LEAST_SHARE}
     return [
@@ -65,7 +65,7 @@ def tokens_claim(which: str, figure: Figure) -> Claim:
 
 
 def share(over: Sequence[float], under: Sequence[float]) -> str:
-    """The ratio of two sums over seeds, with 95 % by resampling seeds.
+    """The ratio of two sums over seeds, with a 95 % bootstrap interval over seeds.
 
     >>> share([1.0, 1.0], [2.0, 2.0])
     '50.0% [50.0%, 50.0%]'
@@ -77,7 +77,7 @@ def share(over: Sequence[float], under: Sequence[float]) -> str:
 
 
 def goal_part(results: Results, figures: Figures, seconds: float) -> str:
-    """The table of tests, over the seeds that all of their arms have; "" with fewer than two."""
+    """The table of tests over the seeds of all their arms; "" with fewer than two seeds."""
     seeds = sorted(set.intersection(*(set(results.get(arm, {})) for arm in CLOCK)))
     if len(seeds) < 2:
         return ""
@@ -86,6 +86,6 @@ def goal_part(results: Results, figures: Figures, seconds: float) -> str:
     return (
         f"## The goal of {GATED}, by {len(seeds)} seeds\n\n"
         + markdown_table(head, rows)
-        + "\nDifferences are paired by seed, their intervals Student's t; a test is met where the whole interval is. "
-        "*Ratio*: of the gains, or of the tokens, with 95 % by resampling seeds.\n"
+        + "\nDifferences are paired by seed, with Student's t intervals. A test is met if its whole interval is above "
+        "the bound. *Ratio*: of the gains, or of the tokens, with a 95 % bootstrap interval over seeds.\n"
     )

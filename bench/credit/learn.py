@@ -1,12 +1,12 @@
 """Arms of bench.credit as learning curves on the embedded default, by rollouts and by the clock.
 
     python -m bench.credit.learn [--arms outcome capo-1 oracle capo-gated] [--seeds 100 101 ...]
-    python -m bench.credit.learn --report     the page and the picture again, of what there is so far
+    python -m bench.credit.learn --report     only rewrite the page and the plot from the existing runs
 
-One engine in one process, all arms of a seed before the next seed, a minute or two per run. A run's figures are a file,
-written at once; one that is there is not made again, so the command goes on where it was stopped. Seeds from 100 on are
-reported; those below are for tuning and are not on the page. The runs of a page are of one plan and one commit. The
-plan and the figures are those of bench.evidence.
+One process and one engine run all arms of a seed before the next seed, a minute or two per run. Each run's figures are
+written to a file at once. Existing files are not repeated, so the command continues after an interruption. Seeds from
+100 on are reported; smaller seeds are for tuning and are not on the page. All runs of a page have one plan and one
+commit. The plan and the figures are those of bench.evidence.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def run_path(out: Path, arm: str, seed: int) -> Path:
 
 
 def run_config(arm: str, seed: int, plan: Plan, runs: Path) -> Config:
-    """Of one run."""
+    """The configuration of one run."""
     words = {**plan.settings(runs / arm / str(seed), seed), **ARMS[arm].settings}
     return load_config([f"--{key}={value}" for key, value in words.items()])
 
 
 def run_missing(arms: Sequence[str], seeds: Sequence[int], plan: Plan, runs: Path, out: Path) -> None:
-    """The runs whose files are not there, on one engine."""
+    """Run what has no file yet, on one engine."""
     missing = [(arm, seed) for seed in seeds for arm in arms if not run_path(out, arm, seed).exists()]
     if not missing:
         return
-    shared = {"plan": vars(plan), "about": about(1)}  # of the code that was read at the start, also after a commit
+    shared = {"plan": vars(plan), "about": about(1)}  # the commit of the imported code, even if HEAD moves later
     with engines(run_config(*missing[0], plan, runs)) as (device, plain, rule):
         for arm, seed in missing:
             config, engine = run_config(arm, seed, plan, runs), rule if ARMS[arm].by_rule else plain
@@ -62,7 +62,7 @@ def run_missing(arms: Sequence[str], seeds: Sequence[int], plan: Plan, runs: Pat
 
 @contextmanager
 def engines(config: Config) -> Iterator[tuple[torch.device, KeptEngine, OracleCritic]]:
-    """The device and one engine: as it is, and with the world's rule for a critic."""
+    """The device and one engine in two forms: unchanged, and with the world's rule as the critic."""
     model = resolve_model(config.model.path)
     with ranks() as device, closing(start_engine(model, config)) as engine:
         yield device, KeptEngine(engine), OracleCritic(engine, tiny_oracle(load_tokenizer(model), 0.0))

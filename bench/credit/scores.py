@@ -1,4 +1,4 @@
-"""Credit against truth: AUC of wrong steps, and agreement with the oracle's advantage in sign and rank."""
+"""Scores of credit: AUC of wrong steps, and agreement with the oracle's advantage in sign and rank."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from statistics import fmean
 import numpy as np
 
 Steps = Sequence[Sequence[float]]
-"""Of each rollout, one number per step."""
+"""One number per step of each rollout."""
 Labels = Sequence[Sequence[int | None]]
 """1: a wrong step; 0: a right one; None: not labelled."""
 
 
 def auc(advantages: Sequence[float], wrong: Sequence[int]) -> float | None:
-    """How often a wrong step has less advantage than a right one, ties by half; None without either kind.
+    """Probability that a wrong step has less advantage than a right one, ties count half; None unless both kinds exist.
 
     >>> auc([1.0, 0.0, 0.0, -1.0], [0, 0, 1, 1])
     0.875
@@ -39,7 +39,7 @@ def places(values: Sequence[float]) -> np.ndarray:
 
 
 def pooled_auc(advantages: Steps, labels: Labels) -> float | None:
-    """Over the steps of all rollouts."""
+    """AUC over the steps of all rollouts."""
     found = [pair for row, known in zip(advantages, labels, strict=True) for pair in labelled(row, known)]
     return auc([a for a, _ in found], [label for _, label in found])
 
@@ -63,8 +63,8 @@ def auc_interval(
 
 
 def inner_auc(advantages: Steps, labels: Labels) -> float | None:
-    """The mean over rollouts with steps of both kinds, each step compared with those of its own rollout: what the
-    verdict on the answer says nothing of."""
+    """Mean AUC over rollouts with steps of both kinds, within each rollout, so that the verdict on the answer has no
+    influence."""
     rows = (labelled(row, known) for row, known in zip(advantages, labels, strict=True))
     found = [value for row in rows if (value := auc([a for a, _ in row], [x for _, x in row])) is not None]
     return fmean(found) if found else None
@@ -75,13 +75,13 @@ def labelled(row: Sequence[float], known: Sequence[int | None]) -> list[tuple[fl
 
 
 def sign_agreement(advantages: Steps, truth: Steps) -> float | None:
-    """Share of steps whose sign is that of the true advantage, among those where this is not 0."""
+    """Share of steps with the sign of the true advantage, among those where it is not 0."""
     pairs = [(a, t) for row, true in zip(advantages, truth, strict=True) for a, t in zip(row, true, strict=True) if t]
     return fmean(a * t > 0 for a, t in pairs) if pairs else None
 
 
 def rank_correlation(advantages: Steps, truth: Steps) -> float | None:
-    """Spearman's, over the steps of all rollouts; None where either does not vary.
+    """Spearman's correlation over the steps of all rollouts; None if either is constant.
 
     >>> rank_correlation([[1.0, 2.0], [5.0]], [[0.0, 3.0], [4.0]])
     1.0
@@ -93,7 +93,7 @@ def rank_correlation(advantages: Steps, truth: Steps) -> float | None:
 
 
 def mid_ranks(values: Sequence[float]) -> np.ndarray:
-    """From 0; equal values have the mean of theirs.
+    """Ranks from 0; equal values get the mean of their ranks.
 
     >>> mid_ranks([3.0, 1.0, 3.0]).tolist()
     [1.5, 0.0, 1.5]

@@ -1,43 +1,43 @@
-"""A training step end to end, by stage: capo_fast's loop beside TRL's, with the same model, data and settings.
+"""A training step end to end, by stage: capo_fast's loop against TRL's, with the same model, data and settings.
 
     python -m bench.end_to_end [--config FILE ...] [--live SHARE ...] [--tokens N] [--out FOLDER] [settings]
 
     python -m bench.end_to_end                                                              the embedded default
     python -m bench.end_to_end --config bench/end_to_end/smollm2.yaml --live 1 0.5 --tokens 96 --steps 1 --out FOLDER
 
-Settings are those of a run; TRL's arms derive theirs from them. Every arm and round is a process of its own, a shard.
-Rounds interleave the arms. With --out a finished shard is kept in FOLDER/end_to_end-NAME.json: the same command goes on
-with those that are missing, and --shards N ends it after N. An arm's figure in a round is the median over its steps
-after the first, which warms up and is reported apart; shown are median, least and greatest over the rounds. Ratios are
-to the arm `trl`, and of the whole step to the best of TRL's, in the same round.
+Settings are those of a run; TRL's arms derive theirs from them. Each arm of each round runs in its own process, a
+shard. Rounds interleave the arms. With --out a finished shard is kept in FOLDER/end_to_end-NAME.json: the same command
+continues with the missing shards, and --shards N stops it after N. An arm's figure in a round is the median over its
+steps after the first. The first step is a warm-up and is reported separately. Tables show median, minimum and maximum
+over the rounds. Ratios are to the arm `trl` in the same round, those of the whole step also to TRL's fastest arm.
 
     capo              capo_fast with GRPO: rollouts by vLLM, the fused CPU kernel
     capo-bf16         its policy and engine compute in bfloat16; master weights are float32
     capo-eager        its loss in plain torch (policy.loss_kernel: reference)
-    capo-critic       algorithm capo: each rollout is read by the critic. TRL has none
+    capo-critic       algorithm capo: the critic reads each rollout. TRL has no critic
     trl               TRL's GRPOTrainer, all rollouts of an update in one batch, rollouts by transformers' generate
     trl-batch8        in batches of 8, TRL's own default, with gradients accumulated
     trl-bf16          bf16: true, which computes in bfloat16 by autocast
-    trl-bf16-weights  the weights themselves are bfloat16, without float32 masters: it rounds where others don't
+    trl-bf16-weights  the weights are bfloat16 without float32 masters: updates are rounded, unlike in the other arms
     trl+capo          trl with the loss of capo_kernels.adapters.trl
 
 Equal: the model and its first weights, attention, prompts and their order (checked at each step), rollouts per prompt,
-longest answer, temperature, reward function, updates per step, clip range, KL, gradient clip, AdamW and its rate, no
-gradient checkpointing unless the settings have it, threads; no evaluation and no checkpoint in a step. The policies
-drift apart, as they sample with different generators: see the tokens per response. `--tokens N` makes every response N
-tokens long: the end-of-sequence token has probability 0 before. `--live SHARE` makes this share of each step's groups
-mixed and the others constant, whatever the rollouts are; the time of a learner that leaves out what has no gradient
-depends on it.
+longest answer, temperature, reward function, updates per step, clip range, KL, gradient clip, AdamW and its rate,
+threads. There is no gradient checkpointing unless the settings have it, and no evaluation and no checkpoint in a step.
+The policies diverge because their random generators differ: see the tokens per response. `--tokens N` makes every
+response N tokens long: the end-of-sequence token has probability 0 before. `--live SHARE` gives this share of each
+step's groups mixed rewards and the others constant rewards, independent of the rollouts. The time of a learner that
+skips rollouts without a gradient depends on it.
 
-Not equal. capo_fast moves the weights into its engine and checks them there (sync); takes each sampled token's log-prob
-from the engine and compares it with the trainer's; checks answers in a killable process; writes the step's rollouts and
-metrics to disk; trains under FSDP2, on packed rollouts. TRL generates with the trained module itself; checks answers in
-its own process; writes nothing; pads an update's rollouts into one batch, takes them at random from the step's
-(capo_fast: whole groups), and takes the token mean over all updates of a step. TRL's stages are timed by a subclass.
-`learn` is old log-probs, loss, backward, clip and optimizer on both sides, `rest` what is left of a step.
+Not equal. capo_fast moves the weights into its engine and checks them there (sync). It takes each sampled token's
+log-prob from the engine and compares it with the trainer's. It checks answers in a killable process, writes the step's
+rollouts and metrics to disk, and trains under FSDP2 on packed rollouts. TRL generates with the trained module itself,
+checks answers in its own process and writes nothing. It pads an update's rollouts into one batch, samples them from the
+step's rollouts (capo_fast: whole groups), and takes the token mean over all updates of a step. A subclass times TRL's
+stages. `learn` is old log-probs, loss, backward, clip and optimizer on both sides; `rest` is the remainder of a step.
 
-No arms, as they can't run on a CPU: TRL 1.16's use_vllm (vLLM 0.32 starts and fails at the first push of weights, whose
-CPU layers have packed them) and use_liger_kernel (Triton layers; TRL has no Liger loss any more).
+Two TRL 1.16 options have no arm because they can't run on a CPU: use_vllm (vLLM 0.32 fails at the first push of
+weights, which its CPU layers have packed) and use_liger_kernel (Triton layers; TRL no longer has a Liger loss).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ DRY = {"rollout.prompts": 2, "rollout.n": 2, "rollout.max_tokens": 8, "train.min
 
 @dataclass(frozen=True)
 class Case:
-    """What all arms are given, and where their figures are kept."""
+    """Inputs of all arms, and the file of their figures."""
 
     config: Config
     live: float | None
@@ -94,12 +94,12 @@ class Case:
 
 
 def shown_path(path: str) -> str:
-    """A hub id or a file of the project as it is, of a path elsewhere on this machine the last part."""
+    """A hub id or a path inside the project unchanged; the last part of any other path."""
     return Path(path).name if path.startswith(("/", "..", "~")) else path
 
 
 def run_shard(name: str, case: Case) -> dict[str, Any]:
-    """One process of an arm. Ends the command where the arm fails, or where its work is not that of the others."""
+    """Run one process of an arm. Exits the command if the arm fails or did other work than the rest."""
     arm = ARMS[name]
     environment = os.environ | {"OMP_NUM_THREADS": str(case.threads), "TOKENIZERS_PARALLELISM": "false"}
     with tempfile.TemporaryDirectory() as folder:
@@ -117,14 +117,14 @@ def run_shard(name: str, case: Case) -> dict[str, Any]:
 
 
 def check_work(name: str, found: Mapping[str, Any], tokens: int | None) -> None:
-    """Ends the command where responses don't have so many tokens: arms would be compared on unequal work."""
+    """Exits the command unless each response has `tokens` tokens: arms would be compared on unequal work."""
     for step in found["steps"]:
         if tokens is not None and step["tokens"] != step["rollouts"] * tokens:
             sys.exit(f"{name}: found {step['tokens']} tokens, wanted {step['rollouts']} rollouts of {tokens}")
 
 
 def write_settings(name: str, case: Case, folder: Path) -> Path:
-    """The arm's whole configuration, in a file."""
+    """Write the arm's whole configuration to a file; returns its path."""
     common = folder / "common.yaml"
     common.write_text(dump_config(case.config))
     own = live_share(case.config, case.live, folder) if case.live is not None else {}
@@ -134,7 +134,7 @@ def write_settings(name: str, case: Case, folder: Path) -> Path:
 
 
 def kept(case: Case, names: list[str]) -> dict[str, list[Any]]:
-    """The rounds of each arm that are there already. Ends the command where they are of other work."""
+    """Existing rounds of each arm. Exits the command if they are of other work."""
     if case.file is None or not case.file.exists():
         return {name: [] for name in names}
     found, now = json.loads(case.file.read_text()), about(case.threads) | {"work": case.work()}
@@ -146,7 +146,7 @@ def kept(case: Case, names: list[str]) -> dict[str, list[Any]]:
 
 
 def missing(rounds: Mapping[str, list[Any]], names: list[str], count: int) -> Iterator[tuple[int, str]]:
-    """Shards that are not there, round by round; each round starts with another arm."""
+    """Missing shards, round by round; each round starts with another arm."""
     for number in range(count):
         first = number % len(names)
         for name in names[first:] + names[:first]:
@@ -155,7 +155,7 @@ def missing(rounds: Mapping[str, list[Any]], names: list[str], count: int) -> It
 
 
 def measure(case: Case, options: argparse.Namespace, left: int) -> int:
-    """The shards of a case, at most `left`; returns how many are left after them."""
+    """Run at most `left` shards of a case; returns how many are left after them."""
     rounds = kept(case, options.arms)
     for number, name in missing(rounds, options.arms, options.rounds):
         if left == 0:
@@ -181,7 +181,7 @@ def result(case: Case, rounds: Mapping[str, list[Any]]) -> dict[str, Any]:
 
 
 def write(case: Case, rounds: Mapping[str, list[Any]]) -> None:
-    """The figures as JSON, and where every arm has a round the page beside them."""
+    """Write the figures as JSON and, once every arm has a round, the page."""
     if case.file is None:
         return
     found = result(case, rounds)
@@ -193,7 +193,7 @@ def write(case: Case, rounds: Mapping[str, list[Any]]) -> None:
 
 
 def cases(options: argparse.Namespace, words: list[str]) -> Iterator[Case]:
-    """One for each share of live groups, or one with the run's own reward."""
+    """A case per share of live groups, or one with the run's own reward."""
     own: dict[str, Any] = {"train.steps": options.steps + 1}
     own |= DRY if options.dry else {}
     own |= {} if options.tokens is None else {"rollout.max_tokens": options.tokens}
@@ -213,21 +213,21 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", action="append", default=[], help="a file of a run's settings; none: tiny.yaml")
-    parser.add_argument("--live", type=float, nargs="+", help="shares of groups with a gradient, a table for each")
-    parser.add_argument("--tokens", type=int, help="of every response")
-    parser.add_argument("--steps", type=int, default=8, help="measured steps of an arm in a round, beside the first")
+    parser.add_argument("--config", action="append", default=[], help="a file of a run's settings (tiny.yaml)")
+    parser.add_argument("--live", type=float, nargs="+", help="shares of groups with a gradient, a table per share")
+    parser.add_argument("--tokens", type=int, help="tokens of every response")
+    parser.add_argument("--steps", type=int, default=8, help="measured steps of an arm per round, after the first")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["capo", BASE], help=f"{BASE} is always among them")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch, in every arm")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=["capo", BASE], help=f"{BASE} is always included")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="torch threads, in every arm")
     parser.add_argument("--out", type=Path, help="folder of the figures, as JSON and a page; shards in it are kept")
-    parser.add_argument("--shards", type=int, default=-1, help="end after so many arms and rounds; default: all")
-    parser.add_argument("--dry", action="store_true", help="one step of one round, in small: does it run?")
+    parser.add_argument("--shards", type=int, default=-1, help="stop after this many shards; default: all")
+    parser.add_argument("--dry", action="store_true", help="one step of one round at a small size, as a smoke test")
     options, words = parser.parse_known_args()
     if min(options.steps, options.rounds, options.threads) < 1:
-        parser.error("--steps, --rounds and --threads: want at least 1")
+        parser.error("--steps, --rounds, --threads: wanted at least 1")
     if any(not 0 <= live <= 1 for live in options.live or []):
-        parser.error("--live: wants shares from 0 to 1")
+        parser.error("--live: wanted shares from 0 to 1")
     options.arms = [name for name in ARMS if name in (BASE, *options.arms)]
     if options.dry:
         options.steps = options.rounds = 1
@@ -245,6 +245,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # An exception, with which subprocess ends the running arm: it would disturb what is measured next.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
+    # On this exception subprocess kills the running arm, which would disturb the next measurement.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command continues"))
     main()

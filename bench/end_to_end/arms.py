@@ -1,4 +1,4 @@
-"""The arms of bench.end_to_end, and the settings that they have in common."""
+"""Arms of bench.end_to_end and their common settings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from capo_fast.errors import ConfigError
 
 @dataclass(frozen=True)
 class Arm:
-    """A trainer and what it changes of the common settings."""
+    """A trainer and its changes to the common settings."""
 
     module: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Of capo_fast."""
+    """Settings of capo_fast."""
     words: tuple[str, ...] = ()
     """Arguments of the module."""
 
@@ -33,7 +33,7 @@ def _capo(**settings: Any) -> Arm:
 
 
 def _trl(*words: str, **changes: Any) -> Arm:
-    """changes: of TRL's `GRPOConfig`."""
+    """changes: fields of TRL's `GRPOConfig`."""
     more = ("--changes", json.dumps(changes)) if changes else ()
     return Arm("bench.end_to_end.trl_arm", {"algorithm": "grpo"}, (*words, *more))
 
@@ -50,11 +50,11 @@ ARMS = {
     "trl+capo": _trl("--loss", "capo"),
 }
 BASE = "trl"
-"""What ratios are taken to."""
+"""Denominator of the ratios."""
 
 
 def of_trl(name: str) -> bool:
-    """Whether the arm is TRL alone, as its users have it."""
+    """True if the arm is unmodified TRL."""
     return name.startswith("trl") and "+" not in name
 
 
@@ -70,21 +70,21 @@ EQUAL: dict[str, Any] = {
     "train.truncated": "keep",
     "train.warmup_steps": 0,
 }
-"""Settings that TRL's arm does not take over, with the only value at which both arms do the same."""
+"""Settings that TRL's arm does not support, each with the only value at which both arms do the same."""
 
 
 def common_config(words: Sequence[str], *layers: Mapping[str, Any]) -> Config:
-    """The settings of a command line (`--config FILE`, else the embedded default) under these layers, without
+    """The settings of a command line (`--config FILE`, else the embedded default) overridden by these layers, without
     evaluation; checkpoints are written before the first step and after the last.
 
-    Raises ConfigError, also where an arm of TRL would do something else.
+    Raises ConfigError, also if an arm of TRL would do something else.
     """
     files, given = read_arguments(words)
     bare = {"eval.path": "none", "checkpoint.every": 0}
     config = validate(build_config(*map(read_file, files or [DEFAULT_FILE]), given, bare, *layers))
     for key, wanted in EQUAL.items():
         if (found := attrgetter(key)(config)) != wanted:
-            raise ConfigError(f"{key}: found {found}, wanted {wanted}: TRL's arm does not take it over")
+            raise ConfigError(f"{key}: found {found}, wanted {wanted}: TRL's arm does not support it")
     return config
 
 

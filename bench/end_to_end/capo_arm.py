@@ -24,7 +24,7 @@ from capo_fast.runtime.ranks import ranks
 
 
 class FixedLengthEngine(VllmEngine):
-    """No answer ends before its limit: its end-of-sequence token has probability 0 until then."""
+    """No answer ends before its limit: the end-of-sequence token has probability 0 until then."""
 
     def sampling_params(self, request: Request) -> Any:
         params = super().sampling_params(request)
@@ -51,7 +51,7 @@ def run(config: Config, fixed: bool) -> dict[str, Any]:
 
 
 def step_of(line: dict[str, Any], wall: float) -> dict[str, Any]:
-    """A step from its line of metrics: what no stage holds is the rest."""
+    """A step from its line of metrics; `rest` is the time outside all stages."""
     stages = {key.removeprefix("time/"): value for key, value in line.items() if key.startswith("time/")}
     return {
         "seconds": stages | {"rest": wall - sum(stages.values())},

@@ -1,4 +1,4 @@
-"""What bench.end_to_end makes of its arms' seconds: figures of a round, ratios within it, and their spread."""
+"""Statistics of bench.end_to_end: figures of a round, ratios within it, and their spread over rounds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from capo_fast.markdown import markdown_table
 
 STAGES = ("sync", "rollout", "critique", "verify", "learn", "rest")
 Round = Mapping[str, Any]
-"""What an arm wrote: `{"steps": [{"seconds": {"learn": 0.9}, "rollouts": 128, "tokens": 3684}], "outside": 20.1}`."""
+"""Output of an arm: `{"steps": [{"seconds": {"learn": 0.9}, "rollouts": 128, "tokens": 3684}], "outside": 20.1}`."""
 Spread = Mapping[str, Sequence[float]]
-"""Median, least and greatest over the rounds, by figure."""
+"""Median, minimum and maximum over the rounds, by figure."""
 
 
 def wall(step: Mapping[str, Any]) -> float:
@@ -41,18 +41,18 @@ def figures(found: Round) -> dict[str, float]:
 
 
 def ratios(arm: Mapping[str, float], base: Mapping[str, float], best: Mapping[str, float]) -> dict[str, float]:
-    """Times of an arm over those of the base, where both have the stage, and its step over the best one of TRL."""
+    """Times of an arm over those of the base, for stages of both, and its step over that of TRL's fastest arm."""
     stages = {f"{key[:-4]}, ratio": arm[key] / base[key] for key in base if key.endswith(", ms") and arm.get(key)}
     return stages | {"step, ratio to the best": arm["step, ms"] / best["step, ms"]}
 
 
 def best_of_trl(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """TRL's arm of the shortest step, in the median over its rounds."""
+    """TRL's arm with the shortest step, by the median over its rounds."""
     return min(filter(of_trl, found), key=lambda name: median(each["step, ms"] for each in found[name]))
 
 
 def summarise(results: Mapping[str, Sequence[Round]]) -> dict[str, Spread]:
-    """Every figure of every arm, with ratios in the rounds that it shares with the base and the best of TRL's."""
+    """Every figure of every arm, with ratios in rounds that the base and TRL's fastest arm have too."""
     found = {name: [figures(each) for each in rounds] for name, rounds in results.items()}
     base, best = found[BASE], found[best_of_trl(found)]
     return {
@@ -68,7 +68,7 @@ def spread(rounds: Sequence[Mapping[str, float]]) -> Spread:
 
 
 def table(summary: Mapping[str, Spread]) -> str:
-    """The summary as Markdown: a row per figure, a column per arm; a dash where an arm has no such stage."""
+    """The summary as Markdown: a row per figure, a column per arm; a dash if the arm has no such stage."""
     times = [f"{stage}, ms" for stage in (*STAGES, "step")]
     others = ["tokens/s", "rollouts", "tokens a response", "first step, ms", "outside the steps, s"]
     by_stage = [key.replace(", ms", ", ratio") for key in times]
@@ -90,13 +90,13 @@ def cell(values: Sequence[float] | None) -> str:
 
 
 def page(found: Mapping[str, Any]) -> list[str]:
-    """Lines of Markdown: what was measured on what, and the table."""
+    """Lines of Markdown: workload, machine and the table."""
     work, versions = found["work"], ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     live = "the run's own reward" if work["live"] is None else f"{work['live']:.0%} of the groups live"
     length = f"at most {work['max_tokens']}" if work["tokens"] is None else f"{work['tokens']}"
     return [
         f"{work['model']}: {work['prompts']} prompts x {work['n']} rollouts of {length} tokens, {work['updates']} "
-        f"update{'s' * (work['updates'] != 1)} per step, {live}. The best of TRL's arms: {found['best']}.",
+        f"update{'s' * (work['updates'] != 1)} per step, {live}. TRL's fastest arm: {found['best']}.",
         "",
         f"Rounds: {', '.join(f'{name} {len(rounds)}' for name, rounds in found['rounds'].items())}. "
         f"{found['cores']} cores of {found['processor']}, {found['threads']} threads, commit {found['commit']}, "

@@ -1,4 +1,4 @@
-"""A stopwatch for stages inside stages."""
+"""A stopwatch for nested stages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Laps:
-    """Wall seconds by stage. Stages nest: an inner one stops the time of the outer one; outside of all is "rest"."""
+    """Wall seconds by stage. Stages nest: an inner one pauses the outer one; time outside all stages is "rest"."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock

@@ -1,8 +1,8 @@
-"""Training steps in which a set share of the groups has a gradient.
+"""Training steps in which a fixed share of the groups has a gradient.
 
-A group whose rollouts all have one reward has no advantage and so no gradient. How many groups of a step do depends on
-model and data. `live_share` fixes it: of the P groups of each step the first round(share x P) are mixed, the others are
-constant, whatever the rollouts are.
+A group whose rollouts all have the same reward has no advantage and so no gradient. The share of groups with a gradient
+depends on model and data. `live_share` fixes it: of the P groups of each step the first round(share x P) have mixed
+rewards, the others constant ones, independent of the rollouts.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def live_reward(responses: Sequence[str], references: Sequence[str], *, id: Sequ
 
 
 def live_share(config: Config, share: float, folder: Path) -> dict[str, Any]:
-    """Settings that make this share of each step's groups live, over the prompts that the run would draw anyway. Writes
-    them to `folder`."""
+    """Settings that make this share of each step's groups live, with the prompts that the run would draw anyway. Writes
+    the prompts to `folder`."""
     tokenizer = load_tokenizer(resolve_model(config.model.path))
     drawn, _ = load_prompts(config, tokenizer).take(0, config.train.steps * config.rollout.prompts)
     path = folder / "prompts.jsonl"
@@ -52,7 +52,7 @@ def live_share(config: Config, share: float, folder: Path) -> dict[str, Any]:
 
 
 def live_rows(drawn: Sequence[Prompt], config: Config, share: float) -> list[dict[str, Any]]:
-    """Rows of a file from which these prompts are drawn in their order."""
+    """Rows of a file from which a run draws these prompts in this order."""
     count, live = config.rollout.prompts, round(share * config.rollout.prompts)
     rows: list[dict[str, Any]] = [{} for _ in drawn]
     for place, (row, prompt) in enumerate(zip(PromptOrder(len(drawn), config.seed).epoch(0), drawn, strict=True)):

@@ -1,6 +1,6 @@
 """One arm of bench.end_to_end, TRL's GRPOTrainer: `python -m bench.end_to_end.trl_arm FOLDER [options] [settings]`.
 
-All settings come from capo_fast's configuration of the same run; `--changes` are on top of them.
+All settings come from capo_fast's configuration of the same run; `--changes` override them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # TRL imports vLLM where it finds it: ten seconds, and nothing here generates with it.
+    # TRL imports an installed vLLM, which takes ten seconds; this arm does not use it.
     sys.modules["vllm"] = None  # type: ignore[assignment]
 
 import torch
@@ -34,7 +34,7 @@ from capo_kernels.adapters.trl import CapoLossMixin
 
 
 class TimedTrainer(GRPOTrainer):
-    """TRL's trainer with the time of its stages. What it does is TRL's alone."""
+    """TRL's trainer with timed stages and unchanged behaviour."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.laps = Laps()
@@ -67,7 +67,7 @@ class TimedCapoTrainer(CapoLossMixin, TimedTrainer):
 
 
 class Steps(TrainerCallback):
-    """A step is what one batch of rollouts takes, all its updates. Raises where TRL's prompts are not ours."""
+    """Records each step, which is all updates of one batch of rollouts. Exits if TRL's prompts are not ours."""
 
     def __init__(self, prompts: list[Prompt], config: Config) -> None:
         self.prompts, self.config = prompts, config
@@ -95,7 +95,7 @@ class Steps(TrainerCallback):
 
 
 def reward_of(function: RewardFunction, drawn: Sequence[Prompt]) -> Callable[..., list[float]]:
-    """A run's reward function as TRL calls one; `number` is the prompt's place among those drawn."""
+    """A run's reward function with TRL's signature; `number` is the prompt's index among those drawn."""
 
     def reward(completions: Any, number: Sequence[int], **unused: Any) -> list[float]:
         texts, prompts = [chat[0]["content"] for chat in completions], [drawn[place] for place in number]
@@ -107,8 +107,8 @@ def reward_of(function: RewardFunction, drawn: Sequence[Prompt]) -> Callable[...
 
 def messages(prompt: Prompt, config: Config) -> list[dict[str, str]]:
     system = config.data.system_prompt
-    said = [{"role": "system", "content": system}] if system is not None else []
-    return [*said, {"role": "user", "content": prompt.problem}]
+    first = [{"role": "system", "content": system}] if system is not None else []
+    return [*first, {"role": "user", "content": prompt.problem}]
 
 
 LOSS_TYPES = {"sequence-mean": "grpo", "token-mean": "dapo", "constant": "dr_grpo"}
@@ -116,7 +116,7 @@ LOSS_TYPES = {"sequence-mean": "grpo", "token-mean": "dapo", "constant": "dr_grp
 
 
 def grpo_settings(config: Config, folder: Path) -> dict[str, Any]:
-    """capo_fast's settings in TRL's words; what they don't name is TRL's default."""
+    """capo_fast's settings under TRL's names; all others have TRL's defaults."""
     rollout, train, loss = config.rollout, config.train, config.loss
     return {
         "output_dir": str(folder / "run"),
@@ -154,8 +154,8 @@ def grpo_settings(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def grpo_config(config: Config, folder: Path, fixed: bool, changes: dict[str, Any]) -> GRPOConfig:
-    """fixed: every response has rollout.max_tokens tokens. An update is of the same rollouts whatever the size of a
-    batch: gradients of smaller ones are accumulated."""
+    """fixed: every response has rollout.max_tokens tokens. An update has the same rollouts for every batch size:
+    gradients of smaller batches are accumulated."""
     settings = grpo_settings(config, folder)
     update = settings["per_device_train_batch_size"]
     if fixed:
@@ -191,8 +191,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--fixed", action="store_true", help="every response has rollout.max_tokens tokens")
     parser.add_argument("--loss", choices=("trl", "capo"), default="trl")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights")
-    parser.add_argument("--changes", type=json.loads, default={}, help="of GRPOConfig, as JSON")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights")
+    parser.add_argument("--changes", type=json.loads, default={}, help="fields of GRPOConfig, as JSON")
     options, words = parser.parse_known_args()
     found = run(arm_config(options.folder, words), options.folder, options)
     Path(options.folder, "arm.json").write_text(json.dumps(found))

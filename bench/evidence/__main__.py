@@ -1,16 +1,16 @@
-"""What step credit is worth on the embedded default: CAPO beside its rivals, with ablations, over many seeds.
+"""The effect of step credit on the embedded default: CAPO against its rivals, with ablations, over many seeds.
 
     python -m bench.evidence [--jobs 2] [--runs runs/evidence] [--out bench/results/tiny]
-    python -m bench.evidence --report     the tables and the plot again, of what there is so far
-    python -m bench.evidence --smoke      two arms, one seed, two steps, in a folder of their own
+    python -m bench.evidence --report     only rewrite the tables and the plot from the existing runs
+    python -m bench.evidence --smoke      two arms, one seed, two steps, in a separate folder
 
-An arm is a process with one engine, in which its seeds are trained one after the other; `--jobs` arms run side by side,
-each on one thread. What is finished is not run again. Writes `evidence.json`, `evidence.md` and `evidence.png`.
+An arm is a process with one engine, which trains its seeds one after the other. `--jobs` arms run in parallel, each on
+one thread. Completed runs are not repeated. Writes `evidence.json`, `evidence.md` and `evidence.png`.
 
 All arms share the embedded default's batch, clip range (0.2, 0.28), token mean, KL of 0 and learning rate, so they
-differ in credit and its normalisation; dr_grpo sets its constant denominator as well, dapo its dynamic sampling and
-length penalty. capo-K has K critiques a rollout by the policy's frozen first weights (majority of 3 and 5),
-capo-oracle the world's rule in the critic's place, prefix one critique. The ablations run half of the steps.
+differ in credit and its normalisation. dr_grpo also sets its constant denominator, dapo its dynamic sampling and length
+penalty. capo-K has K critiques per rollout by the policy's frozen initial weights (majority of 3 and 5). capo-oracle
+has the world's rule as its critic, prefix one critique. The ablations run half of the steps.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SMOKE_PLAN = Plan(steps=2, prompts=4, every=1, problems=16)
 
 
 def child(name: str, words: Sequence[str], runs: Path, base: Future[str] | None = None) -> str:
-    """A process of its own, its output in a log; what came of it, in a line. Raises RuntimeError where it fails."""
+    """Run a child process with its output in a log; returns a line with its duration. Raises RuntimeError."""
     if base is not None:
         base.result()
     log = runs / "logs" / f"{name}.log"
@@ -48,7 +48,7 @@ def child(name: str, words: Sequence[str], runs: Path, base: Future[str] | None 
 
 
 def run_missing(plan: Plan, seeds: dict[str, int], runs: Path, jobs: int, words: Sequence[str]) -> bool:
-    """Run what is not there yet, bases first and then the longest arms first; whether all of it went well."""
+    """Run what is missing, bases first and then the longest arms first; returns whether all runs succeeded."""
     left = {name: len(found) for name, count in seeds.items() if (found := missing_seeds(name, count, runs))}
     worlds = [w for w in WORLDS if any(ARMS[name].world == w for name in left) and not base_folder(runs, w).exists()]
     seconds = {name: arm_seconds(name, count, plan) for name, count in left.items()}
@@ -68,7 +68,7 @@ def run_missing(plan: Plan, seeds: dict[str, int], runs: Path, jobs: int, words:
 
 
 def write_report(runs: Path, out: Path, plan: Plan) -> str:
-    """Write `evidence.json`, `evidence.md` and `evidence.png`; the page."""
+    """Write `evidence.json`, `evidence.md` and `evidence.png`; returns the page."""
     results = load_results(runs)
     text = page(results, plan)
     out.mkdir(parents=True, exist_ok=True)
@@ -80,16 +80,16 @@ def write_report(runs: Path, out: Path, plan: Plan) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="arms side by side")
-    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="where the runs lie")
-    parser.add_argument("--out", type=Path, help="where the results go (bench/results/tiny)")
-    parser.add_argument("--report", action="store_true", help="run nothing, write the results of what there is")
-    parser.add_argument("--smoke", action="store_true", help="try the whole thing in a minute")
-    parser.add_argument("--arm", choices=ARMS, help="run one arm, here")
-    parser.add_argument("--base", type=int, help="pretrain the base of one world, here")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="arms in parallel")
+    parser.add_argument("--runs", type=Path, default=Path("runs/evidence"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, help="folder of the results (bench/results/tiny)")
+    parser.add_argument("--report", action="store_true", help="run nothing, write the results of the existing runs")
+    parser.add_argument("--smoke", action="store_true", help="a test of the whole command, in a minute")
+    parser.add_argument("--arm", choices=ARMS, help="run one arm in this process")
+    parser.add_argument("--base", type=int, help="pretrain the base of one world in this process")
     options = parser.parse_args()
     if options.jobs < 1:
-        parser.error("--jobs: wants at least 1")
+        parser.error(f"--jobs: found {options.jobs}, wanted at least 1")
     plan, seeds = Plan(), {name: arm.seeds for name, arm in ARMS.items()}
     if options.smoke:
         plan, seeds = SMOKE_PLAN, dict.fromkeys(SMOKE, 1)

@@ -1,4 +1,4 @@
-"""The arms of bench.evidence: what each one sets on top of the embedded default, and how much is run."""
+"""The arms of bench.evidence: settings that override the embedded default, seeds and number of steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from capo_fast.config.schema import Config
 
 @dataclass(frozen=True)
 class Plan:
-    """What all runs share."""
+    """Settings of all runs."""
 
     steps: int = 16
     prompts: int = 16
@@ -30,7 +30,7 @@ class Plan:
         return self.steps * self.prompts * self.n
 
     def settings(self, folder: Path, seed: int) -> dict[str, Any]:
-        """Of a run of all steps in this folder, without an arm's own."""
+        """Settings of a full-length run in this folder, without those of an arm."""
         return {
             "run.dir": folder,
             "seed": seed,
@@ -41,7 +41,7 @@ class Plan:
             "eval.every": self.every,
             "eval.limit": self.problems,
             "checkpoint.every": 0,
-            "reward.timeout_s": 60,  # a busy machine must not decide what counts
+            "reward.timeout_s": 60,  # verdicts must not depend on the load of the machine
         }
 
 
@@ -52,9 +52,9 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 3
     part: float = 0.5
-    """Share of the plan's steps that is run."""
+    """Fraction of the plan's steps."""
     noise: float | None = None
-    """The oracle's share of wrong verdicts; None: the generative critic, or none."""
+    """Share of the oracle's verdicts that are flipped; None: the generative critic, or no critic."""
     world: int = 0
     """Seed of misconceptions, problems and pretraining; 0 is the shipped base."""
 
@@ -85,11 +85,11 @@ MAIN = {
     "capo-5": whole({"critic.votes": 5, "critic.voting": "majority"}),
     "capo-oracle": whole(noise=0.0),
 }
-"""DAPO draws more than a step's rollouts where groups tie, so it is evaluated more often and compared by rollouts."""
+"""DAPO draws extra rollouts for groups that tie, so it is evaluated more often and compared by rollouts."""
 BASELINE = "grpo"
 ABLATIONS = [
     Ablation(
-        "Critic noise: the oracle, each verdict turned round with this probability",
+        "Critic noise: the oracle, each verdict flipped with this probability",
         "capo-oracle",
         {f"noise-{noise}": oracle(noise) for noise in (0.1, 0.2, 0.3)},
     ),
@@ -125,7 +125,7 @@ ABLATIONS = [
 ]
 WORLDS = (1, 2)
 COMPARED = ("capo-1", "grpo")
-"""Arms that are run in the other worlds too."""
+"""Arms that also run in the other worlds."""
 
 
 def in_world(name: str, world: int) -> str:
@@ -142,7 +142,7 @@ SMOKE = ("grpo", "capo-oracle")
 
 
 def base_folder(runs: Path, world: int) -> Path:
-    """What `python -m capo_fast.tiny --seed WORLD` makes."""
+    """The folder that `python -m capo_fast.tiny --seed WORLD` writes."""
     return runs / "bases" / str(world)
 
 
@@ -161,13 +161,13 @@ def arm_config(name: str, seed: int, plan: Plan, runs: Path) -> Config:
     return load_config([f"--{key}={value}" for key, value in (settings | dict(arm.settings)).items()])
 
 
-# Seconds on one core of a 2.5 GHz Xeon while the other core is busy too; for the estimate alone.
+# Seconds on one core of a 2.5 GHz Xeon while the other core is busy, for the time estimate only.
 START, BASE, RUN, STEP, EVALUATION = 25.0, 480.0, 3.0, 2.04, 3.5
 READING, CRITIQUE = 0.9, 0.37
 
 
 def arm_seconds(name: str, seeds: int, plan: Plan) -> float:
-    """About how long so many runs of an arm take in one process."""
+    """Estimated seconds of `seeds` runs of an arm in one process."""
     config, by_rule = arm_config(name, 0, plan, Path()), ARMS[name].noise is not None
     unread = by_rule or config.credit.process == "none"
     step = STEP + (0.0 if unread else READING + config.critic.votes * CRITIQUE)

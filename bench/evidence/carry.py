@@ -1,15 +1,15 @@
-"""What `rollout.carry` does to learning on the embedded default: GRPO with and without it, paired by seed.
+"""The effect of `rollout.carry` on learning on the embedded default: GRPO with and without it, paired by seed.
 
     python -m bench.evidence.carry [--seeds 100 101 ...] [--arms carry ...] [--out bench/results/tiny/carry.json]
-    python -m bench.evidence.carry --report      the table again, of what there is so far
+    python -m bench.evidence.carry --report      only rewrite the table from the existing runs
 
-One engine; a run per arm and seed, one after the other, a minute or two each. A run's figures go into the JSON file at
-once, and a run that is there is not run again: the command goes on where it was stopped. Seeds 100 to 107 are reported.
+One engine runs each arm and seed, one after the other, a minute or two each. A run's figures are added to the JSON file
+at once. Existing runs are not repeated, so the command continues after an interruption. Seeds 100 to 107 are reported.
 
     grpo      the embedded default
-    weighted  with loss.is_mode: truncate, which carry wants
-    carry     that, and rollout.carry: true: 4 of 16 groups may stay open, for at most 2 versions
-    carry 8   8 of 16 may
+    weighted  with loss.is_mode: truncate, which carry requires
+    carry     weighted with rollout.carry: true: 4 of 16 groups may stay open, for at most 2 versions
+    carry 8   carry with 8 of 16 groups
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def config_of(arm: str, seed: int, steps: int, folder: str) -> Config:
         "eval.limit": PROBLEMS,
         "checkpoint.every": 0,
         "run.keep_rollouts": "none",
-        "reward.timeout_s": 60,  # a busy machine must not decide what counts
+        "reward.timeout_s": 60,  # verdicts must not depend on the load of the machine
     }
     return load_config([f"--{key}={value}" for key, value in (settings | ARMS[arm]).items()])
 
@@ -93,13 +93,13 @@ def run_one(arm: str, seed: int, steps: int, engine: KeptEngine, device: torch.d
 
 
 def mean_of(name: str, lines: Sequence[dict[str, Any]]) -> float | None:
-    """Over the steps that have it: a step in which nothing had a gradient has no loss."""
+    """Mean over the steps that have the metric: a step without any gradient has no loss."""
     found = [line[name] for line in lines if line.get(name) is not None]
     return fmean(found) if found else None
 
 
 def run_missing(arms: Sequence[str], seeds: Sequence[int], steps: int, out: Path) -> None:
-    """Run what the file does not hold yet, all arms of a seed before the next seed."""
+    """Run what is missing in the file, all arms of a seed before the next seed."""
     with ranks() as device:
         engine = None
         for seed, arm in ((seed, arm) for seed in seeds for arm in arms):
@@ -131,7 +131,7 @@ def area(run: dict[str, Any]) -> float:
 
 
 def table(runs: Runs) -> str:
-    """Means and halves of their 95 % intervals over seeds; differences by seed."""
+    """Means ± half of the 95 % interval over seeds; differences are paired by seed."""
     head = ["arm", "seeds", "pass@1, last", "area", f"area, to {REFERENCE}", "staleness", "open rollouts", "CPU s"]
     rows, reference = [], runs.get(REFERENCE, {})
     for arm, found in runs.items():

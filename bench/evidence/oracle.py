@@ -1,6 +1,6 @@
-"""A critic that knows a world's rule, in the place of the generative one: a yardstick, never part of training.
+"""A critic that applies a world's rule, as an upper bound for the generative one; it is not part of the trainer.
 
-It answers the critique requests of a run itself, in the critic's own format, and passes everything else to the engine.
+It answers the critique requests of a run itself, in the critic's format, and passes all other requests to the engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STEP = re.compile(r"<step_(\d)>(.*?)</step_\1>", re.DOTALL)
 
 
 class KeptEngine:
-    """An engine that several runs use one after the other: a run's `close` leaves it open."""
+    """An engine that several runs use one after the other: `close` does nothing."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -32,7 +32,7 @@ class KeptEngine:
 
 
 class OracleCritic(KeptEngine):
-    """Critiques by a rule: `answer` gives the text for a critique's request."""
+    """Critiques by a rule: `answer` returns the text for a critique request."""
 
     def __init__(self, engine: Engine, answer: Callable[[Request], str]) -> None:
         super().__init__(engine)
@@ -52,14 +52,14 @@ class OracleCritic(KeptEngine):
 
 
 def tiny_oracle(tokenizer: Any, noise: float) -> Callable[[Request], str]:
-    """The tiny world's rule; each step's verdict is turned round with the probability `noise`."""
+    """The tiny world's rule; each step's verdict is flipped with probability `noise`."""
     return lambda request: oracle_answer(tokenizer.decode(request.prompt_ids), noise, request.seed)
 
 
 def oracle_answer(prompt: str, noise: float, seed: int) -> str:
-    """The rule's critique of the solution in a critic's prompt, each verdict wrong with the probability `noise`.
+    """The rule's critique of the solution in a critic's prompt, each verdict flipped with probability `noise`.
 
-    Steps past the tenth, for which the tokenizer has no tags, are not seen, as the generative critic doesn't see them.
+    Steps after the tenth are left out, as for the generative critic: the tokenizer has no tags for them.
 
     >>> oracle_answer("9*2\\n<step_0>9*2=7</step_0><step_1>A:7</step_1>\\n", noise=0.0, seed=0)
     'Judgment: No\\n<incorrect_steps>0</incorrect_steps>'

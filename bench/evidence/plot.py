@@ -17,8 +17,8 @@ PANELS = {
     "CAPO and others": (False, OTHERS),
     "The same by CPU time": (True, OTHERS),
 }
-"""By title: whether the x axis is CPU time, and the arms."""
-LOOKS = {
+"""By title: True for CPU time on the x axis, and the arms."""
+STYLES = {
     "grpo": ("#000000", "o"),
     "capo-1": ("#D55E00", "s"),
     "capo-3": ("#E69F00", "^"),
@@ -30,7 +30,7 @@ LOOKS = {
     "dapo": ("#56B4E9", "X"),
     "dr_grpo": ("#8C6D1F", "d"),
 }
-"""Okabe and Ito's colours, and a marker each."""
+"""Colour (Okabe and Ito) and marker of each arm."""
 
 
 def save_plot(
@@ -54,11 +54,11 @@ def save_plot(
 
 
 def draw(axes: Any, name: str, results: Results, figures: Figures, by_time: bool) -> None:
-    """One arm's line, and its band where there are several seeds."""
+    """Draw one arm's line, and its band if there are several seeds."""
     runs = list(results[name].values())
     if not runs:
         return
-    color, marker = LOOKS[name]
+    color, marker = STYLES[name]
     x = [part * figures.budget for part in QUARTERS]
     if by_time:
         x = [fmean(figures.spent("cpu", part)(run) for run in runs) for part in QUARTERS]

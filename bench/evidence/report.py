@@ -1,7 +1,7 @@
 """The figures of bench.evidence's runs as JSON, tables and a plot.
 
-Everything is by rollouts drawn: a quarter of the plan's budget is 4 steps of all arms but those that sample
-dynamically, whose values are interpolated between two evaluations. Intervals are 95 %, Student's t over seeds.
+The x axis is rollouts drawn: a quarter of the plan's budget is 4 steps, except for arms with dynamic sampling, whose
+values are interpolated between two evaluations. Intervals are 95 %, Student's t over seeds.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from bench.evidence.runs import FIGURES, STAGES
 from capo_fast.markdown import markdown_table
 
 Run = dict[str, Any]
-"""What a run's `figures.json` holds."""
+"""Content of a run's `figures.json`."""
 Results = dict[str, dict[int, Run]]
 """Runs by arm and seed."""
 Figure = Callable[[Run], float | None]
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EARLY, LATE = (0.25, 0.5), (0.75, 1.0)
-"""Parts of the budget over which rollouts are judged by the rule: steps 5 to 8 and 13 to 16 of 16."""
+"""Windows of the budget in which the rule judges rollouts: steps 5 to 8 and 13 to 16 of 16."""
 
 
 def load_results(runs: Path) -> Results:
@@ -49,7 +49,7 @@ class Figures:
     """The figures of a run under a plan."""
 
     def __init__(self, plan: Plan, cpu: str = "cpu") -> None:
-        """cpu: which CPU seconds of a run are its time; "cpu_all" has those of the processes that it started."""
+        """cpu: figure used as CPU time; "cpu_all" includes the processes that the run started."""
         self.plan, self.budget, self.cpu = plan, plan.rollouts, cpu
 
     def step(self, part: float) -> str:
@@ -61,7 +61,7 @@ class Figures:
         return lambda run: float(np.interp(part * self.budget, *np.transpose(run["curve"])))
 
     def rate_after(self, cpu_seconds: float) -> Figure:
-        """pass@1 when a run has used so much CPU time; at its end where it uses less."""
+        """pass@1 after `cpu_seconds` of CPU time; at the run's end if it used less."""
 
         def figure(run: Run) -> float:
             drawn = np.interp(cpu_seconds, np.cumsum([0.0, *run[self.cpu]]), [0, *run["rollouts"]])
@@ -70,7 +70,7 @@ class Figures:
         return figure
 
     def area_by_time(self, cpu_seconds: float) -> Figure:
-        """Mean of pass@1 from 0 to so many seconds of CPU time."""
+        """Mean of pass@1 from 0 to `cpu_seconds` of CPU time."""
         times = np.linspace(0.0, cpu_seconds, 101)
         return lambda run: float(np.trapezoid([self.rate_after(time)(run) for time in times], dx=0.01))
 
@@ -80,11 +80,11 @@ class Figures:
         return lambda run: float(np.trapezoid([self.rate(at)(run) for at in parts], parts)) / part
 
     def spent(self, what: str, part: float = 1.0) -> Figure:
-        """Seconds, or tokens, until this part of the budget was drawn."""
+        """Seconds or tokens spent until this part of the budget was drawn."""
         return lambda run: float(np.interp(part * self.budget, [0, *run["rollouts"]], np.cumsum([0.0, *run[what]])))
 
     def share(self, window: tuple[float, float], part: str, whole: str) -> Figure:
-        """One count of the rule over another, in the steps that end within a window of the budget; None of nothing."""
+        """Ratio of two counts by the rule, over the steps that end within a window of the budget; None for 0 / 0."""
 
         def figure(run: Run) -> float | None:
             low, high = (end * self.budget for end in window)
@@ -117,7 +117,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and half its 95 % interval; None with a single value."""
+    """Mean and half of its 95 % interval; None for a single value."""
     half = t_quantile(len(values) - 1) * stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
     return fmean(values), half
 
@@ -135,7 +135,7 @@ def cell(values: Sequence[float | None], digits: int = 3, sign: str = "") -> str
 
 
 def differences(figure: Figure, runs: Mapping[int, Run], reference: Mapping[int, Run]) -> list[float]:
-    """By seed, where both have it."""
+    """Differences by seed, for the seeds of both."""
     pairs = [(figure(run), figure(reference[seed])) for seed, run in runs.items() if seed in reference]
     return [a - b for a, b in pairs if a is not None and b is not None]
 
@@ -186,7 +186,7 @@ def seconds_table(results: Results, figures: Figures) -> str:
 
 
 def ablation_table(ablation: Ablation, results: Results, figures: Figures) -> str:
-    """The reference with the ablation's seeds, and each arm with its difference to it."""
+    """The reference on the ablation's seeds, and each arm with its difference from it."""
     columns = [figures.rate(0.25), figures.rate(0.5), figures.area(0.5)]
 
     def row(name: str, runs: Mapping[int, Run]) -> list[str]:
@@ -224,7 +224,7 @@ def world_table(results: Results, figures: Figures) -> str:
 
 
 def missing(results: Results) -> str:
-    """The arms that lack runs, and how many they have."""
+    """Arms with missing runs, and the number of runs they have."""
     have = {name: len(results[name]) for name in ARMS}
     return ", ".join(f"{name} {have[name]} of {arm.seeds}" for name, arm in ARMS.items() if have[name] < arm.seeds)
 
@@ -235,14 +235,14 @@ def page(results: Results, plan: Plan) -> str:
     timeouts = sum(run["timeouts"] for runs in results.values() for run in runs.values())
     quarter = plan.rollouts // 4
     parts = [
-        "# What the evidence shows\n",
+        "# Evidence: all tables\n",
         f"`python -m bench.evidence`: {plan.steps} steps of {plan.prompts} prompts x {plan.n} rollouts "
         f"({plan.rollouts:,} rollouts), sampled pass@1 on {plan.problems} held-out problems. Mean ± half of the 95 % "
         "interval (Student's t) over seeds. *area*: mean of pass@1 over the steps shown. *unsound*: share of the right "
-        f"answers of training rollouts that hold a wrong step by the rule; early: rollouts {quarter:,} to "
-        f"{2 * quarter:,}, late: {3 * quarter:,} to {4 * quarter:,}. dapo samples again for groups that tie: its "
-        "columns are at equal rollouts, between evaluations 2 steps apart. "
-        f"Answers whose check timed out, and which are left out: {timeouts}.\n",
+        f"answers of training rollouts that contain a wrong step by the rule; early: rollouts {quarter:,} to "
+        f"{2 * quarter:,}, late: {3 * quarter:,} to {4 * quarter:,}. dapo resamples groups that tie: its "
+        "columns are at equal rollouts, interpolated between evaluations 2 steps apart. "
+        f"Answers left out because their check timed out: {timeouts}.\n",
         f"**Not finished: {lacking}.**\n" if lacking else "",
         f"## Main arms, {MAIN[BASELINE].seeds} seeds\n",
         curve_table(main, figures),
@@ -251,10 +251,10 @@ def page(results: Results, plan: Plan) -> str:
         "### Sound steps, and the critic against the rule\n",
         soundness_table(main, figures),
         "### Seconds of training until the budget is drawn\n",
-        "Without evaluation and checkpoints; one core an arm. CPU is of the training process (not of the worker that "
-        "checks answers), wall shares the machine with another arm. The stages are of the whole run, and their sync "
-        "includes the pushes for evaluations. pass@1 is given at half and at all of the CPU time that "
-        f"{BASELINE} takes, on the straight line between two evaluations.\n",
+        "Without evaluation and checkpoints; one core per arm. CPU is of the training process (not of the worker that "
+        "checks answers). During wall time another arm runs on the same machine. The stages are of the whole run; "
+        "their sync includes the pushes for evaluations. pass@1 is given after half and after all of the CPU time of "
+        f"{BASELINE}, linearly interpolated between two evaluations.\n",
         seconds_table(main, figures),
         f"## Ablations, the first {plan.steps // 2} steps\n",
         *(ablation_table(ablation, results, figures) for ablation in ABLATIONS),

@@ -1,6 +1,6 @@
-"""What one arm of bench.evidence does in its process: one engine, and every seed's run after the other.
+"""The process of one arm of bench.evidence: one engine, and the runs of all seeds one after the other.
 
-Each run leaves `figures.json` in its folder; a run that has it is done, what one without it had is moved aside.
+Each run writes `figures.json` to its folder when it is complete; the files of an incomplete run are moved aside.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def missing_seeds(name: str, seeds: int, runs: Path) -> list[int]:
 
 
 def run_arm(name: str, seeds: Sequence[int], plan: Plan, runs: Path) -> None:
-    """The runs of an arm, one after the other, on one engine."""
+    """Run all seeds of an arm, one after the other, on one engine."""
     config = arm_config(name, 0, plan, runs)
     model, noise = resolve_model(config.model.path), ARMS[name].noise
     with ranks() as device:
@@ -62,7 +62,7 @@ def run_arm(name: str, seeds: Sequence[int], plan: Plan, runs: Path) -> None:
 
 
 def run_seed(config: Config, device: torch.device, engine: KeptEngine, rule: Rule) -> dict[str, Any]:
-    """One run; its figures. Its weights are not kept."""
+    """Run one seed; returns its figures. Weights are deleted."""
     trainer = TimedTrainer(**vars(build(config, device, engine)))
     try:
         trainer.train()
@@ -83,8 +83,8 @@ def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
 def run_figures(
     folder: Path, evaluations: Mapping[str, Mapping[str, float]], seconds: np.ndarray, rule: Rule
 ) -> dict[str, Any]:
-    """What the report needs of a run; every list but the curve has one entry a step. `cpu_all`: with the processes that
-    the run started, as verifier workers."""
+    """Figures of a run for the report; all lists except the curve have one entry per step. `cpu_all` includes the
+    processes that the run started, such as verifier workers."""
     lines = read_metrics(folder / "metrics.jsonl")
     drawn = list(accumulate((line["rollouts"] for line in lines), initial=0))
     return {
@@ -113,7 +113,7 @@ def step_rollouts(folder: Path, step: int) -> list[dict[str, Any]]:
 
 
 def rule_counts(rows: Iterable[Mapping[str, Any]], rule: Rule) -> dict[str, int]:
-    """What a rule says of a step's rollouts, and of the votes on their steps (1/2 and more counts as wrong).
+    """Counts by a rule over a step's rollouts and the votes on their steps (a vote of 1/2 or more counts as wrong).
 
     >>> row = {"problem": "9*2", "steps": ["9*2=7", "A:8"], "outcome": 1.0, "votes": [1.0, 0.0], "critiques": [{}]}
     >>> rule_counts([row], oracle_critique)
@@ -132,11 +132,11 @@ def rule_counts(rows: Iterable[Mapping[str, Any]], rule: Rule) -> dict[str, int]
 
 
 def make_base(world: int, runs: Path) -> None:
-    """Pretrain the base of another world, unless it is there."""
+    """Pretrain the base of another world, unless it exists."""
     folder = base_folder(runs, world)
     if folder.exists():
         return
-    torch.set_num_threads(1)  # the sums, and so the bytes, depend on the thread count
+    torch.set_num_threads(1)  # the order of sums, and so the bytes of the weights, depend on the thread count
     partial = folder.with_name(f".{folder.name}.tmp")
     make(partial, STEPS, world)
     os.replace(partial, folder)

@@ -1,4 +1,4 @@
-"""The machine, a line of JSON: `python -m bench.gpu.about`."""
+"""Prints machine, driver and versions as a line of JSON: `python -m bench.gpu.about`."""
 
 from __future__ import annotations
 

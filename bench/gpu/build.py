@@ -1,8 +1,8 @@
-"""libcapo_cuda and csrc/selftest in one folder: those that are there and run are taken, the others are built.
+"""Provides libcapo_cuda and csrc/selftest in one folder: working files are kept, the others are built.
 
     python -m bench.gpu.build FOLDER
 
-`NVCC` names the compiler (nvcc, else that of CUDA's usual folder).
+`NVCC` names the compiler (default: nvcc from PATH, else from CUDA's usual folder).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ USUAL = "/usr/local/cuda/bin/nvcc"
 
 
 def loads(library: Path) -> bool:
-    """Whether the library is one of these sources' interface and runs here."""
+    """True if the library loads here and has the interface of these sources."""
     try:
         return ctypes.CDLL(str(library)).capo_cuda_abi() == ABI
     except OSError as error:
@@ -34,7 +34,7 @@ def loads(library: Path) -> bool:
 
 
 def runs(program: Path) -> bool:
-    """Without an argument it returns 2."""
+    """True if the program runs here: without an argument its exit status is 2."""
     try:
         return subprocess.run([program], stderr=subprocess.DEVNULL).returncode == 2
     except OSError as error:

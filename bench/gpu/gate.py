@@ -1,7 +1,7 @@
-"""Whether an implementation may be timed at all: `python -m bench.gpu.gate DEVICE IMPL...`, a line of JSON per check.
+"""Correctness gate before timing: `python -m bench.gpu.gate DEVICE IMPL...`, a line of JSON per check.
 
 Loss, log-probs, entropies and the gradient of logits against the reference in float64; the same call by
-`torch.compile(fullgraph=True)`; on a GPU no wait of the host, and a CUDA graph. Exit status 1 where one is wrong.
+`torch.compile(fullgraph=True)`; on a GPU also no host synchronisation, and a CUDA graph. Exit status 1 if one fails.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Call:
         self.targets = torch.randint(vocab, (tokens,), generator=random, device=device)
         noise = torch.randn(3, tokens, generator=random, device=device) / 10
         exact = ck.token_logprobs(self.logits.double(), self.targets, temperature=SPEC.temperature, impl="reference")
-        self.beside = {
+        self.arguments = {
             "weights": torch.full((tokens,), 1 / tokens, device=device),
             "advantages": noise[0] * 10,
             "old_logprobs": exact.float() + noise[1],
@@ -39,7 +39,7 @@ class Call:
 
     def results(self, impl: str, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         leaf = logits.detach().requires_grad_()
-        result = ck.policy_loss(leaf, self.targets, **self.beside, spec=SPEC, impl=impl)
+        result = ck.policy_loss(leaf, self.targets, **self.arguments, spec=SPEC, impl=impl)
         [gradient] = torch.autograd.grad(result.loss, leaf)
         return {
             "loss": result.loss.detach(),
@@ -50,7 +50,7 @@ class Call:
 
 
 def errors(found: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Relative, in norm."""
+    """Relative errors, in norm."""
     return {name: float((found[name].double() - x).norm() / x.norm()) for name, x in exact.items()}
 
 
@@ -64,7 +64,7 @@ def judge(call: Call, impl: str) -> dict[str, float]:
 
 def whole_graph(call: Call, impl: str) -> None:
     def loss(logits: torch.Tensor) -> torch.Tensor:
-        return ck.policy_loss(logits, call.targets, **call.beside, spec=SPEC, impl=impl).loss
+        return ck.policy_loss(logits, call.targets, **call.arguments, spec=SPEC, impl=impl).loss
 
     found = []
     for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
@@ -82,7 +82,7 @@ def no_wait(call: Call, impl: str) -> None:
 
 
 def in_a_graph(call: Call, impl: str) -> None:
-    """The log-probs; `ck.policy_loss` wants its coefficients on the device for it."""
+    """Checks log-probs in a CUDA graph; `ck.policy_loss` would need its coefficients on the device for this."""
     graph, arguments = torch.cuda.CUDAGraph(), {"temperature": 0.9, "impl": impl}
     want = ck.token_logprobs(call.logits, call.targets, **arguments)
     with torch.cuda.graph(graph):
@@ -92,10 +92,10 @@ def in_a_graph(call: Call, impl: str) -> None:
 
 
 def checked(about: dict[str, Any], check: Callable[[], dict[str, float] | None]) -> bool:
-    """Whether the check raises nothing; prints its line."""
+    """True if the check raises nothing; prints its line."""
     try:
         found: dict[str, Any] = {"good": True, **(check() or {})}
-    except Exception as error:  # the others' lines are worth having
+    except Exception as error:  # the other checks must still run
         found = {"good": False, "error": f"{type(error).__name__}: {error}"[:300]}
     print(json.dumps({"part": "gate", **about, **found}), flush=True)
     return bool(found["good"])

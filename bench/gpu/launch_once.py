@@ -1,4 +1,4 @@
-"""One warm call of a row kernel, for a profiler that reads its counters: `python -m bench.gpu.launch_once IMPL KIND`.
+"""One warm call of a row kernel for a profiler: `python -m bench.gpu.launch_once IMPL KIND`.
 
 KIND: `loss` (with its gradient, in place) or `logprobs`.
 """
@@ -24,8 +24,8 @@ def main(impl: str, kind: str) -> None:
             ck.token_logprobs(logits, targets, impl=impl)
         else:
             leaf = logits.clone().requires_grad_()
-            beside = {name: torch.ones(tokens, device=device) for name in ("weights", "advantages")}
-            ck.policy_loss(leaf * 1, targets, **beside, inplace=True, impl=impl).loss.backward()
+            others = {name: torch.ones(tokens, device=device) for name in ("weights", "advantages")}
+            ck.policy_loss(leaf * 1, targets, **others, inplace=True, impl=impl).loss.backward()
     if on_gpu:
         torch.cuda.synchronize()
 

@@ -1,9 +1,9 @@
-"""The packages of bench/gpu.sh and bench/gpu_more.sh: those that the machine has, and wheels that are carried to it.
+"""Packages of bench/gpu.sh and bench/gpu_more.sh: those installed on the machine, and wheels that are copied to it.
 
     python -m bench.gpu.packages fetch [FOLDER]    # downloads the wheels of wheels.txt (default: bench/peers)
-    python -m bench.gpu.packages link FOLDER       # links of this environment's packages in both lists, and no others
+    python -m bench.gpu.packages link FOLDER       # links this environment's packages of both lists, and no others
 
-A dry run sees what `link` made and nothing else that is installed, so that a package in neither list fails here.
+A dry run can import only what `link` made, so that an import of any other package fails here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def name_of(requirement: str) -> str:
 
 
 def names() -> set[str]:
-    """Of both lists, normalised."""
+    """Normalised package names of both lists."""
     return {name_of(line) for file in (MACHINE, WHEELS) for line in listed(file)}
 
 

@@ -1,7 +1,7 @@
 # Sourced by bench/gpu.sh and bench/gpu_more.sh, which set `budget` (seconds for all parts) and then call part and finish.
 #
-# FOLDER gets, as they come: parts.jsonl (a line per part: its exit status and seconds), figures.jsonl (every line of
-# JSON that a part prints) and log.txt (all else). Each is whole up to the moment the machine is lost.
+# FOLDER gets, line by line: parts.jsonl (exit status and seconds of each part), figures.jsonl (every line of JSON that
+# a part prints) and log.txt (all other output). If the machine is lost, the files are complete up to that moment.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 dry="" out="$PWD/runs/gpu" patience=1 words=()
@@ -19,11 +19,11 @@ mkdir -p "$out" "$work/site" "$work/bin"
 export PYTHONPATH="$PWD:$PWD/kernels:$PWD/tests:$work/site" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 export TMPDIR="$work" TRITON_CACHE_DIR="$work/triton" PATH="$PATH:/usr/local/cuda/bin"
 
-part() { # part NAME SECONDS COMMAND...: runs it within its time and what is left; one that fails does not stop the rest
+part() { # part NAME SECONDS COMMAND...: runs it within its time and the time left; a failure does not stop the rest
     local name="$1" limit=$(($2 * patience)) left=$((budget * patience - SECONDS)) start="$SECONDS" from ended
     shift 2
     if [ "$left" -lt 3 ]; then
-        note "$name" null 0 "left out: no time is left"
+        note "$name" null 0 "left out: no time left"
         return
     fi
     echo "== $name: $*" >>"$out/log.txt"
@@ -42,16 +42,16 @@ note() { # note NAME STATUS SECONDS WORDS
     echo "$4: $1 ($3 s)"
 }
 
-has() { # has TOOL: whether it is there; where it is not, says so
+has() { # has TOOL: true if it is installed; else prints a line
     command -v "$1" >/dev/null && return
     echo "left out: $1 is not on this machine"
     return 1
 }
 
-bench() { # bench NAME SECONDS [PYTEST'S ARGUMENTS]: begins no case in the last third of its time
+bench() { # bench NAME SECONDS [PYTEST'S ARGUMENTS]: starts no case in the last third of its time
     local name="$1" limit="$2"
     shift 2
-    # With "=": before conftest.py is read, pytest takes the file of an option that it doesn't know for a path of tests.
+    # With "=": before conftest.py is read, pytest takes the value of an unknown option for a path of tests.
     part "bench-$name" "$limit" $python -m pytest -q "bench/kernels/bench_$name.py" --suite "$suite" "$@" \
         --time-limit=$((limit * patience * 2 / 3)) --figures="$out/figures.jsonl" \
         --benchmark-json "$work/bench-$name.json"
@@ -62,7 +62,7 @@ finish() {
     [ -z "$failed" ]
 }
 
-if [ -n "$dry" ]; then # a CPU with toy shapes, stubs of what only a GPU has, and no package but those listed
+if [ -n "$dry" ]; then # a CPU with toy shapes, stubs of the GPU's tools, and only the listed packages
     $python -m bench.gpu.packages link "$work/site" || exit 1
     python="$python -S" built="$work/bin" device=cpu suite=dry impls=cpu
     export PATH="$PWD/tests/bench/gpu_stubs:$PATH" NVCC="$PWD/tests/bench/gpu_stubs/nvcc"

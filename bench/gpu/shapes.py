@@ -1,7 +1,7 @@
-"""Seconds of the cuda loss for each shape of a block that `CAPO_CUDA_SHAPE` names: `python -m bench.gpu.shapes`.
+"""Seconds of the cuda loss for each block shape of `CAPO_CUDA_SHAPE`: `python -m bench.gpu.shapes`.
 
-A line of JSON for each: the best and the median of its calls in place, and the blocks of its launch, which are as many
-as the GPU holds at a time. Without a GPU the same calls run on the CPU's rows, which have no shapes.
+Prints a line of JSON per shape: best and median time of calls in place, and the blocks of a launch, which is the number
+that the GPU can hold at once. Without a GPU the same calls run on the CPU kernel, which has no shapes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     call = in_place(impl, "ppo", LogitsProblem(case, device))
     clock = CLOCKS[device]()
     seconds: dict[str, list[float]] = {shape: [] for shape in SHAPES}
-    for _ in range(REPEATS + 1):  # in turns, so that the GPU's clock rate is the same for all
+    for _ in range(REPEATS + 1):  # interleaved, so that the GPU's clock rate is the same for all
         for shape, found in seconds.items():
             os.environ["CAPO_CUDA_SHAPE"] = shape
             found.append(clock.seconds(call))
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def blocks_of(call: Callable[[], object]) -> int | None:
-    """Of the row kernel's launch, as the profiler's trace has it."""
+    """Blocks of the row kernel's launch, from the profiler's trace."""
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         call()
         torch.cuda.synchronize()

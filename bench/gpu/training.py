@@ -1,9 +1,9 @@
 """The learner on a GPU, without an engine; a line of JSON per result.
 
     python -m bench.gpu.training gradients IMPL...    # of one packed batch in float32, against the reference on the CPU
-    python -m bench.gpu.training micro-batch          # seconds, memory and waits of the host, of a random model
+    python -m bench.gpu.training micro-batch          # seconds, memory and host synchronisations, random model
 
-Without a GPU both run on the CPU, for a dry run.
+Without a GPU both run on the CPU as a dry run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from capo_fast.records import PackedBatch
 from capo_fast.runtime.ranks import ranks
 
 ALLOWED = 1e-3
-"""Of a parameter's gradient, relative to its norm."""
+"""Error of a parameter's gradient, relative to its norm."""
 CONFIG = Config(
     loss=LossConfig(kl_coef=0.0),
     train=learner_ranks.TRAIN,
@@ -53,7 +53,7 @@ def learner_of(model: Any, policy: PolicyConfig, device: torch.device) -> Learne
 
 
 def gradients_of(impl: str, device: torch.device) -> dict[str, torch.Tensor]:
-    """By parameter, on the host; the log-probs are among them."""
+    """Gradients by parameter and the log-probs, on the host."""
     learner = learner_of(load_model(MODEL, "sdpa"), PolicyConfig(dtype="float32", loss_kernel=impl), device)
     [micro] = pack_update(learner_ranks.SAMPLES, learner.config, 0, 1)
     loss, result = learner.policy(micro.to(device), learner.spec, loss=True)
@@ -75,7 +75,7 @@ def compare_gradients(impls: list[str], device: torch.device) -> bool:
 
 @contextmanager
 def counted_waits() -> Iterator[list[str]]:
-    """What torch warns of: operations for which the host waits for the GPU."""
+    """Lists operations for which the host waits for the GPU, by torch's warnings."""
     found: list[str] = []
     if not torch.cuda.is_available():
         yield found
@@ -89,7 +89,7 @@ def counted_waits() -> Iterator[list[str]]:
 
 
 def measure_micro_batches(device: torch.device) -> None:
-    """Steps of 1 and of 4 micro-batches: the waits must not grow with them."""
+    """Measures steps of 1 and of 4 micro-batches: both must have the same number of waits."""
     name, copies = ("qwen2.5-0.5b", 20) if device.type == "cuda" else ("toy", 1)
     model = random_model(HEADS[name])
     weights = sum(x.numel() for x in model.parameters())
@@ -120,9 +120,9 @@ def measure_micro_batches(device: torch.device) -> None:
 
 
 def planned_bytes(learner: Learner, model: Any, micro: PackedBatch, count: int) -> float:
-    """What `capo plan` predicts of the fullest moment of such a step. CUDA's context is in neither figure."""
+    """Peak memory of such a step as predicted by `capo plan`. Neither figure includes CUDA's context."""
     tokens, hardware = len(micro.input_ids), find_hardware("cpu" if learner.device.type == "cpu" else "h100")
-    if learner.device.type == "cuda":  # of a GPU the learner's bytes depend on its memory alone
+    if learner.device.type == "cuda":  # of a GPU's properties only its memory affects the learner's bytes
         hardware = replace(hardware, memory=torch.cuda.get_device_properties(learner.device).total_memory)
     config = replace(
         learner.config,

@@ -1,7 +1,7 @@
-"""The loss through the linear head, from hidden states [T, H] and weight [V, H]: gradients by both.
+"""The loss through the linear head, from hidden states [T, H] and weight [V, H], with the gradients of both.
 
-At least three GEMMs of 2 T H V operations: the logits, and each gradient. The bound is these three, over all T at once,
-with inputs and outputs in the case's dtype.
+The minimum is three GEMMs of 2 T H V operations: the logits and each gradient. The bound is these three over all T at
+once, with inputs and outputs in the case's dtype.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def bench_linear_policy_loss(record) -> None:
 
 
 def fused(impl: str, kind: str, problem: LinearProblem, **options: Any) -> Call:
-    """Masked rows are named to the call, as a trainer that packs its batches knows them."""
+    """Passes the rows that are not masked to the call, as a trainer that packs its batches can."""
     need(impl, problem)
     arguments = problem.arguments(kind) | options | {"impl": impl}
     if problem.case.inactive:
@@ -73,7 +73,7 @@ def torch_compile(problem: LinearProblem) -> Call:
 
 
 def torch_cross_entropy(problem: LinearProblem) -> Call:
-    """Its gradient is formed in forward, so only a mean over all rows can be asked of it."""
+    """It computes its gradient in the forward pass, so it can only return a mean over all rows."""
     if problem.case.inactive:
         raise Unavailable("masks by targets, which this case keeps")
     try:
@@ -81,7 +81,7 @@ def torch_cross_entropy(problem: LinearProblem) -> Call:
         from torch.nn.functional import linear_cross_entropy
     except ImportError as error:
         raise Unavailable(f"torch {torch.__version__} has no linear_cross_entropy") from error
-    chunked = problem.tokens >= problem.hidden_size  # its documentation: below, the plain path is the cheaper
+    chunked = problem.tokens >= problem.hidden_size  # by its documentation the plain path is cheaper below this
     loss = partial(linear_cross_entropy, options=LinearCrossEntropyOptions() if chunked else None)
     return _leaves(problem, lambda hidden, weight: loss(hidden, weight, problem.targets))
 

@@ -1,4 +1,4 @@
-"""Log-probs through the linear head, without gradient: at least one GEMM of 2 T H V operations, which is the bound."""
+"""Log-probs through the linear head, without gradient. The bound is one GEMM of 2 T H V operations."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The loss and its gradient on logits [T, V]: PPO's clip on token ratios.
 
-At least one read and one write of the logits: 2 T V bytes times their size. The bound does just that.
+The minimum is one read and one write of the logits: 2 T V times the bytes of an element. The bound does exactly this.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def bench_policy_loss(record) -> None:
 
 
 class _Computed(torch.autograd.Function):
-    """The logits as a model's output: no leaf, and nothing is copied."""
+    """Makes the logits the output of an operation, as in a model: not a leaf, without a copy."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, anchor: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def torch_compile(entropy_coef: float, problem: LogitsProblem) -> Call:
 
 
 def liger(problem: LogitsProblem) -> Call:
-    """Its rows are [B, L + 1], of which it leaves out each sequence's last."""
+    """Its rows are [B, L + 1]; it ignores the last row of each sequence."""
     need_cuda(problem)
     from liger_kernel.transformers.grpo_loss import triton_grpo_loss
 

@@ -1,6 +1,6 @@
 """Log-probs of the targets from logits [T, V], without gradient.
 
-At least one read of the logits: T V times their size. The bound is a sum over them.
+The minimum is one read of the logits: T V times the bytes of an element. The bound is a sum over them.
 """
 
 from __future__ import annotations

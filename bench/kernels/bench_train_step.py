@@ -1,8 +1,9 @@
 """One training step of a Qwen2.5 model with random weights: forward, loss, backward, AdamW. No generation, no sharding.
 
-The heads alone differ: the model below, its attention (sdpa) and the optimizer are the same objects for all. The
-learning rate is 0, so that every call sees the same weights. The bound is as many operations in bare GEMMs: the share
-of it is the model FLOPs utilisation (MFU) against the GEMM rate of the same run. Attention counts as causal.
+Only the heads differ: the model below the head, its attention (sdpa) and the optimizer are the same objects for all.
+The learning rate is 0, so that every call has the same weights. The bound is the same number of operations in bare
+GEMMs: the share of the bound is the model FLOPs utilisation (MFU) at the GEMM rate of the same run. Attention counts
+as causal.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Call = Callable[[], Results]
 
 
 class Problem(LossProblem):
-    """The model, and old log-probs near its own."""
+    """A random model, and old log-probs close to its own."""
 
     def _make_inputs(self) -> None:
         head = self.case.head
@@ -78,7 +79,7 @@ class Problem(LossProblem):
         return call
 
     def exact(self, kind: str) -> tuple[Results, float]:
-        """The head and the loss in float32 torch, over the same model: its own rounding is all providers' alike."""
+        """The head and the loss in float32 torch, over the same model: its rounding is the same for all providers."""
         results = self.step(lambda hidden, weight: self.eager_loss(hidden.float() @ weight.float().T))()
         found = {name: x.detach().double() for name, x in results.items()}
         magnitude = float((self.weights * self.advantages.abs()).sum())

@@ -14,17 +14,17 @@ class CpuClock:
     """Wall-clock time, and the rise of the process's peak of resident memory (Linux)."""
 
     def seconds(self, call: Call, cold: bool = True) -> float:
-        """`cold` makes no difference: what comes before a call has read or written more than the caches hold."""
+        """`cold` has no effect: the work before each call reads or writes more than fits the caches."""
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
 
     def host_seconds(self, call: Call) -> float | None:
-        """None: on a CPU the host's time is the call's."""
+        """None: on a CPU the host's time is the time of the call."""
 
     def extra_bytes(self, call: Call) -> int:
         with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # the peak starts again from what is resident now
+            file.write("5")  # resets the peak to the current resident memory
         before = _kilobytes("VmRSS")
         call()
         return max(_kilobytes("VmHWM") - before, 0) * 1024
@@ -36,10 +36,10 @@ def _kilobytes(key: str) -> int:
 
 
 class CudaClock:
-    """Events on the stream. The host gets a head start, as it has in a training step: it is measured by itself."""
+    """Events on the stream. The host gets a head start, as in a training step; its time is measured separately."""
 
     HEAD_START = 10_000_000
-    """Cycles that the GPU idles before a call: some 5 ms, in which the host launches all that the call needs."""
+    """Cycles that the GPU idles before a call: about 5 ms, in which the host launches all kernels of the call."""
 
     def __init__(self) -> None:
         self.flush = torch.empty(512 << 20, dtype=torch.int8, device="cuda")  # ten times an H200's L2
@@ -56,7 +56,7 @@ class CudaClock:
         return start.elapsed_time(end) / 1e3
 
     def host_seconds(self, call: Call) -> float | None:
-        """What the host takes to launch it, while the GPU waits."""
+        """Seconds of the host to launch the call, while the GPU idles."""
         torch.cuda.synchronize()
         torch.cuda._sleep(self.HEAD_START)
         start = time.perf_counter()

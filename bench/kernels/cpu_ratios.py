@@ -1,9 +1,9 @@
 """`python -m bench.kernels.cpu_ratios`: loss and gradient on a CPU against an in-place multiply and eager torch.
 
-Prints the processor, then for each call its least and its median time, and both over those of the multiply, in float32
-at V = 151,936; then eager over the loss out of place, by the order in which the calls follow each other. All calls take
-turns in one process; before each the logits are restored. `--base FOLDER` adds another build of libcapo_cpu, made by
-`python csrc/libraries.py FOLDER` in another checkout. A number of tokens takes twice `--seconds`.
+Prints the processor, then the minimum and the median time of each call, and their ratios to those of the multiply, in
+float32 at V = 151,936. Then it prints the ratio of eager to the loss out of place for every order of the calls. All
+calls take turns in one process; the logits are restored before each. `--base FOLDER` adds another build of libcapo_cpu,
+made by `python csrc/libraries.py FOLDER` in another checkout. Each number of tokens takes twice `--seconds`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, metavar="FOLDER", help="a folder with another libcapo_cpu.so")
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 128, 32])
-    parser.add_argument("--seconds", type=float, default=15, help="for each number of tokens (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=15, help="per number of tokens (default: %(default)s)")
     options = parser.parse_args()
     print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for tokens in options.tokens:
@@ -82,7 +82,7 @@ def on(rows: native.CpuRows, call: Call) -> object:
 def timed(
     problem: LogitsProblem, calls: Mapping[str, Call], order: list[str], seconds: float
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round but the first; at least three rounds count."""
+    """Seconds of each call in each round after the first; at least three rounds."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     end = time.monotonic() + seconds
     while len(taken[order[0]]) < 4 or time.monotonic() < end:

@@ -1,9 +1,9 @@
-"""What nvcc makes of the CUDA row kernels: registers, stack and instructions an element of each variant.
+"""Resources of the compiled CUDA row kernels: registers, stack and instructions per element of each variant.
 
-They are counted in the library as it was built, with the cuobjdump of the Triton wheel; no GPU is needed.
+They are counted in the built library with the cuobjdump of the Triton wheel; no GPU is needed.
 
     python -m bench.kernels.cuda_resources                 # the table, and the share of the bound that follows
-    python -m bench.kernels.cuda_resources --keep          # also into cuda_resources.txt, to which a test compares
+    python -m bench.kernels.cuda_resources --keep          # also writes cuda_resources.txt, which a test compares
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ NAME = re.compile(r"stream_rows\w*5ShapeILi(\d)EEELi(\d)ELb(\d)ELb(\d)ENS\w*_\d+
 
 WARP, SCHEDULERS, MULTIPROCESSORS = 32, 4, 132
 CLOCKS = 1.75e9, 1.95e9
-"""Hz, the range in which an H100 or H200 works."""
+"""Hz, the range of an H100's or H200's clock rate."""
 MEMORY = {"H100": 3.0e12, "H200": 4.3e12}
-"""Bytes a second, of a copy."""
+"""Bytes per second of a copy."""
 
 
 class Variant(NamedTuple):
@@ -37,18 +37,18 @@ class Variant(NamedTuple):
     rows: str
     """even: whole aligned vectors; any; softcap."""
     shape: str
-    """Consumers x vectors of one."""
+    """Consumers x vectors per consumer."""
     registers: int
     stack: int
-    """Bytes of a thread: spilled registers, at the least."""
+    """Bytes per thread, at least the spilled registers."""
     sums: float
-    """Instructions an element, in full chunks."""
+    """Instructions per element of the pass for the sums, in full chunks."""
     gradient: float
-    """The same; 0 where the kernel has none."""
+    """Instructions per element of the gradient; 0 if the kernel has none."""
     entropy: float
-    """The same, where the entropy has a slope."""
+    """Instructions per element of the gradient with an entropy term."""
     row: int
-    """Instructions of a thread once a row, with those of a last chunk that is not full."""
+    """Instructions per thread and row outside full chunks, including a last chunk that is not full."""
 
     @property
     def name(self) -> str:
@@ -71,13 +71,13 @@ def table(rows: list[Variant]) -> str:
 
 
 def kept() -> list[Variant]:
-    """The table that is committed."""
+    """The committed table."""
     lines = KEPT.read_text(encoding="utf-8").splitlines()[1:]
     return [Variant(*line.split()[:4], *map(float, line.split()[4:])) for line in lines]  # type: ignore[arg-type]
 
 
 def issue_share(variant: Variant, vocab: int, blocks: int, item: int, bandwidth: float, clock: float) -> float:
-    """Time to issue a row's instructions, over the time to read and write it: what is above 1 bounds the kernel."""
+    """Time to issue a row's instructions over the time to read and write it; above 1: bound by instructions."""
     consumers, per_thread = map(int, variant.shape.split("x"))
     width = 16 // item
     full = vocab // width // blocks // (consumers * per_thread)
@@ -123,8 +123,8 @@ def _has(kernel: Kernel, loop: Loop, name: str) -> bool:
 
 
 def _cost(loop: Loop, loops: list[Loop], width: int, per_thread: int) -> float:
-    """Instructions an element. Where a loop takes a chunk's vectors one by one, it is that loop's and a share of the
-    chunk's."""
+    """Instructions per element. If an inner loop takes a chunk's vectors one by one, the sum of its instructions and of
+    its share of the chunk's."""
     inside = [other for other in loops if other.blocks < loop.blocks]
     if loop.path.loads or not inside:
         return round(loop.path.instructions / (max(loop.path.loads, 1) * width), 2)
@@ -154,7 +154,7 @@ def _shares(rows: list[Variant], vocab: int = 152064) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", type=Path, nargs="?", default=LIBRARY)
-    parser.add_argument("--keep", action="store_true", help=f"writes the table to {KEPT.name}")
+    parser.add_argument("--keep", action="store_true", help=f"write the table to {KEPT.name}")
     options = parser.parse_args()
     rows = variants(options.library)
     print(table(rows))

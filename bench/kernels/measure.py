@@ -1,7 +1,7 @@
-"""All providers of a case: judged against float64, then timed in turns.
+"""All providers of a case: compared with float64, then timed in turns.
 
-A provider is one way of computing what the case asks: ours, a peer's, or a bound, which does the same traffic or the
-same GEMMs and nothing else. Who can't run says why; who is wrong is not timed.
+A provider is one implementation of the case: ours, a peer's, or a bound, which does the same memory traffic or the same
+GEMMs and nothing else. A provider that can't run is reported with the reason; one with wrong results is not timed.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from bench.kernels.problems import Problem, Results
 from bench.kernels.suites import Case, Suite
 
 ALLOWED = {"float32": 1e-4, "bfloat16": 3e-2}
-"""Error of the loss and of each gradient, relative to its norm. Wide enough for peers that round in other places; what
-holds our kernels to PyTorch's own error is tests/kernels."""
+"""Error of the loss and of each gradient, relative to its norm. Wide enough for peers that round in other places; the
+tests in tests/kernels compare our kernels with PyTorch's own error."""
 
 
 class Unavailable(Exception):
-    """Why a provider can't run here."""
+    """A provider can't run here; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Provider:
-    """`make(problem)` prepares what is not to be timed, and returns the call that is."""
+    """`make(problem)` does the untimed preparation and returns the timed call."""
 
     name: str
     make: Callable[[Any], Callable[[], Results]] = field(repr=False)
     kind: str = "ppo"
-    """What it computes (`Problem.exact`); "bound" for a bound."""
+    """Results that it computes (`Problem.exact`); "bound" for a bound."""
     less: str = ""
-    """What it leaves out that ours gives."""
+    """Outputs of ours that it does not compute."""
 
     def __str__(self) -> str:
         return self.name.replace(" ", "_")
@@ -43,7 +43,7 @@ class Provider:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a kernel by a case: what must be moved and computed at least for all its rows, masked ones among them."""
+    """Minimum bytes moved and operations of a kernel for all rows of a case, including masked ones."""
 
     bytes: int
     flops: int
@@ -53,12 +53,12 @@ class Cost:
 class Measurement:
     seconds: list[float]
     hot_seconds: float | None
-    """The median where the caches hold what the call before left (GPU)."""
+    """Median with warm caches (GPU)."""
     host_seconds: float | None
     extra_bytes: int
-    """Peak memory beyond what was there before the call."""
+    """Peak memory above the memory in use before the call."""
     error: float | None
-    """The largest of its relative errors against float64; None for a bound."""
+    """The largest relative error against float64; None for a bound."""
 
     @property
     def median(self) -> float:
@@ -66,7 +66,7 @@ class Measurement:
 
 
 class Bench:
-    """The measurements of a case by provider; instead of a measurement, the exception that stood in its way."""
+    """Measurements of a case by provider, or the exception that prevented one."""
 
     def __init__(self, kernel: str, case: Case, suite: Suite, problem: Problem, cost: Cost) -> None:
         self.kernel, self.case, self.suite, self.problem, self.cost = kernel, case, suite, problem, cost
@@ -75,13 +75,13 @@ class Bench:
         self._exact: dict[str, tuple[Results, float]] = {}
 
     def run(self, providers: Iterable[Provider]) -> None:
-        torch._dynamo.reset()  # what was compiled for other shapes must not stand in the way
+        torch._dynamo.reset()  # code compiled for other shapes must not affect this case
         calls, errors = {}, {}
         for provider in providers:
             try:
                 calls[provider], errors[provider] = self._admit(provider)
-            except Exception as error:  # one that fails must not take the others' figures with it
-                out_of_memory = isinstance(error, torch.OutOfMemoryError)  # its traceback would hold the tensors
+            except Exception as error:  # a failed provider must not lose the figures of the others
+                out_of_memory = isinstance(error, torch.OutOfMemoryError)  # its traceback would keep the tensors alive
                 self.found[provider] = error.with_traceback(None) if out_of_memory else error
         self.problem.forget()
         seconds = self._interleave(calls)
@@ -91,7 +91,7 @@ class Bench:
             self.found[provider] = Measurement(seconds[provider], hot, host, extra, errors[provider])
 
     def _admit(self, provider: Provider) -> tuple[Call, float | None]:
-        """Its call, warmed up by two, and its error. Raises what keeps it from being timed."""
+        """The provider's call after two warm-up calls, and its error. Raises the reason why it is not timed."""
         try:
             call = provider.make(self.problem)
         except ImportError as error:
@@ -115,12 +115,12 @@ class Bench:
         return {name: float((got[name].detach().double() - x).norm()) / norms[name] for name, x in exact.items()}
 
     def _fresh(self, measure: Callable[[Call], Any], call: Call) -> Any:
-        """On inputs that no call before has overwritten."""
+        """Measures the call on restored inputs."""
         self.problem.restore()
         return measure(call)
 
     def _interleave(self, calls: Mapping[Provider, Call]) -> dict[Provider, list[float]]:
-        """Rounds in which each has its turn, so that what disturbs the machine disturbs all."""
+        """Times all providers in turns, so that a disturbance of the machine affects all of them."""
         seconds: dict[Provider, list[float]] = {provider: [] for provider in calls}
         least, most = self.suite.rounds
         spent = 0.0
@@ -136,7 +136,7 @@ class Bench:
         return statistics.median(self._fresh(lambda call: self.clock.seconds(call, cold=False), call) for _ in range(5))
 
     def figures(self, provider: Provider) -> dict[str, Any]:
-        """What stands beside the times in the results: SI units."""
+        """Figures that accompany the times in the results, in SI units."""
         measured, case = self.found[provider], self.case
         assert isinstance(measured, Measurement)
         bounds = [x.median for p, x in self.found.items() if p.kind == "bound" and isinstance(x, Measurement)]

@@ -1,8 +1,8 @@
-"""The tensors of one measured call, random, and the exact results that it is held against.
+"""Random tensors of one measured call, and the exact results that it is compared with.
 
-Letters: B sequences of L tokens, T = B * L packed tokens, H hidden, V vocabulary. Sequences have one length and one
-advantage each, because some peers know no other; `credit` gives each token its own. Ratios keep away from the clip
-range's ends, so that rounding sends no row through another branch than float64 takes.
+Letters: B sequences of L tokens, T = B * L packed tokens, H hidden, V vocabulary. All sequences have the same length
+and one advantage each, because some peers support nothing else; `credit` gives each token its own. Ratios stay away
+from the ends of the clip range, so that no row takes another branch than in float64 because of rounding.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from bench.kernels.suites import Case, Head
 
 ENTROPY_COEF = 0.01
 STEP = 32
-"""Tokens of a step that the critic judges."""
+"""Tokens per step."""
 INSIDE, OUTSIDE = 0.1, 0.5
-"""|log ratio| of rows within the clip range of 0.8 to 1.2 (at most), and of those beyond it."""
+"""|log ratio| of rows inside the clip range of 0.8 to 1.2 (at most), and of rows outside it."""
 
 Results = dict[str, Tensor]
 
@@ -33,7 +33,7 @@ def clipped(logp: Tensor, old: Tensor, advantages: Tensor) -> Tensor:
 
 
 class Problem:
-    """Targets, weights, advantages and old log-probs of a case; a subclass has the logits or what makes them."""
+    """Targets, weights, advantages and old log-probs of a case; a subclass has the logits or their inputs."""
 
     def __init__(self, case: Case, device: str) -> None:
         self.case, self.device = case, device
@@ -50,7 +50,7 @@ class Problem:
         raise NotImplementedError
 
     def logits(self, rows: slice) -> Tensor:
-        """Of these rows, in float64."""
+        """Logits of these rows in float64."""
         raise NotImplementedError
 
     def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
@@ -73,7 +73,7 @@ class Problem:
 
     @cached_property
     def credit(self) -> ck.Credit:
-        """Votes on steps of 32 tokens; the statistics are known, as they are in training."""
+        """Votes on steps of 32 tokens; the statistics are given, as in training."""
         starts = torch.arange(self.tokens, device=self.device) % self.length % STEP == 0
         plain = {
             "step_starts": starts,
@@ -97,13 +97,13 @@ class Problem:
         return torch.cat([-(each.exp() * each).sum(-1) for each in logq])
 
     def chunks(self) -> Iterator[slice]:
-        """Rows whose float64 logits take some hundred megabytes (on a GPU gigabytes)."""
+        """Slices of rows whose float64 logits take about 130 MB (on a GPU 2 GB)."""
         size = max(1, (2**28 if self.device == "cuda" else 2**24) // self.vocab)
         return (slice(start, min(start + size, self.tokens)) for start in range(0, self.tokens, size))
 
     def exact(self, kind: str) -> tuple[Results, float]:
-        """A sample of what `kind` gives, in float64; and the sum of the tokens' |loss|, which errors of a loss are
-        relative to.
+        """A sample of the results of `kind` in float64; and the sum of |loss| over tokens, to which errors of a loss
+        are relative.
 
         `kind`: "ppo", "ppo + entropy", "ppo + credit", "cross-entropy", "log-probs" or "log-probs + entropy".
         """
@@ -134,26 +134,26 @@ class Problem:
         return loss * weights
 
     def _collect(self, gradients: Results, dlogits: Tensor, rows: slice) -> None:
-        """Adds what these rows give to the sample of gradients that `sample` takes of a call's."""
+        """Adds the gradients of these rows to the sample that `sample` takes of a call's gradients."""
         raise NotImplementedError
 
     def sample(self, results: Results) -> Results:
-        """The parts of a call's results that `exact` has."""
+        """The parts of a call's results that `exact` returns."""
         raise NotImplementedError
 
     def restore(self) -> None:
-        """Makes the inputs anew, where a call overwrites them."""
+        """Restores the inputs if a call overwrites them."""
 
     def forget(self) -> None:
-        """Frees what the exact results alone needed."""
+        """Frees tensors that only the exact results need."""
 
     @cached_property
     def sampled_rows(self) -> Tensor:
-        """The first and the last rows, and some between."""
+        """At most 16 evenly spaced rows, including the first and the last."""
         return torch.linspace(0, self.tokens - 1, min(self.tokens, 16), device=self.device).long()
 
     def arguments(self, kind: str) -> dict[str, Any]:
-        """Of `ck.policy_loss` beside the logits."""
+        """Arguments of `ck.policy_loss` besides the logits."""
         with_credit = {"credit": self.credit} if kind == "ppo + credit" else {"advantages": self.advantages}
         spec = ck.LossSpec(entropy_coef=ENTROPY_COEF if kind == "ppo + entropy" else 0.0)
         return {
@@ -165,7 +165,7 @@ class Problem:
         }
 
     def eager_loss(self, logits: Tensor, entropy_coef: float = 0.0) -> Tensor:
-        """What a trainer without fused kernels writes: the whole loss in torch, from float32 log-probs."""
+        """The whole loss in torch from float32 log-probs, as in a trainer without fused kernels."""
         logq = torch.log_softmax(logits.float(), -1)
         logp = logq.gather(1, self.targets[:, None])[:, 0]
         loss = self.eager_loss_of(logp)
@@ -181,7 +181,7 @@ class Problem:
 
 
 class LogitsProblem(Problem):
-    """`source` stays; `work` is what a call gets, made anew before each, because in place it becomes the gradient."""
+    """A call gets `work`, a copy of `source` that is restored before each call: in place it becomes the gradient."""
 
     def _make_inputs(self) -> None:
         shape, place = (self.tokens, self.vocab), {"generator": self.random, "device": self.device}
@@ -220,20 +220,20 @@ class LinearProblem(Problem):
         return self.hidden[rows].double() @ self._wide_weight.T
 
     @cached_property
-    def _sampled_words(self) -> Tensor:
-        """Targets of the sampled rows, and words between."""
+    def _sampled_tokens(self) -> Tensor:
+        """Vocabulary entries of the sampled weight gradient: targets of the sampled rows and 64 evenly spaced ones."""
         between = torch.linspace(0, self.vocab - 1, min(self.vocab, 64), device=self.device).long()
         return torch.cat([self.targets[self.sampled_rows], between]).unique()
 
     def _collect(self, gradients: Results, dlogits: Tensor, rows: slice) -> None:
         chosen = self.sampled_rows[(self.sampled_rows >= rows.start) & (self.sampled_rows < rows.stop)]
         dhidden = dlogits[chosen - rows.start] @ self._wide_weight
-        dweight = dlogits[:, self._sampled_words].T @ self.hidden[rows].double()
+        dweight = dlogits[:, self._sampled_tokens].T @ self.hidden[rows].double()
         before = gradients.get("hidden gradient", dhidden[:0]), gradients.get("weight gradient", 0.0)
         gradients |= {"hidden gradient": torch.cat([before[0], dhidden]), "weight gradient": before[1] + dweight}
 
     def sample(self, results: Results) -> Results:
-        chosen = {"hidden gradient": self.sampled_rows, "weight gradient": self._sampled_words}
+        chosen = {"hidden gradient": self.sampled_rows, "weight gradient": self._sampled_tokens}
         return {name: x[chosen[name]] if name in chosen else x for name, x in results.items()}
 
     def forget(self) -> None:
@@ -241,7 +241,7 @@ class LinearProblem(Problem):
 
 
 def random_model(head: Head) -> Any:
-    """A Qwen2 of random weights with this head, on torch's default device."""
+    """A Qwen2 with random weights and this head, on torch's default device."""
     from transformers import Qwen2Config, Qwen2ForCausalLM  # takes seconds
 
     config = Qwen2Config(

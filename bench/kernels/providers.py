@@ -1,4 +1,4 @@
-"""What the providers of several kernels share."""
+"""Functions shared by the providers of several kernels."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ HeadLoss = Callable[[Tensor, Tensor], Tensor]
 """(hidden [T, H], weight [V, H]) -> loss, or log-probs"""
 
 FUSED = ("cuda", "triton", "cpu")
-"""Ours; `reference` is the definition and not meant to be fast."""
+"""Our fast implementations; `reference` is the definition."""
 NO_LOGPROBS = "returns no log-probs, no metrics"
-SEQUENCE_ADVANTAGES = "one advantage a sequence, no entropy term"
+SEQUENCE_ADVANTAGES = "one advantage per sequence, no entropy term"
 LOGPROBS_ALONE = "log-probs alone are fused; no metrics"
 CROSS_ENTROPY = "plain cross-entropy: no ratio, clip, advantages, entropy, log-probs"
 
@@ -40,7 +40,7 @@ def need_cuda(problem: Problem) -> None:
 
 
 def backward(loss: Tensor, **leaves: Tensor) -> Results:
-    """The loss, and its gradient by each leaf under the leaf's name."""
+    """The loss, and its gradient with respect to each leaf under the leaf's name."""
     gradients = torch.autograd.grad(loss, list(leaves.values()))
     return {"loss": loss.detach(), **dict(zip(leaves, gradients, strict=True))}
 
@@ -50,7 +50,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def liger_loss(problem: Problem) -> HeadLoss:
-    """A clipped loss is a sum over one sequence at a time; its mask takes the inactive rows out."""
+    """Its clipped loss is a sum over one sequence at a time; the mask excludes inactive rows."""
     from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
     module = LigerFusedLinearGRPOLoss(beta=0.0, use_ref_model=False, loss_type="bnpo")
@@ -70,7 +70,7 @@ def trl_loss(problem: Problem) -> HeadLoss:
 
 
 def trl_logprobs(problem: Problem) -> HeadLoss:
-    """[T], as its trainer calls it where nothing but log-probs is wanted."""
+    """[T], called as in its trainer when only log-probs are needed."""
     from trl.kernels import ChunkedLogProbFunction
     from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as CHUNK
 

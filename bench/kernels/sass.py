@@ -1,8 +1,8 @@
-"""Loops of a compiled CUDA kernel: how many instructions a thread issues in each, from what cuobjdump prints.
+"""Loops of a compiled CUDA kernel: instructions that a thread issues in each, from the output of cuobjdump.
 
-A kernel becomes a graph of basic blocks. Of a loop's ways from its head back to it, the one with the most exponentials
-is the one that rows take; of equals, the shortest is. Loops inside it count apart. Retries of a wait, slow paths of
-divisions and branches that are hardly ever taken are thus left out.
+A kernel becomes a graph of basic blocks. Of all paths of a loop from its head back to it, the one with the most
+exponentials is taken as the path of a row; of equals, the shortest. Inner loops are counted separately. This leaves out
+retries of a wait, slow paths of divisions and rarely taken branches.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ EXPONENTIAL = "MUFU.EX2"
 class Instruction:
     address: int
     guarded: bool
-    """Whether a predicate decides if it runs."""
+    """True if a predicate decides whether it runs."""
     name: str
     operands: str
 
     @cached_property
     def target(self) -> int | None:
-        """Of a branch."""
+        """Address of a branch's target; None for other instructions."""
         found = re.search(r"0x([0-9a-f]+)$", self.operands) if self.name.startswith("BRA") else None
         return int(found[1], 16) if found else None
 
     @cached_property
     def falls_through(self) -> bool:
-        """Whether the next instruction may follow."""
+        """True if execution may continue at the next instruction."""
         if self.name.split(".")[0] in ("EXIT", "RET"):
             return self.guarded
         return self.target is None or self.guarded or "P" in self.operands or ".DIV" in self.name
@@ -39,12 +39,12 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Path:
-    """Ways through a graph are compared by their exponentials, then by their length."""
+    """A path through the graph; paths are compared by exponentials, then by length."""
 
     exponentials: int = 0
     instructions: int = 0
     loads: int = 0
-    """Of 16 bytes of shared memory."""
+    """Loads of 16 bytes from shared memory."""
 
     def then(self, other: Path) -> Path:
         return Path(
@@ -64,7 +64,7 @@ class Loop:
     blocks: set[int]
     path: Path = field(default_factory=Path)
     computes: bool = False
-    """Whether it, or a loop inside it, has exponentials."""
+    """True if it, or a loop inside it, has exponentials."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Kernel:
 
     @cached_property
     def blocks(self) -> dict[int, list[Instruction]]:
-        """By the address of the first instruction."""
+        """Basic blocks by the address of their first instruction."""
         starts = {self.instructions[0].address}
         for one, following in zip(self.instructions, self.instructions[1:], strict=False):
             if one.target is not None:
@@ -99,7 +99,7 @@ class Kernel:
 
     @cached_property
     def order(self) -> list[int]:
-        """Blocks in reverse postorder: each before what follows it, but for loops."""
+        """Blocks in reverse postorder: each before its successors, except along back edges."""
         entry = next(iter(self.blocks))
         stack, seen, done = [(entry, iter(self.following[entry]))], {entry}, []
         while stack:
@@ -131,7 +131,7 @@ class Kernel:
             for head in self.following[block]:
                 if place[head] <= place[block]:
                     loop = found.setdefault(head, Loop(head, {head}))
-                    _add_what_leads_to(block, loop.blocks, before)
+                    _add_predecessors(block, loop.blocks, before)
         loops = sorted(found.values(), key=lambda loop: len(loop.blocks))
         for loop in loops:
             inside = [other for other in loops if other.head != loop.head and other.blocks < loop.blocks]
@@ -140,7 +140,7 @@ class Kernel:
         return loops
 
     def _best_path(self, loop: Loop, inside: list[Loop]) -> Path:
-        """From the head to an edge back to it. Blocks of inner loops that compute exponentials cost nothing."""
+        """Best path from the head back to it. Blocks of inner loops that compute exponentials cost nothing."""
         apart = {block for other in inside if other.computes for block in other.blocks}
         best: dict[int, Path] = {loop.head: Path()}
         ends = []
@@ -156,7 +156,7 @@ class Kernel:
 
 
 def kernels(sass: str) -> dict[str, Kernel]:
-    """By mangled name, of the text of `cuobjdump -sass`."""
+    """Kernels by mangled name, from the text of `cuobjdump -sass`."""
     found = {}
     for part in re.split(r"^\s*Function : ", sass, flags=re.MULTILINE)[1:]:
         lines = LINE.findall(part)
@@ -165,7 +165,7 @@ def kernels(sass: str) -> dict[str, Kernel]:
     return found
 
 
-def _add_what_leads_to(block: int, blocks: set[int], before: dict[int, list[int]]) -> None:
+def _add_predecessors(block: int, blocks: set[int], before: dict[int, list[int]]) -> None:
     open_blocks = [block]
     while open_blocks:
         if (each := open_blocks.pop()) not in blocks:

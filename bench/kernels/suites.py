@@ -1,6 +1,6 @@
-"""What is measured: a language model's head at a number of tokens, and the regime that each case covers.
+"""Measured cases: a language model's head at a number of tokens, and the regime that each case covers.
 
-A suite belongs to a kind of machine. `dry` is for finding out whether the benches run at all; its times mean nothing.
+A suite belongs to a kind of machine. `dry` is a smoke test of the benches; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class Head:
     hidden: int
     vocab: int
     layers: int = 0
-    """Of the whole model, for the training step; 0 where none is measured."""
+    """Layers of the whole model for the training step; 0 if no step is measured."""
     intermediate: int = 0
     heads: int = 0
     kv_heads: int = 0
@@ -43,9 +43,9 @@ class Case:
     dtype: str
     regime: str
     inactive: float = 0.0
-    """Known before the call: masked."""
+    """Masked rows, known before the call."""
     clipped: float = 0.1
-    """Ratio outside the clip range: only the logits tell."""
+    """Rows with a ratio outside the clip range, known only from the logits."""
 
     @property
     def head(self) -> Head:
@@ -60,11 +60,11 @@ class Case:
 class Suite:
     device: str
     cases: Mapping[str, tuple[Case, ...]] = field(hash=False)
-    """By kernel, the most telling first."""
+    """Cases by kernel, the most informative first."""
     seconds: float
-    """To spend on the rounds of a case."""
+    """Time budget for the rounds of a case."""
     rounds: tuple[int, int]
-    """The fewest and the most."""
+    """Minimum and maximum number of rounds."""
 
 
 SHORT = "a few short answers: launches and small operations show"

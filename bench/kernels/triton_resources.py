@@ -1,6 +1,6 @@
-"""What Triton makes of the row kernels for sm_90, without a GPU: registers, stack and shared memory of each launch.
+"""Resources of the Triton row kernels compiled for sm_90, without a GPU: registers, stack and shared memory per launch.
 
-The launchers run as they are, on the CPU, under a driver that compiles for sm_90 and launches nothing; the figures come
+The unchanged launchers run on the CPU under a driver that compiles for sm_90 and launches nothing. The figures come
 from the cuobjdump of the Triton wheel.
 
     python -m bench.kernels.triton_resources        # the table
@@ -29,25 +29,25 @@ class Compiled(NamedTuple):
     kernel: str
     case: str
     block: str
-    """Vectors x elements of one."""
+    """Vectors x elements per vector."""
     warps: int
     registers: int
-    """Of a thread."""
+    """Registers per thread."""
     stack: int
-    """Bytes of a thread: spilled registers, at the least."""
+    """Bytes per thread, at least the spilled registers."""
     shared: int
-    """Bytes of a program."""
+    """Bytes per program."""
 
     @property
     def programs(self) -> int:
-        """How many stand on a multiprocessor of sm_90 at once: 64 warps, 65,536 registers, 227 KiB, 1 KiB a program."""
+        """Programs resident on an sm_90 multiprocessor: 64 warps, 65,536 registers, 227 KiB, 1 KiB per program."""
         registers = -(-self.registers // 8) * 8
         return min(64 // self.warps, 65536 // (registers * 32 * self.warps), 227 * 1024 // (self.shared + 1024))
 
 
 def compiled_launches() -> list[Compiled]:
-    """In a process of its own, for an interpreted Triton compiles nothing and a driver stays for good. Raises
-    RuntimeError with that process's error, as for a wheel without cuobjdump."""
+    """Compiles in a separate process, because an interpreted Triton compiles nothing and a driver can't be replaced.
+    Raises RuntimeError with that process's error, for example if the wheel has no cuobjdump."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", __spec__.name, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -63,7 +63,7 @@ def table(launches: list[Compiled]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-# ---- the launches: each kernel at its most and its least, each dtype, each block, each way for rows to lie -----------
+# ---- the launches: each kernel with all terms and with the fewest, each dtype, block size and row stride -------------
 
 WIDE, ODD, NARROW, TINY = 152064, 50257, 4000, 100
 
@@ -127,7 +127,7 @@ def _cases() -> Iterator[tuple[str, Any]]:
 
 
 class _Hopper:
-    """What Triton asks of a driver before it compiles."""
+    """The methods of a driver that Triton calls before it compiles."""
 
     def get_current_device(self) -> int:
         return 0
@@ -145,7 +145,7 @@ def _compile() -> Iterator[Compiled]:
     try:
         import triton
     except ModuleNotFoundError:
-        sys.exit("triton: not installed, want the package triton, whose compiler makes these figures")
+        sys.exit("triton: not installed, wanted the package triton, whose compiler makes these figures")
     from triton.runtime.jit import JITFunction
 
     triton.runtime.driver.set_active(_Hopper())
@@ -177,7 +177,7 @@ def _resources(cubin: bytes, cuobjdump: str) -> dict[str, int]:
         done = subprocess.run([cuobjdump, "--dump-resource-usage", path], capture_output=True, text=True, check=True)
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED):(\d+)", done.stdout)}
     if len(found) != 3:
-        raise RuntimeError(f"cuobjdump gave no resource usage: {done.stdout}")
+        raise RuntimeError(f"cuobjdump printed no resource usage: {done.stdout}")
     return found
 
 

@@ -1,18 +1,18 @@
-"""BENCHMARKS.md from the results of `pytest bench/`: tables, plots, and what has changed.
+"""BENCHMARKS.md from the results of `pytest bench/`: tables, plots and changes.
 
     pytest bench/ --benchmark-json bench/results/h200/2026-11-21.json      # on the machine to measure
     python -m bench.report                                                 # anywhere
 
-A folder of bench/results/ is a device; each JSON file in it is a run of some or all benches. The newest run of a case,
-by the time in the file, gives its figures; the run before it, if its file is still there, gives the changes. So to see
-what a change of a kernel did, measure before and after into two files (`-k bench_policy_loss` for one kernel) and make
-the report; to publish, commit the new file and remove the old one, or keep both to keep the marks.
+A folder of bench/results/ is a device; each JSON file in it is a run of some or all benches. The figures of a case come
+from its newest run, by the time in the file. Changes are relative to the run before it, if its file exists. To measure
+the effect of a kernel change, run before and after into two files (`-k bench_policy_loss` for one kernel) and make the
+report. To publish, commit the new file and remove the old one, or keep both to keep the marks.
 
-Marked is a change of more than 5 % of the time over the bound's of the same run: what slows the whole machine slows the
-bound too. "Within the spread" stands where the middle halves of both runs' rounds overlap all the same.
+A change is marked if the ratio of the time to the bound's time in the same run changed by more than 5 %: a slower
+machine slows the bound too. "Within the spread" means that the middle halves of both runs' rounds still overlap.
 
-Plots go to bench/results/<device>/plots/, which is emptied first. Left out, and named, are dry runs and other JSON.
-Exit status 1 where nothing is found or a file is broken.
+Plots go to bench/results/<device>/plots/, which is emptied first. Dry runs and other JSON files are ignored and listed.
+Exit status 1 if nothing is found or a file is broken.
 """
 
 from __future__ import annotations
@@ -32,52 +32,52 @@ from bench.report.tables import Notes, case_table, case_title, marked_changes, o
 INTRODUCTION = """\
 # Benchmarks
 
-Made by `python -m bench.report` from bench/results/; every figure was measured or follows from measured ones. To
+Made by `python -m bench.report` from bench/results/; every figure is measured or computed from measured ones. To
 repeat: `pytest bench/ --benchmark-json bench/results/<device>/<name>.json`, then `python -m bench.report`.
 
-- A **case** is a model's head at T tokens: hidden size H, vocabulary V, a dtype. A **provider** is one way of computing
-  what the case asks: ours (**capo**), a peer's, or a **bound**, which does the same memory traffic or the same GEMMs
-  and nothing else. What could not run on a device has no row.
-- All providers of a case are timed in turns within one run. Times are medians with [min, max] over the rounds; on a GPU
-  with cold caches, where *hot* is the time with warm ones and *host* what the launches take. **Times ours** is the time
-  over that of the fastest of ours that computes the same; for what computes less, over that of our plain loss.
-- The **share of the bound** is the bound's time over the provider's. GB/s and TFLOP/s count what must be moved and
-  computed at least for all T rows, also where a provider leaves masked ones out. For a training step the bound is as
-  many operations in bare GEMMs, and the share is the MFU. More than 100 % says that the bound's own calls are not the
-  fastest way here (the three GEMMs over all T on a CPU).
-- **Extra MiB** is the peak memory beyond what was there before the call; **of the logits** is the same over the size of
-  the logits [T, V].
-- **The gate**: before anything is timed, results and gradients are held against float64 (of a training step: against
-  the same step with head and loss in float32); *error* is the largest relative one. What is off by more than
+- A **case** is a model's head at T tokens: hidden size H, vocabulary V, a dtype. A **provider** is one implementation
+  of the case: ours (**capo**), a peer's, or a **bound**, which does the same memory traffic or the same GEMMs and
+  nothing else. Providers that could not run on a device have no row.
+- All providers of a case are timed in turns within one run. Times are medians with [min, max] over the rounds. On a GPU
+  the caches are cold; *hot* is the time with warm caches and *host* the time of the launches. **Times ours** is the
+  time over that of our fastest provider of the same results; if we have none, over that of our plain loss.
+- The **share of the bound** is the bound's time over the provider's. GB/s and TFLOP/s count the minimum traffic and
+  operations for all T rows, even if a provider skips masked rows. For a training step the bound is the same number of
+  operations in bare GEMMs, and the share is the MFU. A share above 100 % means that the bound's own calls are not the
+  fastest here (the three GEMMs over all T on a CPU).
+- **Extra MiB** is the peak memory above the memory in use before the call; **of the logits** is its ratio to the size
+  of the logits [T, V].
+- **The gate**: before timing, results and gradients are compared with float64 (for a training step: with the same step
+  with head and loss in float32). *Error* is the largest relative error. A provider with a larger error than
   bench/kernels/measure.py allows is not timed.
-- **Change** is against the run before it on the same device: of the time over the bound's in the same run, ▲ slower or
-  ▼ faster where it is more than 5 %, "within the spread" where the middle halves of both runs' rounds overlap all the
-  same; where a run has no bound, and for the bound itself, "time" and the plain change.
+- **Change** is relative to the run before it on the same device. It is the change of the ratio of the time to the
+  bound's in the same run, marked ▲ slower or ▼ faster above 5 %; "within the spread" means that the middle halves of
+  both runs' rounds still overlap. Without a bound, and for the bound itself, it is "time" and the plain change.
 """
 
 
 ARMS = """\
-By `python -m bench.end_to_end`. Arms: **capo** is this trainer with GRPO, **capo-critic** with its critic,
+Measured by `python -m bench.end_to_end`. Arms: **capo** is this trainer with GRPO, **capo-critic** with its critic,
 **capo-eager** with the loss in plain torch, **capo-bf16** in bfloat16; **trl** is TRL's GRPOTrainer, which generates
 with transformers, **trl-...** are other settings of it, and **trl+capo** is trl with our loss. Model, prompts,
-rollouts, updates and threads are equal; `bench/end_to_end/__main__.py` says what is not and what each arm is.
-Medians over rounds [least, greatest]; ratios are to trl in its round.
+rollouts, updates and threads are equal; `bench/end_to_end/__main__.py` lists the differences and describes each arm.
+Medians over rounds [min, max]; ratios are to trl in the same round.
 """
 
 
 @dataclass
 class Found:
-    """What lies under the results' folder."""
+    """Content of the results folder."""
 
     runs: list[Run] = field(default_factory=list)
     end_to_end: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
-    """Files of bench.end_to_end."""
+    """Files of bench.end_to_end and their content."""
     left_out: dict[Path, str] = field(default_factory=dict)
-    """Why."""
+    """Ignored files and the reasons."""
 
 
 def find(results: Path) -> Found:
-    """Every JSON file of every device's folder, told apart by content."""
+    """Every JSON file of every device's folder, classified by content."""
     found = Found()
     for path in sorted(results.glob("*/*.json")):
         content = read_json(path)
@@ -114,7 +114,7 @@ def about_run(run: Run) -> str:
 
 
 def runs_used(machine: Machine, root: Path) -> list[str]:
-    """Lines that say which runs gave which kernels' figures, and which they are compared with."""
+    """Lines that list the runs with their kernels, and the runs that they are compared with."""
     cases = [measured for cases in machine.kernels().values() for measured in cases]
     gives = {run: [m.first.kernel for m in cases if m.run is run] for run in machine.runs}
     compared = {run for m in cases for run, _ in m.before.values()}
@@ -126,12 +126,12 @@ def runs_used(machine: Machine, root: Path) -> list[str]:
 
 
 def link(path: Path, root: Path) -> str:
-    """From a page in `root`."""
+    """Relative link from a page in `root`."""
     return Path(os.path.relpath(path, root)).as_posix()
 
 
 def machine_section(machine: Machine, root: Path) -> list[str]:
-    """All of one device; writes its plots."""
+    """The section of one device; writes its plots."""
     pictures = save_plots(machine)
     lines = [f"## {machine.newest.device}", "", *runs_used(machine, root), "", *overview(machine)]
     for kernel, cases in machine.kernels().items():
@@ -153,7 +153,7 @@ def save_plots(machine: Machine) -> list[tuple[Plot, Path]]:
 
 
 def end_to_end_section(files: Mapping[Path, Mapping[str, Any]]) -> list[str]:
-    """Whole training steps of the trainer beside a peer's, as bench.end_to_end has them."""
+    """Whole training steps of the trainer and of a peer, from the results of bench.end_to_end."""
     from bench.end_to_end.figures import page
 
     lines = ["", "## A step of training, end to end", "", *ARMS.splitlines()]
@@ -163,7 +163,7 @@ def end_to_end_section(files: Mapping[Path, Mapping[str, Any]]) -> list[str]:
 
 
 def write_report(results: Path, out: Path) -> list[str]:
-    """Writes the page and the plots; returns the lines for the terminal. Raises BrokenResults."""
+    """Writes the page and the plots; returns lines to print. Raises BrokenResults."""
     found = find(results)
     devices = machines(found.runs)
     if not devices and not found.end_to_end:

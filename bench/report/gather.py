@@ -1,8 +1,8 @@
-"""One JSON and one page of tables from benches of bench/gpu_more.sh: `python -m bench.report.gather WORK OUT`.
+"""One JSON file and one page of tables from benches of bench/gpu_more.sh: `python -m bench.report.gather WORK OUT`.
 
-WORK holds the benches' `bench-NAME.json`, OUT `parts.jsonl` (bench/gpu/parts.sh). OUT gets `results.json`, in
-pytest-benchmark's format with the parts beside it, for bench/results/<device>/, and `results.md`. Exit status 1 where
-no bench ended.
+WORK contains the benches' `bench-NAME.json`, OUT `parts.jsonl` (bench/gpu/parts.sh). Writes OUT/results.json, in
+pytest-benchmark's format plus the parts, for bench/results/<device>/, and OUT/results.md. Exit status 1 if no bench
+completed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def parts_of(out: Path) -> list[dict[str, Any]]:
 
 
 def merged(work: Path) -> dict[str, Any]:
-    """The benches' results as if one session had run them; empty where none ended."""
+    """The benches' results as of one pytest session; empty if none completed."""
     found = [json.loads(path.read_text()) for path in sorted(work.glob("bench-*.json")) if path.stat().st_size]
     return {**found[0], "benchmarks": [each for one in found for each in one["benchmarks"]]} if found else {}
 
 
 def page(results: dict[str, Any], out: Path) -> str:
-    """The overview first, then a table a case."""
+    """The overview first, then a table per case."""
     machine = Machine(out, (read_run(out / "results.json", results),))
     notes, lines = Notes(), overview(machine)
     for cases in machine.kernels().values():
@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     results, parts = merged(arguments.work), parts_of(arguments.out)
-    text = page(results, arguments.out) if results else "no bench ended"
+    text = page(results, arguments.out) if results else "no bench completed"
     (arguments.out / "results.json").write_text(json.dumps(results | {"parts": parts}, indent=1) + "\n")
     (arguments.out / "results.md").write_text(text + "\n")
     print(text)

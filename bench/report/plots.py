@@ -1,7 +1,6 @@
 """Plots as SVG: time against T, share of the bound, memory against V.
 
-The same results give the same bytes. The ground is transparent and the text mid-grey, so that they can be read on light
-and on dark pages.
+The same results give the same bytes. The background is transparent and the text mid-grey, for light and dark pages.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure: `kernel`, its file's name without suffix, what it shows in words, and how it is drawn on axes."""
+    """A figure: kernel, file name without suffix, title, size in inches, and the function that draws it on axes."""
 
     kernel: str
     name: str
@@ -60,7 +59,7 @@ class Plot:
 
 
 def plots(machine: Machine) -> Iterator[Plot]:
-    """Those that these results can fill: lines need at least two points."""
+    """Plots with enough data: lines need at least two points."""
     for kernel, cases in machine.kernels().items():
         yield from time_plots(kernel, cases)
         yield from share_plot(cases[0])
@@ -68,7 +67,7 @@ def plots(machine: Machine) -> Iterator[Plot]:
 
 
 def time_plots(kernel: str, cases: Sequence[Measured]) -> Iterator[Plot]:
-    """One for all cases that differ in T alone."""
+    """A plot for all cases that differ only in T."""
     for about, chosen in alike(cases, lambda row: re.sub(r"-\d+-(?=b?float)", "-", row.case), lambda row: row.tokens):
         lines = series(chosen, lambda row: row.tokens, lambda row: 1e3 * row.median, with_bound=True)
         ticks = sorted(measured.first.tokens for measured in chosen)
@@ -77,7 +76,7 @@ def time_plots(kernel: str, cases: Sequence[Measured]) -> Iterator[Plot]:
 
 
 def memory_plots(kernel: str, cases: Sequence[Measured]) -> Iterator[Plot]:
-    """One for all cases that differ in V alone: where the hidden size matters, it must be the same."""
+    """A plot for all cases that differ only in V, with the same hidden size if it matters."""
 
     def about(row: Row) -> str:
         variant = row.case.partition(row.dtype)[2]
@@ -93,7 +92,7 @@ def memory_plots(kernel: str, cases: Sequence[Measured]) -> Iterator[Plot]:
 def alike(
     cases: Sequence[Measured], about: Callable[[Row], str], x: Callable[[Row], int]
 ) -> Iterator[tuple[str, list[Measured]]]:
-    """Cases that are `about` the same, one at each x, where there are at least two."""
+    """Groups of cases with equal `about`, one case per x, for groups of at least two."""
     key = lambda measured: about(measured.first)  # noqa: E731
     for name, group in groupby(sorted(cases, key=key), key=key):
         first_at = {x(measured.first): measured for measured in reversed(list(group))}
@@ -112,7 +111,7 @@ class Line:
 def series(
     cases: Sequence[Measured], x: Callable[[Row], float], y: Callable[[Row], float], with_bound: bool
 ) -> list[Line]:
-    """A line for each provider that computes what the cases are about and is in at least two of them."""
+    """A line per provider that computes the cases' kind and is in at least two cases."""
     found: dict[str, list[Row]] = {}
     for measured in cases:
         for row in measured.rows:
@@ -126,7 +125,7 @@ def series(
 
 
 def draw_lines(axes: Any, lines: Sequence[Line]) -> list[tuple[float, str, str]]:
-    """(height of the last point, label, colour) of each."""
+    """Draws the lines; returns (height of the last point, label, colour) of each."""
     ours, peers = cycle(OURS), cycle(PEERS)
     ends = []
     for line, marker in zip(lines, cycle("osD^vPX*<>"), strict=False):
@@ -140,7 +139,7 @@ def draw_lines(axes: Any, lines: Sequence[Line]) -> list[tuple[float, str, str]]
 
 
 def label_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names beside the last points, moved up where they would overlap."""
+    """Labels at the last points, moved up if they would overlap."""
     to_share = axes.transData + axes.transAxes.inverted()
     lowest = -1.0
     for y, label, colour in sorted(ends):
@@ -173,7 +172,7 @@ def time_drawing(lines: Sequence[Line], ticks: Sequence[int]) -> Callable[[Any],
 
 def memory_drawing(lines: Sequence[Line], logits: Sequence[tuple[int, float]]) -> Callable[[Any], None]:
     def draw(axes: Any) -> None:
-        axes.set(xlabel="V, words of the vocabulary", ylabel="peak extra memory, MiB")
+        axes.set(xlabel="V, vocabulary size", ylabel="peak extra memory, MiB")
         as_large = Line("as much as the logits", [(float(v), size) for v, size in logits], ours=False, is_bound=False)
         axes.plot(*zip(*as_large.points, strict=True), color=GREY, linestyle="--", linewidth=1.2)
         ends = [*draw_lines(axes, lines), (as_large.points[-1][1], as_large.label, GREY)]
@@ -186,7 +185,7 @@ def memory_drawing(lines: Sequence[Line], logits: Sequence[tuple[int, float]]) -
 
 
 def plain_ticks(axes: Any, ticks: Sequence[int]) -> None:
-    """Ticks as they are, but for those whose names would run into the one before."""
+    """Plain tick labels, without those that would overlap the one before."""
     apart = (max(ticks) - min(ticks)) / 12 if axes.get_xscale() == "linear" else 0
     kept = [x for before, x in zip([-apart, *ticks], ticks, strict=False) if x - before > apart]
     axes.set_xticks(kept, [f"{x:,}" for x in kept])
@@ -194,7 +193,7 @@ def plain_ticks(axes: Any, ticks: Sequence[int]) -> None:
 
 
 def share_plot(measured: Measured) -> Iterator[Plot]:
-    """Bars for the providers of a case, in the table's order; faint where less is computed."""
+    """Bars for the providers of a case, in the table's order; faint if they compute less."""
     rows = [row for row in measured.rows if row.share_of_bound is not None and not row.is_bound]
     bound = next((row.provider for row in measured.rows if row.is_bound), None)
     if bound is None or len(rows) < 2:

@@ -1,8 +1,8 @@
-"""The result files of `pytest bench/`: which of their figures count, and what these are compared with.
+"""Result files of `pytest bench/`: the reported figures, and the earlier runs that they are compared with.
 
 A case's providers are timed in turns within one run, so all figures of a case come from one run: the newest that has
-it, by the time in the file. A provider's change is against the newest earlier run that has the same provider by the
-same case. A folder holds the runs of one device at one number of threads.
+it, by the time in the file. A provider's change is relative to the newest earlier run with the same provider and case.
+A folder contains the runs of one device at one number of threads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.kernels.suites import SUITES
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 MARKED = 0.05
-"""A change of the time over the bound's of more than this share is marked."""
+"""A larger relative change of the ratio of the time to the bound's is marked."""
 
 
 class BrokenResults(Exception):
@@ -28,7 +28,7 @@ class BrokenResults(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One provider by one case in one run, in SI units: what `measure.Bench.figures` wrote, and the times."""
+    """One provider of one case in one run, in SI units: the output of `measure.Bench.figures`, and the times."""
 
     kernel: str
     provider: str
@@ -55,7 +55,7 @@ class Row:
         return statistics.median(self.seconds)
 
     def over_bound(self) -> tuple[float, float]:
-        """The quartiles of its times over the bound's median; of one round, that twice."""
+        """First and third quartile of the times over the bound's median; equal for a single round."""
         assert self.share_of_bound
         seconds = self.seconds if len(self.seconds) > 1 else 2 * self.seconds
         least, _, most = statistics.quantiles(seconds, n=4, method="inclusive")
@@ -76,7 +76,7 @@ class Row:
 
     @property
     def is_step(self) -> bool:
-        """A whole training step, not a loss alone."""
+        """True for a whole training step, False for a loss."""
         return self.kernel == "train_step"
 
 
@@ -106,12 +106,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Change:
-    """Of the time over the bound's, where both runs have a bound; else of the time. 0.07 is 7 % more."""
+    """Relative change of the ratio of the time to the bound's; without bounds of the time. 0.07 is 7 % more."""
 
     share: float
     against_bound: bool
     within_spread: bool = False
-    """Whether the middle halves of both runs' rounds overlap, each over its bound's median."""
+    """True if the middle halves of both runs' rounds overlap, each over its bound's median."""
 
     @property
     def marked(self) -> bool:
@@ -120,12 +120,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Measured:
-    """A case as its newest run has it: the bound first, then what computes the same side by side, the fastest first."""
+    """A case in its newest run: the bound first, then rows grouped by kind, the fastest of each kind first."""
 
     run: Run
     rows: tuple[Row, ...]
     before: Mapping[str, tuple[Run, Row]] = field(hash=False)
-    """By provider, the earlier run that it is compared with."""
+    """Earlier run that each provider is compared with."""
 
     @property
     def first(self) -> Row:
@@ -133,17 +133,17 @@ class Measured:
 
     @property
     def kind(self) -> str:
-        """What the case is about: the first kind that ours computes, without entropy or credit."""
+        """The kind of the case: the first kind that ours computes, without entropy or credit."""
         return next((row.kind for row in self.run.rows if row.ours and row.kernel == self.first.kernel), "")
 
     def ours(self, kind: str) -> Row | None:
-        """The fastest of ours that computes `kind`; where none does, because a peer computes less, the case's own."""
+        """Our fastest provider of `kind`; if there is none, because a peer computes less, of the case's kind."""
         kinds = {row.kind for row in self.rows if row.ours}
         wanted = kind if kind in kinds else self.kind
         return fastest(row for row in self.rows if row.ours and row.kind == wanted)
 
     def peer(self, kind: str) -> Row | None:
-        """The fastest of the others that computes `kind`."""
+        """The peers' fastest provider of `kind`."""
         return fastest(row for row in self.rows if row.kind == kind and not row.ours)
 
     def change(self, row: Row) -> Change | None:
@@ -169,14 +169,14 @@ class Machine:
         return self.runs[0]
 
     def kernels(self) -> dict[str, list[Measured]]:
-        """Its cases by kernel, both in the suite's order: the most telling case first."""
+        """Cases by kernel, both in the suite's order, the most informative case first."""
         found: dict[str, list[Measured]] = {}
         for kernel, case in sorted({(row.kernel, row.case) for run in self.runs for row in run.rows}, key=self._place):
             found.setdefault(kernel, []).append(self._measured(kernel, case))
         return found
 
     def _place(self, of: tuple[str, str]) -> tuple[int, str, int, str]:
-        """What has left the suite comes last."""
+        """Sort key; kernels and cases that are no longer in the suite come last."""
         kernel, case = of
         cases = SUITES[self.newest.suite].cases
         kernels, places = list(cases), [str(each) for each in cases.get(kernel, ())]
@@ -200,12 +200,12 @@ def _index(names: Sequence[str], name: str) -> int:
 
 
 def machines(runs: Iterable[Run]) -> list[Machine]:
-    """One a folder, GPUs first; raises BrokenResults where a folder has runs of several."""
+    """One machine per folder, GPUs first. Raises BrokenResults if a folder has runs of several machines."""
     found: dict[Path, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.time, reverse=True):
         first = found.setdefault(run.path.parent, [run])[0]
         if run.machine != first.machine:
-            others = f"{first.path.name} beside it of {first.machine}"
+            others = f"{first.path.name} in the same folder of {first.machine}"
             raise BrokenResults(f"{run.path} is of {run.machine}, {others}: a folder is one device")
         if run is not first:
             found[run.path.parent].append(run)
@@ -217,26 +217,26 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise BrokenResults(f"{path}: no JSON ({error}); was the run cut short, or is it still at work?") from error
+        raise BrokenResults(f"{path}: no JSON ({error}); was the run interrupted, or is it still running?") from error
 
 
 def is_run(content: Any) -> bool:
-    """Whether pytest-benchmark wrote it."""
+    """True if pytest-benchmark wrote it."""
     return isinstance(content, dict) and {"machine_info", "benchmarks", "commit_info"} <= content.keys()
 
 
 def read_run(path: Path, content: Mapping[str, Any]) -> Run:
-    """The run in a file of pytest-benchmark; raises BrokenResults where it is not one of `pytest bench/`."""
+    """The run in a file of pytest-benchmark. Raises BrokenResults if `pytest bench/` did not write it."""
     try:
         machine, commit = content["machine_info"], content["commit_info"]
         time = datetime.fromisoformat(content["datetime"]).astimezone(UTC)
         about = {name: machine[name] for name in ("suite", "device", "driver", "cuda", "threads", "versions")}
         rows = tuple(map(_row, content["benchmarks"]))
         if about["suite"] not in SUITES:
-            raise ValueError(f"suite {about['suite']!r}, one of {', '.join(SUITES)} is wanted")
+            raise ValueError(f"suite {about['suite']!r}, wanted one of {', '.join(SUITES)}")
         return Run(path, time, commit=commit["id"], dirty=commit["dirty"], rows=rows, **about)
     except (KeyError, TypeError, ValueError) as error:
-        raise BrokenResults(f"{path}: not what `pytest bench/` writes: {type(error).__name__}: {error}") from error
+        raise BrokenResults(f"{path}: not a file of `pytest bench/`: {type(error).__name__}: {error}") from error
 
 
 def _row(benchmark: Mapping[str, Any]) -> Row:

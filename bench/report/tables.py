@@ -1,4 +1,4 @@
-"""Results as Markdown tables: one a case, a row a provider. A column that no row fills is left out."""
+"""Results as Markdown tables: one per case, a row per provider. Empty columns are left out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def number(x: float) -> str:
-    """Three digits that tell something.
+    """Three significant digits.
 
     >>> number(1234.5), number(56.78), number(9.0), number(0.01234), number(0)
     ('1,234', '56.8', '9.00', '0.0123', '0')
@@ -29,7 +29,7 @@ def percent(x: float) -> str:
 
 
 def milliseconds(row: Row) -> str:
-    """The median, and the extremes where there is more than one round."""
+    """The median, and the extremes if there are several rounds."""
     least, most = (number(1e3 * bound(row.seconds)) for bound in (min, max))
     return number(1e3 * row.median) + (f" [{least}, {most}]" if len(row.seconds) > 1 else "")
 
@@ -53,7 +53,7 @@ def change_text(change: Change | None) -> str:
 
 @dataclass
 class Notes:
-    """Footnotes: what a provider leaves out, numbered in the order of their first use."""
+    """Footnotes on outputs that a provider leaves out, numbered by first use."""
 
     texts: list[str] = field(default_factory=list)
 
@@ -65,7 +65,7 @@ class Notes:
         return superscript(1 + self.texts.index(text))
 
     def lines(self) -> list[str]:
-        """After an empty line; none where there are no footnotes."""
+        """An empty line and the footnotes; no lines without footnotes."""
         return [""] * bool(self.texts) + [
             f"- {superscript(i)} computes less than ours: {text}" for i, text in enumerate(self.texts, 1)
         ]
@@ -107,7 +107,7 @@ def name(row: Row, notes: Notes) -> str:
 
 
 def times_ours(measured: Measured, row: Row) -> str:
-    """How many times what the fastest of ours that computes the same takes."""
+    """The time over that of our fastest provider of the same kind."""
     ours = measured.ours(row.kind)
     return NONE if ours is None else "1" if row is ours else number(row.median / ours.median)
 
@@ -123,7 +123,7 @@ def case_table(measured: Measured, notes: Notes) -> list[str]:
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table without the columns that are empty throughout; words left, figures right."""
+    """Lines of a Markdown table without empty columns; text is left-aligned, figures right-aligned."""
     kept = [i for i in range(len(titles)) if any(row[i] != NONE for row in rows)]
     words = {"provider", "computes", "kernel", "case", "ours", "fastest peer", "change"}
     head, *lines = ([line[i] for i in kept] for line in [titles, *rows])
@@ -137,7 +137,7 @@ def case_title(row: Row) -> str:
 
 
 def overview(machine: Machine) -> list[str]:
-    """A line a kernel: the first case, ours against the bound and against the fastest peer."""
+    """A line per kernel: the first case, ours against the bound and against the fastest peer."""
     notes = Notes()
     titles = ("kernel", "case", "ours", "ms", "share of the bound", "fastest peer", "peer's ms", "times ours")
     rows = (overview_row(cases[0], notes) for cases in machine.kernels().values())
@@ -161,7 +161,7 @@ def overview_row(measured: Measured, notes: Notes) -> list[str] | None:
 
 
 def marked_changes(cases: Iterable[Measured]) -> list[str]:
-    """A line for each marked change of ours, and one that counts the peers'."""
+    """A line per marked change of ours, and one with the number of the peers' changes."""
     marked = [
         (row, change_text(change))
         for measured in cases

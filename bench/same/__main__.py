@@ -1,11 +1,11 @@
-"""Whether two commits train the same: both run the cases on this machine, and the results are compared byte for byte.
+"""Compares the training of two commits: both run the cases on this machine, and results are compared byte for byte.
 
     python -m bench.same --base COMMIT [--head COMMIT | worktree] [--cases NAME ...] [--expect PATTERN=REASON ...]
                          [--work FOLDER] [--out FILE]
 
-Compared are rollout files, metrics but for what is timed, exported weights, and the tensors of the newest checkpoint.
-A run that is complete under --work is not repeated: cases can be run in shards, and one command prints the table of
-all. A commit's files are unpacked by `git archive`, and this interpreter imports them from there.
+Compared are rollout files, metrics other than timings, exported weights, and the tensors of the newest checkpoint.
+Runs that are complete under --work are not repeated: cases can be run in shards, and one command prints the table of
+all. `git archive` unpacks a commit's files, and this interpreter imports them from there.
 
 A difference whose `case/file:key` matches a PATTERN of --expect is counted and does not fail. Exit status: 0 without
 any other difference, else 1.
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare_case(name: str, base: Path, head: Path, expect: Mapping[str, str]) -> tuple[list[str], bool]:
-    """The row of the table, and whether nothing differs but what is expected to."""
+    """The row of the table, and True if there are only expected differences."""
     found = list(differences(base, head, CASES[name].timed))
     reasons = [_reason(name, difference, expect) for difference in found]
     unexpected = [difference for difference, reason in zip(found, reasons, strict=True) if reason is None]
@@ -106,11 +106,11 @@ def _pattern_and_reason(text: str) -> tuple[str, str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.same", description=__doc__.splitlines()[0])
-    parser.add_argument("--base", required=True, help="commit that is taken to be right")
-    parser.add_argument("--head", default=WORKTREE, help="commit, or this checkout as it is (default: %(default)s)")
+    parser.add_argument("--base", required=True, help="reference commit")
+    parser.add_argument("--head", default=WORKTREE, help="commit, or this checkout (default: %(default)s)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME", help=", ".join(CASES))
     expect = parser.add_argument("--expect", nargs="+", default=[], type=_pattern_and_reason, metavar="PATTERN=REASON")
-    expect.help = "differences that may be, by `case/file:key`, as in 'dapo/metrics.jsonl:loss/*=credit in float64'"
+    expect.help = "allowed differences by `case/file:key`, for example 'dapo/metrics.jsonl:loss/*=credit in float64'"
     parser.add_argument(
         "--work", type=Path, default=Path("runs/same"), help="folder of the runs (default: %(default)s)"
     )

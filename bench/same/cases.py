@@ -1,4 +1,4 @@
-"""The runs that two commits are compared by."""
+"""The runs by which two commits are compared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 TIMED = ("time/*", "cpu/*", "speed/*", "memory*", "tokens_per_s", "engine/*_s")
-"""Metrics that no two runs share: times, rates and memory."""
+"""Metrics that differ between any two runs: times, rates and memory."""
 SMALL = (
     "--train.steps=3",
     "--rollout.prompts=4",
@@ -26,22 +26,22 @@ SMALL = (
     "--checkpoint.every=1",
     "--reward.timeout_s=60",
 )
-"""What every case has on top of the default configuration."""
+"""Settings of every case that override the default configuration."""
 
-# ---- what exists beside a run ----
+# ---- fixtures of a run ----
 
 
 def canned_critique(body: Mapping[str, Any]) -> str:
-    """A critique that any change of the request's message or sampling changes as well."""
-    asked = json.dumps([body[key] for key in ("messages", "temperature", "top_p", "max_tokens", "seed")])
-    digits = blake2b(asked.encode()).digest()
+    """A critique that changes with any change of the request's message or sampling."""
+    request = json.dumps([body[key] for key in ("messages", "temperature", "top_p", "max_tokens", "seed")])
+    digits = blake2b(request.encode()).digest()
     steps = body["messages"][-1]["content"].count("</step_")
     wrong = [str(k) for k in range(steps) if digits[k % len(digits)] < 64]
     return f"Judgment: No\n<incorrect_steps>{', '.join(wrong)}</incorrect_steps>" if wrong else "Judgment: Yes"
 
 
 class CannedCritic(BaseHTTPRequestHandler):
-    """The two routes of an OpenAI-compatible server that a critic is asked by."""
+    """The two routes of an OpenAI-compatible server that an endpoint critic uses."""
 
     protocol_version = "HTTP/1.1"
 
@@ -83,7 +83,7 @@ def served_critic(tree: Path, folder: Path) -> Iterator[list[str]]:
 
 @contextmanager
 def other_critic(tree: Path, folder: Path) -> Iterator[list[str]]:
-    """The embedded model with noise in its weights: a critic that is not the policy as it was at first."""
+    """The embedded model with noise in its weights: a critic that differs from the initial policy."""
     path = folder / "critic"
     shutil.copytree(tree / "capo_fast/tiny/model", path)
     weights, noise = load_file(path / "model.safetensors"), torch.Generator().manual_seed(0)
@@ -95,14 +95,14 @@ def other_critic(tree: Path, folder: Path) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class Case:
-    """A run of the default configuration in small, with `arguments` on top."""
+    """A run of the default configuration at a small size, with further `arguments`."""
 
     arguments: tuple[str, ...] = ()
     ranks: int = 1
     killed: bool = False
-    """The process is killed at its first checkpoint after a step, and the same command goes on."""
+    """The process is killed at its first checkpoint after a step, and the same command resumes."""
     around: Callable[[Path, Path], AbstractContextManager[Sequence[str]]] = lambda tree, folder: nullcontext(())
-    """What exists beside the run, made of the tree and the run's folder; gives further arguments."""
+    """Fixture of the run, made from the tree and the run's folder; returns further arguments."""
     timed: tuple[str, ...] = TIMED
 
 
@@ -112,7 +112,7 @@ CASES = {
     "dapo": Case(("--algorithm=dapo",)),
     "lora": Case(("--lora.rank=4", "--loss.kl_coef=0.01")),
     "critic": Case(("--critic.votes=2", "--loss.kl_coef=0.01"), around=other_critic),
-    # Which critiques end beside rollouts is a race between the engine and the server.
+    # Which critiques finish during rollouts is a race between the engine and the server.
     "endpoint": Case(
         ("--critic.mode=endpoint", "--critic.votes=2"), around=served_critic, timed=(*TIMED, "critic/overlap")
     ),

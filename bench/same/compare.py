@@ -1,4 +1,4 @@
-"""Two folders of a run, compared byte for byte."""
+"""Comparison of two run folders, byte for byte."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from capo_fast.policy.shards import read_whole
 
 COMPARED = ("metrics.jsonl", "rollouts/*.jsonl.gz", "model/*.safetensors", "adapter/*.safetensors")
-"""The files that are compared, besides the tensors of the newest checkpoint."""
+"""Compared files, besides the tensors of the newest checkpoint."""
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that two runs do not share; `line` counts from 1, and is 0 where the file as a whole is meant."""
+    """One value that differs between two runs; `line` counts from 1, 0 is the whole file."""
 
     file: str
     line: int
@@ -34,14 +34,14 @@ class Difference:
 
 
 def compared(run: Path) -> dict[str, Path]:
-    """The files of a run that are compared, and the folder of its newest checkpoint, by their names in the run."""
+    """The compared files of a run and the folder of its newest checkpoint, by their names in the run."""
     found = [path for pattern in COMPARED for path in sorted(run.glob(pattern))]
     found += sorted(run.glob("checkpoints/step_*"))[-1:]
     return {str(path.relative_to(run)): path for path in found}
 
 
 def differences(base: Path, head: Path, timed: Sequence[str] = ()) -> Iterator[Difference]:
-    """Every value that differs between two runs, but those of the keys that match a pattern of `timed`."""
+    """Every value that differs between two runs, except keys that match a pattern of `timed`."""
     ones, twos = compared(base), compared(head)
     for name in {**ones, **twos}:
         if name in ones and name in twos:
@@ -63,7 +63,7 @@ def _in_file(name: str, base: Path, head: Path, timed: Sequence[str]) -> Iterato
 
 
 def _records(path: Path) -> list[Record]:
-    """The lines of a file; all tensors of a file or a checkpoint are one line."""
+    """The lines of a file; all tensors of a file or a checkpoint count as one line."""
     if path.is_dir():
         return [_checkpoint(path)]
     if path.suffix == ".safetensors":
@@ -73,7 +73,7 @@ def _records(path: Path) -> list[Record]:
 
 
 def _checkpoint(folder: Path) -> Record:
-    """The tensors of all ranks, whole; of a checkpoint of another format only its files' names."""
+    """The whole tensors of all ranks; for a checkpoint of another format only its files' names."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return {path.name: "a file of another format" for path in sorted(folder.iterdir())}
@@ -83,7 +83,7 @@ def _checkpoint(folder: Path) -> Record:
 
 
 def _unequal(one: Mapping[str, Any], two: Mapping[str, Any], key: str) -> tuple[str, str] | None:
-    """Both values of a key as short texts, None where their bytes are equal."""
+    """Both values of a key as short texts; None if their bytes are equal."""
     pair = [record.get(key) for record in (one, two)]
     if all(isinstance(value, torch.Tensor) for value in pair):
         return _unequal_tensors(*pair)

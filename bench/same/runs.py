@@ -1,7 +1,7 @@
-"""The code of a commit in a folder of its own, and runs with it.
+"""The code of a commit in a separate folder, and runs with it.
 
-WORK/trees/0f3a...             the files of a commit, by Git's id of them
-WORK/base/0f3a.../capo/run     the folder of a run; log.txt beside it; done.json once it is complete
+WORK/trees/0f3a...             the files of a commit, by Git's tree id
+WORK/base/0f3a.../capo/run     the folder of a run; log.txt is in its parent, and done.json once it is complete
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TIME_LIMIT_S = 900
 
 
 class RunError(Exception):
-    """A run could not be made as its case wants it; one line."""
+    """A run of a case failed; the message is one line."""
 
 
 # ---- the trees ----
@@ -43,7 +43,7 @@ def _git(*words: str, **environment: str) -> bytes:
 
 
 def tree_of(revision: str) -> str:
-    """Git's id of a commit's files; of those of this checkout, committed or not, for `worktree`."""
+    """Git's tree id of a commit; for `worktree` that of this checkout's files, committed or not."""
     if revision != WORKTREE:
         return _git("rev-parse", "--verify", f"{revision}^{{tree}}").decode().strip()
     with TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def tree_of(revision: str) -> str:
 
 
 def unpack(tree: str, work: Path) -> Path:
-    """A folder with the files of a tree and the library that belongs to them."""
+    """A folder with the files of a tree and a library built from its sources."""
     folder = work / "trees" / tree[:12]
     if folder.exists():
         return folder
@@ -77,7 +77,7 @@ def _environment(tree: Path) -> dict[str, str]:
 
 
 def _check_imports(tree: Path) -> None:
-    """Raises RunError where a package would come from elsewhere, such as an editable install."""
+    """Raises RunError if a package would be imported from elsewhere, such as an editable install."""
     code = "import importlib.util as u; print(*(u.find_spec(name).origin for name in ('capo_fast', 'capo_kernels')))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tree, env=_environment(tree), stdout=subprocess.PIPE, text=True, check=True)
@@ -90,7 +90,7 @@ def _check_imports(tree: Path) -> None:
 
 
 def ensure_run(case: Case, tree: Path, folder: Path) -> Path:
-    """The folder of a complete run of a case with the code in `tree`; one that is there is kept. Raises RunError."""
+    """The folder of a complete run of a case with the code in `tree`; an existing run is kept. Raises RunError."""
     run, done = folder / "run", folder / "done.json"
     wanted = json.dumps([*SMALL, *case.arguments])
     if done.exists() and done.read_text() == wanted:
@@ -113,7 +113,7 @@ def _launcher(case: Case) -> list[str]:
 
 @contextmanager
 def _started(command: Sequence[str], tree: Path, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The process, which does not outlive the block."""
+    """The process, which is killed at the end of the block."""
     with (folder / "log.txt").open("ab") as log:
         process = subprocess.Popen(command, cwd=tree, env=_environment(tree), stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -128,7 +128,7 @@ def _kill_after_a_step(command: Sequence[str], tree: Path, folder: Path) -> None
         while process.poll() is None and not (folder / "run/checkpoints/step_000001").exists():
             time.sleep(0.01)
     if process.returncode != -SIGKILL:
-        raise RunError(f"exit status {process.returncode} before it could be killed")
+        raise RunError(f"exit status {process.returncode} before the kill")
 
 
 def _finish(command: Sequence[str], tree: Path, folder: Path) -> None:
@@ -136,7 +136,7 @@ def _finish(command: Sequence[str], tree: Path, folder: Path) -> None:
         try:
             status = process.wait(TIME_LIMIT_S)
         except subprocess.TimeoutExpired:
-            raise RunError(f"not done after {TIME_LIMIT_S} s") from None
+            raise RunError(f"not finished after {TIME_LIMIT_S} s") from None
     if status:
         lines = (folder / "log.txt").read_text(errors="replace").splitlines()
         raise RunError(f"exit status {status}: {next(filter(str.strip, reversed(lines)), 'no output')}")

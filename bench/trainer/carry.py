@@ -1,19 +1,19 @@
-"""What `rollout.carry` saves where lengths are long-tailed, at equal tokens.
+"""Savings of `rollout.carry` with long-tailed response lengths, at equal tokens.
 
     python -m bench.trainer.carry [--steps 8] [--rounds 3] [--json FILE]
 
-The whole training loop (GRPO, the embedded model and data) on one in-process vLLM, whose rollouts are as long as a draw
-from a log-normal says, whatever the model writes: a few are many times as long as the rest. A rollout's length hangs on
-its question and sample alone, and all arms draw the same prompts, so they write the same rollouts; but for those that
-the last step leaves open. Arms take turns in every round. Ratios are by token.
+The whole training loop (GRPO, the embedded model and data) runs on one in-process vLLM. Rollout lengths are drawn from
+a log-normal, independent of the model's output: a few are many times as long as the rest. A rollout's length depends
+only on its question and sample. All arms draw the same prompts, so they generate the same rollouts except those that
+the last step leaves open. Arms take turns in every round. Ratios are per token.
 
     plain       every step waits for its longest rollout
     carry 14    2 of 16 groups may stay open
     carry 12    4 of 16, the default
     carry 8     8 of 16
 
-Engine steps are exact and the same on every machine. Seconds are those of the machine: where an engine step costs about
-the same for few sequences as for many, as on a GPU, they follow the engine steps.
+Engine steps are exact and the same on every machine. Seconds depend on the machine: if an engine step costs about the
+same for few and for many sequences, as on a GPU, they follow the engine steps.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runtime.ranks import ranks
 
 MEDIAN, SIGMA, LONGEST = 24.0, 0.9, 200
-"""Of the log-normal; tokens."""
+"""Parameters of the log-normal; tokens."""
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "carry 14": {"rollout.carry": "true", "rollout.enough": 14},
@@ -61,7 +61,7 @@ SETTINGS = {
 
 
 class LongTailed(KeptEngine):
-    """vLLM, but that a rollout ends at its drawn length and nowhere else."""
+    """vLLM whose rollouts end exactly at their drawn lengths."""
 
     def __init__(self, engine: VllmEngine, newline: int) -> None:
         super().__init__(engine)
@@ -148,7 +148,7 @@ def measure(steps: int, rounds: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def ratios(found: dict[str, list[dict[str, Any]]], name: str, what: str) -> list[float]:
-    """To plain, by token, round by round."""
+    """Ratios to `plain` per token, one per round."""
     pairs = zip(found[name], found["plain"], strict=True)
     return [one[what] / one["tokens"] / (other[what] / other["tokens"]) for one, other in pairs]
 
@@ -157,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     found = measure(options.steps, options.rounds)
     for name, runs in found.items():

@@ -1,17 +1,17 @@
-"""What a checkpoint costs a step, written at once and beside training (`checkpoint.asynchronous`).
+"""Cost of a checkpoint per step, synchronous and asynchronous (`checkpoint.asynchronous`).
 
     python -m bench.trainer.checkpointing --model FOLDER [--rollouts 16] [--tokens 256] [--rounds 3] [--ranks 1]
                                           [--dir FOLDER] [--json FILE]
 
-A step here is the learner's alone, on random responses: a run's step has sampling and critiques as well, so that a
-checkpoint is a smaller share of it. Each step ends with a checkpoint; the two ways take turns.
+A step here is only the learner's, on random responses. A run's step also has sampling and critiques, so a checkpoint is
+a smaller share of it. Each step ends with a checkpoint; the two modes take turns.
 
-    waits     time/checkpoint, what the step stands still for
-    cpu       cpu/checkpoint, of all ranks: staging, writing, hashing
-    learn     time/learn of the step beside which it is written
-    whole     from the save to the finished checkpoint
+    waits     time/checkpoint, for which the step is blocked
+    cpu       cpu/checkpoint of all ranks: staging, writing, hashing
+    learn     time/learn of the step during which it is written
+    whole     from the save to the completed checkpoint
 
-The disk is that of `--dir`, a temporary folder by default; three times the state of the run must fit.
+The disk is that of `--dir`, by default a temporary folder; it needs space for three times the state of the run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from capo_fast.runtime.ranks import StopSignal, gather, on_first_rank, ranks
 from capo_fast.runtime.stages import Lap, Stages
 
 GROUP, PROMPT = 8, 32
-MODES = {"at once": False, "beside training": True}
+MODES = {"synchronous": False, "asynchronous": True}
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
     loss=LossConfig(kl_coef=0.0),
@@ -68,7 +68,7 @@ def share_of(options: argparse.Namespace, vocab: int) -> Share:
 
 
 class Bench:
-    """The learner, and both ways to save it."""
+    """The learner, and a checkpointer per mode."""
 
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         model = load_model(options.model, "sdpa").train()
@@ -78,11 +78,11 @@ class Bench:
         self.stages = Stages(StopSignal(), Deadline(3600.0))
         self.step = 0
         root = on_first_rank(lambda: Path(tempfile.mkdtemp(dir=options.dir)))
-        self.places = {mode: Checkpointer(root / mode, 1, beside) for mode, beside in MODES.items()}
+        self.places = {mode: Checkpointer(root / mode, 1, asynchronous) for mode, asynchronous in MODES.items()}
         self.root = root
 
     def round(self, mode: str) -> dict[str, Any]:
-        """A step, its checkpoint, and the step beside which it may be written."""
+        """A checkpoint, and the step during which it may be written."""
         place, self.step = self.places[mode], self.step + 1
         self.stages.background = {"checkpoint": place.cpu_seconds}
         start = time.perf_counter()
@@ -116,7 +116,7 @@ class Bench:
 
 
 def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The first round of each mode makes its memory, and is left out."""
+    """Figures of each round; the first round of each mode allocates memory and is left out."""
     with ranks() as device:
         bench = Bench(options, device)
         try:
@@ -141,12 +141,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a model's folder")
+    parser.add_argument("--model", required=True, help="folder of the model")
     parser.add_argument("--rollouts", type=int, default=16, help=f"a multiple of {GROUP}")
-    parser.add_argument("--tokens", type=int, default=256, help="of a response")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens per response")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--dir", help="where checkpoints are written")
+    parser.add_argument("--dir", help="folder for the checkpoints")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -1,14 +1,14 @@
-"""Ways to run the engine and the learner on a CPU, each in a process of its own.
+"""Modes of the engine and the learner on a CPU, each in a separate process.
 
     python -m bench.trainer.cpu_modes [engine | learner] [--model FOLDER] [--threads 2] [--modes ...] [--json FILE]
 
-engine: seconds of a start, and tokens a second of 32 sequences of 96 tokens after 64 of a prompt, float32.
+engine: seconds of a start, and tokens per second of 32 sequences of 96 tokens after a prompt of 64, float32.
 
-    eager      as it is
+    eager      without compilation
     compiled   `engine.enforce_eager: false`, with an empty cache of compiled code
-    again      the same, with the cache that `compiled` left
-    adapter    eager, LoRA of rank 8 in vLLM's LoRA kernels (`engine.merge_lora: false`); merged is as eager
-    bfloat16   eager
+    again      the same with the cache that `compiled` wrote
+    adapter    eager, LoRA of rank 8 in vLLM's LoRA kernels (`engine.merge_lora: false`); a merged adapter is as eager
+    bfloat16   eager, in bfloat16
 
 learner: seconds of a training step on the same number of tokens, by `policy.dtype`; the master weights are float32.
 """
@@ -79,18 +79,18 @@ def random_adapter(model: str, lora: LoraConfig) -> dict[str, bytes]:
 
 
 def rate(vllm: Any) -> float:
-    """Decoded tokens a second; every sequence has all its tokens."""
+    """Decoded tokens per second; every sequence has TOKENS tokens."""
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
-    asked = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts(SEQUENCES, PROMPT)]
+    inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts(SEQUENCES, PROMPT)]
     settings = [
         SamplingParams(temperature=1.0, seed=i, max_tokens=TOKENS, logprobs=0, detokenize=False, ignore_eos=True)
         for i in range(SEQUENCES)
     ]
     vllm.forget_prefixes()
     start = time.perf_counter()
-    vllm._llm.generate(asked, settings, use_tqdm=False, lora_request=vllm._adapter)
+    vllm._llm.generate(inputs, settings, use_tqdm=False, lora_request=vllm._adapter)
     return SEQUENCES * TOKENS / (time.perf_counter() - start)
 
 
@@ -118,7 +118,7 @@ def learner(model: str, dtype: str) -> dict[str, float]:
 
 
 def samples(config: Config) -> list[Any]:
-    """8 rollouts of each of two prompts, every other one right."""
+    """8 rollouts of each of two prompts; every other rollout is right."""
     from capo_fast.credit.assign import assign_credit
     from capo_fast.records import Prompt, Rollout, Sample, StepSpans
 
@@ -142,7 +142,7 @@ def samples(config: Config) -> list[Any]:
 
 
 def child(part: str, mode: str, model: str, threads: int, cache: str) -> dict[str, float]:
-    """One mode in a process of its own."""
+    """Measure one mode in a separate process."""
     command = [sys.executable, "-m", "bench.trainer.cpu_modes", part, "--model", model, "--mode", mode]
     own = {"OMP_NUM_THREADS": str(threads), "VLLM_CACHE_ROOT": cache, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | own).stdout
@@ -153,10 +153,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=MODES, nargs="?", default="engine")
     parser.add_argument("--model", default="pkg://capo_fast.tiny/model")
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
-    parser.add_argument("--modes", nargs="*", help="some of the part's")
-    parser.add_argument("--mode", help="measure one mode, here")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads")
+    parser.add_argument("--modes", nargs="*", help="modes of the part (all)")
+    parser.add_argument("--mode", help="measure one mode in this process")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
     model = resolve_model(options.model)
     if options.mode:

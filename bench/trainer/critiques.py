@@ -1,12 +1,12 @@
-"""CPU milliseconds of each critique of a step (`critic.reads: step`) on the tiny world, by where they are spent.
+"""CPU milliseconds per critique of a single step (`critic.reads: step`) on the tiny world, by part.
 
     python -m bench.trainer.critiques [--groups 16] [--rounds 5]
 
-built      outside the engine: prompts, tokens, seeds, keys of shared steps, and what the answers say
-added      in the engine's `add`: vLLM's checks and its state of a request
-stepped    in the engine's `step`: the model, the sampler, vLLM's scheduler and its answers
+built      outside the engine: prompts, tokens, seeds, keys of shared steps, and parsing of the answers
+added      in the engine's `add`: vLLM's checks and the request's state
+stepped    in the engine's `step`: the model, the sampler, vLLM's scheduler and its outputs
 
-The rollouts are solutions of the tiny world's own, eight of each problem; the critic is the shipped one.
+The rollouts are the tiny world's own solutions, eight per problem; the critic is the shipped one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from capo_fast.tiny.task import World, draw_question
 
 
 class Timed(VllmEngine):
-    """Notes the CPU seconds in `add` and in `step`."""
+    """Records the CPU seconds in `add` and in `step`."""
 
     def __init__(self, path: str, config: EngineConfig) -> None:
         super().__init__(path, config)
@@ -49,9 +49,9 @@ class Timed(VllmEngine):
 
     def step(self) -> list[Completion]:
         started = time.process_time()
-        ended = super().step()
+        completions = super().step()
         self.seconds["stepped"] += time.process_time() - started
-        return ended
+        return completions
 
 
 def rollouts_of(groups: int, n: int, tokenizer: Any) -> list[Rollout]:
@@ -90,15 +90,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
-    given = parser.parse_args()
+    options = parser.parse_args()
     config = load_config(["--algorithm", "capo-gated"])
     path = resolve_model(str(config.critic.path))
     tokenizer = load_tokenizer(path)
     builder = RequestBuilder(tokenizer, load_critic_template(config), config)
     with ranks():
         engine = Timed(path, config.engine)
-        rollouts = rollouts_of(given.groups, 8, tokenizer)
-        rounds = [measured(engine, builder, rollouts) for _ in range(given.rounds + 1)][1:]
+        rollouts = rollouts_of(options.groups, 8, tokenizer)
+        rounds = [measured(engine, builder, rollouts) for _ in range(options.rounds + 1)][1:]
         engine.close()
     found = {name: round(median(each[name] for each in rounds), 4) for name in ("built", "added", "stepped")}
     print(json.dumps({"about": about(1), "ms": found}, indent=1))

@@ -1,18 +1,18 @@
-"""What rollouts cost between ranks: bytes and seconds of one step, without a model.
+"""Cost of exchanging rollouts between ranks: bytes and seconds of one step, without a model.
 
     python -m bench.trainer.data_plane [--ranks 4] [--rollouts 2048] [--tokens 1024 2048 4096] [--before] [--json FILE]
 
-Each rank makes its share of synthetic rollouts (16 of each prompt, dealt as a run deals them, with a text of about four
-characters per token and a critique). Then, on gloo and this machine's cores, all that a step sends:
+Each rank makes its share of synthetic rollouts: 16 per prompt, distributed as in a run, with a text of about four
+characters per token and a critique. Then the ranks exchange, over gloo on this machine's cores, all data of a step:
 
-    groups    samples to the rank that computes the credit of their group
+    groups    samples, to the rank that computes the credit of their group
     figures   numbers of each rollout, to every rank
-    columns   what the learner packs, to the rank that packs it
+    columns   inputs of the learner's packing, to the rank that packs them
     rows      the rollouts file, compressed, to the first rank
 
-Bytes are those that leave a rank for another, of all ranks together. Seconds are of the slowest rank, with what is
-computed for the transfer: conversion to tensors and back, the plan, compression. `--before` times in their place what
-was done until this was written: all samples pickled to every rank.
+Bytes are those sent from one rank to another, summed over all ranks. Seconds are those of the slowest rank, including
+the computation for the transfer: conversion to tensors and back, the plan, compression. `--before` times the former
+method instead: all samples pickled to every rank.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from capo_fast.runlog.recorder import packed_rows, rollout_row
 from capo_fast.runtime.ranks import gather, ranks
 
 GROUP, PROMPT, STEP, VOCAB = 16, 256, 128, 150_000
-"""Rollouts of a prompt, tokens of a prompt and of a step, and of the vocabulary."""
+"""Rollouts per prompt, tokens per prompt, tokens per step, and vocabulary size."""
 WORDS = ["the", "of", "and", "so", "we", "get", "add", "to", "12", "7", "144", "x", "sum", "then", "equals", "half"]
 
 
@@ -70,7 +70,7 @@ def sample_of(prompt: Prompt, group: int, i: int, tokens: int) -> Sample:
 
 @dataclass
 class Parts:
-    """Bytes sent and seconds spent by this rank, by part."""
+    """Bytes sent and seconds spent by this rank, per part."""
 
     exchange: Exchange
     bytes: dict[str, int] = field(default_factory=dict)
@@ -104,7 +104,7 @@ def step(mine: Sequence[Sample], prompts: dict[int, Prompt], config: Config) -> 
 
 
 def step_before(mine: Sequence[Sample], prompts: dict[int, Prompt], config: Config) -> Parts:
-    """All samples to all ranks; the bytes are those of the pickles."""
+    """Send all samples to all ranks; the bytes are those of the pickles."""
     parts = Parts(Exchange())
     with parts.part("samples"):
         found = gather(list(mine))
@@ -114,7 +114,7 @@ def step_before(mine: Sequence[Sample], prompts: dict[int, Prompt], config: Conf
 
 
 def measure(options: argparse.Namespace, take: Callable[..., Parts]) -> None:
-    """On this rank; the first prints a line of JSON for each length."""
+    """Measure on this rank; the first rank prints a line of JSON per length."""
     with ranks():
         torch.set_num_threads(1)
         prompts, rank = prompts_of(options.rollouts // GROUP), dist.get_rank()
@@ -147,8 +147,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--rollouts", type=int, default=2048, help=f"a multiple of {GROUP}")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096], help="of a response")
-    parser.add_argument("--before", action="store_true", help="pickle all samples to every rank, as it was")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096], help="tokens per response")
+    parser.add_argument("--before", action="store_true", help="the former method: pickle all samples to every rank")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

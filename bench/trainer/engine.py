@@ -1,28 +1,28 @@
-"""What the trainer's way of driving vLLM costs, and what streaming critiques gains.
+"""Overhead of the trainer's use of vLLM, and the gain of streaming critiques.
 
     python -m bench.trainer.engine [--rounds 5] [--threads N] [--json FILE]
 
 Three parts, each a process with a random Qwen2 in float32 and one in-process vLLM; arms take turns in every round.
 
-throughput, at hidden 384 and 6 layers, where a CPU is busy with the model:
+throughput, at hidden size 384 and 6 layers, where the model dominates the time on a CPU:
 
     bare       `vllm.LLM.generate` on the rollouts' prompts with their seeds, limits and log-probs, no detokenization;
                its prompts and parameters are made before the clock starts
-    ours       the same requests, made and hashed on the clock, through the trainer's stream, each read into a rollout
-               with its steps and text
+    ours       the same requests, made and hashed inside the timed part, through the trainer's stream, each converted to
+               a rollout with its steps and text
 
-streaming, at hidden 96 and 3 layers, where a step costs about the same for few sequences as for many, as it does on a
-GPU; a rollout and two critiques of it take about as many tokens each:
+streaming, at hidden size 96 and 3 layers, where a step costs about the same for few and for many sequences, as on a
+GPU. A rollout and two critiques of it have about the same number of tokens each:
 
-    streamed   each rollout's critiques as soon as it has ended
+    streamed   each rollout's critiques as soon as it is complete
     in two     the same requests; the critiques after the last rollout
-    + LoRA     the same two, rollouts by an adapter of rank 8 and critiques by its base
+    + LoRA     the same two arms; rollouts use an adapter of rank 8, critiques its base
 
-loop: four steps of GRPO and of CAPO under LoRA at the larger size. What a step spends outside the engine's steps, the
-pushes and the learner is the loop's own.
+loop: four steps of GRPO and of CAPO with LoRA at the larger size. The loop's own time is the time of a step outside the
+engine's steps, the pushes and the learner.
 
-A request's answer depends on its seed alone, so arms that are compared decode the same tokens, but for rounding (their
-numbers are checked). Rollouts end by themselves or at a limit drawn from a log-normal: a few are many times as long as
+A request's answer depends only on its seed, so compared arms decode the same tokens except for rounding (the numbers of
+tokens are checked). Rollouts end by themselves or at a limit drawn from a log-normal: a few are many times as long as
 the rest.
 """
 
@@ -81,8 +81,8 @@ class Work:
         self.limits = {name: min(512, max(16, round(draw.lognormvariate(4.2, 0.9)))) for name in self.members}
 
     def requests(self) -> list[Request]:
-        asked = [self.sampler.rollout_request(self.prompts[g], g, i, 1) for g, i in self.members.values()]
-        return [replace(request, max_tokens=self.limits[request.id]) for request in asked]
+        made = [self.sampler.rollout_request(self.prompts[g], g, i, 1) for g, i in self.members.values()]
+        return [replace(request, max_tokens=self.limits[request.id]) for request in made]
 
 
 SIZES = {
@@ -92,7 +92,7 @@ SIZES = {
 
 
 def make_model(folder: Path, size: str) -> dict[str, bytes]:
-    """The random model in `folder`, with the embedded tokenizer; returns a random adapter for it, PEFT's files."""
+    """Write a random model and the embedded tokenizer to `folder`; returns the PEFT files of a random adapter."""
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(TINY))
@@ -121,7 +121,7 @@ def bare(engine: VllmEngine, work: Work) -> dict[str, Any]:
         for request in requests
     ]
     start = time.perf_counter()
-    outputs = engine._llm.generate(prompts, settings, use_tqdm=False)  # the peer is what the engine wraps
+    outputs = engine._llm.generate(prompts, settings, use_tqdm=False)  # the LLM that the engine wraps
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "tokens": sum(len(output.outputs[0].token_ids) for output in outputs)}
 
@@ -177,7 +177,7 @@ PARTS = {
 
 
 def measure(part: str, rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """`rounds` of every arm after one that warms up."""
+    """`rounds` rounds of every arm after a warm-up round."""
     size, arms = PARTS[part]
     lora = CONFIG.lora if part == "streaming" else None
     with tempfile.TemporaryDirectory() as name, ranks():
@@ -194,11 +194,11 @@ def measure(part: str, rounds: int) -> dict[str, list[dict[str, Any]]]:
                 found[arm].append(arms[arm](engine, work))
                 print(f"round {number} of {rounds}, {arm}: {found[arm][-1]}", file=sys.stderr, flush=True)
         engine.close()
-    return {arm: seen[1:] for arm, seen in found.items()}
+    return {arm: results[1:] for arm, results in found.items()}
 
 
 def child(part: str, rounds: int, threads: int) -> dict[str, list[dict[str, Any]]]:
-    """`measure` in a process of its own."""
+    """Run `measure` in a separate process."""
     command = [sys.executable, "-m", "bench.trainer.engine", "--part", part, "--rounds", str(rounds)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     return json.loads(
@@ -207,10 +207,10 @@ def child(part: str, rounds: int, threads: int) -> dict[str, list[dict[str, Any]
 
 
 def ratios(found: dict[str, list[dict[str, Any]]], arm: str, base: str) -> list[float]:
-    """Of tokens a second, round by round; ends the command where the arms' work differs by over 1 %."""
+    """Ratios of tokens per second, one per round; exits if the arms' numbers of tokens differ by over 1 %."""
     pairs = list(zip(found[arm], found[base], strict=True))
     if any(abs(one["tokens"] / other["tokens"] - 1) > 0.01 for one, other in pairs):
-        sys.exit(f"{arm} and {base} decoded unequal numbers of tokens")
+        sys.exit(f"{arm} and {base} decoded different numbers of tokens")
     return [one["tokens"] / one["seconds"] / (other["tokens"] / other["seconds"]) for one, other in pairs]
 
 
@@ -230,7 +230,7 @@ LOOP = {
 
 
 def loop(settings: dict[str, Any], threads: int, steps: int = 4) -> list[dict[str, float]]:
-    """Seconds of each training step but the first, by whose they are."""
+    """Seconds of each training step after the first, by part."""
     with tempfile.TemporaryDirectory() as name:
         make_model(Path(name, "base"), "large")
         words = [f"--{key}={value}" for key, value in (LOOP | settings | {"model.path": f"{name}/base"}).items()]
@@ -248,9 +248,9 @@ def loop(settings: dict[str, Any], threads: int, steps: int = 4) -> list[dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    parser.add_argument("--part", choices=PARTS, help="run one part, here")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--part", choices=PARTS, help="run one part in this process")
     options = parser.parse_args()
     if options.part:
         print(json.dumps(measure(options.part, options.rounds)))

@@ -1,4 +1,4 @@
-"""A benchmark's own module in a process for each rank, by torchrun."""
+"""Runs a benchmark's module under torchrun, one process per rank."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
-"""The learner's part of a training step on a real model: what it saves to leave out rollouts without a gradient, and to
-pack a prompt once per group.
+"""The learner's part of a training step on a real model: the time saved by leaving out rollouts without a gradient, and
+by packing a prompt once per group.
 
     python -m bench.trainer.learner --model FOLDER --data FILE [--live 1.0 0.5] [--rounds 2] [--set KEY=VALUE ...]
     python -m bench.trainer.learner --model FOLDER --data FILE --count [--responses 200] [--n 8 16]
 
-The first times a step (loss, backward, optimizer) of GRPO in float32, on the first prompts of FILE with random
-responses of `rollout.max_tokens` tokens, by the share of groups with a gradient and by arm; arms take turns:
+The first command times a step (loss, backward, optimizer) of GRPO in float32, by the share of groups with a gradient
+and by arm. It uses the first prompts of FILE with random responses of `rollout.max_tokens` tokens. Arms take turns:
 
     neither    all rollouts, each with its own copy of the prompt
-    skip       only those with a gradient
+    skip       only rollouts with a gradient
     share      all rollouts, a prompt once per group
-    both       what training does
+    both       as in training
 
-The second counts the tokens that a learner computes with its own copy of the prompt for each response and with one per
+The second command counts the tokens that a learner computes with a copy of the prompt per response and with one per
 group, over all prompts of FILE.
 """
 
@@ -56,7 +56,7 @@ SETTINGS = {
 
 
 def prompts_of(options: argparse.Namespace) -> tuple[Config, list[Prompt]]:
-    """The configuration, and the prompts of a step or, to count, all."""
+    """The configuration, and the prompts of a step; all prompts with --count."""
     own = {"model.path": options.model, "data.path": options.data}
     settings = SETTINGS | own | dict(word.split("=", 1) for word in options.set)
     config = load_config([f"--{key}={value}" for key, value in settings.items()])
@@ -65,7 +65,7 @@ def prompts_of(options: argparse.Namespace) -> tuple[Config, list[Prompt]]:
 
 
 def sample_of(prompt: Prompt, group: int, i: int, tokens: int, vocab: int, live: bool) -> CreditedSample:
-    """A random response. In a live group every other rollout is right, in the rest none is."""
+    """A random response. Every other rollout of a live group is right; those of other groups are all wrong."""
     generator = torch.Generator().manual_seed(1000 * group + i)
     ids = tuple(torch.randint(vocab, (tokens,), generator=generator).tolist())
     steps = StepSpans((True, *[False] * (tokens - 1)), ("",))
@@ -76,7 +76,7 @@ def sample_of(prompt: Prompt, group: int, i: int, tokens: int, vocab: int, live:
 
 
 def of_arm(samples: Sequence[CreditedSample], arm: str) -> list[CreditedSample]:
-    """What makes packing compute every rollout, or repeat every prompt."""
+    """The samples, changed so that packing computes every rollout or repeats every prompt, depending on the arm."""
     if arm in ("neither", "share"):
         samples = [replace(each, step_advantages=(1.0,)) for each in samples]
     if arm in ("neither", "skip"):
@@ -85,7 +85,7 @@ def of_arm(samples: Sequence[CreditedSample], arm: str) -> list[CreditedSample]:
 
 
 def with_own_prompt(credited: CreditedSample) -> CreditedSample:
-    """A group of its own, with a prompt whose first token is another one in each rollout."""
+    """The rollout in a separate group, with a prompt whose first token is unique in its group."""
     rollout = credited.rollout
     prompt = replace(rollout.prompt, token_ids=(rollout.sample, *rollout.prompt.token_ids[1:]))
     own = replace(rollout, prompt=prompt, group=1000 * rollout.group + rollout.sample)
@@ -111,7 +111,7 @@ def batches_of(
 
 
 def time_steps(options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
-    """Wall and CPU seconds of a step by share of live groups and arm, as they come; one of the first to warm up."""
+    """Yields wall and CPU seconds of each step by share of live groups and arm, after a warm-up step."""
     config, prompts = prompts_of(options)
     model = load_model(options.model, config.policy.attention).train()
     batches = batches_of(options, config, prompts, model.config.vocab_size)
@@ -126,7 +126,7 @@ def time_steps(options: argparse.Namespace, device: torch.device) -> Iterator[di
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Medians over the rounds, and their ratio to `neither` where it was timed."""
+    """Medians over the rounds, and their ratio to `neither` if it was timed."""
     seconds: dict[tuple[float, str, int], list[float]] = defaultdict(list)
     for row in rows:
         seconds[row["live"], row["arm"], row["tokens"]].append(row["seconds"])
@@ -145,7 +145,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def count_tokens(options: argparse.Namespace) -> str:
-    """Tokens per response by rollouts per group: prompts repeated, prompts once, and the share that is saved."""
+    """Tokens per response by rollouts per group: prompts repeated, prompts once, and the saved share."""
     _, prompts = prompts_of(options)
     length = options.prompt or fmean(len(prompt.token_ids) for prompt in prompts)
     rows = []
@@ -165,9 +165,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the run")
     parser.add_argument("--count", action="store_true", help="count tokens, time nothing")
-    parser.add_argument("--responses", type=int, default=200, help="mean tokens of a response, to count")
-    parser.add_argument("--prompt", type=int, help="tokens of a prompt, to count; without it the mean of FILE's")
-    parser.add_argument("--n", nargs="+", type=int, default=[8, 16], help="rollouts per group, to count")
+    parser.add_argument("--responses", type=int, default=200, help="for --count: mean tokens per response")
+    parser.add_argument("--prompt", type=int, help="for --count: tokens per prompt (the mean of FILE)")
+    parser.add_argument("--n", nargs="+", type=int, default=[8, 16], help="for --count: rollouts per group")
     options = parser.parse_args()
     if options.count:
         print(count_tokens(options))

@@ -2,10 +2,10 @@
 
     python -m bench.trainer.loading --model FOLDER [--ranks 1 2 4] [--base COMMIT] [--work FOLDER] [settings ...]
 
-Each rank has imported everything before, and loads as a training run does: policy, and reference of the KL where the
-settings have one. Memory is the resident set of the rank above what its imports take: mapped files count. "peak" is the
-most while it loads, "after" what is left; "holds" are the bytes of its shards. With --base the same is measured with
-the code of a commit, for a comparison.
+Each rank imports everything first, and then loads as a training run does: the policy, and the KL's reference if the
+settings have one. Memory is the rank's resident set above that after the imports, including mapped files. "peak" is the
+maximum during loading, "after" the remainder, "holds" the bytes of the rank's shards. --base also measures the code of
+another commit for comparison.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HEAD = ["code", "ranks", "rank", "holds, MB", "peak, MB", "after, MB", "s"]
 
 
 def measure(tree: Path, count: int, words: Sequence[str]) -> list[dict[str, Any]]:
-    """What each of so many ranks finds with the code in a folder."""
+    """Results of each of `count` ranks with the code in a folder."""
     paths = os.pathsep.join([str(tree), str(tree / "kernels")])
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.trainer.loading", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="folder of the model")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)")
-    parser.add_argument("--base", help="commit that is measured as well")
+    parser.add_argument("--base", help="another commit to measure")
     parser.add_argument("--work", type=Path, default=Path("runs/same"), help="folder for its code (default: runs/same)")
     options, settings = parser.parse_known_args(argv)
     words = [f"--model.path={options.model.resolve()}", *settings]

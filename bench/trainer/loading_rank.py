@@ -1,6 +1,6 @@
-"""A rank of bench/trainer/loading.py: loads as a run does, and rank 0 prints what each rank found, as JSON.
+"""A rank of bench/trainer/loading.py: loads as a run does; rank 0 prints the results of all ranks as JSON.
 
-It runs with the code of any commit that has `load_learner`, and so imports nothing of bench/.
+It runs with the code of any commit that has `load_learner`, so it imports nothing from bench/.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SAMPLED_S = 0.002
 
 @dataclass
 class Loaded:
-    """In the place of the learner, whose optimizer takes memory that is none of loading's."""
+    """Replaces the learner, whose optimizer would take memory that is not part of loading."""
 
     policy: Any
     reference: Any
@@ -42,14 +42,14 @@ class Loaded:
 
 
 def memory(key: str) -> int:
-    """Bytes: VmRSS now, or VmHWM, the most so far."""
+    """Bytes of an entry of /proc/self/status: VmRSS is the current resident set, VmHWM its peak."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
     return 1024 * int(line.split()[1])
 
 
 @contextmanager
 def watched_peak() -> Iterator[list[int]]:
-    """Gets the most resident bytes inside the block: from the kernel, or sampled where it does not start anew."""
+    """The list gets the block's peak of resident bytes: from the kernel, or sampled if its peak can't be reset."""
     found: list[int] = []
     try:
         CLEAR.write_text(RESET_PEAK)
@@ -61,22 +61,22 @@ def watched_peak() -> Iterator[list[int]]:
 
 
 def _sampled(found: list[int]) -> Iterator[list[int]]:
-    ended = threading.Event()
+    done = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(SAMPLED_S):
+        while not done.wait(SAMPLED_S):
             found[:] = [max(*found, memory("VmRSS"))]
 
     found.append(memory("VmRSS"))
     thread = threading.Thread(target=watch)
     thread.start()
     yield found
-    ended.set()
+    done.set()
     thread.join()
 
 
 def held_bytes(loaded: Loaded) -> int:
-    """Of this rank's shards, policy and reference."""
+    """Bytes of this rank's shards of policy and reference."""
     modules = [each for each in (loaded.policy, loaded.reference) if isinstance(each, torch.nn.Module)]
     tensors = [each for module in modules for each in module.parameters()]
     return sum((each.to_local() if isinstance(each, DTensor) else each).nbytes for each in tensors)
@@ -86,11 +86,11 @@ def main() -> None:
     config = load_config(sys.argv[1:])
     path = resolve_model(config.model.path)
     with torch.device("meta"):
-        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))  # its class is imported
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))  # imports its class
     loading.Learner = Loaded
     with ranks() as device:
         dist.barrier()  # connects the ranks
-        loading.load_learner(resolve_model(TINY), config, device, [], swaps=False)  # imports what comes to it
+        loading.load_learner(resolve_model(TINY), config, device, [], swaps=False)  # imports everything else
         gc.collect()
         before, start = memory("VmRSS"), time.perf_counter()
         with watched_peak() as peak:

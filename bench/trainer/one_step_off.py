@@ -1,17 +1,17 @@
-"""What generation beside learning saves, with an engine whose time is latency: it waits, and takes no core.
+"""Time saved by generating during learning, with an engine that only waits and uses no CPU.
 
     python -m bench.trainer.one_step_off [--rounds 2] [--steps 6] [--latency 0.5] [--json FILE]
 
-The embedded policy learns from the same scripted rollouts (and critiques by the policy itself, so that no weights are
-swapped) in each arm. A batch of rollouts takes `--latency` seconds however many it has, as the last long rollouts of a
-step do on a GPU:
+The embedded policy learns from the same scripted rollouts in each arm. The policy itself is the critic, so that no
+weights are swapped. A batch of rollouts takes `--latency` seconds for any number of rollouts, like the last long
+rollouts of a step on a GPU:
 
     1 rank, in turns        generate, then learn
     2 ranks, in turns       each generates half of the rollouts, which takes as long, and learns half
     1 + 1 ranks, one off    one generates the next step's rollouts while the other learns this step's
 
-Each step's seconds are those of the learning ranks; the first two are left out. Arms take turns, so that what else the
-machine does falls on all of them.
+Seconds per step are those of the learning ranks; the first two steps are left out. Arms take turns, so that other load
+on the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runlog.shown import step_seconds
 
 ARMS = {"1 rank, in turns": (1, 0), "2 ranks, in turns": (2, 0), "1 + 1 ranks, one off": (2, 1)}
-"""Ranks, and how many of them only hold an engine."""
+"""Number of ranks, and number of ranks with only an engine."""
 SETTINGS = {
     **{"critic.mode": "self", "loss.is_mode": "truncate", "rollout.top_p": "1", "rollout.prompts": "16"},
     **{"eval.path": "none", "checkpoint.every": "0", "run.keep_rollouts": "none"},
     "reward.fn": "reward_functions:tiny_answer",
 }
 RANK = "rank"
-"""First argument of an arm's own processes."""
+"""First argument of an arm's processes."""
 TESTS = Path(__file__).parents[2] / "tests"
 
 
@@ -53,20 +53,20 @@ def rank(latency: float, words: Sequence[str]) -> None:
     from capo_fast.train import run
 
     class Waiting(ScriptedEngine):
-        """All that waits is answered together; where rollouts are among it, after a while."""
+        """Answers all waiting requests together; after the latency if there are rollouts among them."""
 
         def step(self):
             if any(request.id.startswith("rollout") for request in self._waiting):
                 time.sleep(latency)
-            ended = [self._answer(request) for request in self._waiting]
+            completions = [self._answer(request) for request in self._waiting]
             self._waiting.clear()
-            return ended
+            return completions
 
     run(load_config(words), Waiting(answer, score_with(MODEL)))
 
 
 def arm(name: str, folder: Path, steps: int, latency: float) -> dict[str, float]:
-    """Median seconds of a step, by stage and in all."""
+    """Median seconds per step, by stage and in total."""
     count, engines = ARMS[name]
     words = [f"--{key}={value}" for key, value in SETTINGS.items()]
     words += [f"--train.steps={steps}", f"--engine.ranks={engines}", f"--run.dir={folder}"]

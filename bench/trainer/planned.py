@@ -1,15 +1,16 @@
-"""Memory that `capo plan` predicts beside memory that learner steps take, on a CPU, by part.
+"""Memory predicted by `capo plan` and memory measured in learner steps, on a CPU, by part.
 
     python -m bench.trainer.planned --model FOLDER [--ranks 1 2 4] [--set KEY=VALUE ...]
     python -m bench.trainer.planned --model qwen2.5-0.5b --random      # that shape, with random weights
-    python -m bench.trainer.planned --model FOLDER --engine            # vLLM's engine alone, on one rank
+    python -m bench.trainer.planned --model FOLDER --engine            # only vLLM's engine, on one rank
 
-Each number of ranks is a torchrun of its own with one thread per rank. Measured is resident memory above what a process
-has after its imports and two steps of the embedded model; of the ranks the largest. A phase's peak is the kernel's own
-(VmHWM, set back before the phase). Responses are random and of one length, and all of them are in one micro-batch.
+Each number of ranks is a separate torchrun with one thread per rank. The measurement is resident memory above that of
+the process after its imports and two steps of the embedded model; the maximum over ranks. A phase's peak is VmHWM,
+which is reset before the phase. Responses are random, all of the same length, and in one micro-batch.
 
-glibc keeps freed blocks below 32 MiB, as most activations are. Here it returns those of 64 KiB or more, unless the
-environment has MALLOC_MMAP_THRESHOLD_. A number of ranks for which too little memory is free is left out.
+glibc keeps freed blocks below 32 MiB, which most activations are. Here it returns blocks of 64 KiB or more to the
+system, unless the environment has MALLOC_MMAP_THRESHOLD_. Numbers of ranks that need more than the free memory are left
+out.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ SETTINGS = {
     "train.micro_tokens": "1000000",
 }
 PROMPT = 56
-"""Tokens."""
+"""Tokens per prompt."""
 
 
 # ---- a rank ----
@@ -70,14 +71,14 @@ def memory(key: str) -> int:
 
 
 class Meter:
-    """Resident bytes above a start, by phase."""
+    """Resident bytes above those at the start, by phase."""
 
     def __init__(self) -> None:
         self.start = self.resident()
         self.found: dict[str, int] = {}
 
     def resident(self) -> int:
-        """Without what was freed and glibc keeps."""
+        """Resident bytes without freed blocks that glibc keeps."""
         ctypes.CDLL(None).malloc_trim(0)
         return memory("VmRSS")
 
@@ -106,7 +107,7 @@ class Meter:
 
 
 def random_learner(shape: ModelShape, config: Config) -> Learner:
-    """Of a Qwen2 or Llama of this shape: made without memory, sharded, and then filled on each rank."""
+    """A learner of a Qwen2 or Llama of this shape: made on the meta device, sharded, then filled on each rank."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     entries = {
@@ -137,7 +138,7 @@ def samples(config: Config, vocab: int) -> list[CreditedSample]:
 
 
 def micro_batch(config: Config, vocab: int, rank: int, count: int) -> PackedBatch:
-    """All that a rank computes in an update."""
+    """The one micro-batch of a rank's update."""
     found = pack_update(samples(config, vocab), config, rank, count)
     assert len(found) == 1, f"{len(found)} micro-batches, wanted one"
     return found[0]
@@ -156,7 +157,7 @@ def step(learner: Learner, vocab: int) -> tuple[int, int]:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Print what this job's ranks take, as JSON, on rank 0."""
+    """Measure this job's ranks; rank 0 prints the results as JSON."""
     with ranks() as device:
         shape, config = find_shape(options.model), config_of(options)
         warm, _ = load_learner(str(TINY), config, device, [(5, 6, 7)], False)
@@ -182,13 +183,13 @@ TINY = Path(__file__).parents[2] / "capo_fast/tiny/model"
 
 
 def measure_engine(options: argparse.Namespace) -> None:
-    """The same of an engine without a learner, after a batch of answers has been written."""
+    """Measure an engine without a learner, after one completed request."""
     from capo_fast.engine.vllm import VllmEngine
     from capo_fast.records import Request
 
     config = config_of(options)
     with ranks():
-        import vllm.v1.engine.llm_engine  # noqa: F401  what it takes itself is not measured
+        import vllm.v1.engine.llm_engine  # noqa: F401  memory of the import is not measured
 
         meter = Meter()
         vllm_engine = VllmEngine(options.model, config.engine)
@@ -225,7 +226,7 @@ def predicted(options: argparse.Namespace, count: int, packed: tuple[int, int]) 
 
 
 def rows(options: argparse.Namespace, line: dict[str, Any]) -> list[list[str]]:
-    """A row per phase, and one of the most that any of them takes."""
+    """A row per phase, and one of their maximum."""
     found: list[tuple[dict[str, float], list[int]]] = line["found"]
     packed = max(tokens for _, (tokens, _) in found), max(responses for _, (_, responses) in found)
     plan = predicted(options, line["ranks"], packed)
@@ -242,11 +243,11 @@ def _figures(plan: float, measured: float) -> tuple[str, str, str]:
 
 
 PROCESS = 0.8 * GIB
-"""Of a rank's code and libraries."""
+"""Memory of a rank's code and libraries."""
 
 
 def missing_memory(options: argparse.Namespace, count: int) -> float:
-    """Bytes of a job of so many ranks that are not free; 0 where they are."""
+    """Bytes that a job of `count` ranks needs beyond the free memory; 0 if it fits."""
     packed = size_of(micro_batch(config_of(options), 60, 0, count))
     wanted = count * (1.1 * max(predicted(options, count, packed).values()) + PROCESS)
     return max(0.0, wanted - psutil.virtual_memory().available)
@@ -256,7 +257,7 @@ HEAD = ["model", "ranks", "at the peak of", "predicted GiB", "measured GiB", "ra
 
 
 def run(count: int, words: Sequence[str]) -> dict[str, Any]:
-    """What a job of so many ranks prints."""
+    """Output of a job of `count` ranks."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     environment = {"MALLOC_MMAP_THRESHOLD_": str(2**16)} | os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -276,9 +277,9 @@ def main() -> None:
     parser.add_argument("--random", action="store_true", help="random weights, no files")
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--engine", action="store_true", help="the engine in place of the learner")
+    parser.add_argument("--engine", action="store_true", help="measure the engine instead of the learner")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the run")
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # a rank of this command's own
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # for its own ranks
     options = parser.parse_args()
     if options.measure:
         work: Callable[[argparse.Namespace], None] = measure_engine if options.engine else measure
@@ -286,7 +287,7 @@ def main() -> None:
         return
     for count in [1] if options.engine else options.ranks:
         if missing := missing_memory(options, count):
-            print(f"{count} ranks left out: {missing / GIB:.1f} GiB are missing", file=sys.stderr, flush=True)
+            print(f"{count} ranks left out: {missing / GIB:.1f} GiB more memory needed", file=sys.stderr, flush=True)
             continue
         found = rows(options, run(count, sys.argv[1:]))
         print(markdown_table(HEAD, found, right=set(HEAD[3:]), padded=True), flush=True)

@@ -1,11 +1,11 @@
-"""A long run of the embedded default, watched from outside: memory, canary, files and processes left behind.
+"""A long run of the embedded default, monitored from outside: memory, canary, leftover files and processes.
 
     python -m bench.trainer.soak [--steps 200] [--json FILE] [settings ...]
 
-Every step swaps policy and critic in the engine twice and checks both. The training process is watched each second: its
-resident memory against the finished steps. Afterwards nothing of it may be left: no process of its session, no file in
-its temporary folder or, while nothing else writes there, in /dev/shm. Exit status 1 where the run failed, something was
-left, or memory grew in the second half by more than `--growth` MiB (a line fitted to it).
+Every step swaps policy and critic in the engine twice and checks both. The resident memory of the training process is
+sampled every second, with the number of completed steps. Afterwards no process of its session may be left, and no file
+in its temporary folder or in /dev/shm (if nothing else writes there). Exit status 1 if the run failed, something was
+left, or memory grew in the second half by more than `--growth` MiB, by a fitted line.
 
     python -m bench.trainer.soak --pushes 50 [--model FOLDER] [--lora none | adapter | merged] [--seed 0] [--json FILE]
 
@@ -33,7 +33,7 @@ SHARED = Path("/dev/shm")
 
 
 def resident_mib(session: int) -> dict[int, float]:
-    """Of every process of a session, by its id."""
+    """Resident MiB of every process of a session, by process id."""
     found = {}
     for entry in Path("/proc").iterdir():
         try:
@@ -41,12 +41,12 @@ def resident_mib(session: int) -> dict[int, float]:
                 pages = int((entry / "statm").read_text().split()[1])
                 found[int(entry.name)] = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
         except (OSError, IndexError):
-            continue  # it has ended meanwhile
+            continue  # it has exited meanwhile
     return found
 
 
 def files(temporary: Path) -> set[str]:
-    """Names of what lies there, without torch's compile cache, which is meant to stay."""
+    """Names of files in /dev/shm and the temporary folder, without torch's compile cache, which may stay."""
     found = {path.name for folder in (SHARED, temporary) if folder.is_dir() for path in folder.iterdir()}
     return {name for name in found if not name.startswith("torchinductor_")}
 
@@ -57,10 +57,10 @@ def steps_done(folder: Path) -> int:
 
 
 def watch(folder: Path, words: list[str]) -> dict[str, Any]:
-    """Run the training; its memory by step, and what it left."""
+    """Run the training; returns its memory by step, and leftover processes and files."""
     temporary = folder.parent / "tmp"
     temporary.mkdir()
-    # oneDNN keeps a primitive for every GEMM shape it meets, 1,024 by default: 100 MB that are nobody's leak.
+    # oneDNN caches a primitive per GEMM shape, 1,024 by default: 100 MB that are not a leak.
     own = {"TMPDIR": str(temporary), "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
     before, environment = files(temporary), os.environ | own
     command = [sys.executable, "-m", "capo_fast.train", "--run.dir", str(folder), *words]
@@ -74,7 +74,7 @@ def watch(folder: Path, words: list[str]) -> dict[str, Any]:
         if process.pid in memory:
             curve.append((steps_done(folder), round(memory[process.pid], 1), round(sum(memory.values()), 1)))
         time.sleep(1)
-    time.sleep(5)  # for what ends just after its parent
+    time.sleep(5)  # for processes that exit just after their parent
     return {
         "exit_status": process.returncode,
         "log": (folder.parent / "train.log").read_text()[-2000:] if process.returncode else "",
@@ -85,7 +85,7 @@ def watch(folder: Path, words: list[str]) -> dict[str, Any]:
 
 
 def growth_mib(curve: list[tuple[int, float, float]]) -> float:
-    """Of the fitted line over the second half of the steps but the last, with its export and end.
+    """Growth of a line fitted to the second half of the steps, without the last step, which has the export.
 
     >>> round(abs(growth_mib([(step, 100.0 + 50 * (step == 10), 0.0) for step in range(5, 11)])), 6)
     0.0
@@ -100,12 +100,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--growth", type=float, default=20.0, help="MiB allowed over the second half")
-    parser.add_argument(
-        "--pushes", type=int, default=0, help="cycles of pushes with a planted fault, in place of a run"
-    )
-    parser.add_argument("--model", default="pkg://capo_fast.tiny/model", help="of --pushes")
-    parser.add_argument("--lora", choices=["none", "adapter", "merged"], default="none", help="of --pushes")
-    parser.add_argument("--seed", type=int, default=0, help="of --pushes")
+    parser.add_argument("--pushes", type=int, default=0, help="cycles of pushes with a planted fault, instead of a run")
+    parser.add_argument("--model", default="pkg://capo_fast.tiny/model", help="for --pushes")
+    parser.add_argument("--lora", choices=["none", "adapter", "merged"], default="none", help="for --pushes")
+    parser.add_argument("--seed", type=int, default=0, help="for --pushes")
     parser.add_argument("--json", type=Path)
     options, rest = parser.parse_known_args()
     found, failed = pushes(options) if options.pushes else run(options, rest)
@@ -116,8 +114,8 @@ def main() -> int:
 
 
 def pushes(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """What a soak of pushes found, and whether it failed."""
-    from bench.trainer.soak_pushes import soak  # imports transformers, which a run's watcher needs not
+    """Results of a soak of pushes, and True if it failed."""
+    from bench.trainer.soak_pushes import soak  # imports transformers, which monitoring a run does not need
 
     found = soak(options.model, options.lora, options.pushes, options.seed)
     print(json.dumps(found))
@@ -125,7 +123,7 @@ def pushes(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 
 def run(options: argparse.Namespace, rest: list[str]) -> tuple[dict[str, Any], bool]:
-    """What a watched run left, and whether it failed."""
+    """Results of a monitored run, and True if it failed."""
     words = [f"--{key}={value}" for key, value in (SMALL | {"train.steps": options.steps}).items()]
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=".") as name:

@@ -1,10 +1,10 @@
-"""Pushes of weights into a real engine, with faults planted in random places: the canary must see each of them.
+"""Pushes of weights into a real engine, with faults planted at random places: the canary must detect each of them.
 
     python -m bench.trainer.soak --pushes 50 [--model FOLDER] [--lora none | adapter | merged] [--seed 0] [--json FILE]
 
-A cycle moves some of the policy's weights, pushes with one planted fault and then without: the first push must be
-refused, the second must pass. Exit status 1 where a fault was missed or a right push refused. Seconds of right pushes
-and of their parts are printed: the median after the first two.
+A cycle changes some of the policy's weights, pushes with one planted fault and then without: the first push must be
+rejected, the second accepted. Exit status 1 if a fault was missed or a correct push rejected. Prints the median seconds
+of correct pushes after the first two, and of their parts.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def config_of(lora: str) -> Config:
 
 
 class Cycle:
-    """A policy, an engine and the sync between them; what moved since the last push."""
+    """A policy, an engine and the sync between them; names of the weights changed since the last push."""
 
     def __init__(self, model_path: str, lora: str, seed: int) -> None:
         config = config_of(lora)
@@ -68,27 +68,27 @@ class Cycle:
 
     @torch.no_grad()
     def move(self) -> None:
-        """Another version: some weights differ by about a step of the optimizer."""
+        """Change some weights by about a step of the optimizer."""
         trainable = [(n, p) for n, p in self.learner.policy.model.named_parameters() if p.requires_grad]
-        # While B is zero, another A leaves the merged weights as they were.
+        # While B is zero, a change of A does not change the merged weights.
         matrices = [(n, p) for n, p in trainable if p.ndim == 2 and ".lora_A." not in n]
         chosen = self.draw.sample(matrices, min(4, len(matrices)))
         for _, parameter in chosen:
             local = parameter.to_local()
             local += 1e-4 * torch.randn_like(local)
         self.moved = [name.split(".lora_")[0].removesuffix(".weight") + ".weight" for name, _ in chosen]
-        if self.tied:  # one tensor in the engine: what is pushed last, the head, stays
+        if self.tied:  # one tensor in the engine: the head is pushed last and overwrites the embedding
             self.moved = [name.replace("model.embed_tokens.", "lm_head.") for name in self.moved]
 
     def victim(self) -> str:
         return self.draw.choice(self.moved)
 
     def weight(self, name: str) -> vllm_weights.Weight:
-        """vLLM's."""
+        """vLLM's weight of this name."""
         return self.engine._llm.apply_model(vllm_weights._weights)[0][name]
 
 
-# ---- one weight that is another ----
+# ---- changes of one weight ----
 
 
 def one_element(weight: torch.Tensor, draw: random.Random) -> torch.Tensor:
@@ -105,7 +105,7 @@ def swapped(weight: torch.Tensor, draw: random.Random, dim: int) -> torch.Tensor
 
 
 def shuffled(weight: torch.Tensor, draw: random.Random) -> torch.Tensor:
-    """A square one is transposed. Neither changes the sum."""
+    """Elements in random order; a square matrix is transposed. The sum stays the same."""
     if weight.shape[0] == weight.shape[1]:
         return weight.T.contiguous()
     generator = torch.Generator().manual_seed(draw.randrange(2**31))
@@ -151,13 +151,13 @@ def changed(cycle: Cycle, change: Change) -> Any:
 
 
 def left_out(cycle: Cycle) -> Any:
-    """All, or one weight: of a tied head the packed copy stays behind."""
+    """Leaves out all changed weights or one of them; a tied head keeps its old packed copy."""
     victims = cycle.draw.choice([set(cycle.moved), {cycle.victim()}])
     return on_the_way(cycle, lambda weights: (pair for pair in weights if pair[0] not in victims))
 
 
 def restored(cycle: Cycle) -> Any:
-    """What a reload of the model's folder after the push does (trl#5312)."""
+    """Restores a weight after the push, like a reload of the model's folder (trl#5312)."""
     load, names = cycle.engine.load, cycle.engine.fused_with({cycle.victim()})
 
     def load_and_restore(weights: Push) -> None:
@@ -168,7 +168,7 @@ def restored(cycle: Cycle) -> Any:
 
 
 def packed_copy(cycle: Cycle, stale: bool) -> Any:
-    """The kernel's packed copy of a matrix is the one before, or has a wrong element; all else is right."""
+    """The kernel's packed copy of a matrix is the old one or has a wrong element; everything else is correct."""
     load, weight = cycle.engine.load, cycle.weight(cycle.victim())
     module = weight.module
     if not weight.packed:
@@ -232,7 +232,7 @@ def tensors_changed(cycle: Cycle, change: Change) -> Any:
 
 @contextmanager
 def other_base(cycle: Cycle) -> Iterator[None]:
-    """One element of the base is another."""
+    """Changes one element of the base."""
     names = cycle.engine.fused_with({victim := cycle.victim()})
     right = {name: cycle.start[name] for name in names}
     cycle.engine.load(iter((right | {victim: one_element(right[victim], cycle.draw)}).items()))
@@ -249,7 +249,7 @@ ADAPTER_FAULTS: dict[str, Callable[[Cycle], Any]] = {
 
 
 def refused(cycle: Cycle, fault: Callable[[Cycle], Any]) -> bool:
-    """Whether the canary refuses a push with this fault."""
+    """True if the canary rejects a push with this fault."""
     with fault(cycle), suppress(SyncError, EngineError):
         cycle.sync.push_policy()
         return False
@@ -257,7 +257,7 @@ def refused(cycle: Cycle, fault: Callable[[Cycle], Any]) -> bool:
 
 
 def parts(cycle: Cycle) -> dict[str, float]:
-    """Seconds of what a check does, each once."""
+    """Seconds of each part of a check, measured once."""
     canary = cycle.sync._canary
     timed = {
         "engine's checksums": cycle.engine.checksums,
@@ -275,7 +275,7 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 
 def soak(model: str, lora: str, count: int, seed: int) -> dict[str, Any]:
-    """`count` cycles: faults planted and missed by kind, and seconds of right pushes."""
+    """Run `count` cycles; returns faults planted and missed by kind, and seconds of correct pushes."""
     planted, missed, seconds, checks = Counter[str](), Counter[str](), [], []
     with ranks():
         cycle = Cycle(resolve_model(model), lora, seed)
@@ -287,7 +287,7 @@ def soak(model: str, lora: str, count: int, seed: int) -> dict[str, Any]:
             name = list(faults)[number % len(faults)]
             planted[name] += 1
             missed[name] += not refused(cycle, faults[name])
-            seconds.append(_seconds(cycle.sync.push_policy))  # a SyncError here ends the command
+            seconds.append(_seconds(cycle.sync.push_policy))  # a SyncError here exits the command
             if number % 10 == 0:
                 checks.append(parts(cycle))
         cycle.engine.close()

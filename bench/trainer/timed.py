@@ -15,11 +15,11 @@ from capo_fast.trainer import Trainer
 
 @dataclass
 class TimedTrainer(Trainer):
-    """The loop as it is: `TimedTrainer(**vars(trainer))`."""
+    """The unchanged loop with timing: `TimedTrainer(**vars(trainer))`."""
 
     seconds: list[np.ndarray] = field(default_factory=list)
-    """Of each step without its evaluation and checkpoint: wall, CPU of this process alone, and CPU with the processes
-    that it started, as verifier workers."""
+    """Seconds per step without evaluation and checkpoint: wall, CPU of this process, and CPU including the processes
+    that it started, such as verifier workers."""
     aside: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
     def step(self, step: int) -> None:
@@ -41,5 +41,5 @@ class TimedTrainer(Trainer):
 
 
 def now() -> np.ndarray:
-    """Wall clock, CPU time of all threads of this process, and that of its descendants with it, seconds."""
+    """Seconds: wall clock, CPU time of all threads of this process, and CPU time including its descendants."""
     return np.array([time.perf_counter(), time.process_time(), cpu_seconds(descendants())])

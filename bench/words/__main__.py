@@ -1,13 +1,13 @@
-"""What step credit is worth to a real language model, SmolLM2-135M-Instruct, in the world of words (docs/words.md).
+"""The effect of step credit on a real language model, SmolLM2-135M-Instruct, in the world of words (docs/words.md).
 
     capo fetch smollm2 --out runs/words/smollm2
-    python -m bench.words base                          the fine-tuned base: its adapter is kept in bench/results/words
-    python -m bench.words run --arm capo --seed 100     one shard: a run and its figures; what is there is not run again
+    python -m bench.words base                          the fine-tuned base; its adapter is kept in bench/results/words
+    python -m bench.words run --arm capo --seed 100     one shard: a run and its figures; existing runs are not repeated
     python -m bench.words critics                       critics before and after fine-tuning
-    python -m bench.words table                         tables and picture of what is there
+    python -m bench.words table                         tables and plot from the existing shards
 
-Seeds 100 to 102 are reported; others are for tuning. --data-dir is a folder with GSM8K and step-labelled data, by the
-names that `capo evaluate` and `capo critic-eval` know; without it only the world's own sets are measured.
+Seeds 100 to 102 are reported; others are for tuning. --data-dir is a folder with GSM8K and step-labelled data, under
+the names of `capo evaluate` and `capo critic-eval`. Without it only the world's own sets are measured.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def parser() -> argparse.ArgumentParser:
 
     evaluated = [command(base), command(run)]
     for each in evaluated:
-        each.add_argument("--problems", type=int, default=PLAN.problems, help="of each set (%(default)s)")
+        each.add_argument("--problems", type=int, default=PLAN.problems, help="problems per set (%(default)s)")
     evaluated[1].add_argument("--arm", choices=ARMS, required=True)
     evaluated[1].add_argument("--seed", type=int, required=True)
     evaluated[1].add_argument("--steps", type=int, default=PLAN.steps, help="(%(default)s)")
     judged = command(critics)
-    judged.add_argument("--limit", type=int, default=200, help="rows of each set (%(default)s)")
+    judged.add_argument("--limit", type=int, default=200, help="rows per set (%(default)s)")
     judged.add_argument(
         "--critic", type=named_folder, action="append", default=[], metavar="NAME=FOLDER", help="a further model"
     )

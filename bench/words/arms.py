@@ -1,4 +1,4 @@
-"""The arms of bench.words: what each one sets on top of configs/words.yaml, and how much is run."""
+"""The arms of bench.words: settings that override configs/words.yaml, seeds and number of steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from capo_fast.config.schema import Config
 CONFIG = "pkg://capo_fast.configs/words.yaml"
 PLAN = Plan(steps=24, prompts=8, n=8, every=6, problems=200)
 SEEDS = (100, 101, 102)
-"""Of the figures that are reported; those below 100 are for tuning."""
+"""Seeds of the reported figures; those below 100 are for tuning."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Arm:
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     by_rule: bool = False
-    """The world's rule is the critic, else the model's own base, or none."""
+    """True: the critic is the world's rule; False: the model's own base, or none."""
 
 
 ARMS = {
     "grpo": Arm({"algorithm": "grpo"}),
     "prefix": Arm({"algorithm": "prefix"}),
     "capo": Arm(),
-    "oracle": Arm({"critic.mode": "self"}, by_rule=True),  # else the base would be swapped into the engine for nothing
+    "oracle": Arm({"critic.mode": "self"}, by_rule=True),  # "self" avoids a needless swap of the base into the engine
 }
 
 

@@ -1,6 +1,6 @@
 """The base of every run: the pretrained model, fine-tuned on the world's solutions and critiques.
 
-What is kept is its LoRA adapter, in bfloat16. Merged into the pretrained model it gives the same base anywhere.
+Only its LoRA adapter is kept, in bfloat16. Merged into the pretrained model it gives the same base on any machine.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ SETTINGS = {
     "train.micro_tokens": 2048,
     "checkpoint.every": 50,
 }
-"""Of `capo sft`, beside the files."""
+"""Settings of `capo sft` other than files."""
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MARK = "adapter.sha256"
-"""In the merged model's folder: the digest of the adapter's weights."""
+"""File in the merged model's folder with the digest of the adapter's weights."""
 
 
 def tuning_command(places: Places) -> list[str]:
-    """The fine-tuning, in one place."""
+    """The command of the fine-tuning."""
     files = {"model.path": places.pretrained, "data.path": places.data / "sft.jsonl", "run.dir": tuned(places)}
     return [sys.executable, "-m", "capo_fast.cli", *arguments("sft", files | SETTINGS)]
 
@@ -56,12 +56,12 @@ def arguments(command: str, settings: Mapping[str, Any]) -> list[str]:
 
 
 def tuned(places: Places) -> Path:
-    """The run of the fine-tuning."""
+    """The run folder of the fine-tuning."""
     return places.runs / "sft"
 
 
 def make_base(places: Places, problems: int, data_dir: Path | None) -> None:
-    """The data, the fine-tuning where there is no adapter yet, the merged model, and its figures: whatever lacks."""
+    """Make what is missing: the data, the adapter by fine-tuning, the merged model, and its figures."""
     check_pretrained(places)
     make_data(places)
     if not (places.adapter / WEIGHTS).exists():
@@ -87,7 +87,7 @@ def make_data(places: Places) -> None:
 
 
 def keep_adapter(source: Path, out: Path) -> None:
-    """An adapter in bfloat16, its base by name: the folder that it was trained on is of one machine."""
+    """Save an adapter in bfloat16 with the name of its base instead of a folder of this machine."""
     out.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in load_file(source / WEIGHTS).items()}
     save_file(weights, out / WEIGHTS)
@@ -97,14 +97,14 @@ def keep_adapter(source: Path, out: Path) -> None:
 
 def check_pretrained(places: Places) -> None:
     if not (places.pretrained / "config.json").exists():
-        sys.exit(f"{places.pretrained} is not there: capo fetch smollm2 --out {places.pretrained}")
+        sys.exit(f"{places.pretrained} does not exist; make it with: capo fetch smollm2 --out {places.pretrained}")
 
 
 def merge_base(places: Places) -> None:
-    """The pretrained model with the adapter merged, in float32, unless it is there, of this adapter."""
+    """Merge the adapter into the pretrained model, in float32, unless the merged model is of this adapter."""
     check_pretrained(places)
     if not (places.adapter / WEIGHTS).exists():
-        sys.exit(f"{places.adapter} has no adapter: python -m bench.words base")
+        sys.exit(f"{places.adapter} has no adapter; make it with: python -m bench.words base")
     digest, mark = file_digest(places.adapter / WEIGHTS), places.base / MARK
     if mark.exists() and mark.read_text() == digest:
         return
@@ -117,7 +117,7 @@ def merge_base(places: Places) -> None:
 
 
 def save_merged(places: Places, out: Path) -> None:
-    # Both take seconds to import, and most starts find the base.
+    # Both take seconds to import and are rarely needed.
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -127,7 +127,7 @@ def save_merged(places: Places, out: Path) -> None:
 
 
 def summary(base: Mapping[str, Any]) -> str:
-    """What the base can do, in a line."""
+    """The base's scores in one line."""
     solved, critic = base["solved"]["heldout"]["metrics"], base["critic"][0]
     f1 = critic["f1"] and critic["f1"]["value"]
     rates = [solved["avg@1"]["value"], solved["pass@1"]["value"], f1, critic["step_precision"], critic["step_recall"]]

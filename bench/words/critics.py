@@ -1,4 +1,4 @@
-"""Critics judged on labelled solutions: before and after fine-tuning, in the world of words and outside of it."""
+"""Scores of critics on labelled solutions: before and after fine-tuning, in the world of words and outside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.words.arms import words_config
-from bench.words.measure import afresh
+from bench.words.measure import empty
 from bench.words.places import Places
 from capo_fast import critic_eval
 from capo_fast.data import read_rows
@@ -25,20 +25,20 @@ OUTSIDE = {
     "bigbench_mistake": "multistep_arithmetic",
     "processbench": "gsm8k",
 }
-"""Sets beyond the world, and the subset that is taken."""
-ROOM = {"engine.max_model_len": 2048, "critic.max_tokens": 512, "engine.kv_cache_gb": 2.0}
-"""Other solutions and the product's own prompt are longer."""
+"""Sets outside the world, and the subset used."""
+LONGER = {"engine.max_model_len": 2048, "critic.max_tokens": 512, "engine.kv_cache_gb": 2.0}
+"""Limits for other sets' solutions and the default critic prompt, which are longer."""
 
 
 @dataclass(frozen=True)
 class Critic:
     model: Path
     prompt: str
-    """Of those in capo_fast/credit/prompts."""
+    """Name of a prompt in capo_fast/credit/prompts."""
 
 
 def critics(places: Places, more: Mapping[str, Path]) -> dict[str, Critic]:
-    """By name: the pretrained model under both prompts, the base, and further models under the base's prompt."""
+    """By name: the pretrained model with both prompts, the base, and further models with the base's prompt."""
     return {
         "zero-shot, genprm": Critic(places.pretrained, "genprm"),
         "zero-shot, words": Critic(places.pretrained, "words"),
@@ -48,20 +48,20 @@ def critics(places: Places, more: Mapping[str, Path]) -> dict[str, Critic]:
 
 
 def score_critics(places: Places, limit: int, data_dir: Path | None, more: Mapping[str, Path]) -> dict[str, Any]:
-    """Every critic on every set that is there, at most `limit` rows of each: the greedy critique's scores."""
+    """Scores of every critic's greedy critiques on every existing set, at most `limit` rows each."""
     sets = [str(places.data / "critic.jsonl"), *(str(path) for path in outside_files(places, data_dir))]
     found = {}
     for number, (name, critic) in enumerate(critics(places, more).items()):
-        settings = {"model.path": critic.model, "critic.prompt": f"{PROMPTS}/{critic.prompt}.txt", **ROOM}
+        settings = {"model.path": critic.model, "critic.prompt": f"{PROMPTS}/{critic.prompt}.txt", **LONGER}
         config = words_config(places, settings)
-        out = afresh(places.runs / "measured" / f"critic-{number}")
+        out = empty(places.runs / "measured" / f"critic-{number}")
         scored = critic_eval.run(Job(str(critic.model), config, tuple(sets), None, limit, out))["benchmarks"]
         found[name] = {each: {"votings": entry["votings"], "rows": entry["problems"]} for each, entry in scored.items()}
     return {"limit": limit, "critics": found}
 
 
 def outside_files(places: Places, data_dir: Path | None) -> Iterator[Path]:
-    """The sets of OUTSIDE that the folder holds, each as a file of its subset."""
+    """The sets of OUTSIDE in the folder, each written to a file of its subset."""
     for name, subset in OUTSIDE.items() if data_dir is not None else ():
         sources = [path for suffix in SUFFIXES if (path := data_dir / f"{DATA[name]}{suffix}").exists()]
         if sources:
@@ -76,7 +76,7 @@ HEAD = ["set", "rows", "critic", "F1", "on wrong", "on right", "precision", "rec
 
 
 def critics_table(found: Mapping[str, Any]) -> str:
-    """Greedy critiques; F1 by first error as ProcessBench has it, precision and recall by step."""
+    """Scores of greedy critiques: F1 by first error as in ProcessBench, precision and recall by step."""
     sets = list(dict.fromkeys(name for scored in found["critics"].values() for name in scored))
     rows = [
         [name, str(scored[name]["rows"]), critic, *_scores(scored[name]["votings"][0])]

@@ -1,4 +1,4 @@
-"""Where bench.words reads and writes."""
+"""Folders of bench.words."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SEED = 0
-"""Of the world: its problems and misconceptions."""
+"""Seed of the world: its problems and misconceptions."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """The folders of large files, which can be made again, and of results, which are committed."""
+    """Folder of large files, which can be remade, and folder of results, which are committed."""
 
     runs: Path = Path("runs/words")
     results: Path = Path("bench/results/words")
 
     @property
     def pretrained(self) -> Path:
-        """What `capo fetch smollm2 --out` makes."""
+        """The folder that `capo fetch smollm2 --out` writes."""
         return self.runs / "smollm2"
 
     @property

@@ -1,4 +1,4 @@
-"""One shard: a run of one arm and seed, and what its policy can do afterwards."""
+"""One shard: a run of one arm and seed, and the scores of its policy afterwards."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def oracle_answer(rule: Rule, request: Request) -> str:
 
 
 def run_shard(places: Places, arm: str, seed: int, plan: Plan, data_dir: Path | None) -> None:
-    """One run and its figures, unless they are there. Its weights are not kept."""
+    """Run one seed and write its figures, unless they exist. Weights are deleted."""
     path = places.shard(arm, seed)
     if path.exists():
-        print(f"{path} is there")
+        print(f"{path} exists")
         return
     rule = rule_of(places)
     with ranks() as device:

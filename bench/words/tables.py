@@ -1,4 +1,4 @@
-"""The tables and the picture of bench.words, of the shards that are there."""
+"""Tables and plot of bench.words, from the existing shards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_shards(places: Places) -> Results:
 
 
 def write_tables(places: Places) -> str:
-    """Write `words.md` and, where there are shards, `words.png`; the page."""
+    """Write `words.md` and, if there are shards, `words.png`; returns the page."""
     results = load_shards(places)
     base, critics = (read_json(places.results / f"{name}.json") for name in ("base", "critics"))
     text = page(results, base, critics)
@@ -50,12 +50,12 @@ def write_tables(places: Places) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds; nothing where it is not there."""
+    """Content of a JSON file; empty if it does not exist."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def plan_of(results: Results) -> Plan:
-    """Of the shards, which share one. Raises ValueError."""
+    """The common plan of the shards. Raises ValueError."""
     plans = {json.dumps(run["plan"]) for runs in results.values() for run in runs.values()}
     if len(plans) > 1:
         raise ValueError(f"found shards of {len(plans)} plans, wanted one: {', '.join(sorted(plans))}")
@@ -67,11 +67,11 @@ def page(results: Results, base: Mapping[str, Any], critics: Mapping[str, Any]) 
     plan = plan_of(results)
     lacking = ", ".join(f"{arm} {len(runs)} of {len(SEEDS)}" for arm, runs in results.items() if len(runs) < len(SEEDS))
     parts = [
-        "# The world of words: what the evidence shows\n",
+        "# A world of words: all tables\n",
         f"`python -m bench.words run`: {plan.steps} steps of {plan.prompts} prompts x {plan.n} rollouts "
         f"({plan.rollouts:,} rollouts), sampled pass@1 on {plan.problems} held-out problems. Mean ± half of the 95 % "
         "interval (Student's t) over seeds. *area*: mean of pass@1 over the run. *unsound*: share of the right answers "
-        "of training rollouts that hold a wrong step by the rule, in the second and the last quarter.\n",
+        "of training rollouts that contain a wrong step by the rule, in the second and the last quarter.\n",
         f"**Not finished: {lacking}.**\n" if lacking else "",
         *(run_sections(results, Figures(plan)) if any(results.values()) else []),
         "## Generalisation\n",
@@ -88,11 +88,11 @@ def run_sections(results: Results, figures: Figures) -> list[str]:
         curve_table(results, figures),
         f"### Difference to {BASELINE}, paired by seed\n",
         difference_table(results, figures),
-        f"By the clock, the area of pass@1 from 0 to the CPU seconds that {BASELINE} took:\n",
+        f"Area of pass@1 by CPU time, from 0 to the CPU seconds of {BASELINE}:\n",
         clock_table(results, figures),
         "### Sound steps, and the critic against the rule\n",
         soundness_table(results, figures),
-        "### Tokens of a response\n",
+        "### Tokens per response\n",
         length_table(results, figures),
         "### Seconds of training\n",
         "Without evaluation and checkpoints. CPU is of the training process, wall and stages are wall seconds.\n",
@@ -101,7 +101,7 @@ def run_sections(results: Results, figures: Figures) -> list[str]:
 
 
 def clock_table(results: Results, figures: Figures) -> str:
-    """Each seed until the seconds that the baseline of this seed took."""
+    """Areas by the clock, for each seed up to the baseline's CPU time of this seed."""
     taken = {seed: figures.spent("cpu")(run) for seed, run in results[BASELINE].items()}
     areas = {
         arm: {seed: figures.area_by_time(taken[seed])(run) for seed, run in runs.items() if seed in taken}
@@ -119,7 +119,7 @@ def clock_table(results: Results, figures: Figures) -> str:
 
 
 def length_table(results: Results, figures: Figures) -> str:
-    """Mean of the steps in each quarter of the run."""
+    """Mean tokens per response in each quarter of the run."""
     quarter = figures.plan.steps // 4
     parts = [
         (f"steps {k * quarter + 1} to {(k + 1) * quarter}", slice(k * quarter, (k + 1) * quarter)) for k in range(4)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Both in one terminal: the server in the background until training has ended. bash start.sh [settings of capo train]
+# Server and training in one terminal; the server runs until training ends. bash start.sh [settings of capo train]
 set -euo pipefail
 
 export PORT="${PORT:-8000}"
@@ -10,7 +10,7 @@ trap 'kill "$server" 2> /dev/null || true; wait "$server" || true' EXIT
 
 echo "waiting for the server (its output: runs/server.log)"
 until curl --silent --fail --output /dev/null "http://127.0.0.1:$PORT/health"; do
-    kill -0 "$server" 2> /dev/null || { tail -3 runs/server.log >&2; exit 1; } # it has ended
+    kill -0 "$server" 2> /dev/null || { tail -3 runs/server.log >&2; exit 1; } # it has exited
     sleep 1
 done
 

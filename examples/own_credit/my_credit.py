@@ -1,4 +1,4 @@
-"""A step is as wrong as the answers of the group's rollouts that have it, word for word."""
+"""The wrongness of a step is the share of wrong answers among the group's rollouts that contain it, word for word."""
 
 from collections import defaultdict
 

@@ -1,9 +1,9 @@
-"""Step credit in a bare PyTorch loop: a small net learns running sums mod 10 with the loss of capo_kernels.
+"""Step credit in a bare PyTorch loop: a small network learns running sums mod 10 with the loss of capo_kernels.
 
     digits 7 5 9 4     solution 2 1 5     answer 5
 
-Each token of a solution is a step: the sum before it plus the next digit. A step is wrong where its own addition is,
-whatever the steps before it did; an answer is right where the last sum is.
+Each token of a solution is a step: the previous sum plus the next digit. A step is wrong if its own addition is wrong,
+independent of earlier steps. An answer is right if the last sum is right.
 """
 
 import argparse
@@ -18,7 +18,7 @@ SPEC = ck.LossSpec(clip_low=0.2, clip_high=0.28, entropy_coef=0.2)
 
 
 class Policy(nn.Module):
-    """Logits [T, 10] of a sum, from the sum before it and the digit that is added, int64 [T] both."""
+    """Logits [T, 10] of the next sum, from the previous sum and the next digit, both int64 [T]."""
 
     def __init__(self):
         super().__init__()
@@ -39,7 +39,7 @@ def sample(policy, digits):
 
 
 def loss_of(policy, digits, sums, process_weight):
-    """The loss of solutions whose groups are of SAMPLES neighbours."""
+    """The loss of solutions; each SAMPLES consecutive ones are a group."""
     before, digit, target = sums[:, :-1].flatten(), digits[:, 1:].flatten(), sums[:, 1:].flatten()
     cu_seqlens = torch.arange(0, len(target) + 1, STEPS, dtype=torch.int32)
     credit = ck.Credit(

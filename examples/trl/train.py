@@ -1,4 +1,4 @@
-"""Step credit in TRL: the embedded world's model and problems, and the rule of that world as the critic."""
+"""Step credit in TRL: the embedded world's model and problems, with the world's rule as the critic."""
 
 import argparse
 import gzip
@@ -20,12 +20,12 @@ SAMPLES = 8
 
 
 def right(completions, answer, **columns):
-    """The outcome reward: whether the last line, as `A:4`, has the right digit."""
+    """The outcome reward: 1 if the last line, like `A:4`, has the right digit, else 0."""
     return [float(text.rpartition("A:")[2].strip() == each) for text, each in zip(completions, answer, strict=True)]
 
 
 class Trainer(CapoLossMixin, GRPOTrainer):
-    """TRL's trainer with the loss of capo_kernels, and one advantage per token in place of one per completion."""
+    """TRL's trainer with the loss of capo_kernels, and one advantage per token instead of one per completion."""
 
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)
@@ -33,7 +33,7 @@ class Trainer(CapoLossMixin, GRPOTrainer):
 
 
 def step_advantages(batch, inputs, tokenizer):
-    """float32 [B, L], as TRL pads completions. A group is SAMPLES neighbours."""
+    """float32 [B, L], padded like TRL's completions. A group is SAMPLES consecutive completions."""
     trained = batch["completion_mask"].bool()
     rows = [ids[mask].tolist() for ids, mask in zip(batch["completion_ids"], trained, strict=True)]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
@@ -51,13 +51,13 @@ def step_advantages(batch, inputs, tokenizer):
 
 
 def wrong_steps(count, text, row):
-    """float32 [count], 1 for each wrong step of a completion: put a critic of your own here."""
+    """float32 [count], 1 for each wrong step of a completion: put your own critic here."""
     faults = oracle_critique(row["prompt"], split_steps(text))
     return torch.tensor([float(step in faults) for step in range(count)])
 
 
 def problems():
-    """Prompts as the model knows them: the problem and a line end."""
+    """Prompts in the model's format: the problem and a line end."""
     rows = map(json.loads, gzip.decompress((WORLD / "train.jsonl.gz").read_bytes()).splitlines())
     return Dataset.from_list([{"prompt": row["problem"] + "\n", "answer": row["answer"]} for row in rows])
 

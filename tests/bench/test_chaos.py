@@ -51,10 +51,10 @@ def test_tables_count_kills_and_name_faults(tmp_path):
     write(tmp_path / "kills-0.json", shard | {"kills": [kill, late | {"ended_s": 5.0}, worker]})
     write(tmp_path / "slow-rank.json", machine | {"case": "slow-rank", "seen": "stopped", "faults": []})
     text = tables(tmp_path)
-    assert "3 SIGKILLs in 1 runs and 3 starts, no fault. After 1 the job ended by itself" in text
-    assert "1 came when all steps were done" in text and "1 were of verifier workers" in text
+    assert "3 SIGKILLs in 1 runs and 3 starts, no fault. After 1 the job exited by itself" in text
+    assert "1 came after all steps were completed" in text and "1 hit verifier workers" in text
     assert "commit 0f3a:" in text
-    assert "| rank on left | 2 | learn | 4.0 | 5.0 |" in text and "| worker on left | 1 | learn | goes on |" in text
+    assert "| rank on left | 2 | learn | 4.0 | 5.0 |" in text and "| worker on left | 1 | learn | continues |" in text
     assert "| slow-rank | stopped | equal |" in text
     assert main(["--kills", "3", "--seed", "0", "--out", str(tmp_path)]) == 0
     write(tmp_path / "kills-1.json", shard | {"kills": [kill | {"faults": ["2 lines"]}], "commit": "77aa"})
@@ -95,7 +95,7 @@ LINE = "capo_fast: error: rank 0 on left died without an error message, as if ki
         ([], True, 1.0, [], []),
         ([LINE, LINE], False, 1.0, [], ["2 lines on right, wanted one that names rank 0"]),
         ([LINE], False, None, [], ["still running after 120 s"]),
-        ([LINE], False, 1.0, ["step_000002"], ["step_000002 is not as without kills"]),
+        ([LINE], False, 1.0, ["step_000002"], ["step_000002 differs from the run without kills"]),
     ],
 )
 def test_what_is_wrong_after_a_kill(lines, done, took, unlike, faults, tmp_path):

@@ -79,7 +79,7 @@ def test_the_arms_are_the_given_run_without_evaluation(name, tmp_path):
 
 
 def test_a_setting_that_trls_arm_would_leave_out_is_refused():
-    with pytest.raises(ConfigError, match=r"lora.rank: found 8, wanted 0: TRL's arm does not take it over"):
+    with pytest.raises(ConfigError, match=r"lora.rank: found 8, wanted 0: TRL's arm does not support it"):
         common_config(["--lora.rank", "8"])
 
 

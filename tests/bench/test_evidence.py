@@ -107,7 +107,7 @@ def test_the_report_says_what_is_missing(tmp_path):
     assert missing_seeds("grpo", 3, tmp_path) == [2]
     page = write_report(tmp_path, tmp_path / "out", Plan())
     assert "grpo 2 of 8, dr_grpo 0 of 8" in page and "norm-none 1 of 3" in page
-    assert "left out: 4." in page
+    assert "their check timed out: 4." in page
     found = json.loads((tmp_path / "out" / "evidence.json").read_text())
     assert [(run["arm"], run["seed"]) for run in found["runs"]] == [
         ("grpo", 0), ("grpo", 1), ("capo-1", 0), ("norm-none", 2)

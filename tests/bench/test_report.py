@@ -120,16 +120,16 @@ def test_other_files_and_dry_runs_are_named_and_left_out(tmp_path):
         ('{"machine_info": {}, "bench', "bad.json: no JSON"),
         (
             content({"stats": {"data": [1.0]}, "extra_info": {}}),
-            "bad.json: not what `pytest bench/` writes: .*'kernel'",
+            "bad.json: not a file of `pytest bench/`: .*'kernel'",
         ),
-        (content(entry("capo", 1.0)) | {"datetime": "yesterday"}, "bad.json: not what .* 'yesterday'"),
+        (content(entry("capo", 1.0)) | {"datetime": "yesterday"}, "bad.json: not a file of .* 'yesterday'"),
         (
             content(entry("capo", 1.0), suite="tpu"),
-            "bad.json: not what .* suite 'tpu', one of cuda, cpu, dry is wanted",
+            "bad.json: not a file of .* suite 'tpu', wanted one of cuda, cpu, dry",
         ),
         (
             content(entry("capo", 1.0), threads=1, day=2),
-            "a CPU, 2 threads, bad.json beside it of .* a CPU, 1 thread: a folder is one device",
+            "a CPU, 2 threads, bad.json in the same folder of .* a CPU, 1 thread: a folder is one device",
         ),
     ],
 )

@@ -211,7 +211,7 @@ def test_a_killed_run_is_resumed_by_the_same_command(tmp_path):
     assert one == two
     early = make_tree(tmp_path / "early", "")
     early.joinpath("capo_fast", "train.py").write_text("raise SystemExit(3)")
-    with pytest.raises(runs.RunError, match="exit status 3 before it could be killed"):
+    with pytest.raises(runs.RunError, match="exit status 3 before the kill"):
         runs.ensure_run(Case(killed=True), early, tmp_path / "early-case")
 
 

@@ -75,7 +75,7 @@ def test_the_base_is_merged_again_when_its_adapter_is_another(places, monkeypatc
     monkeypatch.setattr(base, "save_merged", lambda places, out: (merged.append(out), out.mkdir(parents=True)))
     places.pretrained.mkdir(parents=True)
     (places.pretrained / "config.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"has no adapter: python -m bench.words base"):
+    with pytest.raises(SystemExit, match=r"has no adapter; make it with: python -m bench.words base"):
         merge_base(places)
     places.adapter.mkdir(parents=True)
     for weights in ("a", "a", "b"):
@@ -114,8 +114,8 @@ def test_the_page_is_made_of_the_shards_that_are_there(places, capsys):
     assert "+0.200" in page and "0.900" not in page  # seed 7 is of tuning
     assert "| capo | 0.200 | -0.025 |" in page  # by the clock: half of its steps in the seconds that grpo took
     assert (places.results / "words.png").stat().st_size > 1000
-    run_shard(places, "grpo", 100, PLAN, None)  # is there: nothing is started
-    assert "is there" in capsys.readouterr().out
+    run_shard(places, "grpo", 100, PLAN, None)  # exists: nothing is started
+    assert "exists" in capsys.readouterr().out
     places.shard("prefix", 101).write_text(json.dumps(made_shard(Plan(steps=24), [0.2] * 5, 1.0)))
     with pytest.raises(ValueError, match="2 plans"):
         write_tables(places)

@@ -1,4 +1,4 @@
-"""The critic at a server: requests, answers, the budget, the start, and the command that scores a critic there."""
+"""The critic on a server: requests, answers, the budget, the start, and the command that scores a critic there."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ assert capo_fast.train.main(["--critic.mode", "endpoint", "--endpoint.url", url,
 """
     command = [sys.executable, "-c", script, "http://127.0.0.1:1/v1", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
-    line = "a critic at a server needs openai: pip install '.[endpoint]'\n"
+    line = "a critic on a server needs openai: pip install '.[endpoint]'\n"
     assert done.stdout.startswith("imported\n")
     assert done.stdout.endswith(f"FAILED  critic         {line}")
     assert done.stderr.endswith(f"capo_fast: error: {line}" * 2)

@@ -1,4 +1,4 @@
-"""The critic at a server that fails or refuses: requests that are retried, given up, or stop the run."""
+"""The critic on a server that fails or refuses: requests that are retried, given up, or stop the run."""
 
 from __future__ import annotations
 

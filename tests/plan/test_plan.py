@@ -93,7 +93,7 @@ def test_a_critic_of_another_size_takes_turns_on_the_same_devices():
 
 
 def served(ranks: int = 8, device: str = "h100", **values: object) -> Job:
-    """A 72B critic at a server of its own."""
+    """A 72B critic on a server of its own."""
     settings = {"engine__tensor_parallel": 4, "policy__gradient_checkpointing": True, "critic__mode": "server"}
     given = job(ranks=ranks, **settings, critic__path="Qwen/Qwen2.5-72B", **values)
     return replace(given, critic=find_shape("qwen2.5-72b"), hardware=NVIDIA[device])
@@ -206,7 +206,7 @@ def test_recommended_settings_are_yaml_whatever_the_folder_is_called(name):
         ["--gpus", "9"],
         [*("--gpus", "2", "--engine.ranks", "1", "--loss.is_mode", "truncate", "--rollout.top_p", "1")],
     ],
-    ids=["a critic at a server", "a server of its own", "an odd number of devices", "on three hosts", "two roles"],
+    ids=["a critic on a server", "a server of its own", "an odd number of devices", "on three hosts", "two roles"],
 )
 def test_a_run_is_planned(words, capsys):
     assert main([*words, "--model.path", "Qwen/Qwen2.5-7B"]) in (0, 1)
