@@ -1,4 +1,4 @@
-"""Copies of the shipped model with one thing changed."""
+"""Copies of the shipped model with one change each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`capo fetch`: a folder is made once, checked after that, and never written over something else."""
+"""`capo fetch`: a folder is created once, then only checked; other contents are never overwritten."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from capo_fast.runtime.digest import file_digest
 
 @pytest.fixture
 def fetched(tmp_path):
-    """A folder like `capo fetch` makes, with one small file."""
+    """A folder as `capo fetch` makes it, with one small file."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -54,7 +54,7 @@ def test_other_contents_are_not_changed(found, tmp_path, capsys):
     assert inner.read_text() == "mine"
 
 
-def test_missing_packages_are_named_with_what_installs_them(tmp_path, monkeypatch, capsys):
+def test_missing_packages_are_named_with_their_install_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(metadata, "version", absent)
     assert main(["fetch", "smollm2", "--out", str(tmp_path / "model")]) == 1
     [line] = capsys.readouterr().err.splitlines()

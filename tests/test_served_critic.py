@@ -1,4 +1,4 @@
-"""A run that starts its critic's server (`critic.mode: server`), with a stub for vLLM's."""
+"""A run that starts its critic's server (`critic.mode: server`), with a stub of vLLM's server."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def judge(tmp_path):
 
 @pytest.fixture
 def served_by(tmp_path, monkeypatch):
-    """Makes servers start as scripted children with this fate."""
+    """Makes servers start as scripted children in this mode."""
     start = loaders.start_critic_server
 
-    def served_by(fate):
-        child = partial(start, command=command(fate, tmp_path / "child"))
+    def served_by(mode):
+        child = partial(start, command=command(mode, tmp_path / "child"))
         monkeypatch.setattr(loaders, "start_critic_server", child)
 
     return served_by
@@ -42,12 +42,12 @@ def served_by(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trains(judge, served_by, tmp_path, monkeypatch):
-    """The exit status of the command with its own critic, served by a child with this fate."""
+    """The exit status of the command with a critic that a scripted child serves in this mode."""
     original = train.run
 
-    def trains(fate, *arguments, engine=scripted_engine):
+    def trains(mode, *arguments, engine=scripted_engine):
         monkeypatch.setattr(train, "run", lambda config: original(config, engine()))
-        served_by(fate)
+        served_by(mode)
         run = ["--run.dir", str(tmp_path / "run"), "--critic.path", str(judge), "--checkpoint.every", "1"]
         return train.main(small_arguments(*run, *SETTINGS, *arguments))
 
@@ -60,7 +60,7 @@ def critiques_of(folder, step):
 
 
 def test_a_run_resumes_after_its_server_was_killed(trains, tmp_path, capsys):
-    """The server is not restarted silently: one line names it, and the same command resumes the run."""
+    """The server is not restarted silently: one line names it. The same command resumes the run."""
     run = tmp_path / "run"
     assert trains("kill:40", "--train.steps", "2") == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -80,7 +80,7 @@ def test_a_run_resumes_after_its_server_was_killed(trains, tmp_path, capsys):
 
 
 class SleepingEngine(ScriptedEngine):
-    """On a GPU a sleeping engine has no memory: calling it is a bug."""
+    """Fails if it is called while it sleeps: on a GPU its memory is released then."""
 
     def __init__(self):
         super().__init__(scored, score_with(MODEL))
@@ -94,7 +94,7 @@ class SleepingEngine(ScriptedEngine):
         super().load(weights)
 
     def add(self, request):
-        assert not self.asleep, f"{request.id} is asked of an engine that sleeps"
+        assert not self.asleep, f"{request.id} is sent to a sleeping engine"
         super().add(request)
 
     def checksums(self):
@@ -109,17 +109,17 @@ def scored(request):
 
 
 def test_the_policys_engine_is_awake_for_all_its_calls(trains, tmp_path):
-    """For rollouts, and for an estimator after the critiques, during which it sleeps."""
+    """It sleeps during the critiques, and is awake for rollouts and for the estimator after the critiques."""
     assert trains("serve", "--train.steps", "2", "--credit.process", "critique-ratio", engine=SleepingEngine) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(line["credit/requests"] > 0 for line in lines)
 
 
 def test_a_model_is_scored_at_a_server_of_the_command(judge, served_by, tmp_path):
-    """Its results contain that: a server's engine may have another dtype and context than the one in the process."""
+    """The results state it: a server's engine may differ in dtype and context from the engine in the process."""
     served_by("serve")
     out = tmp_path / "out"
-    given = [
+    arguments = [
         "--critic",
         str(judge),
         "--config",
@@ -131,7 +131,7 @@ def test_a_model_is_scored_at_a_server_of_the_command(judge, served_by, tmp_path
         "--out",
         str(out),
     ]
-    assert critic_eval([*given, *SETTINGS]) == 0
+    assert critic_eval([*arguments, *SETTINGS]) == 0
     results = json.loads((out / "results.json").read_text())
     settings, counts = results["settings"], results["benchmarks"]["tiny"]["counts"]
     assert (settings["model"], settings["critic.server.max_model_len"]) == (str(judge), 256)

@@ -90,7 +90,7 @@ def test_a_generator_gets_its_answers_list_by_list():
         seen.append(asked)
         return [tuple(-1.0 for _ in each.tokens) for each in asked]
 
-    estimator = load_estimator("credit_functions:asks_twice")
+    estimator = load_estimator("credit_functions:queries_twice")
     assert estimator.asks and not load_estimator("credit_functions:rising").asks
     assert estimator(GROUPS, {}, ask).wrong == [[[0.2, 0.2], [0.2]]]
     assert [[(each.before, each.tokens) for each in asked] for asked in seen] == [
@@ -129,10 +129,10 @@ def test_unsuitable_functions_are_refused():
 
 @pytest.mark.parametrize(("ranks", "shared"), [(1, 1), (0, 2)])
 def test_an_engine_that_can_not_be_queried_is_refused(ranks, shared):
-    config = with_fn("credit_functions:asks_twice")
+    config = with_fn("credit_functions:queries_twice")
     config = replace(config, engine=replace(config.engine, ranks=ranks, tensor_parallel=shared))
     name = "engine.ranks: found 1, wanted 0" if ranks else "engine.tensor_parallel: found 2, wanted 1"
-    with pytest.raises(ValueError, match=f"^{name} with credit_functions:asks_twice"):
+    with pytest.raises(ValueError, match=f"^{name} with credit_functions:queries_twice"):
         load_credit_function(config)
     assert not load_credit_function(replace(config, credit=CreditConfig())).asks
 

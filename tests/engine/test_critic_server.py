@@ -13,8 +13,8 @@ import psutil
 import pytest
 import torch
 from forked import FORKS, run_ranks
-from scripted_child import all_end, ask_on_a_rank, command, has_ended, hold, processes, shared_by
-from scripted_server import ask, ask_until_it_breaks, request
+from scripted_child import all_end, command, has_ended, hold, processes, query_on_a_rank, shared_by
+from scripted_server import query, query_until_failure, request
 
 import capo_fast.engine.critic_server as critic_server
 from capo_fast.config.critic import EndpointConfig, ServerConfig
@@ -26,9 +26,9 @@ from capo_fast.errors import ConfigError
 from capo_fast.rollout.turns import Turns
 
 
-def started(folder, fate="serve", sleeps=False, **settings):
+def started(folder, mode="serve", sleeps=False, **settings):
     config = ServerConfig(**settings)
-    return start_critic_server("judge", config, 1, folder / "run", 20.0, sleeps, command(fate, folder / "child"))
+    return start_critic_server("judge", config, 1, folder / "run", 20.0, sleeps, command(mode, folder / "child"))
 
 
 def client_of(server, **settings):
@@ -126,7 +126,7 @@ def test_every_route_requires_the_key(given, status, monkeypatch):
 def test_critiques_use_the_client_of_a_server_elsewhere(tmp_path, one_rank):
     server = started(tmp_path)
     critic = ServedCritic(server, client_of(server))
-    assert {name: answer.text for name, answer in ask(critic, request("a"), request("b")).items()} == {
+    assert {name: answer.text for name, answer in query(critic, request("a"), request("b")).items()} == {
         "a": "Judgment: Yes",
         "b": "Judgment: Yes",
     }
@@ -134,15 +134,15 @@ def test_critiques_use_the_client_of_a_server_elsewhere(tmp_path, one_rank):
     assert has_ended(tmp_path / "child")
 
 
-@pytest.mark.parametrize(("fate", "how"), [("kill:3", "was killed by SIGKILL"), ("exit:3", "exited with status 9")])
+@pytest.mark.parametrize(("mode", "how"), [("kill:3", "was killed by SIGKILL"), ("exit:3", "exited with status 9")])
 @pytest.mark.parametrize("on_failure", ["stop", "outcome"])
-def test_a_server_that_exits_during_critiques_ends_the_run(fate, how, on_failure, tmp_path, one_rank):
+def test_a_server_that_exits_during_critiques_ends_the_run(mode, how, on_failure, tmp_path, one_rank):
     """With its exit status and its last line, whatever the settings for an unreachable critic are."""
-    server = started(tmp_path, fate)
+    server = started(tmp_path, mode)
     critic = ServedCritic(server, client_of(server, concurrency=1, on_failure=on_failure))
     line = rf"^critic\.path: the server of judge {how}; the end of its log .*: RuntimeError: the last of its lines$"
-    came = ask_until_it_breaks(critic, 9, line)
-    assert len(came) <= 2 and not any(answer.error for answer in came)
+    answers = query_until_failure(critic, 9, line)
+    assert len(answers) <= 2 and not any(answer.error for answer in answers)
     critic.close()
     assert has_ended(tmp_path / "child")
 
@@ -153,7 +153,7 @@ def test_a_killed_supervisor_ends_the_run_and_the_server(tmp_path, one_rank):
     critic = ServedCritic(server, client_of(server))
     psutil.Process(child).parent().kill()
     assert all_end([child])
-    ask_until_it_breaks(critic, 1, r"^critic\.path: the server of judge was killed, or exited with rank 0, which")
+    query_until_failure(critic, 1, r"^critic\.path: the server of judge was killed, or exited with rank 0, which")
     critic.close()
     assert not server.process.folder.exists()
     end(tmp_path / "child")  # its worker has a process group of its own
@@ -164,7 +164,7 @@ def test_a_server_that_hangs_is_given_up_and_ended(tmp_path, one_rank, monkeypat
     critic = ServedCritic(server, client_of(server, timeout_s=0.3))
     os.kill(processes(tmp_path / "child")[0], signal.SIGSTOP)
     monkeypatch.setattr(critic_server, "END_KNOWN_S", 0.0)
-    ask_until_it_breaks(critic, 1, r"no answer in \d+ s \(endpoint\.timeout_s: 0\.3, ")
+    query_until_failure(critic, 1, r"no answer in \d+ s \(endpoint\.timeout_s: 0\.3, ")
     critic.close()
     assert has_ended(tmp_path / "child")
 
@@ -176,11 +176,11 @@ def test_a_server_that_hangs_is_given_up_and_ended(tmp_path, one_rank, monkeypat
 def test_the_ranks_of_a_node_share_one(tmp_path):
     """Its first rank starts it, and all use its key, which is not sent to them; it goes to sleep and wakes up once for
     all."""
-    statuses, said = run_ranks(ask_on_a_rank, tmp_path / "said", tmp_path)
-    assert (statuses, sorted(said.split("\n"))) == ([0, 0], ["", "rank-0: Judgment: Yes", "rank-1: Judgment: Yes"])
+    statuses, output = run_ranks(query_on_a_rank, tmp_path / "log", tmp_path)
+    assert (statuses, sorted(output.split("\n"))) == ([0, 0], ["", "rank-0: Judgment: Yes", "rank-1: Judgment: Yes"])
     assert not (tmp_path / "rank-1/pids").exists()
-    asked = (tmp_path / "rank-0/asked").read_text().split()
-    assert asked == ["/sleep?level=1", "/wake_up", *["/v1/chat/completions"] * 2, "/sleep?level=1"]
+    paths = (tmp_path / "rank-0/requests").read_text().split()
+    assert paths == ["/sleep?level=1", "/wake_up", *["/v1/chat/completions"] * 2, "/sleep?level=1"]
     assert has_ended(tmp_path / "rank-0")
 
 
@@ -191,8 +191,8 @@ def test_it_sleeps_while_others_use_its_gpus(tmp_path, one_rank):
     server.wake_up()
     server.sleep()
     server.close()
-    asked = (tmp_path / "child/asked").read_text().split()
-    assert asked == ["/sleep?level=1", "/wake_up", "/sleep?level=1"]
+    paths = (tmp_path / "child/requests").read_text().split()
+    assert paths == ["/sleep?level=1", "/wake_up", "/sleep?level=1"]
 
 
 class Recorded:

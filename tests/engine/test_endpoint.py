@@ -12,12 +12,12 @@ import pytest
 from scripted_server import (
     TOO_LONG,
     Scripted,
-    ask,
-    ask_until_it_breaks,
     chat,
     critic_at,
     free_port,
     in_turn,
+    query,
+    query_until_failure,
     refused,
     request,
 )
@@ -42,7 +42,7 @@ def server():
 def test_a_request_goes_over_the_wire_whole(server, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with critic_at(server.url) as critic:
-        ask(critic, request("a"), request("b", top_k=7, regex="Judgment: (Yes|No)"))
+        query(critic, request("a"), request("b", top_k=7, regex="Judgment: (Yes|No)"))
     plain = next(body for body in server.bodies if "top_k" not in body)
     assert plain == {
         "model": "critic",
@@ -61,7 +61,7 @@ def test_no_other_setting_for_openai_in_the_environment_is_sent(server, monkeypa
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "authorization: Bearer for-openai")
     monkeypatch.setenv("CRITIC_KEY", key)
     with critic_at(server.url, api_key_env="CRITIC_KEY") as critic:
-        ask(critic)
+        query(critic)
     assert len(server.headers) == 2, "the list of models, and a completion"
     assert "for-openai" not in str(server.headers)
     assert server.keys == [f"Bearer {key}" if key else None]
@@ -70,7 +70,7 @@ def test_no_other_setting_for_openai_in_the_environment_is_sent(server, monkeypa
 def test_an_answer_is_its_content_and_its_cost(server):
     server.respond = in_turn(chat("A", reasoning_content="hm"), chat(None, reasoning="hm"), chat("Judg", "length"))
     with critic_at(server.url, concurrency=1) as critic:
-        first, second, third = ask(critic, request("a"), request("b"), request("c")).values()
+        first, second, third = query(critic, request("a"), request("b"), request("c")).values()
         assert critic.spent_tokens == 45
     assert (first.text, first.finished) == ("A", True)
     assert (first.prompt_tokens, first.answer_tokens, first.cached_tokens) == (10, 5, 4)
@@ -93,7 +93,7 @@ def test_no_more_requests_run_at_once_than_allowed(server):
 
     server.respond = respond
     with critic_at(server.url, concurrency=3) as critic:
-        assert len(ask(critic, *(request(str(i)) for i in range(12)))) == 12
+        assert len(query(critic, *(request(str(i)) for i in range(12)))) == 12
     assert most[0] == 3
 
 
@@ -138,7 +138,7 @@ SHAPES = {
 def test_servers_differ_in_the_shape_of_an_answer(server, name):
     server.respond, text, finished, tokens = (lambda body: SHAPES[name][0]), *SHAPES[name][1:]
     with critic_at(server.url) as critic:
-        answer = ask(critic)["c"]
+        answer = query(critic)["c"]
         assert (answer.text, answer.finished, critic.spent_tokens) == (text, finished, tokens)
 
 
@@ -147,14 +147,14 @@ def test_servers_differ_in_the_shape_of_an_answer(server, name):
 
 def test_a_spent_budget_stops_the_run(server):
     with critic_at(server.url, 30, budget_tokens=60, concurrency=1) as critic:
-        came = ask_until_it_breaks(critic, 3, r"endpoint\.budget_tokens: all 60 tokens are spent")
-        assert (len(came), critic.spent_tokens) == (2, 30)
+        answers = query_until_failure(critic, 3, r"endpoint\.budget_tokens: all 60 tokens are spent")
+        assert (len(answers), critic.spent_tokens) == (2, 30)
 
 
 def test_a_run_continues_without_the_critic_on_a_spent_budget(server):
     with critic_at(server.url, 30, budget_tokens=60, concurrency=1, on_failure="outcome") as critic:
-        answers = ask(critic, *(request(str(i)) for i in range(4)))
-        assert "tokens are spent" in ask(critic)["c"].error
+        answers = query(critic, *(request(str(i)) for i in range(4)))
+        assert "tokens are spent" in query(critic)["c"].error
     assert [answer.error is None for answer in answers.values()] == [True, True, False, False]
     assert len(server.bodies) == 2
 
@@ -162,20 +162,20 @@ def test_a_run_continues_without_the_critic_on_a_spent_budget(server):
 def test_a_budget_needs_a_server_that_counts(server):
     server.respond = lambda body: (200, chat()[1] | {"usage": None})
     with critic_at(server.url, 30) as critic, pytest.raises(EngineError, match="does not report token counts"):
-        ask(critic)
+        query(critic)
 
 
 def test_one_answer_that_is_not_counted_is_given_up(server):
     server.respond = in_turn(chat(), chat(prompt=None), chat())
     with critic_at(server.url, 90, budget_tokens=90, concurrency=1, on_failure="outcome") as critic:
-        answers = ask(critic, *(request(str(i)) for i in range(3))).values()
+        answers = query(critic, *(request(str(i)) for i in range(3))).values()
     assert ["does not report token counts" in (answer.error or "") for answer in answers] == [False, True, False]
 
 
 def test_an_unreadable_answer_counts_in_the_budget_as_well(server):
     server.respond = lambda body: (200, chat()[1] | {"choices": []})
     with critic_at(server.url, 90, budget_tokens=90, on_failure="outcome") as critic:
-        assert ask(critic)["c"].error
+        assert query(critic)["c"].error
         assert critic.spent_tokens == 15
 
 
@@ -233,7 +233,7 @@ def test_no_proxy_is_used_for_this_machine(server, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     with critic_at(server.url + "/", model="critic") as critic:
-        assert ask(critic)["c"].error is None
+        assert query(critic)["c"].error is None
 
 
 def test_only_an_endpoint_needs_its_package(tmp_path):

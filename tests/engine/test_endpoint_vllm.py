@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripted_server import ask, critic_at, request
+from scripted_server import critic_at, query, request
 from scripted_world import scripted_config, scripted_engine, small_arguments
 from small_tokenizers import CHAT
 from tokenizers import AddedToken, Tokenizer, decoders, models
@@ -92,7 +92,7 @@ def test_critiques_from_vllms_server(url, place):
     ]
     with critic_at(url, concurrency=16, api_key_env=KEY) as critic:
         assert critic.model == "critic"
-        answers = ask(critic, *greedy, *seeded, *special)
+        answers = query(critic, *greedy, *seeded, *special)
         spent = critic.spent_tokens
     for name, message in zip((each.id for each in greedy), messages, strict=True):
         found = answers[name]

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field, replace
 
 import pytest
-from decoding_engine import DecodingEngine, answer_from_there
+from decoding_engine import DecodingEngine, continue_answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_world import scripted_config, tokenizer
@@ -40,7 +40,7 @@ PROMPTS = {group: prompt(group) for group in LENGTHS} | {9: prompt(1)}
 def write(request):
     """As many tokens as `LENGTHS` has, without those that the request goes on from."""
     if not request.id.startswith("rollout"):
-        return answer_from_there(request)
+        return continue_answer(request)
     group, sample = map(int, request.id.split("-")[2:4])
     tokens = LENGTHS[group][sample] - (len(request.prompt_ids) - len(PROMPTS[group].token_ids))
     part = int(request.id.partition("-part-")[2] or 0)

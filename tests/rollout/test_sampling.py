@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from decoding_engine import DecodingEngine
-from sampling_rounds import CONFIG, PROMPTS, TEMPLATE, asked, critiques_in, generate, rollout_of, with_
+from sampling_rounds import CONFIG, PROMPTS, TEMPLATE, critiques_in, generate, judged_members, rollout_of, with_
 from scripted_world import answer, tokenizer
 
 from capo_fast.records import Completion
@@ -79,14 +79,14 @@ def test_equal_tokens_of_two_problems_are_judged_twice(pool):
     same = Completion("", (5, 6, 7), (0.0,) * 3, "no", True)
     engine = DecodingEngine(lambda request: replace(same, id=request.id))
     generate(pool, engine=engine)
-    assert len(asked(engine)) == len(PROMPTS)
+    assert len(judged_members(engine)) == len(PROMPTS)
 
 
 def test_when_wrong_answers(pool):
     engine = DecodingEngine()
     generation = generate(pool, with_(credit={"when": "wrong-answers"}, critic={"judge_once": False}), engine)
     wrong = {(s.rollout.group, s.rollout.sample) for s in generation.samples() if s.outcome == 0}
-    assert asked(engine) == wrong and 0 < len(wrong) < 12
+    assert judged_members(engine) == wrong and 0 < len(wrong) < 12
     assert generation.traffic.unread == 12 - len(wrong)
     assert all((s.critiques == ()) == (s.outcome == 1) for s in generation.samples())
 
@@ -100,8 +100,8 @@ def test_when_mixed_groups(pool):
     outcomes = {group: {s.outcome for s in generation.samples() if s.rollout.group == group} for group in prompts}
     mixed = {group for group, found in outcomes.items() if len(found) > 1}
     assert outcomes[8] == {0.0} and mixed
-    assert {group for group, _ in asked(engine)} == mixed
-    assert len(asked(engine)) == 4 * len(mixed)
+    assert {group for group, _ in judged_members(engine)} == mixed
+    assert len(judged_members(engine)) == 4 * len(mixed)
 
 
 def test_equal_rollouts_share_seeds_so_that_any_of_them_may_be_judged():
@@ -152,7 +152,7 @@ def test_a_rollout_whose_check_timed_out_is_not_read(pool):
     engine = DecodingEngine()
     with Late(workers=1) as late:
         generation = generate(Rewards((late,)), with_(credit={"when": "wrong-answers"}), engine)
-    assert asked(engine) == set() and generation.traffic.unread == 12
+    assert judged_members(engine) == set() and generation.traffic.unread == 12
 
 
 def test_without_process_credit_no_critique_is_requested(pool):

@@ -134,7 +134,7 @@ def write_other_data(folder):
 @pytest.mark.usefixtures("fork_server")
 def test_hosts_that_share_no_folder_or_read_other_data_are_refused(tmp_path):
     write_other_data(tmp_path)
-    statuses, output = run_ranks(hosts_run.start_apart, tmp_path / "log", tmp_path, per_node=1)
+    statuses, output = run_ranks(hosts_run.start_run_per_host, tmp_path / "log", tmp_path, per_node=1)
     assert statuses == [0, 0], output
     data, folder = sorted(set(output.splitlines()))
     assert re.fullmatch(r"run\.dir: run of rank 0 on \S+ is missing for rank 1 on \S+, wanted a folder on .*", folder)
@@ -145,7 +145,7 @@ def test_hosts_that_share_no_folder_or_read_other_data_are_refused(tmp_path):
 def test_a_host_that_only_holds_engines_must_read_the_same_data(tmp_path):
     """It reads prompts and reference answers from its own files."""
     write_other_data(tmp_path)
-    _, output = run_ranks(hosts_run.read_apart, tmp_path / "log", tmp_path, per_node=1)
+    _, output = run_ranks(hosts_run.read_inputs_per_host, tmp_path / "log", tmp_path, per_node=1)
     assert re.search(r"^data\.path: data\.jsonl differs between \S+ and \S+, wanted the same file on ", output, re.M)
     assert "its error is the one to read" in output, "the rank that learns goes no further either"
 
