@@ -1,4 +1,4 @@
-"""Whole runs under `rollout.carry` on a scripted engine: every prompt once, and the same bits after a kill."""
+"""Whole runs with `rollout.carry` on a scripted engine: every prompt once, and the same bits after a kill."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(whole, tmp_path):
         assert (whole / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
 
 
-def test_under_dynamic_sampling_rounds_go_on_with_what_is_open(tmp_path):
+def test_rounds_of_dynamic_sampling_continue_open_groups(tmp_path):
     run(config_of(tmp_path, train__dynamic_sampling="true", train__steps="2", rollout__n="2"), carrying_engine())
     for rows in rollouts_of(tmp_path):
         assert len(rows) == 2 * len(groups_of(rows))

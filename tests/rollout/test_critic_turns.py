@@ -1,4 +1,4 @@
-"""When the critic's weights take the policy's place in the engine."""
+"""The critic's weights replace the policy's in the engine only for critique requests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pool():
 
 
 class Recording:
-    """Weights that note whose turn it is."""
+    """Weights that record which model is loaded."""
 
     def __init__(self):
         self.held = []
@@ -41,7 +41,7 @@ CONFIG = scripted_config("--critic.mode", "self", "--critic.gate.groups", "any-w
 
 
 def write(request):
-    """All rollouts of group 6 are right."""
+    """Like `answer`, but all rollouts of group 6 are right."""
     if not request.id.startswith("rollout-7-6"):
         return answer(request)
     ids = tokenizer().encode("\n\n".join(right_steps(PROMPTS[6].problem)), add_special_tokens=False)
