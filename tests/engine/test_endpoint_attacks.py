@@ -1,4 +1,4 @@
-"""The critic at a hostile or broken server: contents and sizes of answers never crash a run or reveal the key."""
+"""The critic at a hostile or broken server: no answer crashes a run or reveals the key."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ def test_a_key_is_masked_in_every_spelling(echo):
     assert len(masked) < 12 + len("{'authorization': 'Bearer '}")
 
 
-def test_no_letter_of_a_key_in_base64_is_left():
+def test_no_letter_of_a_key_in_base64_remains():
     for before in ("", "u", "me"):
         text = b64encode(f"{before}{KEY}".encode()).decode()
         assert without_key(text, KEY) in ("***", "d***", "bW***")
 
 
-def test_a_word_is_no_key():
+def test_a_short_key_masks_no_ordinary_word():
     assert without_key("Judgment: No, none", "none") == "Judgment: No, none"
     assert without_key("Judgment: No", "") == "Judgment: No"
 
 
-def test_a_key_that_a_server_echoes_is_in_no_answer(server, keyed):
+def test_an_echoed_key_is_in_no_answer(server, keyed):
     parts = [{"type": "text", "text": KEY[:7]}, {"type": "text", "text": KEY[7:]}]
     escaped = json.dumps(chat(KEY)[1]).replace("sk-", "\\u0073k-")
     server.respond = in_turn(chat(f"Judgment: Yes, {KEY}"), chat(parts), (200, escaped), refused(400, KEY), (200, KEY))
@@ -81,7 +81,7 @@ def test_a_key_that_a_server_echoes_is_in_no_answer(server, keyed):
     assert not any(KEY in repr(answer) for answer in answers)
 
 
-def test_a_key_that_a_server_echoes_is_in_no_error_and_in_none_of_its_causes(server, monkeypatch):
+def test_an_echoed_key_is_in_no_error_and_in_no_cause(server, monkeypatch):
     monkeypatch.setenv("CRITIC_KEY", KEY)
     server.respond = lambda body: refused(500, f"for Bearer {KEY}")
     with (
@@ -94,7 +94,7 @@ def test_a_key_that_a_server_echoes_is_in_no_error_and_in_none_of_its_causes(ser
     assert EndpointCritic(EndpointConfig(url=server.url, api_key_env="CRITIC_KEY")).model == "***"
 
 
-# ---- text that is no Unicode ----
+# ---- invalid Unicode ----
 
 
 def test_invalid_unicode_is_replaced(server):
@@ -106,7 +106,7 @@ def test_invalid_unicode_is_replaced(server):
     assert "".join(texts).encode()
 
 
-# ---- bodies without measure ----
+# ---- invalid and oversized bodies ----
 
 BODIES = {
     "torn gzip": ((200, b"\x1f\x8b torn", {"content-encoding": "gzip"}), "a damaged gzip answer: "),
@@ -148,7 +148,7 @@ def test_an_endless_answer_is_cut(server):
         server.endless = False
 
 
-# ---- what hosted models want ----
+# ---- fields for hosted models ----
 
 
 def test_fields_of_a_request_are_settings():
