@@ -1,4 +1,4 @@
-"""Packing: alignment, token budgets, and denominators that span the whole update."""
+"""Packing: alignment, token budgets, and denominators over the whole update."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def computed(samples):
     budget=st.integers(1, 100),
     world=st.integers(1, 4),
 )
-def test_bins_hold_every_sample_once_within_the_budget_and_keep_groups_together(lengths, budget, world):
+def test_bins_contain_every_sample_once_within_the_budget_and_keep_groups_together(lengths, budget, world):
     samples = [credited(5, length, group=group, sample=i) for i, (group, length) in enumerate(lengths)]
     bins = deal(samples, budget, world, parts_of)
     assert len(bins) % world == 0
