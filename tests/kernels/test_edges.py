@@ -28,7 +28,7 @@ import capo_kernels as ck
 
 
 def spaced(x: torch.Tensor, stride: int, offset: int) -> torch.Tensor:
-    """The same values in rows `stride` elements spaced, from `offset` in the storage, with NaN in between."""
+    """The same values in rows `stride` elements apart, from `offset` in the storage, with NaN in between."""
     storage = x.new_full((x.shape[0] * stride + offset,), torch.nan)
     return storage.as_strided(x.shape, (stride, 1), offset).copy_(x)
 

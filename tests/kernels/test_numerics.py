@@ -220,7 +220,7 @@ def test_a_factor_on_the_loss_scales_the_gradient(dtype: torch.dtype, factor: fl
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_offsets_past_31_bits(dtype: torch.dtype, impl: str) -> None:
-    """Rows 2^30 elements stride; the memory between them is never touched, so it is never allocated."""
+    """Rows 2^30 elements apart; the memory between them is never touched, so it is never allocated."""
     stride, vocab = 2**30 + 64, 67
     kept = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = False
