@@ -35,7 +35,7 @@ def command(mode: str, folder: Path):
     return partial(scripted, mode, folder)
 
 
-def hold(mode: str, folder: Path) -> None:
+def serve_until_killed(mode: str, folder: Path) -> None:
     """A trainer that starts a server and waits to be killed."""
     from capo_fast.config.critic import ServerConfig
     from capo_fast.engine.server_process import running_server

@@ -49,7 +49,7 @@ def test_the_command_returns_the_subcommand_s_status(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_names_the_command_as_it_is_typed(command, capsys):
+def test_help_names_the_command_as_typed(command, capsys):
     with suppress(SystemExit):
         cli.main([command, "--help"])
     assert capsys.readouterr().out.startswith(f"usage: capo {command} ")

@@ -62,7 +62,7 @@ def test_missing_packages_are_named_with_their_install_command(tmp_path, monkeyp
     assert not any(tmp_path.iterdir())
 
 
-def test_the_pins_are_those_of_the_extra_and_of_the_requirements():
+def test_the_pins_match_the_extra_and_the_requirements():
     root = Path(__file__).parents[1]
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = (root / "requirements/smollm2.txt").read_text().splitlines()
@@ -70,6 +70,6 @@ def test_the_pins_are_those_of_the_extra_and_of_the_requirements():
         assert set(extras[name]) == set(source.pins) == {line for line in lines if "==" in line}
 
 
-def test_an_unknown_name_lists_the_known_ones(tmp_path):
+def test_the_error_of_an_unknown_name_lists_the_valid_names(tmp_path):
     with pytest.raises(ValueError, match="smollm: unknown model, wanted smollm2"):
         fetch("smollm", tmp_path)

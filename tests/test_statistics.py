@@ -127,7 +127,7 @@ def test_agreement_of_fleiss_own_example():
     assert agreement([(y, 4) for y in yes]) == pytest.approx((observed, kappa))
 
 
-def test_agreement_where_it_is_undefined():
+def test_undefined_agreement():
     assert agreement([(0, 3), (0, 3)]) == (1.0, None)
     assert agreement([(1, 1), (0, 0)]) == (None, None)
     assert agreement([(1, 1), (2, 2), (0, 2)]) == (1.0, 1.0)  # a single rater agrees with nobody

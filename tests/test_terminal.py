@@ -103,7 +103,7 @@ def test_a_run_outlives_its_output_and_is_interrupted_while_it_starts():
     assert (done.returncode, done.stderr) == (130, FULL + line)
 
 
-def test_a_reward_function_that_prints_outlives_the_output_too(tmp_path):
+def test_a_reward_function_that_prints_also_outlives_the_output(tmp_path):
     (tmp_path / "talkative.py").write_text("def judge(text, answer):\n    print(text, flush=True)\n    return True\n")
     code = (
         "from capo_fast.verify import VerifierPool\n"

@@ -211,21 +211,21 @@ def test_a_run_killed_at_every_stage_ends_with_the_same_bits(undisturbed, tmp_pa
 
 @pytest.mark.slow
 def test_a_run_killed_while_a_checkpoint_is_written_resumes_from_the_previous_one(undisturbed, tmp_path):
-    folder, beside = tmp_path / "run", ("--train.steps", "5", "--checkpoint.asynchronous", "true")
-    died = process(folder, *beside, die="publish:3")
+    folder, words = tmp_path / "run", ("--train.steps", "5", "--checkpoint.asynchronous", "true")
+    died = process(folder, *words, die="publish:3")
     assert died.returncode == -9, died.stderr
     assert [path.name for path in sorted((folder / "checkpoints").glob("step_*"))] == ["step_000000", "step_000002"]
-    done = process(folder, *beside)
+    done = process(folder, *words)
     assert done.returncode == 0, done.stderr
     same_run(undisturbed, folder)
     assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"step_000004", "step_000005"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "beside"), [("critique:20:SIGTERM", "false"), ("learn:3:SIGINT", "true")])
-def test_a_signal_saves_the_last_finished_step_and_ends(place, beside, undisturbed, tmp_path):
+@pytest.mark.parametrize(("place", "asynchronous"), [("critique:20:SIGTERM", "false"), ("learn:3:SIGINT", "true")])
+def test_a_signal_saves_the_last_finished_step_and_ends(place, asynchronous, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    words = ("--checkpoint.every", "0", "--checkpoint.asynchronous", beside)
+    words = ("--checkpoint.every", "0", "--checkpoint.asynchronous", asynchronous)
     stopped = process(folder, "--train.steps", "5", *words, die=place)
     finished = 1 if place.startswith("critique") else 3
     assert stopped.returncode == 130, stopped.stderr

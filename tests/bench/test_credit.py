@@ -167,7 +167,7 @@ def test_a_goal_is_met_if_the_whole_interval_meets_it():
     assert [each[-1] for each in (gain, half, area, written, read)] == ["met"] * 5
     assert gain[1] == "+0.100 [+0.100, +0.100]" and half[1] == "+0.050 [+0.050, +0.050]"
     gain, half, area, *_ = rows_of_goal((0.1, -0.1, 0.0))
-    assert gain[1] == "+0.100 [-0.024, +0.224]" and gain[-1] == half[-1] == area[-1] == "not met", "by the mean alone"
+    assert gain[1] == "+0.100 [-0.024, +0.224]" and gain[-1] == half[-1] == area[-1] == "not met", "only the mean is"
     assert rows_of_goal((-0.05,) * 3)[2][-1] == "not met", "0.025 of area lost by rollouts"
     written, read = rows_of_goal((0.0,) * 3, (20, 16, 18))[3:]
     assert written[1:] == ["-12 [-32, +8]", "18.0% [16.0%, 20.0%]", "not met"] and read[-1] == "not met"

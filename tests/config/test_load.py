@@ -163,7 +163,7 @@ def test_changed_settings_are_those_that_a_resume_must_keep(now: dict[str, Any],
         ("loss.dual_clip", "3", 3.0),
     ],
 )
-def test_values_take_their_setting_s_type(key: str, text: Any, value: Any) -> None:
+def test_values_are_converted_to_their_setting_s_type(key: str, text: Any, value: Any) -> None:
     read = checked_layer({key: text})[key]
     assert read == value and type(read) is type(value)
 
@@ -366,7 +366,7 @@ def test_a_bad_file_is_a_one_line_error_that_names_it(tmp_path: Path, text: str,
     assert message.startswith(str(file)) and expected in message
 
 
-def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+def test_numbers_and_words_follow_yaml_1_2(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("train.steps: 010\ntrain.lr: 1e-6\nseed: 0o17\ndata: {name: no, split: on, id_field: 2026-11-29}\n")
     numbers = {"train.steps": 10, "train.lr": 1e-6, "seed": 15}
@@ -389,7 +389,7 @@ def test_every_path_setting_has_the_path_type() -> None:
     assert set(PATHS) == {"run.dir", "model.path", "data.path", "eval.path", *of_critics}
 
 
-def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "bom.yaml").write_bytes(b"\xef\xbb\xbfseed: 1\n")
     assert read_file(tmp_path / "bom.yaml") == {"seed": 1}
 
@@ -415,7 +415,7 @@ def test_importing_loads_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_norms_are_those_of_the_loss_library() -> None:
+def test_the_norms_equal_the_loss_library_s() -> None:
     from capo_kernels.credit import Norm
 
     assert types.Norm == Norm

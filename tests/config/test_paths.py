@@ -50,7 +50,7 @@ def test_model_is_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.Monke
     assert resolve_model("pkg://capo_fast/tiny") == str(resolve_path("pkg://capo_fast/tiny"))
 
 
-def test_model_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for text, expected in [
         (str(tmp_path / "file"), "model.path: .*/file: a file, wanted a model's folder"),

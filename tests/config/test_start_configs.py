@@ -40,4 +40,4 @@ def test_the_cpu_configuration_fits_in_the_memory_that_it_names():
     job = job_of(options, rest, hosts=1)
     small = replace(job, hardware=replace(job.hardware, memory=8 * GIB))
     assert room(small) > 0
-    assert load_config(["--config", path, "--algorithm", "capo"]).has_critic, "it takes an algorithm with a critic"
+    assert load_config(["--config", path, "--algorithm", "capo"]).has_critic, "it allows algorithms with a critic"

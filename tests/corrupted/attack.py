@@ -59,9 +59,9 @@ class Attack:
         torn = [name for name, work in others.items() if "Traceback" in self.child(work, [str(run)])[1]]
         before = state(run / "checkpoints")
         code, text = self.train(run, 3)
-        return " ".join([self.judge(run, code, text, before), *(f"{name} TRACEBACK" for name in torn)])
+        return " ".join([self.classify(run, code, text, before), *(f"{name} TRACEBACK" for name in torn)])
 
-    def judge(self, run: Path, code: int, text: str, before: object) -> str:
+    def classify(self, run: Path, code: int, text: str, before: object) -> str:
         if "Traceback" in text:
             return "TRACEBACK"
         if code:

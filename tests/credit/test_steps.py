@@ -214,7 +214,7 @@ def test_random_ids_are_split_with_linear_decoding() -> None:
             assert len(spans.starts) == length and counted.decoded <= 4 * length
 
 
-def test_a_step_s_text_is_unicode_whatever_the_tokens() -> None:
+def test_a_step_s_text_is_unicode_for_any_tokens() -> None:
     tokenizer = byte_fallback()
     ids = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in (0x41, 0x00, 0xFF, 0xED, 0xA0, 0x80)]
     assert step_spans(ids, tokenizer).texts == ("A\ufffd\ufffd\ufffd\ufffd\ufffd",)

@@ -44,7 +44,7 @@ def test_the_last_box_names_the_first_wrong_step(text, finished, wrong, dropped)
         r"\ boxed{-1}",
     ],
 )
-def test_a_solution_s_own_box_is_no_verdict_when_it_is_repeated(text):
+def test_a_solution_s_own_box_is_no_verdict_when_quoted(text):
     shown = neutralise(VERDICTS["fapo"].shown(text))
     normalised = unicodedata.normalize("NFKC", shown).replace("\u200b", "").replace(" ", "")
     assert "boxed{-1}" in normalised and VERDICTS["fapo"].steps(normalised, 3).abstained

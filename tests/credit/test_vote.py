@@ -72,7 +72,7 @@ def test_modes_are_ordered(critiques: list[Critique]) -> None:
 
 
 @given(CRITIQUES, st.sampled_from(MODES))
-def test_early_stopped_votes_equal_those_of_all_critiques(critiques: list[Critique], mode: str) -> None:
+def test_early_stopped_votes_equal_the_votes_of_all_critiques(critiques: list[Critique], mode: str) -> None:
     found: list[Critique] = []
     while more := votes_to_ask(found, 6, mode, len(critiques)):
         found = critiques[: len(found) + more]

@@ -179,9 +179,9 @@ def test_nested_fields_are_named_with_dots(tmp_path: Path) -> None:
     )
     path = written(tmp_path, jsonl([row]))
     assert load_problems(path, fields) == [Problem("7", "1+1", "2", None, (("user", "1+1"),))]
-    message = refused(load_problems, path, replace(fields, answer_field="reward_model.ground_truths"))
-    assert "no field 'reward_model.ground_truths' (data.answer_field); found 'ground_truth', 'style' in" in message
-    assert message.endswith("'reward_model'; did you mean ground_truth?")
+    error = refused(load_problems, path, replace(fields, answer_field="reward_model.ground_truths"))
+    assert "no field 'reward_model.ground_truths' (data.answer_field); found 'ground_truth', 'style' in" in error
+    assert error.endswith("'reward_model'; did you mean ground_truth?")
     dotted = written(tmp_path, jsonl([{"problem": "?", "a.b": 5}]), "dotted.jsonl")
     assert load_problems(dotted, replace(FIELDS, answer_field="a.b"))[0].answer == "5"
 
@@ -349,7 +349,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(is_
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(texts, texts | st.integers()), min_size=1, max_size=5), st.booleans())
-def test_written_rows_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list[Any], packed: bool) -> None:
+def test_written_rows_are_read_back(tmp_path_factory: pytest.TempPathFactory, rows: list[Any], packed: bool) -> None:
     content = jsonl([{"problem": problem, "answer": answer} for problem, answer in rows])
     folder = tmp_path_factory.getbasetemp()
     path = written(folder, gzip.compress(content) if packed else content, "any.jsonl.gz" if packed else "any.jsonl")

@@ -189,7 +189,7 @@ def loaded(folder: Path, train: list[str], heldout: list[str], **more: str) -> P
 LONG = "1" * 30
 
 
-def test_prompts_that_are_too_long_are_refused_or_dropped(tmp_path: Path) -> None:
+def test_overlong_prompts_are_refused_or_dropped(tmp_path: Path) -> None:
     train, heldout = ["1+1", LONG, "2+2", "9" * 5000, "3+3"], ["4+4", LONG]
     message = refused(loaded, tmp_path, train, heldout)
     assert message.startswith("2 of 5 prompts are longer than 16 tokens") and "the first is '1' with 31 (in " in message

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 from forked import FORKS, run_ranks
-from scripted_child import all_end, command, has_ended, hold, processes, query_on_a_rank, shared_by
+from scripted_child import all_end, command, has_ended, processes, query_on_a_rank, serve_until_killed, shared_by
 from scripted_server import query, query_until_failure, request
 
 import capo_fast.engine.critic_server as critic_server
@@ -49,7 +49,7 @@ def clean_up(child: Path) -> None:
 
 @pytest.mark.usefixtures("fork_server")
 def test_the_server_exits_with_a_killed_trainer(tmp_path):
-    trainer = FORKS.Process(target=hold, args=("serve", tmp_path))
+    trainer = FORKS.Process(target=serve_until_killed, args=("serve", tmp_path))
     trainer.start()
     while not (tmp_path / "ready").exists():
         assert trainer.is_alive()

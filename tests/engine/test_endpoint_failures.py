@@ -163,7 +163,7 @@ def test_the_error_of_a_redirect_names_its_target(server):
         query(critic)
 
 
-def test_a_first_prompt_too_long_for_the_server_stops_the_run(server):
+def test_a_first_prompt_that_is_too_long_for_the_server_stops_the_run(server):
     """With critic.max_tokens above the server's context, every critique would count as truncated."""
     line = "'max_tokens' is too large: 4096. This model's maximum context length is 256 tokens."
     server.respond = lambda body: refused(400, line)
@@ -172,7 +172,7 @@ def test_a_first_prompt_too_long_for_the_server_stops_the_run(server):
 
 
 @pytest.mark.parametrize("name", TOO_LONG)
-def test_a_later_prompt_too_long_for_the_server_is_a_truncated_answer(server, name):
+def test_a_later_prompt_that_is_too_long_for_the_server_is_a_truncated_answer(server, name):
     server.respond = in_turn(chat(), refused(*TOO_LONG[name]))
     with critic_at(server.url, concurrency=1) as critic:
         short, long = query(critic, request("a"), request("b")).values()

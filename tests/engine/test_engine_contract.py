@@ -51,7 +51,7 @@ def test_the_library_sums_every_entry_of_every_row_with_its_weight(dtype):
 
 
 @pytest.mark.parametrize("name", ["model", "model [v1]", "a*[!b]?"])
-def test_vllm_finds_weights_in_a_folder_whatever_its_name(name, tmp_path, monkeypatch):
+def test_vllm_finds_weights_in_a_folder_of_any_name(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     (tmp_path / name / "model.safetensors").touch()
     monkeypatch.chdir(tmp_path)

@@ -79,7 +79,7 @@ def requests(count=8, *, prefix="r", temperature=1.0, top_p=1.0, max_tokens=40):
     ]
 
 
-def test_logprobs_are_those_of_transformers(engine, base):
+def test_logprobs_match_transformers(engine, base):
     batch = requests()
     answers = run_requests(engine, batch)
     for request in batch:
@@ -88,7 +88,7 @@ def test_logprobs_are_those_of_transformers(engine, base):
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=2e-5, rtol=0)
 
 
-def test_logprobs_are_those_of_the_distribution_sampled_from(engine, base):
+def test_logprobs_are_of_the_distribution_that_was_sampled(engine, base):
     [request] = requests(1, prefix="t", temperature=0.5, top_p=0.8)
     completion = run_requests(engine, [request])[request.id]
     logprobs = (logits_of(base, request, completion) / 0.5).log_softmax(-1)

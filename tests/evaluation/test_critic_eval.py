@@ -236,7 +236,7 @@ def test_a_bad_row_is_named(name, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not (SHARED / "steps_processbench.jsonl.gz").exists(), reason="no data beside the checkout")
-def test_every_known_data_set_loads():
+def test_every_listed_data_set_loads():
     found = load_solutions([name for name in DATA if name != "tiny"], str(SHARED), None, 0)
     sizes = {name: len(solutions) for name, solutions in found.items()}
     assert sizes == dict(bigbench_mistake=1749, mathcheck=410, mrgsm8k=472, prmbench=5494, processbench=2720)

@@ -228,7 +228,7 @@ def test_answers_without_settings_are_not_trusted(tmp_path, sums):
         run(*make_job(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
 
 
-def test_progress_is_ten_lines_where_there_is_no_terminal(tmp_path, capsys):
+def test_progress_is_ten_lines_without_a_terminal(tmp_path, capsys):
     job, protocol = make_job(tmp_path / "a", "tiny", *QUICK, "--limit", "100")
     run(job, protocol, Replies(lambda name: "1"))
     lines = capsys.readouterr().err.splitlines()
@@ -375,7 +375,7 @@ KNOWN = ("math500,olympiadbench,amc23,aime24,aime25,minerva,gsm8k,arc_c,mmlu_pro
 
 
 @pytest.mark.skipif(not KNOWN, reason="no data beside the checkout")
-def test_every_known_benchmark_loads():
+def test_every_listed_benchmark_loads():
     found = load_benchmarks(KNOWN.split(","), str(DATA), None)
     assert {name: len(questions) for name, questions in found.items()} == dict(
         math500=500, olympiadbench=675, amc23=40, aime24=30, aime25=30, minerva=272, gsm8k=1319, arc_c=1172,

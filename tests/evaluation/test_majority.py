@@ -28,7 +28,7 @@ def score(votes, equal=value):
     return result
 
 
-def test_the_majority_wins_whatever_the_order():
+def test_the_majority_wins_in_any_order():
     for votes in permutations([R, R, wrong("1"), wrong("2")]):
         assert score(list(votes)) == 1.0
     for votes in permutations([R, wrong("2"), wrong("2")]):

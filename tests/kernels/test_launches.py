@@ -108,7 +108,7 @@ def test_launches_that_triton_counts(case: str, fused: str, monkeypatch) -> None
     assert len(launches) == want + 1, launches
 
 
-def test_metrics_are_derived_when_they_are_read(fused: str, monkeypatch) -> None:
+def test_metrics_are_derived_only_when_read(fused: str, monkeypatch) -> None:
     problem, _ = CASES["advantages"]
     result = problem.call(fused)
     with counted(fused, monkeypatch) as launches:

@@ -65,7 +65,7 @@ def pretend_a_gpu(monkeypatch) -> None:
         monkeypatch.setattr(module, "on_gpu", lambda x: True)
 
 
-def test_one_chunk_writes_the_weights_gradient_as_it_is_returned(monkeypatch) -> None:
+def test_one_chunk_writes_the_returned_weight_gradient_directly(monkeypatch) -> None:
     for tokens in (1, 4_096, 8_192, 4_096 + 2 * H):
         operations, rows = run(tokens, monkeypatch)
         assert rows == [tokens]

@@ -48,7 +48,7 @@ def test_torchs_default_dtype_and_device_have_no_effect(make, impl: str) -> None
     assert torch.equal(made.numbers, EVERYTHING.numbers)
 
 
-def test_log_probs_are_float32_whatever_the_default(impl: str) -> None:
+def test_log_probs_are_float32_for_any_default_dtype(impl: str) -> None:
     leaves = linear_problem().leaves
     targets = torch.zeros(leaves["hidden"].shape[0], dtype=torch.int64, device=DEVICE)
     hidden = leaves["hidden"].nan_to_num()

@@ -131,12 +131,12 @@ def test_the_queries_of_an_estimator_take_time():
     assert frozen["credit"] > 0 and frozen["sync"] > 1.2 * stages(job())["sync"], "the policy is pushed twice"
 
 
-def test_loading_a_critic_needs_more_host_memory_than_keeping_it():
+def test_loading_a_critic_needs_more_host_memory_than_keeping_it_asleep():
     found, step = host(job("qwen2.5-32b", checkpoint__asynchronous=False)), 8 * 1.5 * 2**30
     assert sum(found.values()) == pytest.approx(step + 4 * 32.8e9, rel=0.01)
 
 
-def test_host_memory_is_that_of_the_ranks_that_use_it():
+def test_host_memory_counts_only_the_ranks_that_use_it():
     values = {"engine__ranks": 8, "loss__is_mode": "truncate", "lora__rank": 8, "checkpoint__asynchronous": True}
     separate = job(ranks=16, **values)
     assert "engine's weights, asleep" not in host(separate), "engines on ranks of their own never sleep"
@@ -192,7 +192,7 @@ def test_a_recommendation_fits_and_is_a_file_of_settings(model, ranks, device, t
 
 
 @pytest.mark.parametrize("name", ["123", "#1", "a: b"])
-def test_recommended_settings_are_yaml_whatever_the_folder_is_called(name):
+def test_recommended_settings_are_yaml_for_any_folder_name(name):
     planned, _ = recommend(replace(find_shape("qwen2.5-1.5b"), name=name), 4096, NVIDIA["h100"], 8, 1)
     assert yaml.safe_load(settings(planned))["model.path"] == name
 

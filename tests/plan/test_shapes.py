@@ -65,7 +65,7 @@ def test_a_model_of_another_owner_is_not_taken_for_the_published_one(owner):
     assert published_name(f"{owner}/Llama-3.1-8B") not in PUBLISHED
 
 
-def test_positions_are_those_that_a_run_may_use():
+def test_positions_are_the_longest_usable_context():
     """A scaled rope has more. From a name alone they are unknown, as variants of a model differ in them."""
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "rope_theta": 1e6}
     config = AutoConfig.for_model("qwen2", **SMALL, max_position_embeddings=32768, rope_parameters=rope)

@@ -91,7 +91,7 @@ def one_by_one(q, k, v, lengths, prefix, scale, window=None):
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("attend", [attend_each, attend_padded, attend_varlen, attend_flash])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_attention_and_its_gradients_are_those_of_each_sequence(attend, scale, packing, stubs):
+def test_attention_and_its_gradients_equal_those_of_each_sequence(attend, scale, packing, stubs):
     found, (lengths, prefix) = [], PACKINGS[packing]
     for each in (attend, one_by_one):
         q, k, v = tensors(lengths)

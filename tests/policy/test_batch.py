@@ -94,7 +94,7 @@ def test_an_update_without_a_gradient_is_a_filler_on_every_rank():
 
 @pytest.mark.parametrize("aggregation", ["sequence-mean", "token-mean", "constant"])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_weights_add_up_to_those_of_one_big_batch(aggregation, world):
+def test_weights_sum_to_those_of_one_big_batch(aggregation, world):
     config = replace(CONFIG, loss=LossConfig(aggregation=aggregation), rollout=RolloutConfig(max_tokens=7))
     samples = [credited(2, 1 + i % 5, group=i // 2, sample=i, trained=i != 3) for i in range(8)]
     whole = pack_update(samples, replace(config, train=TrainConfig(micro_tokens=10**6)), 0, 1)

@@ -74,7 +74,7 @@ def gradients(policy):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_are_those_of_plain_peft_also_after_a_pass_of_the_base(checkpointing, one_rank):
+def test_gradients_match_plain_peft_also_after_a_pass_of_the_base(checkpointing, one_rank):
     policy = make_policy(PolicyConfig(dtype="float32", gradient_checkpointing=checkpointing))
     theirs = get_peft_model(
         plain_model(), PeftConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=list(LORA.targets))
@@ -138,7 +138,7 @@ def test_only_the_seed_determines_the_initial_adapter(one_rank):
 
 
 @pytest.mark.parametrize("target", ["qproj", "lm_head", "embed_tokens", "self_attn"])
-def test_a_target_that_is_no_linear_layer_is_refused_with_the_linear_ones(target):
+def test_a_target_that_is_not_a_linear_layer_is_refused_with_the_valid_names(target):
     message = rf"^lora\.targets: the model has no {target}, want some of q_proj, k_proj, v_proj, o_proj, gate_proj, "
     with pytest.raises(ConfigError, match=message):
         add_adapter(plain_model(), replace(LORA, targets=("q_proj", target)), seed=0)

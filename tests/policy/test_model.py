@@ -69,7 +69,7 @@ def make_policy(path: str, dtype: str = "float32", loss_kernel: str = "auto", ch
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_packed_groups_have_the_logprobs_and_gradients_of_each_sequence_alone(checkpointing, model_path, one_rank):
+def test_packed_groups_have_the_logprobs_and_gradients_of_separate_sequences(checkpointing, model_path, one_rank):
     shapes = [(5, 7, 0), (5, 1, 0), (5, 4, 0), (3, 3, 2), (6, 2, 1), (6, 6, 1)]
     samples = [credited(prompt, response, group, i) for i, (prompt, response, group) in enumerate(shapes)]
     policy = make_policy(model_path, checkpointing=checkpointing)

@@ -29,7 +29,7 @@ class Tied(nn.Module):
         self.register_buffer("count", torch.tensor(7))
 
 
-def test_the_file_has_each_weight_once_and_the_model_has_none_left():
+def test_the_file_has_each_weight_once_and_the_model_is_emptied():
     model = Tied()
     before = {name: each.clone() for name, each in model.state_dict().items()}
     with ExitStack() as stack:

@@ -18,7 +18,7 @@ CONFIG = Config(train=TRAIN, loss=LossConfig(kl_coef=0.0))
 
 
 @pytest.mark.parametrize(("rank", "tolerance"), [(0, 0.005), (4, 0.04)])
-def test_the_layers_flops_are_those_of_their_matrix_products(rank, tolerance, one_rank):
+def test_the_layers_flops_match_their_matrix_products(rank, tolerance, one_rank):
     """PyTorch counts attention separately, as the full square. With LoRA it omits the unneeded gradients of the first
     layer's inputs: 3 % in this model of three layers."""
     learner = make_learner(replace(CONFIG, lora=LoraConfig(rank=rank)))

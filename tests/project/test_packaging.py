@@ -95,7 +95,7 @@ def test_torch_is_the_only_requirement(wheel):
     assert [need for need in needs if "extra ==" not in need] == ["torch>=2.10"]
 
 
-def test_kernels_work_from_the_wheel_with_torch_alone(site, tmp_path):
+def test_kernels_work_from_the_wheel_with_only_torch(site, tmp_path):
     code = f"""
 import sys
 sys.modules |= dict.fromkeys({EXTRAS!r})  # as if not installed

@@ -166,7 +166,7 @@ def test_half_the_room_is_for_disagreement_and_the_seed_determines_the_choice(tm
     assert found.shown != read_credit_map(run.rollout_files(), room, seed=1).shown
 
 
-def test_the_page_states_what_it_shows_and_the_rule(tmp_path, monkeypatch):
+def test_the_page_states_the_shown_rollouts_and_the_rule(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", rows=all_kinds())
     everything = report(run, out=tmp_path / "page.html")
     assert "28 of 28 rollouts on disk (steps 1 to 4) are shown." in everything

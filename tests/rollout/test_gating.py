@@ -133,7 +133,7 @@ def test_a_budget_is_kept_and_spent_on_whole_groups_only(pool, tokens):
 
 
 @pytest.mark.parametrize("voting", ["intersection", "majority"])
-def test_settled_votes_are_those_of_all_critiques(pool, voting):
+def test_settled_votes_equal_the_votes_of_all_critiques(pool, voting):
     full = with_(STEPS, critic={"votes": 5, "voting": voting})
     adaptive = with_(gated(adaptive=True), critic={"votes": 5, "voting": voting})
     all_votes, settled = (generate(pool, each, DecodingEngine(varying_verdict)) for each in (full, adaptive))

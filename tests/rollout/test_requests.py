@@ -136,7 +136,7 @@ def test_a_solution_s_own_box_is_shown_unless_boxes_are_verdicts():
         assert (r"\boxed" in request.message) == shown and "boxed{-1}" in request.message
 
 
-def test_votes_come_back_in_the_order_of_rollouts_and_votes():
+def test_votes_are_returned_in_the_order_of_rollouts_and_votes():
     def name_the_vote(request):
         text = f"Judgment: No\n<incorrect_steps>{request.id.split('-')[-1]}</incorrect_steps>"
         return Completion(request.id, (1,), (0.0,), text, True)

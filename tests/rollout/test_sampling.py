@@ -162,7 +162,7 @@ def test_without_process_credit_no_critique_is_requested(pool):
     assert {sample.critiques for sample in generation.samples()} == {()}
 
 
-def test_an_external_critic_runs_beside_the_engine(pool):
+def test_an_external_critic_runs_in_parallel_with_the_engine(pool):
     engine, critic = DecodingEngine(), RemoteCritic()
     config = with_(critic={"mode": "endpoint", "judge_once": False})
     generation = generate(pool, config, engine, critic)

@@ -89,7 +89,7 @@ def test_a_fine_tuned_model_has_its_loss():
     ],
     ids=["card", "malformed", "none"],
 )
-def test_licence_and_hub_id_are_those_of_the_base_folders_card(head, license_, hub_id, tmp_path):
+def test_licence_and_hub_id_come_from_the_base_folders_card(head, license_, hub_id, tmp_path):
     (folder := tmp_path / "base").mkdir()
     if head is not None:
         (folder / "README.md").write_text(f"---\n{head}\n---\n# A model\n")

@@ -165,7 +165,7 @@ def test_markup_and_control_characters_in_a_path_are_text(tmp_path):
     assert str(folder).replace("\x1b", r"\x1b") in shown(console)
 
 
-def test_in_a_pipe_there_is_no_control_code_even_if_colour_is_forced():
+def test_a_pipe_gets_no_control_code_even_if_colour_is_forced():
     environment = {**os.environ, "FORCE_COLOR": "1", "PYTHONIOENCODING": "ascii"}
     run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, check=True)
     plain = re.sub(rb"\x1b\[[\d;]*m", b"", run.stdout)
@@ -330,7 +330,7 @@ def test_importing_the_console_loads_no_heavy_library():
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 10), (1, 0)])
-def test_answers_are_ten_lines_where_there_is_no_terminal(rank, lines, capsys):
+def test_answers_are_ten_lines_without_a_terminal(rank, lines, capsys):
     with AnswerDisplay("[math]\x1b", 50, rank) as display:
         for _ in range(50):
             display.advance(3)

@@ -95,7 +95,7 @@ def test_critiques_are_counted_by_outcome():
     assert {key: figures[key] for key in counts} == counts
 
 
-def test_votes_on_single_steps_agree_where_they_were_requested():
+def test_agreement_on_single_steps_counts_only_requested_votes():
     """One of the two steps is settled after two votes, the other after three."""
     found = [[critique(wrong=(0,))] * 2, [critique(wrong=(0,)), critique(), critique(wrong=(0,))]]
     three = joined(found, 3)

@@ -47,7 +47,7 @@ def test_the_longest_matching_name_gives_the_peak(name, tflops):
     assert named_peak(name, torch.bfloat16) == tflops * 1e12
 
 
-def test_memory_is_that_of_the_largest_rank():
+def test_memory_is_the_largest_of_all_ranks():
     ranks = [Memory(1.0, 30.0), Memory(3.0, 20.0)]
     assert memory_metrics(ranks) == {"memory/host_gb": 3.0, "memory/device_gb": 30.0}
     assert memory_metrics([Memory(1.0, None)]) == {"memory/host_gb": 1.0}

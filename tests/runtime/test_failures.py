@@ -45,7 +45,7 @@ def test_the_error_of_a_rank_is_shown_first_and_once(tmp_path):
     assert not any(word in output for word in BROKEN)
 
 
-def test_a_bug_of_a_rank_prints_its_traceback_and_no_other(tmp_path):
+def test_a_bug_of_a_rank_prints_only_its_traceback(tmp_path):
     statuses, output = two_ranks(tmp_path / "run", "bug")
     assert statuses == [1, 1]
     assert output.count("Traceback (most recent call last)") == 1

@@ -60,7 +60,7 @@ def mesh_of(monkeypatch):
         ((1, 1, 1), 0, "node", (3, 1)),
     ],
 )
-def test_where_a_policy_is_sharded(nodes, engines, shard, shape, mesh_of):
+def test_the_mesh_of_a_sharded_policy(nodes, engines, shard, shape, mesh_of):
     assert mesh_of(nodes, engines, shard) == shape
 
 

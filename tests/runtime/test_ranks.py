@@ -75,7 +75,7 @@ def test_an_error_leaves_nothing_behind_either(monkeypatch):
     assert dict(os.environ) == before
 
 
-def test_a_group_that_the_engine_destroyed_is_no_error(monkeypatch):
+def test_a_group_that_the_engine_destroyed_is_accepted(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     before = dict(os.environ)
     with ranks():
@@ -208,7 +208,7 @@ def test_possible_and_impossible_roles_of_ranks(count, settings, message):
     assert message is None or str(refused.value) == message
 
 
-def test_ranks_that_share_a_gpu_have_nothing_to_overlap(monkeypatch):
+def test_engine_ranks_that_share_a_gpu_with_a_learner_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

@@ -45,7 +45,7 @@ def test_only_padding_and_end_are_special(tokenizer):
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1)
 
 
-def test_text_that_is_no_piece_is_dropped(tokenizer):
+def test_text_that_is_not_a_piece_is_dropped(tokenizer):
     assert tokenizer.decode(tokenizer.encode("so 9*2 is 8!")) == "9*28"
 
 

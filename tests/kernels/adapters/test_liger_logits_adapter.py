@@ -159,7 +159,7 @@ def test_entries_outside_the_mask_are_not_read(reduce: bool) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_the_gradient_overwrites_the_logits_where_allowed() -> None:
+def test_the_gradient_overwrites_the_logits_if_allowed() -> None:
     for inplace, leaf in ((True, False), (True, True), (False, False)):
         batch = make_batch()
         del batch["upstream"]
