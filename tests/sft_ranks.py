@@ -60,7 +60,7 @@ def weights_of(learner: AnswerLearner) -> dict[str, torch.Tensor]:
 
 
 def updated(config: SftConfig, given: list[Example]) -> tuple[dict[str, float], dict[str, torch.Tensor], float]:
-    """Metrics and weights after one update, and the held_loss-out loss before it."""
+    """Metrics and weights after one update, and the held-out loss before it."""
     learner = make_learner(config)
     held_out = learner.evaluate(given)
     return learner.fit(given), weights_of(learner), held_out.loss
