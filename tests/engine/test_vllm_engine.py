@@ -122,7 +122,7 @@ def test_scores_are_the_models_logprobs(engine, base):
 
 
 def test_a_scored_request_has_the_models_logprobs_in_a_batch_and_over_cached_prefixes(engine, base):
-    """vLLM returns no log-probs for cached tokens, so a prefix cached beyond the first scored token is not used."""
+    """vLLM returns no log-probs for cached tokens, so a cached prefix that reaches the answer is not used."""
     [written] = requests(1, prefix="w", max_tokens=4)
     prefix = written.prompt_ids * 20  # six blocks of 32 and a part
     run_requests(engine, [replace(written, id="before", prompt_ids=prefix)])
