@@ -10,14 +10,14 @@ import torch
 
 from capo_fast.runtime.ranks import ranks
 
-# Small tensors, and other processes on the same cores: more threads only wait for each other. The variable is for the
-# processes that tests start.
+# Tensors are small and other processes use the same cores, so more threads only wait for each other. The variable is
+# for the processes that tests start.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Run files with slow tests first, so that neither of two processes has a long file left at the end."""
+    """Run files with slow tests first, so that neither of two processes is left with a long file at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

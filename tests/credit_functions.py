@@ -6,7 +6,7 @@ from capo_fast.credit.groups import StepCredit, Suffix, TokenCredit, in_groups, 
 
 
 def by_level(groups, *, level, config, unknown=7):
-    """The row's own number on every step, by columns and settings."""
+    """Step credit: the `level` column of the row on every step. Also takes settings."""
     assert unknown == 7 and config.credit.fn
     return StepCredit(
         [
@@ -17,7 +17,7 @@ def by_level(groups, *, level, config, unknown=7):
 
 
 def rising(groups):
-    """Token credit that is 0 in a rollout's first half and cancels out in its last two tokens."""
+    """Token credit of 0, except for the last two tokens, whose credits cancel out."""
     rows = [_rising(len(sample.rollout.token_ids)) for _, sample in rollouts_of(groups)]
     return TokenCredit(in_groups(groups, rows))
 
@@ -27,11 +27,11 @@ def _rising(length):
 
 
 def returns_questions(groups):
-    """A generator that is not recognised as one."""
-    return asks_twice(groups)
+    """Returns a generator, but is not a generator function."""
+    return queries_twice(groups)
 
 
-def asks_twice(groups):
+def queries_twice(groups):
     """The second list of questions depends on the answers to the first."""
     first = yield [Suffix((1,), (2,))]
     second = yield [Suffix((1,), (2, 3)), Suffix((9,), (len(first),))]

@@ -12,7 +12,7 @@ from capo_fast.records import Completion, Request
 
 
 class DecodingEngine(ScriptedEngine):
-    """Runs all requests at once, and records the steps at which each was added and ended."""
+    """Runs all requests at once, and records the step at which each was added and the step at which it ended."""
 
     def __init__(self, write: Callable[[Request], Completion] = answer, **parts) -> None:
         super().__init__(write, **parts)
@@ -46,12 +46,12 @@ def cut(whole: Completion, tokens: int) -> Completion:
 
 
 def carrying_engine() -> DecodingEngine:
-    """For whole runs, with the real canary."""
-    return DecodingEngine(answer_from_there, scorer=score_with(MODEL))
+    """An engine for whole runs, with the real canary."""
+    return DecodingEngine(continue_answer, scorer=score_with(MODEL))
 
 
-def answer_from_there(request: Request) -> Completion:
-    """Like `answer`; a continued rollout ends where its own seed would have ended it. Log-probs encode the part."""
+def continue_answer(request: Request) -> Completion:
+    """Like `answer`; a continued rollout ends where the uninterrupted one would end. Log-probs encode the part."""
     if not request.id.startswith("rollout"):
         return answer(request)
     end = request.prompt_ids.index(*tokenizer().encode("\n", add_special_tokens=False)) + 1

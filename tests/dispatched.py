@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations by name in its block; `_local_scalar_dense` is a read of a value by the host."""
+    """Counts operations by name in its block. `_local_scalar_dense` is the host's read of a tensor value."""
 
     def __init__(self) -> None:
         super().__init__()

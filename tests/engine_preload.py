@@ -1,7 +1,7 @@
-"""Imports what vLLM needs for an engine on a CPU, as capo_fast.engine.vllm would: for tests/forked.py alone.
+"""Imports the modules that capo_fast.engine.vllm needs on a CPU. Only tests/forked.py uses this file.
 
-The variables are those that the engine sets at its start; torch and vLLM read them when they are imported. Nothing here
-may start a thread, or processes could not be forked from it.
+The engine sets the same variables at its start; torch and vLLM read them when they are imported. Nothing here may start
+a thread: processes could not be forked from it then.
 """
 
 import importlib

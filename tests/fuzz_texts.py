@@ -1,4 +1,4 @@
-"""Seeded hostile texts for the verifier and the critique parser; the tests draw hundreds, bench/ thousands."""
+"""Seeded hostile texts for the verifier and the critique parser. Tests draw hundreds, bench/ thousands."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ HOSTILE_ANSWERS = [
 
 
 def latex(random: Random, longest: int = 12) -> str:
-    """One answer: mostly short junk of LaTeX's own pieces, at times boxed, repeated, or one of the hostile ones cut."""
+    """One answer: mostly short junk of LaTeX commands; sometimes boxed or repeated, or a cut hostile answer."""
     draw = random.random()
     if draw < 0.02:
         hostile = random.choice(HOSTILE_ANSWERS)
@@ -161,6 +161,6 @@ _CRITIQUE = [
 
 
 def critique(random: Random) -> str:
-    """What a critic may write, for better or worse; one in a hundred is 100,000 characters of the same."""
+    """A random critique, well-formed or not. One in a hundred repeats its text up to 100,000 characters."""
     text = "".join(random.choices(_CRITIQUE, k=random.randint(0, 20)))
     return (text * (100_000 // len(text)))[:100_000] if text and random.random() < 0.01 else text

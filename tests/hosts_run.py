@@ -1,7 +1,8 @@
 """Targets of ranks on several hosts.
 
-`main` is the command `capo_fast.train` on the scripted engine; amid the rollouts of a step one host comes to a halt.
-Arguments: MARK HOST STEP [settings ...]. The rank on HOST makes the file MARK then, and waits to be killed.
+`main` is the command `capo_fast.train` on the scripted engine. One host halts during the rollouts of a step.
+Arguments: MARK HOST STEP [settings ...]. The rank on HOST halts in step STEP: it creates the file MARK and waits to be
+killed.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ def main(mark: str, host: str, step: str, *arguments: str) -> None:
     engine = HaltingEngine(Path(mark), step if host == socket.gethostname() else "")
     original = train.run
     train.run = lambda config: original(config, engine)
-    forked.end(train.main(small_arguments(*arguments)))
+    forked.exit_process(train.main(small_arguments(*arguments)))
 
 
-def read_apart(folder: Path) -> None:
-    """The same for two roles that read a run's inputs."""
+def read_inputs_per_host(folder: Path) -> None:
+    """Read a run's inputs with one learner and one engine rank, each from a folder of its own; print the error."""
     os.chdir(folder / f"host-{os.environ['RANK']}")
     config = scripted_config("--data.path", "data.jsonl", "--eval.path", "none", *ROLES)
     try:
@@ -57,13 +58,13 @@ def read_apart(folder: Path) -> None:
 ROLES = ("--engine.ranks", "1", "--loss.is_mode", "truncate", "--rollout.top_p", "1")
 
 
-def start_apart(folder: Path) -> None:
-    """Check a run's folder and inputs by relative paths, each rank from a folder of its own; print the error."""
+def start_run_per_host(folder: Path) -> None:
+    """Check a run's folder and inputs by relative paths, each rank from a folder of its own; print the errors."""
     os.chdir(folder / f"host-{os.environ['RANK']}")
     config = scripted_config("--run.dir", "run", "--data.path", "data.jsonl")
     with ranks():
-        for look in (open_run_dir, input_digests):
+        for check in (open_run_dir, input_digests):
             try:
-                look(config)
+                check(config)
             except ConfigError as error:
                 print(error, flush=True)

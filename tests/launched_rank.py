@@ -1,4 +1,7 @@
-"""A rank with a given exit: `python -m launched_rank RANK:STATUS`; a negative STATUS is a signal; `wait` awaits one."""
+"""A rank with a given exit status: `python -m launched_rank RANK:STATUS`.
+
+A negative STATUS is the signal that kills the rank; `wait:FOLDER` waits for SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ if __name__ == "__main__":
     if rank == "wait":
         wait(Path(status))
     if os.environ["RANK"] != rank:
-        time.sleep(60 if int(status) else 0)  # the launcher ends it
+        time.sleep(60 if int(status) else 0)  # until the launcher kills it
     elif int(status) < 0:
         os.kill(os.getpid(), -int(status))
     sys.exit(int(status))

@@ -37,7 +37,7 @@ STEP = Config(
     train=replace(TRAIN, epochs=2, minibatches=3, micro_tokens=40),
     rollout=RolloutConfig(temperature=1.0),
 )
-"""Settings of a step of three updates in each of two passes."""
+"""A step of two passes with three updates each."""
 
 
 def make_sample(group: int, i: int) -> Sample:
@@ -68,20 +68,20 @@ def all_right(sample: Sample) -> Sample:
 
 
 WITHOUT_GRADIENT = assign_credit([all_right(sample.sample) for sample in SAMPLES], Config())
-"""The same samples with all answers right, and so without any advantage."""
+"""The same samples with all answers right: every advantage is 0."""
 PARTLY_LIVE = [*SAMPLES[:8], *WITHOUT_GRADIENT[8:]]
 """Two groups with a gradient and one without."""
 
 
 def make_learner(config: Config) -> Learner:
-    """A learner of `config`, with an adapter where it has a rank; it then has its base as the reference."""
+    """A learner of `config`. With LoRA it trains an adapter, and its base is the reference."""
     mesh = policy_mesh("cpu", config.policy.shard)
     policy = load_policy(MODEL, config, torch.device("cpu"), mesh)
     return Learner(policy, BasePolicy(policy) if config.lora.rank > 0 and config.loss.kl_coef > 0 else None, config)
 
 
 def with_plain_gradient_steps(learner: Learner) -> Learner:
-    """Adam divides by the gradient's size, so rounding noise of entries near 0 becomes as large as a step."""
+    """Use SGD: Adam divides by the gradient's size, so rounding noise in entries near 0 would become a full step."""
     trainable = [parameter for parameter in learner.policy.parameters() if parameter.requires_grad]
     learner.optimizer = torch.optim.SGD(trainable, lr=0.02)
     return learner
@@ -115,7 +115,7 @@ def main(out: Path) -> None:
 
 
 def save_step(out: Path) -> None:
-    """The step without LoRA, its state as a checkpoint in a folder and its metrics in a file of it."""
+    """Train one step without LoRA; save its state as a checkpoint in `out` and its metrics in `out/metrics.json`."""
     with ranks():
         learner = with_plain_gradient_steps(make_learner(STEP))
         metrics = learner.train(share_of(PARTLY_LIVE))
@@ -125,9 +125,9 @@ def save_step(out: Path) -> None:
 
 
 def write_steps(out: Path) -> None:
-    """A training step's weights by LoRA rank (0: none) to a file; metrics, and the ranks' critics, to another.
+    """Write the weights after a step by LoRA rank (0: no LoRA) to a file; metrics and the ranks' critics to another.
 
-    Without LoRA, one of its three updates has no rollout with a gradient.
+    Without LoRA, one of the three updates has no rollout with a gradient.
     """
     weights, metrics = {}, {}
     for rank in (0, 4):

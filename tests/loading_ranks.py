@@ -40,8 +40,8 @@ def peak_of(path: str) -> int:
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    held = loaded(path, FULL)
-    del held
+    policy = loaded(path, FULL)
+    del policy
     return resident("VmHWM") - before
 
 
@@ -53,10 +53,10 @@ def error_of(path: str) -> str:
     return ""
 
 
-def main(out: Path, large: str, spoilt: str) -> None:
+def main(out: Path, large: str, not_finite: str) -> None:
     with ranks():
         weights = [whole_weights(MODEL, config) for config in (FULL, LORA)]
-        found = gather([{"peak": peak_of(large), "error": error_of(spoilt)}])
+        found = gather([{"peak": peak_of(large), "error": error_of(not_finite)}])
         if dist.get_rank() == 0:
             torch.save(weights, out)
             out.with_suffix(".json").write_text(json.dumps(found))

@@ -1,7 +1,7 @@
-"""Lose one of two hosts amid a step, and show how the job ends on both: `python -m tests.lost_host WAY HOST FOLDER`.
+"""Lose one of two hosts during a step and print how the job ends on both: `python -m tests.lost_host WAY HOST FOLDER`.
 
-WAY is `killed` (its launcher and ranks) or `cut` (its cable: the job ends after a minute). HOST is `left`, which keeps
-torchrun's store and rank 0, or `right`. FOLDER gets the run and both logs. As root, and not among the tests.
+WAY is `killed` (its launcher and ranks) or `cut` (its cable: the job ends after a minute). HOST is `left`, which has
+torchrun's store and rank 0, or `right`. FOLDER gets the run and both logs. Needs root; not part of the test suite.
 """
 
 from __future__ import annotations

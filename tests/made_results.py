@@ -1,4 +1,4 @@
-"""Made-up result files of `pytest bench/`, and readers of the tables made from them."""
+"""Synthetic result files of `pytest bench/`, and readers of the tables made from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOGITS = 512 * 151_936 * 4
 
 
 def entry(provider: str, *ms: float, bound: float | None = None, tokens: int = 512, **more: Any) -> dict[str, Any]:
-    """A provider's part of a file; `bound`: milliseconds of its bound."""
+    """A provider's entry in a result file. bound: its lower bound, ms."""
     median = statistics.median(ms)
     figures = {
         "kernel": "policy_loss",
@@ -62,14 +62,14 @@ def write(folder: Path, name: str, found: Any) -> Path:
 
 
 def make(folder: Path) -> tuple[str, str]:
-    """The page and the terminal's output."""
+    """The report page and the terminal output."""
     out = folder / "BENCHMARKS.md"
     lines = report.write_report(folder / "results", out)
     return out.read_text(), "\n".join(lines)
 
 
 def rows_of(page: str) -> dict[str, dict[str, str]]:
-    """Cells by column by provider, of all tables that have providers."""
+    """Cells by column by provider, from all tables with providers."""
     found, titles = {}, []
     for line in page.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -83,7 +83,7 @@ def rows_of(page: str) -> dict[str, dict[str, str]]:
 
 
 def measured(*runs: dict[str, Any]) -> Measured:
-    """The only case of these files; its order has no meaning."""
+    """The only case of these runs; the order of the runs is irrelevant."""
     (machine,) = machines([read_run(Path(f"cpu/{i}.json"), run) for i, run in enumerate(runs)])
     ((case,),) = machine.kernels().values()
     return case

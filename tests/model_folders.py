@@ -1,4 +1,4 @@
-"""Copies of the shipped model with one thing changed."""
+"""Copies of the shipped model with one change each."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def sharded(folder: Path) -> None:
     weights = load_file(folder / SINGLE)
     names = sorted(weights)
     parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in (0, 1)}
-    for part, held in parts.items():
-        save_file({name: weights[name] for name in held}, folder / part, {"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: part for part, held in parts.items() for name in held}}
+    for part, members in parts.items():
+        save_file({name: weights[name] for name in members}, folder / part, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: part for part, members in parts.items() for name in members}}
     (folder / INDEX).write_text(json.dumps(index))
     (folder / SINGLE).unlink()
 

@@ -1,4 +1,4 @@
-"""Run folders for the tests of the report: small, with every kind of rollout, and with texts that attack the page."""
+"""Small run folders for the report's tests: every kind of rollout, and texts that attack the page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def row(
     text: str = "",
     group: int = 0,
 ) -> dict:
-    """A line of a rollouts file, in the format of the trainer: two tokens per step."""
+    """A line of a rollouts file as the trainer writes it, with two tokens per step."""
     steps = tuple(f"step {k} of {sample} {text}" for k in range(len(votes)))
     prompt = Prompt(f"p{group}", f"problem {group} {text}", f"answer {text}", None, (1,))
     starts = (True, False) * len(votes)
@@ -42,7 +42,7 @@ def row(
 
 
 def all_kinds(text: str = "") -> list[dict]:
-    """One rollout of each kind; samples 0 to 6, of which 2 is the right answer with a wrong step."""
+    """One rollout of each kind, samples 0 to 6. Sample 2 has the right answer with a wrong step."""
     hostile = critique(1, text=f"step_1 is wrong {text}")
     return [
         row(0, 1.0, (0, 0), (1.0, 1.0), [critique()], text),
@@ -58,7 +58,7 @@ def all_kinds(text: str = "") -> list[dict]:
 def make_run(
     folder: Path, steps: int = 4, algorithm: str = "capo", rows: Sequence[dict] = (), finished: bool = True
 ) -> Path:
-    """A run whose every step has these rollouts, written by the trainer's own recorder."""
+    """A run with these rollouts in every step, written by the trainer's recorder."""
     recorder = RunFolder(folder)
     for step in range(1, steps + 1):
         critiques = {"critic/critiques": 8, "critic/abstained": 1, "wrong_step_rate": 0.4 / step}

@@ -1,4 +1,4 @@
-"""The command `capo_fast.train` on the scripted engine, as one of several ranks, with a fault injected into one.
+"""The command `capo_fast.train` on the scripted engine, as one of several ranks, with a fault injected into one rank.
 
 An order is FAULT:RANK: `error`, `bug`, `kill` or `hang` of RANK during its first rollouts, or `none`.
 """
@@ -46,7 +46,7 @@ def inject(fault: str) -> None:
 
 
 def hang() -> None:
-    """A stage that rank 1 never ends, while rank 0 waits in a collective with a distant deadline."""
+    """Rank 1 never leaves its stage; rank 0 waits in a collective with a far deadline."""
     threading.Thread(target=time.sleep, args=(600,), name="idle", daemon=True).start()
     with ranks():
         rank = dist.get_rank()

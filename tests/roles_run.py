@@ -1,7 +1,7 @@
-"""The command `capo_fast.train` on two ranks, one of which only holds the scripted engine, with a log of its requests.
+"""The command `capo_fast.train` on two ranks. One has only the scripted engine, which logs its requests.
 
-Arguments: NOTES [--die PLACE:N[:SIGNAL] | --fail PLACE:N] [settings ...]: see scripted_run.py, but the order applies to
-the rank with the engine. NOTES gets a line for each step whose rollouts are requested from the engine.
+Arguments: NOTES [--die PLACE:N[:SIGNAL] | --fail PLACE:N] [settings ...], as in scripted_run.py, but the fault is in
+the rank with the engine. NOTES gets one line per step whose rollouts are requested from the engine.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class NotedEngine(TriggeredEngine):
         if kind == "rollout" and step not in self._steps:
             self._steps.add(step)
             with self._notes.open("a") as file:
-                held = sum(checksum(weight) for weight in self.weights.values())
-                file.write(json.dumps({"step": int(step), "held": held}) + "\n")
+                weights_sum = sum(checksum(weight) for weight in self.weights.values())
+                file.write(json.dumps({"step": int(step), "weights_sum": weights_sum}) + "\n")
 
 
 def main(notes: Path, arguments: list[str]) -> None:

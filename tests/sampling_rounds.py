@@ -57,5 +57,5 @@ def rollout_of(critique):
     return f"rollout-7-{group}-{sample}"
 
 
-def asked(engine):
+def judged_members(engine):
     return {tuple(map(int, rollout_of(name).split("-")[2:])) for name in critiques_in(engine)}

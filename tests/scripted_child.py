@@ -1,7 +1,7 @@
-"""A stub of vLLM's server as a process of its own: `python scripted_child.py PORT FATE FOLDER`.
+"""A stub of vLLM's server as a process of its own: `python scripted_child.py PORT MODE FOLDER`.
 
-It has a worker in its own session, files of shared memory and a semaphore, and writes its requests into FOLDER. FATE
-is `serve`; `mute` answers nothing; `fail` exits with vLLM's lines; `kill:N` and `exit:N` end it at the N-th critique.
+It has a worker in its own session, shared memory and a semaphore, and writes its requests into FOLDER. MODE is `serve`;
+`mute` never answers; `fail` exits with vLLM's error lines; `kill:N` and `exit:N` end it at the N-th critique.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ FAILURE = """\
 """
 
 
-def scripted(fate: str, folder: Path, model: str, config: object, gpus: int, port: int) -> list[str]:
-    return [sys.executable, __file__, str(port), fate, str(folder)]
+def scripted(mode: str, folder: Path, model: str, config: object, gpus: int, port: int) -> list[str]:
+    return [sys.executable, __file__, str(port), mode, str(folder)]
 
 
-def command(fate: str, folder: Path):
+def command(mode: str, folder: Path):
     """The server's `Command`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return partial(scripted, fate, folder)
+    return partial(scripted, mode, folder)
 
 
-def hold(fate: str, folder: Path) -> None:
-    """A trainer that starts a server and is then killed."""
+def serve_until_killed(mode: str, folder: Path) -> None:
+    """A trainer that starts a server and waits to be killed."""
     from capo_fast.config.critic import ServerConfig
     from capo_fast.engine.server_process import running_server
 
-    with running_server("judge", ServerConfig(), 1, folder / "log", 0, command(fate, folder)):
+    with running_server("judge", ServerConfig(), 1, folder / "log", 0, command(mode, folder)):
         (folder / "ready").touch()
         time.sleep(60)
 
 
-def ask_on_a_rank(folder: Path) -> None:
-    """One rank of a job whose ranks share a node: the server answers and wakes up for each of them."""
+def query_on_a_rank(folder: Path) -> None:
+    """One rank of a job whose ranks share a node: each wakes the server and gets an answer."""
     import torch.distributed as dist
 
     from capo_fast.config.critic import EndpointConfig, ServerConfig
@@ -68,12 +68,12 @@ def ask_on_a_rank(folder: Path) -> None:
 
 
 def processes(folder: Path) -> list[int]:
-    """Processes of a running server and of its worker."""
+    """Process ids of a running server and its worker."""
     return [int(line) for line in (folder / "pids").read_text().split()]
 
 
-def is_there(pid: int) -> bool:
-    """Whether the process runs; a zombie does not."""
+def is_running(pid: int) -> bool:
+    """True if the process is running. A zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -81,15 +81,15 @@ def is_there(pid: int) -> bool:
 
 
 def all_end(pids: list[int], files: Sequence[Path] = (), seconds: float = 15.0) -> bool:
-    """Whether these processes have exited and these files are deleted in time."""
+    """True if the processes exit and the files are deleted within `seconds`."""
     deadline = time.monotonic() + seconds
-    while (left := any(map(is_there, pids)) or any(map(Path.exists, files))) and time.monotonic() < deadline:
+    while (left := any(map(is_running, pids)) or any(map(Path.exists, files))) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not left
 
 
 def has_ended(child: Path) -> bool:
-    """Whether all processes have exited and their shared memory is deleted."""
+    """True if all processes exit and their shared memory is deleted."""
     return all_end(processes(child), shared_by(child))
 
 
@@ -107,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", 0)))
-        with (self.server.folder / "asked").open("a") as file:
+        with (self.server.folder / "requests").open("a") as file:
             print(self.path, file=file)
         if self.path == "/v1/chat/completions":
             self.server.answer()
@@ -128,12 +128,12 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 128  # of 5 the system resets further connections
+    request_queue_size = 128  # at the default of 5 the system resets further connections
 
-    def __init__(self, port: int, fate: str, folder: Path) -> None:
+    def __init__(self, port: int, mode: str, folder: Path) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.folder = folder
-        self.end, _, number = fate.partition(":")
+        self.end, _, number = mode.partition(":")
         self.left = int(number or 0)
 
     def answer(self) -> None:
@@ -157,19 +157,19 @@ time.sleep(600)
 """
 
 
-def main(port: int, fate: str, folder: Path) -> None:
+def main(port: int, mode: str, folder: Path) -> None:
     print("INFO 11-29 15:00:00 [api_server.py:1] starting")
     (folder / "environment").write_text(json.dumps(dict(os.environ)))
-    if fate == "fail":
+    if mode == "fail":
         sys.exit(FAILURE)
-    server = Server(port, fate, folder)
+    server = Server(port, mode, folder)
     shared = f"/dev/shm/capo_fast-test-{os.getpid()}"
     worker = subprocess.Popen([sys.executable, "-c", WORKER, shared], stdout=subprocess.PIPE, start_new_session=True)
     memory = SharedMemory(create=True, size=4096)
-    memory.close()  # from now on nothing but Python's tracker knows of it
+    memory.close()  # only Python's resource tracker can delete it now
     (folder / "shared").write_text(f"{worker.stdout.readline().decode()} /dev/shm/{memory.name}")
     (folder / "pids").write_text(f"{os.getpid()} {worker.pid}")
-    if fate == "mute":
+    if mode == "mute":
         time.sleep(600)
     server.serve_forever(0.01)
 

@@ -1,4 +1,4 @@
-"""A deterministic double of the engine, for tests of the loop: answers come from a function, weights are kept."""
+"""A deterministic test double of the engine: a function gives its answers, and it stores the weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from capo_fast.records import Completion, Request
 
 
 class ScriptedEngine:
-    """Answers each request with `answer(request)`, one per step, in the order they came.
+    """Answers one request per step with `answer(request)`, in order of arrival.
 
-    `scorer(weights, sequence)` gives the log-probs of `score`; tests that need the canary pass a real model there, and
-    tests with an adapter the `weights` of its base.
+    scorer: `scorer(weights, sequence)` returns the log-probs of `score`; tests of the canary pass a real model.
+    weights: those of the base, for tests with an adapter.
     """
 
     pause_s = 0.0

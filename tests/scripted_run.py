@@ -1,8 +1,8 @@
-"""The command `capo_fast.train` on the scripted engine, in a process of its own that can be killed at a given place.
+"""The command `capo_fast.train` on the scripted engine, in a process that can be killed at a given point.
 
 Arguments: [--die PLACE:N[:SIGNAL]] [settings ...]
 
-PLACE is `rollout`, `critique`, `load`, `learn`, `publish`, `published` or `recorded`; N says which time.
+PLACE is `rollout`, `critique`, `load`, `learn`, `publish`, `published` or `recorded`; the N-th time counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from capo_fast.runlog.log import RunLog
 
 
 class SignalAt:
-    """Sends this process a signal, SIGKILL by default, the N-th time that `place` is reached."""
+    """Sends this process a signal (default SIGKILL) the N-th time it reaches `place`."""
 
     def __init__(self, order: str) -> None:
         self.place, _, rest = order.partition(":")

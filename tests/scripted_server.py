@@ -20,7 +20,7 @@ ROUTES = {"/v1/models", "/v1/chat/completions"}
 
 
 def chat(text="Judgment: Yes", finish="stop", prompt=10, answer=5, **message):
-    """A chat completion, as a server sends it."""
+    """A chat completion response."""
     choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
     usage = {"prompt_tokens": prompt, "completion_tokens": answer, "prompt_tokens_details": {"cached_tokens": 4}}
     return 200, {"choices": [choice], "usage": usage}
@@ -31,7 +31,7 @@ def refused(code, message="no"):
 
 
 class Scripted(ThreadingHTTPServer):
-    """Answers each chat completion with `respond(body)`: a status, JSON or text, and headers if any."""
+    """Answers each chat completion request with `respond(body)`: (status, JSON or text[, headers])."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -41,7 +41,7 @@ class Scripted(ThreadingHTTPServer):
         self.respond, self.models = lambda body: chat(), (200, {"data": [{"id": "critic"}]})
         self.bodies, self.keys, self.headers = [], [], []
         self.pause_s = 0.0  # between two bytes of an answer
-        self.endless = False  # an answer's body is sent again and again
+        self.endless = False  # repeats the body of an answer for ever
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
@@ -50,7 +50,7 @@ class Scripted(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address):
-        """Ignores clients that disconnected, which tests do."""
+        """Ignores disconnected clients, which tests cause."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -104,17 +104,17 @@ def request(name="c", message="1+1\n<step_0>1+1=2</step_0>", seed=2**62 + 5, **r
     return Request(name, (), seed, **values, message=message)
 
 
-def ask(critic, *requests):
+def query(critic, *requests):
     return run_requests(critic, requests or [request()])
 
 
-def ask_until_it_breaks(critic, count, match):
-    """The answers that came before the failure."""
-    came = []
+def query_until_failure(critic, count, match):
+    """The answers received before the failure."""
+    answers = []
     with pytest.raises(EngineError, match=match):
         for completion in stream_requests(critic, [request(str(i)) for i in range(count)]):
-            came.append(completion)
-    return came
+            answers.append(completion)
+    return answers
 
 
 def in_turn(*replies):

@@ -1,6 +1,6 @@
-"""The tiny world without vLLM: a scripted engine whose solutions and critiques depend on each request's seed alone.
+"""The tiny world without vLLM: a scripted engine whose answers depend only on each request's prompt and seed.
 
-Its answers don't depend on the weights, but its `score` does (through transformers), so the canary is the real one.
+Its answers do not depend on the weights; its `score` does (through transformers), so the canary is the real one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALL = {
 
 
 def small_arguments(*arguments: str) -> list[str]:
-    """The flags of a quick run, with others (`--key value` pairs) that replace or extend them."""
+    """The flags of a quick run. `arguments` (`--key value` pairs) replace or extend them."""
     pairs = SMALL | dict(zip(arguments[::2], arguments[1::2], strict=True))
     return [word for pair in pairs.items() for word in pair]
 
@@ -49,7 +49,7 @@ def scripted_engine() -> ScriptedEngine:
 
 
 def answer(request: Request) -> Completion:
-    """A solution in which every fifth step or so is wrong, or the true critique of one."""
+    """A solution with about every fifth step wrong, or the true critique of one."""
     question, steps = shown(request)
     if steps:
         text = critique_text(question, steps)
@@ -62,13 +62,13 @@ def answer(request: Request) -> Completion:
 
 
 def shown(request: Request) -> tuple[str, list[str]]:
-    """The question, and for a critique the steps in its prompt."""
+    """The question, and for a critique request the steps in its prompt."""
     question, _, solution = tokenizer().decode(request.prompt_ids).strip().partition("\n")
     return question, [piece.split(">")[-1] for piece in solution.split("</step_")[:-1]]
 
 
 def answer_steps(request: Request) -> Completion:
-    """Like `answer`; a critique is the true one of the last step in its prompt, and uses all its tokens."""
+    """Like `answer`, but a critique judges only the last step in its prompt, truly, and uses all its tokens."""
     question, steps = shown(request)
     if not steps:
         return answer(request)

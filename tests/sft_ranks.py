@@ -62,13 +62,14 @@ def weights_of(learner: AnswerLearner) -> dict[str, torch.Tensor]:
 def updated(config: SftConfig, given: list[Example]) -> tuple[dict[str, float], dict[str, torch.Tensor], float]:
     """Metrics and weights after one update, and the held-out loss before it."""
     learner = make_learner(config)
-    held = learner.evaluate(given)
-    return learner.fit(given), weights_of(learner), held.loss
+    held_out = learner.evaluate(given)
+    return learner.fit(given), weights_of(learner), held_out.loss
 
 
 def main(out: Path) -> None:
     with ranks():
-        metrics, weights, held = updated(sft_config(train__micro_tokens=1), examples()[:3])  # two ranks need a filler
+        # Three examples: two ranks need a filler.
+        metrics, weights, held_loss = updated(sft_config(train__micro_tokens=1), examples()[:3])
         if dist.get_rank() == 0:
             torch.save(weights, out)
-            out.with_suffix(".json").write_text(json.dumps([metrics, held]))
+            out.with_suffix(".json").write_text(json.dumps([metrics, held_loss]))

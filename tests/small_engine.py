@@ -11,7 +11,7 @@ CONFIG = EngineConfig(dtype="float32", max_model_len=256, kv_cache_gb=0.25, enfo
 
 @torch.no_grad()
 def logits_of(model, request, completion):
-    """[L, V], the logits from which each response token was drawn."""
+    """float32 [L, V], the logits that each response token was drawn from."""
     ids = torch.tensor([[*request.prompt_ids, *completion.token_ids]])
     return model(ids).logits[0, len(request.prompt_ids) - 1 : -1]
 

@@ -1,4 +1,4 @@
-"""A learner of a small random model, and steps of it."""
+"""A learner of a small random model, and batches for it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def make_learner(config: Config, architecture: Any = MODEL) -> Learner:
 def micro_batch(
     config: Config, sequences: int, response: int = 100, prompt: int = 20, vocab: int = 4000
 ) -> PackedBatch:
-    """Sequences with different prompts."""
+    """A micro-batch of sequences with different prompts."""
     prompts = [Prompt(str(i), str(i), "0", None, tuple(range(i, i + prompt))) for i in range(sequences)]
     samples = [sample_of(each, i, 1, response, vocab, True) for i, each in enumerate(prompts)]
     [found] = pack_update(samples, config, 0, 1)

@@ -1,4 +1,4 @@
-"""Small tokenizers: of bytes (like Qwen's and Llama 3's), and of characters with byte fallback (like Llama 2's)."""
+"""Small tokenizers: byte-level (like Qwen's and Llama 3's), and characters with byte fallback (like Llama 2's)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def byte_tokenizer(template: str | None = CHAT, special: tuple[str, ...] = ()) -
 
 
 def piece_tokenizer(template: str | None = CHAT, special: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """One token per ASCII character, bytes of any other, and a space prepended."""
+    """One token per ASCII character, byte tokens for all others; prepends a space."""
     pieces = [f"<0x{byte:02X}>" for byte in range(256)] + [chr(code) for code in range(33, 127)] + ["\u2581"]
     vocabulary = {piece: index for index, piece in enumerate(["<unk>", *pieces])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True))

@@ -22,7 +22,7 @@ def checked(capsys, *arguments: str) -> tuple[int, list[str]]:
     return status, capsys.readouterr().out.splitlines()
 
 
-def test_the_embedded_default_could_start(capsys):
+def test_the_embedded_default_passes(capsys):
     status, lines = checked(capsys)
     assert status == 0
     assert [line.split()[:2] for line in lines] == [["ok", name] for name in NAMES]
@@ -32,7 +32,7 @@ def test_the_embedded_default_could_start(capsys):
 
 @pytest.fixture
 def model(tmp_path) -> Path:
-    """A copy of the embedded model, for damaging."""
+    """A copy of the embedded model, for tests to damage."""
     return Path(shutil.copytree(resolve_path("pkg://capo_fast.tiny/model"), tmp_path / "model"))
 
 
@@ -60,8 +60,8 @@ def test_a_failure_ends_the_check(capsys, tmp_path):
         assert all(line.startswith("ok ") for line in lines[:-1])
 
 
-def test_a_merged_adapter_has_the_rules_of_a_critic_that_is_swapped_in(capsys, monkeypatch):
-    """After the critiques a remote engine has the base, and would sample the next round's rollouts with it."""
+def test_a_merged_adapter_follows_the_rules_of_a_swapped_in_critic(capsys, monkeypatch):
+    """A remote engine has the base's weights after the critiques, and would sample the next round with them."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     words = "--nproc 2 --engine.ranks 1 --loss.is_mode truncate --rollout.top_p 1 --train.dynamic_sampling true"
     arguments = ["check", *words.split(), "--lora.rank", "2", "--policy.dtype", "float32"]
@@ -89,7 +89,7 @@ def test_weights_must_exist(capsys, model):
     )
 
 
-def test_an_unknown_kind_of_model_is_one_line(capsys, model):
+def test_an_unknown_kind_of_model_is_a_one_line_error(capsys, model):
     (model / "config.json").write_text("{}")
     status, lines = checked(capsys, "--model.path", str(model))
     assert status == 1 and lines[-1].endswith(
@@ -97,7 +97,7 @@ def test_an_unknown_kind_of_model_is_one_line(capsys, model):
     )
 
 
-def test_a_reward_module_that_fails_is_one_line(capsys, tmp_path, monkeypatch):
+def test_a_reward_module_that_fails_is_a_one_line_error(capsys, tmp_path, monkeypatch):
     (tmp_path / "bad_reward.py").write_text("raise ValueError('first line\\nsecond line')")
     monkeypatch.syspath_prepend(tmp_path)
     status, lines = checked(capsys, "--reward.fn", "bad_reward:f")
@@ -120,7 +120,7 @@ SERVED = ["--critic.mode", "server", "--critic.server.max_model_len", "256", "--
 
 
 def test_a_critic_that_the_run_will_serve_is_checked_and_not_started(capsys, model, monkeypatch):
-    """It may have another architecture than the policy's."""
+    """Its architecture may differ from the policy's."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
@@ -138,7 +138,7 @@ def without_template(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer, wanted tokenizer.json beside the weights"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights, wanted model.safetensors"),
@@ -146,10 +146,10 @@ def without_template(folder):
         (lambda folder: shutil.rmtree(folder), "no such model folder"),
     ],
 )
-def test_a_served_critic_of_a_folder_that_can_not_be_served_is_one_line(change, says, capsys, model):
+def test_a_critic_folder_that_can_not_be_served_is_a_one_line_error(change, message, capsys, model):
     change(model)
     line = checked(capsys, *SERVED, str(model))[1][-1]
-    assert line.startswith(f"FAILED  critic         critic.path: {model}: {says}")
+    assert line.startswith(f"FAILED  critic         critic.path: {model}: {message}")
 
 
 def test_the_context_of_a_served_critic_is_its_own(capsys, model):

@@ -36,12 +36,12 @@ def test_help_names_every_command(capsys):
         (["train", "--nproc=2", "--train.stepz", "3"], "train.stepz: unknown setting; did you mean train.steps?"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(words, line, capsys):
+def test_a_wrong_command_line_is_a_one_line_error(words, line, capsys):
     assert cli.main(words) == 2
     assert capsys.readouterr().err == f"capo_fast: error: {line}\n"
 
 
-def test_the_subcommand_s_status_is_the_command_s(tmp_path, capsys):
+def test_the_command_returns_the_subcommand_s_status(tmp_path, capsys):
     assert cli.main(["status", str(tmp_path)]) == 1
     assert (
         capsys.readouterr().err == f"capo_fast: error: {tmp_path}: found no config.yaml, wanted the folder of a run\n"
@@ -49,13 +49,13 @@ def test_the_subcommand_s_status_is_the_command_s(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_names_the_command_as_it_is_typed(command, capsys):
+def test_help_names_the_command_as_typed(command, capsys):
     with suppress(SystemExit):
         cli.main([command, "--help"])
     assert capsys.readouterr().out.startswith(f"usage: capo {command} ")
 
 
-def test_missing_packages_are_one_line(monkeypatch, capsys):
+def test_missing_packages_are_a_one_line_error(monkeypatch, capsys):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydantic" else found(name))
     monkeypatch.delitem(sys.modules, "capo_fast.runtime.extras", raising=False)
@@ -82,7 +82,7 @@ def test_help_and_status_start_without_torch(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_current_folder_s_modules_can_be_a_reward(count, tmp_path):
-    """A console script's sys.path lacks it (here: -P). `run.dir` is a file: the run fails just after the reward."""
+    """A console script's sys.path lacks the folder (here: -P). `run.dir` is a file: the run fails after the reward."""
     (tmp_path / "my_reward.py").write_text("def f(text, answer): return True\n")
     words = ["train", "--nproc", str(count), "--reward.fn", "my_reward:f", "--run.dir", "my_reward.py"]
     code = f"import sys, capo_fast.cli as cli; sys.exit(cli.main({words!r}))"
@@ -92,7 +92,7 @@ def test_the_current_folder_s_modules_can_be_a_reward(count, tmp_path):
 
 
 def launched(*orders: str) -> subprocess.Popen[str]:
-    """A process that launches two ranks for each order, which end as it says, and prints their exit statuses."""
+    """A process that launches two ranks per order, with the exit that it requests, and prints their exit statuses."""
     code = (
         "from capo_fast.command import run_command\n"
         "from capo_fast.runtime.launch import launch\n"
@@ -105,7 +105,7 @@ def launched(*orders: str) -> subprocess.Popen[str]:
     )
 
 
-def test_the_status_of_ranks_is_that_of_the_first_to_fail():
+def test_the_exit_status_is_that_of_the_first_rank_to_fail():
     output, error = launched("0:0", "1:2", "0:1", f"1:{-signal.SIGKILL}", f"0:{-signal.SIGBUS}").communicate()
     assert output.splitlines() == ["0", "2", "1", "error 1", "error 1"]
     first, second = error.splitlines()
@@ -124,7 +124,7 @@ def test_a_signal_reaches_every_rank_which_saves_before_the_command_ends(tmp_pat
     assert (output, error) == ("error 130\n", "capo_fast: interrupted: all ranks exited after SIGTERM\n")
 
 
-def test_ranks_that_can_not_be_started_are_one_line():
+def test_ranks_that_can_not_be_started_are_a_one_line_error():
     code = (
         "import sys\n"
         "from capo_fast.command import run_command\n"

@@ -36,7 +36,7 @@ sleep 0.3 # its parent has set its trap by then
 kill -USR1 $PPID
 sleep 30 & wait
 """
-"""torchrun, as SLURM tells a step of its time limit: with its parent."""
+"""torchrun near the time limit: SLURM signals every process of a step, so torchrun and its parent."""
 PLACES = {
     "slurm.sbatch": {
         "SLURM_JOB_NODELIST": "node-[a-b]",
@@ -68,7 +68,7 @@ def script_of(name: str) -> tuple[list[str], dict[str, str]]:
 def run_recipe(
     name: str, folder: Path, stubs: dict[str, str] = STUBS, **environment: str
 ) -> tuple[int, list[list[str]]]:
-    """The exit status, and the commands that it ran."""
+    """The recipe's exit status and the commands that it ran."""
     for command, text in stubs.items():
         (folder / command).write_text(f"#!/usr/bin/env bash\n{text}")
         (folder / command).chmod(0o755)
@@ -97,11 +97,11 @@ def test_the_commands_of_a_recipe(name, tmp_path, monkeypatch):
     assert config.run.dir and config.data.path and config.rollout.prompts == 24
 
 
-@pytest.mark.parametrize(("restarts", "status", "asked"), [("0", 0, [["requeue", "7"]]), ("5", 1, [])])
-def test_a_failed_job_is_queued_again_some_times(restarts, status, asked, tmp_path):
+@pytest.mark.parametrize(("restarts", "status", "expected"), [("0", 0, [["requeue", "7"]]), ("5", 1, [])])
+def test_a_failed_job_is_requeued_a_limited_number_of_times(restarts, status, expected, tmp_path):
     found, commands = run_recipe("slurm.sbatch", tmp_path, STATUS="1", SLURM_RESTART_COUNT=restarts)
     assert found == status
-    assert [rest for first, *rest in commands if first == "scontrol" and rest[0] == "requeue"] == asked
+    assert [rest for first, *rest in commands if first == "scontrol" and rest[0] == "requeue"] == expected
 
 
 @pytest.mark.parametrize("name", PLACES)

@@ -53,9 +53,9 @@ def killed_run(folder):
     process = subprocess.Popen([*torchrun, "-m", "capo_fast.train", "--run.dir", str(folder), *TINY])
     while len(lines(folder)) < 2 and process.poll() is None:
         time.sleep(0.02)
-    process.kill()  # torchrun: its rank must not live on and write beside the resumed run
+    process.kill()  # torchrun's rank must exit too, or it would write into the resumed run
     process.wait()
-    assert not (folder / "summary.json").exists(), "it was killed too late to tell anything"
+    assert not (folder / "summary.json").exists(), "killed after its end: this tests nothing"
     forked_run(folder, *TINY)
 
 
@@ -67,7 +67,7 @@ FAMILIES = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, Lla
 
 
 def problems():
-    """Word problems: the real ones if they are next to the project, else a few made here."""
+    """Word problems: GSM8K's if the shared data is present, else a few made here."""
     if GSM8K.exists():
         with gzip.open(GSM8K, "rt") as file:
             return [json.loads(line) for _, line in zip(range(64), file, strict=False)]
@@ -78,7 +78,7 @@ def problems():
 
 
 def make_model(family, folder, texts):
-    """A random model with a byte-level tokenizer trained on the problems, as a folder that transformers loads."""
+    """Save a random model, with a byte-level tokenizer trained on the problems, for transformers."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -125,7 +125,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory):
-    """The folder of a finished run of RUNS. Two run at a time, because a starting run leaves most cores idle."""
+    """The folder of a finished run of RUNS. Two run at once, because a starting run leaves most cores idle."""
     start_server(*ENGINE)
     with ThreadPoolExecutor(2) as pool:
         folders = {name: tmp_path_factory.mktemp(name) / "run" for name in RUNS}
@@ -159,7 +159,7 @@ def test_other_models_and_data(family, gap, run_of):
     assert AutoModelForCausalLM.from_pretrained(folder / "model").dtype == torch.bfloat16
 
 
-def test_a_lora_run_is_judged_by_its_base_and_leaves_an_adapter(run_of):
+def test_a_lora_run_uses_its_base_as_critic_and_saves_an_adapter(run_of):
     folder = run_of("llama")
     steps = [json.loads(line) for line in lines(folder)]
     assert all(step["critic/critiques"] == 16 and step["critic/tokens"] > 0 for step in steps)
@@ -172,7 +172,7 @@ def test_a_lora_run_is_judged_by_its_base_and_leaves_an_adapter(run_of):
     torch.testing.assert_close(adapted[name], merged[name], atol=0.01, rtol=0.01)
 
 
-def test_one_engine_in_two_slices_trains_as_two_engines_do(run_of):
+def test_one_engine_in_two_slices_trains_like_two_engines(run_of):
     """The random model has one key/value head: each of the two ranks has a copy of it."""
     whole, sliced = run_of("qwen2"), run_of("sliced")
     for step in (1, 2):

@@ -1,4 +1,4 @@
-"""`capo fetch`: a folder is made once, checked after that, and never written over something else."""
+"""`capo fetch`: a folder is created once, then only checked; other contents are never overwritten."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from capo_fast.runtime.digest import file_digest
 
 @pytest.fixture
 def fetched(tmp_path):
-    """A folder like `capo fetch` makes, with one small file."""
+    """A folder as `capo fetch` makes it, with one small file."""
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -54,7 +54,7 @@ def test_other_contents_are_not_changed(found, tmp_path, capsys):
     assert inner.read_text() == "mine"
 
 
-def test_missing_packages_are_named_with_what_installs_them(tmp_path, monkeypatch, capsys):
+def test_missing_packages_are_named_with_their_install_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(metadata, "version", absent)
     assert main(["fetch", "smollm2", "--out", str(tmp_path / "model")]) == 1
     [line] = capsys.readouterr().err.splitlines()
@@ -62,7 +62,7 @@ def test_missing_packages_are_named_with_what_installs_them(tmp_path, monkeypatc
     assert not any(tmp_path.iterdir())
 
 
-def test_the_pins_are_those_of_the_extra_and_of_the_requirements():
+def test_the_pins_match_the_extra_and_the_requirements():
     root = Path(__file__).parents[1]
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = (root / "requirements/smollm2.txt").read_text().splitlines()
@@ -70,6 +70,6 @@ def test_the_pins_are_those_of_the_extra_and_of_the_requirements():
         assert set(extras[name]) == set(source.pins) == {line for line in lines if "==" in line}
 
 
-def test_an_unknown_name_lists_the_known_ones(tmp_path):
+def test_the_error_of_an_unknown_name_lists_the_valid_names(tmp_path):
     with pytest.raises(ValueError, match="smollm: unknown model, wanted smollm2"):
         fetch("smollm", tmp_path)

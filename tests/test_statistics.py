@@ -1,4 +1,4 @@
-"""The statistics against brute force, and against their guarantees."""
+"""The statistics against brute force and against their guarantees."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def test_pass_at_k_is_the_mean_over_all_subsets(n):
         assert pass_at_k(n, right, k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
 
 
-def test_pass_at_k_of_more_than_there_are():
+def test_pass_at_k_with_k_above_n():
     with pytest.raises(ValueError, match="k = 3 of n = 2"):
         pass_at_k(2, 1, 3)
 
 
-def test_wilson_is_the_textbooks():
+def test_the_wilson_interval_matches_the_textbook():
     assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
     assert wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
 
 
-def test_one_yes_or_no_per_problem_has_wilsons_interval():
+def test_binary_scores_have_the_wilson_interval():
     assert mean_interval([1.0] * 3 + [0.0] * 27) == pytest.approx(wilson(0.1, 30))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
-def test_an_interval_holds_its_mean_and_stays_inside(values):
+def test_an_interval_contains_its_mean_and_stays_in_0_to_1(values):
     low, high = mean_interval(values)
     assert 0 <= low <= sum(values) / len(values) + 1e-9
     assert sum(values) / len(values) - 1e-9 <= high <= 1
@@ -81,7 +81,7 @@ def test_an_empty_group_has_no_interval():
     assert macro_interval([[0.5, 0.7], [0.1]]) is None  # one problem has no variance
 
 
-def test_macro_groups_weigh_the_same():
+def test_macro_groups_have_equal_weight():
     low, high = macro_interval([[0.0, 1.0] * 500, [1.0, 0.0]])
     assert (low + high) / 2 == pytest.approx(0.5)
     assert high - low == pytest.approx(1.96 * math.sqrt(0.2502 / 1000 + 0.5 / 2), rel=1e-3)
@@ -90,17 +90,17 @@ def test_macro_groups_weigh_the_same():
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (3, 3), (8, 1), (2, 9)])
 def test_mcnemar_is_the_binomial_test(better, worse):
     throws = list(product((0, 1), repeat=better + worse))
-    as_far = [t for t in throws if abs(2 * sum(t) - len(t)) >= abs(better - worse)]
-    assert mcnemar(better, worse) == pytest.approx(len(as_far) / len(throws))
+    as_extreme = [t for t in throws if abs(2 * sum(t) - len(t)) >= abs(better - worse)]
+    assert mcnemar(better, worse) == pytest.approx(len(as_extreme) / len(throws))
     differences = [1.0] * better + [-1.0] * worse + [0.0] * 5
     assert paired_p([differences]) == pytest.approx(mcnemar(better, worse))
     assert sign_flip_test(differences) == pytest.approx(mcnemar(better, worse), abs=0.01)
 
 
-def test_sampled_sign_flips_come_near_the_exact_test():
+def test_sampled_sign_flips_approximate_the_exact_test():
     differences = [1.0] * 40 + [-1.0] * 24
     assert sign_flip_test(differences) == pytest.approx(mcnemar(40, 24), abs=0.008)
-    assert sign_flip_test([0.3] * 60) == pytest.approx(1e-4, rel=0.01)  # never 0
+    assert sign_flip_test([0.3] * 60) == pytest.approx(1e-4, rel=0.01)  # p is never 0
 
 
 def test_a_true_null_is_rejected_at_the_nominal_rate():
@@ -119,7 +119,7 @@ def test_f1_is_inside_its_interval(wrong, right, data):
 
 
 def test_agreement_of_fleiss_own_example():
-    """Two categories of equal raters: kappa by hand. 10 items of 4 raters."""
+    """Two categories, 10 items with 4 raters each: kappa by hand."""
     yes = [0, 1, 2, 3, 4, 4, 4, 0, 0, 1]
     observed = np.mean([(y * (y - 1) + (4 - y) * (3 - y)) / 12 for y in yes])
     p = sum(yes) / 40
@@ -127,7 +127,7 @@ def test_agreement_of_fleiss_own_example():
     assert agreement([(y, 4) for y in yes]) == pytest.approx((observed, kappa))
 
 
-def test_agreement_where_it_is_undefined():
+def test_undefined_agreement():
     assert agreement([(0, 3), (0, 3)]) == (1.0, None)
     assert agreement([(1, 1), (0, 0)]) == (None, None)
     assert agreement([(1, 1), (2, 2), (0, 2)]) == (1.0, 1.0)  # a single rater agrees with nobody

@@ -1,4 +1,4 @@
-"""Commands whose standard output or error is closed, broken, full or narrow, or that a signal ends."""
+"""Commands whose standard output or error is closed, broken, full or narrow, or that a signal interrupts."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ NO_ROOM = "capo_fast: error: standard output: No space left on device\n"
 
 
 def command(folder, shell, output_optional=True, then="pass"):
-    """Status and standard error of a command that prints 99,999 lines, `COMMAND` in `shell`, and whether it got to its
-    end."""
+    """Run `shell`, in which `COMMAND N` prints N lines. Returns its exit status, its standard error, and True if
+    COMMAND completed."""
     (folder / "work.py").write_text(WORK.format(output_optional=output_optional, then=then))
     line = "set -o pipefail; " + shell.replace("COMMAND", f"{sys.executable} work.py")
     done = subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True)
@@ -38,7 +38,7 @@ def command(folder, shell, output_optional=True, then="pass"):
 
 
 @pytest.mark.parametrize(
-    ("shell", "says"),
+    ("shell", "stderr"),
     [
         ("COMMAND 99999 | head -1", PIPE),
         ("COMMAND 99999 > /dev/full", FULL),
@@ -48,8 +48,8 @@ def command(folder, shell, output_optional=True, then="pass"):
         ("PYTHONIOENCODING=ascii COMMAND 9", ""),
     ],
 )
-def test_work_continues_without_a_standard_output(tmp_path, shell, says):
-    assert command(tmp_path, shell) == (0, says, True)
+def test_work_continues_without_a_standard_output(tmp_path, shell, stderr):
+    assert command(tmp_path, shell) == (0, stderr, True)
 
 
 def test_a_command_that_only_prints_ends_with_its_output(tmp_path):
@@ -67,7 +67,7 @@ def test_an_error_is_printed_without_a_standard_output(tmp_path):
 
 
 @pytest.mark.parametrize("signal", ["SIGINT", "SIGTERM"])
-def test_a_signal_ends_a_command_in_one_line(tmp_path, signal):
+def test_a_signal_ends_a_command_with_one_line(tmp_path, signal):
     then = f"os.kill(os.getpid(), signal.{signal})"
     line = "capo_fast: interrupted: ended by a signal, with nothing to save\n"
     assert command(tmp_path, "COMMAND 9", then=then) == (130, line, False)
@@ -103,7 +103,7 @@ def test_a_run_outlives_its_output_and_is_interrupted_while_it_starts():
     assert (done.returncode, done.stderr) == (130, FULL + line)
 
 
-def test_a_reward_function_that_prints_outlives_the_output_too(tmp_path):
+def test_a_reward_function_that_prints_also_outlives_the_output(tmp_path):
     (tmp_path / "talkative.py").write_text("def judge(text, answer):\n    print(text, flush=True)\n    return True\n")
     code = (
         "from capo_fast.verify import VerifierPool\n"

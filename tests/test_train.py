@@ -1,4 +1,4 @@
-"""The loop on the scripted engine: every algorithm, the files of a run, kills, signals, and bad input."""
+"""The training loop on the scripted engine: every algorithm, the files of a run, kills, signals and bad input."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_trace_of_a_step_has_its_operators_and_stages(tmp_path):
 
 @pytest.mark.parametrize("algorithm", ["prefix", "gspo"])
 def test_an_algorithm_with_a_critic_and_one_without(algorithm, tmp_path):
-    """CAPO and GRPO train below; tests/config/test_presets.py has the settings of each algorithm."""
+    """CAPO and GRPO train in other tests; tests/config/test_presets.py has the settings of each algorithm."""
     folder = tmp_path / "run"
     arguments = ["--run.dir", str(folder), "--train.steps", "2", "--algorithm", algorithm]
     summary = run(scripted_config(*arguments), scripted_engine())
@@ -96,7 +96,7 @@ def test_an_algorithm_with_a_critic_and_one_without(algorithm, tmp_path):
 
 def test_the_files_of_a_run(tmp_path):
     folder = tmp_path / "run"
-    default = ("--reward.fn", RewardConfig().fn)  # the other runs take a cheap one, which must say the same
+    default = ("--reward.fn", RewardConfig().fn)  # the cheap one of the other runs must give equal rewards
     config = scripted_config("--run.dir", str(folder), "--train.steps", "3", "--eval.every", "2", *default)
     summary = run(config, scripted_engine())
     assert {"pass@1_before", "pass@1_after", "steps", "wall_seconds", "seconds_by_stage"} <= set(summary)
@@ -142,7 +142,7 @@ def test_reward_functions_get_columns_and_lists_and_add_up(tmp_path):
 def test_steps_without_a_verdict_end_the_run_the_same_after_a_resume(tmp_path):
     words = ["--algorithm", "grpo", "--eval.path", "none", "--run.dir", str(tmp_path / "run"), "--train.steps", "9"]
     config = scripted_config(*words, "--reward.fn", "reward_functions:never", "--reward.max_failed_steps", "3")
-    for _ in range(2):  # the second start goes on after step 2
+    for _ in range(2):  # the second start resumes after step 2
         with pytest.raises(
             VerifierError, match=r"^steps 1 to 3: no answer got a verdict \(reward\.max_failed_steps: 3\); look at "
         ):
@@ -157,13 +157,13 @@ def test_dynamic_sampling_fills_the_batch_with_informative_groups(tmp_path):
     run(scripted_config(*arguments, "--train.dynamic_sampling", "true"), scripted_engine())
     for line in metrics_of(folder):
         rows = rollouts_of(folder, line["step"])
-        alive = {row["group"] for row in rows if any(row["advantages"])}
-        assert 1 <= len(alive) <= 4
-        assert line["groups/dropped"] == len({row["group"] for row in rows}) - len(alive)
+        informative = {row["group"] for row in rows if any(row["advantages"])}
+        assert 1 <= len(informative) <= 4
+        assert line["groups/dropped"] == len({row["group"] for row in rows}) - len(informative)
     assert sum(line["groups/dropped"] for line in metrics_of(folder)) > 0
 
 
-def test_a_budget_of_critiques_is_that_of_all_sampling_rounds_of_a_step(tmp_path):
+def test_a_critique_budget_covers_all_sampling_rounds_of_a_step(tmp_path):
     folder, least = tmp_path / "run", 2 * 16
     gate = ["--critic.mode", "self", "--critic.max_tokens", "16", "--critic.gate.tokens", str(least)]
     gate += ["--train.dynamic_sampling", "true"]
@@ -211,21 +211,21 @@ def test_a_run_killed_at_every_stage_ends_with_the_same_bits(undisturbed, tmp_pa
 
 @pytest.mark.slow
 def test_a_run_killed_while_a_checkpoint_is_written_resumes_from_the_previous_one(undisturbed, tmp_path):
-    folder, beside = tmp_path / "run", ("--train.steps", "5", "--checkpoint.asynchronous", "true")
-    died = process(folder, *beside, die="publish:3")
+    folder, words = tmp_path / "run", ("--train.steps", "5", "--checkpoint.asynchronous", "true")
+    died = process(folder, *words, die="publish:3")
     assert died.returncode == -9, died.stderr
     assert [path.name for path in sorted((folder / "checkpoints").glob("step_*"))] == ["step_000000", "step_000002"]
-    done = process(folder, *beside)
+    done = process(folder, *words)
     assert done.returncode == 0, done.stderr
     same_run(undisturbed, folder)
     assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"step_000004", "step_000005"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "beside"), [("critique:20:SIGTERM", "false"), ("learn:3:SIGINT", "true")])
-def test_a_signal_saves_the_last_finished_step_and_ends(place, beside, undisturbed, tmp_path):
+@pytest.mark.parametrize(("place", "asynchronous"), [("critique:20:SIGTERM", "false"), ("learn:3:SIGINT", "true")])
+def test_a_signal_saves_the_last_finished_step_and_ends(place, asynchronous, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    words = ("--checkpoint.every", "0", "--checkpoint.asynchronous", beside)
+    words = ("--checkpoint.every", "0", "--checkpoint.asynchronous", asynchronous)
     stopped = process(folder, "--train.steps", "5", *words, die=place)
     finished = 1 if place.startswith("critique") else 3
     assert stopped.returncode == 130, stopped.stderr
@@ -273,7 +273,7 @@ def test_a_run_has_one_writer(undisturbed, capsys):
     assert len(metrics_of(undisturbed)) == 5
 
 
-def test_other_settings_do_not_resume_a_run(undisturbed, capsys):
+def test_a_run_does_not_resume_with_other_settings(undisturbed, capsys):
     assert main(small_arguments("--run.dir", str(undisturbed), "--train.lr", "1e-3")) == 2
     assert "capo_fast: error: train.lr: 0.001, but the run in" in capsys.readouterr().err
     assert len(metrics_of(undisturbed)) == 5
@@ -296,7 +296,7 @@ def test_other_settings_do_not_resume_a_run(undisturbed, capsys):
         (["--policy.loss_kernel", ELSEWHERE], f"policy.loss_kernel: impl='{ELSEWHERE}' cannot run: "),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, line, tmp_path, capsys):
+def test_bad_input_is_a_clear_one_line_error(arguments, line, tmp_path, capsys):
     (tmp_path / "broken.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n{"problem": \n')
     (tmp_path / "template.txt").write_text("{{problem}}")
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
@@ -308,21 +308,21 @@ def test_bad_input_is_one_clear_line(arguments, line, tmp_path, capsys):
 
 
 def test_a_full_disk_stops_cleanly_and_keeps_earlier_files(tmp_path):
-    """A file size limit emulates a full disk: the checkpoint fails half-way."""
+    """A file size limit emulates a full disk, so the checkpoint write fails half-way."""
     folder = tmp_path / "run"
     assert process(folder, "--train.steps", "2").returncode == 0
     stopped = process(folder, "--train.steps", "4", largest_file=1_500_000)
     assert stopped.returncode == 1, stopped.stderr
-    said = (
+    expected = (
         r"capo_fast: error: step 4 not saved, earlier checkpoints kept: can't write \S+: File too large \([\d,]+ bytes"
     )
-    assert re.search(said, stopped.stderr)
+    assert re.search(expected, stopped.stderr)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_000000", "step_000002"]
     assert process(folder, "--train.steps", "4").returncode == 0
 
 
 def test_a_run_keeps_its_date_and_prints_notes_about_its_data(tmp_path, monkeypatch, capsys):
-    """A template that prints the date, several right answers, a prompt that is too long, a held-out one in training."""
+    """A template that prints the date, several right answers, an overlong prompt, a held-out problem in training."""
     model, data, folder = tmp_path / "model", tmp_path / "data.jsonl", tmp_path / "run"
     shutil.copytree(MODEL, model)
     config = json.loads((model / "tokenizer_config.json").read_text())
@@ -332,10 +332,10 @@ def test_a_run_keeps_its_date_and_prints_notes_about_its_data(tmp_path, monkeypa
     data.write_text("".join(json.dumps({"problem": text, "answer": [0, 1.0, *"234567"]}) + "\n" for text in texts))
     words = ["--algorithm", "grpo", "--model.path", str(model), "--data.path", str(data), "--eval.path", str(data)]
     words += ["--run.dir", str(folder), "--data.overlong", "drop", "--eval.limit", "2", "--train.steps"]
-    asked = []
+    prompt_starts = []
 
     def digit(request):
-        asked.append(tokenizer().decode(request.prompt_ids)[:3])
+        prompt_starts.append(tokenizer().decode(request.prompt_ids)[:3])
         ids = (*tokenizer().encode("A:7", add_special_tokens=False), tokenizer().eos_token_id)
         return Completion(request.id, ids, (-0.5,) * len(ids), "A:7", True)
 
@@ -344,11 +344,11 @@ def test_a_run_keeps_its_date_and_prints_notes_about_its_data(tmp_path, monkeypa
             "capo_fast.loaders.date", SimpleNamespace(today=lambda day=day: datetime(2025, 2, day).date())
         )
         run(scripted_config(*words, steps), ScriptedEngine(digit, score_with(MODEL)))
-        said = capsys.readouterr().out
-        assert "the chat template prints the date 2025-02-03 (data.date), also in a resumed run" in said
-        assert "1 of 7 training problems are dropped: their prompts are too long" in said
-        assert "2 of 2 held-out problems are training problems as well" in said
-    assert set(asked) == {"03+"}
+        output = capsys.readouterr().out
+        assert "the chat template prints the date 2025-02-03 (data.date), also in a resumed run" in output
+        assert "1 of 7 training problems are dropped: their prompts are too long" in output
+        assert "2 of 2 held-out problems are training problems as well" in output
+    assert set(prompt_starts) == {"03+"}
     assert read_file(folder / "config.yaml")["data.date"] == "2025-02-03"
     assert {row["outcome"] for row in rollouts_of(folder, 1)} == {1.0}
     summary = json.loads((folder / "summary.json").read_text())

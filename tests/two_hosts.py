@@ -23,7 +23,7 @@ class ForkedHost:
         self._process: Any = None
 
     def torchrun(self, main: Callable[..., Any], *arguments: str) -> None:
-        """Start this host's part of a job of one rank on each, `main(*arguments)`; `left` is rank 0."""
+        """Start this host's rank of a job that runs `main(*arguments)` with one rank per host; `left` has rank 0."""
         place = (self.host.pid, self.host.options(), self.log)
         self._process = FORKS.Process(target=_launcher, args=(*place, main, arguments))
         self._process.start()
@@ -34,7 +34,7 @@ class ForkedHost:
         self._process.join()
 
     def cut(self) -> None:
-        """Disconnect its end of the cable: no packet and no error comes from it any more."""
+        """Disconnect the host's end of the cable: it sends no packet and no error any more."""
         self.host.call(f"ip link set {self.name} down")
 
     def join(self, seconds: float) -> int | None:
@@ -54,7 +54,7 @@ def two_forked_hosts(folder: Path) -> Iterator[tuple[ForkedHost, ForkedHost]]:
 
 
 def _launcher(pid: int, options: Sequence[str], log: Path, main: Callable[..., Any], arguments: Sequence[str]) -> None:
-    """A process that moves to a host and is torchrun there; its ranks are forked from it."""
+    """Move this process to a host and run torchrun there; the ranks are forked from this process."""
     output_to(log)
     libc = ctypes.CDLL(None, use_errno=True)
     for kind in ("net", "uts"):

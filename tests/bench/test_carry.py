@@ -1,4 +1,4 @@
-"""The evidence on rollout.carry: runs that are there are kept, and differences are by seed."""
+"""The evidence on rollout.carry: existing runs are kept, and differences are paired by seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kills a seed gives, where a kill may come, and what the tables make of its outcome."""
+"""The kills that a seed draws, the places of a kill, its faults, and the tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_seed_gives_the_same_kills_of_every_kind_at_every_stage():
     assert {kill.kind for kill in drawn} == set(KINDS) and {kill.host for kill in drawn} == {0, 1}
     assert {kill.stage for kill in drawn} == set(STAGES)
     assert {kill.ahead for kill in drawn} == set(range(1, EVERY + 2))
-    assert not any(kill.kind == "worker" and kill.stage == "start" for kill in drawn), "there is none yet"
+    assert not any(kill.kind == "worker" and kill.stage == "start" for kill in drawn), "workers start later"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_seed_gives_the_same_kills_of_every_kind_at_every_stage():
         ("learn", 2, 0.0, []),
     ],
 )
-def test_a_kill_comes_so_many_steps_after_the_resume_and_after_the_kill_before(stage, ahead, since, places):
+def test_a_kill_is_n_steps_after_the_resume_and_after_the_previous_kill(stage, ahead, since, places):
     assert wanted(Kill(0, "rank", 0, stage, ahead, 0.5), START, since) == places
 
 
@@ -60,11 +60,11 @@ def test_tables_count_kills_and_name_faults(tmp_path):
     write(tmp_path / "kills-1.json", shard | {"kills": [kill | {"faults": ["2 lines"]}], "commit": "77aa"})
     text = tables(tmp_path)
     assert "4 SIGKILLs in 2 runs and 6 starts, **1 faults**" in text and "commit 0f3a and 77aa:" in text
-    assert main(["--kills", "3", "--seed", "0", "--out", str(tmp_path)]) == 1, "of an earlier call"
+    assert main(["--kills", "3", "--seed", "0", "--out", str(tmp_path)]) == 1, "faults of an earlier call count"
 
 
 class Ended:
-    """A job whose rank has ended as the kill comes, and that ends then."""
+    """A job whose rank exits just before the kill."""
 
     def stages(self, rank):
         return START
@@ -76,9 +76,9 @@ class Ended:
         pass
 
 
-def test_a_kill_that_meets_no_process_is_left_for_the_next_run(tmp_path, monkeypatch):
-    there = [[object()], [], []]  # as the stage begins, and then
-    monkeypatch.setattr(kills, "victims", lambda job, host, kind: there.pop(0))
+def test_a_kill_without_a_process_is_kept_for_the_next_run(tmp_path, monkeypatch):
+    victims = [[object()], [], []]  # one process when the stage begins, none afterwards
+    monkeypatch.setattr(kills, "victims", lambda job, host, kind: victims.pop(0))
     notes, left = [], [Kill(0, "rank", 0, "learn", 1, 0.0)]
     chain = Chain([SimpleNamespace(name="left")], tmp_path, SimpleNamespace(seconds={"learn": 0.0}), notes.append)
     assert not chain._kills_in(Ended(), tmp_path, left)
@@ -89,7 +89,7 @@ LINE = "capo_fast: error: rank 0 on left died without an error message, as if ki
 
 
 @pytest.mark.parametrize(
-    ("lines", "done", "took", "unlike", "faults"),
+    ("lines", "done", "seconds", "unlike", "faults"),
     [
         ([LINE], False, 1.0, [], []),
         ([], True, 1.0, [], []),
@@ -98,18 +98,18 @@ LINE = "capo_fast: error: rank 0 on left died without an error message, as if ki
         ([LINE], False, 1.0, ["step_000002"], ["step_000002 differs from the run without kills"]),
     ],
 )
-def test_what_is_wrong_after_a_kill(lines, done, took, unlike, faults, tmp_path):
+def test_the_faults_after_a_kill_are_found(lines, done, seconds, unlike, faults, tmp_path):
     if done:
         (tmp_path / "summary.json").touch()
     hosts = [SimpleNamespace(name=name, files=lambda: ["x"]) for name in ("left", "right")]
     chain = Chain(hosts, tmp_path / "work", SimpleNamespace(unlike_checkpoints=lambda run: unlike), print)
     outcome = kills.Outcome(0, "rank on left", "learn of step 3", 3, "learn", 0.1)
-    job = SimpleNamespace(end=lambda limit: took, own_lines=lambda host: lines)
+    job = SimpleNamespace(end=lambda limit: seconds, own_lines=lambda host: lines)
     chain._judge(outcome, job, Kill(0, "rank", 0, "learn", 1, 0.0), tmp_path)
-    assert (outcome.faults, outcome.ended_s, outcome.files_left) == (faults, took, ["left: x", "right: x"])
+    assert (outcome.faults, outcome.ended_s, outcome.files_left) == (faults, seconds, ["left: x", "right: x"])
 
 
-def test_a_process_that_has_ended_is_not_counted_as_killed():
+def test_an_exited_process_is_not_counted_as_killed():
     with psutil.Popen(["sleep", "60"]) as process:
         assert kills.killed(process)
         while process.status() != psutil.STATUS_ZOMBIE:
@@ -118,11 +118,11 @@ def test_a_process_that_has_ended_is_not_counted_as_killed():
 
 
 @pytest.mark.parametrize(("commit", "equal"), [("0f3a", True), ("77aa", False), ("0f3a-dirty", False), (None, False)])
-def test_a_reference_is_of_the_code_that_is_tried(commit, equal):
+def test_a_reference_must_be_of_the_tested_commit(commit, equal):
     assert is_of(commit, {"commit": "0f3a" if commit != "0f3a-dirty" else commit, "seconds": {}}) == equal
 
 
-def test_hosts_that_cannot_be_joined_are_an_error_of_hosts():
+def test_hosts_that_cannot_be_connected_are_a_host_error():
     with pytest.raises(HostError, match=r"can't make a host: false left failed"):
         _run(["false", "left"])
 

@@ -44,10 +44,10 @@ def test_the_critic_of_words_reads_whole_solutions():
     assert configs["answer-probability"].credit.answer_lead == "Answer: \\boxed{"
 
 
-def test_steps_compare_with_those_of_their_own_rollout():
+def test_inner_auc_compares_steps_of_the_same_rollout():
     advantages, labels = [[1.0, 1.0], [-1.0, -1.0, -1.0]], [[0, 0], [0, 1, None]]
-    assert pooled_auc(advantages, labels) == 5 / 6, "the verdict alone finds where most wrong steps are"
-    assert inner_auc(advantages, labels) == 0.5, "but not which"
+    assert pooled_auc(advantages, labels) == 5 / 6, "the outcome alone finds the rollouts with wrong steps"
+    assert inner_auc(advantages, labels) == 0.5, "but not the wrong step within a rollout"
     assert sign_agreement([[1.0, -2.0, 3.0]], [[0.5, 0.5, 0.0]]) == 0.5
 
 
@@ -64,24 +64,24 @@ def solution(*steps, first=-1, wrong=None):
     return Labelled(Solution("p", "1+1", steps, first, wrong, "all"), "2", True)
 
 
-def test_only_what_is_labelled_is_scored():
+def test_steps_after_the_first_wrong_one_have_no_label():
     assert solution("1+1=3", "A:3", "x", first=1).labels == [0, 1, None]
     assert solution("1+1=2", "A:2").labels == [0, 0]
     assert solution("1+1=3", "A:2", first=0, wrong=frozenset({0, 1})).labels == [1, 1]
 
 
-def test_a_solution_that_is_no_rollout_is_left_out():
+def test_a_solution_that_can_not_be_a_rollout_is_left_out():
     config = given_config({}, "pkg://capo_fast.tiny/model", 0)
     builder = RequestBuilder(tokenizer(), "", config)
     found = as_sample(builder, solution("1+1=2", "A:2"), 3, True)
     assert found.rollout.steps.texts == ("1+1=2", "A:2") and found.outcome == 1.0
     inside = as_sample(builder, solution("1+1=2\n\n1+1=2", "A:2"), 3, True)
-    assert inside.rollout.steps.texts == ("1+1=2\n1+1=2", "A:2"), "a blank line inside a step is no cut"
-    assert as_sample(builder, solution("1+1=2", " \n"), 3, True) is None, "one step to the trainer"
+    assert inside.rollout.steps.texts == ("1+1=2\n1+1=2", "A:2"), "a blank line inside a step splits nothing"
+    assert as_sample(builder, solution("1+1=2", " \n"), 3, True) is None, "the trainer would find one step"
     assert as_sample(builder, solution("1+1=2", "A:2")._replace(right=None), 3, True) is None
 
 
-def test_the_table_is_of_the_shards_that_are_there(tmp_path):
+def test_the_table_is_made_from_the_existing_shards(tmp_path):
     arm = {"advantages": [[1.0, -1.0]], "cpu_s": 0.5, "read": 10, "cached": 4, "written": 6}
     shard = {"seed": 100, "part": 0, "outcomes": [1.0], "labels": [[0, 1]], "arms": dict.fromkeys(ARMS, arm)}
     shard |= {"about": {"commit": "0123456789abc", "threads": 1, "cores": 2, "processor": "Xeon"}}
@@ -113,7 +113,7 @@ def test_the_table_is_of_the_shards_that_are_there(tmp_path):
     assert (tmp_path / "credit.md").read_text() == text
 
 
-def test_solutions_of_one_prompt_are_scored_apart():
+def test_solutions_joined_in_one_prompt_are_scored_separately():
     pair = [solution("1+1=3", "A:3").solution, solution("1+1=2", "2+1=3", "A:4").solution]
     assert joined(pair).steps == ("1+1=3", "A:3", "1+1=2", "2+1=3", "A:4")
     found = apart(Critique(False, frozenset({0, 2, 4}), 0), pair)
@@ -137,18 +137,18 @@ def made_run(arm, seed, rates, cpu, tokens):
     curve = [[step, rate] for step, rate in enumerate(rates)]
     stages = {"stages": {"critique": 0.5}, "critique_tokens": [tokens] * 4, "critique_read": [3 * tokens] * 4}
     about |= {"about": {"commit": "0123"}, "profile_tokens": [5] * 4}
-    times = {"cpu": [0.5] * 4, "cpu_all": [cpu] * 4, "wall": [cpu] * 4}  # the rest in verifier workers
+    times = {"cpu": [0.5] * 4, "cpu_all": [cpu] * 4, "wall": [cpu] * 4}  # the difference is spent in verifier workers
     return about | {"rollouts": [1, 2, 3, 4], "curve": curve} | times | stages
 
 
 def cells_of(text):
-    """Of the page's table rows, by their first cell."""
+    """The other cells of the page's table rows, by their first cell."""
     lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| -")]
     return {first: others for first, *others in ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)}
 
 
-def test_learning_by_the_clock_is_compared_by_seed(tmp_path):
-    arms = {  # rates at steps 0 to 4, CPU seconds and critique tokens of each step
+def test_learning_per_cpu_second_is_compared_by_seed(tmp_path):
+    arms = {  # rates at steps 0 to 4; CPU seconds and critique tokens per step
         "outcome": ([0.0, 0.25, 0.5, 0.75, 1.0], 1.0, 0),
         "capo-1": ([0.0, 0.5, 1.0, 1.0, 1.0], 2.0, 100),
         "oracle": ([0.0, 0.5, 1.0, 1.0, 1.0], 1.0, 0),
@@ -171,7 +171,7 @@ def test_learning_by_the_clock_is_compared_by_seed(tmp_path):
 
 
 def rows_of_goal(gated, tokens=(10, 10, 10)):
-    """The tests' cells, where capo-gated has so much more pass@1 than the oracle, by seed, and so many tokens."""
+    """The goal table's cells. gated, tokens: by seed, capo-gated's pass@1 above the oracle's, and its tokens."""
     rates = {"outcome": (0.0, 0.2), "capo-1": (0.0, 0.4), "oracle": (0.0, 0.4)}
     results = {
         arm: {seed: made_run(arm, seed, np.linspace(*of, 5), 1.0, 100) for seed in (100, 101, 102)}
@@ -183,19 +183,19 @@ def rows_of_goal(gated, tokens=(10, 10, 10)):
     return list(cells_of(goal_part(results, Figures(plan, "cpu_all"), 4.0)).values())[1:]
 
 
-def test_a_goal_is_met_where_the_whole_interval_is():
+def test_a_goal_is_met_if_the_whole_interval_meets_it():
     gain, half, area, written, read = rows_of_goal((0.0, 0.0, 0.0))
     assert [each[-1] for each in (gain, half, area, written, read)] == ["met"] * 5
     assert gain[1] == "+0.100 [+0.100, +0.100]" and half[1] == "+0.050 [+0.050, +0.050]"
     gain, half, area, *_ = rows_of_goal((0.1, -0.1, 0.0))
-    assert gain[1] == "+0.100 [-0.024, +0.224]" and gain[-1] == half[-1] == area[-1] == "not met", "by the mean alone"
+    assert gain[1] == "+0.100 [-0.024, +0.224]" and gain[-1] == half[-1] == area[-1] == "not met", "only the mean is"
     assert rows_of_goal((-0.05,) * 3)[2][-1] == "not met", "0.025 of area lost by rollouts"
     written, read = rows_of_goal((0.0,) * 3, (20, 16, 18))[3:]
     assert written[1:] == ["-12 [-32, +8]", "18.0% [16.0%, 20.0%]", "not met"] and read[-1] == "not met"
 
 
 @pytest.mark.parametrize(("key", "value"), [("about", {"commit": "4567"}), ("plan", {"steps": 8})])
-def test_a_page_is_of_one_plan_and_one_commit(tmp_path, key, value):
+def test_a_page_has_runs_of_one_plan_and_one_commit(tmp_path, key, value):
     made = made_run("outcome", 100, [0.0, 0.25, 0.5, 0.75, 1.0], 1.0, 0)
     (tmp_path / "100.json").write_text(json.dumps(made))
     (tmp_path / "101.json").write_text(json.dumps(made | {"seed": 101, key: value}))
@@ -213,32 +213,32 @@ def test_truth_is_by_the_rule_of_the_world():
     assert rollouts_of([given], rule) == {"outcomes": [1.0], "labels": [[1, 0]]}
 
 
-class Holding(ScriptedEngine):
-    """Notes whose weights it has with each request."""
+class RecordingEngine(ScriptedEngine):
+    """Records the model whose weights it has at each request."""
 
     def __init__(self):
         super().__init__(answer_steps)
-        self.held, self.asked = "policy", set()
+        self.loaded, self.requests = "policy", set()
 
     def load(self, weights):
         norm = dict(weights)["model.norm.weight"]
         own = {
             name: dict(weights_at(f"pkg://capo_fast.tiny/{name}"))["model.norm.weight"] for name in ("model", "critic")
         }
-        self.held = next(name for name, of in own.items() if torch.equal(norm, of))
+        self.loaded = next(name for name, of in own.items() if torch.equal(norm, of))
 
     def add(self, request):
-        self.asked.add((self.held, request.id.split("-")[0]))
+        self.requests.add((self.loaded, request.id.split("-")[0]))
         super().add(request)
 
 
-def test_a_critic_of_another_model_is_in_the_engine_for_its_critiques():
+def test_a_critic_of_another_model_is_loaded_only_for_its_critiques():
     config = TINY.config(ARMS["steps"].settings, 0)
-    builder, engine = RequestBuilder(tokenizer(), load_critic_template(config), config), Holding()
+    builder, engine = RequestBuilder(tokenizer(), load_critic_template(config), config), RecordingEngine()
     given = as_sample(builder, solution("1+1=3", "A:3"), 3, True)
     (judged,), _ = critiqued(engine, builder, [given])
     assert judged.step_wrong == (1.0, 0.0)
-    assert (engine.asked, engine.held) == ({("critic", "critique")}, "model")
+    assert (engine.requests, engine.loaded) == ({("critic", "critique")}, "model")
 
 
 def test_the_table_names_arms_that_a_shard_lacks():

@@ -1,4 +1,4 @@
-"""requirements/cuda_names.json, by bench/cuda_lock.py in the lock's environment, against the sources and the lock."""
+"""requirements/cuda_names.json, which bench/cuda_lock.py writes, against the sources and the lock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FOUND = json.loads(FILE.read_text(encoding="utf-8"))
 
 
 def test_every_name_of_the_engine_and_the_policy_was_found_in_the_locks_wheels():
-    """A new one: `python -m bench.cuda_lock` in an environment of the lock."""
+    """After a new name run `python -m bench.cuda_lock` in an environment of the lock."""
     assert used_names() == FOUND["names"]
 
 
@@ -22,7 +22,7 @@ def test_the_names_were_found_in_the_locked_versions():
     assert {name: locked[name] for name in FOUND["versions"]} == FOUND["versions"]
 
 
-def test_a_name_that_a_wheel_has_not_is_found_missing():
+def test_a_name_missing_from_a_wheel_is_found():
     assert missing(["torch.zeros", "torch.no_such", "torch.no_such.name", "torch.optim.AdamW(no_such)"]) == [
         "torch.no_such",
         "torch.no_such.name",

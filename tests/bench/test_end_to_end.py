@@ -1,4 +1,4 @@
-"""What bench.end_to_end gives its arms, makes of their seconds, and keeps. The arms run in CI's short form of it."""
+"""bench.end_to_end: the settings of its arms, its medians and ratios, its files. Its short form in CI runs the arms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from capo_fast.pretrained import load_tokenizer
 
 
 def arm(*learn: float, rest: float = 1.0, **more: float) -> dict:
-    """A round whose steps take these seconds to learn."""
+    """A round with these learning times per step, seconds."""
     steps = [{"seconds": {"learn": s, "rest": rest, **more}, "rollouts": 4, "tokens": 40} for s in learn]
     return {"steps": steps, "outside": 10.0}
 
@@ -41,7 +41,7 @@ def test_medians_over_steps_without_the_first_then_over_rounds():
     assert "critique, ms" not in trl
 
 
-def test_ratios_are_taken_within_a_round_to_trl_and_to_the_best_of_its_arms():
+def test_ratios_are_within_a_round_to_trl_and_to_the_best_of_its_arms():
     assert best_of_trl({name: [figures(each) for each in rounds] for name, rounds in RESULTS.items()}) == "trl-bf16"
     capo = summarise(RESULTS)["capo"]
     assert capo["learn, ratio"] == [1, 1, 2]
@@ -51,15 +51,15 @@ def test_ratios_are_taken_within_a_round_to_trl_and_to_the_best_of_its_arms():
     assert capo["step, ratio to the best"] == pytest.approx([5, 10 / 8, 6])
 
 
-def test_the_table_has_a_column_an_arm_and_a_dash_for_a_stage_it_lacks():
+def test_the_table_has_a_column_per_arm_and_a_dash_for_a_missing_stage():
     summary = {name: each for name, each in summarise(RESULTS).items() if name in ("trl", "capo")}
     rows = {line.split(" | ")[0]: line for line in table(summary).splitlines()}
     assert rows["| critique, ms"] == "| critique, ms | - | 6000 [5000, 7000] |"
     assert rows["| learn, ratio"] == "| learn, ratio | 1.00 | 1.00 [1.00, 2.00] |"
-    assert "| sync, ms" not in rows, "a stage that no arm has"
+    assert "| sync, ms" not in rows, "no arm has this stage"
 
 
-def test_an_inner_stage_stops_the_outer_ones_time():
+def test_an_inner_stage_pauses_the_outer_ones_time():
     ticks = iter([0, 1, 4, 6, 13, 20])
     laps = Laps(clock=lambda: next(ticks))
     with laps("learn"), laps("rollout"):
@@ -68,7 +68,7 @@ def test_an_inner_stage_stops_the_outer_ones_time():
 
 
 @pytest.mark.parametrize("name", ["capo", "capo-critic", "capo-bf16"])
-def test_the_arms_are_the_given_run_without_evaluation(name, tmp_path):
+def test_the_arms_have_the_given_settings_without_evaluation(name, tmp_path):
     (tmp_path / "config.yaml").write_text(json.dumps(ARMS[name].settings))
     words = ["--config", "pkg://capo_fast.configs/tiny.yaml", "--config", str(tmp_path / "config.yaml")]
     config = arm_config(tmp_path, words)
@@ -78,14 +78,14 @@ def test_the_arms_are_the_given_run_without_evaluation(name, tmp_path):
     assert config.engine.dtype == ("bfloat16" if name == "capo-bf16" else "float32")
 
 
-def test_a_setting_that_trls_arm_would_leave_out_is_refused():
+def test_a_setting_that_trls_arm_would_ignore_is_refused():
     with pytest.raises(ConfigError, match=r"lora.rank: found 8, wanted 0: TRL's arm does not support it"):
         common_config(["--lora.rank", "8"])
 
 
 @pytest.mark.parametrize(("share", "live"), [(0.5, [True, True, False, False]), (0.0, [False] * 4), (1.0, [True] * 4)])
 def test_a_set_share_of_each_steps_groups_is_mixed(share, live, tmp_path):
-    """As the run draws them, in the order in which it draws them without it."""
+    """Per step as drawn by the run; the order of the problems does not change."""
     sizes = {"rollout.prompts": 4, "rollout.n": 3, "train.steps": 3}
     before = common_config(["--algorithm", "grpo"], sizes)
     config = common_config(["--algorithm", "grpo"], sizes | live_share(before, share, tmp_path))
@@ -97,7 +97,7 @@ def test_a_set_share_of_each_steps_groups_is_mixed(share, live, tmp_path):
     assert rewards == [0.0, 1.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_shards_are_kept_and_those_that_are_missing_are_run(tmp_path, monkeypatch, capsys):
+def test_existing_shards_are_kept_and_missing_ones_are_run(tmp_path, monkeypatch, capsys):
     ran = []
 
     def run_shard(name, case):
@@ -114,20 +114,20 @@ def test_shards_are_kept_and_those_that_are_missing_are_run(tmp_path, monkeypatc
 
     monkeypatch.setattr(command, "run_shard", run_shard)
     assert run("--shards", "1") == ["capo"]
-    assert capsys.readouterr().out == "", "no table without a round of each arm"
-    assert run("--shards", "2") == ["trl", "trl"], "another arm begins each round"
+    assert capsys.readouterr().out == "", "a table needs a round of each arm"
+    assert run("--shards", "2") == ["trl", "trl"], "the rounds begin with different arms"
     assert run() == ["capo"]
     assert run() == []
     found = json.loads((tmp_path / "end_to_end-tiny.json").read_text())
     assert (found["best"], found["work"]["prompts"], found["summary"]["capo"]["step, ms"]) == ("trl", 16, [2000] * 3)
-    assert str(tmp_path) not in json.dumps(found), "figures are committed: no path of a machine is in them"
+    assert str(tmp_path) not in json.dumps(found), "committed figures contain no machine path"
     assert "| step, ratio | 1.00 | 1.00 |" in (tmp_path / "end_to_end-tiny.md").read_text()
-    assert run("--live", "0.5") == ["capo", "trl", "trl", "capo"], "another case has a file of its own"
+    assert run("--live", "0.5") == ["capo", "trl", "trl", "capo"], "each case has its own file"
     with pytest.raises(SystemExit, match=r"tiny\.json: work: found .*: its shards are of another measurement"):
         run("--rollout.n", "4")
 
 
-def test_unequal_work_ends_it():
+def test_unequal_work_stops_the_command():
     command.check_work("capo", arm(1, 1), None)
     command.check_work("capo", arm(1, 1), 10)
     with pytest.raises(SystemExit, match="capo: found 40 tokens, wanted 4 rollouts of 11"):

@@ -1,4 +1,4 @@
-"""bench.evidence without its engine: the oracle, the figures of a run, and the report of what there is."""
+"""bench.evidence without its engine: the oracle, the figures of a run, and the report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def solutions(count):
 
 
 def critiques(chains, noise):
-    """What a run reads of an oracle's answers to its own critique requests."""
+    """Parsed critiques: an oracle's answers to a run's critique requests."""
     critic, template = OracleCritic(None, tiny_oracle(TOKENIZER, noise)), load_template("tiny")
     for i, (question, steps) in enumerate(chains):
         ids = critique_prompt_ids(ChatTemplate(TOKENIZER), template, question, steps, None)
@@ -40,14 +40,14 @@ def critiques(chains, noise):
     return [parse_critique(a.text, len(steps), a.finished) for a, (_, steps) in zip(answers, chains, strict=True)]
 
 
-def test_the_oracle_is_the_rule():
+def test_the_oracle_follows_the_rule():
     chains = list(solutions(300))
     found = critiques(chains, noise=0.0)
     assert [c.wrong_steps for c in found] == [true_wrong_steps(*chain) for chain in chains]
     assert not any(c.abstained or c.dropped for c in found)
 
 
-def test_noise_turns_verdicts_round_at_its_rate_and_repeatably():
+def test_noise_flips_verdicts_at_its_rate_and_repeatably():
     chains = list(solutions(300))
     found = critiques(chains, noise=0.2)
     assert found == critiques(chains, noise=0.2)
@@ -55,7 +55,7 @@ def test_noise_turns_verdicts_round_at_its_rate_and_repeatably():
     assert flips / sum(len(steps) for _, steps in chains) == pytest.approx(0.2, abs=0.04)
 
 
-def test_an_oracle_passes_everything_else_to_the_engine():
+def test_an_oracle_passes_other_requests_to_the_engine():
     request = Request("rollout-1-0-0", (5,), seed=0, temperature=1.0, top_p=1.0, top_k=-1, max_tokens=4)
     answer = Completion(request.id, (1,), (-0.1,), "", finished=True)
     critic = OracleCritic(ScriptedEngine({request: answer}.__getitem__), tiny_oracle(TOKENIZER, noise=0.0))
@@ -99,7 +99,7 @@ def test_intervals_are_students_and_differences_paired():
     assert differences(Figures(Plan()).rate(1.0), runs, shifted) == pytest.approx([0.05, 0.05])
 
 
-def test_the_report_says_what_is_missing(tmp_path):
+def test_the_report_lists_missing_runs(tmp_path):
     for name, seed in (("grpo", 0), ("grpo", 1), ("capo-1", 0), ("norm-none", 2)):
         folder = run_folder(tmp_path, name, seed)
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""bench/gpu.sh and gpu_more.sh without a GPU: their parts, their packages. Their dry runs are a stage of .ci/run."""
+"""bench/gpu.sh and gpu_more.sh without a GPU: their parts and packages. .ci/run has their dry runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def run_parts(out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", PARTS.format(out=out)], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_a_part_that_fails_or_takes_too_long_stops_no_other(tmp_path):
-    """What a part printed is there, however it and the script ended."""
+def test_a_part_that_fails_or_times_out_does_not_stop_the_others(tmp_path):
+    """A part's output is kept, however the part and the script end."""
     done = run_parts(tmp_path)
     parts = [json.loads(line) for line in (tmp_path / "parts.jsonl").read_text().splitlines()]
     assert {each["part"]: each["exit_status"] for each in parts} == {
@@ -45,24 +45,24 @@ def test_a_part_that_fails_or_takes_too_long_stops_no_other(tmp_path):
     assert "E  why" in done.stdout and "failed: broken endless late;" in done.stdout
 
 
-def test_what_a_wheel_requires_is_on_the_machine_or_a_wheel():
-    """`pip install --no-deps` would not miss it; the script would, on the machine."""
-    there, lacking = names(), []
+def test_every_requirement_of_a_wheel_is_on_the_machine_or_a_wheel():
+    """`pip install --no-deps` does not report a missing package; the script would fail on the machine."""
+    available, missing = names(), []
     for wheel in map(name_of, listed(WHEELS)):
         for needed in map(Requirement, requires(wheel) or ()):
             applies = needed.marker is None or needed.marker.evaluate({"extra": "", "python_version": "3.12"})
-            if applies and name_of(needed.name) not in there:
-                lacking.append(f"{wheel} needs {needed.name}")
-    assert not lacking
+            if applies and name_of(needed.name) not in available:
+                missing.append(f"{wheel} needs {needed.name}")
+    assert not missing
 
 
-def test_the_wheels_are_of_the_lock():
+def test_the_wheels_have_the_versions_of_the_lock():
     locked = {name_of(line): line.partition("==")[2] for line in listed(ROOT / "requirements/cuda.txt")}
     assert {name_of(line): line.partition("==")[2] for line in listed(WHEELS)}.items() <= locked.items()
     assert not {name_of(line) for line in listed(MACHINE)} & {name_of(line) for line in listed(WHEELS)}
 
 
-def test_a_dry_run_sees_the_listed_packages_alone(tmp_path):
+def test_a_dry_run_has_only_the_listed_packages(tmp_path):
     link(tmp_path)
     linked = {name_of(path.name.partition("-")[0]) for path in tmp_path.glob("*.dist-info")}
     assert linked <= names()

@@ -1,4 +1,4 @@
-"""`python -m bench.peers` on a library that is made here: what each test comes to, and what ends the command."""
+"""`python -m bench.peers` on a library made here: the outcome of each test, and the command's errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_is_refused_for_another_reason(): loss("bad")
 
 
 def make_sdist(folder: Path, tests: str) -> peers.Peer:
-    """A peer whose sdist is in `folder` already."""
+    """A peer whose sdist is already in `folder`."""
     source = folder / "library-1.0"
     (source / "tests").mkdir(parents=True)
     files = {"library.py": LIBRARY, "adapter.py": ADAPTER, "tests/test_loss.py": tests, "tests/test_other.py": ""}
@@ -54,7 +54,7 @@ def make_sdist(folder: Path, tests: str) -> peers.Peer:
     return peers.Peer("library", "1.0", digest, {"library:loss": "adapter:loss"})
 
 
-def test_each_test_comes_to_one_outcome(tmp_path: Path) -> None:
+def test_each_test_has_one_outcome(tmp_path: Path) -> None:
     peer = make_sdist(tmp_path, TESTS + WRONG)
     source = peers.fetch(peer, tmp_path)
     files = peers.test_files(peer, source)
@@ -76,7 +76,7 @@ def test_an_archive_of_another_digest_is_not_unpacked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_what_cannot_be_downloaded_is_left_out_with_the_reason(
+def test_a_failed_download_is_left_out_with_its_reason(
     required: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def no_network(command: list[str], **_: object) -> subprocess.CompletedProcess:

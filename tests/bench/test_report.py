@@ -1,4 +1,4 @@
-"""`python -m bench.report`: marks, footnotes, plots, the device; what it can't read is named."""
+"""`python -m bench.report`: marks, footnotes, plots and the device; unreadable files are named."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_without_a_bound_no_share_is_shown(tmp_path):
     assert not list(tmp_path.glob("results/cpu/plots/share*"))
 
 
-def test_who_computes_less_has_a_footnote(tmp_path):
+def test_a_provider_that_computes_less_has_a_footnote(tmp_path):
     one, two = ({"less": text, "kind": "cross-entropy"} for text in ("no clip", "no credit"))
     write(
         tmp_path, "a.json", content(entry("capo cpu", 9.0), *(entry(n, 1.0, **one) for n in "ab"), entry("c", 2, **two))
@@ -69,7 +69,7 @@ def test_the_same_results_give_the_same_bytes(tmp_path):
     assert sum(p.suffix == ".svg" for p in one) == 2
 
 
-def test_plots_are_there_where_there_is_something_to_plot(tmp_path):
+def test_only_cases_with_data_have_plots(tmp_path):
     first = [BOUND, entry("capo cpu", 12.0, bound=10.0), entry("torch eager", 60.0, bound=10.0)]
     write(tmp_path, "a.json", content(*first))
     plots = tmp_path / "results/cpu/plots"
@@ -133,7 +133,7 @@ def test_other_files_and_dry_runs_are_named_and_left_out(tmp_path):
         ),
     ],
 )
-def test_a_broken_file_ends_it_and_is_named(tmp_path, monkeypatch, found, message):
+def test_a_broken_file_stops_the_command_and_is_named(tmp_path, monkeypatch, found, message):
     write(tmp_path, "a.json", content(entry("capo cpu", 12.0)))
     write(tmp_path, "bad.json", found)
     with pytest.raises(SystemExit, match=message) as ended:
@@ -153,7 +153,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     report.main()
 
 
-def test_end_to_end_has_its_table(tmp_path):
+def test_the_end_to_end_results_have_a_table(tmp_path):
     pytest.importorskip("bench.end_to_end.figures")
     work = {"model": "tiny", "prompts": 16, "n": 8, "max_tokens": 48, "tokens": None, "updates": 2, "live": 0.5}
     about = {
@@ -176,7 +176,7 @@ def test_end_to_end_has_its_table(tmp_path):
 
 
 def test_committed_results_can_be_read():
-    """What lies in the checkout makes a page."""
+    """The committed results give a page."""
     for path in (Path(report.__file__).parents[1] / "results").glob("*/*.json"):
         found = json.loads(path.read_text())
         assert not is_run(found) or read_run(path, found).rows

@@ -44,7 +44,7 @@ def weights():
 
 
 def save_checkpoint(run, step, state):
-    """Of two ranks, which hold the same tensors: the second's file has none."""
+    """A checkpoint of two ranks with the same tensors, so the second rank's file is empty."""
     (folder := run / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
     for rank in range(2):
         write_parts(folder / f"model-{rank:05d}.safetensors", "model", shards_of(state, rank))
@@ -56,7 +56,7 @@ def write_lines(path, rows, mtime=0):
 
 
 def changed(value, *places):
-    """A copy with the innermost value at `places` replaced by the last of them."""
+    """A copy of `value`. The last of `places` replaces the item at the path of the others."""
     copy = json.loads(json.dumps(value))
     *outer, last, new = places
     inner = copy
@@ -103,7 +103,7 @@ def test_equal_rollouts_in_other_bytes_are_a_difference(pair):
     assert (found.file, found.line) == ("rollouts/000001.jsonl.gz", 0)
 
 
-def test_a_rollout_file_of_one_side_is_a_difference(pair):
+def test_a_rollout_file_that_one_side_lacks_is_a_difference(pair):
     (pair[0] / "rollouts" / "000001.jsonl.gz").rename(pair[0] / "rollouts" / "000002.jsonl.gz")
     assert list(differences(*pair)) == [
         Difference("rollouts/000002.jsonl.gz", 0, "file", "present", "absent"),
@@ -154,7 +154,7 @@ def test_the_row_shows_the_first_difference_that_is_not_expected(pair):
     assert not same.compare_case("grpo", *pair, expect)[1]
 
 
-def test_the_server_answers_equal_requests_alike_and_others_not(tmp_path):
+def test_the_server_gives_equal_answers_only_to_equal_requests(tmp_path):
     def critique(port_of, **changes):
         message = {"role": "user", "content": "".join(f"<step_{k}>x</step_{k}>" for k in range(32))}
         body = {"messages": [message], "temperature": 1.0, "top_p": 1.0, "max_tokens": 128, "seed": 5} | changes
@@ -169,7 +169,7 @@ def test_the_server_answers_equal_requests_alike_and_others_not(tmp_path):
         assert len({critique(url), critique(url, seed=6), critique(url, temperature=0.5)}) == 3
 
 
-# ---- runs, with a command in the place of the trainer ----
+# ---- runs, with a stub of the trainer ----
 
 TRAINER = """
 import pathlib, sys, time
@@ -194,7 +194,7 @@ def calls(run):
     return (run / "calls.txt").read_text().splitlines()
 
 
-def test_a_complete_run_is_kept_and_one_with_other_arguments_made_again(tmp_path):
+def test_a_complete_run_is_kept_and_repeated_with_other_arguments(tmp_path):
     tree = make_tree(tmp_path / "tree", "")
     run = runs.ensure_run(Case(), tree, tmp_path / "case")
     runs.ensure_run(Case(), tree, tmp_path / "case")
@@ -215,14 +215,14 @@ def test_a_killed_run_is_resumed_by_the_same_command(tmp_path):
         runs.ensure_run(Case(killed=True), early, tmp_path / "early-case")
 
 
-def test_a_failed_run_is_one_line_and_not_kept(tmp_path):
+def test_a_failed_run_is_a_one_line_error_and_not_kept(tmp_path):
     tree = make_tree(tmp_path / "tree", "sys.exit('no such model')")
     for _ in range(2):
         with pytest.raises(runs.RunError, match=r"^exit status 1: no such model$"):
             runs.ensure_run(Case(), tree, tmp_path / "case")
 
 
-def test_imports_from_elsewhere_are_refused(tmp_path):
+def test_imports_from_another_tree_are_refused(tmp_path):
     tree = make_tree(tmp_path / "tree", "")
     with pytest.raises(runs.RunError, match=r"capo_kernels.* is imported, wanted the package in"):
         runs._check_imports(tree)

@@ -1,4 +1,4 @@
-"""The table of a case: what is compared with what, and that every figure follows from the file."""
+"""The table of a case: its comparisons, and the origin of every figure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_case_becomes_a_table():
     ]
 
 
-def test_what_computes_the_same_is_compared():
+def test_providers_that_compute_the_same_are_compared():
     entropy = {"kind": "ppo + entropy"}
     found = measured(
         content(
@@ -39,10 +39,10 @@ def test_what_computes_the_same_is_compared():
     )
     rows = rows_of("\n".join(case_table(found, Notes())))
     assert rows["torch eager + entropy"]["times ours"] == "4.00"
-    assert rows["torch cross_entropy"]["times ours"] == "3.00"  # ours computes more: its plain loss
+    assert rows["torch cross_entropy"]["times ours"] == "3.00"  # compared with our plain loss, as ours computes more
 
 
-def test_the_newest_run_of_a_case_gives_all_its_rows_and_the_one_before_the_changes():
+def test_the_newest_run_gives_the_rows_and_the_previous_one_the_changes():
     first = content(entry("capo cpu", 40.0, bound=10.0), entry("trl", 90.0, bound=10.0), day=1)
     second = content(entry("capo cpu", 20.0, bound=10.0), day=2)
     third = content(entry("capo cpu", 22.0, bound=10.0), entry("torch eager", 50.0, bound=10.0), day=3)
@@ -60,14 +60,14 @@ def test_the_newest_run_of_a_case_gives_all_its_rows_and_the_one_before_the_chan
         ([11.0], "▲ 10.0 % slower"),
     ],
 )
-def test_a_marked_change_within_the_spread_says_so(ms, text):
-    """The middle half of the rounds before is 9.4 to 10.6."""
+def test_a_marked_change_within_the_spread_is_labelled(ms, text):
+    """The middle half of the previous rounds is 9.4 to 10.6 ms."""
     old = content(entry("capo cpu", 9.0, 9.5, 10.5, 11.0, bound=5.0))
     new = content(entry("capo cpu", *ms, bound=5.0), day=2)
     assert rows_of("\n".join(case_table(measured(old, new), Notes())))["**capo cpu**"]["change"] == text
 
 
-def test_a_step_shows_tokens_a_second_and_its_mfu():
+def test_a_step_has_its_tokens_per_second_and_its_mfu():
     step = {"kernel": "train_step", "flops_per_second": 2e12}
     found = measured(
         content(entry("bare GEMMs", 5.0, bound=5.0, kind="bound", **step), entry("capo", 10.0, bound=5.0, **step))
@@ -103,7 +103,7 @@ def test_every_number_comes_from_the_file(peers, bound):
 
 
 def known_figures(row: Row, best: float, bound: float) -> tuple[list[float], list[float]]:
-    """All that may stand in a row's cells, computed again: what has three digits, and what has two."""
+    """All figures of a row's cells, recomputed: those with three digits, and those with two."""
     ms = [1e3 * each for each in row.seconds]
     median = statistics.median(ms)
     three = [median, min(ms), max(ms), median / best, 2 * LOGITS / median / 1e6, row.extra_bytes / 2**20]

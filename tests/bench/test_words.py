@@ -1,4 +1,4 @@
-"""bench.words without its engine: the rule as critic, the arms, the kept adapter, and the page of what there is."""
+"""bench.words without its engine: the rule as critic, the arms, the kept adapter, and the page."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def places(tmp_path):
     return Places(tmp_path / "runs", tmp_path / "results")
 
 
-def test_the_rule_answers_a_run_s_critique_requests_without_a_mistake(places):
+def test_the_rule_answers_a_run_s_critique_requests_without_an_error(places):
     write_files(places.data, 0, Sizes(problems=40, heldout=4, sft=2))
     rule, template = rule_of(places), load_template("words")
     critic, rng = OracleCritic(None, lambda request: oracle_answer(rule, request)), Random(0)
     problems = [json.loads(line) for line in (places.data / "train.jsonl").open()]
-    solutions = [plant_errors(rng, draw_problem(rng, STORIES, 3))[0] for _ in problems]  # of other problems: all wrong
+    solutions = [plant_errors(rng, draw_problem(rng, STORIES, 3))[0] for _ in problems]  # of other problems, so wrong
     solutions[::2] = [row["solution"].split("\n\n") for row in problems[::2]]
     for i, (row, steps) in enumerate(zip(problems, solutions, strict=True)):
         message = render_critique_prompt(template, row["problem"], [f"{step} " for step in steps])
@@ -47,7 +47,7 @@ def test_the_rule_answers_a_run_s_critique_requests_without_a_mistake(places):
     assert rule(problems[1]["problem"], solutions[1])
 
 
-def test_arms_differ_in_their_credit_alone(places):
+def test_arms_differ_only_in_their_credit(places):
     configs = {arm: arm_config(places, arm, 100, PLAN) for arm in ARMS}
     assert {config.train.steps for config in configs.values()} == {24}
     assert [configs[arm].credit.process for arm in ("grpo", "prefix", "capo", "oracle")] == [
@@ -70,7 +70,7 @@ def test_the_kept_adapter_is_bfloat16_and_names_no_folder(tmp_path):
     assert str(tmp_path) not in (tmp_path / "kept" / CONFIG).read_text()
 
 
-def test_the_base_is_merged_again_when_its_adapter_is_another(places, monkeypatch):
+def test_the_base_is_merged_again_after_its_adapter_changes(places, monkeypatch):
     merged = []
     monkeypatch.setattr(base, "save_merged", lambda places, out: (merged.append(out), out.mkdir(parents=True)))
     places.pretrained.mkdir(parents=True)
@@ -102,7 +102,7 @@ def made_shard(plan, curve, cpu):
     }
 
 
-def test_the_page_is_made_of_the_shards_that_are_there(places, capsys):
+def test_the_page_is_made_from_the_existing_shards(places, capsys):
     assert "grpo 0 of 3" in write_tables(places)
     shards = {("grpo", 100): (0.4, 1.0), ("capo", 100): (0.6, 2.0), ("capo", 7): (0.9, 1.0)}
     for (arm, seed), (end, cpu) in shards.items():
@@ -111,8 +111,8 @@ def test_the_page_is_made_of_the_shards_that_are_there(places, capsys):
         path.write_text(json.dumps(made_shard(PLAN, [0.2, 0.2, 0.2, 0.2, end], cpu)))
     page = write_tables(places)
     assert "grpo 2 of 3" not in page and "grpo 1 of 3, prefix 0 of 3, capo 1 of 3" in page
-    assert "+0.200" in page and "0.900" not in page  # seed 7 is of tuning
-    assert "| capo | 0.200 | -0.025 |" in page  # by the clock: half of its steps in the seconds that grpo took
+    assert "+0.200" in page and "0.900" not in page  # seed 7 is a tuning seed
+    assert "| capo | 0.200 | -0.025 |" in page  # at equal CPU time capo has half of grpo's steps
     assert (places.results / "words.png").stat().st_size > 1000
     run_shard(places, "grpo", 100, PLAN, None)  # exists: nothing is started
     assert "exists" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The help text and the tables of the documentation."""
+"""The help text and the documentation's tables of settings."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Layers, conversion of values, and the error lines of keys, arguments and files."""
+"""Layers, conversion of values, and errors about keys, arguments and files."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ ALGORITHMS = get_args(SETTINGS["algorithm"].type)
 
 
 def refused(call: Any, *arguments: Any) -> str:
-    """The message of the `ConfigError` that the call raises, which must be one line."""
+    """The message of the `ConfigError` that the call raises. Fails if it has several lines."""
     with pytest.raises(ConfigError) as caught:
         call(*arguments)
     assert "\n" not in str(caught.value)
@@ -50,7 +50,7 @@ def test_defaults_are_the_paper() -> None:
     assert (config.rollout.n, config.rollout.prompts, config.train.epochs) == (16, 12, 4)
 
 
-def test_capo_sets_nothing_beside_the_defaults() -> None:
+def test_capo_equals_the_defaults() -> None:
     assert build_config(read_algorithm("capo")) == Config()
 
 
@@ -68,7 +68,7 @@ def test_every_algorithm_sets_its_keys_on_tiny(name: str) -> None:
     assert (flat["algorithm"], flat["train.lr"], flat["rollout.prompts"]) == (name, 2e-4, 16)
 
 
-def test_every_algorithm_has_a_file_and_every_file_an_algorithm() -> None:
+def test_every_algorithm_has_one_file() -> None:
     assert {path.stem for path in (CONFIGS / "algorithms").iterdir()} == set(ALGORITHMS)
 
 
@@ -82,12 +82,12 @@ def test_every_algorithm_has_a_file_and_every_file_an_algorithm() -> None:
         ([{"loss.clip_high": 0.5, "algorithm": "dapo"}], {"loss.clip_high": 0.5, "loss.kl_coef": 0.0}),
         # an algorithm in a later layer wins over keys of an earlier one
         ([{"loss.clip_high": 0.5}, {"algorithm": "dapo"}], {"loss.clip_high": 0.28}),
-        # and takes back what the earlier algorithm had set, but not what the file had
+        # and undoes the earlier algorithm's settings, but not the file's
         (
             [{"algorithm": "dapo", "train.lr": 1, "loss.kl_coef": 0.5}, {"algorithm": "grpo"}],
             {"algorithm": "grpo", "loss.clip_high": 0.2, "train.dynamic_sampling": False, "loss.kl_coef": 0.5},
         ),
-        # the same algorithm once more sets its keys once more
+        # the same algorithm in a later layer sets its keys again
         ([{"algorithm": "dapo", "loss.clip_high": 0.5}, {"algorithm": "dapo"}], {"loss.clip_high": 0.28}),
         ([{"credit.norm": "center", "train": None}], {"credit.norm": "center"}),
         # a section inside a section, in every form
@@ -134,7 +134,7 @@ def test_later_files_win(tmp_path: Path) -> None:
         ({"train.betas": "0.5,0.5", "seed": 2}, {"seed": (0, 2), "train.betas": ((0.9, 0.999), (0.5, 0.5))}),
     ],
 )
-def test_changed_settings_are_those_that_a_resumed_run_must_keep(now: dict[str, Any], changed: dict[str, Any]) -> None:
+def test_changed_settings_are_those_that_a_resume_must_keep(now: dict[str, Any], changed: dict[str, Any]) -> None:
     assert changed_settings(Config(), build_config(now)) == changed
 
 
@@ -163,13 +163,13 @@ def test_changed_settings_are_those_that_a_resumed_run_must_keep(now: dict[str, 
         ("loss.dual_clip", "3", 3.0),
     ],
 )
-def test_values_take_their_setting_s_type(key: str, text: Any, value: Any) -> None:
+def test_values_are_converted_to_their_setting_s_type(key: str, text: Any, value: Any) -> None:
     read = checked_layer({key: text})[key]
     assert read == value and type(read) is type(value)
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "expected"),
     [
         ("rollout.n", "x", "rollout.n: found 'x', wanted integer"),
         ("rollout.n", "2.5", "found '2.5', wanted integer > 0"),
@@ -205,8 +205,8 @@ def test_values_take_their_setting_s_type(key: str, text: Any, value: Any) -> No
         ("endpoint.extra_body", "{a: [}", "wanted mapping {name: value}"),
     ],
 )
-def test_a_wrong_value_is_one_line(key: str, value: Any, says: str) -> None:
-    assert says in refused(checked_layer, {key: value})
+def test_a_wrong_value_is_a_one_line_error(key: str, value: Any, expected: str) -> None:
+    assert expected in refused(checked_layer, {key: value})
 
 
 def by_schema(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
@@ -247,7 +247,7 @@ layers = st.sets(st.sampled_from(list(SETTINGS)), max_size=12).flatmap(
     lambda keys: st.fixed_dictionaries({key: by_schema(SETTINGS[key].schema) for key in sorted(keys)})
 )
 REPLACED = {key.replace(".step.", ".") for key in SETTINGS if key.startswith("critic.step.")}
-"""Refused beside a critic of single steps."""
+"""Refused together with a critic of single steps."""
 accepted = layers.filter(
     lambda layer: (
         not REPLACED & layer.keys() or (layer.get("algorithm") != "capo-gated" and layer.get("critic.reads") != "step")
@@ -258,7 +258,9 @@ accepted = layers.filter(
 @examples(max_examples=25, deadline=None)
 @given(accepted)
 @example({"model.path": "\x85\U0006ea35"})  # written as Unicode, PyYAML reads it back as something else
-@example({"data.split": "1e5", "data.name": "0o7", "data.id_field": "010", "endpoint.model": "yes"})  # numbers to one
+@example(
+    {"data.split": "1e5", "data.name": "0o7", "data.id_field": "010", "endpoint.model": "yes"}
+)  # numbers in one YAML
 def test_dumped_settings_load_back_equal(layer: dict[str, Any]) -> None:
     config = build_config(layer)
     assert build_config(yaml.safe_load(dump_config(config))) == config
@@ -286,7 +288,7 @@ def test_dumped_file_loads_back_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "says"),
+    ("key", "expected"),
     [
         ("train.stepz", "train.stepz: unknown setting; did you mean train.steps?"),
         ("steps", "did you mean train.steps?"),
@@ -302,13 +304,13 @@ def test_dumped_file_loads_back_equal(tmp_path: Path) -> None:
         ("train.lr.x", "did you mean train.lr?"),
     ],
 )
-def test_an_unknown_key_names_the_nearest(key: str, says: str) -> None:
-    assert says in refused(checked_layer, {key: 1})
-    assert says in refused(arguments.read_arguments, [f"--{key}", "1"])
+def test_the_error_of_an_unknown_key_names_the_nearest_key(key: str, expected: str) -> None:
+    assert expected in refused(checked_layer, {key: 1})
+    assert expected in refused(arguments.read_arguments, [f"--{key}", "1"])
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "expected"),
     [
         (["--train.step", "3"], "did you mean train.steps?"),  # no abbreviations
         (["--seed"], "--seed: needs a value"),
@@ -322,12 +324,12 @@ def test_an_unknown_key_names_the_nearest(key: str, says: str) -> None:
         (["--config", "pkg://capo_fast.tiny/no.yaml"], "has no no.yaml"),
     ],
 )
-def test_a_bad_command_line_is_one_line(words: list[str], says: str) -> None:
-    assert says in refused(load_config, words)
+def test_a_bad_command_line_is_a_one_line_error(words: list[str], expected: str) -> None:
+    assert expected in refused(load_config, words)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("", "found nothing, wanted a mapping"),
         ("# only a comment\n", "found nothing, wanted a mapping"),
@@ -357,14 +359,14 @@ def test_a_bad_command_line_is_one_line(words: list[str], says: str) -> None:
         ("seed: !!python/object:os.system 1\n", "line 1: malformed YAML"),
     ],
 )
-def test_a_bad_file_is_one_line_that_names_it(tmp_path: Path, text: str, says: str) -> None:
+def test_a_bad_file_is_a_one_line_error_that_names_it(tmp_path: Path, text: str, expected: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)
     message = refused(read_file, file)
-    assert message.startswith(str(file)) and says in message
+    assert message.startswith(str(file)) and expected in message
 
 
-def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+def test_numbers_and_words_follow_yaml_1_2(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("train.steps: 010\ntrain.lr: 1e-6\nseed: 0o17\ndata: {name: no, split: on, id_field: 2026-11-29}\n")
     numbers = {"train.steps": 10, "train.lr": 1e-6, "seed": 15}
@@ -382,17 +384,17 @@ def test_home_is_expanded_in_every_path(key: str, tmp_path: Path, monkeypatch: p
     assert by_key(build_config({key: "pkg://a/b"}))[key] == "pkg://a/b"
 
 
-def test_every_setting_that_is_a_path_is_known_as_one() -> None:
+def test_every_path_setting_has_the_path_type() -> None:
     of_critics = {"critic.path", "critic.prompt", "critic.step.path", "critic.step.prompt"}
     assert set(PATHS) == {"run.dir", "model.path", "data.path", "eval.path", *of_critics}
 
 
-def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "bom.yaml").write_bytes(b"\xef\xbb\xbfseed: 1\n")
     assert read_file(tmp_path / "bom.yaml") == {"seed": 1}
 
 
-def test_a_file_that_can_t_be_read_is_one_line(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"seed: 1 # \xff\n")
     assert "malformed YAML" in refused(read_file, tmp_path / "latin.yaml")
     assert "directory" in refused(read_file, tmp_path)
@@ -413,7 +415,7 @@ def test_importing_loads_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_norms_are_those_of_the_loss_library() -> None:
+def test_the_norms_equal_the_loss_library_s() -> None:
     from capo_kernels.credit import Norm
 
     assert types.Norm == Norm

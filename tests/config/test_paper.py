@@ -1,4 +1,4 @@
-"""configs/paper: the paper's stated hyper-parameters, written out here again, and the commands of its page."""
+"""configs/paper: the paper's hyper-parameters, repeated here, and the commands of its page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARMS = {"grpo": "none", "grpo_genorm": "outcome", "capo": "steps"}
 
 @pytest.mark.parametrize("algorithm", ARMS)
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_arm_loads_on_every_policy_with_what_the_paper_states(policy, algorithm):
+def test_every_arm_loads_on_every_policy_with_the_paper_s_settings(policy, algorithm):
     files = ["common", policy, *(["genorm"] if algorithm == "grpo_genorm" else [])]
     paths = [str(FOLDER / f"{name}.yaml") for name in files]
     config = load_config(["--config", *paths, "--algorithm", algorithm, "--endpoint.url", "http://host/v1"])
@@ -37,7 +37,7 @@ def test_every_arm_loads_on_every_policy_with_what_the_paper_states(policy, algo
         assert (config.credit.outcome_weight, config.credit.process_weight, config.credit.norm) == (2, 1, "group-token")
 
 
-def test_every_command_of_the_page_loads_and_names_files_that_are_there(monkeypatch):
+def test_every_command_of_the_page_loads_and_names_existing_files(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = (FOLDER / "README.md").read_text().replace("\\\n", " ")
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("capo ")]

@@ -1,4 +1,4 @@
-"""Paths on disk, in packages, and of models."""
+"""Paths of files, of package data and of models."""
 
 import socket
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_packaged_file_and_folder_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("pkg://no_such_package/a.txt", "can't open package no_such_package"),
         ("pkg://capo_fast.tiny/nothing.jsonl", "package capo_fast.tiny has no nothing.jsonl"),
@@ -36,11 +36,11 @@ def test_packaged_file_and_folder_are_found() -> None:
         ("pkg://capo_fast/", "wanted pkg://package.name/relative/file"),
     ],
 )
-def test_a_bad_packaged_path_is_one_line(text: str, says: str) -> None:
+def test_a_bad_packaged_path_is_a_one_line_error(text: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolve_path(text)
     message = str(caught.value)
-    assert message.startswith(text) and says in message and "\n" not in message
+    assert message.startswith(text) and expected in message and "\n" not in message
 
 
 def test_model_is_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,32 +50,30 @@ def test_model_is_a_folder_or_a_hub_id(tmp_path: Path, monkeypatch: pytest.Monke
     assert resolve_model("pkg://capo_fast/tiny") == str(resolve_path("pkg://capo_fast/tiny"))
 
 
-def test_model_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for text, says in [
+    for text, expected in [
         (str(tmp_path / "file"), "model.path: .*/file: a file, wanted a model's folder"),
         (str(tmp_path / "nothing"), "no such model folder"),
         ("./nothing", "no such model folder"),
         ("a/b/c", "no such model folder"),
     ]:
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(ConfigError, match=expected):
             resolve_model(text)
 
 
-def test_without_a_network_the_hub_is_not_tried_again_and_again(
+def test_without_a_network_the_hub_is_tried_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "getproxies_environment", dict)
-    with socket.socket() as nobody_listens:
-        nobody_listens.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(
-            huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"
-        )
+    with socket.socket() as closed_port:
+        closed_port.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{closed_port.getsockname()[1]}")
         cause = hub.reach_hub.__wrapped__()
     assert cause == "127.0.0.1 can't be reached (Connection refused)"
     try:
-        with pytest.raises(OfflineModeIsEnabled):  # which the client reads its cache after, without a pause
+        with pytest.raises(OfflineModeIsEnabled):  # on this error the client reads its cache, without retries
             huggingface_hub.get_session().get("http://127.0.0.1")
     finally:
         huggingface_hub.set_client_factory(default_client_factory)

@@ -1,4 +1,4 @@
-"""The settings that define each named algorithm, written out here again."""
+"""The settings that define each named algorithm, repeated here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_an_algorithm_sets_what_defines_it(name: str) -> None:
+def test_an_algorithm_sets_its_defining_settings(name: str) -> None:
     config = load_config(["--algorithm", name])
     found = [getattr(getattr(config, section), key) for section, keys in CHOICES.items() for key in keys]
     assert tuple(found) == SETTINGS[name]

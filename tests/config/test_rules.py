@@ -1,4 +1,4 @@
-"""Rules of a configuration, and values derived from others."""
+"""Rules that settings must satisfy, and settings derived from others."""
 
 import inspect
 from typing import Any, get_args
@@ -21,7 +21,7 @@ def valid(**settings: Any) -> Config:
 
 
 def refused(**settings: Any) -> str:
-    """The message of the `ConfigError` about the settings, which has to be one line."""
+    """The message of the `ConfigError` about the settings. Fails if it has several lines."""
     with pytest.raises(ConfigError) as caught:
         valid(**settings)
     assert "\n" not in str(caught.value)
@@ -42,7 +42,7 @@ def refused(**settings: Any) -> str:
         {"loss__is_mode": "mask", "rollout__top_p": 1.0},
         {"rollout__carry": True, "loss__is_mode": "truncate", "rollout__top_p": 1.0, "rollout__enough": 12},
         {"rollout__carry": True, "policy__old": "rollout", "rollout__top_p": 1.0, "train__minibatches": 9},
-        {"rollout__enough": 99, "rollout__max_staleness": 0},  # read under rollout.carry alone
+        {"rollout__enough": 99, "rollout__max_staleness": 0},  # read only with rollout.carry
         {"rollout__n": 1, "credit__norm": "none"},
         {"critic__temperature": 0.0, "critic__votes": 1},
         {"loss__dual_clip": 3.0},
@@ -75,7 +75,7 @@ def test_settings_that_the_rules_allow(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "expected"),
     [
         ({"data__path": None}, "data.path: missing"),
         ({"rollout__temperature": 0.005}, "rollout.temperature: found 0.005, wanted at least 0.01"),
@@ -287,8 +287,8 @@ def test_settings_that_the_rules_allow(settings: dict[str, Any]) -> None:
         ({"rollout__top_k": 0}, "-1 (off) or at least 1"),
     ],
 )
-def test_settings_that_the_rules_refuse(settings: dict[str, Any], says: str) -> None:
-    assert says in refused(**settings)
+def test_settings_that_the_rules_refuse(settings: dict[str, Any], expected: str) -> None:
+    assert expected in refused(**settings)
 
 
 GRPO = {"algorithm": "grpo"}
@@ -328,7 +328,7 @@ SERVER = {
         ({"loss__objective": "reinforce"}, {"loss__clip_low": 1.5, "loss__dual_clip": 3.0}),
     ],
 )
-def test_a_setting_that_the_run_does_not_use_refuses_nothing(unused: dict[str, Any], settings: dict[str, Any]) -> None:
+def test_a_setting_that_the_run_does_not_use_is_not_refused(unused: dict[str, Any], settings: dict[str, Any]) -> None:
     loss_spec(valid(**(unused | settings)))
 
 
@@ -348,14 +348,14 @@ def test_a_setting_that_the_run_does_not_use_refuses_nothing(unused: dict[str, A
         ({}, {"loss__dual_clip": 0.5}),
     ],
 )
-def test_the_same_settings_refuse_a_run_that_uses_them(used: dict[str, Any], settings: dict[str, Any]) -> None:
+def test_the_same_setting_is_refused_in_a_run_that_uses_it(used: dict[str, Any], settings: dict[str, Any]) -> None:
     [key] = settings
     valid(**used)
     assert key.replace("__", ".").partition(".")[0] in refused(**(used | settings))
 
 
-def test_an_algorithm_over_a_file_of_another_s_settings() -> None:
-    """The layering that the README promises: GRPO accepts a file of CAPO's settings unchanged."""
+def test_every_algorithm_accepts_a_file_of_capo_s_settings() -> None:
+    """Any algorithm accepts a file of CAPO's settings unchanged, as the README promises."""
     file = {
         "credit.when": "mixed-groups",
         "critic.mode": "endpoint",
@@ -370,9 +370,9 @@ def test_an_algorithm_over_a_file_of_another_s_settings() -> None:
     "url", ["https://me:secret@host/v1", "https:/me:secret@host", "me:secret@host/v1", "ftp://secret@host"]
 )
 def test_a_password_in_an_address_is_refused_and_not_shown(url: str) -> None:
-    said = refused(endpoint__url=url)
-    assert said.startswith("endpoint.url: found a user or a password")
-    assert "secret" not in said
+    message = refused(endpoint__url=url)
+    assert message.startswith("endpoint.url: found a user or a password")
+    assert "secret" not in message
     valid(critic__mode="endpoint", endpoint__url="https://host/v1/@team")
 
 
@@ -386,7 +386,7 @@ NUMBERS = {key: numbers for key, setting in SETTINGS.items() if (numbers := numb
 
 
 @pytest.mark.parametrize("key", NUMBERS)
-def test_every_number_has_a_lower_bound_that_can_break(key: str) -> None:
+def test_every_number_below_its_lower_bound_is_refused(key: str) -> None:
     value = (-2, -2) if key == "train.betas" else -2
     assert refused(**{key: value}).startswith(f"{key}: found {value}, wanted ")
 
@@ -434,7 +434,7 @@ def test_critiques_stream_unless_weights_swap_or_a_verdict_is_needed(
 
 
 def test_no_argument_of_transformers_call_is_taken_for_one_of_the_template():
-    """Its `truncation` would cut every prompt, its `chat_template` replace the model's."""
+    """`truncation` would cut every prompt, and `chat_template` would replace the model's."""
     call = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
     assert call.keys() - rules.TEMPLATE_ARGUMENTS == {"self", "kwargs", "tools", "documents"}
 
@@ -444,7 +444,7 @@ def test_a_critic_of_steps_has_settings_of_its_own() -> None:
     critic = build_config(DATA, step | {"critic.reads": "step"}).critic
     assert (critic.prompt, critic.max_tokens, critic.verdict, critic.path) == ("steps.txt", 9, "capo", "judge")
     assert build_config(DATA, step).critic.max_tokens == 2048
-    # A saved configuration has critic.step's settings as the critic's own, and loads as it is.
+    # A saved configuration has critic.step's settings also as critic's, and loads unchanged.
     saved = {"critic.reads": "step", "critic.step.prompt": "steps.txt", "critic.prompt": "steps.txt"}
     assert build_config(DATA, saved | {"critic.max_tokens": 512, "critic.stop": ()}).critic.prompt == "steps.txt"
 

@@ -1,18 +1,18 @@
-"""Damages every file of a run's folder in every way, one at a time, and looks at what the commands make of it.
+"""Damages every file of a run's folder in every way, one at a time, and checks how the commands react.
 
     python -m tests.corrupted [--only FILE ...] [--verbose]
 
-A small run on the scripted engine is trained for two steps. For each case a copy of it is damaged, and `capo status`,
-`capo report`, `capo evaluate` and `capo train` (for a third step) are run on it. `train` has
+A small run on the scripted engine is trained for two steps. In each case a copy of it is damaged, and `capo status`,
+`capo report`, `capo evaluate` and `capo train` (for a third step) run on the copy. The outcomes of `train`:
 
-    harmless    done, with the same weights, metrics and rollouts as without the damage
+    harmless    completes with the same weights, metrics and rollouts as without the damage
     warned      the same, and a warning names the file
-    lost        as warned, but lines of metrics are gone
-    refused     one line names what is wrong, exit status 1 or 2, and the checkpoints are as they were
-    SILENT      done, with another result and no warning
-    TRACEBACK   what a user should never see; so marked for the other commands, too
+    lost        as warned, but lines of metrics are lost
+    refused     a one-line error, exit status 1 or 2, and unchanged checkpoints
+    SILENT      completes with another result and no warning
+    TRACEBACK   ends in a traceback; marked for the other commands, too
 
-The table has files as rows. Exit status 1 where anything is SILENT or a TRACEBACK.
+The table has a row per file. Exit status 1 if any outcome is SILENT or TRACEBACK.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One damaged run after another, and what the commands make of it."""
+"""Runs the commands on damaged runs, one after another, and classifies the outcomes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TIMED = ("time/", "cpu/", "engine/", "memory", "speed/", "tokens_per_s")
 
 
 class Attack:
-    """The runs, in one folder."""
+    """An undamaged run of two steps and its resumed third step, both in one folder."""
 
     def __init__(self, folder: Path, verbose: bool) -> None:
         self.folder, self.verbose = folder, verbose
@@ -41,7 +41,7 @@ class Attack:
         self.train_whole(self.resumed, 3)
 
     def run(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Outcomes by file and damage."""
+        """Outcomes by file name and damage."""
         found: dict[str, dict[str, str]] = {name: {} for name in names}
         for name in names:
             for way in DAMAGES:
@@ -54,14 +54,14 @@ class Attack:
 
     def outcome(self, run: Path, name: str) -> str:
         others = {"status": status.main, "report": report.main, "evaluate": evaluate_scripted}
-        if name.startswith("checkpoints"):  # which neither report nor evaluate reads
+        if name.startswith("checkpoints"):  # report and evaluate do not read them
             others = {"status": status.main}
         torn = [name for name, work in others.items() if "Traceback" in self.child(work, [str(run)])[1]]
         before = state(run / "checkpoints")
         code, text = self.train(run, 3)
-        return " ".join([self.judge(run, code, text, before), *(f"{name} TRACEBACK" for name in torn)])
+        return " ".join([self.classify(run, code, text, before), *(f"{name} TRACEBACK" for name in torn)])
 
-    def judge(self, run: Path, code: int, text: str, before: object) -> str:
+    def classify(self, run: Path, code: int, text: str, before: object) -> str:
         if "Traceback" in text:
             return "TRACEBACK"
         if code:
@@ -90,7 +90,7 @@ class Attack:
         text = log.read_text(errors="replace")
         if process.is_alive():
             process.kill()
-            raise TimeoutError(f"{arguments} has not ended after {LONGEST_S} s:\n{text}")
+            raise TimeoutError(f"{arguments} has not exited after {LONGEST_S} s:\n{text}")
         if self.verbose:
             print(text, file=sys.stderr, flush=True)
         return process.exitcode, text
@@ -116,7 +116,7 @@ def state(folder: Path) -> object:
 
 
 def different(run: Path, other: Path) -> str | None:
-    """What two runs differ in that a user would miss."""
+    """The first kind of result in which two runs differ; None if they are equal."""
     weights = [load_file(folder / "model" / "model.safetensors") for folder in (run, other)]
     if not all(weights[0][name].equal(weights[1][name]) for name in weights[1]):
         return "other weights"
@@ -131,5 +131,5 @@ def timeless(line: str) -> dict[str, object]:
 
 
 def rollouts(run: Path) -> dict[str, bytes]:
-    """Those that this resume has written."""
+    """The rollouts that the resumed step has written."""
     return {path.name: gzip.decompress(path.read_bytes()) for path in run.glob("rollouts/000003.jsonl.gz")}

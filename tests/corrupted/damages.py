@@ -25,11 +25,11 @@ CASES = {
     NEWEST: OLDER,
     "checkpoints": "rollouts",
 }
-"""The files and folders of a run, and what each is swapped with."""
+"""The files and folders of a run, and the one that each is swapped with."""
 
 
 def damage(run: Path, name: str, way: str) -> bool:
-    """Apply this damage to that file, if possible; returns whether it was applied."""
+    """Apply the damage `way` to the file `name`. Returns False if it does not apply to a folder."""
     path = run / name
     if path.is_dir() and way not in ("delete", "swap", "link"):
         return False
@@ -72,7 +72,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "delete": delete,
     "object": lambda path: path.write_text("{}\n"),
     "list": lambda path: path.write_text("[1]\n"),
-    "swap": delete,  # replaced below
+    "swap": delete,  # `damage` handles it
     "link": link,
 }
-"""By name; `damage` swaps."""
+"""Damages by name."""

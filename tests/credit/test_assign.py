@@ -1,4 +1,4 @@
-"""From votes and verdicts to token advantages: the paper's equations by hand, and every option of the credit."""
+"""From votes and verdicts to token advantages: the paper's equations by hand, and every credit option."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from capo_fast.records import Critique
 
 
 def by_token(credited):
-    """[L], the advantage of each token."""
+    """float [L], the advantage of each token."""
     steps = itertools.accumulate(credited.rollout.steps.starts)
     return [credited.step_advantages[step - 1] for step in steps]
 
@@ -43,10 +43,12 @@ def test_the_trace_of_the_records_from_critiques_to_advantages():
         assert row == pytest.approx([(r - mean) / std for r in expected], abs=1e-6)
 
 
-def test_the_outcome_reward_model_adds_the_share_of_its_yeses_to_the_verdict():
-    said = [parse_judgment(text, 2) for text in ("Judgment: Yes", "Judgment: No", "Judgment: No\n<incorrect", "well")]
+def test_the_outcome_reward_model_adds_its_share_of_yes_to_the_verdict():
+    judgments = [
+        parse_judgment(text, 2) for text in ("Judgment: Yes", "Judgment: No", "Judgment: No\n<incorrect", "well")
+    ]
     samples = [
-        replace(sample(outcome, [0, 0], tokens=length), critiques=tuple(said[i] for i in read))
+        replace(sample(outcome, [0, 0], tokens=length), critiques=tuple(judgments[i] for i in read))
         for outcome, length, read in ((1.0, 4, (0, 0, 3)), (1.0, 8, (0, 1, 2)), (0.0, 4, (1,)), (0.0, 6, (3,)))
     ]
     credit = CreditConfig(process="outcome", norm="group-sequence", judgment_scale=3, verdict_scale=1.5)
@@ -61,7 +63,7 @@ def test_the_outcome_reward_model_adds_the_share_of_its_yeses_to_the_verdict():
     assert found == pytest.approx([(reward - mean) / std for reward in rewards for _ in range(2)], abs=1e-5)
 
 
-def test_other_reward_functions_add_to_the_outcome_by_their_weights():
+def test_other_reward_functions_add_to_the_outcome_with_their_weights():
     reward = RewardConfig(also=("m:short", "m:formal"), weights=(0.5, -0.25))
     rewards = [(1.0, 0.5, 1.0), (0.0, 1.0, 0.0)]
     samples = [replace(sample(values[0], [0]), rewards=values) for values in rewards]
@@ -78,7 +80,7 @@ def test_groups_do_not_mix_and_a_tied_group_has_no_advantage():
     assert [by_token(c) for c in found] == [[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0], [0.0, 0.0]]
 
 
-def test_a_group_that_the_critic_could_not_read_whole_has_outcome_credit_alone():
+def test_a_group_with_an_unjudged_rollout_has_outcome_credit_only():
     failed = Critique(abstained=True, wrong_steps=frozenset(), dropped=0, failed=True)
     read = Critique(abstained=False, wrong_steps=frozenset({1}), dropped=0)
 
@@ -98,7 +100,7 @@ def test_a_tied_outcome_with_a_wrong_step_is_still_informative():
     assert any(any(each.step_advantages) for each in found)
 
 
-def test_a_timed_out_check_is_neither_trained_on_nor_in_the_statistics():
+def test_a_rollout_whose_check_timed_out_is_neither_trained_on_nor_in_the_statistics():
     found = assign_credit([sample(1.0, [0]), sample(0.0, [0]), sample(None, [1])], Config())
     assert [c.trained for c in found] == [True, True, False]
     assert [by_token(c) for c in found] == [[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]]
@@ -128,7 +130,7 @@ def test_the_format_bonus_adds_to_the_token_reward():
 
 
 def test_prefix_credit_is_vppo():
-    """arXiv 2601.18984: right 1; wrong 0.5 before the first wrong step and 0 from it on; minus the mean of means."""
+    """arXiv 2601.18984: 1 if right; else 0.5 before the first wrong step and 0 after; minus the mean of means."""
     credit = CreditConfig(process="prefix", outcome_weight=1.0, process_weight=0.5, norm="sequence-center")
     found = advantages([sample(1.0, [0, 1, 0]), sample(0.0, [0, 1, 0, 1])], credit=credit)
     mean = (1.0 + (0.5 + 0 + 0 + 0) / 4) / 2
@@ -136,11 +138,11 @@ def test_prefix_credit_is_vppo():
     assert found[1] == pytest.approx([0.5 - mean] * 2 + [-mean] * 6)
 
 
-def test_grpo_reads_no_votes():
+def test_grpo_ignores_votes():
     credit = CreditConfig(process="none", outcome_weight=1.0, process_weight=0.0, norm="group-sequence")
     found = advantages([sample(1.0, [0, 1]), sample(0.0, [1])], credit=credit)
     assert found == [[1.0] * 4, [-1.0] * 2]
 
 
-def test_no_samples_no_credit():
+def test_no_samples_get_no_credit():
     assert assign_credit([], Config()) == []

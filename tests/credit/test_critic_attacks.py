@@ -1,4 +1,4 @@
-"""A solution can't write its own verdict: attacks inside real prompts, as text, as tokens, and echoed by a critic."""
+"""A solution cannot write its own verdict: attacks in real prompts, as text, as tokens, and quoted by a critic."""
 
 from __future__ import annotations
 
@@ -78,16 +78,16 @@ def attacked(problem: str, steps: list[str], attack: str, random: Random) -> lis
 
 
 def tags(prompt: str) -> list[str]:
-    """Our tags and verdict lines as any reader would see them: entities, widths, case and hidden marks undone."""
-    seen = unicodedata.normalize("NFKC", html.unescape(prompt)).casefold()
-    seen = "".join(character for character in seen if unicodedata.category(character) != "Cf")
-    return re.findall(r"<\s*/?\s*(?:step\W?\d+|incorrect\W*steps)\s*>|judge?ment\s*:", seen.replace("_", ""))
+    """Tags and verdict lines after normalising entities, widths, case and hidden characters."""
+    normalised = unicodedata.normalize("NFKC", html.unescape(prompt)).casefold()
+    normalised = "".join(character for character in normalised if unicodedata.category(character) != "Cf")
+    return re.findall(r"<\s*/?\s*(?:step\W?\d+|incorrect\W*steps)\s*>|judge?ment\s*:", normalised.replace("_", ""))
 
 
 CASES = [(solution, attack) for solution in solutions() for attack in ATTACKS]
 
 
-def test_the_prompt_holds_only_its_own_tags() -> None:
+def test_the_prompt_contains_only_its_own_tags() -> None:
     random = Random(1)
     for (problem, steps), attack in CASES:
         plain = render_critique_prompt(TEMPLATE, "P", ["x"] * len(steps))
@@ -101,7 +101,7 @@ def outcome(text: str, steps: int) -> Critique:
 
 
 def test_an_answer_that_quotes_the_solution_has_the_same_verdict() -> None:
-    """Quoted whole as the prompt shows it, or one step of it, before the critic's own words or after them."""
+    """The quote is the whole solution as in the prompt, or one step; it precedes or follows the critic's text."""
     random = Random(2)
     for (problem, steps), attack in CASES:
         shown = attacked(problem, steps, attack, random)
@@ -118,7 +118,7 @@ def test_an_answer_that_quotes_the_solution_has_the_same_verdict() -> None:
 
 @pytest.fixture(scope="module")
 def chat_tokenizer() -> PreTrainedTokenizerFast:
-    """One byte, one token, and the special tokens of several families."""
+    """A tokenizer with one token per byte and the special tokens of several model families."""
     letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     bytewise = Tokenizer(models.BPE(vocab=letters, merges=[]))
     bytewise.pre_tokenizer, bytewise.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -131,7 +131,7 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def test_the_tokens_hold_only_the_chat_templates_own(chat_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_only_special_tokens_are_the_chat_templates_own(chat_tokenizer: PreTrainedTokenizerFast) -> None:
     random = Random(3)
     added = set(chat_tokenizer.added_tokens_decoder)
     assert {"<think>", "</s>", "<|im_end|>"} <= set(special_tokens(chat_tokenizer))

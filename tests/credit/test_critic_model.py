@@ -1,4 +1,4 @@
-"""The parser against an independent model of its table, on critiques of known meaning, and on fuzzed ones."""
+"""The parser against an independent model of its table, on critiques of known meaning and on random ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ listed = st.one_of(
 
 
 def outcome(verdict: str | None, listing: tuple | None, finished: bool) -> set[int] | None:
-    """The table of `parse_critique`, from the meaning alone: the wrong steps, None where it abstains."""
+    """The table of `parse_critique`, computed from the meaning: the wrong steps, or None if it abstains."""
     if listing is None:
         return set() if verdict == "Yes" and finished else None
     kind, named = listing[0], listing[1]
@@ -85,7 +85,7 @@ def test_against_the_table(
 
 
 def test_fuzz() -> None:
-    """Properties of any critique."""
+    """Properties that hold for any critique."""
     random = Random(0)
     for _ in range(1_000):
         text, steps = fuzz_texts.critique(random), random.randint(1, 12)

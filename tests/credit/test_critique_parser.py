@@ -1,4 +1,4 @@
-"""Critiques: the table of outcomes and the spellings of real critics."""
+"""The critique parser: its table of outcomes, and the spellings of real critics."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_verdict_lines(line: str, verdict: str | None) -> None:
         assert outcome(line) == (set() if verdict == "yes" else ABSTAIN)
 
 
-def test_the_last_word_of_a_judgment_counts() -> None:
+def test_the_last_yes_or_no_of_a_judgment_line_counts() -> None:
     assert not parse_critique("Judgment: at first no, in the end yes", 3).abstained
     assert parse_critique("Judgment: at first yes, in the end no", 3).abstained
 
@@ -133,7 +133,7 @@ def test_lists(body: str, expected: set[int] | None) -> None:
         "I checked; I stand by this Judgment: yes, step 1 fails.",
     ],
 )
-def test_prose_about_the_judgment_is_none(after: str) -> None:
+def test_prose_about_the_judgment_is_no_judgment(after: str) -> None:
     assert outcome(f"Judgment: No\n{boxed('1')}\n\n{after}") == {1}
 
 

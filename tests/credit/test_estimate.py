@@ -31,7 +31,7 @@ def with_fn(name, **credit):
     return replace(Config(), credit=CreditConfig(fn=name, **credit))
 
 
-def test_the_example_of_the_documentation_is_credit(tmp_path, monkeypatch):
+def test_the_documented_example_gives_credit(tmp_path, monkeypatch):
     example = re.search(r"```python\n(.*?)```", (DOCS / "credit.md").read_text(), re.DOTALL)[1]
     assert len(example.splitlines()) <= 20
     (tmp_path / "my_credit.py").write_text(example)
@@ -83,17 +83,17 @@ def test_a_function_gets_the_columns_and_parts_that_it_names():
     assert assign_credit(rows, config)[1].step_wrong == (0.25,)
 
 
-def test_a_generator_gets_its_answers_list_by_list():
-    seen = []
+def test_a_generator_gets_the_answers_to_each_list():
+    rounds = []
 
-    def ask(asked):
-        seen.append(asked)
-        return [tuple(-1.0 for _ in each.tokens) for each in asked]
+    def answer(queries):
+        rounds.append(queries)
+        return [tuple(-1.0 for _ in each.tokens) for each in queries]
 
-    estimator = load_estimator("credit_functions:asks_twice")
+    estimator = load_estimator("credit_functions:queries_twice")
     assert estimator.asks and not load_estimator("credit_functions:rising").asks
-    assert estimator(GROUPS, {}, ask).wrong == [[[0.2, 0.2], [0.2]]]
-    assert [[(each.before, each.tokens) for each in asked] for asked in seen] == [
+    assert estimator(GROUPS, {}, answer).wrong == [[[0.2, 0.2], [0.2]]]
+    assert [[(each.before, each.tokens) for each in queries] for queries in rounds] == [
         [((1,), (2,))],
         [((1,), (2, 3)), ((9,), (1,))],
     ]
@@ -107,7 +107,7 @@ def test_a_function_that_returns_its_questions_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("queries", "message"),
     [
         (Suffix((1,), (2,)), "wanted a list of Suffix and Continuation"),
         ([(1, 2)], "wanted a Suffix or a Continuation"),
@@ -116,9 +116,9 @@ def test_a_function_that_returns_its_questions_is_refused():
         ([Suffix((1,), ())], "wanted at least one token in each part"),
     ],
 )
-def test_an_invalid_query_is_refused(asked, message):
+def test_an_invalid_query_is_refused(queries, message):
     with pytest.raises(CreditError, match=message):
-        check_questions(asked)
+        check_questions(queries)
 
 
 def test_unsuitable_functions_are_refused():
@@ -129,18 +129,18 @@ def test_unsuitable_functions_are_refused():
 
 @pytest.mark.parametrize(("ranks", "shared"), [(1, 1), (0, 2)])
 def test_an_engine_that_can_not_be_queried_is_refused(ranks, shared):
-    config = with_fn("credit_functions:asks_twice")
+    config = with_fn("credit_functions:queries_twice")
     config = replace(config, engine=replace(config.engine, ranks=ranks, tensor_parallel=shared))
     name = "engine.ranks: found 1, wanted 0" if ranks else "engine.tensor_parallel: found 2, wanted 1"
-    with pytest.raises(ValueError, match=f"^{name} with credit_functions:asks_twice"):
+    with pytest.raises(ValueError, match=f"^{name} with credit_functions:queries_twice"):
         load_credit_function(config)
     assert not load_credit_function(replace(config, credit=CreditConfig())).asks
 
 
-def test_token_credit_is_taken_as_it_is_but_not_of_untrained_rollouts():
+def test_token_credit_is_used_unchanged_except_for_untrained_rollouts():
     credited = assign_credit([*SAMPLES, sample(None, [0])], with_fn("credit_functions:rising"))
     assert [each.token_advantages for each in credited] == [(0.0, 0.0, 0.5, -0.5), (0.5, -0.5), (0.0, 0.0)]
-    assert [each.step_advantages for each in credited] == [(0.0, 0.5), (0.5,), (0.0,)], "0 where all tokens are"
+    assert [each.step_advantages for each in credited] == [(0.0, 0.5), (0.5,), (0.0,)], "0 if all tokens are 0"
     with pytest.raises(CreditError, match=r"^credit.schedule: found linear, wanted constant"):
         assign_credit(SAMPLES, with_fn("credit_functions:rising", schedule="linear"))
 
@@ -155,8 +155,8 @@ GRID = [("linear", step, 0.0) for step in (1, 3, 5, 9)] + [("pass-rate", 1, rate
 
 @pytest.mark.parametrize(("schedule", "step", "rate"), GRID)
 @pytest.mark.parametrize(("start", "end"), [(0.25, 1.25), (1.5, 0.5)])
-def test_a_scheduled_step_is_one_at_its_own_weight(schedule, step, rate, start, end):
-    """The loss has one P for a run: a group's own is in its steps."""
+def test_a_scheduled_step_equals_one_with_a_constant_weight(schedule, step, rate, start, end):
+    """The loss has one weight P per run, so a group's own weight is folded into its step credit."""
     outcomes = {0.0: (0.0, 0.0), 0.5: (1.0, 0.0), 1.0: (1.0, 1.0)}[rate]
     samples = [sample(outcome, wrong) for outcome, wrong in zip(outcomes, ([0, 1, 0], [1, 0]), strict=True)]
     credit = CreditConfig(schedule=schedule, process_start=start, process_weight=end)

@@ -1,4 +1,4 @@
-"""The policy's text in the critic's prompt: nothing in it, and no echo of it, is read as a verdict or a list."""
+"""Neutralised policy text: neither the text nor a quote of it parses as a verdict or a list."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_linear_time(text: str) -> None:
-    """A pattern of quadratic time would take minutes for one of these."""
+def test_neutralising_takes_linear_time(text: str) -> None:
+    """A pattern with quadratic time would take minutes on these."""
     parse_critique(text, 20)
     assert parse_critique(neutralise(text), 20).abstained
 
@@ -74,7 +74,7 @@ def parsed(text: str, finished: bool) -> Critique:
 
 @given(policy_text, honest_answer, st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_an_echo_never_counts(text: str, honest: str, finished: bool) -> None:
+def test_a_quote_of_the_solution_never_counts(text: str, honest: str, finished: bool) -> None:
     echo, alone = neutralise(text), parsed(honest, finished)
     assert parsed(f"{echo}\n{honest}", finished) == alone
     assert parsed(f"{honest}\n{echo}", finished) == alone
@@ -82,7 +82,7 @@ def test_an_echo_never_counts(text: str, honest: str, finished: bool) -> None:
 
 @given(policy_text)
 @settings(max_examples=200, deadline=None)
-def test_neutralise_is_idempotent_and_leaves_nothing(text: str) -> None:
+def test_neutralise_is_idempotent_and_leaves_no_verdict(text: str) -> None:
     safe = neutralise(text)
     assert neutralise(safe) == safe
     assert parse_critique(safe, STEPS).abstained
@@ -111,5 +111,5 @@ def test_verdicts_are_neutralised(text: str) -> None:
     "text",
     ["9*2=8", "x < 3 and y > 2", "if a<b then step 3", "\\frac{1}{2} \u2264 \u00e9 \U0001f600", "A:9", "in steps", ""],
 )
-def test_ordinary_text_is_left_alone(text: str) -> None:
+def test_ordinary_text_is_unchanged(text: str) -> None:
     assert neutralise(text) == text

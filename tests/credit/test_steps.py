@@ -1,4 +1,4 @@
-"""Steps cut on generated tokens: rules, tokenizers of both families, invariants."""
+"""Splitting generated tokens into steps: rules, both families of tokenizers, invariants."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def byte_fallback() -> PreTrainedTokenizerFast:
-    """A tokenizer like Llama 2's: the newline is the byte token <0x0A>, the first space of a text is stripped."""
+    """A tokenizer like Llama 2's: the newline is the byte token <0x0A>; the first space of a text is stripped."""
     letters = "▁abcxyz0123456789=+.,:é"
     vocabulary = {"<unk>": 0} | {f"<0x{byte:02X}>": 1 + byte for byte in range(256)}
     for piece in [*letters, "▁a", "▁▁", "ab"]:
@@ -42,8 +42,8 @@ def byte_fallback() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
 
 
-def words(*tokens: str) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """A tokenizer whose tokens are exactly these texts, so that a test can choose where each one begins."""
+def tokenizer_of(*tokens: str) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """A tokenizer whose tokens are exactly these texts, so that a test controls where each token begins."""
     alphabet = sorted({letter for token in tokens for letter in token})
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys([*alphabet, *tokens]))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=tokens[0] if tokens else "?"))
@@ -68,7 +68,7 @@ TOKENIZERS = {"byte_level": byte_level(), "byte_fallback": byte_fallback()}
         ("a\nb\n\nc", ["a\nb", "c"]),
         ("\n\na\n\n", ["a"]),
         ("a\n\n \t\n\nb", ["a", "b"]),
-        ("a\n \nb", ["a\n \nb"]),  # only newlines side by side part two steps
+        ("a\n \nb", ["a\n \nb"]),  # only adjacent newlines separate steps
         ("a\n\n  b \n", ["a", "  b \n"]),  # exact slices
         ("a\n\n\u3000\n\nb", ["a", "b"]),
     ],
@@ -104,20 +104,20 @@ def test_split_steps(text: str, steps: list[str]) -> None:
     ],
 )
 def test_step_spans_of_tokens(tokens: list[str], starts: str, texts: list[str]) -> None:
-    tokenizer, ids = words(*tokens)
+    tokenizer, ids = tokenizer_of(*tokens)
     spans = step_spans(ids, tokenizer)
     assert "".join("01"[start] for start in spans.starts) == starts
     assert list(spans.texts) == texts
     assert step_starts(ids, tokenizer) == list(spans.starts)
 
 
-def test_unknown_ids_hold_no_characters() -> None:
-    tokenizer, ids = words("a", "\n\n", "b")
+def test_unknown_ids_have_no_characters() -> None:
+    tokenizer, ids = tokenizer_of("a", "\n\n", "b")
     assert step_starts([ids[0], 10**6, ids[1], 10**6, ids[2]], tokenizer) == [True, False, False, False, True]
 
 
 def byte_ids(tokenizer: PreTrainedTokenizerFast, data: bytes) -> list[int]:
-    """One token a byte."""
+    """One token per byte."""
     if tokenizer is TOKENIZERS["byte_fallback"]:
         return tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in data])
     pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -134,7 +134,7 @@ def test_characters_spread_over_tokens(tokenizer: PreTrainedTokenizerFast) -> No
 
 
 def test_invalid_bytes_hide_no_blank_line() -> None:
-    """A byte-fallback decoder turns a whole run into replacement characters if one byte of it is invalid."""
+    """A byte-fallback decoder replaces a whole run of bytes if one of them is invalid."""
     tokenizer = TOKENIZERS["byte_fallback"]
     ids = byte_ids(tokenizer, b"1\n\n\xff2")
     assert "\n" not in tokenizer.decode(ids)
@@ -150,7 +150,7 @@ def test_token_that_ends_inside_a_character() -> None:
     assert spans.texts == ("a", "€b", "b")
 
 
-def test_added_token_for_the_blank_line_and_cleanup_trap() -> None:
+def test_added_token_for_the_blank_line_and_no_cleanup_of_spaces() -> None:
     tokenizer = byte_level()
     tokenizer.add_tokens([AddedToken("\n\n", special=False, normalized=False)])
     tokenizer.clean_up_tokenization_spaces = True
@@ -177,7 +177,7 @@ def test_spans_agree_with_the_text(name: str, parts: list[str]) -> None:
     position = 0
     for step in spans.texts:  # the steps are slices of the text, in order
         position = text.replace(" ", "").index(step.replace(" ", ""), position) + len(step.replace(" ", ""))
-    if name == "byte_fallback" and "ab" not in text:  # every newline is a token there, so no piece can be missed
+    if name == "byte_fallback" and "ab" not in text:  # every newline is a token there, so no piece is missed
         assert [step.strip() for step in spans.texts] == [step.strip() for step in split_steps(text) or [""]]
 
 
@@ -202,7 +202,7 @@ class Counted:
         return getattr(self._tokenizer, name)
 
 
-def test_random_ids_are_cut_with_linear_decoding() -> None:
+def test_random_ids_are_split_with_linear_decoding() -> None:
     generator = random.Random(0)
     for tokenizer in TOKENIZERS.values():
         for length in (1, 7, 300):
@@ -214,7 +214,7 @@ def test_random_ids_are_cut_with_linear_decoding() -> None:
             assert len(spans.starts) == length and counted.decoded <= 4 * length
 
 
-def test_a_step_s_text_is_unicode_whatever_the_tokens() -> None:
+def test_a_step_s_text_is_unicode_for_any_tokens() -> None:
     tokenizer = byte_fallback()
     ids = [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in (0x41, 0x00, 0xFF, 0xED, 0xA0, 0x80)]
     assert step_spans(ids, tokenizer).texts == ("A\ufffd\ufffd\ufffd\ufffd\ufffd",)

@@ -1,4 +1,4 @@
-"""Token credit in the learner: the same advantages give the same step, in whichever form they come."""
+"""Token credit in the learner: equal advantages give equal steps, in either form."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_a_batch_has_one_form_of_credit():
     stepwise, tokenwise = pack(samples, 3.0, CONFIG), pack([by_token(each) for each in samples], 3.0, CONFIG)
     assert stepwise.credit is not None and stepwise.advantages is None
     assert tokenwise.credit is None
-    wanted = [advantage for each in samples for advantage in spread(each.rollout, each.step_advantages)]
-    assert tokenwise.advantages.tolist() == pytest.approx(wanted)
+    expected = [advantage for each in samples for advantage in spread(each.rollout, each.step_advantages)]
+    assert tokenwise.advantages.tolist() == pytest.approx(expected)
     assert torch.equal(stepwise.cu_seqlens, tokenwise.cu_seqlens)
     assert torch.equal(stepwise.weights, tokenwise.weights)
 
@@ -46,7 +46,7 @@ def test_equal_advantages_make_equal_steps():
     with ranks():
         for samples in (PARTLY_LIVE, [by_token(each) for each in PARTLY_LIVE]):
             learner = make_learner(CONFIG)
-            learner.optimizer.param_groups[0]["eps"] = 1e-3  # else tiny gradients count as much as large ones
+            learner.optimizer.param_groups[0]["eps"] = 1e-3  # else Adam scales tiny gradients up
             metrics = learner.train(Share.of(samples))
             weights = torch.cat([weight.flatten() for _, weight in full_weights(learner.policy, torch.float32)])
             found.append((weights.clone(), metrics))

@@ -1,4 +1,4 @@
-"""The verdict in a box (FAPO): valid ones, and answers without one."""
+"""Verdicts in a box (FAPO) and in words: valid ones, and answers without one."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ def test_the_last_box_names_the_first_wrong_step(text, finished, wrong, dropped)
         r"\ boxed{-1}",
     ],
 )
-def test_a_solution_s_own_box_is_no_verdict_when_it_is_repeated(text):
+def test_a_solution_s_own_box_is_no_verdict_when_quoted(text):
     shown = neutralise(VERDICTS["fapo"].shown(text))
-    seen = unicodedata.normalize("NFKC", shown).replace("\u200b", "").replace(" ", "")
-    assert "boxed{-1}" in seen and VERDICTS["fapo"].steps(seen, 3).abstained
-    assert VERDICTS["capo"].shown(text) == text, "a box is no verdict there"
+    normalised = unicodedata.normalize("NFKC", shown).replace("\u200b", "").replace(" ", "")
+    assert "boxed{-1}" in normalised and VERDICTS["fapo"].steps(normalised, 3).abstained
+    assert VERDICTS["capo"].shown(text) == text, "a box is no verdict in this format"
 
 
-def test_what_structured_output_allows_is_read():
+def test_answers_that_structured_output_allows_parse():
     allowed = re.compile(VERDICTS["fapo"].regex)
     for text in ("\\boxed{-1}", "so\n\\boxed{12}"):
         assert allowed.fullmatch(text) and not VERDICTS["fapo"].steps(text, 13).abstained
     assert not allowed.fullmatch("\\boxed{-1} and more")
 
 
-def test_one_verdict_for_all_that_is_judged_wants_no_list():
+def test_a_verdict_on_the_whole_needs_no_list():
     short, capo = "The sum is 9.\nJudgment: No", VERDICTS["capo"]
     listed = f"{short}\n<incorrect_steps>1</incorrect_steps>"
     assert re.fullmatch(capo.regex, listed) and not re.fullmatch(capo.regex, short)

@@ -39,7 +39,7 @@ def test_greedy_is_the_single_critique() -> None:
     assert vote([ABSTAINED], 3, "greedy") == [0, 0, 0]
 
 
-def test_a_critique_has_no_say_on_a_step_that_it_does_not_judge() -> None:
+def test_a_critique_has_no_vote_on_a_step_that_it_does_not_judge() -> None:
     one, other = (replace(critique(step), unread=frozenset({1 - step})) for step in (0, 1))
     assert vote([one, other], 2, "intersection") == [1, 1]
     assert vote([one], 2, "average") == [1, 0]
@@ -72,16 +72,16 @@ def test_modes_are_ordered(critiques: list[Critique]) -> None:
 
 
 @given(CRITIQUES, st.sampled_from(MODES))
-def test_votes_that_stop_when_they_are_settled_are_those_of_all_critiques(critiques: list[Critique], mode: str) -> None:
+def test_early_stopped_votes_equal_the_votes_of_all_critiques(critiques: list[Critique], mode: str) -> None:
     found: list[Critique] = []
     while more := votes_to_ask(found, 6, mode, len(critiques)):
         found = critiques[: len(found) + more]
     assert vote(found, 6, mode) == vote(critiques, 6, mode)
 
 
-@pytest.mark.parametrize(("mode", "asked"), [("intersection", 1), ("majority", 3), ("union", 4), ("average", 4)])
-def test_votes_stop_as_soon_as_they_may(mode: str, asked: int) -> None:
+@pytest.mark.parametrize(("mode", "requested"), [("intersection", 1), ("majority", 3), ("union", 4), ("average", 4)])
+def test_votes_stop_as_soon_as_they_are_settled(mode: str, requested: int) -> None:
     found: list[Critique] = []
     while more := votes_to_ask(found, 2, mode, 4):
         found += [critique()] * more
-    assert len(found) == asked
+    assert len(found) == requested

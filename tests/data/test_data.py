@@ -1,4 +1,4 @@
-"""Problems from every kind of source, and the error lines of rows and files."""
+"""Problems from every kind of source, and the errors of rows and files."""
 
 import gzip
 import json
@@ -38,7 +38,7 @@ def written(folder: Path, content: bytes, name: str = "rows.jsonl") -> str:
 
 
 def load_problems(path: str, fields: DataConfig, columns: Any = None, limit: int | None = None) -> list[Problem]:
-    """The problems that a run would draw, in order, before they are tokenised."""
+    """The problems that a run would draw, in order, before tokenisation."""
     source = Source(path, fields, TEMPLATE, 10**9, columns or {}, limit)
     with TemporaryDirectory() as folder:
         index, rows = build_index(source, Path(folder)), source.rows(Path(folder))
@@ -179,21 +179,21 @@ def test_nested_fields_are_named_with_dots(tmp_path: Path) -> None:
     )
     path = written(tmp_path, jsonl([row]))
     assert load_problems(path, fields) == [Problem("7", "1+1", "2", None, (("user", "1+1"),))]
-    said = refused(load_problems, path, replace(fields, answer_field="reward_model.ground_truths"))
-    assert "no field 'reward_model.ground_truths' (data.answer_field); found 'ground_truth', 'style' in" in said
-    assert said.endswith("'reward_model'; did you mean ground_truth?")
+    error = refused(load_problems, path, replace(fields, answer_field="reward_model.ground_truths"))
+    assert "no field 'reward_model.ground_truths' (data.answer_field); found 'ground_truth', 'style' in" in error
+    assert error.endswith("'reward_model'; did you mean ground_truth?")
     dotted = written(tmp_path, jsonl([{"problem": "?", "a.b": 5}]), "dotted.jsonl")
     assert load_problems(dotted, replace(FIELDS, answer_field="a.b"))[0].answer == "5"
 
 
-def test_several_messages_are_shown_to_the_critic_without_the_system_s(tmp_path: Path) -> None:
+def test_the_critic_gets_all_messages_but_the_system_s(tmp_path: Path) -> None:
     chat = [("system", "Be short."), ("user", "1+1"), ("assistant", "2"), ("user", "and 3?")]
     rows = [{"problem": [{"role": role, "content": text} for role, text in chat], "answer": 5}]
     [problem] = load_problems(written(tmp_path, jsonl(rows)), FIELDS)
     assert (problem.problem, problem.messages) == ("user: 1+1\n\nassistant: 2\n\nuser: and 3?", tuple(chat))
 
 
-def test_ids_that_pandas_made_floats(tmp_path: Path) -> None:
+def test_float_ids_from_pandas_are_read_as_integers(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
@@ -203,21 +203,21 @@ def test_ids_that_pandas_made_floats(tmp_path: Path) -> None:
     assert [(problem.id, problem.answer) for problem in problems] == [(id_, "2.50") for id_ in ("5", "1", "2", "4")]
 
 
-def test_a_row_without_an_id_whose_number_is_taken(tmp_path: Path) -> None:
-    said = refused(load_problems, written(tmp_path, jsonl([{**GOOD, "id": 1}, GOOD])), FIELDS)
-    assert "line 2: it has no 'id', and its number, 1, is the id of" in said and said.endswith(
+def test_a_row_number_that_is_already_an_id_is_refused(tmp_path: Path) -> None:
+    message = refused(load_problems, written(tmp_path, jsonl([{**GOOD, "id": 1}, GOOD])), FIELDS)
+    assert "line 2: it has no 'id', and its number, 1, is the id of" in message and message.endswith(
         "line 1; id must be unique"
     )
 
 
-def test_only_the_first_are_drawn_from_under_a_limit(tmp_path: Path) -> None:
+def test_a_limit_keeps_the_first_rows(tmp_path: Path) -> None:
     path = written(tmp_path, jsonl([GOOD] * 5))
     assert [problem.id for problem in load_problems(path, FIELDS, limit=2)] == ["0", "1"]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.parquet"])
-def test_a_file_that_changes_while_it_is_read(name: str, tmp_path: Path) -> None:
-    """Unpacked rows don't change; a line of a plain file is compared with its CRC."""
+def test_a_file_that_changes_during_the_run_is_detected(name: str, tmp_path: Path) -> None:
+    """Unpacked rows do not change; a line of a plain file is checked against its CRC."""
     if name.endswith("parquet"):
         path = write_parquet(tmp_path)
     else:
@@ -237,7 +237,7 @@ GOOD = {"problem": "?", "answer": "1"}
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "expected"),
     [
         ({"problem": "?"}, "line 2: no field 'answer' (data.answer_field); found 'problem'"),
         ({"problem": "?", "anwser": 1}, "found 'problem', 'anwser'; did you mean anwser?"),
@@ -275,11 +275,11 @@ GOOD = {"problem": "?", "answer": "1"}
         (None, "line 2: found NoneType, wanted an object"),
     ],
 )
-def test_a_bad_row_is_one_line(row: Any, says: str, tmp_path: Path) -> None:
+def test_a_bad_row_is_a_one_line_error(row: Any, expected: str, tmp_path: Path) -> None:
     content = "".join(json.dumps(item) + "\n" for item in (GOOD, row))
     path = written(tmp_path, content.encode())
     message = refused(load_problems, path, FIELDS)
-    assert message.startswith(path) and says in message
+    assert message.startswith(path) and expected in message
 
 
 def test_columns_that_reward_functions_name_are_kept_or_refused(tmp_path: Path) -> None:
@@ -316,14 +316,16 @@ BAD_FILES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "says"), BAD_FILES, ids=[f"{name}-{says}" for name, _, says in BAD_FILES])
-def test_a_bad_file_is_one_line(name: str, content: bytes, says: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "content", "expected"), BAD_FILES, ids=[f"{name}-{expected}" for name, _, expected in BAD_FILES]
+)
+def test_a_bad_file_is_a_one_line_error(name: str, content: bytes, expected: str, tmp_path: Path) -> None:
     path = written(tmp_path, content, name)
     message = refused(load_problems, path, FIELDS)
-    assert message.startswith(path) and says in message
+    assert message.startswith(path) and expected in message
 
 
-def test_a_cut_parquet_file_is_one_line(tmp_path: Path) -> None:
+def test_a_truncated_parquet_file_is_a_one_line_error(tmp_path: Path) -> None:
     path = write_parquet(tmp_path)
     assert "can't read it as Parquet" in refused(
         load_problems, written(tmp_path, Path(path).read_bytes()[:-9], "b.parquet"), FIELDS
@@ -331,14 +333,14 @@ def test_a_cut_parquet_file_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no.jsonl", "no.jsonl.gz", "no.parquet", "no/such/file", "./no"])
-def test_a_missing_file_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_a_one_line_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert (
         refused(load_problems, name, FIELDS).lower().replace("can't read it: ", "").startswith(f"{name}: no such file")
     )
 
 
-def test_a_folder_that_holds_no_data_set_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_data_set_is_a_one_line_error(tmp_path: Path) -> None:
     assert "not a folder of datasets' save_to_disk" in refused(load_problems, str(tmp_path), FIELDS)
 
 
@@ -347,7 +349,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(is_
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(texts, texts | st.integers()), min_size=1, max_size=5), st.booleans())
-def test_written_rows_come_back(tmp_path_factory: pytest.TempPathFactory, rows: list[Any], packed: bool) -> None:
+def test_written_rows_are_read_back(tmp_path_factory: pytest.TempPathFactory, rows: list[Any], packed: bool) -> None:
     content = jsonl([{"problem": problem, "answer": answer} for problem, answer in rows])
     folder = tmp_path_factory.getbasetemp()
     path = written(folder, gzip.compress(content) if packed else content, "any.jsonl.gz" if packed else "any.jsonl")

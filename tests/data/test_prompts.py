@@ -1,4 +1,4 @@
-"""Prompts from real tokenizers, and the order they are drawn in."""
+"""Prompts from real tokenizers, and the order in which they are drawn."""
 
 import json
 from functools import partial
@@ -43,7 +43,7 @@ def rendered(problems: Any, template: str | None, system: str | None, room: int)
         ("", "<system><user>1+1=?<assistant>"),
     ],
 )
-def test_a_prompt_is_the_chat_template_s_text(system: str | None, text: str) -> None:
+def test_a_prompt_is_the_text_of_the_chat_template(system: str | None, text: str) -> None:
     coder = byte_tokenizer()
     prompts = render_prompts(PROBLEMS, ChatTemplate(coder, system), 99)
     assert coder.decode(prompts[0].token_ids) == text
@@ -51,7 +51,7 @@ def test_a_prompt_is_the_chat_template_s_text(system: str | None, text: str) -> 
     assert [(p.id, p.problem, p.answer) for p in prompts] == [("a", "1+1=?", "2"), ("b", "2+2=?", "4")]
 
 
-def test_no_problems_make_no_prompts() -> None:
+def test_no_problems_give_no_prompts() -> None:
     assert rendered([], CHAT, None, 99) == []
 
 
@@ -65,22 +65,22 @@ def test_a_prompt_of_exactly_the_limit_passes_and_one_more_token_does_not() -> N
 
 
 @pytest.mark.parametrize(
-    ("template", "says"),
+    ("template", "expected"),
     [
         (None, "has no chat template"),
         (NO_SYSTEM, "System role not supported; if it takes no system message, set data.system_prompt: null"),
         ("{% for %}", "the chat template can't render a prompt"),
     ],
 )
-def test_a_template_that_can_t_be_used_is_one_line(template: str | None, says: str) -> None:
-    assert says in refused(rendered, PROBLEMS, template, "Think.", 99)
+def test_an_unusable_template_is_a_one_line_error(template: str | None, expected: str) -> None:
+    assert expected in refused(rendered, PROBLEMS, template, "Think.", 99)
 
 
 def test_a_template_without_a_system_role_works_without_one() -> None:
     assert len(rendered(PROBLEMS, NO_SYSTEM, None, 99)) == 2
 
 
-# ---- what a message may not do ---------------------------------------------------------------------------------------
+# ---- hostile messages ------------------------------------------------------------------------------------------------
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 TURNS = (
@@ -122,7 +122,7 @@ def test_messages_without_special_tokens_equal_the_tokenizer_s_own(make: Any) ->
     coder = make(TURNS, SPECIAL)
     chat = [{"role": "system", "content": "Think."}, {"role": "user", "content": "1 < 2 | s>"}]
     wanted = coder.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
-    # What others have set, and transformers sets back before each text.
+    # Settings of other code, which transformers resets before each text.
     coder.backend_tokenizer.enable_truncation(4)
     coder.backend_tokenizer.enable_padding(length=99)
     coder.backend_tokenizer.encode_special_tokens = True
@@ -140,32 +140,32 @@ USERS_ONLY = "{% for m in messages %}{% if m.role != 'system' %}<{{ m.role }}>{{
 
 
 def test_a_template_that_leaves_out_the_system_message_is_refused() -> None:
-    said = refused(rendered, PROBLEMS, USERS_ONLY, "Think.", 99)
-    assert "data.system_prompt: found a system message, which the chat template of" in said
-    assert "leaves out, wanted none (data.system_prompt: null)" in said
+    message = refused(rendered, PROBLEMS, USERS_ONLY, "Think.", 99)
+    assert "data.system_prompt: found a system message, which the chat template of" in message
+    assert "leaves out, wanted none (data.system_prompt: null)" in message
     assert len(rendered(PROBLEMS, USERS_ONLY, None, 99)) == 2
     own = Problem("a", "1+1", "2", None, (("system", "Be short."), ("user", "1+1")))
     assert "data.prompt_field: a row has a system message" in refused(rendered, [own], USERS_ONLY, None, 99)
     default = "{{ messages[0].content if messages[0].role == 'system' else 'Think.' }}<user>{{ messages[-1].content }}"
-    assert len(rendered(PROBLEMS, default, "Think.", 99)) == 2  # what the template says anyway is not left out
+    assert len(rendered(PROBLEMS, default, "Think.", 99)) == 2  # the template adds the same text by itself
 
 
 @pytest.mark.parametrize(
     "template", ["1+1=", "{{ messages[0].content }}", "{{ messages[-1].content | upper }}", "{{ messages[-1].role }}"]
 )
 def test_a_template_that_leaves_out_or_changes_the_problem_is_refused(template: str) -> None:
-    said = refused(rendered, PROBLEMS, template, "Think.", 99)
-    assert "leaves out or changes the last message, which holds the problem" in said
+    message = refused(rendered, PROBLEMS, template, "Think.", 99)
+    assert "leaves out or changes the last message, which holds the problem" in message
 
 
-def test_a_date_is_that_of_the_run() -> None:
+def test_the_template_s_date_is_that_of_the_run() -> None:
     coder = byte_tokenizer("{{ strftime_now('%d %b %Y %H:%M') }} {{ messages[-1].content }}")
     template = ChatTemplate(coder, date="2025-02-03")
     assert template.shows_date() and not ChatTemplate(byte_tokenizer()).shows_date()
     assert coder.decode(template.ids([("user", "1+1")])) == "03 Feb 2025 00:00 1+1"
 
 
-def test_a_text_that_can_t_fit_is_not_tokenised() -> None:
+def test_a_text_that_is_surely_too_long_is_not_tokenised() -> None:
     template = ChatTemplate(byte_tokenizer())
     template.surely_fits(PROBLEMS[0], 99)
     template.tokenizer.__dict__["apply_chat_template"] = pytest.fail
@@ -177,7 +177,7 @@ def test_a_text_that_can_t_fit_is_not_tokenised() -> None:
 
 
 def loaded(folder: Path, train: list[str], heldout: list[str], **more: str) -> Problems:
-    """The problems of a run on the embedded model, whose prompts have at most 16 tokens."""
+    """The problems of a run on the embedded model with prompts of at most 16 tokens."""
     for name, texts in (("train", train), ("heldout", heldout)):
         rows = [json.dumps({"problem": text, "answer": "2"}) + "\n" for text in texts]
         (folder / f"{name}.jsonl").write_text("".join(rows))
@@ -189,10 +189,10 @@ def loaded(folder: Path, train: list[str], heldout: list[str], **more: str) -> P
 LONG = "1" * 30
 
 
-def test_prompts_that_are_too_long_are_refused_or_dropped(tmp_path: Path) -> None:
+def test_overlong_prompts_are_refused_or_dropped(tmp_path: Path) -> None:
     train, heldout = ["1+1", LONG, "2+2", "9" * 5000, "3+3"], ["4+4", LONG]
-    said = refused(loaded, tmp_path, train, heldout)
-    assert said.startswith("2 of 5 prompts are longer than 16 tokens") and "the first is '1' with 31 (in " in said
+    message = refused(loaded, tmp_path, train, heldout)
+    assert message.startswith("2 of 5 prompts are longer than 16 tokens") and "the first is '1' with 31 (in " in message
     problems = loaded(tmp_path, train, heldout, **{"data.overlong": "drop"})
     assert (len(problems.prompts), len(problems.heldout)) == (3, 1)
     drawn, cursor = problems.take(0, 7)
@@ -201,8 +201,10 @@ def test_prompts_that_are_too_long_are_refused_or_dropped(tmp_path: Path) -> Non
         "2 of 5 training problems are dropped: their prompts are too long",
         "1 of 2 held-out problems are dropped: their prompts are too long",
     ]
-    said = refused(partial(loaded, **{"data.overlong": "drop"}), tmp_path, [LONG], [])
-    assert said.startswith("1 of 1 prompts are longer") and said.endswith("train.jsonl): no problem is short enough")
+    message = refused(partial(loaded, **{"data.overlong": "drop"}), tmp_path, [LONG], [])
+    assert message.startswith("1 of 1 prompts are longer") and message.endswith(
+        "train.jsonl): no problem is short enough"
+    )
 
 
 def test_held_out_problems_that_are_trained_on_are_counted(tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ seeds = st.integers(0, 2**63 - 1)
 
 @settings(deadline=None)
 @given(sizes, seeds, st.integers(0, 50), st.lists(st.integers(0, 30), max_size=6))
-def test_batches_are_one_stream_however_it_is_cut(size: int, seed: int, start: int, counts: list[int]) -> None:
+def test_batches_of_any_sizes_form_one_stream(size: int, seed: int, start: int, counts: list[int]) -> None:
     order, cursor, drawn = PromptOrder(size, seed), start, list[int]()
     for count in counts:
         indices, cursor = PromptOrder(size, seed).take(cursor, count)
@@ -244,5 +246,5 @@ def test_seeds_and_epochs_differ() -> None:
 
 
 def test_the_order_never_changes() -> None:
-    """A resumed run depends on it: a change here breaks every run's resume."""
+    """Resuming depends on the order: a change breaks the resume of every run."""
     assert PromptOrder(8, 3).take(0, 10)[0] == [6, 7, 2, 1, 4, 5, 3, 0, 2, 1]

@@ -1,4 +1,4 @@
-"""The server that a run starts for its critic, with a stub for vLLM's: start, sleep, wake-up, and every exit."""
+"""The server that a run starts for its critic, with a stub of vLLM's server: start, sleep, wake-up, and every exit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import psutil
 import pytest
 import torch
 from forked import FORKS, run_ranks
-from scripted_child import all_end, ask_on_a_rank, command, has_ended, hold, processes, shared_by
-from scripted_server import ask, ask_until_it_breaks, request
+from scripted_child import all_end, command, has_ended, processes, query_on_a_rank, serve_until_killed, shared_by
+from scripted_server import query, query_until_failure, request
 
 import capo_fast.engine.critic_server as critic_server
 from capo_fast.config.critic import EndpointConfig, ServerConfig
@@ -26,17 +26,17 @@ from capo_fast.errors import ConfigError
 from capo_fast.rollout.turns import Turns
 
 
-def started(folder, fate="serve", sleeps=False, **settings):
+def started(folder, mode="serve", sleeps=False, **settings):
     config = ServerConfig(**settings)
-    return start_critic_server("judge", config, 1, folder / "run", 20.0, sleeps, command(fate, folder / "child"))
+    return start_critic_server("judge", config, 1, folder / "run", 20.0, sleeps, command(mode, folder / "child"))
 
 
 def client_of(server, **settings):
     return EndpointCritic(server.endpoint(EndpointConfig(**{"retries": 0} | settings)), key=server.key)
 
 
-def end(child: Path) -> None:
-    """Clean up after a failed test."""
+def clean_up(child: Path) -> None:
+    """Kill the processes and delete the shared memory that a failed test leaves."""
     for pid in processes(child):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -44,12 +44,12 @@ def end(child: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-# ---- its start and its end ----
+# ---- start and exit ----
 
 
 @pytest.mark.usefixtures("fork_server")
-def test_it_ends_with_a_trainer_that_is_killed(tmp_path):
-    trainer = FORKS.Process(target=hold, args=("serve", tmp_path))
+def test_the_server_exits_with_a_killed_trainer(tmp_path):
+    trainer = FORKS.Process(target=serve_until_killed, args=("serve", tmp_path))
     trainer.start()
     while not (tmp_path / "ready").exists():
         assert trainer.is_alive()
@@ -60,7 +60,7 @@ def test_it_ends_with_a_trainer_that_is_killed(tmp_path):
     try:
         assert has_ended(tmp_path)
     finally:
-        end(tmp_path)
+        clean_up(tmp_path)
         if watcher.is_running():
             watcher.kill()
 
@@ -75,7 +75,7 @@ def test_a_start_that_fails_gives_the_reason(tmp_path, one_rank):
     )
 
 
-def test_a_server_that_does_not_answer_is_ended(tmp_path, one_rank):
+def test_a_server_that_does_not_answer_is_stopped(tmp_path, one_rank):
     with pytest.raises(EngineError, match=r"of judge has not answered within 1 s \(critic\.server\.start_timeout_s\)"):
         started(tmp_path, "mute", start_timeout_s=1.0)
     assert has_ended(tmp_path / "child")
@@ -87,25 +87,25 @@ SIZES = {"num_attention_heads": 28, "num_key_value_heads": 4, "intermediate_size
 @pytest.mark.parametrize(
     ("wanted", "line"), [(99, "found 99, wanted at most 8, "), (8, "found 8, wanted a divisor of ")]
 )
-def test_its_gpus_exist_and_divide_the_model(wanted, line, monkeypatch):
+def test_the_server_s_gpus_exist_and_divide_the_model(wanted, line, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with pytest.raises(ConfigError, match=rf"^critic\.server\.tensor_parallel: {line}"):
         gpus_of(ServerConfig(tensor_parallel=wanted), SIZES, 8)
 
 
 @pytest.mark.parametrize(("ranks", "gpus"), [(8, 4), (3, 2), (1, 1)])
-def test_it_takes_the_gpus_of_the_ranks_and_no_others(ranks, gpus, monkeypatch):
+def test_the_server_uses_only_the_gpus_of_the_ranks(ranks, gpus, monkeypatch):
     """Another job may use the machine's other GPUs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert gpus_of(ServerConfig(), SIZES, ranks) == gpus
 
 
-# ---- its key ----
+# ---- the key ----
 
 
-@pytest.mark.parametrize(("given", "status"), [(b"Bearer mine", 200), (b"Bearer other", 401), (b"", 401)])
-def test_every_route_requires_the_key(given, status, monkeypatch):
-    """vLLM itself guards /v1, but not the route that puts it to sleep."""
+@pytest.mark.parametrize(("authorization", "status"), [(b"Bearer mine", 200), (b"Bearer other", 401), (b"", 401)])
+def test_every_route_requires_the_key(authorization, status, monkeypatch):
+    """vLLM itself requires the key only under /v1, not for the sleep route."""
     monkeypatch.setenv("VLLM_API_KEY", "mine")
     sent = []
 
@@ -115,18 +115,18 @@ def test_every_route_requires_the_key(given, status, monkeypatch):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "path": "/sleep", "headers": [(b"authorization", given)]}
+    scope = {"type": "http", "path": "/sleep", "headers": [(b"authorization", authorization)]}
     asyncio.run(KeyOfEveryRoute(app)(scope, None, send))
     assert sent[0]["status"] == status
 
 
-# ---- critiques, and an end amid them ----
+# ---- critiques, and exits during critiques ----
 
 
-def test_critiques_use_the_client_of_a_server_elsewhere(tmp_path, one_rank):
+def test_critiques_use_the_same_client_as_for_a_remote_server(tmp_path, one_rank):
     server = started(tmp_path)
     critic = ServedCritic(server, client_of(server))
-    assert {name: answer.text for name, answer in ask(critic, request("a"), request("b")).items()} == {
+    assert {name: answer.text for name, answer in query(critic, request("a"), request("b")).items()} == {
         "a": "Judgment: Yes",
         "b": "Judgment: Yes",
     }
@@ -134,37 +134,37 @@ def test_critiques_use_the_client_of_a_server_elsewhere(tmp_path, one_rank):
     assert has_ended(tmp_path / "child")
 
 
-@pytest.mark.parametrize(("fate", "how"), [("kill:3", "was killed by SIGKILL"), ("exit:3", "exited with status 9")])
+@pytest.mark.parametrize(("mode", "how"), [("kill:3", "was killed by SIGKILL"), ("exit:3", "exited with status 9")])
 @pytest.mark.parametrize("on_failure", ["stop", "outcome"])
-def test_a_server_that_exits_during_critiques_ends_the_run(fate, how, on_failure, tmp_path, one_rank):
-    """With its exit status and its last line, whatever the settings for an unreachable critic are."""
-    server = started(tmp_path, fate)
+def test_a_server_that_exits_during_critiques_ends_the_run(mode, how, on_failure, tmp_path, one_rank):
+    """The error has the exit status and the last log line, whatever endpoint.on_failure is."""
+    server = started(tmp_path, mode)
     critic = ServedCritic(server, client_of(server, concurrency=1, on_failure=on_failure))
     line = rf"^critic\.path: the server of judge {how}; the end of its log .*: RuntimeError: the last of its lines$"
-    came = ask_until_it_breaks(critic, 9, line)
-    assert len(came) <= 2 and not any(answer.error for answer in came)
+    answers = query_until_failure(critic, 9, line)
+    assert len(answers) <= 2 and not any(answer.error for answer in answers)
     critic.close()
     assert has_ended(tmp_path / "child")
 
 
 def test_a_killed_supervisor_ends_the_run_and_the_server(tmp_path, one_rank):
-    """For example by an operator who mistakes it for the server."""
+    """An operator may mistake the supervisor for the server and kill it."""
     server, child = started(tmp_path), processes(tmp_path / "child")[0]
     critic = ServedCritic(server, client_of(server))
     psutil.Process(child).parent().kill()
     assert all_end([child])
-    ask_until_it_breaks(critic, 1, r"^critic\.path: the server of judge was killed, or exited with rank 0, which")
+    query_until_failure(critic, 1, r"^critic\.path: the server of judge was killed, or exited with rank 0, which")
     critic.close()
     assert not server.process.folder.exists()
-    end(tmp_path / "child")  # its worker has a process group of its own
+    clean_up(tmp_path / "child")  # its worker has a process group of its own
 
 
-def test_a_server_that_hangs_is_given_up_and_ended(tmp_path, one_rank, monkeypatch):
+def test_a_server_that_hangs_times_out_and_is_stopped(tmp_path, one_rank, monkeypatch):
     server = started(tmp_path)
     critic = ServedCritic(server, client_of(server, timeout_s=0.3))
     os.kill(processes(tmp_path / "child")[0], signal.SIGSTOP)
     monkeypatch.setattr(critic_server, "END_KNOWN_S", 0.0)
-    ask_until_it_breaks(critic, 1, r"no answer in \d+ s \(endpoint\.timeout_s: 0\.3, ")
+    query_until_failure(critic, 1, r"no answer in \d+ s \(endpoint\.timeout_s: 0\.3, ")
     critic.close()
     assert has_ended(tmp_path / "child")
 
@@ -173,30 +173,30 @@ def test_a_server_that_hangs_is_given_up_and_ended(tmp_path, one_rank, monkeypat
 
 
 @pytest.mark.usefixtures("fork_server")
-def test_the_ranks_of_a_node_share_one(tmp_path):
-    """Its first rank starts it, and all use its key, which is not sent to them; it goes to sleep and wakes up once for
-    all."""
-    statuses, said = run_ranks(ask_on_a_rank, tmp_path / "said", tmp_path)
-    assert (statuses, sorted(said.split("\n"))) == ([0, 0], ["", "rank-0: Judgment: Yes", "rank-1: Judgment: Yes"])
+def test_the_ranks_of_a_node_share_one_server(tmp_path):
+    """The node's first rank starts the server. All ranks use its key, which is not sent to them. The server sleeps and
+    wakes up once for all ranks."""
+    statuses, output = run_ranks(query_on_a_rank, tmp_path / "log", tmp_path)
+    assert (statuses, sorted(output.split("\n"))) == ([0, 0], ["", "rank-0: Judgment: Yes", "rank-1: Judgment: Yes"])
     assert not (tmp_path / "rank-1/pids").exists()
-    asked = (tmp_path / "rank-0/asked").read_text().split()
-    assert asked == ["/sleep?level=1", "/wake_up", *["/v1/chat/completions"] * 2, "/sleep?level=1"]
+    paths = (tmp_path / "rank-0/requests").read_text().split()
+    assert paths == ["/sleep?level=1", "/wake_up", *["/v1/chat/completions"] * 2, "/sleep?level=1"]
     assert has_ended(tmp_path / "rank-0")
 
 
-def test_it_sleeps_while_others_use_its_gpus(tmp_path, one_rank):
+def test_the_server_sleeps_while_others_use_its_gpus(tmp_path, one_rank):
     server = started(tmp_path, sleeps=True)
-    server.sleep()  # as it does from its start
+    server.sleep()  # no request: it has been asleep since its start
     server.wake_up()
     server.wake_up()
     server.sleep()
     server.close()
-    asked = (tmp_path / "child/asked").read_text().split()
-    assert asked == ["/sleep?level=1", "/wake_up", "/sleep?level=1"]
+    paths = (tmp_path / "child/requests").read_text().split()
+    assert paths == ["/sleep?level=1", "/wake_up", "/sleep?level=1"]
 
 
 class Recorded:
-    """`Weights`, or a server."""
+    """A stand-in for `Weights` or a server that records calls."""
 
     def __init__(self, name, calls):
         self.name, self.calls = name, calls

@@ -12,12 +12,12 @@ import pytest
 from scripted_server import (
     TOO_LONG,
     Scripted,
-    ask,
-    ask_until_it_breaks,
     chat,
     critic_at,
     free_port,
     in_turn,
+    query,
+    query_until_failure,
     refused,
     request,
 )
@@ -36,13 +36,13 @@ def server():
     scripted.stop()
 
 
-# ---- what is asked and what is read ----
+# ---- requests and answers ----
 
 
-def test_a_request_goes_over_the_wire_whole(server, monkeypatch):
+def test_a_request_is_sent_completely(server, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with critic_at(server.url) as critic:
-        ask(critic, request("a"), request("b", top_k=7, regex="Judgment: (Yes|No)"))
+        query(critic, request("a"), request("b", top_k=7, regex="Judgment: (Yes|No)"))
     plain = next(body for body in server.bodies if "top_k" not in body)
     assert plain == {
         "model": "critic",
@@ -61,16 +61,16 @@ def test_no_other_setting_for_openai_in_the_environment_is_sent(server, monkeypa
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "authorization: Bearer for-openai")
     monkeypatch.setenv("CRITIC_KEY", key)
     with critic_at(server.url, api_key_env="CRITIC_KEY") as critic:
-        ask(critic)
+        query(critic)
     assert len(server.headers) == 2, "the list of models, and a completion"
     assert "for-openai" not in str(server.headers)
     assert server.keys == [f"Bearer {key}" if key else None]
 
 
-def test_an_answer_is_its_content_and_its_cost(server):
+def test_an_answer_has_its_content_and_its_cost(server):
     server.respond = in_turn(chat("A", reasoning_content="hm"), chat(None, reasoning="hm"), chat("Judg", "length"))
     with critic_at(server.url, concurrency=1) as critic:
-        first, second, third = ask(critic, request("a"), request("b"), request("c")).values()
+        first, second, third = query(critic, request("a"), request("b"), request("c")).values()
         assert critic.spent_tokens == 45
     assert (first.text, first.finished) == ("A", True)
     assert (first.prompt_tokens, first.answer_tokens, first.cached_tokens) == (10, 5, 4)
@@ -79,7 +79,7 @@ def test_an_answer_is_its_content_and_its_cost(server):
 
 
 def test_no_more_requests_run_at_once_than_allowed(server):
-    """Three at once, never four: each answer waits until three requests have come."""
+    """Three at once, never four: each answer waits until three requests have arrived."""
     three, lock, under_way, most = threading.Barrier(3, timeout=30), threading.Lock(), [0], [0]
 
     def respond(body):
@@ -93,12 +93,12 @@ def test_no_more_requests_run_at_once_than_allowed(server):
 
     server.respond = respond
     with critic_at(server.url, concurrency=3) as critic:
-        assert len(ask(critic, *(request(str(i)) for i in range(12)))) == 12
+        assert len(query(critic, *(request(str(i)) for i in range(12)))) == 12
     assert most[0] == 3
 
 
-def test_closing_leaves_nothing_behind(server, recwarn):
-    """Neither a running request, nor one between two tries, nor a waiting one."""
+def test_closing_ends_every_request(server, recwarn):
+    """No running request, no request between two tries and no waiting request remains."""
     release, hanging, failed = threading.Event(), threading.Event(), threading.Event()
 
     def respond(body):
@@ -135,10 +135,10 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_servers_differ_in_the_shape_of_an_answer(server, name):
+def test_answers_of_different_servers_are_read(server, name):
     server.respond, text, finished, tokens = (lambda body: SHAPES[name][0]), *SHAPES[name][1:]
     with critic_at(server.url) as critic:
-        answer = ask(critic)["c"]
+        answer = query(critic)["c"]
         assert (answer.text, answer.finished, critic.spent_tokens) == (text, finished, tokens)
 
 
@@ -147,35 +147,35 @@ def test_servers_differ_in_the_shape_of_an_answer(server, name):
 
 def test_a_spent_budget_stops_the_run(server):
     with critic_at(server.url, 30, budget_tokens=60, concurrency=1) as critic:
-        came = ask_until_it_breaks(critic, 3, r"endpoint\.budget_tokens: all 60 tokens are spent")
-        assert (len(came), critic.spent_tokens) == (2, 30)
+        answers = query_until_failure(critic, 3, r"endpoint\.budget_tokens: all 60 tokens are spent")
+        assert (len(answers), critic.spent_tokens) == (2, 30)
 
 
 def test_a_run_continues_without_the_critic_on_a_spent_budget(server):
     with critic_at(server.url, 30, budget_tokens=60, concurrency=1, on_failure="outcome") as critic:
-        answers = ask(critic, *(request(str(i)) for i in range(4)))
-        assert "tokens are spent" in ask(critic)["c"].error
+        answers = query(critic, *(request(str(i)) for i in range(4)))
+        assert "tokens are spent" in query(critic)["c"].error
     assert [answer.error is None for answer in answers.values()] == [True, True, False, False]
     assert len(server.bodies) == 2
 
 
-def test_a_budget_needs_a_server_that_counts(server):
+def test_a_budget_needs_a_server_that_counts_tokens(server):
     server.respond = lambda body: (200, chat()[1] | {"usage": None})
     with critic_at(server.url, 30) as critic, pytest.raises(EngineError, match="does not report token counts"):
-        ask(critic)
+        query(critic)
 
 
-def test_one_answer_that_is_not_counted_is_given_up(server):
+def test_one_answer_without_token_counts_is_a_failed_request(server):
     server.respond = in_turn(chat(), chat(prompt=None), chat())
     with critic_at(server.url, 90, budget_tokens=90, concurrency=1, on_failure="outcome") as critic:
-        answers = ask(critic, *(request(str(i)) for i in range(3))).values()
+        answers = query(critic, *(request(str(i)) for i in range(3))).values()
     assert ["does not report token counts" in (answer.error or "") for answer in answers] == [False, True, False]
 
 
-def test_an_unreadable_answer_counts_in_the_budget_as_well(server):
+def test_an_unreadable_answer_counts_in_the_budget(server):
     server.respond = lambda body: (200, chat()[1] | {"choices": []})
     with critic_at(server.url, 90, budget_tokens=90, on_failure="outcome") as critic:
-        assert ask(critic)["c"].error
+        assert query(critic)["c"].error
         assert critic.spent_tokens == 15
 
 
@@ -208,7 +208,7 @@ def test_a_failed_start_names_the_cause(server, name):
     assert "endpoint" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_servers_message_is_one_short_line_without_the_key(server, monkeypatch):
+def test_a_servers_error_message_becomes_one_short_line_without_the_key(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     server.models = models("sk-secret\n", *(f"model-{i}" for i in range(500)))
     with pytest.raises(ConfigError) as error:
@@ -222,7 +222,7 @@ def test_an_unreachable_server_is_named():
         EndpointCritic(EndpointConfig(url=url))
 
 
-def test_a_key_that_no_header_can_hold_is_not_shown(server, monkeypatch):
+def test_a_key_that_is_invalid_in_a_header_is_not_shown(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-se\ncret")
     with pytest.raises(ConfigError, match=r"endpoint\.api_key_env: the key in OPENAI_API_KEY contains") as error:
         EndpointCritic(EndpointConfig(url=server.url))
@@ -233,11 +233,11 @@ def test_no_proxy_is_used_for_this_machine(server, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     with critic_at(server.url + "/", model="critic") as critic:
-        assert ask(critic)["c"].error is None
+        assert query(critic)["c"].error is None
 
 
 def test_only_an_endpoint_needs_its_package(tmp_path):
-    """Without it a run with an endpoint fails before its folder is made and its model loaded."""
+    """Without the package a run with an endpoint fails before it creates its folder and loads its model."""
     script = """
 import sys
 sys.modules["openai"] = None  # as if not installed
@@ -259,22 +259,22 @@ assert capo_fast.train.main(["--critic.mode", "endpoint", "--endpoint.url", url,
     assert not (tmp_path / "run").exists()
 
 
-# ---- scoring a critic there ----
+# ---- scoring a critic at a server ----
 
 
 def test_scoring_a_critic_at_a_server_resumes_after_an_interruption(server, tmp_path, capsys):
     def flags(budget):
         settings = {"--data": "tiny", "--limit": "4", "--critic.votes": "2", "--endpoint.retries": "0",
                     "--endpoint.concurrency": "1", "--endpoint.budget_tokens": budget}  # fmt: skip
-        given = [word for pair in settings.items() for word in pair]
-        return ["--critic", server.url, "--config", "configs/tiny.yaml", "--out", str(tmp_path), *given]
+        words = [word for pair in settings.items() for word in pair]
+        return ["--critic", server.url, "--config", "configs/tiny.yaml", "--out", str(tmp_path), *words]
 
     server.respond = in_turn(chat(), chat(), refused(*TOO_LONG["vllm"]), refused(500, "out of memory"))
     assert critic_eval(flags("135")) == 1
-    said = capsys.readouterr().err
-    assert re.search(rf"capo_fast: error: critic at {server.url}: no answer in \d+ s .*: 500 ", said)
+    output = capsys.readouterr().err
+    assert re.search(rf"capo_fast: error: critic at {server.url}: no answer in \d+ s .*: 500 ", output)
     server.respond = lambda body: chat()
-    assert critic_eval(flags("135")) == 1, "two answers of 15 tokens, then seven"
+    assert critic_eval(flags("135")) == 1, "2 + 7 answers of 15 tokens"
     assert "endpoint.budget_tokens: all 135 tokens are spent" in capsys.readouterr().err
     assert critic_eval(flags("200")) == 0
     assert len(server.bodies) == 4 + 7 + 2
@@ -288,6 +288,6 @@ def test_scoring_a_critic_at_a_server_resumes_after_an_interruption(server, tmp_
 
 def test_a_password_in_the_address_is_not_shown(tmp_path, capsys):
     assert critic_eval(["--critic", "https://me:secret@host/v1", "--data", "tiny", "--out", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert "endpoint.url: found a user or a password" in said
-    assert "secret" not in said
+    output = capsys.readouterr().err
+    assert "endpoint.url: found a user or a password" in output
+    assert "secret" not in output

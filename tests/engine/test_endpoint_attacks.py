@@ -1,4 +1,4 @@
-"""The critic at a hostile or broken server: contents and sizes of answers never crash a run or reveal the key."""
+"""The critic at a hostile or broken server: no answer crashes a run or reveals the key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import httpx2
 import pytest
-from scripted_server import Scripted, ask, chat, critic_at, in_turn, refused, request
+from scripted_server import Scripted, chat, critic_at, in_turn, query, refused, request
 
 from capo_fast.config.schema import EndpointConfig
 from capo_fast.engine import transport
@@ -60,53 +60,53 @@ def test_a_key_is_masked_in_every_spelling(echo):
     assert len(masked) < 12 + len("{'authorization': 'Bearer '}")
 
 
-def test_no_letter_of_a_key_in_base64_is_left():
+def test_no_letter_of_a_key_in_base64_remains():
     for before in ("", "u", "me"):
         text = b64encode(f"{before}{KEY}".encode()).decode()
         assert without_key(text, KEY) in ("***", "d***", "bW***")
 
 
-def test_a_word_is_no_key():
+def test_a_short_key_masks_no_ordinary_word():
     assert without_key("Judgment: No, none", "none") == "Judgment: No, none"
     assert without_key("Judgment: No", "") == "Judgment: No"
 
 
-def test_a_key_that_a_server_echoes_is_in_no_answer(server, keyed):
+def test_an_echoed_key_is_in_no_answer(server, keyed):
     parts = [{"type": "text", "text": KEY[:7]}, {"type": "text", "text": KEY[7:]}]
     escaped = json.dumps(chat(KEY)[1]).replace("sk-", "\\u0073k-")
     server.respond = in_turn(chat(f"Judgment: Yes, {KEY}"), chat(parts), (200, escaped), refused(400, KEY), (200, KEY))
-    answers = [ask(keyed)["c"] for _ in range(5)]
+    answers = [query(keyed)["c"] for _ in range(5)]
     assert [answer.text for answer in answers] == ["Judgment: Yes, ***", "***", "***", "", ""]
     assert [answer.error and "***" in answer.error for answer in answers] == [None, None, None, True, True]
     assert not any(KEY in repr(answer) for answer in answers)
 
 
-def test_a_key_that_a_server_echoes_is_in_no_error_and_in_none_of_its_causes(server, monkeypatch):
+def test_an_echoed_key_is_in_no_error_and_in_no_cause(server, monkeypatch):
     monkeypatch.setenv("CRITIC_KEY", KEY)
     server.respond = lambda body: refused(500, f"for Bearer {KEY}")
     with (
         critic_at(server.url, api_key_env="CRITIC_KEY") as critic,
         pytest.raises(EngineError, match=r"\*\*\*") as error,
     ):
-        ask(critic)
+        query(critic)
     assert KEY not in str(error.getrepr(style="short"))
     server.models = (200, {"data": [{"id": KEY}]})
     assert EndpointCritic(EndpointConfig(url=server.url, api_key_env="CRITIC_KEY")).model == "***"
 
 
-# ---- text that is no Unicode ----
+# ---- invalid Unicode ----
 
 
 def test_invalid_unicode_is_replaced(server):
     invalid = json.dumps(chat("AB")[1]).encode().replace(b"AB", b"A\xff\xfeB\xc3")
     server.respond = in_turn(chat("a\ud800b\udfffc\0d\ud83d\ude00"), (200, invalid), chat("\udead", finish="\udead"))
     with critic_at(server.url, concurrency=1) as critic:
-        texts = [ask(critic)["c"].text for _ in range(3)]
+        texts = [query(critic)["c"].text for _ in range(3)]
     assert texts == ["a\ufffdb\ufffdc\ufffdd\U0001f600", "A\ufffd\ufffdB\ufffd", "\ufffd"]
     assert "".join(texts).encode()
 
 
-# ---- bodies without measure ----
+# ---- invalid and oversized bodies ----
 
 BODIES = {
     "torn gzip": ((200, b"\x1f\x8b torn", {"content-encoding": "gzip"}), "a damaged gzip answer: "),
@@ -124,7 +124,7 @@ def test_a_body_that_is_not_an_answer_is_a_failed_request(server, name):
     reply, message = BODIES[name]
     server.respond = lambda body: reply
     with critic_at(server.url, on_failure="outcome") as critic:
-        error = ask(critic)["c"].error
+        error = query(critic)["c"].error
     assert message in error and "\n" not in error
 
 
@@ -133,22 +133,22 @@ def test_an_answer_that_unpacks_to_a_hundred_times_its_size_is_refused(server):
     server.respond = lambda body: (200, bomb, {"content-encoding": "gzip"})
     with critic_at(server.url, on_failure="outcome") as critic:
         tracemalloc.start()
-        assert f"an answer of more than {LARGEST_ANSWER:,} bytes" in ask(critic)["c"].error
+        assert f"an answer of more than {LARGEST_ANSWER:,} bytes" in query(critic)["c"].error
         assert tracemalloc.get_traced_memory()[1] < 4 * LARGEST_ANSWER
         tracemalloc.stop()
         server.respond = lambda body: (200, gzip.compress(json.dumps(chat()[1]).encode()), {"content-encoding": "gzip"})
-        assert ask(critic)["c"].text == "Judgment: Yes"
+        assert query(critic)["c"].text == "Judgment: Yes"
 
 
 def test_an_endless_answer_is_cut(server):
     server.respond = lambda body: (200, b" " * 2**16, {"content-length": 10**12})
     with critic_at(server.url, on_failure="outcome") as critic:
         server.endless = True
-        assert f"an answer of more than {LARGEST_ANSWER:,} bytes" in ask(critic)["c"].error
+        assert f"an answer of more than {LARGEST_ANSWER:,} bytes" in query(critic)["c"].error
         server.endless = False
 
 
-# ---- what hosted models want ----
+# ---- fields for hosted models ----
 
 
 def test_fields_of_a_request_are_settings():

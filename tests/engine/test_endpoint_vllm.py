@@ -1,5 +1,5 @@
-"""A critic at vLLM's own server, which is started as a run starts it (`critic.mode: server`): a random Llama of another
-size and another tokenizer than the embedded policy's. A server takes long to start: all tests share one."""
+"""A critic at vLLM's own server, started as a run starts it (`critic.mode: server`). The critic is a random Llama whose
+size and tokenizer differ from the embedded policy's. A server starts slowly, so all tests share one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripted_server import ask, critic_at, request
+from scripted_server import critic_at, query, request
 from scripted_world import scripted_config, scripted_engine, small_arguments
 from small_tokenizers import CHAT
 from tokenizers import AddedToken, Tokenizer, decoders, models
@@ -31,7 +31,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples/endpoint_critic"
 
 
 def make_judge(folder: Path) -> str:
-    """One token per ASCII character."""
+    """Save a random Llama with one token per ASCII character."""
     letters = ["\n", *map(chr, range(32, 127))]
     core = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[], unk_token="?"))
     core.decoder = decoders.Fuse()
@@ -41,7 +41,7 @@ def make_judge(folder: Path) -> str:
     torch.manual_seed(0)
     shape = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4}
     tokens = {"vocab_size": len(fast), "eos_token_id": fast.eos_token_id, "bos_token_id": None, "pad_token_id": None}
-    # Weights so large that no two tokens are nearly as likely.
+    # Large weights, so that no two tokens have nearly equal probabilities.
     LlamaForCausalLM(
         LlamaConfig(**shape, **tokens, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3)
     ).save_pretrained(folder)
@@ -49,26 +49,26 @@ def make_judge(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A server of such a model."""
+def server(tmp_path_factory):
+    """A running server of that model."""
     folder = tmp_path_factory.mktemp("judge")
     config = ServerConfig(dtype="float32", max_model_len=256, kv_cache_gb=0.25, enforce_eager=True)
-    with running_server(make_judge(folder / "model"), config, 1, folder / "log", 0) as place:
-        yield place
+    with running_server(make_judge(folder / "model"), config, 1, folder / "log", 0) as server:
+        yield server
 
 
 KEY = "CRITIC_KEY"
 
 
 @pytest.fixture
-def url(place, monkeypatch):
-    monkeypatch.setenv(KEY, place.key)
-    return f"http://127.0.0.1:{place.port}/v1"
+def url(server, monkeypatch):
+    monkeypatch.setenv(KEY, server.key)
+    return f"http://127.0.0.1:{server.port}/v1"
 
 
 @torch.no_grad()
 def greedy_critique(path, message):
-    """Number of tokens, text, and whether it ended, by transformers."""
+    """By transformers: number of tokens, text, and True if the critique ends with the end token."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
     prompt = tokenizer.apply_chat_template(
@@ -78,8 +78,8 @@ def greedy_critique(path, message):
     return len(ids), tokenizer.decode(ids, skip_special_tokens=True), int(ids[-1]) == tokenizer.eos_token_id
 
 
-def test_critiques_from_vllms_server(url, place):
-    """Greedy critiques are those of transformers, seeds repeat, a regex holds, and a long prompt is truncated."""
+def test_critiques_from_vllms_server(url, server):
+    """Greedy critiques match transformers, seeds repeat, a regex is obeyed, and a long prompt is truncated."""
     template = load_template("tiny")
     solutions = load_solutions(["tiny"], None, 8, 0)["tiny"]
     messages = [render_critique_prompt(template, each.problem, each.steps) for each in solutions]
@@ -92,11 +92,11 @@ def test_critiques_from_vllms_server(url, place):
     ]
     with critic_at(url, concurrency=16, api_key_env=KEY) as critic:
         assert critic.model == "critic"
-        answers = ask(critic, *greedy, *seeded, *special)
+        answers = query(critic, *greedy, *seeded, *special)
         spent = critic.spent_tokens
     for name, message in zip((each.id for each in greedy), messages, strict=True):
         found = answers[name]
-        assert (found.answer_tokens, found.text, found.finished) == greedy_critique(place.model, message)
+        assert (found.answer_tokens, found.text, found.finished) == greedy_critique(server.model, message)
     assert [answers[f"s{i}"].text for i in range(8)] == [answers[f"s{i + 8}"].text for i in range(8)]
     assert [answers[f"s{i}"].text for i in range(8)] != [answers[f"s{i + 16}"].text for i in range(8)]
     assert answers["regex"].text in ("Judgment: Yes", "Judgment: No") and answers["regex"].finished
@@ -105,15 +105,15 @@ def test_critiques_from_vllms_server(url, place):
 
 
 @pytest.mark.parametrize("route", ["/v1/models", "/health", "/server_info", "/no/such"])
-def test_no_route_answers_without_the_key(place, route):
-    connection = HTTPConnection("127.0.0.1", place.port, timeout=60)
+def test_no_route_answers_without_the_key(server, route):
+    connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.request("GET", route)
     assert connection.getresponse().status == 401
     connection.close()
 
 
 def test_the_example_of_a_critic_at_a_server(url, tmp_path, monkeypatch):
-    """Its settings on the embedded default; no critique of this critic can be read."""
+    """The example's settings with the embedded default. No critique of this random critic parses."""
     monkeypatch.chdir(EXAMPLE)
     settings = ["--config", "pkg://capo_fast.configs/tiny.yaml", "settings.yaml", *small_arguments()]
     own = ["--endpoint.url", url, "--endpoint.api_key_env", KEY, "--critic.max_tokens", "16", "--eval.path", "none"]
@@ -123,13 +123,13 @@ def test_the_example_of_a_critic_at_a_server(url, tmp_path, monkeypatch):
     assert metrics["critic/tokens"] > 0
 
 
-def test_a_policy_is_trained_by_a_critic_of_another_size_and_tokenizer(url, place, tmp_path, monkeypatch):
-    """All votes come from it, after the last rollout, and token counts are the server's."""
-    served = CriticServer(place, 60.0, False, ExitStack())
+def test_a_policy_is_trained_by_a_critic_of_another_size_and_tokenizer(url, server, tmp_path, monkeypatch):
+    """All votes come from the server, after the last rollout; token counts are the server's."""
+    served = CriticServer(server, 60.0, False, ExitStack())
     monkeypatch.setattr(loaders, "start_critic_server", lambda *arguments: served)
     config = scripted_config(
         *("--run.dir", str(tmp_path), "--train.steps", "1", "--eval.path", "none", "--critic.mode", "server"),
-        *("--critic.path", place.model, "--critic.server.max_model_len", "256", "--critic.votes", "2"),
+        *("--critic.path", server.model, "--critic.server.max_model_len", "256", "--critic.votes", "2"),
         *("--critic.max_tokens", "16"),
     )
     run(config, scripted_engine())

@@ -1,4 +1,4 @@
-"""Versions, models and folders that vLLM accepts, and checksums of slices; vLLM is never started here."""
+"""Versions, models and folders that vLLM accepts, and checksums of slices. vLLM is never started here."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_checksums_of_slices_add_up_to_that_of_the_whole(rows, columns, data):
 
 @pytest.mark.skipif(not LIBRARY.exists(), reason=f"{LIBRARY.name} was not built: no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_library_sums_up_every_place_of_every_row_by_its_weight(dtype):
-    """In full SIMD vectors, in the remainder, and in slices; in enough rows for two threads."""
+def test_the_library_sums_every_entry_of_every_row_with_its_weight(dtype):
+    """For full SIMD vectors, the remainder and slices, with enough rows for two threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -51,7 +51,7 @@ def test_the_library_sums_up_every_place_of_every_row_by_its_weight(dtype):
 
 
 @pytest.mark.parametrize("name", ["model", "model [v1]", "a*[!b]?"])
-def test_vllm_finds_weights_in_a_folder_whatever_its_name(name, tmp_path, monkeypatch):
+def test_vllm_finds_weights_in_a_folder_of_any_name(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     (tmp_path / name / "model.safetensors").touch()
     monkeypatch.chdir(tmp_path)
@@ -67,7 +67,7 @@ def test_versions_in_the_range(version):
 
 
 @pytest.mark.parametrize("version", ["0.26.1", "0.33.0", "1.0", "0.3.2", "dev"])
-def test_a_version_outside_the_range_is_refused_with_it(version):
+def test_a_version_outside_the_range_is_refused_with_the_range(version):
     with pytest.raises(EngineError, match=rf"^vllm {version} is installed, want 0\.27 to 0\.32$"):
         check_version(version)
 
@@ -94,12 +94,12 @@ def test_a_model_that_does_not_divide_is_refused(ranks, line):
 
 
 @pytest.mark.parametrize(("devices", "slices"), [(8, 4), (3, 2), (1, 1)])
-def test_a_model_is_cut_over_as_many_devices_as_its_sizes_allow(devices, slices):
+def test_a_model_is_sliced_over_as_many_devices_as_its_sizes_allow(devices, slices):
     assert most_slices(QWEN, devices) == slices
 
 
 def test_a_library_that_can_not_be_loaded_is_named(tmp_path, monkeypatch):
-    """A library of another system is a broken installation, unlike a missing library."""
+    """A library of another platform means a broken installation; a missing library is allowed."""
     (tmp_path / "sums.so").write_text("made for another machine")
     monkeypatch.setattr(checksums, "LIBRARY", tmp_path / "sums.so")
     with pytest.raises(EngineError, match=r"sums\.so can't be loaded: .*; wanted one built on this machine"):

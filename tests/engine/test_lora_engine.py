@@ -1,4 +1,4 @@
-"""The real engine with an adapter: each version and the base give the trainer's log-probs, never another version's."""
+"""The real engine with an adapter: each version and the base have the trainer's log-probs, never another version's."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sync(engine, learner):
 
 
 def move(learner, seed):
-    """Make the adapter another version."""
+    """Change the adapter, as a training step does."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in learner.policy.parameters():
@@ -63,14 +63,14 @@ def requests(name, *, base=False, length=6, count=6):
 
 
 def plain(learner, base):
-    """Log-probs of the policy, or the base, by transformers."""
+    """The policy or its base as a transformers model."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     if not base:
         model.load_state_dict(dict(merged_weights(learner.policy, torch.float32)))
     return model
 
 
-def test_versions_in_a_row_and_the_base_beside_them_are_the_trainers(engine, learner, sync):
+def test_successive_versions_and_the_base_in_the_same_batch_match_the_trainer(engine, learner, sync):
     for version in range(3):
         if version > 0:
             move(learner, version)
@@ -78,16 +78,16 @@ def test_versions_in_a_row_and_the_base_beside_them_are_the_trainers(engine, lea
         both = {base: requests(f"v{version}-{base}-", base=base) for base in (False, True)}
         mixed = [request for pair in zip(*both.values(), strict=True) for request in pair]
         answers = run_requests(engine, mixed)
-        for base, asked in both.items():
+        for base, group in both.items():
             model = plain(learner, base)
-            for request in asked:
+            for request in group:
                 completion = answers[request.id]
                 expected = chosen(logits_of(model, request, completion).log_softmax(-1), completion)
                 torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=5e-5, rtol=0)
     assert not Path(engine._adapter.lora_path).exists()
 
 
-def test_a_version_never_reads_the_cache_of_another_and_nothing_outlives_a_push(engine, learner, sync):
+def test_no_version_reads_the_cache_of_another_and_a_push_clears_it(engine, learner, sync):
     def cached(name, base):
         return run_requests(engine, requests(name, base=base, length=200, count=1))[f"{name}0"].cached_tokens
 

@@ -1,4 +1,4 @@
-"""Weights over a link, and engines that differ."""
+"""Sending weights to engines on other ranks, and engines that differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from capo_fast.engine.remote import EngineHost, RemoteEngines, receive_weights, 
 
 
 class Wire:
-    """A link in one process: the other end reads the source's messages in their order."""
+    """A link within one process: the receiver reads the sender's messages in order."""
 
     def __init__(self):
         self.sent, self.sizes, self.sending = [], [], True
@@ -35,7 +35,7 @@ def wire():
     return Wire()
 
 
-def test_weights_arrive_as_they_were_in_few_broadcasts(wire, monkeypatch):
+def test_weights_arrive_unchanged_in_few_broadcasts(wire, monkeypatch):
     monkeypatch.setattr(remote, "BUCKET", 100)
     shapes = {"a": (3, 4), "b": (), "c": (2, 5), "large": (7, 9), "d": (0, 3), "e": (6,)}
     weights = {name: torch.randn(shape) for name, shape in shapes.items()}
@@ -45,11 +45,11 @@ def test_weights_arrive_as_they_were_in_few_broadcasts(wire, monkeypatch):
     found = dict(receive_weights(wire, torch.device("cpu")))
     assert list(found) == list(weights) and not wire.sent
     assert all(torch.equal(found[name], weights[name]) and found[name].dtype == weights[name].dtype for name in weights)
-    assert wire.sizes == [92, 252, 24, 10], "a, b and c together; the large one by itself; another dtype apart"
+    assert wire.sizes == [92, 252, 24, 10], "a, b and c together; the large one alone; another dtype separately"
 
 
 class Engines:
-    """A crossing to engines with one process each."""
+    """A stand-in for the crossing to engines of one process each."""
 
     lane = None
 
@@ -85,7 +85,7 @@ def test_engines_must_compute_the_same_log_probs():
             RemoteEngines(Engines(engine_with([1.0], 0), engine_with([1.0], bias)), 1e-3).score([(1, 2, 3)])
 
 
-def test_weights_that_an_engine_does_not_read_are_read_from_the_link(wire):
+def test_weights_that_an_engine_does_not_read_are_removed_from_the_link(wire):
     class Lazy(ScriptedEngine):
         def load(self, weights):
             next(weights)

@@ -1,4 +1,4 @@
-"""The processes of the server that a run starts for its critic: their start, their files, their log."""
+"""The processes of the server that a run starts for its critic: start, files and log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from capo_fast.engine.base import EngineError
 from capo_fast.engine.server_process import last_error, running_server, server_command
 
 
-def test_only_the_log_of_a_server_is_kept(tmp_path, monkeypatch):
+def test_of_a_server_s_files_only_the_log_remains(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     child = tmp_path / "child"
     with running_server("judge", ServerConfig(), 1, tmp_path / "run/log", 0, command("serve", child)) as server:
@@ -29,16 +29,16 @@ def test_only_the_log_of_a_server_is_kept(tmp_path, monkeypatch):
         environment = json.loads((child / "environment").read_text())
         assert (server.folder.stat().st_mode & 0o777, environment["TMPDIR"]) == (0o700, str(server.folder))
         assert environment["VLLM_API_KEY"] == server.key and server.key not in words
-        assert "LOCAL_RANK" not in environment, "it is none of the ranks"
-        assert server.key not in os.environ.values(), "every child of the rank would have it"
-        with pytest.raises(BlockingIOError):  # systemd-tmpfiles passes over a folder that is locked
+        assert "LOCAL_RANK" not in environment, "the server is not a rank"
+        assert server.key not in os.environ.values(), "every child of the rank would inherit it"
+        with pytest.raises(BlockingIOError):  # systemd-tmpfiles skips locked folders
             fcntl.flock(os.open(server.folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert has_ended(child)
     assert not server.folder.exists()
     assert "starting" in server.log.read_text()
 
 
-def test_a_port_that_another_has_taken_ends_the_start(tmp_path):
+def test_a_taken_port_fails_the_start(tmp_path):
     def on_that_port(model, config, gpus, port):
         return scripted("serve", tmp_path, model, config, gpus, taken.getsockname()[1])
 
@@ -48,8 +48,8 @@ def test_a_port_that_another_has_taken_ends_the_start(tmp_path):
 
 
 @pytest.mark.parametrize("user", [os.getuid(), 10**6])
-def test_another_server_on_its_port_is_not_mistaken_for_it(user, tmp_path, monkeypatch):
-    """It answers at once, long before vLLM would notice that the port is taken."""
+def test_another_server_on_the_port_is_not_mistaken_for_the_critic_s(user, tmp_path, monkeypatch):
+    """The other server answers at once, long before vLLM notices that the port is taken."""
     other = Scripted()
     monkeypatch.setattr(os, "getuid", lambda: user)
     other.models = 200, {"data": [{"id": "somebody's"}]}
@@ -59,10 +59,10 @@ def test_another_server_on_its_port_is_not_mistaken_for_it(user, tmp_path, monke
             running_server("judge", ServerConfig(), 1, tmp_path / "log", 0, command("serve", tmp_path)).__enter__()
     finally:
         other.stop()
-    assert bool(other.headers) == (user != 10**6), "another user's gets no request, and so no key"
+    assert bool(other.headers) == (user != 10**6), "another user's server gets no request and no key"
 
 
-def test_nothing_is_left_if_no_process_can_be_started(tmp_path, monkeypatch):
+def test_only_the_log_remains_if_the_process_can_not_be_started(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(server_process, "PYTHON", (str(tmp_path / "no such program"),))
     with pytest.raises(EngineError, match=r"the server of judge could not be started: .*No such file"):
@@ -70,7 +70,7 @@ def test_nothing_is_left_if_no_process_can_be_started(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
-def test_the_log_of_an_earlier_server_stays_and_is_not_mistaken_for_its_own(tmp_path):
+def test_the_log_of_an_earlier_server_is_kept_but_not_quoted(tmp_path):
     log = tmp_path / "log"
     log.write_text("RuntimeError: of the one before\n")
     with pytest.raises(EngineError, match=r"exited with status 3; its log .* is empty"):
@@ -82,7 +82,7 @@ def ends_without_a_line(model, config, gpus, port):
     return [sys.executable, "-c", "raise SystemExit(3)"]
 
 
-def test_a_start_that_fails_has_the_log_s_last_error(tmp_path):
+def test_a_failed_start_reports_the_log_s_last_error(tmp_path):
     with pytest.raises(EngineError, match=r"ValueError: not enough memory"):
         running_server("judge", ServerConfig(), 1, tmp_path / "log", 0, command("fail", tmp_path)).__enter__()
 
@@ -98,7 +98,7 @@ LOGS = {
 
 
 @pytest.mark.parametrize("text", LOGS)
-def test_the_line_of_a_log_that_names_the_failure(text, tmp_path):
+def test_the_log_line_that_names_the_failure_is_found(text, tmp_path):
     (tmp_path / "log").write_text(text)
     assert last_error(tmp_path / "log") == LOGS[text]
 

@@ -1,4 +1,4 @@
-"""The order in which a sleeping engine wakes, with a stub for vLLM; sleeping on a GPU is untested."""
+"""The order in which a sleeping engine wakes, with a stub of vLLM. Sleep on a GPU is untested."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_weights_wake_before_the_load_and_the_cache_after(start):
     assert calls == ["sleep 2", "wake weights", "load_weights", "wake kv_cache", "reset"]
 
 
-def test_an_adapters_base_is_kept(start):
+def test_the_base_of_an_adapter_is_kept_in_sleep(start):
     engine, calls = start(8)
     engine.load_adapter(FILES)
     engine.load_adapter(FILES)
@@ -75,7 +75,7 @@ def test_an_adapters_base_is_kept(start):
     assert calls == ["sleep 1", "wake weights", "remove 2", "add policy-3", "wake kv_cache", "reset"]
 
 
-def test_nothing_sleeps_on_a_cpu(start):
+def test_an_engine_on_a_cpu_never_sleeps(start):
     engine, calls = start(0, on_gpu=False)
     engine.sleep()
     assert calls == []

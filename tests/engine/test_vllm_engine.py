@@ -1,4 +1,4 @@
-"""The real engine, in process: its answers, its weights, and known pitfalls of vLLM."""
+"""The real engine, in this process: its answers, its weights, and known pitfalls of vLLM."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def engine():
     with ranks():
         before = rng_fingerprint()
         engine = VllmEngine(MODEL, CONFIG)
-        assert rng_fingerprint() == before, "building the engine moved a random generator"
+        assert rng_fingerprint() == before, "building the engine advanced a random generator"
         yield engine
         engine.close()
 
@@ -79,16 +79,16 @@ def requests(count=8, *, prefix="r", temperature=1.0, top_p=1.0, max_tokens=40):
     ]
 
 
-def test_logprobs_are_those_of_transformers(engine, base):
-    asked = requests()
-    answers = run_requests(engine, asked)
-    for request in asked:
+def test_logprobs_match_transformers(engine, base):
+    batch = requests()
+    answers = run_requests(engine, batch)
+    for request in batch:
         completion = answers[request.id]
         expected = chosen(logits_of(base, request, completion).log_softmax(-1), completion)
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=2e-5, rtol=0)
 
 
-def test_logprobs_are_those_of_the_distribution_sampled_from(engine, base):
+def test_logprobs_are_of_the_distribution_that_was_sampled(engine, base):
     [request] = requests(1, prefix="t", temperature=0.5, top_p=0.8)
     completion = run_requests(engine, [request])[request.id]
     logprobs = (logits_of(base, request, completion) / 0.5).log_softmax(-1)
@@ -98,15 +98,15 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(engine, base):
     torch.testing.assert_close(torch.tensor(completion.logprobs), chosen(nucleus, completion), atol=2e-5, rtol=0)
 
 
-def test_seeds_repeat_answers_whatever_is_generated_beside_them(engine, base):
+def test_seeds_repeat_answers_whatever_else_is_in_the_batch(engine, base):
     together = run_requests(engine, requests(8, prefix="a"))
     alone = run_requests(engine, requests(3, prefix="b"))
     assert [together[f"a{i}"].token_ids for i in range(3)] == [alone[f"b{i}"].token_ids for i in range(3)]
     assert len({completion.token_ids for completion in together.values()}) > 4
 
 
-def test_no_draw_of_the_engine_moves_the_trainers_generator(engine, base):
-    """vLLM's sampler on a CPU draws from it once per row, also where requests have seeds."""
+def test_the_engine_never_advances_the_trainers_generator(engine, base):
+    """vLLM's CPU sampler draws from torch's global generator once per row, even if requests have seeds."""
     before = torch.get_rng_state()
     run_requests(engine, requests(2, prefix="d"))
     engine.score([[5, 6, 7]])
@@ -121,8 +121,8 @@ def test_scores_are_the_models_logprobs(engine, base):
         torch.testing.assert_close(torch.tensor(scores), expected, atol=2e-5, rtol=0)
 
 
-def test_a_scored_request_has_the_models_logprobs_beside_others_and_over_cached_prefixes(engine, base):
-    """vLLM returns none for cached tokens: if the cached prefix ends within the answer, all are computed again."""
+def test_a_scored_request_has_the_models_logprobs_in_a_batch_and_over_cached_prefixes(engine, base):
+    """vLLM returns no log-probs for cached tokens, so a cached prefix that reaches the answer is not used."""
     [written] = requests(1, prefix="w", max_tokens=4)
     prefix = written.prompt_ids * 20  # six blocks of 32 and a part
     run_requests(engine, [replace(written, id="before", prompt_ids=prefix)])
@@ -138,9 +138,9 @@ def test_a_scored_request_has_the_models_logprobs_beside_others_and_over_cached_
         assert found.token_ids == (5, 6, 7) and found.prompt_tokens + found.tokens == len(request.prompt_ids)
 
 
-def test_weights_go_there_and_back(engine, base):
-    """A -> B -> A: greedy answers and checksums are those of each version, never the other's."""
-    seen, sums = [], []
+def test_weights_can_be_replaced_and_restored(engine, base):
+    """A -> B -> A: greedy answers and checksums are those of the loaded version."""
+    token_ids, sums = [], []
     for seed in (0, 1, 0):
         model = model_of(seed)
         engine.load(iter(model.state_dict().items()))
@@ -149,14 +149,14 @@ def test_weights_go_there_and_back(engine, base):
         for name, weight in model.state_dict().items():
             assert found[name] == pytest.approx(checksum(weight), abs=1e-9 * weight.norm().item())
         sums.append(found)
-        answers = run_requests(engine, requests(8, prefix=f"w{len(seen)}-", temperature=0.0))
-        seen.append([completion.token_ids for completion in answers.values()])
-    assert seen[0] == seen[2] != seen[1]
+        answers = run_requests(engine, requests(8, prefix=f"w{len(token_ids)}-", temperature=0.0))
+        token_ids.append([completion.token_ids for completion in answers.values()])
+    assert token_ids[0] == token_ids[2] != token_ids[1]
     assert sums[0] == sums[2] != sums[1]
 
 
 def test_checksums_detect_a_stale_tied_head(engine, base):
-    """vLLM's CPU kernels compute with a packed copy of the head: the raw weight would look right."""
+    """vLLM's CPU kernels compute with a packed copy of the head, so the raw weight would seem right."""
     moved = model_of(2).state_dict()
     engine.load((name, weight) for name, weight in moved.items() if name != "lm_head.weight")
     found = engine.checksums()
@@ -164,8 +164,8 @@ def test_checksums_detect_a_stale_tied_head(engine, base):
     assert found["lm_head.weight"] != pytest.approx(checksum(moved["lm_head.weight"]), abs=1e-1)
 
 
-def test_checksums_are_of_the_packed_copy_whatever_was_packed_before(engine, base):
-    """A kernel's old copy under a module whose record is of the new one, and one matrix with one wrong entry."""
+def test_checksums_are_of_the_current_packed_copy(engine, base):
+    """Two faults: an old packed copy with the record of the new one, and one wrong entry in one matrix."""
     name = "model.layers.1.self_attn.o_proj"
 
     weight = engine._llm.apply_model(vllm_weights._weights)[0][f"{name}.weight"]
@@ -188,7 +188,7 @@ def test_checksums_are_of_the_packed_copy_whatever_was_packed_before(engine, bas
     assert engine.checksums()[f"{name}.weight"] == pytest.approx(checksum(wrong), abs=1e-9)
 
 
-def test_a_part_of_the_weights_may_be_pushed_with_what_is_fused_with_it(engine, base):
+def test_some_weights_may_be_pushed_with_those_fused_with_them(engine, base):
     names = engine.fused_with({"model.layers.1.self_attn.k_proj.weight", "model.layers.0.mlp.down_proj.weight"})
     assert {name.removeprefix("model.layers.") for name in names} == {
         *(f"1.self_attn.{part}_proj.weight" for part in "qkv"),
@@ -202,7 +202,7 @@ def test_a_part_of_the_weights_may_be_pushed_with_what_is_fused_with_it(engine, 
         engine.load(iter({"model.layers.9.x": torch.zeros(1)}.items()))
 
 
-def test_a_cached_prefix_that_survives_a_push_is_detected(engine, base, monkeypatch):
+def test_a_prefix_cache_that_survives_a_push_is_detected(engine, base, monkeypatch):
     probe = [[3 + i % 40 for i in range(40)]]
     engine.forget_prefixes()
     engine.score(probe)
@@ -216,7 +216,7 @@ def test_a_cached_prefix_that_survives_a_push_is_detected(engine, base, monkeypa
     engine.forget_prefixes()
 
 
-def test_an_adapter_merged_into_the_base_answers_as_the_trainer_does(engine, base):
+def test_an_adapter_merged_into_the_base_matches_the_trainer(engine, base):
     config = replace(scripted_config(), lora=LoraConfig(rank=4, targets=("q_proj", "down_proj")))
     config = with_merging(config, on_cpu=True)
     learner = make_learner(config)
@@ -236,7 +236,7 @@ def test_an_adapter_merged_into_the_base_answers_as_the_trainer_does(engine, bas
         torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=2e-5, rtol=0)
 
 
-def test_requests_may_enter_while_others_run(engine, base):
+def test_requests_may_be_added_while_others_run(engine, base):
     first, late = requests(2, prefix="s")
     engine.add(first)
     assert engine.step() == []
@@ -249,17 +249,17 @@ def test_requests_may_enter_while_others_run(engine, base):
 
 
 def test_a_stopped_request_returns_its_tokens_and_continues_as_a_new_request(engine, base):
-    asked = requests(4, prefix="p")
+    batch = requests(4, prefix="p")
     whole = run_requests(engine, requests(3, prefix="v"))
-    for request in asked[:3]:
+    for request in batch[:3]:
         engine.add(request)
     assert [engine.step() for _ in range(6)] == [[]] * 6
-    engine.add(asked[3])  # it has nothing yet
-    stopped = {completion.id: completion for completion in engine.stop([request.id for request in asked])}
+    engine.add(batch[3])  # it has no token yet
+    stopped = {completion.id: completion for completion in engine.stop([request.id for request in batch])}
     assert stopped["p3"].token_ids == () and engine.step() == []
     for part, of in ((stopped[f"p{i}"], whole[f"v{i}"]) for i in range(3)):
         assert (part.token_ids, part.logprobs, part.finished) == (of.token_ids[:6], of.logprobs[:6], False)
-    rest = replace(asked[0], id="rest", prompt_ids=asked[0].prompt_ids + stopped["p0"].token_ids, max_tokens=34)
+    rest = replace(batch[0], id="rest", prompt_ids=batch[0].prompt_ids + stopped["p0"].token_ids, max_tokens=34)
     completion = run_requests(engine, [rest])["rest"]
     expected = chosen(logits_of(base, rest, completion).log_softmax(-1), completion)
     torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=2e-5, rtol=0)
@@ -289,7 +289,7 @@ def test_a_run_that_carries_rollouts_resumes_from_a_checkpoint_with_the_same_bit
     assert any("versions" in json.loads(row) for row in rows)
 
 
-def test_the_length_limit_cuts(engine, base):
+def test_the_length_limit_cuts_answers(engine, base):
     [request] = requests(1, prefix="cut", max_tokens=3)
     completion = run_requests(engine, [request])[request.id]
     assert (completion.finished, len(completion.token_ids)) == (False, 3)
@@ -311,19 +311,19 @@ def test_a_critique_ends_at_the_text_of_its_verdict(engine, base, stop, parse):
         critique_prompt_ids(chat, load_template("tiny"), question, steps, None)
         for steps in (right, ["9*2=7", "7-9=8", "A:8"])
     ]
-    asked = [critique_request(f"{parse.__name__}{i}", 0, ids, config, greedy=True) for i, ids in enumerate(prompts)]
-    free = [replace(request, id=f"{request.id}-free", stop=()) for request in asked]
-    answers = run_requests(engine, [*asked, *free])
-    for request, other, end in zip(asked, free, stop[::-1], strict=True):
+    batch = [critique_request(f"{parse.__name__}{i}", 0, ids, config, greedy=True) for i, ids in enumerate(prompts)]
+    free = [replace(request, id=f"{request.id}-free", stop=()) for request in batch]
+    answers = run_requests(engine, [*batch, *free])
+    for request, other, end in zip(batch, free, stop[::-1], strict=True):
         found, whole = answers[request.id], answers[other.id]
         assert found.finished and found.text.endswith(end) and whole.text.startswith(found.text)
         assert len(found.token_ids) < len(whole.token_ids) == whole.token_ids.index(tokenizer().eos_token_id) + 1
         assert parse(found.text, 3, True) == parse(whole.text, 3, True)
-    assert [bool(parse(answers[request.id].text, 3, True).wrong_steps) for request in asked] == [False, True]
+    assert [bool(parse(answers[request.id].text, 3, True).wrong_steps) for request in batch] == [False, True]
 
 
-def test_the_shipped_critic_scores_as_it_was_measured(engine, base, tmp_path):
-    """One vote at temperature 1 finds the wrong steps with precision 0.97 and recall 0.99 (400 solutions, seed 0)."""
+def test_the_shipped_critic_has_its_measured_scores(engine, base, tmp_path):
+    """One vote at temperature 1 has precision 0.97 and recall 0.99 for wrong steps (400 solutions, seed 0)."""
     entry = score_critic(critic_job(["--limit", "100", "--out", str(tmp_path)]), engine)["benchmarks"]["tiny"]
     greedy, vote = entry["votings"]
     for row in (greedy, vote):
@@ -333,7 +333,7 @@ def test_the_shipped_critic_scores_as_it_was_measured(engine, base, tmp_path):
     assert greedy["f1"]["value"] >= vote["f1"]["value"] - 0.02
 
 
-def test_the_shipped_policy_scores_as_it_was_measured(engine, base, tmp_path):
+def test_the_shipped_policy_has_its_measured_scores(engine, base, tmp_path):
     job, protocol = evaluate_job(["--limit", "100", "--samples", "2", "--out", str(tmp_path)])
     metrics = evaluate(job, protocol, engine)["benchmarks"]["tiny"]["metrics"]
     assert 0.23 < metrics["avg@2"]["value"] < 0.45  # about 0.34 over all 400
@@ -341,6 +341,6 @@ def test_the_shipped_policy_scores_as_it_was_measured(engine, base, tmp_path):
 
 
 def test_seeded_prompts_beyond_one_prefill_batch(engine, base):
-    """In vLLM 0.32 on a CPU a seeded prefill that is cut in two raises "CPU Generator does not use offset"."""
+    """In vLLM 0.32 on a CPU a seeded prefill that is split raises "CPU Generator does not use offset"."""
     long = [Request(f"long{i}", tuple(3 + (i + j) % 40 for j in range(200)), i, 1.0, 1.0, -1, 2) for i in range(100)]
     assert len(run_requests(engine, long)) == 100

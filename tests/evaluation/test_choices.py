@@ -1,4 +1,4 @@
-"""The choice that an answer names, however it is written."""
+"""Reading the choice that an answer names, in any wording."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ NUMBERS, ANIMALS, METALS = (
     ("a cat", "a dog", "a horse", "none of the above"),
     ("iron", "copper", "lead"),
 )
-REVIEWED = [  # of two reviews, the second one hostile
+REVIEWED = [  # from two reviews; the second is hostile
     ("Option B", 1),
     ("option b", 1),
     ("OPTION D", 3),
@@ -338,7 +338,7 @@ OF_METALS = [
     ("D", None),
     ("iron and lead", None),
 ]
-NONE_TODAY = {
+STILL_UNREADABLE = {
     "\u7b54\u6848\u662fC\u3002",
     "Choosing between A and B, I go with B.",
     "A dog is wrong. So it is a cat.",
@@ -348,7 +348,7 @@ NONE_TODAY = {
     "B is better than A.",
     "I'd eliminate A, leaving B, C; of these C fits best.",
 }
-"""Of these, an answer is counted as unreadable, where a reader sees it."""
+"""Answers that a human can read but that are still counted as unreadable."""
 
 
 @pytest.mark.parametrize("text", READABLE)
@@ -357,7 +357,7 @@ def test_the_choice_is_read(text):
 
 
 @pytest.mark.parametrize("text", UNREADABLE)
-def test_what_names_no_one_choice_is_none(text):
+def test_an_answer_that_names_no_single_choice_is_none(text):
     assert read_choice(text, PLANETS) is None
 
 
@@ -366,27 +366,27 @@ def test_what_names_no_one_choice_is_none(text):
     [(NUMBERS, REVIEWED), (ANIMALS, IN_WORDS), (METALS, OF_METALS)],
     ids=["numbers", "words", "metals"],
 )
-def test_no_answer_is_another_letter(choices, rows):
+def test_no_answer_is_read_as_another_choice(choices, rows):
     found = {text: read_choice(text, choices) for text, _ in rows}
     assert {text: found[text] for text, right in rows if found[text] not in (right, None)} == {}
-    assert {text for text, right in rows if found[text] is None and right is not None} <= NONE_TODAY
+    assert {text for text, right in rows if found[text] is None and right is not None} <= STILL_UNREADABLE
 
 
-def test_a_letter_is_a_place_and_a_text_is_a_text():
-    """Where the texts are letters themselves, a letter still names the place, as the question asks."""
+def test_a_letter_names_a_position_and_a_text_a_choice():
+    """If the choices' texts are letters, a letter still names a position, as the question requests."""
     assert read_choice(r"\boxed{A}", ("B", "A")) == 0
     assert read_choice(r"\boxed{3}", ("13", "3")) == 1
     assert read_choice("It is 3 kg.", ("13 kg", "3 kg")) == 1
     assert read_choice("The answer is 13 kg", ("13", "13 kg")) == 1
-    assert read_choice("so it is 13 kg.", ("13", "13 kg")) == 1  # the wider of two that are mentioned
+    assert read_choice("so it is 13 kg.", ("13", "13 kg")) == 1  # the longer of the two that match
 
 
-def test_equal_texts_are_distinguished_by_letter_alone():
+def test_equal_texts_are_distinguished_only_by_letter():
     assert read_choice(r"\boxed{5}", ("5", "5")) is None
     assert read_choice(r"\boxed{B}", ("5", "5")) == 1
 
 
-SAYINGS = [
+WORDINGS = [
     r"so \boxed{%s}",
     r"$\boxed{\mathrm{%s}}$",
     "The answer is (%s).",
@@ -398,24 +398,24 @@ SAYINGS = [
 ]
 
 
-@given(st.integers(2, 10), st.data(), st.sampled_from(SAYINGS))
-def test_every_letter_in_every_wording_comes_back_through_every_order(count, data, saying):
+@given(st.integers(2, 10), st.data(), st.sampled_from(WORDINGS))
+def test_every_letter_in_every_wording_is_mapped_back_from_every_order(count, data, wording):
     choices = [f"choice number {i}" for i in range(count)]
     order = shuffled(count, data.draw(st.integers(0, 2**63)))
     assert sorted(order) == list(range(count))
-    wanted = data.draw(st.integers(0, count - 1))
+    expected = data.draw(st.integers(0, count - 1))
     shown = [choices[choice] for choice in order]
-    place = read_choice(saying % ascii_uppercase[order.index(wanted)], shown)
-    assert place is not None and order[place] == wanted
+    place = read_choice(wording % ascii_uppercase[order.index(expected)], shown)
+    assert place is not None and order[place] == expected
 
 
 @given(st.text(alphabet=st.sampled_from("ABCD()[]{}\\boxed answer is:\n.*$or,the Earth"), max_size=80))
-def test_no_text_breaks_it(text):
+def test_any_text_gives_a_choice_or_none(text):
     place = read_choice(text, PLANETS)
     assert place is None or 0 <= place < 4
 
 
-def test_long_texts_take_linear_time():
+def test_time_is_linear_in_the_length_of_a_text():
     for text in ("answer is ", "((((A", r"\boxed{", "A or ", "$\\text{"):
         read_choice(text * 10_000, PLANETS)
 

@@ -23,7 +23,7 @@ ABSTAINED = Critique(True, frozenset(), 0)
 ANSWER = Answer("a", "", True, prompt_tokens=10, tokens=5, seconds=0.5)
 
 
-def says(*steps):
+def marks(*steps):
     return Critique(False, frozenset(steps), 0)
 
 
@@ -36,9 +36,9 @@ def judged(wrong, *votes, greedy=ABSTAINED, **rest):
 
 
 FOUR = [
-    judged({1, 2}, says(1), says(1, 2), says(0, 1)),  # intersection {1}, majority {1}, union {0, 1, 2}
-    judged({3}, says(), says(3), ABSTAINED),  # intersection {}, majority {3}, union {3}
-    judged((), says(), says(), says(2)),  # intersection {}, majority {}, union {2}
+    judged({1, 2}, marks(1), marks(1, 2), marks(0, 1)),  # intersection {1}, majority {1}, union {0, 1, 2}
+    judged({3}, marks(), marks(3), ABSTAINED),  # intersection {}, majority {3}, union {3}
+    judged((), marks(), marks(), marks(2)),  # intersection {}, majority {}, union {2}
     judged((), ABSTAINED, ABSTAINED, ABSTAINED),
 ]
 
@@ -69,7 +69,7 @@ def test_the_average_counts_steps_by_their_votes():
     assert row["f1"] == score_voting(FOUR, "majority", 3)["f1"]
 
 
-def test_fewer_votes_are_the_first_ones():
+def test_fewer_votes_are_the_first_votes():
     cut = [replace(j, sampled=j.sampled[:2], answers=j.answers[:2]) for j in FOUR]
     assert score_voting(FOUR, "union", 2) == score_voting(cut, "union", 2)
     rows = score_set(FOUR, "majority")["votings"]
@@ -80,15 +80,15 @@ def test_fewer_votes_are_the_first_ones():
     assert rows[0]["abstained"] == 1.0 and rows[0]["tokens_in"] == 10
 
 
-def test_a_critic_that_accepts_all_has_no_f1_and_all_the_right_ones():
-    yes = [replace(j, sampled=(says(),) * 3, greedy=says()) for j in FOUR]
+def test_a_critic_that_accepts_all_has_an_f1_of_0():
+    yes = [replace(j, sampled=(marks(),) * 3, greedy=marks()) for j in FOUR]
     row = score_voting(yes, "majority", 3)
     assert (row["f1"]["value"], row["accuracy_on_wrong"]["value"], row["accuracy_on_right"]["value"]) == (0.0, 0.0, 1.0)
     assert (row["step_precision"], row["step_recall"]) == (None, 0.0)
 
 
-def test_what_the_labels_do_not_allow_is_none():
-    wrong_only = [judged({0}, says(0)), judged({1}, says(0))]
+def test_scores_that_the_labels_do_not_allow_are_none():
+    wrong_only = [judged({0}, marks(0)), judged({1}, marks(0))]
     row = score_voting(wrong_only, "any", 1)
     assert row["f1"] is None and row["accuracy_on_right"]["value"] is None
     assert row["accuracy_on_wrong"]["value"] == 0.5
@@ -97,41 +97,41 @@ def test_what_the_labels_do_not_allow_is_none():
     assert row["f1"] is not None and row["step_precision"] is row["step_recall"] is None
 
 
-def test_subsets_and_what_is_scored_apart():
+def test_subsets_and_separately_scored_solutions():
     sets = [
-        judged({0}, says(0), subset="a", id_="1"), judged((), says(), subset="a", id_="2"),
-        judged({0}, says(1), subset="b", id_="3"), judged((), says(), subset="b", id_="4"),
+        judged({0}, marks(0), subset="a", id_="1"), judged((), marks(), subset="a", id_="2"),
+        judged({0}, marks(1), subset="b", id_="3"), judged((), marks(), subset="b", id_="4"),
     ]  # fmt: skip
     entry = score_set(sets, "any")
     assert {name: row["f1"]["value"] for name, row in entry["subsets"].items()} == {"a": 1.0, "b": 0.0}
     assert subset_mean(entry) == 0.5
     assert entry["metrics"]["any@1"]["value"] == 0.75
-    apart = score_set([*sets, judged({0}, says(1), subset="redundancy", id_="5")], "any")
-    assert apart["votings"] == entry["votings"]
-    assert (apart["problems"], apart["scored_apart"], set(apart["subsets"])) == (4, 1, {"a", "b", "redundancy"})
+    more = score_set([*sets, judged({0}, marks(1), subset="redundancy", id_="5")], "any")
+    assert more["votings"] == entry["votings"]
+    assert (more["problems"], more["scored_apart"], set(more["subsets"])) == (4, 1, {"a", "b", "redundancy"})
 
 
-def test_votes_that_agree():
-    assert score_set([judged({0}, says(0), says(0)), judged((), says(), says(), id_="t")], "any")["agreement"] == {
+def test_agreement_of_votes():
+    assert score_set([judged({0}, marks(0), marks(0)), judged((), marks(), marks(), id_="t")], "any")["agreement"] == {
         "step": 1.0, "step_kappa": 1.0, "solution": 1.0, "solution_kappa": 1.0
     }  # fmt: skip
-    split = score_set([judged({0}, says(0), says(), ABSTAINED, steps=2)], "any")["agreement"]
+    split = score_set([judged({0}, marks(0), marks(), ABSTAINED, steps=2)], "any")["agreement"]
     assert (split["step"], split["solution"], split["solution_kappa"]) == (0.5, 0.0, -1.0)
 
 
 def by_step(wrong, *votes):
-    """Two steps, each with critiques of its own: None abstains."""
-    said = {True: says(0), False: says(), None: ABSTAINED}
-    return judged(wrong, *joined([[said[vote[step]] for vote in votes] for step in (0, 1)], len(votes)), steps=2)
+    """A solution of two steps with separate critiques per step. In votes, True means wrong and None abstains."""
+    by_vote = {True: marks(0), False: marks(), None: ABSTAINED}
+    return judged(wrong, *joined([[by_vote[vote[step]] for vote in votes] for step in (0, 1)], len(votes)), steps=2)
 
 
 def test_single_steps_are_voted_on_one_by_one_as_in_training():
-    given = by_step({0, 1}, (True, None), (None, True))
-    row = score_voting([given], "intersection", 2)
-    assert (given.held("intersection", 2), row["step_recall"]) == ([1.0, 1.0], 1.0)
+    solution_of_two = by_step({0, 1}, (True, None), (None, True))
+    row = score_voting([solution_of_two], "intersection", 2)
+    assert (solution_of_two.held("intersection", 2), row["step_recall"]) == ([1.0, 1.0], 1.0)
 
 
-def test_a_step_without_a_verdict_is_an_abstention_unless_an_error_was_found_before():
+def test_a_step_without_a_verdict_is_an_abstention_unless_an_earlier_one_is_wrong():
     found, unknown = by_step({0}, (True, None)), by_step((), (False, None))
     assert (found.first_wrong("any", 1), unknown.first_wrong("any", 1)) == (0, None)
     row = score_voting([found, unknown], "any", 1)
@@ -142,12 +142,12 @@ def test_a_step_without_a_verdict_is_an_abstention_unless_an_error_was_found_bef
 # ---- the command ----
 
 
-def asked(folder, *arguments):
+def make_job(folder, *arguments):
     return job_of(["--out", str(folder), *arguments])
 
 
 def test_the_true_critic_of_the_tiny_world_is_perfect(tmp_path):
-    results = run(asked(tmp_path / "a", "--limit", "40", "--critic.votes", "2"), scripted_engine())
+    results = run(make_job(tmp_path / "a", "--limit", "40", "--critic.votes", "2"), scripted_engine())
     entry = results["benchmarks"]["tiny"]
     assert len(entry["votings"]) == 6
     for row in entry["votings"]:
@@ -159,14 +159,14 @@ def test_the_true_critic_of_the_tiny_world_is_perfect(tmp_path):
     assert "## tiny: 40 solutions" in (tmp_path / "a" / "results.md").read_text()
 
 
-def test_the_tiny_critic_of_steps_is_a_model_of_its_own(tmp_path):
-    models = [Path(asked(tmp_path, *more).model).name for more in ((), ("--critic.reads", "step"))]
+def test_the_tiny_critic_of_steps_is_a_separate_model(tmp_path):
+    models = [Path(make_job(tmp_path, *more).model).name for more in ((), ("--critic.reads", "step"))]
     assert models == ["model", "critic"]
 
 
 def test_a_critic_of_steps_is_scored_on_whole_solutions(tmp_path):
     arguments = ("--limit", "20", "--critic.votes", "1", "--critic.reads", "step")
-    results = run(asked(tmp_path, *arguments), ScriptedEngine(answer_steps))
+    results = run(make_job(tmp_path, *arguments), ScriptedEngine(answer_steps))
     entry = results["benchmarks"]["tiny"]
     assert {row["step_recall"] for row in entry["votings"]} == {row["f1"]["value"] for row in entry["votings"]} == {1.0}
     assert (entry["counts"]["critiques"], entry["counts"]["without_room"]) == (40, 0)
@@ -174,39 +174,39 @@ def test_a_critic_of_steps_is_scored_on_whole_solutions(tmp_path):
     assert entry["counts"]["tokens_out"] == 2 * 2 * sum(steps), "two critiques of two tokens per step"
 
 
-class SaysYes(ScriptedEngine):
+class YesCritic(ScriptedEngine):
     def __init__(self):
         super().__init__(self.respond)
-        self.asked = []
+        self.requests = []
 
     def respond(self, request):
-        self.asked.append(request)
+        self.requests.append(request)
         return Completion(request.id, (1, 2), (0.0, 0.0), "Judgment: Yes", True)
 
 
 def test_every_critique_is_requested_once_greedy_and_sampled(tmp_path):
-    job = asked(tmp_path / "a", "--limit", "5", "--critic.votes", "3", "--critic.temperature", "0.5")
-    results = run(job, engine := SaysYes())
-    assert [r.temperature for r in engine.asked] == [0.5, 0.5, 0.5, 0.0] * 5
-    assert len({r.seed for r in engine.asked}) == 20
+    job = make_job(tmp_path / "a", "--limit", "5", "--critic.votes", "3", "--critic.temperature", "0.5")
+    results = run(job, engine := YesCritic())
+    assert [r.temperature for r in engine.requests] == [0.5, 0.5, 0.5, 0.0] * 5
+    assert len({r.seed for r in engine.requests}) == 20
     row = results["benchmarks"]["tiny"]["votings"][-1]
     assert (row["f1"]["value"], row["accuracy_on_right"]["value"]) == (0.0, 1.0)
-    assert run(job, again := SaysYes())["benchmarks"] == results["benchmarks"]
-    assert again.asked == []
+    assert run(job, again := YesCritic())["benchmarks"] == results["benchmarks"]
+    assert again.requests == []
     with pytest.raises(ConfigError, match=r"critic\.votes: 2,"):
-        run(asked(tmp_path / "a", "--limit", "5", "--critic.votes", "2", "--critic.temperature", "0.5"), SaysYes())
+        run(make_job(tmp_path / "a", "--limit", "5", "--critic.votes", "2", "--critic.temperature", "0.5"), YesCritic())
     template = tmp_path / "template.txt"
     template.write_text("{% for step in steps %}{{ step.index }} {{ step.text }}{% endfor %}")
     with pytest.raises(ConfigError, match="prompt: "):
         flags = ["--critic.votes", "3", "--critic.temperature", "0.5", "--critic.prompt", str(template)]
-        run(asked(tmp_path / "a", "--limit", "5", *flags), SaysYes())
+        run(make_job(tmp_path / "a", "--limit", "5", *flags), YesCritic())
 
 
-def test_a_solution_without_room_is_a_truncated_abstention(tmp_path):
+def test_a_solution_that_is_too_long_is_a_truncated_abstention(tmp_path):
     path = tmp_path / "s.jsonl"
     rows = [{"problem": "1+1", "steps": ["1+1=2"] * count, "first_wrong_step": -1} for count in (1, 100)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    results = run(asked(tmp_path / "a", "--data", str(path)), SaysYes())
+    results = run(make_job(tmp_path / "a", "--data", str(path)), YesCritic())
     entry = results["benchmarks"]["s"]
     assert {name: entry["counts"][name] for name in ("critiques", "abstained", "truncated", "without_room")} == {
         "critiques": 4, "abstained": 2, "truncated": 2, "without_room": 2
@@ -236,7 +236,7 @@ def test_a_bad_row_is_named(name, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not (SHARED / "steps_processbench.jsonl.gz").exists(), reason="no data beside the checkout")
-def test_every_known_data_set_loads():
+def test_every_listed_data_set_loads():
     found = load_solutions([name for name in DATA if name != "tiny"], str(SHARED), None, 0)
     sizes = {name: len(solutions) for name, solutions in found.items()}
     assert sizes == dict(bigbench_mistake=1749, mathcheck=410, mrgsm8k=472, prmbench=5494, processbench=2720)

@@ -1,4 +1,4 @@
-"""`capo_fast.evaluate` from the command line to its files, on scripted answers."""
+"""`capo_fast.evaluate` from the command line to its files, with scripted answers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 class Replies(ScriptedEngine):
-    """Answers by request id, and records the requested ids."""
+    """Answers by request id and records the requests."""
 
     def __init__(self, reply):
         super().__init__(self.respond)
-        self.reply, self.asked, self.requests = reply, [], {}
+        self.reply, self.ids, self.requests = reply, [], {}
 
     def respond(self, request):
-        self.asked.append(request.id)
+        self.ids.append(request.id)
         self.requests[request.id] = request
         text = self.reply(request.id)
         return Completion(request.id, (7,) * 3, (0.0,) * 3, text, not text.endswith("..."))
@@ -46,10 +46,10 @@ def write(path, rows):
 
 
 QUICK = ("--reward.fn", "reward_functions:last_word")
-"""Instead of the verifier, whose worker takes seconds to start."""
+"""A cheap reward: the verifier's worker takes seconds to start."""
 
 
-def asked(folder, benchmarks, *arguments):
+def make_job(folder, benchmarks, *arguments):
     return job_of(["--benchmarks", benchmarks, "--out", str(folder), *arguments])
 
 
@@ -60,7 +60,7 @@ def sums(tmp_path):
 
 
 def test_the_tiny_world_end_to_end(tmp_path):
-    results = run(*asked(tmp_path / "a", "tiny", "--limit", "12", "--samples", "4"), scripted_engine())
+    results = run(*make_job(tmp_path / "a", "tiny", "--limit", "12", "--samples", "4"), scripted_engine())
     entry = results["benchmarks"]["tiny"]
     assert list(entry["metrics"]) == ["pass@1", "avg@4", "maj@4", "pass@2", "pass@4"]
     values = {name: metric["value"] for name, metric in entry["metrics"].items()}
@@ -75,15 +75,15 @@ def test_the_tiny_world_end_to_end(tmp_path):
 
 
 def test_scores_by_hand(tmp_path, sums):
-    """Three problems: right greedily and 2 of 3; wrong and 1 of 3 with two equal wrong ones; cut throughout before a
-    box, though their last number is right."""
+    """Three problems: greedy right, 2 of 3 samples right; greedy wrong, 1 of 3 right and two equal wrong ones; all
+    answers cut before a box, though their last number is right."""
     texts = {
         "sums-greedy-0-0": r"\boxed{1}", "sums-greedy-1-0": r"\boxed{9}",
         "sums-sample-0-0": r"\boxed{1}", "sums-sample-0-1": r"\boxed{1.0}", "sums-sample-0-2": r"\boxed{7}",
         "sums-sample-1-0": r"\boxed{2}", "sums-sample-1-1": r"\boxed{1/2}", "sums-sample-1-2": r"\boxed{0.5}",
     }  # fmt: skip
     Path(sums).write_text("".join(Path(sums).read_text().splitlines(keepends=True)[:3]))
-    job, protocol = asked(tmp_path / "a", sums, "--samples", "3")
+    job, protocol = make_job(tmp_path / "a", sums, "--samples", "3")
     engine = Replies(lambda name: texts.get(name, "1+2 is 3..."))
     entry = run(job, protocol, engine)["benchmarks"]["sums"]
     rows = {id_: {name: round(v, 4) for name, v in row.items()} for id_, row in entry["by_problem"].items()}
@@ -97,8 +97,8 @@ def test_scores_by_hand(tmp_path, sums):
 
 
 def test_time_outs_are_left_out_and_counted(tmp_path, sums):
-    """A reward function that never ends for one answer: that one has no verdict, and its problem no score."""
-    job, protocol = asked(tmp_path / "a", sums, *QUICK, "--reward.timeout_s", "1.0")
+    """The reward function hangs on one answer, which then has no verdict, and its problem has no score."""
+    job, protocol = make_job(tmp_path / "a", sums, *QUICK, "--reward.timeout_s", "1.0")
     texts = {"sums-greedy-0-0": "slow"}
     entry = run(job, protocol, Replies(lambda name: texts.get(name, "2")))["benchmarks"]["sums"]
     assert entry["by_problem"]["q0"] == {"pass@1": None}
@@ -106,18 +106,18 @@ def test_time_outs_are_left_out_and_counted(tmp_path, sums):
     assert entry["counts"]["timeouts"] == 1
 
 
-def test_multiple_choice_runs_thrice_in_other_orders_and_maps_back(tmp_path):
+def test_multiple_choice_runs_three_times_in_different_orders_and_maps_back(tmp_path):
     rows = [{"id": f"c{i}", "problem": f"{i}?", "choices": ["1", "2", "3", "4"], "answer": "BD"[i]} for i in range(2)]
     path = write(tmp_path / "mc.jsonl", rows)
     questions = load_benchmarks([path], None, None)["mc"]
     attempts = {a.name: a for a in plan_attempts("mc", questions, 3, 3, seed=0)}
     assert len({a.order for a in attempts.values()}) > 6
 
-    def says_2(name):
+    def choose_2(name):
         return rf"\boxed{{{'ABCD'[attempts[name].order.index(1)]}}}" if name != "mc-greedy-1-2" else "no idea"
 
-    job, protocol = asked(tmp_path / "a", path, *QUICK, "--samples", "3")
-    results = run(job, protocol, Replies(says_2))
+    job, protocol = make_job(tmp_path / "a", path, *QUICK, "--samples", "3")
+    results = run(job, protocol, Replies(choose_2))
     entry = results["benchmarks"]["mc"]
     assert entry["by_problem"]["c0"] == {"pass@1": 1, "avg@3": 1, "maj@3": 1, "pass@2": 1, "pass@3": 1}
     assert set(entry["by_problem"]["c1"].values()) == {0}
@@ -135,25 +135,25 @@ def test_a_tolerance_and_several_answers(tmp_path):
     ]
     too_long = rf"\boxed{{4.13{'0' * 1000}}}"
     texts = [r"\boxed{4.13\%}", r"\boxed{4.0}", r"\boxed{2, 1}", r"\boxed{4.13}", too_long]
-    job, protocol = asked(tmp_path / "out", write(tmp_path / "o.jsonl", rows))
+    job, protocol = make_job(tmp_path / "out", write(tmp_path / "o.jsonl", rows))
     entry = run(job, protocol, Replies(lambda name: texts[int(name.split("-")[2])]))["benchmarks"]["o"]
     assert [row["pass@1"] for row in entry["by_problem"].values()] == [1.0, 0.0, 1.0, 0.0, 0.0]
 
 
 def test_sampled_answers_are_drawn_as_training_draws_its_rollouts(tmp_path, sums):
-    """And results that were drawn otherwise are not compared."""
+    """Results with different sampling settings are not compared."""
     flags = ("--samples", "2", "--rollout.temperature", "0.6", "--rollout.top_p", "0.8")
-    job, protocol = asked(tmp_path / "a", sums, *QUICK, *flags, "--rollout.top_k", "5")
+    job, protocol = make_job(tmp_path / "a", sums, *QUICK, *flags, "--rollout.top_k", "5")
     run(job, protocol, engine := Replies(lambda name: "1"))
     drawn = {name.split("-")[1]: (r.temperature, r.top_p, r.top_k) for name, r in engine.requests.items()}
     assert drawn == {"greedy": (0.0, 1.0, -1), "sample": (0.6, 0.8, 5)}
     assert "2 samples at temperature 0.6, top-p 0.8, top-k 5." in (tmp_path / "a" / "results.md").read_text()
-    run(*asked(tmp_path / "b", sums, *QUICK, *flags), Replies(lambda name: "1"))
+    run(*make_job(tmp_path / "b", sums, *QUICK, *flags), Replies(lambda name: "1"))
     with pytest.raises(ConfigError, match=r"rollout\.top_k is 5 in the first and -1 in the second"):
         compare(*map(read_results, (tmp_path / "a", tmp_path / "b")))
 
 
-# ---- going on after a kill ----
+# ---- resuming after a kill ----
 
 
 class Killed(Exception):
@@ -161,26 +161,26 @@ class Killed(Exception):
 
 
 def test_a_killed_evaluation_resumes(tmp_path, sums):
-    job, protocol = asked(tmp_path / "a", sums, *QUICK, "--samples", "2")
+    job, protocol = make_job(tmp_path / "a", sums, *QUICK, "--samples", "2")
 
-    def dies(name):
+    def fail_at_third(name):
         if name == "sums-greedy-2-0":
             raise Killed
         return ["1", "2", "3", "4"][len(name) % 4]
 
     with pytest.raises(Killed):
-        run(job, protocol, first := Replies(dies))
-    done = first.asked[:-1]
+        run(job, protocol, first := Replies(fail_at_third))
+    done = first.ids[:-1]
     file = tmp_path / "a" / "answers-0.jsonl"
     assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == done
     with file.open("a") as torn:
-        torn.write('{"id": "sums-gre')  # the machine went down in the middle of a line
+        torn.write('{"id": "sums-gre')  # the machine failed in the middle of a line
     whole = run(job, protocol, second := Replies(lambda name: ["1", "2", "3", "4"][len(name) % 4]))
-    assert set(done).isdisjoint(second.asked) and len(done) + len(second.asked) == 12
-    again = run(job, protocol, third := Replies(lambda name: "never asked"))
-    assert third.asked == []
+    assert set(done).isdisjoint(second.ids) and len(done) + len(second.ids) == 12
+    again = run(job, protocol, third := Replies(lambda name: "never requested"))
+    assert third.ids == []
     assert again["benchmarks"] == whole["benchmarks"]
-    fresh, _ = asked(tmp_path / "b", sums, *QUICK, "--samples", "2")
+    fresh, _ = make_job(tmp_path / "b", sums, *QUICK, "--samples", "2")
     assert (
         run(fresh, protocol, Replies(lambda name: ["1", "2", "3", "4"][len(name) % 4]))["benchmarks"]
         == whole["benchmarks"]
@@ -198,9 +198,9 @@ def test_a_killed_evaluation_resumes(tmp_path, sums):
     ],
 )
 def test_other_settings_are_refused_by_name(tmp_path, sums, change, named):
-    run(*asked(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
+    run(*make_job(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
     with pytest.raises(ConfigError, match=named):
-        run(*asked(tmp_path / "a", sums, *QUICK, *change), Replies(lambda name: "1"))
+        run(*make_job(tmp_path / "a", sums, *QUICK, *change), Replies(lambda name: "1"))
 
 
 def test_other_questions_and_other_weights_are_refused(tmp_path, sums):
@@ -210,26 +210,26 @@ def test_other_questions_and_other_weights_are_refused(tmp_path, sums):
 
     model = shutil.copytree(MODEL, tmp_path / "model")
     flags = ["--model", str(model), "--config", "pkg://capo_fast.configs/tiny.yaml"]
-    run(*asked(tmp_path / "a", sums, *QUICK, *flags), Replies(lambda name: "1"))
+    run(*make_job(tmp_path / "a", sums, *QUICK, *flags), Replies(lambda name: "1"))
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-2] + b"zz")
     with pytest.raises(ConfigError, match="weights: "):
-        run(*asked(tmp_path / "a", sums, *QUICK, *flags), Replies(lambda name: "1"))
-    run(*asked(tmp_path / "b", sums, *QUICK), Replies(lambda name: "1"))
+        run(*make_job(tmp_path / "a", sums, *QUICK, *flags), Replies(lambda name: "1"))
+    run(*make_job(tmp_path / "b", sums, *QUICK), Replies(lambda name: "1"))
     write(Path(sums), [{"id": f"q{i}", "problem": f"2+{i}", "answer": "3"} for i in range(4)])
     with pytest.raises(ConfigError, match=r"benchmarks\.sums: "):
-        run(*asked(tmp_path / "b", sums, *QUICK), Replies(lambda name: "1"))
+        run(*make_job(tmp_path / "b", sums, *QUICK), Replies(lambda name: "1"))
 
 
 def test_answers_without_settings_are_not_trusted(tmp_path, sums):
-    run(*asked(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
+    run(*make_job(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
     (tmp_path / "a" / "settings.json").unlink()
     with pytest.raises(ConfigError, match="has answers but no settings"):
-        run(*asked(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
+        run(*make_job(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
 
 
-def test_progress_is_ten_lines_where_there_is_no_terminal(tmp_path, capsys):
-    job, protocol = asked(tmp_path / "a", "tiny", *QUICK, "--limit", "100")
+def test_progress_is_ten_lines_without_a_terminal(tmp_path, capsys):
+    job, protocol = make_job(tmp_path / "a", "tiny", *QUICK, "--limit", "100")
     run(job, protocol, Replies(lambda name: "1"))
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" answers")[0] for line in lines] == [f"evaluating: {n}/100" for n in range(10, 101, 10)]
@@ -240,7 +240,7 @@ def test_progress_is_ten_lines_where_there_is_no_terminal(tmp_path, capsys):
 def test_a_folder_has_one_writer(tmp_path, sums):
     (tmp_path / "a").mkdir()
     with lock(tmp_path / "a"), pytest.raises(RecordError, match="another process"):
-        run(*asked(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
+        run(*make_job(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
 
 
 # ---- several ranks ----
@@ -248,11 +248,11 @@ def test_a_folder_has_one_writer(tmp_path, sums):
 
 def on_rank(rank, port, folder):
     os.environ |= dict(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    results = run(*asked(folder, "tiny", "--limit", "6", "--samples", "2"), scripted_engine())
+    results = run(*make_job(folder, "tiny", "--limit", "6", "--samples", "2"), scripted_engine())
     assert bool(results) == (rank == 0)
 
 
-def test_two_ranks_share_the_work_and_find_the_same(tmp_path):
+def test_two_ranks_share_the_work_and_have_the_same_results(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -265,7 +265,7 @@ def test_two_ranks_share_the_work_and_find_the_same(tmp_path):
     assert [process.exitcode for process in ranks] == [0, 0]
     sizes = [len((tmp_path / "two" / f"answers-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)]
     assert sizes == [9, 9]
-    one = run(*asked(tmp_path / "one", "tiny", "--limit", "6", "--samples", "2"), scripted_engine())
+    one = run(*make_job(tmp_path / "one", "tiny", "--limit", "6", "--samples", "2"), scripted_engine())
     assert read_results(tmp_path / "two")["benchmarks"] == one["benchmarks"]
 
 
@@ -274,7 +274,7 @@ def test_two_ranks_share_the_work_and_find_the_same(tmp_path):
 
 @pytest.fixture
 def pair(tmp_path, sums):
-    """Two models: the first has q0 and q1 right, the second q1, q2 and q3."""
+    """Results of two models: the first has q0 and q1 right, the second q1, q2 and q3."""
     folders = []
     for name, right in (("a", {0, 1}), ("b", {1, 2, 3})):
 
@@ -282,7 +282,7 @@ def pair(tmp_path, sums):
             i = int(request.split("-")[2])
             return str(1 + i if i in right else 99)
 
-        run(*asked(tmp_path / name, sums, *QUICK), Replies(reply))
+        run(*make_job(tmp_path / name, sums, *QUICK), Replies(reply))
         folders.append(tmp_path / name)
     return folders  # fmt: skip
 
@@ -296,14 +296,14 @@ def test_two_results_are_compared_problem_by_problem(pair):
     assert (mirrored["difference"], mirrored["low"]) == (-0.25, -row["high"])
 
 
-def test_what_has_no_score_in_one_is_left_out(pair):
+def test_a_problem_without_a_score_in_one_result_is_left_out(pair):
     a, b = map(read_results, pair)
     b["benchmarks"]["sums"]["by_problem"]["q0"]["pass@1"] = None
     [row] = compare(a, b)["rows"]
     assert (row["a"], row["b"], row["pairs"], row["left_out"]) == (pytest.approx(1 / 3), 1.0, 3, 1)
 
 
-def test_the_mean_over_benchmarks_weighs_each_the_same(pair):
+def test_the_mean_over_benchmarks_weights_each_equally(pair):
     a, b = map(read_results, pair)
     for results, right in ((a, 0.0), (b, 1.0)):
         entry = json.loads(json.dumps(results["benchmarks"]["sums"]))
@@ -348,7 +348,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "line"), BAD)
-def test_wrong_settings_are_one_line(arguments, line, capsys, tmp_path, monkeypatch):
+def test_wrong_settings_are_a_one_line_error(arguments, line, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -364,9 +364,9 @@ def test_a_run_folder_provides_its_model_and_settings(tmp_path, sums):
     run_folder.mkdir()
     (run_folder / "config.yaml").write_text("rollout.max_tokens: 33\nengine.max_model_len: 256\n")
     with pytest.raises(ConfigError, match="has not finished yet"):
-        asked(tmp_path / "a", sums, "--model", str(run_folder))
+        make_job(tmp_path / "a", sums, "--model", str(run_folder))
     shutil.copytree(MODEL, run_folder / "model")
-    job, _ = asked(tmp_path / "a", sums, "--model", str(run_folder))
+    job, _ = make_job(tmp_path / "a", sums, "--model", str(run_folder))
     assert (job.model, job.config.rollout.max_tokens) == (str(run_folder / "model"), 33)
 
 
@@ -375,7 +375,7 @@ KNOWN = ("math500,olympiadbench,amc23,aime24,aime25,minerva,gsm8k,arc_c,mmlu_pro
 
 
 @pytest.mark.skipif(not KNOWN, reason="no data beside the checkout")
-def test_every_known_benchmark_loads():
+def test_every_listed_benchmark_loads():
     found = load_benchmarks(KNOWN.split(","), str(DATA), None)
     assert {name: len(questions) for name, questions in found.items()} == dict(
         math500=500, olympiadbench=675, amc23=40, aime24=30, aime25=30, minerva=272, gsm8k=1319, arc_c=1172,
@@ -386,7 +386,7 @@ def test_every_known_benchmark_loads():
     assert [q.tolerance for q in found["olympiadbench"] if q.tolerance] == [0.1]
 
 
-def test_a_limit_draws_the_same_few_from_all_of_a_file():
+def test_a_limit_draws_the_same_problems_from_the_whole_file():
     few = load_benchmarks(["tiny"], None, 50)["tiny"]
     assert load_benchmarks(["tiny"], None, 50)["tiny"] == few
     places = [int(question.id.rpartition("-")[2]) for question in few]
@@ -394,7 +394,7 @@ def test_a_limit_draws_the_same_few_from_all_of_a_file():
     assert places[0] < 50 and places[-1] > 350
 
 
-def test_a_protocol_is_the_papers_by_default():
+def test_the_default_protocol_is_the_papers():
     assert Protocol() == Protocol(samples=0, runs=3)
 
 
@@ -409,6 +409,6 @@ def test_an_evaluation_resumed_on_another_day_writes_the_date_of_its_first_start
         today = SimpleNamespace(today=lambda day=day: datetime(2025, 2, day).date())
         monkeypatch.setattr("capo_fast.loaders.date", today)
         engine = Replies(lambda name: "2")
-        run(*asked(tmp_path / "a", sums, *words), engine)
-        assert len(engine.asked) == (4 if day == 3 else 0)
+        run(*make_job(tmp_path / "a", sums, *words), engine)
+        assert len(engine.ids) == (4 if day == 3 else 0)
     assert json.loads((tmp_path / "a" / "settings.json").read_text())["data.date"] == "2025-02-03"

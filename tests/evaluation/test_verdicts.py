@@ -1,4 +1,4 @@
-"""`capo verify`: one pair, a file, a run; time-outs; wrong arguments."""
+"""`capo verify` on one pair, a file and a run; time-outs; wrong arguments."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_time_out_is_reported(tmp_path, capsys, monkeypatch):
         (("a", "b", "--out", "c"), "are for a file: found one pair"),
     ],
 )
-def test_wrong_arguments_are_one_line(words, message, tmp_path, capsys):
+def test_wrong_arguments_are_a_one_line_error(words, message, tmp_path, capsys):
     rows = written(tmp_path / "rows.jsonl", {"text": "1", "answer": None})
     written(empty := tmp_path / "empty.jsonl")
     status, _, error = verify(

@@ -1,4 +1,4 @@
-"""The examples: what their files do at their smallest, and that the commands of their READMEs are accepted.
+"""The examples: their files at their smallest sizes, and the commands of their READMEs.
 
 `python -m bench.examples` runs the READMEs' commands with the real engine.
 """
@@ -28,7 +28,7 @@ EXAMPLES = ROOT / "examples"
 
 
 def load(path: str):
-    """A Python file of the examples as a module."""
+    """A Python file of the examples, as a module."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, EXAMPLES / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -36,13 +36,13 @@ def load(path: str):
 
 
 def settings_of(name: str) -> list[str]:
-    """Of the README's `capo train`."""
+    """The settings of the README's `capo train`."""
     [line] = [line for line in readme_commands(name) if line.startswith("capo train ")]
     return shlex.split(line)[2:]
 
 
 def train(name: str, folder: Path, monkeypatch) -> dict:
-    """The README's run, one step on the scripted engine; its metrics."""
+    """Metrics of the README's run, shortened to one step on the scripted engine."""
     monkeypatch.chdir(EXAMPLES / name)
     monkeypatch.syspath_prepend(EXAMPLES / name)
     words = [*settings_of(name), "--train.steps", "1", "--run.dir", str(folder)]
@@ -57,7 +57,7 @@ def test_the_table_has_every_example():
 
 @pytest.mark.parametrize("name", names())
 def test_the_commands_of_a_readme(name, monkeypatch):
-    """Each is a known one, and its settings load in the example's folder."""
+    """Each command is a known one, and its settings load in the example's folder."""
     monkeypatch.chdir(EXAMPLES / name)
     for line in readme_commands(name):
         words = shlex.split(line)
@@ -66,7 +66,7 @@ def test_the_commands_of_a_readme(name, monkeypatch):
             load_config(words[2:])
 
 
-def test_a_reward_of_ones_own(tmp_path, monkeypatch):
+def test_the_own_reward_example(tmp_path, monkeypatch):
     rewards = load("own_reward/rewards.py")
     assert rewards.right("1+2=3\n\nA:3", "3") and not rewards.right("1+2=3\n\nA:4", "3")
     assert rewards.complete("1+2=3\n\nA:3", "5", problem="1+2*5", truncated=False) == 0.5
@@ -75,8 +75,8 @@ def test_a_reward_of_ones_own(tmp_path, monkeypatch):
     assert metrics["reward_mean"] == pytest.approx(metrics["reward/right"] + 0.2 * metrics["reward/complete"])
 
 
-def test_a_credit_estimator_of_ones_own_and_the_map_of_its_run(tmp_path, monkeypatch, capsys):
-    """The estimator is the one of docs/credit.md, where its values are tested."""
+def test_the_own_credit_example_and_the_credit_map_of_its_run(tmp_path, monkeypatch, capsys):
+    """The estimator equals the one in docs/credit.md, which tests/credit tests."""
     assert (EXAMPLES / "own_credit/my_credit.py").read_text() in (ROOT / "docs/credit.md").read_text()
     train("own_credit", tmp_path / "runs/first", monkeypatch)
     rows = [row for _, row in read_rows(str(rollout_files(tmp_path / "runs/first")[1]))]
@@ -101,7 +101,7 @@ def test_the_notebook_has_its_output_and_is_small():
     assert "image/png" in cells[-1]["outputs"][-1]["data"] and path.stat().st_size < 150_000
 
 
-def test_the_rows_of_the_chat_example_are_read_as_gsm8ks():
+def test_the_references_of_the_chat_example_are_read_like_gsm8ks():
     rows = [json.loads(line) for line in (EXAMPLES / "chat_jsonl/problems.jsonl").read_text().splitlines()]
     assert len(rows) == 12
     for row in rows:
@@ -111,13 +111,13 @@ def test_the_rows_of_the_chat_example_are_read_as_gsm8ks():
         assert extract_answer(worked) == result, "the worked solution ends with another number"
 
 
-def test_the_bare_loop_learns():
+def test_the_pytorch_loop_learns():
     right = load("pytorch_loop/loop.py").train(150, process_weight=1.0, every=150)
     assert right[0] < 0.2 and right[150] > 0.8
 
 
 def test_the_trl_example(tmp_path):
-    """Step credit of two solutions whose second step is wrong, and one update."""
+    """Step credit of a right solution and of one with a wrong second step, then one update."""
     example = load("trl/train.py")
     trainer = example.make_trainer(1, str(tmp_path))
     tokenizer = trainer.processing_class
@@ -127,7 +127,7 @@ def test_the_trl_example(tmp_path):
     inputs = [{"prompt": "1+2*3\n", "answer": "9"}] * 2
     right, wrong = example.step_advantages(batch, inputs, tokenizer)
     assert right.unique().numel() == 1 and right[0] > 0 > wrong[0]
-    assert wrong[7] < wrong[0] == wrong[-1], "the tokens of the wrong step have less"
+    assert wrong[7] < wrong[0] == wrong[-1], "the tokens of the wrong step have the lowest advantage"
     before = trainer.model.lm_head.weight.detach().clone()
     trainer.train()
     assert not torch.equal(trainer.model.lm_head.weight, before)

@@ -24,7 +24,7 @@ from capo_fast.rollout.dealing import deal_open
 
 
 def on_ranks(world, work):
-    """The results of `work(exchange)` on each rank; every rank is a thread."""
+    """The results of `work(exchange)` on each rank; each rank is a thread."""
     store, found = dist.HashStore(), [None] * world
 
     def run(rank):
@@ -39,18 +39,21 @@ def on_ranks(world, work):
 
 
 def dealt(samples, rank, world):
-    """Samples as engines have them: the rollouts of a group are spread over all."""
+    """One engine's samples: the rollouts of a group are spread over all engines."""
     return samples[rank::world][::-1]
 
 
-def said(text):
+def critiques_with(text):
     return Critique(False, frozenset({0, 2}), 1, text), Critique.absent(truncated=True)
 
 
 CREDITED = [credited(2, 3 + (group + i) % 4, group, i, trained=i != 3) for group in range(5) for i in range(4)]
 SAMPLES = [
     replace(
-        each.sample, critiques=said(f"{i} \ud800"), rewards=(0.1 * i, None), rollout=replace(each.rollout, text="é")
+        each.sample,
+        critiques=critiques_with(f"{i} \ud800"),
+        rewards=(0.1 * i, None),
+        rollout=replace(each.rollout, text="é"),
     )
     for i, each in enumerate(CREDITED)
 ]
@@ -67,7 +70,7 @@ def test_whole_groups_arrive_bit_for_bit_in_the_order_of_ranks():
     assert all(type(each.rollout.logprobs[0]) is float and each.rollout.prompt.token_ids for each in found[2])
 
 
-def test_groups_go_to_the_ranks_that_judge_alone():
+def test_groups_go_only_to_the_ranks_that_judge():
     def work(exchange):
         mine = dealt(SAMPLES, exchange.rank // 2, 2) if exchange.rank % 2 == 0 else []
         return whole_groups(mine, PROMPTS, range(0, 4, 2), exchange)
@@ -75,7 +78,7 @@ def test_groups_go_to_the_ranks_that_judge_alone():
     assert [len(part) for part in on_ranks(4, work)] == [12, 0, 8, 0]
 
 
-def test_every_rank_has_the_figures_of_all():
+def test_every_rank_gets_the_figures_of_all_samples():
     mine = [replace(each, sample=sample) for each, sample in zip(CREDITED, SAMPLES, strict=True)]
     odd = replace(SAMPLES[1], outcome=None, step_wrong=(math.nan, 1 / 3))
     mine[1] = replace(CREDITED[1], sample=odd, outcome=0.1)
@@ -85,29 +88,31 @@ def test_every_rank_has_the_figures_of_all():
 
     first, second = on_ranks(2, work)
     assert repr(first) == repr(second) == repr([figures_of(each) for each in mine]), (
-        "by repr: nan is not equal to itself"
+        "compared by repr, as nan is not equal to itself"
     )
     assert type(first[1].trained) is bool and first[1].outcome is None and first[1].named == (1, 0)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_each_rank_packs_what_one_with_all_samples_packs(world):
+def test_each_rank_packs_the_same_as_one_with_all_samples(world):
     config = Config(loss=LossConfig(kl_coef=0.0), train=TrainConfig(micro_tokens=15, minibatches=2))
     samples = [replace(each, step_advantages=(0.0,)) if each.rollout.group == 2 else each for each in CREDITED]
     figures = [figures_of(each) for each in samples]
 
     def work(exchange):
         plans = plan_updates(figures, PROMPTS, config, world)
-        wanted = [keys_of(plans, rank, world) for rank in range(world)]
-        columns = deal_columns(Columns.of(dealt(samples, exchange.rank, world)), wanted, exchange)
+        expected = [keys_of(plans, rank, world) for rank in range(world)]
+        columns = deal_columns(Columns.of(dealt(samples, exchange.rank, world)), expected, exchange)
         share = Share(figures, PROMPTS, columns)
         return [micro for plan in plans for micro in pack_plan(plan, share, config, exchange.rank, world)]
 
     halves = [[s for s in samples if s.rollout.group % 2 == half] for half in (0, 1)]
     for rank, found in enumerate(on_ranks(world, work)):
-        wanted = [micro for half in halves for micro in pack_update(half, config, rank, world)]
-        assert len(found) == len(wanted) > 1
-        torch.testing.assert_close([flat(micro) for micro in found], [flat(micro) for micro in wanted], rtol=0, atol=0)
+        expected = [micro for half in halves for micro in pack_update(half, config, rank, world)]
+        assert len(found) == len(expected) > 1
+        torch.testing.assert_close(
+            [flat(micro) for micro in found], [flat(micro) for micro in expected], rtol=0, atol=0
+        )
 
 
 def flat(micro):
@@ -115,16 +120,16 @@ def flat(micro):
     return {name: each for name, each in tensors.items() if isinstance(each, torch.Tensor)}
 
 
-def test_a_carried_rollout_has_its_tokens_on_the_rank_that_continues_it_alone():
-    """Two engines of two ranks each; the first rank of each has its samples."""
+def test_only_the_engine_that_continues_a_rollout_gets_its_tokens():
+    """There are two engines of two ranks each; the first rank of each engine has its samples."""
     stopped = Partial(((1, 2),), 1, False, False, (5, 6), (-0.1, -1 / 3))
     ended, unwritten = Partial(((1, 1),), 1, True, True, (7,), (-0.25,)), Partial((), 1)
     groups = {4: OpenGroup(1, 4, 40, (Partial(),) * 2), 6: OpenGroup(1, 6, 60, (Partial(),) * 2)}
-    left = [{(6, 0): stopped, (4, 1): ended}, {}, {(6, 1): unwritten, (4, 0): stopped}, {}]
-    everything = [(member, each.bare) for part in left for member, each in part.items()]
+    unfinished = [{(6, 0): stopped, (4, 1): ended}, {}, {(6, 1): unwritten, (4, 0): stopped}, {}]
+    everything = [(member, each.bare) for part in unfinished for member, each in part.items()]
 
     def work(exchange):
-        carried = pass_on(groups, everything, left[exchange.rank], 2, exchange)
+        carried = pass_on(groups, everything, unfinished[exchange.rank], 2, exchange)
         return carried, on_first(carried, exchange)
 
     found = on_ranks(4, work)
@@ -138,7 +143,7 @@ def test_a_carried_rollout_has_its_tokens_on_the_rank_that_continues_it_alone():
         assert [each for group in at_first for each in group.rollouts] == list(kept)
 
 
-def test_bytes_of_a_step_grow_with_its_tokens_alone():
+def test_the_bytes_of_a_step_are_linear_in_its_tokens():
     def sent(tokens):
         samples = [credited(50, tokens, group, i) for group in range(4) for i in range(4)]
         prompts = {each.rollout.group: each.rollout.prompt for each in samples}

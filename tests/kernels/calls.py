@@ -1,4 +1,4 @@
-"""Calls of the tests at the edges, and everything that they give back."""
+"""Calls of the edge tests, and all their results."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ EVERYTHING = ck.LossSpec(
     is_mode="mask",
     is_level="sequence",
 )
-"""Each term, and each [T] argument."""
+"""Uses every term and every [T] argument."""
 SPECS = [ck.LossSpec(), EVERYTHING]
 PROBLEMS = thinned([logits_problem, linear_problem], step=2)
 DTYPES = [torch.float32, torch.bfloat16]
 NORMS = ["group-token", "group-sequence", "separate", "center", "sequence-center", "none"]
 
 
-def same_in_every_bit(got: dict, want: dict) -> None:
+def assert_same_bits(got: dict, want: dict) -> None:
     assert got.keys() == want.keys()
     for name, value in want.items():
         torch.testing.assert_close(got[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 def call(problem: Problem, impl: str, **options) -> dict:
-    """Results and metrics."""
+    """Results, metrics and gradients."""
     leaves = {name: x.detach().requires_grad_() for name, x in problem.leaves.items()}
     result = problem.call(impl, leaves, **options)
     grads = torch.autograd.grad(result.loss, list(leaves.values()))
@@ -43,16 +43,16 @@ def call(problem: Problem, impl: str, **options) -> dict:
 
 
 def with_credit(problem: Problem, stats: bool) -> Problem:
-    """Credit by steps in place of the advantages; `stats`: its statistics are given."""
-    beside = {name: x for name, x in problem.beside.items() if name != "advantages"}
-    tokens, cu_seqlens = problem.trained_T.shape[0], beside["cu_seqlens"]
+    """Step credit in place of the advantages. stats: with given statistics."""
+    others = {name: x for name, x in problem.others.items() if name != "advantages"}
+    tokens, cu_seqlens = problem.trained_T.shape[0], others["cu_seqlens"]
     starts = torch.arange(tokens, device=DEVICE) % 3 == 1
     wrong = (torch.arange(int(starts.sum()), device=DEVICE) % 2).float()
     outcome = torch.arange(cu_seqlens.shape[0] - 1, device=DEVICE) % 2
     credit = ck.Credit(starts, wrong, outcome.float(), outcome * 0, cu_seqlens)
     if stats:
         credit = replace(credit, stats=ck.credit_stats(credit, problem.trained_T))
-    return replace(problem, beside={**beside, "credit": credit})
+    return replace(problem, others={**others, "credit": credit})
 
 
 def figures(result: ck.PolicyLoss) -> dict:

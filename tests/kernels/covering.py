@@ -1,7 +1,7 @@
-"""Covering arrays: few rows of a product in which the values of any few factors still meet.
+"""Covering arrays: few rows of a product that still contain all combinations of any few factors.
 
-Every combination of values of any `strength` factors is in a row, so that a fault that takes no more factors to show
-is seen as surely as by the whole product. (Kuhn, Wallace and Gallo, 2004: real faults take few.)
+Every combination of values of any `strength` factors is in a row. A fault that depends on at most `strength` factors is
+therefore found as surely as by the whole product. (Kuhn, Wallace and Gallo, 2004: real faults depend on few.)
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 def covering(
     *factors: Sequence[Any], strength: int = 3, allowed: Callable[..., bool] = lambda *row: True
 ) -> list[tuple[Any, ...]]:
-    """Greedy: always the row with the most new combinations, the first among equals.
+    """Greedy: adds the row with the most new combinations, the first among equals.
 
-    A combination that is only in rows that `allowed` refuses is not covered. Raises ValueError where nothing is left to
-    cover: pytest skips a test without parameters.
+    A combination that is only in rows that `allowed` refuses is not covered. Raises ValueError if there is nothing to
+    cover, because pytest would skip a test without parameters.
 
     >>> covering("ab", "cd", "ef", strength=2)
     [('a', 'c', 'e'), ('a', 'd', 'f'), ('b', 'c', 'f'), ('b', 'd', 'e')]

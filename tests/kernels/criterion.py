@@ -1,10 +1,10 @@
-"""When an implementation is right: its error against float64 is at most twice PyTorch's own in the same dtype, + tiny.
+"""The criterion: the error against float64 must be at most twice PyTorch's own error in the same dtype, + tiny.
 
-PyTorch's own is eager code in the dtype of the inputs: `reference` on logits, after torch's linear layer where there is
-one. Float64 is the same code on the same values. Errors
-and tiny are relative to the norm of the exact result: of the loss, the sum of its tokens' magnitudes, for its terms
-cancel. What is judged is called by name: loss, logprobs, entropy, the gradient by each input, and of the logits'
-gradient the target column apart, whose entries `p - 1` no other entry is like.
+PyTorch's own result is that of eager code in the dtype of the inputs: `reference` on logits, after torch's linear layer
+if there is one. The exact result is that of the same code in float64 on the same values. Errors and tiny are relative
+to the norm of the exact result. For the loss that is the sum of its tokens' magnitudes, as its terms cancel. The
+checked results have names: loss, logprobs, entropy, the gradient by each input, and separately the target column of the
+logits' gradient, whose entries `p - 1` are unlike all others.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from capo_kernels.spec import LossInputs
 TINY = {torch.float64: 1e-12, torch.float32: 2**-21, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 SOUND = 16
-"""PyTorch's own error may be this many tiny (of 1 where the norm is less): a bound that a broken `reference` sets
-would check nothing."""
+"""Limit of PyTorch's own error, in units of tiny (norms below 1 count as 1): a broken `reference` must not set a bound
+that any result meets."""
 
 Results = dict[str, Tensor]
 
 
 def check_loss(problem: Problem, impl: str, **options) -> None:
-    """`options`: further arguments of the call to the implementation, as chunk_tokens."""
+    """options: further arguments of the call, such as chunk_tokens."""
     exact, same = eager_loss(problem.double), eager_loss(problem)
     got = loss_results(problem, impl, **options)
     check(got, same, exact, {"loss": loss_magnitude(problem, exact)}, problem.dtype if problem.linear else None)
@@ -46,9 +46,9 @@ def loss_results(problem: Problem, impl: str, **options) -> Results:
 
 @cache
 def eager_loss(problem: Problem) -> Results:
-    """PyTorch's own: `reference` on logits, which torch's linear layer makes where the problem is on a linear head."""
+    """PyTorch's own results: `reference` on logits; for a linear head torch's linear layer computes the logits."""
     leaves = {name: x.detach().requires_grad_() for name, x in problem.tidy().leaves.items()}
-    on_logits = Problem({"logits": eager_logits(leaves)}, problem.beside, problem.spec)
+    on_logits = Problem({"logits": eager_logits(leaves)}, problem.others, problem.spec)
     return _results(on_logits.call("reference"), leaves, problem)
 
 
@@ -61,7 +61,7 @@ def eager_logits(leaves: dict[str, Tensor]) -> Tensor:
 def _results(result: ck.PolicyLoss, leaves: dict[str, Tensor], problem: Problem) -> Results:
     grads = dict(zip(leaves, torch.autograd.grad(result.loss, list(leaves.values())), strict=True))
     results = {"loss": result.loss.detach(), "logprobs": result.logprobs, "entropy": result.entropy}
-    return {**results, **gradients(grads, problem.beside["targets"])}
+    return {**results, **gradients(grads, problem.others["targets"])}
 
 
 def gradients(grads: Results, targets_T: Tensor) -> Results:
@@ -74,7 +74,7 @@ def gradients(grads: Results, targets_T: Tensor) -> Results:
 def loss_magnitude(problem: Problem, exact: Results) -> float:
     """The sum over the tokens of |weight (w l + kl_coef KL)| + |weight entropy_coef H|."""
     names = ("weights", "advantages", "credit", "old_logprobs", "ref_logprobs", "rollout_logprobs", "cu_seqlens")
-    tokens = masked_tokens(LossInputs(*(problem.double.beside.get(name) for name in names)), torch.float64)
+    tokens = masked_tokens(LossInputs(*(problem.double.others.get(name) for name in names)), torch.float64)
     loss_T = loss_terms(exact["logprobs"], tokens, problem.spec).loss(problem.spec)
     entropy_T = problem.spec.entropy_coef * exact["entropy"]
     return float((tokens.weight_T.abs() * (loss_T.abs() + entropy_T.abs())).sum())
@@ -83,7 +83,7 @@ def loss_magnitude(problem: Problem, exact: Results) -> float:
 def check(
     got: Results, same: Results, exact: Results, magnitudes: dict[str, float], rounded: torch.dtype | None
 ) -> None:
-    """`magnitudes`: norms in place of the exact result's own; `rounded`: the dtype of rounded intermediates."""
+    """magnitudes: norms that replace those of the exact results. rounded: the dtype of rounded intermediates."""
     assert got.keys() == exact.keys()
     faults = []
     for name, want in exact.items():
@@ -99,7 +99,7 @@ def check(
 
 
 Outer = dict[str, Tensor | None]
-"""The derivatives of what comes after log-probs by "logprobs" and, where they are asked for, "entropy"."""
+"""The outer derivatives by "logprobs" and, if entropies are requested, by "entropy"."""
 
 
 def check_logprobs(
@@ -110,7 +110,7 @@ def check_logprobs(
     outer: Outer | None = None,
     **options,
 ) -> Results:
-    """token_logprobs or linear_token_logprobs, and the gradients by `leaves`. Returns what the implementation gave."""
+    """Check token_logprobs or linear_token_logprobs and the gradients by `leaves`. Returns the results."""
     call = {"targets_T": targets_T, "temperature": temperature, "outer": outer}
     exact = eager_logprobs({name: x.double() for name, x in leaves.items()}, **call)
     got, same = logprobs_results(leaves, impl=impl, **call, **options), eager_logprobs(leaves, **call)
@@ -127,7 +127,7 @@ def logprobs_results(
     op: Callable | None = None,
     **options,
 ) -> Results:
-    """`outer`: random where not given."""
+    """outer: random if not given."""
     g = torch.Generator().manual_seed(1)
     random = {name: torch.randn(targets_T.shape, generator=g).to(DEVICE) for name in ("logprobs", "entropy")}
     outer = outer or random
@@ -136,8 +136,8 @@ def logprobs_results(
     entropy = "entropy" in outer
     out = op(**leaves, targets=targets_T, temperature=temperature, entropy=entropy, impl=impl, **options)
     out = dict(zip(outer, out if entropy else (out,), strict=True))
-    known = {name: x.to(out[name].dtype) for name, x in outer.items() if x is not None}
-    grads = torch.autograd.grad([out[name] for name in known], list(leaves.values()), list(known.values()))
+    given = {name: x.to(out[name].dtype) for name, x in outer.items() if x is not None}
+    grads = torch.autograd.grad([out[name] for name in given], list(leaves.values()), list(given.values()))
     detached = {name: x.detach() for name, x in out.items()}
     return {**detached, **gradients(dict(zip(leaves, grads, strict=True)), targets_T)}
 

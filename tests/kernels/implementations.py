@@ -1,6 +1,6 @@
-"""Which implementations the tests of this folder judge, and where.
+"""The implementations that the tests of this folder check, and their device.
 
-CAPO_TEST_IMPL (names with commas between them) and CAPO_TEST_DEVICE choose; else all that run here, on the CPU.
+CAPO_TEST_IMPL (names separated by commas) and CAPO_TEST_DEVICE choose; by default all that run here, on the CPU.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import capo_kernels as ck
 DEVICE = torch.device(os.environ.get("CAPO_TEST_DEVICE", "cpu"))
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton runs in Python then, some thousand times slower: tests take fewer and smaller cases."""
+"""Triton then runs in Python, about a thousand times slower, so tests have fewer and smaller cases."""
 
 
 @cache
 def refusal(impl: str, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why an implementation doesn't take logits of this dtype on DEVICE, or None."""
+    """The reason why an implementation refuses logits of this dtype on DEVICE, or None."""
     logits = torch.zeros(1, 2, dtype=dtype, device=DEVICE)
     try:
         ck.token_logprobs(logits, torch.zeros(1, device=DEVICE).long(), impl=impl)
@@ -32,17 +32,17 @@ def refusal(impl: str, dtype: torch.dtype = torch.float32) -> str | None:
     return None
 
 
-def judged() -> list[str]:
-    """A requested one that can't run stays in the list: its tests then fail with the reason."""
-    asked = os.environ.get("CAPO_TEST_IMPL")
-    return asked.split(",") if asked else [impl for impl in ck.status() if refusal(impl) is None]
+def implementations() -> list[str]:
+    """Implementations to test. A requested one that cannot run stays in the list: its tests fail with the reason."""
+    requested = os.environ.get("CAPO_TEST_IMPL")
+    return requested.split(",") if requested else [impl for impl in ck.status() if refusal(impl) is None]
 
 
-def judged_by_reference() -> list[str]:
-    """All but `reference`, which has an oracle of its own (test_policy_loss.py)."""
-    return [impl for impl in judged() if impl != "reference"]
+def implementations_but_reference() -> list[str]:
+    """Implementations to compare with `reference`, which has its own oracle (test_policy_loss.py)."""
+    return [impl for impl in implementations() if impl != "reference"]
 
 
 def thinned(cases: Iterable, step: int) -> list:
-    """Under the interpreter one case in `step`."""
+    """Every `step`-th case under the interpreter, else all cases."""
     return list(cases)[:: step if INTERPRETED else 1]

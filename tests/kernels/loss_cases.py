@@ -1,7 +1,7 @@
-"""Random loss calls, and what they must give: the contract once more, one token at a time in Python floats.
+"""Random loss calls and their expected results: the contract computed one token at a time in Python floats.
 
-`oracle(case, spec, frozen)` takes the log-probs behind every stop-gradient from `frozen`, so that a finite difference
-of the oracle is the gradient that the loss must have.
+`oracle(case, spec, frozen)` takes the log-probs behind every stop-gradient from `frozen`, so that its finite
+differences are the gradient that the loss must have.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Case:
     cu: list[int]
 
     def arguments(self, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
-        """The keyword arguments of `policy_loss` beside the logits, targets and spec."""
+        """The keyword arguments of `policy_loss` except logits, targets and spec."""
 
         def tensor(x: list[float] | None) -> torch.Tensor | None:
             return None if x is None else torch.tensor(x, dtype=dtype)
@@ -51,7 +51,7 @@ class Case:
 
 
 def random_case(seed: int, lengths: tuple[int, ...] = (3, 1, 4), vocab: int = 5, spread: float = 0.4) -> Case:
-    """One row in five is not trained; the other log-probs are `spread` around the current ones, so ratios clip."""
+    """One row in five is not trained. The other log-probs are `spread` around the current ones, so ratios clip."""
     g = torch.Generator().manual_seed(seed)
     tokens = sum(lengths)
     logits = torch.randn(tokens, vocab, generator=g, dtype=torch.float64) * 2
@@ -80,7 +80,7 @@ def clamp(x: float) -> float:
 
 
 def oracle(case: Case, spec: ck.LossSpec, frozen: list[float] | None = None) -> dict[str, Any]:
-    """Loss, log-probs, entropies, and rho, w, KL of every token."""
+    """Loss, log-probs, entropies, and rho, w and KL of every token."""
     pairs = [log_prob(row, y, spec) for row, y in zip(case.logits, case.targets, strict=True)]
     logp, entropy = [a for a, _ in pairs], [b for _, b in pairs]
     frozen = logp if frozen is None else frozen

@@ -1,4 +1,4 @@
-"""What the kernels over T must give, for each implementation that the caller has: credit and sums over sequences."""
+"""Checks of the kernels over T, for any implementation: credit, and sums over sequences and results."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from capo_kernels.segments import sequence_of_tokens
 from capo_kernels.spec import LossInputs
 
 LENGTHS = (1300, 0, 1, 700, 258, 40)
-"""Longer than a block of any implementation, empty, one token."""
+"""Longer than a block of any implementation, empty, and of one token."""
 GROUPS = (7, 3, 3, 7, -2, 3)
 TINY = 2**-21
 
 
 def arguments(
-    credit: ck.Credit | None, weights: torch.Tensor, impl: str, spec: ck.LossSpec, **beside
+    credit: ck.Credit | None, weights: torch.Tensor, impl: str, spec: ck.LossSpec, **others
 ) -> TokenArguments:
-    given = dict.fromkeys(("old_logprobs", "ref_logprobs", "rollout_logprobs", "cu_seqlens")) | beside
+    given = dict.fromkeys(("old_logprobs", "ref_logprobs", "rollout_logprobs", "cu_seqlens")) | others
     logp_T = given.pop("logp", None)
     advantages = torch.zeros_like(weights) if credit is None else None
     return token_arguments(LossInputs(weights, advantages, credit, **given), spec, logp_T, impl)
@@ -37,7 +37,7 @@ def advantages(credit: ck.Credit, weights: torch.Tensor, impl: str) -> torch.Ten
 
 
 def packed_credit(norm: str, seed: int = 0) -> tuple[ck.Credit, torch.Tensor]:
-    """With step starts that no vector begins at; a third of the tokens is not trained. And the weights."""
+    """Credit and weights. Step starts are not aligned to vectors, and a third of the tokens is not trained."""
     g = torch.Generator().manual_seed(seed)
     tokens = sum(LENGTHS)
     starts = (torch.rand(tokens + 5, generator=g) < 0.02)[5:]
@@ -82,21 +82,21 @@ def check_credit_that_misses_votes_or_groups(impl: str) -> None:
 
 
 def check_sequences(impl: str) -> None:
-    """The mean of logp - old, clamped, and the sum of old - rollout; NaN where no weight is, is not read."""
+    """The clamped mean of logp - old, and the sum of old - rollout. NaN in rows of weight 0 is not read."""
     credit, weights = packed_credit("none")
     g = torch.Generator().manual_seed(2)
     logp, old, rollout = (torch.randn(3, sum(LENGTHS), generator=g).to(DEVICE) * 0.3).where(weights != 0, torch.nan)
     logp = logp - torch.linspace(0, 60, sum(LENGTHS), device=DEVICE)
     spec = ck.LossSpec(ratio="sequence", is_mode="mask", is_level="sequence")
-    beside = {"logp": logp, "old_logprobs": old, "rollout_logprobs": rollout, "cu_seqlens": credit.cu_seqlens}
-    got = arguments(None, weights, impl, spec, **beside)
+    others = {"logp": logp, "old_logprobs": old, "rollout_logprobs": rollout, "cu_seqlens": credit.cu_seqlens}
+    got = arguments(None, weights, impl, spec, **others)
     for start, end in itertools.pairwise(credit.cu_seqlens.tolist()):
         kept = torch.arange(start, end, device=DEVICE)[weights[start:end] != 0]
         mean = (logp - old)[kept].double().sum() / max(len(kept), 1)
         sums = (old - rollout)[kept].double().sum()
         close(got.sequence_log_ratio[start:end], mean.clamp(-20, 20))
         close(got.importance[start:end], sums)
-    current = arguments(None, weights, impl, spec, **{**beside, "old_logprobs": None})
+    current = arguments(None, weights, impl, spec, **{**others, "old_logprobs": None})
     assert current.sequence_log_ratio.abs().max() == 0
     first = torch.arange(LENGTHS[0], device=DEVICE)[weights[: LENGTHS[0]] != 0]
     close(current.importance[: LENGTHS[0]], (logp - rollout)[first].double().sum())
@@ -107,7 +107,7 @@ def close(got: torch.Tensor, want: torch.Tensor) -> None:
 
 
 def check_summary(impl: str) -> None:
-    """Over more rows than a block has; NaN of a trained row comes through all that is made of it."""
+    """The summary of more rows than a block has. NaN of a trained row reaches every figure computed from it."""
     g = torch.Generator().manual_seed(3)
     results = Results(*(torch.rand(size, generator=g).to(DEVICE) for size in ((1500,), (1500,), (1500, len(TERMS)))))
     weights = (torch.rand(1500, generator=g) > 0.3).float().to(DEVICE)
@@ -132,8 +132,8 @@ def check_summary(impl: str) -> None:
     results.terms[weights == 0] = torch.nan
     results.terms[int((weights != 0).nonzero()[3]), [TERMS.index("ratio"), TERMS.index("is_weight")]] = torch.nan
     _, found = summary(weights, results, impl)
-    spoilt = {"ratio_sum", "ratio_min", "ratio_max", "is_weight_sum", "is_weight_sq_sum", "is_weight_max"}
-    assert {name for name, x in found.items() if x.isnan()} == spoilt
+    with_nan = {"ratio_sum", "ratio_min", "ratio_max", "is_weight_sum", "is_weight_sq_sum", "is_weight_max"}
+    assert {name for name, x in found.items() if x.isnan()} == with_nan
 
 
 def summary(weights: torch.Tensor, results: Results, impl: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

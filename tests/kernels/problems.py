@@ -1,8 +1,8 @@
-"""Random loss calls in any dtype, on logits or on a linear head, for the implementations to be compared on.
+"""Random loss calls in any dtype, on logits or on a linear head, for comparing implementations.
 
-Letters: T packed tokens, H hidden, V vocabulary. Rows of weight 0 (a share of `untrained`) hold NaN in every argument
-and -100 as their target. Ratios and importance weights keep away from the bounds that they are compared with, so that
-rounding sends no row through another branch than float64 takes.
+Letters: T packed tokens, H hidden, V vocabulary. Rows of weight 0 (a share of `untrained`) have NaN in every argument
+and the target -100. Ratios and importance weights are not close to their bounds, so that rounding does not move a row
+to another branch than in float64.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ VOCAB = 19 if INTERPRETED else 50
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Made once for all implementations: its tensors are not to be written to."""
+    """Shared by all implementations, so its tensors must not be written to."""
 
     leaves: dict[str, Tensor]
-    """What is differentiated: logits; or hidden, weight and bias."""
-    beside: dict[str, Any]
-    """The other arguments of the call but for spec and impl."""
+    """The differentiated arguments: logits; or hidden, weight and bias."""
+    others: dict[str, Any]
+    """The other arguments of the call, except spec and impl."""
     spec: ck.LossSpec
 
     @property
@@ -43,7 +43,7 @@ class Problem:
 
     @property
     def trained_T(self) -> Tensor:
-        return self.beside["weights"] != 0
+        return self.others["weights"] != 0
 
     @cached_property
     def double(self) -> Problem:
@@ -52,16 +52,16 @@ class Problem:
         def wide(x: Any) -> Any:
             return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
-        leaves, beside = ({key: wide(x) for key, x in part.items()} for part in (self.leaves, self.beside))
-        return Problem(leaves, beside, self.spec)
+        leaves, others = ({key: wide(x) for key, x in part.items()} for part in (self.leaves, self.others))
+        return Problem(leaves, others, self.spec)
 
     def tidy(self) -> Problem:
-        """Without the NaN in the leaves."""
+        """The problem with NaN in the leaves replaced by 0."""
         return replace(self, leaves={name: x.nan_to_num(0.0) for name, x in self.leaves.items()})
 
     def call(self, impl: str, leaves: dict[str, Tensor] | None = None, **changes: Any) -> ck.PolicyLoss:
         op = ck.linear_policy_loss if self.linear else ck.policy_loss
-        return op(**{**(leaves or self.leaves), **self.beside, "spec": self.spec, "impl": impl, **changes})
+        return op(**{**(leaves or self.leaves), **self.others, "spec": self.spec, "impl": impl, **changes})
 
 
 @cache
@@ -95,7 +95,7 @@ def linear_problem(
     leaves = {name: torch.randn(size, generator=g).to(dtype) for name, size in sizes.items()}
     leaves["weight"] *= 2 / hidden**0.5
     logits_TV = torch.nn.functional.linear(*(x.double() for x in leaves.values()))
-    # The logits themselves are rounded to the dtype, and with them the ratios.
+    # The logits are rounded to the dtype, and so are the ratios.
     gap = 0.05 if dtype.itemsize == 2 else 1e-3
     return _problem(leaves, logits_TV, spec, lengths, g, untrained, gap)
 
@@ -135,11 +135,11 @@ def _problem(
     floats = {key: x_T.float().where(trained_T, torch.nan) for key, x_T in floats.items()}
     floats["weights"] = floats["weights"].nan_to_num(0.0)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
-    beside = {"targets": targets_T.where(trained_T, -100), "cu_seqlens": cu_seqlens, **floats}
+    others = {"targets": targets_T.where(trained_T, -100), "cu_seqlens": cu_seqlens, **floats}
     rows = next(iter(leaves))
     leaves = {**leaves, rows: leaves[rows].where(trained_T[:, None], torch.nan)}
-    leaves, beside = ({key: x.to(DEVICE) for key, x in part.items()} for part in (leaves, beside))
-    return Problem(leaves, beside, spec)
+    leaves, others = ({key: x.to(DEVICE) for key, x in part.items()} for part in (leaves, others))
+    return Problem(leaves, others, spec)
 
 
 def _logprobs(logits_TV: Tensor, targets_T: Tensor, spec: ck.LossSpec) -> Tensor:
@@ -149,7 +149,7 @@ def _logprobs(logits_TV: Tensor, targets_T: Tensor, spec: ck.LossSpec) -> Tensor
 
 
 def _away(x_T: Tensor, bounds: list[float | None], share_TT: Tensor, gap: float) -> Tensor:
-    """x, shifted so that exp(share @ x) is a factor exp(gap) or more from each bound."""
+    """x, shifted so that exp(share @ x) differs from each bound by a factor of at least exp(gap)."""
     level_T = share_TT @ x_T
     moved_T = level_T
     for bound in bounds:

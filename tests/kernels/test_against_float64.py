@@ -35,24 +35,24 @@ ENTROPY = [0.0, 0.3, -0.1]
 NARROW = [torch.bfloat16, torch.float16]
 
 
-def words(option) -> str | None:
+def id_of(option) -> str | None:
     if not isinstance(option, dict):
         return None
     return "-".join(f"{key}={value}" for key, value in option.items()) or "plain"
 
 
-# Triples, under the interpreter pairs. The importance weight multiplies the objective, which makes terms of four; a
-# fault that only all four show is left to test_any_loss.
+# Triples, or pairs under the interpreter. The importance weight multiplies the objective, so some terms have four
+# factors; faults that need all four are left to test_any_loss.
 TERMS = covering(OBJECTIVES, LEVELS, ESTIMATORS, [False, True], IMPORTANCE, LEVELS, strength=2 if INTERPRETED else 3)
 
 
-@pytest.mark.parametrize(("objective", "ratio", "kl", "kl_ratio", "importance", "is_level"), TERMS, ids=words)
+@pytest.mark.parametrize(("objective", "ratio", "kl", "kl_ratio", "importance", "is_level"), TERMS, ids=id_of)
 def test_objective_ratio_kl_and_importance(objective, ratio, kl, kl_ratio, importance, is_level, fused: str) -> None:
     spec = ck.LossSpec(ratio=ratio, kl_ratio=kl_ratio, is_level=is_level, **objective, **kl, **importance)
     check_loss(logits_problem(spec), fused)
 
 
-@pytest.mark.parametrize(("head", "entropy_coef"), thinned(itertools.product(HEADS, ENTROPY), step=2), ids=words)
+@pytest.mark.parametrize(("head", "entropy_coef"), thinned(itertools.product(HEADS, ENTROPY), step=2), ids=id_of)
 def test_head_and_entropy(head: dict, entropy_coef: float, fused: str) -> None:
     for objective in thinned(OBJECTIVES, step=5):
         spec = ck.LossSpec(entropy_coef=entropy_coef, kl_coef=0.1, **head, **objective)
@@ -60,9 +60,9 @@ def test_head_and_entropy(head: dict, entropy_coef: float, fused: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
-@pytest.mark.parametrize("head", HEADS, ids=words)
+@pytest.mark.parametrize("head", HEADS, ids=id_of)
 def test_narrow_logits(head: dict, dtype: torch.dtype, fused: str) -> None:
-    """Log-probs, entropies and loss are float32 and must be as exact as float32 arithmetic makes them."""
+    """Log-probs, entropies and loss are float32 and must have the accuracy of float32 arithmetic."""
     for objective, entropy_coef in thinned(itertools.product(OBJECTIVES, (0.0, 0.2)), step=10):
         spec = ck.LossSpec(entropy_coef=entropy_coef, kl_coef=0.1, **head, **objective)
         check_loss(logits_problem(spec, dtype, seed=4), fused)
@@ -93,8 +93,8 @@ specs = st.builds(
 )
 few, many = (3, 7) if INTERPRETED else (8, 30)
 lengths = st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(lambda x: few <= sum(x) < many)
-# With fewer words the gradient by the bias, a sum that cancels, is one number, and PyTorch's error in it is luck.
-some_words = st.integers(16, 70)
+# With fewer words the gradient by the bias is one number, a sum that cancels, and PyTorch's error in it is chance.
+vocab_sizes = st.integers(16, 70)
 EXAMPLES = settings(
     max_examples=4 if INTERPRETED else 25, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
 )
@@ -107,7 +107,7 @@ def test_any_loss(fused: str, spec, lengths, vocab, dtype, seed) -> None:
     check_loss(logits_problem(ck.LossSpec(**spec), dtype, lengths=tuple(lengths), vocab=vocab, seed=seed), fused)
 
 
-@given(specs, lengths, some_words, st.sampled_from([torch.float32, *NARROW]), st.integers(1, 30))
+@given(specs, lengths, vocab_sizes, st.sampled_from([torch.float32, *NARROW]), st.integers(1, 30))
 @EXAMPLES
 def test_any_linear_loss(impl: str, spec, lengths, vocab, dtype, chunk) -> None:
     assume(refusal(impl, dtype) is None)

@@ -1,4 +1,4 @@
-"""Every bad argument is refused by name, with what was found and what is wanted."""
+"""Every bad argument is refused by name, with the value found and the value wanted."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def linear(**changes) -> ck.PolicyLoss:
     return ck.linear_policy_loss(*positional, **arguments)
 
 
-def test_the_good_calls_are_good() -> None:
-    """Or the refusals below would prove nothing."""
+def test_the_unchanged_calls_are_valid() -> None:
+    """The baseline of the refusals below: without changes the calls succeed."""
     loss(), linear(), credit(), loss(credit=credit(), advantages=None), linear(bias=torch.zeros(5))
 
 
@@ -228,15 +228,15 @@ def test_values_are_read_with_capo_debug(call, message: str, monkeypatch) -> Non
         call()
 
 
-def test_capo_debug_lets_good_calls_through(monkeypatch) -> None:
-    """Also the values that rows of weight 0 may hold."""
+def test_capo_debug_accepts_valid_calls(monkeypatch) -> None:
+    """Also with any values in rows of weight 0."""
     monkeypatch.setenv("CAPO_DEBUG", "1")
-    test_the_good_calls_are_good()
+    test_the_unchanged_calls_are_valid()
     loss(weights=torch.tensor([1.0, 0, 1, 0]), targets=torch.tensor([4, -100, 0, 99]), cu_seqlens=CU)
     credit(stats=torch.zeros(1, 4), step_wrong=torch.tensor([0.0, 1.0, math.nan]))
     ck.token_weights(CU, MASK, "constant", torch.tensor(2.0))
 
 
-def test_values_are_not_read_without_it(monkeypatch) -> None:
+def test_values_are_not_read_without_capo_debug(monkeypatch) -> None:
     monkeypatch.delenv("CAPO_DEBUG", raising=False)
     credit(step_wrong=torch.zeros(2), group=torch.tensor([0, -1]))

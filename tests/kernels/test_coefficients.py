@@ -1,4 +1,4 @@
-"""LossSpec.on: coefficients on the device, which a captured CUDA graph reads at each replay."""
+"""LossSpec.on: coefficients on the device. A captured CUDA graph reads them at each replay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from calls import call, same_in_every_bit
+from calls import assert_same_bits, call
 from implementations import DEVICE
 from problems import linear_problem, logits_problem
 
@@ -20,24 +20,24 @@ SECOND = replace(
 
 @pytest.mark.parametrize("make", [logits_problem, linear_problem])
 @pytest.mark.parametrize("objective", ["ppo", "cispo"])
-def test_they_stand_for_those_of_the_call(make, objective: str, fused: str) -> None:
+def test_coefficients_on_the_device_replace_those_of_the_call(make, objective: str, fused: str) -> None:
     changes = {"objective": objective} if objective == "ppo" else {"objective": objective, "dual_clip": None}
     first, second = replace(FIRST, **changes), replace(SECOND, **changes)
-    live = first.on(DEVICE)
+    on_device = first.on(DEVICE)
     problem = make(second)
-    same_in_every_bit(call(problem, fused, spec=live), call(problem, fused, spec=first))
-    live.coefficients.copy_(second.numbers)
-    found = call(problem, fused, spec=live)
-    same_in_every_bit(found, call(problem, fused))
+    assert_same_bits(call(problem, fused, spec=on_device), call(problem, fused, spec=first))
+    on_device.coefficients.copy_(second.numbers)
+    found = call(problem, fused, spec=on_device)
+    assert_same_bits(found, call(problem, fused))
     assert found["loss"] != call(problem, fused, spec=first)["loss"]
 
 
-def test_a_changed_spec_has_its_own() -> None:
+def test_a_changed_spec_has_no_device_coefficients() -> None:
     assert replace(FIRST.on("cpu"), kl_coef=0.0).coefficients is None
 
 
 @pytest.mark.parametrize("make", [logits_problem, linear_problem])
-def test_an_implementation_that_cannot_read_them_raises(make) -> None:
+def test_an_implementation_that_cannot_read_device_coefficients_raises(make) -> None:
     with pytest.raises(RuntimeError, match="impl='reference' cannot run: it does not read coefficients on a device"):
         make(FIRST).call("reference", spec=FIRST.on(DEVICE))
     with pytest.raises(ValueError, match=r"^spec\.coefficients: got device meta, want"):

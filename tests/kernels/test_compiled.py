@@ -1,4 +1,4 @@
-"""The operators under torch.compile(fullgraph=True), and their registration."""
+"""The operators under torch.compile(fullgraph=True) and their registration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROBLEMS = [logits_problem, linear_problem]
 
 @pytest.fixture(autouse=True)
 def fused(impl: str, monkeypatch) -> None:
-    """`reference` is eager code. Another test's TORCHDYNAMO_DISABLE would make torch.compile do nothing."""
+    """Skips `reference`, which is eager code. Resets TORCHDYNAMO_DISABLE, which would make torch.compile do nothing."""
     if impl == "reference":
         pytest.skip("eager code, not an operator")
     monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
@@ -35,7 +35,7 @@ def fused(impl: str, monkeypatch) -> None:
 
 
 class Counted:
-    """A backend that counts the graphs that it is given."""
+    """A backend that counts the graphs that it compiles."""
 
     def __init__(self) -> None:
         self.backend, self.graphs = lookup_backend("aot_eager"), 0
@@ -46,31 +46,31 @@ class Counted:
 
 
 def results(problem: Problem, impl: str, wrap=lambda f: f, **options) -> list[torch.Tensor]:
-    """The loss times 3, what comes with it, and the gradients."""
+    """The loss times 3, the other results, and the gradients."""
     leaves = {name: x.clone().requires_grad_() for name, x in problem.leaves.items()}
     op = ck.linear_policy_loss if problem.linear else ck.policy_loss
 
-    def step(leaves: dict, beside: dict, spec: ck.LossSpec) -> tuple:
-        # In place the logits may not be a leaf.
+    def step(leaves: dict, others: dict, spec: ck.LossSpec) -> tuple:
+        # With inplace=True the logits must not be a leaf.
         computed = {name: x * 1 for name, x in leaves.items()}
-        result = op(**computed, **beside, spec=spec, impl=impl, **options)
+        result = op(**computed, **others, spec=spec, impl=impl, **options)
         return result.loss * 3, result.logprobs, result.entropy, result.metrics
 
-    loss, logprobs, entropy, metrics = wrap(step)(leaves, problem.beside, problem.spec)
+    loss, logprobs, entropy, metrics = wrap(step)(leaves, problem.others, problem.spec)
     loss.backward()
     return [loss.detach(), logprobs, entropy, *metrics.values(), *(x.grad for x in leaves.values())]
 
 
 def with_credit(problem: Problem) -> Problem:
-    beside = {name: x for name, x in problem.beside.items() if name != "advantages"}
-    return replace(problem, beside={**beside, "credit": credit_of(problem)})
+    others = {name: x for name, x in problem.others.items() if name != "advantages"}
+    return replace(problem, others={**others, "credit": credit_of(problem)})
 
 
 def credit_of(problem: Problem) -> ck.Credit:
     starts = torch.arange(TOKENS, device=DEVICE) % 5 == 0
     wrong = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0], device=DEVICE)
     outcome, group = torch.tensor([1.0, 0.0, 1.0, 0.0], device=DEVICE), torch.tensor([0, 0, 1, 1], device=DEVICE)
-    return ck.Credit(starts, wrong, outcome, group, problem.beside["cu_seqlens"])
+    return ck.Credit(starts, wrong, outcome, group, problem.others["cu_seqlens"])
 
 
 def same(got: list[torch.Tensor], want: list[torch.Tensor]) -> None:
@@ -79,7 +79,7 @@ def same(got: list[torch.Tensor], want: list[torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("make", PROBLEMS)
-def test_the_loss_in_one_graph_that_annealing_keeps(make, impl: str) -> None:
+def test_the_loss_in_one_graph_also_under_annealing(make, impl: str) -> None:
     counted, compiled, losses = Counted(), [], set()
 
     def once(step):
@@ -106,7 +106,7 @@ def test_the_loss_in_place_with_credit_in_one_graph(impl: str) -> None:
 @pytest.mark.parametrize("make", PROBLEMS)
 def test_log_probs_in_one_graph(make, impl: str) -> None:
     problem = make().tidy()
-    targets = problem.beside["targets"].clamp(min=0)
+    targets = problem.others["targets"].clamp(min=0)
     op = ck.linear_token_logprobs if problem.linear else ck.token_logprobs
 
     def run(wrap=lambda f: f):
@@ -125,15 +125,15 @@ def test_log_probs_in_one_graph(make, impl: str) -> None:
     assert counted.graphs == 1
 
 
-def test_one_graph_beside_triton_and_a_gpu(impl: str, monkeypatch) -> None:
-    """A pretended one. Calls of Triton and of the driver can't be traced."""
+def test_one_graph_with_triton_and_a_gpu_present(impl: str, monkeypatch) -> None:
+    """The GPU is pretended. Calls of Triton and of the driver cannot be traced."""
     pytest.importorskip("triton", reason="Triton is not installed")
     from capo_kernels.fused.triton_rows import TritonRows
 
     monkeypatch.setitem(KERNELS, "triton", TritonRows())
     monkeypatch.setitem(registry.BUILT, "triton", FusedImplementation(KERNELS["triton"]))
     monkeypatch.delitem(registry.MISSING, "triton", raising=False)
-    # Dynamo must find no GPU: only the package finds one.
+    # Only the package may find the GPU, not Dynamo.
     pretended = SimpleNamespace(is_available=lambda: True)
     monkeypatch.setattr(registry, "torch", SimpleNamespace(**{**vars(torch), "cuda": pretended}))
     problem = logits_problem()
@@ -142,16 +142,16 @@ def test_one_graph_beside_triton_and_a_gpu(impl: str, monkeypatch) -> None:
 
 
 def test_through_inductor(impl: str) -> None:
-    """What comes after the operator becomes a kernel of inductor's: one, for compiling takes seconds. It scales the
-    gradient where it is: no second [T, V]."""
+    """Inductor compiles the code after the operator to a kernel that scales the gradient in place: no second [T, V].
+    One case, because compiling takes seconds."""
     if DEVICE.type == "cpu" and shutil.which("c++") is None:
         pytest.skip("inductor needs a C++ compiler")
     problem = logits_problem(vocab=4_001).tidy()
-    beside = {**problem.beside, "spec": problem.spec, "impl": impl}
+    others = {**problem.others, "spec": problem.spec, "impl": impl}
 
     def run(wrap=lambda f: f) -> list[torch.Tensor]:
         leaf = problem.leaves["logits"].clone().requires_grad_()
-        loss = wrap(lambda x: ck.policy_loss(x, **beside).loss)(leaf)
+        loss = wrap(lambda x: ck.policy_loss(x, **others).loss)(leaf)
         loss.backward(torch.full_like(loss, 3.0))
         return [loss.detach(), leaf.grad]
 
@@ -162,30 +162,30 @@ def test_through_inductor(impl: str) -> None:
 
 
 class Calls(TorchDispatchMode):
-    """The calls of our operators, with their arguments as they were."""
+    """Records the calls of our operators with copies of their arguments."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple] = []
+        self.calls: list[tuple] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "capo":
-            self.seen.append((func, tree_map_only(torch.Tensor, torch.clone, args), kwargs))
+            self.calls.append((func, tree_map_only(torch.Tensor, torch.clone, args), kwargs))
         return func(*args, **(kwargs or {}))
 
 
 def test_every_operator_matches_its_registration(impl: str) -> None:
-    """Schema (what is written to, what may alias), shapes without values, and the traced operator against itself."""
+    """Schema (mutation and aliasing), shapes without values, and the traced against the eager operator."""
     with Calls() as calls:
         for problem in (logits_problem(SPEC).tidy(), linear_problem(SPEC).tidy()):
             results(problem, impl)
             op = ck.linear_token_logprobs if problem.linear else ck.token_logprobs
             leaves = {name: x.clone().requires_grad_() for name, x in problem.leaves.items()}
-            targets = problem.beside["targets"].clamp(min=0)
+            targets = problem.others["targets"].clamp(min=0)
             sum(op(**leaves, targets=targets, entropy=True, impl=impl)).sum().backward()
         results(with_credit(logits_problem(SPEC).tidy()), impl, inplace=True)
     defined = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("capo::")}
-    assert {func.name() for func, _, _ in calls.seen} == defined
-    for func in {func for func, _, _ in calls.seen}:
-        _, args, kwargs = next(call for call in calls.seen if call[0] == func)
+    assert {func.name() for func, _, _ in calls.calls} == defined
+    for func in {func for func, _, _ in calls.calls}:
+        _, args, kwargs = next(call for call in calls.calls if call[0] == func)
         torch.library.opcheck(func, args, kwargs)

@@ -1,4 +1,4 @@
-"""Covering arrays: every combination is in a row, and none at all is an error."""
+"""Covering arrays: every combination is in a row, and an empty set of combinations is an error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ FACTORS = ("abc", "de", "fgh", "ij")
 @pytest.mark.parametrize("strength", [2, 3])
 def test_every_combination_is_in_a_row(strength: int) -> None:
     rows, product = covering(*FACTORS, strength=strength), list(itertools.product(*FACTORS))
-    met, wanted = (
+    met, expected = (
         {chosen for row in some for chosen in itertools.combinations(enumerate(row), strength)}
         for some in (rows, product)
     )
-    assert met == wanted
+    assert met == expected
     assert len(rows) < len(product)
 
 

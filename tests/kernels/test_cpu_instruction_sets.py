@@ -1,4 +1,4 @@
-"""libcapo_cpu on every instruction set that this machine has, and on more than one thread."""
+"""libcapo_cpu on every instruction set of this machine, and on several threads."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def isa(request, monkeypatch) -> str:
 
 @pytest.mark.parametrize("spec", [SPEC, CAPPED], ids=["plain", "softcap"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_each_meets_the_criterion(dtype: torch.dtype, spec: ck.LossSpec, isa: str) -> None:
+def test_each_instruction_set_meets_the_criterion(dtype: torch.dtype, spec: ck.LossSpec, isa: str) -> None:
     for seed, vocab in enumerate((2, 3, 15, 16, 17, 100, 2047, 2049, 10007)):
         check_loss(logits_problem(spec, dtype, vocab=vocab, lengths=(9, 4), seed=seed), "cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_each_gives_the_log_probs(dtype: torch.dtype, isa: str) -> None:
+def test_each_instruction_set_gives_the_log_probs(dtype: torch.dtype, isa: str) -> None:
     logits = torch.randn(13, 5003, generator=torch.Generator().manual_seed(0)).to(dtype)
     check_logprobs({"logits": logits}, torch.arange(13), "cpu", temperature=0.6)
 
 
 def test_bfloat16_gradients_are_rounded_to_nearest(isa: str) -> None:
-    """Cut off they would meet the criterion, with half of them too small. Few differ, where sums do in the last bit."""
+    """Truncated gradients would meet the criterion, half of them too small. A few differ where sums differ in a bit."""
     problem = logits_problem(SPEC, torch.bfloat16, vocab=1009)
     grads = []
     for dtype in (torch.bfloat16, torch.float32):
@@ -78,16 +78,16 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 
 @pytest.mark.parametrize("spec", [ck.LossSpec(), SPEC], ids=["plain", "entropy"])
 @pytest.mark.parametrize(("dtype", "vocab"), [(torch.float32, 131_105), (torch.bfloat16, 262_208)])
-def test_a_gradient_past_the_caches_has_the_bits_of_one_in_place(
+def test_a_gradient_that_bypasses_the_caches_has_the_bits_of_one_in_place(
     dtype: torch.dtype, vocab: int, spec: ck.LossSpec, isa: str
 ) -> None:
-    """Of 32 MiB and more; of odd rows those that are aligned alone."""
+    """Gradients of 32 MiB and more; with odd rows, only the aligned ones bypass the caches."""
     logits = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0)).to(dtype).repeat(64, 1).requires_grad_()
     logits.data[:, 7] = torch.arange(64)
-    beside = {"weights": torch.ones(64), "advantages": torch.ones(64), "ref_logprobs": torch.zeros(64), "spec": spec}
+    others = {"weights": torch.ones(64), "advantages": torch.ones(64), "ref_logprobs": torch.zeros(64), "spec": spec}
     targets, copy = torch.arange(64), logits * 1
-    ck.policy_loss(copy, targets, **beside, inplace=True, impl="cpu")
-    ck.policy_loss(logits, targets, **beside, impl="cpu").loss.backward()
+    ck.policy_loss(copy, targets, **others, inplace=True, impl="cpu")
+    ck.policy_loss(logits, targets, **others, impl="cpu").loss.backward()
     assert torch.equal(logits.grad, copy.detach())
 
 

@@ -1,4 +1,4 @@
-"""The criterion can fail: errors that a loose tolerance lets pass are refused."""
+"""The criterion can fail: it rejects errors that a loose tolerance would accept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def narrow_logprobs(x):
 
 
 def late_target(x):
-    """The column p - 1 of a bfloat16 gradient, formed from p in bfloat16."""
+    """The column p - 1 of a bfloat16 gradient, computed from p in bfloat16."""
     column = x["target column"]
     x["target column"] = ((column.float() + 1).bfloat16().float() - 1).to(column.dtype)
 
@@ -44,14 +44,14 @@ FAULTS = [narrow_logprobs, late_target, forgotten_row, scaled, one_nan, wrong_dt
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_refused(fault) -> None:
-    """Rows of weight and advantage -1, so that the target column is p - 1; p is near 1 in all of them."""
+def test_the_criterion_rejects_the_fault(fault) -> None:
+    """Rows of weight 1 and advantage -1, so that the target column is p - 1; p is near 1 in all rows."""
     g = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(16, 37, generator=g), torch.randint(37, (16,), generator=g)
     logits[torch.arange(16), targets] = 10.0
     ones = torch.ones(16)
-    beside = {"targets": targets, "weights": ones, "advantages": -ones}
-    problem = Problem({"logits": logits.bfloat16()}, beside, ck.LossSpec(objective="reinforce"))
+    others = {"targets": targets, "weights": ones, "advantages": -ones}
+    problem = Problem({"logits": logits.bfloat16()}, others, ck.LossSpec(objective="reinforce"))
     exact, same, got = (loss_results(p, "reference") for p in (problem.double, problem, problem))
     check(got, same, exact, {}, None)
     fault(got)
@@ -60,7 +60,7 @@ def test_refused(fault) -> None:
 
 
 def test_new_tensors_are_full_of_nan() -> None:
-    """Or the tests would not see what a kernel forgets to write."""
+    """Otherwise the tests would miss entries that a kernel does not write."""
     like = torch.zeros(100)
     for x in (torch.empty(100), torch.empty_like(like), like.new_empty(100), torch.empty(100).bfloat16()):
         assert x.isnan().all()

@@ -1,7 +1,7 @@
-"""The logic of csrc/cuda.cu without a GPU: the same source, compiled for the CPU over cuda_emulated.h.
+"""The logic of csrc/cuda.cu without a GPU: the same source, compiled for the CPU with cuda_emulated.h.
 
-The emulated blocks are small, so that these vocabularies take all that a GPU's do: several chunks, slots that are used
-again, clusters of 1, 2, 4 and 8 blocks, rows that no vector begins at. `exp2` is off by up to 2 ulp, as a GPU's may be.
+The emulated blocks are small, so that these vocabularies cover the cases of a GPU: several chunks, reused slots,
+clusters of 1, 2, 4 and 8 blocks, unaligned rows. `exp2` is off by up to 2 ulp, as a GPU's may be.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import over_tokens
 import pytest
 import torch
-from calls import call, same_in_every_bit, with_credit
+from calls import assert_same_bits, call, with_credit
 from criterion import check_logprobs, check_loss, logprobs_results, loss_results
 from problems import logits_problem
 
@@ -29,7 +29,7 @@ from capo_kernels.fused.custom_ops import KERNELS
 ROOT = Path(__file__).parents[2]
 BUILD = "g++ -O1 -std=c++17 -shared -fPIC -Wall -Werror -Wno-unknown-pragmas"
 CLUSTERS = {1: 4_001, 2: 8_111, 4: 16_001, 8: 32_003}
-"""A width for each number of blocks to a row, of bfloat16; of half as many float32."""
+"""Number of blocks per row: a vocabulary that needs it, in bfloat16; half of it in float32."""
 
 EVERYTHING = ck.LossSpec(kl_coef=0.1, entropy_coef=0.1, temperature=0.8, is_mode="truncate")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -70,20 +70,20 @@ def test_loss_on_clusters_of_any_size(blocks: int, dtype: torch.dtype) -> None:
 
 
 SHAPES = ("64x2", "32x4", "64x3")
-"""The emulated."""
+"""The emulated shapes."""
 
 
 @DTYPES
 @pytest.mark.parametrize("entropy", [0.0, 0.1])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_even_rows(shape: str, entropy: float, dtype: torch.dtype, monkeypatch) -> None:
-    """Full chunks, a last one that is not, and blocks of the cluster with fewer."""
+    """Full chunks, a partial last chunk, and blocks of the cluster with fewer chunks."""
     monkeypatch.setenv("CAPO_CUDA_SHAPE", shape)
     for vocab in (16, 9_000):
         check_loss(logits_problem(replace(EVERYTHING, entropy_coef=entropy), dtype, lengths=(7,), vocab=vocab), "cuda")
 
 
-def test_a_shape_that_is_none(monkeypatch) -> None:
+def test_an_unknown_shape_is_refused(monkeypatch) -> None:
     monkeypatch.setenv("CAPO_CUDA_SHAPE", "7x7")
     with pytest.raises(RuntimeError, match="CAPO_CUDA_SHAPE: names none"):
         check_loss(logits_problem(EVERYTHING, vocab=16), "cuda")
@@ -99,7 +99,7 @@ HARD = {
     "peaked high up": lambda x, y: (x + 200).scatter(1, y[:, None], 230.0),
     "one is all": lambda x, y: (x - 300).scatter(1, y[:, None], 0.0),
     "flat": lambda x, y: x * 0 + 1.7,
-    "about the bound of the short way": lambda x, y: x * 30 + 300,
+    "near the bound of the fast path": lambda x, y: x * 30 + 300,
     "above it": lambda x, y: x + 900,
     "below it": lambda x, y: x - 900,
     "lowest in places": lambda x, y: x.masked_fill(_where(0.2), torch.finfo(torch.float16).min),
@@ -112,7 +112,7 @@ HARD = {
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("rows", HARD)
 def test_hard_rows(rows: str, dtype: torch.dtype, entropy: bool) -> None:
-    """The fused exponent's error grows with the level of the logits, and where they are far from it all is exact."""
+    """The fused exponent's error grows with the level of the logits; far from the bound everything is exact."""
     targets = torch.arange(6) * 500 + 17
     logits = HARD[rows](torch.randn(6, HARD_VOCAB, generator=torch.Generator().manual_seed(0)) * 2, targets).to(dtype)
     outer = {"logprobs": torch.linspace(-1, 2, 6), **({"entropy": torch.ones(6)} if entropy else {})}
@@ -125,7 +125,7 @@ def test_hard_rows(rows: str, dtype: torch.dtype, entropy: bool) -> None:
 @pytest.mark.parametrize("share", [0.1, 0.99])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("entropy", [False, True])
-def test_minus_infinity_is_as_good_as_far_below(entropy: bool, dtype: torch.dtype, share: float) -> None:
+def test_minus_infinity_equals_a_very_low_logit(entropy: bool, dtype: torch.dtype, share: float) -> None:
     targets, where = torch.arange(6) * 500 + 17, _where(share)
     where[torch.arange(6), targets] = False
     x = torch.randn(6, HARD_VOCAB, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -141,7 +141,7 @@ def test_minus_infinity_is_as_good_as_far_below(entropy: bool, dtype: torch.dtyp
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocab", [3_095, 3_096])
-def test_nan_comes_out_and_stays_in_its_row(vocab: int, dtype: torch.dtype, value: float) -> None:
+def test_nan_appears_in_the_results_of_its_row_only(vocab: int, dtype: torch.dtype, value: float) -> None:
     for at in (0, 1, 1_029, vocab - 1):
         logits = torch.randn(3, vocab, generator=torch.Generator().manual_seed(0)).to(dtype)
         logits[1, at] = value
@@ -173,10 +173,10 @@ def test_log_probs_and_their_gradients(dtype: torch.dtype) -> None:
     ("vocab", "begin", "width", "inplace"),
     [(10_007, 5, 10_107, False), (10_008, 5, 10_107, True), (10_007, 8, 10_112, True)],
 )
-def test_anywhere_in_memory_the_same_bits(
+def test_any_place_in_memory_gives_the_same_bits(
     dtype: torch.dtype, vocab: int, begin: int, width: int, inplace: bool
 ) -> None:
-    """Rows that begin at any of the 16 bytes of a vector, beside numbers that are neither used nor overwritten."""
+    """Rows start at any of a vector's 16 bytes. The numbers around them are neither used nor overwritten."""
     problem = logits_problem(EVERYTHING, dtype, lengths=(7,), vocab=vocab)
     want = loss_results(problem, "cuda")["gradient by logits"]
     place = torch.full((7, width), 7.0, dtype=dtype)
@@ -190,7 +190,7 @@ def test_anywhere_in_memory_the_same_bits(
 
 
 class _Moved(torch.autograd.Function):
-    """The same values at another place."""
+    """Copies the values to another place in memory."""
 
     @staticmethod
     def forward(ctx, x, place):
@@ -208,10 +208,10 @@ def test_over_tokens(check) -> None:
 
 def test_coefficients_on_the_device() -> None:
     changed = replace(EVERYTHING, clip_low=0.1, kl_coef=0.3, entropy_coef=-0.2, is_high=1.5)
-    live = EVERYTHING.on("cpu")
-    live.coefficients.copy_(changed.numbers)
+    on_device = EVERYTHING.on("cpu")
+    on_device.coefficients.copy_(changed.numbers)
     problem = logits_problem(changed)
-    same_in_every_bit(call(problem, "cuda", spec=live), call(problem, "cuda"))
+    assert_same_bits(call(problem, "cuda", spec=on_device), call(problem, "cuda"))
 
 
 @pytest.mark.parametrize(
@@ -236,6 +236,6 @@ def test_launches(make, want: int) -> None:
 
 
 def test_no_element_is_left_out_of_a_maximum() -> None:
-    """Of any number of elements, of which a thread may come to hold other than 2^n."""
+    """For any number of elements: a thread's share need not be a power of two."""
     library = ctypes.CDLL(str(native.LIBRARIES / "libcapo_cuda.so"))
     assert library.probe_largest() == 0

@@ -1,4 +1,4 @@
-"""The host's side of the CUDA kernels, against a CUDA runtime that notes its calls, and a torch.cuda that does."""
+"""The host side of the CUDA kernels, against stubs of the CUDA runtime and torch.cuda that record calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STUB = Path(__file__).parent / "cuda_stub"
 
 
 def test_a_kernel_is_prepared_once_for_each_device_and_size(tmp_path) -> None:
-    """Also after a failure. Every launch names its device: the library's runtime does not see torch's choice."""
+    """Also after a failure. Every launch names its device, because the library's runtime ignores torch's choice."""
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     program = tmp_path / "launches"
@@ -40,16 +40,16 @@ def test_a_kernel_is_prepared_once_for_each_device_and_size(tmp_path) -> None:
 
 
 def test_a_call_runs_on_its_tensors_device_and_stream(monkeypatch) -> None:
-    """Whatever the current device is, which it leaves as it was."""
+    """Whatever the current device is; the call does not change it."""
     entered = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device) or nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=7))
-    seen = []
+    launches = []
     device = torch.device("cuda", 3)
     for run in (CudaRows._run_rows, CudaRows._run_tokens):
-        run(None, lambda *arguments: seen.append(arguments), device, "matrix")
+        run(None, lambda *arguments: launches.append(arguments), device, "matrix")
     assert entered == [device, device]
-    assert seen == [("matrix", 3, 7)] * 2
+    assert launches == [("matrix", 3, 7)] * 2
 
 
 def test_a_captured_graph_does_not_freeze_coefficients(monkeypatch) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from calls import DTYPES, EVERYTHING, NORMS, PROBLEMS, SPECS, call, same_in_every_bit
+from calls import DTYPES, EVERYTHING, NORMS, PROBLEMS, SPECS, assert_same_bits, call
 from criterion import (
     check,
     check_loss,
@@ -27,8 +27,8 @@ import capo_kernels as ck
 # ---- layouts ----
 
 
-def apart(x: torch.Tensor, stride: int, offset: int) -> torch.Tensor:
-    """The same values, rows `stride` elements apart and `offset` into their storage, NaN in between."""
+def spaced(x: torch.Tensor, stride: int, offset: int) -> torch.Tensor:
+    """The same values in rows `stride` elements apart, from `offset` in the storage, with NaN in between."""
     storage = x.new_full((x.shape[0] * stride + offset,), torch.nan)
     return storage.as_strided(x.shape, (stride, 1), offset).copy_(x)
 
@@ -37,14 +37,14 @@ def apart(x: torch.Tensor, stride: int, offset: int) -> torch.Tensor:
 @pytest.mark.parametrize(("extra", "offset"), thinned([(0, 1), (3, 0), (7, 3), (14, 8), (51, 5)], step=2))
 def test_strided_and_unaligned_rows(extra: int, offset: int, dtype: torch.dtype, fused: str) -> None:
     problem = logits_problem(EVERYTHING, dtype)
-    logits = apart(problem.leaves["logits"], VOCAB + extra, offset)
+    logits = spaced(problem.leaves["logits"], VOCAB + extra, offset)
     assert logits.storage_offset() == offset
     check_loss(replace(problem, leaves={"logits": logits}), fused)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_any_other_layout_of_the_logits(dtype: torch.dtype, fused: str) -> None:
-    """Columns apart, columns first, and one row in place of all."""
+def test_other_layouts_of_the_logits(dtype: torch.dtype, fused: str) -> None:
+    """Strided columns, column-major, and one row expanded to all rows."""
     problem = logits_problem(EVERYTHING, dtype)
     logits = problem.leaves["logits"]
     every_third = torch.stack([logits, logits, logits], -1).flatten(1)[:, ::3]
@@ -55,14 +55,14 @@ def test_any_other_layout_of_the_logits(dtype: torch.dtype, fused: str) -> None:
 
 
 @pytest.mark.parametrize("make", PROBLEMS)
-def test_unaligned_and_strided_arguments_beside(make, impl: str) -> None:
+def test_unaligned_and_strided_other_arguments(make, impl: str) -> None:
     problem = make(EVERYTHING)
-    odd = {name: torch.cat([x[:1], x])[1:] for name, x in problem.beside.items()}
-    every_other = {name: torch.stack([x, x], 1)[:, 1] for name, x in problem.beside.items() if name != "cu_seqlens"}
-    narrow = {"targets": problem.beside["targets"].int()}
+    odd = {name: torch.cat([x[:1], x])[1:] for name, x in problem.others.items()}
+    every_other = {name: torch.stack([x, x], 1)[:, 1] for name, x in problem.others.items() if name != "cu_seqlens"}
+    narrow = {"targets": problem.others["targets"].int()}
     for changes in (odd, every_other, narrow):
-        moved = replace(problem, beside={**problem.beside, **changes})
-        same_in_every_bit(call(moved, impl), call(problem, impl))
+        moved = replace(problem, others={**problem.others, **changes})
+        assert_same_bits(call(moved, impl), call(problem, impl))
 
 
 @pytest.mark.parametrize("name", ["hidden", "weight"])
@@ -123,12 +123,12 @@ def test_one_token(make, vocab: int, impl: str) -> None:
 @pytest.mark.parametrize("entropy", [0.0, 0.1])
 @pytest.mark.parametrize("vocab", [16_384, 16_388])
 def test_rows_of_whole_vectors_in_several_blocks(vocab: int, entropy: float, impl: str) -> None:
-    """The last block full, and with four words alone."""
+    """The last block is full, or has only four words."""
     spec = replace(EVERYTHING, softcap=None, entropy_coef=entropy)
     check_loss(logits_problem(spec, lengths=(2,), vocab=vocab, untrained=0.0), impl)
 
 
-def test_one_word_leaves_no_choice(impl: str) -> None:
+def test_a_vocabulary_of_one_word_has_log_prob_0(impl: str) -> None:
     found = call(logits_problem(replace(EVERYTHING, softcap=None, temperature=0.3), vocab=1), impl)
     assert all(found[name].abs().max() < 1e-6 for name in ("logprobs", "entropies", "logits"))
 
@@ -137,10 +137,10 @@ def test_one_word_leaves_no_choice(impl: str) -> None:
 
 
 def only_rows(problem: Problem, rows: torch.Tensor) -> Problem:
-    """Weight 0 outside of them."""
-    weights = torch.zeros_like(problem.beside["weights"])
-    weights[rows] = problem.beside["weights"][rows]
-    return replace(problem, beside={**problem.beside, "weights": weights})
+    """The problem with weight 0 in all other rows."""
+    weights = torch.zeros_like(problem.others["weights"])
+    weights[rows] = problem.others["weights"][rows]
+    return replace(problem, others={**problem.others, "weights": weights})
 
 
 ROWS = {"some": slice(3, 20, 2), "all": slice(0, 24), "none": slice(0, 0)}
@@ -149,7 +149,7 @@ ROWS = {"some": slice(3, 20, 2), "all": slice(0, 24), "none": slice(0, 0)}
 @pytest.mark.parametrize("ratio", ["token", "sequence"])
 @pytest.mark.parametrize("which", ROWS)
 def test_chosen_rows(which: str, ratio: str, impl: str) -> None:
-    """The others count as if their weight were 0. "all" holds rows of weight 0: NaN for the GEMMs of a careless one."""
+    """Other rows count as rows of weight 0. "all" includes rows of weight 0, whose NaN must not enter the GEMMs."""
     problem = linear_problem(replace(EVERYTHING, ratio=ratio, is_mode=None))
     rows = torch.arange(TOKENS, device=DEVICE)[ROWS[which]]
     want, got = call(only_rows(problem, rows), "reference"), call(problem, impl, rows=rows, chunk_tokens=5)
@@ -160,7 +160,7 @@ def test_chosen_rows(which: str, ratio: str, impl: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("op", ["loss", "logprobs"])
 def test_a_float32_head(op: str, dtype: torch.dtype, impl: str) -> None:
-    """Logits that were never rounded: log-probs as exact as those of float32 inputs."""
+    """The logits are never rounded, so log-probs are as exact as with float32 inputs."""
     problem = linear_problem(EVERYTHING, dtype)
     wide = replace(problem, leaves={name: x.float() for name, x in problem.leaves.items()})
     if op == "loss":
@@ -168,7 +168,7 @@ def test_a_float32_head(op: str, dtype: torch.dtype, impl: str) -> None:
         got = loss_results(problem, impl, logits_dtype="float32", chunk_tokens=7)
         assert {got[f"gradient by {name}"].dtype for name in problem.leaves} == {dtype}
     else:
-        targets = problem.beside["targets"].clamp(min=0)
+        targets = problem.others["targets"].clamp(min=0)
         problem, wide = problem.tidy(), wide.tidy()
         got = logprobs_results(problem.leaves, targets, impl, logits_dtype="float32", chunk_tokens=7)
         exact, same = (eager_logprobs(p.leaves, targets) for p in (wide.double, wide))
@@ -182,13 +182,13 @@ def test_a_float32_head(op: str, dtype: torch.dtype, impl: str) -> None:
 @pytest.mark.parametrize("make", PROBLEMS)
 @pytest.mark.parametrize("spec", SPECS, ids=["plain", "everything"])
 def test_nothing_trained(make, spec: ck.LossSpec, impl: str) -> None:
-    """NaN in each row of each argument."""
+    """Every row of every argument is NaN."""
     problem = make(spec)
-    nothing = {name: x * torch.nan if x.is_floating_point() else x for name, x in problem.beside.items()}
-    nothing["weights"] = torch.zeros_like(problem.beside["weights"])
+    nothing = {name: x * torch.nan if x.is_floating_point() else x for name, x in problem.others.items()}
+    nothing["weights"] = torch.zeros_like(problem.others["weights"])
     rows = next(iter(problem.leaves))
     leaves = {**problem.leaves, rows: problem.leaves[rows] * torch.nan}
-    found = call(replace(problem, leaves=leaves, beside=nothing), impl)
+    found = call(replace(problem, leaves=leaves, others=nothing), impl)
     assert found["loss"] == found["tokens"] == found["active_count"] == 0
     assert found["ratio_max"].isnan()
     for name in ("logprobs", "entropies", *problem.leaves):
@@ -196,17 +196,17 @@ def test_nothing_trained(make, spec: ck.LossSpec, impl: str) -> None:
 
 
 def test_every_row_trained_and_negative_weights(fused: str) -> None:
-    """A weight may have any sign: only 0 means that a row isn't trained."""
+    """A weight may have any sign; only 0 means that a row is not trained."""
     problem = logits_problem(untrained=0.0)
     check_loss(problem, fused)
-    weights = problem.beside["weights"] * (1 - 2 * (torch.arange(TOKENS, device=DEVICE) % 2))
-    check_loss(replace(problem, beside={**problem.beside, "weights": weights}), fused)
+    weights = problem.others["weights"] * (1 - 2 * (torch.arange(TOKENS, device=DEVICE) % 2))
+    check_loss(replace(problem, others={**problem.others, "weights": weights}), fused)
 
 
-def test_advantages_of_0_move_nothing(impl: str) -> None:
+def test_advantages_of_0_give_no_gradient(impl: str) -> None:
     problem = logits_problem()
-    advantages = torch.zeros_like(problem.beside["advantages"])
-    found = call(replace(problem, beside={**problem.beside, "advantages": advantages}), impl)
+    advantages = torch.zeros_like(problem.others["advantages"])
+    found = call(replace(problem, others={**problem.others, "advantages": advantages}), impl)
     assert found["loss"] == found["active_count"] == 0
     assert found["logits"].abs().max() == 0
 
@@ -218,16 +218,16 @@ def credit_for(problem: Problem, outcomes: list[float], groups: list[int], seed:
     wrong = (torch.rand(int(starts.sum()), generator=g) < 0.4).float()
     outcome, group = torch.tensor(outcomes), torch.tensor(groups)
     tensors = [x.to(DEVICE) for x in (starts, wrong, outcome, group)]
-    return ck.Credit(*tensors, problem.beside["cu_seqlens"], **options)
+    return ck.Credit(*tensors, problem.others["cu_seqlens"], **options)
 
 
 def with_credit(problem: Problem, credit: ck.Credit) -> Problem:
-    beside = {name: x for name, x in problem.beside.items() if name != "advantages"}
-    return replace(problem, beside={**beside, "credit": credit})
+    others = {name: x for name, x in problem.others.items() if name != "advantages"}
+    return replace(problem, others={**others, "credit": credit})
 
 
 def exact_advantages(credit: ck.Credit, trained_T: torch.Tensor) -> torch.Tensor:
-    """float64 [T], from the same statistics: A = (C outcome - shift) scale + (-P wrong - shift) scale."""
+    """float64 [T], from `credit_stats`: A = (C outcome - shift) scale + (-P wrong - shift) scale."""
     shift0_B, scale0_B, shift1_B, scale1_B = ck.credit_stats(credit, trained_T)[credit.group.long()].double().unbind(1)
     advantages = []
     step = -1
@@ -246,19 +246,19 @@ def exact_advantages(credit: ck.Credit, trained_T: torch.Tensor) -> torch.Tensor
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("make", PROBLEMS)
 def test_credit_against_float64(make, norm: str, impl: str) -> None:
-    """Two groups, one of them of one sequence; the empty sequence belongs to the first."""
+    """Two groups, one of them with one sequence. The empty sequence belongs to the first group."""
     plain = make(ck.LossSpec(kl_coef=0.1, entropy_coef=0.1), seed=3)
     problem = with_credit(plain, credit_for(plain, [1.0, 0.0, 1.0, 0.0], [5, 2, 5, 5], norm=norm))
-    advantages = exact_advantages(problem.beside["credit"], plain.trained_T)
-    truth = replace(plain.double, beside={**plain.double.beside, "advantages": advantages})
-    exact, same, got = eager_loss(truth), eager_loss(problem), loss_results(problem, impl)
+    advantages = exact_advantages(problem.others["credit"], plain.trained_T)
+    exact_problem = replace(plain.double, others={**plain.double.others, "advantages": advantages})
+    exact, same, got = eager_loss(exact_problem), eager_loss(problem), loss_results(problem, impl)
     assert exact["loss"].abs() > 1e-3
-    check(got, same, exact, {"loss": loss_magnitude(truth, exact)}, plain.dtype if plain.linear else None)
+    check(got, same, exact, {"loss": loss_magnitude(exact_problem, exact)}, plain.dtype if plain.linear else None)
 
 
 @pytest.mark.parametrize("norm", NORMS[:3])
-def test_one_group_of_equals_teaches_nothing(norm: str, impl: str) -> None:
-    """All outcomes the same and no step wrong: no spread, advantage 0 and not 0 / 0."""
+def test_a_group_of_equal_outcomes_has_no_gradient(norm: str, impl: str) -> None:
+    """All outcomes are equal and no step is wrong: the spread is 0, and the advantage is 0, not 0 / 0."""
     plain = logits_problem()
     credit = credit_for(plain, [1.0] * 4, [0] * 4, norm=norm)
     credit = replace(credit, step_wrong=torch.zeros_like(credit.step_wrong))
@@ -268,28 +268,28 @@ def test_one_group_of_equals_teaches_nothing(norm: str, impl: str) -> None:
 
 
 def part(problem: Problem, first: int, last: int) -> Problem:
-    """The sequences [first, last) as a call of their own."""
-    ends = problem.beside["cu_seqlens"].tolist()
+    """The sequences [first, last) as a separate call."""
+    ends = problem.others["cu_seqlens"].tolist()
     cut = slice(ends[first], ends[last])
-    beside = {name: x[cut] for name, x in problem.beside.items() if name not in ("cu_seqlens", "credit")}
-    beside["cu_seqlens"] = problem.beside["cu_seqlens"][first : last + 1] - ends[first]
-    if "credit" in problem.beside:
-        whole = problem.beside["credit"]
+    others = {name: x[cut] for name, x in problem.others.items() if name not in ("cu_seqlens", "credit")}
+    others["cu_seqlens"] = problem.others["cu_seqlens"][first : last + 1] - ends[first]
+    if "credit" in problem.others:
+        whole = problem.others["credit"]
         before = int(whole.step_starts[: ends[first]].sum())
         steps = slice(before, before + int(whole.step_starts[cut].sum()))
-        rows = (whole.outcome[first:last], whole.group[first:last], beside["cu_seqlens"])
+        rows = (whole.outcome[first:last], whole.group[first:last], others["cu_seqlens"])
         stats = ck.credit_stats(whole, problem.trained_T)
-        beside["credit"] = replace(
+        others["credit"] = replace(
             ck.Credit(whole.step_starts[cut], whole.step_wrong[steps], *rows, stats=stats), norm=whole.norm
         )
     name = next(iter(problem.leaves))
-    return replace(problem, leaves={**problem.leaves, name: problem.leaves[name][cut]}, beside=beside)
+    return replace(problem, leaves={**problem.leaves, name: problem.leaves[name][cut]}, others=others)
 
 
 @given(st.sampled_from(NORMS), st.sampled_from(PROBLEMS), st.sampled_from(["token", "sequence"]), st.integers(1, 3))
 @settings(max_examples=8 if INTERPRETED else 25, deadline=None, derandomize=True)
 def test_a_group_split_over_calls(impl: str, norm, make, ratio, cut) -> None:
-    """With the whole group's statistics and the whole batch's weights the parts make the whole, metrics included."""
+    """With the group's statistics and the batch's weights, the parts add up to the whole, metrics included."""
     plain = make(ck.LossSpec(ratio=ratio, kl_coef=0.1, entropy_coef=0.1), seed=cut)
     problem = with_credit(plain, credit_for(plain, [1.0, 0.0, 1.0, 0.5], [0, 0, 0, 0], norm=norm))
     whole = call(problem, impl)
@@ -308,8 +308,8 @@ def test_a_group_split_over_calls(impl: str, norm, make, ratio, cut) -> None:
 
 
 @pytest.mark.parametrize("target", [-1, -100, VOCAB, 2**31 - 1])
-def test_a_target_that_is_no_word(target: int, impl: str) -> None:
-    """NaN in its row, nothing read out of bounds; `reference` raises, and with CAPO_DEBUG=1 so does every call."""
+def test_a_target_outside_the_vocabulary(target: int, impl: str) -> None:
+    """Its row is NaN, and nothing is read out of bounds. `reference` raises, as every call does with CAPO_DEBUG=1."""
     if impl == "reference":
         pytest.skip("torch's gather: an error on the CPU, an assertion on the device on CUDA")
     logits = torch.zeros(3, VOCAB, device=DEVICE).requires_grad_()

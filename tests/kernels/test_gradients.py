@@ -1,4 +1,4 @@
-"""What gets a gradient and how often, and what a call may hold and read, for every implementation."""
+"""Which inputs get gradients and how often, and the memory and reads of a call, for every implementation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from calls import DTYPES, EVERYTHING, NORMS, PROBLEMS, call, figures, same_in_every_bit
+from calls import DTYPES, EVERYTHING, NORMS, PROBLEMS, assert_same_bits, call, figures
 from criterion import (
     TINY,
     check_logprobs,
@@ -27,7 +27,7 @@ def test_the_same_call_gives_the_same_bits(dtype: torch.dtype, make, impl: str) 
     problem = make(EVERYTHING, dtype)
     first = call(problem, impl)
     for _ in range(3):
-        same_in_every_bit(call(problem, impl), first)
+        assert_same_bits(call(problem, impl), first)
 
 
 @pytest.mark.parametrize("make", PROBLEMS)
@@ -53,14 +53,14 @@ def test_log_probs_without_autograd(impl: str) -> None:
     assert all(map(torch.equal, got, want))
 
 
-def test_only_what_was_differentiated_gets_a_gradient(impl: str) -> None:
+def test_only_the_logits_get_a_gradient(impl: str) -> None:
     problem = logits_problem(replace(EVERYTHING, is_mode="truncate"))
-    beside = {k: x.clone().requires_grad_() if x.is_floating_point() else x for k, x in problem.beside.items()}
+    others = {k: x.clone().requires_grad_() if x.is_floating_point() else x for k, x in problem.others.items()}
     logits = problem.leaves["logits"].clone().requires_grad_()
-    result = replace(problem, beside=beside).call(impl, {"logits": logits})
+    result = replace(problem, others=others).call(impl, {"logits": logits})
     result.loss.backward()
     assert torch.equal(logits.grad, call(problem, impl)["logits"])
-    assert all(x.grad is None for x in beside.values())
+    assert all(x.grad is None for x in others.values())
     outputs = (result.logprobs, result.entropy, *result.metrics.values())
     assert not any(x.requires_grad for x in outputs)
     assert all(x.dim() == 0 and x.device.type == DEVICE.type for x in result.metrics.values())
@@ -70,7 +70,7 @@ FROZEN = ["hidden", "weight", "bias", "weight bias", "hidden weight bias"]
 
 
 @pytest.mark.parametrize("frozen", FROZEN)
-def test_what_is_frozen_gets_no_gradient_and_the_rest_is_unchanged(frozen: str, impl: str) -> None:
+def test_frozen_inputs_get_no_gradient_and_the_others_the_same(frozen: str, impl: str) -> None:
     problem = linear_problem(EVERYTHING)
     want = call(problem, impl, chunk_tokens=7)
     leaves = {name: x.clone().requires_grad_(name not in frozen.split()) for name, x in problem.leaves.items()}
@@ -85,7 +85,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_is_unchanged(frozen: str, 
 @pytest.mark.parametrize("frozen", FROZEN[:-1])
 def test_log_probs_of_a_frozen_part(frozen: str, impl: str) -> None:
     problem = linear_problem().tidy()
-    targets = problem.beside["targets"].clamp(min=0)
+    targets = problem.others["targets"].clamp(min=0)
     grads = []
     for keep in ("", frozen):
         leaves = {name: x.clone().requires_grad_(name not in keep.split()) for name, x in problem.leaves.items()}
@@ -96,7 +96,7 @@ def test_log_probs_of_a_frozen_part(frozen: str, impl: str) -> None:
 
 
 @pytest.mark.parametrize("make", PROBLEMS)
-def test_double_backward_is_refused_and_not_wrong(make, impl: str) -> None:
+def test_double_backward_is_refused(make, impl: str) -> None:
     if impl == "reference" and make is logits_problem:
         pytest.skip("eager code, which torch differentiates twice")
     problem = make(EVERYTHING)
@@ -125,9 +125,9 @@ def test_a_second_backward_gives_the_same_gradient(dtype: torch.dtype, make, imp
 @pytest.mark.parametrize("which", ["logprobs", "entropy"])
 @pytest.mark.parametrize("make", PROBLEMS)
 def test_a_gradient_by_one_of_the_two_outputs(make, which: str, impl: str) -> None:
-    """Also where its derivative is 0 in some rows: those get exactly 0."""
+    """Rows whose outer derivative is 0 get a gradient of exactly 0."""
     problem = make().tidy()
-    targets = problem.beside["targets"].clamp(min=0)
+    targets = problem.others["targets"].clamp(min=0)
     some = (torch.arange(TOKENS, device=DEVICE) % 3 > 0).float()
     outer = {"logprobs": some, "entropy": None} if which == "logprobs" else {"logprobs": None, "entropy": some}
     got = check_logprobs(problem.leaves, targets, impl, outer=outer)
@@ -143,11 +143,11 @@ def test_autocast_changes_nothing(dtype: torch.dtype, impl: str) -> None:
     with torch.autocast(DEVICE.type, dtype=dtype):
         result = problem.call(impl, leaves)
     result.loss.backward()
-    same_in_every_bit({**figures(result), **{name: x.grad for name, x in leaves.items()}}, want)
+    assert_same_bits({**figures(result), **{name: x.grad for name, x in leaves.items()}}, want)
 
 
 @pytest.mark.parametrize("make", PROBLEMS)
-def test_backward_makes_no_zeros_for_results_without_a_gradient(make, impl: str) -> None:
+def test_backward_allocates_no_zeros_for_results_without_a_gradient(make, impl: str) -> None:
     if impl == "reference":
         pytest.skip("eager code, whose operations make what they need")
     problem = make()
@@ -158,11 +158,11 @@ def test_backward_makes_no_zeros_for_results_without_a_gradient(make, impl: str)
     assert not [name for name in calls.names if "zeros" in name or "fill" in name]
 
 
-# ---- what a call may hold and read ----
+# ---- memory and reads of a call ----
 
 
 class Calls(TorchDispatchMode):
-    """The names of the operations that are called."""
+    """Records the names of the operations called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class Calls(TorchDispatchMode):
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation returns."""
+    """Records the number of elements of the largest tensor that an operation returns."""
 
     elements = 0
 
@@ -186,10 +186,10 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_never_more_than_a_chunk_of_logits(impl: str) -> None:
+def test_no_tensor_is_larger_than_a_chunk_of_logits(impl: str) -> None:
     problem = linear_problem(EVERYTHING, lengths=(60,), hidden=2, vocab=300)
     leaves = {name: x.nan_to_num(0.0).requires_grad_() for name, x in problem.leaves.items()}
-    targets = problem.beside["targets"].clamp(min=0)
+    targets = problem.others["targets"].clamp(min=0)
     with Largest() as largest:
         ck.linear_token_logprobs(**leaves, targets=targets, entropy=True, chunk_tokens=7, impl=impl)[0].sum().backward()
         problem.call(impl, leaves, chunk_tokens=7).loss.backward()
@@ -198,7 +198,7 @@ def test_never_more_than_a_chunk_of_logits(impl: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_host_never_reads_a_tensor(norm: str, impl: str) -> None:
-    """Fake tensors have no values: a hidden `.item()`, `nonzero` or `if tensor` would raise."""
+    """Fake tensors have no values, so a hidden `.item()`, `nonzero` or `if tensor` would raise."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         logits, targets = torch.empty(8, 5, device=DEVICE), torch.empty(8, dtype=torch.int64, device=DEVICE)
         weights, old, ref, rollout = torch.empty(4, 8, device=DEVICE).unbind()
@@ -206,8 +206,8 @@ def test_the_host_never_reads_a_tensor(norm: str, impl: str) -> None:
         cu = torch.empty(4, dtype=torch.int32, device=DEVICE)
         wrong, outcome = torch.empty(4, device=DEVICE), torch.empty(3, device=DEVICE)
         credit = ck.Credit(steps, wrong, outcome, torch.empty(3, dtype=torch.int64, device=DEVICE), cu, norm=norm)
-        beside = {"old_logprobs": old, "ref_logprobs": ref, "rollout_logprobs": rollout, "cu_seqlens": cu}
-        options = {"weights": weights, "credit": credit, "spec": EVERYTHING, "impl": impl, **beside}
+        others = {"old_logprobs": old, "ref_logprobs": ref, "rollout_logprobs": rollout, "cu_seqlens": cu}
+        options = {"weights": weights, "credit": credit, "spec": EVERYTHING, "impl": impl, **others}
         ck.policy_loss(logits.requires_grad_(), targets, **options).loss.backward()
         ck.token_weights(cu, steps, "sequence-mean")
         with pytest.raises(DataDependentOutputException):
@@ -217,10 +217,10 @@ def test_the_host_never_reads_a_tensor(norm: str, impl: str) -> None:
 @pytest.mark.parametrize("make", PROBLEMS)
 def test_the_host_never_waits_for_the_device(make, impl: str) -> None:
     if DEVICE.type != "cuda":
-        pytest.skip("torch sees waits on CUDA alone")
+        pytest.skip("torch detects waits only on CUDA")
     problem = make(EVERYTHING)
     leaves = {name: x.clone().requires_grad_() for name, x in problem.leaves.items()}
-    problem.call(impl, leaves)  # compiles and loads what there is to
+    problem.call(impl, leaves)  # compiles and loads all kernels
     torch.cuda.set_sync_debug_mode("error")
     try:
         problem.call(impl, leaves).loss.backward()

@@ -21,7 +21,7 @@ def run(logits: torch.Tensor, impl: str, inplace: bool = True) -> ck.PolicyLoss:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_same_loss_and_gradient_and_the_storage_holds_it(dtype: torch.dtype, impl: str) -> None:
+def test_same_loss_and_gradient_which_is_in_the_storage_of_the_logits(dtype: torch.dtype, impl: str) -> None:
     problem = logits_problem(SPEC, dtype)
     want_leaf, got_leaf = leaf(problem), leaf(problem)
     want = run(want_leaf * 1, impl, inplace=False)
@@ -49,7 +49,7 @@ def test_the_gradient_reaches_the_inputs_of_the_logits(impl: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_view_of_strided_rows_is_overwritten_alone(dtype: torch.dtype, impl: str) -> None:
+def test_only_the_view_of_strided_rows_is_overwritten(dtype: torch.dtype, impl: str) -> None:
     problem = logits_problem(SPEC, dtype)
     x, other = leaf(problem), leaf(problem)
     ones = torch.ones_like(x.detach())[:, :3]
@@ -82,8 +82,8 @@ def test_a_second_backward_is_refused(inplace: bool, impl: str) -> None:
         result.loss.backward()
 
 
-def test_autograd_sees_the_write(impl: str) -> None:
-    """exp saved its output, which is overwritten: an error, not a wrong gradient. So is a later write."""
+def test_autograd_detects_the_write(impl: str) -> None:
+    """exp saved its output, which the call overwrites: an error, not a wrong gradient. A later write is one too."""
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         run(leaf(logits_problem(SPEC)).exp(), impl).loss.backward()
     logits = leaf(logits_problem(SPEC)) * 1
@@ -93,7 +93,7 @@ def test_autograd_sees_the_write(impl: str) -> None:
         result.loss.backward()
 
 
-def test_where_no_gradient_is_wanted_nothing_is_overwritten(impl: str) -> None:
+def test_without_a_gradient_nothing_is_overwritten(impl: str) -> None:
     before = logits_problem(SPEC).leaves["logits"]
     logits = before.clone()
     assert not run(logits, impl).loss.requires_grad

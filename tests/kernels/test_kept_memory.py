@@ -1,4 +1,4 @@
-"""The memory of a gradient, used again where nobody holds it (fused/kept.py)."""
+"""The memory of a gradient is reused once nothing references it (fused/kept.py)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def gradient(logits: torch.Tensor = LOGITS) -> torch.Tensor:
     return leaf.grad
 
 
-def test_one_that_is_free_is_used_again_and_its_old_values_do_not_show() -> None:
+def test_free_memory_is_reused_without_its_old_values() -> None:
     first = gradient()
     address, want = first.data_ptr(), first.clone()
     first.fill_(torch.nan)
@@ -58,14 +58,14 @@ def test_one_that_is_free_is_used_again_and_its_old_values_do_not_show() -> None
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_one_that_is_held_is_left_alone(holder: str) -> None:
-    held = HOLDERS[holder](gradient())
+def test_referenced_memory_is_not_reused(holder: str) -> None:
+    kept_alive = HOLDERS[holder](gradient())
     address = kept.KEPT._storage.data_ptr()
     assert gradient(-LOGITS).data_ptr() != address
-    del held
+    del kept_alive
 
 
-def test_one_in_a_graph_that_is_kept_is_left_alone() -> None:
+def test_a_gradient_in_a_live_graph_is_not_reused() -> None:
     leaf = LOGITS.clone().requires_grad_()
     loss = ck.policy_loss(leaf, TARGETS, weights=torch.ones(8), advantages=torch.ones(8), impl="cpu").loss
     want = gradient()
@@ -74,21 +74,21 @@ def test_one_in_a_graph_that_is_kept_is_left_alone() -> None:
     assert torch.equal(got, want)
 
 
-def test_shared_memory_is_left_to_the_processes_that_have_it() -> None:
+def test_memory_shared_with_processes_is_not_reused() -> None:
     address = gradient().share_memory_().data_ptr()
     assert gradient(-LOGITS).data_ptr() != address
 
 
-def test_what_is_kept_is_one_gradient_until_it_is_released() -> None:
-    held = [gradient() for _ in range(3)]
-    assert len({grad.data_ptr() for grad in held}) == 3
-    assert kept.KEPT._storage.data_ptr() == held[-1].data_ptr()
+def test_one_gradient_is_kept_until_it_is_released() -> None:
+    kept_alive = [gradient() for _ in range(3)]
+    assert len({grad.data_ptr() for grad in kept_alive}) == 3
+    assert kept.KEPT._storage.data_ptr() == kept_alive[-1].data_ptr()
     ck.release_memory()
     assert kept.KEPT._storage is None
-    assert torch.equal(held[0], held[2])
+    assert torch.equal(kept_alive[0], kept_alive[2])
 
 
-def test_a_compiled_call_gets_its_own() -> None:
+def test_a_compiled_call_gets_its_own_memory() -> None:
     def double(logits: torch.Tensor) -> torch.Tensor:
         return ck.token_logprobs(logits, TARGETS, impl="cpu").sum()
 

@@ -1,4 +1,4 @@
-"""The public face: names, signatures, implementations, and what the package may bring along."""
+"""The public interface: names, signatures, implementations and dependencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from implementations import judged, refusal
+from implementations import implementations, refusal
 
 import capo_kernels as ck
 from capo_kernels.metrics import RAW
@@ -83,10 +83,10 @@ def test_a_named_implementation_runs_or_raises_with_its_reason(op: str, impl: st
     device = "cuda" if impl in ("triton", "cuda") and torch.cuda.is_available() else "cpu"
     zeros, ones = torch.zeros(3, 3, device=device), torch.ones(2, device=device)
     extra = [zeros] if op.startswith("linear") else []
-    beside = {"weights": ones, "advantages": ones} if op.endswith("loss") else {}
+    others = {"weights": ones, "advantages": ones} if op.endswith("loss") else {}
 
     def call():
-        return getattr(ck, op)(zeros[:2], *extra, zeros[0, :2].long(), impl=impl, **beside)
+        return getattr(ck, op)(zeros[:2], *extra, zeros[0, :2].long(), impl=impl, **others)
 
     if ck.status()[impl] == "available":
         call()
@@ -95,12 +95,12 @@ def test_a_named_implementation_runs_or_raises_with_its_reason(op: str, impl: st
             call()
 
 
-@pytest.mark.skipif("CAPO_TEST_IMPL" in os.environ, reason="CAPO_TEST_IMPL chooses what is judged")
+@pytest.mark.skipif("CAPO_TEST_IMPL" in os.environ, reason="CAPO_TEST_IMPL chooses the implementations")
 @pytest.mark.parametrize("impl", ck.status())
-def test_the_common_tests_judge_what_runs_here(impl: str) -> None:
+def test_the_common_tests_check_every_implementation_that_runs_here(impl: str) -> None:
     if reason := refusal(impl):
         pytest.skip(reason)
-    assert impl in judged()
+    assert impl in implementations()
 
 
 def test_auto_reports_its_choice() -> None:
@@ -109,8 +109,8 @@ def test_auto_reports_its_choice() -> None:
     assert run("reference").impl == "reference"
 
 
-def test_the_folder_holds_no_module_beside_the_package() -> None:
-    """A file here would make `kernels` shadow the package of that name that transformers imports."""
+def test_the_folder_contains_only_the_package() -> None:
+    """With a file in it, `kernels` would shadow the package of that name that transformers imports."""
     assert not list(KERNELS.glob("*.py"))
     assert [p.name for p in KERNELS.iterdir() if p.is_dir() and list(p.glob("*.py"))] == ["capo_kernels"]
 
@@ -125,7 +125,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def test_it_needs_torch_alone() -> None:
+def test_the_package_needs_only_torch() -> None:
     files = list((KERNELS / "capo_kernels").rglob("*.py"))
     assert len(files) > 5
     assert set().union(*map(imports, files)) - sys.stdlib_module_names == {"torch", "triton"}
@@ -152,7 +152,7 @@ def test_the_numbers_of_choices_and_columns_are_the_same_in_c() -> None:
     assert [name.replace("-", "_").upper() for name in NORMS] in listed
 
 
-def test_a_choice_that_is_not_read_compiles_no_kernel_of_its_own() -> None:
+def test_an_unused_choice_compiles_no_separate_kernel() -> None:
     assert ck.LossSpec(is_level="sequence").modes == ck.LossSpec().modes
     masked = ck.LossSpec(is_mode="mask")
     assert replace(masked, is_level="sequence").modes != masked.modes

@@ -1,6 +1,6 @@
-"""How many launches a loss takes on a GPU, counted without one: operations of torch, and methods of the row kernels.
+"""Number of launches of a loss on a GPU, counted without one: operations of torch and methods of the row kernels.
 
-Triton's own count of its launches is held to it under the interpreter, the emulated GPU's in test_cuda_emulated.py.
+Under the interpreter Triton's own count must agree; test_cuda_emulated.py compares the emulated GPU's count.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ CASES = {
     "sequence ratio": (logits_problem(GSPO), 4),
     "sequence ratio, statistics given": (with_credit(logits_problem(GSPO), stats=True), 5),
 }
-"""Launches of a forward: credit 1 (2 with its statistics), rows 1, their sums 1; for a sequence ratio also the
-log-probs 1 and the sums over sequences 1."""
+"""Launches of a forward: credit 1 (2 with its statistics), rows 1, sums of the rows 1; for a sequence ratio also
+log-probs 1 and sums over sequences 1."""
 
 
 class Operations(TorchDispatchMode):
-    """The names of torch's operations that launch something."""
+    """Records the names of torch's operations that launch a kernel."""
 
     def __init__(self, launches: list[str]) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Operations(TorchDispatchMode):
 
 
 class Kernels:
-    """Row kernels whose methods are counted, by what they launch on a GPU."""
+    """Row kernels that record their launches on a GPU."""
 
     def __init__(self, kernels, launches: list[str]) -> None:
         self.kernels, self.launches = kernels, launches
@@ -67,7 +67,7 @@ class Kernels:
 
 @contextmanager
 def counted(impl: str, monkeypatch) -> Iterator[list[str]]:
-    """Inside the operators too, which a dispatch mode sees as one call each."""
+    """Also counts inside the operators, each of which is one call to a dispatch mode."""
     launches: list[str] = []
     monkeypatch.setattr(operators, "observed", lambda arguments: False)
     monkeypatch.setitem(KERNELS, impl, Kernels(KERNELS[impl], launches))
@@ -87,10 +87,10 @@ def test_launches_of_a_loss(case: str, inplace: bool, fused: str, monkeypatch) -
     with counted(fused, monkeypatch) as backward:
         torch.autograd.grad(result.loss, logits, one)
     assert len(backward) == 1, backward
-    assert problem.beside["targets"].dtype == torch.int64
+    assert problem.others["targets"].dtype == torch.int64
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="counted under the interpreter")
+@pytest.mark.skipif(not INTERPRETED, reason="Triton counts only under the interpreter")
 @pytest.mark.parametrize("case", CASES)
 def test_launches_that_triton_counts(case: str, fused: str, monkeypatch) -> None:
     from capo_kernels.fused import triton_rows, triton_tokens
@@ -108,7 +108,7 @@ def test_launches_that_triton_counts(case: str, fused: str, monkeypatch) -> None
     assert len(launches) == want + 1, launches
 
 
-def test_metrics_are_derived_when_they_are_read(fused: str, monkeypatch) -> None:
+def test_metrics_are_derived_only_when_read(fused: str, monkeypatch) -> None:
     problem, _ = CASES["advantages"]
     result = problem.call(fused)
     with counted(fused, monkeypatch) as launches:

@@ -1,4 +1,4 @@
-"""The GEMMs of a linear head on a GPU, counted on tensors without values: what is multiplied, written and held."""
+"""The GEMMs of a linear head on a GPU, counted on meta tensors: products, writes and memory."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from capo_kernels.fused.linear import Matmuls
 V, H = 152_064, 3_584
 """Qwen2.5-7B's head, in bfloat16."""
 DWEIGHT, ROW = 2 * V * H, 2 * V
-"""Bytes of the gradient by the weight, and of a row of logits."""
+"""Bytes of the gradient by the weight and of a row of logits."""
 GIB = 2**30
 
 
 class Operations(TorchDispatchMode):
-    """The products by the dtype that they write, the other passes over [V, H], and the bytes that are held."""
+    """Records the products with their output dtype, the other passes over [V, H], and the bytes allocated."""
 
     def __init__(self) -> None:
         super().__init__()
         self.products: list[tuple[str, torch.dtype]] = []
         self.passes: list[str] = []
-        self.held = 0
+        self.allocated = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
         if name in ("mm", "addmm"):
-            # torch knows no shapes of addmm with another dtype without a GPU; all are written to `out`.
+            # Without a GPU torch has no meta function for addmm with another dtype. All products go to `out`.
             self.products.append((name, kwargs["out"].dtype))
             return kwargs["out"]
         found = func(*args, **kwargs)
         if name == "device":
             return found
         if name in ("new_empty", "empty_like", "zeros_like", "_to_copy"):
-            self.held += found.numel() * found.dtype.itemsize
+            self.allocated += found.numel() * found.dtype.itemsize
         if name not in ("new_empty", "empty_like", "t") and tuple(found.shape) == (V, H):
             self.passes.append(name)
         return found
 
 
 def run(tokens: int, monkeypatch, chunk: int | None = None, memory: int = 80 * GIB) -> tuple[Operations, list[int]]:
-    """And the rows of each chunk."""
+    """The operations, and the rows of each chunk."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
     pretend_a_gpu(monkeypatch)
     hidden = torch.empty(tokens, H, dtype=torch.bfloat16, device="meta")
     weight = torch.empty(V, H, dtype=torch.bfloat16, device="meta")
-    with Operations() as seen:
+    with Operations() as operations:
         matmuls = Matmuls(hidden, weight, None, None, None, chunk, False, (True, True, False))
         rows = []
         for part, hidden_cH, logits_cV in matmuls.chunks():
             matmuls.backward(part, hidden_cH, logits_cV)
             rows.append(part.stop - part.start)
         assert matmuls.gradients()[1].dtype == torch.bfloat16
-    return seen, rows
+    return operations, rows
 
 
 def pretend_a_gpu(monkeypatch) -> None:
@@ -65,24 +65,24 @@ def pretend_a_gpu(monkeypatch) -> None:
         monkeypatch.setattr(module, "on_gpu", lambda x: True)
 
 
-def test_one_chunk_writes_the_weights_gradient_as_it_is_returned(monkeypatch) -> None:
+def test_one_chunk_writes_the_returned_weight_gradient_directly(monkeypatch) -> None:
     for tokens in (1, 4_096, 8_192, 4_096 + 2 * H):
-        seen, rows = run(tokens, monkeypatch)
+        operations, rows = run(tokens, monkeypatch)
         assert rows == [tokens]
-        assert seen.products == [("mm", torch.bfloat16)] * 3
-        assert seen.passes == []
-        # No more than a float32 gradient, its copy in bfloat16 and 4,096 rows of logits would take.
-        assert seen.held - 2 * tokens * H <= 3 * DWEIGHT + 4_096 * ROW
+        assert operations.products == [("mm", torch.bfloat16)] * 3
+        assert operations.passes == []
+        # At most the bytes of a float32 gradient, its bfloat16 copy and 4,096 rows of logits.
+        assert operations.allocated - 2 * tokens * H <= 3 * DWEIGHT + 4_096 * ROW
 
 
 def test_of_several_chunks_the_first_writes_and_the_others_add(monkeypatch) -> None:
-    seen, rows = run(20_000, monkeypatch)
+    operations, rows = run(20_000, monkeypatch)
     assert rows == [6_784, 6_784, 6_432]
     narrow = [("mm", torch.bfloat16)] * 2
     adds = [*narrow, ("addmm", torch.float32)]
-    assert seen.products == [*narrow, ("mm", torch.float32), *adds, *adds]
-    assert seen.passes == ["_to_copy"]
-    assert seen.held == 2 * 20_000 * H + 6_784 * ROW + 3 * DWEIGHT
+    assert operations.products == [*narrow, ("mm", torch.float32), *adds, *adds]
+    assert operations.passes == ["_to_copy"]
+    assert operations.allocated == 2 * 20_000 * H + 6_784 * ROW + 3 * DWEIGHT
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_of_several_chunks_the_first_writes_and_the_others_add(monkeypatch) -> N
         (24_000, None, 80 * GIB, [8_064, 8_064, 7_872]),
     ],
 )
-def test_chunks_are_equal_and_as_few_as_do(tokens: int, chunk: int | None, memory: int, want: list[int], monkeypatch):
+def test_chunks_are_equal_and_minimal(tokens: int, chunk: int | None, memory: int, want: list[int], monkeypatch):
     assert run(tokens, monkeypatch, chunk, memory)[1] == want
 
 
-def test_without_a_gradient_by_the_weight_nothing_is_spared_for_larger_chunks(monkeypatch) -> None:
+def test_without_a_gradient_by_the_weight_chunks_are_not_enlarged(monkeypatch) -> None:
     pretend_a_gpu(monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 * GIB))
     weight = torch.empty(V, H, dtype=torch.bfloat16, device="meta")

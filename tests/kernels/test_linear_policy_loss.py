@@ -17,7 +17,7 @@ SPECS = [
 
 
 def problem(dtype: torch.dtype = torch.float64, seed: int = 0, hidden: int = 3):
-    """A case whose logits (in float64) are those of the head, so that its ratios are near 1."""
+    """A case whose float64 logits are those of the head, so that its ratios are near 1."""
     g = torch.Generator().manual_seed(seed)
     parts = [torch.randn(size, generator=g, dtype=torch.float64) for size in ((8, hidden), (5, hidden), (5,))]
     case = random_case(seed)

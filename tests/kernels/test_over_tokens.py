@@ -1,4 +1,4 @@
-"""The kernels over T against PyTorch: credit, sums over sequences, the sums of the results."""
+"""The kernels over T against PyTorch: credit, sums over sequences, and sums of the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss on logits: against the contract written out in Python floats, and its edges."""
+"""The loss on logits against the contract in Python floats, and its edge cases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_against_oracle(case: Case, spec: ck.LossSpec) -> None:
 
 
 @pytest.mark.parametrize(("seed", "terms"), enumerate(TERMS))
-def test_value_and_gradient_are_the_contract(seed: int, terms: tuple) -> None:
+def test_value_and_gradient_equal_the_contract(seed: int, terms: tuple) -> None:
     objective, ratio, kl, kl_ratio, weighting, is_level = terms
     spec = ck.LossSpec(objective=objective, ratio=ratio, kl_ratio=kl_ratio, is_level=is_level, **kl, **weighting)
     check_against_oracle(random_case(seed), spec)
@@ -81,7 +81,7 @@ def test_any_case(seed, lengths, vocab, objective, ratio, old, options, is_level
     ],
     ids=["ppo", "dual", "reinforce"],
 )
-def test_gradcheck_where_nothing_is_stopped(fixed: dict, kl: dict) -> None:
+def test_gradcheck_without_stop_gradients(fixed: dict, kl: dict) -> None:
     case = random_case(5, (3, 1))
     arguments, targets = case.arguments(), torch.tensor(case.targets)
     logits = torch.tensor(case.logits, dtype=torch.float64, requires_grad=True)
@@ -90,7 +90,7 @@ def test_gradcheck_where_nothing_is_stopped(fixed: dict, kl: dict) -> None:
 
 
 def test_the_oracle_cases_do_clip_and_mask() -> None:
-    """The cases above would prove little if no token ever met a bound."""
+    """The cases above need tokens that are clipped and masked."""
     result, _ = random_case(0, (40,)).run(ck.LossSpec(is_mode="mask", is_low=0.8, is_high=1.3))
     assert 0.1 < result.metrics["clip_low_frac"] < 0.9
     assert 0.1 < result.metrics["clip_high_frac"] < 0.9
@@ -101,13 +101,13 @@ def test_the_oracle_cases_do_clip_and_mask() -> None:
 
 
 def two_words(logp: list[float]) -> torch.Tensor:
-    """Logits over two words whose word 0 has these log-probs."""
+    """Logits over two words; word 0 has these log-probs."""
     p = torch.tensor(logp, dtype=torch.float64).exp()
     return torch.stack([p, 1 - p], -1).log()
 
 
 def test_ppo_by_hand() -> None:
-    """rho 2 with A = 1 is clipped at 1.2; rho 0.5 with A = 1 is not; rho 0.5 with A = -1 is held at 0.8."""
+    """rho 2 with A = 1 is clipped at 1.2; rho 0.5 with A = 1 is not; rho 0.5 with A = -1 is clipped at 0.8."""
     logits = two_words([math.log(0.5), math.log(0.25), math.log(0.25)]).requires_grad_()
     old = torch.log(torch.tensor([0.25, 0.5, 0.5], dtype=torch.float64))
     result = ck.policy_loss(
@@ -119,7 +119,7 @@ def test_ppo_by_hand() -> None:
     )
     assert result.loss.item() == pytest.approx(-1.2 - 0.5 + 0.8)
     result.loss.backward()
-    # d(-rho A)/dlogits of row 1 = -0.5 * (onehot - p) with p = (0.25, 0.75); the other two rows are held by the clip.
+    # d(-rho A)/dlogits of row 1 = -0.5 * (onehot - p) with p = (0.25, 0.75); the other two rows are clipped.
     assert logits.grad.tolist() == [[0, 0], pytest.approx([-0.375, 0.375]), [0, 0]]
     assert result.metrics["active_frac"].item() == pytest.approx(1 / 3)
     assert result.metrics["clip_high_frac"].item() == pytest.approx(1 / 3)
@@ -127,7 +127,7 @@ def test_ppo_by_hand() -> None:
 
 
 def test_dual_clip_bounds_a_bad_token() -> None:
-    """rho = 8, A = -1: the loss is 8 without and 3 with dual_clip = 3, and then has no gradient."""
+    """rho = 8, A = -1: the loss is 8. With dual_clip = 3 it is 3 and has no gradient."""
     logits = two_words([math.log(0.8)]).requires_grad_()
     arguments = {"weights": torch.ones(1, dtype=torch.float64), "advantages": -torch.ones(1, dtype=torch.float64)}
     old = torch.tensor([math.log(0.1)], dtype=torch.float64)
@@ -148,8 +148,8 @@ def test_cispo_cap_may_be_below_one() -> None:
 
 
 @pytest.mark.parametrize("far", [-50.0, 50.0])
-def test_the_clamp_of_a_sequence_is_on_its_mean_and_on_its_sum(far: float) -> None:
-    """Ratio: mean of (3 far, -far) is far, beyond 20. Importance weight: each token 15, the sum 30."""
+def test_a_sequence_s_mean_and_its_sum_are_clamped(far: float) -> None:
+    """Ratio: the mean of (3 far, -far) is far, beyond 20. Importance weight: 15 per token, the sum 30."""
     case = replace(random_case(2, (2,)), weights=[1.0, 1.0])
     near = oracle(case, ck.LossSpec())["logp"]
     fifteen = math.copysign(15, far)
@@ -162,7 +162,7 @@ def test_the_clamp_of_a_sequence_is_on_its_mean_and_on_its_sum(far: float) -> No
 
 
 def test_every_objective_is_homogeneous_in_the_advantage() -> None:
-    """So a ready-made importance ratio may be multiplied into the advantages."""
+    """Therefore a precomputed importance ratio may be multiplied into the advantages."""
     case = random_case(3)
     for objective in ("ppo", "cispo", "reinforce"):
         spec = ck.LossSpec(objective=objective)

@@ -1,4 +1,4 @@
-"""Transforms of torch.func around `reference`: `functional_call` is right, the rest refused by name."""
+"""Transforms of torch.func around `reference`: `functional_call` is right, the others are refused by name."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import capo_kernels as ck
 
 TARGETS = torch.tensor([1, 4, 0])
 HIDDEN, WEIGHT = torch.randn(3, 4), torch.randn(5, 4)
-BESIDE = {"weights": torch.full((3,), 1 / 3), "advantages": torch.tensor([1.0, -0.5, 2.0]), "impl": "reference"}
+OTHERS = {"weights": torch.full((3,), 1 / 3), "advantages": torch.tensor([1.0, -0.5, 2.0]), "impl": "reference"}
 
 
 def loss(logits: torch.Tensor) -> torch.Tensor:
-    return ck.policy_loss(logits, TARGETS, **BESIDE).loss
+    return ck.policy_loss(logits, TARGETS, **OTHERS).loss
 
 
 def linear_loss(hidden: torch.Tensor) -> torch.Tensor:
-    return ck.linear_policy_loss(hidden, WEIGHT, TARGETS, **BESIDE).loss
+    return ck.linear_policy_loss(hidden, WEIGHT, TARGETS, **OTHERS).loss
 
 
 def linear_logprobs(hidden: torch.Tensor) -> torch.Tensor:
@@ -45,6 +45,6 @@ def test_functional_call_with_backward() -> None:
         lambda: vmap(linear_logprobs)(torch.zeros(2, 3, 4)),
     ],
 )
-def test_what_would_be_wrong_is_refused_by_name(call: Callable) -> None:
+def test_unsupported_transforms_are_refused_by_name(call: Callable) -> None:
     with pytest.raises(RuntimeError, match=r"^torch\.func: got a call inside a transform"):
         call()

@@ -1,4 +1,4 @@
-"""What careless callers do: torch's defaults changed, views handed in, votes missing."""
+"""Careless callers: changed defaults of torch, views as arguments, missing votes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from calls import EVERYTHING, same_in_every_bit
+from calls import EVERYTHING, assert_same_bits
 from implementations import DEVICE
 from problems import linear_problem, logits_problem
 
@@ -23,7 +23,7 @@ def results(problem, impl: str, factor: float = 2.0, **leaves: torch.Tensor) -> 
 
 
 def test_a_transposed_weight(impl: str) -> None:
-    """A head that is stored [H, V]: its gradient must not be scaled along the wrong strides."""
+    """The head is stored as [H, V]; its gradient must not be scaled along the wrong strides."""
     problem = linear_problem(EVERYTHING)
     transposed = problem.leaves["weight"].T.contiguous().T
     assert not transposed.is_contiguous()
@@ -33,7 +33,7 @@ def test_a_transposed_weight(impl: str) -> None:
 
 
 @pytest.mark.parametrize("make", [logits_problem, linear_problem])
-def test_torchs_default_dtype_and_device_mean_nothing(make, impl: str) -> None:
+def test_torchs_default_dtype_and_device_have_no_effect(make, impl: str) -> None:
     problem, spec = make(EVERYTHING), dataclasses.asdict(EVERYTHING)
     want = results(problem, impl)
     before = torch.get_default_dtype()
@@ -44,11 +44,11 @@ def test_torchs_default_dtype_and_device_mean_nothing(make, impl: str) -> None:
         got = results(dataclasses.replace(problem, spec=made), impl)
     finally:
         torch.set_default_dtype(before)
-    same_in_every_bit(got, want)
+    assert_same_bits(got, want)
     assert torch.equal(made.numbers, EVERYTHING.numbers)
 
 
-def test_log_probs_are_float32_whatever_the_default(impl: str) -> None:
+def test_log_probs_are_float32_for_any_default_dtype(impl: str) -> None:
     leaves = linear_problem().leaves
     targets = torch.zeros(leaves["hidden"].shape[0], dtype=torch.int64, device=DEVICE)
     hidden = leaves["hidden"].nan_to_num()
@@ -60,7 +60,7 @@ def test_log_probs_are_float32_whatever_the_default(impl: str) -> None:
     assert found.dtype == torch.float32
 
 
-def test_a_step_without_a_vote_is_not_read_from_beyond_the_votes(impl: str) -> None:
+def test_a_step_without_a_vote_is_not_read_out_of_bounds(impl: str) -> None:
     if impl == "reference":
         pytest.skip("an IndexError on a CPU")
     logits = torch.randn(6, 9, device=DEVICE, requires_grad=True)
@@ -76,18 +76,18 @@ def test_a_step_without_a_vote_is_not_read_from_beyond_the_votes(impl: str) -> N
 
 def test_rows_named_twice_count_once(impl: str) -> None:
     if DEVICE.type != "cpu":
-        pytest.skip("on a device `rows` are checked with CAPO_DEBUG=1 alone")
+        pytest.skip("on a device `rows` are checked only with CAPO_DEBUG=1")
     problem = linear_problem()
     grads = []
     for rows in ([0, 2, 5], [0, 0, 2, 5, 5]):
         leaves = {name: x.detach().requires_grad_() for name, x in problem.leaves.items()}
         problem.call(impl, leaves, rows=torch.tensor(rows)).loss.backward()
         grads.append({name: x.grad for name, x in leaves.items()})
-    same_in_every_bit(*grads)
+    assert_same_bits(*grads)
 
 
 @pytest.mark.parametrize("view", ["slice", "columns", "expanded", "overlapping"])
-def test_what_may_not_be_overwritten_is_refused(view: str, impl: str) -> None:
+def test_logits_that_may_not_be_overwritten_are_refused(view: str, impl: str) -> None:
     leaf = torch.randn(4, 9, device=DEVICE, requires_grad=True)
     computed = leaf * 1
     logits = {
@@ -118,7 +118,7 @@ def test_transforms_of_torch_func_are_refused_by_name(make, impl: str) -> None:
     problem = make().tidy()
     rows = next(iter(problem.leaves))
     others = {name: x for name, x in problem.leaves.items() if name != rows}
-    targets = problem.beside["targets"].clamp(min=0)
+    targets = problem.others["targets"].clamp(min=0)
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         return problem.call(impl, {rows: x, **others}).loss

@@ -1,4 +1,4 @@
-"""Step credit: the norms by hand, against loops over random groups, and split over calls."""
+"""Step credit: the norms by hand and against loops over random groups, and groups split over calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NORMS = ["group-token", "group-sequence", "separate", "center", "sequence-center
 
 
 def make_credit(sequences: list[tuple[float, int, list[float | None]]], **options) -> ck.Credit:
-    """From (outcome, group, [each token's vote, None before the first step]); equal neighbours share a step."""
+    """Credit of (outcome, group, [each token's vote, None before the first step]); equal neighbours share a step."""
     starts, wrong, cu = [], [], [0]
     for _, _, votes in sequences:
         before = None
@@ -42,12 +42,12 @@ def trace(**options) -> ck.Credit:
     return make_credit([(1.0, 0, [0, 0, 1, 1, 0, 0]), (0.0, 0, [1, 1, 0, 0])], **options)
 
 
-def everything(credit: ck.Credit) -> torch.Tensor:
+def all_tokens(credit: ck.Credit) -> torch.Tensor:
     return torch.ones_like(credit.step_starts)
 
 
 def test_the_worked_trace_of_the_records() -> None:
-    advantages = ck.token_advantages(trace(), everything(trace()))
+    advantages = ck.token_advantages(trace(), all_tokens(trace()))
     assert [round(a, 2) for a in advantages.tolist()] == [
         1.03,
         1.03,
@@ -62,13 +62,13 @@ def test_the_worked_trace_of_the_records() -> None:
     ]
 
 
-def test_the_trace_is_the_one_that_the_records_print() -> None:
+def test_the_trace_equals_that_in_the_docstring_of_records() -> None:
     import capo_fast.records
 
     printed = re.search(r"-> (1\.03.*)$", capo_fast.records.__doc__ or "", re.MULTILINE)
     assert printed is not None
     want = [float(x) for x in printed.group(1).replace("|", " ").split()]
-    assert [round(a, 2) for a in ck.token_advantages(trace(), everything(trace())).tolist()] == want
+    assert [round(a, 2) for a in ck.token_advantages(trace(), all_tokens(trace())).tolist()] == want
 
 
 # Rewards 2 2 1 1 2 2 | -1 -1 0 0. Pooled: mean 0.8, std sqrt(1.36). Sequence means 5/3 and -1/2: mean 7/12, std 13/12.
@@ -85,30 +85,30 @@ BY_HAND = {
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_norms_by_hand(norm: str) -> None:
-    """Tokens 0, 2, 6 and 8: right and sound, right and wrong step, wrong and wrong step, wrong and sound."""
-    advantages = ck.token_advantages(trace(norm=norm), everything(trace()))
+    """Tokens 0 and 2 have a right outcome, 6 and 8 a wrong one; the steps of tokens 2 and 6 are wrong."""
+    advantages = ck.token_advantages(trace(norm=norm), all_tokens(trace()))
     assert advantages.dtype == torch.float32
     assert advantages[[0, 2, 6, 8]].tolist() == pytest.approx(BY_HAND[norm], rel=1e-6)
 
 
 def test_the_floor_bounds_the_std_from_below() -> None:
-    """Sequence std 13/12 stays, a floor of 2 takes its place."""
+    """A sequence std of 13/12 is above a floor of 1 and is replaced by a floor of 2."""
     for floor, std in ((1.0, 13 / 12), (2.0, 2.0)):
         credit = trace(norm="group-sequence", std_floor=floor)
-        assert ck.token_advantages(credit, everything(credit))[0].item() == pytest.approx((2 - 7 / 12) / std)
+        assert ck.token_advantages(credit, all_tokens(credit))[0].item() == pytest.approx((2 - 7 / 12) / std)
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.25])
 @pytest.mark.parametrize("norm", [n for n in NORMS if n != "none"])
 def test_equal_rewards_give_exactly_0(norm: str, floor: float) -> None:
-    """1.7 and 0.3 are no floats: neither the sums in float64 nor the difference in float32 may leave rounding noise."""
+    """1.7 and 0.3 are not exact in binary: neither float64 sums nor float32 differences may leave rounding noise."""
     sequences = [(1 / 3, 0, [1 / 3] * n) for n in (7, 11, 3)]
     credit = make_credit(sequences, norm=norm, std_floor=floor, outcome_weight=1.7, process_weight=0.3)
-    assert ck.token_advantages(credit, everything(credit)).tolist() == [0.0] * 21
+    assert ck.token_advantages(credit, all_tokens(credit)).tolist() == [0.0] * 21
 
 
-def test_tied_sequences_with_unlike_tokens_keep_their_differences_under_token_norms() -> None:
-    """Both sequences have mean reward 1.5: no spread over sequences, but over tokens."""
+def test_tied_sequences_with_different_tokens_keep_their_differences_under_token_norms() -> None:
+    """Both sequences have mean reward 1.5: no spread over sequences, only over tokens."""
     rows = [(1.0, 0, [0, 1]), (1.0, 0, [1, 0])]
     got = {norm: ck.token_advantages(make_credit(rows, norm=norm), torch.ones(4).bool()).tolist() for norm in NORMS}
     assert got["group-sequence"] == [0, 0, 0, 0]
@@ -116,57 +116,57 @@ def test_tied_sequences_with_unlike_tokens_keep_their_differences_under_token_no
     assert got["group-token"] == got["separate"] == pytest.approx([1, -1, -1, 1])
 
 
-def test_tokens_before_the_first_step_belong_to_none() -> None:
-    """Not even to the last step of the sequence before."""
+def test_tokens_before_the_first_step_belong_to_no_step() -> None:
+    """In particular not to the last step of the previous sequence."""
     credit = make_credit([(1.0, 0, [0, 1]), (1.0, 0, [None, None, 1])], norm="none")
-    assert ck.token_advantages(credit, everything(credit)).tolist() == [2, 1, 2, 2, 1]
+    assert ck.token_advantages(credit, all_tokens(credit)).tolist() == [2, 1, 2, 2, 1]
 
 
 def test_a_sequence_without_steps_and_an_empty_sequence() -> None:
     credit = make_credit([(1.0, 0, [None, None]), (0.5, 0, []), (0.0, 0, [1])], norm="none")
-    assert ck.token_advantages(credit, everything(credit)).tolist() == [2, 2, -1]
+    assert ck.token_advantages(credit, all_tokens(credit)).tolist() == [2, 2, -1]
 
 
 def test_weights_of_outcome_and_process() -> None:
     credit = trace(norm="none", outcome_weight=3.0, process_weight=0.5)
-    assert ck.token_advantages(credit, everything(credit))[[0, 2, 6, 8]].tolist() == [3, 2.5, -0.5, 0]
+    assert ck.token_advantages(credit, all_tokens(credit))[[0, 2, 6, 8]].tolist() == [3, 2.5, -0.5, 0]
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_what_is_not_trained_counts_for_nothing_and_may_be_nan(norm: str) -> None:
-    """A group with a masked step and a wholly masked rollout equals the group without them."""
+def test_untrained_tokens_do_not_count_and_may_be_nan(norm: str) -> None:
+    """A group with a masked step and a fully masked rollout equals the group without them."""
     nan = math.nan
     masked = make_credit([(1.0, 4, [0, 1, nan]), (nan, 4, [nan, nan]), (0.0, 4, [1, 0])], norm=norm)
     mask = torch.tensor([1, 1, 0, 0, 0, 1, 1]).bool()
     clean = make_credit([(1.0, 4, [0, 1]), (0.0, 4, [1, 0])], norm=norm)
     got = ck.token_advantages(masked, mask)
-    assert torch.equal(got[mask], ck.token_advantages(clean, everything(clean)))
+    assert torch.equal(got[mask], ck.token_advantages(clean, all_tokens(clean)))
     assert torch.equal(got[~mask], torch.zeros(3))
-    assert torch.equal(ck.credit_stats(masked, mask), ck.credit_stats(clean, everything(clean)))
+    assert torch.equal(ck.credit_stats(masked, mask), ck.credit_stats(clean, all_tokens(clean)))
 
 
 def test_stats_columns_and_rows() -> None:
-    """Row g is group id g, whatever ids lie between."""
-    stats = ck.credit_stats(replace(trace(), group=torch.tensor([3, 3], dtype=torch.int32)), everything(trace()))
+    """Row g belongs to group id g, even if ids below g are unused."""
+    stats = ck.credit_stats(replace(trace(), group=torch.tensor([3, 3], dtype=torch.int32)), all_tokens(trace()))
     assert stats.shape == (4, 4)
     assert stats.dtype == torch.float32
     scale = 1 / math.sqrt(1.36)
     assert stats[3].tolist() == pytest.approx([0.8, scale, 0.0, scale])
-    separate = ck.credit_stats(trace(norm="separate"), everything(trace()))
+    separate = ck.credit_stats(trace(norm="separate"), all_tokens(trace()))
     assert separate[0].tolist() == pytest.approx([1.0, 1.0, -0.4, 1 / math.sqrt(0.24)])
 
 
 def test_no_sequences() -> None:
     credit = make_credit([])
-    assert ck.credit_stats(credit, everything(credit)).shape == (0, 4)
-    assert ck.token_advantages(credit, everything(credit)).shape == (0,)
+    assert ck.credit_stats(credit, all_tokens(credit)).shape == (0, 4)
+    assert ck.token_advantages(credit, all_tokens(credit)).shape == (0,)
 
 
 def test_stats_are_taken_in_float64_and_two_passes() -> None:
-    """A spread of 1e-3 on 1,000: E[x^2] - E[x]^2 in float32 would give nothing but noise."""
+    """A spread of 1e-3 on 1,000: E[x^2] - E[x]^2 in float32 would be only noise."""
     outcomes = torch.tensor([1000.0, 1000.001, 1000.002, 1000.003])
     credit = make_credit([(x, 0, [None]) for x in outcomes.tolist()], norm="group-sequence", outcome_weight=1.0)
-    _, scale, _, _ = ck.credit_stats(credit, everything(credit))[0].tolist()
+    _, scale, _, _ = ck.credit_stats(credit, all_tokens(credit))[0].tolist()
     assert scale == pytest.approx(1 / pstdev(outcomes.double().tolist()), rel=1e-6)
 
 
@@ -228,9 +228,9 @@ def test_any_groups_and_any_split(sequences, norm, floor, random) -> None:
 
 
 def test_a_batch_with_part_of_a_group_needs_the_stats() -> None:
-    """Without them the part is normalised as if it were the group: the reason for `stats`."""
+    """Without `stats` the part is normalised as if it were the whole group."""
     half = make_credit([(1.0, 0, [0, 0, 1, 1, 0, 0])])
-    stats = ck.credit_stats(trace(), everything(trace()))
-    whole = ck.token_advantages(trace(), everything(trace()))[:6]
-    assert torch.equal(ck.token_advantages(replace(half, stats=stats), everything(half)), whole)
-    assert not torch.allclose(ck.token_advantages(half, everything(half)), whole)
+    stats = ck.credit_stats(trace(), all_tokens(trace()))
+    whole = ck.token_advantages(trace(), all_tokens(trace()))[:6]
+    assert torch.equal(ck.token_advantages(replace(half, stats=stats), all_tokens(half)), whole)
+    assert not torch.allclose(ck.token_advantages(half, all_tokens(half)), whole)

@@ -1,4 +1,4 @@
-"""Log-probs and entropies, of logits and of a linear head in chunks."""
+"""Log-probs and entropies of logits, and of a linear head in chunks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_by_hand() -> None:
 
 @given(st.integers(0, 6), st.integers(1, 9), st.floats(0.2, 5), st.integers(1, 8), st.integers(0, 999))
 @settings(max_examples=40, deadline=None, derandomize=True)
-def test_both_paths_are_the_log_softmax(tokens, vocab, temperature, chunk, seed) -> None:
+def test_both_paths_equal_the_log_softmax(tokens, vocab, temperature, chunk, seed) -> None:
     hidden, weight, bias, targets = problem(tokens, 3, vocab, seed=seed)
     logits = torch.nn.functional.linear(hidden, weight, bias)
     dist = torch.distributions.Categorical(logits=logits.detach() / temperature, validate_args=False)

@@ -1,4 +1,4 @@
-"""The share of each token in the loss."""
+"""The weight of each token in the loss."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def test_by_hand(mode: str, denominator, want: float) -> None:
     assert weights.tolist() == pytest.approx([want, 0, want, 0, 0, want, want])
 
 
-def test_sequences_weigh_the_same_whatever_their_length() -> None:
+def test_sequences_have_equal_weight_whatever_their_length() -> None:
     cu = torch.tensor([0, 1, 5], dtype=torch.int32)
     weights = ck.token_weights(cu, torch.ones(5).bool(), "sequence-mean")
     assert weights.tolist() == [0.5, 0.125, 0.125, 0.125, 0.125]
 
 
 @pytest.mark.parametrize("mode", ["sequence-mean", "token-mean"])
-def test_nothing_trained_weighs_0(mode: str) -> None:
+def test_without_trained_tokens_all_weights_are_0(mode: str) -> None:
     assert ck.token_weights(CU, torch.zeros(7).bool(), mode).tolist() == [0.0] * 7
     assert ck.token_weights(CU[:1], torch.zeros(0).bool(), mode).shape == (0,)
 
 
 @pytest.mark.parametrize("mode", ["sequence-mean", "token-mean"])
-def test_parts_with_the_whole_denominator_make_the_whole(mode: str) -> None:
+def test_parts_with_the_whole_denominator_add_up_to_the_whole(mode: str) -> None:
     whole = ck.token_weights(CU, MASK, mode)
     denominator = {"sequence-mean": 2, "token-mean": 4}[mode]
     first = ck.token_weights(CU[:3], MASK[:3], mode, denominator)

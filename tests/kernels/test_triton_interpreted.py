@@ -1,4 +1,4 @@
-"""The comparison with float64, for the Triton kernels under Triton's interpreter."""
+"""The Triton kernels under Triton's interpreter: the comparison with float64."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(status()["triton"] == "available", reason="Triton runs in this process: the common tests judge it")
+@pytest.mark.skipif(status()["triton"] == "available", reason="Triton runs in this process: the common tests check it")
 def test_the_common_tests_under_the_interpreter() -> None:
     interpreted.check("test_against_float64")

@@ -1,4 +1,4 @@
-"""Long responses: outside attention's own kernel, what a step allocates grows with the tokens and no faster."""
+"""Long responses: outside the attention kernel, the memory of a step is linear in its tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDE.vocab_size, WIDE.hidden_size, WIDE.num_hidden_layers = 65_536, 16, 2
 
 
 def test_memory_is_linear_in_tokens_and_the_loss_keeps_one_chunk(one_rank):
-    """One response of one, two and three chunks of the loss: each takes the same again, far less than its logits."""
+    """One response of one, two and three chunks of the loss: each chunk adds equal memory, far less than its logits."""
     learner = make_learner(config_of(PolicyConfig(gradient_checkpointing=True)), WIDE)
     chunk = default_rows(0, WIDE.vocab_size, WIDE.hidden_size, 4, False, None)
     found = []

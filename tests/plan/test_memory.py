@@ -1,4 +1,4 @@
-"""A plan's bytes against those that a learner's step allocates."""
+"""A plan's bytes against the bytes that a learner's step allocates."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ CASES = {
     "every second": (PolicyConfig(gradient_checkpointing=2), 0),
     "LoRA": (PolicyConfig(gradient_checkpointing=True), 8),
 }
-"""Fullest at the loss, for a chunk of its logits is large."""
+"""The peak is at the loss, because a chunk of logits is large."""
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_allocates_what_is_predicted(case, one_rank):
-    """Of its fullest moment, above the state."""
+def test_a_step_allocates_the_predicted_bytes(case, one_rank):
+    """Compares the peak of a step, without the state that exists before it."""
     check_step(*CASES[case], MODEL)
 
 
 @pytest.mark.parametrize("rank", [0, 8])
-def test_a_backward_pass_allocates_what_is_predicted(rank, one_rank):
-    """With a small vocabulary the recomputed layer is the most."""
+def test_a_backward_pass_allocates_the_predicted_bytes(rank, one_rank):
+    """With a small vocabulary the peak is at the recomputed layer."""
     small = deepcopy(MODEL)
     small.vocab_size = 200
     check_step(PolicyConfig(gradient_checkpointing=True), rank, small)
@@ -38,7 +38,7 @@ def test_a_backward_pass_allocates_what_is_predicted(rank, one_rank):
 def check_step(policy: PolicyConfig, rank: int, architecture: Any) -> None:
     learner = make_learner(config_of(policy, rank), architecture)
     batch = micro_batch(learner.config, sequences=4, vocab=architecture.vocab_size)
-    learner.train_batch([[batch]])  # what is made once
+    learner.train_batch([[batch]])  # allocates the state that later steps reuse
     job = job_of(learner, batch, architecture)
     found = peak_bytes(lambda: learner.train_batch([[batch]]))
     planned = max(sum(parts.values()) for parts in learning(job, {}).values())

@@ -1,4 +1,4 @@
-"""What a plan lowers, recommends and prints."""
+"""Plans: the settings that they lower and recommend, and the printed page."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def job(model: str = "qwen2.5-7b", ranks: int = 8, device: str = "h100", **value
     return Job(config, find_shape(model), NVIDIA[device], ranks, -(-ranks // 8), Lengths(256, 1024, 512))
 
 
-def test_a_run_that_does_not_fit_is_lowered_until_it_does_and_no_further():
-    given = job(ranks=2)
-    assert room(given) < 0
-    lowered, changes = lower(given)
+def test_a_run_that_does_not_fit_is_lowered_only_until_it_fits():
+    planned = job(ranks=2)
+    assert room(planned) < 0
+    lowered, changes = lower(planned)
     assert room(lowered) >= 0
-    assert sum(each.saved for each in changes) == pytest.approx(room(lowered) - room(given))
+    assert sum(each.saved for each in changes) == pytest.approx(room(lowered) - room(planned))
     for each in changes:
         section, name = each.key.split(".")
-        undone = lowered.with_settings(**{f"{section}__{name}": getattr(getattr(given.config, section), name)})
-        assert room(undone) < 0, f"{each.key} was lowered for nothing"
+        undone = lowered.with_settings(**{f"{section}__{name}": getattr(getattr(planned.config, section), name)})
+        assert room(undone) < 0, f"{each.key} was lowered without need"
 
 
 def test_a_job_that_fits_is_unchanged_and_one_that_never_fits_is_reported():
@@ -63,16 +63,16 @@ def test_each_lever_lowers_its_part(values, moment, part):
     assert all(after[name] == pytest.approx(before[name]) for name in after if name not in (part, "engine's workspace"))
 
 
-def test_engines_on_ranks_of_their_own_hold_nothing_of_the_learner():
-    apart = job(engine__ranks=4, loss__is_mode="truncate", rollout__top_p=1)
-    assert apart.shards == apart.engines.count == 4
-    assert "optimizer" not in moments(apart)["rollout"]
-    assert "engine's weights" not in moments(apart)["sync"]
-    assert step_seconds(apart) < sum(stages(apart).values())
+def test_engines_on_separate_ranks_have_no_memory_of_the_learner():
+    separate = job(engine__ranks=4, loss__is_mode="truncate", rollout__top_p=1)
+    assert separate.shards == separate.engines.count == 4
+    assert "optimizer" not in moments(separate)["rollout"]
+    assert "engine's weights" not in moments(separate)["sync"]
+    assert step_seconds(separate) < sum(stages(separate).values())
 
 
 def test_a_critic_of_single_steps_gets_ten_times_as_many_requests():
-    """With limits of equal length."""
+    """Both kinds of critique have the same length limit."""
     whole, steps = (
         job(critic__max_tokens=512, critic__step__max_tokens=512, critic__reads=reads) for reads in ("solution", "step")
     )
@@ -82,33 +82,33 @@ def test_a_critic_of_single_steps_gets_ten_times_as_many_requests():
     assert "critic.gate" in time_lines(steps.with_settings(critic__gate=GateConfig(groups="mixed")))
 
 
-def test_a_critic_of_another_size_takes_turns_on_the_same_devices():
-    """The paper's 72B beside a 7B policy, on 8 devices."""
+def test_a_critic_of_another_size_alternates_on_the_same_devices():
+    """The paper's 72B critic with a 7B policy, on 8 devices."""
     settings = {"engine__tensor_parallel": 4, "policy__gradient_checkpointing": True, "critic__mode": "server"}
-    given = replace(job(**settings, critic__path="Qwen/Qwen2.5-72B"), critic=find_shape("qwen2.5-72b"))
-    assert moments(given)["critique"]["critic's weights"] == pytest.approx(2 * 72.7e9 / 8, rel=0.01)
-    assert "engine's weights" not in moments(given)["critique"]
-    assert room(given) > 0 and host(given)["critic's weights, asleep"] == pytest.approx(2 * 72.7e9, rel=0.01)
-    assert replace(given, ranks=16, hosts=2).servers.count == 2, "one on each host"
+    planned = replace(job(**settings, critic__path="Qwen/Qwen2.5-72B"), critic=find_shape("qwen2.5-72b"))
+    assert moments(planned)["critique"]["critic's weights"] == pytest.approx(2 * 72.7e9 / 8, rel=0.01)
+    assert "engine's weights" not in moments(planned)["critique"]
+    assert room(planned) > 0 and host(planned)["critic's weights, asleep"] == pytest.approx(2 * 72.7e9, rel=0.01)
+    assert replace(planned, ranks=16, hosts=2).servers.count == 2, "one on each host"
 
 
 def served(ranks: int = 8, device: str = "h100", **values: object) -> Job:
-    """A 72B critic on a server of its own."""
+    """A job with a 72B critic on a server of its own."""
     settings = {"engine__tensor_parallel": 4, "policy__gradient_checkpointing": True, "critic__mode": "server"}
-    given = job(ranks=ranks, **settings, critic__path="Qwen/Qwen2.5-72B", **values)
-    return replace(given, critic=find_shape("qwen2.5-72b"), hardware=NVIDIA[device])
+    planned = job(ranks=ranks, **settings, critic__path="Qwen/Qwen2.5-72B", **values)
+    return replace(planned, critic=find_shape("qwen2.5-72b"), hardware=NVIDIA[device])
 
 
 def test_a_critics_server_has_processes_of_its_own():
-    alone, given = job(engine__tensor_parallel=4), served()
-    assert moments(given)["update"]["CUDA and NCCL"] == moments(alone)["update"]["CUDA and NCCL"] + 2**30
-    assert host(given)["processes"] == host(alone)["processes"] + 10 * 1.5 * 2**30
+    alone, planned = job(engine__tensor_parallel=4), served()
+    assert moments(planned)["update"]["CUDA and NCCL"] == moments(alone)["update"]["CUDA and NCCL"] + 2**30
+    assert host(planned)["processes"] == host(alone)["processes"] + 10 * 1.5 * 2**30
 
 
 def test_a_critics_server_that_does_not_fit_gets_a_smaller_cache():
-    given = served(critic__server__kv_cache_gb=60.0)
-    assert room(given) < 0
-    lowered, changes = lower(given)
+    planned = served(critic__server__kv_cache_gb=60.0)
+    assert room(planned) < 0
+    lowered, changes = lower(planned)
     assert room(lowered) >= 0 and [each.key for each in changes] == ["critic.server.kv_cache_gb"]
     assert lowered.config.critic.server.kv_cache_gb < 60
 
@@ -118,28 +118,28 @@ def test_a_critics_server_is_on_one_host():
         served(16, critic__server__tensor_parallel=16)
 
 
-def test_a_critics_server_has_as_many_devices_as_its_heads_divide():
-    given = replace(job(critic__mode="server", critic__path="x"), critic=find_shape("qwen2.5-7b"))
-    assert given.servers.config.tensor_parallel == 4
+def test_the_devices_of_a_critics_server_divide_its_heads():
+    planned = replace(job(critic__mode="server", critic__path="x"), critic=find_shape("qwen2.5-7b"))
+    assert planned.servers.config.tensor_parallel == 4
 
 
 def test_the_queries_of_an_estimator_take_time():
-    """docs/credit.md: k (S - 1) L / 2 tokens per rollout against its own L."""
-    plain, asking = (stages(job(algorithm="grpo", credit__process=each)) for each in ("none", "step-values"))
-    assert asking["credit"] > 5 * plain["rollout"]
+    """docs/credit.md: k (S - 1) L / 2 tokens of queries per rollout of L tokens."""
+    plain, querying = (stages(job(algorithm="grpo", credit__process=each)) for each in ("none", "step-values"))
+    assert querying["credit"] > 5 * plain["rollout"]
     frozen = stages(job(credit__process="critique-ratio"))
     assert frozen["credit"] > 0 and frozen["sync"] > 1.2 * stages(job())["sync"], "the policy is pushed twice"
 
 
-def test_a_critic_that_is_loaded_takes_more_of_the_host_than_one_that_waits():
+def test_loading_a_critic_needs_more_host_memory_than_keeping_it_asleep():
     found, step = host(job("qwen2.5-32b", checkpoint__asynchronous=False)), 8 * 1.5 * 2**30
     assert sum(found.values()) == pytest.approx(step + 4 * 32.8e9, rel=0.01)
 
 
-def test_host_memory_is_that_of_the_ranks_that_use_it():
+def test_host_memory_counts_only_the_ranks_that_use_it():
     values = {"engine__ranks": 8, "loss__is_mode": "truncate", "lora__rank": 8, "checkpoint__asynchronous": True}
-    apart = job(ranks=16, **values)
-    assert "engine's weights, asleep" not in host(apart), "engines on ranks of their own never sleep"
+    separate = job(ranks=16, **values)
+    assert "engine's weights, asleep" not in host(separate), "engines on ranks of their own never sleep"
     narrow, wide = (
         host(job("qwen2.5-32b", checkpoint__asynchronous=True, critic__mode="self", train__optimizer=each))
         for each in ("adamw-8bit", "adamw")
@@ -147,19 +147,19 @@ def test_host_memory_is_that_of_the_ranks_that_use_it():
     assert narrow["a checkpoint's copy"] < wide["a checkpoint's copy"] / 1.9
 
 
-def test_what_the_reference_costs_on_the_host_has_its_time():
+def test_an_offloaded_reference_takes_time():
     assert stages(job(reference__offload=True))["learn"] > stages(job())["learn"]
 
 
-def test_no_lever_is_a_setting_that_a_run_refuses():
-    """An adapter wants a critic that is its base; 12 devices can't share moments in 8 bits."""
-    given = job("qwen2.5-72b", ranks=12, critic__path="x")
-    lowered, _ = lower(given)
+def test_no_lever_gives_a_refused_setting():
+    """An adapter requires its base as critic, and 12 devices cannot share moments in 8 bits."""
+    planned = job("qwen2.5-72b", ranks=12, critic__path="x")
+    lowered, _ = lower(planned)
     assert room(lowered) < 0 and not lowered.is_lora and lowered.config.train.optimizer != "adamw-8bit"
 
 
 @pytest.mark.parametrize("found", ["1000000", "max"])
-def test_memory_is_what_a_container_may_use(found, tmp_path, monkeypatch):
+def test_memory_is_limited_by_the_container(found, tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text(found)
     monkeypatch.setattr(hardware, "CGROUPS", tmp_path)
     assert hardware.usable_memory() == (10**6 if found.isdecimal() else psutil.virtual_memory().total)
@@ -184,17 +184,17 @@ def test_a_job_that_would_be_refused_is_not_planned(ranks, values, message):
     ("model", "ranks", "device"), [("qwen2.5-7b", 8, "h100"), ("qwen3-8b", 1, "h200"), ("llama-3.1-70b", 64, "a100")]
 )
 def test_a_recommendation_fits_and_is_a_file_of_settings(model, ranks, device, tmp_path):
-    given, _ = recommend(find_shape(model), 8192, NVIDIA[device], ranks, -(-ranks // 8))
-    assert room(given) >= 0
-    (tmp_path / "run.yaml").write_text(settings(given))
+    planned, _ = recommend(find_shape(model), 8192, NVIDIA[device], ranks, -(-ranks // 8))
+    assert room(planned) >= 0
+    (tmp_path / "run.yaml").write_text(settings(planned))
     words = ["--config", str(tmp_path / "run.yaml"), "--data.path", "x.jsonl", "--device", device, "--gpus", str(ranks)]
     assert main(words) == 0
 
 
 @pytest.mark.parametrize("name", ["123", "#1", "a: b"])
-def test_recommended_settings_are_yaml_whatever_the_folder_is_called(name):
-    given, _ = recommend(replace(find_shape("qwen2.5-1.5b"), name=name), 4096, NVIDIA["h100"], 8, 1)
-    assert yaml.safe_load(settings(given))["model.path"] == name
+def test_recommended_settings_are_yaml_for_any_folder_name(name):
+    planned, _ = recommend(replace(find_shape("qwen2.5-1.5b"), name=name), 4096, NVIDIA["h100"], 8, 1)
+    assert yaml.safe_load(settings(planned))["model.path"] == name
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_run_is_planned(words, capsys):
     assert "in all" in capsys.readouterr().out
 
 
-def test_the_command_names_what_to_lower(capsys):
+def test_the_command_names_the_settings_to_lower(capsys):
     words = ["--model.path", "Qwen/Qwen2.5-7B", "--policy.dtype", "bfloat16", "--engine.dtype", "bfloat16"]
     assert main([*words, "--gpus", "1"]) == 1
     text = capsys.readouterr().out
@@ -236,6 +236,6 @@ def test_the_command_names_what_to_lower(capsys):
         (["--model", "no/such/model"], "--model: no/such/model: no such model folder"),
     ],
 )
-def test_what_can_not_be_planned_is_one_line(words, line, capsys):
+def test_an_impossible_plan_is_a_one_line_error(words, line, capsys):
     assert main(words) == 2
     assert line in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Parameters counted from a config.json: of published models against the published counts, and of models as built."""
+"""Parameter counts from a config.json, against published counts and against models as built."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COUNTS = {
     "meta-llama/Meta-Llama-3-70B-Instruct": 70_553_706_496,
     "Qwen/Qwen3-8B": 8_190_735_360,
 }
-"""As their cards and files have them."""
+"""From the models' cards and files."""
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -41,7 +41,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_parameters_and_the_work_are_those_of_the_model_that_is_built(kind):
+def test_the_parameters_and_the_work_equal_those_of_the_built_model(kind):
     config = AutoConfig.for_model(kind, **SMALL, **KINDS[kind])
     lora = LoraConfig(rank=4, targets=("q_proj", "down_proj"))
     with torch.device("meta"):
@@ -60,13 +60,13 @@ def test_another_architecture_is_refused():
 
 @pytest.mark.parametrize("owner", ["somebody", "unsloth"])
 def test_a_model_of_another_owner_is_not_taken_for_the_published_one(owner):
-    """Its vocabulary may be another."""
+    """Its vocabulary may differ."""
     assert published_name("meta-llama/Llama-3.1-8B") in PUBLISHED
     assert published_name(f"{owner}/Llama-3.1-8B") not in PUBLISHED
 
 
-def test_positions_are_those_that_a_run_may_use():
-    """A rope that is scaled has more; of a name alone they are not known, as variants differ in them."""
+def test_positions_are_the_longest_usable_context():
+    """A scaled rope has more. From a name alone they are unknown, as variants of a model differ in them."""
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "rope_theta": 1e6}
     config = AutoConfig.for_model("qwen2", **SMALL, max_position_embeddings=32768, rope_parameters=rope)
     assert shape_of(config, "long").positions == 131072

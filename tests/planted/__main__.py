@@ -1,10 +1,10 @@
-"""Plants the faults of faults.toml, one at a time, in copies of the tree, and expects the tests named there to fail.
+"""Plants the faults of faults.toml in copies of the tree, one per copy, and expects the tests named there to fail.
 
     python -m tests.planted [--only NAME ...] [--jobs 2]
 
-Each copy is made of the files of git's checkout and of the built library; a fault in csrc builds its own. Exit status 1
-where a fault survives its tests, where its old text is no longer in its file, or where its tests do not run. The tests
-must pass without a fault: `make test` comes first.
+Each copy has the files of the git checkout and the built library; a fault in csrc builds its own library. Exit status 1
+if a fault survives its tests, if its old text is no longer in its file, or if its tests do not run. The tests must pass
+without faults: run `make test` first.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tests.planted.faults import ROOT, Fault, read_faults
 
 LIBRARY = Path("kernels/capo_kernels/lib")
 RED, GREEN = 1, 0
-"""pytest's exit statuses where tests failed and where all passed; others mean that they did not run."""
+"""pytest's exit statuses for failed tests and for passed tests. With any other status the tests did not run."""
 LONGEST_S = 900
 
 
 def outcome(fault: Fault) -> str:
-    """`red` where the tests saw the fault, else what is wrong."""
+    """`red` if the tests detect the fault, else a description of the problem."""
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
         tree = Path(folder)
         try:
@@ -56,7 +56,7 @@ def copy_tree(tree: Path) -> None:
 
 
 def add_library(tree: Path, build: bool) -> None:
-    """The checkout's own, or the CPU's built of the copy's sources."""
+    """Copy the checkout's libraries, or build the CPU library from the copy's sources."""
     if not build:
         shutil.copytree(ROOT / LIBRARY, tree / LIBRARY)
         return
@@ -74,7 +74,7 @@ def run_tests(tree: Path, tests: Sequence[str]) -> str:
     try:
         ended = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LONGEST_S)
     except subprocess.TimeoutExpired:
-        return f"no end within {LONGEST_S} s"
+        return f"timed out after {LONGEST_S} s"
     if ended.returncode == RED:
         return "red"
     end = (ended.stdout + ended.stderr).strip().splitlines()[-1:]
@@ -90,8 +90,8 @@ def chosen(names: Iterable[str], faults: Sequence[Fault]) -> list[Fault]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.planted", description="Planted faults: do the tests fail?")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these faults alone")
-    parser.add_argument("--jobs", type=int, default=2, help="faults at a time (%(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these faults")
+    parser.add_argument("--jobs", type=int, default=2, help="faults at once (%(default)s)")
     options = parser.parse_args()
     faults = read_faults() if options.only is None else chosen(options.only, read_faults())
     bad = 0
@@ -99,7 +99,7 @@ def main() -> int:
         for fault, found in zip(faults, pool.map(outcome, faults), strict=True):
             bad += found != "red"
             print(f"{fault.name}: {found}" + ("" if found == "red" else f" ({fault.why})"), flush=True)
-    print(f"{len(faults) - bad} of {len(faults)} faults seen")
+    print(f"{len(faults) - bad} of {len(faults)} faults detected")
     return 1 if bad else 0
 
 

@@ -11,18 +11,18 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Fault:
-    """One small edit and the tests that must see it."""
+    """One small edit and the tests that must detect it."""
 
     name: str
     file: str
     old: str
     new: str
     why: str
-    """What a user would meet with this fault."""
+    """The effect of the fault for a user."""
     tests: tuple[str, ...]
 
     def spoil(self, text: str) -> str:
-        """The file's text with the fault. Raises ValueError where the old text is not there exactly once."""
+        """The file's text with the fault. Raises ValueError unless the old text occurs exactly once."""
         if text.count(self.old) != 1:
             raise ValueError(f"{self.file} has {text.count(self.old)} times {self.old!r}, want it once")
         return text.replace(self.old, self.new)

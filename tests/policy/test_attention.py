@@ -1,4 +1,4 @@
-"""Attention over packed rows against one sequence at a time; on a GPU more segments need no more launches."""
+"""Attention over packed rows against one sequence at a time; more segments need no more operations."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PACKINGS = {
 
 
 def dense(q, k, v, cut_q, cut_k, scale, window=None):
-    """Causal attention between pieces of q and of k, aligned at their last tokens, by one mask; any dtype."""
+    """Causal attention with one dense mask, for any dtype; pieces of q and k are aligned at their last tokens."""
     sequence_N = torch.searchsorted(cut_q[1:], torch.arange(len(q)), right=True)
     sequence_M = torch.searchsorted(cut_k[1:], torch.arange(len(k)), right=True)
-    before_N = cut_q[1:][sequence_N] - torch.arange(len(q))  # counted from the end of the piece
+    before_N = cut_q[1:][sequence_N] - torch.arange(len(q))  # from the end of the piece
     before_M = cut_k[1:][sequence_M] - torch.arange(len(k))
     back_NM = before_M - before_N[:, None]
     mask_NM = (sequence_N[:, None] == sequence_M) & (back_NM >= 0) & (back_NM < (window or len(k)))
@@ -78,7 +78,7 @@ def tensors(lengths, dtype=torch.float64):
 
 
 def one_by_one(q, k, v, lengths, prefix, scale, window=None):
-    """Each segment after its prefix, as a sequence of its own."""
+    """Attention of each segment, computed separately as prefix plus segment."""
     token = torch.arange(sum(lengths)).split(list(lengths))
     found = []
     for own, before in zip(token, prefix, strict=True):
@@ -91,7 +91,7 @@ def one_by_one(q, k, v, lengths, prefix, scale, window=None):
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("attend", [attend_each, attend_padded, attend_varlen, attend_flash])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_attention_and_its_gradients_are_those_of_each_sequence(attend, scale, packing, stubs):
+def test_attention_and_its_gradients_equal_those_of_each_sequence(attend, scale, packing, stubs):
     found, (lengths, prefix) = [], PACKINGS[packing]
     for each in (attend, one_by_one):
         q, k, v = tensors(lengths)
@@ -108,8 +108,8 @@ def test_a_sliding_window_reaches_over_the_prefix(stubs):
 
 
 @pytest.mark.parametrize("attend", [attend_padded, attend_varlen, attend_flash])
-def test_more_segments_are_no_more_operations_and_no_wait(attend, monkeypatch):
-    """After the first layer, which computes the indices for all layers."""
+def test_more_segments_add_no_operation_and_no_synchronisation(attend, monkeypatch):
+    """Measured after the first layer, which computes the indices for all layers."""
     monkeypatch.setattr(varlen, "varlen_attn", lambda q, k, v, *bounds, **options: q * 1)
     flash = SimpleNamespace(flash_attn_varlen_func=lambda q, k, v, *bounds, **options: q * 1)
     monkeypatch.setitem(sys.modules, "flash_attn", flash)
@@ -117,9 +117,9 @@ def test_more_segments_are_no_more_operations_and_no_wait(attend, monkeypatch):
     for lengths, prefix in (((8, 4), (None, 0)), ((1,) * 16, (None, *[0] * 7) * 2)):
         q, k, v = tensors(lengths)
         attend(q, k, v, lengths, prefix)
-        with Operations() as seen:
+        with Operations() as operations:
             attend(q, k, v, lengths, prefix)
-        counts.append(seen.count)
+        counts.append(operations.count)
     assert counts[0] == counts[1]
     assert not {"_local_scalar_dense", "nonzero", "masked_select", "_to_copy"} & set(counts[0])
 

@@ -1,4 +1,4 @@
-"""Packing: alignment, token budgets, and denominators that span the whole update."""
+"""Packing: alignment, token budgets, and denominators over the whole update."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def computed(samples):
     budget=st.integers(1, 100),
     world=st.integers(1, 4),
 )
-def test_bins_hold_every_sample_once_within_the_budget_and_keep_groups_together(lengths, budget, world):
+def test_bins_contain_every_sample_once_within_the_budget_and_keep_groups_together(lengths, budget, world):
     samples = [credited(5, length, group=group, sample=i) for i, (group, length) in enumerate(lengths)]
     bins = deal(samples, budget, world, parts_of)
     assert len(bins) % world == 0
@@ -94,7 +94,7 @@ def test_an_update_without_a_gradient_is_a_filler_on_every_rank():
 
 @pytest.mark.parametrize("aggregation", ["sequence-mean", "token-mean", "constant"])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_weights_add_up_to_those_of_one_big_batch(aggregation, world):
+def test_weights_sum_to_those_of_one_big_batch(aggregation, world):
     config = replace(CONFIG, loss=LossConfig(aggregation=aggregation), rollout=RolloutConfig(max_tokens=7))
     samples = [credited(2, 1 + i % 5, group=i // 2, sample=i, trained=i != 3) for i in range(8)]
     whole = pack_update(samples, replace(config, train=TrainConfig(micro_tokens=10**6)), 0, 1)

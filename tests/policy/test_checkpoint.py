@@ -1,4 +1,4 @@
-"""Checkpoints: restored bit for bit, incomplete ones are never loaded; exports load in transformers."""
+"""Checkpoints: restored bit for bit; incomplete ones are never loaded. Exports load in transformers."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def state_of(learner):
 
 
 def plain(value):
-    """State dicts with their sharded tensors whole."""
+    """A state dict with full tensors in place of sharded ones."""
     if isinstance(value, dict):
         return {key: plain(each) for key, each in value.items()}
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def same(a, b):
-    """True, or an AssertionError with the place of the difference."""
+    """Returns True, or raises an AssertionError that locates the difference."""
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     return True
 
@@ -86,7 +86,7 @@ def whole(checkpointer):
 def test_everything_is_restored_bit_for_bit(learner, tmp_path):
     train(learner, CONFIG)
     learner.bad_in_a_row = 2
-    draws()  # an odd number of normal draws: the second of each pair is part of the state
+    draws()  # an odd number of normal draws, as the second of a pair is part of the state
     (checkpointer := Checkpointer(tmp_path / "checkpoints", keep=2)).save(1, learner, SECTIONS)
     kept, drawn = state_of(learner), draws()
     train(learner, CONFIG)
@@ -127,15 +127,15 @@ def test_a_longer_schedule_is_computed_over_all_steps_again(learner, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keep", "best", "left"),
+    ("keep", "best", "remaining"),
     [(2, None, [3, 4]), (1, None, [4]), (2, 1, [1, 3, 4]), (2, 4, [3, 4]), (9, 0, [0, 1, 2, 3, 4])],
 )
-def test_the_last_and_the_best_are_kept(keep, best, left, learner, tmp_path):
+def test_the_last_and_the_best_are_kept(keep, best, remaining, learner, tmp_path):
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep)
     assert whole(checkpointer) is None
     for step in range(5):
         checkpointer.save(step, learner, SECTIONS, best)
-    assert names(checkpointer.folder) == [f"step_{step:06d}" for step in left]
+    assert names(checkpointer.folder) == [f"step_{step:06d}" for step in remaining]
     assert whole(checkpointer).manifest.step == 4
 
 
@@ -154,7 +154,7 @@ def test_a_step_saved_twice_keeps_the_first(saved):
     assert whole(checkpointer).section("progress") == SECTIONS["progress"]
 
 
-def test_a_failed_deletion_is_one_warning_and_the_next_checkpoint_is_saved(saved, monkeypatch, capsys):
+def test_a_failed_deletion_is_a_warning_and_the_next_checkpoint_is_saved(saved, monkeypatch, capsys):
     learner, checkpointer = saved
     checkpointer._keep = 1
 
@@ -178,7 +178,7 @@ def test_a_failed_deletion_is_one_warning_and_the_next_checkpoint_is_saved(saved
 
 @contextmanager
 def largest_file(size):
-    """No file may exceed `size` bytes, as on a full disk: one write is partial, the next one fails."""
+    """Limit files to `size` bytes. As on a full disk, one write is partial and the next one fails."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -190,20 +190,20 @@ def largest_file(size):
 @pytest.mark.parametrize(
     ("size", "file"), [(1_000_000, "model-00000.safetensors"), (2_000_000, "optimizer-00000.safetensors")]
 )
-def test_a_full_disk_is_named_and_leaves_the_others(size, file, saved):
+def test_a_full_disk_is_named_and_other_checkpoints_remain(size, file, saved):
     learner, checkpointer = saved
-    said = (
+    message = (
         rf"step 2 not saved, earlier checkpoints kept: can't write \S+/{file}: File too large \([\d,]+ bytes wanted, "
     )
-    with pytest.raises(CheckpointError, match=said), largest_file(size):
+    with pytest.raises(CheckpointError, match=message), largest_file(size):
         checkpointer.save(2, learner, SECTIONS)
     assert names(checkpointer.folder) == ["step_000001"]
     assert whole(checkpointer).manifest.step == 1
 
 
 @pytest.fixture
-def held(monkeypatch):
-    """An event that starts the writes."""
+def write_gate(monkeypatch):
+    """An event on which all checkpoint writes wait."""
     gate, write = threading.Event(), Contents.write
 
     def when_set(contents, folder):
@@ -215,18 +215,18 @@ def held(monkeypatch):
     gate.set()
 
 
-def test_a_checkpoint_written_beside_training_is_of_the_step_that_saved_it(learner, tmp_path, held):
+def test_a_background_checkpoint_is_of_the_step_that_saved_it(learner, tmp_path, write_gate):
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep=1, asynchronous=True)
     for step, before in ((1, []), (2, [1])):
-        held.clear()
+        write_gate.clear()
         train(learner, CONFIG)
         kept, progress = state_of(learner), {"cursor": 12}
         checkpointer.save(step, learner, SECTIONS | {"progress": progress})
         progress["cursor"] = 99
         train(learner, CONFIG)
         checkpointer.check()
-        assert steps_in(checkpointer.folder) == before, "it is being written, and the one before is kept"
-        held.set()
+        assert steps_in(checkpointer.folder) == before, "the new one is not complete, and the previous one is kept"
+        write_gate.set()
         checkpointer.wait()
         whole(checkpointer).load(other := make_learner(CONFIG))
         assert same(kept, state_of(other))
@@ -234,13 +234,13 @@ def test_a_checkpoint_written_beside_training_is_of_the_step_that_saved_it(learn
     assert names(checkpointer.folder) == ["step_000002"]
 
 
-def test_one_checkpoint_is_written_at_a_time(learner, tmp_path, held):
+def test_one_checkpoint_is_written_at_a_time(learner, tmp_path, write_gate):
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep=2, asynchronous=True)
     train(learner, CONFIG)
     kept = state_of(learner)
     checkpointer.save(1, learner, SECTIONS)
     train(learner, CONFIG)
-    threading.Timer(0.2, held.set).start()
+    threading.Timer(0.2, write_gate.set).start()
     checkpointer.save(2, learner, SECTIONS)
     checkpointer.wait()
     shutil.rmtree(checkpointer.folder / "step_000002")
@@ -248,12 +248,12 @@ def test_one_checkpoint_is_written_at_a_time(learner, tmp_path, held):
     assert same(kept, state_of(other))
 
 
-def test_a_background_write_that_fails_is_an_error_at_the_next_check(learner, tmp_path, held):
+def test_a_background_write_that_fails_is_an_error_at_the_next_check(learner, tmp_path, write_gate):
     checkpointer = Checkpointer(tmp_path / "checkpoints", keep=2, asynchronous=True)
     checkpointer.save(1, learner, SECTIONS)
     checkpointer.check()
     with largest_file(1_000_000):
-        held.set()
+        write_gate.set()
         checkpointer._writer._pool.shutdown()
     with pytest.raises(CheckpointError, match=r"step 1 not saved, earlier checkpoints kept: can't write \S+/model-0"):
         checkpointer.check()
@@ -277,14 +277,14 @@ def test_the_host_copy_frees_unused_buffers():
 
     staging = Staging()
     before, after = copied("model", "ahead"), copied("model")
-    assert after["model"] == before["model"], "its memory is used again"
+    assert after["model"] == before["model"], "its memory is reused"
     assert list(staging._buffers) == [("model", "x")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_export_loads_in_transformers(dtype, learner, tmp_path):
     train(learner, CONFIG)
-    for _ in range(2):  # over an older export, too
+    for _ in range(2):  # the second export replaces the first
         export_model(learner, tokenizer(), tmp_path / "model", dtype)
     assert names(tmp_path) == ["model"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -303,7 +303,7 @@ def test_an_export_that_can_not_be_written_is_an_error(in_the_way, learner, tmp_
     assert (tmp_path / in_the_way).read_text() == "a file, no folder"
 
 
-def test_sections_are_those_that_a_checkpoint_has(learner, tmp_path):
+def test_missing_sections_are_refused(learner, tmp_path):
     with pytest.raises(ValueError, match=r"sections: found \['progress'\], wanted \['inputs', 'progress', "):
         Checkpointer(tmp_path, keep=1).save(1, learner, {"progress": {}})
     assert steps_in(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The files of a run's end are written once before its first step: no trained run fails to save its model."""
+"""A trial export before the first step, so that no trained run fails to save its model."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def learner(one_rank):
     return make_learner(CONFIG)
 
 
-def test_a_rehearsal_leaves_nothing(learner, tmp_path):
+def test_a_trial_export_leaves_no_file(learner, tmp_path):
     rehearse_export(learner, tokenizer(), tmp_path, CONFIG)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_generation_config_is_exported_as_it_was(learner, tmp_path):
+def test_a_generation_config_is_exported_unchanged(learner, tmp_path):
     (folder := copied(tmp_path / "base")).joinpath("generation_config.json").write_text(json.dumps(INVALID))
     learner.policy = Policy(load_model(str(folder), "sdpa"), CONFIG.policy.loss_kernel)
     rehearse_export(learner, tokenizer(), tmp_path, Config())
@@ -57,8 +57,8 @@ def test_a_model_that_can_not_be_saved_is_refused_before_the_first_step(learner,
         rehearse_export(learner, tokenizer(), tmp_path / "nowhere", CONFIG)
 
 
-class Kept(logging.Handler):
-    """The output that a user would see."""
+class LogLines(logging.Handler):
+    """Collects the log lines that a user would see."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -70,17 +70,17 @@ class Kept(logging.Handler):
 
 @contextmanager
 def no_warning():
-    loggers, kept = [logging.getLogger(name) for name in ("transformers", "peft", "huggingface_hub")], Kept()
+    loggers, handler = [logging.getLogger(name) for name in ("transformers", "peft", "huggingface_hub")], LogLines()
     for logger in loggers:
-        logger.addHandler(kept)
+        logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             yield
     finally:
         for logger in loggers:
-            logger.removeHandler(kept)
-    assert kept.lines == []
+            logger.removeHandler(handler)
+    assert handler.lines == []
 
 
 def test_an_export_loads_and_generates_without_a_warning_and_has_its_card(learner, tmp_path):

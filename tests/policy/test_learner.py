@@ -1,4 +1,4 @@
-"""Gradient steps: the split of a batch changes nothing, on one rank or two; non-finite updates are skipped."""
+"""Gradient steps: equal for every split of a batch, on one rank or two; non-finite updates are skipped."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def difference(a, b):
 
 
 @pytest.mark.parametrize("aggregation", ["sequence-mean", "token-mean", "constant"])
-def test_micro_batches_that_split_groups_make_the_step_of_one_big_batch(aggregation, one_rank):
+def test_micro_batches_that_split_groups_give_the_step_of_one_big_batch(aggregation, one_rank):
     results = {}
     for budget in (10**6, 30):
         config = replace(CONFIG, loss=LossConfig(kl_coef=0.0, aggregation=aggregation))
@@ -65,7 +65,7 @@ def test_micro_batches_that_split_groups_make_the_step_of_one_big_batch(aggregat
 
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory, fork_server):
-    """Results of `learner_ranks.py` on one rank and on two: weights by LoRA rank (0: none), and the rest."""
+    """Results of `learner_ranks.py` by number of ranks: weights by LoRA rank (0: no LoRA), and the other results."""
     found = {}
     for ranks in (1, 2):
         out = tmp_path_factory.mktemp("ranks") / f"{ranks}.pt"
@@ -76,7 +76,7 @@ def on_ranks(tmp_path_factory, fork_server):
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
-def test_two_ranks_make_the_step_of_one(lora_rank, on_ranks):
+def test_two_ranks_give_the_step_of_one(lora_rank, on_ranks):
     (one, of_one), (two, of_two) = on_ranks[1], on_ranks[2]
     assert difference(one[lora_rank], two[lora_rank]) < 2e-6
     expected, found = of_one["metrics"][str(lora_rank)], of_two["metrics"][str(lora_rank)]
@@ -85,7 +85,7 @@ def test_two_ranks_make_the_step_of_one(lora_rank, on_ranks):
     assert found == pytest.approx(expected, abs=1e-5, nan_ok=True)
 
 
-def test_two_nodes_of_two_make_the_same_step_and_save_every_weight_once(on_ranks, one_rank, tmp_path):
+def test_two_nodes_of_two_give_the_same_step_and_save_every_weight_once(on_ranks, one_rank, tmp_path):
     statuses, output = run_ranks(learner_ranks.save_step, tmp_path / "log", tmp_path / "run", world=4, per_node=2)
     assert set(statuses) == {0}, output
     checkpoint, _ = Checkpointer(tmp_path / "run", keep=1).newest_whole()
@@ -100,10 +100,10 @@ def test_two_nodes_of_two_make_the_same_step_and_save_every_weight_once(on_ranks
         assert found[key] == pytest.approx(expected[key], abs=1e-5)
 
 
-def test_ten_steps_without_rollouts_without_a_gradient_equal_steps_with_them(one_rank):
-    """The third update of each step has nothing to compute; weight decay and momentum still change the weights."""
+def test_skipping_rollouts_without_a_gradient_does_not_change_ten_steps(one_rank):
+    """The third update of each step has no gradient, but weight decay and momentum still change the weights."""
     config = replace(CONFIG, train=replace(TRAIN, minibatches=3, weight_decay=0.1))
-    # Packing alone reads the advantages of steps.
+    # Only packing reads the advantages of steps.
     computed = [replace(each, step_advantages=(1.0,) * len(each.step_advantages)) for each in PARTLY_LIVE]
     found = []
     for samples in (PARTLY_LIVE, computed):
@@ -122,7 +122,7 @@ def test_ten_steps_without_rollouts_without_a_gradient_equal_steps_with_them(one
 
 
 @pytest.mark.parametrize("loss", [{"kl_coef": 0.1}, {"entropy_coef": 0.1}])
-def test_a_term_besides_the_policys_needs_every_rollout(loss, one_rank):
+def test_a_kl_or_entropy_term_needs_every_rollout(loss, one_rank):
     config = replace(CONFIG, loss=LossConfig(**{"kl_coef": 0.0, **loss}), lora=LoraConfig(rank=2))
     metrics = make_learner(config).train(Share.of(WITHOUT_GRADIENT))
     assert metrics["learn/skipped_rollouts"] == 0
@@ -136,7 +136,7 @@ def test_a_step_without_any_gradient_is_an_update_whose_figures_are_unknown(one_
     assert all(math.isnan(metrics[key]) for key in ("gap/mean", "gap/p99", "gap/k3", "loss/entropy"))
 
 
-def test_the_ranks_of_a_node_share_one_critic_and_leave_no_file(on_ranks):
+def test_the_ranks_of_a_node_share_one_critic_and_delete_its_file(on_ranks):
     found = on_ranks[2][1]
     [first, file], [second, same_file] = found["critics"]
     assert first == second == on_ranks[1][1]["critics"][0][0]
@@ -176,7 +176,7 @@ def test_old_logprobs_of_the_rollout_are_the_engines_own(one_rank):
     assert train(make_learner(trainers), trainers)["loss/ratio_mean"] == pytest.approx(1, abs=0.05)
 
 
-def test_the_reference_is_the_policy_as_it_was(one_rank):
+def test_the_reference_is_the_initial_policy(one_rank):
     config = replace(CONFIG, loss=LossConfig(kl_coef=0.1), train=replace(TRAIN, lr=1e-3))
     learner, _ = load_learner(MODEL, config, torch.device("cpu"), [], swaps=False)
     first, second = train(learner, config), train(learner, config)
@@ -214,16 +214,16 @@ def test_training_settings_reach_the_optimizer(one_rank):
     assert (group["lr"], group["betas"], group["weight_decay"]) == (1.5e-4, (0.8, 0.85), 0.1)
 
 
-def test_more_micro_batches_are_no_more_waits_for_the_device(one_rank):
-    """A tensor's value is read once per update and per metric of the step, not per micro-batch."""
+def test_more_micro_batches_add_no_wait_for_the_device(one_rank):
+    """The host reads a tensor's value once per update and per metric of the step, not per micro-batch."""
     counts = []
     for budget in (10**6, 30):
         config = replace(CONFIG, train=replace(TRAIN, micro_tokens=budget))
         learner = make_learner(config)
         minibatch = pack_update(SAMPLES, config, 0, 1)
-        with Operations() as seen:
+        with Operations() as operations:
             learner.train_batch([minibatch])
-        counts.append((len(minibatch), seen.count["_local_scalar_dense"]))
+        counts.append((len(minibatch), operations.count["_local_scalar_dense"]))
     (few, of_few), (many, of_many) = counts
     assert few == 1 and many > 3
     assert of_many == of_few

@@ -1,4 +1,4 @@
-"""Weights from files into shards: equal to transformers' and PEFT's, in the memory of one part."""
+"""Loading weights from files into shards: equal to transformers' and PEFT's, in the memory of one shard."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LARGE = {
     "tie_word_embeddings": True,
 }
 PART_BYTES = 4 * 40_000 * 512 // RANKS
-"""Bytes of a rank's part of the embedding, which is nearly the whole model."""
+"""Bytes of a rank's shard of the embedding, which is nearly the whole model."""
 KL = replace(FULL, loss=LossConfig(kl_coef=0.1))
 
 
@@ -62,7 +62,7 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("form", STORED)
-def test_a_model_is_the_one_that_transformers_loads(form, tmp_path, one_rank):
+def test_a_model_equals_the_one_that_transformers_loads(form, tmp_path, one_rank):
     STORED[form](folder := copied(tmp_path / "model"))
     policy = loaded(str(folder), FULL)
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -72,8 +72,8 @@ def test_a_model_is_the_one_that_transformers_loads(form, tmp_path, one_rank):
     assert all(parameter.requires_grad for parameter in policy.parameters())
 
 
-def test_weights_that_transformers_renames_are_those_that_it_loads(tmp_path, one_rank):
-    """A text model in the files of a vision model."""
+def test_weights_that_transformers_renames_equal_those_that_it_loads(tmp_path, one_rank):
+    """A text model stored in the files of a vision model."""
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "layer_types": ["full_attention"]}
     Qwen3_5ForCausalLM(Qwen3_5TextConfig(**sizes, **heads)).save_pretrained(tmp_path)
@@ -84,21 +84,21 @@ def test_weights_that_transformers_renames_are_those_that_it_loads(tmp_path, one
 
 
 def with_adapter(dtype):
-    """The weights of a model to which PEFT itself adds an adapter."""
+    """The weights of a model after PEFT's own `get_peft_model`."""
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)
     add_adapter(model, LORA.lora, LORA.seed)
     return model.state_dict()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_adapter_is_the_one_that_peft_draws(dtype, one_rank):
+def test_an_adapter_equals_the_one_that_peft_draws(dtype, one_rank):
     config = replace(LORA, policy=replace(LORA.policy, dtype=dtype))
     same(whole_weights(MODEL, config), with_adapter(getattr(torch, dtype)))
 
 
 @pytest.fixture(scope="module")
 def on_ranks(tmp_path_factory, fork_server):
-    """Results of `loading_ranks.py` on ranks that divide no weight evenly: weights, and a record per rank."""
+    """Results of `loading_ranks.py` on a number of ranks that divides no weight: weights, and a record per rank."""
     folder = tmp_path_factory.mktemp("loading")
     write_zeros(folder / "large", Qwen2Config(**LARGE, num_attention_heads=2, num_key_value_heads=1))
     reweighted(copied(folder / "spoilt"), spoil)
@@ -110,7 +110,7 @@ def on_ranks(tmp_path_factory, fork_server):
 
 
 def write_zeros(folder, config):
-    """A model whose weights take no time to draw."""
+    """Save a model of zeros, as drawing random weights would be slow."""
     with torch.device("meta"):
         shapes = {name: each.shape for name, each in Qwen2ForCausalLM(config).named_parameters()}
     config.save_pretrained(folder)
@@ -118,30 +118,30 @@ def write_zeros(folder, config):
 
 
 def spoil(weights):
-    """Put NaN into rows that the first and the last rank read."""
+    """Put NaN and infinity into rows that the first and the last rank read."""
     weights[NORM][0] = torch.nan
     weights[EMBEDDING][-1] = torch.inf
 
 
-def test_every_rank_reads_its_part(on_ranks):
+def test_every_rank_reads_its_shard(on_ranks):
     full, lora = on_ranks[0]
     same(full, AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).state_dict())
     same(lora, with_adapter(torch.bfloat16))
 
 
-def test_loading_takes_no_more_than_the_part_and_a_block(on_ranks):
-    """If the file were mapped as a whole, memory would have the part twice."""
+def test_loading_needs_at_most_its_shard_and_one_block_of_memory(on_ranks):
+    """If the whole file were mapped, each shard would be in memory twice."""
     assert max(found["peak"] for found in on_ranks[1]) < PART_BYTES + 20 * 2**20
 
 
-def test_weights_that_are_not_finite_are_named_on_all_ranks_whoever_reads_them(on_ranks):
+def test_weights_that_are_not_finite_are_named_on_all_ranks(on_ranks):
     [message] = {found["error"] for found in on_ranks[1]}
     assert message.endswith(
         f"spoilt: found NaN or infinite values in model.safetensors, 2 with such: {EMBEDDING}, {NORM}"
     )
 
 
-def test_a_weight_that_is_replaced_by_one_of_another_shape_is_refused_by_file_and_name(tmp_path, one_rank):
+def test_a_weight_of_another_shape_is_refused_by_file_and_name(tmp_path, one_rank):
     reweighted(folder := copied(tmp_path / "model"), lambda w: w | {NORM: w[NORM][:-1]})
     tensors = dict(loaded(MODEL, FULL).model.state_dict())
     with pytest.raises(ConfigError, match=rf"model\.safetensors: {NORM} has shape \[95\], wanted \[96\]"):

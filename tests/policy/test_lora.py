@@ -1,4 +1,4 @@
-"""A LoRA policy against plain PEFT: gradients, the base under it, exports, checkpoints, precision."""
+"""A LoRA policy against plain PEFT: gradients, its base, exports, checkpoints, precision."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def gradients(policy):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_are_those_of_plain_peft_also_after_a_pass_of_the_base(checkpointing, one_rank):
+def test_gradients_match_plain_peft_also_after_a_pass_of_the_base(checkpointing, one_rank):
     policy = make_policy(PolicyConfig(dtype="float32", gradient_checkpointing=checkpointing))
     theirs = get_peft_model(
         plain_model(), PeftConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=list(LORA.targets))
@@ -102,7 +102,7 @@ def test_the_base_is_the_policy_without_its_adapter(one_rank):
     assert (before - base).abs().max() > 0.1
 
 
-def test_a_learner_moves_the_adapter_alone_and_measures_the_kl_to_the_base(one_rank):
+def test_a_learner_updates_only_the_adapter_and_measures_the_kl_to_the_base(one_rank):
     learner = make_learner(CONFIG)
     start = {name: weight.clone() for name, weight in adapter_weights(learner.policy).items()}
     first, second = train(learner, CONFIG), train(learner, CONFIG)
@@ -115,7 +115,7 @@ def test_a_learner_moves_the_adapter_alone_and_measures_the_kl_to_the_base(one_r
     torch.testing.assert_close(base, dict(plain_model().state_dict()), rtol=0, atol=0)
 
 
-def test_the_base_is_held_in_the_type_of_computation_and_the_adapter_in_float32(one_rank):
+def test_the_base_has_the_compute_dtype_and_the_adapter_float32(one_rank):
     policy, batch = make_policy(PolicyConfig(dtype="bfloat16")), pack(BATCH, 1.0, CONFIG)
     loss, result = policy(batch, PLAIN, loss=True)
     loss.backward()
@@ -126,7 +126,7 @@ def test_the_base_is_held_in_the_type_of_computation_and_the_adapter_in_float32(
     assert 1e-6 < (result.logprobs - exact).abs().max() < 0.3
 
 
-def test_the_seed_alone_decides_the_first_adapter(one_rank):
+def test_only_the_seed_determines_the_initial_adapter(one_rank):
     first, other = {}, {}
     for seed, found in ((5, first), (6, other)):
         for draws in (0, 3):
@@ -138,9 +138,9 @@ def test_the_seed_alone_decides_the_first_adapter(one_rank):
 
 
 @pytest.mark.parametrize("target", ["qproj", "lm_head", "embed_tokens", "self_attn"])
-def test_a_target_that_is_no_linear_layer_is_refused_with_those_that_are(target):
-    wanted = rf"^lora\.targets: the model has no {target}, want some of q_proj, k_proj, v_proj, o_proj, gate_proj, "
-    with pytest.raises(ConfigError, match=wanted):
+def test_a_target_that_is_not_a_linear_layer_is_refused_with_the_valid_names(target):
+    message = rf"^lora\.targets: the model has no {target}, want some of q_proj, k_proj, v_proj, o_proj, gate_proj, "
+    with pytest.raises(ConfigError, match=message):
         add_adapter(plain_model(), replace(LORA, targets=("q_proj", target)), seed=0)
 
 
@@ -148,7 +148,7 @@ def test_exports_load_in_peft_and_merged_in_transformers(one_rank, tmp_path):
     learner = make_learner(CONFIG)
     learner.policy, batch = make_policy(), pack(BATCH, 1.0, CONFIG)
     ours = learner.policy(batch, PLAIN, loss=False)
-    for _ in range(2):  # over older exports, too
+    for _ in range(2):  # the second exports replace the first
         export_adapter(learner, tokenizer(), tmp_path / "adapter")
         export_model(learner, tokenizer(), tmp_path / "model", "float32")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
@@ -160,7 +160,7 @@ def test_exports_load_in_peft_and_merged_in_transformers(one_rank, tmp_path):
     torch.testing.assert_close(dict(merged.state_dict()), dict(merged_weights(learner.policy, torch.float32)))
 
 
-def test_an_adapter_loads_by_itself_from_any_folder(one_rank, tmp_path, monkeypatch):
+def test_an_adapter_loads_with_its_base_from_any_folder(one_rank, tmp_path, monkeypatch):
     copied(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     add_adapter(model := load_model("base", "sdpa"), LORA, seed=5)
@@ -173,7 +173,7 @@ def test_an_adapter_loads_by_itself_from_any_folder(one_rank, tmp_path, monkeypa
     torch.testing.assert_close(plain_logprobs(loaded), plain_logprobs(plain_model()), atol=2e-5, rtol=0)
 
 
-def test_a_hub_id_stays_the_name_of_the_base():
+def test_a_hub_id_is_kept_as_the_name_of_the_base():
     model = plain_model()
     model.name_or_path = "org/name"
     add_adapter(model, LORA, seed=5)

@@ -1,4 +1,4 @@
-"""Manifests: all damage to a checkpoint's files is found and named before any is loaded; formats are distinguished."""
+"""Manifests: damage to any file of a checkpoint is found and named before loading; other formats are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check(folder):
 
 
 def forge(folder, change):
-    """A manifest with its digest recomputed."""
+    """Change the manifest and recompute its digest."""
     body = json.loads((folder / MANIFEST).read_text())
     del body["digest"]
     change(body)
@@ -61,7 +61,7 @@ def fifo(path):
     os.mkfifo(path)
 
 
-def folder_of(path):
+def make_folder(path):
     path.unlink()
     path.mkdir()
 
@@ -71,13 +71,13 @@ DAMAGE = {
     "tail": lambda path: flip(path, -1),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
     "empty": lambda path: path.write_bytes(b""),
-    "gone": lambda path: path.unlink(),
+    "deleted": lambda path: path.unlink(),
     "list": lambda path: path.write_text("[]"),
     "deep": lambda path: path.write_text("[" * 100_000),
     "other": lambda path: path.write_text("7" if path.stem != "rng" else "0"),
     "link": link,
     "fifo": fifo,
-    "folder": folder_of,
+    "folder": make_folder,
 }
 
 
@@ -90,7 +90,7 @@ def test_every_damage_is_found_and_named(file, damage, folder):
         check(folder)
 
 
-def test_every_bit_of_a_manifest_counts_or_is_white_space(folder):
+def test_every_flipped_bit_of_a_manifest_is_found(folder):
     whole = (folder / MANIFEST).read_bytes()
     for at in range(0, len(whole), 3):
         flip(folder / MANIFEST, at)
@@ -99,7 +99,7 @@ def test_every_bit_of_a_manifest_counts_or_is_white_space(folder):
         (folder / MANIFEST).write_bytes(whole)
 
 
-def test_two_files_changed_for_one_another_are_found(folder):
+def test_two_swapped_files_are_found(folder):
     for source, target in (("rng", "swap"), ("model", "rng"), ("swap", "model")):
         (folder / f"{source}.json").rename(folder / f"{target}.json")
     with pytest.raises(DamagedError, match=r"(rng|model)\.json is damaged: digest"):
@@ -134,7 +134,7 @@ def test_other_formats_and_sections_are_named(folder):
         read_manifest(folder, 2)
 
 
-def test_steps_are_folders_of_their_own_names_only(tmp_path):
+def test_only_folders_with_exact_names_are_steps(tmp_path):
     for name in ("step_000002", "step_1000000", "step_2", "step_0000003", "step_000001.damaged", ".step_000004.tmp"):
         (tmp_path / name).mkdir()
     assert steps_in(tmp_path) == [2, 1_000_000]

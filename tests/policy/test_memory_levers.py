@@ -1,4 +1,4 @@
-"""Memory levers change memory alone: each is compared with the plain run, also after a resume."""
+"""Memory levers change only memory: each is compared with the plain run, also after a resume."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def with_lever(**values: object) -> Config:
 
 
 def trained(config: Config, start: Checkpointer | None = None, save: Checkpointer | None = None) -> Weights:
-    """Weights after a step, or after the step that follows a checkpoint."""
+    """Weights after one step, from the start or from a checkpoint."""
     learner = make_learner(config)
     if start is not None:
         start.newest_whole()[0].load(learner)
@@ -59,12 +59,12 @@ LEVERS = {
 
 @dataclass(frozen=True)
 class Plain:
-    """The run without levers."""
+    """Results of the run without levers."""
 
     weights: Weights
     saved: Checkpointer
     after: Weights
-    """One step later"""
+    """Weights one step later."""
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +75,18 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", LEVERS)
-def test_a_lever_trains_as_the_plain_run_does_also_when_it_is_resumed(name, plain, one_rank, tmp_path):
-    """The plain run's checkpoint resumes with the lever, and the lever's without it: they have the same tensors."""
+def test_a_lever_trains_like_the_plain_run_also_after_a_resume(name, plain, one_rank, tmp_path):
+    """The plain run's checkpoint resumes with the lever and the other way round: their tensors are the same."""
     values, tolerance = LEVERS[name]
     config, saved = with_lever(**values), Checkpointer(tmp_path, keep=1)
     torch.testing.assert_close(trained(config, save=saved), plain.weights, rtol=0, atol=tolerance)
-    for given, start in ((config, plain.saved), (CONFIG, saved)):
-        torch.testing.assert_close(trained(given, start=start), plain.after, rtol=0, atol=tolerance)
+    for settings, start in ((config, plain.saved), (CONFIG, saved)):
+        torch.testing.assert_close(trained(settings, start=start), plain.after, rtol=0, atol=tolerance)
 
 
 def test_moments_in_8_bits_take_nearly_the_same_steps_and_resume(one_rank, tmp_path):
-    """Most weights change as with float32 moments. Those whose gradient is tiny beside the largest of their block may
-    not, as the second moment is then zero."""
+    """Most weights change as with float32 moments. A weight whose gradient is tiny compared with the largest of its
+    block may not: its second moment rounds to zero."""
     pytest.importorskip("torchao", reason="torchao, an optional package, is not installed")
     config, saved = with_lever(train__optimizer="adamw-8bit"), Checkpointer(tmp_path, keep=1)
     with torch.compiler.set_stance("force_eager"):  # torchao compiles its step for each shape
@@ -102,7 +102,7 @@ def test_moments_in_8_bits_take_nearly_the_same_steps_and_resume(one_rank, tmp_p
     assert torch.equal(flat(offloaded), ours)
 
 
-def test_no_number_of_ranks_changes_which_moments_are_in_8_bits():
+def test_the_moments_in_8_bits_depend_only_on_shapes():
     shapes = [(151936, 3584), (3584, 3584), (512, 3584), (4096,), (16, 1536), (100, 4096)]
     assert [has_narrow_moments(torch.empty(shape, device="meta")) for shape in shapes] == [True] * 3 + [False] * 3
 

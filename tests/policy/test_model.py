@@ -1,4 +1,4 @@
-"""The policy against plain transformers: packed rows, names, precision, refused architectures."""
+"""The policy against plain transformers: packed rows, weight names, precision, refused architectures."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def make_policy(path: str, dtype: str = "float32", loss_kernel: str = "auto", ch
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_packed_groups_have_the_logprobs_and_gradients_of_each_sequence_alone(checkpointing, model_path, one_rank):
+def test_packed_groups_have_the_logprobs_and_gradients_of_separate_sequences(checkpointing, model_path, one_rank):
     shapes = [(5, 7, 0), (5, 1, 0), (5, 4, 0), (3, 3, 2), (6, 2, 1), (6, 6, 1)]
     samples = [credited(prompt, response, group, i) for i, (prompt, response, group) in enumerate(shapes)]
     policy = make_policy(model_path, checkpointing=checkpointing)
@@ -98,7 +98,7 @@ def test_the_weights_have_the_names_and_values_of_the_file(model_path, one_rank)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     embedding, head = (expected[f"{name}.weight"].data_ptr() for name in ("model.embed_tokens", "lm_head"))
     one = weights["model.embed_tokens.weight"] is weights["lm_head.weight"]
-    assert one == (embedding == head), "a tied head is summed up and copied once"
+    assert one == (embedding == head), "a tied head is gathered and copied once"
 
 
 def test_bfloat16_computes_in_bfloat16_over_float32_master_weights(model_path, one_rank):
@@ -112,14 +112,14 @@ def test_bfloat16_computes_in_bfloat16_over_float32_master_weights(model_path, o
 
 
 def test_the_named_loss_kernel_runs(model_path, one_rank, monkeypatch):
-    asked = []
-    monkeypatch.setattr(ck, "linear_token_logprobs", lambda *args, impl, **kwargs: asked.append(impl))
+    kernels = []
+    monkeypatch.setattr(ck, "linear_token_logprobs", lambda *args, impl, **kwargs: kernels.append(impl))
     policy, batch = make_policy(model_path, loss_kernel="reference"), pack([credited(5, 7)], 1.0, Config())
     policy(batch, PLAIN, loss=False)
-    assert [*asked, policy(batch, PLAIN, loss=True)[1].impl] == ["reference", "reference"]
+    assert [*kernels, policy(batch, PLAIN, loss=True)[1].impl] == ["reference", "reference"]
 
 
-def test_a_loss_kernel_that_cannot_run_is_one_line():
+def test_a_loss_kernel_that_cannot_run_is_a_one_line_error():
     with pytest.raises(ConfigError, match=r"^policy\.loss_kernel: impl='cuda' cannot run: .+$"):
         check_loss_kernel(PolicyConfig(loss_kernel="cuda"), 64, torch.device("cpu"))
     check_loss_kernel(PolicyConfig(loss_kernel="reference"), 64, torch.device("cpu"))
@@ -132,7 +132,7 @@ def test_an_untested_architecture_is_refused_by_name(tmp_path, one_rank):
     assert load_model(str(tmp_path), "sdpa", untested=True).config.model_type == "gemma"
 
 
-def test_a_missing_model_is_one_line(tmp_path):
+def test_a_missing_model_is_a_one_line_error(tmp_path):
     with pytest.raises(ConfigError, match=r"^model\.path: .*nowhere is neither a model folder nor an id"):
         load_model(str(tmp_path / "nowhere"), "sdpa")
 
@@ -146,7 +146,7 @@ WINDOWS = {
 
 @pytest.mark.parametrize("family", WINDOWS)
 def test_a_sliding_window_is_refused_under_sdpa(family, tmp_path, one_rank):
-    """Qwen's layers store it, Mistral's read it from the config."""
+    """Qwen's layers store the window; Mistral's read it from the config."""
     WINDOWS[family]().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"policy\.attention: the model has a sliding window of 8 tokens"):
         make_policy(str(tmp_path))
@@ -166,11 +166,11 @@ def test_a_model_that_the_trainer_can_not_compute_is_refused_even_untested(model
         load_model(str(tmp_path), "sdpa", untested=True)
 
 
-def test_dropout_is_off_wherever_a_model_has_it(tmp_path, one_rank):
+def test_dropout_is_off_in_every_layer(tmp_path, one_rank):
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SHAPE, attention_dropout=0.5)).save_pretrained(tmp_path)
     policy, batch = make_policy(str(tmp_path)), pack([credited(5, 7)], 1.0, Config())
-    assert policy.training and policy.model.config.attention_dropout == 0.5  # what is exported
+    assert policy.training and policy.model.config.attention_dropout == 0.5  # the exported config keeps it
     assert dropout_of(policy.model.config) == "attention_dropout 0.5"
     first, second = (policy(batch, PLAIN, loss=False) for _ in range(2))
     assert torch.equal(first, second)

@@ -1,4 +1,4 @@
-"""A model that is moved into a file: the file's contents, the memory it takes, and a full disk."""
+"""Moving a model into a file: the file's contents, the memory needed, and a full disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Tied(nn.Module):
         self.register_buffer("count", torch.tensor(7))
 
 
-def test_a_file_has_each_weight_once_and_the_model_none():
+def test_the_file_has_each_weight_once_and_the_model_is_emptied():
     model = Tied()
     before = {name: each.clone() for name, each in model.state_dict().items()}
     with ExitStack() as stack:
@@ -45,16 +45,16 @@ def test_a_file_has_each_weight_once_and_the_model_none():
     assert count == 7
 
 
-def test_it_takes_one_weight_beside_the_model():
+def test_moving_needs_the_memory_of_one_more_weight():
     model = Tied()
     with ExitStack() as stack:
-        taken = peak_bytes(lambda: pass_model(model, torch.bfloat16, stack))
-    assert 2 * SIZE**2 <= taken < 4 * SIZE**2
+        peak = peak_bytes(lambda: pass_model(model, torch.bfloat16, stack))
+    assert 2 * SIZE**2 <= peak < 4 * SIZE**2
 
 
 @contextmanager
 def full_disk(room: int):
-    """Limit the size of a file."""
+    """Limit files to `room` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
@@ -65,10 +65,10 @@ def full_disk(room: int):
         signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_disk_without_room_is_one_line_with_the_path_and_the_bytes():
+def test_a_full_disk_is_a_one_line_error_with_the_path_and_the_bytes():
     size = 2 * LAYERS * SIZE**2 + 8
     line = r"^can't write (/\S+/weights\.safetensors): File too large \((.*) bytes wanted, "
     with ExitStack() as stack, full_disk(size // 2), pytest.raises(RecordError, match=line) as error:
         pass_model(Tied(), torch.bfloat16, stack)
-    wanted = int(re.search(line, str(error.value))[2].replace(",", ""))
-    assert size < wanted < size + 4096
+    size_wanted = int(re.search(line, str(error.value))[2].replace(",", ""))
+    assert size < size_wanted < size + 4096

@@ -56,7 +56,7 @@ def train_once(learner):
     learner.train_batch([pack_update(SAMPLES, CONFIG, 0, 1)])
 
 
-def test_policy_and_critic_take_turns_in_one_engine(one_rank):
+def test_policy_and_critic_alternate_in_one_engine(one_rank):
     engine = ScriptedEngine(answer, score_with(MODEL))
     learner, sync = make_sync(engine)
     sync.push_policy()
@@ -71,7 +71,7 @@ def test_policy_and_critic_take_turns_in_one_engine(one_rank):
     assert not torch.equal(trained["model.norm.weight"], base["model.norm.weight"])
 
 
-def test_weights_that_the_engine_holds_are_not_pushed_again(one_rank):
+def test_weights_already_in_the_engine_are_not_pushed_again(one_rank):
     calls = []
 
     class CountingEngine(ScriptedEngine):
@@ -88,16 +88,16 @@ def test_weights_that_the_engine_holds_are_not_pushed_again(one_rank):
     assert calls == ["load", "forget", "load", "forget", "load", "load"]
     sync.release()
     sync.hold("policy", 1)
-    assert calls[-1] == "load", "after a release the engine holds nothing"
+    assert calls[-1] == "load", "a release discards the engine's weights"
 
 
 def test_a_critic_that_shares_the_engine_with_the_policy_is_never_pushed(one_rank):
     engine = ScriptedEngine(answer, score_with(MODEL))
     sync = FullSync(engine, make_learner(CONFIG), None, [(5, 6, 7)], CONFIG)
     sync.hold("policy", 0)
-    held = engine.weights
+    weights = engine.weights
     sync.hold("critic", 0)
-    assert engine.weights is held
+    assert engine.weights is weights
 
 
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -110,14 +110,14 @@ def shuffled(weight):
 
 
 def swapped(weight, dim, i=0, j=1):
-    """Two rows or columns are swapped."""
+    """The weight with two rows or columns swapped."""
     order = torch.arange(weight.shape[dim])
     order[[i, j]] = order[[j, i]]
     return weight.index_select(dim, order)
 
 
 def raised(weight, by):
-    """One element is changed."""
+    """The weight with one element changed."""
     changed = weight.clone()
     changed[1, 2] += by
     return changed
@@ -126,16 +126,16 @@ def raised(weight, by):
 @pytest.mark.parametrize(
     "fault",
     [
-        lambda old, new: old or new,  # trl#5312: a reload restored what was there before
+        lambda old, new: old or new,  # trl#5312: a reload restored the previous weights
         lambda old, new: new | ({NAME: old[NAME]} if old else {}),  # one tensor stale
-        lambda old, new: new | {NAME: new[NAME].roll(1, 0)},  # rows in another order: same sum
+        lambda old, new: new | {NAME: new[NAME].roll(1, 0)},  # rows in another order have the same sum
         lambda old, new: new | {NAME: swapped(new[NAME], 1)},
         lambda old, new: new | {SQUARE: new[SQUARE].T.contiguous()},
         lambda old, new: new | {NAME: shuffled(new[NAME])},
         lambda old, new: new | {NAME: raised(new[NAME], 1e-6)},
         lambda old, new: new | {NAME: raised(new[NAME], torch.nan)},
         lambda old, new: new | {NAME: new[NAME].bfloat16().float()},
-        lambda old, new: {name: weight for name, weight in new.items() if name != NAME},  # never arrived
+        lambda old, new: {name: weight for name, weight in new.items() if name != NAME},  # one tensor missing
     ],
 )
 def test_a_checksum_detects_a_faulty_load(fault, one_rank):
@@ -147,7 +147,7 @@ def test_a_checksum_detects_a_faulty_load(fault, one_rank):
 
 
 def test_the_probe_detects_faults_that_checksums_do_not(one_rank):
-    """Right weights, wrong arithmetic: a scorer that never uses the new version."""
+    """The weights are right but the arithmetic is wrong: the scorer never uses the new version."""
     learner, sync = make_sync(engine := ScriptedEngine(answer, score_with(MODEL)))
     sync.push_policy()
     base, score = engine.weights, score_with(MODEL)
@@ -157,7 +157,7 @@ def test_the_probe_detects_faults_that_checksums_do_not(one_rank):
         sync.push_policy()
 
 
-def test_differences_both_ways_do_not_cancel(one_rank):
+def test_differences_of_both_signs_do_not_cancel(one_rank):
     _, sync = make_sync(engine := ScriptedEngine(answer, score_with(MODEL)))
     score = score_with(MODEL)
     engine._scorer = lambda weights, sequence: [x + 0.1 * (-1) ** i for i, x in enumerate(score(weights, sequence))]
@@ -180,7 +180,7 @@ def adapted(one_rank):
     return learner, engine, sync
 
 
-def test_an_adapter_is_pushed_and_the_base_stays(adapted):
+def test_a_push_changes_the_adapter_and_not_the_base(adapted):
     _, engine, sync = adapted
     before = dict(engine.adapter)
     sync.push_policy()
@@ -205,7 +205,7 @@ def test_a_changed_base_is_detected(adapted):
 
 
 def test_an_adapter_and_a_base_with_equal_answers_are_detected(adapted):
-    """The second is what vLLM 0.32 does on a CPU in a mixed batch (vllm#48421)."""
+    """vLLM 0.32 on a CPU returns the adapter's answers for the base in a mixed batch (vllm#48421)."""
     _, engine, sync = adapted
     score = engine.score
     engine.score = lambda sequences, base: score(sequences, [True] * len(base))
@@ -216,7 +216,7 @@ def test_an_adapter_and_a_base_with_equal_answers_are_detected(adapted):
         sync.push_policy()
 
 
-def test_a_passing_folder_is_in_memory_if_there_is_room_and_is_deleted_at_the_end():
+def test_a_passing_folder_is_in_memory_if_it_fits_and_is_deleted_at_the_end():
     with passing_folder(1) as small, passing_folder(2**60) as large:
         assert small.is_dir() and large.is_dir()
         assert small.is_relative_to("/dev/shm") and not large.is_relative_to("/dev/shm")
@@ -224,7 +224,7 @@ def test_a_passing_folder_is_in_memory_if_there_is_room_and_is_deleted_at_the_en
 
 
 def test_a_bfloat16_weight_that_is_one_step_old_is_detected():
-    """At the paper's learning rates a few entries in a thousand change by one bit."""
+    """At the paper's learning rates, a few entries in a thousand change by one bit."""
     stale = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)).mul(0.02).bfloat16()
     fresh = stale.clone()
     fresh[17, 5] = torch.nextafter(fresh[17, 5], torch.tensor(1.0, dtype=torch.bfloat16))
@@ -238,7 +238,7 @@ def test_a_critic_of_another_architecture_is_refused_with_the_first_difference()
         check_same_architecture(policy | {"rope_parameters": {"rope_theta": 1e6}}, policy)
 
 
-def test_probe_sequences_are_the_ends_of_the_first_prompts_short_ones_joined():
+def test_probe_sequences_are_the_ends_of_the_first_prompts_with_short_ones_joined():
     prompts = [replace(load_prompts(CONFIG, tokenizer()).prompts[0], token_ids=ids) for ids in ((1, 2, 3, 4, 5), (6,))]
     assert probe_sequences(prompts, 3, 4) == [(2, 3, 4, 5)]
     assert probe_sequences([*prompts, *prompts], 2, 4) == [(2, 3, 4, 5), (2, 3, 4, 5)]
@@ -246,8 +246,8 @@ def test_probe_sequences_are_the_ends_of_the_first_prompts_short_ones_joined():
     assert probe_sequences(prompts[::-1] * 2, 2, 4) == [(2, 3, 4, 5), (2, 3, 4, 5)]
 
 
-def test_no_two_places_weigh_the_same():
-    """Otherwise a swap of two places would not change the checksum."""
+def test_no_two_positions_have_the_same_weight():
+    """With equal weights, a swap of two entries would not change the checksum."""
     for column in (False, True):
         assert len(place_weights(5000, torch.device("cpu"), column=column).unique()) == 5000
 
@@ -265,7 +265,7 @@ def merged(one_rank):
     return learner, engine, MergedSync(engine, learner, [(5, 6, 7, 8, 9), (3, 4, 3)], MERGED)
 
 
-def test_the_merged_policy_and_the_base_take_turns_by_their_adapted_weights_alone(merged):
+def test_the_merged_policy_and_the_base_alternate_by_loading_only_the_adapted_weights(merged):
     learner, engine, sync = merged
     base, load = dict(engine.weights), engine.load
     pushed = []

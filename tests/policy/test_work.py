@@ -1,4 +1,4 @@
-"""The learner's FLOPs: the rule, against PyTorch's own count of a step."""
+"""The learner's FLOPs: the formula against PyTorch's own count of a step."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ CONFIG = Config(train=TRAIN, loss=LossConfig(kl_coef=0.0))
 
 
 @pytest.mark.parametrize(("rank", "tolerance"), [(0, 0.005), (4, 0.04)])
-def test_the_layers_flops_are_those_of_their_products(rank, tolerance, one_rank):
-    """PyTorch counts attention separately, as the full square. Under LoRA it omits the gradients of the first layer's
-    inputs, which nothing needs: 3 % of this model of three layers."""
+def test_the_layers_flops_match_their_matrix_products(rank, tolerance, one_rank):
+    """PyTorch counts attention separately, as the full square. With LoRA it omits the unneeded gradients of the first
+    layer's inputs: 3 % in this model of three layers."""
     learner = make_learner(replace(CONFIG, lora=LoraConfig(rank=rank)))
     (batch,) = pack_update(SAMPLES, learner.config, 0, 1)
     size = ModelSize.of(learner.policy.model)
@@ -35,7 +35,7 @@ def test_the_layers_flops_are_those_of_their_products(rank, tolerance, one_rank)
     assert layers == pytest.approx(found, rel=tolerance)
 
 
-def test_a_pass_without_a_loss_is_a_third_and_a_read_resets_the_count(one_rank):
+def test_a_forward_pass_is_a_third_and_a_read_resets_the_count(one_rank):
     learner = make_learner(CONFIG)
     (batch,) = pack_update(SAMPLES, learner.config, 0, 1)
     counter = PassCounter(learner.policy)
@@ -46,8 +46,8 @@ def test_a_pass_without_a_loss_is_a_third_and_a_read_resets_the_count(one_rank):
     assert counter.read() == 0
 
 
-def test_a_token_attends_to_those_before_it_also_in_a_prompt_that_is_computed_once():
-    """Two responses of two tokens after one prompt of three."""
+def test_a_token_attends_to_all_before_it_also_in_a_shared_prompt():
+    """Two responses of two tokens follow one prompt of three."""
     positions = torch.tensor([0, 1, 2, 3, 4, 3, 4])
     passes = Passes()
     passes.add(SimpleNamespace(input_ids=positions, position_ids=positions, rows=torch.tensor([2, 3, 2, 5])))

@@ -1,4 +1,4 @@
-"""An invalid model folder is refused with one line that names the fault, wherever a model is loaded."""
+"""Every load of an invalid model folder is refused with one line that names the fault."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ CODE = {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}
 class Crafted:
     """Runs a command when it is unpickled."""
 
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __reduce__(self):
-        return os.mkdir, (str(self.mark),)
+        return os.mkdir, (str(self.folder),)
 
 
 def pickled(folder: Path) -> None:
@@ -64,13 +64,13 @@ def adapter(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
 
 
-def lost_shard(folder: Path) -> None:
+def without_a_shard(folder: Path) -> None:
     sharded(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
 def with_twice_the_embedding(folder: Path) -> None:
-    """The second shard contains it as well, and transformers would use that one."""
+    """Put a second embedding into the second shard; transformers would use that one."""
     sharded(folder)
     first, last = (load_file(folder / SHARDS[i]) for i in (0, 1))
     save_file(last | {EMBEDDING: 2 * (first | last)[EMBEDDING]}, folder / SHARDS[1], {"format": "pt"})
@@ -78,7 +78,7 @@ def with_twice_the_embedding(folder: Path) -> None:
 
 
 def moved(folder: Path, shard: str | None) -> None:
-    """Make the index list the embedding in this shard; None: not at all."""
+    """List the embedding under this shard in the index; None: remove it from the index."""
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"].pop(EMBEDDING)
     index["weight_map"] |= {EMBEDDING: shard} if shard else {}
@@ -96,7 +96,7 @@ REFUSED = {
         lambda f: reweighted(f, lambda w: {name.removeprefix("model."): each for name, each in w.items()}),
         "names lack the prefix 'model.'",
     ),
-    "a shard lost": (lost_shard, f"{INDEX} names model-00002-of-00002.safetensors, which is not there"),
+    "a shard lost": (without_a_shard, f"{INDEX} names model-00002-of-00002.safetensors, which is not there"),
     "a weight in two shards": (with_twice_the_embedding, f"found {EMBEDDING} in both {SHARDS[0]} and {SHARDS[1]}"),
     "a weight in another shard": (
         lambda f: (sharded(f), moved(f, SHARDS[1])),
@@ -155,10 +155,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("use", ["train", "sample"])
 @pytest.mark.parametrize("fault", REFUSED)
-def test_an_invalid_folder_is_one_line(fault, use, tmp_path):
-    damage, says = REFUSED[fault]
+def test_an_invalid_folder_is_a_one_line_error(fault, use, tmp_path):
+    damage, message = REFUSED[fault]
     damage(folder := copied(tmp_path / "model"))
-    with pytest.raises(ConfigError, match=says) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         check_model_folder(str(folder), use=use)
     assert str(caught.value).startswith(f"model.path: {folder}") and "\n" not in str(caught.value)
     assert not (folder / "ran").exists()
@@ -175,14 +175,14 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("kind", ACCEPTED)
-def test_a_whole_folder_is_accepted(kind, tmp_path, capfd):
+def test_a_valid_folder_is_accepted(kind, tmp_path, capfd):
     ACCEPTED[kind](folder := copied(tmp_path / "model"))
     assert check_model_folder(str(folder)).model_type == "qwen2"
     assert not (folder / "ran").exists()
     assert capfd.readouterr() == ("", "")
 
 
-def test_quantised_weights_are_for_the_engine_alone_and_every_module_must_have_some(tmp_path):
+def test_quantised_weights_are_for_the_engine_only_and_needed_by_every_module(tmp_path):
     folder = copied(tmp_path / "model")
     configured(folder, quantization_config={"quant_method": "gptq", "bits": 4})
     reweighted(folder, lambda w: {name.replace("_proj.weight", "_proj.qweight"): each for name, each in w.items()})
@@ -199,7 +199,7 @@ TINY = ModelConfig(path="pkg://capo_fast.tiny/model")
 
 
 @pytest.mark.parametrize(
-    ("road", "key"),
+    ("load", "key"),
     [
         (lambda path: load_model(path, "sdpa"), "model.path"),
         (lambda path: check_models(Config(model=TINY, engine=SHORT, critic=CriticConfig(path=path))), "critic.path"),
@@ -207,27 +207,27 @@ TINY = ModelConfig(path="pkg://capo_fast.tiny/model")
     ],
     ids=["trainer", "critic", "engine"],
 )
-def test_every_load_of_a_model_is_checked(road, key, tmp_path, one_rank):
+def test_every_load_of_a_model_is_checked(load, key, tmp_path, one_rank):
     reweighted(folder := copied(tmp_path / "model"), without(*MLP))
     with pytest.raises(ConfigError, match=rf"^{key}: {folder}: the weight files don't match config.json: 3 missing"):
-        road(str(folder))
+        load(str(folder))
 
 
 def test_weights_that_are_not_finite_are_refused_by_file_and_name(tmp_path):
-    def spoil(weights):
+    def put_infinities(weights):
         weights[MLP[0]][3, 5] = torch.inf
         weights[MLP[1]][:] = torch.nan
 
-    reweighted(folder := copied(tmp_path / "model"), spoil)
-    says = rf"^model\.path: {folder}: found NaN or infinite values in {SINGLE}, 2 with such: {MLP[0]}, {MLP[1]}$"
-    with pytest.raises(ConfigError, match=says):
+    reweighted(folder := copied(tmp_path / "model"), put_infinities)
+    message = rf"^model\.path: {folder}: found NaN or infinite values in {SINGLE}, 2 with such: {MLP[0]}, {MLP[1]}$"
+    with pytest.raises(ConfigError, match=message):
         load_model(str(folder), "sdpa")
-    config, held = read_config(str(folder)), load_file(folder / SINGLE)
-    with pytest.raises(ConfigError, match=says):
-        check_engine_values(str(folder), config, lambda: {name: checksum(each) for name, each in held.items()})
+    config, weights = read_config(str(folder)), load_file(folder / SINGLE)
+    with pytest.raises(ConfigError, match=message):
+        check_engine_values(str(folder), config, lambda: {name: checksum(each) for name, each in weights.items()})
 
 
-def test_a_hub_id_is_checked_as_a_folder_is(tmp_path, monkeypatch):
+def test_a_hub_id_is_checked_like_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     cached, commit = tmp_path / "models--org--name", "0" * 40
@@ -243,25 +243,25 @@ def test_a_hub_id_is_checked_as_a_folder_is(tmp_path, monkeypatch):
         check_model_folder("org/other")
 
 
-def test_an_engine_that_leaves_weights_out_is_refused_by_their_names(tmp_path):
-    """vLLM's Qwen3 ignores the bias of o_proj."""
+def test_an_engine_that_ignores_weights_is_refused_with_their_names(tmp_path):
+    """vLLM's Qwen3, for example, ignores the bias of o_proj."""
     config, path = read_config(str(copied(tmp_path / "model"))), str(tmp_path / "model")
-    held = {*load_file(tmp_path / "model" / SINGLE), HEAD}
-    check_engine_weights(path, config, held)
+    weights = {*load_file(tmp_path / "model" / SINGLE), HEAD}
+    check_engine_weights(path, config, weights)
     with pytest.raises(ConfigError, match=r"3 on one side only: model\.layers\.1\.mlp\.down_proj\.weight"):
-        check_engine_weights(path, config, held - set(MLP))
+        check_engine_weights(path, config, weights - set(MLP))
     config.tie_word_embeddings = False
     with pytest.raises(ConfigError, match=r"1 on one side only: lm_head\.weight"):
-        check_engine_weights(path, config, held)
+        check_engine_weights(path, config, weights)
 
 
-def test_a_file_in_a_folder_s_place_is_one_line(tmp_path):
+def test_a_file_in_place_of_a_folder_is_a_one_line_error(tmp_path):
     (tmp_path / "model").write_text("x")
     with pytest.raises(ConfigError, match="a file, wanted a model's folder or a hub id"):
         resolve_model(str(tmp_path / "model"))
 
 
-def test_an_engine_longer_than_the_model_names_the_setting(tmp_path):
+def test_an_engine_context_above_the_model_s_is_refused_with_the_setting(tmp_path):
     folder = copied(tmp_path / "model")
     check_context(read_config(str(folder)), 256)
     with pytest.raises(ConfigError, match=r"^engine\.max_model_len: found 257, wanted at most 256"):
@@ -271,7 +271,7 @@ def test_an_engine_longer_than_the_model_names_the_setting(tmp_path):
 
 
 def test_tokens_beyond_the_vocabulary_are_refused_by_name(tmp_path):
-    """Text can spell tokens that are not special; special ones come only from the chat template."""
+    """Text can contain tokens that are not special; only the chat template can insert special ones."""
     with_tokens(folder := copied(tmp_path / "model"), last=63, special=False)
     with_tokens(folder, last=64)
     load_tokenizer(str(folder))
@@ -286,7 +286,7 @@ def test_tokens_beyond_the_vocabulary_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer, wanted tokenizer.json"),
         (
@@ -298,8 +298,8 @@ def test_tokens_beyond_the_vocabulary_are_refused_by_name(tmp_path):
         (lambda f: (f / "tokenizer_config.json").write_text("{"), "tokenizer_config.json is not JSON"),
     ],
 )
-def test_an_invalid_tokenizer_is_one_line(damage, says, tmp_path):
+def test_an_invalid_tokenizer_is_a_one_line_error(damage, message, tmp_path):
     damage(folder := copied(tmp_path / "model"))
-    with pytest.raises(ConfigError, match=says) as caught:
+    with pytest.raises(ConfigError, match=message) as caught:
         load_tokenizer(str(folder))
     assert "\n" not in str(caught.value)

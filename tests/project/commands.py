@@ -1,4 +1,4 @@
-"""Reads a command of a document with the parser of the program that it names. Nothing is run."""
+"""Parses a document's commands with the parsers of their programs. Runs nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROGRAM = re.compile(
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The words of each line that begins with a known program, without prompt, variables, comment and `...`."""
+    """The words of each line that begins with a known program, without prompt, variables, comments and `...`."""
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         if found := PROGRAM.match(line):
             words = shlex.split(line[found.end() :], comments=True)
@@ -36,7 +36,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def check(program: str, *words: str) -> None:
-    """Raises ConfigError, AssertionError or SystemExit for what the program would not take."""
+    """Raises ConfigError, AssertionError or SystemExit for arguments that the program rejects."""
     match program, *words:
         case "capo", command, *rest:
             check_capo(command, rest)
@@ -57,7 +57,7 @@ def check(program: str, *words: str) -> None:
 
 
 def check_in_text(program: str, *words: str) -> None:
-    """The same of a command in running text, where values are placeholders: its flags alone."""
+    """Like `check`, for a command in running text: only its flags, because the values are placeholders."""
     match program, *words:
         case "capo", ("train" | "check"), *_:
             known = set(SETTINGS)
@@ -92,7 +92,7 @@ def check_capo(command: str, words: list[str]) -> None:
 
 
 def parse(module: str, words: list[str]) -> None:
-    """By the module's own flags, the rest as settings."""
+    """Parse the words with the module's own flags, and the rest as settings."""
     parser = parser_of(module)
     if parser is not None:
         _, rest = parser.parse_known_args(words)
@@ -100,12 +100,12 @@ def parse(module: str, words: list[str]) -> None:
 
 
 class Caught(Exception):
-    """A parser that is asked to parse."""
+    """Carries the parser whose `parse_known_args` was called."""
 
 
 @cache
 def parser_of(module: str) -> argparse.ArgumentParser | None:
-    """What the module's `main` parses its arguments with; None where it has no flags."""
+    """The argument parser of the module's `main`; None if it has no flags."""
     loaded = import_module(module if has_main(module) else f"{module}.__main__")
     if "parse_" not in inspect.getsource(loaded):
         return None
@@ -128,11 +128,11 @@ def has_main(module: str) -> bool:
 
 def check_make(words: list[str]) -> None:
     rules = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    given = dict(word.split("=", 1) for word in words if "=" in word)
+    variables = dict(word.split("=", 1) for word in words if "=" in word)
     targets = [word for word in words if "=" not in word]
     assert set(targets) <= set(rules), targets
     if targets == ["train"]:
-        load_config(shlex.split(given.get("ARGS", "")))
+        load_config(shlex.split(variables.get("ARGS", "")))
 
 
 def check_pip(words: list[str]) -> None:

@@ -18,10 +18,10 @@ INLINE = re.compile(r"`((?:capo|python -m|make|torchrun) [^`\n]*--[^`\n]+)`")
 
 class Block(NamedTuple):
     language: str
-    """Empty where the fence names none."""
+    """Empty if the fence names no language."""
     text: str
     line: int
-    """Of its first line in the document."""
+    """Line number of its first line in the document."""
 
 
 def name_of(document: Path) -> str:
@@ -29,7 +29,7 @@ def name_of(document: Path) -> str:
 
 
 def blocks(document: Path, *languages: str) -> Iterator[Block]:
-    """The fenced blocks of these languages, of all of them without any."""
+    """The fenced blocks of these languages; without languages, all blocks."""
     text = document.read_text(encoding="utf-8")
     for match in FENCE.finditer(text):
         if not languages or match[1] in languages:
@@ -37,7 +37,7 @@ def blocks(document: Path, *languages: str) -> Iterator[Block]:
 
 
 def folder_of_commands(document: Path) -> Path:
-    """Where its commands are run: an example's in its own folder."""
+    """The working folder of its commands: an example's own folder, else the root."""
     return document.parent if document.is_relative_to(ROOT / "examples") else ROOT
 
 

@@ -1,4 +1,4 @@
-"""Every example in a docstring gives what the docstring prints."""
+"""Every example in a docstring prints the result that the docstring shows."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ HOMES = {"capo_fast": ROOT, "capo_kernels": ROOT / "kernels", "bench": ROOT}
 
 
 def modules_with_examples() -> list[str]:
-    files = [(path, home) for name, home in HOMES.items() for path in (home / name).rglob("*.py")]
-    found = [path.relative_to(home).with_suffix("") for path, home in files if ">>> " in path.read_text("utf-8")]
+    files = [(path, package) for name, package in HOMES.items() for path in (package / name).rglob("*.py")]
+    found = [path.relative_to(package).with_suffix("") for path, package in files if ">>> " in path.read_text("utf-8")]
     return sorted(".".join(path.parts).removesuffix(".__init__") for path in found)
 
 

@@ -1,4 +1,4 @@
-"""The files that tools look for at the top of a repository name what is there."""
+"""The files at the top of the repository that tools read, such as CITATION.cff and Dockerfile, match the project."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_yaml(name):
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
-def test_the_citation_is_of_this_version_and_names_the_paper():
+def test_the_citation_has_this_version_and_names_the_paper():
     citation = read_yaml("CITATION.cff")
     assert citation.keys() >= {"cff-version", "message", "title", "authors"}
     assert (citation["version"], citation["license"]) == (__version__, PROJECT["license"])
@@ -27,12 +27,12 @@ def test_the_citation_is_of_this_version_and_names_the_paper():
     assert paper["identifiers"][0]["value"] == "arXiv:2508.02298" and len(paper["authors"]) == 5
 
 
-def test_the_workflow_does_what_ci_run_does():
+def test_the_workflow_runs_ci_run():
     steps = read_yaml(".github/workflows/ci.yml")["jobs"]["run"]["steps"]
     assert ".ci/run" in [step.get("run") for step in steps]
 
 
-def test_hooks_are_local_and_run_what_make_lint_does():
+def test_hooks_are_local_and_run_the_tools_of_make_lint():
     config = read_yaml(".pre-commit-config.yaml")
     assert {repo["repo"] for repo in config["repos"]} == {"local"}
     entries = [hook["entry"] for repo in config["repos"] for hook in repo["hooks"]]
@@ -42,7 +42,7 @@ def test_hooks_are_local_and_run_what_make_lint_does():
     assert all((ROOT / word).exists() for entry in entries for word in entry.split() if word.startswith("tests/"))
 
 
-def test_the_image_copies_what_is_there_and_is_let_through():
+def test_the_image_copies_existing_files_that_dockerignore_allows():
     lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
     allowed = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
@@ -51,7 +51,7 @@ def test_the_image_copies_what_is_there_and_is_let_through():
 
 
 @pytest.mark.parametrize(("name", "most"), [("CHANGELOG.md", 80), ("AGENTS.md", 60)])
-def test_what_is_to_be_short_is(name, most):
+def test_short_documents_stay_short(name, most):
     assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= most
 
 
@@ -73,7 +73,7 @@ def found_in_the_trainer(pattern):
 
 
 def test_the_security_policy_holds_for_the_code():
-    """No code of a model runs, nothing on disk is unpickled, YAML makes no objects."""
+    """No model code runs, no file is unpickled, and YAML creates no objects."""
     assert found_in_the_trainer(r"trust_remote_code\S*").keys() <= {
         "trust_remote_code=False",
         "trust_remote_code=False,",

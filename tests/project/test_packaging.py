@@ -1,4 +1,4 @@
-"""What is installed: a complete wheel, a kernel library that needs torch alone, imports without side effects."""
+"""The installation: a complete wheel, a kernel library that needs only torch, imports without side effects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def python(code: str, cwd: Path) -> str:
 
 
 def copy_of_the_sources(folder: Path) -> Path:
-    """So that the checkout's own build folder neither helps nor suffers."""
+    """Copy the sources, so that the build neither uses nor changes the checkout's build folder."""
     for name in ("capo_fast", "configs", "csrc", "kernels"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "lib"))
     for name in ("LICENSE", "README.md", "pyproject.toml", "setup.py"):
@@ -34,14 +34,14 @@ def copy_of_the_sources(folder: Path) -> Path:
 
 
 def unpack(wheel: Path, site: Path) -> Path:
-    """The wheel, unpacked as an installer would."""
+    """Unpack the wheel as an installer does."""
     zipfile.ZipFile(wheel).extractall(site)
     return site
 
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory) -> Path:
-    """The sdist, and the wheel that is built from it."""
+    """A folder with the sdist and the wheel built from it."""
     folder = tmp_path_factory.mktemp("build")
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist")]
     environment = os.environ | {"NVCC": "no-nvcc", "CXXFLAGS": "-O0"}
@@ -61,12 +61,12 @@ def site(wheel, tmp_path_factory) -> Path:
     return unpack(wheel, tmp_path_factory.mktemp("site"))
 
 
-def test_wheel_holds_every_file_of_the_packages(wheel):
-    homes = {"capo_fast": ROOT / "capo_fast", "capo_kernels": ROOT / "kernels/capo_kernels"}
+def test_wheel_contains_every_file_of_the_packages(wheel):
+    packages = {"capo_fast": ROOT / "capo_fast", "capo_kernels": ROOT / "kernels/capo_kernels"}
     wanted = {
-        f"{name}/{path.relative_to(home).as_posix()}"
-        for name, home in homes.items()
-        for path in home.rglob("*")
+        f"{name}/{path.relative_to(root).as_posix()}"
+        for name, root in packages.items()
+        for path in root.rglob("*")
         if path.is_file() and not {"__pycache__", "lib"} & set(path.parts)
     }
     configs = ROOT / "configs"
@@ -77,13 +77,13 @@ def test_wheel_holds_every_file_of_the_packages(wheel):
     assert {"capo_fast/py.typed", "capo_kernels/py.typed"} <= wanted
 
 
-def test_an_index_would_take_the_sdist_and_the_wheel(dist):
+def test_an_index_would_accept_the_sdist_and_the_wheel(dist):
     files = [str(path) for path in dist.iterdir()]
     done = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
     assert (len(files), done.returncode) == (2, 0), done.stdout + done.stderr
 
 
-def test_wheel_holds_nothing_else(wheel):
+def test_wheel_contains_nothing_else(wheel):
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"capo_fast", "capo_kernels"}
 
@@ -95,7 +95,7 @@ def test_torch_is_the_only_requirement(wheel):
     assert [need for need in needs if "extra ==" not in need] == ["torch>=2.10"]
 
 
-def test_kernels_work_from_the_wheel_with_torch_alone(site, tmp_path):
+def test_kernels_work_from_the_wheel_with_only_torch(site, tmp_path):
     code = f"""
 import sys
 sys.modules |= dict.fromkeys({EXTRAS!r})  # as if not installed
@@ -113,7 +113,7 @@ assert logits.grad.abs().sum() > 0
 
 
 def test_one_wheel_serves_every_python_and_torch(wheel, site):
-    """The libraries know nothing of Python or torch: a wheel for the platform alone."""
+    """The libraries depend on neither Python nor torch, so the wheel's tag names only the platform."""
     assert "-py3-none-" in wheel.name
     libraries = sorted(path.name for path in (site / "capo_kernels/lib").iterdir())
     assert libraries == ["libcapo_cpu.so", "libcapo_cuda.missing", "libcapo_sums.so"]
@@ -124,7 +124,7 @@ def test_one_wheel_serves_every_python_and_torch(wheel, site):
     assert not [word for word in ("python", "torch", "c10") if word in needed]
 
 
-def test_without_compilers_the_rest_installs_and_status_says_why(dist, tmp_path):
+def test_without_compilers_the_rest_installs_and_status_gives_the_reason(dist, tmp_path):
     sdist = next(dist.glob("*.tar.gz"))
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     environment = os.environ | {"NVCC": "no-nvcc", "CXX": "no-cxx"}
@@ -142,7 +142,7 @@ print(ck.token_logprobs(torch.zeros(1, 2), torch.zeros(1).long()).tolist())
     assert logprobs.startswith("[-0.693")
 
 
-def test_this_environment_has_what_its_compilers_can_build():
+def test_every_library_is_built_whose_compiler_is_installed():
     library = ROOT / "kernels/capo_kernels/lib"
     for compiler, name in (("c++", "libcapo_cpu"), ("c++", "libcapo_sums"), ("nvcc", "libcapo_cuda")):
         if shutil.which(compiler):
@@ -171,12 +171,12 @@ print(*sorted(set(sys.modules) - before))
     assert python(code, tmp_path).split() == ["capo_fast"]
 
 
-def test_importing_the_trainer_starts_nothing(tmp_path):
-    """All its modules: no engine is loaded, no setting, torch random state or thread of the process is touched."""
+def test_importing_the_trainer_has_no_side_effects(tmp_path):
+    """Importing all modules loads no engine and changes no environment, torch setting, random state or thread."""
     code = """
 import os, pkgutil, sys, threading
 import torch, transformers
-transformers.Qwen2ForCausalLM  # what others set up themselves is not asked here
+transformers.Qwen2ForCausalLM  # imported before: its own side effects do not count
 import capo_fast
 
 def state():

@@ -1,4 +1,4 @@
-"""Figures and names that pages take from elsewhere: the worked trace, another trainer's settings."""
+"""Figures and names that pages copy from other sources: the worked trace, another trainer's settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_trace_has_the_figures_of_the_records_and_of_the_page():
 
 
 def names_of_trl():
-    """Those of the left column of the table, without values and columns of data."""
+    """Names in the table's left column, without values and data columns."""
     table = MIGRATING.partition("## TRL\n")[2].partition("\n## verl")[0]
     left = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     return sorted({name for cell in left for name in re.findall(r"`([a-z_]{4,})(?::[^`]*)?`", cell)})

@@ -1,4 +1,4 @@
-"""The planted faults can be planted. `python -m tests.planted` checks that tests see them."""
+"""Every planted fault applies to the code. `python -m tests.planted` checks that the tests detect them."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def test_a_fault_fits_the_code_and_names_tests_that_exist(fault: Fault) -> None:
     assert all((ROOT / test.partition("::")[0]).exists() for test in fault.tests)
 
 
-def test_there_are_forty_at_least() -> None:
+def test_there_are_at_least_forty_faults() -> None:
     assert len(read_faults()) >= 40

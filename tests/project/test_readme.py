@@ -1,4 +1,4 @@
-"""README and docs: what they name exists. What they show is checked in test_snippets.py."""
+"""README and docs: everything that they name exists. test_snippets.py checks their code and commands."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def broken_links(document: Path) -> list[str]:
 
 
 @each_document
-def test_links_lead_somewhere(document):
+def test_links_resolve(document):
     assert broken_links(document) == []
 
 
@@ -54,7 +54,7 @@ def test_a_broken_link_is_found(tmp_path):
 @each_document
 def test_settings_exist(document):
     text = document.read_text(encoding="utf-8")
-    if document.name == "migrating.md":  # whose tables have another trainer's settings on the left
+    if document.name == "migrating.md":  # the left column of its tables has another trainer's settings
         text = re.sub(r"^\|[^|]*\|", "", text, flags=re.MULTILINE)
     sections = "|".join({key.partition(".")[0] for key in SETTINGS if "." in key})
     flags = re.findall(r"--([a-z_]+(?:\.\w+)+)", text.replace("--section.key", ""))

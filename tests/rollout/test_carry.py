@@ -1,4 +1,4 @@
-"""Rounds that stop before their last rollout: which rollouts stop and when, what is kept and continued."""
+"""Rounds that stop before their last rollout: which rollouts stop, when, and how they continue."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field, replace
 
 import pytest
-from decoding_engine import DecodingEngine, answer_from_there
+from decoding_engine import DecodingEngine, continue_answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_world import scripted_config, tokenizer
@@ -38,9 +38,9 @@ PROMPTS = {group: prompt(group) for group in LENGTHS} | {9: prompt(1)}
 
 
 def write(request):
-    """As many tokens as `LENGTHS` has, without those that the request goes on from."""
+    """The tokens that `LENGTHS` specifies, minus those already in the request."""
     if not request.id.startswith("rollout"):
-        return answer_from_there(request)
+        return continue_answer(request)
     group, sample = map(int, request.id.split("-")[2:4])
     tokens = LENGTHS[group][sample] - (len(request.prompt_ids) - len(PROMPTS[group].token_ids))
     part = int(request.id.partition("-part-")[2] or 0)
@@ -77,7 +77,7 @@ def test_all_but_the_long_group_are_judged_and_it_continues_in_the_next_step(rew
     first = round_of(rewards, new_groups(), engine=engine)
     samples = samples_of(first)
     assert {group for group, _ in samples} == {0, 2, 3}
-    assert engine.ended["rollout-3-1-1"] == 12, "the step in which the third group was complete"
+    assert engine.ended["rollout-3-1-1"] == 12, "the step in which the third group became complete"
     critiques = {name for name in engine.entered if name.startswith("critique")}
     assert {name.split("-")[2] for name in critiques} == {"0", "2", "3"}
     assert all(engine.entered[name] == max(LENGTHS[int(name.split("-")[2])]) for name in critiques)
@@ -88,31 +88,31 @@ def test_all_but_the_long_group_are_judged_and_it_continues_in_the_next_step(rew
     ]
     assert carry_metrics([], carried, 2, late=0)["rollout/carried_tokens"] == 15
 
-    # In the next step it has another index, and keeps its name and seeds.
+    # In the next step its index changes; its name and seeds do not.
     engine = DecodingEngine(write)
     second = round_of(rewards, {9: kept}, step=4, engine=engine)
     assert list(engine.entered)[:1] == ["rollout-3-1-1-part-1"] and engine.ended["rollout-3-1-1-part-1"] == 30 - 12
     judged = samples_of(second)
     whole, resumed = judged[9, 0].rollout, judged[9, 1].rollout
     assert (whole.versions, resumed.versions) == (((2, 3),), ((2, 12), (3, 18)))
-    assert resumed.logprobs == (-1.0,) * 12 + (-2.0,) * 18, "each token's own"
+    assert resumed.logprobs == (-1.0,) * 12 + (-2.0,) * 18, "each token keeps its own"
     assert len(resumed.token_ids) == len(resumed.steps.starts) == 30 and resumed.finished
     assert resumed.text == tokenizer().decode(resumed.token_ids, skip_special_tokens=True)
     assert second.left() == []
 
 
-def test_a_continued_request_has_its_own_seed_and_the_remaining_room():
+def test_a_continued_request_has_its_own_seed_and_the_remaining_tokens():
     builder, prompt = RequestBuilder(tokenizer(), "", CONFIG), PROMPTS[1]
     parts = [Partial()]
     for tokens in (7, 0, 2):
         parts.append(parts[-1].extended(Completion("", (5,) * tokens, (0.0,) * tokens, "", False), 2, ended=False))
-    asked = [builder.next_request(prompt, OpenGroup(3, 1, 0, (part,)), 0) for part in parts]
-    assert asked[0] == builder.rollout_request(prompt, 1, 0, 3)
-    assert len({request.seed for request in asked}) == len({request.id for request in asked}) == 4
+    requests = [builder.next_request(prompt, OpenGroup(3, 1, 0, (part,)), 0) for part in parts]
+    assert requests[0] == builder.rollout_request(prompt, 1, 0, 3)
+    assert len({request.seed for request in requests}) == len({request.id for request in requests}) == 4
     limit = CONFIG.rollout.max_tokens
-    assert [request.max_tokens for request in asked] == [limit, limit - 7, limit - 7, limit - 9]
-    assert asked[3].prompt_ids == prompt.token_ids + (5,) * 9
-    assert parts[3].versions == ((2, 9),), "parts of one version are one"
+    assert [request.max_tokens for request in requests] == [limit, limit - 7, limit - 7, limit - 9]
+    assert requests[3].prompt_ids == prompt.token_ids + (5,) * 9
+    assert parts[3].versions == ((2, 9),), "parts of one version are merged"
 
 
 def test_a_group_at_its_limit_is_completed(rewards):
@@ -128,21 +128,21 @@ GROUPS = st.lists(st.lists(st.integers(1, 9), min_size=2, max_size=2), min_size=
 
 @settings(deadline=None, max_examples=60)
 @given(GROUPS, st.integers(0, 9), st.sets(st.integers(0, 7)))
-def test_no_more_stay_open_than_may_and_one_at_least_is_complete(lengths, may, must_end):
+def test_at_most_the_limit_stays_open_and_at_least_one_group_is_complete(lengths, limit_open, must_end):
     must_end = {group for group in must_end if group < len(lengths)}
     groups = {group: OpenGroup(1, group, group, (Partial(),) * 2) for group in range(len(lengths))}
-    quota, complete = Quota(groups, may, must_end), set()
+    quota, complete = Quota(groups, limit_open, must_end), set()
     for step in range(1, 10):
         if quota.met():
             break
         complete |= quota.note([(group, i) for group, pair in enumerate(lengths) for i in (0, 1) if pair[i] == step])
     assert complete == {group for group, pair in enumerate(lengths) if max(pair) < step or not quota._running[group]}
-    assert complete and must_end <= complete and len(groups) - len(complete) <= may
+    assert complete and must_end <= complete and len(groups) - len(complete) <= limit_open
 
 
 @dataclass(frozen=True)
 class Meeting(EngineGroup):
-    """Two engines in two threads: their ranks' `gather`."""
+    """`gather` of two engines in two threads."""
 
     barrier: threading.Barrier = field(default_factory=lambda: threading.Barrier(2, timeout=60))
     lists: dict = field(default_factory=dict)
@@ -155,7 +155,7 @@ class Meeting(EngineGroup):
         return found
 
 
-def test_two_engines_stop_after_as_many_steps_of_each_whichever_is_faster(rewards):
+def test_two_engines_stop_after_the_same_number_of_steps_whichever_is_faster(rewards):
     groups, first = new_groups(), Meeting(0, 2, True)
     engines = [DecodingEngine(write), DecodingEngine(write)]
     pair, found = (first, replace(first, index=1)), {}

@@ -1,4 +1,4 @@
-"""Whole runs under `rollout.carry` on a scripted engine: every prompt once, and the same bits after a kill."""
+"""Whole runs with `rollout.carry` on a scripted engine: every prompt once, and the same bits after a kill."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gzip
 import json
 
 import pytest
-from decoding_engine import DecodingEngine, answer_from_there, carrying_engine
+from decoding_engine import DecodingEngine, carrying_engine, continue_answer
 from scripted_world import MODEL, score_with, scripted_config
 
 from capo_fast.config.paths import resolve_path
@@ -83,7 +83,7 @@ def test_rows_and_metrics_name_the_versions(whole):
 
 def test_a_run_that_was_killed_ends_with_the_same_bits(whole, tmp_path):
     with pytest.raises(EngineError, match="killed"):
-        run(config_of(tmp_path / "run"), Dying(answer_from_there, scorer=score_with(MODEL)))
+        run(config_of(tmp_path / "run"), Dying(continue_answer, scorer=score_with(MODEL)))
     saved = tmp_path / "run/checkpoints"
     assert (saved / "step_000003/carry.safetensors").exists() and not (saved / "step_000004").exists()
     run(config_of(tmp_path / "run"), carrying_engine())
@@ -92,7 +92,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(whole, tmp_path):
         assert (whole / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
 
 
-def test_under_dynamic_sampling_rounds_go_on_with_what_is_open(tmp_path):
+def test_rounds_of_dynamic_sampling_continue_open_groups(tmp_path):
     run(config_of(tmp_path, train__dynamic_sampling="true", train__steps="2", rollout__n="2"), carrying_engine())
     for rows in rollouts_of(tmp_path):
         assert len(rows) == 2 * len(groups_of(rows))

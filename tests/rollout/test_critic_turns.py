@@ -1,4 +1,4 @@
-"""When the critic's weights take the policy's place in the engine."""
+"""The critic's weights replace the policy's in the engine only for critique requests."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ def pool():
 
 
 class Recording:
-    """Weights that note whose turn it is."""
+    """Weights that record which model is loaded."""
 
     def __init__(self):
-        self.held = []
+        self.loaded = []
 
     def hold(self, what, version):
-        self.held.append(what)
+        self.loaded.append(what)
 
 
 CONFIG = scripted_config("--critic.mode", "self", "--critic.gate.groups", "any-wrong")
 
 
 def write(request):
-    """All rollouts of group 6 are right."""
+    """Like `answer`, but all rollouts of group 6 are right."""
     if not request.id.startswith("rollout-7-6"):
         return answer(request)
     ids = tokenizer().encode("\n\n".join(right_steps(PROMPTS[6].problem)), add_special_tokens=False)
     return Completion(request.id, tuple(ids), (-0.5,) * len(ids), tokenizer().decode(ids), True)
 
 
-@pytest.mark.parametrize(("groups", "held"), [((6,), []), ((5, 6), ["critic"])])
-def test_the_critic_s_weights_are_not_loaded_without_requests(pool, groups, held):
+@pytest.mark.parametrize(("groups", "loaded"), [((6,), []), ((5, 6), ["critic"])])
+def test_the_critic_s_weights_are_not_loaded_without_requests(pool, groups, loaded):
     engine, weights, alone = DecodingEngine(write), Recording(), EngineGroup(0, 1, True)
     builder = RequestBuilder(tokenizer(), TEMPLATE, CONFIG)
     stages = Stages(None, SimpleNamespace(start=lambda stage: None, stop=lambda: None))
@@ -58,5 +58,5 @@ def test_the_critic_s_weights_are_not_loaded_without_requests(pool, groups, held
     generation = SamplingRound(Stream(engine, engine), pool, builder, PROMPTS, members, 7, 6)
     generation.finish_rollouts()
     generator._criticise(generation, 6, 0)
-    assert weights.held == held
+    assert weights.loaded == loaded
     assert {each.rollout.group for each in generation.samples() if each.critiques} == set(groups) - {6}

@@ -1,4 +1,4 @@
-"""Rollouts are dealt to engine groups whole, evenly and the same everywhere."""
+"""Dealing rollouts to engine groups: complete, even, and the same on every rank."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def deal(lengths, n, count):
 
 @settings(deadline=None, max_examples=50)
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 9))
-def test_every_rollout_once_and_evenly(lengths, n, count):
+def test_every_rollout_is_dealt_once_and_evenly(lengths, n, count):
     shares = deal(lengths, n, count)
     assert len(shares) == count
     assert sorted(member for share in shares for member in share) == sorted((g, i) for g in lengths for i in range(n))
@@ -35,7 +35,7 @@ def test_every_rollout_once_and_evenly(lengths, n, count):
 
 @settings(deadline=None, max_examples=50)
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 9))
-def test_the_longest_first_and_a_prompts_samples_together(lengths, n, count):
+def test_the_longest_are_dealt_first_and_a_prompts_samples_together(lengths, n, count):
     for share in deal(lengths, n, count):
         groups = [group for group, _ in share]
         assert len(set(groups)) == sum(a != b for a, b in zip([None, *groups], groups, strict=False))
@@ -45,11 +45,11 @@ def test_the_longest_first_and_a_prompts_samples_together(lengths, n, count):
 
 @settings(deadline=None, max_examples=50)
 @given(LENGTHS, st.integers(1, 9), st.integers(1, 9), st.randoms())
-def test_the_order_in_which_a_rank_knows_its_prompts_does_not_matter(lengths, n, count, random):
+def test_the_order_of_a_rank_s_prompts_does_not_matter(lengths, n, count, random):
     shuffled = list(lengths.items())
     random.shuffle(shuffled)
     assert deal(dict(shuffled), n, count) == deal(lengths, n, count)
 
 
-def test_twelve_prompts_on_eight_engines_are_even():
+def test_twelve_prompts_are_dealt_evenly_to_eight_engines():
     assert {len(share) for share in deal(dict.fromkeys(range(12)), 16, 8)} == {24}

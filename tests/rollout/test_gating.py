@@ -1,4 +1,4 @@
-"""What goes to the critic where not all does: steps behind prefixes, groups, a budget, votes that are settled."""
+"""Gates of the critic: equal prefixes, groups, a budget, and settled votes."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def pool():
         yield Rewards((pool,))
 
 
-def waver(request):
-    """Verdicts that differ from vote to vote."""
+def varying_verdict(request):
+    """Critiques whose verdict depends on the vote."""
     if not request.id.startswith("critique"):
         return answer(request)
     return replace(answer_steps(request), text=Random(request.seed).choice(["8 Yes", "8 No", "8"]))
 
 
 def prefixes(samples):
-    """Of each sample, what it has up to the end of each step."""
+    """Per sample, the problem id and the tokens up to the end of each step."""
     return [[(s.rollout.prompt.id, s.rollout.token_ids[:end]) for end in step_ends(s.rollout)] for s in samples]
 
 
@@ -62,7 +62,7 @@ def by_group(samples):
     return found
 
 
-def test_a_step_is_judged_once_behind_its_prefix(pool):
+def test_a_step_is_judged_once_per_prefix(pool):
     engine = DecodingEngine(answer_steps)
     generation = generate(pool, STEPS, engine)
     samples, traffic = generation.samples(), generation.traffic
@@ -73,8 +73,8 @@ def test_a_step_is_judged_once_behind_its_prefix(pool):
         assert {k for k, vote in enumerate(sample.step_wrong) if vote} == wrong
         assert [each.wrong_steps for each in sample.critiques] == [wrong, wrong]
         # A step's critique text is shown with the step (`credit.process: critique-ratio` puts it into a prompt).
-        said = [line.partition(":")[0] for line in sample.critiques[0].text.splitlines()]
-        assert said == [f"step_{step}" for step in range(len(sample.rollout.steps.texts))]
+        named = [line.partition(":")[0] for line in sample.critiques[0].text.splitlines()]
+        assert named == [f"step_{step}" for step in range(len(sample.rollout.steps.texts))]
     assert any(sum(sample.step_wrong) for sample in samples)
     whole = [tuple(each) for each in prefixes(samples)]
     equal = [each for number, each in enumerate(whole) if each in whole[:number]]
@@ -101,12 +101,12 @@ def test_only_groups_with_a_wrong_answer_are_read(pool):
     figures = gate_metrics(
         generation.traffic, with_(STEPS, critic={"gate": replace(STEPS.critic.gate, groups="any-wrong")})
     )
-    tokens = STEPS.critic.max_tokens  # of each critique here
+    tokens = STEPS.critic.max_tokens  # per critique
     assert figures["critic/saved_tokens"] == tokens * (figures["critic/gated_groups"] + figures["critic/gated_prefix"])
     assert gate_metrics(generation.traffic, CONFIG) == {}
 
 
-def test_steps_of_right_answers_are_sound_unasked(pool):
+def test_steps_of_right_answers_are_sound_without_a_request(pool):
     engine = DecodingEngine(answer_steps)
     generation = generate(pool, gated(trust_right=True), engine)
     samples = generation.samples()
@@ -117,7 +117,7 @@ def test_steps_of_right_answers_are_sound_unasked(pool):
 
 
 @pytest.mark.parametrize("tokens", [16, 60, 100])
-def test_a_budget_is_kept_and_spent_on_whole_groups(pool, tokens):
+def test_a_budget_is_kept_and_spent_on_whole_groups_only(pool, tokens):
     generation = generate(pool, gated(tokens=tokens), DecodingEngine(answer_steps))
     groups, traffic = by_group(generation.samples()), generation.traffic
     costs = {g: 4 * len({place for each in prefixes(found) for place in each}) for g, found in groups.items()}
@@ -127,23 +127,23 @@ def test_a_budget_is_kept_and_spent_on_whole_groups(pool, tokens):
     assert all(cost > tokens - traffic.critique_tokens for group, cost in costs.items() if group not in read)
     again = generate(pool, gated(tokens=tokens), DecodingEngine(answer_steps))
     assert again.samples() == generation.samples()
-    # The budget is per step: its earlier rounds count against it.
+    # The budget is per step, so earlier rounds count against it.
     later = generate(pool, gated(tokens=tokens + 30), DecodingEngine(answer_steps), spent=30)
     assert later.samples() == generation.samples()
 
 
 @pytest.mark.parametrize("voting", ["intersection", "majority"])
-def test_settled_votes_are_those_of_all_critiques(pool, voting):
+def test_settled_votes_equal_the_votes_of_all_critiques(pool, voting):
     full = with_(STEPS, critic={"votes": 5, "voting": voting})
     adaptive = with_(gated(adaptive=True), critic={"votes": 5, "voting": voting})
-    all_votes, settled = (generate(pool, each, DecodingEngine(waver)) for each in (full, adaptive))
+    all_votes, settled = (generate(pool, each, DecodingEngine(varying_verdict)) for each in (full, adaptive))
     assert [each.step_wrong for each in settled.samples()] == [each.step_wrong for each in all_votes.samples()]
     assert any(sum(each.step_wrong) for each in settled.samples())
     saved = settled.traffic.gated_votes
     assert settled.traffic.critiques + saved == all_votes.traffic.critiques and saved > 0
 
 
-def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
+def test_an_unmixed_group_is_read_if_the_answer_s_probability_changes(pool):
     prompts, scored = {8: replace(PROMPTS[6], answer="00"), 9: replace(PROMPTS[3], answer="00")}, []
 
     def write(request):
@@ -164,18 +164,18 @@ def test_an_unmixed_group_is_read_where_the_answer_s_probability_moves(pool):
 
 @dataclass
 class Ranks:
-    """Ranks, each a thread with an engine of its own, that read what they are dealt of the same samples."""
+    """Ranks in threads, each with its own engine. Each judges its share of the same samples."""
 
     config: Config
     samples: list[Sample]
     write: Callable[[Request], Completion]
     traffic: Traffic = field(default_factory=Traffic)
-    """Of all ranks that judge."""
+    """Sum over all judging ranks."""
     sent: dict[tuple[int, bool], list[str]] = field(default_factory=dict)
-    """Ids of the critiques of each rank, in order, by its share and whether it judges."""
+    """Critique ids of each rank in order, by (share, judges)."""
 
     def read(self, count: int, slices: int = 1) -> list[Sample]:
-        """The samples with what the critic says. slices: ranks that hold one engine together, of which one judges."""
+        """The samples with their critiques. slices: ranks per engine, of which one judges."""
         shares = deal_rollouts(PROMPTS, self.config.rollout.n, {}, count)
         self._barrier, self._parts = threading.Barrier(count * slices, timeout=30), {}
         places = [(share, slice_ == 0) for share in range(count) for slice_ in range(slices)]
@@ -217,10 +217,10 @@ def finish(stream, critiquing):
 
 
 def test_the_number_of_ranks_makes_no_difference(pool):
-    """Rollouts of a group are on both ranks, as training deals them: what they share is judged once all the same."""
+    """Training deals a group's rollouts to both ranks; steps that these share are still judged once."""
     samples = generate(pool, with_(STEPS, credit={"process": "none"})).samples()
     for gate in ({"trust_right": True}, {"groups": "any-wrong", "adaptive": True}, {"groups": "mixed", "tokens": 80}):
-        alone, two = (Ranks(with_(gated(**gate), critic={"votes": 3}), samples, waver) for _ in range(2))
+        alone, two = (Ranks(with_(gated(**gate), critic={"votes": 3}), samples, varying_verdict) for _ in range(2))
         assert alone.read(1) == two.read(2), gate
         assert all(two.sent.values()) and counted(two.traffic) == counted(alone.traffic)
 
@@ -230,14 +230,14 @@ def counted(traffic):
     return {name: getattr(traffic, name) for name in names}
 
 
-def test_ranks_that_hold_one_engine_ask_it_the_same(pool):
+def test_ranks_that_share_an_engine_send_it_the_same_requests(pool):
     samples = generate(pool, with_(STEPS, credit={"process": "none"})).samples()
-    whole, sliced = (Ranks(gated(groups="any-wrong", trust_right=True), samples, waver) for _ in range(2))
+    whole, sliced = (Ranks(gated(groups="any-wrong", trust_right=True), samples, varying_verdict) for _ in range(2))
     assert sliced.read(2, slices=2) == whole.read(2)
     assert all(sliced.sent[share, True] == sliced.sent[share, False] == whole.sent[share, True] for share in (0, 1))
 
 
-def test_a_group_without_a_verdict_is_no_matter_of_the_budget(pool):
+def test_a_group_without_a_verdict_does_not_count_in_the_budget(pool):
     rollouts = [each.rollout for each in generate(pool, with_(STEPS, credit={"process": "none"})).samples()]
     engine = DecodingEngine(answer_steps)
     stream, builder = Stream(engine, engine), RequestBuilder(tokenizer(), TEMPLATE, gated(tokens=60))

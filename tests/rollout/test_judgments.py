@@ -1,4 +1,4 @@
-"""The paper's third arm on the scripted engine: critiques are read as judgments of the whole solution."""
+"""The paper's third arm on the scripted engine: critiques are judgments of the whole solution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pass@1: a mean over problems of their samples' shares, time-outs apart, with the same seeds each time."""
+"""pass@1: the mean over problems of the share of right samples, without time-outs, with the same seeds each time."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ RIGHT, WRONG, LATE = True, False, None
 
 
 class ScriptedPool:
-    """Verdicts in the order of the problems and their samples; records its items."""
+    """Returns verdicts in the order of problems and samples; records its items."""
 
     def __init__(self, verdicts):
         self.verdicts = verdicts
-        self.asked = []
+        self.items = []
 
     def check(self, pairs):
-        self.asked += pairs
+        self.items += pairs
         assert len(pairs) == len(self.verdicts)
         return self.verdicts
 
 
 def rate_of(verdicts, n, seed=0):
-    """The rate, the requests and the pool of one evaluation."""
+    """Run one evaluation. Returns the rate, the requests and the pool."""
     requests = []
 
     def answer(request):
@@ -62,13 +62,13 @@ def test_time_outs_are_counted_and_left_out_of_their_problem(one_rank):
     assert rate.stderr == pytest.approx(0.5)  # variance (0.25 + 0.25) / 1, over two problems
 
 
-def test_all_timed_out_is_no_rate(one_rank):
+def test_without_a_verdict_there_is_no_rate(one_rank):
     rate, _, _ = rate_of([LATE, LATE], n=1)
     assert math.isnan(rate.rate) and math.isnan(rate.stderr)
     assert (rate.problems, rate.timeouts) == (0, 2)
 
 
-def test_one_problem_has_a_rate_and_no_error(one_rank):
+def test_one_problem_has_a_rate_without_an_error(one_rank):
     rate, _, _ = rate_of([RIGHT, WRONG], n=2)
     assert rate.rate == 0.5
     assert math.isnan(rate.stderr)
@@ -87,4 +87,4 @@ def test_requests_are_the_same_each_time_and_all_different(one_rank):
 
 def test_each_text_is_checked_against_the_answer_of_its_own_problem(one_rank):
     _, _, pool = rate_of([RIGHT] * 4, n=2)
-    assert [item[:2] for item in pool.asked] == [(f"answer to ({10 + i},)", str(i)) for i in (0, 0, 1, 1)]
+    assert [item[:2] for item in pool.items] == [(f"answer to ({10 + i},)", str(i)) for i in (0, 0, 1, 1)]

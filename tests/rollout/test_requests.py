@@ -1,4 +1,4 @@
-"""Requests to the engine, and the results from its answers."""
+"""Requests to the engine and the results read from its answers."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def encoded(text):
 PROMPTS = {3: prompt("3+4*2"), 5: prompt("9*2-9")}
 
 
-class Keeping(ScriptedEngine):
-    """Answers like the tiny world (or by `answer`) and keeps the requests; the last request is answered first."""
+class RecordingEngine(ScriptedEngine):
+    """Records its requests and answers the last one first, with `answer`."""
 
     def __init__(self, answer=answer):
         super().__init__(answer)
@@ -49,17 +49,17 @@ class Keeping(ScriptedEngine):
 def rollouts(engine=None, step=7, config=CONFIG):
     sampler = RequestBuilder(tokenizer(), TEMPLATE, config)
     members = [(group, sample) for group in PROMPTS for sample in range(config.rollout.n)]
-    asked = [sampler.rollout_request(PROMPTS[group], group, sample, step) for group, sample in members]
-    answers = run_requests(engine or Keeping(), asked)
+    requests = [sampler.rollout_request(PROMPTS[group], group, sample, step) for group, sample in members]
+    answers = run_requests(engine or RecordingEngine(), requests)
     return [sampler.read_rollout(answers[rollout_id(step, g, i)], PROMPTS[g], g, i, step - 1) for g, i in members]
 
 
 def critiques(engine, config, of):
-    """Separate requests for each rollout, even if others are equal."""
-    return [asked_alone(engine, config, rollout) for rollout in of]
+    """Critiques of each rollout from separate requests, even if rollouts are equal."""
+    return [critiques_of(engine, config, rollout) for rollout in of]
 
 
-def asked_alone(engine, config, rollout):
+def critiques_of(engine, config, rollout):
     stream = Stream(engine, engine)
     critiquing = Critiquing(stream, RequestBuilder(tokenizer(), TEMPLATE, config))
     critiquing.ask(rollout)
@@ -84,8 +84,8 @@ def test_a_seed_differs_by_any_part_of_its_key():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_rollouts_carry_their_place_version_and_exactly_what_was_generated():
-    engine = Keeping()
+def test_rollouts_have_their_place_version_and_exact_completion():
+    engine = RecordingEngine()
     found = rollouts(engine)
     assert [(r.group, r.sample) for r in found] == [(g, i) for g in (3, 5) for i in range(CONFIG.rollout.n)]
     assert {r.version for r in found} == {6}
@@ -101,26 +101,26 @@ def test_rollouts_carry_their_place_version_and_exactly_what_was_generated():
 
 def test_a_rollout_request_has_the_parameters_of_the_settings():
     settings = replace(CONFIG.rollout, temperature=0.7, top_p=0.9, top_k=20, max_tokens=11)
-    engine = Keeping()
+    engine = RecordingEngine()
     rollouts(engine, config=replace(CONFIG, rollout=settings))
-    asked = {(r.temperature, r.top_p, r.top_k, r.max_tokens) for r in engine.requests}
-    assert asked == {(0.7, 0.9, 20, 11)}
+    found = {(r.temperature, r.top_p, r.top_k, r.max_tokens) for r in engine.requests}
+    assert found == {(0.7, 0.9, 20, 11)}
 
 
 def test_no_two_requests_of_a_run_share_a_seed():
-    engine = Keeping()
+    engine = RecordingEngine()
     for step in (1, 2):
         found = rollouts(engine, step)
         critiques(engine, with_critic(votes=3, judge_once=False), found)
     rollouts(engine, 1, replace(CONFIG, seed=1))
     assert len({request.seed for request in engine.requests}) == len(engine.requests) == 2 * (8 + 24) + 8
-    again = Keeping()
+    again = RecordingEngine()
     rollouts(again, 1)
     assert again.requests == engine.requests[:8]
 
 
 def test_the_critic_is_shown_exactly_the_rollouts_own_steps():
-    engine = Keeping()
+    engine = RecordingEngine()
     found = rollouts()
     critiques(engine, CONFIG, found)
     for rollout, request in zip(found, engine.requests, strict=True):
@@ -128,7 +128,7 @@ def test_the_critic_is_shown_exactly_the_rollouts_own_steps():
         assert tokenizer().decode(request.prompt_ids) == f"{rollout.prompt.problem}\n{steps}\n"
 
 
-def test_a_solution_s_own_box_is_shown_where_it_is_no_verdict():
+def test_a_solution_s_own_box_is_shown_unless_boxes_are_verdicts():
     [first, *_] = rollouts()
     boxed = replace(first, steps=replace(first.steps, texts=(r"so \boxed{-1}",)))
     for verdict, shown in (("capo", True), ("fapo", False)):
@@ -136,46 +136,46 @@ def test_a_solution_s_own_box_is_shown_where_it_is_no_verdict():
         assert (r"\boxed" in request.message) == shown and "boxed{-1}" in request.message
 
 
-def test_votes_come_back_in_the_order_of_rollouts_and_votes():
+def test_votes_are_returned_in_the_order_of_rollouts_and_votes():
     def name_the_vote(request):
         text = f"Judgment: No\n<incorrect_steps>{request.id.split('-')[-1]}</incorrect_steps>"
         return Completion(request.id, (1,), (0.0,), text, True)
 
     long = [rollout for rollout in rollouts() if len(rollout.steps.texts) >= 3]
-    found = critiques(Keeping(name_the_vote), with_critic(votes=3), long[::-1])
+    found = critiques(RecordingEngine(name_the_vote), with_critic(votes=3), long[::-1])
     assert len(found) == len(long) > 1
     assert [[c.wrong_steps for c in votes] for votes in found] == [[{0}, {1}, {2}]] * len(long)
 
 
 def test_each_rollout_gets_its_own_critiques():
     found = rollouts()
-    alone = [critiques(Keeping(), CONFIG, [rollout])[0] for rollout in found]
-    assert critiques(Keeping(), CONFIG, found) == alone
+    alone = [critiques(RecordingEngine(), CONFIG, [rollout])[0] for rollout in found]
+    assert critiques(RecordingEngine(), CONFIG, found) == alone
     assert len({votes[0].wrong_steps for votes in alone}) > 1
 
 
-def test_a_prompt_without_room_abstains_unasked():
+def test_a_prompt_that_is_too_long_abstains_without_a_request():
     found, chat = rollouts(), ChatTemplate(tokenizer())
     lengths = [
         len(critique_prompt_ids(chat, TEMPLATE, r.prompt.problem, r.steps.texts, r.prompt.solution)) for r in found
     ]
     longest = sorted(set(lengths))[-1]
     fits = with_critic(votes=2, max_tokens=100)
-    engine = Keeping()
+    engine = RecordingEngine()
     critiques(engine, replace(fits, engine=replace(fits.engine, max_model_len=100 + longest)), found)
     assert len(engine.requests) == 2 * len(found)
-    engine = Keeping()
+    engine = RecordingEngine()
     judged = critiques(engine, replace(fits, engine=replace(fits.engine, max_model_len=99 + longest)), found)
     assert max(len(request.prompt_ids) for request in engine.requests) < longest
     unread = Critique(abstained=True, wrong_steps=frozenset(), dropped=0, truncated=True)
     assert [votes == [unread] * 2 for votes in judged] == [length == longest for length in lengths]
 
 
-@pytest.mark.parametrize(("voting", "asked"), [("greedy", (0.0, 1.0)), ("majority", (0.8, 0.9))])
-def test_greedy_is_temperature_0(voting, asked):
-    engine = Keeping()
+@pytest.mark.parametrize(("voting", "expected"), [("greedy", (0.0, 1.0)), ("majority", (0.8, 0.9))])
+def test_greedy_is_temperature_0(voting, expected):
+    engine = RecordingEngine()
     critiques(engine, with_critic(voting=voting, temperature=0.8, top_p=0.9, max_tokens=77), rollouts())
-    assert {(r.temperature, r.top_p, r.top_k, r.max_tokens) for r in engine.requests} == {(*asked, -1, 77)}
+    assert {(r.temperature, r.top_p, r.top_k, r.max_tokens) for r in engine.requests} == {(*expected, -1, 77)}
 
 
 def test_templates_get_their_arguments():

@@ -1,4 +1,4 @@
-"""What reward functions are given of a rollout, and several of them on the same answers."""
+"""Arguments of reward functions, and several functions on the same answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEVERAL = RewardConfig(
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_an_item_has_the_row_s_columns_and_what_is_always_there(finished):
+def test_an_item_has_the_row_s_columns_and_the_standard_ones(finished):
     item = item_of("so 2", PROMPT, PROMPT.columns, finished)
     always = {"id": "p7", "problem": "1+1=?", "truncated": not finished}
     assert item == ("so 2", "2", {"level": 3} | always)

@@ -1,4 +1,4 @@
-"""The stream of one step's requests: order, recipients and counted costs."""
+"""The stream of one step's requests: their order, their recipients and their costs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from decoding_engine import DecodingEngine
-from sampling_rounds import CONFIG, PROMPTS, TEMPLATE, asked, critiques_in, generate, rollout_of, with_
+from sampling_rounds import CONFIG, PROMPTS, TEMPLATE, critiques_in, generate, judged_members, rollout_of, with_
 from scripted_world import answer, tokenizer
 
 from capo_fast.records import Completion
@@ -19,8 +19,8 @@ from capo_fast.runtime.ranks import ranks
 from capo_fast.verify import VerifierPool
 
 
-class Elsewhere(DecodingEngine):
-    """A server: its answers arrive at the second poll after the request."""
+class RemoteCritic(DecodingEngine):
+    """A remote critic whose answers arrive at the second poll after the request."""
 
     pause_s = 0.001
 
@@ -36,7 +36,7 @@ def pool():
         yield Rewards((pool,))
 
 
-def test_critiques_enter_in_the_step_in_which_their_rollout_ended(pool):
+def test_critiques_are_added_in_the_step_in_which_their_rollout_ends(pool):
     engine = DecodingEngine()
     generate(pool, with_(critic={"judge_once": False}), engine)
     assert len(critiques_in(engine)) == 2 * 12
@@ -48,14 +48,14 @@ def test_critiques_enter_in_the_step_in_which_their_rollout_ended(pool):
     "changes",
     [{"critic": {"stream": False}}, {"critic": {"mode": "frozen"}}, {"credit": {"when": "wrong-answers"}}],
 )
-def test_otherwise_they_wait_for_the_last_rollout(changes, pool):
+def test_without_streaming_critiques_wait_for_the_last_rollout(changes, pool):
     engine = DecodingEngine()
     generate(pool, with_(**changes), engine)
     last = max(step for name, step in engine.ended.items() if name.startswith("rollout"))
     assert {engine.entered[name] for name in critiques_in(engine)} == {last}
 
 
-def test_streamed_or_not_the_samples_are_the_same(pool):
+def test_samples_are_the_same_with_and_without_streaming(pool):
     streamed, waiting = (
         generate(pool, with_(critic={"judge_once": False, "stream": stream})).samples() for stream in (True, False)
     )
@@ -79,19 +79,19 @@ def test_equal_tokens_of_two_problems_are_judged_twice(pool):
     same = Completion("", (5, 6, 7), (0.0,) * 3, "no", True)
     engine = DecodingEngine(lambda request: replace(same, id=request.id))
     generate(pool, engine=engine)
-    assert len(asked(engine)) == len(PROMPTS)
+    assert len(judged_members(engine)) == len(PROMPTS)
 
 
-def test_when_wrong_answers(pool):
+def test_only_wrong_answers_are_judged(pool):
     engine = DecodingEngine()
     generation = generate(pool, with_(credit={"when": "wrong-answers"}, critic={"judge_once": False}), engine)
     wrong = {(s.rollout.group, s.rollout.sample) for s in generation.samples() if s.outcome == 0}
-    assert asked(engine) == wrong and 0 < len(wrong) < 12
+    assert judged_members(engine) == wrong and 0 < len(wrong) < 12
     assert generation.traffic.unread == 12 - len(wrong)
     assert all((s.critiques == ()) == (s.outcome == 1) for s in generation.samples())
 
 
-def test_when_mixed_groups(pool):
+def test_only_mixed_groups_are_judged(pool):
     engine = DecodingEngine()
     prompts = {**PROMPTS, 8: replace(PROMPTS[6], answer="none")}
     generation = generate(
@@ -100,11 +100,11 @@ def test_when_mixed_groups(pool):
     outcomes = {group: {s.outcome for s in generation.samples() if s.rollout.group == group} for group in prompts}
     mixed = {group for group, found in outcomes.items() if len(found) > 1}
     assert outcomes[8] == {0.0} and mixed
-    assert {group for group, _ in asked(engine)} == mixed
-    assert len(asked(engine)) == 4 * len(mixed)
+    assert {group for group, _ in judged_members(engine)} == mixed
+    assert len(judged_members(engine)) == 4 * len(mixed)
 
 
-def test_equal_rollouts_share_seeds_so_that_any_of_them_may_be_judged():
+def test_equal_rollouts_share_seeds_so_that_judging_any_gives_the_same():
     rollout = RequestBuilder(tokenizer(), TEMPLATE, CONFIG).read_rollout(
         Completion("", (5, 6, 7), (0.0,) * 3, "no", True), PROMPTS[3], 3, 0, 6
     )
@@ -118,18 +118,18 @@ def test_equal_rollouts_share_seeds_so_that_any_of_them_may_be_judged():
     assert len({seeds(each, True) for each in (rollout, *others)}) == 3
     assert len({seeds(each, False) for each in (rollout, *others)}) == 3
     assert len(set(seeds(rollout, True))) == 2
-    # Of a group that was carried over, each rollout may have ended under another version of the policy.
+    # The rollouts of a carried group may have ended under different versions of the policy.
     assert seeds(rollout, True, version=8) == seeds(others[2], True, version=8) != seeds(rollout, True)
 
 
-def test_a_critic_elsewhere_overlaps_by_what_ended_beside_rollouts(pool):
-    critic = Elsewhere()
+def test_a_remote_critic_overlaps_by_the_answers_that_end_during_rollouts(pool):
+    critic = RemoteCritic()
     generation = generate(pool, with_(critic={"mode": "endpoint"}), DecodingEngine(), critic)
     assert 0 < generation.traffic.overlapped_tokens < generation.traffic.critique_tokens
 
 
-def test_the_engine_idles_only_while_it_has_work(pool):
-    class Slow(Elsewhere):
+def test_idle_time_counts_only_while_the_engine_has_work(pool):
+    class Slow(RemoteCritic):
         def step(self):
             time.sleep(0.01)
             return super().step()
@@ -144,7 +144,7 @@ def test_the_engine_idles_only_while_it_has_work(pool):
     assert 0 < generation.traffic.idle_seconds - 0.01 * (engine.steps - 1) < 0.3
 
 
-def test_a_rollout_whose_check_timed_out_is_not_read(pool):
+def test_a_rollout_whose_check_timed_out_is_not_judged(pool):
     class Late(VerifierPool):
         def check(self, pairs):
             return [None] * len(pairs)
@@ -152,7 +152,7 @@ def test_a_rollout_whose_check_timed_out_is_not_read(pool):
     engine = DecodingEngine()
     with Late(workers=1) as late:
         generation = generate(Rewards((late,)), with_(credit={"when": "wrong-answers"}), engine)
-    assert asked(engine) == set() and generation.traffic.unread == 12
+    assert judged_members(engine) == set() and generation.traffic.unread == 12
 
 
 def test_without_process_credit_no_critique_is_requested(pool):
@@ -162,8 +162,8 @@ def test_without_process_credit_no_critique_is_requested(pool):
     assert {sample.critiques for sample in generation.samples()} == {()}
 
 
-def test_an_external_critic_runs_beside_the_engine(pool):
-    engine, critic = DecodingEngine(), Elsewhere()
+def test_an_external_critic_runs_in_parallel_with_the_engine(pool):
+    engine, critic = DecodingEngine(), RemoteCritic()
     config = with_(critic={"mode": "endpoint", "judge_once": False})
     generation = generate(pool, config, engine, critic)
     assert critiques_in(engine) == set() and len(critiques_in(critic)) == 24
@@ -171,7 +171,7 @@ def test_an_external_critic_runs_beside_the_engine(pool):
 
 
 def test_only_one_rank_of_an_engine_calls_the_external_critic(pool):
-    engine, critic = DecodingEngine(), Elsewhere()
+    engine, critic = DecodingEngine(), RemoteCritic()
     generation = generate(pool, with_(critic={"mode": "endpoint"}), engine, critic, judges=False)
     assert critiques_in(critic) == set() and generation.samples() == []
     inside = DecodingEngine()
@@ -179,7 +179,7 @@ def test_only_one_rank_of_an_engine_calls_the_external_critic(pool):
     assert len(critiques_in(inside)) > 0, "the ranks of an engine must step it together"
 
 
-def test_a_failed_critique_is_counted_and_has_no_say(pool):
+def test_a_failed_critique_is_counted_and_has_no_vote(pool):
     def write(request):
         completion = answer(request)
         return replace(completion, error="spent") if request.id.endswith("-1") else completion
@@ -189,7 +189,7 @@ def test_a_failed_critique_is_counted_and_has_no_say(pool):
     assert any(sum(sample.step_wrong) for sample in samples)
 
 
-def test_overlap_counts_the_tokens_decoded_beside_rollouts(pool):
+def test_overlap_counts_the_tokens_decoded_during_rollouts(pool):
     engine = DecodingEngine()
     generation = generate(pool, with_(critic={"judge_once": False}), engine)
     last = max(step for name, step in engine.ended.items() if name.startswith("rollout"))

@@ -1,4 +1,4 @@
-"""The next step's batch in a checkpoint: what comes back is what was saved, bit for bit."""
+"""The next step's batch in a checkpoint is restored bit for bit."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def credited(group, sample, prompt):
 def batch():
     prompts = [Prompt("a", "1+1", ("2", "two"), None, (1, 2)), Prompt("b", "2+2", "4", "so", (3,))]
     sampled = [credited(group, sample, prompts[group]) for group in (0, 1) for sample in (0, 1)]
-    going_on = OpenGroup(2, 1, 5, (Partial(((1, 2),), 1, False, False, (5, 6), (-0.1, -1 / 3)), Partial()))
+    open_group = OpenGroup(2, 1, 5, (Partial(((1, 2),), 1, False, False, (5, 6), (-0.1, -1 / 3)), Partial()))
     traffic, spent = Traffic(4, 7, busy_seconds=0.5), Lap({"rollout": 1.5}, {"rollout": 2.0})
     figures, columns = list(map(figures_of, sampled)), Columns.of(sampled[2:])
     draws, rows = {0: 7, 1: 4}, [b"the rows", b"", b"of ranks"]
     metrics = ({"rollout/carried": 2.0}, spent, {"credit/tokens": 3.0})
-    return Batch(figures, frozenset({1}), draws, columns, rows, traffic, 9, (going_on,), *metrics)
+    return Batch(figures, frozenset({1}), draws, columns, rows, traffic, 9, (open_group,), *metrics)
 
 
 def checkpoint(folder, batch, **changes):
-    """With some tensors changed; None: left out."""
+    """A checkpoint of `batch` with changed tensors; None: omitted."""
     tensors = {name: each for name, each in (batch_tensors(batch) | changes).items() if each is not None}
     files = {
         "ahead.json": write_json(folder / "ahead.json", "ahead", batch_json(batch)),
@@ -52,11 +52,11 @@ def checkpoint(folder, batch, **changes):
     return Checkpoint(folder, Manifest(5, 1, files))
 
 
-def test_a_batch_comes_back_as_it_was(one_rank, tmp_path):
+def test_a_batch_is_restored_unchanged(one_rank, tmp_path):
     saved = batch_on_first(batch())
     found = read_batch(checkpoint(tmp_path, saved))
-    assert repr(found) == repr(saved), "by repr: nan is not equal to itself"
-    assert found.carried == saved.carried != (), "repr has no tokens of them"
+    assert repr(found) == repr(saved), "compared by repr, as nan is not equal to itself"
+    assert found.carried == saved.carried != (), "their repr has no tokens"
     [group] = json.loads((tmp_path / "ahead.json").read_text())["carried"]
     assert not any(rollout["token_ids"] or rollout["logprobs"] for rollout in group["rollouts"])
 
@@ -70,7 +70,7 @@ def test_a_batch_comes_back_as_it_was(one_rank, tmp_path):
         {"carried.logprobs": None},
     ],
 )
-def test_tensors_that_do_not_fit_are_damage(change, one_rank, tmp_path):
+def test_inconsistent_tensors_are_damage(change, one_rank, tmp_path):
     with pytest.raises(DamagedError, match=r"ahead.safetensors: [\w.]+: found torch"):
         read_batch(checkpoint(tmp_path, batch(), **change))
 

@@ -1,4 +1,4 @@
-"""The cards of an export: front matter that the hub reads, the run's curve and digests, nothing of the machine."""
+"""The cards of an export: front matter for the hub, the run's curve and digests, no path of the machine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_card_has_the_curve_the_digests_and_the_settings():
     assert "secret" not in card.content and "Trained by reinforcement learning (`grpo`) for 8 steps" in card.text
 
 
-def test_of_a_file_and_a_folder_a_card_has_the_name_alone(tmp_path):
+def test_a_card_has_only_the_names_of_files_and_folders(tmp_path):
     (tmp_path / "rows.jsonl").write_text("")
     config = scripted_config("--data.path", str(tmp_path / "rows.jsonl"))
     card = cards(config, run_of(*RATES))["model"]
@@ -64,9 +64,9 @@ def test_both_cards_of_a_lora_run_name_their_library_and_their_code_compiles():
         "adapter": "peft",
     }
     assert found["adapter"].data.tags == ["capo_fast", "capo", "reinforcement-learning", "lora"]
-    assert found["model"].data.license == "apache-2.0", "that of the embedded model's card"
+    assert found["model"].data.license == "apache-2.0", "from the embedded model's card"
     assert found["adapter"].text.lstrip().startswith("# A LoRA adapter of pkg://capo_fast.tiny/model\n")
-    assert "vllm serve FOLDER --dtype float32`" in found["model"].text, "vLLM warns of each weight that it rounds"
+    assert "vllm serve FOLDER --dtype float32`" in found["model"].text, "vLLM would round the weights"
     for card in found.values():
         [code] = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
         compile(code, "card", "exec")
@@ -89,7 +89,7 @@ def test_a_fine_tuned_model_has_its_loss():
     ],
     ids=["card", "malformed", "none"],
 )
-def test_licence_and_hub_id_are_those_of_the_base_folders_card(head, license_, hub_id, tmp_path):
+def test_licence_and_hub_id_come_from_the_base_folders_card(head, license_, hub_id, tmp_path):
     (folder := tmp_path / "base").mkdir()
     if head is not None:
         (folder / "README.md").write_text(f"---\n{head}\n---\n# A model\n")

@@ -1,4 +1,4 @@
-"""The section `carry` of a checkpoint: open groups come back bit for bit; what does not fit together is refused."""
+"""The section `carry` of a checkpoint: open groups are restored bit for bit; inconsistent sections are refused."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def checkpoint(folder, groups):
     return Checkpoint(folder, Manifest(5, 1, files))
 
 
-def test_open_groups_come_back_bit_for_bit(tmp_path):
+def test_open_groups_are_restored_bit_for_bit(tmp_path):
     assert read_carried(checkpoint(tmp_path, GROUPS)) == GROUPS
     assert "token_ids" not in json.dumps(json.loads((tmp_path / "carry.json").read_text())[0]["step"])
 
 
-def test_without_a_token_and_without_the_section(tmp_path):
+def test_groups_without_tokens_and_checkpoints_without_the_section(tmp_path):
     unwritten = (OpenGroup(1, 0, 0, (Partial((), 1),)),)
     assert read_carried(checkpoint(tmp_path, unwritten)) == unwritten
     assert read_carried(Checkpoint(tmp_path, Manifest(5, 1, {}))) == ()
@@ -52,7 +52,7 @@ def test_without_a_token_and_without_the_section(tmp_path):
         (lambda groups: groups[1].update(prompt="x"), r"carry\.json: 1\.prompt: "),
     ],
 )
-def test_inconsistent_sections_are_one_line(change, message, tmp_path):
+def test_inconsistent_sections_are_a_one_line_error(change, message, tmp_path):
     found = checkpoint(tmp_path, GROUPS)
     groups = json.loads((tmp_path / "carry.json").read_text())
     change(groups)

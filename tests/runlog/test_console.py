@@ -1,4 +1,4 @@
-"""What a run shows: plain lines in a pipe, one live row on a terminal, a table at the end, summary.json."""
+"""A run's output: plain lines in a pipe, one live row on a terminal, a table at the end, summary.json."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def lines(total: int = 10, done: int = 0) -> Console:
 
 
 def screen(text: str) -> list[str]:
-    """The rows that a wide terminal shows after `text`: as much of one as the live row needs."""
+    """The rows of a wide terminal after `text`. Emulates only the control codes that the live row uses."""
     rows, row, column = [""], 0, 0
     for token in re.findall(r"\x1b\[\??[\d;]*[a-zA-Z]|[\r\n]|[^\x1b\r\n]", text):
         if token == "\r":
@@ -102,7 +102,7 @@ def screen(text: str) -> list[str]:
 
 
 def on_terminal(*arguments: str, **environment: str) -> bytes:
-    """What `SCRIPT` writes to a real pseudo-terminal of 80 columns."""
+    """The output of `SCRIPT` on a real pseudo-terminal of 80 columns."""
     ours, theirs = pty.openpty()
     ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {**os.environ, "TERM": "xterm", **environment}
@@ -120,7 +120,7 @@ def on_terminal(*arguments: str, **environment: str) -> bytes:
     try:
         while piece := os.read(ours, 65536):
             data += piece
-    except OSError:  # Linux says EIO when the other side has closed
+    except OSError:  # Linux: EIO after the other side has closed
         pass
     os.close(ours)
     run.wait()
@@ -138,7 +138,7 @@ def test_a_step_is_one_plain_line_however_narrow_the_output():
     assert shown(console) == LINE + "\n"
 
 
-def test_what_a_step_lacks_is_not_shown_and_what_went_wrong_is():
+def test_missing_figures_are_not_shown_and_failures_are():
     console = lines()
     console.step(1, {"pass_rate": 0.5, "reward_mean": math.nan, "verify/timeouts": 2, "updates_skipped": 1})
     assert shown(console) == "step 1/10 pass_rate=0.500 verify/timeouts=2 updates_skipped=1 seconds=0.0 eta=0:00\n"
@@ -165,7 +165,7 @@ def test_markup_and_control_characters_in_a_path_are_text(tmp_path):
     assert str(folder).replace("\x1b", r"\x1b") in shown(console)
 
 
-def test_in_a_pipe_there_is_no_control_code_even_if_colour_is_forced():
+def test_a_pipe_gets_no_control_code_even_if_colour_is_forced():
     environment = {**os.environ, "FORCE_COLOR": "1", "PYTHONIOENCODING": "ascii"}
     run = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, check=True)
     plain = re.sub(rb"\x1b\[[\d;]*m", b"", run.stdout)
@@ -202,7 +202,7 @@ def test_the_row_shows_step_stage_rates_and_time_left():
     assert shown(console).count("\x1b[?25l") == shown(console).count("\x1b[?25h") == 1
 
 
-def test_the_row_is_one_row_on_a_narrow_terminal_and_closing_twice_is_fine():
+def test_the_row_fits_a_narrow_terminal_and_may_be_closed_twice():
     console = Console(10, 2, Terminal(file=io.StringIO(), force_terminal=True, width=30), live=True)
     for step in (3, 4):
         console.stage("rollout")
@@ -232,7 +232,7 @@ def test_on_a_real_terminal_foreign_lines_survive_and_the_row_is_removed_at_the_
     assert "tensorboard --logdir runs/x/tensorboard" in rows[-2]
 
 
-def test_a_run_that_dies_gives_the_terminal_back():
+def test_a_failed_run_restores_the_terminal():
     data = on_terminal("the run died")
     assert data.rstrip().endswith(b"the run died")
     assert data.count(b"\x1b[?25l") == data.count(b"\x1b[?25h") == 1
@@ -247,8 +247,8 @@ def test_a_dumb_terminal_gets_lines():
 # ---- the end ---------------------------------------------------------------------------------------------------------
 
 
-def test_before_and_after_stages_and_places(tmp_path):
-    for name in ("checkpoints/step_000016", "model/shards", "rollouts"):  # fine-tuning leaves its rollouts empty
+def test_the_table_has_both_rates_the_stages_and_the_paths(tmp_path):
+    for name in ("checkpoints/step_000016", "model/shards", "rollouts"):  # no rollouts: fine-tuning
         (tmp_path / name).mkdir(parents=True)
     console = Console(16, 0, Terminal(file=io.StringIO(), width=80))
     console.finish(SUMMARY, tmp_path)
@@ -265,7 +265,7 @@ def test_before_and_after_stages_and_places(tmp_path):
     ]
 
 
-def test_a_given_standard_error_wins():
+def test_a_given_standard_error_is_shown():
     console = lines()
     console.finish(SUMMARY | {"pass@1_after_stderr": 0.001}, Path("x"))
     assert "0.300 +- 0.023" in shown(console)
@@ -305,7 +305,7 @@ def test_a_summary_must_have_its_keys(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_summary_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_write_of_a_summary_keeps_the_old_one(tmp_path, monkeypatch):
     write_summary(tmp_path, SUMMARY)
 
     def refuse(*paths: object) -> None:
@@ -318,7 +318,7 @@ def test_a_summary_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     assert [each.name for each in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_importing_is_light():
+def test_importing_the_console_loads_no_heavy_library():
     check = textwrap.dedent("""
         import sys, capo_fast.runlog.console
         assert not {"torch", "tensorboard", "wandb"} & set(sys.modules)
@@ -330,7 +330,7 @@ def test_importing_is_light():
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 10), (1, 0)])
-def test_answers_are_ten_lines_where_there_is_no_terminal(rank, lines, capsys):
+def test_answers_are_ten_lines_without_a_terminal(rank, lines, capsys):
     with AnswerDisplay("[math]\x1b", 50, rank) as display:
         for _ in range(50):
             display.advance(3)

@@ -1,4 +1,4 @@
-"""The folder of a run when it is resumed: after damage, over moved and changed inputs, with other settings."""
+"""Resuming a run's folder: after damage, with moved and changed inputs, with other settings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_ends_with_the_same_bits(two_steps, copied, capsys):
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_gives_the_same_bits(two_steps, copied, capsys):
     flip(copied / "checkpoints" / "step_000002" / "optimizer-00000.safetensors")
     train(copied, "--train.steps", "2")
     [line] = capsys.readouterr().err.splitlines()
@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_ends_with_the_same_bit
     assert (copied / "model/README.md").read_bytes() == (two_steps / "model/README.md").read_bytes()
 
 
-def test_without_a_whole_checkpoint_a_run_is_left_as_it_is(copied, capsys):
+def test_without_an_intact_checkpoint_a_run_is_left_unchanged(copied, capsys):
     for checkpoint in (copied / "checkpoints").iterdir():
         flip(checkpoint / "progress.json")
     before = files_of(copied)
@@ -77,8 +77,8 @@ def test_data_may_move_but_not_change(copied, tmp_path, capsys):
     shutil.copy(resolve_path("pkg://capo_fast.tiny/train.jsonl.gz"), data)
     arguments = ("--train.steps", "2", "--data.path", str(data))
     train(copied, *arguments)
-    said = f"capo_fast: note: data.path is {data}, was pkg://capo_fast.tiny/train.jsonl.gz: the same content\n"
-    assert capsys.readouterr().err == said
+    note = f"capo_fast: note: data.path is {data}, was pkg://capo_fast.tiny/train.jsonl.gz: the same content\n"
+    assert capsys.readouterr().err == note
     rows = gzip.decompress(data.read_bytes()).splitlines(keepends=True)
     data.write_bytes(gzip.compress(b"".join(reversed(rows))))
     assert fails(copied, *arguments) == 2

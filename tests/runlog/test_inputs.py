@@ -1,4 +1,4 @@
-"""Digests of what a run is made from: what may change beside a model, what may not, and how it is named."""
+"""Digests of a run's inputs: files that may change, files that may not, and the errors that name them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config(tmp_path):
 
 
 def changed(config, path, text):
-    """The error of a resume after a file's content has changed."""
+    """The error of a resume after a file was changed; text None: deleted."""
     before = input_digests(config)
     path.write_text(text) if text is not None else path.unlink()
     with pytest.raises(ConfigError) as caught:
@@ -33,7 +33,7 @@ def changed(config, path, text):
     return str(caught.value)
 
 
-def test_what_the_run_does_not_read_may_change(config, tmp_path):
+def test_files_that_the_run_does_not_read_may_change(config, tmp_path):
     before = input_digests(config)
     assert list(before) == ["data.path", "model.path", "critic.prompt"]
     assert list(before["model.path"]) == ["config.json", "model.safetensors"]

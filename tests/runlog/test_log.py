@@ -1,4 +1,4 @@
-"""The log of a run: closing, and rollouts without a file."""
+"""The log of a run: closing it, and steps without a rollout file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from capo_fast.runlog.recorder import RunFolder, packed_rows
 
 
 class Noting:
-    """Each method notes its call."""
+    """Records the calls of all its methods."""
 
     def __init__(self, calls, name):
         self._calls, self._name = calls, name
@@ -34,7 +34,7 @@ def made(calls, recorder):
     return RunLog(Config(), *parts, started=0.0)
 
 
-def test_a_checkpoint_is_waited_for_under_a_deadline_whatever_else_fails():
+def test_close_waits_for_a_checkpoint_with_a_deadline_whatever_else_fails():
     calls = []
     with pytest.raises(OSError, match="no space"):
         made(calls, FullDisk(calls, "recorder")).close()
@@ -43,7 +43,7 @@ def test_a_checkpoint_is_waited_for_under_a_deadline_whatever_else_fails():
 
 
 def test_rollouts_without_rows_have_a_note_and_no_file(one_rank, tmp_path):
-    """A batch sampled ahead under run.keep_rollouts: none, trained on by a run that keeps them."""
+    """The batch was sampled ahead with run.keep_rollouts: none; the resumed run keeps rollouts."""
     calls = []
     log = made(calls, RunFolder(tmp_path))
     log._write_rollouts(SimpleNamespace(rows=[b"", b""], figures=["some"]))

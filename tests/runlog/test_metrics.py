@@ -1,4 +1,4 @@
-"""The figures of a step, by hand."""
+"""The metrics of a step, by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def critique(abstained=False, dropped=0, truncated=False, wrong=(), failed=False
     return Critique(abstained, frozenset(wrong), dropped, "", truncated, failed)
 
 
-def test_the_reward_is_of_trained_samples_and_the_pass_rate_of_checked_ones():
+def test_the_reward_averages_trained_samples_and_the_pass_rate_checked_ones():
     samples = [
         credited(1.0, reward=1.5),
         credited(0.0, reward=0.5),
@@ -51,13 +51,13 @@ def test_the_reward_is_of_trained_samples_and_the_pass_rate_of_checked_ones():
     assert figures["rollouts"] == 4
 
 
-def test_a_step_that_timed_out_whole_has_no_reward():
+def test_a_step_whose_checks_all_timed_out_has_no_reward():
     figures = step_metrics(batch([credited(None, trained=False)] * 2, TRAFFIC), STAGES, None)
     assert math.isnan(figures["reward_mean"]) and math.isnan(figures["pass_rate"])
     assert figures["verify/timeouts"] == 2
 
 
-def test_several_reward_functions_have_a_mean_each_and_one_alone_has_none():
+def test_each_of_several_reward_functions_has_a_mean_and_a_single_one_has_none():
     samples = [replace(credited(1.0).sample, rewards=rewards) for rewards in ((1.0, 0.5), (0.0, None), (None, 0.0))]
     figures = [figures_of(replace(credited(1.0), sample=sample)) for sample in samples]
     assert reward_metrics(figures, ("right", "short")) == {"reward/right": 0.5, "reward/short": 0.25}
@@ -72,12 +72,12 @@ def test_the_shape_of_rollouts():
     assert figures["response_tokens_mean"] == 4
     assert figures["truncated_frac"] == pytest.approx(1 / 3)
     assert figures["steps_mean"] == 2
-    assert figures["wrong_step_rate"] == pytest.approx(1.5 / 5), "of rollouts that a critique was read of"
+    assert figures["wrong_step_rate"] == pytest.approx(1.5 / 5), "over rollouts with a critique"
     assert figures["policy_version"] == 4
     assert figures["groups/dropped"] == 1
 
 
-def test_critiques_are_counted_by_what_became_of_them():
+def test_critiques_are_counted_by_outcome():
     first = (critique(wrong={0}), critique(dropped=2), critique(abstained=True))
     second = (critique(abstained=True, dropped=1, truncated=True), critique(truncated=True))
     third = (critique(wrong={0}), critique(wrong={0}), critique(), critique(abstained=True, failed=True))
@@ -95,8 +95,8 @@ def test_critiques_are_counted_by_what_became_of_them():
     assert {key: figures[key] for key in counts} == counts
 
 
-def test_votes_on_single_steps_agree_where_they_were_requested():
-    """Of two steps, one is settled after two votes and one after three."""
+def test_agreement_on_single_steps_counts_only_requested_votes():
+    """One of the two steps is settled after two votes, the other after three."""
     found = [[critique(wrong=(0,))] * 2, [critique(wrong=(0,)), critique(), critique(wrong=(0,))]]
     three = joined(found, 3)
     assert [sorted(each.unread) for each in three] == [[], [], [0]]
@@ -105,7 +105,7 @@ def test_votes_on_single_steps_agree_where_they_were_requested():
     assert step_metrics(batch([sample], TRAFFIC), STAGES, None)["critic/agreement"] == pytest.approx((1 + 1 / 3) / 2)
 
 
-def test_traffic_is_shown_as_counted():
+def test_traffic_counts_are_metrics():
     traffic = Traffic(
         critiques=2, critique_tokens=8, critique_prompt_tokens=20, critique_cached_tokens=16, overlapped_tokens=6
     )
@@ -132,32 +132,32 @@ def test_tokens_per_second_are_response_tokens_over_the_time_of_training():
     assert figures["memory_gb"] > 0
 
 
-def test_an_evaluation_is_shown_where_there_is_one():
+def test_an_evaluation_adds_its_metrics():
     figures = step_metrics(batch([credited(1.0)], TRAFFIC), STAGES, PassRate(0.75, 0.125, 8, 2))
     evaluated = {key: value for key, value in figures.items() if key.startswith("eval/")}
     assert evaluated == {"eval/pass@1": 0.75, "eval/stderr": 0.125, "eval/timeouts": 2}
     assert not [key for key in step_metrics(batch([credited(1.0)], TRAFFIC), STAGES, None) if key.startswith("eval/")]
 
 
-def test_a_step_without_samples_has_figures():
+def test_a_step_without_samples_has_metrics():
     figures = step_metrics(batch([], TRAFFIC), STAGES, None)
     assert (figures["rollouts"], figures["groups/dropped"], figures["critic/critiques"]) == (0, 0, 0)
     assert figures["tokens_per_s"] == 0
     assert math.isnan(figures["wrong_step_rate"])
 
 
-def test_what_was_no_unicode_is_replaced_and_counted():
-    """In a completion, whichever engine made it, so in all that is written of it."""
+def test_invalid_unicode_is_replaced_and_counted():
+    """Replaced in the completion itself, so in every record of it, whichever engine made it."""
     written = Completion("r", (1,), (0.0,), "\ud800 a\0b \U0001f600\udfff", True).text
     assert written == "\ufffd a\ufffdb \U0001f600\ufffd"
-    said = replace(critique(), text=written)
-    sample = credited(1.0, critiques=(said, critique()))
+    judged = replace(critique(), text=written)
+    sample = credited(1.0, critiques=(judged, critique()))
     sample = replace(sample, sample=replace(sample.sample, rollout=replace(sample.rollout, text=written)))
     figures = step_metrics(batch([sample, credited(1.0)], TRAFFIC), STAGES, None)
     assert (figures["replaced_chars"], figures["critic/replaced_chars"]) == (3, 3)
 
 
-def test_the_percentiles_of_lengths_are_lengths_that_occur():
+def test_the_percentiles_of_lengths_are_observed_lengths():
     samples = [credited(1.0, tokens=tokens) for tokens in (*range(1, 20), 500)]
     figures = step_metrics(batch(samples, TRAFFIC), STAGES, None)
     assert [figures[f"response_tokens_{name}"] for name in ("p50", "p95", "max")] == [10, 19, 500]

@@ -1,4 +1,4 @@
-"""Progress of a run: its best step, its seconds, its summary, and JSON without loss."""
+"""Progress of a run: its best step, its seconds, its summary, and its lossless JSON form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from capo_fast.runlog.progress import Progress
 
 
 def noted(*rates):
-    """Progress after evaluations at steps 0, 1, ...; None: none there."""
+    """Progress after evaluations at steps 0, 1, ...; None: no evaluation at that step."""
     progress = Progress()
     for step, rate in enumerate(rates):
         progress.note(step, None if rate is None else PassRate(rate, 0.1, 8, 0))
@@ -111,7 +111,7 @@ def test_a_run_without_held_out_problems_has_the_same_keys():
     assert [summary[key] for key in (*rates, "best_step")] == [None] * 6
 
 
-def test_json_brings_everything_back(tmp_path):
+def test_json_round_trips_all_fields(tmp_path):
     progress = noted(0.1, 1 / 3)
     progress.step, progress.cursor, progress.wall_seconds = 1, 48, 0.1 + 0.2
     progress.add_seconds({"learn": 1 / 7})
@@ -123,14 +123,14 @@ def test_json_brings_everything_back(tmp_path):
     assert again.best_step == 3
 
 
-def test_json_brings_back_a_rate_that_is_none(tmp_path):
+def test_json_round_trips_a_rate_of_none(tmp_path):
     again = reread(noted(math.nan), tmp_path)
     assert math.isnan(again.evaluations["0"]["rate"])
     again.note(1, PassRate(0.0, 0.1, 8, 0))
     assert again.best_step == 1
 
 
-def test_lengths_are_those_of_the_last_time(tmp_path):
+def test_lengths_are_from_the_latest_step_of_a_problem(tmp_path):
     progress = Progress()
     progress.note_lengths([("a", 2), ("a", 4), ("b", 10)])
     progress.note_lengths([("a", 7), ("a", 8)])

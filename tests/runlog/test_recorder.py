@@ -1,4 +1,4 @@
-"""What a run leaves on disk: whole lines, whole files, one line a step, whatever happens to the process."""
+"""The files of a run: whole lines, whole files and one line per step, whatever happens to the process."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def filled(folder: Path, steps: int = 5, **options: object) -> RunFolder:
 # ---- metrics.jsonl ---------------------------------------------------------------------------------------------------
 
 
-def test_one_line_a_step_with_nulls_for_what_json_has_no_number_for(tmp_path):
+def test_one_line_per_step_with_null_for_missing_and_non_finite_values(tmp_path):
     recorder = RunFolder(tmp_path / "deep" / "run")
     recorder.record(3, {"a": 0.5, "n": 7, "unused": math.nan, "inf": math.inf, "none": None})
     text = (tmp_path / "deep" / "run" / "metrics.jsonl").read_text()
@@ -114,7 +114,7 @@ keys = st.text(min_size=1, max_size=20).filter(lambda key: key != "step")
 
 @settings(max_examples=40, deadline=None)
 @given(steps=st.lists(st.dictionaries(keys, numbers, max_size=4), max_size=5))
-def test_what_is_recorded_is_read_back(tmp_path_factory, steps):
+def test_recorded_metrics_are_read_back(tmp_path_factory, steps):
     folder = tmp_path_factory.mktemp("run")
     recorder = RunFolder(folder)
     for step, metrics in enumerate(steps):
@@ -136,7 +136,7 @@ def test_a_step_can_not_have_two_lines(tmp_path):
 
 
 @pytest.mark.parametrize("keep_bytes", [1, 10, -1])
-def test_a_torn_last_line_is_no_line_and_is_cut_when_the_folder_is_opened(tmp_path, keep_bytes):
+def test_an_incomplete_last_line_is_ignored_and_cut_when_the_folder_is_opened(tmp_path, keep_bytes):
     filled(tmp_path, 2)
     whole = (tmp_path / "metrics.jsonl").read_bytes()
     (tmp_path / "metrics.jsonl").write_bytes(whole + json_line({"step": 3, "pass_rate": 0.123456789})[:keep_bytes])
@@ -166,7 +166,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path, line, message):
         RunFolder(tmp_path)
 
 
-def test_files_of_other_names_are_no_rollouts(tmp_path):
+def test_files_with_other_names_are_not_rollouts(tmp_path):
     recorder = RunFolder(tmp_path)
     for name in (
         "000001.jsonl.gz",
@@ -203,7 +203,7 @@ def test_rollouts_round_trip_and_the_same_rows_are_the_same_bytes(tmp_path, monk
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_an_error_among_the_rows_leaves_the_older_file_and_no_other(tmp_path):
+def test_an_error_in_a_row_keeps_the_older_file_and_leaves_no_other(tmp_path):
     recorder = RunFolder(tmp_path)
     recorder.write_rollouts(1, [packed_rows([{"a": 1}])])
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -212,7 +212,7 @@ def test_an_error_among_the_rows_leaves_the_older_file_and_no_other(tmp_path):
     assert read_rows(tmp_path / "rollouts" / "000001.jsonl.gz") == [{"a": 1}]
 
 
-def test_killed_in_the_middle_of_a_rollouts_file(tmp_path):
+def test_a_kill_in_the_middle_of_a_rollouts_file(tmp_path):
     run = child(
         """
         recorder = RunFolder(folder)
@@ -237,7 +237,7 @@ def test_killed_in_the_middle_of_a_rollouts_file(tmp_path):
     assert read_rows(tmp_path / "rollouts" / "000001.jsonl.gz") == [{"a": 1}]
 
 
-def test_killed_anywhere_in_a_busy_loop_leaves_only_whole_lines_and_files(tmp_path):
+def test_a_kill_at_any_time_leaves_only_whole_lines_and_files(tmp_path):
     script = """
     import torch.utils.tensorboard
     recorder = RunFolder(folder)
@@ -309,10 +309,10 @@ def test_a_rollout_row_has_everything(tmp_path):
     assert parts == row | {"versions": [[9, 1], [10, 1], [11, 1]]}
 
 
-# ---- going back to a checkpoint --------------------------------------------------------------------------------------
+# ---- cutting back to a checkpoint ------------------------------------------------------------------------------------
 
 
-def test_cut_back_and_go_on_is_one_line_a_step_everywhere(tmp_path):
+def test_after_a_cut_back_every_record_has_one_line_per_step(tmp_path):
     filled(tmp_path, 5)
     recorder = RunFolder(tmp_path)
     recorder.cut_back(3)
@@ -321,8 +321,10 @@ def test_cut_back_and_go_on_is_one_line_a_step_everywhere(tmp_path):
     for step in (4, 5, 6):
         recorder.record(step, {"pass_rate": 0.5})
     assert steps_of(tmp_path) == [1, 2, 3, 4, 5, 6]
-    seen = scalars(tmp_path, "pass_rate")
-    assert seen == [(step, pytest.approx(value)) for step, value in enumerate([0.1, 0.2, 0.3, 0.5, 0.5, 0.5], start=1)]
+    points = scalars(tmp_path, "pass_rate")
+    assert points == [
+        (step, pytest.approx(value)) for step, value in enumerate([0.1, 0.2, 0.3, 0.5, 0.5, 0.5], start=1)
+    ]
 
 
 def test_cut_back_twice_in_one_process(tmp_path):
@@ -336,7 +338,7 @@ def test_cut_back_twice_in_one_process(tmp_path):
     assert scalars(tmp_path, "pass_rate") == [(1, pytest.approx(0.7))]
 
 
-def test_cut_back_replaces_the_file_in_one_go(tmp_path, monkeypatch):
+def test_cut_back_replaces_the_file_atomically(tmp_path, monkeypatch):
     recorder = filled(tmp_path, 5)
 
     def killed(*paths: object) -> None:
@@ -364,7 +366,7 @@ def test_tensorboard_has_every_finite_number(tmp_path):
     assert scalars(tmp_path, "loss/ref_kl") == [(2, 0.5)]
 
 
-def test_wandb_enabled_and_missing_is_one_line_that_names_it(tmp_path, monkeypatch):
+def test_a_missing_wandb_is_a_one_line_error_that_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ConfigError, match=r"^run\.wandb=proj: the package wandb is not installed.*$") as caught:
         RunFolder(tmp_path, wandb="proj")
@@ -372,7 +374,7 @@ def test_wandb_enabled_and_missing_is_one_line_that_names_it(tmp_path, monkeypat
     RunFolder(tmp_path)
 
 
-def test_wandb_sees_the_metrics_and_a_resumed_run_keeps_its_id(tmp_path, monkeypatch):
+def test_wandb_gets_the_metrics_and_a_resumed_run_keeps_its_id(tmp_path, monkeypatch):
     starts, logged, finished = [], [], []
     run = types.SimpleNamespace(
         log=lambda values, step: logged.append((step, values)), finish=lambda: finished.append(True)
@@ -389,7 +391,7 @@ def test_wandb_sees_the_metrics_and_a_resumed_run_keeps_its_id(tmp_path, monkeyp
     assert starts[0].items() >= {"project": "proj", "name": "run", "resume": "allow", "config": {"seed": 3}}.items()
 
 
-def test_other_ranks_keep_nothing(tmp_path, monkeypatch):
+def test_other_ranks_write_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recorder = Recorder()
     recorder.record(1, {"a": 1})
@@ -404,7 +406,7 @@ def test_other_ranks_keep_nothing(tmp_path, monkeypatch):
 
 @contextmanager
 def file_limit(size: int):
-    """No file may grow past `size` bytes: a write takes a part, and the next one fails (EFBIG), as on a full disk."""
+    """Limit files to `size` bytes. As on a full disk, one write is partial and the next one fails (EFBIG)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -434,7 +436,7 @@ LINE = json_line({"step": 1, "x": 1.0})
         (lambda recorder: RunFolder(recorder.folder), len(LINE) - 4, "metrics.jsonl"),
     ],
 )
-def test_a_real_refusal_to_write_is_one_line_and_loses_nothing(tmp_path, write, limit, file):
+def test_a_failed_write_is_a_one_line_error_and_loses_nothing(tmp_path, write, limit, file):
     recorder = RunFolder(tmp_path)
     recorder.record(1, {"x": 1.0})
     recorder.write_rollouts(1, [packed_rows([{"a": 1}])])
@@ -451,15 +453,15 @@ def test_a_real_refusal_to_write_is_one_line_and_loses_nothing(tmp_path, write, 
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_full_tensorboard_file_stops_the_run_too_and_stays_readable(tmp_path):
+def test_a_full_tensorboard_file_stops_the_run_and_stays_readable(tmp_path):
     recorder = RunFolder(tmp_path)
     with pytest.raises(RecordError, match=r"can't write \S+/tensorboard: File too large"), file_limit(600):
         for step in range(1, 99):
             recorder.record(step, {"x": 1.0})
     assert len(steps_of(tmp_path)) > 3
-    seen = scalars(tmp_path, "x")
-    assert seen == [(step, 1.0) for step in steps_of(tmp_path)[: len(seen)]]
-    assert len(steps_of(tmp_path)) - len(seen) in (1, 2), "the writer's thread fails in the last step or the one before"
+    points = scalars(tmp_path, "x")
+    assert points == [(step, 1.0) for step in steps_of(tmp_path)[: len(points)]]
+    assert len(steps_of(tmp_path)) - len(points) in (1, 2), "the writer's thread fails in one of the last two steps"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -477,7 +479,7 @@ def test_a_folder_that_can_not_be_made(tmp_path):
         RunFolder(tmp_path / "file" / "run")
 
 
-def test_replacing_shows_nothing_before_the_end(tmp_path):
+def test_a_replaced_file_is_unchanged_until_the_end(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")
     with replacing(path) as file:

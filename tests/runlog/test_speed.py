@@ -1,4 +1,4 @@
-"""Rates and peaks of a step, by hand, and the trace of one."""
+"""Rates and peaks of a step, by hand, and the trace of a step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def batch(figures, traffic):
     return Batch(figures, frozenset(), {}, Columns.of([]), [], traffic, 0)
 
 
-def test_rates_are_per_device_and_second_of_training_and_the_critics_tokens_are_apart():
+def test_rates_are_per_device_and_second_of_training_and_the_critics_tokens_are_separate():
     traffic = Traffic(critique_tokens=30, critique_prompt_tokens=50)
     lengths = [SimpleNamespace(prompt_tokens=30, tokens=tokens) for tokens in (10, 90)]
     figures = speed_metrics(batch(lengths, traffic), LAP, {"learn/flops": 4e12}, peak=8e12, devices=2, learning=2)
@@ -43,11 +43,11 @@ def test_a_device_without_a_known_peak_has_no_utilisation():
     ("name", "tflops"),
     [("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.0), ("NVIDIA L40S", 362.0), ("NVIDIA L4", 121.0)],
 )
-def test_the_longest_name_that_fits_gives_the_peak(name, tflops):
+def test_the_longest_matching_name_gives_the_peak(name, tflops):
     assert named_peak(name, torch.bfloat16) == tflops * 1e12
 
 
-def test_memory_is_that_of_the_largest_rank():
+def test_memory_is_the_largest_of_all_ranks():
     ranks = [Memory(1.0, 30.0), Memory(3.0, 20.0)]
     assert memory_metrics(ranks) == {"memory/host_gb": 3.0, "memory/device_gb": 30.0}
     assert memory_metrics([Memory(1.0, None)]) == {"memory/host_gb": 1.0}

@@ -1,4 +1,4 @@
-"""`capo status`: runs that train, have stopped or ended, and folders that are no run."""
+"""`capo status`: runs that are training, stopped or finished, and folders that are not runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOW = 1_000_000.0
 
 @pytest.fixture
 def folder(tmp_path):
-    """A run of 16 steps after two of them, and what it left beside them."""
+    """The folder of a run after two of its 16 steps, with an incomplete checkpoint."""
     (tmp_path / "config.yaml").write_text(dump_config(load_config(["--algorithm", "dapo", "--seed", "5"])))
     (tmp_path / "checkpoints" / ".step_000002.tmp").mkdir(parents=True)
     for step in (0, 1):
@@ -72,7 +72,7 @@ def test_the_newest_checkpoint_is_that_of_the_last_step(folder):
     assert status(folder, NOW).endswith("/checkpoints/step_1000000/model is damaged: 0 bytes, wanted 1")
 
 
-def test_looking_leaves_the_folder_as_it_was(folder):
+def test_status_does_not_change_the_folder(folder):
     write(folder, LINES)
     before = sorted(folder.rglob("*"))
     status(folder, NOW)

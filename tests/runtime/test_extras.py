@@ -1,4 +1,4 @@
-"""Packages that a plain install lacks are named in one line."""
+"""One-line errors that name the packages missing from a plain install."""
 
 from __future__ import annotations
 

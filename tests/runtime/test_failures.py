@@ -1,4 +1,4 @@
-"""Two ranks of a run, one of which fails, is killed or hangs: the output, and all ranks exit."""
+"""A run on two ranks, one of which fails, is killed or hangs: its output, and the exit of all ranks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_error_of_a_rank_is_shown_first_and_once(tmp_path):
     assert not any(word in output for word in BROKEN)
 
 
-def test_a_bug_of_a_rank_prints_its_traceback_and_no_other(tmp_path):
+def test_a_bug_of_a_rank_prints_only_its_traceback(tmp_path):
     statuses, output = two_ranks(tmp_path / "run", "bug")
     assert statuses == [1, 1]
     assert output.count("Traceback (most recent call last)") == 1
@@ -60,7 +60,7 @@ def test_a_rank_that_is_killed_ends_the_others_with_a_line(tmp_path):
     assert "Traceback" not in output
 
 
-def test_an_error_that_all_ranks_meet_is_shown_once(tmp_path):
+def test_an_error_on_all_ranks_is_shown_once(tmp_path):
     statuses, output = two_ranks(tmp_path / "run", "none", "--data.path", "nowhere.jsonl")
     assert statuses == [2, 2]
     assert [line.count("nowhere.jsonl") for line in own_lines(output)] == [1, 0]
@@ -97,7 +97,7 @@ def test_a_request_to_a_silent_store_times_out(monkeypatch):
     assert failures._with_timeout(lambda: 3) == 3
 
 
-def test_what_counts_as_a_lost_connection():
+def test_errors_of_a_lost_connection_are_recognised():
     lost = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:14753")
     wrapped = CapoError("step 2 not saved")
     wrapped.__cause__ = lost
@@ -119,25 +119,25 @@ def store():
 
 
 def test_the_line_of_a_lost_rank_is_shown_at_once_and_once(store, capsys):
-    """Its launcher may end this process before the main thread notices."""
+    """The launcher may kill this process before its main thread notices."""
     this_job().lost.handled.set()
     failures._end_after(failures.Peers(), pytest.fail, "rank 0 died without an error message")
     assert capsys.readouterr().err.endswith(": error: rank 0 died without an error message\n")
     assert not failures.Peers().shows_line()
 
 
-def test_a_rank_that_comes_after_rank_0_has_failed_names_it(store):
-    """Rank 0 has closed its server: the refused connection is not this rank's error."""
+def test_a_rank_that_connects_after_rank_0_failed_names_it(store):
+    """Rank 0's server is closed; the refused connection is not reported as this rank's error."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         store.set(KEY, f"{closed.getsockname()[1]} {bytes(16).hex()}")
     store.set(failures.FIRST, f"rank 0 failed{failures.ADVICE}")
     store.set(failures.SHOWN, "2")
     with pytest.raises(RankLost, match=r"^rank 0 failed; its error is the one to read$") as lost, watched():
-        pytest.fail("rank 0 is not there")
+        pytest.fail("rank 0 has exited")
     assert lost.value.exit_status == 2
 
 
-def test_the_launcher_behind_a_script_is_found(monkeypatch):
+def test_the_launcher_above_a_script_is_found(monkeypatch):
     def hidden():
         raise psutil.AccessDenied
 

@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one holder, and readers of the lock don't keep a run out."""
+"""The lock of a run's folder: one holder at a time; reading the lock does not block a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from capo_fast.runtime.files import (
 )
 
 
-def test_one_process_holds_the_folder(tmp_path, monkeypatch):
+def test_one_process_locks_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LOCK_TRIES", 3)
     assert not is_locked(tmp_path)
     with lock(tmp_path):
@@ -38,10 +38,10 @@ def test_one_process_holds_the_folder(tmp_path, monkeypatch):
     lock(tmp_path).close()
 
 
-def test_a_process_that_reads_the_lock_keeps_no_run_out(tmp_path, monkeypatch):
+def test_reading_the_lock_does_not_block_a_run(tmp_path, monkeypatch):
     lock(tmp_path).close()
     with (tmp_path / LOCK).open("rb") as reader:
-        fcntl.flock(reader, fcntl.LOCK_SH)  # as in is_locked, interrupted there by the scheduler
+        fcntl.flock(reader, fcntl.LOCK_SH)  # as is_locked does, paused there by the scheduler
         monkeypatch.setattr(time, "sleep", lambda seconds: reader.close())
         lock(tmp_path).close()
 
@@ -60,7 +60,7 @@ def test_a_folder_of_a_killed_process_is_removed_by_the_next_one(tmp_path):
 
 
 def abandoned(parent, begin=LOCKED, host=None):
-    """A folder of a killed process, whose lock the kernel has released."""
+    """A folder of a killed process; the kernel has released its lock."""
     folder = parent / f"{begin}{host or socket.gethostname()}+abandoned"
     folder.mkdir()
     (folder / LOCK).touch()
@@ -68,7 +68,7 @@ def abandoned(parent, begin=LOCKED, host=None):
 
 
 def test_only_abandoned_folders_of_this_host_are_removed(tmp_path):
-    """Hosts may share the parent without sharing locks."""
+    """Hosts may share the parent folder but not its locks."""
     other, new, old = abandoned(tmp_path, host="other"), abandoned(tmp_path, NEW), abandoned(tmp_path, NEW, "*")
     abandoned(tmp_path)
     (tmp_path / f"{LOCKED}{socket.gethostname()}+file").touch()
@@ -79,7 +79,7 @@ def test_only_abandoned_folders_of_this_host_are_removed(tmp_path):
     assert not new.exists()
 
 
-def test_a_folder_whose_file_system_has_no_locks_is_one_line(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_a_one_line_error(tmp_path, monkeypatch):
     def refuse(file, how):
         raise OSError(38, "Function not implemented")
 
@@ -89,7 +89,7 @@ def test_a_folder_whose_file_system_has_no_locks_is_one_line(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_memory_that_a_killed_process_has_filled_is_freed(tmp_path, monkeypatch):
+def test_shared_memory_of_a_killed_process_is_freed(tmp_path, monkeypatch):
     memory = tmp_path / "memory"
     memory.mkdir()
     left = abandoned(memory, host="the-container-before")
@@ -99,7 +99,7 @@ def test_memory_that_a_killed_process_has_filled_is_freed(tmp_path, monkeypatch)
         assert folder.parent == memory
 
 
-def test_full_shared_memory_is_one_line_that_names_it(monkeypatch):
+def test_full_shared_memory_is_a_one_line_error_that_names_it(monkeypatch):
     def full(*, prefix, dir):
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""The processes of a run: a group of one that leaves nothing behind, signals, gather."""
+"""The processes of a run: a group of one and its cleanup, signals, gather."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @pytest.fixture
 def handlers():
-    """Handlers of our own, so that what StopSignal restores is no default; the real ones come back afterwards."""
+    """Installs handlers, so that StopSignal restores them and not the defaults; resets the real ones at the end."""
 
     def mine(number, frame):
-        raise AssertionError("the signal reached the handler from before")
+        raise AssertionError("the signal reached the previous handler")
 
     before = {number: signal.signal(number, mine) for number in SIGNALS}
     yield mine
@@ -75,7 +75,7 @@ def test_an_error_leaves_nothing_behind_either(monkeypatch):
     assert dict(os.environ) == before
 
 
-def test_a_group_that_the_engine_destroyed_is_no_error(monkeypatch):
+def test_a_group_that_the_engine_destroyed_is_accepted(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     before = dict(os.environ)
     with ranks():
@@ -83,7 +83,7 @@ def test_a_group_that_the_engine_destroyed_is_no_error(monkeypatch):
     assert dict(os.environ) == before
 
 
-def test_torchruns_environment_stays(monkeypatch):
+def test_torchruns_environment_is_kept(monkeypatch):
     with ranks():
         port = os.environ["MASTER_PORT"]
     torchrun = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -94,7 +94,7 @@ def test_torchruns_environment_stays(monkeypatch):
     assert {name: os.environ.get(name) for name in torchrun} == torchrun
 
 
-def test_a_rank_that_torchrun_has_not_given_is_refused(monkeypatch):
+def test_a_rank_without_the_rest_of_torchruns_environment_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
@@ -111,20 +111,20 @@ def test_nothing_is_raised_before_a_signal(stop):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_raised_at_the_next_check(number, stop):
     signal.raise_signal(number)
-    for _ in range(2):  # it stays asked
+    for _ in range(2):  # the request is not cleared
         with pytest.raises(Interrupted):
             stop.check()
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_second_signal_ends_at_once(number, stop):
+def test_a_second_signal_has_the_default_handler(number, stop):
     signal.raise_signal(number)
     assert signal.getsignal(number) == signal.SIG_DFL
     others = [other for other in SIGNALS if other != number]
     assert all(signal.getsignal(other) != signal.SIG_DFL for other in others)
 
 
-def test_close_gives_the_signals_back(handlers):
+def test_close_restores_the_signal_handlers(handlers):
     stop = StopSignal()
     assert all(signal.getsignal(number) is not handlers for number in SIGNALS)
     signal.raise_signal(signal.SIGTERM)
@@ -132,7 +132,7 @@ def test_close_gives_the_signals_back(handlers):
     assert all(signal.getsignal(number) is handlers for number in SIGNALS)
 
 
-def test_a_signal_whose_exception_a_library_caught_stops_the_run_at_its_first_seam(one_rank):
+def test_a_signal_whose_exception_a_library_caught_stops_the_run_at_the_first_check(one_rank):
     with interruptible():
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
@@ -144,8 +144,8 @@ def test_a_signal_whose_exception_a_library_caught_stops_the_run_at_its_first_se
     assert not asked_to_stop.is_set()
 
 
-def test_a_rank_that_fails_before_all_have_met_ends_the_others_at_once():
-    """They are on other hosts, whose launchers keep running."""
+def test_a_rank_that_fails_before_all_have_connected_ends_the_others_at_once():
+    """The others are on other hosts, whose launchers keep running."""
     store = dist.HashStore()
     store.set(FIRST, "rank 1 on host-b failed")
     with pytest.raises(CapoError, match="another rank exited before all ranks had passed their checks"):
@@ -153,13 +153,13 @@ def test_a_rank_that_fails_before_all_have_met_ends_the_others_at_once():
     _meet(Job(store, 1, 2, 0, timedelta(minutes=1)))
 
 
-def test_gather_gives_the_items_of_a_rank_in_their_order(one_rank):
+def test_gather_keeps_the_order_of_a_rank_s_items(one_rank):
     items = [(2, None), (0, 0.5), (1, True)]
     assert gather(items) == items
     assert gather([]) == []
 
 
-def test_gather_puts_the_lists_of_ranks_end_to_end(monkeypatch):
+def test_gather_concatenates_the_lists_of_all_ranks(monkeypatch):
     def all_gather_object(lists, items, group):
         lists[:] = [items, [], [7, 8]]
 
@@ -188,7 +188,7 @@ def test_ranks_that_no_engines_can_share_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("count", "settings", "says"),
+    ("count", "settings", "message"),
     [
         (
             1,
@@ -202,13 +202,13 @@ def test_ranks_that_no_engines_can_share_are_refused(monkeypatch):
         (3, {"ranks": 2, "tensor_parallel": 2}, None),
     ],
 )
-def test_roles_that_ranks_can_and_can_t_have(count, settings, says):
-    with pytest.raises(ConfigError) if says else nullcontext() as refused:
+def test_possible_and_impossible_roles_of_ranks(count, settings, message):
+    with pytest.raises(ConfigError) if message else nullcontext() as refused:
         check_roles(count, EngineConfig(**settings))
-    assert says is None or str(refused.value) == says
+    assert message is None or str(refused.value) == message
 
 
-def test_ranks_that_share_a_gpu_have_nothing_to_overlap(monkeypatch):
+def test_engine_ranks_that_share_a_gpu_with_a_learner_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -223,8 +223,8 @@ def test_a_rank_s_place_in_the_job_and_in_its_role():
     assert Job(None, 2, 3, 0, timedelta(1)).in_role() == ("learners", 2, 3)
 
 
-def test_work_is_done_once_a_node_where_another_role_comes_before_on_it(monkeypatch):
-    """Ranks 1 and 2 of a node whose rank 0 learns: the first of the role's two does it."""
+def test_work_is_done_once_per_node_also_by_a_role_that_starts_at_a_later_rank(monkeypatch):
+    """Rank 0 of the node is a learner; the first of its two engine ranks does the work."""
     done = []
     monkeypatch.setattr("capo_fast.runtime.ranks.gather", lambda items: [*items, (None, None)])
     for rank, local_rank in ((0, 1), (1, 2)):

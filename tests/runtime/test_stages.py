@@ -1,4 +1,4 @@
-"""Stages: times, calls on entry, and the points at which a run may be stopped."""
+"""Stages: their times, the calls on entry, and the points at which a run may stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUSY = "sum(range(5 * 10**6))"
 
 
 class Signal:
-    """A stop signal, given or not."""
+    """A stop signal; `given` if it has arrived."""
 
     def __init__(self, given: bool = False) -> None:
         self.given = given
@@ -26,7 +26,7 @@ class Signal:
 
 
 class Clock:
-    """A deadline that records the stages it is started for."""
+    """A deadline that records the stages for which it is started."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []
@@ -60,8 +60,8 @@ def test_cpu_time_of_a_background_thread_belongs_to_its_own_stage():
     with stages("rollout"):
         pass
     lap = stages.lap()
-    assert lap.cpu["checkpoint"] == 50.0 and lap.wall["checkpoint"] == 0.0, "between stages too"
-    assert -40.0 < lap.cpu["learn"] < -30.0, "what the process has spent, without the thread's"
+    assert lap.cpu["checkpoint"] == 50.0 and lap.wall["checkpoint"] == 0.0, "includes time between stages"
+    assert -40.0 < lap.cpu["learn"] < -30.0, "the process's time minus the thread's"
     assert list(lap.wall) == list(lap.cpu)
 
 
@@ -79,7 +79,7 @@ def test_cpu_time_counts_the_processes_that_were_started():
     assert cpu["starts"] > cpu["waits"] and cpu["ends"] > cpu["waits"] >= 0
 
 
-def test_laps_that_have_other_stages_add_up():
+def test_laps_with_different_stages_add_up():
     assert added({"learn": 1.0, "checkpoint": 0.5}, {"learn": 2.0}) == {"learn": 3.0, "checkpoint": 0.5}
 
 
@@ -93,7 +93,7 @@ def test_stages_do_not_nest():
     assert list(stages.lap().wall) == ["outer"]
 
 
-def test_a_stage_that_fails_is_timed_and_over():
+def test_a_stage_that_fails_is_timed_and_ended():
     stages = made()
     with pytest.raises(ZeroDivisionError), stages("a"):
         _ = 1 / 0
@@ -102,7 +102,7 @@ def test_a_stage_that_fails_is_timed_and_over():
     assert list(stages.lap().wall) == ["a", "b"]
 
 
-def test_a_run_is_stopped_at_a_seam_and_nowhere_else():
+def test_a_run_stops_only_at_a_seam():
     stages = made(given=True)
     with stages("verify"):
         pass

@@ -1,4 +1,4 @@
-"""torchrun on two hosts, each a network namespace: one is lost within a step, and the run continues on the other."""
+"""torchrun on two hosts, each a network namespace: one is lost during a step; the run continues on the other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def arguments(folder):
 
 
 def rollouts_of(folder):
-    """The rollout files' rows per step."""
+    """The contents of each step's rollout file."""
     return [gzip.decompress(path.read_bytes()) for path in sorted((folder / "rollouts").iterdir())]
 
 
@@ -53,8 +53,8 @@ def test_a_lost_host_ends_the_job_and_the_run_continues_on_the_other(hosts, tmp_
         time.sleep(0.02)
     right.kill()
     assert left.join(60) == 1
-    said = [line for line in left.log.read_text().splitlines() if line.startswith("capo_fast")]
-    assert said == ["capo_fast: error: rank 1 on right died without an error message, as if killed"]
+    errors = [line for line in left.log.read_text().splitlines() if line.startswith("capo_fast")]
+    assert errors == ["capo_fast: error: rank 1 on right died without an error message, as if killed"]
 
     one_host = tmp_path / "one_host"
     for log, world, target in (("resumed", 1, folder), ("reference", 2, one_host)):
@@ -62,9 +62,9 @@ def test_a_lost_host_ends_the_job_and_the_run_continues_on_the_other(hosts, tmp_
         assert set(statuses) == {0}, output
     assert "ranks: 1, was 2" in (tmp_path / "resumed").read_text()
     assert [len(rows.splitlines()) for rows in rollouts_of(folder)] == [8, 8]
-    # Text and log-probs of the scripted engine depend on a request's prompt and seed alone.
+    # Text and log-probs of the scripted engine depend only on a request's prompt and seed.
     assert rollouts_of(folder) == rollouts_of(one_host)
-    found, wanted = (load_file(path / "model" / "model.safetensors") for path in (folder, one_host))
-    assert max((found[name] - wanted[name]).abs().max().item() for name in found) < 2e-6
+    found, expected = (load_file(path / "model" / "model.safetensors") for path in (folder, one_host))
+    assert max((found[name] - expected[name]).abs().max().item() for name in found) < 2e-6
     norms = [[json.loads(line)["grad_norm"] for line in (path / "metrics.jsonl").open()] for path in (folder, one_host)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)

@@ -1,4 +1,4 @@
-"""A rank that dies is named; one that exits in order, or a connection that is no rank's, is not."""
+"""A rank that exits without notice is named; an orderly exit or a connection of another process is not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLACES = (Place("left", 0, "127.0.0.1"), Place("right", 1, "127.0.0.1"), Place("
 
 @pytest.fixture
 def jobs(monkeypatch):
-    """A job's three ranks, all in this process."""
+    """The three ranks of a job, all in this process."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     store = dist.HashStore()
     return [Job(store, rank, len(PLACES), 0, timedelta(seconds=20), PLACES) for rank in range(len(PLACES))]
@@ -32,13 +32,13 @@ def connected(job: Job, hello: bytes) -> socket.socket:
     return connection
 
 
-def test_a_dead_rank_is_named_and_a_foreign_connection_is_not(jobs):
+def test_a_lost_rank_is_named_and_a_foreign_connection_is_not(jobs):
     lost = Queue()
     with closing(Watch(jobs[0], lost.put)):
         token = bytes.fromhex(jobs[0].store.get(KEY).decode().split()[1])
         for hello in (b"", bytes(16) + (1).to_bytes(4), token + (7).to_bytes(4)):
             connected(jobs[0], hello).close()
-        slow = connected(jobs[0], token[:5])  # nobody waits for the rest
+        slow = connected(jobs[0], token[:5])  # the rest of its token never follows
         with closing(slow), closing(Watch(jobs[1], lost.put)):
             connected(jobs[0], token + (2).to_bytes(4)).close()
             assert lost.get(timeout=20) == "rank 2 on right died without an error message, as if killed"
@@ -46,7 +46,7 @@ def test_a_dead_rank_is_named_and_a_foreign_connection_is_not(jobs):
     assert lost.empty()
 
 
-def test_a_dead_rank_0_is_named(jobs):
+def test_a_lost_rank_0_is_named(jobs):
     lost = Queue()
     with socket.create_server(("127.0.0.1", 0)) as server:
         jobs[0].store.set(KEY, f"{server.getsockname()[1]} {bytes(16).hex()}")

@@ -1,4 +1,4 @@
-"""Which tokens of a conversation are learned: its answers with their end tokens, or the row is refused."""
+"""The trained tokens of a conversation: its answers with their end tokens; other rows are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def with_template(template):
 
 
 def trained_texts(template, chat):
-    """The pieces of the conversation that are trained on."""
+    """The parts of the conversation that are trained on."""
     example = template.example(Conversation("row 0", "", chat))
     ids = [token if trained else None for token, trained in zip(example.token_ids, example.trained, strict=True)]
     decode = template.chat.tokenizer.decode
@@ -46,7 +46,7 @@ def trained_texts(template, chat):
     return [piece for piece in pieces.split("|") if piece]
 
 
-def test_every_answer_is_learned_with_its_end_token_and_nothing_else():
+def test_only_answers_and_their_end_tokens_are_trained():
     assert trained_texts(with_template(ENDED), TWO) == ["b<end>", "d e<end>"]
 
 
@@ -59,13 +59,13 @@ def test_a_special_token_in_a_message_stays_text():
     assert example.token_ids.count(end) == 1 and end not in example.prompt_ids
 
 
-def test_a_template_without_an_end_gets_one_after_the_last_answer_alone():
+def test_a_template_without_an_end_token_gets_one_only_after_the_last_answer():
     assert trained_texts(with_template(CHAT), TWO[:2]) == ["b<end>"]
     with pytest.raises(DataError, match=r"row 0: message 2: .* ends this answer with no token at which"):
         trained_texts(with_template(CHAT), TWO)
 
 
-def test_a_template_that_renders_the_past_otherwise_is_refused():
+def test_a_template_that_renders_earlier_messages_differently_is_refused():
     assert trained_texts(with_template(FORGETFUL), TWO[:2]) == ["b<end>"]
     with pytest.raises(DataError, match=r"row 0: message \d: the chat template of .* renders the messages before this"):
         trained_texts(with_template(FORGETFUL), TWO)
@@ -74,14 +74,14 @@ def test_a_template_that_renders_the_past_otherwise_is_refused():
         with_template(hidden).check()
 
 
-def test_the_shipped_template_trains_what_a_rollout_would_be():
+def test_the_shipped_template_trains_the_tokens_of_a_rollout():
     prompt = answer_template().chat.prompt(read_problem("", {"problem": "1+2", "answer": 3}, 0, DataConfig()), 99)
     example = answer_template().example(Conversation("row", "", CHATS[0]))
     assert example.prompt_ids == prompt.token_ids and all(example.trained)
     assert tokenizer().decode(example.token_ids) == "1+2=3\n\nA:3<eos>"
 
 
-def test_an_end_of_the_generation_config_ends_answers_too():
+def test_end_tokens_of_the_generation_config_end_answers():
     ends, end = end_tokens(tokenizer(), b'{"eos_token_id": [7, 9]}')
     assert ends == {7, 9, end} and end == tokenizer().eos_token_id
 
@@ -95,7 +95,7 @@ def conversations(tmp_path, line, **settings):
     return list(read_conversations(config, config.data, tokenizer()))
 
 
-def test_rows_of_messages_and_of_prompt_and_completion_are_the_same(tmp_path):
+def test_rows_of_messages_and_of_prompt_and_completion_are_equivalent(tmp_path):
     [chat] = conversations(
         tmp_path, '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
     )
@@ -116,7 +116,7 @@ def test_rows_of_messages_and_of_prompt_and_completion_are_the_same(tmp_path):
         ("[1]", "found list, wanted an object with the fields of a conversation"),
     ],
 )
-def test_a_row_that_is_no_conversation_is_named(line, error, tmp_path):
+def test_a_row_that_is_not_a_conversation_is_named(line, error, tmp_path):
     with pytest.raises(DataError, match=rf"rows.jsonl, line 1: .*{re.escape(error)}"):
         conversations(tmp_path, line)
 
@@ -125,7 +125,7 @@ def test_a_row_that_is_no_conversation_is_named(line, error, tmp_path):
     ("first", "wrong", "expected"),
     [(-1, frozenset(), set()), (1, frozenset({1, 3}), {1, 3}), (2, None, {2}), (-1, None, set())],
 )
-def test_a_verdict_is_read_as_the_labels_it_was_made_of(first, wrong, expected):
+def test_a_verdict_parses_to_the_labels_that_it_was_made_from(first, wrong, expected):
     solution = Solution("s", "p", ("a", "b", "c", "d"), first, wrong, "all")
     found = parse_critique(verdict(solution), 4)
     assert not found.abstained and found.wrong_steps == expected and found.dropped == 0
@@ -141,7 +141,7 @@ def test_a_critique_has_the_prompt_of_training(tmp_path):
 # ---- batches ----
 
 
-def test_batches_of_tokens_hold_what_fits_and_every_epoch_has_every_example():
+def test_batches_of_tokens_are_full_and_every_epoch_has_every_example():
     lengths = np.array([5, 1, 2, 9, 4, 3])
     config = sft_config(train__epochs=3, train__batch_tokens=8)
     batches = plan_batches(lengths, config.train, seed=1)
@@ -149,11 +149,11 @@ def test_batches_of_tokens_hold_what_fits_and_every_epoch_has_every_example():
     sizes = [sum(lengths[batch]) for batch in drawn]
     assert all(size <= 8 or len(batch) == 1 for size, batch in zip(sizes, drawn, strict=True))
     following = zip(sizes, [lengths[batch[0]] for batch in drawn[1:]], strict=False)
-    assert all(size + more > 8 for size, more in following), "an example that fits is not left for the next batch"
+    assert all(size + more > 8 for size, more in following), "an example that fits is not moved to the next batch"
     flat = [index for batch in drawn for index in batch]
     assert [sorted(flat[i : i + 6]) for i in (0, 6, 12)] == [list(range(6))] * 3 and flat[:6] != flat[6:12]
 
 
-def test_settings_without_a_meaning_here_are_unknown():
+def test_settings_without_a_meaning_in_fine_tuning_are_unknown():
     with pytest.raises(ConfigError, match=r"train\.minibatches: unknown setting"):
         sft_config(train__minibatches=2)

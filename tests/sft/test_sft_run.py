@@ -1,4 +1,4 @@
-"""A run of `capo sft`: without an engine, resumed bit by bit, held out by problem, with its errors in one line."""
+"""A run of `capo sft`: without an engine, resumed bit for bit, held out by problem, with one-line errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHORT = (*MADE, "--train.batch", "5", "--train.lr", "1e-3", "--checkpoint.every"
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Two rows each of 14 problems."""
+    """14 problems with two rows each."""
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     made = [{"prompt": f"{a}+{a}", "completion": f"{a}+{a}={2 * a}\n\nA:{2 * a}"} for a in range(14)]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*made, *made]))
@@ -36,7 +36,7 @@ def sft(rows, folder, *arguments):
 
 @pytest.fixture(scope="module")
 def whole(rows, tmp_path_factory):
-    """A run that nothing interrupts, and that can import no vLLM."""
+    """An uninterrupted run without vLLM installed."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "vllm", None)
@@ -50,11 +50,11 @@ def untimed(folder):
     return [{key: value for key, value in line.items() if not key.startswith(times)} for line in lines]
 
 
-def test_a_run_learns_and_leaves_a_model_and_its_numbers(whole):
+def test_a_run_learns_and_writes_a_model_and_its_figures(whole):
     summary = json.loads((whole / "summary.json").read_text())
     lines = untimed(whole)
     assert summary["loss_after"] < summary["loss_before"] and summary["algorithm"] == "sft"
-    assert summary["examples"] % 2 == 0 and 0 < summary["examples"] < 28, "both rows of a problem are on one side"
+    assert summary["examples"] % 2 == 0 and 0 < summary["examples"] < 28, "both rows of a problem are in one part"
     assert summary["steps"] == len(lines) == -(-summary["examples"] // 5)
     assert [line["step"] for line in lines if "eval/loss" in line] == [2, 4] and summary["best_step"] == 4
     assert lines[-1]["eval/loss"] == summary["loss_after"] and lines[-1]["epoch"] == 1.0
@@ -96,7 +96,7 @@ def test_other_settings_are_refused_on_a_resume_and_a_report_is_written(whole, r
     assert "held-out loss" in capsys.readouterr().out
 
 
-def test_a_critic_s_adapter_is_trained_on_labels_and_shares_no_problem_with_the_held_out(tmp_path, capsys):
+def test_a_critic_s_adapter_is_trained_on_labels_without_the_held_out_problems(tmp_path, capsys):
     made = [{"problem": f"{a}+1", "steps": [f"{a}+1={a}", f"A:{a}"], "wrong_steps": [0]} for a in range(6)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
     (tmp_path / "held.jsonl").write_text("".join(json.dumps(row | {"id": "x"}) + "\n" for row in made[:1]))
@@ -120,7 +120,7 @@ def test_a_critic_s_adapter_is_trained_on_labels_and_shares_no_problem_with_the_
         (("--train.epochs", "x"), "train.epochs: found 'x', wanted integer > 0"),
     ],
 )
-def test_what_can_t_be_used_is_one_line(arguments, error, rows, tmp_path, capsys):
+def test_unusable_settings_are_a_one_line_error(arguments, error, rows, tmp_path, capsys):
     assert sft(rows, tmp_path / "run", *arguments) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert error in line

@@ -1,4 +1,4 @@
-"""The shipped files are what the command makes, load everywhere, and are as good and as bad as they should be."""
+"""The shipped files: equal to the command's output, loadable everywhere, and of the intended accuracy."""
 
 import gzip
 import json
@@ -41,12 +41,12 @@ def checkpoint():
 
 
 def parse(text, steps):
-    """The trainer's reading of a critique; None where it abstains."""
+    """The wrong steps that the trainer reads from a critique; None if it abstains."""
     critique = parse_critique(text or "", len(steps), finished=text is not None)
     return None if critique.abstained else critique.wrong_steps
 
 
-def test_problems_are_disjoint_and_right(train, heldout):
+def test_problems_are_disjoint_and_their_solutions_right(train, heldout):
     assert (len(train), len(heldout)) == (4096, 400)
     rows = train + heldout
     assert len({row["problem"] for row in rows}) == len({row["id"] for row in rows}) == len(rows)
@@ -70,7 +70,7 @@ def test_shipped_files_are_small():
 def test_shipped_shape(checkpoint):
     model, _ = checkpoint
     assert sum(p.numel() for p in model.parameters()) == 302_208
-    assert model.config.head_dim == 32, "vLLM on the CPU refuses 16"
+    assert model.config.head_dim == 32, "vLLM on a CPU rejects 16"
     assert json.loads((MODEL / "config.json").read_text())["dtype"] == "bfloat16"
 
 
@@ -79,7 +79,7 @@ def test_shipped_policy_and_critic(checkpoint, heldout):
     questions = [row["problem"] for row in heldout]
     solutions = sample(model, tokenizer, questions, SOLUTION_TOKENS, seed=0)
     policy = policy_figures(questions, solutions)
-    assert 0.27 < policy.pass_at_1 < 0.42  # three standard errors about 0.345
+    assert 0.27 < policy.pass_at_1 < 0.42  # 0.345 +- three standard errors
     assert 0.19 < policy.wrong_steps < 0.25
     assert policy.cut_short < 0.01
 
@@ -94,7 +94,7 @@ def test_shipped_policy_and_critic(checkpoint, heldout):
 
 
 @torch.inference_mode()
-def test_the_shipped_critic_of_steps_is_better_for_a_fifth_of_the_tokens(heldout):
+def test_the_shipped_critic_of_steps_is_precise_with_two_tokens_per_step(heldout):
     critic, tokenizer = load(CRITIC)
     rng, world = Random("critic of steps"), World.from_seed(0)
     solutions = [(row["problem"], world.solution(rng, row["problem"])) for row in heldout[:80]]
@@ -103,9 +103,9 @@ def test_the_shipped_critic_of_steps_is_better_for_a_fifth_of_the_tokens(heldout
     batch = tokenizer.apply_chat_template(
         chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
     )
-    said = tokenizer.batch_decode(critic.generate(**batch, max_new_tokens=2, do_sample=False)[:, -2:])
+    verdicts = tokenizer.batch_decode(critic.generate(**batch, max_new_tokens=2, do_sample=False)[:, -2:])
     truth = [frozenset({0} if len(steps) - 1 in true_wrong_steps(q, steps) else ()) for q, steps in shown]
-    figures = critic_figures(truth, [VERDICTS["yes-no"].whole(text, 1, False).wrong_steps for text in said])
+    figures = critic_figures(truth, [VERDICTS["yes-no"].whole(text, 1, False).wrong_steps for text in verdicts])
     assert figures.precision > 0.98 and figures.recall > 0.95
 
 
@@ -119,14 +119,14 @@ def test_the_critic_was_trained_on_the_trainer_s_prompt():
     assert render_critique_prompt(load_template("tiny"), "9*2-9", steps) == critique_prompt("9*2-9", steps)
 
 
-def test_the_loss_sees_completions_only():
+def test_the_loss_covers_completions_only():
     tokenizer = build_tokenizer()
     ids, targets = encode(tokenizer, [("9*2", "A:8"), ("9*2-9", "9*2=8")])
     assert [tokenizer.decode(row[row >= 0]) for row in targets] == ["A:8<eos>", "9*2=8<eos>"]
     assert tokenizer.decode(ids[1]) == "9*2-9\n9*2=8<eos>"
 
 
-def test_remaking_is_repeatable_and_learns(tmp_path):
+def test_making_the_files_is_repeatable_and_the_models_learn(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

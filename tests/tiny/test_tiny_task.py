@@ -1,4 +1,4 @@
-"""The world's rule: hand-made cases, and laws over many drawn solutions."""
+"""The rule of the tiny world: hand-made cases, and properties over many drawn solutions."""
 
 from random import Random
 
@@ -47,7 +47,7 @@ RIGHT = ["9*2=8", "8-9=9", "9-9=0", "0+9=9", "A:9"]
         (QUESTION, [], set()),
     ],
 )
-def test_the_oracle_judges_each_step_on_its_own(question, steps, wrong):
+def test_the_oracle_judges_each_step_separately(question, steps, wrong):
     assert true_wrong_steps(question, steps) == wrong
     assert oracle_critique(f" {question}\n", [step + "\n\n" for step in steps]) == wrong
 
@@ -74,7 +74,7 @@ def test_the_answer_is_left_to_right_arithmetic_mod_10():
         assert answer(question) == str(value % 10)
 
 
-def test_a_question_keeps_its_bounds():
+def test_questions_have_the_configured_lengths():
     rng = Random(2)
     lengths = {len(operations(draw_question(rng))) for _ in range(300)}
     assert lengths == set(range(MIN_OPS, MAX_OPS + 1))
@@ -100,7 +100,7 @@ def test_pretraining_solutions_are_as_wrong_as_designed():
     assert sum(right) / len(right) == pytest.approx(0.35, abs=0.03)
     assert sum(map(len, wrong)) / sum(map(len, solutions)) == pytest.approx(0.22, abs=0.015)
     lucky = sum(r and bool(w) for r, w in zip(right, wrong, strict=True))
-    assert lucky / sum(right) > 0.1, "right answers through wrong steps arise by themselves"
+    assert lucky / sum(right) > 0.1, "right answers with wrong steps occur"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_every_error_of_the_critic_s_data_occurs():
     assert all(ends.values()), ends
 
 
-def test_critique_formats_are_these():
+def test_the_formats_of_critiques():
     steps = ["9*2=7", "7-9=8", "A:3"]
     assert critique_prompt("9*2-9", steps) == "9*2-9\n<step_0>9*2=7</step_0><step_1>7-9=8</step_1><step_2>A:3</step_2>"
     assert critique_text("9*2-9", steps) == (

@@ -1,4 +1,4 @@
-"""The tokenizer gives back every text of the world, letter for letter, through the chat template too."""
+"""The tokenizer round-trips every text of the world exactly, also through the chat template."""
 
 from random import Random
 
@@ -45,7 +45,7 @@ def test_only_padding_and_end_are_special(tokenizer):
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 1)
 
 
-def test_what_is_no_piece_is_dropped(tokenizer):
+def test_text_that_is_not_a_piece_is_dropped(tokenizer):
     assert tokenizer.decode(tokenizer.encode("so 9*2 is 8!")) == "9*28"
 
 
@@ -58,6 +58,6 @@ def test_chat_template(tokenizer):
     assert render(tokenizer, "9*2-9") == "9*2-9\n"
     shown = critique_prompt("9*2", ["9*2=8", "A:8"])
     assert render(tokenizer, shown) == "9*2\n<step_0>9*2=8</step_0><step_1>A:8</step_1>\n"
-    assert render(tokenizer, shown + "\n") == render(tokenizer, shown), "a template file's last line break is no matter"
+    assert render(tokenizer, shown + "\n") == render(tokenizer, shown), "a final line break makes no difference"
     chat = [{"role": "user", "content": "9*2"}, {"role": "assistant", "content": "9*2=8"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "9*2\n9*2=8<eos>"

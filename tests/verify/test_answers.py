@@ -1,4 +1,4 @@
-"""The rule verifier: extraction, equality, hostile text, time limits, and a public set of labelled pairs."""
+"""The rule verifier: extraction, equality, hostile text, time limits, and public labelled pairs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ for line in Path(__file__).with_name("kinds.jsonl").read_text(encoding="utf-8").
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kind(kind: str) -> None:
-    """Every case of a kind: response, reference and the right verdict, as mathematics has it."""
+    """Every case of a kind: response, reference and the mathematically right verdict."""
     wrong = [case for case in KINDS[kind] if answers_equal(case["response"], case["reference"]) != case["equal"]]
     assert wrong == []
 
@@ -57,7 +57,7 @@ def test_kind(kind: str) -> None:
         (r"\boxed{%s}" % ("7" * 1001), "7", "too long"),
     ],
 )
-def test_the_rule_that_decided(response: str, reference: str, rule: str) -> None:
+def test_a_judgement_names_the_deciding_rule(response: str, reference: str, rule: str) -> None:
     assert judge(response, reference).rule == rule
 
 
@@ -71,13 +71,13 @@ def test_a_cut_response_has_no_answer_without_a_closed_box() -> None:
     assert answers_equal(r"so \boxed{42}. Let me check: 6*", "42", truncated=True)
 
 
-def test_a_response_that_is_the_reference_is_right() -> None:
+def test_a_response_equal_to_the_reference_is_right() -> None:
     for text in ("5 feet 10 inches", "10:00 AM", "all real numbers except 2", "the sequence does not converge"):
         assert answers_equal(text, text)
 
 
-def test_same_answer_reads_neither_as_a_solution() -> None:
-    """maj@k compares votes: an answer in words isn't its last number."""
+def test_same_answer_extracts_from_neither_text() -> None:
+    """maj@k compares votes, and an answer in words does not equal its last number."""
     assert same_answer("1/2", "0.5") and same_answer("Player 2", r"\text{Player 2}")
     assert not same_answer("Player 2", "2") and not same_answer("2xy + 100", "100")
 
@@ -92,15 +92,15 @@ def test_conventions_are_settings() -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE_ANSWERS, ids=range(len(HOSTILE_ANSWERS)))
-def test_hostile_text_raises_the_time_limit_at_most(text: str) -> None:
-    """The one exception that it may raise is the time limit's."""
+def test_hostile_text_raises_at_most_the_time_out(text: str) -> None:
+    """The only exception allowed is VerifyTimeout."""
     with suppress(VerifyTimeout):
         assert answers_equal(text, r"\frac{7}{3}") is False
         assert answers_equal("77", text) is False
 
 
 def test_fuzz(monkeypatch: pytest.MonkeyPatch) -> None:
-    """500 texts of LaTeX's own pieces: a verdict or the time-out, and never an exception."""
+    """500 texts of LaTeX fragments give a verdict or a time-out, never another exception."""
     monkeypatch.setattr(verify, "TIME_LIMIT_S", 0.5)
     random = Random(0)
     texts = [fuzz_texts.latex(random, longest=6) for _ in range(500)]
@@ -118,7 +118,7 @@ def test_an_answer_equals_itself(text: str) -> None:
 
 def busy(*args: object, **kwargs: object) -> None:
     while True:
-        with suppress(Exception):  # what the libraries do
+        with suppress(Exception):  # as the libraries do
             time.sleep(0.01)
 
 
@@ -131,7 +131,7 @@ def test_time_limit_on_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
         signal.setitimer(signal.ITIMER_REAL, 100)
         with pytest.raises(VerifyTimeout):
             answers_equal(r"\sin x+1", r"\sin x+2")
-        assert signal.getitimer(signal.ITIMER_REAL)[0] > 90 and rung == []  # another's alarm is left as it was
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 90 and rung == []  # an alarm of other code is kept
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -146,7 +146,7 @@ def test_works_off_the_main_thread() -> None:
     assert results == [True, True, False]
 
 
-def test_a_failure_to_read_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unparsable_answer_is_not_equal(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise ValueError("unreadable")
 
@@ -165,7 +165,7 @@ def test_the_default_verifier_in_a_pool() -> None:
     [("answer_cases.jsonl", "solution", "reference", 0.97), ("answer_equiv.jsonl", "pred", "ref", 0.991)],
 )
 def test_labelled_pairs(file: str, response: str, reference: str, goal: float) -> None:
-    """Right on the goal's share, and at most 1 % of different answers accepted."""
+    """At least the goal's share of verdicts is right, and at most 1 % of different answers are accepted."""
     rows = [json.loads(line) for line in (DATA / file).read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if not row.get("flags") and not row.get("settings")]
     wrong = [row for row in rows if answers_equal(row[response], row[reference]) != row["equal"]]
@@ -202,7 +202,7 @@ def test_scientific_notation(prediction: str, reference: str, equal: bool) -> No
         ("2.05, 1", "1.01, 2", 0.1, False),
         ("1", "1, 2", 5.0, False),
         ("x", "4.2", 5.0, False),
-        ("1" + "$" * 1000, "1", 5.0, False),  # too long to be read outside a worker
+        ("1" + "$" * 1000, "1", 5.0, False),  # too long to parse outside a worker
     ],
 )
 def test_an_absolute_tolerance(answer: str, reference: str, tolerance: float, near: bool) -> None:

@@ -1,4 +1,4 @@
-"""The final answer of a solution, and the answer that a reference is."""
+"""Extracting the final answer of a solution and of a reference."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_extract_answer(text: str, answer: str | None) -> None:
 
 
 @pytest.mark.parametrize("text", ["6*", "so the answer is 5", "#### 5", "<answer>5</answer>", r"\boxed{5"])
-def test_a_cut_solution_has_its_closed_box_alone(text: str) -> None:
+def test_a_truncated_solution_has_an_answer_only_in_a_closed_box(text: str) -> None:
     assert extract_answer(text, truncated=True) is None
     assert extract_answer(rf"\boxed{{7}}, as {text}", truncated=True) == "7"
 
@@ -115,8 +115,8 @@ def test_a_reference_is_an_answer(text: str, answer: str) -> None:
     assert reference_answer(text) == answer
 
 
-def test_long_texts_take_linear_time() -> None:
-    """A quadratic expression would take minutes."""
+def test_time_is_linear_in_the_length_of_a_text() -> None:
+    """A regular expression with quadratic time would take minutes."""
     pieces = [
         "answer is ",
         "<think>",

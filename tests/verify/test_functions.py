@@ -1,4 +1,4 @@
-"""Signatures of reward functions: columns, lists, settings; and refused ones."""
+"""Signatures of reward functions: columns, lists, settings, and refused signatures."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def test_a_signature_determines_the_arguments(name, batch, required, optional, c
     assert (found.batch, found.required, found.optional, found.columns) == (batch, required, optional, columns)
 
 
-def test_columns_go_to_their_names_and_a_setting_is_no_column():
+def test_columns_are_passed_by_name_and_settings_are_not_columns():
     row = {"level": 3, "truncated": True, "tolerance": 9.0, "other": 1}
     assert load_function("signatures:columns")([Item("", "", row)]) == [(3, True, "algebra")]
     assert load_function("signatures:columns")([Item("", "", row | {"subject": "logic"})]) == [(3, True, "logic")]
     assert load_function("signatures:settled", {"tolerance": 0.1})([Item("", "", row)]) == [(0.1, None)]
 
 
-def test_of_several_references_the_best_counts():
+def test_the_best_of_several_references_counts():
     plain, listed = load_function("signatures:any_two"), load_function("signatures:listed")
     assert plain([Item("5", ("4", "5"))]) == [True] and plain([Item("5", ("4", "6"))]) == [False]
     items = [
@@ -61,7 +61,7 @@ def test_of_several_references_the_best_counts():
     assert listed(items) == [True, False, True]
 
 
-def test_lists_go_to_a_function_of_responses_and_come_back_whole():
+def test_a_function_of_lists_gets_all_responses_and_must_return_a_value_for_each():
     items = [Item("a", "a", {"level": 1}), Item("b", "c", {"level": 2})]
     assert load_function("signatures:listed")(items) == [True, False]
     with pytest.raises(ValueError, match="it returned 1 values for 2 responses"):

@@ -1,4 +1,4 @@
-"""The verifier's workers: hung, killed, failing, orphaned."""
+"""The verifier's workers: hanging, killed, failing or orphaned."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ def functions_on_the_path() -> Iterator[None]:
     sys.path.remove(str(HERE))
 
 
-def alive(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
 
 
-def gone(pid: int, within_s: float = 10.0) -> bool:
+def exits(pid: int, within_s: float = 10.0) -> bool:
     deadline = time.monotonic() + within_s
-    while alive(pid) and time.monotonic() < deadline:
+    while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not alive(pid)
+    return not is_running(pid)
 
 
 def pids(pool: VerifierPool, items: int = 1) -> list[int]:
     return [round(value * 2**40) for value in pool.check([("pid", "")] * items)]  # type: ignore[operator]
 
 
-def test_results_come_in_order_and_workers_stay() -> None:
+def test_results_are_in_order_and_workers_are_reused() -> None:
     with VerifierPool(workers=2, fn=FN) as pool:
-        assert pool.check([]) == [] and pool._team == []  # nothing to do starts nothing
+        assert pool.check([]) == [] and pool._team == []  # no items start no worker
         pairs = [(str(i), str(i // 2 * 2)) for i in range(200)]
         assert pool.check(pairs) == [i % 2 == 0 for i in range(200)]
         before = set(pids(pool, 50))
         assert set(pids(pool, 50)) <= {worker.process.pid for worker in pool._team} and len(before) <= 2
-    assert all(gone(pid) for pid in before)
+    assert all(exits(pid) for pid in before)
 
 
-def test_what_is_submitted_meanwhile_is_checked_in_one_round(tmp_path: Path) -> None:
-    """The three items of the later submissions wait for each other: one after the other they would time out."""
+def test_items_submitted_during_a_check_are_checked_in_one_round(tmp_path: Path) -> None:
+    """The three items of the later submissions wait for each other, so one after another they would time out."""
 
     def meeting(room: str, guests: int) -> tuple[str, str]:
         return "value", f"__import__('verify_fns').meet({str(tmp_path / room)!r}, {guests})"
@@ -100,7 +100,7 @@ def test_killed_workers_are_replaced(tmp_path: Path) -> None:
     with VerifierPool(workers=1, fn=FN) as pool:
         (pid,) = pids(pool)
         os.kill(pid, signal.SIGKILL)
-        assert gone(pid)
+        assert exits(pid)
         assert pool.check([("a", "a")]) == [True]
         assert pool.check([("die once", str(tmp_path / "died")), ("a", "b")]) == [False, False]
         assert pool.check([("die", ""), ("a", "a")]) == [None, True]
@@ -145,7 +145,7 @@ def test_a_function_of_lists_has_one_call_and_one_deadline() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
-def test_too_much_memory_is_no_verdict_and_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_item_over_the_memory_limit_has_no_verdict_and_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with VerifierPool(workers=1, timeout_s=60.0, fn="verify_fns:hungry", memory_gb=0.2) as pool:
         pairs = [("a", "a"), ("at once", ""), ("bit by bit", ""), ("a", "b")]
         assert pool.check(pairs) == [True, None, None, False]
@@ -154,13 +154,13 @@ def test_too_much_memory_is_no_verdict_and_is_reported(capsys: pytest.CaptureFix
     assert "2 of 4 answers have no verdict: a worker had more than 0.2 GiB (reward.memory_limit)" in line
 
 
-def test_what_is_no_verdict_passes_where_it_may() -> None:
+def test_a_worker_pool_returns_any_value() -> None:
     with WorkerPool("verify_fns:anything", workers=1) as pool:
         assert pool.check([("a", "b")]) == [{"a": "b"}]
 
 
 @pytest.mark.parametrize("fn", ["verify_fns", "verify_fns:", ":check", "a b:c", "verify_fns:check()"])
-def test_malformed_names(fn: str) -> None:
+def test_malformed_function_names_are_refused(fn: str) -> None:
     with pytest.raises(ValueError, match=r"named 'package\.module:function'"):
         VerifierPool(fn=fn)
 
@@ -173,12 +173,12 @@ def test_malformed_names(fn: str) -> None:
         ("verify_fns:not_callable", "not callable"),
     ],
 )
-def test_unloadable_names(fn: str, complaint: str) -> None:
+def test_functions_that_do_not_load_are_an_error(fn: str, complaint: str) -> None:
     with VerifierPool(workers=2, fn=fn) as pool, pytest.raises(VerifierError, match=f"cannot load .*{complaint}"):
         pool.check([("a", "a")] * 2)
 
 
-def test_sizes_are_checked() -> None:
+def test_workers_and_timeout_must_be_positive() -> None:
     for wrong in ({"workers": 0}, {"timeout_s": 0.0}):
         with pytest.raises(ValueError, match="must be positive"):
             VerifierPool(**wrong)  # type: ignore[arg-type]
@@ -186,12 +186,12 @@ def test_sizes_are_checked() -> None:
 
 def test_a_pool_may_be_used_from_short_lived_threads() -> None:
     with VerifierPool(workers=1, fn=FN) as pool:
-        seen: list[int] = []
+        worker_pids: list[int] = []
         for _ in range(3):
-            thread = threading.Thread(target=lambda: seen.extend(pids(pool)))
+            thread = threading.Thread(target=lambda: worker_pids.extend(pids(pool)))
             thread.start()
             thread.join()
-        assert len(seen) == 3 and len(set(seen)) == 1
+        assert len(worker_pids) == 3 and len(set(worker_pids)) == 1
 
 
 PARENT = """
@@ -212,7 +212,7 @@ time.sleep(1000)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process's life to its parent's")
 @pytest.mark.parametrize("what", ["hang", "hang in C"])
-def test_workers_die_with_a_killed_parent_but_not_of_ctrl_c(what: str, tmp_path: Path) -> None:
+def test_workers_exit_with_a_killed_parent_but_ignore_ctrl_c(what: str, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT.format(here=str(HERE), what=what))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -224,10 +224,10 @@ def test_workers_die_with_a_killed_parent_but_not_of_ctrl_c(what: str, tmp_path:
             for pid in workers:
                 os.kill(pid, signal.SIGINT)
             time.sleep(0.3)
-            assert all(alive(pid) for pid in workers)
+            assert all(is_running(pid) for pid in workers)
         finally:
             parent.kill()
-    assert all(gone(pid) for pid in workers)
+    assert all(exits(pid) for pid in workers)
 
 
 def test_workers_import_neither_torch_nor_the_engine() -> None:
@@ -237,6 +237,6 @@ def test_workers_import_neither_torch_nor_the_engine() -> None:
     assert answer.stdout.strip() == "set()"
 
 
-def test_the_commands_leave_sympy_to_the_workers() -> None:
+def test_the_commands_do_not_import_math_verify() -> None:
     code = "import sys, capo_fast.train, capo_fast.evaluate; sys.exit('math_verify' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,7 +7,7 @@ from capo_fast.verify.functions import VerifyTimeout
 
 
 def check(prediction: str, reference: str) -> bool | float:
-    """The prediction names the behaviour."""
+    """Behaves as the prediction names."""
     if prediction == "hang":
         time.sleep(1000)
     if prediction == "hang in C":
@@ -35,7 +35,7 @@ def columns(response: str, reference: str, *, level: int, truncated: bool) -> fl
 
 
 def batch(responses: list[str], references: list[str]) -> list[float]:
-    """Each gets the size of the call; "hang" hangs it."""
+    """Each response scores the size of its call, in thousandths; "hang" and "die" affect the whole call."""
     if "hang" in responses:
         time.sleep(1000)
     if "die" in responses:
@@ -44,12 +44,12 @@ def batch(responses: list[str], references: list[str]) -> list[float]:
 
 
 def hungry(response: str, reference: str) -> bool:
-    """Takes memory: all at once; or bit by bit, then returns False, like a library that catches all exceptions."""
+    """Allocates memory at once, or bit by bit and then returns False, like a library that catches all exceptions."""
     try:
         if response == "bit by bit":
-            taken = []
+            blocks = []
             while True:
-                taken.append(bytearray(b"x" * 2**22))
+                blocks.append(bytearray(b"x" * 2**22))
         if response == "at once":
             bytearray(2**33)
     except MemoryError:
@@ -63,7 +63,7 @@ def anything(response: str, reference: str) -> dict[str, str]:
 
 
 def meet(room: str, guests: int) -> float:
-    """Return once so many are in the room."""
+    """Return 1.0 when `guests` workers are in the folder `room`."""
     os.makedirs(room, exist_ok=True)
     open(os.path.join(room, f"{os.getpid()}"), "w").close()
     while len(os.listdir(room)) < guests:

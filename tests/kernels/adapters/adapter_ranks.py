@@ -1,5 +1,5 @@
-"""A rank with batches of its own: the losses of TRL and Liger beside ours, and a head that FSDP2 has sharded. Run by
-torchrun with the folder of the model and the start of the name of the files to write."""
+"""One rank with its own batches: our losses against TRL's and Liger's, and a head that FSDP2 has sharded. torchrun runs
+it with the model's folder and the prefix of the files to write."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compare_trl(model: str, folder: Path, rank: int) -> list[dict[str, Any]]:
 
 
 def compare_liger(rank: int) -> list[list[list[float]]]:
-    """Each loss with its gradient and metrics, ours and Liger's; the first rank trains on fewer tokens."""
+    """Losses, gradients and metrics, ours and Liger's. The first rank trains on fewer tokens."""
     batch = liger.make_batch(seed=rank)
     batch["attention_mask"][rank:2] = 0
     pairs = [liger.both(batch, loss_type=loss_type, beta=0.5) for loss_type in ("dapo", "cispo")]
@@ -40,8 +40,8 @@ def compare_liger(rank: int) -> list[list[list[float]]]:
 
 
 def sharded_head(rank: int) -> dict[str, Any]:
-    """Of a head that is its own unit of FSDP2, used without its forward: the error of a call, and after `unshard()` how
-    far its gradients are from the mean over the ranks."""
+    """A head that is an FSDP2 unit of its own and is used without its forward: the error of a call, and after
+    `unshard()` the distance of its gradients from the mean over the ranks."""
     batches = [fsdp_batch(seed) for seed in range(2)]
     whole, sharded = fsdp_model(), fsdp_model()
     torch.stack([fsdp_loss(whole, *batch) for batch in batches]).mean().backward()
@@ -53,7 +53,7 @@ def sharded_head(rank: int) -> dict[str, Any]:
     except TypeError as error:
         message = str(error)
     errors = []
-    for _ in range(2):  # the second step finds the head as the first one's backward left it
+    for _ in range(2):  # the second step starts from the state after the first backward
         sharded.zero_grad()
         fsdp_loss(sharded, *batches[rank], unshard=True).backward()
         pairs = zip(sharded.parameters(), whole.parameters(), strict=True)
@@ -61,14 +61,14 @@ def sharded_head(rank: int) -> dict[str, Any]:
     return {"message": message, "errors": errors}
 
 
-class BodyAlone(torch.nn.Sequential):
+class BodyForward(torch.nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self[0](x)
 
 
-def fsdp_model() -> BodyAlone:
+def fsdp_model() -> BodyForward:
     torch.manual_seed(0)
-    return BodyAlone(torch.nn.Linear(8, 16), torch.nn.Linear(16, 40))
+    return BodyForward(torch.nn.Linear(8, 16), torch.nn.Linear(16, 40))
 
 
 def fsdp_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -77,13 +77,13 @@ def fsdp_batch(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def fsdp_loss(
-    model: BodyAlone, x: torch.Tensor, targets: torch.Tensor, advantages: torch.Tensor, unshard: bool = False
+    model: BodyForward, x: torch.Tensor, targets: torch.Tensor, advantages: torch.Tensor, unshard: bool = False
 ) -> torch.Tensor:
     hidden, head = model(x), model[1]
     if unshard:
         head.unshard()
-    beside = {"weights": torch.full((5,), 0.2), "advantages": advantages, "bias": head.bias}
-    return ck.linear_policy_loss(hidden, head.weight, targets, **beside).loss
+    others = {"weights": torch.full((5,), 0.2), "advantages": advantages, "bias": head.bias}
+    return ck.linear_policy_loss(hidden, head.weight, targets, **others).loss
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import `trl_world` under every import mode of pytest."""
+"""Makes `trl_world` importable for the tests of this folder in every import mode of pytest."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The module beside Liger's own, on the same tensors."""
+"""Our module against Liger's, on the same tensors."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SEQUENCES, TOKENS, HIDDEN, VOCAB = 4, 6, 8, 40
 LOSS_TYPES = ("grpo", "bnpo", "dapo", "dr_grpo", "cispo")
 LEVELS = [(loss_type, level) for loss_type in LOSS_TYPES for level in ("token", "sequence")]
 TOLERANCE = 1e-5
-# TorchDynamo does not matter here, and is slow.
+# TorchDynamo is irrelevant here, and slow.
 EAGER = {"compiled": False, "max_completion_length": 7, "epsilon_high": 0.3, "temperature": 0.8}
 
 
 def make_batch(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Some ratios clip on either side, and by delta; ids outside the mask mean nothing."""
+    """Some ratios clip on either side and by delta; ids outside the mask are arbitrary."""
     g = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -48,7 +48,7 @@ def make_batch(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def run(module: torch.nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, gradient by hidden states, weight and bias, metrics. The loss is scaled: its gradient need not be 1."""
+    """Loss, gradients by hidden states, weight and bias, and metrics. The loss is scaled by 3 before the backward."""
     leaves = {name: batch[name].clone().requires_grad_() for name in ("_input", "lin_weight", "bias")}
     loss, metrics = module(**{**batch, **leaves})
     (3 * loss).backward()
@@ -80,7 +80,7 @@ SETTINGS = covering(
 
 
 @pytest.mark.parametrize(("loss_type", "level", "beta", "delta", "corrected"), SETTINGS)
-def test_loss_gradient_and_metrics_are_those_of_liger(loss_type, level, beta, delta, corrected) -> None:
+def test_loss_gradient_and_metrics_equal_ligers(loss_type, level, beta, delta, corrected) -> None:
     settings = {"loss_type": loss_type, "importance_sampling_level": level, "beta": beta, "delta": delta}
     if loss_type == "cispo":
         settings["epsilon_high"] = 1.5
@@ -170,7 +170,7 @@ def test_a_batch_without_a_trained_token_gives_0() -> None:
 
 
 def test_bfloat16_and_a_head_in_float32() -> None:
-    """Liger too takes the head in the dtype of the hidden states. Gradients come back in each input's own."""
+    """Liger also casts the head to the dtype of the hidden states. Gradients have the dtypes of their inputs."""
     batch = make_batch()
     exact = run(CapoFusedLinearGRPOLoss(**EAGER, beta=0.5), batch)[1]
     batch["_input"] = batch["_input"].bfloat16()
@@ -178,7 +178,7 @@ def test_bfloat16_and_a_head_in_float32() -> None:
     assert errors[0] <= 2 * errors[1] + 2**-8
 
 
-def test_the_arguments_are_those_of_liger() -> None:
+def test_the_arguments_equal_ligers() -> None:
     for method in ("__init__", "forward"):
         ours, theirs = (
             inspect.signature(getattr(kind, method)).parameters.values()
@@ -198,7 +198,7 @@ def test_the_arguments_are_those_of_liger() -> None:
         *itertools.product(("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"), [None]),
     ],
 )
-def test_what_is_not_offered_is_refused_by_name(name: str, settings: dict[str, Any] | None) -> None:
+def test_unsupported_arguments_are_refused_by_name(name: str, settings: dict[str, Any] | None) -> None:
     error = TypeError if name == "max_completion_length" else ValueError
     with pytest.raises(error, match=f"^{name}: got "):
         CapoFusedLinearGRPOLoss(**settings or {name: 1.5})
@@ -240,7 +240,7 @@ def test_a_reference_that_is_missing_or_of_another_shape_is_refused_by_name(name
         CapoFusedLinearGRPOLoss()(**batch)
 
 
-def test_of_two_references_the_log_probs_are_taken_with_a_warning_as_liger_has_it() -> None:
+def test_of_two_references_the_log_probs_are_used_with_ligers_warning() -> None:
     batch, messages = make_batch(), []
     both_given = batch | {"ref_input": batch["_input"] + 1, "ref_weight": batch["lin_weight"]}
     for kind in (CapoFusedLinearGRPOLoss, LigerFusedLinearGRPOLoss):

@@ -1,4 +1,4 @@
-"""`triton_grpo_loss` beside Liger's definition, written down in float64: Liger's own needs a GPU."""
+"""`triton_grpo_loss` against Liger's definition in float64, as Liger's own needs a GPU."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TOLERANCE = 1e-5
 
 
 def make_batch(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Some ratios clip on either side and by delta, of tokens and of sequences; `upstream` is what each token's loss is
-    multiplied by where they are not reduced."""
+    """Some ratios clip on either side and by delta, of tokens and of sequences. upstream: the derivative of each
+    token's loss, where the losses are not reduced."""
     g = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -41,7 +41,7 @@ def make_batch(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
 
 
 def run(batch: dict[str, Any], **settings: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """(loss, gradient by the logits, the other results) of logits that a model computed."""
+    """(loss, gradient by the logits, other results), for logits that are not a leaf."""
     arguments = {"temperature": 0.8, "eps_high": 0.3, "max_completion_length": 7} | settings
     leaf = batch["logits"].clone().requires_grad_()
     tensors = {name: x for name, x in batch.items() if name != "upstream"} | {"logits": leaf * 1}
@@ -107,7 +107,7 @@ NAMES = ("loss_type", "importance_sampling_level", "beta", "delta", "use_bias_co
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_results_and_gradient_are_those_of_the_definition(setting: tuple[Any, ...]) -> None:
+def test_results_and_gradient_equal_the_definition(setting: tuple[Any, ...]) -> None:
     settings = dict(zip(NAMES, setting, strict=True))
     if settings["loss_type"] == "cispo":
         settings["eps_high"] = 1.3
@@ -117,7 +117,7 @@ def test_results_and_gradient_are_those_of_the_definition(setting: tuple[Any, ..
 
 
 def test_far_ratios_have_one_loss_with_and_without_reduce() -> None:
-    """Both bound a difference of log-probs by 20; the exponential of 100 is infinite."""
+    """Both clamp a difference of log-probs to 20; exp(100) is infinite."""
     batch = make_batch()
     batch["old_logp"][:, 0] -= 100
     batch["ref_logp"][:, 1] += 100
@@ -159,7 +159,7 @@ def test_entries_outside_the_mask_are_not_read(reduce: bool) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_the_gradient_takes_the_place_of_the_logits_where_it_may() -> None:
+def test_the_gradient_overwrites_the_logits_if_allowed() -> None:
     for inplace, leaf in ((True, False), (True, True), (False, False)):
         batch = make_batch()
         del batch["upstream"]
@@ -183,7 +183,7 @@ def test_advantages_of_tokens_and_bfloat16_logits() -> None:
     assert metrics[0] == exact[2][0].float()
 
 
-def test_the_arguments_are_those_of_liger() -> None:
+def test_the_arguments_equal_ligers() -> None:
     ours, theirs = (inspect.signature(f).parameters.values() for f in (triton_grpo_loss, liger_grpo_loss))
     assert [(p.name, p.default, p.kind) for p in ours] == [(p.name, p.default, p.kind) for p in theirs]
 
@@ -205,7 +205,7 @@ def test_the_arguments_are_those_of_liger() -> None:
         ("advantages", {"advantages": torch.ones(4, 6), "importance_sampling_level": "sequence"}),
     ],
 )
-def test_what_is_wrong_or_not_offered_is_refused_by_name(name: str, change: dict[str, Any]) -> None:
+def test_wrong_or_unsupported_arguments_are_refused_by_name(name: str, change: dict[str, Any]) -> None:
     batch = make_batch()
     del batch["upstream"]
     with pytest.raises(ValueError, match=rf"^{name}: got .*, want "):

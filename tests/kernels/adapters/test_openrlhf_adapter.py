@@ -1,4 +1,4 @@
-"""OpenRLHF is not installed here: its argument order and defaults are written down, its values are torch's."""
+"""OpenRLHF is not installed: its argument order and defaults are written here, and torch gives the values."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_bfloat16_logits_keep_float32_log_probs() -> None:
     assert (log_probs_from_logits(logits, labels) - wanted).abs().max() < 1e-5
 
 
-def test_the_result_has_the_shape_of_the_logits_whatever_that_of_the_labels() -> None:
+def test_the_result_has_the_shape_of_the_logits_for_any_shape_of_the_labels() -> None:
     assert log_probs_from_logits(torch.randn(5, 7), torch.randint(7, (1, 5))).shape == (5,)
     with pytest.raises(ValueError, match=r"^labels: got shape \[4\], want \[5\] beside logits \[5, 7\]"):
         log_probs_from_logits(torch.randn(5, 7), torch.zeros(4).long())

@@ -1,4 +1,4 @@
-"""The mixin beside TRL's own loss, gradient and metrics, on the same model and batch."""
+"""The mixin against TRL's own loss, gradient and metrics, on the same model and batch."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def assert_same(ours: Outcome, theirs: Outcome) -> None:
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_loss_gradient_and_metrics_are_those_of_trl(trainers, inputs, setting: Setting) -> None:
+def test_loss_gradient_and_metrics_equal_trls(trainers, inputs, setting: Setting) -> None:
     ours, theirs = (run(trainer, setting, inputs) for trainer in trainers)
     assert_same(ours, theirs)
 
 
-def test_the_batch_takes_every_branch(trainers, inputs) -> None:
-    """Or else the test above would not see a clip that is wrong."""
+def test_the_batch_covers_every_branch(trainers, inputs) -> None:
+    """Without every branch, the test above would miss a wrong clip."""
     for level in ("token", "sequence"):
         metrics = run(trainers[1], Setting("grpo", level), inputs).metrics
         assert min(metrics["clip_ratio/low_mean"], metrics["clip_ratio/high_mean"]) > 0
@@ -77,9 +77,7 @@ CHANGES = ["no old log-probs", "evaluation", "no KL correction", "vLLM's ratios"
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
-def test_the_rest_of_what_shapes_the_loss(
-    trainers, inputs, loss_type: str, level: str, change: str, monkeypatch
-) -> None:
+def test_the_other_settings_of_the_loss(trainers, inputs, loss_type: str, level: str, change: str, monkeypatch) -> None:
     inputs = dict(inputs)
     if change == "no old log-probs":
         del inputs["old_per_token_logps"]
@@ -152,7 +150,7 @@ def test_step_credit_against_the_definition_in_float64(trainers, inputs, model: 
     spread = run(trainers[0], Setting("grpo", level), inputs | {"advantages": mean})
     assert abs(ours.loss - theirs.loss) < TOLERANCE
     assert (spread.grad - grad).norm() > 0.1 * grad.norm()
-    # TRL differentiates the ratio of a sequence through all its tokens, whatever their advantages.
+    # TRL differentiates a sequence's ratio through all its tokens, whatever their advantages.
     assert ((theirs.grad - grad).norm() > 0.1 * grad.norm()) == (level == "sequence")
 
 
@@ -165,8 +163,8 @@ def test_a_batch_without_a_trained_token_gives_0_to_every_weight(trainers, input
 
 
 def test_training(model: str, tmp_path: Path) -> None:
-    """Two updates by `train()`, TRL's defaults but for SGD: generation, a reference model, gradient checkpointing, old
-    log-probs of an earlier iteration, and advantages of tokens put in as the README says."""
+    """Two updates by `train()` with TRL's defaults except SGD: generation, a reference model, gradient checkpointing,
+    old log-probs of an earlier iteration, and token advantages passed as in the README."""
 
     class Steps:
         def _generate_and_score_completions(self, inputs):
@@ -230,7 +228,7 @@ def test_a_head_in_float32_over_a_model_in_bfloat16(model: str, tmp_path: Path, 
         policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
         trainer = make_trainer(kind, policy, tmp_path, cast_lm_head_to_fp32=True)
         outcome = run(trainer, Setting("grpo", "token"), inputs)
-        # The rest of the gradient went through bfloat16, where another order of sums is another rounding.
+        # The rest of the gradient went through bfloat16, where another order of sums rounds differently.
         outcomes.append((outcome.loss, policy.lm_head.weight.grad))
     assert (outcomes[0][0] - outcomes[1][0]).abs() < TOLERANCE
     assert outcomes[0][1].dtype == torch.float32
@@ -267,7 +265,7 @@ def test_autocast(trainers, inputs, monkeypatch) -> None:
     ],
     ids=lambda x: next(iter(x.values())) if isinstance(x, dict) else x,
 )
-def test_what_is_not_offered_is_refused_when_the_trainer_is_made(
+def test_unsupported_settings_are_refused_when_the_trainer_is_made(
     name: str, settings: dict[str, Any], model: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=f"^{name}: got "):
@@ -284,7 +282,7 @@ def test_what_is_not_offered_is_refused_when_the_trainer_is_made(
         ("model.config.logits_scaling", "model.config", "logits_scaling", 8.0),
     ],
 )
-def test_what_the_loss_cannot_see_is_refused(trainers, inputs, name, holder, attribute, value, monkeypatch) -> None:
+def test_settings_outside_the_loss_are_refused(trainers, inputs, name, holder, attribute, value, monkeypatch) -> None:
     target = trainers[0]
     for part in filter(None, holder.split(".")):
         target = getattr(target, part)

@@ -1,4 +1,4 @@
-"""TRL's and Liger's losses beside ours, on two ranks with different batches, and a head under FSDP2."""
+"""Our losses against TRL's and Liger's on two ranks with different batches, and a head under FSDP2."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each rank wrote."""
+    """The results of each rank."""
     folder, script = tmp_path_factory.mktemp("ranks"), Path(__file__).parent / "adapter_ranks.py"
     model, out = save_model(folder / "model"), folder / "rank"
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), model, str(out)]
@@ -44,8 +44,8 @@ def test_liger_divides_by_the_tokens_of_all_ranks(found: list[dict[str, Any]]) -
             assert difference.norm() < TOLERANCE * torch.tensor(theirs).norm()
 
 
-def test_a_head_that_is_its_own_unit_of_fsdp2(found: list[dict[str, Any]]) -> None:
-    """Sharded it is refused by name; after the call that the message names, gradients are the mean over the ranks."""
+def test_a_head_that_is_an_fsdp2_unit(found: list[dict[str, Any]]) -> None:
+    """A sharded head is refused by name. After the call that the message names, gradients are the mean over ranks."""
     for each in found:
         assert re.match(r"weight: got a DTensor, want a plain tensor \(FSDP2: .*unshard\(\)", each["head"]["message"])
         assert len(each["head"]["errors"]) == 8 and max(each["head"]["errors"]) < 1e-6

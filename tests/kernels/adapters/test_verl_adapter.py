@@ -1,4 +1,4 @@
-"""verl is not installed here: its names, argument orders and defaults are written down, its values are torch's."""
+"""verl is not installed: its names, argument orders and defaults are written here, and torch gives the values."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_log_probs_and_entropies_of_a_linear_head(shape: tuple[int, ...], name: 
     assert (weight.grad - exact_weight.grad).abs().max() < 1e-5
 
 
-def test_results_have_the_shape_of_the_logits_whatever_that_of_the_labels() -> None:
+def test_results_have_the_shape_of_the_logits_for_any_shape_of_the_labels() -> None:
     labels = torch.randint(7, (1, 5))
     assert verl.logprobs_from_logits(torch.randn(5, 7), labels).shape == (5,)
     outputs = verl.FusedLinearForPPO()(torch.randn(5, 3), torch.randn(7, 3), labels)
@@ -83,7 +83,7 @@ def test_results_have_the_shape_of_the_logits_whatever_that_of_the_labels() -> N
 
 @pytest.mark.parametrize("call", [verl.linear_cross_entropy, verl.FusedLinearForPPO()])
 def test_logits_of_a_bfloat16_head_are_not_rounded(call) -> None:
-    """Rounded logits had an error of 4.5e-3 here; verl's own test allows 1e-3."""
+    """With rounded logits the error was 4.5e-3; verl's own test allows 1e-3."""
     torch.manual_seed(0)
     hidden, weight = (torch.empty(*shape).uniform_(-0.5, 0.5).bfloat16() for shape in ((95, 256), (4032, 256)))
     labels = torch.randint(4032, (95,))
@@ -105,12 +105,12 @@ def test_logits_of_a_bfloat16_head_are_not_rounded(call) -> None:
         ("chunk_size", lambda: verl.FusedLinearForPPO(chunk_size=0)),
     ],
 )
-def test_errors_have_the_names_of_verl(name: str, call) -> None:
+def test_errors_name_verls_arguments(name: str, call) -> None:
     with pytest.raises((TypeError, ValueError), match=rf"^{name}: got .*, want "):
         call()
 
 
-def test_what_is_not_offered_is_refused_by_name() -> None:
+def test_unsupported_arguments_are_refused_by_name() -> None:
     tensors = torch.zeros(2, 8), torch.zeros(40, 8), torch.zeros(2).long()
     with pytest.raises(ValueError, match=r"^reduction: got 'mean'"):
         verl.linear_cross_entropy(*tensors, reduction="mean")

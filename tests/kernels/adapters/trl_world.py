@@ -1,4 +1,4 @@
-"""A tiny model, TRL's trainer with and without the mixin, and batches as that trainer makes them."""
+"""A tiny model, TRL's trainer with and without the mixin, and batches in that trainer's format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import trl.import_utils as trl_imports
 
-# TRL imports vLLM where it is installed: ten seconds, and nothing here generates with it.
+# TRL imports vLLM if it is installed: ten seconds, and nothing here generates with it.
 trl_imports.is_vllm_available = lambda *args, **kwargs: False
 
 from covering import covering  # noqa: E402
@@ -35,7 +35,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_model(folder: Path) -> str:
-    """Weights large enough for log-probs and entropies that differ between tokens."""
+    """Save a model with weights large enough that log-probs and entropies differ between tokens."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = Qwen2Config(vocab_size=VOCAB, num_key_value_heads=1, initializer_range=0.3, pad_token_id=0, **sizes)
@@ -84,7 +84,7 @@ SETTINGS = [Setting(*x) for x in covering(LOSS_TYPES, ("token", "sequence"), (0.
 
 
 def make_inputs(trainer: GRPOTrainer, seed: int) -> dict[str, Any]:
-    """Completions of different lengths, one with a gap of tool output; old log-probs so far off that ratios clip."""
+    """Completions of different lengths, one with tool output in between; old log-probs so far off that ratios clip."""
     g = torch.Generator().manual_seed(seed)
     prompt_mask = torch.ones(SEQUENCES, PROMPT).long()
     prompt_mask[1, 0] = 0
@@ -132,7 +132,7 @@ def run(
     model: torch.nn.Module | None = None,
     mode: str = "train",
 ) -> Outcome:
-    """One call of compute_loss and its gradient by all trained weights; `model`: the trainer's, wrapped."""
+    """One call of compute_loss and its gradient by all trained weights. model: the trainer's model, wrapped."""
     setting.apply(trainer)
     trainer.model.train(mode == "train")
     trainer.current_gradient_accumulation_steps, trainer.args.steps_per_generation = 2, 4
@@ -146,9 +146,9 @@ def run(
 
 
 def difference(ours: Outcome, theirs: Outcome) -> dict[str, float]:
-    """Relative to the loss's scale and to the gradient's norm, and the largest of the metrics."""
+    """Differences relative to the loss's scale and the gradient's norm, and the largest difference of a metric."""
     if ours.metrics.keys() != theirs.metrics.keys():
-        raise AssertionError(f"metrics: {sorted(ours.metrics)} beside {sorted(theirs.metrics)}")
+        raise AssertionError(f"metrics: {sorted(ours.metrics)} against {sorted(theirs.metrics)}")
     pairs = torch.tensor([[value, theirs.metrics[name]] for name, value in ours.metrics.items()])
     return {
         "loss": (ours.loss - theirs.loss).abs().item() / max(1.0, theirs.loss.abs().item()),
