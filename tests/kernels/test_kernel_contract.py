@@ -15,6 +15,7 @@ import torch
 from implementations import judged, refusal
 
 import capo_kernels as ck
+from capo_kernels import registry
 from capo_kernels.metrics import RAW
 from capo_kernels.rows import CHOICES, NORMS, TERMS
 
@@ -107,6 +108,39 @@ def test_auto_reports_its_choice() -> None:
     assert ck.status()[run("auto").impl] == "available"
     assert run("auto", torch.float64).impl == "reference"
     assert run("reference").impl == "reference"
+
+
+@pytest.fixture
+def no_cpu(monkeypatch) -> None:
+    """As on a machine without a C++ compiler."""
+    monkeypatch.delenv("CAPO_CPU_ISA", raising=False)
+    monkeypatch.delitem(registry.BUILT, "cpu", raising=False)
+    monkeypatch.setitem(registry.MISSING, "cpu", "not built: no compiler")
+    registry._report_missing.cache_clear()
+
+
+def test_auto_warns_once_that_it_takes_the_reference(no_cpu) -> None:
+    with pytest.warns(UserWarning, match=r"'auto' runs 'reference'.*\(cpu: not built: no compiler\)") as found:
+        assert [run("auto").impl for _ in range(2)] == ["reference"] * 2
+    assert [Path(each.filename).name for each in found] == [Path(__file__).name]
+
+
+def test_auto_refuses_an_instruction_set_that_cannot_run(no_cpu, monkeypatch) -> None:
+    monkeypatch.setenv("CAPO_CPU_ISA", "mmx")
+    with pytest.raises(RuntimeError, match=r"^impl='auto' with CAPO_CPU_ISA='mmx' cannot run: cpu: "):
+        run("auto")
+
+
+def test_the_reference_under_torch_compile(monkeypatch) -> None:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+
+    def loss(impl: str, dtype: torch.dtype) -> torch.Tensor:
+        return run(impl, dtype).loss
+
+    for call in (("reference", torch.float32), ("auto", torch.float64)):
+        with pytest.raises(RuntimeError, match=r"impl='reference' .* can't be compiled; torch\.compile takes cpu, "):
+            torch.compile(loss, backend="eager", fullgraph=True)(*call)
+    assert torch.compile(loss, backend="eager")(*call) == -2
 
 
 def test_the_folder_holds_no_module_beside_the_package() -> None:
