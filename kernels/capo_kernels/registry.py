@@ -142,16 +142,16 @@ def _automatic(device: torch.device, dtype: torch.dtype, vocab: int) -> Implemen
     for name in order:
         if name in BUILT and BUILT[name].refuses(device, dtype, vocab) is None:
             return BUILT[name]
-    if order and all(name in MISSING for name in order):
-        _report_missing(order)
+    if dtype != torch.float64 and any(name in MISSING for name in order):  # none of them takes float64
+        reasons = [f"{name}: {MISSING.get(name) or BUILT[name].refuses(device, dtype, vocab)}" for name in order]
+        _report_fallback(device.type, "; ".join(reasons))
     return BUILT["reference"]
 
 
 @cache
-def _report_missing(order: tuple[str, ...]) -> None:
+def _report_fallback(device: str, reasons: str) -> None:
     """Warns once. Raises RuntimeError if CAPO_CPU_ISA names what can't run."""
-    reasons = "; ".join(f"{name}: {MISSING[name]}" for name in order)
-    if "cpu" in order and os.environ.get("CAPO_CPU_ISA"):
+    if device == "cpu" and os.environ.get("CAPO_CPU_ISA"):
         raise RuntimeError(f"impl='auto' with CAPO_CPU_ISA={os.environ['CAPO_CPU_ISA']!r} cannot run: {reasons}")
     warnings.warn(
         f"impl='auto' runs 'reference', plain PyTorch and several times slower, since no other can run ({reasons}). "

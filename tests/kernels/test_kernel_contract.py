@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,10 +117,12 @@ def no_cpu(monkeypatch) -> None:
     monkeypatch.delenv("CAPO_CPU_ISA", raising=False)
     monkeypatch.delitem(registry.BUILT, "cpu", raising=False)
     monkeypatch.setitem(registry.MISSING, "cpu", "not built: no compiler")
-    registry._report_missing.cache_clear()
+    registry._report_fallback.cache_clear()
 
 
 def test_auto_warns_once_that_it_takes_the_reference(no_cpu) -> None:
+    with warnings.catch_warnings(action="error"):
+        assert run("auto", torch.float64).impl == "reference"  # as with `cpu`
     with pytest.warns(UserWarning, match=r"'auto' runs 'reference'.*\(cpu: not built: no compiler\)") as found:
         assert [run("auto").impl for _ in range(2)] == ["reference"] * 2
     assert [Path(each.filename).name for each in found] == [Path(__file__).name]
