@@ -88,6 +88,11 @@ def check_range(
     name: str, x: Tensor, low: float, high: float, *, where: Tensor | None = None, reason: str = ""
 ) -> None:
     """Every value in [low, high] or NaN, `where` true (bool, of x's shape); only where `reads_values`."""
+    if x.numel() == 0:
+        return
+    lowest, highest = x.aminmax()
+    if low <= lowest.item() and highest.item() <= high:  # the common case, at a third of the time of what follows
+        return
     outside = (x < low) | (x > high)
     if where is not None:
         outside &= where
