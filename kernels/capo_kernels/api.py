@@ -4,8 +4,8 @@ Letters: T packed tokens, B sequences, H hidden, V vocabulary. Sequences are con
 or hidden states predicts `targets[t]`, and entry t of every [T] argument and result describes that token.
 
 Errors, for all: TypeError for a wrong type or dtype, ValueError for a wrong shape, device, value or combination, each
-naming the argument, what was found and what is wanted; RuntimeError if a named implementation can't run. Checks that
-read values on the device (targets in range, offsets, step counts) run with CAPO_DEBUG=1.
+naming the argument, what was found and what is wanted; RuntimeError if a named implementation can't run. Values
+(targets in range, offsets, step counts) are checked on CPU tensors, and on a device with CAPO_DEBUG=1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .checks import INTS, LOGIT_DTYPES, check_bool, check_choice, check_number, check_range, check_tensor, debugging
+from .checks import INTS, LOGIT_DTYPES, check_bool, check_choice, check_number, check_range, check_tensor, reads_values
 from .credit import Credit
 from .registry import choose
 from .spec import Head, LossInputs, LossSpec, PolicyLoss
@@ -204,7 +204,7 @@ def _check_head(targets: Tensor, vocab: int, temperature: float, softcap: float 
     check_number("temperature", temperature, 0, above=True)
     check_number("softcap", softcap, 0, above=True, optional=True)
     check_bool("entropy", entropy)
-    if debugging():
+    if reads_values(targets):
         check_range("targets", targets, 0, vocab - 1)
 
 
@@ -224,9 +224,9 @@ def _is_wide(logits_dtype: str | None, hidden: Tensor) -> bool:
 
 def _check_rows(rows: Tensor, hidden: Tensor) -> Tensor:
     check_tensor("rows", rows, {"R": None}, (torch.int64,), hidden.device)
-    if debugging():
+    if reads_values(rows):
         check_range("rows", rows, 0, hidden.shape[0] - 1)
-        if not bool((rows.diff() > 0).all()):
+        if not (rows.diff() > 0).all():
             raise ValueError("rows: got indices that do not ascend, want each row once, in order")
     return rows
 

@@ -5,6 +5,7 @@ Letters: T packed tokens, B sequences, S steps, G groups. Sums are over trained 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +20,7 @@ from .checks import (
     check_offsets,
     check_range,
     check_tensor,
-    debugging,
+    reads_values,
 )
 from .norms import NORMS, Rewards
 from .segments import segment_sum, sequence_of_tokens
@@ -70,15 +71,18 @@ class Credit:
         check_number("std_floor", self.std_floor, 0)
         if self.stats is not None:
             check_tensor("stats", self.stats, {"G": None, "4": 4}, (torch.float32,), device)
-        if debugging():
+        if reads_values(self.step_starts, self.step_wrong, self.group, self.cu_seqlens):
             self._check_values()
 
     def _check_values(self) -> None:
         check_cu_seqlens(self.cu_seqlens, self.step_starts.shape[0])
-        check_range("step_wrong", self.step_wrong[~self.step_wrong.isnan()], 0, 1)
-        highest = torch.iinfo(torch.int64).max if self.stats is None else self.stats.shape[0] - 1
-        check_range("group", self.group, 0, highest)
-        steps = int(self.step_starts.sum())
+        check_range("step_wrong", self.step_wrong, 0, 1)
+        highest, reason = math.inf, ""
+        if self.stats is not None:
+            rows = self.stats.shape[0]
+            highest, reason = rows - 1, f" (stats has {rows} row{'' if rows == 1 else 's'})"
+        check_range("group", self.group, 0, highest, reason=reason)
+        steps = int(self.step_starts.count_nonzero())
         if self.step_wrong.shape[0] != steps:
             raise ValueError(f"step_wrong: got S = {self.step_wrong.shape[0]}, want S = step_starts.sum() = {steps}")
 
@@ -128,14 +132,16 @@ def token_weights(cu_seqlens: Tensor, mask: Tensor, mode: str, denominator: floa
 
     `sequence-mean` (the paper): 1 / (sequences with a trained token * trained tokens of its sequence);
     `token-mean` (DAPO): 1 / trained tokens; `constant` (Dr.GRPO): 1 / denominator. An explicit denominator (a number
-    or a 0-d tensor > 0) is the number of sequences or tokens of the whole batch, so that micro-batches and ranks add
-    up exactly. Raises ValueError if `constant` has none.
+    or a 0-d tensor > 0) is the number of sequences with a trained token, or of trained tokens, of the whole batch: the
+    losses and gradients of its micro-batches then add up exactly, over accumulation steps and ranks. DDP and FSDP
+    average gradients over the ranks: call `(result.loss * world_size).backward()` there. Raises ValueError if
+    `constant` has none.
     """
     check_tensor("mask", mask, {"T": None}, (torch.bool,), None)
     check_offsets(cu_seqlens, None, mask.device)
     check_choice("mode", mode, ("sequence-mean", "token-mean", "constant"))
     _check_denominator(denominator, mode)
-    if debugging():
+    if reads_values(cu_seqlens):
         check_cu_seqlens(cu_seqlens, mask.shape[0])
     divisor_T = torch.ones_like(mask, dtype=torch.float64)
     if mode == "sequence-mean":
@@ -178,7 +184,7 @@ def _check_denominator(denominator: float | Tensor | None, mode: str) -> None:
     if isinstance(denominator, Tensor):
         if denominator.dim() != 0:
             raise ValueError(f"denominator: got shape {list(denominator.shape)}, want a number or a 0-d tensor")
-        if debugging():
+        if reads_values(denominator):
             check_number("denominator", denominator.item(), 0, above=True)
     else:
         check_number("denominator", denominator, 0, above=True, optional=True)

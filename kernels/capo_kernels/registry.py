@@ -6,7 +6,9 @@ Letters: T packed tokens, R rows to compute, H hidden, V vocabulary.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -102,8 +104,8 @@ BUILT, MISSING = _build()
 NAMES = ("reference", "triton", "cuda", "cpu")
 """A constant: torch.compile traces `choose`, and could not trace `status`, which calls the driver and Triton."""
 
-AUTO = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
-"""Order of `auto` by device type: the first that is built and takes the tensors. Other devices run on `reference`."""
+AUTO = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
+"""Order of `auto` by device type: the first that is built and takes the tensors, else `reference`."""
 
 
 def status() -> dict[str, str]:
@@ -128,9 +130,31 @@ def choose(impl: str, device: torch.device, dtype: torch.dtype, vocab: int) -> I
     """The implementation to run on logits like these. Raises RuntimeError with the reason if a named one can't run."""
     check_choice("impl", impl, ("auto", *NAMES))
     if impl == "auto":
-        order = [BUILT[name] for name in AUTO.get(device.type, ("reference",)) if name in BUILT]
-        return next(each for each in order if each.refuses(device, dtype, vocab) is None)
+        return _automatic(device, dtype, vocab)
     reason = BUILT[impl].refuses(device, dtype, vocab) if impl in BUILT else MISSING[impl]
     if reason is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {reason}")
     return BUILT[impl]
+
+
+def _automatic(device: torch.device, dtype: torch.dtype, vocab: int) -> Implementation:
+    order = AUTO.get(device.type, ())
+    for name in order:
+        if name in BUILT and BUILT[name].refuses(device, dtype, vocab) is None:
+            return BUILT[name]
+    if dtype != torch.float64 and any(name in MISSING for name in order):  # none of them takes float64
+        reasons = [f"{name}: {MISSING.get(name) or BUILT[name].refuses(device, dtype, vocab)}" for name in order]
+        _report_fallback(device.type, "; ".join(reasons))
+    return BUILT["reference"]
+
+
+@cache
+def _report_fallback(device: str, reasons: str) -> None:
+    """Warns once. Raises RuntimeError if CAPO_CPU_ISA names what can't run."""
+    if device == "cpu" and os.environ.get("CAPO_CPU_ISA"):
+        raise RuntimeError(f"impl='auto' with CAPO_CPU_ISA={os.environ['CAPO_CPU_ISA']!r} cannot run: {reasons}")
+    warnings.warn(
+        f"impl='auto' runs 'reference', plain PyTorch and several times slower, since no other can run ({reasons}). "
+        "Mend that and install again, or pass impl='reference'",
+        stacklevel=5,  # the caller of the public function
+    )

@@ -20,7 +20,7 @@ from .checks import (
     check_offsets,
     check_range,
     check_tensor,
-    debugging,
+    reads_values,
     token_dtypes,
 )
 from .credit import Credit
@@ -194,7 +194,7 @@ class LossInputs:
             return
         size = None if self.credit is None else self.credit.cu_seqlens.shape[0]
         check_offsets(self.cu_seqlens, size, rows.device)
-        if debugging():
+        if reads_values(self.cu_seqlens):
             check_cu_seqlens(self.cu_seqlens, rows.shape[0])
             if self.credit is not None and not torch.equal(self.cu_seqlens, self.credit.cu_seqlens):
                 raise ValueError("cu_seqlens: got offsets that differ from credit.cu_seqlens, want the same")
@@ -204,33 +204,35 @@ class LossInputs:
         return replace(self, weights=torch.zeros_like(self.weights).index_copy(0, rows, self.weights[rows]))
 
     def check_targets(self, targets: Tensor, vocab: int) -> None:
-        """The values of the trained rows' targets; only with CAPO_DEBUG=1."""
-        if debugging():
-            check_range("targets", targets[self.weights != 0], 0, vocab - 1)
+        """The values of the trained rows' targets, where values are read."""
+        if reads_values(targets, self.weights):
+            check_range("targets", targets, 0, vocab - 1, where=self.weights != 0)
 
 
 @dataclass(frozen=True, eq=False)
 class PolicyLoss:
-    """The result of a loss call."""
+    """The result of a loss call; float32, float64 for float64 inputs.
+
+    loss: [], differentiable.
+    logprobs: [T], natural log, detached; 0 in rows of weight 0.
+    entropy: [T], nats, detached; 0 in rows of weight 0. For an entropy bonus use LossSpec.entropy_coef.
+    raw: [13], detached: the raw metrics in the order of `capo_kernels.metrics.RAW`.
+    impl: the implementation that ran.
+    """
 
     loss: Tensor
-    """0-d float32 (float64 for float64 inputs), differentiable."""
     logprobs: Tensor
-    """[T] natural log, detached; 0 in rows of weight 0."""
     entropy: Tensor
-    """[T] nats, detached; 0 in rows of weight 0."""
     raw: Tensor
-    """float32 [13] (float64 for float64 inputs), detached: the raw metrics in the order of metrics.RAW."""
     impl: str
-    """The implementation that ran."""
 
     _derived: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Set by `metrics`. (torch.compile can't trace a cached_property.)"""
 
     @property
     def metrics(self) -> dict[str, Tensor]:
-        """0-d tensors on the inputs' device, always the same keys (metrics.py explains them); unused ones are NaN.
-        Computed on first access."""
+        """0-d tensors on the inputs' device, always the same keys; unused ones are NaN. Computed on
+        first access. `help(capo_kernels.metrics)` has what each is."""
         if not self._derived:
             self._derived.update(derive(self.raw))
         return self._derived

@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import capo_kernels as ck
+from capo_kernels.checks import reads_values
 
+SPEC = ck.LossSpec()
 META = torch.device("meta")
 INT = torch.zeros(4, dtype=torch.int64)
 CU = torch.tensor([0, 2, 4], dtype=torch.int32)
@@ -96,7 +99,7 @@ BAD_CALLS = [
     (
         loss,
         {
-            "credit": credit(step_starts=torch.ones(3).bool(), cu_seqlens=CU),
+            "credit": credit(step_starts=torch.ones(3).bool(), cu_seqlens=CU.clamp(max=3)),
             "advantages": None,
         },
         ValueError,
@@ -215,28 +218,42 @@ BAD_VALUES = [
     (lambda: credit(step_wrong=torch.zeros(2)), r"step_wrong: got S = 2, want S = step_starts.sum\(\) = 3"),
     (lambda: credit(step_wrong=torch.tensor([0, 0, 1.5])), "step_wrong: got 1.5, want values in"),
     (lambda: credit(group=torch.tensor([0, -1])), "group: got -1, want values in"),
-    (lambda: credit(group=torch.tensor([0, 2]), stats=torch.zeros(2, 4)), r"group: got 2, want values in \[0, 1\]"),
+    (
+        lambda: credit(group=torch.tensor([0, 1]), stats=torch.zeros(1, 4)),
+        r"group: got 1, want values in \[0, 0\] \(stats has 1 row\)",
+    ),
     (lambda: ck.token_weights(CU[:2], MASK, "token-mean"), r"cu_seqlens: got \[0, 2\], want"),
     (lambda: ck.token_weights(CU, MASK, "constant", torch.tensor(-2.0)), "denominator: got -2.0, want a finite number"),
 ]
 
 
 @pytest.mark.parametrize(("call", "message"), BAD_VALUES, ids=[case[1][:40] for case in BAD_VALUES])
-def test_values_are_read_with_capo_debug(call, message: str, monkeypatch) -> None:
-    monkeypatch.setenv("CAPO_DEBUG", "1")
+def test_values_on_a_cpu_are_read(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_capo_debug_accepts_valid_calls(monkeypatch) -> None:
-    """Also with any values in rows of weight 0."""
-    monkeypatch.setenv("CAPO_DEBUG", "1")
-    test_the_unchanged_calls_are_valid()
+def test_unusual_but_valid_values_are_accepted() -> None:
+    """Also any values in rows of weight 0."""
     loss(weights=torch.tensor([1.0, 0, 1, 0]), targets=torch.tensor([4, -100, 0, 99]), cu_seqlens=CU)
     credit(stats=torch.zeros(1, 4), step_wrong=torch.tensor([0.0, 1.0, math.nan]))
     ck.token_weights(CU, MASK, "constant", torch.tensor(2.0))
 
 
-def test_values_are_not_read_without_capo_debug(monkeypatch) -> None:
+def test_values_on_a_device_are_read_with_capo_debug(monkeypatch) -> None:
     monkeypatch.delenv("CAPO_DEBUG", raising=False)
-    credit(step_wrong=torch.zeros(2), group=torch.tensor([0, -1]))
+    assert not reads_values(torch.ones(1, device=META))
+    monkeypatch.setenv("CAPO_DEBUG", "1")
+    assert reads_values(torch.ones(1, device=META))
+
+
+def loss_of_bad_values(wrong: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return loss(credit=credit(step_wrong=wrong), advantages=None, targets=targets, spec=SPEC).loss
+
+
+def test_values_are_not_read_where_a_call_is_traced(monkeypatch) -> None:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert loss_of_bad_values(torch.zeros(2), torch.full((4,), -1)).shape == ()
+    compiled = torch.compile(loss_of_bad_values, fullgraph=True, backend="eager")
+    assert compiled(torch.full((3,), 7.0), torch.full((4,), 4)).isfinite()

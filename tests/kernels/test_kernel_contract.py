@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from implementations import implementations, refusal
 
 import capo_kernels as ck
+from capo_kernels import registry
 from capo_kernels.metrics import RAW
 from capo_kernels.rows import CHOICES, NORMS, TERMS
 
@@ -107,6 +109,36 @@ def test_auto_reports_its_choice() -> None:
     assert ck.status()[run("auto").impl] == "available"
     assert run("auto", torch.float64).impl == "reference"
     assert run("reference").impl == "reference"
+
+
+@pytest.fixture
+def no_cpu(monkeypatch) -> None:
+    """As on a machine without a C++ compiler."""
+    monkeypatch.delenv("CAPO_CPU_ISA", raising=False)
+    monkeypatch.delitem(registry.BUILT, "cpu", raising=False)
+    monkeypatch.setitem(registry.MISSING, "cpu", "not built: no compiler")
+    registry._report_fallback.cache_clear()
+
+
+def test_auto_warns_once_when_it_falls_back_to_the_reference(no_cpu) -> None:
+    with warnings.catch_warnings(action="error"):
+        assert run("auto", torch.float64).impl == "reference"  # as with `cpu`
+    with pytest.warns(UserWarning, match=r"'auto' runs 'reference'.*\(cpu: not built: no compiler\)") as found:
+        assert [run("auto").impl for _ in range(2)] == ["reference"] * 2
+    assert [Path(each.filename).name for each in found] == [Path(__file__).name]
+
+
+def test_auto_refuses_an_instruction_set_that_cannot_run(no_cpu, monkeypatch) -> None:
+    monkeypatch.setenv("CAPO_CPU_ISA", "mmx")
+    with pytest.raises(RuntimeError, match=r"^impl='auto' with CAPO_CPU_ISA='mmx' cannot run: cpu: "):
+        run("auto")
+
+
+def test_the_reference_under_torch_compile(monkeypatch) -> None:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    compiled = torch.compile(lambda: run("auto", torch.float64).loss, backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match=r"impl='reference' .* can't be compiled; torch\.compile takes cpu, "):
+        compiled()
 
 
 def test_the_folder_contains_only_the_package() -> None:

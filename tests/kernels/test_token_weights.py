@@ -49,3 +49,21 @@ def test_parts_with_the_whole_denominator_add_up_to_the_whole(mode: str) -> None
     first = ck.token_weights(CU[:3], MASK[:3], mode, denominator)
     second = ck.token_weights(CU[2:] - 3, MASK[3:], mode, denominator)
     assert torch.equal(torch.cat([first, second]), whole)
+
+
+def test_gradients_that_ddp_averages() -> None:
+    """Two ranks of two micro-batches: the loss times the ranks, averaged, is the whole batch's gradient."""
+    world, hidden, targets = 2, torch.randn(7, 4), torch.randint(5, (7,))
+    parts = [(cu, int(cu[0]), int(cu[-1])) for cu in CU.unfold(0, 2, 1)]
+
+    def gradient(parts: list, factor: float) -> torch.Tensor:
+        head = torch.ones(5, 4, requires_grad=True)
+        for cu, first, last in parts:
+            weights = ck.token_weights(cu - first, MASK[first:last], "sequence-mean", denominator=2)
+            given = {"weights": weights, "advantages": torch.ones(last - first)}
+            loss = ck.linear_policy_loss(hidden[first:last], head, targets[first:last], **given).loss
+            (loss * factor).backward()
+        return head.grad
+
+    ranks = torch.stack([gradient(parts[:2], world), gradient(parts[2:], world)])
+    torch.testing.assert_close(ranks.mean(0), gradient([(CU, 0, 7)], 1))

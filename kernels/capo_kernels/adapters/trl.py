@@ -32,8 +32,18 @@ class CapoLossMixin:
     Any other setting that changes TRL's loss raises ValueError with its name when the trainer is created.
 
     `inputs["advantages"]` may be [B], or [B, T] for step credit: override `_generate_and_score_completions` to set it.
-    See `grpo.grpo_loss` for the one difference from TRL, sequence ratios with [B, T].
+    The one difference from TRL: with sequence ratios and [B, T] advantages each token keeps its own credit in the
+    gradient (GSPO-token). `use_liger_kernel` patches the model's layers alone, in TRL as here; the loss is this one.
+    The implementation is `auto`'s: `capo_kernels.status()` has what can run.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Raises TypeError for `class T(GRPOTrainer, CapoLossMixin)`, where TRL's own loss would run."""
+        super().__init_subclass__(**kwargs)
+        for base in cls.__mro__[: cls.__mro__.index(CapoLossMixin)]:
+            if hasattr(base, "training_step") and not issubclass(base, CapoLossMixin):
+                wanted = f"class {cls.__name__}(CapoLossMixin, {base.__name__})"
+                raise TypeError(f"{cls.__name__}: got {base.__name__} before CapoLossMixin, want {wanted}")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

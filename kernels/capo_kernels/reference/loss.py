@@ -21,6 +21,7 @@ from .objective import Terms, Tokens, loss_terms, masked_tokens
 def policy_loss(
     logits_TV: Tensor, targets_T: Tensor, inputs: LossInputs, spec: LossSpec, inplace: bool = False
 ) -> PolicyLoss:
+    _break_graph()
     if inplace and logits_TV.requires_grad and torch.is_grad_enabled():
         return _overwrite(logits_TV, targets_T, inputs, spec)
     trained_T = inputs.weights != 0
@@ -43,12 +44,22 @@ def linear_policy_loss(
     wide_logits: bool,
 ) -> PolicyLoss:
     """`rows_R` is redundant here: the other rows have weight 0."""
+    _break_graph()
     trained_T = inputs.weights != 0
     hidden_TH = hidden_TH.where(trained_T.unsqueeze(-1), 0.0)
     head = Head(spec.temperature, spec.softcap)
     targets_T = targets_T.where(trained_T, 0)
     logp_T, entropy_T = linear_logprobs(hidden_TH, weight_VH, bias_V, targets_T, head, True, chunk, wide_logits)
     return _loss(logp_T, entropy_T, inputs, spec)
+
+
+def _break_graph() -> None:
+    """Under torch.compile: eager code, with fullgraph=True an error with this message. `_loss` takes a derivative."""
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(
+            msg="impl='reference' (auto's choice for float64, and for float16 on a CPU) can't be compiled; "
+            "torch.compile takes cpu, triton and cuda"
+        )
 
 
 def _loss(logp_T: Tensor, entropy_T: Tensor, inputs: LossInputs, spec: LossSpec) -> PolicyLoss:

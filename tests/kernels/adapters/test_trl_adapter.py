@@ -29,6 +29,7 @@ from trl_world import (
 )
 
 import capo_kernels as ck
+from capo_kernels.adapters.trl import CapoLossMixin
 
 TOLERANCE = 1e-5
 
@@ -289,6 +290,14 @@ def test_settings_outside_the_loss_are_refused(trainers, inputs, name, holder, a
     monkeypatch.setattr(target, attribute, value, raising=False)
     with pytest.raises(ValueError, match=f"^{name}: got "):
         trainers[0].compute_loss(trainers[0].model, inputs)
+
+
+def test_the_order_of_the_bases() -> None:
+    wanted = r"^Trainer: got GRPOTrainer before CapoLossMixin, want class Trainer\(CapoLossMixin, GRPOTrainer\)"
+    with pytest.raises(TypeError, match=wanted):
+        type("Trainer", (GRPOTrainer, CapoLossMixin), {})
+    mixin = type("Logs", (), {"compute_loss": lambda self, *args: super(self).compute_loss(*args)})
+    type("Trainer", (mixin, CapoTrainer), {})
 
 
 def test_other_refusals(trainers, inputs, monkeypatch) -> None:
