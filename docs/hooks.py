@@ -38,8 +38,8 @@ TABLES = {
     "<!-- plans of the paper's policies -->": plans.paper_table,
     "<!-- plans beside another trainer's figures -->": plans.published_table,
 }
-"""Placeholders in pages, and the functions that return their tables. The line after a placeholder is read in a checkout;
-the table replaces it too."""
+"""Placeholders in pages, and the functions that return their tables. The table also replaces the next line, which is
+for readers of the checkout."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
