@@ -38,7 +38,8 @@ TABLES = {
     "<!-- plans of the paper's policies -->": plans.paper_table,
     "<!-- plans beside another trainer's figures -->": plans.published_table,
 }
-"""Placeholders in pages, and the functions that return their tables."""
+"""Placeholders in pages, and the functions that return their tables. The table also replaces the next line, which is
+for readers of the checkout."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -53,5 +54,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     assert not inside or page.file.src_uri == page.file.name + ".md", "the rule for links needs a flat docs/"
     text = markdown.replace("](../", "](") if inside else markdown.replace("](docs/", "](").replace("../docs/", "../")
     for mark, make in TABLES.items():
-        text = text.replace(mark, make()) if mark in text else text
+        before, found, after = text.partition(f"{mark}\n")
+        text = before + make() + "\n" + after.partition("\n")[2] if found else text
     return text

@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +37,17 @@ ELSEWHERE = "cpu" if torch.cuda.is_available() else "cuda"
 
 def metrics_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def described_metrics():
+    """Names in the table of docs/run.md."""
+    table = (Path(__file__).parents[1] / "docs/run.md").read_text().partition("## Metrics\n")[2].partition("\n## ")[0]
+    return {
+        name
+        for line in table.splitlines()
+        if line.startswith("| ")
+        for name in re.findall("`(.+?)`", line.split("|")[1])
+    }
 
 
 def rollouts_of(folder, step):
@@ -109,6 +121,8 @@ def test_the_files_of_a_run(tmp_path):
         assert [key.removeprefix("cpu/") for key in line if key.startswith("cpu/")] == stages
         assert line["cpu/learn"] > 0
     assert ["eval/pass@1" in line for line in metrics_of(folder)] == [False, True, True]
+    keys = {re.sub("^(time|cpu)/.*", r"\1/<stage>", key) for line in metrics_of(folder) for key in line}
+    assert described_metrics() - keys == {"reward/<name>", "memory/device_gb"} and keys <= described_metrics()
     rows = rollouts_of(folder, 2)
     assert [(row["group"], row["sample"]) for row in rows] == [(g, i) for g in range(4) for i in range(4)]
     for row in rows:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
 from capo_fast.config.critic import GateConfig
-from capo_fast.config.load import build_config
+from capo_fast.config.load import build_config, read_file
 from capo_fast.errors import ConfigError
 from capo_fast.plan import hardware
 from capo_fast.plan.__main__ import main
@@ -239,3 +241,16 @@ def test_the_command_names_the_settings_to_lower(capsys):
 def test_an_impossible_plan_is_a_one_line_error(words, line, capsys):
     assert main(words) == 2
     assert line in capsys.readouterr().err
+
+
+def test_the_table_of_devices_and_prompts_in_the_page_is_predicted():
+    page = (Path(__file__).parents[2] / "docs/plan.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\d+)[^|]*((?:\| [\d.]+ ){4})\|$", page, re.MULTILINE)
+    assert len(rows) == 4
+    for ranks, prompts, seconds in rows:
+        file = read_file("pkg://capo_fast.configs/qwen2.5-1.5b-1x80gb.yaml")
+        config = build_config(file, {"rollout.prompts": int(prompts)})
+        lengths = Lengths(256, config.rollout.max_tokens // 2, config.critic.max_tokens // 2)
+        planned = Job(config, find_shape(config.model.path), NVIDIA["h100"], int(ranks), 1, lengths)
+        predicted = [*(stages(planned)[name] for name in ("rollout", "critique", "learn")), step_seconds(planned)]
+        assert [f"{float(each):.3g}" for each in seconds.split("|")[1:]] == [f"{each:.3g}" for each in predicted]

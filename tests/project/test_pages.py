@@ -1,14 +1,18 @@
-"""Figures and names that pages copy from other sources: the worked trace, another trainer's settings."""
+"""What pages copy from other sources: the worked trace, another trainer's settings; and a snippet on a run's files."""
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from project.documents import ROOT
+from page_runs import all_kinds, make_run
+from project.documents import ROOT, blocks
 
+from capo_fast.data import DataError
+from capo_fast.evaluation.labelled import read_solutions
 from docs.trace import GROUP, rewards_and_advantages
 
 MIGRATING = (ROOT / "docs/migrating.md").read_text(encoding="utf-8")
@@ -40,3 +44,16 @@ def test_a_name_of_trl_is_one_of_its_settings_or_arguments(name):
     sources = [trl / "trainer/grpo_config.py", trl / "trainer/base_config.py", trl / "trainer/grpo_trainer.py"]
     texts = [path.read_text(encoding="utf-8") for path in (*sources, transformers / "training_args.py")]
     assert any(re.search(rf"^\s+{name}: ", text, re.MULTILINE) for text in texts)
+
+
+def test_labelled_rollouts_of_a_run_are_data_of_critic_eval(tmp_path):
+    """The function of docs/critic.md."""
+    names: dict = {}
+    exec(next(blocks(ROOT / "docs/critic.md", "python")).text, names)
+    file = tmp_path / "labelled.jsonl"
+    names["write_unlabelled"](make_run(tmp_path / "run", rows=all_kinds()), file, count=3)
+    with pytest.raises(DataError, match="line 1"):
+        next(read_solutions(str(file)))
+    rows = [json.loads(line) | {"wrong_steps": [0]} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [solution.first_wrong for _, solution in read_solutions(str(file))] == [0, 0, 0]
