@@ -34,8 +34,7 @@ T = TypeVar("T")
 PEER_S = 5.0
 """Limit, seconds, for a failed rank to publish its reason, for its error to be printed, and for a store request."""
 STACKS_S = 2.0
-"""Seconds between a rank's deadline and its exit. Ranks that wait for it reach their own deadlines about now, and its
-exit would break the collective that their stacks must show."""
+"""Seconds between a rank's deadline and its exit: ranks that wait for it print the stacks of the same collective."""
 BACKSTOP_S = 10.0
 """Seconds after a deadline until faulthandler ends a process whose threads can't run."""
 NOTICE_S = 10.0
