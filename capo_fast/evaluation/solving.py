@@ -19,7 +19,7 @@ from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
 from capo_fast.verify import Verdict, VerifierPool, extract_answer
 from capo_fast.verify.comparison import within
-from capo_fast.verify.functions import item_of
+from capo_fast.verify.functions import is_right, item_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Checked:
     """A checked answer."""
 
     right: Verdict
+    """Right by `is_right`."""
     vote: str | None
     """The extracted answer: the letter of a choice in the data's order, else a text; None if none was found."""
 
@@ -95,7 +96,7 @@ def check_attempts(
 
 def _free_form(question: Question, answer: Answer, verdict: Verdict) -> Checked:
     vote = extract_answer(answer.text, truncated=not answer.finished)
-    wrong = verdict is not None and float(verdict) < 1.0
+    wrong = verdict is not None and not is_right(verdict)
     if wrong and question.tolerance is not None and vote is not None:
         verdict = within(vote, question.answer, question.tolerance) or verdict
     return Checked(verdict, vote)

@@ -68,7 +68,7 @@ class Progress:
         """Keep an evaluation; the best step is the first with the highest rate."""
         if rate is None:
             return
-        self.evaluations[str(step)] = vars(rate)
+        self.evaluations[str(step)] = {name: value for name, value in vars(rate).items() if value is not None}
         best = math.nan if self.best_step is None else self.evaluations[str(self.best_step)]["rate"]
         if rate.rate > best or (math.isnan(best) and not math.isnan(rate.rate)):
             self.best_step = step
