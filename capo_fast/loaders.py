@@ -20,6 +20,7 @@ from capo_fast.config.sft import SftConfig
 from capo_fast.credit.critique_prompt import load_template
 from capo_fast.credit.estimate import BUILT_IN, Estimator, load_estimator
 from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
+from capo_fast.data.fields import Columns
 from capo_fast.engine.base import Completer, Engine, EngineError
 from capo_fast.engine.critic_server import CriticServer, gpus_of, start_critic_server
 from capo_fast.engine.tensor_parallel import sizes_of
@@ -35,7 +36,6 @@ from capo_fast.pretrained import (
 from capo_fast.runtime.files import temporary_folder
 from capo_fast.runtime.ranks import local_ranks, once_a_node
 from capo_fast.verify import RewardFunction, load_function
-from capo_fast.verify.functions import ALWAYS
 
 T = TypeVar("T")
 Kind = TypeVar("Kind", Config, SftConfig)
@@ -139,14 +139,11 @@ def load_reward_functions(config: RewardConfig) -> tuple[RewardFunction, ...]:
     return functions
 
 
-def check_answer_function(config: RewardConfig) -> None:
-    """Checks `reward.fn` for an evaluation, whose questions lack the training data's columns. Raises ConfigError."""
+def answer_columns(config: RewardConfig) -> Columns:
+    """The columns that `reward.fn` takes from the rows of a benchmark. Raises ConfigError."""
     function = load_reward_functions(replace(config, also=(), weights=()))[0]
-    if missing := [name for name in function.required if name not in ALWAYS]:
-        raise ConfigError(
-            f"reward.fn: {config.fn} needs the column {missing[0]!r}, wanted a function of response, reference and "
-            f"{', '.join(ALWAYS)} alone: a benchmark's questions have no other columns"
-        )
+    needed_by = f"reward function {function.name}; --reward.fn {RewardConfig().fn} is the rule verifier"
+    return {name: needed_by if name in function.required else None for name in function.columns}
 
 
 def _load_reward_function(key: str, name: str, settings: Mapping[str, Any]) -> RewardFunction:

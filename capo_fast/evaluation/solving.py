@@ -17,7 +17,7 @@ from capo_fast.records import Request
 from capo_fast.rollout.pass_rate import solution_request
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
-from capo_fast.verify import Verdict, VerifierPool, extract_answer
+from capo_fast.verify import Item, Verdict, VerifierPool, extract_answer
 from capo_fast.verify.comparison import within
 from capo_fast.verify.functions import is_right, item_of
 
@@ -83,15 +83,17 @@ def check_attempts(
     """The checked answer of every attempt, by name. A collective: each rank checks its share."""
     mine = attempts[rank::world]
     free = [attempt for attempt in mine if not attempt.question.choices]
-    verdicts = pool.check(
-        [item_of(answers[attempt.name].text, attempt.question, {}, answers[attempt.name].finished) for attempt in free]
-    )
+    verdicts = pool.check([_item(attempt.question, answers[attempt.name]) for attempt in free])
     checked = [
         (attempt.name, _free_form(attempt.question, answers[attempt.name], verdict))
         for attempt, verdict in zip(free, verdicts, strict=True)
     ]
     checked += [(a.name, _choice(a, answers[a.name].text)) for a in mine if a.question.choices]
     return dict(gather(checked))
+
+
+def _item(question: Question, answer: Answer) -> Item:
+    return item_of(answer.text, question, question.columns, answer.finished)
 
 
 def _free_form(question: Question, answer: Answer, verdict: Verdict) -> Checked:
