@@ -18,6 +18,7 @@ import torch
 import capo_fast.runtime.extras  # noqa: F401  before imports whose errors would be less clear
 from capo_fast.command import run_command
 from capo_fast.config import Config, load_config
+from capo_fast.config.arguments import note_embedded
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate
 from capo_fast.config.schema import with_merging
@@ -87,7 +88,9 @@ def line(name: str, run: Callable[[], tuple[T, str]]) -> T:
 def _configuration(arguments: Sequence[str], count: int) -> tuple[Config, str]:
     config = validate(with_merging(load_config(arguments), on_cpu=not torch.cuda.is_available()))
     check_roles(count, config.engine)
-    batch = f"{config.rollout.prompts} prompts x {config.rollout.n} rollouts"
+    note_embedded(arguments, config)
+    rollout = config.rollout
+    batch = f"{rollout.prompts} prompts x {rollout.n} rollouts of at most {rollout.max_tokens:,} tokens"
     return config, f"{config.algorithm}, {config.train.steps} steps of {batch}{_roles(config, count)}"
 
 
@@ -146,7 +149,8 @@ def _data(config: Config, rewards: Sequence[RewardFunction], estimator: Estimato
     longest = max(len(prompt.token_ids) for prompt in tokenised)
     of_some = f" of the first {TOKENISED:,}" if len(problems.prompts) > TOKENISED else ""
     counts = f"{len(problems.prompts):,} problems, the longest prompt{of_some} {longest} of {room} tokens"
-    return None, "; ".join([counts, f"{len(problems.heldout):,} held out", *problems.notes()])
+    heldout = f"{len(problems.heldout):,} held out, of {config.eval.path}" if config.eval.path else "none held out"
+    return None, "; ".join([counts, heldout, *problems.notes()])
 
 
 def _critic(config: Config, model: Any, count: int) -> tuple[None, str]:

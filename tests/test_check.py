@@ -26,8 +26,9 @@ def test_the_embedded_default_passes(capsys):
     status, lines = checked(capsys)
     assert status == 0
     assert [line.split()[:2] for line in lines] == [["ok", name] for name in NAMES]
-    assert lines[0].endswith("capo, 16 steps of 16 prompts x 8 rollouts")
-    assert lines[5].endswith("4,096 problems, the longest prompt of the first 1,000 14 of 208 tokens; 400 held out")
+    assert lines[0].endswith("capo, 16 steps of 16 prompts x 8 rollouts of at most 48 tokens")
+    counts = "4,096 problems, the longest prompt of the first 1,000 14 of 208 tokens; 400 held out"
+    assert lines[5].endswith(f"{counts}, of pkg://capo_fast.tiny/heldout.jsonl")
 
 
 @pytest.fixture
