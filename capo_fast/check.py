@@ -27,6 +27,7 @@ from capo_fast.engine.vllm_start import check_version, installed_version
 from capo_fast.errors import CapoError
 from capo_fast.loaders import (
     check_endpoint_client,
+    check_rows,
     critic_gpus,
     critic_model,
     load_credit_function,
@@ -64,12 +65,17 @@ class CheckFailed(Exception):
 
 
 def check(arguments: Sequence[str], count: int) -> None:
-    """Print one line per check of a run on `count` ranks. Raises CheckFailed after the first failure."""
+    """Print one line per check of a run on `count` ranks. Raises CheckFailed after the first failure; if the model
+    fails, as without a network, the fields of the data are checked before."""
     config = line("configuration", lambda: _configuration(arguments, count))
     rewards = line("reward", lambda: _reward(config))
     estimator = line("credit", lambda: _credit(config))
     line("engine", _engine)
-    model = line("model", lambda: _model(config))
+    try:
+        model = line("model", lambda: _model(config))
+    except CheckFailed:
+        line("data", lambda: _fields(config, rewards, estimator))
+        raise
     line("data", lambda: _data(config, rewards, estimator))
     line("critic", lambda: _critic(config, model, count))
 
@@ -151,6 +157,12 @@ def _data(config: Config, rewards: Sequence[RewardFunction], estimator: Estimato
     counts = f"{len(problems.prompts):,} problems, the longest prompt{of_some} {longest} of {room} tokens"
     heldout = f"{len(problems.heldout):,} held out, of {config.eval.path}" if config.eval.path else "none held out"
     return None, "; ".join([counts, heldout, *problems.notes()])
+
+
+def _fields(config: Config, rewards: Sequence[RewardFunction], estimator: Estimator | None) -> tuple[None, str]:
+    """The data's rows, without a tokenizer."""
+    counts = [f"{count:,} rows of {path}" for path, count in check_rows(config, rewards, estimator)]
+    return None, f"{', '.join(counts)} have their fields; lengths need the model's tokenizer"
 
 
 def _critic(config: Config, model: Any, count: int) -> tuple[None, str]:

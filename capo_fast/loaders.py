@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
@@ -19,7 +19,16 @@ from capo_fast.config.schema import Config, LoraConfig, RewardConfig
 from capo_fast.config.sft import SftConfig
 from capo_fast.credit.critique_prompt import load_template
 from capo_fast.credit.estimate import BUILT_IN, Estimator, load_estimator
-from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
+from capo_fast.data import (
+    ChatTemplate,
+    Problems,
+    PromptOrder,
+    Source,
+    build_index,
+    open_prompts,
+    read_problem,
+    read_rows,
+)
 from capo_fast.data.fields import Columns
 from capo_fast.engine.base import Completer, Engine, EngineError
 from capo_fast.engine.critic_server import CriticServer, gpus_of, start_critic_server
@@ -91,6 +100,17 @@ def _sources(
         fields = replace(fields, name=config.eval.name, split=config.eval.split)
         sources.append(Source(config.eval.path, fields, template, room, reward_columns(rewards[:1]), config.eval.limit))
     return sources
+
+
+def check_rows(
+    config: Config, rewards: Sequence[RewardFunction], estimator: Estimator | None
+) -> Iterator[tuple[str, int]]:
+    """Read all training and held-out rows without a tokenizer: each source's path and its number of rows. Raises
+    DataError."""
+    for source in _sources(config, None, rewards, estimator):
+        rows = enumerate(read_rows(source.path, source.fields.name, source.fields.split))
+        problems = (read_problem(where, row, number, source.fields, source.columns) for number, (where, row) in rows)
+        yield source.path, sum(1 for _ in problems)
 
 
 def _build_indexes(sources: Sequence[Source], stack: ExitStack) -> tuple[Path, tuple[int, int], int]:
