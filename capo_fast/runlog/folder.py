@@ -57,7 +57,7 @@ class RunDir:
     @property
     def found(self) -> Path | None:
         """The checkpoint that `resume` restores, in the run's folder."""
-        return self._found and self._found.folder.relative_to(self.path)
+        return None if self._found is None else self._found.folder.relative_to(self.path)
 
     def resume(self, learner: Learner, inputs: Digests) -> Progress:
         """Restore the checkpoint that was found, if any; returns the run's progress. A collective.
