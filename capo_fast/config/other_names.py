@@ -5,6 +5,7 @@ from __future__ import annotations
 OTHER_NAMES = {
     # TRL's GRPOConfig
     "beta": "loss.kl_coef",
+    "bf16": "policy.dtype",
     "chat_template_kwargs": "data.template_kwargs",
     "delta": "loss.dual_clip",
     "entropy_coef": "loss.entropy_coef",
@@ -13,6 +14,7 @@ OTHER_NAMES = {
     "eval_dataset": "eval.path",
     "eval_steps": "eval.every",
     "gradient_checkpointing": "policy.gradient_checkpointing",
+    "gradient_accumulation_steps": "train.micro_tokens",
     "importance_sampling_level": "loss.ratio",
     "learning_rate": "train.lr",
     "loss_type": "loss.aggregation",
@@ -21,9 +23,11 @@ OTHER_NAMES = {
     "max_completion_length": "rollout.max_tokens",
     "max_grad_norm": "train.grad_clip",
     "max_steps": "train.steps",
+    "model": "model.path",
     "num_generations": "rollout.n",
     "num_iterations": "train.epochs",
     "output_dir": "run.dir",
+    "peft_config": "lora.rank",
     "per_device_train_batch_size": "train.micro_tokens",
     "report_to": "run.wandb",
     "reward_funcs": "reward.fn",
@@ -40,6 +44,7 @@ OTHER_NAMES = {
     "clip_ratio_c": "loss.dual_clip",
     "clip_ratio_high": "loss.clip_high",
     "clip_ratio_low": "loss.clip_low",
+    "custom_reward_function.path": "reward.fn",
     "default_local_dir": "run.dir",
     "entropy_coeff": "loss.entropy_coef",
     "filter_groups": "train.dynamic_sampling",
@@ -49,6 +54,7 @@ OTHER_NAMES = {
     "loss_agg_mode": "loss.aggregation",
     "lr_warmup_steps": "train.warmup_steps",
     "max_response_length": "rollout.max_tokens",
+    "optim.lr": "train.lr",
     "ppo_epochs": "train.epochs",
     "ppo_max_token_len_per_gpu": "train.micro_tokens",
     "ppo_mini_batch_size": "train.minibatches",
@@ -61,4 +67,4 @@ OTHER_NAMES = {
     "train_files": "data.path",
     "val_files": "eval.path",
 }
-"""The closest setting by another trainer's name, without its sections."""
+"""The closest setting by another trainer's name, with as few sections as it needs."""

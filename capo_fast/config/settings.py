@@ -7,7 +7,7 @@ import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from itertools import chain
 from typing import Annotated, Any, get_type_hints
 
@@ -147,18 +147,21 @@ class Schema:
         raise ConfigError(f"{key if key and key.isprintable() else repr(key)}: unknown setting; {hint}")
 
     def _nearest(self, key: str) -> str | None:
-        """The setting that another trainer calls so, with the most similar spelling, with the same last part, or with
-        the key's words in its text."""
-        bare = {name.rpartition(".")[2]: name for name in reversed(self.settings)}
+        """The setting that another trainer calls so, with the most similar spelling, with the same end, or with the
+        key's words in its text."""
         others = {other: name for other, name in OTHER_NAMES.items() if name in self.settings}
-        names = {name: name for name in self.settings} | bare | others
-        close = partial(difflib.get_close_matches, key, names, n=1)
-        parts = key.split(".")
+        if key in OTHER_NAMES:
+            return others.get(key)
+        own = {name.rpartition(".")[2]: name for name in reversed(self.settings)} | {n: n for n in self.settings}
+        names, parts = own | others, key.split(".")
         ends = [".".join(parts[place:]) for place in range(1, len(parts))]
         words = parts[-1].replace("_", " ").lower()
-        described = [n for n, setting in self.settings.items() if " " in words and words in setting.text.lower()]
-        exact = [key] if key in others else []
-        near = [*exact, *close(cutoff=0.8), *(end for end in ends if end in names), *described, *close(cutoff=0.7)]
+        near = [
+            *difflib.get_close_matches(key, names, n=1, cutoff=0.8),
+            *(end for end in ends if end in self.settings or end in others),
+            *(name for name, setting in self.settings.items() if " " in words and words in setting.text.lower()),
+            *difflib.get_close_matches(key, own, n=1, cutoff=0.75),
+        ]
         return names[near[0]] if near else None
 
 

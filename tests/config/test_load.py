@@ -313,6 +313,8 @@ def test_dumped_file_loads_back_equal(tmp_path: Path) -> None:
         ("actor_rollout_ref.rollout.n", "did you mean rollout.n?"),
         ("data.max_response_length", "did you mean rollout.max_tokens?"),
         ("beta", "did you mean loss.kl_coef?"),
+        ("actor_rollout_ref.actor.optim.lr", "did you mean train.lr?"),
+        ("rollout.n_samples", "rollout.n_samples: unknown setting; --help lists them all"),
         ("train.beta", "did you mean train.betas?"),
         ("verbose", "verbose: unknown setting; --help lists them all"),
         ("tarin.lr", "did you mean train.lr?"),
