@@ -58,10 +58,9 @@ from capo_fast.rollout.remote import EngineRank, RemoteGenerator
 from capo_fast.rollout.requests import RequestBuilder, special_tokens
 from capo_fast.rollout.rewards import open_rewards
 from capo_fast.rollout.turns import Turns
-from capo_fast.runlog.console import open_console
-from capo_fast.runlog.folder import RunDir, open_run_dir
+from capo_fast.runlog.folder import open_run_dir
 from capo_fast.runlog.inputs import Digests, same_digests
-from capo_fast.runlog.log import RunLog
+from capo_fast.runlog.log import open_log, open_run_console
 from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, RunFolder, keeps_rollouts, packed_rows, rollout_row
 from capo_fast.runtime.failures import Deadline
@@ -69,7 +68,6 @@ from capo_fast.runtime.job import this_job
 from capo_fast.runtime.ranks import (
     EngineGroup,
     ForwardedStop,
-    StopSignal,
     engine_group,
     on_first_rank,
     rank_of_role,
@@ -145,11 +143,15 @@ def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, s
     progress = folder.resume(learner, inputs.digests)
     recorder = open_recorder(folder.path, config, progress.step)
     with ExitStack() as undo:
+        console = open_run_console(config, folder, progress)
+        undo.callback(console.close)
+        if engine is None:
+            console.note(f"starting the engine: {config.model.path}")
         if inputs.crossing is None:
             generator = own_generator(inputs, folder.path, learner, critic, progress, engine, undo)
         else:
             generator = remote_generator(config, inputs.crossing, learner, inputs.probe, progress)
-        log = open_log(config, folder, progress, recorder, started)
+        log = open_log(config, folder, progress, recorder, console, started)
         for line in notes(config, inputs.problems):
             log.console.note(line)
         undo.pop_all()
@@ -279,15 +281,6 @@ def push_from(
     if config.lora.rank > 0:
         return AdapterSync(engine, learner, probe, config)
     return FullSync(engine, learner, critic, probe, config)
-
-
-def open_log(config: Config, folder: RunDir, progress: Progress, recorder: Recorder, started: float) -> RunLog:
-    """The log of a run whose start-up lasted from `started` (`time.monotonic`) until now."""
-    progress.add_seconds({"start": time.monotonic() - started})
-    console = open_console(config.train.steps, dist.get_rank(), progress.step)
-    stages = Stages(StopSignal(), Deadline(config.train.stage_timeout_s), console.stage)
-    stages.background["checkpoint"] = folder.checkpointer.cpu_seconds
-    return RunLog(config, folder, progress, recorder, console, stages, started - progress.wall_seconds)
 
 
 def server_client(

@@ -18,6 +18,7 @@ import torch
 import capo_fast.runtime.extras  # noqa: F401  before imports whose errors would be less clear
 from capo_fast.command import run_command
 from capo_fast.config import Config, load_config
+from capo_fast.config.arguments import note_embedded
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.rules import validate
 from capo_fast.config.schema import with_merging
@@ -26,6 +27,7 @@ from capo_fast.engine.vllm_start import check_version, installed_version
 from capo_fast.errors import CapoError
 from capo_fast.loaders import (
     check_endpoint_client,
+    check_rows,
     critic_gpus,
     critic_model,
     load_credit_function,
@@ -63,12 +65,17 @@ class CheckFailed(Exception):
 
 
 def check(arguments: Sequence[str], count: int) -> None:
-    """Print one line per check of a run on `count` ranks. Raises CheckFailed after the first failure."""
+    """Print one line per check of a run on `count` ranks. Raises CheckFailed after the first failure; if the model
+    fails, as without a network, the fields of the data are checked before."""
     config = line("configuration", lambda: _configuration(arguments, count))
     rewards = line("reward", lambda: _reward(config))
     estimator = line("credit", lambda: _credit(config))
     line("engine", _engine)
-    model = line("model", lambda: _model(config))
+    try:
+        model = line("model", lambda: _model(config))
+    except CheckFailed:
+        line("data", lambda: _fields(config, rewards, estimator))
+        raise
     line("data", lambda: _data(config, rewards, estimator))
     line("critic", lambda: _critic(config, model, count))
 
@@ -87,7 +94,9 @@ def line(name: str, run: Callable[[], tuple[T, str]]) -> T:
 def _configuration(arguments: Sequence[str], count: int) -> tuple[Config, str]:
     config = validate(with_merging(load_config(arguments), on_cpu=not torch.cuda.is_available()))
     check_roles(count, config.engine)
-    batch = f"{config.rollout.prompts} prompts x {config.rollout.n} rollouts"
+    note_embedded(arguments, config)
+    rollout = config.rollout
+    batch = f"{rollout.prompts} prompts x {rollout.n} rollouts of at most {rollout.max_tokens:,} tokens"
     return config, f"{config.algorithm}, {config.train.steps} steps of {batch}{_roles(config, count)}"
 
 
@@ -146,7 +155,14 @@ def _data(config: Config, rewards: Sequence[RewardFunction], estimator: Estimato
     longest = max(len(prompt.token_ids) for prompt in tokenised)
     of_some = f" of the first {TOKENISED:,}" if len(problems.prompts) > TOKENISED else ""
     counts = f"{len(problems.prompts):,} problems, the longest prompt{of_some} {longest} of {room} tokens"
-    return None, "; ".join([counts, f"{len(problems.heldout):,} held out", *problems.notes()])
+    heldout = f"{len(problems.heldout):,} held out, of {config.eval.path}" if config.eval.path else "none held out"
+    return None, "; ".join([counts, heldout, *problems.notes()])
+
+
+def _fields(config: Config, rewards: Sequence[RewardFunction], estimator: Estimator | None) -> tuple[None, str]:
+    """The data's rows, without a tokenizer."""
+    counts = [f"{count:,} rows of {path}" for path, count in check_rows(config, rewards, estimator)]
+    return None, f"{', '.join(counts)} have their fields; lengths need the model's tokenizer"
 
 
 def _critic(config: Config, model: Any, count: int) -> tuple[None, str]:

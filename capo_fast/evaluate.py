@@ -38,7 +38,7 @@ from capo_fast.evaluation.questions import BENCHMARKS, Question, load_benchmarks
 from capo_fast.evaluation.scores import equal_letters, macro_mean, score_benchmark
 from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
 from capo_fast.evaluation.store import Store
-from capo_fast.loaders import check_answer_function, start_engine
+from capo_fast.loaders import answer_columns, start_engine
 from capo_fast.markdown import markdown_table
 from capo_fast.pretrained import load_tokenizer
 from capo_fast.rollout.rewards import answer_pool
@@ -93,8 +93,7 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
     job = dated(job, tokenizer)
     config = job.config
     group = engine_group(config.engine.tensor_parallel)
-    check_answer_function(config.reward)
-    benchmarks = load_benchmarks(job.sets, job.data_dir, job.limit)
+    benchmarks = load_benchmarks(job.sets, job.data_dir, job.limit, answer_columns(config.reward))
     attempts = {
         name: plan_attempts(name, questions, protocol.runs, protocol.samples, config.seed)
         for name, questions in benchmarks.items()

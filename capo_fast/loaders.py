@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import date
@@ -19,7 +19,17 @@ from capo_fast.config.schema import Config, LoraConfig, RewardConfig
 from capo_fast.config.sft import SftConfig
 from capo_fast.credit.critique_prompt import load_template
 from capo_fast.credit.estimate import BUILT_IN, Estimator, load_estimator
-from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts
+from capo_fast.data import (
+    ChatTemplate,
+    Problems,
+    PromptOrder,
+    Source,
+    build_index,
+    open_prompts,
+    read_problem,
+    read_rows,
+)
+from capo_fast.data.fields import Columns
 from capo_fast.engine.base import Completer, Engine, EngineError
 from capo_fast.engine.critic_server import CriticServer, gpus_of, start_critic_server
 from capo_fast.engine.tensor_parallel import sizes_of
@@ -35,7 +45,6 @@ from capo_fast.pretrained import (
 from capo_fast.runtime.files import temporary_folder
 from capo_fast.runtime.ranks import local_ranks, once_a_node
 from capo_fast.verify import RewardFunction, load_function
-from capo_fast.verify.functions import ALWAYS
 
 T = TypeVar("T")
 Kind = TypeVar("Kind", Config, SftConfig)
@@ -93,6 +102,17 @@ def _sources(
     return sources
 
 
+def check_rows(
+    config: Config, rewards: Sequence[RewardFunction], estimator: Estimator | None
+) -> Iterator[tuple[str, int]]:
+    """Read all training and held-out rows without a tokenizer: each source's path and its number of rows. Raises
+    DataError."""
+    for source in _sources(config, None, rewards, estimator):
+        rows = enumerate(read_rows(source.path, source.fields.name, source.fields.split))
+        problems = (read_problem(where, row, number, source.fields, source.columns) for number, (where, row) in rows)
+        yield source.path, sum(1 for _ in problems)
+
+
 def _build_indexes(sources: Sequence[Source], stack: ExitStack) -> tuple[Path, tuple[int, int], int]:
     """The indexes' folder, the problems dropped from each source, and the held-out problems that are in training."""
     folder = stack.enter_context(temporary_folder())
@@ -139,14 +159,11 @@ def load_reward_functions(config: RewardConfig) -> tuple[RewardFunction, ...]:
     return functions
 
 
-def check_answer_function(config: RewardConfig) -> None:
-    """Checks `reward.fn` for an evaluation, whose questions lack the training data's columns. Raises ConfigError."""
+def answer_columns(config: RewardConfig) -> Columns:
+    """The columns that `reward.fn` takes from the rows of a benchmark. Raises ConfigError."""
     function = load_reward_functions(replace(config, also=(), weights=()))[0]
-    if missing := [name for name in function.required if name not in ALWAYS]:
-        raise ConfigError(
-            f"reward.fn: {config.fn} needs the column {missing[0]!r}, wanted a function of response, reference and "
-            f"{', '.join(ALWAYS)} alone: a benchmark's questions have no other columns"
-        )
+    needed_by = f"reward function {function.name}; --reward.fn {RewardConfig().fn} is the rule verifier"
+    return {name: needed_by if name in function.required else None for name in function.columns}
 
 
 def _load_reward_function(key: str, name: str, settings: Mapping[str, Any]) -> RewardFunction:

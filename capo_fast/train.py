@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import capo_fast.runtime.extras  # noqa: F401  before imports whose errors would be less clear
 from capo_fast.command import run_training
 from capo_fast.config import Config, load_config
+from capo_fast.config.arguments import note_embedded
 
 if TYPE_CHECKING:
     from capo_fast.engine.base import Engine
@@ -27,7 +28,14 @@ def run(config: Config, engine: Engine | None = None) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Exit status: 0 done, 1 failed with one line, 2 wrong settings, 130 interrupted and saved."""
-    return run_training(lambda: run(load_config(sys.argv[1:] if argv is None else argv)))
+
+    def work() -> None:
+        arguments = sys.argv[1:] if argv is None else argv
+        config = load_config(arguments)
+        note_embedded(arguments, config)
+        run(config)
+
+    return run_training(work)
 
 
 if __name__ == "__main__":

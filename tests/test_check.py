@@ -26,8 +26,9 @@ def test_the_embedded_default_passes(capsys):
     status, lines = checked(capsys)
     assert status == 0
     assert [line.split()[:2] for line in lines] == [["ok", name] for name in NAMES]
-    assert lines[0].endswith("capo, 16 steps of 16 prompts x 8 rollouts")
-    assert lines[5].endswith("4,096 problems, the longest prompt of the first 1,000 14 of 208 tokens; 400 held out")
+    assert lines[0].endswith("capo, 16 steps of 16 prompts x 8 rollouts of at most 48 tokens")
+    counts = "4,096 problems, the longest prompt of the first 1,000 14 of 208 tokens; 400 held out"
+    assert lines[5].endswith(f"{counts}, of pkg://capo_fast.tiny/heldout.jsonl")
 
 
 @pytest.fixture
@@ -56,8 +57,18 @@ def test_a_failure_ends_the_check(capsys, tmp_path):
     ]:
         status, lines = checked(capsys, *arguments)
         assert status == 1
-        assert lines[-1].startswith(f"FAILED  {failed}")
-        assert all(line.startswith("ok ") for line in lines[:-1])
+        [line] = [line for line in lines if not line.startswith("ok ")]
+        assert line.startswith(f"FAILED  {failed}")
+
+
+def test_data_is_checked_without_the_model(capsys, tmp_path):
+    words = ["--model.path", str(tmp_path / "none"), "--reward.fn", "reward_functions:by_level"]
+    status, lines = checked(capsys, *words)
+    assert status == 1 and lines[-2].startswith("FAILED  model ")
+    assert lines[-1].startswith("FAILED  data ") and "line 1: no field 'level' (reward function" in lines[-1]
+    rows = "4,096 rows of pkg://capo_fast.tiny/train.jsonl.gz, 400 rows of pkg://capo_fast.tiny/heldout.jsonl"
+    last = f"ok      data           {rows} have their fields; lengths need the model's tokenizer"
+    assert checked(capsys, *words[:2])[1][-1] == last
 
 
 def test_a_merged_adapter_follows_the_rules_of_a_swapped_in_critic(capsys, monkeypatch):
@@ -82,7 +93,7 @@ def test_the_number_of_ranks_is_read_as_in_training(capsys):
 def test_weights_must_exist(capsys, model):
     (model / "model.safetensors").unlink()
     status, lines = checked(capsys, "--model.path", str(model))
-    assert (status, lines[-1]) == (
+    assert (status, lines[-2]) == (
         1,
         f"FAILED  model          model.path: {model}: no weights, wanted model.safetensors or "
         "model.safetensors.index.json",
@@ -92,7 +103,7 @@ def test_weights_must_exist(capsys, model):
 def test_an_unknown_kind_of_model_is_a_one_line_error(capsys, model):
     (model / "config.json").write_text("{}")
     status, lines = checked(capsys, "--model.path", str(model))
-    assert status == 1 and lines[-1].endswith(
+    assert status == 1 and lines[-2].endswith(
         f"model.path: {model}: config.json has no model_type, wanted one such as qwen2, qwen3, llama"
     )
 

@@ -143,6 +143,8 @@ def test_a_run_killed_with_the_real_engine_ends_with_the_same_bits(run_of):
     one, two = (load_file(folder / "model" / "model.safetensors") for folder in (whole, killed))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert len(lines(killed)) == 3
+    printed = killed.with_suffix(".log").read_text()
+    assert "resumes from checkpoints/step_0" in printed and "starting the engine: pkg://capo_fast.tiny/model" in printed
     for step in (1, 2, 3):
         name = f"rollouts/{step:06d}.jsonl.gz"
         assert (whole / name).read_bytes() == (killed / name).read_bytes()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from operator import attrgetter
 from typing import Any, NoReturn
 
 from capo_fast.config.help import sft_usage, usage
@@ -14,6 +16,7 @@ from capo_fast.config.schema import Config
 from capo_fast.config.settings import schema_of
 from capo_fast.config.sft import SftConfig, validate_sft
 from capo_fast.errors import ConfigError
+from capo_fast.terminal import print_line
 
 
 class Flags(argparse.ArgumentParser):
@@ -30,6 +33,21 @@ def load_config(argv: Sequence[str]) -> Config:
         sys.exit(0)
     files, given = read_arguments(argv)
     return validate(build_config(*map(read_file, files or [DEFAULT_FILE]), given))
+
+
+EMBEDDED = ("eval.path", "rollout.max_tokens", "train.lr", "critic.prompt")
+"""Settings of `DEFAULT_FILE` that rarely suit another model or other data."""
+
+
+def note_embedded(argv: Sequence[str], config: Config, keys: Collection[str] = EMBEDDED) -> None:
+    """Print on rank 0 which of these settings a run of an own model or own data has from `DEFAULT_FILE`."""
+    files, given = read_arguments(argv)
+    kept = [key for key in keys if key not in given and (config.has_critic or not key.startswith("critic."))]
+    default = build_config(read_file(DEFAULT_FILE))
+    own = any(attrgetter(key)(config) != attrgetter(key)(default) for key in ("model.path", "data.path"))
+    if own and kept and not files and os.environ.get("RANK", "0") == "0":
+        values = ", ".join(f"{key} {attrgetter(key)(config)}" for key in kept)
+        print_line("note", f"without --config the settings are those of the embedded task, configs/tiny.yaml: {values}")
 
 
 def load_sft_config(argv: Sequence[str]) -> SftConfig:

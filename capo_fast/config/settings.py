@@ -7,7 +7,7 @@ import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from itertools import chain
 from typing import Annotated, Any, get_type_hints
 
@@ -15,6 +15,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from capo_fast.config.core_yaml import CoreLoader
+from capo_fast.config.other_names import OTHER_NAMES
 from capo_fast.config.schema import Config
 from capo_fast.config.types import WhereUsed
 from capo_fast.errors import ConfigError
@@ -146,13 +147,22 @@ class Schema:
         raise ConfigError(f"{key if key and key.isprintable() else repr(key)}: unknown setting; {hint}")
 
     def _nearest(self, key: str) -> str | None:
-        """The setting with the most similar spelling or the key's words in its text (`learning_rate`: train.lr)."""
-        bare = {name.rpartition(".")[2]: name for name in reversed(self.settings)}
-        close = partial(difflib.get_close_matches, key, [*self.settings, *bare], n=1)
-        words = key.rpartition(".")[2].replace("_", " ").lower()
-        described = [n for n, setting in self.settings.items() if " " in words and words in setting.text.lower()]
-        near = [*close(cutoff=0.8), *described, *close(cutoff=0.5)]
-        return bare.get(near[0], near[0]) if near else None
+        """The setting that another trainer calls so, with the most similar spelling, with the same end, or with the
+        key's words in its text."""
+        others = {other: name for other, name in OTHER_NAMES.items() if name in self.settings}
+        if key in OTHER_NAMES:
+            return others.get(key)
+        own = {name.rpartition(".")[2]: name for name in reversed(self.settings)} | {n: n for n in self.settings}
+        names, parts = own | others, key.split(".")
+        ends = [".".join(parts[place:]) for place in range(1, len(parts))]
+        words = parts[-1].replace("_", " ").lower()
+        near = [
+            *difflib.get_close_matches(key, names, n=1, cutoff=0.8),
+            *(end for end in ends if end in self.settings or end in others),
+            *(name for name, setting in self.settings.items() if " " in words and words in setting.text.lower()),
+            *difflib.get_close_matches(key, own, n=1, cutoff=0.75),
+        ]
+        return names[near[0]] if near else None
 
 
 def schema_of(kind: Any) -> Schema:

@@ -9,23 +9,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import pvariance
 from typing import Literal
 
+from capo_fast.verify.functions import is_right
+
 Verdicts = Mapping[int, Sequence[float]]
 """Verdicts of a group's rollouts, without missing ones, by group."""
 
 
 def groups_to_read(verdicts: Verdicts, which: Literal["all", "any-wrong", "mixed"]) -> set[int]:
-    """The groups to judge: with a wrong answer (any-wrong), or with different verdicts (mixed).
-
-    A fractional reward below 1 is a wrong answer.
+    """The groups to judge: with a wrong answer (any-wrong), or with right and wrong ones (mixed).
 
     >>> groups_to_read({0: [1, 1], 1: [1, 0], 2: [0, 0]}, "any-wrong")
     {1, 2}
     """
     if which == "all":
         return set(verdicts)
+    right = {group: [is_right(verdict) for verdict in found] for group, found in verdicts.items()}
     if which == "mixed":
-        return {group for group, found in verdicts.items() if len(set(found)) > 1}
-    return {group for group, found in verdicts.items() if min(found, default=1) < 1}
+        return {group for group, found in right.items() if len(set(found)) > 1}
+    return {group for group, found in right.items() if not all(found)}
 
 
 def reading_order(verdicts: Verdicts, place: Mapping[int, int]) -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from capo_fast.config.schema import Config
+from capo_fast.verify.functions import is_right
 
 Verdicts = Sequence[float | None]
 """Verdicts of a group's rollouts; None if a check did not finish."""
@@ -36,9 +37,9 @@ def run_progress(config: Config, step: int) -> float:
 
 
 def pass_rate(group: Verdicts) -> float:
-    """Mean verdict of a group; [us] 0 if none of its checks finished."""
-    verdicts = [verdict for verdict in group if verdict is not None]
-    return fmean(verdicts) if verdicts else 0.0
+    """Share of right answers of a group; [us] 0 if none of its checks finished."""
+    right = [float(is_right(verdict)) for verdict in group if verdict is not None]
+    return fmean(right) if right else 0.0
 
 
 def schedule_metrics(groups: Sequence[Verdicts], config: Config, step: int) -> dict[str, float]:

@@ -65,7 +65,7 @@ def read_problem(
         answer=references_of(where, row, fields.answer_field, "data.answer_field"),
         solution=_solution(where, row, fields.solution_field),
         messages=messages,
-        columns=_columns(where, row, columns) if columns else {},
+        columns=row_columns(where, row, columns),
     )
 
 
@@ -168,7 +168,8 @@ def references_of(where: str, row: Mapping[str, Any], field: str, setting: str) 
     return found if len(found) > 1 else found[0]
 
 
-def _columns(where: str, row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+def row_columns(where: str, row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """The values of a row for reward functions. Raises DataError if a required one is missing."""
     for name, needed_by in columns.items():
         if needed_by is not None and name not in row:
             raise DataError(f"{where}: {_no_field(row, name, needed_by)}")

@@ -6,6 +6,7 @@ vllm is imported inside `start_llm`: the import takes seconds, and it reads envi
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import random
 import re
@@ -97,10 +98,12 @@ def start_llm(model_path: str, config: EngineConfig, lora: LoraConfig) -> Any:
 
 
 def _set_environment(on_cpu: bool, eager: bool) -> None:
-    """Set the environment variables that vLLM reads when it is imported."""
+    """Set the environment variables that vLLM reads when it is imported, and the level of its logger."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # At WARNING, vLLM writes dozens of lines at the start and one per weight push.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # vLLM logs that Triton can't run on a CPU before it applies its own level.
+    logging.getLogger("vllm").setLevel(level.upper())
     if on_cpu and eager:
         # vLLM compiles two sampling helpers even when eager, which takes 20 s and a C++ compiler.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"

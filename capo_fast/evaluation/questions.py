@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from string import ascii_uppercase
+from types import MappingProxyType
 from typing import Any
 
 from capo_fast.data import DataError, read_rows, row_id, text_field
-from capo_fast.data.fields import NUMBERS
+from capo_fast.data.fields import NUMBERS, Columns, row_columns
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.choices import MOST
 
@@ -51,16 +52,21 @@ class Question:
     """Empty for an answer in free form."""
     tolerance: float | None = None
     """Absolute tolerance of a numerical answer."""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
+    """Fields of its row for the reward function; empty with choices. They don't affect the sampled answers."""
 
 
-def load_benchmarks(names: Sequence[str], folder: str | None, limit: int | None) -> dict[str, list[Question]]:
-    """`limit` questions each (None: all), by benchmark; a file's name is its stem. Raises ConfigError, DataError."""
+def load_benchmarks(
+    names: Sequence[str], folder: str | None, limit: int | None, columns: Columns = MappingProxyType({})
+) -> dict[str, list[Question]]:
+    """`limit` questions each (None: all), by benchmark; a file's name is its stem. columns: fields of a row for the
+    reward function. Raises ConfigError, DataError."""
     found: dict[str, list[Question]] = {}
     for text in names:
         name, path = find_file(text, BENCHMARKS, folder, "benchmark")
         if name in found:
             raise ConfigError(f"--benchmarks: {name} is named twice")
-        found[name] = drawn(unique(read_questions(path), path), limit)
+        found[name] = drawn(unique(read_questions(path, columns), path), limit)
     return found
 
 
@@ -88,8 +94,9 @@ def find_file(text: str, known: Mapping[str, str | None], folder: str | None, ki
     raise ConfigError(f"{text}: {folder} has no {file} ({', '.join(SUFFIXES)})")
 
 
-def read_questions(path: str) -> Iterator[tuple[str, Question]]:
-    """(place in the file, question) for each row. Fields: id, problem, answer; choices; error (the tolerance)."""
+def read_questions(path: str, columns: Columns) -> Iterator[tuple[str, Question]]:
+    """(place in the file, question) for each row. Fields: id, problem, answer; choices; error (the tolerance); those of
+    `columns`."""
     for index, (where, row) in enumerate(read_rows(path)):
         if not isinstance(row, dict):
             raise DataError(f"{where}: found {type(row).__name__}, wanted an object with the fields of a question")
@@ -102,6 +109,7 @@ def read_questions(path: str) -> Iterator[tuple[str, Question]]:
                 answer=_letter(where, row, choices) if choices else _answer(where, row),
                 choices=choices,
                 tolerance=_tolerance(where, row),
+                columns={} if choices else row_columns(where, row, columns),
             ),
         )
 

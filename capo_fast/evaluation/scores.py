@@ -10,6 +10,7 @@ from capo_fast.evaluation.questions import Question
 from capo_fast.evaluation.solving import Attempt, Checked
 from capo_fast.evaluation.store import Answer
 from capo_fast.statistics import macro_interval, mean, mean_interval, pass_at_k
+from capo_fast.verify.functions import is_right
 
 Scores = dict[str, float | None]
 """Scores of one problem by metric; None if time-outs left nothing (or too little) to score."""
@@ -29,10 +30,13 @@ def score_benchmark(
     """The entry of one benchmark in `results.json`."""
     greedy, sampled = (_by_question(attempts, checked, kind) for kind in (True, False))
     scores: dict[str, Scores] = {q.id: {"pass@1": _mean_right(greedy[q.id])} for q in questions}
+    if any(0 < float(answer.right or 0) < 1 for found in greedy.values() for answer in found):
+        for question in questions:
+            scores[question.id] |= {"reward": _mean_reward(greedy[question.id])}
     counts = _counts(attempts, answers, checked)
     k = max((len(sampled.get(q.id, [])) for q in questions), default=0)
     if k:
-        votes = [[(c.vote, c.right == 1.0) for c in sampled[q.id] if c.right is not None] for q in questions]
+        votes = [[(c.vote, is_right(c.right)) for c in sampled[q.id] if c.right is not None] for q in questions]
         majorities, counts["unsettled_comparisons"] = majority_scores(votes, equal)
         for question, valid, majority in zip(questions, votes, majorities, strict=True):
             scores[question.id] |= {f"avg@{k}": _mean_right(sampled[question.id])}
@@ -75,8 +79,13 @@ def _by_question(attempts: Sequence[Attempt], checked: Mapping[str, Checked], gr
 
 
 def _mean_right(answers: Sequence[Checked]) -> float | None:
-    rights = [float(answer.right) for answer in answers if answer.right is not None]
+    rights = [float(is_right(answer.right)) for answer in answers if answer.right is not None]
     return mean(rights) if rights else None
+
+
+def _mean_reward(answers: Sequence[Checked]) -> float | None:
+    rewards = [float(answer.right) for answer in answers if answer.right is not None]
+    return mean(rewards) if rewards else None
 
 
 def _pass(votes: Sequence[tuple[str | None, bool]], k: int) -> float | None:

@@ -17,9 +17,9 @@ from capo_fast.records import Request
 from capo_fast.rollout.pass_rate import solution_request
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
-from capo_fast.verify import Verdict, VerifierPool, extract_answer
+from capo_fast.verify import Item, Verdict, VerifierPool, extract_answer
 from capo_fast.verify.comparison import within
-from capo_fast.verify.functions import item_of
+from capo_fast.verify.functions import is_right, item_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Checked:
     """A checked answer."""
 
     right: Verdict
+    """Right by `is_right`."""
     vote: str | None
     """The extracted answer: the letter of a choice in the data's order, else a text; None if none was found."""
 
@@ -82,9 +83,7 @@ def check_attempts(
     """The checked answer of every attempt, by name. A collective: each rank checks its share."""
     mine = attempts[rank::world]
     free = [attempt for attempt in mine if not attempt.question.choices]
-    verdicts = pool.check(
-        [item_of(answers[attempt.name].text, attempt.question, {}, answers[attempt.name].finished) for attempt in free]
-    )
+    verdicts = pool.check([_item(attempt.question, answers[attempt.name]) for attempt in free])
     checked = [
         (attempt.name, _free_form(attempt.question, answers[attempt.name], verdict))
         for attempt, verdict in zip(free, verdicts, strict=True)
@@ -93,9 +92,13 @@ def check_attempts(
     return dict(gather(checked))
 
 
+def _item(question: Question, answer: Answer) -> Item:
+    return item_of(answer.text, question, question.columns, answer.finished)
+
+
 def _free_form(question: Question, answer: Answer, verdict: Verdict) -> Checked:
     vote = extract_answer(answer.text, truncated=not answer.finished)
-    wrong = verdict is not None and float(verdict) < 1.0
+    wrong = verdict is not None and not is_right(verdict)
     if wrong and question.tolerance is not None and vote is not None:
         verdict = within(vote, question.answer, question.tolerance) or verdict
     return Checked(verdict, vote)

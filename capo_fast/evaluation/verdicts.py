@@ -25,7 +25,7 @@ from capo_fast.config.paths import path_argument, resolve_path
 from capo_fast.config.schema import RewardConfig
 from capo_fast.errors import ConfigError
 from capo_fast.runtime.files import json_line, replacing
-from capo_fast.terminal import print_line
+from capo_fast.terminal import print_line, printable
 from capo_fast.verify.answers import Judgement
 from capo_fast.verify.functions import Item
 from capo_fast.verify.pool import WorkerPool
@@ -39,6 +39,8 @@ REFERENCES = ("reference", "answer", "ref", "gold", "target", "ground_truth")
 BLOCK = 1_000
 """Answers passed to the workers at a time."""
 USAGE = "capo verify ANSWER REFERENCE | FILE | RUN"
+RULES = RewardConfig().fn
+"""`reward.fn` of the rule verifier."""
 WIDTH = 48
 """Characters of an answer in a line."""
 JUDGE, EXPLAIN = "capo_fast.verify.answers:judge", "capo_fast.verify.explain:stages"
@@ -93,7 +95,9 @@ def verify_file(path: Path, answers: Iterable[AnswerRow], out: Path | None, rewa
         raise ConfigError(f"{path}: no answers in it")
     counts = ", ".join(f"{verdicts[name]} {name}" for name in ("right", "wrong", "timed out", "no response"))
     print(f"{total} answers: {counts}; by rule: {', '.join(f'{rule} {count}' for rule, count in rules.most_common())}")
-    if recorded:
+    if recorded and reward.fn != RULES:
+        print(f"the recorded outcomes are those of {printable(reward.fn)}, not the rule verifier's: not compared")
+    elif recorded:
         print(f"{recorded[False]} of {recorded.total()} verdicts differ from the recorded outcome")
     return int(verdicts["right"] + verdicts["wrong"] == 0)
 
@@ -122,7 +126,7 @@ def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
     folders = [] if path is None else [path, path.parent.parent]
     files = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
     reward = build_config(*map(read_file, files[:1]), layer).reward
-    if reward.fn != RewardConfig().fn:
+    if reward.fn != RULES:
         print_line("note", f"reward.fn is {reward.fn}; these are the rule verifier's verdicts")
     return reward
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from textwrap import indent
 
 import capo_fast.runtime.extras  # noqa: F401  first: its errors are clearer than those of the imports below
 from capo_fast.command import run_command
-from capo_fast.config.arguments import Flags, read_arguments
+from capo_fast.config.arguments import Flags, note_embedded, read_arguments
 from capo_fast.config.load import DEFAULT_FILE, build_config, read_file
 from capo_fast.config.rules import PARTS, check_parts
 from capo_fast.config.schema import Config, with_merging
@@ -52,10 +53,11 @@ SHORTEST = 128
 def check_together(options: argparse.Namespace, rest: Sequence[str]) -> None:
     """Raises ConfigError for flags that have no effect together."""
     own = [f"--{name}" for name in ("prompt", "response", "critique") if getattr(options, name) is not None]
-    if options.model and (others := [*own, *rest]):
+    others = [word for word in rest if word.startswith("--") and word.partition("=")[0] != "--algorithm"]
+    if options.model and (unused := [*own, *others]):
         raise ConfigError(
-            f"--model: found {others[0]} with it, wanted only --context, --gpus, --nodes and --device: all other "
-            "settings are recommended"
+            f"--model: found {unused[0]} with it, wanted only --algorithm, --context, --gpus, --nodes and --device: "
+            "all other settings are recommended"
         )
     if options.context and not options.model:
         raise ConfigError("--context: wanted --model with it; a run's own context is engine.max_model_len")
@@ -76,20 +78,27 @@ def plan(argv: Sequence[str]) -> int:
     hosts = options.nodes or fewest_hosts(options.gpus, hardware.per_host)
     if options.model:
         shape = find_shape(options.model, "--model")
-        job, changes = recommend(shape, options.context or 4096, hardware, options.gpus, hosts)
+        _, given = read_arguments(rest)
+        job, changes = recommend(shape, options.context or 4096, hardware, options.gpus, hosts, given)
+        tables = [changes_table(changes), plan_text(job)] if changes else [plan_text(job)]
         print(f"# for capo train --config FILE --data.path ...\n{printable(settings(job))}")
-        if changes:
-            print(changes_table(changes))
+        print(as_comments(printable("\n".join(tables))), end="")
     else:
         job = job_of(options, rest, hosts)
-    print(printable(plan_text(job)), end="")
+        print(printable(plan_text(job)), end="")
     return int(room(job) < 0)
+
+
+def as_comments(text: str) -> str:
+    """The lines as comments of YAML, so that the whole output is a file of settings."""
+    return indent(text, "# ", lambda line: not line.isspace())
 
 
 def job_of(options: argparse.Namespace, rest: Sequence[str], hosts: int) -> Job:
     """The job of a run's settings."""
     hardware = find_hardware(options.device)
     config = with_merging(settings_of(rest), on_cpu=hardware.on_cpu)
+    note_embedded(rest, config, ["rollout.max_tokens", "engine.max_model_len"])
     shape = find_shape(config.model.path)
     critic = find_shape(str(config.critic.path), "critic.path") if config.serves_critic else None
     return Job(config, shape, hardware, options.gpus, hosts, lengths_of(options, config), critic)

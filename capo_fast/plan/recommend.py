@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import yaml
 
@@ -14,7 +17,14 @@ from capo_fast.plan.levers import Change, lower, needed_cache
 from capo_fast.plan.memory import room
 from capo_fast.plan.shapes import ModelShape
 
-FIXED = ("model.path", "rollout.max_tokens", "engine.max_model_len", "critic.max_tokens", "train.micro_tokens")
+FIXED = (
+    "algorithm",
+    "model.path",
+    "rollout.max_tokens",
+    "engine.max_model_len",
+    "critic.max_tokens",
+    "train.micro_tokens",
+)
 LOWERED = (
     *("policy.dtype", "engine.dtype", "train.optimizer", "train.offload_optimizer", "policy.gradient_checkpointing"),
     *("policy.offload_activations", "policy.shard", "reference.offload", "engine.tensor_parallel"),
@@ -23,9 +33,16 @@ LOWERED = (
 """The recommended settings, in the order of the output."""
 
 
-def recommend(shape: ModelShape, context: int, hardware: Hardware, ranks: int, hosts: int) -> tuple[Job, list[Change]]:
-    """The job, and the changes from full fine-tuning without recomputation."""
-    config = largest_settings(shape, context, "float32" if hardware.on_cpu else "bfloat16")
+def recommend(
+    shape: ModelShape,
+    context: int,
+    hardware: Hardware,
+    ranks: int,
+    hosts: int,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[Job, list[Change]]:
+    """The job, and the changes from full fine-tuning without recomputation. given: the algorithm, or nothing."""
+    config = largest_settings(shape, context, "float32" if hardware.on_cpu else "bfloat16", given)
     longest = config.rollout.max_tokens
     lengths = Lengths(context - longest, longest // 2, config.critic.max_tokens // 2)
     job = Job(config, shape, hardware, ranks, hosts, lengths)
@@ -33,7 +50,7 @@ def recommend(shape: ModelShape, context: int, hardware: Hardware, ranks: int, h
     return with_free_cache(job), changes
 
 
-def largest_settings(shape: ModelShape, context: int, dtype: str) -> Config:
+def largest_settings(shape: ModelShape, context: int, dtype: str, given: Mapping[str, Any]) -> Config:
     """The fastest settings."""
     return build_config(
         {
@@ -45,6 +62,7 @@ def largest_settings(shape: ModelShape, context: int, dtype: str) -> Config:
             "train.optimizer": "adamw-fused",
             "policy.dtype": dtype,
             "engine.dtype": dtype,
+            **given,
         }
     )
 

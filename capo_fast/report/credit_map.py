@@ -24,6 +24,7 @@ from typing import Any
 
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.files import RecordError, finite
+from capo_fast.verify.functions import is_right
 
 KINDS = {
     "right-flagged": "right answer, wrong step",
@@ -123,14 +124,14 @@ def entry(row: Mapping[str, Any], step: int, judged: str) -> dict[str, Any]:
 
 
 def kind(outcome: float | None, votes: Sequence[float], critiques: Sequence[Mapping[str, Any]]) -> str:
-    """One of `KINDS`. An answer is right from 0.5 on, a step wrong from a vote of 0.5 on.
+    """One of `KINDS`. An answer is right by `is_right`, a step wrong from a vote of 0.5 on.
 
     >>> kind(1.0, [0.0, 1.0], [{"abstained": False}]), kind(1.0, [0.0, 0.0], [{"abstained": True}])
     ('right-flagged', 'right')
     """
     if outcome is None:
         return "unchecked"
-    answer = "right" if outcome >= 0.5 else "wrong"
+    answer = "right" if is_right(outcome) else "wrong"
     if all(critique["abstained"] for critique in critiques):
         return answer
     return f"{answer}-flagged" if any(vote >= 0.5 for vote in votes) else f"{answer}-sound"

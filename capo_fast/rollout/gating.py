@@ -21,6 +21,7 @@ from capo_fast.rollout.requests import RequestBuilder
 from capo_fast.rollout.stream import Stream, Traffic
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
+from capo_fast.verify.functions import is_right
 
 Outcomes = Mapping[Member, float | None]
 """Verdicts of this rank's rollouts; None if a check timed out. Empty on ranks that do not judge."""
@@ -48,7 +49,7 @@ class Gate:
         wanted = self._wanted(rollouts)
         claims, read = self._divided(wanted), self._groups_of(wanted)
         if self._gate.trust_right:
-            right = {member for member, verdict in self._verdicts.items() if verdict == 1 and member[0] in read}
+            right = {member for member, verdict in self._verdicts.items() if is_right(verdict) and member[0] in read}
             self._critiquing.presume(claim for claim in claims if claim[0] in right)
         left_out = self._critiquing.wanted(each for each in wanted if each.group not in read)
         self._stream.traffic += Traffic(unread=len(rollouts) - len(wanted), gated_groups=left_out)
@@ -114,8 +115,8 @@ class Gate:
         if when == "mixed-groups":
             mixed = groups_to_read(by_group(verdicts), "mixed")
             return [each for each in judged if each.group in mixed]
-        wrong = when == "wrong-answers"
-        return [each for each in judged if (verdicts[each.group, each.sample] < 1) == wrong]
+        right = when == "right-answers"
+        return [each for each in judged if is_right(verdicts[each.group, each.sample]) == right]
 
     def _groups_of(self, rollouts: Sequence[Rollout]) -> set[int]:
         """The groups of these that pass `critic.gate`, with those of other ranks."""

@@ -13,18 +13,20 @@ from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import EngineGroup, gather
 from capo_fast.statistics import mean, variance
 from capo_fast.verify import Verdict, VerifierPool
-from capo_fast.verify.functions import item_of
+from capo_fast.verify.functions import is_right, item_of
 
 
 @dataclass(frozen=True)
 class PassRate:
-    """Mean over problems of the fraction of right samples."""
+    """Mean over problems of the fraction of right samples (`is_right`)."""
 
     rate: float
     stderr: float
     problems: int
     timeouts: int
     """Answers whose check timed out; left out of the rate."""
+    reward: float | None = None
+    """Mean over problems of the mean verdict, if a verdict is neither 0 nor 1."""
 
 
 def evaluate(
@@ -43,9 +45,12 @@ def evaluate(
 
 
 def _pass_rate(checked: Sequence[tuple[int, Verdict]]) -> PassRate:
-    rates = list(problem_rates(checked).values())
+    known = [(i, float(verdict)) for i, verdict in checked if verdict is not None]
+    rates = problem_means((i, float(is_right(verdict))) for i, verdict in known)
     error = math.sqrt(variance(rates) / len(rates)) if rates else math.nan
-    return PassRate(mean(rates), error, len(rates), timeouts=sum(verdict is None for _, verdict in checked))
+    shared = any(0 < verdict < 1 for _, verdict in known)
+    reward = mean(problem_means(known)) if shared else None
+    return PassRate(mean(rates), error, len(rates), len(checked) - len(known), reward)
 
 
 def solution_request(
@@ -63,11 +68,9 @@ def solution_request(
     )
 
 
-def problem_rates(verdicts: Iterable[tuple[int, Verdict]]) -> dict[int, float]:
-    """The mean verdict of each problem, in the problems' order; time-outs, and problems with only time-outs, are left
-    out."""
+def problem_means(values: Iterable[tuple[int, float]]) -> list[float]:
+    """The mean value of each problem, in the problems' order."""
     by_problem: dict[int, list[float]] = {}
-    for i, verdict in verdicts:
-        if verdict is not None:
-            by_problem.setdefault(i, []).append(float(verdict))
-    return {i: mean(by_problem[i]) for i in sorted(by_problem)}
+    for i, value in values:
+        by_problem.setdefault(i, []).append(value)
+    return [mean(by_problem[i]) for i in sorted(by_problem)]

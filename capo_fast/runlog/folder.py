@@ -54,6 +54,11 @@ class RunDir:
         self._found, self._damaged = self.checkpointer.newest_whole()
         on_first_rank(self._check)
 
+    @property
+    def found(self) -> Path | None:
+        """The checkpoint that `resume` restores, in the run's folder."""
+        return None if self._found is None else self._found.folder.relative_to(self.path)
+
     def resume(self, learner: Learner, inputs: Digests) -> Progress:
         """Restore the checkpoint that was found, if any; returns the run's progress. A collective.
 

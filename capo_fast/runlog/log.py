@@ -17,7 +17,7 @@ from capo_fast.policy.model import DTYPES
 from capo_fast.records import Prompt
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
-from capo_fast.runlog.console import Console
+from capo_fast.runlog.console import Console, open_console
 from capo_fast.runlog.folder import RunDir
 from capo_fast.runlog.metrics import reward_metrics, step_metrics
 from capo_fast.runlog.profile import profiled
@@ -25,8 +25,9 @@ from capo_fast.runlog.progress import Progress
 from capo_fast.runlog.recorder import Recorder, keeps_rollouts
 from capo_fast.runlog.speed import memory_metrics, peak_flops, peak_memory, speed_metrics
 from capo_fast.runlog.summary import write_summary
+from capo_fast.runtime.failures import Deadline
 from capo_fast.runtime.job import this_job
-from capo_fast.runtime.ranks import gather
+from capo_fast.runtime.ranks import StopSignal, gather
 from capo_fast.runtime.stages import Lap, Stages, added
 from capo_fast.verify import VerifierError
 
@@ -148,3 +149,21 @@ class RunLog:
             last_first.callback(deadline.start, "checkpoint")
             last_first.callback(self.recorder.close)
             last_first.callback(self.console.close)
+
+
+def open_run_console(config: Config, folder: RunDir, progress: Progress) -> Console:
+    """The console, with the line of a resume."""
+    console = open_console(config.train.steps, dist.get_rank(), progress.step)
+    if folder.found is not None:
+        console.note(f"resumes from {folder.found}")
+    return console
+
+
+def open_log(
+    config: Config, folder: RunDir, progress: Progress, recorder: Recorder, console: Console, started: float
+) -> RunLog:
+    """The log of a run whose start-up lasted from `started` (`time.monotonic`) until now."""
+    progress.add_seconds({"start": time.monotonic() - started})
+    stages = Stages(StopSignal(), Deadline(config.train.stage_timeout_s), console.stage)
+    stages.background["checkpoint"] = folder.checkpointer.cpu_seconds
+    return RunLog(config, folder, progress, recorder, console, stages, started - progress.wall_seconds)

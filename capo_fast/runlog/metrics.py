@@ -13,6 +13,7 @@ from capo_fast.rollout.stream import Traffic
 from capo_fast.runlog.speed import peak_memory, step_seconds
 from capo_fast.runtime.stages import Lap, added
 from capo_fast.statistics import agreement
+from capo_fast.verify.functions import is_right
 
 
 def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, float]:
@@ -36,12 +37,13 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
     metrics["memory_gb"] = peak_memory().largest
     if rate is not None:
         metrics |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}
+        metrics |= {} if rate.reward is None else {"eval/reward": rate.reward}
     return metrics
 
 
 def reward_metrics(figures: Sequence[Figures], names: Sequence[str]) -> dict[str, float]:
     """The mean value of each reward function, before its weight, over the answers that it judged; {} for a single
-    function, whose mean is `pass_rate`."""
+    function, whose mean is in `reward_mean`."""
     rewards = [each.rewards for each in figures]
     if len(names) == 1:
         return {}
@@ -59,7 +61,7 @@ def _rollouts(figures: Sequence[Figures]) -> dict[str, float]:
         "rollouts": len(figures),
         "policy_version": max(each.version for each in figures),
         "reward_mean": _mean([each.reward for each in figures if each.trained]),
-        "pass_rate": _mean([outcome for outcome in outcomes if outcome is not None]),
+        "pass_rate": _mean([float(is_right(outcome)) for outcome in outcomes if outcome is not None]),
         "verify/timeouts": outcomes.count(None),
         **_lengths([each.tokens for each in figures]),
         "truncated_frac": fmean(not each.finished for each in figures),

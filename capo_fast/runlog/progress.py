@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pydantic import ConfigDict, InstanceOf, NonNegativeFloat, NonNegativeInt
 
-from capo_fast.config.schema import Config
+from capo_fast.config.schema import Config, RewardConfig
 from capo_fast.rollout.carry import OpenGroup
 from capo_fast.rollout.generator import Batch
 from capo_fast.runtime.files import RecordError
@@ -23,6 +23,17 @@ class Evaluation(Protocol):
     @property
     def rate(self) -> float:
         """The best step has the highest rate."""
+
+
+def evaluated(config: Config) -> str:
+    """How held-out problems are evaluated: samples per problem, temperature and reward.
+
+    >>> evaluated(Config())
+    '1 sample, temperature 0, rule verifier'
+    """
+    samples, name = config.eval.n, config.reward.fn
+    reward = "rule verifier" if name == RewardConfig().fn else name
+    return f"{samples} sample{'s' * (samples > 1)}, temperature {config.eval.temperature:g}, {reward}"
 
 
 @dataclass
@@ -68,7 +79,7 @@ class Progress:
         """Keep an evaluation; the best step is the first with the highest rate."""
         if rate is None:
             return
-        self.evaluations[str(step)] = vars(rate)
+        self.evaluations[str(step)] = {name: value for name, value in vars(rate).items() if value is not None}
         best = math.nan if self.best_step is None else self.evaluations[str(self.best_step)]["rate"]
         if rate.rate > best or (math.isnan(best) and not math.isnan(rate.rate)):
             self.best_step = step
@@ -100,6 +111,7 @@ class Progress:
             "pass@1_after": after and after["rate"],
             "pass@1_after_stderr": after and after["stderr"],
             "heldout_problems": after and after["problems"],
+            "evaluated": evaluated(config),
             "best_step": self.best_step,
             "wall_seconds": self.wall_seconds,
             "seconds_by_stage": self.seconds,

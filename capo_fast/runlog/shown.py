@@ -15,6 +15,7 @@ RATES = {
     "reward_mean": ".3f",
     "wrong_step_rate": ".3f",
     "eval/pass@1": ".3f",
+    "eval/reward": ".3f",
     "tokens_per_s": ".0f",
 }
 """Shown in every line if the step has them."""

@@ -29,7 +29,7 @@ def status(folder: Path, now: float) -> str:
         raise RecordError(f"{folder}: found no config.yaml, wanted the folder of a run")
     config = read_run(folder / "config.yaml")
     lines = read_metrics(folder / "metrics.jsonl")
-    rows = {"state": _state(folder, config, lines), "step": _progress(config, lines)}
+    rows = {"state": _state(folder, config, lines), "step": _progress(folder, config, lines)}
     if lines:
         age = now - (folder / "metrics.jsonl").stat().st_mtime
         rows["last step"] = f"{shown_metrics(lines[-1])}  ({clock(max(age, 0.0))} ago)"
@@ -43,16 +43,20 @@ def _state(folder: Path, config: Config | SftConfig, lines: Sequence[Mapping[str
         return "running: a process has locked the folder"
     done = lines[-1]["step"] if lines else 0
     ended = done >= config.train.steps and (folder / "summary.json").exists()
-    return "ended" if ended else "stopped: no process has locked the folder"
+    return "finished" if ended else "stopped: no process has locked the folder"
 
 
-def _progress(config: Config | SftConfig, lines: Sequence[Mapping[str, Any]]) -> str:
+def _progress(folder: Path, config: Config | SftConfig, lines: Sequence[Mapping[str, Any]]) -> str:
     done = lines[-1]["step"] if lines else 0
     text = f"{done} of {config.train.steps}"
     if not lines or done >= config.train.steps:
         return text
     seconds = [step_seconds(line) for line in lines[-PACE_STEPS:]]
-    return f"{text}, {fmean(seconds):.1f} s per step, {time_left(seconds, config.train.steps - done)} left"
+    pace = f"{text}, {fmean(seconds):.1f} s per step"
+    if is_locked(folder):
+        return f"{pace}, {time_left(seconds, config.train.steps - done)} left"
+    saved = steps_in(folder / "checkpoints")
+    return f"{pace}; the same command continues after step {saved[-1]}" if saved else pace
 
 
 def _evaluation(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from capo_fast.runlog.shown import clock
 from capo_fast.runtime.files import RecordError, finite, json_line, replacing
+from capo_fast.terminal import printable
 
 REQUIRED = ("pass@1_before", "pass@1_after", "steps", "wall_seconds", "seconds_by_stage")
 """Keys of every summary."""
@@ -59,7 +60,11 @@ def before_and_after(summary: Mapping[str, Any]) -> Table | Text:
     problems = summary.get("heldout_problems")
     table = Table("", "before", "after", box=SIMPLE_HEAD)
     name = f"pass@1 on {problems} held-out problems" if problems else "pass@1"
-    table.add_row(name, _with_error("pass@1_before", summary), _with_error("pass@1_after", summary))
+    table.add_row(
+        "\n".join(filter(None, [name, printable(summary.get("evaluated", ""))])),
+        _with_error("pass@1_before", summary),
+        _with_error("pass@1_after", summary),
+    )
     return table
 
 

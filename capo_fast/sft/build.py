@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from capo_fast.build import open_log, open_recorder, saved_date
+from capo_fast.build import open_recorder, saved_date
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.sft import SftConfig
 from capo_fast.errors import ConfigError
@@ -20,6 +20,7 @@ from capo_fast.policy.loading import load_policy
 from capo_fast.pretrained import check_context, check_model_folder, generation_file, load_tokenizer, positions
 from capo_fast.runlog.folder import open_run_dir
 from capo_fast.runlog.inputs import input_digests
+from capo_fast.runlog.log import open_log, open_run_console
 from capo_fast.runtime.mesh import policy_mesh
 from capo_fast.runtime.ranks import on_first_rank, seed_everything
 from capo_fast.sft.batches import Batches, plan_batches
@@ -49,7 +50,9 @@ def build(config: SftConfig, device: torch.device) -> SftTrainer:
         rehearse_export(learner, tokenizer, folder.path, learning)
         progress = folder.resume(learner, input_digests(config))
         recorder = open_recorder(folder.path, config, progress.step)
-        log = open_log(learning, folder, progress, recorder, started)
+        console = open_run_console(learning, folder, progress)
+        undo.callback(console.close)
+        log = open_log(learning, folder, progress, recorder, console, started)
         undo.pop_all()
     for line in data.notes():
         log.console.note(line)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from capo_fast.verify.extract import extract_answer
-from capo_fast.verify.functions import Item, RewardFunction, Verdict, load_function
+from capo_fast.verify.functions import Item, RewardFunction, Verdict, is_right, load_function
 from capo_fast.verify.pool import VerifierError, VerifierPool
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "VerifierPool",
     "answers_equal",
     "extract_answer",
+    "is_right",
     "load_function",
 ]
 

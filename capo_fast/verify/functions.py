@@ -26,6 +26,15 @@ Verdict = bool | float | None
 """Verdict on one answer: right or wrong, a fraction, or None if the check timed out or ran out of memory."""
 
 
+def is_right(verdict: Verdict) -> bool:
+    """Whether the answer is right: its verdict is 1. An answer with a smaller share has a reward, but is wrong.
+
+    >>> is_right(True), is_right(1.0), is_right(0.9), is_right(None)
+    (True, True, False, False)
+    """
+    return verdict == 1
+
+
 class VerifyTimeout(Exception):
     """A check took too long and stopped itself; the pool counts it like an item whose worker it killed."""
 

@@ -13,8 +13,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from capo_fast.config import arguments, load_config, types
+from capo_fast.config.arguments import note_embedded
 from capo_fast.config.core_yaml import CoreLoader
 from capo_fast.config.load import (
+    DEFAULT_FILE,
     build_config,
     by_key,
     changed_settings,
@@ -57,6 +59,18 @@ def test_capo_equals_the_defaults() -> None:
 def test_no_arguments_load_the_packaged_tiny_file() -> None:
     assert load_config([]) == load_config(["--config", str(CONFIGS / "tiny.yaml")])
     assert load_config([]).data.path == "pkg://capo_fast.tiny/train.jsonl.gz"
+
+
+def test_an_own_run_is_told_the_settings_of_the_embedded_task(capsys):
+    def note(*argv):
+        note_embedded(argv, load_config(argv))
+        return capsys.readouterr().err
+
+    kept = "eval.path pkg://capo_fast.tiny/heldout.jsonl, rollout.max_tokens 48, train.lr 0.0002"
+    assert kept in note("--data.path", "mine.jsonl") and "critic.prompt" in note("--model.path", "mine")
+    own = ["--model.path", "mine", "--algorithm", "grpo", "--eval.path", "none", "--train.lr", "1e-6"]
+    assert note(*own).endswith("configs/tiny.yaml: rollout.max_tokens 48\n")
+    assert note(*own, "--rollout.max_tokens", "9") == note() == note("--config", DEFAULT_FILE, *own) == ""
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -295,6 +309,14 @@ def test_dumped_file_loads_back_equal(tmp_path: Path) -> None:
         ("train.learning_rate", "did you mean train.lr?"),
         ("learning_rate", "did you mean train.lr?"),
         ("lr", "did you mean train.lr?"),
+        ("lerning_rate", "did you mean train.lr?"),
+        ("actor_rollout_ref.rollout.n", "did you mean rollout.n?"),
+        ("data.max_response_length", "did you mean rollout.max_tokens?"),
+        ("beta", "did you mean loss.kl_coef?"),
+        ("actor_rollout_ref.actor.optim.lr", "did you mean train.lr?"),
+        ("rollout.n_samples", "rollout.n_samples: unknown setting; --help lists them all"),
+        ("train.beta", "did you mean train.betas?"),
+        ("verbose", "verbose: unknown setting; --help lists them all"),
         ("tarin.lr", "did you mean train.lr?"),
         ("rollout.max-tokens", "did you mean rollout.max_tokens?"),
         ("sead", "did you mean seed?"),

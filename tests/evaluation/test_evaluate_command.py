@@ -106,6 +106,22 @@ def test_time_outs_are_left_out_and_counted(tmp_path, sums):
     assert entry["counts"]["timeouts"] == 1
 
 
+def test_a_reward_reads_columns_of_the_benchmark_and_its_shares_are_not_right(tmp_path):
+    rows = [
+        {"id": f"q{i}", "problem": f"{i}?", "answer": "1", "level": level} for i, level in enumerate((1, 0.5, 0.75))
+    ]
+    rows.append({"id": "c", "problem": "?", "choices": ["1", "2"], "answer": "B"})  # not judged by the reward
+    fn = ("--reward.fn", "reward_functions:by_level")
+    job, protocol = make_job(tmp_path / "a", write(tmp_path / "graded.jsonl", rows), *fn)
+    entry = run(job, protocol, Replies(lambda name: "none"))["benchmarks"]["graded"]
+    assert [row["pass@1"] for row in entry["by_problem"].values()] == [1.0, 0.0, 0.0, 0.0]
+    assert [row["reward"] for row in entry["by_problem"].values()] == [1.0, 0.5, 0.75, 0.0]
+    del rows[1]["level"]
+    job, protocol = make_job(tmp_path / "b", write(tmp_path / "graded.jsonl", rows), *fn)
+    with pytest.raises(ConfigError, match=r"line 2: no field 'level' \(reward function .*; --reward.fn capo_fast.ver"):
+        run(job, protocol, Replies(lambda name: "none"))
+
+
 def test_multiple_choice_runs_three_times_in_different_orders_and_maps_back(tmp_path):
     rows = [{"id": f"c{i}", "problem": f"{i}?", "choices": ["1", "2", "3", "4"], "answer": "BD"[i]} for i in range(2)]
     path = write(tmp_path / "mc.jsonl", rows)

@@ -71,6 +71,9 @@ def test_a_run_s_rollouts_are_judged_by_its_settings(tmp_path, capsys):
         status, text, _ = verify(capsys, what)
         assert status == 0 and "2 answers: 1 right, 1 wrong" in text
         assert text.splitlines()[-1] == "1 of 2 verdicts differ from the recorded outcome"
+    status, text, _ = verify(capsys, tmp_path, "--reward.fn", "my_rewards:graded")
+    last = "the recorded outcomes are those of my_rewards:graded, not the rule verifier's: not compared"
+    assert (status, text.splitlines()[-1]) == (0, last)
 
 
 def test_a_row_without_a_response_is_counted(tmp_path, capsys):

@@ -10,6 +10,7 @@ import psutil
 import pytest
 import yaml
 
+from capo_fast.config import load_config
 from capo_fast.config.critic import GateConfig
 from capo_fast.config.load import build_config, read_file
 from capo_fast.errors import ConfigError
@@ -199,6 +200,16 @@ def test_recommended_settings_are_yaml_for_any_folder_name(name):
     assert yaml.safe_load(settings(planned))["model.path"] == name
 
 
+@pytest.mark.parametrize("words", [["--gpus", "8"], ["--gpus", "1", "--algorithm", "grpo"]], ids=["fits", "lowered"])
+def test_the_output_of_a_recommendation_is_a_file_of_settings(words, capsys, tmp_path):
+    main(["--model", "Qwen/Qwen2.5-7B", *words])
+    text = capsys.readouterr().out
+    (tmp_path / "plan.yaml").write_text(text)
+    config = load_config(["--config", str(tmp_path / "plan.yaml"), "--data.path", "x.jsonl"])
+    assert (config.algorithm, config.rollout.max_tokens) == ("grpo" if "grpo" in words else "capo", 3072)
+    assert "# It fits: " in text and ("--lora.rank" in text) == ("1" in words)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -232,7 +243,7 @@ def test_the_command_names_the_settings_to_lower(capsys):
         (["--gpus", "0"], "argument --gpus: found '0', wanted integer > 0"),
         (["--engine.tensor_parallel", "3", "--gpus", "8"], "engine.tensor_parallel: found 3"),
         (["--train.stepz", "3"], "train.stepz: unknown setting; did you mean train.steps?"),
-        (["--model", "x", "--train.lr", "1"], "--model: found --train.lr with it, wanted only --context"),
+        (["--model", "x", "--train.lr", "1"], "--model: found --train.lr with it, wanted only --algorithm"),
         (["--response", "49"], "--response: found 49, wanted at most 48, by the run's settings"),
         (["--context", "4096"], "--context: wanted --model with it"),
         (["--model", "no/such/model"], "--model: no/such/model: no such model folder"),

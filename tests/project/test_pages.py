@@ -11,6 +11,7 @@ import pytest
 from page_runs import all_kinds, make_run
 from project.documents import ROOT, blocks
 
+from capo_fast.config.other_names import OTHER_NAMES
 from capo_fast.data import DataError
 from capo_fast.evaluation.labelled import read_solutions
 from docs.trace import GROUP, rewards_and_advantages
@@ -26,6 +27,12 @@ def test_the_trace_has_the_figures_of_the_records_and_of_the_page():
     shown = "1.03 1.03 0.17 0.17 1.03 1.03 | -1.54 -1.54 -0.69 -0.69"
     assert shown in (ROOT / "capo_fast/records.py").read_text(encoding="utf-8")
     assert "mean 0.8, std 1.166" in (ROOT / "docs/concepts.md").read_text(encoding="utf-8")
+
+
+def test_the_hints_of_other_trainers_settings_are_rows_of_the_page():
+    rows = MIGRATING.splitlines()
+    missing = [name for name, ours in OTHER_NAMES.items() if not any(name in row and f"`{ours}" in row for row in rows)]
+    assert not missing
 
 
 def names_of_trl():

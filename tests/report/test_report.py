@@ -96,8 +96,8 @@ def test_kinds():
     assert [kind(each["outcome"], each["votes"], each["critiques"]) for each in all_kinds()] == [
         "right-sound", "wrong-sound", "right-flagged", "wrong-flagged", "right", "wrong", "unchecked",
     ]  # fmt: skip
-    assert kind(0.5, [0.25, 0.5], [{"abstained": False}]) == "right-flagged"
-    assert kind(0.49, [0.49], [{"abstained": False}, {"abstained": True}]) == "wrong-sound"
+    assert kind(1.0, [0.25, 0.5], [{"abstained": False}]) == "right-flagged"
+    assert kind(0.9, [0.49], [{"abstained": False}, {"abstained": True}]) == "wrong-sound"
 
 
 def test_an_entry_counts_the_tokens_of_each_step():

@@ -51,9 +51,11 @@ def test_each_problem_counts_once_whatever_its_samples(one_rank):
     assert (rate.problems, rate.timeouts) == (3, 0)
 
 
-def test_a_partial_reward_counts_by_its_share(one_rank):
-    rate, _, _ = rate_of([0.25, 0.75, 1.0, 1.0], n=2)
-    assert rate.rate == pytest.approx(0.75)
+def test_a_partial_reward_is_a_wrong_answer_and_its_mean_is_separate(one_rank):
+    rate, _, _ = rate_of([0.25, 0.75, 1.0, 0.5], n=2)
+    assert (rate.rate, rate.reward) == (0.25, 0.625)
+    assert rate.stderr == pytest.approx(0.25)  # variance (0.25^2 + 0.25^2) / 1, over two problems
+    assert rate_of([RIGHT, 0.0, 1.0, LATE], n=2)[0].reward is None, "it would be the rate"
 
 
 def test_time_outs_are_counted_and_left_out_of_their_problem(one_rank):

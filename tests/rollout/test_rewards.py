@@ -6,7 +6,7 @@ import pytest
 
 from capo_fast.config.schema import RewardConfig
 from capo_fast.errors import ConfigError
-from capo_fast.loaders import check_answer_function, load_reward_functions, reward_columns
+from capo_fast.loaders import answer_columns, load_reward_functions, reward_columns
 from capo_fast.records import Prompt
 from capo_fast.rollout.rewards import open_rewards
 from capo_fast.verify.functions import item_of
@@ -59,9 +59,9 @@ def test_unsuitable_functions_are_refused(reward, message):
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_an_evaluation_has_no_columns():
-    with pytest.raises(
-        ConfigError, match=r"^reward.fn: reward_functions:by_level needs the column 'level', wanted a func"
-    ):
-        check_answer_function(SEVERAL)
-    check_answer_function(RewardConfig())
+def test_an_evaluation_reads_the_columns_of_the_first_function():
+    needed_by = (
+        "reward function reward_functions:by_level; --reward.fn capo_fast.verify:answers_equal is the rule verifier"
+    )
+    assert answer_columns(SEVERAL) == {"level": needed_by}
+    assert answer_columns(RewardConfig()) == {}

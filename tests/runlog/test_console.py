@@ -251,9 +251,10 @@ def test_the_table_has_both_rates_the_stages_and_the_paths(tmp_path):
     for name in ("checkpoints/step_000016", "model/shards", "rollouts"):  # no rollouts: fine-tuning
         (tmp_path / name).mkdir(parents=True)
     console = Console(16, 0, Terminal(file=io.StringIO(), width=80))
-    console.finish(SUMMARY, tmp_path)
+    console.finish(SUMMARY | {"evaluated": "1 sample, temperature 1, rule verifier"}, tmp_path)
     rows = [" ".join(row.split()) for row in shown(console).splitlines()]
     assert "pass@1 on 400 held-out problems 0.300 +- 0.023 0.860 +- 0.017" in rows
+    assert "1 sample, temperature 1, rule verifier" in rows
     stages = ["rollout 45.0 s 45%", "learn 30.0 s 30%", "other 25.0 s 25%"]
     assert [row for row in rows if row.endswith("%")] == stages
     assert "16 steps 1:40" in rows

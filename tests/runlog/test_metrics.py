@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from capo_fast.credit.gate import groups_to_read
+from capo_fast.credit.schedule import pass_rate
 from capo_fast.exchange.columns import Columns
 from capo_fast.exchange.figures import figures_of
 from capo_fast.records import Completion, CreditedSample, Critique, Prompt, Rollout, Sample, StepSpans
@@ -49,6 +51,16 @@ def test_the_reward_averages_trained_samples_and_the_pass_rate_checked_ones():
     assert figures["pass_rate"] == pytest.approx(2 / 3)
     assert figures["verify/timeouts"] == 1
     assert figures["rollouts"] == 4
+
+
+def test_a_share_is_a_reward_but_no_right_answer():
+    samples = [credited(share, reward=share) for share in (1.0, 0.75, 0.25, 0.0)]
+    figures = step_metrics(batch(samples, TRAFFIC), STAGES, PassRate(0.5, 0.1, 8, 0, reward=0.7))
+    assert (figures["pass_rate"], figures["reward_mean"]) == (0.25, 0.5)
+    assert (figures["eval/pass@1"], figures["eval/reward"]) == (0.5, 0.7)
+    groups = {0: [1.0, 0.5], 1: [0.5, 0.75], 2: [1.0, 1.0]}
+    assert [groups_to_read(groups, which) for which in ("mixed", "any-wrong")] == [{0}, {0, 1}]
+    assert [pass_rate(each) for each in groups.values()] == [0.5, 0.0, 1.0]
 
 
 def test_a_step_whose_checks_all_timed_out_has_no_reward():

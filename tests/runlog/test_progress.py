@@ -98,6 +98,7 @@ def test_the_summary_compares_before_with_after():
         "pass@1_after": 0.5,
         "pass@1_after_stderr": 0.1,
         "heldout_problems": 8,
+        "evaluated": "1 sample, temperature 0, rule verifier",
         "best_step": 1,
         "wall_seconds": 60.0,
         "seconds_by_stage": {"learn": 4.0},

@@ -56,10 +56,13 @@ def test_a_run_that_trains(folder):
 
 def test_a_run_that_has_stopped_or_ended(folder):
     assert "  step        0 of 16\n  evaluation  none\n" in status(folder, NOW)
+    write(folder, LINES)
+    stopped = "  step        2 of 16, 4.0 s per step; the same command continues after step 1\n"
+    assert stopped in status(folder, NOW), "after the newest checkpoint"
     write(folder, [*LINES, {"step": 16}])
     assert "\n  state       stopped: no process has locked the folder\n  step        16 of 16\n" in status(folder, NOW)
     (folder / "summary.json").touch()
-    assert "\n  state       ended\n" in status(folder, NOW)
+    assert "\n  state       finished\n" in status(folder, NOW)
     with lock(folder):
         assert "\n  state       running" in status(folder, NOW)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from capo_fast.credit.groups import Group, StepCredit
 from capo_fast.records import Sample
+from capo_fast.verify.functions import is_right
 
 
 def flawed_answers(groups: Sequence[Group]) -> StepCredit:
@@ -19,10 +20,10 @@ def flawed_answers(groups: Sequence[Group]) -> StepCredit:
 
 
 def _switched_on(group: Group) -> bool:
-    verdicts = [sample.outcome == 1 for sample in group.samples if sample.outcome is not None]
+    verdicts = [is_right(sample.outcome) for sample in group.samples if sample.outcome is not None]
     return 2 * sum(verdicts) > len(verdicts) and not group.unjudged
 
 
 def _wrong(sample: Sample, switched_on: bool) -> tuple[float, ...]:
-    flawed = sample.outcome == 1 and any(vote >= 0.5 for vote in sample.step_wrong)
+    flawed = is_right(sample.outcome) and any(vote >= 0.5 for vote in sample.step_wrong)
     return (float(flawed and switched_on),) * len(sample.step_wrong)
