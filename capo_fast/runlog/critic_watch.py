@@ -60,9 +60,8 @@ class CriticWatch:
         if not any(votes) and 2 * wrong > len(self.read):
             return f"found no wrong step, although {wrong} of the {len(self.read)} answers that it read are wrong"
         # A judgment of whole answers rightly marks every step of wrong ones.
-        if all(vote >= 0.5 for vote in votes) and not (
-            wrong == len(self.read) and self.config.credit.process == "outcome"
-        ):
+        expected = self.config.credit.process == "outcome" and wrong == len(self.read)
+        if all(vote >= 0.5 for vote in votes) and not expected:
             return f"found all {len(votes)} steps wrong, in {len(self.read)} answers, of which {wrong} are wrong"
         return None
 

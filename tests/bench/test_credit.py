@@ -256,5 +256,5 @@ def test_an_estimator_of_the_user_s_has_a_folder_by_its_text_and_few_others_besi
     assert world.config(world.arms["my_estimator:late"].settings, 0).credit.fn == "my_estimator:late"
     (tmp_path / "my_estimator.py").write_text("def late(groups):\n    return 1\n")
     assert before.startswith("my_estimator.late-") and own_folder("my_estimator:late") != before
-    with pytest.raises(ConfigError, match="credit.fn: no_such:fn can't be loaded"):
+    with pytest.raises(ConfigError, match=r"credit\.fn: no_such:fn can't be loaded"):
         own_folder("no_such:fn")

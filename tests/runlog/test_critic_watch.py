@@ -47,7 +47,7 @@ def test_unreadable_critiques_are_named_once_with_the_beginning_of_one(capsys):
     [
         (
             [judged(0.0, 0, 0), judged(0.0, 0), judged(1.0, 0)],
-            "steps 1 to 3: the critic found no wrong step, although 6",
+            "3: the critic found no wrong step, although 6 of the 9",
         ),
         ([judged(0.0, 1, 1), judged(1.0, 1)], "found all 9 steps wrong, in 6 answers, of which 3 are wrong"),
         ([judged(0.0, 1, 1)], "found all 6 steps wrong"),
