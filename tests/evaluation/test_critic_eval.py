@@ -196,7 +196,7 @@ def test_every_critique_is_requested_once_greedy_and_sampled(tmp_path):
     with pytest.raises(ConfigError, match=r"critic\.votes: 2,"):
         run(make_job(tmp_path / "a", "--limit", "5", "--critic.votes", "2", "--critic.temperature", "0.5"), YesCritic())
     template = tmp_path / "template.txt"
-    template.write_text("{% for step in steps %}{{ step.index }} {{ step.text }}{% endfor %}")
+    template.write_text("{{ problem }}{% for step in steps %}{{ step.index }} {{ step.text }}{% endfor %}")
     with pytest.raises(ConfigError, match="prompt: "):
         flags = ["--critic.votes", "3", "--critic.temperature", "0.5", "--critic.prompt", str(template)]
         run(make_job(tmp_path / "a", "--limit", "5", *flags), YesCritic())
