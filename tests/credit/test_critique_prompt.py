@@ -44,7 +44,7 @@ def test_steps_are_neutralised_in_the_prompt() -> None:
     [
         (
             "{{ problem }}",
-            "found no step.index printed as it is, wanted one for each step, counted from 0, as in {% for step in steps %}",
+            "found no step.index printed as it is, wanted one for each step, counted from 0, as in {% for",
         ),
         (LOOP.replace("{{ step.text }}", ""), "found no step.text"),
         ("{% if solution %}" + LOOP + "{% endif %}", "found no step.index"),
@@ -100,13 +100,10 @@ def test_the_line_end_after_a_block_tag_is_dropped(tmp_path: Path) -> None:
 
 def test_a_template_that_fails_in_the_run_ends_it_with_one_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
-    file.write_text("{{ problem }}" + LOOP + "{% if steps|length > 3 %}{{ steps[0].body }}{% endif %}")
     template = load_template(file)
     assert render_critique_prompt(template, "P", ["x"]) == "P0x"
-    with pytest.raises(
-        CapoError,
-        match=r"^critic.prompt: step has no attribute 'body', only index and text, with a solution of 4 steps$",
-    ):
+    complaint = r"^critic.prompt: step has no attribute 'body', only index and text, with a solution of 4 steps$"
+    with pytest.raises(CapoError, match=complaint):
         render_critique_prompt(template, "P", ["x"] * 4)
 
 
