@@ -84,7 +84,10 @@ class EvaluationFlags(Flags):
             allow_abbrev=False,
         )
         self.add_argument(
-            model_flag, dest="model", default=TINY, help="a model's folder or hub id, a run's folder, or tiny (default)"
+            model_flag,
+            dest="model",
+            default=TINY,
+            help="a model's folder or hub id, the folder of a run of train or sft, or tiny (default)",
         )
         self.add_argument("--data-dir", help="folder that holds the known data sets")
         self.add_argument("--limit", type=at_least(1), metavar="N", help="only N of each, drawn once and for all")
