@@ -68,7 +68,7 @@ def main() -> int:
     worlds: Mapping[str, World] = WORLDS
     if options.fn:
         worlds = {options.world: with_own(WORLDS[options.world], options.fn, options.process)}
-        options.out = options.out / own_folder(options.fn)
+        options.out = options.out / own_folder(options.fn, options.process)
     if not options.report:
         make(worlds[options.world], options)
     print(write_table(options.out, worlds))
@@ -84,11 +84,11 @@ def make(world: World, options: argparse.Namespace) -> None:
         make_given(options.out, options.sets, options.model, options.data_dir, options.limit, options.seed)
 
 
-def own_folder(function: str) -> str:
-    """Another one once the function's file has changed. Raises ConfigError."""
+def own_folder(function: str, process: str) -> str:
+    """Another one once the function's file has changed. process: as for `with_own`. Raises ConfigError."""
     load_credit_function(TINY.config({"credit.fn": function}, seed=0))
     file: Any = import_module(function.partition(":")[0]).__file__
-    return f"{function.replace(':', '.')}-{digest([Path(file).read_bytes()])}"
+    return f"{function.replace(':', '.')}-{digest([process, Path(file).read_bytes()])}"
 
 
 if __name__ == "__main__":

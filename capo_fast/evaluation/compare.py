@@ -64,7 +64,7 @@ def _protocol(results: Mapping[str, Any], differ: Collection[str]) -> dict[str, 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The settings of two critics that differ."""
-    found = [key for key in one | other if key.partition(".")[0] in OF_CRITICS and one.get(key) != other.get(key)]
+    found = [key for key in {**one, **other} if key.partition(".")[0] in OF_CRITICS and one.get(key) != other.get(key)]
     return {key: (one.get(key), other.get(key)) for key in found}
 
 

@@ -68,9 +68,12 @@ class CriticWatch:
     def _unreadable(self, step: int, answered: int, figures: Sequence[Figures], text: str | None) -> str:
         cut = sum(each.truncated for each in figures)
         shown = "" if text is None else f"; one is {text[:SHOWN]!r}"
+        credit = self.config.credit
+        by_votes = credit.fn is None and credit.process != "critique-ratio"
+        alone = ", so credit is by outcome alone" if by_votes else ""
         return (
-            f"step {step}: none of {answered} critiques could be read ({cut} cut or without room), so credit is by "
-            f"outcome alone{shown}; {self._look()}"
+            f"step {step}: none of {answered} critiques could be read ({cut} cut or without room){alone}{shown}; "
+            f"{self._look()}"
         )
 
     def _look(self) -> str:

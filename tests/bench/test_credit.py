@@ -251,10 +251,10 @@ def test_the_table_names_arms_that_a_shard_lacks():
 def test_an_estimator_of_the_user_s_has_a_folder_by_its_text_and_few_others_beside_it(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "my_estimator.py").write_text("def late(groups):\n    pass\n")
-    world, before = with_own(TINY, "my_estimator:late", "none"), own_folder("my_estimator:late")
+    world, before = with_own(TINY, "my_estimator:late", "none"), own_folder("my_estimator:late", "none")
     assert list(world.arms) == ["oracle", "outcome", "capo-1", "my_estimator:late"]
     assert world.config(world.arms["my_estimator:late"].settings, 0).credit.fn == "my_estimator:late"
     (tmp_path / "my_estimator.py").write_text("def late(groups):\n    return 1\n")
-    assert before.startswith("my_estimator.late-") and own_folder("my_estimator:late") != before
+    assert before.startswith("my_estimator.late-") and own_folder("my_estimator:late", "none") != before
     with pytest.raises(ConfigError, match=r"credit\.fn: no_such:fn can't be loaded"):
-        own_folder("no_such:fn")
+        own_folder("no_such:fn", "none")
