@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import pytest
 from judged_samples import sample
+from scripted_engine import ScriptedEngine
+from scripted_world import MODEL, answer, score_with, scripted_config, shown
 
 from capo_fast.config import load_config
 from capo_fast.exchange.figures import figures_of
 from capo_fast.records import CreditedSample, Critique
 from capo_fast.runlog.critic_watch import CriticWatch
+from capo_fast.train import run
 
 ROWS = [gzip.compress(json.dumps({"critiques": [{"failed": False, "text": "I like it\n\x1b[2J" + "x" * 99}]}).encode())]
 
@@ -64,3 +67,13 @@ def test_a_judgment_of_whole_wrong_answers_marks_all_their_steps(capsys):
     whole = ["--credit.process", "outcome"]
     assert warnings(capsys, [judged(0.0, 1, 1)], arguments=whole) == []
     assert len(warnings(capsys, [judged(0.0, 1, 1), judged(1.0, 1)], arguments=whole)) == 1
+
+
+def test_a_run_warns_once(tmp_path, capsys):
+    def polite(request):
+        return replace(answer(request), text="I like it.") if shown(request)[1] else answer(request)
+
+    config = scripted_config("--algorithm", "capo", "--train.steps", "2", "--run.dir", str(tmp_path / "run"))
+    run(config, ScriptedEngine(polite, scorer=score_with(MODEL)))
+    [line] = [each for each in capsys.readouterr().err.splitlines() if "warning" in each]
+    assert "critiques could be read (0 cut or without room), so credit is by outcome alone; one is 'I like it.'" in line
