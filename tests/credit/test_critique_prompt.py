@@ -100,6 +100,7 @@ def test_the_line_end_after_a_block_tag_is_dropped(tmp_path: Path) -> None:
 
 def test_a_template_that_fails_in_the_run_ends_it_with_one_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
+    file.write_text("{{ problem }}" + LOOP + "{% if steps|length > 3 %}{{ steps[0].body }}{% endif %}")
     template = load_template(file)
     assert render_critique_prompt(template, "P", ["x"]) == "P0x"
     complaint = r"^critic.prompt: step has no attribute 'body', only index and text, with a solution of 4 steps$"
