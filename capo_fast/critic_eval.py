@@ -217,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         job = job_of(sys.argv[1:] if argv is None else argv)
         if results := run(job):
-            print(printable(f"{results_table(results)}\n{job.out}/results.json"))
+            files = f"{job.out}/results.json\n{job.out}/answers-*.jsonl: every critique"
+            print(printable(f"{results_table(results)}\n{files}"))
 
     die_with_launcher()
     return run_command(lambda: resumable(work), output_optional=True)

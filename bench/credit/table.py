@@ -18,9 +18,9 @@ COST = ["tokens read", "cached", "written", "CPU s"]
 AUC = ["AUC", "AUC within"]
 
 
-def write_table(out: Path) -> str:
+def write_table(out: Path, among: Mapping[str, World] = WORLDS) -> str:
     """Write `credit.md`; the page."""
-    worlds = [(world, shards) for world in WORLDS.values() if (shards := read_shards(out / world.folder))]
+    worlds = [(world, shards) for world in among.values() if (shards := read_shards(out / world.folder))]
     formats, given = (read_shards(out / folder) for folder in ("formats", "given"))
     parts = ["# Credit against truth\n", *(world_part(*each) for each in worlds), *map(given_part, given)]
     text = "\n".join([*parts, *([LEGEND] if worlds or given else []), *map(formats_part, formats)])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bench.credit.arms import ARMS, Arm
+from bench.credit.arms import ARMS, GRPO, PLAIN_CAPO, TRUTH, Arm
 from bench.evidence.runs import Rule
 from bench.words.arms import CONFIG
 from bench.words.base import make_data, merge_base
@@ -37,15 +37,25 @@ class World:
     """Of all arms, whose own come on top."""
     left_out: tuple[str, ...] = ()
     """Arms."""
+    own: Mapping[str, Arm] = field(default_factory=dict)
+    """Arms of this world alone."""
 
     @property
     def arms(self) -> dict[str, Arm]:
-        return {name: arm for name, arm in ARMS.items() if name not in self.left_out}
+        return {name: arm for name, arm in ARMS.items() if name not in self.left_out} | dict(self.own)
 
     def config(self, settings: Mapping[str, Any], seed: int) -> Config:
         """With an arm's settings."""
         own = {"seed": seed, "rollout.n": N, "rollout.prompts": self.groups, "reward.timeout_s": 60, **self.settings}
         return load_config([f"--{key}={value}" for key, value in (own | dict(settings)).items()])
+
+
+def with_own(world: World, function: str, process: str) -> World:
+    """The world with an estimator of the user's (`credit.fn`), beside the verdict, plain CAPO and the oracle. process:
+    `credit.process`, what the critic writes for it."""
+    arm = Arm({"credit.fn": function, "credit.process": process}, given=False)
+    others = tuple(set(ARMS) - {TRUTH, GRPO, PLAIN_CAPO})
+    return replace(world, left_out=others, own={function: arm})
 
 
 def open_words() -> Rule:

@@ -95,6 +95,22 @@ def parse_judgment(text: str, num_steps: int, finished: bool = True) -> Critique
     return Critique(verdict is None, frozenset(wrong), 0, text, truncated=verdict is None and not finished)
 
 
+def why_unread(critique: Critique) -> str:
+    """Why a critique of a solution's steps abstained.
+
+    >>> why_unread(parse_critique("Judgment: No", 3))
+    'No without a list'
+    """
+    plain = critique.text.translate(_PLAIN)
+    verdict, position = _last_verdict(plain)
+    body, unclosed = _last_list(plain, position)
+    if body is None and not unclosed:
+        return "without a verdict" if verdict is None else "No without a list"
+    if body is not None and _index_ranges(body) == []:
+        return "No without a list"
+    return "Yes with a list" if verdict == "yes" else "unreadable list"
+
+
 def _last_verdict(text: str) -> tuple[str | None, int]:
     """The last judgment's `yes` or `no`, and the end of its line (or of its part before a list)."""
     headers = list(_HEADER.finditer(text))

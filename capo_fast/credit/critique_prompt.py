@@ -7,17 +7,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template, TemplateError, TemplateSyntaxError
+from jinja2 import Environment, StrictUndefined, Template, TemplateError, TemplateSyntaxError, UndefinedError
 from jinja2.meta import find_undeclared_variables
+from jinja2.utils import missing
 
 from capo_fast.credit.neutralise import neutralise, without_special_tokens
 from capo_fast.errors import CapoError
 
 _PROMPTS = Path(__file__).parent / "prompts"
-_JINJA = Environment(
-    undefined=StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, autoescape=False
-)
 _STEPS = "{% for step in steps %}<step_{{ step.index }}>{{ step.text }}</step_{{ step.index }}>{% endfor %}"
 _NAMES = "problem, solution, steps, and of each step index and text"
 _MUSTACHE = re.compile(r"\{\{[#/]\w+\}\}")
@@ -84,6 +83,22 @@ def _shown(index: int, step: str, special_tokens: tuple[str, ...]) -> ShownStep:
 _plain = lru_cache(maxsize=1024)(without_special_tokens)
 
 
+class _Unknown(StrictUndefined):
+    """An unknown name, or an unknown attribute of a step."""
+
+    __slots__ = ()
+
+    def __init__(self, hint: Any = None, obj: Any = missing, name: Any = None, exc: Any = UndefinedError) -> None:
+        if isinstance(obj, ShownStep):
+            hint = f"step has no attribute {name!r}, only index and text"
+        super().__init__(hint, obj, name, exc)
+
+
+_JINJA = Environment(
+    undefined=_Unknown, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, autoescape=False
+)
+
+
 @lru_cache(maxsize=64)
 def _compiled(template: str) -> Template:
     return _JINJA.from_string(template)
@@ -93,16 +108,19 @@ def _check(template: str) -> None:
     """Raises ValueError for errors that would stop a run later: unknown names even on branches not taken here."""
     if old := _MUSTACHE.search(template):
         raise ValueError(f"found {old[0]!r}, wanted Jinja2, such as {_STEPS}")
-    steps = [ShownStep(123456789 + i, f"\0text {i}") for i in range(3)]  # values that no template contains
+    # Values that no template contains.
+    problem, steps = "\x00987654321", [ShownStep(123456789 + i, f"\0text {i}") for i in range(3)]
     try:
         unknown = find_undeclared_variables(_JINJA.parse(template)) - {"problem", "solution", "steps"}
         if unknown:
             raise ValueError(f"{min(unknown)!r} is undefined; the names are {_NAMES}")
-        prompts = [_compiled(template).render(problem="", steps=steps, solution=given) for given in ("", "given")]
+        prompts = [_compiled(template).render(problem=problem, steps=steps, solution=given) for given in ("", "given")]
     except TemplateSyntaxError as error:
         raise ValueError(f"line {error.lineno}: {error.message}; wanted Jinja2, such as {_STEPS}") from error
     except (TemplateError, TypeError) as error:
         raise ValueError(f"{error}; the names are {_NAMES}") from error
     for name, wanted in (("index", "one for each step, counted from 0"), ("text", "one for each step")):
         if not all(str(getattr(step, name)) in prompt for step in steps for prompt in prompts):
-            raise ValueError(f"found no step.{name}, wanted {wanted}, as in {_STEPS}")
+            raise ValueError(f"found no step.{name} printed as it is, wanted {wanted}, as in {_STEPS}")
+    if not all(problem in prompt for prompt in prompts):
+        raise ValueError("found no problem, wanted {{ problem }}")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from capo_fast.credit.critique_parser import CRITIQUE_REGEX, parse_critique, parse_judgment
+from capo_fast.credit.critique_parser import CRITIQUE_REGEX, parse_critique, parse_judgment, why_unread
 from capo_fast.credit.neutralise import without_boxes
 from capo_fast.records import Critique
 
@@ -98,3 +98,16 @@ VERDICTS = {
     "fapo": Verdict(parse_boxed, parse_boxed_whole, _BOX_REGEX, _BOX_REGEX, without_boxes),
     "yes-no": Verdict(parse_yes_no, parse_yes_no, _YES_NO_REGEX, _YES_NO_REGEX),
 }
+
+
+def why_abstained(critique: Critique, parse: Parse) -> str:
+    """Why the parser found no verdict, in a few words.
+
+    >>> why_abstained(parse_boxed(r"\\boxed{7}", 3), parse_boxed)
+    'only indices out of range'
+    """
+    if critique.truncated:
+        return "cut before the verdict" if critique.text else "without room for the prompt"
+    if critique.dropped:
+        return "only indices out of range"
+    return why_unread(critique) if parse is parse_critique else "without a verdict"

@@ -33,18 +33,25 @@ def served_model(config: EndpointConfig, key: str) -> str:
     except (openai.APIConnectionError, httpx2.InvalidURL) as error:
         raise EngineError(f"critic at {config.url} can't be reached: {error_text(error, config, key)}") from None
     except openai.APIStatusError as error:
-        raise EngineError(f"critic at {config.url} doesn't list its models: {error_text(error, config, key)}") from None
+        found = f"{error_text(error, config, key)}{_path_hint(config)}"
+        raise EngineError(f"critic at {config.url} doesn't list its models: {found}") from None
     try:
         names = [without_key(model.id, key) for model in _Models.model_validate(read_body(text)).data]
     except ValueError:
         found = shortened(text, key)
-        raise EngineError(f"critic at {config.url}: found {found!r} where a list of models was wanted") from None
+        raise EngineError(
+            f"critic at {config.url}: found {found!r} where a list of models was wanted{_path_hint(config)}"
+        ) from None
     if config.model is None and len(names) == 1:
         return names[0]
     if config.model not in names:
         offered = shortened(", ".join(names), key) or "none"
         raise ConfigError(f"endpoint.model: found {config.model}, wanted one that {config.url} offers: {offered}")
     return str(config.model)
+
+
+def _path_hint(config: EndpointConfig) -> str:
+    return "" if "/v1" in str(config.url) else "; is /v1 missing at the end of the address?"
 
 
 async def _list_models(config: EndpointConfig, key: str) -> str:

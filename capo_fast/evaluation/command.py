@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from capo_fast.config.arguments import Flags, read_arguments
-from capo_fast.config.load import DEFAULT_FILE, build_config, by_key, read_file
+from capo_fast.config.load import DEFAULT_FILE, build_config, by_key, read_file, read_run
 from capo_fast.config.paths import path_argument, resolve_model, resolve_path
 from capo_fast.config.rules import validate_sampling
 from capo_fast.config.schema import Config
 from capo_fast.config.settings import SETTINGS
+from capo_fast.config.sft import SftConfig
 from capo_fast.engine.base import Completer
 from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.evaluation.store import SETTINGS_FILE, fingerprint
@@ -83,7 +84,10 @@ class EvaluationFlags(Flags):
             allow_abbrev=False,
         )
         self.add_argument(
-            model_flag, dest="model", default=TINY, help="a model's folder or hub id, a run's folder, or tiny (default)"
+            model_flag,
+            dest="model",
+            default=TINY,
+            help="a model's folder or hub id, the folder of a run of train or sft, or tiny (default)",
         )
         self.add_argument("--data-dir", help="folder that holds the known data sets")
         self.add_argument("--limit", type=at_least(1), metavar="N", help="only N of each, drawn once and for all")
@@ -102,9 +106,9 @@ def read_job(options: argparse.Namespace, rest: Sequence[str], sets: str, longes
     `at_server`: the model is the address of a server.
     """
     _, layer = read_arguments(rest)
-    file, model = (None, None) if at_server else _file_and_model(options.model)
-    files = options.config or ([file] if file else [])
-    config = build_config(*map(read_file, files), {"model.path": model} if model else {}, layer)
+    own, model = ({}, None) if at_server else _settings_and_model(options.model)
+    files = list(map(read_file, options.config)) if options.config else [own]
+    config = build_config(*files, {"model.path": model} if model else {}, layer)
     path = options.model if at_server else resolve_model(config.model.path)
     names = tuple(name.strip() for name in sets.split(",") if name.strip())
     if not names:
@@ -120,16 +124,25 @@ def _new_folder(model: str) -> Path:
         return free_folder(path) if os.environ.get("RANK", "0") == "0" else path
 
 
-def _file_and_model(text: str) -> tuple[str | None, str | None]:
-    """The file of settings of a model, and the model's path if the file doesn't name it."""
+def _settings_and_model(text: str) -> tuple[dict[str, Any], str | None]:
+    """The settings of a model, and its path if they don't name it."""
     if text == TINY:
-        return DEFAULT_FILE, None
+        return read_file(DEFAULT_FILE), None
     folder = resolve_path(text)
-    if (folder / "config.yaml").is_file():
-        if not (folder / "model").is_dir():
-            raise ConfigError(f"{text}: a run without model/: it has not finished yet")
-        return str(folder / "config.yaml"), str(folder / "model")
-    return None, text
+    if not (folder / "config.yaml").is_file():
+        return {}, text
+    if not (folder / "model").is_dir():
+        raise ConfigError(f"{text}: a run without model/: it has not finished yet")
+    run = read_run(folder / "config.yaml")
+    settings = _of_sft(run) if isinstance(run, SftConfig) else read_file(folder / "config.yaml")
+    return settings, str(folder / "model")
+
+
+def _of_sft(run: SftConfig) -> dict[str, Any]:
+    """The prompt that the model was fine-tuned on."""
+    if run.task == "critic":
+        return {"critic.prompt": run.data.critic_prompt, "critic.template_kwargs": run.data.template_kwargs}
+    return {"data.system_prompt": run.data.system_prompt, "data.template_kwargs": run.data.template_kwargs}
 
 
 def _short(model: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from capo_fast.statistics import difference_interval, mean, paired_p
 
 MAY_DIFFER = ("model", "weights", "limit", "requests", "engine.dtype", "engine.max_model_len")
 """Settings that may differ: the model, its arithmetic, its template. The questions themselves are compared."""
+OF_CRITICS = ("prompt", "critic", "endpoint")
+"""Further settings, or sections of them, that may differ between two critics."""
+BY_FIRST_ERROR = "accuracy by first error"
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -31,10 +34,15 @@ def read_results(path: Path) -> dict[str, Any]:
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     """The differences of b from a. Raises ConfigError with the first difference of their protocols or problems.
 
-    A row has: benchmark, metric, both means, difference b - a with its 95 % interval, p-value, pairs, and the number of
-    problems left out because one side has no score (time-outs). The mean weighs every benchmark the same.
+    `differ` has the settings of critics that differ: both values by key. A row has: benchmark, metric, both means,
+    difference b - a with its 95 % interval, p-value, pairs, and the number of problems left out because one side has no
+    score (time-outs). The mean weighs every benchmark the same.
     """
-    difference = first_difference(*(_protocol(results) for results in (a, b)))
+    differ = {}
+    if all(results["settings"].get("command") == "critic_eval" for results in (a, b)):
+        differ = _differences(a["settings"], b["settings"])
+        a, b = map(_by_first_error, (a, b))
+    difference = first_difference(*(_protocol(results, differ) for results in (a, b)))
     if difference is not None:
         key, one, other = difference
         raise ConfigError(f"the two can't be compared: {key} is {one!r} in the first and {other!r} in the second")
@@ -47,11 +55,29 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
         for metric in shared:
             groups, missing = zip(*(of[metric] for of in pairs.values()), strict=True)
             rows.append(_row("mean", metric, groups, sum(missing)))
-    return {"models": [results["settings"]["model"] for results in (a, b)], "rows": rows}
+    return {"models": [results["settings"]["model"] for results in (a, b)], "differ": differ, "rows": rows}
 
 
-def _protocol(results: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in results["settings"].items() if key not in MAY_DIFFER}
+def _protocol(results: Mapping[str, Any], differ: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in results["settings"].items() if key not in (*MAY_DIFFER, *differ)}
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings of two critics that differ."""
+    found = [key for key in {**one, **other} if key.partition(".")[0] in OF_CRITICS and one.get(key) != other.get(key)]
+    return {key: (one.get(key), other.get(key)) for key in found}
+
+
+def _by_first_error(results: Mapping[str, Any]) -> dict[str, Any]:
+    """A critic's results with the names of its metrics that do not depend on its voting."""
+    return {**results, "benchmarks": {name: _renamed(entry) for name, entry in results["benchmarks"].items()}}
+
+
+def _renamed(entry: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = list(entry["metrics"])
+    names = {f"{BY_FIRST_ERROR}, greedy": metrics[0], f"{BY_FIRST_ERROR}, as configured": metrics[-1]}
+    rows = {key: {new: row[old] for new, old in names.items()} for key, row in entry["by_problem"].items()}
+    return {"metrics": dict.fromkeys(names), "by_problem": rows}
 
 
 Pairs = list[tuple[float, float]]
@@ -82,6 +108,7 @@ def _row(name: str, metric: str, groups: Sequence[Pairs], missing: int) -> dict[
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """The rows as a Markdown table."""
     a, b = comparison["models"]
+    differ = "".join(f"{key}: {one} in A, {other} in B\n" for key, (one, other) in comparison["differ"].items())
     rows = [
         [row["benchmark"], row["metric"], *map(_cell, (row["a"], row["b"])), _difference(row), _p(row["p"]),
          str(row["pairs"]), str(row["left_out"])]
@@ -89,7 +116,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     head = ["benchmark", "metric", "A", "B", "B - A", "p", "pairs", "left out"]
     return (
-        f"A: {a}\nB: {b}\n\n{markdown_table(head, rows, padded=True)}\n"
+        f"A: {a}\nB: {b}\n{differ}\n{markdown_table(head, rows, padded=True)}\n"
         "In brackets 95 % intervals (Agresti and Min). p is two-sided and paired by problem: exact McNemar if every "
         "score is 0 or 1, else 10,000 seeded sign flips.\n"
         "p is not corrected for the number of rows."

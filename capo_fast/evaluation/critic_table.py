@@ -19,7 +19,10 @@ def results_table(results: Mapping[str, Any]) -> str:
         f"{settings['model']}, seed {settings['seed']}, votes at temperature {settings['critic.temperature']:g}, "
         f"top-p {settings['critic.top_p']:g}.\n"
         "F1 is the harmonic mean of the accuracies by first error on wrong and on right solutions (an abstention is\n"
-        "an error); precision and recall are by step, over solutions with a verdict; in brackets 95 % intervals."
+        "an error); precision and recall are by step, over solutions with a verdict; in brackets 95 % intervals.\n"
+        "any: one vote, on which all rules agree. A dash: the labels don't allow it, or there is nothing to count.\n"
+        "The column abstained counts solutions, the line below the table critiques.\n"
+        "Indices out of range are dropped; a critique without others abstains."
     )
     return "\n".join([*sections, legend]) + "\n"
 
@@ -29,7 +32,9 @@ HEAD = ["voting", "votes", "F1", "on wrong", "on right", "precision", "recall", 
 
 def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     counts, agreement = entry["counts"], entry["agreement"]
-    parts = [f"## {name}: {entry['problems']} solutions\n", _table(HEAD, [_row(row) for row in entry["votings"]])]
+    configured = list(entry["metrics"])[-1]
+    votings = [_row(row, " (as configured)" if _is(row, configured) else "") for row in entry["votings"]]
+    parts = [f"## {name}: {entry['problems']} solutions\n", _table(HEAD, votings)]
     if entry["subsets"]:
         rows = [[subset, *_row(row)[2:]] for subset, row in entry["subsets"].items()]
         row = next(iter(entry["subsets"].values()))
@@ -40,29 +45,43 @@ def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -
         parts.append(f"{entry['scored_apart']} solutions in {', '.join(APART)}, where marked steps need not be false,")
         parts.append("count only in their own subsets.")
     if entry["votings"][0]["f1"] is None:
-        parts.append("Recall only: F1 needs both right and wrong solutions.")
+        wrong = entry["votings"][0]["accuracy_on_wrong"]["problems"]
+        parts.append("Wrong solutions only: recall, no F1." if wrong else "Right solutions only: no recall, no F1.")
     if agreement["step"] is not None:
         parts.append(
             f"Votes agree on {agreement['step']:.3f} of steps (Fleiss' kappa {_number(agreement['step_kappa'])}) "
             f"and on {agreement['solution']:.3f} of verdicts (kappa {_number(agreement['solution_kappa'])})."
         )
-    parts.append(
-        f"{counts['critiques']} critiques: {counts['abstained']} abstained ({counts['truncated']} truncated, of them "
-        f"{counts['without_room']} for want of room), {counts['out_of_range']} indices out of range; "
-        f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {counts['seconds']:.1f} s.\n"
-    )
+    parts.append(_requests(counts, settings) + "\n")
     return "\n".join(parts)
+
+
+def _requests(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """What was requested, cut and not read."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts["unread"].items())
+    found = [
+        f"{counts['requests']} requests, {counts['cut']} cut at max_tokens ({settings['critic.max_tokens']}), "
+        + (f"{sum(counts['unread'].values())} not read ({reasons})" if reasons else "all read"),
+        f"{counts['out_of_range']} indices out of range",
+        f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {counts['seconds']:.1f} s.",
+    ]
+    return "; ".join(found)
+
+
+def _is(row: Mapping[str, Any], metric: str) -> bool:
+    """Whether a row is of this metric of `by_problem`."""
+    return metric in (row["voting"], f"{row['voting']}@{row['votes']}")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return markdown_table(head, rows, padded=True)
 
 
-def _row(row: Mapping[str, Any]) -> list[str]:
+def _row(row: Mapping[str, Any], mark: str = "") -> list[str]:
     scores = [estimate(row[key]) for key in ("f1", "accuracy_on_wrong", "accuracy_on_right")]
     by_step = [_number(row[key]) for key in ("step_precision", "step_recall")]
     cost = [f"{row[key]:.0f}" for key in ("tokens_in", "tokens_out")]
-    return [row["voting"], str(row["votes"]), *scores, *by_step, f"{row['abstained']:.1%}", *cost]
+    return [row["voting"] + mark, str(row["votes"]), *scores, *by_step, f"{row['abstained']:.1%}", *cost]
 
 
 def _number(value: float | None) -> str:

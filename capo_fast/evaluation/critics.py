@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from capo_fast.credit.vote import MODES, vote
@@ -19,6 +20,18 @@ ANY = "any"
 
 
 @dataclass(frozen=True)
+class Requests:
+    """What a solution's critiques took."""
+
+    answered: int = 0
+    """Requests; with critic.reads: step one per step."""
+    cut: int = 0
+    """Of them, cut at the limit of tokens. They may have been read."""
+    unread: Mapping[str, int] = field(default_factory=dict)
+    """Critiques that abstained, also for want of room, by reason."""
+
+
+@dataclass(frozen=True)
 class Judged:
     """A solution with all its critiques."""
 
@@ -29,6 +42,7 @@ class Judged:
     """One critique at temperature 0."""
     answers: tuple[Answer | None, ...]
     """The answers with the critiques, the greedy one last; None if the engine had no room for the prompt."""
+    requests: Requests = Requests()
 
     def critiques(self, voting: str, k: int) -> tuple[Critique, ...]:
         """The first k votes."""
@@ -57,8 +71,10 @@ def score_set(judged: Sequence[Judged], headline: str) -> dict[str, Any]:
     """The entry of one data set in `results.json`. `headline`: the voting of the table of subsets."""
     k = len(judged[0].sampled)
     whole = [j for j in judged if j.solution.subset not in APART] or list(judged)
-    subsets = sorted({j.solution.subset for j in judged})
-    by_subset = {name: score_voting([j for j in judged if j.solution.subset == name], headline, k) for name in subsets}
+    by_subset = {
+        name: score_voting([j for j in judged if j.solution.subset == name], headline, k or 1)
+        for name in sorted({j.solution.subset for j in judged})
+    }
     rows = [score_voting(whole, voting, votes) for voting, votes in votings(k)]
     names = {GREEDY: (GREEDY, 1)} | ({} if headline == GREEDY else {f"{headline}@{k}": (headline, k)})
     hits: dict[str, Scores] = {
@@ -77,7 +93,9 @@ def score_set(judged: Sequence[Judged], headline: str) -> dict[str, Any]:
 
 
 def votings(k: int) -> list[tuple[str, int]]:
-    """Every voting and number of votes that has a row."""
+    """Every voting and number of votes that has a row. k: sampled votes."""
+    if k == 0:
+        return [(GREEDY, 1)]
     several = [(mode, votes) for mode in MODES if mode != GREEDY for votes in range(2, k + 1)]
     return [(GREEDY, 1), (ANY, 1), *several]
 
@@ -152,10 +170,13 @@ def _agreements(judged: Sequence[Judged]) -> dict[str, float | None]:
     return {"step": by_step, "step_kappa": step_kappa, "solution": by_solution, "solution_kappa": solution_kappa}
 
 
-def _counts(judged: Sequence[Judged]) -> dict[str, int | float]:
+def _counts(judged: Sequence[Judged]) -> dict[str, Any]:
     critiques = [critique for j in judged for critique in (*j.sampled, j.greedy)]
     answers = [answer for j in judged for answer in j.answers if answer is not None]
     return {
+        "requests": sum(j.requests.answered for j in judged),
+        "cut": sum(j.requests.cut for j in judged),
+        "unread": dict(sum((Counter(j.requests.unread) for j in judged), Counter[str]())),
         "critiques": len(critiques),
         "abstained": sum(critique.abstained for critique in critiques),
         "truncated": sum(critique.truncated for critique in critiques),

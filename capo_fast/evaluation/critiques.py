@@ -5,13 +5,14 @@ A critique judges a whole solution, or one step after the steps before it (`crit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from capo_fast.config.schema import Config
 from capo_fast.credit.critique_prompt import render_critique_prompt
-from capo_fast.credit.verdicts import VERDICTS
+from capo_fast.credit.verdicts import VERDICTS, Parse, why_abstained
 from capo_fast.data import ChatTemplate
-from capo_fast.evaluation.critics import Judged
+from capo_fast.evaluation.critics import GREEDY, Judged, Requests
 from capo_fast.evaluation.labelled import Solution
 from capo_fast.evaluation.store import Answer
 from capo_fast.records import Critique, Request
@@ -28,7 +29,8 @@ def critiques_of(
     template: str,
     config: Config,
 ) -> Iterator[Request]:
-    """`critic.votes` sampled critiques per solution, or step, and a greedy one; none if the engine has no room.
+    """`critic.votes` sampled critiques per solution, or step, and a greedy one; none if the engine has no room. With
+    critic.voting: greedy only the latter.
 
     `chat`: None for a server, which renders text itself and so decides which prompts are too long. `known`: special
     tokens, which the critic would not parse as text.
@@ -62,7 +64,8 @@ def _prompt(
 def critique_names(name: str, i: int, shown: int, config: Config) -> list[str]:
     """Names of the requests for one solution, or step: its votes, then the greedy one."""
     part = f"{name}-{i}-step-{shown - 1}" if config.critic.reads == "step" else f"{name}-{i}"
-    return [*(f"{part}-{vote}" for vote in range(config.critic.votes)), f"{part}-greedy"]
+    sampled = 0 if config.critic.voting == GREEDY else config.critic.votes
+    return [*(f"{part}-{vote}" for vote in range(sampled)), f"{part}-greedy"]
 
 
 def judged(name: str, solutions: Sequence[Solution], answers: Mapping[str, Answer], config: Config) -> list[Judged]:
@@ -84,19 +87,22 @@ def _answers(name: str, i: int, solution: Solution, answers: Mapping[str, Answer
 
 
 def _judged(solution: Solution, found: Answers, config: Config) -> Judged:
-    *votes, greedy = (_critique(solution, parts, config) for parts in found)
-    return Judged(solution, tuple(votes), greedy, tuple(map(_sum, found)))
+    by_step = config.critic.reads == "step"
+    parse = VERDICTS[config.critic.verdict].whole if by_step else VERDICTS[config.critic.verdict].steps
+    read = [_read(parts, parts_of(solution, config), parse) for parts in found]
+    *votes, greedy = (joined([[each] for each in vote], 1)[0] if by_step else vote[0] for vote in read)
+    unread = Counter(why_abstained(each, parse) for vote in read for each in vote if each.abstained)
+    cut = sum(answer is not None and not answer.finished for parts in found for answer in parts)
+    requests = sum(answer is not None for parts in found for answer in parts)
+    return Judged(solution, tuple(votes), greedy, tuple(map(_sum, found)), Requests(requests, cut, unread))
 
 
-def _critique(solution: Solution, parts: Sequence[Answer | None], config: Config) -> Critique:
-    """One vote on the whole solution."""
-    verdict, by_step = VERDICTS[config.critic.verdict], config.critic.reads == "step"
-    parse = verdict.whole if by_step else verdict.steps
-    read = [
-        Critique.absent(truncated=True) if answer is None else parse(answer.text, shown, answer.finished)
-        for answer, shown in zip(parts, parts_of(solution, config), strict=True)
+def _read(parts: Sequence[Answer | None], shown: Sequence[int], parse: Parse) -> list[Critique]:
+    """The critiques of one vote."""
+    return [
+        Critique.absent(truncated=True) if answer is None else parse(answer.text, steps, answer.finished)
+        for answer, steps in zip(parts, shown, strict=True)
     ]
-    return joined([[each] for each in read], 1)[0] if by_step else read[0]
 
 
 def _sum(parts: Sequence[Answer | None]) -> Answer | None:

@@ -70,6 +70,8 @@ def _solutions(rows: Iterator[Row]) -> Iterator[tuple[str, Solution]]:
         if not isinstance(row, dict):
             raise DataError(f"{where}: found {type(row).__name__}, wanted an object with the fields of a solution")
         steps = text_list(where, row, "steps")
+        if not any(map(str.strip, steps)):
+            raise DataError(f"{where}: field 'steps': all {len(steps)} are empty, wanted texts")
         wrong = _all_wrong(where, row, len(steps))
         yield (
             where,
@@ -85,9 +87,11 @@ def _solutions(rows: Iterator[Row]) -> Iterator[tuple[str, Solution]]:
 
 
 def _first_wrong(where: str, row: dict[str, Any], steps: int, wrong: frozenset[int] | None) -> int:
-    if "first_wrong_step" not in row and wrong is not None:
-        return min(wrong, default=-1)
     first = row.get("first_wrong_step")
+    if first is None and wrong is None:
+        raise DataError(f"{where}: no first_wrong_step or wrong_steps; fields found: {', '.join(map(str, row))}")
+    if first is None and wrong is not None:
+        return min(wrong, default=-1)
     if type(first) is not int or not -1 <= first < steps:
         raise DataError(f"{where}: first_wrong_step: found {first!r}, wanted -1 (none) or an index below {steps}")
     if wrong is not None and first != (least := min(wrong, default=-1)):

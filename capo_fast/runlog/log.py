@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from capo_fast.records import Prompt
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.runlog.console import Console, open_console
+from capo_fast.runlog.critic_watch import CriticWatch
 from capo_fast.runlog.folder import RunDir
 from capo_fast.runlog.metrics import reward_metrics, step_metrics
 from capo_fast.runlog.profile import profiled
@@ -44,6 +45,10 @@ class RunLog:
     stages: Stages
     started: float
     """Start on the clock of `time.monotonic` as if the run had never stopped."""
+    critic_watch: CriticWatch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.critic_watch = CriticWatch(self.config)
 
     def due(self, every: int) -> bool:
         """True after every `every` steps and after the last step; 0: only after the last."""
@@ -69,19 +74,22 @@ class RunLog:
         memory = memory_metrics(gather([peak_memory()]))
         metrics = step_metrics(batch, lap, rate) | rewards | updates | speed | memory
         self.recorder.record(step, metrics)
-        self._write_rollouts(batch)
+        rows = self._write_rollouts(batch)
         self.console.step(step, metrics)
+        if dist.get_rank() == 0:
+            self.critic_watch.note(step, batch.figures, rows)
         if self.progress.failed_steps >= self.config.reward.max_failed_steps:
             raise VerifierError(self._no_verdict())
 
-    def _write_rollouts(self, batch: Batch) -> None:
-        """Rank 0 writes the rows of all ranks in rank order. A collective."""
+    def _write_rollouts(self, batch: Batch) -> list[bytes]:
+        """Rank 0 writes the rows of all ranks in rank order; returns them there. A collective."""
         exchange, step = Exchange(), self.progress.step
         members = [member for rows in batch.rows for member in exchange.bytes_to_first(rows)]
         if any(members):
             self.recorder.write_rollouts(step, members)
         elif keeps_rollouts(self.config.run.keep_rollouts) and batch.figures:
             self.console.note(f"step {step}: its rollouts were sampled under run.keep_rollouts: none and have no file")
+        return members
 
     def _no_verdict(self) -> str:
         reward, step, failed = self.config.reward, self.progress.step, self.progress.failed_steps

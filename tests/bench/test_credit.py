@@ -10,6 +10,7 @@ import torch
 from scripted_engine import ScriptedEngine
 from scripted_world import answer_steps, tokenizer
 
+from bench.credit.__main__ import own_folder
 from bench.credit.arms import ARMS, GATED
 from bench.credit.clock import read_runs, write_page
 from bench.credit.crediting import critiqued, judged_by_rule, weights_at
@@ -19,9 +20,10 @@ from bench.credit.goal import goal_part
 from bench.credit.scores import auc_interval, inner_auc, pooled_auc, sign_agreement
 from bench.credit.table import missing_arms, write_table
 from bench.credit.world import rollouts_of
-from bench.credit.worlds import TINY, WORDS, WORLDS
+from bench.credit.worlds import TINY, WORDS, WORLDS, with_own
 from bench.evidence.arms import Plan
 from bench.evidence.report import Figures
+from capo_fast.errors import ConfigError
 from capo_fast.evaluation.labelled import Solution
 from capo_fast.loaders import load_critic_template
 from capo_fast.records import Critique
@@ -244,3 +246,15 @@ def test_a_critic_of_another_model_is_loaded_only_for_its_critiques():
 def test_the_table_names_arms_that_a_shard_lacks():
     assert missing_arms([{"arms": dict.fromkeys(ARMS)}], ARMS) == ""
     assert "capo-gated" in missing_arms([{"arms": {"oracle": {}}}], ARMS)
+
+
+def test_an_estimator_of_the_user_s_has_a_folder_by_its_text_and_few_others_beside_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_estimator.py").write_text("def late(groups):\n    pass\n")
+    world, before = with_own(TINY, "my_estimator:late", "none"), own_folder("my_estimator:late", "none")
+    assert list(world.arms) == ["oracle", "outcome", "capo-1", "my_estimator:late"]
+    assert world.config(world.arms["my_estimator:late"].settings, 0).credit.fn == "my_estimator:late"
+    (tmp_path / "my_estimator.py").write_text("def late(groups):\n    return 1\n")
+    assert before.startswith("my_estimator.late-") and own_folder("my_estimator:late", "none") != before
+    with pytest.raises(ConfigError, match=r"credit\.fn: no_such:fn can't be loaded"):
+        own_folder("no_such:fn", "none")

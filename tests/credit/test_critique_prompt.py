@@ -44,11 +44,13 @@ def test_steps_are_neutralised_in_the_prompt() -> None:
     [
         (
             "{{ problem }}",
-            "found no step.index, wanted one for each step, counted from 0, as in {% for step in steps %}",
+            "found no step.index printed as it is, wanted one for each step, counted from 0, as in {% for",
         ),
         (LOOP.replace("{{ step.text }}", ""), "found no step.text"),
         ("{% if solution %}" + LOOP + "{% endif %}", "found no step.index"),
         ("{{ steps }}", "found no step.text"),
+        (LOOP, "found no problem, wanted {{ problem }}"),
+        (LOOP + "{% if solution %}{{ problem }}{% endif %}", "found no problem"),
         (LOOP + "{{ foo }}", "'foo' is undefined; the names are problem, solution, steps"),
         (LOOP + "{% if solution %}{{ foo }}{% endif %}", "'foo' is undefined"),
         (LOOP + "{{ step.text }}", "'step' is undefined"),
@@ -56,9 +58,12 @@ def test_steps_are_neutralised_in_the_prompt() -> None:
         (LOOP.replace("{{ step.text", "{% if loop.index0 %}{{ foo }}{% endif %}{{ step.text"), "'foo' is undefined"),
         (LOOP.replace("step.text", "step.text if loop.first else step.body"), "has no attribute 'body'"),
         (LOOP.replace("in steps", "in steps[:1]"), "found no step.index"),
-        (LOOP.replace("{{ step.index }}", "{{ step.index + 1 }}"), "found no step.index, wanted one for each step"),
+        (
+            LOOP.replace("{{ step.index }}", "{{ step.index + 1 }}"),
+            "found no step.index printed as it is, wanted one for each step",
+        ),
         ("\\newcommand{\\x}[1]{#1}" + LOOP, "line 1: Missing end of comment tag"),
-        (LOOP.replace("step.text", "step.body"), "has no attribute 'body'; the names are"),
+        (LOOP.replace("step.text", "step.body"), "step has no attribute 'body', only index and text; the names are"),
         (LOOP + "{{ problem + 1 }}", "; the names are"),
         ("{% include 'other' %}" + LOOP, "; the names are"),
         (LOOP + "{{ problem | no_filter }}", "No filter named 'no_filter'"),
@@ -77,8 +82,8 @@ def test_a_bad_template_is_a_one_line_error_that_names_the_file(template: str, c
 
 def test_a_users_own_template(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
-    file.write_text(f"\\frac{{a}}{{b}}\n  {{% set x = 1 %}}\n{LOOP}\n")
-    assert render_critique_prompt(load_template(file), "P", ["x"]) == "\\frac{a}{b}\n0x"
+    file.write_text(f"\\frac{{a}}{{b}}\n  {{% set x = 1 %}}\n{{{{ problem }}}}{LOOP}\n")
+    assert render_critique_prompt(load_template(file), "P", ["x"]) == "\\frac{a}{b}\nP0x"
     with pytest.raises(ValueError, match="absent"):
         load_template(tmp_path / "absent.txt")
 
@@ -86,19 +91,20 @@ def test_a_users_own_template(tmp_path: Path) -> None:
 def test_the_line_end_after_a_block_tag_is_dropped(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
     loop = LOOP.removesuffix("{% endfor %}")
-    for end, prompt in (("{% endfor %}", "Steps: 0a1bAnswer"), ("{% endfor +%}", "Steps: 0a1b\nAnswer")):
-        file.write_text(f"Steps: {loop}{end}\nAnswer{{# a comment #}}")
+    for end, prompt in (("{% endfor %}", "P: 0a1bAnswer"), ("{% endfor +%}", "P: 0a1b\nAnswer")):
+        file.write_text(f"{{{{ problem }}}}: {loop}{end}\nAnswer{{# a comment #}}")
         assert render_critique_prompt(load_template(file), "P", ["a", "b"]) == prompt
-    file.write_text(LOOP + "{{ '{#' }}")
-    assert render_critique_prompt(load_template(file), "P", ["x"]) == "0x{#"
+    file.write_text("{{ problem }}" + LOOP + "{{ '{#' }}")
+    assert render_critique_prompt(load_template(file), "P", ["x"]) == "P0x{#"
 
 
 def test_a_template_that_fails_in_the_run_ends_it_with_one_line(tmp_path: Path) -> None:
     file = tmp_path / "mine.txt"
-    file.write_text(LOOP + "{% if steps|length > 3 %}{{ steps[0].body }}{% endif %}")
+    file.write_text("{{ problem }}" + LOOP + "{% if steps|length > 3 %}{{ steps[0].body }}{% endif %}")
     template = load_template(file)
-    assert render_critique_prompt(template, "P", ["x"]) == "0x"
-    with pytest.raises(CapoError, match=r"^critic.prompt: .* has no attribute 'body', with a solution of 4 steps$"):
+    assert render_critique_prompt(template, "P", ["x"]) == "P0x"
+    complaint = r"^critic.prompt: step has no attribute 'body', only index and text, with a solution of 4 steps$"
+    with pytest.raises(CapoError, match=complaint):
         render_critique_prompt(template, "P", ["x"] * 4)
 
 

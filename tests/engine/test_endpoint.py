@@ -208,6 +208,13 @@ def test_a_failed_start_names_the_cause(server, name):
     assert "endpoint" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_an_address_without_v1_is_hinted_at(server):
+    for answer in (refused(404, "Not Found"), (200, "<html>")):
+        server.models = answer
+        with pytest.raises(EngineError, match=r"; is /v1 missing at the end of the address\?$"):
+            EndpointCritic(EndpointConfig(url=server.url.removesuffix("/v1")))
+
+
 def test_a_servers_error_message_becomes_one_short_line_without_the_key(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     server.models = models("sk-secret\n", *(f"model-{i}" for i in range(500)))

@@ -10,8 +10,12 @@ import pytest
 from scripted_engine import ScriptedEngine
 from scripted_world import answer_steps, scripted_engine
 
+from capo_fast.config.critic import CriticConfig
+from capo_fast.config.load import build_kind, dump_config
+from capo_fast.config.sft import SftConfig
 from capo_fast.critic_eval import job_of, main, run
 from capo_fast.errors import ConfigError
+from capo_fast.evaluation.compare import compare, comparison_table, read_results
 from capo_fast.evaluation.critics import Judged, score_set, score_voting, subset_mean
 from capo_fast.evaluation.labelled import DATA, Solution, load_solutions
 from capo_fast.evaluation.store import Answer
@@ -168,9 +172,11 @@ def test_a_critic_of_steps_is_scored_on_whole_solutions(tmp_path):
     arguments = ("--limit", "20", "--critic.votes", "1", "--critic.reads", "step")
     results = run(make_job(tmp_path, *arguments), ScriptedEngine(answer_steps))
     entry = results["benchmarks"]["tiny"]
+    assert ", all read; 0 indices out of range; " in (tmp_path / "results.md").read_text()
     assert {row["step_recall"] for row in entry["votings"]} == {row["f1"]["value"] for row in entry["votings"]} == {1.0}
     assert (entry["counts"]["critiques"], entry["counts"]["without_room"]) == (40, 0)
     steps = [len(each.steps) for each in load_solutions(["tiny"], None, 20, 0)["tiny"]]
+    assert entry["counts"]["requests"] == 2 * sum(steps)
     assert entry["counts"]["tokens_out"] == 2 * 2 * sum(steps), "two critiques of two tokens per step"
 
 
@@ -196,10 +202,58 @@ def test_every_critique_is_requested_once_greedy_and_sampled(tmp_path):
     with pytest.raises(ConfigError, match=r"critic\.votes: 2,"):
         run(make_job(tmp_path / "a", "--limit", "5", "--critic.votes", "2", "--critic.temperature", "0.5"), YesCritic())
     template = tmp_path / "template.txt"
-    template.write_text("{% for step in steps %}{{ step.index }} {{ step.text }}{% endfor %}")
+    template.write_text("{{ problem }}{% for step in steps %}{{ step.index }} {{ step.text }}{% endfor %}")
     with pytest.raises(ConfigError, match="prompt: "):
         flags = ["--critic.votes", "3", "--critic.temperature", "0.5", "--critic.prompt", str(template)]
         run(make_job(tmp_path / "a", "--limit", "5", *flags), YesCritic())
+
+
+def test_a_greedy_critic_gives_no_votes(tmp_path):
+    arguments = ("--limit", "3", "--critic.votes", "4", "--critic.voting", "greedy")
+    entry = run(make_job(tmp_path, *arguments), engine := YesCritic())["benchmarks"]["tiny"]
+    assert [r.temperature for r in engine.requests] == [0.0] * 3
+    assert [(row["voting"], row["votes"]) for row in entry["votings"]] == [("greedy", 1)]
+    assert "| greedy (as configured) |" in (tmp_path / "results.md").read_text()
+
+
+class Rambling(ScriptedEngine):
+    TEXTS = ("Judgment: No", "I think it", "Judgment: No <incorrect_steps>9</incorrect_steps>", "so", "Judgment: Yes ")
+
+    def __init__(self):
+        super().__init__(self.respond)
+
+    def respond(self, request):
+        place = int(request.id.split("-")[1])
+        return Completion(request.id, (1, 2), (0.0, 0.0), self.TEXTS[place], place != 3)
+
+
+def test_abstentions_are_counted_by_reason(tmp_path):
+    run(make_job(tmp_path, "--limit", "5", "--critic.voting", "greedy"), Rambling())
+    reasons = "1 No without a list, 1 without a verdict, 1 only indices out of range, 1 cut before the verdict"
+    page = (tmp_path / "results.md").read_text()
+    assert f"5 requests, 1 cut at max_tokens (128), 4 not read ({reasons}); 1 indices out of range;" in page
+
+
+def test_critics_of_different_settings_are_compared_by_the_first_error(tmp_path):
+    run(make_job(tmp_path / "a", "--limit", "10", "--critic.voting", "greedy"), YesCritic())
+    run(make_job(tmp_path / "b", "--limit", "10", "--critic.votes", "3"), scripted_engine())
+    found = compare(*map(read_results, (tmp_path / "a", tmp_path / "b")))
+    names = ["accuracy by first error, greedy", "accuracy by first error, as configured"]
+    assert [(row["metric"], row["b"], row["pairs"]) for row in found["rows"]] == [(name, 1.0, 10) for name in names]
+    assert found["rows"][1]["a"] == found["rows"][0]["a"] < 1
+    assert "critic.votes: 1 in A, 3 in B\ncritic.voting: greedy in A, " in comparison_table(found)
+
+
+def test_a_fine_tuned_run_is_evaluated_with_the_prompt_of_its_training(tmp_path):
+    for task in ("critic", "chat"):
+        folder, own = tmp_path / task, {"data.critic_prompt": "pkg://capo_fast.credit/prompts/tiny.txt"}
+        (folder / "model").mkdir(parents=True)
+        (folder / "config.yaml").write_text(dump_config(build_kind(SftConfig, {"task": task, **own})))
+    given = ("--data", "tiny", "--critic.max_tokens", "64")
+    job = job_of(["--critic", str(tmp_path / "critic"), "--out", str(tmp_path / "a"), *given])
+    assert (job.model, job.config.critic.prompt) == (str(tmp_path / "critic" / "model"), own["data.critic_prompt"])
+    other = job_of(["--critic", str(tmp_path / "chat"), "--out", str(tmp_path / "a"), *given])
+    assert (other.model, other.config.critic.prompt) == (str(tmp_path / "chat" / "model"), CriticConfig().prompt)
 
 
 def test_a_solution_that_is_too_long_is_a_truncated_abstention(tmp_path):
@@ -212,14 +266,21 @@ def test_a_solution_that_is_too_long_is_a_truncated_abstention(tmp_path):
         "critiques": 4, "abstained": 2, "truncated": 2, "without_room": 2
     }  # fmt: skip
     assert entry["votings"][0]["accuracy_on_right"]["value"] == 0.5
-    assert "Recall only" in (tmp_path / "a" / "results.md").read_text()
+    page = (tmp_path / "a" / "results.md").read_text()
+    assert "Right solutions only: no recall, no F1." in page
+    assert "2 requests, 0 cut at max_tokens (128), 2 not read (2 without room for the prompt);" in page
+    assert "| any (as configured) |" in page and "| greedy  " in page
 
 
 BAD_ROWS = {
     "steps": ({"steps": []}, "field 'steps': found [], wanted a list of texts"),
     "far": ({"first_wrong_step": 2}, "first_wrong_step: found 2, wanted -1 (none) or an index below 2"),
     "true": ({"first_wrong_step": True}, "first_wrong_step: found True"),
-    "none": ({"first_wrong_step": None}, "first_wrong_step: found None"),
+    "none": (
+        {"first_wrong_step": None, "label": 1},
+        "no first_wrong_step or wrong_steps; fields found: problem, steps, first_wrong_step, label",
+    ),
+    "empty": ({"steps": [" ", "\n"]}, "field 'steps': all 2 are empty"),
     "list": ({"wrong_steps": [0, 7]}, "wrong_steps: found [0, 7], wanted a list of indices below 2"),
     "first": ({"wrong_steps": [0, 1]}, "first_wrong_step: found 1, but the first of wrong_steps is 0"),
     "problem": ({"problem": " "}, "field 'problem' (a question) is empty"),
