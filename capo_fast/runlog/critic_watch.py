@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from capo_fast.config.schema import Config
 from capo_fast.exchange.figures import Figures
 from capo_fast.terminal import print_line
+from capo_fast.verify import is_right
 
 STEPS = 3
 """Training steps with readable critiques before the votes are judged."""
@@ -56,7 +57,7 @@ class CriticWatch:
     def _one_sided(self) -> str | None:
         """What is wrong with the votes so far."""
         votes = [vote for each in self.read for vote, by in zip(each.votes, each.judged, strict=True) if by]
-        wrong = sum(each.outcome is not None and each.outcome < 0.5 for each in self.read)
+        wrong = sum(each.outcome is not None and not is_right(each.outcome) for each in self.read)
         if not any(votes) and 2 * wrong > len(self.read):
             return f"found no wrong step, although {wrong} of the {len(self.read)} answers that it read are wrong"
         # A judgment of whole answers rightly marks every step of wrong ones.
