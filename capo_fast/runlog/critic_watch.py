@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from capo_fast.config.schema import Config
 from capo_fast.exchange.figures import Figures
 from capo_fast.terminal import print_line
-from capo_fast.verify import is_right
+from capo_fast.verify.functions import is_right
 
 STEPS = 3
 """Training steps with readable critiques before the votes are judged."""
