@@ -35,8 +35,9 @@ def load_config(argv: Sequence[str]) -> Config:
     return validate(build_config(*map(read_file, files or [DEFAULT_FILE]), given))
 
 
-EMBEDDED = ("eval.path", "rollout.max_tokens", "train.lr", "critic.prompt")
+EMBEDDED = ("data.path", "eval.path", "data.system_prompt", "rollout.max_tokens", "train.lr", "critic.prompt")
 """Settings of `DEFAULT_FILE` that rarely suit another model or other data."""
+ADVICE = "start from a file of configs/ (configs/README.md) or of capo plan --model"
 
 
 def note_embedded(argv: Sequence[str], config: Config, keys: Collection[str] = EMBEDDED) -> None:
@@ -47,7 +48,7 @@ def note_embedded(argv: Sequence[str], config: Config, keys: Collection[str] = E
     own = any(attrgetter(key)(config) != attrgetter(key)(default) for key in ("model.path", "data.path"))
     if own and kept and not files and os.environ.get("RANK", "0") == "0":
         values = ", ".join(f"{key} {attrgetter(key)(config)}" for key in kept)
-        print_line("note", f"without --config the settings are those of the embedded task, configs/tiny.yaml: {values}")
+        print_line("note", f"without --config the settings are those of the embedded task: {values}; {ADVICE}")
 
 
 def load_sft_config(argv: Sequence[str]) -> SftConfig:

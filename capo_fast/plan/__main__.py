@@ -36,7 +36,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--gpus", type=positive, default=1, help="devices of the job, ranks on a CPU (default: 1)")
     parser.add_argument("--nodes", type=positive, help="hosts of the job; default: the fewest with equal shares")
     parser.add_argument("--device", default="h100", help=f"{', '.join(NVIDIA)} or cpu, this machine (default: h100)")
-    parser.add_argument("--prompt", type=positive, help="mean tokens of a prompt (default: 256)")
+    parser.add_argument("--prompt", type=positive, help="mean tokens of a prompt (default: at most 256)")
     parser.add_argument("--response", type=positive, help="mean tokens of a response (default: half the longest)")
     parser.add_argument("--critique", type=positive, help="mean tokens of a critique (default: half the longest)")
     parser.add_argument("--model", help="recommend settings for this model")

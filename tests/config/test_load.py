@@ -66,10 +66,13 @@ def test_an_own_run_is_told_the_settings_of_the_embedded_task(capsys):
         note_embedded(argv, load_config(argv))
         return capsys.readouterr().err
 
-    kept = "eval.path pkg://capo_fast.tiny/heldout.jsonl, rollout.max_tokens 48, train.lr 0.0002"
+    kept = (
+        "eval.path pkg://capo_fast.tiny/heldout.jsonl, data.system_prompt None, rollout.max_tokens 48, train.lr 0.0002"
+    )
     assert kept in note("--data.path", "mine.jsonl") and "critic.prompt" in note("--model.path", "mine")
-    own = ["--model.path", "mine", "--algorithm", "grpo", "--eval.path", "none", "--train.lr", "1e-6"]
-    assert note(*own).endswith("configs/tiny.yaml: rollout.max_tokens 48\n")
+    own = ["--model.path", "mine", "--algorithm", "grpo", "--data.path", "mine", "--eval.path", "none"]
+    own += ["--train.lr", "1e-6", "--data.system_prompt", "none"]
+    assert "embedded task: rollout.max_tokens 48; start from a file of configs/" in note(*own)
     assert note(*own, "--rollout.max_tokens", "9") == note() == note("--config", DEFAULT_FILE, *own) == ""
 
 

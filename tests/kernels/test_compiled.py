@@ -68,7 +68,7 @@ def with_credit(problem: Problem) -> Problem:
 
 def credit_of(problem: Problem) -> ck.Credit:
     starts = torch.arange(TOKENS, device=DEVICE) % 5 == 0
-    wrong = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0], device=DEVICE)
+    wrong = torch.arange(-(-TOKENS // 5), device=DEVICE) % 2.0
     outcome, group = torch.tensor([1.0, 0.0, 1.0, 0.0], device=DEVICE), torch.tensor([0, 0, 1, 1], device=DEVICE)
     return ck.Credit(starts, wrong, outcome, group, problem.others["cu_seqlens"])
 
