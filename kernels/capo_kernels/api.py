@@ -95,7 +95,7 @@ def policy_loss(
     advantages: float32 [T]; or pass credit, and they are computed from it over the rows of non-zero weight.
     old_logprobs, ref_logprobs, rollout_logprobs: float32 [T], natural log; old_logprobs=None uses the current ones.
     All of these may be float64 beside float64 logits. None of them gets a gradient.
-    cu_seqlens: int32 [B + 1], needed for sequence ratios and sequence importance weights.
+    cu_seqlens: int32 [B + 1], needed for sequence ratios and sequence importance weights; None: the credit's.
     inplace: the gradient overwrites the logits. The logits may not be a leaf that requires grad, and backward rejects
     retain_graph and create_graph. If no gradient is needed, nothing is overwritten.
     """
@@ -192,12 +192,16 @@ def _check_overwritable(logits: Tensor) -> None:
 def _check_linear(hidden: Any, weight: Any, bias: Any, targets: Any) -> None:
     _refuse_transforms()
     check_tensor("hidden", hidden, {"T": None, "H": None}, LOGIT_DTYPES, None)
-    check_tensor("weight", weight, {"V": None, "H": hidden.shape[1]}, (hidden.dtype,), hidden.device)
+    _check_part("weight", weight, {"V": None, "H": hidden.shape[1]}, hidden)
     if weight.shape[0] == 0:
         raise ValueError(f"weight: got shape {list(weight.shape)}, want V >= 1")
     if bias is not None:
-        check_tensor("bias", bias, {"V": weight.shape[0]}, (hidden.dtype,), hidden.device)
+        _check_part("bias", bias, {"V": weight.shape[0]}, hidden)
     check_tensor("targets", targets, {"T": hidden.shape[0]}, INTS, hidden.device)
+
+
+def _check_part(name: str, x: Any, dims: dict[str, int | None], hidden: Tensor) -> None:
+    check_tensor(name, x, dims, (hidden.dtype,), hidden.device, dtype_hint=f"; pass {name}.to(hidden.dtype)")
 
 
 def _check_head(targets: Tensor, vocab: int, temperature: float, softcap: float | None, entropy: bool) -> None:
@@ -205,7 +209,7 @@ def _check_head(targets: Tensor, vocab: int, temperature: float, softcap: float 
     check_number("softcap", softcap, 0, above=True, optional=True)
     check_bool("entropy", entropy)
     if reads_values(targets):
-        check_range("targets", targets, 0, vocab - 1)
+        check_range("targets", targets, 0, vocab - 1, reason="; put any id in [0, V) in rows that you don't need")
 
 
 def _check_chunk(chunk_tokens: int | None) -> None:

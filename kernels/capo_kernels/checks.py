@@ -30,7 +30,13 @@ def token_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
 
 
 def check_tensor(
-    name: str, x: Any, dims: Mapping[str, int | None], dtypes: tuple[torch.dtype, ...], device: torch.device | None
+    name: str,
+    x: Any,
+    dims: Mapping[str, int | None],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device | None,
+    *,
+    dtype_hint: str = "",
 ) -> None:
     """Checks type, dtype, shape and device. `dims` names each dimension and gives its size, None for any."""
     if not isinstance(x, Tensor):
@@ -40,10 +46,10 @@ def check_tensor(
             f"{name}: got a DTensor, want a plain tensor (FSDP2: call unshard() of the head before the loss)"
         )
     if x.dtype not in dtypes:
-        raise TypeError(f"{name}: got {_short(x.dtype)}, want {' or '.join(map(_short, dtypes))}")
+        raise TypeError(f"{name}: got {_short(x.dtype)}, want {' or '.join(map(_short, dtypes))}{dtype_hint}")
     if x.dim() != len(dims) or any(want not in (None, got) for got, want in zip(x.shape, dims.values(), strict=True)):
         wanted = ", ".join(letter if size is None else f"{letter} = {size}" for letter, size in dims.items())
-        raise ValueError(f"{name}: got shape {list(x.shape)}, want [{wanted}]")
+        raise ValueError(f"{name}: got shape {list(x.shape)}, want [{wanted}]{_shape_hint(x, dims)}")
     if device is not None and x.device != device:
         raise ValueError(f"{name}: got device {x.device}, want {device} like the other arguments")
 
@@ -81,7 +87,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int) -> None:
     """The values of cu_seqlens; only where `reads_values`."""
     ends = cu_seqlens.tolist()
     if ends[0] != 0 or ends[-1] != tokens or ends != sorted(ends):
-        raise ValueError(f"cu_seqlens: got {ends}, want non-decreasing offsets from 0 to T = {tokens}")
+        raise ValueError(f"cu_seqlens: got {ends}, want non-decreasing offsets (not lengths) from 0 to T = {tokens}")
 
 
 def check_range(
@@ -97,7 +103,14 @@ def check_range(
     if where is not None:
         outside &= where
     if outside.any():
-        raise ValueError(f"{name}: got {x[outside][0].item()}, want values in [{low}, {high}]{reason}")
+        wanted = f">= {low}" if high == math.inf else f"in [{low}, {high}]"
+        raise ValueError(f"{name}: got {x[outside][0].item()}, want values {wanted}{reason}")
+
+
+def _shape_hint(x: Tensor, dims: Mapping[str, int | None]) -> str:
+    if "B + 1" in dims:
+        return " (offsets, not lengths)"
+    return "; flatten(0, 1)" if "T" in dims and x.dim() == len(dims) + 1 else ""
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -25,6 +25,9 @@ from .checks import (
 from .norms import NORMS, Rewards
 from .segments import segment_sum, sequence_of_tokens
 
+MOST_GROUPS = 2**24
+"""`credit_stats` has a row for each id up to the highest, also for absent ones."""
+
 Norm = Literal["group-token", "group-sequence", "separate", "center", "sequence-center", "none"]
 
 
@@ -96,6 +99,8 @@ def credit_stats(credit: Credit, mask: Tensor) -> Tensor:
     """
     _check_mask(mask, credit)
     groups = int(credit.group.max()) + 1 if credit.group.numel() else 0
+    if groups > MOST_GROUPS:
+        raise ValueError(f"group: got {groups - 1}, want ids < {MOST_GROUPS}; number the groups 0 to G - 1")
     return _stats(credit, mask, credit.group.long(), groups)
 
 

@@ -63,9 +63,9 @@ class LossSpec:
     ratio: Literal["token", "sequence"] = "token"
     """`sequence`: GSPO-token, `rho_t = sg(s_i) exp(logp_t - sg(logp_t))`, `s_i = exp(mean of logp - old)`."""
     clip_low: float = 0.2
-    """>= 0."""
+    """>= 0: the distance of the lower bound from 1, not the bound."""
     clip_high: float = 0.2
-    """>= 0 for ppo, >= -1 else: cispo's cap is `1 + clip_high`."""
+    """The distance of the upper bound from 1: >= 0 for ppo, >= -1 else; cispo's cap is `1 + clip_high`."""
     dual_clip: float | None = None
     """ppo only, > 1 + clip_high: where A < 0, `l = min(l, -dual_clip A)` bounds the loss of a token."""
     kl_coef: float = 0.0
@@ -155,6 +155,11 @@ class LossInputs:
     rollout_logprobs: Tensor | None
     cu_seqlens: Tensor | None
 
+    @property
+    def offsets(self) -> Tensor | None:
+        """int32 [B + 1]: cu_seqlens, by default the credit's."""
+        return self.credit.cu_seqlens if self.cu_seqlens is None and self.credit is not None else self.cu_seqlens
+
     def check(self, rows: Tensor, spec: LossSpec) -> None:
         """`rows`: the logits [T, V] or hidden states [T, H] of the tokens."""
         if not isinstance(spec, LossSpec):
@@ -185,7 +190,7 @@ class LossInputs:
             raise ValueError(f"ref_logprobs: got None with kl_coef={spec.kl_coef}, want a float tensor [T]")
         if spec.is_mode is not None and self.rollout_logprobs is None:
             raise ValueError(f"rollout_logprobs: got None with is_mode={spec.is_mode!r}, want a float tensor [T]")
-        if spec.needs_sequences and self.cu_seqlens is None:
+        if spec.needs_sequences and self.offsets is None:
             reason = "ratio='sequence'" if spec.ratio == "sequence" else "is_level='sequence'"
             raise ValueError(f"cu_seqlens: got None with {reason}, want an int32 tensor [B + 1]")
 

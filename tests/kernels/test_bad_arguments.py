@@ -69,7 +69,8 @@ def test_per_token_floats(call, name: str, value, error, found: str, wanted: str
 
 
 BAD_CALLS = [
-    (loss, {"logits": torch.zeros(4)}, ValueError, r"logits: got shape \[4\], want \[T, V\]"),
+    (loss, {"logits": torch.zeros(4)}, ValueError, r"logits: got shape \[4\], want \[T, V\]$"),
+    (loss, {"logits": torch.zeros(2, 2, 5)}, ValueError, r"want \[T, V\]; flatten\(0, 1\)$"),
     (loss, {"logits": torch.zeros(4, 0)}, ValueError, r"logits: got shape \[4, 0\], want V >= 1"),
     (loss, {"logits": torch.zeros(4, 5).long()}, TypeError, "logits: got int64, want bfloat16 or"),
     (loss, {"targets": torch.zeros(4)}, TypeError, "targets: got float32, want int32 or int64"),
@@ -112,7 +113,12 @@ BAD_CALLS = [
     (linear, {"hidden": torch.zeros(4, 3).int()}, TypeError, "hidden: got int32, want"),
     (linear, {"weight": torch.zeros(5, 2)}, ValueError, r"weight: got shape \[5, 2\], want \[V, H = 3\]"),
     (linear, {"weight": torch.zeros(0, 3)}, ValueError, r"weight: got shape \[0, 3\], want V >= 1"),
-    (linear, {"weight": torch.zeros(5, 3).half()}, TypeError, "weight: got float16, want float32"),
+    (
+        linear,
+        {"weight": torch.zeros(5, 3).half()},
+        TypeError,
+        r"weight: got float16, want float32; pass weight.to\(hidden.d",
+    ),
     (linear, {"bias": torch.zeros(4)}, ValueError, r"bias: got shape \[4\], want \[V = 5\]"),
     (linear, {"bias": torch.zeros(5).half()}, TypeError, "bias: got float16, want float32"),
     (linear, {"targets": INT[:1]}, ValueError, r"targets: got shape \[1\], want \[T = 4\]"),
@@ -130,7 +136,7 @@ BAD_CALLS = [
     (credit, {"outcome": torch.ones(2, device=META)}, ValueError, "outcome: got device meta, want cpu"),
     (credit, {"group": torch.ones(2)}, TypeError, "group: got float32, want int32 or int64"),
     (credit, {"group": INT}, ValueError, r"group: got shape \[4\], want \[B = 2\]"),
-    (credit, {"cu_seqlens": CU[:2]}, ValueError, r"cu_seqlens: got shape \[2\], want \[B \+ 1 = 3\]"),
+    (credit, {"cu_seqlens": CU[:2]}, ValueError, r"cu_seqlens: got shape \[2\], want \[B \+ 1 = 3\] \(offsets, not l"),
     (credit, {"cu_seqlens": [0, 2, 4]}, TypeError, "cu_seqlens: got list, want a tensor"),
     (credit, {"norm": "batch"}, ValueError, "norm: got 'batch', want one of 'group-token', "),
     (credit, {"std_floor": -0.1}, ValueError, "std_floor: got -0.1, want a finite number >= 0"),
@@ -208,8 +214,11 @@ BAD_VALUES = [
     (lambda: linear(targets=INT - 1), "targets: got -1, want values in"),
     (lambda: linear(rows=INT + 4), "rows: got 4, want values in"),
     (lambda: linear(rows=INT), "rows: got indices that do not ascend, want each row once"),
-    (lambda: ck.token_logprobs(LOGITS, INT - 100), "targets: got -100, want values in"),
-    (lambda: loss(cu_seqlens=CU + 1), r"cu_seqlens: got \[1, 3, 5\], want non-decreasing offsets from 0 to T = 4"),
+    (lambda: ck.token_logprobs(LOGITS, INT - 100), r"targets: got -100, want values in \[0, 4\]; put any id in "),
+    (
+        lambda: loss(cu_seqlens=CU + 1),
+        r"cu_seqlens: got \[1, 3, 5\], want non-decreasing offsets \(not lengths\) from 0 to T = 4",
+    ),
     (lambda: loss(cu_seqlens=CU[[0, 2, 1, 2]]), r"cu_seqlens: got \[0, 4, 2, 4\], want"),
     (
         lambda: loss(cu_seqlens=CU[[0, 2, 2]], credit=credit(), advantages=None),
@@ -217,7 +226,8 @@ BAD_VALUES = [
     ),
     (lambda: credit(step_wrong=torch.zeros(2)), r"step_wrong: got S = 2, want S = step_starts.sum\(\) = 3"),
     (lambda: credit(step_wrong=torch.tensor([0, 0, 1.5])), "step_wrong: got 1.5, want values in"),
-    (lambda: credit(group=torch.tensor([0, -1])), "group: got -1, want values in"),
+    (lambda: credit(group=torch.tensor([0, -1])), "group: got -1, want values >= 0$"),
+    (lambda: ck.credit_stats(credit(group=INT[:2] + 2**40), MASK), "group: got 1099511627776, want ids < 16777216; n"),
     (
         lambda: credit(group=torch.tensor([0, 1]), stats=torch.zeros(1, 4)),
         r"group: got 1, want values in \[0, 0\] \(stats has 1 row\)",

@@ -234,3 +234,12 @@ def test_a_batch_with_part_of_a_group_needs_the_stats() -> None:
     whole = ck.token_advantages(trace(), all_tokens(trace()))[:6]
     assert torch.equal(ck.token_advantages(replace(half, stats=stats), all_tokens(half)), whole)
     assert not torch.allclose(ck.token_advantages(half, all_tokens(half)), whole)
+
+
+def test_sequence_ratios_take_the_offsets_of_the_credit(impl) -> None:
+    credit, spec = trace(), ck.LossSpec(ratio="sequence")
+    x, targets = torch.randn(10, 10), torch.zeros(10).long()
+    options = {"weights": torch.full((10,), 0.1), "credit": credit, "old_logprobs": torch.randn(10), "spec": spec}
+    for call in (ck.policy_loss, lambda x, targets, **rest: ck.linear_policy_loss(x, torch.eye(10), targets, **rest)):
+        losses = [call(x, targets, impl=impl, cu_seqlens=cu, **options).loss for cu in (None, credit.cu_seqlens)]
+        assert torch.equal(*losses)

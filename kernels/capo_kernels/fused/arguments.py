@@ -73,9 +73,9 @@ def _sequence_arguments(
     inputs: LossInputs, spec: LossSpec, weight_T: Tensor, logp_T: Tensor | None, impl: str
 ) -> tuple[Tensor | None, Tensor | None]:
     """log s_i and the sequence's sum of old - rollout, if the spec uses them."""
-    assert inputs.cu_seqlens is not None  # LossInputs.check
+    assert inputs.offsets is not None  # LossInputs.check
     wants = spec.ratio == "sequence", spec.is_mode is not None and spec.is_level == "sequence"
     beside = logp_T, _optional(inputs.old_logprobs), _optional(inputs.rollout_logprobs)
-    sums = custom_ops.sequences(weight_T, plain(inputs.cu_seqlens), *beside, *wants, impl)
+    sums = custom_ops.sequences(weight_T, plain(inputs.offsets), *beside, *wants, impl)
     log_ratio_T, sum_T = (x if want else None for x, want in zip(sums, wants, strict=True))
     return log_ratio_T, sum_T

@@ -48,9 +48,9 @@ def masked_tokens(inputs: LossInputs, dtype: torch.dtype) -> Tokens:
     logprobs_T = (inputs.old_logprobs, inputs.ref_logprobs, inputs.rollout_logprobs)
     old_T, ref_T, rollout_T = (None if x_T is None else mask(x_T) for x_T in logprobs_T)
     sequence_T, sequences = None, 0
-    if inputs.cu_seqlens is not None:
-        sequence_T = sequence_of_tokens(inputs.cu_seqlens, trained_T.shape[0])
-        sequences = inputs.cu_seqlens.shape[0] - 1
+    if inputs.offsets is not None:
+        sequence_T = sequence_of_tokens(inputs.offsets, trained_T.shape[0])
+        sequences = inputs.offsets.shape[0] - 1
     return Tokens(mask(inputs.weights), trained_T, mask(advantages_T), old_T, ref_T, rollout_T, sequence_T, sequences)
 
 
