@@ -38,7 +38,9 @@ def parse() -> argparse.Namespace:
         prog="python -m bench.credit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--world", choices=WORLDS, default="tiny", help="whose rollouts are scored (%(default)s)")
-    parser.add_argument("--rollouts", type=int, help=f"of it ({TINY.rollouts}, {WORDS.rollouts} of words)")
+    parser.add_argument(
+        "--rollouts", type=int, help=f"of it, rounded up to whole shards ({TINY.rollouts}, {WORDS.rollouts} of words)"
+    )
     parser.add_argument("--seed", type=int, default=100, help="of prompts, rollouts and questions (%(default)s)")
     parser.add_argument("--out", type=Path, help=f"folder ({COMMITTED}, {OWN} of an estimator of your own)")
     parser.add_argument("--credit.fn", dest="fn", help="package.module:function, an estimator of your own")

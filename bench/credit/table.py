@@ -135,8 +135,9 @@ LEGEND = """\
 AUC: how often a wrong step has less advantage than a right one, ties by half, over all steps (in brackets 95 %, by
 resampling groups, or given solutions), and within each rollout that has both, where a verdict on the answer says
 nothing. Sign and rank: share of steps with the sign of CAPO's advantage under the rule's own critiques (0 has neither),
-and Spearman's correlation with it. Costs are per rollout: tokens that the critic or the estimator reads (with those of
-them in the prefix cache) and writes, and CPU seconds, with those of verifier workers. Given solutions have no group:
+and Spearman's correlation with it. The oracle's AUC over all steps is below 1, because the verdict on the answer
+counts in its advantage too. Costs are per rollout: tokens that the critic or the estimator reads (with those of them
+in the prefix cache) and writes, and CPU seconds, with those of verifier workers. Given solutions have no group:
 their advantages are of steps alone. A table is of the commit that it names: what has changed in an estimator, a prompt
 or a setting since then is not in it.
 """

@@ -87,7 +87,8 @@ class EvaluationFlags(Flags):
             model_flag,
             dest="model",
             default=TINY,
-            help="a model's folder or hub id, the folder of a run of train or sft, or tiny (default)",
+            help="a model's folder or hub id, or the folder of a run of train or sft (default: model.path of --config, "
+            "or tiny)",
         )
         self.add_argument("--data-dir", help="folder that holds the known data sets")
         self.add_argument("--limit", type=at_least(1), metavar="N", help="only N of each, drawn once and for all")

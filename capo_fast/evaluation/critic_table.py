@@ -20,7 +20,7 @@ def results_table(results: Mapping[str, Any]) -> str:
         f"top-p {settings['critic.top_p']:g}.\n"
         "F1 is the harmonic mean of the accuracies by first error on wrong and on right solutions (an abstention is\n"
         "an error); precision and recall are by step, over solutions with a verdict; in brackets 95 % intervals.\n"
-        "any: one vote, on which all rules agree. A dash: the labels don't allow it, or there is nothing to count.\n"
+        "any: the first vote alone, on which all rules agree. A dash: the labels don't allow it, or nothing to count.\n"
         "The column abstained counts solutions, the line below the table critiques.\n"
         "Indices out of range are dropped; a critique without others abstains."
     )

@@ -89,7 +89,8 @@ def _solutions(rows: Iterator[Row]) -> Iterator[tuple[str, Solution]]:
 def _first_wrong(where: str, row: dict[str, Any], steps: int, wrong: frozenset[int] | None) -> int:
     first = row.get("first_wrong_step")
     if first is None and wrong is None:
-        raise DataError(f"{where}: no first_wrong_step or wrong_steps; fields found: {', '.join(map(str, row))}")
+        found = ", ".join(f"{key} (null)" if value is None else str(key) for key, value in row.items())
+        raise DataError(f"{where}: no first_wrong_step or wrong_steps; fields found: {found}")
     if first is None and wrong is not None:
         return min(wrong, default=-1)
     if type(first) is not int or not -1 <= first < steps:

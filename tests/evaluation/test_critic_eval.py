@@ -278,7 +278,7 @@ BAD_ROWS = {
     "true": ({"first_wrong_step": True}, "first_wrong_step: found True"),
     "none": (
         {"first_wrong_step": None, "label": 1},
-        "no first_wrong_step or wrong_steps; fields found: problem, steps, first_wrong_step, label",
+        "no first_wrong_step or wrong_steps; fields found: problem, steps, first_wrong_step (null), label",
     ),
     "empty": ({"steps": [" ", "\n"]}, "field 'steps': all 2 are empty"),
     "list": ({"wrong_steps": [0, 7]}, "wrong_steps: found [0, 7], wanted a list of indices below 2"),
