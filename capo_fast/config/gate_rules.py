@@ -6,6 +6,23 @@ from capo_fast.config.learning_rules import Rules
 from capo_fast.config.schema import Config
 
 
+def greedy_vote(config: Config) -> Rules:
+    critic = config.critic
+    yield (
+        critic.voting == "greedy" and critic.votes != 1,
+        f"critic.votes: found {critic.votes}, wanted 1 with critic.voting: greedy (one critique at temperature 0)",
+    )
+
+
+def equal_votes(config: Config) -> Rules:
+    critic = config.critic
+    yield (
+        critic.temperature == 0 and critic.votes != 1 and critic.voting != "greedy",
+        f"critic.votes: found {critic.votes}, wanted 1 with {critic.key_of('temperature')}: 0, which makes all "
+        "votes equal",
+    )
+
+
 def reads(config: Config) -> Rules:
     """Valid combinations of verdict and judged text. A command that scores a critic has these rules, too."""
     critic, whole = config.critic, config.credit.process == "outcome"

@@ -151,19 +151,6 @@ def _critiques(config: Config) -> Rules:
         yield _too_long(config, config.critic.key_of("max_tokens"))
 
 
-def _votes(config: Config) -> Rules:
-    critic = config.critic
-    yield (
-        critic.voting == "greedy" and critic.votes != 1,
-        f"critic.votes: found {critic.votes}, wanted 1 with critic.voting: greedy (one critique at temperature 0)",
-    )
-    yield (
-        critic.temperature == 0 and critic.votes != 1,
-        f"critic.votes: found {critic.votes}, wanted 1 with {critic.key_of('temperature')}: 0, which makes all "
-        "votes equal",
-    )
-
-
 def _frozen(config: Config) -> Rules:
     path, rank = config.critic.path, config.lora.rank
     yield (
@@ -259,7 +246,8 @@ PARTS = {
     "sampling": Part(_always, _sampling),
     "groups": Part(_always, _groups),
     "critiques": Part(lambda c: c.has_critic, _critiques, CRITIQUES),
-    "votes": Part(lambda c: c.has_critic, _votes),
+    "greedy vote": Part(lambda c: c.has_critic, gate_rules.greedy_vote),
+    "equal votes": Part(lambda c: c.has_critic, gate_rules.equal_votes),
     "reads": Part(lambda c: c.has_critic, gate_rules.reads),
     "gate": Part(lambda c: c.has_critic, gate_rules.gate),
     "frozen critic": Part(lambda c: c.has_critic and c.critic.mode == "frozen", _frozen),
@@ -295,5 +283,5 @@ PARTS = {
     "eval": Part(lambda c: bool(c.eval.path), _eval, ("eval.n", "eval.top_p", "eval.limit")),
 }
 """The parts of a run, in the order in which they are checked."""
-SAMPLING = {"rollout.max_tokens": ("sampling",), "critic.max_tokens": ("critiques", "reads")}
+SAMPLING = {"rollout.max_tokens": ("sampling",), "critic.max_tokens": ("critiques", "equal votes", "reads")}
 """The parts of a command that only samples, by the key of its longest answer."""

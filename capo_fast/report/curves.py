@@ -162,17 +162,22 @@ def _rest(runs: Sequence[Run]) -> list[Chart]:
 # ---- outcome against process -----------------------------------------------------------------------------------------
 
 
+DISAGREE = (
+    ("right-flagged", "right-sound", "right, wrong step"),
+    ("wrong-sound", "wrong-flagged", "wrong, no wrong step"),
+)
+"""A kind of rollout, the other kind with that outcome, and the first one's name."""
+
+
 def disagreement(runs: Sequence[Run], maps: Sequence[CreditMap]) -> dict[str, Any] | None:
-    """Shares of the judged rollouts on disk; None if no rollout was judged."""
+    """Shares of the judged right and wrong answers on disk; None if no rollout was judged."""
     series = []
     for place, (run, credit_map) in enumerate(zip(runs, maps, strict=True)):
-        judged = {step: sum(n for kind, n in kinds.items() if "-" in kind) for step, kinds in credit_map.kinds.items()}
-        x = [step for step, n in judged.items() if n]
-        for number, (kind, name) in enumerate(
-            (("right-flagged", "right, wrong step"), ("wrong-sound", "wrong, no wrong step"))
-        ):
+        for number, (kind, other, name) in enumerate(DISAGREE):
+            judged = {step: kinds[kind] + kinds[other] for step, kinds in credit_map.kinds.items()}
+            x = [step for step, n in judged.items() if n]
             y = [credit_map.kinds[step][kind] / judged[step] for step in x]
             series.append(Series(f"{run.name}: {name}", place, *_style(place, number), x, y))
-    note = "right answer with a wrong step; wrong answer without one (dotted): share of judged rollouts"
+    note = "with a wrong step, share of right answers; without one (dotted), share of wrong answers"
     series = [each for each in series if each.x]
     return as_json("Outcome against process", note, series, percent=True) if series else None
