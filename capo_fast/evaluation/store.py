@@ -65,7 +65,7 @@ class Store:
         path, files = self.folder / SETTINGS_FILE, sorted(self.folder.glob("answers-*.jsonl"))
         if files and not path.exists():
             raise ConfigError(f"{self.folder} has answers but no {path.name}; take another --out")
-        if path.exists():
+        if files:
             check_same(json.loads(path.read_text()), settings, self.folder)
         with replacing(path) as file:
             file.write(json.dumps(settings, indent=1).encode() + b"\n")

@@ -212,11 +212,11 @@ class _Round:
             case "ready":
                 worker.ready, worker.batch = True, value
             case "unloadable":
-                raise VerifierError(f"cannot load the verifier {self.pool.fn!r}: {value}")
+                raise VerifierError(f"cannot load the reward function {self.pool.fn!r}: {value}")
             case "memory":
                 self._handle_too_large(worker)
             case "error":
-                raise VerifierError(f"the verifier {self.pool.fn!r} failed on {self._describe(worker.work)}:\n{value}")
+                raise VerifierError(f"the reward function {self.pool.fn!r} failed on {self._describe(worker.work)}:\n{value}")
             case _:
                 for item, verdict in zip(worker.work, value, strict=True):
                     self.results[item] = verdict
