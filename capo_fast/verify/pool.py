@@ -216,7 +216,8 @@ class _Round:
             case "memory":
                 self._handle_too_large(worker)
             case "error":
-                raise VerifierError(f"the reward function {self.pool.fn!r} failed on {self._describe(worker.work)}:\n{value}")
+                where = self._describe(worker.work)
+                raise VerifierError(f"the reward function {self.pool.fn!r} failed on {where}:\n{value}")
             case _:
                 for item, verdict in zip(worker.work, value, strict=True):
                     self.results[item] = verdict
