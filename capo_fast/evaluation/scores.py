@@ -29,17 +29,17 @@ def score_benchmark(
 ) -> dict[str, Any]:
     """The entry of one benchmark in `results.json`."""
     greedy, sampled = (_by_question(attempts, checked, kind) for kind in (True, False))
-    scores: dict[str, Scores] = {q.id: {"pass@1": _mean_right(greedy[q.id])} for q in questions}
+    scores: dict[str, Scores] = {q.id: {"pass@1": _mean_of(greedy[q.id], is_right)} for q in questions}
     if any(0 < float(answer.right or 0) < 1 for found in greedy.values() for answer in found):
         for question in questions:
-            scores[question.id] |= {"reward": _mean_reward(greedy[question.id])}
+            scores[question.id] |= {"reward": _mean_of(greedy[question.id], float)}
     counts = _counts(attempts, answers, checked)
     k = max((len(sampled.get(q.id, [])) for q in questions), default=0)
     if k:
         votes = [[(c.vote, is_right(c.right)) for c in sampled[q.id] if c.right is not None] for q in questions]
         majorities, counts["unsettled_comparisons"] = majority_scores(votes, equal)
         for question, valid, majority in zip(questions, votes, majorities, strict=True):
-            scores[question.id] |= {f"avg@{k}": _mean_right(sampled[question.id])}
+            scores[question.id] |= {f"avg@{k}": _mean_of(sampled[question.id], is_right)}
             scores[question.id] |= {f"maj@{k}": majority if valid else None}
             scores[question.id] |= {f"pass@{j}": _pass(valid, j) for j in _powers(k)}
     return {"problems": len(questions), "metrics": summarise(scores), "counts": counts, "by_problem": scores}
@@ -78,14 +78,10 @@ def _by_question(attempts: Sequence[Attempt], checked: Mapping[str, Checked], gr
     return found
 
 
-def _mean_right(answers: Sequence[Checked]) -> float | None:
-    rights = [float(is_right(answer.right)) for answer in answers if answer.right is not None]
-    return mean(rights) if rights else None
-
-
-def _mean_reward(answers: Sequence[Checked]) -> float | None:
-    rewards = [float(answer.right) for answer in answers if answer.right is not None]
-    return mean(rewards) if rewards else None
+def _mean_of(answers: Sequence[Checked], score: Callable[[bool | float], float]) -> float | None:
+    """The mean score of the verdicts; None if there is none."""
+    scores = [float(score(answer.right)) for answer in answers if answer.right is not None]
+    return mean(scores) if scores else None
 
 
 def _pass(votes: Sequence[tuple[str | None, bool]], k: int) -> float | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,15 +170,23 @@ DISAGREE = (
 """A kind of rollout, the other kind with that outcome, and the first one's name."""
 
 
+def shares(kinds: Mapping[int, Counter[str]], kind: str, other: str) -> dict[int, float]:
+    """The share of a kind in it and the other, by step; without steps that have neither.
+
+    >>> shares({1: Counter(a=1, b=3, c=9), 2: Counter(c=1)}, "a", "b")
+    {1: 0.25}
+    """
+    counts = {step: (found[kind], found[other]) for step, found in kinds.items()}
+    return {step: one / (one + two) for step, (one, two) in counts.items() if one + two}
+
+
 def disagreement(runs: Sequence[Run], maps: Sequence[CreditMap]) -> dict[str, Any] | None:
     """Shares of the judged right and wrong answers on disk; None if no rollout was judged."""
     series = []
     for place, (run, credit_map) in enumerate(zip(runs, maps, strict=True)):
         for number, (kind, other, name) in enumerate(DISAGREE):
-            judged = {step: kinds[kind] + kinds[other] for step, kinds in credit_map.kinds.items()}
-            x = [step for step, n in judged.items() if n]
-            y = [credit_map.kinds[step][kind] / judged[step] for step in x]
-            series.append(Series(f"{run.name}: {name}", place, *_style(place, number), x, y))
+            found = shares(credit_map.kinds, kind, other)
+            series.append(Series(f"{run.name}: {name}", place, *_style(place, number), [*found], [*found.values()]))
     note = "with a wrong step, share of right answers; without one (dotted), share of wrong answers"
     series = [each for each in series if each.x]
     return as_json("Outcome against process", note, series, percent=True) if series else None

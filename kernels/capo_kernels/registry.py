@@ -144,12 +144,12 @@ def _automatic(device: torch.device, dtype: torch.dtype, vocab: int) -> Implemen
             return BUILT[name]
     if dtype != torch.float64 and any(name in MISSING for name in order):  # none of them takes float64
         reasons = [f"{name}: {MISSING.get(name) or BUILT[name].refuses(device, dtype, vocab)}" for name in order]
-        _report_fallback(device.type, "; ".join(reasons))
+        _warn_of_fallback(device.type, "; ".join(reasons))
     return BUILT["reference"]
 
 
 @cache
-def _report_fallback(device: str, reasons: str) -> None:
+def _warn_of_fallback(device: str, reasons: str) -> None:
     """Warns once. Raises RuntimeError if CAPO_CPU_ISA names what can't run."""
     if device == "cpu" and os.environ.get("CAPO_CPU_ISA"):
         raise RuntimeError(f"impl='auto' with CAPO_CPU_ISA={os.environ['CAPO_CPU_ISA']!r} cannot run: {reasons}")

@@ -244,6 +244,21 @@ def test_critics_of_different_settings_are_compared_by_the_first_error(tmp_path)
     assert "critic.votes: 1 in A, 3 in B\ncritic.voting: greedy in A, " in comparison_table(found)
 
 
+def test_equal_votes_are_refused_unless_none_is_sampled(tmp_path):
+    given = ("--critic.temperature", "0", "--critic.votes", "3")
+    with pytest.raises(ConfigError, match=r"critic\.votes: found 3, wanted 1 with critic\.temperature: 0"):
+        make_job(tmp_path / "a", *given)
+    assert make_job(tmp_path / "a", *given, "--critic.voting", "greedy").config.critic.votes == 3
+
+
+def test_settings_of_a_start_without_answers_may_change(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "settings.json").write_text('{"critic.votes": 7}')
+    assert run(make_job(tmp_path / "a", "--limit", "4", "--critic.votes", "2"), scripted_engine())
+    with pytest.raises(ConfigError, match=r"critic\.votes"):
+        run(make_job(tmp_path / "a", "--limit", "4", "--critic.votes", "3"), scripted_engine())
+
+
 def test_a_fine_tuned_run_is_evaluated_with_the_prompt_of_its_training(tmp_path):
     for task in ("critic", "chat"):
         folder, own = tmp_path / task, {"data.critic_prompt": "pkg://capo_fast.credit/prompts/tiny.txt"}

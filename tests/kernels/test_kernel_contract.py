@@ -117,7 +117,7 @@ def no_cpu(monkeypatch) -> None:
     monkeypatch.delenv("CAPO_CPU_ISA", raising=False)
     monkeypatch.delitem(registry.BUILT, "cpu", raising=False)
     monkeypatch.setitem(registry.MISSING, "cpu", "not built: no compiler")
-    registry._report_fallback.cache_clear()
+    registry._warn_of_fallback.cache_clear()
 
 
 def test_auto_warns_once_when_it_falls_back_to_the_reference(no_cpu) -> None:
