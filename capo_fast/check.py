@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -42,11 +44,14 @@ from capo_fast.policy.optimizer import check_torchao
 from capo_fast.policy.sync import check_same_architecture
 from capo_fast.pretrained import check_context, check_model_folder, load_tokenizer
 from capo_fast.pretrained.weights import model_class, weight_files
+from capo_fast.records import Prompt
 from capo_fast.rollout.critiquing import check_room
 from capo_fast.rollout.requests import RequestBuilder
+from capo_fast.rollout.rewards import open_rewards
 from capo_fast.runtime.ranks import check_roles
 from capo_fast.terminal import printable
-from capo_fast.verify import RewardFunction
+from capo_fast.verify import RewardFunction, VerifierError
+from capo_fast.verify.functions import item_of
 
 T = TypeVar("T")
 
@@ -76,8 +81,9 @@ def check(arguments: Sequence[str], count: int) -> None:
     except CheckFailed:
         line("data", lambda: _fields(config, rewards, estimator))
         raise
-    line("data", lambda: _data(config, rewards, estimator))
+    problem = line("data", lambda: _data(config, rewards, estimator))
     line("critic", lambda: _critic(config, model, count))
+    line("verdict", lambda: _verdict(config, rewards, problem))
 
 
 def line(name: str, run: Callable[[], tuple[T, str]]) -> T:
@@ -148,7 +154,8 @@ def _folder(path: str, key: str, config: Config, use: Literal["train", "sample"]
     return model, f"{size / 1e6:,.1f} MB of weights"
 
 
-def _data(config: Config, rewards: Sequence[RewardFunction], estimator: Estimator | None) -> tuple[None, str]:
+def _data(config: Config, rewards: Sequence[RewardFunction], estimator: Estimator | None) -> tuple[Prompt, str]:
+    """The first problem."""
     problems = load_prompts(config, load_tokenizer(resolve_model(config.model.path)), rewards, estimator)
     room = config.engine.max_model_len - config.rollout.max_tokens
     tokenised = problems.prompts[:TOKENISED]
@@ -156,7 +163,7 @@ def _data(config: Config, rewards: Sequence[RewardFunction], estimator: Estimato
     of_some = f" of the first {TOKENISED:,}" if len(problems.prompts) > TOKENISED else ""
     counts = f"{len(problems.prompts):,} problems, the longest prompt{of_some} {longest} of {room} tokens"
     heldout = f"{len(problems.heldout):,} held out, of {config.eval.path}" if config.eval.path else "none held out"
-    return None, "; ".join([counts, heldout, *problems.notes()])
+    return problems.prompts[0], "; ".join([counts, heldout, *problems.notes()])
 
 
 def _fields(config: Config, rewards: Sequence[RewardFunction], estimator: Estimator | None) -> tuple[None, str]:
@@ -195,6 +202,22 @@ def _external_server(config: Config) -> str:
     from capo_fast.engine.transport import api_key
 
     return f"{served_model(config.endpoint, api_key(config.endpoint))} at {config.endpoint.url}"
+
+
+def _verdict(config: Config, rewards: Sequence[RewardFunction], problem: Prompt) -> tuple[None, str]:
+    """Call each reward function once, in a worker as in training: on the problem's reference as the response."""
+    reference = problem.answer if isinstance(problem.answer, str) else problem.answer[0]
+    item = item_of(reference, problem, problem.columns, finished=True)
+    with closing(open_rewards(replace(config.reward, workers=1), rewards)) as functions:
+        [verdicts] = functions.submit([item]).result()
+    names = (config.reward.fn, *config.reward.also)
+    if None in verdicts:
+        raise VerifierError(
+            f"{names[verdicts.index(None)]}: no verdict on problem {problem.id} within reward.timeout_s "
+            f"({config.reward.timeout_s:g}) and reward.memory_limit, with its reference as the response"
+        )
+    found = ", ".join(f"{value:g} by {name}" for name, value in zip(names, verdicts, strict=True))
+    return None, f"problem {problem.id} with its reference as the response: {found}"
 
 
 def main(argv: Sequence[str] | None = None, count: int = 1) -> int:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before imports whose errors would be less clear
 from capo_fast.command import run_command
+from capo_fast.config.load import by_key
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
 from capo_fast.credit.neutralise import COMMON_SPECIAL_TOKENS
@@ -100,6 +101,11 @@ DECIDING = (
     *("critic.template_kwargs", "endpoint.extra_body"),
 )
 """Settings that determine the answers, besides the prompts."""
+SCORING = (
+    *("critic.prompt", "critic.reads", "critic.verdict", "critic.step.prompt", "critic.step.verdict"),
+    "endpoint.url",
+)
+"""Further ones in the results: names of the prompts, whose texts `requests` has, and how answers are read."""
 OF_A_SERVER = ("critic.mode", "critic.server.dtype", "critic.server.max_model_len")
 """Further ones if the command starts a server."""
 
@@ -138,7 +144,11 @@ def score_critic(job: Job, engine: Completer | None = None) -> dict[str, Any]:
             return {}
         voting = ANY if config.critic.votes == 1 and config.critic.voting != GREEDY else config.critic.voting
         scored = {name: score_set(judged(name, of, answers, config), voting) for name, of in sets.items()}
-        results = {"settings": settings, "software": software(), "benchmarks": scored}
+        results = {
+            "settings": settings | {key: by_key(config)[key] for key in SCORING},
+            "software": software(),
+            "benchmarks": scored,
+        }
         write_results(job.out, results, results_table(results))
         return results
 

@@ -98,7 +98,8 @@ def _sources(
     sources = [Source(fields.path, fields, template, room, training_columns(rewards, estimator))]
     if config.eval.path:
         fields = replace(fields, name=config.eval.name, split=config.eval.split)
-        sources.append(Source(config.eval.path, fields, template, room, reward_columns(rewards[:1]), config.eval.limit))
+        columns = reward_columns(rewards[:1], " for the held-out problems of eval.path")
+        sources.append(Source(config.eval.path, fields, template, room, columns, config.eval.limit))
     return sources
 
 
@@ -200,9 +201,9 @@ def check_may_ask(name: str, config: Config) -> None:
         )
 
 
-def reward_columns(rewards: Sequence[RewardFunction]) -> dict[str, str | None]:
-    """The columns of a row that the functions take, each with the name of a function that requires it, or None."""
-    needed = {name: f"reward function {each.name}" for each in rewards for name in each.required}
+def reward_columns(rewards: Sequence[RewardFunction], use: str = "") -> dict[str, str | None]:
+    """The columns of a row that the functions take, each with the name and use of one that requires it, or None."""
+    needed = {name: f"reward function {each.name}{use}" for each in rewards for name in each.required}
     return {name: needed.get(name) for each in rewards for name in each.columns}
 
 

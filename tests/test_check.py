@@ -13,7 +13,7 @@ from capo_fast import cli
 from capo_fast.check import main
 from capo_fast.config.paths import resolve_path
 
-NAMES = ["configuration", "reward", "credit", "engine", "model", "data", "critic"]
+NAMES = ["configuration", "reward", "credit", "engine", "model", "data", "critic", "verdict"]
 
 
 def checked(capsys, *arguments: str) -> tuple[int, list[str]]:
@@ -29,6 +29,7 @@ def test_the_embedded_default_passes(capsys):
     assert lines[0].endswith("capo, 16 steps of 16 prompts x 8 rollouts of at most 48 tokens")
     counts = "4,096 problems, the longest prompt of the first 1,000 14 of 208 tokens; 400 held out"
     assert lines[5].endswith(f"{counts}, of pkg://capo_fast.tiny/heldout.jsonl")
+    assert lines[7].endswith("problem tiny-0 with its reference as the response: 1 by capo_fast.verify:answers_equal")
 
 
 @pytest.fixture
@@ -116,6 +117,19 @@ def test_a_reward_module_that_fails_is_a_one_line_error(capsys, tmp_path, monkey
     assert (status, lines[-1]) == (1, f"FAILED  reward         {failed}")
 
 
+def test_reward_functions_are_called_once(capsys, tmp_path, monkeypatch):
+    also = ["--reward.also", "reward_functions:digit_share", "--reward.weights", "1"]
+    assert checked(capsys, *also)[1][-1].endswith(
+        "1 by capo_fast.verify:answers_equal, 1 by reward_functions:digit_share"
+    )
+    line = checked(capsys, "--reward.fn", "reward_functions:never")[1][-1]
+    assert line.startswith("FAILED  verdict        reward_functions:never: no verdict on problem tiny-0 within reward.")
+    (tmp_path / "two_rewards.py").write_text("def f(response, reference):\n    return 2.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    status, lines = checked(capsys, "--reward.fn", "two_rewards:f")
+    assert status == 1 and "it returned 2.0, which is neither a bool nor a float in [0, 1]" in str(lines)
+
+
 def test_a_frozen_critic_must_have_the_policy_s_architecture(capsys, model):
     arguments = ["--critic.path", str(model)]
     assert checked(capsys, *arguments)[0] == 0
@@ -136,7 +150,7 @@ def test_a_critic_that_the_run_will_serve_is_checked_and_not_started(capsys, mod
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-5}))
     status, lines = checked(capsys, *SERVED, str(model))
-    assert (status, lines[-1]) == (
+    assert (status, lines[6]) == (
         0,
         f"ok      critic         {model}, qwen2, 0.6 MB of weights, at a server on the CPU",
     )
@@ -172,7 +186,7 @@ def test_a_critic_s_server_must_list_its_models(capsys):
     server = Scripted()
     arguments = ["--critic.mode", "endpoint", "--endpoint.url", server.url]
     status, lines = checked(capsys, *arguments)
-    assert (status, lines[-1]) == (0, f"ok      critic         critic at {server.url}")
+    assert (status, lines[6]) == (0, f"ok      critic         critic at {server.url}")
     line = checked(capsys, *arguments, "--endpoint.model", "other")[1][-1]
     assert line.startswith("FAILED  critic         endpoint.model: found other, wanted one that")
     server.models = 200, {"data": [{"id": "a"}, {"id": "b"}]}

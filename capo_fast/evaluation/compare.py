@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from capo_fast.errors import ConfigError
+from capo_fast.evaluation.critics import is_of
 from capo_fast.evaluation.store import first_difference
 from capo_fast.markdown import markdown_table
 from capo_fast.statistics import difference_interval, mean, paired_p
@@ -36,7 +37,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
     `differ` has the settings of critics that differ: both values by key. A row has: benchmark, metric, both means,
     difference b - a with its 95 % interval, p-value, pairs, and the number of problems left out because one side has no
-    score (time-outs). The mean weighs every benchmark the same.
+    score (time-outs). The mean weighs every benchmark the same. Critics have rows of their F1, without interval and p.
     """
     differ = {}
     if all(results["settings"].get("command") == "critic_eval" for results in (a, b)):
@@ -47,9 +48,10 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
         key, one, other = difference
         raise ConfigError(f"the two can't be compared: {key} is {one!r} in the first and {other!r} in the second")
     pairs = {name: _pairs(name, a["benchmarks"][name], b["benchmarks"][name]) for name in a["benchmarks"]}
-    rows = [
-        _row(name, metric, [found], missing) for name, of in pairs.items() for metric, (found, missing) in of.items()
-    ]
+    rows = []
+    for name, of in pairs.items():
+        rows += [_row(name, metric, [found], missing) for metric, (found, missing) in of.items()]
+        rows += _f1_rows(name, a["benchmarks"][name], b["benchmarks"][name])
     shared = [metric for metric in next(iter(pairs.values())) if all(metric in of for of in pairs.values())]
     if len(pairs) > 1:
         for metric in shared:
@@ -77,7 +79,25 @@ def _renamed(entry: Mapping[str, Any]) -> dict[str, Any]:
     metrics = list(entry["metrics"])
     names = {f"{BY_FIRST_ERROR}, greedy": metrics[0], f"{BY_FIRST_ERROR}, as configured": metrics[-1]}
     rows = {key: {new: row[old] for new, old in names.items()} for key, row in entry["by_problem"].items()}
-    return {"metrics": dict.fromkeys(names), "by_problem": rows}
+    f1s = {f"F1, {which}": _f1(entry, metrics[place]) for which, place in (("greedy", 0), ("as configured", -1))}
+    return {"metrics": dict.fromkeys(names), "by_problem": rows, "f1": f1s}
+
+
+def _f1(entry: Mapping[str, Any], metric: str) -> float | None:
+    """The F1 of the voting whose hits are this metric of `by_problem`."""
+    [row] = [row for row in entry["votings"] if is_of(row, metric)]
+    return row["f1"] and row["f1"]["value"]
+
+
+def _f1_rows(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of two critics' F1. It is no mean over problems, so its difference has no interval."""
+    rows = []
+    for metric, one in a.get("f1", {}).items():
+        other = b["f1"][metric]
+        difference = None if one is None or other is None else other - one
+        row = {"benchmark": name, "metric": metric, "a": one, "b": other, "difference": difference}
+        rows.append(row | dict.fromkeys(("low", "high", "p")) | {"pairs": len(a["by_problem"]), "left_out": 0})
+    return rows
 
 
 Pairs = list[tuple[float, float]]
@@ -119,7 +139,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         f"A: {a}\nB: {b}\n{differ}\n{markdown_table(head, rows, padded=True)}\n"
         "In brackets 95 % intervals (Agresti and Min). p is two-sided and paired by problem: exact McNemar if every "
         "score is 0 or 1, else 10,000 seeded sign flips.\n"
-        "p is not corrected for the number of rows."
+        "p is not corrected for the number of rows. F1 is no mean over problems: its intervals are in results.md."
     )
 
 
@@ -128,7 +148,10 @@ def _cell(value: float | None) -> str:
 
 
 def _difference(row: Mapping[str, Any]) -> str:
-    return "–" if row["p"] is None else f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    if row["difference"] is None:
+        return "–"
+    interval = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return f"{row['difference']:+.3f}{interval}"
 
 
 def _p(p: float | None) -> str:

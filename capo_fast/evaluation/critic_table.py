@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from capo_fast.evaluation.command import estimate
-from capo_fast.evaluation.critics import subset_mean
+from capo_fast.evaluation.critics import is_of, subset_mean
 from capo_fast.evaluation.labelled import APART
 from capo_fast.markdown import markdown_table
 
@@ -20,8 +20,9 @@ def results_table(results: Mapping[str, Any]) -> str:
         f"top-p {settings['critic.top_p']:g}.\n"
         "F1 is the harmonic mean of the accuracies by first error on wrong and on right solutions (an abstention is\n"
         "an error); precision and recall are by step, over solutions with a verdict; in brackets 95 % intervals.\n"
-        "any: the first vote alone, on which all rules agree. A dash: the labels don't allow it, or nothing to count.\n"
-        "The column abstained counts solutions, the line below the table critiques.\n"
+        "any: the first vote alone, on which all rules agree. average: by first error a step is wrong from a mean vote\n"
+        "of 0.5. A dash: the labels don't allow it, or nothing to count. The column abstained counts solutions, the line\n"
+        "below the table critiques. Tokens in (prompts, one per vote) and out are means per solution.\n"
         "Indices out of range are dropped; a critique without others abstains."
     )
     return "\n".join([*sections, legend]) + "\n"
@@ -33,7 +34,7 @@ HEAD = ["voting", "votes", "F1", "on wrong", "on right", "precision", "recall", 
 def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     counts, agreement = entry["counts"], entry["agreement"]
     configured = list(entry["metrics"])[-1]
-    votings = [_row(row, " (as configured)" if _is(row, configured) else "") for row in entry["votings"]]
+    votings = [_row(row, " (as configured)" if is_of(row, configured) else "") for row in entry["votings"]]
     parts = [f"## {name}: {entry['problems']} solutions\n", _table(HEAD, votings)]
     if entry["subsets"]:
         rows = [[subset, *_row(row)[2:]] for subset, row in entry["subsets"].items()]
@@ -60,17 +61,12 @@ def _requests(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """What was requested, cut and not read."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts["unread"].items())
     found = [
-        f"{counts['requests']} requests, {counts['cut']} cut at max_tokens ({settings['critic.max_tokens']}), "
-        + (f"{sum(counts['unread'].values())} not read ({reasons})" if reasons else "all read"),
+        f"{counts['requests']} requests, {counts['cut']} cut at critic.max_tokens ({settings['critic.max_tokens']}), "
+        + (f"{sum(counts['unread'].values())} critiques not read ({reasons})" if reasons else "all critiques read"),
         f"{counts['out_of_range']} indices out of range",
         f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {counts['seconds']:.1f} s.",
     ]
     return "; ".join(found)
-
-
-def _is(row: Mapping[str, Any], metric: str) -> bool:
-    """Whether a row is of this metric of `by_problem`."""
-    return metric in (row["voting"], f"{row['voting']}@{row['votes']}")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

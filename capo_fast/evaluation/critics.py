@@ -100,6 +100,11 @@ def votings(k: int) -> list[tuple[str, int]]:
     return [(GREEDY, 1), (ANY, 1), *several]
 
 
+def is_of(row: Mapping[str, Any], metric: str) -> bool:
+    """Whether a row of `votings` has the voting of this metric of `by_problem`."""
+    return metric in (row["voting"], f"{row['voting']}@{row['votes']}")
+
+
 def score_voting(judged: Sequence[Judged], voting: str, k: int) -> dict[str, Any]:
     """ProcessBench's F1 (by first error) with its two accuracies, precision and recall by step, abstentions, cost.
 

@@ -15,9 +15,9 @@ from capo_fast.config.rules import PARTS, check_parts
 from capo_fast.config.schema import Config, with_merging
 from capo_fast.errors import ConfigError
 from capo_fast.plan.hardware import NVIDIA, find_hardware
-from capo_fast.plan.job import Job, Lengths, fewest_hosts
+from capo_fast.plan.job import TYPICAL_PROMPT, Job, Lengths, fewest_hosts
 from capo_fast.plan.memory import room
-from capo_fast.plan.recommend import recommend, settings
+from capo_fast.plan.recommend import kept, recommend, settings
 from capo_fast.plan.shapes import find_shape
 from capo_fast.plan.text import changes_table, plan_text
 from capo_fast.terminal import printable
@@ -36,7 +36,7 @@ def arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--gpus", type=positive, default=1, help="devices of the job, ranks on a CPU (default: 1)")
     parser.add_argument("--nodes", type=positive, help="hosts of the job; default: the fewest with equal shares")
     parser.add_argument("--device", default="h100", help=f"{', '.join(NVIDIA)} or cpu, this machine (default: h100)")
-    parser.add_argument("--prompt", type=positive, help="mean tokens of a prompt (default: at most 256)")
+    parser.add_argument("--prompt", type=positive, help=f"mean tokens of a prompt (default: at most {TYPICAL_PROMPT})")
     parser.add_argument("--response", type=positive, help="mean tokens of a response (default: half the longest)")
     parser.add_argument("--critique", type=positive, help="mean tokens of a critique (default: half the longest)")
     parser.add_argument("--model", help="recommend settings for this model")
@@ -81,7 +81,8 @@ def plan(argv: Sequence[str]) -> int:
         _, given = read_arguments(rest)
         job, changes = recommend(shape, options.context or 4096, hardware, options.gpus, hosts, given)
         tables = [changes_table(changes), plan_text(job)] if changes else [plan_text(job)]
-        print(f"# for capo train --config FILE --data.path ...\n{printable(settings(job))}")
+        print(f"# for capo train --config FILE --data.path ...; the defaults hold for the rest: {kept(job)}")
+        print(printable(settings(job)))
         print(as_comments(printable("\n".join(tables))), end="")
     else:
         job = job_of(options, rest, hosts)
@@ -112,7 +113,7 @@ def lengths_of(options: argparse.Namespace, config: Config) -> Lengths:
         if (found := getattr(options, name)) and found > most:
             raise ConfigError(f"--{name}: found {found}, wanted at most {most}, by the run's settings")
     return Lengths(
-        options.prompt or min(256, room),
+        options.prompt or min(TYPICAL_PROMPT, room),
         options.response or -(-config.rollout.max_tokens // 2),
         options.critique or -(-config.critic.max_tokens // 2),
     )

@@ -26,6 +26,9 @@ STEPS = 10
 TEMPLATE = 300
 """[us] Tokens of a critic's prompt besides the problem and the solution."""
 
+TYPICAL_PROMPT = 256
+"""[us] Mean tokens of a prompt, if there is room for as many."""
+
 
 @dataclass(frozen=True)
 class Lengths:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from capo_fast.config.load import build_config, read_file
 from capo_fast.markdown import markdown_table
 from capo_fast.plan.hardware import FREE, GEMMS, GIB, LINK, MEMORY, NVIDIA
-from capo_fast.plan.job import Job, Lengths, fewest_hosts
+from capo_fast.plan.job import TYPICAL_PROMPT, Job, Lengths, fewest_hosts
 from capo_fast.plan.levers import in_yaml, lower
 from capo_fast.plan.memory import moments, room, totals
 from capo_fast.plan.seconds import learn, step_seconds
@@ -45,7 +45,7 @@ def paper_job(policy: str, device: str, count: int) -> Job:
     files = (f"pkg://capo_fast.configs/paper/{name}.yaml" for name in ("common", policy))
     config = build_config(*map(read_file, files))
     shape, hardware = find_shape(POLICIES[policy]), NVIDIA[device]
-    lengths = Lengths(256, config.rollout.max_tokens // 2, config.critic.max_tokens // 2)
+    lengths = Lengths(TYPICAL_PROMPT, config.rollout.max_tokens // 2, config.critic.max_tokens // 2)
     return Job(config, shape, hardware, count, fewest_hosts(count, hardware.per_host), lengths)
 
 

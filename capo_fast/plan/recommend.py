@@ -12,7 +12,7 @@ import yaml
 from capo_fast.config.load import build_config, by_key
 from capo_fast.config.schema import Config
 from capo_fast.plan.hardware import GIB, Hardware
-from capo_fast.plan.job import Job, Lengths
+from capo_fast.plan.job import TYPICAL_PROMPT, Job, Lengths
 from capo_fast.plan.levers import Change, lower, needed_cache
 from capo_fast.plan.memory import room
 from capo_fast.plan.shapes import ModelShape
@@ -25,6 +25,8 @@ FIXED = (
     "critic.max_tokens",
     "train.micro_tokens",
 )
+KEPT = ("rollout.prompts", "rollout.n", "critic.votes", "train.epochs", "train.lr", "train.steps")
+"""Settings of a run that are not recommended: their defaults hold, and are shown."""
 LOWERED = (
     *("policy.dtype", "engine.dtype", "train.optimizer", "train.offload_optimizer", "policy.gradient_checkpointing"),
     *("policy.offload_activations", "policy.shard", "reference.offload", "engine.tensor_parallel"),
@@ -44,7 +46,7 @@ def recommend(
     """The job, and the changes from full fine-tuning without recomputation. given: the algorithm, or nothing."""
     config = largest_settings(shape, context, "float32" if hardware.on_cpu else "bfloat16", given)
     longest = config.rollout.max_tokens
-    lengths = Lengths(context - longest, longest // 2, config.critic.max_tokens // 2)
+    lengths = Lengths(min(TYPICAL_PROMPT, context - longest), longest // 2, config.critic.max_tokens // 2)
     job = Job(config, shape, hardware, ranks, hosts, lengths)
     job, changes = lower(job.with_settings(engine__kv_cache_gb=needed_cache(job)))
     return with_free_cache(job), changes
@@ -80,3 +82,9 @@ def settings(job: Job) -> str:
     values, defaults = by_key(job.config), by_key(Config())
     chosen = [*FIXED, *(key for key in LOWERED if values[key] != defaults[key])]
     return yaml.safe_dump({key: values[key] for key in chosen}, sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+def kept(job: Job) -> str:
+    """The defaults that hold without further settings, in one line."""
+    values = by_key(job.config)
+    return ", ".join(f"{key} {values[key]}" for key in KEPT if key != "critic.votes" or job.config.has_critic)

@@ -125,14 +125,18 @@ def _is_live(terminal: Terminal, isatty: bool) -> bool:
     return terminal.is_interactive and isatty
 
 
+PAUSE_S = 5.0
+"""Least time between two lines of `AnswerDisplay`."""
+
+
 class AnswerDisplay:
-    """Progress of `total` answers on standard error: a live row on a terminal, ten lines elsewhere."""
+    """Progress of `total` answers on standard error: a live row on a terminal, at most ten lines elsewhere."""
 
     def __init__(self, what: str, total: int, rank: int = 0) -> None:
         self._out = Terminal(stderr=True, quiet=rank != 0)
         self._what, self._total = printable(what), total
         self._done = self._tokens = 0
-        self._start = time.monotonic()
+        self._start = self._shown = time.monotonic()
         self._live = rank == 0 and total > 0 and _is_live(self._out, sys.stderr.isatty())
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         rate = TextColumn("{task.fields[rate]}")
@@ -145,9 +149,15 @@ class AnswerDisplay:
         self._tokens += tokens
         rate = f"{self._tokens / max(time.monotonic() - self._start, 1e-6):.0f} tokens/s"
         self._row.update(self._task, advance=1, rate=rate)
-        if not self._live and self._done * 10 // self._total > (self._done - 1) * 10 // self._total:
+        if not self._live and self._is_due():
+            self._shown = time.monotonic()
             line = f"{self._what}: {self._done}/{self._total} answers, {rate}"
             self._out.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def _is_due(self) -> bool:
+        """True at each tenth of the answers, but only PAUSE_S after the last line, and at the end."""
+        tenth = self._done * 10 // self._total > (self._done - 1) * 10 // self._total
+        return self._done == self._total or (tenth and time.monotonic() - self._shown >= PAUSE_S)
 
     def __enter__(self) -> Self:
         self._row.start()

@@ -80,7 +80,11 @@ def with_steps(config: SftConfig, batches: Batches) -> SftConfig:
     """The settings with the number of updates. Raises ConfigError if there are too few."""
     wanted = config.train.steps
     if wanted > batches.count:
-        raise ConfigError(f"train.steps: found {wanted}, wanted at most {batches.count}, the updates of train.epochs")
+        epochs = config.train.epochs
+        raise ConfigError(
+            f"train.steps: found {wanted}, wanted at most {batches.count}, the updates of train.epochs ({epochs}); "
+            "more need more train.epochs"
+        )
     return replace(config, train=replace(config.train, steps=wanted or batches.count))
 
 

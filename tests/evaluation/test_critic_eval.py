@@ -172,7 +172,7 @@ def test_a_critic_of_steps_is_scored_on_whole_solutions(tmp_path):
     arguments = ("--limit", "20", "--critic.votes", "1", "--critic.reads", "step")
     results = run(make_job(tmp_path, *arguments), ScriptedEngine(answer_steps))
     entry = results["benchmarks"]["tiny"]
-    assert ", all read; 0 indices out of range; " in (tmp_path / "results.md").read_text()
+    assert ", all critiques read; 0 indices out of range; " in (tmp_path / "results.md").read_text()
     assert {row["step_recall"] for row in entry["votings"]} == {row["f1"]["value"] for row in entry["votings"]} == {1.0}
     assert (entry["counts"]["critiques"], entry["counts"]["without_room"]) == (40, 0)
     steps = [len(each.steps) for each in load_solutions(["tiny"], None, 20, 0)["tiny"]]
@@ -231,7 +231,7 @@ def test_abstentions_are_counted_by_reason(tmp_path):
     run(make_job(tmp_path, "--limit", "5", "--critic.voting", "greedy"), Rambling())
     reasons = "1 No without a list, 1 without a verdict, 1 only indices out of range, 1 cut before the verdict"
     page = (tmp_path / "results.md").read_text()
-    assert f"5 requests, 1 cut at max_tokens (128), 4 not read ({reasons}); 1 indices out of range;" in page
+    assert f"5 requests, 1 cut at critic.max_tokens (128), 4 critiques not read ({reasons}); 1 indices out of range;" in page
 
 
 def test_critics_of_different_settings_are_compared_by_the_first_error(tmp_path):
@@ -239,9 +239,12 @@ def test_critics_of_different_settings_are_compared_by_the_first_error(tmp_path)
     run(make_job(tmp_path / "b", "--limit", "10", "--critic.votes", "3"), scripted_engine())
     found = compare(*map(read_results, (tmp_path / "a", tmp_path / "b")))
     names = ["accuracy by first error, greedy", "accuracy by first error, as configured"]
+    names += ["F1, greedy", "F1, as configured"]
     assert [(row["metric"], row["b"], row["pairs"]) for row in found["rows"]] == [(name, 1.0, 10) for name in names]
     assert found["rows"][1]["a"] == found["rows"][0]["a"] < 1
-    assert "critic.votes: 1 in A, 3 in B\ncritic.voting: greedy in A, " in comparison_table(found)
+    assert found["rows"][2]["a"] == 0.0, "it finds no wrong step"
+    page = comparison_table(found)
+    assert "critic.votes: 1 in A, 3 in B\ncritic.voting: greedy in A, " in page and "F1, greedy" in page
 
 
 def test_equal_votes_are_refused_unless_none_is_sampled(tmp_path):
@@ -283,7 +286,7 @@ def test_a_solution_that_is_too_long_is_a_truncated_abstention(tmp_path):
     assert entry["votings"][0]["accuracy_on_right"]["value"] == 0.5
     page = (tmp_path / "a" / "results.md").read_text()
     assert "Right solutions only: no recall, no F1." in page
-    assert "2 requests, 0 cut at max_tokens (128), 2 not read (2 without room for the prompt);" in page
+    assert "2 requests, 0 cut at critic.max_tokens (128), 2 critiques not read (2 without room for the prompt);" in page
     assert "| any (as configured) |" in page and "| greedy  " in page
 
 

@@ -330,10 +330,14 @@ def test_importing_the_console_loads_no_heavy_library():
 # ---- answers of an evaluation ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rank", "lines"), [(0, 10), (1, 0)])
-def test_answers_are_ten_lines_without_a_terminal(rank, lines, capsys):
+@pytest.mark.parametrize(("rank", "seconds", "lines"), [(0, 1.0, 10), (0, 0.5, 5), (0, 0.0, 1), (1, 1.0, 0)])
+def test_answers_are_at_most_ten_lines_without_a_terminal(rank, seconds, lines, capsys, monkeypatch):
+    """seconds: of one answer."""
+    now = [0.0]
+    monkeypatch.setattr("capo_fast.runlog.console.time.monotonic", lambda: now[0])
     with AnswerDisplay("[math]\x1b", 50, rank) as display:
         for _ in range(50):
+            now[0] += seconds
             display.advance(3)
     shown = capsys.readouterr()
     assert shown.out == ""

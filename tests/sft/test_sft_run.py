@@ -112,7 +112,10 @@ def test_a_critic_s_adapter_is_trained_on_labels_without_the_held_out_problems(t
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (("--train.steps", "7"), "train.steps: found 7, wanted at most 6, the updates of train.epochs"),
+        (
+            ("--train.steps", "7"),
+            "train.steps: found 7, wanted at most 6, the updates of train.epochs (1); more need more",
+        ),
         (("--data.max_tokens", "9999"), "data.max_tokens: found 9999, wanted at most "),
         (("--data.max_tokens", "5"), " tokens, wanted at most 5 (data.max_tokens); data.overlong: drop"),
         (("--data.max_tokens", "5", "--data.overlong", "drop"), "no examples to train on: all 28 are too long"),
