@@ -35,7 +35,7 @@ ROLLOUTS = {
     "algorithm": "grpo_genorm",
     "critic.prompt": "pkg://capo_fast.credit/prompts/genorm.txt",
     "rollout.prompts": 2,
-    "rollout.n": 4,
+    "rollout.n": 3,
     "rollout.max_tokens": 24,
     "critic.votes": 1,
     "critic.max_tokens": 12,
@@ -44,7 +44,7 @@ ROLLOUTS = {
     "loss.kl_coef": 0,
     "engine.dtype": "float32",
     "engine.max_model_len": 512,
-    "engine.max_num_seqs": 8,
+    "engine.max_num_seqs": 6,
     "engine.kv_cache_gb": 0.25,
     "engine.enforce_eager": "true",
 }
