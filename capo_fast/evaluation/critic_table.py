@@ -20,9 +20,9 @@ def results_table(results: Mapping[str, Any]) -> str:
         f"top-p {settings['critic.top_p']:g}.\n"
         "F1 is the harmonic mean of the accuracies by first error on wrong and on right solutions (an abstention is\n"
         "an error); precision and recall are by step, over solutions with a verdict; in brackets 95 % intervals.\n"
-        "any: the first vote alone, on which all rules agree. average: by first error a step is wrong from a mean vote\n"
-        "of 0.5. A dash: the labels don't allow it, or nothing to count. The column abstained counts solutions, the line\n"
-        "below the table critiques. Tokens in (prompts, one per vote) and out are means per solution.\n"
+        "any: the first vote alone, on which all rules agree. average: by first error a step is wrong from a mean\n"
+        "vote of 0.5. A dash: the labels don't allow it, or nothing to count. The column abstained counts solutions;\n"
+        "the line below the table counts requests. Tokens in (prompts, one per vote) and out are means per solution.\n"
         "Indices out of range are dropped; a critique without others abstains."
     )
     return "\n".join([*sections, legend]) + "\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 
 from capo_fast.config.schema import EngineConfig
+from capo_fast.errors import CapoError, cause_of
 from capo_fast.runtime.failures import one_error_shown
 from capo_fast.runtime.ranks import die_with_launcher, ranks
 
@@ -32,10 +34,19 @@ def train_on_ranks(
     engine: given if the run may have ranks of two roles.
     """
     die_with_launcher()
-    with ranks(max(2 * stage_timeout_s, START_S), engine) as device:
+    with ranks(max(2 * stage_timeout_s, START_S), engine) as device, naming_full_gpu():
         trainer = build(device)
         try:
             with one_error_shown():  # before `close`: vLLM's shutdown takes a while, and breaks the others' collectives
                 return trainer.train()
         finally:
             trainer.close()
+
+
+@contextmanager
+def naming_full_gpu() -> Iterator[None]:
+    """Turns torch's error about a full GPU into one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise CapoError(f"{cause_of(error)}; capo plan names settings to lower") from error
