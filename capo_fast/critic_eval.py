@@ -102,8 +102,8 @@ DECIDING = (
 )
 """Settings that determine the answers, besides the prompts."""
 SCORING = (
-    *("critic.prompt", "critic.reads", "critic.verdict", "critic.step.prompt", "critic.step.verdict"),
-    "endpoint.url",
+    *("critic.prompt", "critic.reads", "critic.verdict", "endpoint.url"),
+    *("critic.step.prompt", "critic.step.verdict", "critic.step.max_tokens"),
 )
 """Further ones in the results: names of the prompts, whose texts `requests` has, and how answers are read."""
 OF_A_SERVER = ("critic.mode", "critic.server.dtype", "critic.server.max_model_len")

@@ -60,8 +60,9 @@ def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -
 def _requests(counts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """What was requested, cut and not read."""
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts["unread"].items())
+    limit = "critic.step.max_tokens" if settings["critic.reads"] == "step" else "critic.max_tokens"
     found = [
-        f"{counts['requests']} requests, {counts['cut']} cut at critic.max_tokens ({settings['critic.max_tokens']}), "
+        f"{counts['requests']} requests, {counts['cut']} cut at {limit} ({settings[limit]}), "
         + (f"{sum(counts['unread'].values())} critiques not read ({reasons})" if reasons else "all critiques read"),
         f"{counts['out_of_range']} indices out of range",
         f"{counts['tokens_in']} tokens in, {counts['tokens_out']} out, {counts['seconds']:.1f} s.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +15,7 @@ from capo_fast.config.load import build_config, by_key
 from capo_fast.config.schema import Config
 from capo_fast.plan.hardware import GIB, Hardware
 from capo_fast.plan.job import TYPICAL_PROMPT, Job, Lengths
-from capo_fast.plan.levers import Change, lower, needed_cache
+from capo_fast.plan.levers import Change, in_order, lower, needed_cache
 from capo_fast.plan.memory import room
 from capo_fast.plan.shapes import ModelShape
 
@@ -48,8 +50,10 @@ def recommend(
     longest = config.rollout.max_tokens
     lengths = Lengths(min(TYPICAL_PROMPT, context - longest), longest // 2, config.critic.max_tokens // 2)
     job = Job(config, shape, hardware, ranks, hosts, lengths)
-    job, changes = lower(job.with_settings(engine__kv_cache_gb=needed_cache(job)))
-    return with_free_cache(job), changes
+    whole = job.with_settings(engine__kv_cache_gb=needed_cache(job))
+    job, changes = lower(whole)
+    job = with_free_cache(job)
+    return job, in_order(whole, [replace(each, value=attrgetter(each.key)(job.config)) for each in changes])
 
 
 def largest_settings(shape: ModelShape, context: int, dtype: str, given: Mapping[str, Any]) -> Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import psutil
@@ -184,11 +185,12 @@ def test_a_job_that_would_be_refused_is_not_planned(ranks, values, message):
 
 
 @pytest.mark.parametrize(
-    ("model", "ranks", "device"), [("qwen2.5-7b", 8, "h100"), ("qwen3-8b", 1, "h200"), ("llama-3.1-70b", 64, "a100")]
+    ("model", "ranks", "device"), [("qwen2.5-7b", 2, "h100"), ("qwen3-8b", 1, "h200"), ("llama-3.1-70b", 64, "a100")]
 )
 def test_a_recommendation_fits_and_is_a_file_of_settings(model, ranks, device, tmp_path):
-    planned, _ = recommend(find_shape(model), 8192, NVIDIA[device], ranks, -(-ranks // 8))
+    planned, changes = recommend(find_shape(model), 8192, NVIDIA[device], ranks, -(-ranks // 8))
     assert room(planned) >= 0
+    assert all(each.value == attrgetter(each.key)(planned.config) for each in changes)
     (tmp_path / "run.yaml").write_text(settings(planned))
     words = ["--config", str(tmp_path / "run.yaml"), "--data.path", "x.jsonl", "--device", device, "--gpus", str(ranks)]
     assert main(words) == 0
