@@ -22,12 +22,12 @@ class CreditConfig:
         "critique-ratio",
         "flawed-answers",
     ] = "steps"
-    """Credit of steps (docs/credit.md). With a critic: steps (CAPO): wrong steps penalise their own tokens; prefix: no
-    credit from the first wrong step on; outcome: the critic's judgment of the whole solution is added to the verdict
-    (the paper's GRPO-GenORM); flawed-answers: right answers with a wrong step are penalised (FAPO); critique-ratio:
-    tokens are weighted by the change in their probability with the critique in the prompt. Without a critic:
-    answer-probability: the change in the reference answer's probability over a step; step-values: the change in the
-    pass rate of continuations (VinePPO); none."""
+    """Credit of steps (docs/credit.md). With a critic: steps (CAPO): wrong steps penalise their own tokens; prefix: a
+    wrong answer has no credit from its first wrong step on; outcome: the critic's judgment of the whole solution is
+    added to the verdict (the paper's GRPO-GenORM); flawed-answers: right answers with a wrong step are penalised
+    (FAPO); critique-ratio: tokens are weighted by the change in their probability with the critique in the prompt.
+    Without a critic: answer-probability: the change in the reference answer's probability over a step; step-values: the
+    change in the pass rate of continuations (VinePPO); none."""
     fn: str | None = None
     """Credit function `package.module:function` in place of credit.process's; credit.process then selects only the
     critic's requests (none: no critic). It is called with the whole groups of a rank, and returns the wrongness of each

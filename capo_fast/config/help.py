@@ -136,7 +136,7 @@ def _algorithms() -> list[str]:
     lines = []
     for name in SETTINGS["algorithm"].schema["enum"]:
         settings = "  ".join(f"{key}={_value(value)}" for key, value in read_algorithm(name).items())
-        lines += _wrapped(f"{name:<7} {settings}", 2, 10)
+        lines += _wrapped(f"{name:<11} {settings}", 2, 14)
     return lines
 
 

@@ -1,4 +1,5 @@
-"""Whether anything watches a call: a graph that is traced, a dispatch mode, a transform, a tensor subclass."""
+"""Whether anything watches a call: a graph that is traced, a dispatch mode, a transform, a tensor subclass; and whether
+a backward is to be differentiated again."""
 
 from __future__ import annotations
 
@@ -28,3 +29,13 @@ def _flat(arguments: Iterable[Any]) -> Iterable[Any]:
             yield from x
         else:
             yield x
+
+
+def refuse_double_backward() -> None:
+    """For a backward without a graph of its own. Raises RuntimeError under create_graph: torch would lose the second
+    derivative silently where the incoming gradient requires none."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "create_graph: got True, want False (policy_loss and token_logprobs of impl='reference' have second "
+            "derivatives)"
+        )

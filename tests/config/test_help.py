@@ -19,7 +19,7 @@ def test_help_shows_every_setting_with_both_values(capsys: pytest.CaptureFixture
     assert "--rollout.prompts  integer > 0  [12; tiny.yaml: 16]\n      Prompts (groups) per step.\n" in text
     assert "--critic.voting  intersection | majority | union | average | greedy  [intersection]\n" in text
     assert "[0.9,0.999; tiny.yaml: 0.9,0.95]" in text
-    assert f"\n  dr_grpo credit.process={read_algorithm('dr_grpo')['credit.process']} " in text
+    assert f"\n  dr_grpo     credit.process={read_algorithm('dr_grpo')['credit.process']} " in text
 
 
 def test_every_setting_has_a_docstring() -> None:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..api import policy_loss
 from ..reference.objective import OBJECTIVES
 from ..spec import LossSpec, PolicyLoss
+from ..tracing import refuse_double_backward
 from .grpo import Completions, ratio_and_kl
 
 
@@ -72,8 +72,8 @@ class _Logprobs(torch.autograd.Function):
         return _logprob_loss(logits_NV, targets_N, trained_N, temperature).logprobs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dlogp_N: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
         logits_NV, targets_N = ctx.saved_tensors
         with torch.enable_grad():
             leaf_NV = logits_NV.detach().requires_grad_()

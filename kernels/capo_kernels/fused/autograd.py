@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..rows import Modes, RowKernels
 from ..spec import Head, LossInputs, LossSpec, PolicyLoss
+from ..tracing import refuse_double_backward
 from . import custom_ops
 from .arguments import needs_logprobs, plain, token_arguments
 
@@ -133,7 +134,7 @@ class _Logprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
-        _refuse_double_backward()
+        refuse_double_backward()
         dlogits_TV = custom_ops.dlogits(*ctx.saved_tensors, *_slopes(dlogp_T, dentropy_T), **ctx.options)
         return dlogits_TV, *_nones(ctx, 1)
 
@@ -160,7 +161,7 @@ class _LinearLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
-        _refuse_double_backward()
+        refuse_double_backward()
         needs = ctx.needs_input_grad[:3]
         slopes = _slopes(dlogp_T, dentropy_T)
         grads = custom_ops.linear_logprobs_backward(*ctx.saved_tensors, *slopes, **ctx.options, needs=needs)
@@ -211,7 +212,7 @@ class _PolicyLoss(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.inplace and _keeps_graph():
             raise RuntimeError("inplace=True: got retain_graph or create_graph, want a single backward")
-        _refuse_double_backward()
+        refuse_double_backward()
         (dlogits_TV,) = ctx.saved_tensors
         return _scaled(dlogits_TV, dloss, ctx.impl), *_nones(ctx, 1)
 
@@ -253,7 +254,7 @@ class _LinearPolicyLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_double_backward()
+        refuse_double_backward()
         wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         grads = (_scaled(grad, dloss, ctx.impl) if need else None for grad, need in wanted)
         return *grads, *_nones(ctx, 3)
@@ -279,9 +280,3 @@ def _nones(ctx: Any, grads: int) -> tuple[None, ...]:
 def _keeps_graph() -> bool:
     """True if the backward that is running may run again on the same saved tensors."""
     return not torch.compiler.is_compiling() and torch._C._autograd._get_current_graph_task_keep_graph()
-
-
-def _refuse_double_backward() -> None:
-    """The second derivative would be lost silently: only `reference` has it."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError("create_graph: got True, want False (impl='reference' has second derivatives)")

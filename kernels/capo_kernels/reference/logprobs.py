@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..chunks import chunk_rows
 from ..spec import Head
+from ..tracing import refuse_double_backward
 
 
 def logprobs(logits_TV: Tensor, targets_T: Tensor, head: Head, entropy: bool) -> tuple[Tensor, ...]:
@@ -71,8 +71,8 @@ class _LinearLogprobs(torch.autograd.Function):
         return tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads_T: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_double_backward()
         if all(grad is None for grad in grads_T):
             return (None,) * 8
         hidden_TH, weight_VH, bias_V, targets_T = ctx.saved_tensors
