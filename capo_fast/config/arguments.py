@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from operator import attrgetter
 from typing import Any, NoReturn
 
-from capo_fast.config.help import sft_usage, usage
+from capo_fast.config.help import sft_usage, shown_value, usage
 from capo_fast.config.load import DEFAULT_FILE, build_config, build_kind, read_file
 from capo_fast.config.rules import validate
 from capo_fast.config.schema import Config
@@ -47,7 +47,7 @@ def note_embedded(argv: Sequence[str], config: Config, keys: Collection[str] = E
     default = build_config(read_file(DEFAULT_FILE))
     own = any(attrgetter(key)(config) != attrgetter(key)(default) for key in ("model.path", "data.path"))
     if own and kept and not files and os.environ.get("RANK", "0") == "0":
-        values = ", ".join(f"{key} {attrgetter(key)(config)}" for key in kept)
+        values = ", ".join(f"{key} {shown_value(attrgetter(key)(config))}" for key in kept)
         print_line("note", f"without --config the settings are those of the embedded task: {values}; {ADVICE}")
 
 

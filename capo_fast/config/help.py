@@ -92,7 +92,7 @@ def _sft_sections() -> Iterator[tuple[str, list[tuple[Setting, str]]]]:
     """Each section of `capo sft` with its settings and their defaults."""
     values = by_key(SftConfig())
     for section, settings in groupby(schema_of(SftConfig).settings.values(), _section):
-        yield section, [(each, _value(values[each.key])) for each in settings]
+        yield section, [(each, shown_value(values[each.key])) for each in settings]
 
 
 def _section(setting: Setting) -> str:
@@ -122,7 +122,7 @@ def _cell(setting: Setting) -> str:
 def _defaults(key: str) -> tuple[str, str]:
     """The paper's value and tiny.yaml's."""
     paper, tiny = _values()
-    return _value(paper[key]), _value(tiny[key])
+    return shown_value(paper[key]), shown_value(tiny[key])
 
 
 @cache
@@ -135,12 +135,13 @@ def _values() -> tuple[dict[str, Any], dict[str, Any]]:
 def _algorithms() -> list[str]:
     lines = []
     for name in SETTINGS["algorithm"].schema["enum"]:
-        settings = "  ".join(f"{key}={_value(value)}" for key, value in read_algorithm(name).items())
+        settings = "  ".join(f"{key}={shown_value(value)}" for key, value in read_algorithm(name).items())
         lines += _wrapped(f"{name:<11} {settings}", 2, 14)
     return lines
 
 
-def _value(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """A setting's value as on a command line."""
     match value:
         case float():
             return f"{value:g}"
