@@ -136,13 +136,15 @@ def read_inputs(config: Config, device: torch.device) -> Inputs:
 def build_trainer(inputs: Inputs, device: torch.device, engine: Engine | None, started: float) -> Trainer:
     """The trainer of a rank that learns. A collective on all of these ranks."""
     config = inputs.config
-    folder = open_run_dir(config)
-    swaps = config.swaps and inputs.crossing is None
-    learner, critic = load_learner(inputs.model_path, config, device, inputs.probe, swaps)
-    rehearse_export(learner, inputs.tokenizer, folder.path, config)
-    progress = folder.resume(learner, inputs.digests)
-    recorder = open_recorder(folder.path, config, progress.step)
     with ExitStack() as undo:
+        folder = open_run_dir(config)
+        undo.callback(folder.close)
+        swaps = config.swaps and inputs.crossing is None
+        learner, critic = load_learner(inputs.model_path, config, device, inputs.probe, swaps)
+        rehearse_export(learner, inputs.tokenizer, folder.path, config)
+        progress = folder.resume(learner, inputs.digests)
+        recorder = open_recorder(folder.path, config, progress.step)
+        undo.callback(recorder.close)
         console = open_run_console(config, folder, progress)
         undo.callback(console.close)
         if engine is None:

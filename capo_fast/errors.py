@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import traceback
 from textwrap import shorten
 from typing import ClassVar
 
@@ -18,6 +20,19 @@ class CapoError(Exception):
 def cause_of(error: BaseException) -> str:
     """The error's type and text as one line of at most 300 characters."""
     return shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
+
+
+def portable(error: Exception, where: str) -> Exception:
+    """The error for another process: a CapoError itself; of any other a copy with its traceback, which pickling drops,
+    as a note. An error that can't be pickled becomes a RuntimeError. where: the process that raised it."""
+    if isinstance(error, CapoError):
+        return error
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:  # pickle calls the code of the error's class
+        copy = RuntimeError(cause_of(error))
+    copy.add_note(f"{where}:\n{''.join(traceback.format_exception(error))}")
+    return copy
 
 
 class ConfigError(CapoError, ValueError):

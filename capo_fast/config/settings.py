@@ -210,4 +210,3 @@ def _text(cls: Any, name: str) -> str:
 
 SECTIONS = schema_of(Config).sections
 SETTINGS = schema_of(Config).settings
-find_setting = schema_of(Config).find

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from capo_fast.config.schema import Config
 from capo_fast.errors import ConfigError, cause_of
 from capo_fast.policy.checkpoint import CheckpointError
 from capo_fast.policy.learner import Learner
-from capo_fast.policy.lora import adapter_files, adapter_weights, merged_weights
+from capo_fast.policy.lora import adapter_files, adapter_weights, merged_weights, untied_names
 from capo_fast.policy.model import DTYPES, Policy
 from capo_fast.pretrained import GENERATION
 from capo_fast.runtime.ranks import on_first_rank
@@ -71,18 +71,10 @@ def export_model(learner: Learner, tokenizer: Any, folder: Path, dtype: str, car
     Raises CheckpointError; an older export is kept until the new one is whole.
     """
     weights = {}
-    for name, weight in merged_weights(learner.policy, DTYPES[dtype]):
+    for name, weight in merged_weights(learner.policy, DTYPES[dtype], untied_names(learner.policy.model)):
         if dist.get_rank() == 0:
             weights[name] = weight.cpu()
-    if dist.get_rank() == 0:
-        try:
-            with _replacing_folder(folder) as temporary:
-                _write_model(learner.policy, weights, temporary, dtype)
-                tokenizer.save_pretrained(temporary)
-                (temporary / CARD).write_text(card, encoding="utf-8")
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} not written, the checkpoints kept: {error}") from error
-    dist.barrier()
+    _export(folder, lambda temporary: _write_model(learner.policy, weights, temporary, dtype), tokenizer, card)
 
 
 def export_adapter(learner: Learner, tokenizer: Any, folder: Path, card: str = "") -> None:
@@ -92,16 +84,28 @@ def export_adapter(learner: Learner, tokenizer: Any, folder: Path, card: str = "
     Raises CheckpointError; an older export is kept until the new one is whole.
     """
     files = adapter_files(learner.policy.model, adapter_weights(learner.policy))
-    if dist.get_rank() == 0:
+
+    def write(temporary: Path) -> None:
+        for name, data in files.items():
+            (temporary / name).write_bytes(data)
+
+    _export(folder, write, tokenizer, card)
+
+
+def _export(folder: Path, write: Callable[[Path], None], tokenizer: Any, card: str) -> None:
+    """Rank 0 replaces the folder by one with the files of `write`, the tokenizer and the card. A collective. Raises
+    CheckpointError."""
+
+    def export() -> None:
         try:
             with _replacing_folder(folder) as temporary:
-                for name, data in files.items():
-                    (temporary / name).write_bytes(data)
+                write(temporary)
                 tokenizer.save_pretrained(temporary)
                 (temporary / CARD).write_text(card, encoding="utf-8")
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder} not written, the checkpoints kept: {error}") from error
-    dist.barrier()
+
+    on_first_rank(export)
 
 
 @contextmanager

@@ -172,6 +172,12 @@ def base_tensors(model: Any) -> dict[str, torch.Tensor]:
     return _without_adapter(model.state_dict(keep_vars=True))
 
 
+def untied_names(model: Any) -> set[str]:
+    """Names of the weights, as in `base_weights`; of tied ones only the first, as in a model's files."""
+    first = {id(weight): name for name, weight in reversed(base_tensors(model).items())}
+    return set(first.values())
+
+
 def _without_adapter(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     adapter = f".{NAME}.weight"
     return {name.replace(BASE_LAYER, "."): each for name, each in state.items() if not name.endswith(adapter)}

@@ -16,6 +16,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import embedding
 
 import capo_kernels as ck
 from capo_fast.config.schema import PolicyConfig
@@ -91,7 +92,9 @@ class Policy(nn.Module):
                 lengths=batch.lengths,
                 prefix=batch.prefix,
             )
-        return output.last_hidden_state[0, batch.rows]
+        # Unlike indexing, an embedding sums the gradients of a row that several responses share in a fixed order on a
+        # CPU with several threads, and in float32 on a GPU.
+        return embedding(batch.rows, output.last_hidden_state[0])
 
 
 def load_model(

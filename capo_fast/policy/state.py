@@ -132,9 +132,10 @@ def _resume_schedule(learner: Learner, updates: int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """Every random generator of this process, as JSON."""
+    """Every random generator that this rank uses, as JSON."""
     name, keys, *rest = np.random.get_state(legacy=True)
-    cuda = [state.tolist() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
+    # Of this rank's GPU alone: the host that resumes the run may have another number of them.
+    cuda = torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else []
     return {
         "python": random.getstate(),
         "numpy": [name, np.asarray(keys).tolist(), *rest],
@@ -151,4 +152,4 @@ def restore_rng(state: dict[str, Any]) -> None:
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if state["cuda"]:
-        torch.cuda.set_rng_state_all([torch.tensor(s, dtype=torch.uint8) for s in state["cuda"]])
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))

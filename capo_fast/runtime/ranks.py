@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from capo_fast.command import asked_to_stop
 from capo_fast.config.schema import EngineConfig
-from capo_fast.errors import CapoError, ConfigError, Interrupted
+from capo_fast.errors import CapoError, ConfigError, Interrupted, portable
 from capo_fast.runtime.failures import FIRST, UNDER_TORCHRUN, one_error_shown, watched
 from capo_fast.runtime.files import sweep_all
 from capo_fast.runtime.hosts import GLOO, check_engines, choose_interface, find_places
@@ -232,22 +232,23 @@ def gather(items: list[Any], group: Any = None) -> list[Any]:
 
 def on_first_rank(work: Callable[[], T], group: Any = None) -> T:
     """Run `work` on rank 0; every rank returns its result or raises its error. A collective."""
-    outcomes = [_outcome(work) if dist.get_rank() == 0 else NO_OUTCOME]
+    mine = _outcome(work) if dist.get_rank() == 0 else NO_OUTCOME
+    outcomes = [_sent(mine)]
     dist.broadcast_object_list(outcomes, src=0, group=group)
-    return _values(outcomes)[0]
+    return _values([mine] if dist.get_rank() == 0 else outcomes)[0]
 
 
 def on_every_rank(work: Callable[[], T], group: Any = None) -> list[T]:
     """The results of `work` on each rank, in their order; every rank raises the error of the first that fails. A
     collective."""
-    return _values(gather([_outcome(work)], group))
+    return _values(_gathered(_outcome(work), group))
 
 
 def once_a_node(work: Callable[[], T]) -> T:
     """Run `work` on the first rank of each node; its ranks return the result or raise the error. A collective."""
     rank = dist.get_rank()
     first = max(rank - int(os.environ["LOCAL_RANK"]), 0)  # this node may also have lower ranks of another role
-    return _values(gather([_outcome(work) if rank == first else NO_OUTCOME]))[first]
+    return _values(_gathered(_outcome(work) if rank == first else NO_OUTCOME))[first]
 
 
 Outcome = tuple[Any, Exception | None]
@@ -260,6 +261,19 @@ def _outcome(work: Callable[[], Any]) -> Outcome:
         return work(), None
     except Exception as error:
         return None, error
+
+
+def _sent(mine: Outcome) -> Outcome:
+    """The outcome as other ranks get it."""
+    value, failed = mine
+    return value, None if failed is None else portable(failed, this_job().name(this_job().rank))
+
+
+def _gathered(mine: Outcome, group: Any = None) -> list[Outcome]:
+    """The outcomes of all ranks; this rank's own error keeps its traceback."""
+    outcomes = gather([_sent(mine)], group)
+    outcomes[dist.get_rank()] = mine
+    return outcomes
 
 
 def _values(outcomes: Sequence[Outcome]) -> list[Any]:

@@ -50,6 +50,7 @@ def build(config: SftConfig, device: torch.device) -> SftTrainer:
         rehearse_export(learner, tokenizer, folder.path, learning)
         progress = folder.resume(learner, input_digests(config))
         recorder = open_recorder(folder.path, config, progress.step)
+        undo.callback(recorder.close)
         console = open_run_console(learning, folder, progress)
         undo.callback(console.close)
         log = open_log(learning, folder, progress, recorder, console, started)

@@ -143,6 +143,28 @@ def test_a_gradient_by_one_of_the_two_outputs(make, which: str, impl: str) -> No
     assert got[f"gradient by {rows}"][some == 0].abs().max() == 0
 
 
+class Cut(torch.autograd.Function):
+    """Its gradient is undefined, which autograd passes on as None."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("make", PROBLEMS)
+def test_an_undefined_gradient_adds_nothing(make, impl: str) -> None:
+    problem = make().tidy()
+    leaves = {name: x.clone().requires_grad_() for name, x in problem.leaves.items()}
+    logprobs = ck.token_logprobs if "logits" in leaves else ck.linear_token_logprobs
+    logp = logprobs(**leaves, targets=problem.others["targets"].clamp(min=0), impl=impl)
+    (Cut.apply(problem.call(impl, leaves).loss) + Cut.apply(logp).sum()).backward()
+    assert all(x.grad is None or not x.grad.any() for x in leaves.values())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_changes_nothing(dtype: torch.dtype, impl: str) -> None:
     problem = linear_problem(EVERYTHING)

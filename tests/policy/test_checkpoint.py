@@ -18,7 +18,8 @@ import pytest
 import torch
 from forked import run_ranks
 from learner_ranks import TRAIN, make_learner, resave, train
-from scripted_world import tokenizer
+from safetensors.torch import load_file
+from scripted_world import MODEL, tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capo_fast.config.schema import Config, LossConfig, PolicyConfig, RolloutConfig
@@ -28,7 +29,7 @@ from capo_fast.policy.learner import lr_factor
 from capo_fast.policy.manifest import steps_in
 from capo_fast.policy.model import DTYPES, full_weights
 from capo_fast.policy.shards import shard_of
-from capo_fast.policy.state import Contents, Staging
+from capo_fast.policy.state import Contents, Staging, restore_rng, rng_state
 
 CONFIG = Config(
     policy=PolicyConfig(dtype="float32"),
@@ -101,6 +102,19 @@ def test_everything_is_restored_bit_for_bit(learner, tmp_path):
 
 
 @pytest.mark.usefixtures("fork_server")
+def test_a_host_with_fewer_gpus_resumes_a_run(monkeypatch):
+    gpus = [torch.Generator().manual_seed(gpu) for gpu in range(8)]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for module in ("torch.cuda", "torch.cuda.random"):  # the latter has torch's loops over all GPUs
+        monkeypatch.setattr(f"{module}.device_count", lambda: len(gpus))
+        monkeypatch.setattr(f"{module}.get_rng_state", lambda gpu=1: gpus[gpu].get_state())
+        monkeypatch.setattr(f"{module}.set_rng_state", lambda state, gpu=1: gpus[gpu].set_state(state))
+    found, drawn = rng_state(), torch.rand(3, generator=gpus[1])
+    del gpus[2:]
+    restore_rng(found)
+    assert torch.rand(3, generator=gpus[1]).equal(drawn)
+
+
 def test_two_ranks_resume_from_one_and_one_from_two(learner, tmp_path):
     train(learner, CONFIG)
     Checkpointer(tmp_path / "one", keep=1).save(1, learner, SECTIONS)
@@ -287,6 +301,8 @@ def test_an_export_loads_in_transformers(dtype, learner, tmp_path):
     for _ in range(2):  # the second export replaces the first
         export_model(learner, tokenizer(), tmp_path / "model", dtype)
     assert names(tmp_path) == ["model"]
+    stored = [load_file(f"{folder}/model.safetensors").keys() for folder in (tmp_path / "model", MODEL)]
+    assert stored[0] == stored[1], "a tied head is stored once"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert json.loads((tmp_path / "model" / "config.json").read_text())["dtype"] == dtype

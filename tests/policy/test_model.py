@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from credited_samples import credited, pack
@@ -29,8 +31,10 @@ from transformers import (
 import capo_kernels as ck
 from capo_fast.config.schema import Config, PolicyConfig
 from capo_fast.errors import ConfigError
+from capo_fast.policy.batch import pack_tokens
 from capo_fast.policy.loading import load_policy
 from capo_fast.policy.model import (
+    Policy,
     check_loss_kernel,
     dropout_of,
     full_weights,
@@ -83,6 +87,31 @@ def test_packed_groups_have_the_logprobs_and_gradients_of_separate_sequences(che
     found = {name: whole(weight.grad).double() for name, weight in policy.model.named_parameters()}
     expected = {name: weight.grad for name, weight in model.named_parameters()}
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+class FixedHidden(torch.nn.Module):
+    """A decoder with these hidden states, whatever its tokens are."""
+
+    name_or_path = ""
+
+    def __init__(self, hidden):
+        super().__init__()
+        self.model = lambda **unused: SimpleNamespace(last_hidden_state=hidden[None])
+
+
+def test_the_gradient_of_a_shared_prompt_is_the_same_for_any_number_of_threads():
+    batch = pack_tokens([(range(50), range(100))] * 16)  # small tensors are summed by one thread
+    hidden = torch.randn(len(batch.input_ids), 256, requires_grad=True)
+    outer = torch.randn(len(batch.rows), 256)
+    found = []
+    try:
+        for threads in (1, 4, 4, 4, 4):
+            torch.set_num_threads(threads)
+            rows = Policy(FixedHidden(hidden), "auto")._hidden(batch)
+            found.append(torch.autograd.grad(rows, hidden, outer)[0])
+    finally:
+        torch.set_num_threads(1)
+    assert all(gradient.equal(found[0]) for gradient in found)
 
 
 def logprobs_alone(model, rollout):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from scripted_world import scripted_config, scripted_engine, small_arguments
 
 from capo_fast.config.paths import resolve_path
+from capo_fast.errors import ConfigError
 from capo_fast.train import main, run
 
 SHORT = ("--algorithm", "grpo", "--checkpoint.every", "1", "--eval.limit", "4")
@@ -84,6 +85,10 @@ def test_data_may_move_but_not_change(copied, tmp_path, capsys):
     data.write_bytes(gzip.compress(b"".join(reversed(rows))))
     assert fails(copied, *arguments) == 2
     assert f"error: data.path: {data} has changed since the run in {copied} was started" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="has changed") as kept:  # by a notebook, with the frames of the failed start
+        train(copied, *arguments)
+    train(copied, "--train.steps", "2")
+    assert kept.tb, "the failed start has unlocked the folder"
 
 
 def test_changed_records_and_a_longer_schedule_are_reported(tmp_path, capsys):

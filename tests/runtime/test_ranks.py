@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import signal
 from contextlib import nullcontext, suppress
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from capo_fast.command import asked_to_stop, interruptible
 from capo_fast.config.schema import EngineConfig
-from capo_fast.errors import CapoError, ConfigError, Interrupted
+from capo_fast.errors import CapoError, ConfigError, Interrupted, portable
 from capo_fast.runtime.failures import FIRST
 from capo_fast.runtime.job import Job
 from capo_fast.runtime.ranks import (
@@ -26,6 +27,8 @@ from capo_fast.runtime.ranks import (
     check_roles,
     engine_group,
     gather,
+    on_every_rank,
+    on_first_rank,
     once_a_node,
     ranks,
     seed_everything,
@@ -226,12 +229,40 @@ def test_a_rank_s_place_in_the_job_and_in_its_role():
 def test_work_is_done_once_per_node_also_by_a_role_that_starts_at_a_later_rank(monkeypatch):
     """Rank 0 of the node is a learner; the first of its two engine ranks does the work."""
     done = []
-    monkeypatch.setattr("capo_fast.runtime.ranks.gather", lambda items: [*items, (None, None)])
+    monkeypatch.setattr("capo_fast.runtime.ranks.gather", lambda items, group: [*items, (None, None)])
     for rank, local_rank in ((0, 1), (1, 2)):
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         monkeypatch.setenv("LOCAL_RANK", str(local_rank))
         once_a_node(lambda rank=rank: done.append(rank))
     assert done == [0]
+
+
+class Unpicklable(Exception):
+    def __init__(self, file, line):
+        super().__init__(f"{file}:{line}")
+
+
+def fail():
+    raise Unpicklable("weights", 3)
+
+
+@pytest.mark.parametrize("run", [on_first_rank, on_every_rank, once_a_node])
+def test_an_unforeseen_error_has_its_traceback_on_its_own_rank(run, one_rank):
+    with pytest.raises(Unpicklable, match="weights:3") as raised:
+        run(fail)
+    assert [each.name for each in raised.traceback][-1] == "fail"
+
+
+def test_an_unforeseen_error_has_its_traceback_as_a_note_on_other_ranks():
+    for function, kind, text in (
+        (fail, RuntimeError, "Unpicklable: weights:3"),
+        ({}.popitem, KeyError, "dictionary is empty"),
+    ):
+        with pytest.raises(Exception) as raised:
+            function()
+        sent = pickle.loads(pickle.dumps(portable(raised.value, "rank 1")))
+        assert type(sent) is kind and text in str(sent)
+        assert sent.__notes__[0].startswith("rank 1:\nTraceback") and "in test_an_unforeseen" in sent.__notes__[0]
 
 
 def test_the_answers_of_an_engine_count_once(one_rank):

@@ -135,6 +135,8 @@ class _Logprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
+        if dlogp_T is None and dentropy_T is None:
+            return _nones(ctx, 0)
         dlogits_TV = custom_ops.dlogits(*ctx.saved_tensors, *_slopes(dlogp_T, dentropy_T), **ctx.options)
         return dlogits_TV, *_nones(ctx, 1)
 
@@ -162,6 +164,8 @@ class _LinearLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
+        if dlogp_T is None and dentropy_T is None:
+            return _nones(ctx, 0)
         needs = ctx.needs_input_grad[:3]
         slopes = _slopes(dlogp_T, dentropy_T)
         grads = custom_ops.linear_logprobs_backward(*ctx.saved_tensors, *slopes, **ctx.options, needs=needs)
@@ -171,7 +175,7 @@ class _LinearLogprobs(torch.autograd.Function):
 def _slopes(dlogp_T: Tensor | None, dentropy_T: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The derivatives as the kernels take them. At least one is not None."""
     if dlogp_T is None:
-        assert dentropy_T is not None  # else autograd would not call backward
+        assert dentropy_T is not None
         dlogp_T = torch.zeros_like(dentropy_T)
     return dlogp_T.contiguous(), None if dentropy_T is None else dentropy_T.contiguous()
 
@@ -209,10 +213,12 @@ class _PolicyLoss(torch.autograd.Function):
         return loss, logp_T, entropy_T, raw_M
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.inplace and _keeps_graph():
             raise RuntimeError("inplace=True: got retain_graph or create_graph, want a single backward")
         refuse_double_backward()
+        if dloss is None:
+            return _nones(ctx, 0)
         (dlogits_TV,) = ctx.saved_tensors
         return _scaled(dlogits_TV, dloss, ctx.impl), *_nones(ctx, 1)
 
@@ -253,8 +259,10 @@ class _LinearPolicyLoss(torch.autograd.Function):
         return loss, logp_T, entropy_T, raw_M
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward()
+        if dloss is None:
+            return _nones(ctx, 0)
         wanted = zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
         grads = (_scaled(grad, dloss, ctx.impl) if need else None for grad, need in wanted)
         return *grads, *_nones(ctx, 3)
