@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -33,6 +34,8 @@ def train_on_ranks(
 
     engine: given if the run may have ranks of two roles.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise CapoError("a run was started in a thread, wanted the main one: only there Python handles signals")
     die_with_launcher()
     with ranks(max(2 * stage_timeout_s, START_S), engine) as device, naming_full_gpu():
         trainer = build(device)
