@@ -84,6 +84,8 @@ def test_the_shipped_template_trains_the_tokens_of_a_rollout():
 def test_end_tokens_of_the_generation_config_end_answers():
     ends, end = end_tokens(tokenizer(), b'{"eos_token_id": [7, 9]}')
     assert ends == {7, 9, end} and end == tokenizer().eos_token_id
+    assert end_tokens(tokenizer(), b'{"eos_token_id": 0}')[0] == {0, end}
+    assert end_tokens(tokenizer(), b'{"eos_token_id": null}')[0] == {end}
 
 
 # ---- rows ----
