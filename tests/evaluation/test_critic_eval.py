@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scripted_engine import ScriptedEngine
 from scripted_world import answer_steps, scripted_engine
 
+import capo_fast.critic_eval as critic_eval
 from capo_fast.config.critic import CriticConfig
 from capo_fast.config.load import build_kind, dump_config
 from capo_fast.config.sft import SftConfig
@@ -261,6 +263,20 @@ def test_settings_of_a_start_without_answers_may_change(tmp_path):
     assert run(make_job(tmp_path / "a", "--limit", "4", "--critic.votes", "2"), scripted_engine())
     with pytest.raises(ConfigError, match=r"critic\.votes"):
         run(make_job(tmp_path / "a", "--limit", "4", "--critic.votes", "3"), scripted_engine())
+
+
+def test_a_served_critic_writes_its_log_where_all_ranks_have_a_folder(tmp_path, monkeypatch):
+    """A default --out has the time: the first rank of another host has another name, and no such folder."""
+    monkeypatch.setattr(critic_eval, "load_critic_tokenizer", lambda config: None)
+    monkeypatch.setattr(critic_eval, "critic_client", lambda *arguments: SimpleNamespace(pause_s=0.0))
+    logs = []
+    server = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(critic_eval, "serve_critic", lambda config, folder, in_turns: logs.append(folder) or server)
+    job = make_job(tmp_path / "of-rank-2", "--critic.mode", "server")
+    store = SimpleNamespace(folder=tmp_path / "of-rank-0", tokens=lambda: 0)
+    monkeypatch.setattr(critic_eval.dist, "get_world_size", lambda: 4)
+    critic_eval.start_critic(job, store)
+    assert logs == [store.folder]
 
 
 def test_a_fine_tuned_run_is_evaluated_with_the_prompt_of_its_training(tmp_path):
