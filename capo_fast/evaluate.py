@@ -146,7 +146,8 @@ def results_table(results: Mapping[str, Any]) -> str:
     """The Markdown table, with the mean over several benchmarks, and a legend."""
     benchmarks = results["benchmarks"]
     metrics = list(dict.fromkeys(name for entry in benchmarks.values() for name in entry["metrics"]))
-    shown = [name for name in metrics if not name.startswith("pass@") or name in ("pass@1", metrics[-1])]
+    by_k = [name for name in metrics if name.startswith("pass@")]
+    shown = [name for name in metrics if name not in by_k[1:-1]]
     rows = [_row(name, entry, entry["metrics"], shown) for name, entry in benchmarks.items()]
     if len(benchmarks) > 1:
         rows.append(_row("mean", _sum(benchmarks.values()), results["mean"], shown))
