@@ -41,7 +41,8 @@ class SftTrainer:
                 self.log.wait_saved()  # a step needs a checkpoint before it to be resumable
                 self.log.lap()  # so that it is not in the first step's
             for step in range(progress.step + 1, self.config.train.steps + 1):
-                self.step(step)
+                with self.log.profile(step):
+                    self.step(step)
         except Interrupted:
             self.log.save(self.learner)
             self.log.wait_saved()
