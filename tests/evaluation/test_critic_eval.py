@@ -18,6 +18,7 @@ from capo_fast.config.sft import SftConfig
 from capo_fast.critic_eval import job_of, main, run
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.compare import compare, comparison_table, read_results
+from capo_fast.evaluation.critic_table import results_table
 from capo_fast.evaluation.critics import Judged, score_set, score_voting, subset_mean
 from capo_fast.evaluation.labelled import DATA, Solution, load_solutions
 from capo_fast.evaluation.store import Answer
@@ -143,6 +144,14 @@ def test_a_step_without_a_verdict_is_an_abstention_unless_an_earlier_one_is_wron
     row = score_voting([found, unknown], "any", 1)
     assert (row["abstained"], row["accuracy_on_wrong"]["value"], row["accuracy_on_right"]["value"]) == (0.5, 1.0, 0.0)
     assert (row["step_precision"], row["step_recall"]) == (1.0, 1.0)
+
+
+def test_the_table_of_critics_that_agree_on_a_step_and_read_no_whole_solution():
+    entry = score_set([by_step((), (False, None), (False, None))], "union")
+    assert (entry["agreement"]["step"], entry["agreement"]["solution"]) == (1.0, None)
+    settings = {"model": "m", "seed": 0, "critic.temperature": 1.0, "critic.top_p": 1.0, "critic.reads": "step"}
+    table = results_table({"settings": settings | {"critic.step.max_tokens": 9}, "benchmarks": {"a": entry}})
+    assert "agree on 1.000 of steps (Fleiss' kappa –) and on – of verdicts (kappa –)" in table
 
 
 # ---- the command ----
