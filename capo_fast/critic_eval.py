@@ -32,7 +32,6 @@ from capo_fast.evaluation.command import (
     dated,
     engine_of,
     read_job,
-    resumable,
     software,
     write_results,
 )
@@ -231,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(printable(f"{results_table(results)}\n{files}"))
 
     die_with_launcher()
-    return run_command(lambda: resumable(work), output_optional=True)
+    return run_command(work, output_optional=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from capo_fast.evaluation.command import (
     engine_of,
     estimate,
     read_job,
-    resumable,
     software,
     write_results,
 )
@@ -219,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(printable(f"{results_table(results)}\n{found[0].out}/results.json"))
 
     die_with_launcher()
-    return run_command(lambda: resumable(work), output_optional=True)
+    return run_command(work, output_optional=True)
 
 
 if __name__ == "__main__":

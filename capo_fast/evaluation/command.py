@@ -21,7 +21,7 @@ from capo_fast.config.schema import Config
 from capo_fast.config.settings import SETTINGS
 from capo_fast.config.sft import SftConfig
 from capo_fast.engine.base import Completer
-from capo_fast.errors import ConfigError, Interrupted
+from capo_fast.errors import ConfigError
 from capo_fast.evaluation.store import fingerprint, read_settings
 from capo_fast.loaders import with_date
 from capo_fast.runtime.files import free_folder, naming, replacing
@@ -193,11 +193,3 @@ def engine_of(engine: Completer | None, start: Callable[[], Completer]) -> Itera
     finally:
         for each in started:
             each.close()
-
-
-def resumable(work: Callable[[], object]) -> None:
-    """Run `work`, and turn Ctrl-C into Interrupted: answers are saved one by one. Raises CapoError."""
-    try:
-        work()
-    except KeyboardInterrupt:
-        raise Interrupted("every finished answer is saved; the same command with the same --out resumes") from None

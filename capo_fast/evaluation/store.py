@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from capo_fast.config.dotted import dotted
 from capo_fast.engine.base import Completer, stream_requests
-from capo_fast.errors import ConfigError, cause_of
+from capo_fast.errors import ConfigError, Interrupted, cause_of
 from capo_fast.records import Request
 from capo_fast.runlog.console import AnswerDisplay
 from capo_fast.runtime.digest import digest
@@ -76,9 +76,12 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
+        """Turns Ctrl-C into Interrupted: answers are saved one by one."""
         if self._guard is not None:
             self._guard.close()
+        if kind is KeyboardInterrupt:
+            raise Interrupted(f"every finished answer is saved; --out {self.folder} resumes") from None
 
     def tokens(self) -> int:
         """Tokens of the answers on disk, prompts included."""

@@ -15,7 +15,7 @@ import pytest
 from scripted_engine import ScriptedEngine
 from scripted_world import MODEL, scripted_engine
 
-from capo_fast.errors import ConfigError
+from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.evaluate import Protocol, job_of, main, results_table, run
 from capo_fast.evaluation.compare import compare, comparison_table, read_results
 from capo_fast.evaluation.questions import load_benchmarks
@@ -201,6 +201,16 @@ def test_a_killed_evaluation_resumes(tmp_path, sums):
         run(fresh, protocol, Replies(lambda name: ["1", "2", "3", "4"][len(name) % 4]))["benchmarks"]
         == whole["benchmarks"]
     )
+
+
+def test_an_interrupted_evaluation_names_its_folder(tmp_path, sums):
+    """A default --out has the time in its name."""
+
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match=rf"every finished answer is saved; --out {tmp_path / 'a'} resumes"):
+        run(*make_job(tmp_path / "a", sums, *QUICK), Replies(interrupt))
 
 
 @pytest.mark.parametrize(
