@@ -202,7 +202,7 @@ def word(equal: bool) -> str:
 
 
 def code(text: str) -> str:
-    return f"`{text}`".replace("|", "\\|").replace("\n", "` new line `")
+    return f"`{text}`".replace("\n", "` new line `")
 
 
 def page(text: str) -> str:

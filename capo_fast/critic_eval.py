@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -33,7 +32,6 @@ from capo_fast.evaluation.command import (
     dated,
     engine_of,
     read_job,
-    resumable,
     software,
     write_results,
 )
@@ -138,7 +136,7 @@ def score_critic(job: Job, engine: Completer | None = None) -> dict[str, Any]:
         "prompt": digest([template]),
         "requests": digest(requests),
     }
-    with Store(job.out, settings) as store, engine_of(engine, lambda: start_critic(job, store.tokens())) as start:
+    with Store(job.out, settings) as store, engine_of(engine, lambda: start_critic(job, store)) as start:
         answers = store.complete(start, requests, "criticising", group)
         if dist.get_rank() != 0:
             return {}
@@ -175,25 +173,26 @@ def model_at_server(config: Config) -> str:
     return served_model(config.endpoint, api_key(config.endpoint))
 
 
-def start_critic(job: Job, spent_tokens: int) -> Completer:
+def start_critic(job: Job, store: Store) -> Completer:
     """vLLM, or the client of a server with the budget that is left after the answers on disk."""
     if not asks_server(job):
         return start_engine(job.model, job.config)
     endpoint = replace(job.config.endpoint, on_failure="stop")  # an evaluation has no outcome credit to fall back on
     config = replace(job.config, endpoint=endpoint, critic=replace(job.config.critic, path=job.model))
     if is_served(job):
-        return _served(config, job.out, spent_tokens)
-    return critic_client(config, spent_tokens, dist.get_world_size())
+        return _served(config, store)
+    return critic_client(config, store.tokens(), dist.get_world_size())
 
 
-def _served(config: Config, out: Path, spent_tokens: int) -> Completer:
-    """Start a server on each node; returns a client of this node's."""
+def _served(config: Config, store: Store) -> Completer:
+    """Start a server on each node; returns a client of this node's. Its log is in the store's folder: only there do all
+    ranks agree on a default --out."""
     check_endpoint_client()
     load_critic_tokenizer(config)
     with ExitStack() as undo:
-        server = serve_critic(config, out, in_turns=False)
+        server = serve_critic(config, store.folder, in_turns=False)
         undo.callback(server.close)
-        critic = ServedCritic(server, critic_client(config, spent_tokens, dist.get_world_size(), server))
+        critic = ServedCritic(server, critic_client(config, store.tokens(), dist.get_world_size(), server))
         undo.pop_all()
     return critic
 
@@ -231,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(printable(f"{results_table(results)}\n{files}"))
 
     die_with_launcher()
-    return run_command(lambda: resumable(work), output_optional=True)
+    return run_command(work, output_optional=True)
 
 
 if __name__ == "__main__":

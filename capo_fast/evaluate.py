@@ -29,7 +29,6 @@ from capo_fast.evaluation.command import (
     engine_of,
     estimate,
     read_job,
-    resumable,
     software,
     write_results,
 )
@@ -146,7 +145,8 @@ def results_table(results: Mapping[str, Any]) -> str:
     """The Markdown table, with the mean over several benchmarks, and a legend."""
     benchmarks = results["benchmarks"]
     metrics = list(dict.fromkeys(name for entry in benchmarks.values() for name in entry["metrics"]))
-    shown = [name for name in metrics if not name.startswith("pass@") or name in ("pass@1", metrics[-1])]
+    by_k = [name for name in metrics if name.startswith("pass@")]
+    shown = [name for name in metrics if name not in by_k[1:-1]]
     rows = [_row(name, entry, entry["metrics"], shown) for name, entry in benchmarks.items()]
     if len(benchmarks) > 1:
         rows.append(_row("mean", _sum(benchmarks.values()), results["mean"], shown))
@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(printable(f"{results_table(results)}\n{found[0].out}/results.json"))
 
     die_with_launcher()
-    return run_command(lambda: resumable(work), output_optional=True)
+    return run_command(work, output_optional=True)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,9 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     if not values:
         return None
     p, n = mean(values), len(values)
-    spread = math.fsum((v - p) ** 2 for v in values) / n
-    return wilson(p, n * p * (1 - p) / spread if spread > 0 else n)
+    if min(values) == max(values):  # their variance is 0, but for the rounding of the mean
+        return wilson(p, n)
+    return wilson(p, n * n * p * (1 - p) / math.fsum((v - p) ** 2 for v in values))
 
 
 def wilson(p: float, n: float) -> Interval:
@@ -61,10 +62,17 @@ def wilson(p: float, n: float) -> Interval:
 
 
 def macro_interval(groups: Sequence[Sequence[float]]) -> Interval | None:
-    """Normal interval of the mean of the groups' means with equal weights; None if a group has no variance."""
-    error = math.sqrt(math.fsum(variance(group) / len(group) for group in groups if group)) / len(groups)
-    center = mean([mean(group) for group in groups])
-    return None if math.isnan(error) else (max(0.0, center - Z * error), min(1.0, center + Z * error))
+    """Interval of the mean of the groups' means with equal weights; None if a group is empty.
+
+    The distances of the ends of each group's own interval (`mean_interval`) from its mean are added as errors are (Zou
+    and Donner's MOVER, 2008). Unlike a normal interval it has a positive width if every value is 1.
+    """
+    found = [(mean(group), ends) for group in groups if (ends := mean_interval(group))]
+    if len(found) < len(groups):
+        return None
+    low, high = (math.hypot(*(m - ends[side] for m, ends in found)) / len(found) for side in (0, 1))
+    center = mean([m for m, _ in found])
+    return max(0.0, center - low), min(1.0, center + high)
 
 
 # ---- two models on the same problems ----

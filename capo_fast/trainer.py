@@ -94,11 +94,14 @@ class Trainer:
         with self.log.stages("export"):
             cards = self.log.folder.cards(progress, self.problems.repeated)
             export_policy(self.learner, self.tokenizer, self.log.folder.path, self.log.config, cards)
-        return self.log.finish(
-            loss_kernel=self.learner.loss_kernel,
-            overlong_problems=self.problems.overlong,
-            heldout_in_training=self.problems.repeated,
-        )
+        return self.log.finish(self._summary)
+
+    def _summary(self) -> dict[str, Any]:
+        return self.log.progress.summary(self.log.config) | {
+            "loss_kernel": self.learner.loss_kernel,
+            "overlong_problems": self.problems.overlong,
+            "heldout_in_training": self.problems.repeated,
+        }
 
     def close(self) -> None:
         with ExitStack() as last_first:

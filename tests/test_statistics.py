@@ -77,14 +77,28 @@ def test_a_difference_is_never_certain():
 
 
 def test_an_empty_group_has_no_interval():
-    assert mean_interval([]) is difference_interval([[0.5], []]) is None
-    assert macro_interval([[0.5, 0.7], [0.1]]) is None  # one problem has no variance
+    assert mean_interval([]) is difference_interval([[0.5], []]) is macro_interval([[0.5], []]) is None
+
+
+def test_equal_scores_are_not_certain():
+    """The mean of three 0.2 is rounded up, so their variance is not 0."""
+    assert mean_interval([0.2] * 3) == pytest.approx(wilson(0.2, 3))
 
 
 def test_macro_groups_have_equal_weight():
     low, high = macro_interval([[0.0, 1.0] * 500, [1.0, 0.0]])
     assert (low + high) / 2 == pytest.approx(0.5)
-    assert high - low == pytest.approx(1.96 * math.sqrt(0.2502 / 1000 + 0.5 / 2), rel=1e-3)
+    errors = [(end[1] - end[0]) / 2 for end in (wilson(0.5, 1000), wilson(0.5, 2))]
+    assert high - low == pytest.approx(math.hypot(*errors))
+
+
+@pytest.mark.parametrize("groups", [((30, 0.97), (40, 0.98)), ((500, 0.5), (30, 0.1)), ((5, 0.5), (5, 0.8))])
+def test_macro_intervals_have_their_nominal_coverage(groups):
+    rng = np.random.default_rng(0)
+    drawn = [[(rng.random(n) < p).astype(float).tolist() for n, p in groups] for _ in range(1000)]
+    truth = sum(p for _, p in groups) / len(groups)
+    covered = sum(low <= truth <= high for low, high in map(macro_interval, drawn)) / len(drawn)
+    assert 0.90 <= covered <= 0.975
 
 
 @pytest.mark.parametrize(("better", "worse"), [(0, 0), (1, 0), (3, 3), (8, 1), (2, 9)])

@@ -90,7 +90,7 @@ def _differing(count: int) -> str:
 
 def _shown(found: Difference) -> str:
     values = " against ".join(f"`{value}`" for value in (found.base, found.head))
-    return f"{found.file}, line {found.line}, `{found.key}`: {values}".replace("|", "\\|")
+    return f"{found.file}, line {found.line}, `{found.key}`: {values}"
 
 
 def _machine() -> str:

@@ -116,7 +116,7 @@ def _kinds(setting: Setting) -> str:
 
 
 def _cell(setting: Setting) -> str:
-    return setting.text.replace("|", "\\|") + (" *May change on a resume.*" if setting.may_change else "")
+    return setting.text + (" *May change on a resume.*" if setting.may_change else "")
 
 
 def _defaults(key: str) -> tuple[str, str]:

@@ -43,11 +43,12 @@ def reach_hub() -> str | None:
     proxy or HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants, get_session, set_client_factory
 
-    if constants.is_offline_mode() or {"https", "all"} & getproxies_environment().keys():
-        return None
     address = urlsplit(constants.ENDPOINT)
+    if constants.is_offline_mode() or {address.scheme, "all"} & getproxies_environment().keys():
+        return None
     try:
-        socket.create_connection((address.hostname or "", address.port or 443), CONNECT_S).close()
+        port = address.port or (80 if address.scheme == "http" else 443)
+        socket.create_connection((address.hostname or "", port), CONNECT_S).close()
     except OSError as error:
         set_client_factory(partial(type(get_session()), event_hooks={"request": [_refuse]}))
         return f"{address.hostname} can't be reached ({error.strerror or error})"

@@ -112,7 +112,7 @@ class SftConfig:
     def learning(self) -> Config:
         """The `Config` for the learner, the log and the export: one update per step, one pass each."""
         names = ("steps", "lr", "betas", "weight_decay", "warmup_steps", "schedule", "grad_clip", "micro_tokens")
-        limits = ("optimizer", "offload_optimizer", "max_bad_updates", "stage_timeout_s")
+        limits = ("optimizer", "offload_optimizer", "max_bad_updates", "profile", "stage_timeout_s")
         train = TrainConfig(epochs=1, **{name: getattr(self.train, name) for name in (*names, *limits)})
         return Config(
             seed=self.seed,

@@ -8,7 +8,7 @@ import os
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from capo_fast.config.schema import Config
 from capo_fast.config.settings import SETTINGS
 from capo_fast.config.sft import SftConfig
 from capo_fast.engine.base import Completer
-from capo_fast.errors import ConfigError, Interrupted
-from capo_fast.evaluation.store import SETTINGS_FILE, fingerprint
+from capo_fast.errors import ConfigError
+from capo_fast.evaluation.store import fingerprint, read_settings
 from capo_fast.loaders import with_date
 from capo_fast.runtime.files import free_folder, naming, replacing
 from capo_fast.runtime.ranks import on_first_rank
@@ -57,14 +57,8 @@ class Job:
 
 def dated(job: Job, tokenizer: Any) -> Job:
     """The job with the date of its first start, which the chat template renders and the folder's settings keep."""
-
-    def config() -> Config:
-        saved: dict[str, Any] = {}
-        with suppress(OSError, ValueError):  # the store rejects a damaged file
-            saved = json.loads((job.out / SETTINGS_FILE).read_text())
-        return with_date(job.config, tokenizer, lambda: saved.get("data.date"))
-
-    return replace(job, config=on_first_rank(config))
+    config = on_first_rank(lambda: with_date(job.config, tokenizer, lambda: read_settings(job.out).get("data.date")))
+    return replace(job, config=config)
 
 
 class EvaluationFlags(Flags):
@@ -199,11 +193,3 @@ def engine_of(engine: Completer | None, start: Callable[[], Completer]) -> Itera
     finally:
         for each in started:
             each.close()
-
-
-def resumable(work: Callable[[], object]) -> None:
-    """Run `work`, and turn Ctrl-C into Interrupted: answers are saved one by one. Raises CapoError."""
-    try:
-        work()
-    except KeyboardInterrupt:
-        raise Interrupted("every finished answer is saved; the same command with the same --out resumes") from None

@@ -13,8 +13,9 @@ from capo_fast.evaluation.store import first_difference
 from capo_fast.markdown import markdown_table
 from capo_fast.statistics import difference_interval, mean, paired_p
 
-MAY_DIFFER = ("model", "weights", "limit", "requests", "engine.dtype", "engine.max_model_len")
-"""Settings that may differ: the model, its arithmetic, its template. The questions themselves are compared."""
+MAY_DIFFER = ("model", "weights", "limit", "requests", "data.date", "engine.dtype", "engine.max_model_len")
+"""Settings that may differ: the model, its arithmetic, its template and the date that this prints. The questions
+themselves are compared."""
 OF_CRITICS = ("prompt", "critic", "endpoint")
 """Further settings, or sections of them, that may differ between two critics."""
 BY_FIRST_ERROR = "accuracy by first error"

@@ -51,7 +51,7 @@ def _section(name: str, entry: Mapping[str, Any], settings: Mapping[str, Any]) -
     if agreement["step"] is not None:
         parts.append(
             f"Votes agree on {agreement['step']:.3f} of steps (Fleiss' kappa {_number(agreement['step_kappa'])}) "
-            f"and on {agreement['solution']:.3f} of verdicts (kappa {_number(agreement['solution_kappa'])})."
+            f"and on {_number(agreement['solution'])} of verdicts (kappa {_number(agreement['solution_kappa'])})."
         )
     parts.append(_requests(counts, settings) + "\n")
     return "\n".join(parts)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -19,7 +20,7 @@ import torch.distributed as dist
 
 from capo_fast.config.dotted import dotted
 from capo_fast.engine.base import Completer, stream_requests
-from capo_fast.errors import ConfigError
+from capo_fast.errors import ConfigError, Interrupted, cause_of
 from capo_fast.records import Request
 from capo_fast.runlog.console import AnswerDisplay
 from capo_fast.runtime.digest import digest
@@ -54,19 +55,20 @@ class Store:
     def _open(self, settings: Mapping[str, Any]) -> dict[str, Answer]:
         with naming(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._guard = lock(self.folder)
-        try:
-            return self._read(settings)
-        except (ConfigError, RecordError, OSError):
-            self._guard.close()
-            raise
+            guard = lock(self.folder)
+        with ExitStack() as undo:
+            undo.callback(guard.close)
+            answers = self._read(settings)
+            undo.pop_all()
+        self._guard = guard
+        return answers
 
     def _read(self, settings: Mapping[str, Any]) -> dict[str, Answer]:
         path, files = self.folder / SETTINGS_FILE, sorted(self.folder.glob("answers-*.jsonl"))
         if files and not path.exists():
             raise ConfigError(f"{self.folder} has answers but no {path.name}; take another --out")
         if files:
-            check_same(json.loads(path.read_text()), settings, self.folder)
+            check_same(read_settings(self.folder), settings, self.folder)
         with replacing(path) as file:
             file.write(json.dumps(settings, indent=1).encode() + b"\n")
         return {answer.id: answer for path in files for answer in read_answers(path)}
@@ -74,9 +76,12 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
+        """Turns Ctrl-C into Interrupted: answers are saved one by one."""
         if self._guard is not None:
             self._guard.close()
+        if kind is KeyboardInterrupt:
+            raise Interrupted(f"every finished answer is saved; --out {self.folder} resumes") from None
 
     def tokens(self) -> int:
         """Tokens of the answers on disk, prompts included."""
@@ -109,6 +114,18 @@ class Store:
                     append(path, json_line(asdict(answer)))
                 display.advance(answer.tokens)
                 yield answer
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the answers in a folder, empty without any. Raises ConfigError for a damaged file."""
+    path = folder / SETTINGS_FILE
+    try:
+        found = json.loads(path.read_bytes()) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} can't be read: {cause_of(error)}; take another --out") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: found {type(found).__name__}, wanted a mapping; take another --out")
+    return found
 
 
 def read_answers(path: Path) -> list[Answer]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from capo_fast.config.core_yaml import CoreDumper
 from capo_fast.config.load import build_config, by_key
 from capo_fast.config.schema import Config
 from capo_fast.plan.hardware import GIB, Hardware
@@ -85,7 +86,8 @@ def settings(job: Job) -> str:
     """The chosen settings as YAML for `capo train --config FILE`."""
     values, defaults = by_key(job.config), by_key(Config())
     chosen = [*FIXED, *(key for key in LOWERED if values[key] != defaults[key])]
-    return yaml.safe_dump({key: values[key] for key in chosen}, sort_keys=False, allow_unicode=True, width=math.inf)
+    found = {key: values[key] for key in chosen}
+    return yaml.dump(found, Dumper=CoreDumper, sort_keys=False, allow_unicode=True, width=math.inf)
 
 
 def kept(job: Job) -> str:

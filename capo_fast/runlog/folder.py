@@ -219,5 +219,9 @@ def _chosen_folder(config: Config | SftConfig) -> Path:
 
 
 def _move_aside(folder: Path) -> None:
+    if folder.samefile("."):
+        raise ConfigError(
+            "run.dir: found the working directory with resume: never, wanted another: it would be renamed"
+        )
     with lock(folder):
         os.replace(folder, free_name(numbered(folder.with_name(f"{folder.name}.old"))))

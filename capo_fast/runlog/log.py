@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -127,11 +127,11 @@ class RunLog:
         with self.stages("checkpoint"):
             self.folder.checkpointer.wait()
 
-    def finish(self, **more: Any) -> dict[str, Any]:
-        """Write and show the summary, extended by `more`; returns it."""
+    def finish(self, summarise: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Write and show the summary, which `summarise` makes once all times are known; returns it."""
         self.lap()
         self.progress.wall_seconds = self.wall_seconds()
-        summary = self.progress.summary(self.config) | more
+        summary = summarise()
         if dist.get_rank() == 0:
             write_summary(self.folder.path, summary)
         self.console.finish(summary, self.folder.path)

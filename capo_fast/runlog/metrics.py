@@ -10,7 +10,7 @@ from capo_fast.exchange.figures import Figures
 from capo_fast.rollout.generator import Batch
 from capo_fast.rollout.pass_rate import PassRate
 from capo_fast.rollout.stream import Traffic
-from capo_fast.runlog.speed import peak_memory, step_seconds
+from capo_fast.runlog.speed import peak_memory, training_seconds
 from capo_fast.runtime.stages import Lap, added
 from capo_fast.statistics import agreement
 from capo_fast.verify.functions import is_right
@@ -33,7 +33,7 @@ def step_metrics(batch: Batch, lap: Lap, rate: PassRate | None) -> dict[str, flo
         **{f"engine/{stage}_s": seconds for stage, seconds in batch.beside.wall.items()},
     }
     tokens = sum(each.tokens for each in batch.figures)
-    metrics["tokens_per_s"] = tokens / step_seconds(lap)
+    metrics["tokens_per_s"] = tokens / training_seconds(lap)
     metrics["memory_gb"] = peak_memory().largest
     if rate is not None:
         metrics |= {"eval/pass@1": rate.rate, "eval/stderr": rate.stderr, "eval/timeouts": rate.timeouts}

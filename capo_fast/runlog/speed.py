@@ -57,7 +57,7 @@ def peak_memory() -> Memory:
     return Memory(host, device)
 
 
-def step_seconds(lap: Lap) -> float:
+def training_seconds(lap: Lap) -> float:
     """Seconds of the step's training, without evaluation and checkpoint."""
     return sum(seconds for stage, seconds in lap.wall.items() if stage not in NO_TRAINING)
 
@@ -73,7 +73,7 @@ def speed_metrics(
     """
     tokens = sum(each.prompt_tokens + each.tokens for each in batch.figures)
     critic = batch.traffic.critique_prompt_tokens + batch.traffic.critique_tokens
-    seconds = devices * step_seconds(lap)
+    seconds = devices * training_seconds(lap)
     metrics = {
         "speed/tokens_per_s_per_device": tokens / seconds,
         "speed/critic_tokens_per_s_per_device": critic / seconds,

@@ -12,6 +12,7 @@ import torch
 
 from capo_fast.build import open_recorder, saved_date
 from capo_fast.config.paths import resolve_model
+from capo_fast.config.rules import PARTS, check_parts
 from capo_fast.config.sft import SftConfig
 from capo_fast.errors import ConfigError
 from capo_fast.loaders import chat_template, with_date
@@ -78,7 +79,7 @@ def longest_example(config: SftConfig, model_config: Any) -> int:
 
 
 def with_steps(config: SftConfig, batches: Batches) -> SftConfig:
-    """The settings with the number of updates. Raises ConfigError if there are too few."""
+    """The settings with the number of updates. Raises ConfigError if there are too few for a setting."""
     wanted = config.train.steps
     if wanted > batches.count:
         epochs = config.train.epochs
@@ -86,7 +87,9 @@ def with_steps(config: SftConfig, batches: Batches) -> SftConfig:
             f"train.steps: found {wanted}, wanted at most {batches.count}, the updates of train.epochs ({epochs}); "
             "more need more train.epochs"
         )
-    return replace(config, train=replace(config.train, steps=wanted or batches.count))
+    config = replace(config, train=replace(config.train, steps=wanted or batches.count))
+    check_parts(config.learning, [PARTS["train"]])
+    return config
 
 
 def load_learner(model_path: str, config: SftConfig, device: torch.device) -> AnswerLearner:

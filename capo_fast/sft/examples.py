@@ -88,5 +88,6 @@ def end_tokens(tokenizer: Any, generation: bytes | None) -> tuple[frozenset[int]
     end = tokenizer.eos_token_id
     if end is None:
         raise DataError(f"model.path: the tokenizer of {tokenizer.name_or_path!r} has no end token (eos_token)")
-    found = json.loads(generation or b"{}").get("eos_token_id") or []
-    return frozenset([end, *(found if isinstance(found, list) else [found])]), end
+    found = json.loads(generation or b"{}").get("eos_token_id")
+    ends = found if isinstance(found, list) else [found]
+    return frozenset([end, *ends]) - {None}, end

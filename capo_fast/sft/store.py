@@ -14,7 +14,7 @@ import numpy as np
 from capo_fast.config.sft import SftConfig
 from capo_fast.data import DataError
 from capo_fast.runtime.digest import seed_of
-from capo_fast.runtime.files import temporary_folder
+from capo_fast.runtime.files import naming, temporary_folder, write_all
 from capo_fast.runtime.ranks import once_a_node
 from capo_fast.sft.conversations import Conversation, heldout_source, read_conversations
 from capo_fast.sft.examples import AnswerTemplate, Example
@@ -62,18 +62,21 @@ class ExampleWriter:
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         folder.mkdir()
         self._folder, self._starts, self._prompts = folder, array("q", [0]), array("q")
-        self._files = [stack.enter_context((folder / name).open("wb")) for name, _ in FILES]
+        self._files = [stack.enter_context((folder / name).open("wb", buffering=0)) for name, _ in FILES]
 
     def add(self, example: Example) -> None:
+        """Raises RecordError, as on a full disk."""
         ids, trained = self._files
-        ids.write(np.array((*example.prompt_ids, *example.token_ids), np.int32).tobytes())
-        trained.write(np.array((False,) * len(example.prompt_ids) + example.trained, np.bool_).tobytes())
+        with naming(self._folder):
+            write_all(ids, np.array((*example.prompt_ids, *example.token_ids), np.int32).tobytes())
+            write_all(trained, np.array((False,) * len(example.prompt_ids) + example.trained, np.bool_).tobytes())
         self._starts.append(self._starts[-1] + len(example))
         self._prompts.append(len(example.prompt_ids))
 
     def close(self) -> None:
-        np.save(self._folder / "starts.npy", np.array(self._starts, np.int64))
-        np.save(self._folder / "prompts.npy", np.array(self._prompts, np.int64))
+        with naming(self._folder):
+            np.save(self._folder / "starts.npy", np.array(self._starts, np.int64))
+            np.save(self._folder / "prompts.npy", np.array(self._prompts, np.int64))
 
 
 @dataclass(frozen=True)

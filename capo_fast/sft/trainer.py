@@ -6,14 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch.distributed as dist
-
 from capo_fast.config.sft import SftConfig
 from capo_fast.errors import Interrupted
 from capo_fast.policy.export import export_policy
 from capo_fast.runlog.log import RunLog
 from capo_fast.runlog.speed import peak_memory
-from capo_fast.runlog.summary import write_summary
 from capo_fast.sft.batches import Batches
 from capo_fast.sft.examples import Example
 from capo_fast.sft.learner import AnswerLearner, HeldOut, answer_tokens
@@ -41,7 +38,8 @@ class SftTrainer:
                 self.log.wait_saved()  # a step needs a checkpoint before it to be resumable
                 self.log.lap()  # so that it is not in the first step's
             for step in range(progress.step + 1, self.config.train.steps + 1):
-                self.step(step)
+                with self.log.profile(step):
+                    self.step(step)
         except Interrupted:
             self.log.save(self.learner)
             self.log.wait_saved()
@@ -93,13 +91,7 @@ class SftTrainer:
         with self.log.stages("export"):
             folder = self.log.folder
             export_policy(self.learner, self.tokenizer, folder.path, self.config.learning, folder.cards(progress))
-        self.log.lap()
-        progress.wall_seconds = self.log.wall_seconds()
-        summary = self._summary()
-        if dist.get_rank() == 0:
-            write_summary(self.log.folder.path, summary)
-        self.log.console.finish(summary, self.log.folder.path)
-        return summary
+        return self.log.finish(self._summary)
 
     def _summary(self) -> dict[str, Any]:
         progress, found = self.log.progress, self.log.progress.evaluations

@@ -62,6 +62,17 @@ def test_a_model_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
             resolve_model(text)
 
 
+@pytest.mark.parametrize(("scheme", "port"), [("http", 80), ("https", 443)])
+def test_a_mirror_of_the_hub_is_tried_at_the_port_of_its_scheme(scheme, port, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"{scheme}://mirror")
+    monkeypatch.setattr(hub, "getproxies_environment", lambda: {"ftp": "x"})
+    monkeypatch.setattr(hub.socket, "create_connection", lambda place, limit: tried.append(place) or socket.socket())
+    assert hub.reach_hub.__wrapped__() is None
+    assert tried == [("mirror", port)]
+
+
 def test_without_a_network_the_hub_is_tried_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

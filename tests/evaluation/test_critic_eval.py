@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from scripted_engine import ScriptedEngine
 from scripted_world import answer_steps, scripted_engine
 
+import capo_fast.critic_eval as critic_eval
 from capo_fast.config.critic import CriticConfig
 from capo_fast.config.load import build_kind, dump_config
 from capo_fast.config.sft import SftConfig
 from capo_fast.critic_eval import job_of, main, run
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.compare import compare, comparison_table, read_results
+from capo_fast.evaluation.critic_table import results_table
 from capo_fast.evaluation.critics import Judged, score_set, score_voting, subset_mean
 from capo_fast.evaluation.labelled import DATA, Solution, load_solutions
 from capo_fast.evaluation.store import Answer
@@ -143,6 +146,14 @@ def test_a_step_without_a_verdict_is_an_abstention_unless_an_earlier_one_is_wron
     assert (row["step_precision"], row["step_recall"]) == (1.0, 1.0)
 
 
+def test_the_table_of_critics_that_agree_on_a_step_and_read_no_whole_solution():
+    entry = score_set([by_step((), (False, None), (False, None))], "union")
+    assert (entry["agreement"]["step"], entry["agreement"]["solution"]) == (1.0, None)
+    settings = {"model": "m", "seed": 0, "critic.temperature": 1.0, "critic.top_p": 1.0, "critic.reads": "step"}
+    table = results_table({"settings": settings | {"critic.step.max_tokens": 9}, "benchmarks": {"a": entry}})
+    assert "agree on 1.000 of steps (Fleiss' kappa –) and on – of verdicts (kappa –)" in table
+
+
 # ---- the command ----
 
 
@@ -261,6 +272,20 @@ def test_settings_of_a_start_without_answers_may_change(tmp_path):
     assert run(make_job(tmp_path / "a", "--limit", "4", "--critic.votes", "2"), scripted_engine())
     with pytest.raises(ConfigError, match=r"critic\.votes"):
         run(make_job(tmp_path / "a", "--limit", "4", "--critic.votes", "3"), scripted_engine())
+
+
+def test_a_served_critic_writes_its_log_where_all_ranks_have_a_folder(tmp_path, monkeypatch):
+    """A default --out has the time: the first rank of another host has another name, and no such folder."""
+    monkeypatch.setattr(critic_eval, "load_critic_tokenizer", lambda config: None)
+    monkeypatch.setattr(critic_eval, "critic_client", lambda *arguments: SimpleNamespace(pause_s=0.0))
+    logs = []
+    server = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(critic_eval, "serve_critic", lambda config, folder, in_turns: logs.append(folder) or server)
+    job = make_job(tmp_path / "of-rank-2", "--critic.mode", "server")
+    store = SimpleNamespace(folder=tmp_path / "of-rank-0", tokens=lambda: 0)
+    monkeypatch.setattr(critic_eval.dist, "get_world_size", lambda: 4)
+    critic_eval.start_critic(job, store)
+    assert logs == [store.folder]
 
 
 def test_a_fine_tuned_run_is_evaluated_with_the_prompt_of_its_training(tmp_path):

@@ -15,8 +15,8 @@ import pytest
 from scripted_engine import ScriptedEngine
 from scripted_world import MODEL, scripted_engine
 
-from capo_fast.errors import ConfigError
-from capo_fast.evaluate import Protocol, job_of, main, run
+from capo_fast.errors import ConfigError, Interrupted
+from capo_fast.evaluate import Protocol, job_of, main, results_table, run
 from capo_fast.evaluation.compare import compare, comparison_table, read_results
 from capo_fast.evaluation.questions import load_benchmarks
 from capo_fast.evaluation.solving import plan_attempts
@@ -203,6 +203,16 @@ def test_a_killed_evaluation_resumes(tmp_path, sums):
     )
 
 
+def test_an_interrupted_evaluation_names_its_folder(tmp_path, sums):
+    """A default --out has the time in its name."""
+
+    def interrupt(name):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match=rf"every finished answer is saved; --out {tmp_path / 'a'} resumes"):
+        run(*make_job(tmp_path / "a", sums, *QUICK), Replies(interrupt))
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -242,6 +252,16 @@ def test_answers_without_settings_are_not_trusted(tmp_path, sums):
     (tmp_path / "a" / "settings.json").unlink()
     with pytest.raises(ConfigError, match="has answers but no settings"):
         run(*make_job(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
+
+
+def test_damaged_settings_are_a_one_line_error_that_keeps_no_lock(tmp_path, sums):
+    run(*make_job(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
+    for text, fault in (("{", "settings.json can't be read"), ("[]", "settings.json: found list, wanted a mapping")):
+        (tmp_path / "a" / "settings.json").write_text(text)
+        with pytest.raises(ConfigError, match=fault) as kept:  # the error's traceback keeps the store alive
+            run(*make_job(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
+        lock(tmp_path / "a").close()
+        del kept
 
 
 def test_progress_ends_with_the_last_answer(tmp_path, capsys):
@@ -338,6 +358,28 @@ def test_unequal_protocols_are_refused_by_name(pair, tmp_path, sums):
     del b["benchmarks"]["sums"]["by_problem"]["q3"]
     with pytest.raises(ConfigError, match="sums has problem 'q3' in one of them only"):
         compare(a, b)
+
+
+def test_results_of_different_days_are_compared(pair):
+    """A run's settings have the date of its start, its base model's evaluation has today's."""
+    a, b = map(read_results, pair)
+    a["settings"]["data.date"], b["settings"]["data.date"] = "2026-11-29", "2026-11-30"
+    assert compare(a, b)["rows"] == compare(*map(read_results, pair))["rows"]
+
+
+def test_the_table_has_the_largest_pass_at_k_beside_a_reward_of_a_later_benchmark():
+    names = {
+        "choice": ["pass@1", "avg@4", "pass@2", "pass@4"],
+        "graded": ["pass@1", "reward", "avg@4", "pass@2", "pass@4"],
+    }
+    counts = dict.fromkeys(("truncated", "timeouts", "unreadable", "tokens", "answers"), 1)
+    entries = {
+        name: {"problems": 1, "counts": counts, "metrics": dict.fromkeys(metrics)} for name, metrics in names.items()
+    }
+    settings = {"model": "m", "seed": 0, "choice_runs": None, "samples": 0}
+    table = results_table({"benchmarks": entries, "mean": {}, "settings": settings, "seconds": 0.0})
+    columns = [name.strip() for name in table.splitlines()[0].strip("|").split("|")]
+    assert columns[2:6] == ["pass@1", "avg@4", "pass@4", "reward"]
 
 
 def test_the_command_compares(pair, capsys):

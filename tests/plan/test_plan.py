@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from capo_fast.config import load_config
+from capo_fast.config.core_yaml import CoreLoader
 from capo_fast.config.critic import GateConfig
 from capo_fast.config.load import build_config, read_file
 from capo_fast.errors import ConfigError
@@ -196,10 +197,10 @@ def test_a_recommendation_fits_and_is_a_file_of_settings(model, ranks, device, t
     assert main(words) == 0
 
 
-@pytest.mark.parametrize("name", ["123", "#1", "a: b"])
+@pytest.mark.parametrize("name", ["123", "#1", "a: b", "1e6", "0o17"])
 def test_recommended_settings_are_yaml_for_any_folder_name(name):
     planned, _ = recommend(replace(find_shape("qwen2.5-1.5b"), name=name), 4096, NVIDIA["h100"], 8, 1)
-    assert yaml.safe_load(settings(planned))["model.path"] == name
+    assert yaml.load(settings(planned), Loader=CoreLoader)["model.path"] == name
 
 
 @pytest.mark.parametrize("words", [["--gpus", "8"], ["--gpus", "1", "--algorithm", "grpo"]], ids=["fits", "lowered"])

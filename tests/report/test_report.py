@@ -480,6 +480,19 @@ def test_the_list_sorts_filters_and_searches(opened):
     expect(opened.locator("#count")).to_have_text("0 of 32 rollouts")
 
 
+def test_a_critique_without_a_verdict_on_a_step_is_not_counted_there(opened):
+    """As with critic.reads: step, where each step has its own critiques."""
+    part, whole = {"abstained": False, "wrong_steps": [0], "unread": [1]}, {"abstained": False, "wrong_steps": []}
+    rollout = {"critiques": [part, whole], "votes": [1, 0]}
+    lines = opened.evaluate("(r) => [0, 1].map((step) => voteLine(r, step))", rollout)
+    assert lines == ["1 of 2 valid critiques against it, vote 1", "0 of 1 valid critique against it, vote 0"]
+    said = opened.evaluate("(r) => r.critiques.map((each, number) => noteOf(each, number, 1)[0].textContent)", rollout)
+    assert said == ["– no verdict on this step, no vote · critique 1", "✓ not wrong · critique 2"]
+    assert "Critique 1 · wrong: 0 · 1 step without a verdict" in opened.evaluate(
+        "(each) => critiqueDetails(each, 0).textContent", part
+    )
+
+
 def test_hostile_text_has_its_colours_and_critiques_by_mouse_and_by_keys(opened):
     assert HOSTILE in opened.locator("#problem").text_content()
     assert opened.locator("main img, main script").count() == 0

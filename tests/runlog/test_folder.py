@@ -47,6 +47,14 @@ def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_the_working_directory_is_not_renamed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine").touch()
+    monkeypatch.chdir(tmp_path)
+    assert fails(".", "--resume", "never") == 2
+    assert "run.dir: found the working directory with resume: never, wanted another" in capsys.readouterr().err
+    assert (tmp_path / "mine").exists()
+
+
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_gives_the_same_bits(two_steps, copied, capsys):
     flip(copied / "checkpoints" / "step_000002" / "optimizer-00000.safetensors")
     train(copied, "--train.steps", "2")

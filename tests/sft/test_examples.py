@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import resource
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -15,9 +17,11 @@ from capo_fast.credit.critic import parse_critique
 from capo_fast.data import ChatTemplate, DataError, read_problem
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.labelled import Solution
+from capo_fast.runtime.files import RecordError
 from capo_fast.sft.batches import plan_batches
 from capo_fast.sft.conversations import Conversation, read_conversations, verdict
-from capo_fast.sft.examples import AnswerTemplate, end_tokens
+from capo_fast.sft.examples import AnswerTemplate, Example, end_tokens
+from capo_fast.sft.store import ExampleWriter
 
 END = "<end>"
 ENDED = (
@@ -84,6 +88,17 @@ def test_the_shipped_template_trains_the_tokens_of_a_rollout():
 def test_end_tokens_of_the_generation_config_end_answers():
     ends, end = end_tokens(tokenizer(), b'{"eos_token_id": [7, 9]}')
     assert ends == {7, 9, end} and end == tokenizer().eos_token_id
+    assert end_tokens(tokenizer(), b'{"eos_token_id": 0}')[0] == {0, end}
+    assert end_tokens(tokenizer(), b'{"eos_token_id": null}')[0] == {end}
+
+
+def test_a_full_disk_is_named(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with ExitStack() as stack, pytest.raises(RecordError, match=r"can't write .*/train: File too large"):
+        stack.callback(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
+        writer = ExampleWriter(tmp_path / "train", stack)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        writer.add(Example((1,) * 20, (2,) * 20, (True,) * 20))
 
 
 # ---- rows ----

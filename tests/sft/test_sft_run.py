@@ -40,7 +40,7 @@ def whole(rows, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "vllm", None)
-        assert sft(rows, folder, "--eval.share", "0.3", "--eval.every", "2") == 0
+        assert sft(rows, folder, "--eval.share", "0.3", "--eval.every", "2", "--train.profile", "1") == 0
     return folder
 
 
@@ -58,6 +58,7 @@ def test_a_run_learns_and_writes_a_model_and_its_figures(whole):
     assert summary["steps"] == len(lines) == -(-summary["examples"] // 5)
     assert [line["step"] for line in lines if "eval/loss" in line] == [2, 4] and summary["best_step"] == 4
     assert lines[-1]["eval/loss"] == summary["loss_after"] and lines[-1]["epoch"] == 1.0
+    assert "aten::mm" in (whole / "profile" / "step_000001.txt").read_text()
     model = AutoModelForCausalLM.from_pretrained(whole / "model")
     assert model.config.eos_token_id == AutoModelForCausalLM.from_pretrained(MODEL).config.eos_token_id
 
@@ -116,6 +117,7 @@ def test_a_critic_s_adapter_is_trained_on_labels_without_the_held_out_problems(t
             ("--train.steps", "7"),
             "train.steps: found 7, wanted at most 6, the updates of train.epochs (1); more need more",
         ),
+        (("--train.profile", "9"), "train.profile: found 9, wanted at most train.steps (6)"),
         (("--data.max_tokens", "9999"), "data.max_tokens: found 9999, wanted at most "),
         (("--data.max_tokens", "5"), " tokens, wanted at most 5 (data.max_tokens); data.overlong: drop"),
         (("--data.max_tokens", "5", "--data.overlong", "drop"), "no examples to train on: all 28 are too long"),

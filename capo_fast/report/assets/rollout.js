@@ -13,7 +13,9 @@ const signed = (number) => (number === null ? "?" : (number > 0 ? "+" : number <
 const many = (count, one) => `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
 const sum = (numbers) => numbers.reduce((total, each) => total + each, 0);
 const valid = (rollout) => rollout.critiques.filter((critique) => !critique.abstained);
-const against = (rollout, step) => valid(rollout).filter((critique) => critique.wrong_steps.includes(step)).length;
+const judges = (critique, step) => !critique.abstained && !(critique.unread ?? []).includes(step);
+const judging = (rollout, step) => rollout.critiques.filter((critique) => judges(critique, step));
+const against = (rollout, step) => judging(rollout, step).filter((critique) => critique.wrong_steps.includes(step)).length;
 const flagged = (rollout, step) => valid(rollout).length > 0 && rollout.votes[step] >= 0.5;
 const address = (rollout) => `rollout/${page.runs[rollout.run].name}/${rollout.step}/${rollout.group}/${rollout.sample}`;
 const link = (rollout) => `#${encodeURI(address(rollout))}`;
@@ -60,7 +62,7 @@ function facts(rollout) {
 function stepRow(rollout, step) {
   const wrong = flagged(rollout, step);
   const count = against(rollout, step);
-  const votes = count ? `${wrong ? "\u2717 " : ""}${count}/${valid(rollout).length}` : null;
+  const votes = count ? `${wrong ? "\u2717 " : ""}${count}/${judging(rollout, step).length}` : null;
   const gutter = el("span", { class: "gutter" }, el("b", {}, `step ${step}`), el("span", {}, signed(rollout.advantages[step])),
     votes && el("span", { class: wrong ? "flagged" : "", title: "critiques against this step" }, votes));
   const text = shade(el("span", { class: "text" }, rollout.steps[step].trim() || "\u00a0"), rollout.advantages[step]);
@@ -69,7 +71,8 @@ function stepRow(rollout, step) {
 
 function critiqueDetails(critique, number) {
   const said = critique.abstained ? "abstained" : critique.wrong_steps.length ? `wrong: ${critique.wrong_steps.join(", ")}` : "no wrong step";
-  const extra = [critique.truncated ? "truncated" : "", critique.dropped ? `${many(critique.dropped, "index")} out of range` : ""];
+  const unread = critique.abstained ? 0 : (critique.unread ?? []).length;
+  const extra = [unread ? `${many(unread, "step")} without a verdict` : "", critique.truncated ? "truncated" : "", critique.dropped ? `${many(critique.dropped, "index")} out of range` : ""];
   const summary = [`Critique ${number + 1}`, said, ...extra].filter(Boolean).join(" \u00b7 ");
   return el("details", {}, el("summary", {}, summary), el("div", { class: "text" }, critique.text || "(empty)"));
 }
@@ -108,7 +111,8 @@ function excerpt(text, step) {
 
 function noteOf(critique, number, step) {
   const wrong = critique.wrong_steps.includes(step);
-  const said = critique.abstained ? "\u2013 abstained, no vote" : wrong ? "\u2717 wrong" : "\u2713 not wrong";
+  const none = critique.abstained ? "abstained" : "no verdict on this step";
+  const said = !judges(critique, step) ? `\u2013 ${none}, no vote` : wrong ? "\u2717 wrong" : "\u2713 not wrong";
   return [el("p", {}, el("b", { class: wrong && !critique.abstained ? "kind bad" : "kind" }, said), ` \u00b7 critique ${number + 1}`),
     el("div", { class: "text" }, ...excerpt(critique.text || "(empty)", step))];
 }
@@ -116,7 +120,7 @@ function noteOf(critique, number, step) {
 function voteLine(rollout, step) {
   if (!rollout.critiques.length) return "no critiques, no vote";
   if (!valid(rollout).length) return `all ${many(rollout.critiques.length, "critique")} abstained: no vote`;
-  return `${against(rollout, step)} of ${many(valid(rollout).length, "valid critique")} against it, vote ${rollout.votes[step]}`;
+  return `${against(rollout, step)} of ${many(judging(rollout, step).length, "valid critique")} against it, vote ${rollout.votes[step]}`;
 }
 
 function showNote(rollout, row) {
