@@ -229,7 +229,7 @@ def _write_gradient(
 # ---- kernels ---------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize_on_alignment=["targets", "results", "tokens"])
+@triton.jit(do_not_specialize_on_alignment=["targets"])
 def _loss(
     logits,
     grad,
