@@ -1,6 +1,6 @@
 /* The primitives of an sm_90a device for cuda.cu: numbers, barriers, copies, conversions. No arithmetic of the loss.
  * It has compiled and never run on a GPU. The tests replace it by a version for CPUs (CAPO_DEVICE in cuda.cu): keep the
-  * two alike. */
+ * two alike. */
 #pragma once
 #include <cuda_runtime.h>
 #include <stdint.h>
