@@ -4,7 +4,7 @@
  *
  * A row is processed two vectors at a time; its last pair may be padded with uncounted entries. The maximum of a
  * block is found while the block before it is computed, so that all its entries use one m and are in the
-  * L1 cache by then; sums are float within a block and double across. A maximum may drop a NaN, the sums can't. */
+ * L1 cache by then; sums are float within a block and double across. A maximum may drop a NaN, the sums can't. */
 #include "cpu_rows.h"
 
 #include <float.h>

@@ -1,6 +1,6 @@
 /* The primitives of an sm_90a device for cuda.cu: numbers, barriers, copies, conversions. No arithmetic of the loss.
  * It has compiled and never run on a GPU. The tests replace it by a version for CPUs (CAPO_DEVICE in cuda.cu): keep the
-  * two alike. */
+ * two alike. */
 #pragma once
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -12,8 +12,7 @@
 // general run in the first; for those that matter most CAPO_CUDA_SHAPE chooses.
 constexpr int SHAPES[3][2] = {{192, 4}, {352, 2}, {192, 5}};
 constexpr int RESIDENT = 2;                  // blocks that share a multiprocessor, where their memory allows
-constexpr int SHARED_BYTES = 227 << 10;      // the most that one block gets
-constexpr int SHARED_BYTES_EACH = 113 << 10; // and each of two: 228 KB less 1 KB that the system takes of each
+constexpr int SHARED_BYTES_EACH = 113 << 10; // that each of two gets: 228 KB less 1 KB that the system takes of each
 
 __device__ inline uint32_t shared_address(const void *p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 

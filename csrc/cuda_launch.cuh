@@ -8,6 +8,8 @@
 #include <mutex>
 #include <tuple>
 
+constexpr int SHARED_BYTES = 227 << 10; // the most that one block gets
+
 struct Launch {
   int cluster, threads, shared; // blocks of a cluster, threads and bytes of shared memory of each
   int device;
@@ -42,7 +44,8 @@ private:
     cudaLaunchAttribute size;
     cudaLaunchConfig_t config = configure(size, 1);
     cudaError_t error = cudaSetDevice(device);
-    if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    // Not `shared`: a narrower row's would forbid the wider ones that are known already.
+    if (!error) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
     if (!error) error = cudaOccupancyMaxActiveClusters(resident, kernel, &config);
     if (!error) known[{device, kernel, cluster, shared}] = *resident;
     return error;

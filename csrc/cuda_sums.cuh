@@ -23,7 +23,7 @@ template <bool SOFTCAP> struct Head {
 /* 2^(y k - top k) is one fma and one exponential with `base` for top k: the product, rounded. All numbers of a row take
  * the same base, so that its error is a common factor of theirs, 2^low, which division takes out of the sums. Only
  * where the base is small: its error grows with it and enters the gradient too. And only for elements of 16
-  * bits, where k is small enough for LOW to act as -inf: 2^(LOW k - base) is 0. */
+ * bits, where k is small enough for LOW to act as -inf: 2^(LOW k - base) is 0. */
 template <int DTYPE, bool SOFTCAP> struct Scale {
   static constexpr bool FUSED = DTYPE != CAPO_F32 && !SOFTCAP;
   static constexpr float NEAR = 512.f, LEAST = 0x1p-6f;

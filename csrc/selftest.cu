@@ -1,6 +1,6 @@
 /* libcapo_cuda without torch: `selftest LIBRARY [--small]`. Each case runs the loss and its gradient over logits in
  * device memory, and the log-probs alone, against sums in double on the host. One line of JSON per finished case; exit
-  * status 1 if one is wrong. `--small` is for compute-sanitizer.
+ * status 1 if one is wrong. `--small` is for compute-sanitizer.
  *
  * Outputs and the memory between rows are filled with NaN before a call. */
 #include <cuda_runtime.h>

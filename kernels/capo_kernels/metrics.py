@@ -59,7 +59,8 @@ def combine_metrics(parts: Sequence[Mapping[str, Tensor]]) -> Metrics:
     if not parts:
         raise ValueError("parts: got none, want the metrics of at least one call")
     columns = {key: torch.stack([part[key] for part in parts]) for key in RAW}
-    return derive(torch.stack([_combine(key, column_N) for key, column_N in columns.items()]))
+    known_N = columns["tokens"] > 0  # a call without trained rows has NaN for extremes; any other NaN is a row's
+    return derive(torch.stack([_combine(key, column_N, known_N) for key, column_N in columns.items()]))
 
 
 def derive(raw_M: Tensor) -> Metrics:
@@ -82,9 +83,7 @@ def maximum(x_T: Tensor, keep_T: Tensor) -> Tensor:
     return -minimum(-x_T, keep_T)
 
 
-def _combine(key: str, column_N: Tensor) -> Tensor:
-    # A call without trained rows has NaN for extremes and 0 for sums.
-    known_N = ~column_N.isnan()
+def _combine(key: str, column_N: Tensor, known_N: Tensor) -> Tensor:
     if key.endswith("_min"):
         return minimum(column_N, known_N)
     return maximum(column_N, known_N) if key.endswith("_max") else column_N.sum()

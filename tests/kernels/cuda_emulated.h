@@ -1,7 +1,7 @@
 // A GPU for csrc/cuda.cu on the CPU: the names of csrc/cuda_device.cuh, with a fiber for each thread. Fibers switch
-// where threads wait, in random order; shared memory starts as NaN; one cluster runs at a time. So wrong indices, wrong
-// sums, deadlocks and most missing barriers show. What only
-// hardware knows doesn't: speed, spills, the order of its copies.
+// where threads wait, in random order; copies and sends land later, in random order; shared memory starts as NaN; one
+// cluster runs at a time. So wrong indices, wrong sums, deadlocks and most missing barriers show. What only hardware
+// knows doesn't: speed, spills, weakly ordered memory.
 #pragma once
 #include <float.h>
 #include <math.h>
@@ -71,6 +71,7 @@ inline ucontext_t scheduler;
 inline std::function<void()> kernel_call;
 inline std::string failure;
 inline bool moved; // whether any fiber has done more than wait
+inline std::vector<std::function<void()>> in_flight; // copies and sends that have not landed
 
 struct Index {
   int x;
@@ -130,6 +131,12 @@ inline void run_fiber() {
   setcontext(&scheduler);
 }
 
+// Any number of those in flight; within a few calls all of them.
+inline void land(std::mt19937 &random) {
+  std::shuffle(in_flight.begin(), in_flight.end(), random);
+  for (; !in_flight.empty() && random() % 4; in_flight.pop_back()) in_flight.back()(), moved = true;
+}
+
 inline void run(Cluster &all, std::mt19937 &random) {
   std::vector<Fiber> fibers(all.threads * all.blocks.size());
   std::vector<Fiber *> alive;
@@ -147,10 +154,12 @@ inline void run(Cluster &all, std::mt19937 &random) {
   while (!alive.empty() && failure.empty()) {
     moved = false;
     std::shuffle(alive.begin(), alive.end(), random);
-    for (Fiber *each : alive) fiber = each, swapcontext(&scheduler, &each->context);
+    for (Fiber *each : alive) fiber = each, swapcontext(&scheduler, &each->context), land(random);
     alive.erase(std::remove_if(alive.begin(), alive.end(), [](Fiber *each) { return each->done; }), alive.end());
-    if (!moved) failure = "deadlock";
+    if (!moved && in_flight.empty()) failure = "deadlock";
   }
+  if (failure.empty() && !in_flight.empty()) failure = "a copy to a block that has exited";
+  in_flight.clear();
 }
 
 // ---- barriers and copies ----
@@ -175,14 +184,18 @@ struct Barrier {
   }
   void wait_cluster(int parity) { wait(parity); }
   void send(float4 *shared, float4 value, int rank) {
-    *remote(shared, rank) = value;
-    remote(this, rank)->add(0, -static_cast<int>(sizeof value));
+    in_flight.push_back([value, to = remote(shared, rank), barrier = remote(this, rank)] {
+      *to = value;
+      barrier->add(0, -static_cast<int>(sizeof value));
+    });
   }
   void copy(void *shared, const void *global, int size) {
     for (uintptr_t x : {reinterpret_cast<uintptr_t>(shared), reinterpret_cast<uintptr_t>(global), uintptr_t(size)})
       require(x % 16 == 0, "a bulk copy of what is no multiple of 16 bytes");
-    memcpy(shared, global, size);
-    add(0, -size);
+    in_flight.push_back([this, shared, global, size] {
+      memcpy(shared, global, size);
+      add(0, -size);
+    });
   }
 };
 

@@ -94,3 +94,10 @@ def test_a_gradient_that_bypasses_the_caches_has_the_bits_of_one_in_place(
 def test_a_missing_instruction_set_is_an_error() -> None:
     assert status("mmx") == "CAPO_CPU_ISA is none of avx512, avx2, portable"
     assert status("portable") == "available"
+
+
+def test_an_instruction_set_that_goes_missing_later_is_named(monkeypatch) -> None:
+    """CAPO_CPU_ISA is read at each call."""
+    monkeypatch.setenv("CAPO_CPU_ISA", "mmx")
+    with pytest.raises(RuntimeError, match=r"^libcapo_cpu: CAPO_CPU_ISA is none of avx512, avx2, portable$"):
+        ck.token_logprobs(torch.randn(2, 5), torch.tensor([1, 2]), impl="cpu")

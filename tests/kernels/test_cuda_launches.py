@@ -28,12 +28,14 @@ def test_a_kernel_is_prepared_once_for_each_device_and_size(tmp_path) -> None:
     subprocess.run([*command, "-x", "c++", str(STUB / "launches.cpp"), "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n") == [
-        "2 device0 shared1000 occupancy ",
-        "0 device0 shared1000 occupancy device0 launch264 ",
+        "2 device0 shared232448 occupancy ",
+        "0 device0 shared232448 occupancy device0 launch264 ",
         "0 device0 launch40 ",
-        "0 device0 shared1000 occupancy device0 launch264 ",
-        "0 device1 shared1000 occupancy device1 launch264 ",
-        "0 device0 shared2000 occupancy device0 launch264 ",
+        "0 device0 shared232448 occupancy device0 launch264 ",
+        "0 device1 shared232448 occupancy device1 launch264 ",
+        "0 device0 shared232448 occupancy device0 launch264 ",
+        "0 device0 launch264 ",  # a narrow row after a wide one
+        "0 device0 launch264 ",
         "0 device1 launch12 ",
         "",
     ]

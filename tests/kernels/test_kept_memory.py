@@ -100,3 +100,8 @@ def test_a_compiled_call_gets_its_own_memory() -> None:
         grads.append(leaf.grad)
     assert torch.equal(grads[0], grads[2])
     assert not torch.equal(grads[0], grads[1])
+
+
+def test_memory_is_the_cpus_whatever_the_default_device() -> None:
+    with torch.device("meta"):
+        assert kept.KEPT.like(LOGITS).is_cpu

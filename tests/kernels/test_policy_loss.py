@@ -244,6 +244,14 @@ def test_metrics_of_parts_combine_to_those_of_the_whole() -> None:
         ck.combine_metrics([])
 
 
+def test_a_ratio_of_nan_in_one_part_is_in_the_extremes_of_the_whole() -> None:
+    case = random_case(6, (4, 3))
+    broken = replace(case, old=[float("nan"), *case.old[1:]])
+    parts = [part(each, *ends).run(ck.LossSpec())[0].metrics for each, ends in ((broken, (0, 4)), (case, (4, 7)))]
+    together = ck.combine_metrics(parts)
+    assert all(together[key].isnan() for key in ("ratio_mean", "ratio_min", "ratio_max"))
+
+
 # ---- rows, edges, dtypes ----
 
 

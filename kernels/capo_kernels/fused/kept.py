@@ -30,7 +30,7 @@ class Kept:
         with self._lock:
             if not self._fits(size):
                 self._storage = None  # before the new allocation, so that both never exist at once
-                self._storage = torch.empty(size, dtype=torch.uint8).untyped_storage()
+                self._storage = torch.empty(size, dtype=torch.uint8, device="cpu").untyped_storage()
             return x.new_empty(0).set_(self._storage, 0, x.shape)  # type: ignore[call-overload]
 
     def _fits(self, size: int) -> bool:

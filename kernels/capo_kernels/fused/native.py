@@ -163,7 +163,8 @@ class CpuRows(NativeRows):
         function(*arguments)
 
     def _error(self, code: int) -> str:
-        return f"error {code}"
+        reasons = {-2: self.isa(), -4: "no memory for a row of float32 per thread"}
+        return reasons.get(code, f"error {code}")
 
 
 class CudaRows(NativeRows):

@@ -120,17 +120,13 @@ def logits_of(
 
 
 def credit_of(credit: CreditArguments, moments: Tensor | None, advantage: Tensor) -> CCredit:
-    tensors = (credit.step_starts, credit.step_wrong, credit.outcome, credit.group, credit.cu_seqlens, credit.stats)
     return CCredit(
-        *map(pointer, (*tensors, credit.weight, moments, advantage)),
+        *map(pointer, (*credit[:7], moments, advantage)),
         advantage.shape[0],
         credit.outcome.shape[0],
         credit.step_wrong.shape[0],
         0 if credit.stats is None else credit.stats.shape[0],
-        credit.outcome_weight,
-        credit.process_weight,
-        credit.std_floor,
-        credit.norm,
+        *credit[7:],
         credit.group.dtype == torch.int64,
     )
 

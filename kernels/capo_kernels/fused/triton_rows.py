@@ -74,13 +74,13 @@ def _cap_slope(y, softcap, SOFTCAP: tl.constexpr):
 @triton.jit
 def _row(pointer, row, stride, W: tl.constexpr, SHIFTED: tl.constexpr):
     """Start of the first block of a row, and the number of columns before the row. If the tensor is aligned, blocks are
-    aligned to 16 bytes even where rows are not."""
+    aligned to 16 bytes even where rows are not. Triton itself sees that of a stride only if 16 divides it."""
     start = row.to(tl.int64) * stride
     lead = 0
     if SHIFTED:
         lead = (start % W).to(tl.int32)
-        start = tl.multiple_of(start - lead, W)
-    return pointer + start, lead
+        start -= lead
+    return pointer + tl.multiple_of(start, W), lead
 
 
 @triton.jit
@@ -229,7 +229,7 @@ def _write_gradient(
 # ---- kernels ---------------------------------------------------------------------------------------------------------
 
 
-@triton.jit(do_not_specialize_on_alignment=["targets", "results", "tokens"])
+@triton.jit(do_not_specialize_on_alignment=["targets"])
 def _loss(
     logits,
     grad,

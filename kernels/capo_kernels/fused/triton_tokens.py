@@ -89,7 +89,7 @@ def _wrong(step_starts, step_wrong, steps, t_N, end, before, seen):
     return wrong_N, seen + tl.sum(started_N, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "sequences", "steps"])
 def _moments(credit, moments, tokens, sequences, steps, N: tl.constexpr):
     """Per sequence: its trained tokens, the mean of -P wrong over them, the sum of squared deviations."""
     b = tl.program_id(0)
@@ -194,7 +194,7 @@ def _given_stats(credit, group, groups):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "sequences", "steps", "groups"])
 def _advantages(credit, moments, advantage, tokens, sequences, steps, groups, NORM: tl.constexpr, N: tl.constexpr):
     b = tl.program_id(0)
     group = tl.load(credit.group + b).to(tl.int64)
@@ -219,7 +219,7 @@ def _advantages(credit, moments, advantage, tokens, sequences, steps, groups, NO
 # ---- sequences and results -------------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "sequences"])
 def _sequences(of, log_ratio, importance, tokens, sequences, N: tl.constexpr):
     b = tl.program_id(0)
     begin = _begin(of.cu_seqlens, b, sequences, tokens)
@@ -256,7 +256,7 @@ def _column(results, t_N, kept_N, COLUMN: tl.constexpr):
     return tl.load(results.terms + t_N.to(tl.int64) * WIDTH + COLUMN, mask=kept_N, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["weight"])
 def _summary(weight, results, loss, raw, tokens, HAS_REF: tl.constexpr, HAS_IS: tl.constexpr, N: tl.constexpr):
     total_N, count_N, ratio_N, low_N = _zeros(N), _zeros(N), _zeros(N), _zeros(N)
     high_N, kl_N, ref_N, entropy_N = _zeros(N), _zeros(N), _zeros(N), _zeros(N)

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <string>
 
 using cudaError_t = int;
@@ -26,17 +27,20 @@ struct cudaLaunchConfig_t {
 };
 
 inline std::string calls;
+inline std::map<const void *, size_t> allowed; // bytes of shared memory of a kernel's block
 inline int failing; // the result of cudaOccupancyMaxActiveClusters
 
 inline cudaError_t cudaSetDevice(int device) { return calls += "device" + std::to_string(device) + " ", 0; }
-inline cudaError_t cudaFuncSetAttribute(const void *, int, int bytes) {
-  return calls += "shared" + std::to_string(bytes) + " ", 0;
+inline cudaError_t cudaFuncSetAttribute(const void *kernel, int, int bytes) {
+  return calls += "shared" + std::to_string(bytes) + " ", allowed[kernel] = bytes, 0;
 }
 inline cudaError_t cudaOccupancyMaxActiveClusters(int *clusters, const void *, const cudaLaunchConfig_t *) {
   return calls += "occupancy ", *clusters = 66, failing;
 }
 template <typename... Arguments>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*)(Arguments...), Arguments...) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(Arguments...), Arguments...) {
+  const auto found = allowed.find(reinterpret_cast<const void *>(kernel));
+  if (config->dynamicSmemBytes > (found == allowed.end() ? 48 << 10 : found->second)) return 1;
   return calls += "launch" + std::to_string(config->gridDim) + " ", 0;
 }
 inline const char *cudaGetErrorString(cudaError_t) { return "an error"; }

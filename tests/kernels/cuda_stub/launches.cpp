@@ -12,7 +12,7 @@ void line(int status) {
 }
 
 int main() {
-  const Launch on_0 = {4, 384, 1000, 0, nullptr}, on_1 = {4, 384, 1000, 1, nullptr}, wider = {4, 384, 2000, 0, nullptr};
+  const Launch on_0 = {4, 384, 1000, 0, nullptr}, on_1 = {4, 384, 1000, 1, nullptr}, wider = {4, 384, 60000, 0, nullptr};
   failing = 2;
   line(on_0.persistent(first, 100, 0));
   failing = 0;
@@ -20,6 +20,8 @@ int main() {
   line(on_0.persistent(first, 10, 0));
   line(on_0.persistent(second, 100, 0));
   line(on_1.persistent(first, 100, 0));
+  line(wider.persistent(first, 100, 0));
+  line(on_0.persistent(first, 100, 0));
   line(wider.persistent(first, 100, 0));
   line(on_1(first, 3, 0));
 }
