@@ -67,7 +67,7 @@ def test_an_own_run_is_told_the_settings_of_the_embedded_task(capsys):
         return capsys.readouterr().err
 
     kept = (
-        "eval.path pkg://capo_fast.tiny/heldout.jsonl, data.system_prompt None, rollout.max_tokens 48, train.lr 0.0002"
+        "eval.path pkg://capo_fast.tiny/heldout.jsonl, data.system_prompt none, rollout.max_tokens 48, train.lr 0.0002"
     )
     assert kept in note("--data.path", "mine.jsonl") and "critic.prompt" in note("--model.path", "mine")
     own = ["--model.path", "mine", "--algorithm", "grpo", "--data.path", "mine", "--eval.path", "none"]
