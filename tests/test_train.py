@@ -122,7 +122,8 @@ def test_the_files_of_a_run(tmp_path):
         assert line["cpu/learn"] > 0
     assert ["eval/pass@1" in line for line in metrics_of(folder)] == [False, True, True]
     keys = {re.sub("^(time|cpu)/.*", r"\1/<stage>", key) for line in metrics_of(folder) for key in line}
-    assert described_metrics() - keys == {"reward/<name>", "memory/device_gb"} and keys <= described_metrics()
+    others = {"reward/<name>", "eval/reward", "memory/device_gb"}
+    assert described_metrics() - keys == others and keys <= described_metrics()
     rows = rollouts_of(folder, 2)
     assert [(row["group"], row["sample"]) for row in rows] == [(g, i) for g in range(4) for i in range(4)]
     for row in rows:
