@@ -22,9 +22,9 @@ from capo_fast.config.settings import SETTINGS
 from capo_fast.config.sft import SftConfig
 from capo_fast.engine.base import Completer
 from capo_fast.errors import ConfigError
-from capo_fast.evaluation.store import fingerprint, read_settings
+from capo_fast.evaluation.store import SETTINGS_FILE, fingerprint
 from capo_fast.loaders import with_date
-from capo_fast.runtime.files import free_folder, naming, replacing
+from capo_fast.runtime.files import free_folder, naming, read_mapping, replacing
 from capo_fast.runtime.ranks import on_first_rank
 from capo_fast.runtime.software import versions
 
@@ -57,7 +57,11 @@ class Job:
 
 def dated(job: Job, tokenizer: Any) -> Job:
     """The job with the date of its first start, which the chat template renders and the folder's settings keep."""
-    config = on_first_rank(lambda: with_date(job.config, tokenizer, lambda: read_settings(job.out).get("data.date")))
+
+    def saved() -> str | None:
+        return read_mapping(job.out / SETTINGS_FILE).get("data.date")
+
+    config = on_first_rank(lambda: with_date(job.config, tokenizer, saved))
     return replace(job, config=config)
 
 

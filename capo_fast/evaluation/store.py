@@ -20,11 +20,11 @@ import torch.distributed as dist
 
 from capo_fast.config.dotted import dotted
 from capo_fast.engine.base import Completer, stream_requests
-from capo_fast.errors import ConfigError, Interrupted, cause_of
+from capo_fast.errors import ConfigError, Interrupted
 from capo_fast.records import Request
 from capo_fast.runlog.console import AnswerDisplay
 from capo_fast.runtime.digest import digest
-from capo_fast.runtime.files import RecordError, append, json_line, lock, naming, replacing
+from capo_fast.runtime.files import RecordError, append, json_line, lock, naming, read_mapping, replacing
 from capo_fast.runtime.ranks import EngineGroup, on_first_rank
 
 SETTINGS_FILE = "settings.json"
@@ -68,7 +68,7 @@ class Store:
         if files and not path.exists():
             raise ConfigError(f"{self.folder} has answers but no {path.name}; take another --out")
         if files:
-            check_same(read_settings(self.folder), settings, self.folder)
+            check_same(read_mapping(path), settings, self.folder)
         with replacing(path) as file:
             file.write(json.dumps(settings, indent=1).encode() + b"\n")
         return {answer.id: answer for path in files for answer in read_answers(path)}
@@ -114,18 +114,6 @@ class Store:
                     append(path, json_line(asdict(answer)))
                 display.advance(answer.tokens)
                 yield answer
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings of the answers in a folder, empty without any. Raises ConfigError for a damaged file."""
-    path = folder / SETTINGS_FILE
-    try:
-        found = json.loads(path.read_bytes()) if path.exists() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} can't be read: {cause_of(error)}; take another --out") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: found {type(found).__name__}, wanted a mapping; take another --out")
-    return found
 
 
 def read_answers(path: Path) -> list[Answer]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from capo_fast.runlog.shown import clock
-from capo_fast.runtime.files import RecordError, finite, json_line, replacing
+from capo_fast.runtime.files import RecordError, finite, json_line, read_mapping, replacing
 from capo_fast.terminal import printable
 
 REQUIRED = ("pass@1_before", "pass@1_after", "steps", "wall_seconds", "seconds_by_stage")
@@ -34,12 +33,7 @@ def write_summary(folder: str | Path, summary: Mapping[str, Any]) -> Path:
 
 def read_summary(path: Path) -> dict[str, Any]:
     """The content of a summary file, empty if it is missing. Raises RecordError if it is no summary."""
-    try:
-        summary = json.loads(path.read_bytes()) if path.exists() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecordError(f"{path} can't be read: {error}") from error
-    if not isinstance(summary, dict):
-        raise RecordError(f"{path}: found {type(summary).__name__}, want a mapping")
+    summary = read_mapping(path)
     for key in {*REQUIRED, *STDERRS} & summary.keys():
         if not isinstance(summary[key], dict if key == "seconds_by_stage" else int | float | None):
             raise RecordError(f"{path}: {key}: found {reprlib.repr(summary[key])}, wanted a number")

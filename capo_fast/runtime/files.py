@@ -42,6 +42,17 @@ def json_line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The content of a JSON file, empty if there is none. Raises RecordError if it is no mapping."""
+    try:
+        found = json.loads(path.read_bytes()) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(f"{path} can't be read: {error}") from error
+    if not isinstance(found, dict):
+        raise RecordError(f"{path}: found {type(found).__name__}, wanted a mapping")
+    return found
+
+
 def free_folder(path: Path) -> Path:
     """Make a new folder of this name, or of the first free name among `name-2`, `name-3`, ...: two runs may start in
     the same second."""

@@ -258,7 +258,7 @@ def test_damaged_settings_are_a_one_line_error_that_keeps_no_lock(tmp_path, sums
     run(*make_job(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
     for text, fault in (("{", "settings.json can't be read"), ("[]", "settings.json: found list, wanted a mapping")):
         (tmp_path / "a" / "settings.json").write_text(text)
-        with pytest.raises(ConfigError, match=fault) as kept:  # the error's traceback keeps the store alive
+        with pytest.raises(RecordError, match=fault) as kept:  # the error's traceback keeps the store alive
             run(*make_job(tmp_path / "a", sums, *QUICK), Replies(lambda name: "1"))
         lock(tmp_path / "a").close()
         del kept

@@ -57,7 +57,7 @@ def test_names_are_as_short_as_possible():
         (lambda run: (run / "metrics.jsonl").write_text("{oh\n"), "metrics.jsonl, line 1, is not JSON"),
         (lambda run: (run / "config.yaml").write_text("a: [1\nb: }"), "config.yaml can't be read: while parsing"),
         (lambda run: (run / "config.yaml").write_text("[" * 9999), "config.yaml can't be read: "),
-        (lambda run: (run / "summary.json").write_text("[]"), "summary.json: found list, want a mapping"),
+        (lambda run: (run / "summary.json").write_text("[]"), "summary.json: found list, wanted a mapping"),
         (
             lambda run: (run / "summary.json").write_text('{"steps": "4"}'),
             "summary.json: steps: found '4', wanted a num",
