@@ -80,11 +80,11 @@ def test_help_and_status_start_without_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_current_folder_s_modules_can_be_a_reward(count, tmp_path):
-    """A console script's sys.path lacks the folder (here: -P). `run.dir` is a file: the run fails after the reward."""
+def test_the_current_folder_s_modules_can_be_a_reward_on_two_ranks(tmp_path):
+    """A console script's sys.path lacks the folder (here: -P). `run.dir` is a file: the run fails after the reward. On
+    one rank the example of an own reward runs so."""
     (tmp_path / "my_reward.py").write_text("def f(text, answer): return True\n")
-    words = ["train", "--nproc", str(count), "--reward.fn", "my_reward:f", "--run.dir", "my_reward.py"]
+    words = ["train", "--nproc", "2", "--reward.fn", "my_reward:f", "--run.dir", "my_reward.py"]
     code = f"import sys, capo_fast.cli as cli; sys.exit(cli.main({words!r}))"
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
