@@ -35,8 +35,8 @@ ROLLOUTS = {
     "algorithm": "grpo_genorm",
     "critic.prompt": "pkg://capo_fast.credit/prompts/genorm.txt",
     "rollout.prompts": 2,
-    "rollout.n": 3,
-    "rollout.max_tokens": 24,
+    "rollout.n": 2,
+    "rollout.max_tokens": 16,
     "critic.votes": 1,
     "critic.max_tokens": 12,
     "train.epochs": 1,
@@ -44,7 +44,7 @@ ROLLOUTS = {
     "loss.kl_coef": 0,
     "engine.dtype": "float32",
     "engine.max_model_len": 512,
-    "engine.max_num_seqs": 6,
+    "engine.max_num_seqs": 4,
     "engine.kv_cache_gb": 0.25,
     "engine.enforce_eager": "true",
 }
@@ -78,7 +78,7 @@ def run_all(folder: Path, steps: int) -> None:
     write_sums(sums)
     capo("fetch", "smollm2", "--out", str(model))
     shared = SIZES | {"data.path": sums, "train.steps": steps}
-    tuning = {"train.batch": 4, "train.lr": 3e-4, "eval.share": 0.05, "data.prompt_field": "problem"}
+    tuning = {"train.batch": 2, "train.lr": 3e-4, "eval.share": 0.05, "data.prompt_field": "problem"}
     capo("sft", *flags(shared | tuning | {"model.path": model, "run.dir": folder / "sft"}))
     capo("train", *flags(shared | ROLLOUTS | {"model.path": folder / "sft" / "model", "run.dir": folder / "grpo"}))
     check(folder, steps)
