@@ -3,7 +3,8 @@
     capo fetch smollm2 --out runs/words/smollm2
     python -m bench.words base                          the fine-tuned base; its adapter is kept in bench/results/words
     python -m bench.words run --arm capo --seed 100     one shard: a run and its figures; existing runs are not repeated
-    python -m bench.words critics                       critics before and after fine-tuning
+    python -m bench.words critics                       critics before and after fine-tuning; not scored twice
+    python -m bench.words labels --data-dir DIR         fine-tunes the base on the labels of DIR, for `critics`
     python -m bench.words table                         tables and plot from the existing shards
 
 Seeds 100 to 102 are reported; others are for tuning. --data-dir is a folder with GSM8K and step-labelled data, under
@@ -39,13 +40,20 @@ def run(places: Places, options: argparse.Namespace) -> None:
 
 
 def critics(places: Places, options: argparse.Namespace) -> None:
-    from bench.words.base import make_data, merge_base, write_json
+    from bench.words.base import make_data, merge_base
     from bench.words.critics import score_critics
 
     make_data(places)
     merge_base(places)
-    found = score_critics(places, options.limit, options.data_dir, dict(options.critic))
-    write_json(places.results / "critics.json", found)
+    score_critics(places, options.limit, options.data_dir, dict(options.critic))
+
+
+def labels(places: Places, options: argparse.Namespace) -> None:
+    from bench.words.base import merge_base
+    from bench.words.labelled import tune_critic
+
+    merge_base(places)
+    tune_critic(places, options.limit, options.data_dir)
 
 
 def table(places: Places, options: argparse.Namespace) -> None:
@@ -81,13 +89,15 @@ def parser() -> argparse.ArgumentParser:
     evaluated[1].add_argument("--arm", choices=ARMS, required=True)
     evaluated[1].add_argument("--seed", type=int, required=True)
     evaluated[1].add_argument("--steps", type=int, default=PLAN.steps, help="(%(default)s)")
-    judged = command(critics)
-    judged.add_argument("--limit", type=int, default=200, help="rows per set (%(default)s)")
+    judged, tuned = command(critics), command(labels)
+    for each in (judged, tuned):
+        each.add_argument("--limit", type=int, default=60, help="scored rows per set (%(default)s)")
     judged.add_argument(
         "--critic", type=named_folder, action="append", default=[], metavar="NAME=FOLDER", help="a further model"
     )
     for each in (*evaluated, judged):
         each.add_argument("--data-dir", type=Path, help="folder of GSM8K and step-labelled data")
+    tuned.add_argument("--data-dir", type=Path, required=True, help="folder of step-labelled data")
     command(table)
     return parser
 

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.words.arms import words_config
+from bench.words.base import write_json
+from bench.words.labelled import PROMPTS, outside_files
 from bench.words.measure import empty
 from bench.words.places import Places
 from capo_fast import critic_eval
-from capo_fast.data import read_rows
 from capo_fast.evaluation.command import Job, estimate
-from capo_fast.evaluation.labelled import DATA
-from capo_fast.evaluation.questions import SUFFIXES
 from capo_fast.markdown import markdown_table
 
-PROMPTS = "pkg://capo_fast.credit/prompts"
-OUTSIDE = {
-    "mrgsm8k": None,
-    "mathcheck": None,
-    "bigbench_mistake": "multistep_arithmetic",
-    "processbench": "gsm8k",
-}
-"""Sets outside the world, and the subset used."""
 LONGER = {"engine.max_model_len": 2048, "critic.max_tokens": 512, "engine.kv_cache_gb": 2.0}
 """Limits for other sets' solutions and the default critic prompt, which are longer."""
 
@@ -47,29 +38,26 @@ def critics(places: Places, more: Mapping[str, Path]) -> dict[str, Critic]:
     }
 
 
-def score_critics(places: Places, limit: int, data_dir: Path | None, more: Mapping[str, Path]) -> dict[str, Any]:
-    """Scores of every critic's greedy critiques on every existing set, at most `limit` rows each."""
-    sets = [str(places.data / "critic.jsonl"), *(str(path) for path in outside_files(places, data_dir))]
-    found = {}
-    for number, (name, critic) in enumerate(critics(places, more).items()):
-        settings = {"model.path": critic.model, "critic.prompt": f"{PROMPTS}/{critic.prompt}.txt", **LONGER}
-        config = words_config(places, settings)
-        out = empty(places.runs / "measured" / f"critic-{number}")
-        scored = critic_eval.run(Job(str(critic.model), config, tuple(sets), None, limit, out))["benchmarks"]
-        found[name] = {each: {"votings": entry["votings"], "rows": entry["problems"]} for each, entry in scored.items()}
-    return {"limit": limit, "critics": found}
+def score_critics(places: Places, limit: int, data_dir: Path | None, more: Mapping[str, Path]) -> None:
+    """Score every critic's greedy critiques on every existing set, at most `limit` rows each, unless it has been."""
+    path = places.results / "critics.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"limit": limit, "critics": {}}
+    if found["limit"] != limit:
+        raise SystemExit(f"{path} has {found['limit']} rows per set, found --limit {limit}; take that or remove it")
+    sets = [places.data / "critic.jsonl", *outside_files(places, data_dir)]
+    for name, critic in critics(places, more).items():
+        if name not in found["critics"]:
+            out = empty(places.runs / "measured" / "critic")
+            found["critics"][name] = score(places, critic, sets, limit, out)
+            write_json(path, found)
 
 
-def outside_files(places: Places, data_dir: Path | None) -> Iterator[Path]:
-    """The sets of OUTSIDE in the folder, each written to a file of its subset."""
-    for name, subset in OUTSIDE.items() if data_dir is not None else ():
-        sources = [path for suffix in SUFFIXES if (path := data_dir / f"{DATA[name]}{suffix}").exists()]
-        if sources:
-            rows = [row for _, row in read_rows(str(sources[0])) if subset in (None, row["subset"])]
-            path = places.runs / "labelled" / f"{name}.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            yield path
+def score(places: Places, critic: Critic, sets: Sequence[Path], limit: int, out: Path) -> dict[str, Any]:
+    """Votings and number of rows, by set."""
+    settings = {"model.path": critic.model, "critic.prompt": f"{PROMPTS}/{critic.prompt}.txt", **LONGER}
+    job = Job(str(critic.model), words_config(places, settings), tuple(map(str, sets)), None, limit, out)
+    scored = critic_eval.run(job)["benchmarks"]
+    return {name: {"votings": entry["votings"], "rows": entry["problems"]} for name, entry in scored.items()}
 
 
 HEAD = ["set", "rows", "critic", "F1", "on wrong", "on right", "precision", "recall", "abstained"]
@@ -82,6 +70,7 @@ def critics_table(found: Mapping[str, Any]) -> str:
         [name, str(scored[name]["rows"]), critic, *_scores(scored[name]["votings"][0])]
         for name in sets
         for critic, scored in found["critics"].items()
+        if name in scored
     ]
     return markdown_table(HEAD, rows)
 

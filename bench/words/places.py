@@ -31,6 +31,16 @@ class Places:
         return self.runs / "base"
 
     @property
+    def labelled(self) -> Path:
+        """Step-labelled sets outside the world, one file each."""
+        return self.runs / "labelled"
+
+    @property
+    def on_labels(self) -> Path:
+        """The run folder of the critic that is fine-tuned on these sets."""
+        return self.runs / "critic"
+
+    @property
     def adapter(self) -> Path:
         return self.results / "adapter"
 

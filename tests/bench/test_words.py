@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from bench.evidence.arms import Plan
 from bench.evidence.oracle import OracleCritic
-from bench.words import base
+from bench.words import base, critics, labelled
 from bench.words.arms import ARMS, PLAN, arm_config
 from bench.words.base import CONFIG, WEIGHTS, keep_adapter, merge_base
 from bench.words.places import Places
 from bench.words.shards import oracle_answer, rule_of, run_shard
 from bench.words.tables import write_tables
 from capo_fast.credit.critic import load_template, parse_critique, render_critique_prompt
+from capo_fast.evaluation.labelled import load_solutions
 from capo_fast.records import Request
 from capo_fast.words.files import Sizes, write_files
 from capo_fast.words.planted import plant_errors
@@ -82,6 +84,51 @@ def test_the_base_is_merged_again_after_its_adapter_changes(places, monkeypatch)
         (places.adapter / WEIGHTS).write_text(weights)
         merge_base(places)
     assert len(merged) == 2
+
+
+SOLUTIONS = {
+    "steps_mrgsm8k_partial.jsonl": "all",
+    "steps_mathcheck_gsm.jsonl": "all",
+    "steps_bigbench_mistake.jsonl": "multistep_arithmetic",
+}
+
+
+@pytest.fixture
+def labels(tmp_path):
+    """A folder of labelled solutions; every fourth row of a set is of another subset."""
+    for name, subset in SOLUTIONS.items():
+        rows = [
+            {"id": f"{name}-{k}", "problem": f"{name} {k}", "steps": ["a", "b"], "first_wrong_step": k % 3 - 1}
+            | {"subset": subset if k % 4 else "other"}
+            for k in range(40)
+        ]
+        labelled.write_rows(tmp_path / "labels" / name, rows)
+    return tmp_path / "labels"
+
+
+def test_a_critic_is_scored_on_the_rows_that_its_fine_tuning_holds_out(places, labels, monkeypatch):
+    called = []
+    monkeypatch.setattr(
+        labelled.subprocess, "run", lambda command: called.append(command) or SimpleNamespace(returncode=0)
+    )
+    with pytest.raises(SystemExit):
+        labelled.tune_critic(places, 5, labels)
+    assert f"--eval.path={places.labelled / 'tests.jsonl'}" in called[0]
+    held = {json.loads(line)["id"] for line in (places.labelled / "tests.jsonl").open()}
+    sets = [str(path) for path in labelled.outside_files(places, labels)]
+    scored = load_solutions(sets, None, 5, 0)
+    assert held == {each.id for found in scored.values() for each in found} and len(held) == 15
+    assert sum(1 for _ in (places.labelled / "all.jsonl").open()) == 40 + 40 + 30
+
+
+def test_critics_are_scored_once(places, monkeypatch):
+    scored = []
+    monkeypatch.setattr(critics, "score", lambda places, critic, *_: scored.append(critic.model) or {})
+    critics.score_critics(places, 5, None, {})
+    critics.score_critics(places, 5, None, {"other": places.runs / "other"})
+    assert scored == [places.pretrained, places.pretrained, places.base, places.runs / "other"]
+    with pytest.raises(SystemExit, match=r"critics\.json has 5 rows per set, found --limit 6"):
+        critics.score_critics(places, 6, None, {})
 
 
 def made_shard(plan, curve, cpu):
