@@ -189,7 +189,7 @@ def _shown(key: str, value: float) -> str:
 
 def job_of(arguments: Sequence[str]) -> tuple[Job, Protocol] | None:
     """The job of a command line; None for a comparison, which is printed."""
-    flags = EvaluationFlags("evaluate", "--model", "Judge a model on benchmarks, or compare two results.", SETTINGS)
+    flags = EvaluationFlags("evaluate", "--model", "Measure a model on benchmarks, or compare two results.", SETTINGS)
     flags.add_argument("--benchmarks", help=f"files (.jsonl, .jsonl.gz, .parquet) or names: {', '.join(BENCHMARKS)}")
     flags.add_argument("--samples", type=at_least(0), default=0, metavar="K", help="for avg@K, maj@K and pass@K")
     flags.add_argument("--choice-runs", type=at_least(1), default=RUNS, metavar="N", help=f"default {RUNS}")
