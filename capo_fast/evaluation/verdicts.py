@@ -121,11 +121,20 @@ def _pool(reward: RewardConfig, fn: str) -> WorkerPool[Any]:
     return WorkerPool(fn, reward.workers, reward.timeout_s, reward.memory_limit, reward.conventions)
 
 
+def run_of(path: Path) -> Path | None:
+    """The folder of the run whose rollouts these are: RUN itself, or that of RUN/rollouts/FILE; None for other files,
+    beside which a config.yaml may be another tool's."""
+    whole = path.resolve()
+    if whole.is_dir():
+        return whole
+    return whole.parent.parent if whole.parent.name == "rollouts" else None
+
+
 def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
     """The `reward` section of the path's run, overridden by the command line."""
-    folders = [] if path is None else [path, path.parent.parent]
-    files = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
-    reward = build_config(*map(read_file, files[:1]), layer).reward
+    run = None if path is None else run_of(path)
+    saved = [] if run is None or not (run / "config.yaml").is_file() else [read_file(run / "config.yaml")]
+    reward = build_config(*saved, layer).reward
     if reward.fn != RULES:
         print_line("note", f"reward.fn is {reward.fn}; these are the rule verifier's verdicts")
     return reward

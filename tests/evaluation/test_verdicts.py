@@ -76,6 +76,34 @@ def test_a_run_s_rollouts_are_judged_by_its_settings(tmp_path, capsys):
     assert (status, text.splitlines()[-1]) == (0, last)
 
 
+def test_only_a_run_s_own_settings_are_used(tmp_path, capsys, monkeypatch):
+    """Another tool's config.yaml may be in the current folder, or two folders above a file."""
+    (inner := tmp_path / "outputs" / "b").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "outputs", inner):
+        (folder / "config.yaml").write_text("hydra: {run: x}\n")
+    path = written(inner / "a.jsonl", {"text": r"\boxed{28\%}", "answer": "28"})
+    for folder in (tmp_path, inner.parent, inner):
+        monkeypatch.chdir(folder)
+        for what in (path, path.relative_to(folder)):
+            status, text, _ = verify(capsys, what)
+            assert status == 0 and "1 answers: 1 right" in text
+
+
+def test_a_relative_path_has_the_settings_of_its_run(tmp_path, capsys, monkeypatch):
+    (rollouts := tmp_path / "rollouts").mkdir()
+    (tmp_path / "config.yaml").write_text("reward.percent: false\n")
+    written(rollouts / "000001.jsonl.gz", {"text": r"\boxed{28\%}", "answer": "28"})
+    for folder, what in ((tmp_path, "."), (tmp_path, "rollouts/000001.jsonl.gz"), (rollouts, "000001.jsonl.gz")):
+        monkeypatch.chdir(folder)
+        assert "1 answers: 0 right, 1 wrong" in verify(capsys, what)[1]
+
+
+def test_a_fine_tuning_s_folder_has_no_rollouts(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("task: chat\n")
+    status, _, error = verify(capsys, tmp_path)
+    assert status == 2 and f"{tmp_path}: found no rollouts, wanted a file of answers or a run's folder" in error
+
+
 def test_a_row_without_a_response_is_counted(tmp_path, capsys):
     rows = [{"response": None, "reference": ["1", "2"], "outcome": 0.0}, {"response": "3", "reference": "3"}]
     path, out = written(tmp_path / "a.jsonl", *rows), tmp_path / "out.jsonl"
