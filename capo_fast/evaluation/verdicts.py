@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -140,6 +140,25 @@ def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
     return reward
 
 
+def without_settings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without `--section.key VALUE`, and these: argparse would take each value for an answer.
+
+    >>> without_settings(["--reward.tolerance", "0.01", "3.14", "3.15", "--reward.percent=false"])
+    (['3.14', '3.15'], ['--reward.tolerance', '0.01', '--reward.percent=false'])
+    """
+    own, settings = list[str](), list[str]()
+    remaining = deque(argv)
+    while remaining:
+        word = remaining.popleft()
+        if not re.match(r"--[a-z_]+\.", word):
+            own.append(word)
+            continue
+        settings.append(word)
+        if "=" not in word and remaining and not remaining[0].startswith("--"):
+            settings.append(remaining.popleft())
+    return own, settings
+
+
 def work(argv: Sequence[str]) -> int:
     flags = Flags(
         "capo verify", f"{USAGE} [arguments]", "Checks answers with the rule verifier; shows the deciding rule."
@@ -151,10 +170,11 @@ def work(argv: Sequence[str]) -> int:
     flags.add_argument("--reference-field", help=f"field of its reference (default: {', '.join(REFERENCES)})")
     flags.add_argument("--out", type=path_argument, help="JSONL file of all verdicts")
     flags.epilog = "and the settings of `reward`: --reward.tolerance, --reward.percent, --reward.timeout_s, ..."
+    own, given = without_settings(argv)
     # An argument that begins with one dash is an answer: argparse treats a word with a space as no flag.
-    words = [f" {word}" if re.match(r"-[^-]", word) and word != "-h" else word for word in argv]
+    words = [f" {word}" if re.match(r"-[^-]", word) and word != "-h" else word for word in own]
     options, rest = flags.parse_known_args(words)
-    _, layer = read_arguments(rest)
+    _, layer = read_arguments([*given, *rest])
     texts = [text.removeprefix(" ") if text.startswith(" -") else text for text in options.what]
     match texts:
         case [path]:

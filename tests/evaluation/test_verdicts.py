@@ -31,6 +31,8 @@ def written(path: Path, *rows: dict) -> Path:
         (("-x+1", "1-x"), ("answer       -x+1", "verdict      right")),
         (("it is 5, and", "5", "--truncated"), ("answer       none", "verdict      wrong", "rule         no answer")),
         (("0.33", "1/3", "--reward.tolerance", "0.05"), ("verdict      right",)),
+        (("--reward.tolerance", "0.05", "0.33", "1/3"), ("verdict      right",)),
+        (("0.33", "--reward.tolerance=0.05", "--reward.percent", "false", "1/3"), ("verdict      right",)),
         (("2 1/2", "2.5", "--explain"), (r"normalised   2\frac{1}{2}", "rule         numbers")),
     ],
 )
@@ -132,6 +134,9 @@ def test_a_time_out_is_reported(tmp_path, capsys, monkeypatch):
         (("{rows}",), "line 1: field 'answer' (--reference-field): found null, wanted text or a number"),
         (("{rows}", "--explain"), "--explain and --truncated are for one pair"),
         (("a", "b", "--reward.tolerence", "1"), "did you mean reward.tolerance?"),
+        (("a", "b", "--reward.tolerance"), "--reward.tolerance: needs a value"),
+        (("--reward.tolerance", "--explain", "a", "b"), "--reward.tolerance: needs a value"),
+        (("--reward.tolerance", "-1", "a", "b"), "reward.tolerance: found '-1', wanted number >= 0"),
         (("a", "b", "--out"), "expected one argument"),
         (("a", "b", "--out", "c"), "are for a file: found one pair"),
     ],
