@@ -127,7 +127,7 @@ class CriticConfig:
     reads: Literal["solution", "step"] = "solution"
     """Scope of one critique: a whole rollout, or one step, with the problem and the previous steps in its prompt, but
     no later ones. A step is then judged once for all rollouts of a group that have it after the same prefix, and
-    critic.step.* replace the critic's own settings, which can't be given on the command line."""
+    critic.step.* replace the critic's own settings, which can't be given on the command line without them."""
     step: StepCriticConfig = field(default_factory=StepCriticConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     verdict: Literal["capo", "fapo", "yes-no"] = "capo"
@@ -135,6 +135,8 @@ class CriticConfig:
     \boxed{}, -1 for none (see critic.prompt pkg://capo_fast.credit/prompts/fapo.txt); yes-no: the last Yes or No, about
     the whole prompt."""
     server: ServerConfig = field(default_factory=ServerConfig)
+    replaced: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """No setting (Config.UNUSED): the critic's own values that `step` replaced, by name, which a saved file keeps."""
 
     def key_of(self, name: str) -> str:
         """The key that determines this setting: the one of `step` if it replaces the critic's."""

@@ -39,23 +39,36 @@ def build_config(*layers: Mapping[str, Any]) -> Config:
     flat = [checked_layer(layer) for layer in layers]
     named = [index for index, layer in enumerate(flat) if "algorithm" in layer]
     if named:
-        flat.insert(named[-1], read_algorithm(flat[named[-1]]["algorithm"]))
+        before, after = flat[: named[-1]], flat[named[-1] :]
+        name = after[0]["algorithm"]
+        flat = [*(without_other_algorithm(layer, name) for layer in before), read_algorithm(name), *after]
     return with_step_critic(build_kind(Config, *flat), flat[-1] if flat else {})
+
+
+def without_other_algorithm(layer: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A flat layer without the settings of another algorithm than `name`. A layer that lacks some of that algorithm's
+    keys keeps all of its own: they were chosen, while the config.yaml of a run has every setting."""
+    theirs = read_algorithm(layer["algorithm"]) if layer.get("algorithm", name) != name else {}
+    if not theirs.keys() <= layer.keys():
+        return dict(layer)
+    return {key: value for key, value in layer.items() if key not in theirs or value != theirs[key]}
 
 
 def with_step_critic(config: Config, given: Mapping[str, Any]) -> Config:
     """The configuration in which `critic.step` replaces the critic's settings under critic.reads: step. given: settings
-    of the last layer by key. Raises ConfigError if one of them would be overwritten."""
+    of the last layer by key. Raises ConfigError if one of them would be overwritten unnoticed."""
     critic = config.critic
     if critic.reads == "solution":
         return config
-    own = {key: value for key, value in asdict(critic.step).items() if value is not None}
-    for name, value in own.items():
-        if (found := given.get(f"critic.{name}", value)) != value:
+    of_steps = {name: value for name, value in asdict(critic.step).items() if value is not None}
+    for name, value in of_steps.items():
+        found = given.get(f"critic.{name}", value)
+        if found != value and f"critic.step.{name}" not in given:
             raise ConfigError(
                 f"critic.{name}: found {shown(found)} with critic.reads: step, wanted critic.step.{name} instead"
             )
-    return replace(config, critic=replace(critic, **own))
+    own = {name: getattr(critic, name) for name in of_steps}
+    return replace(config, critic=replace(critic, **of_steps, replaced=own))
 
 
 def build_kind(kind: type[Kind], *layers: Mapping[str, Any]) -> Kind:
@@ -77,7 +90,8 @@ def by_key(config: Any) -> dict[str, Any]:
 
 
 def config_as_dict(config: Any) -> dict[str, Any]:
-    """The configuration as nested dictionaries for YAML and JSON; tuples become lists."""
+    """The configuration as nested dictionaries for YAML and JSON; tuples become lists. The critic's settings are those
+    that it uses."""
     nested = TypeAdapter(type(config)).dump_python(config, mode="json")
     for section, _, name in (key.partition(".") for key in getattr(config, "UNUSED", ())):
         del nested[section][name]
@@ -85,7 +99,10 @@ def config_as_dict(config: Any) -> dict[str, Any]:
 
 
 def dump_config(config: Any) -> str:
-    """YAML text that loads back to an equal configuration; ASCII, because PyYAML misreads some of its own Unicode."""
+    """YAML text that loads back to an equal configuration, also if another algorithm or critic.reads is named over it:
+    the critic has its own settings. ASCII, because PyYAML misreads some of its own Unicode."""
+    if isinstance(config, Config):
+        config = replace(config, critic=replace(config.critic, **config.critic.replaced))
     return yaml.dump(config_as_dict(config), Dumper=CoreDumper, sort_keys=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -33,6 +33,9 @@ from capo_fast.config.types import STRICT, MayChange
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
+    UNUSED: ClassVar = ("critic.replaced",)
+    """Fields that are no settings."""
+
     algorithm: Literal["capo", "capo-gated", "grpo", "grpo_genorm", "dr_grpo", "dapo", "gspo", "cispo", "prefix"] = (
         "capo"
     )

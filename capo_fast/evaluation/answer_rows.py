@@ -34,7 +34,12 @@ def read_pairs(path: Path, responses: Sequence[str], references: Sequence[str]) 
     """
     files = list(rollout_files(path).values()) if path.is_dir() else [path]
     if not files or not path.exists():
-        raise ConfigError(f"{path}: wanted a file of answers or a run's folder with rollouts/ in it")
+        found = "found no rollouts, " if path.is_dir() else ""
+        raise ConfigError(f"{path}: {found}wanted a file of answers or a run's folder with rollouts/ in it")
+    return _rows(files, responses, references)
+
+
+def _rows(files: Sequence[Path], responses: Sequence[str], references: Sequence[str]) -> Iterator[AnswerRow]:
     for file in files:
         for where, row in read_rows(str(file)):
             if not isinstance(row, Mapping):

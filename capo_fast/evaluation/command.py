@@ -24,9 +24,12 @@ from capo_fast.engine.base import Completer
 from capo_fast.errors import ConfigError
 from capo_fast.evaluation.store import SETTINGS_FILE, fingerprint
 from capo_fast.loaders import with_date
+from capo_fast.runlog.recorder import read_metrics
+from capo_fast.runlog.summary import read_summary
 from capo_fast.runtime.files import free_folder, naming, read_mapping, replacing
 from capo_fast.runtime.ranks import on_first_rank
 from capo_fast.runtime.software import versions
+from capo_fast.terminal import print_line
 
 TINY = "tiny"
 
@@ -132,9 +135,17 @@ def _settings_and_model(text: str) -> tuple[dict[str, Any], str | None]:
         return {}, text
     if not (folder / "model").is_dir():
         raise ConfigError(f"{text}: a run without model/: it has not finished yet")
+    _note_former_end(folder)
     run = read_run(folder / "config.yaml")
     settings = _of_sft(run) if isinstance(run, SftConfig) else read_file(folder / "config.yaml")
     return settings, str(folder / "model")
+
+
+def _note_former_end(folder: Path) -> None:
+    """Print on rank 0 if the run was continued after the end at which model/ was written."""
+    lines, exported = read_metrics(folder / "metrics.jsonl"), read_summary(folder / "summary.json").get("steps")
+    if lines and exported not in (None, lines[-1]["step"]) and os.environ.get("RANK", "0") == "0":
+        print_line("note", f"{folder / 'model'} is of step {exported}, the run's last step is {lines[-1]['step']}")
 
 
 def _of_sft(run: SftConfig) -> dict[str, Any]:

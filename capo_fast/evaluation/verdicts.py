@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -121,14 +121,42 @@ def _pool(reward: RewardConfig, fn: str) -> WorkerPool[Any]:
     return WorkerPool(fn, reward.workers, reward.timeout_s, reward.memory_limit, reward.conventions)
 
 
+def run_of(path: Path) -> Path | None:
+    """The folder of the run whose rollouts these are: RUN itself, or that of RUN/rollouts/FILE; None for other files,
+    beside which a config.yaml may be another tool's."""
+    whole = path.resolve()
+    if whole.is_dir():
+        return whole
+    return whole.parent.parent if whole.parent.name == "rollouts" else None
+
+
 def settings_of(path: Path | None, layer: Mapping[str, Any]) -> RewardConfig:
     """The `reward` section of the path's run, overridden by the command line."""
-    folders = [] if path is None else [path, path.parent.parent]
-    files = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
-    reward = build_config(*map(read_file, files[:1]), layer).reward
+    run = None if path is None else run_of(path)
+    saved = [] if run is None or not (run / "config.yaml").is_file() else [read_file(run / "config.yaml")]
+    reward = build_config(*saved, layer).reward
     if reward.fn != RULES:
         print_line("note", f"reward.fn is {reward.fn}; these are the rule verifier's verdicts")
     return reward
+
+
+def without_settings(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without `--section.key VALUE`, and these: argparse would take each value for an answer.
+
+    >>> without_settings(["--reward.tolerance", "0.01", "3.14", "3.15", "--reward.percent=false"])
+    (['3.14', '3.15'], ['--reward.tolerance', '0.01', '--reward.percent=false'])
+    """
+    own, settings = list[str](), list[str]()
+    remaining = deque(argv)
+    while remaining:
+        word = remaining.popleft()
+        if not re.match(r"--[a-z_]+\.", word):
+            own.append(word)
+            continue
+        settings.append(word)
+        if "=" not in word and remaining and not remaining[0].startswith("--"):
+            settings.append(remaining.popleft())
+    return own, settings
 
 
 def work(argv: Sequence[str]) -> int:
@@ -142,10 +170,11 @@ def work(argv: Sequence[str]) -> int:
     flags.add_argument("--reference-field", help=f"field of its reference (default: {', '.join(REFERENCES)})")
     flags.add_argument("--out", type=path_argument, help="JSONL file of all verdicts")
     flags.epilog = "and the settings of `reward`: --reward.tolerance, --reward.percent, --reward.timeout_s, ..."
+    own, given = without_settings(argv)
     # An argument that begins with one dash is an answer: argparse treats a word with a space as no flag.
-    words = [f" {word}" if re.match(r"-[^-]", word) and word != "-h" else word for word in argv]
+    words = [f" {word}" if re.match(r"-[^-]", word) and word != "-h" else word for word in own]
     options, rest = flags.parse_known_args(words)
-    _, layer = read_arguments(rest)
+    _, layer = read_arguments([*given, *rest])
     texts = [text.removeprefix(" ") if text.startswith(" -") else text for text in options.what]
     match texts:
         case [path]:

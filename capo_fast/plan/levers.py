@@ -119,9 +119,10 @@ def cache_that_is_needed(job: Job) -> Values:
 
 
 def needed_cache(job: Job) -> float:
-    """GiB for all sequences that an engine decodes at once at their longest, at least 0.1."""
+    """GiB for all sequences that an engine decodes at once at their longest, at least 0.1 and the minimum of vLLM, one
+    sequence of engine.max_model_len."""
     most, mine = job.config.engine.max_num_seqs, -(-job.rollouts // job.engines.count)
-    tokens = min(most, mine) * job.longest
+    tokens = max(min(most, mine) * job.longest, job.config.engine.max_model_len)
     if job.writes_critiques:
         votes, prompt = job.config.critic.votes, job.longest + TEMPLATE
         critiques = min(most, mine * job.critiques_each)
@@ -148,7 +149,8 @@ def wider_engines(job: Job) -> Values:
 
 def smaller_cache(job: Job) -> Values:
     half = round(job.config.engine.kv_cache_gb / 2, 1)
-    if half * GIB >= 2 * job.longest * job.engines.cache_per_token:
+    least = max(2 * job.longest, job.config.engine.max_model_len)
+    if half * GIB >= least * job.engines.cache_per_token:
         yield "engine.kv_cache_gb", half
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from operator import attrgetter
@@ -14,8 +15,9 @@ import yaml
 from capo_fast.config.core_yaml import CoreDumper
 from capo_fast.config.load import build_config, by_key
 from capo_fast.config.schema import Config
+from capo_fast.errors import ConfigError
 from capo_fast.plan.hardware import GIB, Hardware
-from capo_fast.plan.job import TYPICAL_PROMPT, Job, Lengths
+from capo_fast.plan.job import TEMPLATE, TYPICAL_PROMPT, Job, Lengths
 from capo_fast.plan.levers import Change, in_order, lower, needed_cache
 from capo_fast.plan.memory import room
 from capo_fast.plan.shapes import ModelShape
@@ -48,8 +50,8 @@ def recommend(
 ) -> tuple[Job, list[Change]]:
     """The job, and the changes from full fine-tuning without recomputation. given: the algorithm, or nothing."""
     config = largest_settings(shape, context, "float32" if hardware.on_cpu else "bfloat16", given)
-    longest = config.rollout.max_tokens
-    lengths = Lengths(min(TYPICAL_PROMPT, context - longest), longest // 2, config.critic.max_tokens // 2)
+    prompt = min(TYPICAL_PROMPT, context // 4)
+    lengths = Lengths(prompt, -(-config.rollout.max_tokens // 2), -(-config.critic.max_tokens // 2))
     job = Job(config, shape, hardware, ranks, hosts, lengths)
     whole = job.with_settings(engine__kv_cache_gb=needed_cache(job))
     job, changes = lower(whole)
@@ -59,19 +61,36 @@ def recommend(
 
 def largest_settings(shape: ModelShape, context: int, dtype: str, given: Mapping[str, Any]) -> Config:
     """The fastest settings."""
-    return build_config(
+    positions = shape.positions or sys.maxsize
+    config = build_config(
         {
             "model.path": shape.name,
             "engine.max_model_len": context,
             "rollout.max_tokens": context - min(1024, context // 4),
-            "critic.max_tokens": min(2048, context // 2),
+            "critic.max_tokens": min(2048, context // 2, positions // 4),
             "train.micro_tokens": max(16384, context),
             "train.optimizer": "adamw-fused",
             "policy.dtype": dtype,
             "engine.dtype": dtype,
-            **given,
-        }
+        },
+        given,
     )
+    return with_critique_room(config, positions) if config.has_critic and context <= positions else config
+
+
+def with_critique_room(config: Config, positions: int) -> Config:
+    """The configuration with room in the engine for the critique of a longest rollout: above the context, or with
+    shorter rollouts if the model has too few positions for it. Raises ConfigError if it has none left for a rollout."""
+    wanted = config.engine.max_model_len + TEMPLATE + config.critic.max_tokens
+    most = min(wanted, positions)
+    longest = config.rollout.max_tokens - (wanted - most)
+    if longest < 1:
+        raise ConfigError(
+            f"--model: found {config.model.path} with {positions} positions, wanted more than "
+            f"{wanted - config.rollout.max_tokens} for the prompt, the critic's template and a critique"
+        )
+    engine, rollout = replace(config.engine, max_model_len=most), replace(config.rollout, max_tokens=longest)
+    return replace(config, engine=engine, rollout=rollout)
 
 
 def with_free_cache(job: Job) -> Job:

@@ -98,9 +98,9 @@ def advantage_scale(shown: Sequence[dict[str, Any]]) -> float:
 
 
 def _overview(run: Run, place: int, found: CreditMap) -> dict[str, Any]:
-    settings, summary = run.settings, run.summary
+    settings, final = run.settings, run.final
     wanted = settings.get("train.steps")
-    seconds = summary.get("wall_seconds") or sum(stage_seconds(run).values())
+    seconds = final.get("wall_seconds") or sum(stage_seconds(run).values())
     return {
         "name": run.name,
         "folder": str(run.folder),
@@ -108,10 +108,10 @@ def _overview(run: Run, place: int, found: CreditMap) -> dict[str, Any]:
         "algorithm": settings.get("algorithm", "sft" if "task" in settings else "?"),
         "policy": settings.get("model.path", "?"),
         "steps": str(run.step) if wanted is None else f"{run.step} of {wanted}",
-        "before": _rate(summary, "pass@1_before"),
-        "after": _rate(summary, "pass@1_after"),
+        "before": _rate(run.summary, "pass@1_before"),
+        "after": _rate(final, "pass@1_after"),
         "time": _duration(seconds),
-        "state": "finished" if summary and summary.get("steps") == run.step else "not finished",
+        "state": "finished" if final else "not finished",
         "settings": [(key, _setting(value)) for key, value in settings.items()],
     }
 

@@ -28,12 +28,17 @@ class Run:
     metrics: list[dict[str, Any]]
     """The lines of `metrics.jsonl`; numbers and None."""
     summary: dict[str, Any]
-    """`summary.json`; empty until the run has finished."""
+    """`summary.json`; empty until the run has finished. A resume with more steps leaves that of the former end."""
 
     @property
     def step(self) -> int:
         """The last finished step."""
         return int(self.metrics[-1]["step"]) if self.metrics else 0
+
+    @property
+    def final(self) -> dict[str, Any]:
+        """The summary of the last finished step; empty if the run has not ended there."""
+        return self.summary if self.summary.get("steps") == self.step else {}
 
     def rollout_files(self) -> dict[int, Path]:
         """The rollouts on disk by step."""

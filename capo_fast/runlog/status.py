@@ -19,6 +19,7 @@ from capo_fast.config.sft import SftConfig
 from capo_fast.policy.manifest import DamagedError, FormatError, check_sizes, read_manifest, steps_in
 from capo_fast.runlog.recorder import read_metrics
 from capo_fast.runlog.shown import PACE_STEPS, clock, shown_metrics, step_seconds, time_left
+from capo_fast.runlog.summary import read_summary
 from capo_fast.runtime.files import RecordError, is_locked
 from capo_fast.terminal import printable
 
@@ -42,7 +43,8 @@ def _state(folder: Path, config: Config | SftConfig, lines: Sequence[Mapping[str
     if is_locked(folder):
         return "running: a process has locked the folder"
     done = lines[-1]["step"] if lines else 0
-    ended = done >= config.train.steps and (folder / "summary.json").exists()
+    # A resume with more steps leaves the summary of the former end.
+    ended = done >= config.train.steps and read_summary(folder / "summary.json").get("steps") == done
     return "finished" if ended else "stopped: no process has locked the folder"
 
 

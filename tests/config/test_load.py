@@ -104,6 +104,8 @@ def test_every_algorithm_has_one_file() -> None:
             [{"algorithm": "dapo", "train.lr": 1, "loss.kl_coef": 0.5}, {"algorithm": "grpo"}],
             {"algorithm": "grpo", "loss.clip_high": 0.2, "train.dynamic_sampling": False, "loss.kl_coef": 0.5},
         ),
+        # also where the file has the algorithm's own value, but not all of its keys
+        ([{"algorithm": "dapo", "loss.kl_coef": 0.0}, {"algorithm": "grpo"}], {"loss.kl_coef": 0.0}),
         # the same algorithm in a later layer sets its keys again
         ([{"algorithm": "dapo", "loss.clip_high": 0.5}, {"algorithm": "dapo"}], {"loss.clip_high": 0.28}),
         ([{"credit.norm": "center", "train": None}], {"credit.norm": "center"}),
@@ -299,6 +301,37 @@ def test_dumped_file_loads_back_equal(tmp_path: Path) -> None:
     config = load_config(["--config", str(CONFIGS / "tiny.yaml"), "--algorithm", "gspo", "--loss.clip_high", "0.3"])
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+def saved_and_loaded(config: Config, *layers: dict[str, Any]) -> Config:
+    return build_config(yaml.load(dump_config(config), Loader=CoreLoader), *layers)
+
+
+def test_another_algorithm_over_a_saved_file_equals_that_algorithm() -> None:
+    alone = {name: build_config({"data.path": "x", "algorithm": name}) for name in ALGORITHMS}
+    for before, config in alone.items():
+        found = {name: saved_and_loaded(config, {"algorithm": name}) for name in ALGORITHMS}
+        differing = {name: changed_settings(found[name], alone[name]) for name in ALGORITHMS}
+        assert found == alone, (before, differing)
+        assert list(map(dump_config, found.values())) == list(map(dump_config, alone.values())), before
+
+
+def test_another_algorithm_over_a_saved_file_keeps_the_run_s_own_settings() -> None:
+    run = build_config({"algorithm": "dapo", "loss.clip_high": 0.5, "train.lr": 1}, {"train.truncated": "mask"})
+    values = by_key(saved_and_loaded(run, {"algorithm": "grpo"}))
+    assert (values["loss.clip_high"], values["train.lr"], values["train.truncated"]) == (0.5, 1.0, "mask")
+    assert (values["loss.kl_coef"], values["train.dynamic_sampling"]) == (Config().loss.kl_coef, False)
+
+
+def test_a_saved_file_keeps_the_settings_that_a_critic_of_steps_replaces() -> None:
+    own = {"critic.prompt": "mine.txt", "critic.max_tokens": 99, "critic.stop": ("a",), "critic.path": "judge"}
+    steps = {"critic.reads": "step", "critic.step.path": "of_steps", "critic.step.temperature": 0.1}
+    run = build_config(own | steps, {})
+    again = saved_and_loaded(run)
+    assert (run.critic.path, run.critic.max_tokens, run.critic.stop) == ("of_steps", 512, ())
+    assert again == run and dump_config(again) == dump_config(run)
+    values = by_key(saved_and_loaded(run, {"critic.reads": "solution"}))
+    assert {key: values[key] for key in own} == own and values["critic.temperature"] == 0.7
 
 
 # ---- keys, arguments and files ---------------------------------------------------------------------------------------

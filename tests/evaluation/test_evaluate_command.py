@@ -21,7 +21,7 @@ from capo_fast.evaluation.compare import compare, comparison_table, read_results
 from capo_fast.evaluation.questions import load_benchmarks
 from capo_fast.evaluation.solving import plan_attempts
 from capo_fast.records import Completion
-from capo_fast.runtime.files import RecordError, lock
+from capo_fast.runtime.files import RecordError, json_line, lock
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
@@ -425,6 +425,18 @@ def test_a_run_folder_provides_its_model_and_settings(tmp_path, sums):
     shutil.copytree(MODEL, run_folder / "model")
     job, _ = make_job(tmp_path / "a", sums, "--model", str(run_folder))
     assert (job.model, job.config.rollout.max_tokens) == (str(run_folder / "model"), 33)
+
+
+def test_a_model_of_a_former_end_of_its_run_is_named(tmp_path, sums, capsys):
+    """A run that was continued with more steps, and has not ended, has the model and summary of its former end."""
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "config.yaml").write_text("seed: 1\n")
+    for last, note in ((4, ""), (5, f"capo_fast: note: {run}/model is of step 4, the run's last step is 5\n")):
+        (run / "metrics.jsonl").write_bytes(json_line({"step": 3}) + json_line({"step": last}))
+        (run / "summary.json").write_bytes(json_line({"steps": 4}))
+        make_job(tmp_path / "a", sums, "--model", str(run))
+        assert capsys.readouterr().err == note
 
 
 KNOWN = ("math500,olympiadbench,amc23,aime24,aime25,minerva,gsm8k,arc_c,mmlu_pro,mmlu_pro_1400,mmlu_stem,commonsenseqa"

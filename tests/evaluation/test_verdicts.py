@@ -31,6 +31,8 @@ def written(path: Path, *rows: dict) -> Path:
         (("-x+1", "1-x"), ("answer       -x+1", "verdict      right")),
         (("it is 5, and", "5", "--truncated"), ("answer       none", "verdict      wrong", "rule         no answer")),
         (("0.33", "1/3", "--reward.tolerance", "0.05"), ("verdict      right",)),
+        (("--reward.tolerance", "0.05", "0.33", "1/3"), ("verdict      right",)),
+        (("0.33", "--reward.tolerance=0.05", "--reward.percent", "false", "1/3"), ("verdict      right",)),
         (("2 1/2", "2.5", "--explain"), (r"normalised   2\frac{1}{2}", "rule         numbers")),
     ],
 )
@@ -76,6 +78,34 @@ def test_a_run_s_rollouts_are_judged_by_its_settings(tmp_path, capsys):
     assert (status, text.splitlines()[-1]) == (0, last)
 
 
+def test_only_a_run_s_own_settings_are_used(tmp_path, capsys, monkeypatch):
+    """Another tool's config.yaml may be in the current folder, or two folders above a file."""
+    (inner := tmp_path / "outputs" / "b").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "outputs", inner):
+        (folder / "config.yaml").write_text("hydra: {run: x}\n")
+    path = written(inner / "a.jsonl", {"text": r"\boxed{28\%}", "answer": "28"})
+    for folder in (tmp_path, inner.parent, inner):
+        monkeypatch.chdir(folder)
+        for what in (path, path.relative_to(folder)):
+            status, text, _ = verify(capsys, what)
+            assert status == 0 and "1 answers: 1 right" in text
+
+
+def test_a_relative_path_has_the_settings_of_its_run(tmp_path, capsys, monkeypatch):
+    (rollouts := tmp_path / "rollouts").mkdir()
+    (tmp_path / "config.yaml").write_text("reward.percent: false\n")
+    written(rollouts / "000001.jsonl.gz", {"text": r"\boxed{28\%}", "answer": "28"})
+    for folder, what in ((tmp_path, "."), (tmp_path, "rollouts/000001.jsonl.gz"), (rollouts, "000001.jsonl.gz")):
+        monkeypatch.chdir(folder)
+        assert "1 answers: 0 right, 1 wrong" in verify(capsys, what)[1]
+
+
+def test_a_fine_tuning_s_folder_has_no_rollouts(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("task: chat\n")
+    status, _, error = verify(capsys, tmp_path)
+    assert status == 2 and f"{tmp_path}: found no rollouts, wanted a file of answers or a run's folder" in error
+
+
 def test_a_row_without_a_response_is_counted(tmp_path, capsys):
     rows = [{"response": None, "reference": ["1", "2"], "outcome": 0.0}, {"response": "3", "reference": "3"}]
     path, out = written(tmp_path / "a.jsonl", *rows), tmp_path / "out.jsonl"
@@ -104,6 +134,9 @@ def test_a_time_out_is_reported(tmp_path, capsys, monkeypatch):
         (("{rows}",), "line 1: field 'answer' (--reference-field): found null, wanted text or a number"),
         (("{rows}", "--explain"), "--explain and --truncated are for one pair"),
         (("a", "b", "--reward.tolerence", "1"), "did you mean reward.tolerance?"),
+        (("a", "b", "--reward.tolerance"), "--reward.tolerance: needs a value"),
+        (("--reward.tolerance", "--explain", "a", "b"), "--reward.tolerance: needs a value"),
+        (("--reward.tolerance", "-1", "a", "b"), "reward.tolerance: found '-1', wanted number >= 0"),
         (("a", "b", "--out"), "expected one argument"),
         (("a", "b", "--out", "c"), "are for a file: found one pair"),
     ],

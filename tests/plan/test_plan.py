@@ -19,13 +19,14 @@ from capo_fast.errors import ConfigError
 from capo_fast.plan import hardware
 from capo_fast.plan.__main__ import main
 from capo_fast.plan.hardware import NVIDIA
-from capo_fast.plan.job import Job, Lengths
+from capo_fast.plan.job import TEMPLATE, Job, Lengths
 from capo_fast.plan.levers import lower
 from capo_fast.plan.memory import host, moments, room
 from capo_fast.plan.recommend import recommend, settings
 from capo_fast.plan.seconds import stages, step_seconds
 from capo_fast.plan.shapes import find_shape
 from capo_fast.plan.text import time_lines
+from capo_fast.rollout.requests import critique_room
 
 
 def job(model: str = "qwen2.5-7b", ranks: int = 8, device: str = "h100", **values: object) -> Job:
@@ -195,6 +196,30 @@ def test_a_recommendation_fits_and_is_a_file_of_settings(model, ranks, device, t
     (tmp_path / "run.yaml").write_text(settings(planned))
     words = ["--config", str(tmp_path / "run.yaml"), "--data.path", "x.jsonl", "--device", device, "--gpus", str(ranks)]
     assert main(words) == 0
+
+
+@pytest.mark.parametrize("algorithm", ["capo", "capo-gated"])
+@pytest.mark.parametrize(("context", "positions"), [(1024, None), (4096, None), (8192, None), (4096, 4096)])
+def test_a_recommendation_has_room_for_the_critique_of_a_longest_rollout(context, positions, algorithm):
+    shape = replace(find_shape("qwen2.5-1.5b"), positions=positions)
+    config = recommend(shape, context, NVIDIA["h100"], 8, 1, {"algorithm": algorithm})[0].config
+    prompt = context // 4 if context < 4096 else 1024
+    assert critique_room(config) >= prompt + config.rollout.max_tokens + TEMPLATE
+    assert config.rollout.max_tokens == context - prompt or config.engine.max_model_len == positions
+
+
+def test_a_recommended_cache_holds_one_longest_sequence():
+    """vLLM refuses a smaller one."""
+    planned, _ = recommend(find_shape("qwen2.5-1.5b"), 8192, NVIDIA["h100"], 192, 24, {"algorithm": "grpo"})
+    tokens = planned.config.engine.kv_cache_gb * 2**30 / planned.engines.cache_per_token
+    assert tokens >= planned.config.engine.max_model_len
+
+
+def test_a_model_with_too_few_positions_for_a_critique_is_refused():
+    shape = replace(find_shape("qwen2.5-1.5b"), positions=512)
+    with pytest.raises(ConfigError, match=r"^--model: found .* with 512 positions, wanted more than 556 for"):
+        recommend(shape, 512, NVIDIA["h100"], 8, 1)
+    assert recommend(shape, 512, NVIDIA["h100"], 8, 1, {"algorithm": "grpo"})[0].config.rollout.max_tokens == 384
 
 
 @pytest.mark.parametrize("name", ["123", "#1", "a: b", "1e6", "0o17"])

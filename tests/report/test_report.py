@@ -44,6 +44,18 @@ def data_of(text: str) -> dict:
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
+def test_the_summary_of_a_former_end_is_not_the_result_of_a_continued_run(tmp_path):
+    ended, continued = (make_run(tmp_path / name) for name in ("ended", "continued"))
+    summary = json.loads((continued / "summary.json").read_text()) | {"steps": 3}
+    (continued / "summary.json").write_text(json.dumps(summary))
+    page = report(ended, continued, out=tmp_path / "page.html")
+    rows = [
+        re.findall(r"<td[^>]*>([^<]*)</td>", row)[-4:] for row in re.findall(r"<tr><td><button.*?</tr>", page, re.S)
+    ]
+    assert rows[0] == ["0.250 ± 0.125", "0.750", "0:01:01", "finished"]
+    assert rows[1] == ["0.250 ± 0.125", "–", "0:00:09", "not finished"]
+
+
 def test_names_are_as_short_as_possible():
     assert unique_names([Path("/r/a/capo"), Path("/r/b/capo"), Path("/r/b/grpo")]) == ["a/capo", "b/capo", "grpo"]
     assert unique_names([Path("/capo"), Path("/x/capo")]) == ["//capo", "x/capo"]

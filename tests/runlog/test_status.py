@@ -61,7 +61,9 @@ def test_a_run_that_has_stopped_or_ended(folder):
     assert stopped in status(folder, NOW), "after the newest checkpoint"
     write(folder, [*LINES, {"step": 16}])
     assert "\n  state       stopped: no process has locked the folder\n  step        16 of 16\n" in status(folder, NOW)
-    (folder / "summary.json").touch()
+    (folder / "summary.json").write_bytes(json_line({"steps": 12}))
+    assert "\n  state       stopped" in status(folder, NOW), "the summary of an end before train.steps was raised"
+    (folder / "summary.json").write_bytes(json_line({"steps": 16}))
     assert "\n  state       finished\n" in status(folder, NOW)
     with lock(folder):
         assert "\n  state       running" in status(folder, NOW)
