@@ -35,7 +35,7 @@ from capo_fast.evaluation.command import (
 from capo_fast.evaluation.compare import compare, comparison_table, read_results
 from capo_fast.evaluation.questions import BENCHMARKS, Question, load_benchmarks
 from capo_fast.evaluation.scores import equal_letters, macro_mean, score_benchmark
-from capo_fast.evaluation.solving import attempt_requests, check_attempts, plan_attempts
+from capo_fast.evaluation.solving import WITHIN, attempt_requests, check_attempts, plan_attempts
 from capo_fast.evaluation.store import Store
 from capo_fast.loaders import answer_columns, start_engine
 from capo_fast.markdown import markdown_table
@@ -104,10 +104,11 @@ def evaluate(job: Job, protocol: Protocol, engine: Engine | None = None) -> dict
         Store(job.out, settings) as store,
         engine_of(engine, lambda: start_engine(job.model, config)) as start,
         answer_pool(config.reward, config.reward.fn) as pool,
+        answer_pool(config.reward, WITHIN) as near,
         answer_pool(config.reward, SAME_ANSWER) as equality,
     ):
         answers = store.complete(start, requests, "evaluating", group)
-        checked = check_attempts(everything, answers, pool, dist.get_rank(), dist.get_world_size())
+        checked = check_attempts(everything, answers, pool, near, dist.get_rank(), dist.get_world_size())
         if dist.get_rank() != 0:
             return {}
         scored = {

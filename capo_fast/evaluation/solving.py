@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import ascii_uppercase
 from typing import Any
 
@@ -18,8 +18,9 @@ from capo_fast.rollout.pass_rate import solution_request
 from capo_fast.runtime.digest import seed_of
 from capo_fast.runtime.ranks import gather
 from capo_fast.verify import Item, Verdict, VerifierPool, extract_answer
-from capo_fast.verify.comparison import within
 from capo_fast.verify.functions import is_right, item_of
+
+WITHIN = "capo_fast.verify.tolerance:within"
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,26 @@ def attempt_requests(attempts: Sequence[Attempt], tokenizer: Any, config: Config
 
 
 def check_attempts(
-    attempts: Sequence[Attempt], answers: Mapping[str, Answer], pool: VerifierPool, rank: int, world: int
+    attempts: Sequence[Attempt],
+    answers: Mapping[str, Answer],
+    pool: VerifierPool,
+    near: VerifierPool,
+    rank: int,
+    world: int,
 ) -> dict[str, Checked]:
-    """The checked answer of every attempt, by name. A collective: each rank checks its share."""
+    """The checked answer of every attempt, by name. A collective: each rank checks its share.
+
+    near: a pool of `WITHIN`, for wrong answers to questions with a tolerance.
+    """
     mine = attempts[rank::world]
     free = [attempt for attempt in mine if not attempt.question.choices]
     verdicts = pool.check([_item(attempt.question, answers[attempt.name]) for attempt in free])
-    checked = [
-        (attempt.name, _free_form(attempt.question, answers[attempt.name], verdict))
+    found = [
+        Checked(verdict, extract_answer((answer := answers[attempt.name]).text, truncated=not answer.finished))
         for attempt, verdict in zip(free, verdicts, strict=True)
     ]
+    found = _with_tolerance([attempt.question for attempt in free], found, near)
+    checked = [(attempt.name, each) for attempt, each in zip(free, found, strict=True)]
     checked += [(a.name, _choice(a, answers[a.name].text)) for a in mine if a.question.choices]
     return dict(gather(checked))
 
@@ -96,12 +107,19 @@ def _item(question: Question, answer: Answer) -> Item:
     return item_of(answer.text, question, question.columns, answer.finished)
 
 
-def _free_form(question: Question, answer: Answer, verdict: Verdict) -> Checked:
-    vote = extract_answer(answer.text, truncated=not answer.finished)
-    wrong = verdict is not None and not is_right(verdict)
-    if wrong and question.tolerance is not None and vote is not None:
-        verdict = within(vote, question.answer, question.tolerance) or verdict
-    return Checked(verdict, vote)
+def _with_tolerance(questions: Sequence[Question], found: Sequence[Checked], near: VerifierPool) -> list[Checked]:
+    """The answers with the verdict right for wrong ones within their question's tolerance, None if that timed out."""
+    items = {
+        i: Item(checked.vote, question.answer, {"error": question.tolerance})
+        for i, (question, checked) in enumerate(zip(questions, found, strict=True))
+        if question.tolerance is not None and checked.vote is not None and checked.right is not None
+        if not is_right(checked.right)
+    }
+    verdicts = dict(zip(items, near.check(list(items.values())), strict=True))
+    return [
+        checked if verdicts.get(i, False) is False else replace(checked, right=verdicts[i])
+        for i, checked in enumerate(found)
+    ]
 
 
 def _choice(attempt: Attempt, text: str) -> Checked:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
 from capo_fast.verify.guards import GUARDS, guarded
 from capo_fast.verify.limits import explodes
-from capo_fast.verify.parts import THOUSANDS, has_letters, is_name, members, names, parts, plain_name, renamed, signed
+from capo_fast.verify.parts import (
+    APPROXIMATELY,
+    RELATION,
+    THOUSANDS,
+    Parts,
+    has_letters,
+    is_name,
+    members,
+    names,
+    parts,
+    plain_name,
+    renamed,
+    signed,
+)
 from capo_fast.verify.plain_numbers import number, same_number
 from capo_fast.verify.spelling import spelled
 from capo_fast.verify.symbols import SYMBOL_GUARDS
@@ -27,7 +39,6 @@ _CHOICE = re.compile(
 )
 _LABELLED = re.compile(r"\(?([A-J])(?:\)|\.)\s(?P<text>.+)")
 _ANOTHER_CHOICE = re.compile(r"\b[A-J]\s*[)\]]|\b(?:and|or)\s+[A-J]\b")
-_APPROXIMATELY = re.compile(r"\\(?:approx|sim|simeq)(?![a-z])")
 _INTERVAL = re.compile(r"[<>]|\\(?:le|ge|ne|cup|cap|setminus|mathbb)(?![a-z])")
 _NO_NUMBER = re.compile(r"[A-DF-Za-df-z]")
 _GUARDS = (*GUARDS, *SYMBOL_GUARDS)
@@ -55,23 +66,6 @@ def compare(answer: str, reference: str, conventions: Conventions) -> Verdict:
         again = _Comparison(conventions, thousands=False).verdict(a, b)
         return again if again[0] else found
     return found
-
-
-def within(answer: str, reference: str, tolerance: float) -> bool:
-    r"""True if both have the same count of numbers, each within the absolute tolerance of its counterpart.
-
-    >>> within(r"2.8 \times 10^{11}", "2.75e11", 1e10), within("x = 0.34", r"\frac{1}{3}", 0.01)
-    (True, True)
-    """
-    if max(len(answer), len(reference)) > MAX_CHARS:
-        return False
-    found, wanted = (
-        [number(without_unit(members(item)[-1])) for item in parts(spelled(text), thousands=True).items]
-        for text in (answer, reference)
-    )
-    most = Fraction(tolerance) * (1 + Fraction(1, 10**9))
-    pairs = list(zip(found, wanted, strict=False))
-    return len(found) == len(wanted) and all(a and b and abs(a.value - b.value) <= most for a, b in pairs)
 
 
 def _same_choice(answer: str, reference: str) -> bool | None:
@@ -115,13 +109,13 @@ class _Comparison(NamedTuple):
         x, y = number(a), number(b)
         if x and y:
             return same_number(x, y, *self.conventions), "numbers"
-        if _APPROXIMATELY.search(a) or _APPROXIMATELY.search(b):
+        if APPROXIMATELY.search(a) or APPROXIMATELY.search(b):
             return self._approximately(a, b)
         return self._equations(a, b) or guarded(_GUARDS, a, b, self.same) or self._parts(a, b) or self._one(a, b)
 
     def _approximately(self, a: str, b: str) -> Verdict:
         r"""For x = 1/3 \approx 0.33 compares the exact part first, then the approximate one."""
-        pieces = [[piece for each in _APPROXIMATELY.split(text) if (piece := each.strip())] or [""] for text in (a, b)]
+        pieces = [[piece for each in APPROXIMATELY.split(text) if (piece := each.strip())] or [""] for text in (a, b)]
         exact = self.verdict(pieces[0][0], pieces[1][0])
         return exact if exact[0] else self.verdict(pieces[0][-1], pieces[1][-1])
 
@@ -151,13 +145,16 @@ class _Comparison(NamedTuple):
         return parts(text, self.thousands).kind == "list"
 
     def _parts(self, a: str, b: str) -> Verdict | None:
-        """Compares lists, sets, tuples and intervals by parts; None if both are single, or one may be an inequality."""
+        """Compares lists, sets, tuples and intervals by parts; None if both are single, or one may be inequalities."""
         ours, theirs = signed(parts(a, self.thousands)), signed(parts(b, self.thousands))
         kinds = {ours.kind, theirs.kind}
         if kinds == {"one"} or ("one" in kinds and (_INTERVAL.search(a) or _INTERVAL.search(b))):
             return None
         if kinds <= {"one", "list", "set"}:
-            return self._same_items(ours.items, theirs.items, "set" in kinds), _rule(kinds)
+            same = self._same_items(ours.items, theirs.items, "set" in kinds)
+            return None if not same and _relations(ours) and _relations(theirs) else (same, _rule(kinds))
+        if _relations(ours) or _relations(theirs):
+            return None
         if "set" in kinds or len(ours.items) != len(theirs.items) or (len(kinds) == 2 and kinds != {"list", "()"}):
             return False, _rule(kinds)
         return all(map(self.same, ours.items, theirs.items)), _rule(kinds)
@@ -198,6 +195,11 @@ class _Comparison(NamedTuple):
         from capo_fast.verify.values import same_value  # SymPy takes a second to import, and most pairs don't need it
 
         return same_value(a, b, self.conventions.tolerance)
+
+
+def _relations(outer: Parts) -> bool:
+    """True for a list of relations, which may together be one interval."""
+    return outer.kind == "list" and all(map(RELATION.search, outer.items))
 
 
 def _rule(kinds: set[str]) -> str:

@@ -12,6 +12,9 @@ _SEPARATOR = re.compile(
 _COMMA = re.compile(r"[,;]")
 _EQUALS = re.compile(r"(?<![<>!:])={1,2}(?!=)")
 _THEREFORE = re.compile(r"\\(?:Rightarrow|Longrightarrow|implies|therefore|iff|Leftrightarrow)(?![a-z])|=>")
+APPROXIMATELY = re.compile(r"\\(?:approx|sim|simeq)(?![a-z])")
+RELATION = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-z])")
+"""An inequality's sign, in a spelled answer."""
 THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _PLUS_MINUS = re.compile(r"\\pm(?![a-z])\s*")
 _LETTERS = r"(?:\\?[A-Za-z]+|\\(?:angle|triangle|vec|overline|mathbb)\s*\{?\s*[A-Za-z]+\}?)"

@@ -49,12 +49,12 @@ def _same_connective(a: Any, b: Any, same: Same) -> bool | None:
 
 # ---- numbers side by side ----
 
-_SIDE_BY_SIDE = re.compile(r"[-+]?\d+(?:\.\d+)?(?:\s+[-+]?\d+(?:\.\d+)?)+")
+SIDE_BY_SIDE = re.compile(r"[-+]?\d+(?:\.\d+)?(?:\s+[-+]?\d+(?:\.\d+)?)+")
 
 
 def _side_by_side(text: str) -> list[str] | None:
     """Numbers with only white space between them, which latex2sympy adds up: 1 2 is not 3."""
-    return text.split() if _SIDE_BY_SIDE.fullmatch(text.strip()) else None
+    return text.split() if SIDE_BY_SIDE.fullmatch(text.strip()) else None
 
 
 def _same_side_by_side(a: Any, b: Any, same: Same) -> bool | None:

@@ -148,12 +148,24 @@ def test_a_tolerance_and_several_answers(tmp_path):
         {"id": "c", "problem": "?", "answer": "1,2", "error": None},
         {"id": "d", "problem": "?", "answer": "4.2"},
         {"id": "e", "problem": "?", "answer": "4.2", "error": "1e-1"},
+        {"id": "f", "problem": "?", "answer": "4.2", "error": "1e-1"},
+        {"id": "g", "problem": "?", "answer": "4.2", "error": "1e-1"},
     ]
     too_long = rf"\boxed{{4.13{'0' * 1000}}}"
-    texts = [r"\boxed{4.13\%}", r"\boxed{4.0}", r"\boxed{2, 1}", r"\boxed{4.13}", too_long]
+    texts = [r"\boxed{4.13\%}", r"\boxed{4.0}", r"\boxed{2, 1}", r"\boxed{4.13}", too_long, r"\boxed{3\sqrt{2}}", "?"]
     job, protocol = make_job(tmp_path / "out", write(tmp_path / "o.jsonl", rows))
     entry = run(job, protocol, Replies(lambda name: texts[int(name.split("-")[2])]))["benchmarks"]["o"]
-    assert [row["pass@1"] for row in entry["by_problem"].values()] == [1.0, 0.0, 1.0, 0.0, 0.0]
+    assert [row["pass@1"] for row in entry["by_problem"].values()] == [1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+
+
+def test_a_comparison_within_a_tolerance_that_times_out_is_no_verdict(tmp_path, monkeypatch):
+    monkeypatch.setattr("capo_fast.evaluate.WITHIN", "reward_functions:never")
+    rows = [{"id": name, "problem": "?", "answer": "4.2", "error": 0.1} for name in "ab"]
+    job, protocol = make_job(tmp_path / "out", write(tmp_path / "o.jsonl", rows), *QUICK)
+    texts = ["4.2", "4.13"]
+    entry = run(job, protocol, Replies(lambda name: texts[int(name.split("-")[2])]))["benchmarks"]["o"]
+    assert [row["pass@1"] for row in entry["by_problem"].values()] == [1.0, None]
+    assert entry["counts"]["timeouts"] == 1
 
 
 def test_sampled_answers_are_drawn_as_training_draws_its_rollouts(tmp_path, sums):
