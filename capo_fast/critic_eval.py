@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 import capo_fast.runtime.extras  # noqa: F401  before imports whose errors would be less clear
 from capo_fast.command import run_command
+from capo_fast.config.critic import GateConfig
 from capo_fast.config.load import by_key
 from capo_fast.config.paths import resolve_model
 from capo_fast.config.schema import Config
@@ -178,7 +179,8 @@ def start_critic(job: Job, store: Store) -> Completer:
     if not asks_server(job):
         return start_engine(job.model, job.config)
     endpoint = replace(job.config.endpoint, on_failure="stop")  # an evaluation has no outcome credit to fall back on
-    config = replace(job.config, endpoint=endpoint, critic=replace(job.config.critic, path=job.model))
+    critic = replace(job.config.critic, path=job.model, gate=GateConfig())  # a run's file may have a gate
+    config = replace(job.config, endpoint=endpoint, critic=critic)
     if is_served(job):
         return _served(config, store)
     return critic_client(config, store.tokens(), dist.get_world_size())

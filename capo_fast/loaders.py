@@ -271,9 +271,9 @@ def critic_client(config: Config, spent_tokens: int, ranks: int, served: CriticS
 
     budget = config.endpoint.budget_tokens
     left = None if budget is None else max(0, budget - spent_tokens) // ranks
-    if served is None:
-        return EndpointCritic(config.endpoint, left, config.critic.template_kwargs)
-    return EndpointCritic(served.endpoint(config.endpoint), left, config.critic.template_kwargs, served.key)
+    endpoint, key = (config.endpoint, None) if served is None else (served.endpoint(config.endpoint), served.key)
+    counted_for = None if config.critic.gate.tokens is None else "critic.gate.tokens"
+    return EndpointCritic(endpoint, left, config.critic.template_kwargs, key, counted_for)
 
 
 def start_engine(model_path: str, config: Config, lora: LoraConfig | None = None) -> Engine:

@@ -91,8 +91,8 @@ def free_port():
 
 
 @contextmanager
-def critic_at(url, budget_left=None, **config):
-    critic = EndpointCritic(EndpointConfig(url=url, **{"retries": 0} | config), budget_left)
+def critic_at(url, budget_left=None, counted_for=None, **config):
+    critic = EndpointCritic(EndpointConfig(url=url, **{"retries": 0} | config), budget_left, counted_for=counted_for)
     try:
         yield critic
     finally:

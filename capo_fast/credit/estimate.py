@@ -5,7 +5,7 @@
 
 Parts of the run are `config`, the settings; `tokenizer`, the policy's; and `chat`, a function from the text of a user's
 message to the tokens of the policy's prompt. Every other keyword is a column, passed as a list with an entry per group;
-one without a default is required.
+one without a default is required, and a default is the entry of each group whose row lacks the column.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from capo_fast.credit.groups import (
     TokenCredit,
 )
 from capo_fast.records import Rollout
-from capo_fast.verify.functions import split_name
+from capo_fast.verify.functions import by_default, column_lists, split_name
 
 PARTS = ("config", "tokenizer", "chat")
 """Parts of the run that an estimator may take as keywords."""
@@ -62,8 +62,8 @@ class Estimator:
     """Names in `PARTS` that it takes."""
     required: tuple[str, ...]
     """Columns without a default."""
-    optional: tuple[str, ...]
-    """Columns with a default."""
+    optional: Mapping[str, Any]
+    """Columns with a default, by name."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -76,7 +76,8 @@ class Estimator:
 
     def __call__(self, groups: Sequence[Group], parts: Mapping[str, Any], ask: Ask) -> Returned:
         """The credit of these groups. parts: of the run, by name; ask: answers its queries. Raises CreditError."""
-        given = {name: parts[name] for name in self.parts} | self._columns_of(groups)
+        columns = column_lists([group.prompt.columns for group in groups], self.required, self.optional)
+        given = {name: parts[name] for name in self.parts} | columns
         returned = self.function(groups, **given)
         if isinstance(returned, Generator):
             if not self.asks:
@@ -84,10 +85,6 @@ class Estimator:
             returned = _run_queries(returned, ask)
         check_credit(self.name, groups, returned)
         return returned
-
-    def _columns_of(self, groups: Sequence[Group]) -> dict[str, list[Any]]:
-        names = [name for name in self.columns if all(name in group.prompt.columns for group in groups)]
-        return {name: [group.prompt.columns[name] for group in groups] for name in names}
 
 
 def load_estimator(name: str) -> Estimator:
@@ -100,14 +97,8 @@ def load_estimator(name: str) -> Estimator:
     if not parameters or parameters[0].kind not in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD):
         raise TypeError(f"{name} takes no parameter by position, wanted groups")
     named = [each for each in parameters[1:] if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
-    columns = [each for each in named if each.name not in PARTS]
-    return Estimator(
-        name,
-        function,
-        parts=tuple(each.name for each in named if each.name in PARTS),
-        required=tuple(each.name for each in columns if each.default is each.empty),
-        optional=tuple(each.name for each in columns if each.default is not each.empty),
-    )
+    parts = tuple(each.name for each in named if each.name in PARTS)
+    return Estimator(name, function, parts, *by_default(each for each in named if each.name not in PARTS))
 
 
 def _run_queries(generator: Generator[Sequence[Asked], Answers | None, Returned], ask: Ask) -> Any:

@@ -85,9 +85,11 @@ class EndpointCritic:
         budget_left: int | None = None,
         template_kwargs: Mapping[str, Any] = MappingProxyType({}),
         key: str | None = None,
+        counted_for: str | None = None,
     ) -> None:
         """`budget_left`: this rank's tokens of `endpoint.budget_tokens`; None: no limit. `template_kwargs`: arguments
-        of the chat template, which the server renders. `key`: None: the key in `endpoint.api_key_env`.
+        of the chat template, which the server renders. `key`: None: the key in `endpoint.api_key_env`. `counted_for`:
+        another setting that needs the server's token counts.
 
         Raises EngineError if the server can't be reached, ConfigError if it doesn't offer the model.
         """
@@ -96,6 +98,7 @@ class EndpointCritic:
         self.spent_tokens = 0
         """Tokens of prompts and answers since this object was made, as counted by the server."""
         self._config, self._budget, self._template_kwargs = config, budget_left, template_kwargs
+        self._counted_for = counted_for if budget_left is None else "endpoint.budget_tokens"
         self._ended: SimpleQueue[Future[Completion]] = SimpleQueue()
         self._under_way: set[Future[Completion]] = set()
         self._broken: BaseException | None = None
@@ -171,8 +174,9 @@ class EndpointCritic:
         except ValueError:
             self._give_up(f"found {shortened(text, self._key)[:80]!r} where a chat completion was wanted")
         self._breaker.answered()
-        if self._budget is not None and not completion.prompt_tokens:
-            await self._refuse("does not report token counts, which endpoint.budget_tokens needs")
+        counted = completion.prompt_tokens and (completion.answer_tokens or not completion.text)
+        if self._counted_for is not None and not counted:
+            await self._refuse(f"does not report token counts, which {self._counted_for} needs")
         self._answered = True
         return completion
 

@@ -208,8 +208,7 @@ def _raise_if_not_first(peers: Peers, error: Exception) -> None:
 
 
 PEER_LOST = re.compile(
-    r"connection (was )?(closed|reset|refused)|broken pipe|socket closed|gloo/transport.*(read|write) error|ncclRemote",
-    re.IGNORECASE,
+    r"connection (was )?(closed|reset|refused)|broken pipe|socket closed|(read|write) error|ncclRemote", re.IGNORECASE
 )
 """Messages of a lost connection. Time-outs and NCCL errors of this rank's own device don't match: they are printed."""
 
@@ -217,9 +216,9 @@ PEER_LOST = re.compile(
 def connection_lost(error: BaseException | None) -> bool:
     """Whether an error, or a cause of it, is gloo's, NCCL's or the store's error for a lost peer."""
     while error is not None:
-        # A matching text in our own errors is about something else, such as a critic's server.
-        matches = isinstance(error, dist.DistNetworkError) or PEER_LOST.search(str(error))
-        if matches and not isinstance(error, CapoError):
+        # In any other error such a text is about a service of the user's code, a critic's server or a file.
+        collective = isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo/" in str(error))
+        if isinstance(error, dist.DistNetworkError) or (collective and PEER_LOST.search(str(error))):
             return True
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False

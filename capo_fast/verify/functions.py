@@ -4,15 +4,16 @@
     def reward(response, reference, *, level, truncated): ...   and these columns of its problem's row
     def reward(responses, references, *, level): ...            many answers in lists -> a list
 
-The first two parameters are given by position, the others by name. One without a default is required. The
-keyword arguments are those of TRL's reward functions and of the rubrics of verifiers, where a plural name means lists.
+The first two parameters are given by position, the others by name. One without a default is required; a default is the
+value for rows without the column, in lists too. The keyword arguments are those of TRL's reward functions and of the
+rubrics of verifiers, where a plural name means lists.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -80,8 +81,8 @@ class RewardFunction:
     """True if it takes lists and returns a list."""
     required: tuple[str, ...]
     """Names of its parameters after the first two, without a default."""
-    optional: tuple[str, ...]
-    """Names of those with a default."""
+    optional: Mapping[str, Any]
+    """Those with a default, by name."""
     settings: tuple[str, ...] = ()
     """Names of those that are bound to settings."""
 
@@ -98,10 +99,10 @@ class RewardFunction:
 
     def _values(self, items: Sequence[Item]) -> list[Any]:
         """Values of items with one reference each."""
-        names = [name for name in (*self.required, *self.optional) if all(name in item.columns for item in items)]
+        columns = column_lists([item.columns for item in items], self.required, self.optional)
         if not self.batch:
-            return [self.function(*item[:2], **{name: item.columns[name] for name in names}) for item in items]
-        columns = {name: [item.columns[name] for item in items] for name in names}
+            rows = [{name: column[i] for name, column in columns.items()} for i in range(len(items))]
+            return [self.function(*item[:2], **row) for item, row in zip(items, rows, strict=True)]
         returned = self.function([item.response for item in items], [item.reference for item in items], **columns)
         values = list(returned)
         if len(values) != len(items):
@@ -130,15 +131,35 @@ def load_function(name: str, settings: Mapping[str, Any] | None = None) -> Rewar
         raise TypeError(f"{name} is not callable")
     first, named = _parameters(name, function)
     bound = {key: value for key, value in (settings or {}).items() if key in named}
-    left = [parameter for key, parameter in named.items() if key not in bound]
+    required, optional = by_default(parameter for key, parameter in named.items() if key not in bound)
     return RewardFunction(
         name,
         partial(function, **bound) if bound else function,
         first == BATCH,
-        required=tuple(each.name for each in left if each.default is each.empty),
-        optional=tuple(each.name for each in left if each.default is not each.empty),
+        required,
+        optional,
         settings=tuple(bound),
     )
+
+
+def by_default(parameters: Iterable[inspect.Parameter]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of those without a default, and the defaults of the others by name."""
+    defaults = {each.name: each.default for each in parameters}
+    required = tuple(name for name, default in defaults.items() if default is inspect.Parameter.empty)
+    return required, {name: default for name, default in defaults.items() if name not in required}
+
+
+def column_lists(
+    rows: Sequence[Mapping[str, Any]], required: Sequence[str], optional: Mapping[str, Any]
+) -> dict[str, list[Any]]:
+    """Each parameter's list of its column, an entry per row. A row without it has the parameter's default, also if no
+    row has it: which rows share a call depends on the ranks and on the prompts drawn.
+
+    >>> column_lists([{"level": 3, "subject": "logic"}, {"level": 1}], ("level",), {"subject": "algebra"})
+    {'level': [3, 1], 'subject': ['logic', 'algebra']}
+    """
+    found = {name: [row[name] for row in rows] for name in required}
+    return found | {name: [row.get(name, default) for row in rows] for name, default in optional.items()}
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -158,5 +179,6 @@ def _parameters(name: str, function: Callable[..., Any]) -> tuple[str, dict[str,
     by_place = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     if len(by_place) < 2 and not any(each.kind is each.VAR_POSITIONAL for each in parameters):
         raise TypeError(f"{name} takes {len(by_place)} parameters by position, wanted response and reference")
-    named = [*by_place[2:], *(each for each in parameters if each.kind is each.KEYWORD_ONLY)]
+    named = [each for each in by_place[2:] if each.kind is not each.POSITIONAL_ONLY]
+    named += (each for each in parameters if each.kind is each.KEYWORD_ONLY)
     return by_place[0].name if by_place else "", {each.name: each for each in named}

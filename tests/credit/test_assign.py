@@ -95,6 +95,23 @@ def test_a_group_with_an_unjudged_rollout_has_outcome_credit_only():
     assert credit(failed, read)[0].step_wrong == (0.0, 1.0)
 
 
+def test_no_judgment_counts_in_a_group_with_an_unjudged_rollout():
+    """Right answers tie, whatever the critic wrote about the others before its server failed."""
+    yes, no = parse_judgment("Judgment: Yes", 1), parse_judgment("Judgment: No", 1)
+    credit = CreditConfig(process="outcome", norm="group-sequence", outcome_weight=1.0, process_weight=0.0)
+    config = replace(Config(), algorithm="grpo_genorm", credit=credit)
+
+    def outcomes(*critiques):
+        samples = [replace(sample(1.0, [0]), critiques=(each,)) for each in critiques]
+        return [each.outcome for each in assign_credit([*samples, sample(0.0, [0])], config)]
+
+    right = 1 / (1 + math.exp(-credit.judgment_scale / 2)) + credit.verdict_scale - 1
+    assert outcomes(yes, Critique.absent(failed=True), no) == pytest.approx(
+        [right] * 3 + [right - credit.verdict_scale]
+    )
+    assert len(set(outcomes(yes, Critique.absent(), no))) == 4, "an abstention is no failure"
+
+
 def test_a_tied_outcome_with_a_wrong_step_is_still_informative():
     found = assign_credit([sample(1.0, [0, 1]), sample(1.0, [0, 0])], Config())
     assert any(any(each.step_advantages) for each in found)

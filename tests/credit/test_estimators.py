@@ -105,6 +105,16 @@ def test_a_token_is_weighted_by_its_change_under_the_critique():
     assert found.advantages[0][1] == pytest.approx([-1, -1])
 
 
+def test_no_critique_counts_in_a_group_with_an_unjudged_rollout():
+    read = Critique(abstained=False, wrong_steps=frozenset(), dropped=0, text="no")
+    samples = [
+        made(1.0, [0], 1, critiques=(read,)),
+        made(0.0, [0], 2, critiques=(Critique.absent(failed=True),)),
+    ]
+    found, queries = estimate("critique-ratio", samples, norm="group-sequence")
+    assert not queries and found.advantages == [[[1.0, 1.0], [-1.0, -1.0]]]
+
+
 def test_a_flawed_answer_is_penalised_if_most_answers_are_right():
     flawed, sound, wrong = (1.0, [0, 1]), (1.0, [0, 0]), (0.0, [1, 0])
     found, _ = estimate("flawed-answers", [made(*each, i) for i, each in enumerate((flawed, sound, wrong))])

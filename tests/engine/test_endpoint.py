@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 from scripted_server import (
@@ -22,11 +23,13 @@ from scripted_server import (
     request,
 )
 
+from capo_fast.config import load_config
 from capo_fast.config.schema import EndpointConfig
 from capo_fast.critic_eval import main as critic_eval
 from capo_fast.engine.base import EngineError
 from capo_fast.engine.endpoint import EndpointCritic
 from capo_fast.errors import ConfigError
+from capo_fast.loaders import critic_client
 
 
 @pytest.fixture
@@ -159,10 +162,31 @@ def test_a_run_continues_without_the_critic_on_a_spent_budget(server):
     assert len(server.bodies) == 2
 
 
-def test_a_budget_needs_a_server_that_counts_tokens(server):
-    server.respond = lambda body: (200, chat()[1] | {"usage": None})
-    with critic_at(server.url, 30) as critic, pytest.raises(EngineError, match="does not report token counts"):
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 10}, {"completion_tokens": 5}])
+@pytest.mark.parametrize(("left", "setting"), [(30, "endpoint.budget_tokens"), (None, "critic.gate.tokens")])
+def test_a_budget_needs_a_server_that_counts_tokens(server, usage, left, setting):
+    server.respond = lambda body: (200, chat()[1] | {"usage": usage})
+    match = f"does not report token counts, which {setting} needs"
+    with critic_at(server.url, left, "critic.gate.tokens") as critic, pytest.raises(EngineError, match=match):
         query(critic)
+
+
+def test_a_gate_s_budget_needs_token_counts_in_training_alone(server, tmp_path):
+    """An evaluation reads all solutions, whatever the gate in a run's file."""
+    server.respond = lambda body: (200, chat()[1] | {"usage": None})
+    file = tmp_path / "gate.yaml"
+    file.write_text("critic: {votes: 1, gate: {tokens: 100000}}")
+    files = ["--config", "configs/tiny.yaml", "--config", str(file)]
+    config = load_config([*files, "--critic.mode", "endpoint", "--endpoint.url", server.url])
+    with closing(critic_client(config, 0, 1)) as critic, pytest.raises(EngineError, match=r"gate\.tokens needs"):
+        query(critic)
+    assert critic_eval(["--critic", server.url, *files, "--data", "tiny", "--limit", "1", "--out", str(tmp_path)]) == 0
+
+
+def test_an_empty_answer_may_cost_no_tokens(server):
+    server.respond = lambda body: chat("", answer=0)
+    with critic_at(server.url, 30) as critic:
+        assert query(critic)["c"].error is None
 
 
 def test_one_answer_without_token_counts_is_a_failed_request(server):

@@ -110,6 +110,30 @@ def test_errors_of_a_lost_connection_are_recognised():
     assert not connection_lost(late) and not connection_lost(duplicate)
 
 
+def test_an_error_of_a_user_s_service_is_not_a_lost_peer():
+    """A credit function may call one; its error and traceback are the ones to read."""
+    refused = ConnectionRefusedError(111, "Connection refused")
+    of_other_process = RuntimeError("HTTPError: Connection reset by peer")  # as `errors.portable` makes it
+    assert not connection_lost(refused) and not connection_lost(of_other_process)
+    with pytest.raises(KeyError) as handled:
+        _lookup_after(refused)
+    assert handled.value.__context__ is refused and not connection_lost(handled.value)
+
+
+def test_an_error_of_closing_after_a_lost_peer_is_of_the_lost_peer():
+    with pytest.raises(KeyError) as handled:
+        _lookup_after(RuntimeError("[/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"))
+    assert connection_lost(handled.value)
+
+
+def _lookup_after(error):
+    """Raises a KeyError while the error is handled."""
+    try:
+        raise error
+    except (OSError, RuntimeError):
+        {}["score"]
+
+
 @pytest.fixture
 def store():
     """The store of a job of two ranks; this is the second."""

@@ -13,7 +13,9 @@ MODULE = """
 def plain(response, answer): return True
 def columns(response, reference, level, *, truncated, subject="algebra"): return (level, truncated, subject)
 def listed(responses, references, *, level): return [r == a for r, a in zip(responses, references)]
+def defaulted(responses, references, *, subject="algebra"): return [each == "algebra" for each in subject]
 def short(responses, references): return [1.0]
+def by_place(response, reference, level=1, /): return True
 def any_two(*texts): return texts[0] == texts[1]
 def settled(response, reference, *, tolerance=0.0, error=None): return (tolerance, error)
 def one(response): return True
@@ -32,11 +34,12 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("name", "batch", "required", "optional", "columns"),
     [
-        ("plain", False, (), (), ()),
-        ("columns", False, ("level", "truncated"), ("subject",), ("level", "subject")),
-        ("listed", True, ("level",), (), ("level",)),
-        ("any_two", False, (), (), ()),
-        ("settled", False, (), ("error",), ("error",)),
+        ("plain", False, (), {}, ()),
+        ("columns", False, ("level", "truncated"), {"subject": "algebra"}, ("level", "subject")),
+        ("listed", True, ("level",), {}, ("level",)),
+        ("any_two", False, (), {}, ()),
+        ("by_place", False, (), {}, ()),
+        ("settled", False, (), {"error": None}, ("error",)),
     ],
 )
 def test_a_signature_determines_the_arguments(name, batch, required, optional, columns):
@@ -66,6 +69,13 @@ def test_a_function_of_lists_gets_all_responses_and_must_return_a_value_for_each
     assert load_function("signatures:listed")(items) == [True, False]
     with pytest.raises(ValueError, match="it returned 1 values for 2 responses"):
         load_function("signatures:short")(items)
+
+
+def test_a_default_in_a_list_does_not_depend_on_the_other_rows_of_the_call():
+    """Which answers share a call follows from the ranks and the prompts drawn."""
+    items = [Item("", "", {"subject": "logic"}), Item("", "", {})]
+    defaulted = load_function("signatures:defaulted")
+    assert [defaulted([item])[0] for item in items] == defaulted(items) == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from capo_fast.config.schema import Config
 from capo_fast.credit.assign import credited_samples
 from capo_fast.credit.estimators.outcome import verdicts
 from capo_fast.credit.groups import Answers, Group, Suffix, TokenCredit, in_groups, rollouts_of
-from capo_fast.records import Prompt, Sample
+from capo_fast.records import Sample
 
 CLIP = 1.0
 """Clip of a token's log-ratio, nats."""
@@ -30,9 +30,10 @@ def critique_ratios(groups: Sequence[Group], *, config: Config, chat: Chat) -> R
     the log-ratio of teacher and policy. [us] It is added to the outcome advantage (by C and `credit.norm`; C = 0 leaves
     only the ratio) and clipped. The feedback is the first parsed critique, after the problem in the user's message.
     The policy's own prompt has the same form, the problem as one user's message, even if the data has several messages:
-    only the critique differs. Without a critique, or without room in the engine, the ratio is 0.
+    only the critique differs. Without a critique, in a group with a failed critique, or without room in the engine, the
+    ratio is 0.
     """
-    shown = [(sample, _prompts(group.prompt, sample, chat)) for group, sample in rollouts_of(groups)]
+    shown = [(sample, _prompts(group, sample, chat)) for group, sample in rollouts_of(groups)]
     queries = [Suffix(before, sample.rollout.token_ids) for sample, pair in shown for before in pair]
     found = iter((yield queries))
     weight, plain = config.credit.process_weight, credited_samples(groups, verdicts(groups), config, 1)
@@ -43,12 +44,14 @@ def critique_ratios(groups: Sequence[Group], *, config: Config, chat: Chat) -> R
     return TokenCredit(in_groups(groups, rows))
 
 
-def _prompts(prompt: Prompt, sample: Sample, chat: Chat) -> list[tuple[int, ...]]:
-    """Prompts with the first parsed critique and without; none without such a critique, or for an empty response."""
+def _prompts(group: Group, sample: Sample, chat: Chat) -> list[tuple[int, ...]]:
+    """Prompts with the first parsed critique and without; none without such a critique, in an unjudged group, or for an
+    empty response."""
     read = next((critique.text for critique in sample.critiques if not critique.abstained), None)
-    if read is None or not sample.rollout.token_ids:
+    if read is None or group.unjudged or not sample.rollout.token_ids:
         return []
-    return [chat(text) for text in (FEEDBACK.format(problem=prompt.problem, critique=read), prompt.problem)]
+    problem = group.prompt.problem
+    return [chat(text) for text in (FEEDBACK.format(problem=problem, critique=read), problem)]
 
 
 def _ratios(sample: Sample, found: Sequence[tuple[float, ...] | None]) -> list[float]:

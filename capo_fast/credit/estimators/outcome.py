@@ -17,24 +17,27 @@ def verdicts(groups: Sequence[Group]) -> StepCredit:
 
 
 def judged_outcomes(groups: Sequence[Group], *, config: Config) -> StepCredit:
-    """`judged_reward` in place of the verdict, and no wrong step (the paper's GRPO-GenORM, arXiv 2508.02298)."""
+    """`judged_reward` in place of the verdict, and no wrong step (the paper's GRPO-GenORM, arXiv 2508.02298).
+
+    [us] In a group with a failed critique no judgment counts.
+    """
     return StepCredit(
         wrong=[[_none_wrong(sample) for sample in group.samples] for group in groups],
-        outcomes=[[judged_reward(sample, config.credit) for sample in group.samples] for group in groups],
+        outcomes=[[judged_reward(each, config.credit, group.unjudged) for each in group.samples] for group in groups],
     )
 
 
-def judged_reward(sample: Sample, credit: CreditConfig) -> float:
+def judged_reward(sample: Sample, credit: CreditConfig, unjudged: bool) -> float:
     """sigmoid(alpha * judgment) + beta * verdict - 1, the reward of the paper's GRPO-GenORM.
 
     [us] The judgment is the fraction of parsed critiques that found no step wrong: votes are averaged before the
-    sigmoid. Without a parsed critique it is 0.5, and the critique is counted as abstained. A sample without a
-    verdict, which is not trained on, has 0.
+    sigmoid. Without a parsed critique it is 0.5, and the critique is counted as abstained. It is also 0.5 in an
+    `unjudged` group. A sample without a verdict, which is not trained on, has 0.
     """
     if sample.outcome is None:
         return 0.0
     known = [float(not critique.wrong_steps) for critique in sample.critiques if not critique.abstained]
-    judgment = fmean(known) if known else 0.5
+    judgment = fmean(known) if known and not unjudged else 0.5
     return 1 / (1 + math.exp(-credit.judgment_scale * judgment)) + credit.verdict_scale * sample.outcome - 1
 
 
