@@ -19,16 +19,7 @@ from capo_fast.config.schema import Config, LoraConfig, RewardConfig
 from capo_fast.config.sft import SftConfig
 from capo_fast.credit.critique_prompt import load_template
 from capo_fast.credit.estimate import BUILT_IN, Estimator, load_estimator
-from capo_fast.data import (
-    ChatTemplate,
-    Problems,
-    PromptOrder,
-    Source,
-    build_index,
-    open_prompts,
-    read_problem,
-    read_rows,
-)
+from capo_fast.data import ChatTemplate, Problems, PromptOrder, Source, build_index, open_prompts, read_rows
 from capo_fast.data.fields import Columns
 from capo_fast.engine.base import Completer, Engine, EngineError
 from capo_fast.engine.critic_server import CriticServer, gpus_of, start_critic_server
@@ -95,11 +86,13 @@ def _sources(
     template = chat_template(config, tokenizer)
     fields = config.data if config.has_critic else replace(config.data, solution_field=None)
     assert fields.path is not None  # a rule of the configuration
-    sources = [Source(fields.path, fields, template, room, training_columns(rewards, estimator))]
+    listed = listed_columns(rewards) | frozenset(estimator.optional if estimator else ())
+    sources = [Source(fields.path, fields, template, room, training_columns(rewards, estimator), listed=listed)]
     if config.eval.path:
         fields = replace(fields, name=config.eval.name, split=config.eval.split)
         columns = reward_columns(rewards[:1], " for the held-out problems of eval.path")
-        sources.append(Source(config.eval.path, fields, template, room, columns, config.eval.limit))
+        listed, limit = listed_columns(rewards[:1]), config.eval.limit
+        sources.append(Source(config.eval.path, fields, template, room, columns, limit, listed))
     return sources
 
 
@@ -109,9 +102,8 @@ def check_rows(
     """Read all training and held-out rows without a tokenizer: each source's path and its number of rows. Raises
     DataError."""
     for source in _sources(config, None, rewards, estimator):
-        rows = enumerate(read_rows(source.path, source.fields.name, source.fields.split))
-        problems = (read_problem(where, row, number, source.fields, source.columns) for number, (where, row) in rows)
-        yield source.path, sum(1 for _ in problems)
+        rows = read_rows(source.path, source.fields.name, source.fields.split)
+        yield source.path, sum(1 for _ in source.problems(rows))
 
 
 def _build_indexes(sources: Sequence[Source], stack: ExitStack) -> tuple[Path, tuple[int, int], int]:
@@ -205,6 +197,11 @@ def reward_columns(rewards: Sequence[RewardFunction], use: str = "") -> dict[str
     """The columns of a row that the functions take, each with the name and use of one that requires it, or None."""
     needed = {name: f"reward function {each.name}{use}" for each in rewards for name in each.required}
     return {name: needed.get(name) for each in rewards for name in each.columns}
+
+
+def listed_columns(rewards: Sequence[RewardFunction]) -> frozenset[str]:
+    """The optional columns that functions take as lists."""
+    return frozenset(name for each in rewards if each.batch for name in each.optional)
 
 
 def training_columns(rewards: Sequence[RewardFunction], estimator: Estimator | None) -> dict[str, str | None]:

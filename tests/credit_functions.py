@@ -7,11 +7,7 @@ from capo_fast.credit.groups import StepCredit, Suffix, TokenCredit, in_groups, 
 
 def by_level(groups, *, level, config, unknown=7):
     """Step credit: the `level` column of the row on every step. Also takes settings."""
-    assert unknown == [7] * len(groups) and config.credit.fn
-    return by_optional_level(groups, level=level)
-
-
-def by_optional_level(groups, *, level=0.5):
+    assert unknown == 7 and config.credit.fn
     return StepCredit(
         [
             [[share] * len(sample.rollout.steps.texts) for sample in group.samples]

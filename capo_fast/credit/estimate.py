@@ -5,7 +5,7 @@
 
 Parts of the run are `config`, the settings; `tokenizer`, the policy's; and `chat`, a function from the text of a user's
 message to the tokens of the policy's prompt. Every other keyword is a column, passed as a list with an entry per group;
-one without a default is required, and a default is the entry of each group whose row lacks the column.
+one without a default is required, and one with a default must be in all rows of the data or in none.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ A row whose number of bytes proves it short enough is not tokenised, so two mill
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class Source:
     """Columns of the rows for reward functions."""
     limit: int | None = None
     """Use only the first `limit` rows."""
+    listed: frozenset[str] = frozenset()
+    """Optional columns that a function takes as lists."""
 
     def rows(self, folder: Path) -> Rows:
         return open_rows(self.path, folder, self.fields.name, self.fields.split)
@@ -40,6 +42,21 @@ class Source:
     def problem(self, rows: Rows, number: int) -> Problem:
         where, row = rows[number]
         return read_problem(where, row, number, self.fields, self.columns)
+
+    def problems(self, rows: Iterable[tuple[str, Any]]) -> Iterator[Problem]:
+        """Every row as a problem. Raises DataError, also if some rows lack a column of `listed`: a function's list
+        would depend on which rows share a call, and so on the number of ranks."""
+        places: dict[str, dict[bool, str]] = {name: {} for name in self.listed}
+        for number, (where, row) in enumerate(rows):
+            problem = read_problem(where, row, number, self.fields, self.columns)
+            for name, place in places.items():
+                place.setdefault(name in problem.columns, where)
+                if len(place) > 1:
+                    raise DataError(
+                        f"{place[False]}: field {name!r} is missing, but {place[True]} has it; "
+                        "wanted it in all rows or in none, because a function takes it as a list"
+                    )
+            yield problem
 
 
 @dataclass(frozen=True)
@@ -102,8 +119,7 @@ def _index(source: Source, rows: Rows) -> Index:
     ids, texts, kept = array("q"), array("q"), array("q")
     wanted = len(rows) if source.limit is None else source.limit
     overlong = Overlong(source.room)
-    for number, (where, row) in enumerate(rows):
-        problem = read_problem(where, row, number, source.fields, source.columns)
+    for number, problem in enumerate(source.problems(rows)):
         ids.append(hash(problem.id))
         if number >= wanted:
             continue

@@ -5,7 +5,7 @@
     def reward(responses, references, *, level): ...            many answers in lists -> a list
 
 The first two parameters are given by position, the others by name. One without a default is required; a default is the
-value for rows without the column, in lists too. The keyword arguments are those of TRL's reward functions and of the
+value of rows without the column. The keyword arguments are those of TRL's reward functions and of the
 rubrics of verifiers, where a plural name means lists.
 """
 
@@ -99,10 +99,11 @@ class RewardFunction:
 
     def _values(self, items: Sequence[Item]) -> list[Any]:
         """Values of items with one reference each."""
-        columns = column_lists([item.columns for item in items], self.required, self.optional)
         if not self.batch:
-            rows = [{name: column[i] for name, column in columns.items()} for i in range(len(items))]
+            names = {*self.required, *self.optional}
+            rows = [{name: value for name, value in item.columns.items() if name in names} for item in items]
             return [self.function(*item[:2], **row) for item, row in zip(items, rows, strict=True)]
+        columns = column_lists([item.columns for item in items], self.required, self.optional)
         returned = self.function([item.response for item in items], [item.reference for item in items], **columns)
         values = list(returned)
         if len(values) != len(items):
@@ -152,14 +153,15 @@ def by_default(parameters: Iterable[inspect.Parameter]) -> tuple[tuple[str, ...]
 def column_lists(
     rows: Sequence[Mapping[str, Any]], required: Sequence[str], optional: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
-    """Each parameter's list of its column, an entry per row. A row without it has the parameter's default, also if no
-    row has it: which rows share a call depends on the ranks and on the prompts drawn.
+    """Each parameter's list of its column, an entry per row. A row without it has the parameter's default; a column
+    that no row has is left out, so the default itself is the argument.
 
-    >>> column_lists([{"level": 3, "subject": "logic"}, {"level": 1}], ("level",), {"subject": "algebra"})
+    >>> column_lists([{"level": 3, "subject": "logic"}, {"level": 1}], ("level",), {"subject": "algebra", "least": 2})
     {'level': [3, 1], 'subject': ['logic', 'algebra']}
     """
     found = {name: [row[name] for row in rows] for name in required}
-    return found | {name: [row.get(name, default) for row in rows] for name, default in optional.items()}
+    named = {name: default for name, default in optional.items() if any(name in row for row in rows)}
+    return found | {name: [row.get(name, default) for row in rows] for name, default in named.items()}
 
 
 def split_name(name: str) -> tuple[str, str]:

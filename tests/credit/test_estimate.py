@@ -83,14 +83,6 @@ def test_a_function_gets_the_columns_and_parts_that_it_names():
     assert assign_credit([with_columns(each, level=0.25) for each in SAMPLES], config)[1].step_wrong == (0.25,)
 
 
-def test_a_column_s_default_does_not_depend_on_the_other_groups_of_the_rank():
-    """Which groups are on one rank follows from the number of ranks."""
-    estimator = load_estimator("credit_functions:by_optional_level")
-    groups = groups_of([with_columns(sample(1.0, [0], group=0), level=0.25), sample(1.0, [0], group=1)])
-    alone = [estimator([group], {}, refuse_questions).wrong[0] for group in groups]
-    assert alone == estimator(groups, {}, refuse_questions).wrong == [[[0.25]], [[0.5]]]
-
-
 def test_a_generator_gets_the_answers_to_each_list():
     rounds = []
 

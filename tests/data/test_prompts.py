@@ -13,8 +13,9 @@ from small_tokenizers import CHAT, byte_tokenizer, piece_tokenizer
 from capo_fast.config.load import build_config
 from capo_fast.config.paths import resolve_model
 from capo_fast.data import ChatTemplate, DataError, Problem, Problems, PromptOrder, render_prompts
-from capo_fast.loaders import load_prompts
+from capo_fast.loaders import check_rows, load_prompts
 from capo_fast.records import Prompt
+from capo_fast.verify.functions import RewardFunction
 
 PROBLEMS = [Problem("a", "1+1=?", "2", None), Problem("b", "2+2=?", "4", None)]
 
@@ -184,6 +185,22 @@ def loaded(folder: Path, train: list[str], heldout: list[str], **more: str) -> P
     layer = {"data.path": str(folder / "train.jsonl"), "eval.path": str(folder / "heldout.jsonl")}
     room = {"engine.max_model_len": 64, "rollout.max_tokens": 48, "data.system_prompt": None}
     return load_prompts(build_config(layer, room, more), tiny_tokenizer("", ()))
+
+
+def test_an_optional_column_of_lists_is_in_all_rows_or_in_none(tmp_path: Path) -> None:
+    """Which rows share a call follows from the number of ranks and the prompts drawn."""
+    reward = RewardFunction("m:f", list, batch=True, required=(), optional={"level": 0})
+
+    def checked(*rows: dict[str, int]) -> list[tuple[str, int]]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps({"problem": "1+1", "answer": "2"} | row) + "\n" for row in rows))
+        layer = {"data.path": str(path), "eval.path": None, "data.system_prompt": None}
+        return list(check_rows(build_config(layer), [reward], None))
+
+    assert checked({}, {})[0][1] == checked({"level": 1}, {"level": 2})[0][1] == 2
+    for rows, without, with_it in ((({"level": 1}, {}), 2, 1), (({}, {"level": 1}), 1, 2)):
+        message = refused(checked, *rows)
+        assert f"line {without}: field 'level' is missing, but" in message and f"line {with_it} has it" in message
 
 
 LONG = "1" * 30

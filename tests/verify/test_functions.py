@@ -13,7 +13,7 @@ MODULE = """
 def plain(response, answer): return True
 def columns(response, reference, level, *, truncated, subject="algebra"): return (level, truncated, subject)
 def listed(responses, references, *, level): return [r == a for r, a in zip(responses, references)]
-def defaulted(responses, references, *, subject="algebra"): return [each == "algebra" for each in subject]
+def defaulted(responses, references, *, subject="algebra"): return [subject for _ in responses]
 def short(responses, references): return [1.0]
 def by_place(response, reference, level=1, /): return True
 def any_two(*texts): return texts[0] == texts[1]
@@ -71,11 +71,11 @@ def test_a_function_of_lists_gets_all_responses_and_must_return_a_value_for_each
         load_function("signatures:short")(items)
 
 
-def test_a_default_in_a_list_does_not_depend_on_the_other_rows_of_the_call():
-    """Which answers share a call follows from the ranks and the prompts drawn."""
-    items = [Item("", "", {"subject": "logic"}), Item("", "", {})]
+def test_a_default_is_the_argument_if_no_row_has_the_column_and_an_entry_if_some_have():
+    logic, none = Item("", "", {"subject": "logic"}), Item("", "", {})
     defaulted = load_function("signatures:defaulted")
-    assert [defaulted([item])[0] for item in items] == defaulted(items) == [False, True]
+    assert defaulted([logic, none]) == [["logic", "algebra"]] * 2
+    assert defaulted([none]) == ["algebra"]
 
 
 @pytest.mark.parametrize(
