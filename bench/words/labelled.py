@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,10 @@ SETTINGS = base.SETTINGS | {
 
 def tune_critic(places: Places, limit: int, data_dir: Path) -> None:
     """Fine-tune the base on the labels of all sets, without the problems of the rows that `critics` scores."""
-    rows = [row for _, found in outside_rows(data_dir) for row in found]
-    tests = [row for _, found in outside_rows(data_dir) for row in drawn(found, limit)]
+    sets = [rows for _, rows in outside_rows(data_dir)]
     files = {"data.path": places.labelled / "all.jsonl", "eval.path": places.labelled / "tests.jsonl"}
-    write_rows(files["data.path"], rows)
-    write_rows(files["eval.path"], tests)
+    write_rows(files["data.path"], chain(*sets))
+    write_rows(files["eval.path"], chain(*(drawn(rows, limit) for rows in sets)))
     settings = files | {"model.path": places.base, "run.dir": places.on_labels} | SETTINGS
     sys.exit(subprocess.run([sys.executable, "-m", "capo_fast.cli", *base.arguments("sft", settings)]).returncode)
 
